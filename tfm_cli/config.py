@@ -1,0 +1,257 @@
+"""Every setting there is: its name, type, default, bounds and help, in one place.
+
+From here come the checks of TOML files and `--set`, the flags of the commands with their help,
+and the presets. The resolved settings are saved with each model.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+Value = bool | int | float | str | tuple[str, ...]
+
+
+def opt(
+    default: Value,
+    help_text: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[Value, ...] | None = None,
+    may_change: bool = False,
+) -> Any:  # noqa: ANN401 - like dataclasses.field, it stands in for the field's own type
+    """A field of a section.
+
+    Args:
+        default: the built-in default, which a preset, file, `--set` or flag replaces.
+        help_text: one sentence, used for the flag's help as well.
+        ge: smallest legal number; gt: legal numbers are above it; le, lt: the same from above.
+        choices: the legal values, where they are few.
+        may_change: a run may be resumed with another value, since it alters no result that was
+            already reached. All other settings must stay as they were.
+    """
+    metadata = {
+        "help": help_text,
+        "ge": ge,
+        "gt": gt,
+        "le": le,
+        "lt": lt,
+        "choices": choices,
+        "may_change": may_change,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text is learned from."""
+
+    source: tuple[str, ...] = opt((), "Training text in the source language, plain or gzip.")
+    target: tuple[str, ...] = opt((), "Its translation, line by line.")
+    valid_source: tuple[str, ...] = opt((), "Validation text in the source language.")
+    valid_target: tuple[str, ...] = opt((), "Its translation, line by line.")
+    max_length: int = opt(
+        256, "Training pairs with more pieces than this on a side are dropped and counted.", ge=2
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How text is cut into pieces; the names are SentencePiece's own."""
+
+    model: str = opt("", "SentencePiece model to use; without one, one is learned from the corpus.")
+    vocab_size: int = opt(8000, "Number of pieces to learn.", ge=8, le=1_000_000)
+    model_type: str = opt(
+        "unigram", "Kind of subword model.", choices=("unigram", "bpe", "char", "word")
+    )
+    character_coverage: float = opt(
+        0.9995, "Share of the characters that get a piece of their own.", gt=0, le=1
+    )
+    input_sentence_size: int = opt(
+        1_000_000,
+        "Lines that the subword model is learned from, drawn at random; bounds the memory.",
+        ge=1,
+    )
+    byte_fallback: bool = opt(True, "Spell unknown characters as UTF-8 bytes.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of the Transformer; the defaults are the base model of Vaswani et al. 2017."""
+
+    encoder_layers: int = opt(6, "Encoder layers.", ge=1, le=128)
+    decoder_layers: int = opt(6, "Decoder layers.", ge=1, le=128)
+    width: int = opt(512, "Width of embeddings and layers (d_model).", ge=2, le=16384)
+    heads: int = opt(8, "Attention heads; must divide the width.", ge=1, le=256)
+    feed_forward_width: int = opt(
+        2048, "Inner width of the feed-forward layers (d_ff).", ge=1, le=65536
+    )
+    dropout: float = opt(
+        0.1, "Dropout on embeddings and on the output of each sub-layer.", ge=0, lt=1
+    )
+    norm: str = opt(
+        "post", "Layer norm after each sub-layer's residual, or before it.", choices=("post", "pre")
+    )
+    positions: str = opt(
+        "sinusoidal", "Position encoding.", choices=("sinusoidal", "learned", "rotary")
+    )
+    max_positions: int = opt(
+        1024, "Longest segment in pieces that learned positions can encode.", ge=2, le=1_000_000
+    )
+    activation: str = opt(
+        "relu",
+        "Activation of the feed-forward layers; swiglu has a gate.",
+        choices=("relu", "gelu", "swiglu"),
+    )
+    tied_embeddings: int = opt(
+        3,
+        "Matrices that are one: 3 source, target and output; 2 target and output; 0 none.",
+        choices=(0, 2, 3),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the model learns, and for how long."""
+
+    max_updates: int = opt(
+        100_000, "Stop after this many updates; 0 for no limit.", ge=0, may_change=True
+    )
+    max_epochs: int = opt(
+        0, "Stop after this many passes over the corpus; 0 for no limit.", ge=0, may_change=True
+    )
+    max_time: str = opt(
+        "", "Stop this command after this time, such as 90s, 20m or 2h.", may_change=True
+    )
+    max_tokens: int = opt(
+        4096, "Target pieces in a batch, padding included.", ge=16, le=10_000_000
+    )
+    update_freq: int = opt(1, "Batches whose gradients are summed for one update.", ge=1)
+    learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
+    lr_warmup: int = opt(
+        4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1
+    )
+    label_smoothing: float = opt(
+        0.1, "Probability mass that the target spreads over all pieces.", ge=0, lt=1
+    )
+    adam_beta1: float = opt(0.9, "Decay of Adam's mean of gradients.", ge=0, lt=1)
+    adam_beta2: float = opt(0.98, "Decay of Adam's mean of squared gradients.", ge=0, lt=1)
+    adam_epsilon: float = opt(1e-9, "Adam's guard against division by zero.", gt=0)
+    weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0)
+    clip_norm: float = opt(1.0, "Largest norm of the gradient; 0 leaves it as it is.", ge=0)
+    ema_decay: float = opt(
+        0.999, "Decay of the moving average of weights that is validated and kept; 0 for none.",
+        ge=0, lt=1,
+    )  # fmt: skip
+    seed: int = opt(1, "Seed of all that is random.", ge=0, lt=2**31)
+    device: str = opt("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", may_change=True)
+    precision: str = opt(
+        "auto",
+        "Arithmetic of the matrix products: bf16 where the device is faster with it, or fp32.",
+        choices=("auto", "fp32", "bf16"),
+    )
+    cpu_threads: int = opt(0, "Threads on a CPU; 0 takes one for each core.", ge=0, may_change=True)
+    disp_freq: int = opt(100, "Updates between progress lines.", ge=1, may_change=True)
+    save_freq: int = opt(500, "Updates between checkpoints.", ge=1, may_change=True)
+    keep_checkpoints: int = opt(2, "Newest checkpoints that are kept.", ge=2, may_change=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """How the model is judged while it learns; the best one so far is what gets kept."""
+
+    freq: int = opt(500, "Updates between validations.", ge=1)
+    metrics: tuple[str, ...] = opt(
+        ("bleu", "chrf", "loss"),
+        "Measures on the validation text; the first one decides what is best.",
+        choices=("bleu", "chrf", "loss"),
+    )
+    early_stopping: int = opt(
+        10,
+        "Stop after this many validations without a better first metric; 0 never stops.",
+        ge=0,
+        may_change=True,
+    )
+    beam_size: int = opt(1, "Beam of the validation translations; 1 is greedy.", ge=1, le=256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How translations are looked for."""
+
+    beam_size: int = opt(4, "Hypotheses kept for each segment; 1 is greedy.", ge=1, le=256)
+    length_penalty: float = opt(
+        1.0, "Exponent of the length normalisation (Wu et al. 2016); 0 turns it off.", ge=0, le=10
+    )
+    n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
+    max_length: int = opt(
+        256, "Longest segment in source pieces that is translated in one go.", ge=2
+    )
+    max_length_factor: float = opt(
+        3.0, "A translation has at most this many pieces for each source piece, plus 10.", gt=0
+    )
+    max_tokens: int = opt(4096, "Source pieces in a batch, times the beam.", ge=1)
+    buffer_size: int = opt(4096, "Most lines read ahead, sorted and translated together.", ge=1)
+    top_k: int = opt(0, "Sample among this many likeliest pieces; 0 for all.", ge=0)
+    top_p: float = opt(1.0, "Sample among the likeliest pieces of this total mass.", gt=0, le=1)
+    temperature: float = opt(1.0, "Divides the logits before sampling.", gt=0)
+    seed: int = opt(1, "Seed of the sampling.", ge=0, lt=2**31)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of a training run, section by section."""
+
+    preset: str = "tiny"
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    search: SearchConfig = SearchConfig()
+
+
+SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "preset")
+
+# Values that differ from the defaults above. `base` and `big` are rows of table 3 of Vaswani et
+# al. 2017; their highest rate is the paper's width ** -0.5 * warm-up ** -0.5 (equation 3).
+PRESETS: dict[str, dict[str, dict[str, Value]]] = {
+    "tiny": {
+        "tokenizer": {"vocab_size": 4000},
+        "model": {
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "width": 128,
+            "heads": 4,
+            "feed_forward_width": 256,
+        },
+        "training": {"max_updates": 8000, "learn_rate": 4e-3, "lr_warmup": 800},
+    },
+    "small": {
+        "tokenizer": {"vocab_size": 8000},
+        "model": {"width": 256, "heads": 4, "feed_forward_width": 1024},
+        "training": {"learn_rate": 1e-3, "lr_warmup": 2000},
+    },
+    "base": {
+        "tokenizer": {"vocab_size": 37000, "model_type": "bpe"},
+        "training": {
+            "max_tokens": 25_000,
+            "learn_rate": 512**-0.5 * 4000**-0.5,
+            "clip_norm": 0.0,
+            "ema_decay": 0.9999,
+        },
+    },
+    "big": {
+        "tokenizer": {"vocab_size": 37000, "model_type": "bpe"},
+        "model": {"width": 1024, "heads": 16, "feed_forward_width": 4096, "dropout": 0.3},
+        "training": {
+            "max_updates": 300_000,
+            "max_tokens": 25_000,
+            "learn_rate": 1024**-0.5 * 4000**-0.5,
+            "clip_norm": 0.0,
+            "ema_decay": 0.9999,
+        },
+    },
+}

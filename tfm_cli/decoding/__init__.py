@@ -1,0 +1,1 @@
+"""Search for the best target pieces under any StepModel."""

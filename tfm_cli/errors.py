@@ -1,0 +1,59 @@
+"""What can go wrong, in the user's terms, and the exit code of each kind."""
+
+
+class TfmError(Exception):
+    """Something the user can put right; shown without a traceback.
+
+    The message names the thing, the place, what was found and what was wanted. The hint is one
+    imperative line that says what to do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckError(TfmError):
+    """A check that was asked for does not hold, such as `tfm evaluate --fail-under`."""
+
+    exit_code = 1
+
+
+class ConfigError(TfmError):
+    """How the command was called or configured."""
+
+    exit_code = 2
+
+
+class DataError(TfmError):
+    """What the command was given to read: missing, malformed or misaligned."""
+
+    exit_code = 3
+
+
+class ModelError(TfmError):
+    """A model directory that is missing, torn, of another format, or not to be trusted."""
+
+    exit_code = 4
+
+
+class ResourceError(TfmError):
+    """What the machine lacks: memory, disk, a device, an optional package."""
+
+    exit_code = 5
+
+
+class DivergedError(TfmError):
+    """Training met a loss or gradient that is not a finite number."""
+
+    exit_code = 6
+
+
+class Interrupted(TfmError):  # noqa: N818 - a signal is no error, and its exit code is 128 + number
+    """A signal asked for the end and everything worth keeping was saved."""
+
+    def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signal_number

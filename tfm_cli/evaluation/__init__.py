@@ -1,0 +1,1 @@
+"""sacreBLEU's scores, with their signatures."""

@@ -1,0 +1,50 @@
+"""Logging to stderr: plain lines that a person and grep can read."""
+
+import logging
+import sys
+from typing import TextIO
+
+QUIET = logging.WARNING
+NORMAL = logging.INFO
+
+
+class _PlainFormatter(logging.Formatter):
+    """Facts as they are; warnings and errors with their level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is now, so that tests and progress displays can replace it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(_PlainFormatter("%(message)s"))
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        raise AttributeError("this handler always writes to sys.stderr")
+
+
+def setup(level: int = NORMAL) -> None:
+    """Send the package's log lines to stderr from `level` upwards; other libraries stay as they are."""
+    logger = logging.getLogger("tfm_cli")
+    logger.handlers = [_StderrHandler()]
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as a person writes it: `42s`, `3m05s`, `2h10m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
