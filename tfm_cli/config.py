@@ -21,7 +21,7 @@ def opt(
     lt: float | None = None,
     choices: tuple[Value, ...] | None = None,
     may_change: bool = False,
-) -> Any:  # noqa: ANN401 - like dataclasses.field, it stands in for the field's own type
+) -> Any:
     """A field of a section.
 
     Args:
@@ -122,12 +122,11 @@ class TrainingConfig:
     max_epochs: int = opt(
         0, "Stop after this many passes over the corpus; 0 for no limit.", ge=0, may_change=True
     )
+    pretrained_model: str = opt("", "Model directory whose weights and tokenizer to start from.")
     max_time: str = opt(
         "", "Stop this command after this time, such as 90s, 20m or 2h.", may_change=True
     )
-    max_tokens: int = opt(
-        4096, "Target pieces in a batch, padding included.", ge=16, le=10_000_000
-    )
+    max_tokens: int = opt(4096, "Target pieces in a batch, padding included.", ge=16, le=10_000_000)
     update_freq: int = opt(1, "Batches whose gradients are summed for one update.", ge=1)
     learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
     lr_warmup: int = opt(
@@ -254,4 +253,11 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
             "ema_decay": 0.9999,
         },
     },
+}
+
+# What `tiny` changes when it learns the sample corpus: a run of two minutes on two cores.
+SAMPLE_RUN: dict[str, dict[str, Value]] = {
+    "tokenizer": {"vocab_size": 2000},
+    "training": {"max_updates": 500, "lr_warmup": 150, "disp_freq": 50, "save_freq": 250},
+    "validation": {"freq": 250},
 }

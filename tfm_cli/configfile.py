@@ -4,14 +4,15 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfm_cli.config import PRESETS, SECTIONS, RunConfig, Value
+from tfm_cli.config import PRESETS, SAMPLE_RUN, SECTIONS, RunConfig, Value
 from tfm_cli.errors import ConfigError
 
 Overrides = Mapping[str, Mapping[str, object]]
@@ -41,6 +42,7 @@ def resolve(
     file: Path | None = None,
     assignments: Iterable[str] = (),
     flags: Overrides | None = None,
+    pretrained: Overrides | None = None,
 ) -> RunConfig:
     """The run's settings: built-in default < preset < file < `--set` < flag.
 
@@ -49,6 +51,7 @@ def resolve(
         file: a TOML file with one table for each section.
         assignments: `section.name=value`, as `--set` takes them.
         flags: values by section and name, already of the right type; None where not given.
+        pretrained: what a model to start from was made with; replaces the preset's values.
 
     Raises:
         ConfigError: names every unknown setting with its nearest neighbour, every wrong type and
@@ -61,10 +64,13 @@ def resolve(
         problems.add("preset", f"unknown preset `{chosen}`{_nearest(str(chosen), PRESETS)}")
     layers: list[Mapping[str, Any]] = [
         PRESETS.get(str(chosen), {}),
+        pretrained or {},
         from_file,
         _parse_assignments(assignments, problems),
         flags or {},
     ]
+    if chosen == "tiny" and not any(_names_a_corpus(layer) for layer in layers):
+        layers.insert(1, SAMPLE_RUN)
     merged: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for layer in layers:
         for section, values in layer.items():
@@ -78,6 +84,11 @@ def resolve(
     config = from_mapping({"preset": chosen, **merged}, problems)
     problems.raise_if_any()
     return config
+
+
+def _names_a_corpus(layer: Mapping[str, Any]) -> bool:
+    data = layer.get("data")
+    return isinstance(data, Mapping) and bool(data.get("source") or data.get("target"))
 
 
 def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
@@ -96,10 +107,28 @@ def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
             "model.heads",
             f"must divide model.width, got {config.model.heads} and {config.model.width}",
         )
+    try:
+        duration_seconds(config.training.max_time)
+    except ValueError as error:
+        problems.add("training.max_time", str(error))
     return config
 
 
-def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Problems) -> Any:  # noqa: ANN401
+def duration_seconds(text: str) -> float | None:
+    """Seconds in a duration such as `90s`, `20m`, `1.5h` or `300`; None for an empty one."""
+    if not text:
+        return None
+    number, unit = (text[:-1], text[-1]) if text[-1] in "smhd" else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be a duration such as 90s, 20m or 2h, got `{text}`")
+    return seconds
+
+
+def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Problems) -> Any:
     if not isinstance(table, Mapping):
         problems.add(section, "must be a table of settings")
         return kind()
@@ -119,7 +148,7 @@ def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Proble
     return kind(**values)
 
 
-def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:  # noqa: ANN401
+def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:
     """The value in the wanted type and "", or None and what is wrong with it."""
     value: Value
     if wanted is float and isinstance(raw, int) and not isinstance(raw, bool):
@@ -150,14 +179,15 @@ def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
         return ""
     if not math.isfinite(value):
         return f"must be a finite number, got {value}"
-    for bound, words, holds in (
-        (bounds["ge"], "at least", lambda b: value >= b),
-        (bounds["gt"], "above", lambda b: value > b),
-        (bounds["le"], "at most", lambda b: value <= b),
-        (bounds["lt"], "below", lambda b: value < b),
-    ):
-        if bound is not None and not holds(bound):
-            return f"must be {words} {bound}, got {value}"
+    rules: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+        ("ge", "at least", operator.ge),
+        ("gt", "above", operator.gt),
+        ("le", "at most", operator.le),
+        ("lt", "below", operator.lt),
+    )
+    for key, words, holds in rules:
+        if bounds[key] is not None and not holds(value, bounds[key]):
+            return f"must be {words} {bounds[key]}, got {value}"
     return ""
 
 

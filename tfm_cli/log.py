@@ -17,7 +17,7 @@ class _PlainFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever `sys.stderr` is now, so that tests and progress displays can replace it."""
+    """Writes to whatever `sys.stderr` is now, since tests and progress displays replace it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -33,7 +33,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def setup(level: int = NORMAL) -> None:
-    """Send the package's log lines to stderr from `level` upwards; other libraries stay as they are."""
+    """Send the package's log lines from `level` upwards to stderr."""
     logger = logging.getLogger("tfm_cli")
     logger.handlers = [_StderrHandler()]
     logger.propagate = False

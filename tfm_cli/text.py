@@ -37,8 +37,8 @@ class LineReader:
         name: what messages call it.
         invalid: what becomes of bytes that are no UTF-8: `refuse` raises a DataError with file,
             line and byte; `replace` puts U+FFFD in their place and counts the line.
-        max_line_bytes: a longer line keeps its first bytes, up to a whole character, and is counted,
-            so that memory stays bounded on any input.
+        max_line_bytes: a longer line keeps its first bytes, up to a whole character, and is
+            counted, so that memory stays bounded on any input.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LineReader:
         return lines
 
     def notes(self) -> list[str]:
-        """What was mended while reading, a sentence for each kind, with the first line it befell."""
+        """What was mended while reading, a sentence for each kind, with the first such line."""
         told = {
             "invalid": f"lines with invalid UTF-8, replaced by U+FFFD: {self.num_invalid}",
             "clipped": f"lines cut at {self._max_line_bytes} bytes: {self.num_clipped}",
@@ -108,7 +108,9 @@ class LineReader:
         try:
             return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return]
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            message = f"{self.name}: the gzip data is damaged or cut off after line {self.num_lines}"
+            message = (
+                f"{self.name}: the gzip data is damaged or cut off after line {self.num_lines}"
+            )
             raise DataError(message, hint="fetch or compress the file again") from error
         except IsADirectoryError as error:
             raise DataError(f"{self.name}: is a directory, wanted a file") from error
@@ -173,7 +175,9 @@ class LineReader:
         except UnicodeDecodeError as error:
             if self._invalid == "refuse":
                 found = f"0x{line[error.start]:02x}"
-                message = f"{self.name}:{self.num_lines}: byte {error.start + 1}: {found} is no UTF-8"
+                message = (
+                    f"{self.name}:{self.num_lines}: byte {error.start + 1}: {found} is no UTF-8"
+                )
                 hint = "convert the file to UTF-8 (`iconv`) or remove the line on both sides"
                 raise DataError(message, hint=hint) from error
             self.num_invalid += 1
@@ -221,11 +225,11 @@ def open_lines(
     if str(path) == "-":
         yield LineReader(sys.stdin.buffer, "standard input", invalid=invalid)
         return
-    try:
-        stream = Path(path).open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    with stream:
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(Path(path).open("rb"))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         yield LineReader(stream, str(path), invalid=invalid)
 
 
@@ -238,8 +242,14 @@ def write_line(stream: BinaryIO, text: str) -> None:
 def open_output(path: str | Path) -> Iterator[BinaryIO]:
     """Standard output where the path is `-`, else a file that takes its place when it is whole."""
     if str(path) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # such as a full disk that the shell wrote to
+            reason = error.strerror
+            raise ResourceError(f"standard output: cannot be written: {reason}") from error
         return
     with atomic_file(path) as stream:
         yield stream

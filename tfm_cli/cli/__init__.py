@@ -50,7 +50,7 @@ class Cli(TyperGroup):
 
 def _hyphens(name: str) -> str:
     """Take `--beam_size` for `--beam-size`: both habits are common."""
-    return name.replace("_", "-") if name.startswith("-") else name
+    return name.replace("_", "-")  # Click hands the name over without its hyphens
 
 
 def _version(wanted: bool) -> None:
@@ -84,12 +84,12 @@ def _root(
 
 
 def _register() -> None:
-    from tfm_cli.cli import evaluate, tokenize, train, translate
+    from tfm_cli.cli import evaluate, evaluate_usage, tokenize, train, translate
 
     app.add_typer(tokenize.app, name="tokenize")
     app.command("train")(train.train)
     app.command("translate")(translate.translate)
-    app.command("evaluate")(evaluate.evaluate)
+    app.command("evaluate", cls=evaluate_usage.EvaluateCommand)(evaluate.evaluate)
 
 
 _register()

@@ -6,14 +6,15 @@ from typing import Any
 import typer
 
 
-def flag(section: type, name: str, *names: str, shown: bool = True) -> Any:  # noqa: ANN401
+def flag(section: type, name: str, *names: str, shown: bool = True, extra: str = "") -> Any:
     """A Typer option with the help, bounds and default of a setting.
 
     Args:
         section: a dataclass of `config.py`.
         name: the setting's name in it.
         names: the flag's names, main one first, aliases after; by default `--name`.
-        shown: whether `--help` shows the built-in default.
+        shown: whether `--help` shows the built-in default; presets may have another.
+        extra: a sentence to add to the setting's help.
     """
     field = {f.name: f for f in dataclasses.fields(section)}[name]
     text = str(field.metadata["help"])
@@ -25,6 +26,8 @@ def flag(section: type, name: str, *names: str, shown: bool = True) -> Any:  # n
         if isinstance(default, tuple):
             default = ",".join(default)
         text = f"{text} [default: {default}]"
+    if extra:
+        text = f"{text} {extra}"
     bounds = {}
     if field.type in (int, float):
         bounds = {"min": field.metadata["ge"], "max": field.metadata["le"]}

@@ -1,0 +1,1 @@
+"""The grammar and lexicon that the sample corpus is written from."""

@@ -1,0 +1,1 @@
+"""Statements, one function for each of their kinds."""

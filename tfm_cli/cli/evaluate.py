@@ -1,0 +1,298 @@
+"""`tfm evaluate`: what sacreBLEU says of translations, in its own words, letters and formats."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tfm_cli import log
+from tfm_cli.cli.evaluate_usage import check_usage, given_flags, systems_once
+from tfm_cli.cli.options import flag
+from tfm_cli.config import SearchConfig, TrainingConfig
+from tfm_cli.errors import CheckError, ConfigError, DataError
+from tfm_cli.evaluation import scores, significance
+from tfm_cli.evaluation.scores import MetricOptions
+from tfm_cli.evaluation.significance import Method
+from tfm_cli.text import check_writable, open_lines, open_output, write_line
+
+logger = logging.getLogger(__name__)
+
+_TRAINING = TrainingConfig()
+
+
+def evaluate(
+    ctx: typer.Context,
+    references: Annotated[
+        list[str],
+        typer.Argument(help="Reference translations, plain or gzip; each file is one reference."),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            "-i",
+            help="Translations to score; several systems are compared. [default: -]",
+        ),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metrics", "-m", help="Any of bleu, chrf and ter. [default: bleu]"),
+    ] = None,
+    tokenize: Annotated[
+        str | None, typer.Option("--tokenize", "-tok", help="BLEU's tokenizer. [default: 13a]")
+    ] = None,
+    lowercase: Annotated[
+        bool, typer.Option("--lowercase", "-lc", help="BLEU without regard to case.")
+    ] = False,
+    smooth_method: Annotated[
+        str,
+        typer.Option("--smooth-method", "-s", help="BLEU's smoothing: exp, floor, add-k or none."),
+    ] = "exp",
+    smooth_value: Annotated[
+        float | None,
+        typer.Option("--smooth-value", "-sv", help="For floor and add-k. [default: 0.1 and 1]"),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not warn of hypotheses that look tokenized.")
+    ] = False,
+    chrf_char_order: Annotated[
+        int, typer.Option("--chrf-char-order", "-cc", min=0, max=99, help="Characters of chrF.")
+    ] = 6,
+    chrf_word_order: Annotated[
+        int,
+        typer.Option("--chrf-word-order", "-cw", min=0, max=99, help="Words; 2 makes it chrF++."),
+    ] = 0,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", "-ci", help="Give the 95% interval, by a bootstrap.")
+    ] = False,
+    confidence_n: Annotated[
+        int, typer.Option("--confidence-n", "-cin", min=2, help="Its resamples.")
+    ] = 1000,
+    paired_bs: Annotated[
+        bool,
+        typer.Option(
+            "--paired-bs", "-pbs", help="Test each system against the first, by a paired bootstrap."
+        ),
+    ] = False,
+    paired_bs_n: Annotated[
+        int, typer.Option("--paired-bs-n", "-pbsn", min=1, help="Its resamples.")
+    ] = 1000,
+    paired_ar: Annotated[
+        bool,
+        typer.Option("--paired-ar", "-par", help="The same by approximate randomization."),
+    ] = False,
+    paired_ar_n: Annotated[
+        int, typer.Option("--paired-ar-n", "-parn", min=1, help="Its trials.")
+    ] = 10000,
+    sentence_level: Annotated[
+        bool, typer.Option("--sentence-level", "-sl", help="Score each line by itself.")
+    ] = False,
+    width: Annotated[
+        int, typer.Option("--width", "-w", min=0, max=20, help="Digits after the point.")
+    ] = 1,
+    score_only: Annotated[
+        bool,
+        typer.Option("--score-only", "-b", help="Print the number; its signature goes to stderr."),
+    ] = False,
+    output_format: Annotated[
+        Literal["json", "text"], typer.Option("--format", "-f", help="How scores are printed.")
+    ] = "json",
+    short: Annotated[
+        bool, typer.Option("--short", "-sh", help="Abbreviate signatures, but in JSON.")
+    ] = False,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 1 if the first metric of the first system is below this (ter: above)."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Instead of --input: translate --source with this model."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="The text that --model translates.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also keep its translations here.")
+    ] = None,
+    beam_size: Annotated[
+        int | None, flag(SearchConfig, "beam_size", "--beam-size", "--beam")
+    ] = None,
+    length_penalty: Annotated[float | None, flag(SearchConfig, "length_penalty")] = None,
+    device: Annotated[str, flag(TrainingConfig, "device")] = _TRAINING.device,
+    precision: Annotated[str, flag(TrainingConfig, "precision")] = _TRAINING.precision,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+) -> None:
+    """Score translations with sacreBLEU.
+
+    Prints what the sacrebleu program prints, for the same flags. Translations come from --input,
+    from standard input, or from a model.
+
+    Example:  tfm evaluate ref.de -i hyp.de -m bleu,chrf
+    """
+    log.setup(log.QUIET if quiet else log.NORMAL)
+    native_logger = logging.getLogger("sacrebleu")
+    native_logger.handlers, native_logger.propagate = logging.getLogger("tfm_cli").handlers, False
+    method: Method | None = "bootstrap" if paired_bs else "randomization" if paired_ar else None
+    names = [name.strip().lower() for text in metrics or ["bleu"] for name in text.split(",")]
+    names = list(dict.fromkeys(names))
+    paths = systems_once(inputs or ["-"], paired=method is not None)
+    options = MetricOptions(
+        tokenize=tokenize,
+        lowercase=lowercase,
+        smooth_method=smooth_method,
+        smooth_value=smooth_value,
+        force=force,
+        chrf_char_order=chrf_char_order,
+        chrf_word_order=chrf_word_order,
+    )
+    scores.check_options(names, options)
+    check_usage(given_flags(ctx), names, num_systems=len(paths), fail_under=fail_under)
+
+    if output is not None:
+        _check_output(output, [*references, *([source] if source else [])])
+
+    texts = _read_aligned(references, paths if source is None else [source])
+    if model is not None and source is not None:
+        search = {"beam_size": beam_size, "length_penalty": length_penalty}
+        translations = _translate(texts[source], model, search, device=device, precision=precision)
+        if output is not None:
+            _keep(translations, output)
+        systems = [(str(model), translations)]
+    else:
+        systems = [(path, texts[path]) for path in paths]
+    wanted = [texts[path] for path in references]
+    first = systems[0][1]
+
+    if sentence_level:
+        score = None
+        for score in scores.sentence_scores(first, wanted, metric=names[0], options=options):
+            typer.echo(score.bare(width) if score_only else score.line(width, short=short))
+        if score_only and score:
+            logger.info("%s", score.quoted_signature(short=short))
+        return
+    if len(systems) == 1:
+        resamples = confidence_n if confidence else 0
+        found = scores.corpus_scores(
+            first, wanted, metrics=names, options=options, num_resamples=resamples
+        )
+        value = found[0].value
+        text = scores.render(found, output_format, width=width, short=short, value_only=score_only)
+        signatures = [score.quoted_signature(short=short) for score in found]
+    else:
+        if method:
+            num_samples = paired_bs_n if paired_bs else paired_ar_n
+            comparison = significance.paired_test(
+                [(f"Baseline: {paths[0]}", first), *systems[1:]],
+                wanted,
+                method=method,
+                metrics=names,
+                options=options,
+                num_samples=num_samples,
+            )
+        else:
+            comparison = significance.compare(systems, wanted, metrics=names, options=options)
+        value = comparison.scores[0].value
+        text = significance.render(
+            comparison, output_format, width=width, short=short, value_only=score_only
+        )
+        signatures = comparison.quoted_signatures(short=short)
+    typer.echo(text)
+    if score_only:
+        logger.info("%s", "\n".join(signatures))
+    if fail_under is not None:
+        _check_score(names[0], value, fail_under, width)
+
+
+def _check_output(output: Path, read: Sequence[str]) -> None:
+    if str(output) == "-":
+        raise ConfigError("`--output` must be a file: standard output is for the scores")
+    if output.resolve() in {Path(path).resolve() for path in read}:
+        raise ConfigError(f"`--output {output}` would overwrite what is read")
+    check_writable(output)
+
+
+def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str, list[str]]:
+    """The lines of each file by its path; every file that cannot be read, or is of another length
+    than the first reference, is reported at once."""
+    paths = [*references, *others]
+    if paths.count("-") > 1:
+        raise ConfigError("standard input can be read only once, got `-` more often")
+    texts: dict[str, list[str]] = {}
+    errors = []
+    for path in dict.fromkeys(paths):
+        try:
+            texts[path] = _read(path)
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise DataError("\n  ".join([f"{len(errors)} files cannot be used", *map(str, errors)]))
+    if errors:
+        raise errors[0]
+    first, wanted = _name(references[0]), len(texts[references[0]])
+    if not wanted:
+        raise DataError(f"{first}: has no lines, wanted one for each segment")
+    wrong = {_name(path): len(lines) for path, lines in texts.items() if len(lines) != wanted}
+    hint = f"give a line for each line of {first}, a blank one where there is nothing"
+    if len(wrong) > 1:
+        told = [f"{path}: {count} lines" for path, count in wrong.items()]
+        title = f"{len(wrong)} files do not align with {first}, which has {wanted} lines"
+        raise DataError("\n  ".join([title, *told]), hint=hint)
+    for path, count in wrong.items():
+        raise DataError(f"{path} and {first} do not align: {count} and {wanted} lines", hint=hint)
+    return texts
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def _read(path: str) -> list[str]:
+    if path == "-" and sys.stdin.isatty():
+        logger.info("type or paste the translations, a segment a line; Ctrl-D ends them")
+    with open_lines(path) as reader:
+        lines = list(reader)
+        for note in reader.notes():
+            logger.warning("%s: %s", reader.name, note)
+    tabs = {line.count("\t") for line in lines}
+    if path == "-" and len(tabs) == 1 and tabs != {0}:  # sacreBLEU would take these for systems
+        logger.warning("standard input has columns, but is scored as one system; see `--input`")
+    return lines
+
+
+def _translate(
+    lines: Sequence[str],
+    model: Path,
+    search: Mapping[str, float | None],
+    *,
+    device: str,
+    precision: str,
+) -> list[str]:
+    """The model's best translations, searched for as it was set up to but for what is given."""
+    from tfm_cli.model_dir import load_config  # these import torch: 3 s, so not at the top
+    from tfm_cli.translation.translator import Translator
+
+    given = {name: value for name, value in search.items() if value is not None}
+    settings = dataclasses.replace(load_config(model)[0].search, n_best=1, **given)
+    translator = Translator.load(model, search=settings, device=device, precision=precision)
+    return [translation.text for translation in translator.translate(lines)]
+
+
+def _keep(translations: Sequence[str], output: Path) -> None:
+    with open_output(output) as stream:
+        for translation in translations:
+            write_line(stream, translation)
+
+
+def _check_score(metric: str, value: float, limit: float, width: int) -> None:
+    lower = scores.lower_is_better(metric)
+    if value > limit if lower else value < limit:
+        shown = f"{value:.{width}f}"
+        if float(shown) == limit:  # rounding would hide the difference
+            shown = repr(value)
+        raise CheckError(f"{metric} is {shown}, wanted at {'most' if lower else 'least'} {limit:g}")

@@ -1,0 +1,287 @@
+"""`tfm tokenize`: learn a SentencePiece model, cut text into pieces, put pieces together again."""
+
+import contextlib
+import logging
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tfm_cli import log
+from tfm_cli.cli.options import flag
+from tfm_cli.cli.tokenize_streams import convert_lines, given_inputs, lines_of, listed_inputs
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.configfile import Problems, from_mapping
+from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.text import LineReader, atomic_file, check_writable
+
+if TYPE_CHECKING:
+    from tfm_cli.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = TokenizerConfig()
+
+Model = Annotated[
+    Path,
+    typer.Option("--model", "-m", help="SentencePiece model, or a directory `tfm train` wrote."),
+]
+Files = Annotated[list[str] | None, typer.Argument(help="The same as --input.", show_default=False)]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", help="Text to read, plain or gzip; repeatable. [default: -]"),
+]
+Output = Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Cut text into pieces with SentencePiece: learn a model, encode, decode.",
+)
+
+
+@app.command()
+def train(
+    model_prefix: Annotated[
+        str, typer.Option(help="Writes this name with .model and with .vocab after it.")
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            "-i",
+            help="Text to learn from, plain or gzip; repeatable or a,b. [default: -]",
+        ),
+    ] = None,
+    vocab_size: Annotated[int, flag(TokenizerConfig, "vocab_size")] = _DEFAULTS.vocab_size,
+    hard_vocab_limit: Annotated[
+        bool, typer.Option(help="Refuse a text that yields fewer pieces; else learn fewer.")
+    ] = True,
+    model_type: Annotated[str, flag(TokenizerConfig, "model_type")] = _DEFAULTS.model_type,
+    character_coverage: Annotated[
+        float, flag(TokenizerConfig, "character_coverage")
+    ] = _DEFAULTS.character_coverage,
+    byte_fallback: Annotated[
+        bool, flag(TokenizerConfig, "byte_fallback", "--byte-fallback/--no-byte-fallback")
+    ] = _DEFAULTS.byte_fallback,
+    input_sentence_size: Annotated[
+        int, flag(TokenizerConfig, "input_sentence_size")
+    ] = _DEFAULTS.input_sentence_size,
+    shuffle_input_sentence: Annotated[
+        bool, typer.Option(help="Draw those lines at random; else take the first ones.")
+    ] = True,
+    random_seed: Annotated[
+        int, typer.Option("--random-seed", "--seed", help="Seed of the drawing.")
+    ] = 1,
+    max_sentence_length: Annotated[
+        int, typer.Option(min=1, help="Longer lines, in bytes, are left out and counted.")
+    ] = 4192,
+    split_digits: Annotated[bool, typer.Option(help="Make every digit a piece.")] = False,
+    normalization_rule_name: Annotated[
+        Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"],
+        typer.Option(help="How text is normalised first; cf also folds case."),
+    ] = "nmt_nfkc",
+    user_defined_symbols: Annotated[
+        str, typer.Option(help="Symbols, as a,b, that are always one piece.", show_default=False)
+    ] = "",
+    control_symbols: Annotated[
+        str, typer.Option(help="Symbols, as a,b, that text never yields.", show_default=False)
+    ] = "",
+    num_threads: Annotated[
+        int,
+        typer.Option(
+            min=1, max=128, help="Threads; another number alters the last digits of scores."
+        ),
+    ] = 16,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a SentencePiece model from text.
+
+    The flags are SentencePiece's own. The special pieces are <pad> 0, <unk> 1, <s> 2, </s> 3.
+    The same text and flags give the same file.
+
+    Example:  tfm tokenize train -i train.de,train.en --model-prefix ende --vocab-size 8000
+    """
+    from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+
+    log.setup(log.QUIET if quiet else log.NORMAL)
+    config = _checked(
+        vocab_size=vocab_size,
+        model_type=model_type,
+        character_coverage=character_coverage,
+        input_sentence_size=input_sentence_size,
+        byte_fallback=byte_fallback,
+    )
+    paths = listed_inputs(inputs)
+    model_path, vocab_path = _outputs(model_prefix)
+    readers: list[LineReader] = []
+    with _ended_by_interrupt():
+        model_bytes = train_tokenizer(
+            lines_of(paths, readers),
+            config,
+            seed=random_seed,
+            threads=num_threads,
+            soft_limit=not hard_vocab_limit,
+            shuffle=shuffle_input_sentence,
+            max_line_bytes=max_sentence_length,
+            extra={
+                "split_digits": split_digits,
+                "normalization_rule_name": normalization_rule_name,
+                "user_defined_symbols": user_defined_symbols,
+                "control_symbols": control_symbols,
+            },
+        )
+    pieces = Tokenizer(model_bytes, name=str(model_path)).scored_pieces
+    with atomic_file(vocab_path) as stream:
+        stream.write("".join(f"{piece}\t{score:g}\n" for piece, score in pieces).encode())
+    with atomic_file(model_path) as stream:
+        stream.write(model_bytes)
+    num_lines = sum(reader.num_lines for reader in readers)
+    told = "wrote %s and %s: %d %s pieces from %d lines"
+    logger.info(told, model_path, vocab_path, len(pieces), model_type, num_lines)
+
+
+@app.command()
+def encode(
+    model: Model,
+    files: Files = None,
+    inputs: Inputs = None,
+    output: Output = "-",
+    output_format: Annotated[
+        Literal["piece", "id"], typer.Option(help="Pieces as text, or their numbers.")
+    ] = "piece",
+    nbest_size: Annotated[
+        int,
+        typer.Option(
+            min=-1, max=512, help="Sample among this many best; -1 for all, 1 takes the best."
+        ),
+    ] = 1,
+    alpha: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Sampling: smoothing (unigram) or dropout (bpe)."),
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Cut text into pieces: a line in, a line out, blanks between the pieces.
+
+    Example:  tfm tokenize encode --model ende.model < news.en > news.pieces
+    """
+    log.setup(log.QUIET if quiet else log.NORMAL)
+    paths = given_inputs(files, inputs)
+    tokenizer = _load(model)
+    rng = random.Random(seed)
+
+    def pieces_of(lines: list[str]) -> list[list[str]]:
+        if nbest_size in (0, 1):
+            return tokenizer.encode_pieces(lines)
+        return [
+            tokenizer.sample_pieces(
+                line, seed=rng.getrandbits(32), nbest_size=nbest_size, alpha=alpha
+            )
+            for line in lines
+        ]
+
+    def to_pieces(lines: list[str], name: str, first: int) -> list[str]:
+        return [" ".join(pieces) for pieces in pieces_of(lines)]
+
+    def to_ids(lines: list[str], name: str, first: int) -> list[str]:
+        if nbest_size in (0, 1):
+            encoded = tokenizer.encode(lines)
+        else:
+            encoded = [tokenizer.piece_ids(pieces) for pieces in pieces_of(lines)]
+        return [" ".join(map(str, ids)) for ids in encoded]
+
+    convert_lines(paths, output, to_ids if output_format == "id" else to_pieces)
+
+
+@app.command()
+def decode(
+    model: Model,
+    files: Files = None,
+    inputs: Inputs = None,
+    output: Output = "-",
+    input_format: Annotated[
+        Literal["piece", "id"], typer.Option(help="What is read: pieces, or their numbers.")
+    ] = "piece",
+    quiet: Quiet = False,
+) -> None:
+    """Put pieces together to text again: a line in, a line out.
+
+    Example:  tfm tokenize decode --model ende.model < news.pieces > news.en
+    """
+    log.setup(log.QUIET if quiet else log.NORMAL)
+    paths = given_inputs(files, inputs)
+    tokenizer = _load(model)
+
+    def from_pieces(lines: list[str], name: str, first: int) -> list[str]:
+        # Only the blank parts pieces: other spaces may be text that a model leaves as it is.
+        return tokenizer.decode_pieces(
+            [[piece for piece in line.split(" ") if piece] for line in lines]
+        )
+
+    def from_ids(lines: list[str], name: str, first: int) -> list[str]:
+        size = tokenizer.vocab_size
+        return tokenizer.decode(
+            [_ids(line, f"{name}:{number}", size) for number, line in enumerate(lines, first)]
+        )
+
+    convert_lines(paths, output, from_ids if input_format == "id" else from_pieces)
+
+
+def _load(model: Path) -> "Tokenizer":
+    from tfm_cli.tokenizer import Tokenizer
+
+    return Tokenizer.load(model / "tokenizer.model" if model.is_dir() else model)
+
+
+def _checked(**settings: bool | int | float | str) -> TokenizerConfig:
+    problems = Problems()
+    config = from_mapping({"tokenizer": settings}, problems)
+    problems.raise_if_any()
+    return config.tokenizer
+
+
+def _outputs(prefix: str) -> tuple[Path, Path]:
+    if not Path(prefix).name or prefix.endswith("/"):
+        raise typer.BadParameter(f"`{prefix}` names no file", param_hint="--model-prefix")
+    paths = Path(f"{prefix}.model"), Path(f"{prefix}.vocab")
+    for path in paths:
+        check_writable(path)
+        if path.is_dir():
+            raise ResourceError(f"{path}: cannot be written: it is a directory")
+    return paths
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: SentencePiece does not let Python see it for minutes.
+
+    Only for work that has written nothing yet.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ids(line: str, place: str, vocab_size: int) -> list[int]:
+    ids = []
+    for word in line.split():
+        # int() would also take `+1`, `1_000` and the digits of other scripts.
+        if not (word.isascii() and word.isdigit()):
+            raise DataError(f"{place}: `{word[:40]}` is no id, wanted 0 to {vocab_size - 1}")
+        if len(word) > 9 or int(word) >= vocab_size:
+            raise DataError(f"{place}: id {word[:40]} is too large, wanted 0 to {vocab_size - 1}")
+        ids.append(int(word))
+    return ids

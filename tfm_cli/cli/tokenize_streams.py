@@ -1,0 +1,85 @@
+"""Where `tfm tokenize` reads and writes: several inputs as one text, converted line by line."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import typer
+
+from tfm_cli.errors import DataError
+from tfm_cli.text import LineReader, check_writable, open_lines, open_output, write_line
+
+logger = logging.getLogger(__name__)
+
+_WINDOW_LINES = 256
+_BATCH_CHARACTERS = 1 << 20  # long lines are converted a few at a time, so that memory stays small
+
+# Lines, what messages call their input, and the number of the first; gives as many lines.
+Convert = Callable[[list[str], str, int], list[str]]
+
+
+def given_inputs(files: list[str] | None, inputs: list[str] | None) -> list[str]:
+    """What is to be read: the arguments, or what `--input` says, or standard input."""
+    if files and inputs:
+        raise typer.BadParameter("give files as arguments or with --input, not both")
+    paths = files or inputs or ["-"]
+    _check_readable(paths)
+    return paths
+
+
+def listed_inputs(inputs: list[str] | None) -> list[str]:
+    """The same for SentencePiece's habit of files between commas."""
+    paths: list[str] = []
+    for given in inputs or ["-"]:
+        whole = given == "-" or Path(given).exists()  # a comma may be part of a name
+        paths += [given] if whole else [path for path in given.split(",") if path]
+    _check_readable(paths)
+    return paths
+
+
+def _check_readable(paths: list[str]) -> None:
+    missing = [path for path in paths if path != "-" and not Path(path).exists()]
+    if missing:
+        raise DataError("\n  ".join(f"{path}: there is no such file" for path in missing))
+
+
+def lines_of(paths: list[str], readers: list[LineReader]) -> Iterator[str]:
+    """The lines of all inputs, one after the other; their readers, which count, join `readers`."""
+    for path in paths:
+        with open_lines(path) as reader:
+            readers.append(reader)
+            yield from reader
+        _tell(reader)
+
+
+def convert_lines(paths: list[str], output: str, convert: Convert) -> None:
+    """Write a line for each line of the inputs, in order; what has come is answered at once."""
+    check_writable(output)
+    with open_output(output) as stream:
+        for path in paths:
+            with open_lines(path, invalid="replace") as reader:
+                while window := reader.window(_WINDOW_LINES):
+                    number = reader.num_lines - len(window) + 1
+                    for batch in _batches(window):
+                        for text in convert(batch, reader.name, number):
+                            write_line(stream, text)
+                        number += len(batch)
+                    stream.flush()
+            _tell(reader)
+
+
+def _batches(lines: list[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for line in lines:
+        if batch and characters + len(line) > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(line)
+        characters += len(line)
+    yield batch
+
+
+def _tell(reader: LineReader) -> None:
+    for note in reader.notes():
+        logger.warning("%s: %s", reader.name, note)

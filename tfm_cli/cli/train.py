@@ -1,0 +1,195 @@
+"""`tfm train`: from parallel text to a model directory."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfm_cli import log
+from tfm_cli.cli.options import flag
+from tfm_cli.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
+
+_MANY = "Repeatable."
+
+
+def train(
+    source: Annotated[
+        list[str] | None, flag(DataConfig, "source", "--source", "-s", extra=_MANY)
+    ] = None,
+    target: Annotated[
+        list[str] | None, flag(DataConfig, "target", "--target", "-t", extra=_MANY)
+    ] = None,
+    valid_source: Annotated[
+        list[str] | None,
+        flag(DataConfig, "valid_source", "--valid-source", "-vs", extra=_MANY),
+    ] = None,
+    valid_target: Annotated[
+        list[str] | None,
+        flag(DataConfig, "valid_target", "--valid-target", "-vt", extra=_MANY),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Model directory to make or to go on with.")
+    ] = Path("model"),
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            "--task",
+            "--arch",
+            help=f"Shape and recipe: {', '.join(PRESETS)}. [default: tiny]",
+        ),
+    ] = None,
+    tokenizer: Annotated[str | None, flag(TokenizerConfig, "model", "--tokenizer")] = None,
+    vocab_size: Annotated[int | None, flag(TokenizerConfig, "vocab_size", shown=False)] = None,
+    max_updates: Annotated[
+        int | None,
+        flag(TrainingConfig, "max_updates", "--max-updates", "--max-update", shown=False),
+    ] = None,
+    max_epochs: Annotated[
+        int | None, flag(TrainingConfig, "max_epochs", "--max-epochs", "--max-epoch")
+    ] = None,
+    max_time: Annotated[str | None, flag(TrainingConfig, "max_time")] = None,
+    max_tokens: Annotated[
+        int | None,
+        flag(TrainingConfig, "max_tokens", "--max-tokens", "--mini-batch-words", shown=False),
+    ] = None,
+    update_freq: Annotated[
+        int | None, flag(TrainingConfig, "update_freq", "--update-freq", "--optimizer-delay")
+    ] = None,
+    learn_rate: Annotated[
+        float | None, flag(TrainingConfig, "learn_rate", "--learn-rate", "--lr", shown=False)
+    ] = None,
+    lr_warmup: Annotated[
+        int | None,
+        flag(TrainingConfig, "lr_warmup", "--lr-warmup", "--warmup-updates", shown=False),
+    ] = None,
+    label_smoothing: Annotated[float | None, flag(TrainingConfig, "label_smoothing")] = None,
+    dropout: Annotated[float | None, flag(ModelConfig, "dropout", shown=False)] = None,
+    disp_freq: Annotated[
+        int | None, flag(TrainingConfig, "disp_freq", "--disp-freq", "--log-interval")
+    ] = None,
+    valid_freq: Annotated[
+        int | None,
+        flag(ValidationConfig, "freq", "--valid-freq", "--validate-interval-updates"),
+    ] = None,
+    save_freq: Annotated[
+        int | None,
+        flag(TrainingConfig, "save_freq", "--save-freq", "--save-interval-updates"),
+    ] = None,
+    early_stopping: Annotated[
+        int | None,
+        flag(ValidationConfig, "early_stopping", "--early-stopping", "--patience"),
+    ] = None,
+    valid_metrics: Annotated[
+        list[str] | None,
+        flag(ValidationConfig, "metrics", "--valid-metrics", extra="Repeated or comma-separated."),
+    ] = None,
+    device: Annotated[str | None, flag(TrainingConfig, "device")] = None,
+    precision: Annotated[str | None, flag(TrainingConfig, "precision")] = None,
+    seed: Annotated[int | None, flag(TrainingConfig, "seed")] = None,
+    cpu_threads: Annotated[int | None, flag(TrainingConfig, "cpu_threads")] = None,
+    pretrained_model: Annotated[
+        str | None,
+        flag(
+            TrainingConfig,
+            "pretrained_model",
+            "--pretrained-model",
+            "--finetune-from-model",
+        ),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Settings from a TOML file."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.NAME=VALUE", help=f"Any setting of the file. {_MANY}"
+        ),
+    ] = None,
+    dump_config: Annotated[
+        bool, typer.Option("--dump-config", help="Print all settings as TOML and do nothing else.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again where there is a model already.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+) -> None:
+    """Train a Transformer on parallel text; without arguments, on the sample corpus.
+
+    The same command again goes on where it was stopped. A setting comes from, the later the
+    stronger: its default, the preset, --config, --set, its own flag.
+
+    Example:  tfm train -s train.en -t train.de --valid-source dev.en --valid-target dev.de
+    """
+    log.setup(log.QUIET if quiet else log.NORMAL)
+    metrics = [m for given in valid_metrics or [] for m in given.split(",")] or None
+    flags: Overrides = {
+        "data": {
+            "source": source or None,
+            "target": target or None,
+            "valid_source": valid_source or None,
+            "valid_target": valid_target or None,
+        },
+        "tokenizer": {"model": tokenizer, "vocab_size": vocab_size},
+        "model": {"dropout": dropout},
+        "training": {
+            "max_updates": max_updates,
+            "max_epochs": max_epochs,
+            "max_time": max_time,
+            "max_tokens": max_tokens,
+            "update_freq": update_freq,
+            "learn_rate": learn_rate,
+            "lr_warmup": lr_warmup,
+            "label_smoothing": label_smoothing,
+            "disp_freq": disp_freq,
+            "save_freq": save_freq,
+            "device": device,
+            "precision": precision,
+            "seed": seed,
+            "cpu_threads": cpu_threads,
+            "pretrained_model": pretrained_model,
+        },
+        "validation": {"freq": valid_freq, "early_stopping": early_stopping, "metrics": metrics},
+    }
+    config = resolve(
+        preset=preset,
+        file=config_file,
+        assignments=assignments or (),
+        flags=flags,
+        pretrained=_pretrained(pretrained_model),
+    )
+    if dump_config:
+        sys.stdout.write(write_toml(config))
+        return
+
+    import logging
+
+    if not config.data.source and not config.data.target:
+        logging.getLogger(__name__).info(
+            "no training text is named: training preset `%s` on the sample corpus", config.preset
+        )
+    from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
+
+    run(config, output, overwrite=overwrite)
+
+
+def _pretrained(directory: str | None) -> Overrides | None:
+    """What a model to start from was made with, as far as a new run must agree with it."""
+    if not directory:
+        return None
+    from tfm_cli.model_dir import load_config  # imports torch
+
+    settings: RunConfig = load_config(Path(directory))[0]
+    tables = to_mapping(settings)
+    return {"model": tables["model"], "search": tables["search"]}

@@ -1,0 +1,118 @@
+"""Beam search; greedy search is a beam of 1."""
+
+# B segments still open, K beam, R = B * K rows, V vocabulary, C candidates, t pieces written
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.scoring import length_norm
+
+
+def beam_search(
+    model: StepModel[StateT],
+    source: Tensor,
+    source_keep: Tensor | None,
+    *,
+    limits: Sequence[int],
+    start_id: int,
+    eos_id: int,
+    banned_ids: Sequence[int] = (),
+    beam_size: int = 4,
+    length_penalty: float = 1.0,
+) -> list[list[Hypothesis]]:
+    """Up to `beam_size` hypotheses for each segment, best first; at least one.
+
+    A hypothesis is finished when </s> is among the `beam_size` best continuations of its segment;
+    a segment when it has `beam_size` finished ones. It then leaves the batch.
+
+    Args:
+        model: what is searched.
+        source: (B, S) ids.
+        source_keep: (B, 1, 1, S), False at padding; None if there is none.
+        limits: most pieces of each segment's translation, without </s>, which is then forced.
+        start_id: what every translation is a continuation of.
+        eos_id: ends a translation.
+        banned_ids: never written, though their probability mass counts.
+        beam_size: hypotheses that are followed at a time.
+        length_penalty: exponent of the length normalisation (Wu et al. 2016).
+    """
+    device = source.device
+    finished: list[list[Hypothesis]] = [[] for _ in limits]
+    open_segments = list(range(len(limits)))  # indices of the segments still open
+    limit = torch.tensor(limits, device=device)  # (B,)
+    banned = torch.tensor(list(banned_ids), dtype=torch.long, device=device)
+    state = model.start(source, source_keep)
+
+    beam = 1  # all hypotheses are the same before the first piece, so one is enough
+    scores = torch.zeros(len(limits), 1, device=device)  # (B, K) log-probabilities
+    pieces = torch.full((len(limits), 1, 1), start_id, device=device)  # (B, K, t)
+    while open_segments:
+        segments = len(open_segments)
+        logits = model.step(pieces[:, :, -1].reshape(-1), state)  # (R, V)
+        at_limit = (limit < pieces.shape[2]).repeat_interleave(beam)  # (R,)
+        log_probs, candidates = _continuations(
+            logits, 2 * beam_size, eos_id=eos_id, banned=banned, at_limit=at_limit
+        )  # (R, C) each
+        totals = scores.view(-1, 1) + log_probs  # (R, C)
+        totals = totals.view(segments, -1)  # (B, K * C)
+        best, place = totals.topk(min(2 * beam_size, totals.shape[1]), dim=1)  # (B, C')
+        origin = place // candidates.shape[1]  # (B, C') the row within the segment
+        piece = candidates.view(segments, -1).gather(1, place)  # (B, C')
+
+        ends = piece == eos_id  # (B, C')
+        at_end = ends & (best > -math.inf)
+        at_end[:, beam_size:] = False
+        norm = length_norm(pieces.shape[2], length_penalty)
+        for row, column in at_end.nonzero().tolist():
+            ids = pieces[row, origin[row, column], 1:].tolist()
+            total = float(best[row, column])
+            finished[open_segments[row]].append(Hypothesis(tuple(ids), total, total / norm))
+
+        # The best that go on; a stable sort by "ends" keeps them in order of their scores.
+        going_on = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]  # (B, K)
+        scores = best.masked_fill(ends, -math.inf).gather(1, going_on)  # (B, K)
+        origin, piece = origin.gather(1, going_on), piece.gather(1, going_on)  # (B, K)
+
+        alive = (scores > -math.inf).any(dim=1).tolist()
+        staying = [
+            row
+            for row, segment in enumerate(open_segments)
+            if alive[row] and len(finished[segment]) < beam_size
+        ]
+        rows = origin + beam * torch.arange(segments, device=device)[:, None]  # (B, K)
+        if len(staying) < segments:
+            open_segments = [open_segments[row] for row in staying]
+            if not open_segments:
+                break
+            kept = torch.tensor(staying, device=device)
+            state.keep(kept)
+            rows, origin, piece, scores = rows[kept], origin[kept], piece[kept], scores[kept]
+            pieces, limit = pieces[kept], limit[kept]
+        previous = pieces.gather(1, origin[:, :, None].expand(-1, -1, pieces.shape[2]))
+        pieces = torch.cat((previous, piece[:, :, None]), dim=2)  # (B, K, t + 1)
+        if rows.numel() != segments * beam or beam_size > 1:
+            state.reorder(rows.reshape(-1))
+        beam = rows.shape[1]
+    return [sorted(found, key=lambda h: -h.score)[:beam_size] for found in finished]
+
+
+def _continuations(
+    logits: Tensor, count: int, *, eos_id: int, banned: Tensor, at_limit: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The likeliest next pieces of each row and their log-probabilities, (R, C) each.
+
+    Only these few are normalised: the log-softmax of all V logits is never written out.
+    """
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    total = logits.logsumexp(dim=1, keepdim=True)  # (R, 1)
+    eos = logits[:, eos_id].clone()
+    logits = logits.index_fill(1, banned, -math.inf)
+    if bool(at_limit.any()):
+        logits = logits.masked_fill(at_limit[:, None], -math.inf)
+        logits[:, eos_id] = eos
+    best, pieces = logits.topk(min(count, logits.shape[1]), dim=1)  # (R, C)
+    return best - total, pieces

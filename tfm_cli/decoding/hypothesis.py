@@ -1,0 +1,40 @@
+"""What search gives back, and what it asks of a model."""
+
+# B segments, R rows (K for each segment, so R = B * K), V vocabulary
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A translation in pieces, without </s>."""
+
+    ids: tuple[int, ...]
+    log_probability: float  # of the pieces and </s>, natural logarithm
+    score: float  # log-probability after length normalisation, by which hypotheses are ranked
+
+
+class State(Protocol):
+    """What a model keeps between steps; search never looks inside."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i continue what row `rows[i]` was; their number may change."""
+
+    def keep(self, segments: Tensor) -> None:
+        """Forget all segments but these; the rows are told apart by `reorder`."""
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class StepModel(Protocol[StateT]):
+    """A model that writes a piece at a time: a Transformer, an ensemble, a table."""
+
+    def start(self, source: Tensor, source_keep: Tensor | None) -> StateT:
+        """Read B segments, one row each."""
+
+    def step(self, pieces: Tensor, state: StateT) -> Tensor:
+        """Scores (R, V) of what follows the newest piece (R,) of each row, up to a constant."""

@@ -1,0 +1,111 @@
+"""Sampling: each next piece is drawn by its probability, among the likeliest if so asked."""
+
+# B segments still open, V vocabulary, t pieces written
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.scoring import length_norm
+
+
+def sample(
+    model: StepModel[StateT],
+    source: Tensor,
+    source_keep: Tensor | None,
+    *,
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    start_id: int,
+    eos_id: int,
+    banned_ids: Sequence[int] = (),
+    length_penalty: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> list[Hypothesis]:
+    """One drawn hypothesis for each segment; its probabilities are the model's own.
+
+    Args:
+        model: what is drawn from.
+        source: (B, S) ids.
+        source_keep: (B, 1, 1, S), False at padding; None if there is none.
+        limits: most pieces of each segment's translation, without </s>, which is then forced.
+        seeds: one for each segment, so that what is drawn does not depend on its neighbours.
+        start_id: what every translation is a continuation of.
+        eos_id: ends a translation.
+        banned_ids: never drawn.
+        length_penalty: exponent of the length normalisation of the score.
+        temperature: divides the logits; below 1 the likely becomes likelier.
+        top_k: draw among this many likeliest pieces; 0 for all.
+        top_p: then among the fewest likeliest pieces whose mass reaches this share (Holtzman et
+            al. 2020, arXiv:1904.09751).
+    """
+    device = source.device
+    # All the chance there is, drawn beforehand: (B, longest)
+    draws = [_uniforms(seed, limit + 1) for seed, limit in zip(seeds, limits, strict=True)]
+    open_segments = list(range(len(limits)))
+    written: list[list[int]] = [[] for _ in limits]
+    totals = [0.0] * len(limits)
+    newest = torch.full((len(limits),), start_id, device=device)  # (B,)
+    state = model.start(source, source_keep)
+    while open_segments:
+        logits = model.step(newest, state).float()  # (B, V)
+        log_probs = logits.log_softmax(dim=1)
+        if banned_ids:
+            logits = logits.index_fill(1, torch.tensor(list(banned_ids), device=device), -math.inf)
+        sorted_probs, sorted_pieces = _likeliest(logits / temperature, top_k=top_k, top_p=top_p)
+        steps = [len(written[segment]) for segment in open_segments]
+        chance = torch.tensor(
+            [draws[segment][step] for segment, step in zip(open_segments, steps, strict=True)],
+            device=device,
+            dtype=sorted_probs.dtype,
+        )  # (B,)
+        cumulative = sorted_probs.cumsum(dim=1)  # (B, V)
+        mass = cumulative[:, -1] * chance  # (B,)
+        drawn = (cumulative <= mass[:, None]).sum(dim=1)  # (B,) first place beyond the mass
+        drawn = drawn.minimum((sorted_probs > 0).sum(dim=1) - 1)
+        piece = sorted_pieces.gather(1, drawn[:, None])  # (B, 1)
+        for row, (segment, step) in enumerate(zip(open_segments, steps, strict=True)):
+            if step >= limits[segment]:
+                piece[row] = eos_id
+        gained = log_probs.gather(1, piece)[:, 0].tolist()
+        staying = []
+        for row, (segment, new) in enumerate(zip(open_segments, piece[:, 0].tolist(), strict=True)):
+            totals[segment] += gained[row]
+            if new != eos_id:
+                written[segment].append(new)
+                staying.append(row)
+        newest = piece[:, 0]
+        if len(staying) < len(open_segments):
+            open_segments = [open_segments[row] for row in staying]
+            if open_segments:
+                kept = torch.tensor(staying, device=device)
+                newest = newest[kept]
+                state.keep(kept)
+                state.reorder(kept)
+    return [
+        Hypothesis(tuple(ids), total, total / length_norm(len(ids) + 1, length_penalty))
+        for ids, total in zip(written, totals, strict=True)
+    ]
+
+
+def _likeliest(logits: Tensor, *, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Probabilities, likeliest first and zero where cut off, and their pieces, (B, C) each."""
+    count = min(top_k or logits.shape[1], logits.shape[1])
+    best, pieces = logits.topk(count, dim=1)  # (B, C)
+    probs = best.softmax(dim=1)
+    before = probs.cumsum(dim=1) - probs  # mass of the likelier ones
+    # The likeliest stays, whatever rounding makes of `before`.
+    cut = before >= top_p
+    cut[:, 0] = False
+    return probs.masked_fill(cut, 0.0), pieces
+
+
+def _uniforms(seed: int, count: int) -> list[float]:
+    generator = torch.Generator().manual_seed(seed)
+    numbers: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+    return numbers

@@ -1,0 +1,278 @@
+"""BLEU, chrF and TER as sacreBLEU computes them, each with its signature."""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from tfm_cli.errors import ConfigError, DataError, ResourceError
+
+if TYPE_CHECKING:  # sacreBLEU takes 0.2 s to import, which `--help` need not wait for
+    from sacrebleu.metrics.base import Metric
+    from sacrebleu.metrics.base import Score as NativeScore
+
+METRICS = ("bleu", "chrf", "ter")
+SMOOTH_METHODS = ("none", "floor", "add-k", "exp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricOptions:
+    """How the metrics look at text; the defaults are sacreBLEU's.
+
+    `tokenize` None is sacreBLEU's own choice, 13a. Tokenizer, case and smoothing are BLEU's alone.
+    `effective_order` leaves out n-gram orders without a match, as BLEU of one segment needs it.
+    `force` is silent about hypotheses that look tokenized.
+    """
+
+    tokenize: str | None = None
+    lowercase: bool = False
+    smooth_method: str = "exp"
+    smooth_value: float | None = None
+    effective_order: bool = False
+    force: bool = False
+    chrf_char_order: int = 6
+    chrf_word_order: int = 0
+
+
+DEFAULTS = MetricOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """The 95 % interval of a bootstrap: mean ± half_width."""
+
+    mean: float
+    half_width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one metric says of one system, and how it was reached.
+
+    Attributes:
+        metric: as it was asked for: `bleu`, `chrf` or `ter`.
+        name: what sacreBLEU calls it, such as `chrF2++`.
+        value: 0 to 100; TER may be higher, and is better when lower.
+        signature: sacreBLEU's, to be quoted with the value.
+        short_signature: the same with one or two letters for each word.
+        confidence: None unless a bootstrap was asked for.
+    """
+
+    metric: str
+    name: str
+    value: float
+    signature: str
+    short_signature: str
+    confidence: Confidence | None
+    _native: "NativeScore" = field(repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The line that sacreBLEU prints: name, signature, value, and what the value came from."""
+        return self.line()
+
+    def quoted_signature(self, *, short: bool = False) -> str:
+        """The signature with the name in front, as papers quote it."""
+        return f"{self.name}|{self.short_signature if short else self.signature}"
+
+    def line(self, width: int = 1, *, short: bool = False) -> str:
+        """That line with `width` digits after the point and, if asked, the short signature."""
+        return self._native.format(width, False, self.short_signature if short else self.signature)
+
+    def json(self, width: int = 1) -> str:
+        """The JSON object that sacreBLEU prints."""
+        return self._native.format(width, False, self.signature, True)
+
+    def bare(self, width: int = 1) -> str:
+        """The value alone, with its interval if there is one."""
+        return self._native.format(width, True)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the metric counts what is wrong."""
+    return metric == "ter"
+
+
+def corpus_scores(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    metrics: Sequence[str] = ("bleu",),
+    options: MetricOptions = DEFAULTS,
+    num_resamples: int = 0,
+) -> list[Score]:
+    """One Score for each metric, in the order asked for.
+
+    Args:
+        hypotheses: detokenized translations, a segment each; blank ones count as they are.
+        references: one or more translations of the whole text, each as long as `hypotheses`.
+        metrics: some of METRICS.
+        num_resamples: bootstrap resamples for a confidence interval; 0 for none. Their seed is
+            the environment's SACREBLEU_SEED, or 12345.
+
+    Raises:
+        ConfigError: an unknown metric, tokenizer or smoothing method, or a seed that is none.
+        DataError: nothing to score, or not as many hypotheses as references.
+        ResourceError: the tokenizer needs a package or a download that is not there.
+    """
+    check_aligned(hypotheses, references)
+    built = build_metrics(metrics, references, options)
+    return [score_corpus(name, built[name], hypotheses, num_resamples) for name in built]
+
+
+def render(
+    scores: Iterable[Score],
+    style: Literal["json", "text"],
+    *,
+    width: int = 1,
+    short: bool = False,
+    value_only: bool = False,
+) -> str:
+    """The scores of one system as sacreBLEU prints them: by name, text lines flush at their `=`."""
+    by_name = sorted(scores, key=lambda score: score.metric)
+    if value_only:
+        parts = [score.bare(width) for score in by_name]
+    elif style == "json":
+        parts = [score.json(width) for score in by_name]
+    else:
+        parts = [score.line(width, short=short) for score in by_name]
+    if style == "json":
+        return parts[0] if len(parts) == 1 else "[\n" + ",\n".join(parts) + "\n]"
+    split = [part.partition(" =") for part in parts]
+    indent = max((len(left) for left, equals, _ in split if equals), default=0)
+    return "\n".join(
+        left.rjust(indent) + equals + right if equals else left for left, equals, right in split
+    )
+
+
+def sentence_scores(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    metric: str = "bleu",
+    options: MetricOptions = DEFAULTS,
+) -> Iterator[Score]:
+    """A Score for each segment, in order; BLEU with its effective order."""
+    check_aligned(hypotheses, references)
+    options = dataclasses.replace(options, effective_order=True)
+    built = build_metrics((metric,), references, options)[metric]
+    for hypothesis, *wanted in zip(hypotheses, *references, strict=True):
+        yield _score(metric, built, built.sentence_score(hypothesis, wanted))
+
+
+def check_aligned(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise a DataError unless each reference has a line for each hypothesis, and there are some.
+
+    sacreBLEU itself would score as many lines as the shortest has.
+    """
+    if not hypotheses or not references:
+        raise DataError("there is nothing to score: wanted hypotheses and references")
+    for number, reference in enumerate(references, start=1):
+        if len(reference) != len(hypotheses):
+            found = f"{len(hypotheses)} and {len(reference)} lines"
+            raise DataError(f"hypotheses and reference {number} do not align: {found}")
+
+
+def check_options(metrics: Iterable[str], options: MetricOptions) -> None:
+    """Raise a ConfigError that lists every name that sacreBLEU does not know, with its nearest."""
+    from sacrebleu import BLEU
+
+    named: list[tuple[str, str, tuple[str, ...]]] = [("metric", name, METRICS) for name in metrics]
+    if not named:
+        raise ConfigError("no metric to compute", hint=f"choose among {', '.join(METRICS)}")
+    if options.tokenize is not None:
+        named.append(("tokenizer", options.tokenize, tuple(BLEU.TOKENIZERS)))
+    named.append(("smoothing method", options.smooth_method, SMOOTH_METHODS))
+    problems = [
+        f"unknown {kind} `{name}`{_nearest(name, known)}"
+        for kind, name, known in named
+        if name not in known
+    ]
+    smooth_value = options.smooth_value
+    if smooth_value is not None and not 0 <= smooth_value < math.inf:
+        problems.append(f"the smoothing value must be at least 0 and finite, got {smooth_value}")
+    if options.chrf_char_order + options.chrf_word_order < 1:
+        problems.append("chrF has nothing to count: its character and word order are both 0")
+    seed = os.environ.get("SACREBLEU_SEED", "12345")
+    if seed.lower() != "none" and not seed.isdecimal():
+        problems.append(f"SACREBLEU_SEED must be a whole number or `none`, got `{seed}`")
+    if len(problems) > 1:
+        raise ConfigError("\n  ".join([f"{len(problems)} settings are wrong", *problems]))
+    if problems:
+        raise ConfigError(problems[0])
+
+
+def build_metrics(
+    names: Sequence[str], references: Sequence[Sequence[str]], options: MetricOptions
+) -> dict[str, "Metric"]:
+    """sacreBLEU's metrics by name, with what they need of the references worked out once."""
+    check_options(names, options)
+    return {name: _build(name, references, options) for name in dict.fromkeys(names)}
+
+
+def _build(name: str, references: Sequence[Sequence[str]], options: MetricOptions) -> "Metric":
+    from sacrebleu import BLEU, CHRF, TER
+
+    if name == "chrf":
+        return CHRF(
+            char_order=options.chrf_char_order,
+            word_order=options.chrf_word_order,
+            references=references,
+        )
+    if name == "ter":
+        return TER(references=references)
+    try:
+        return BLEU(
+            lowercase=options.lowercase,
+            force=options.force,
+            tokenize=options.tokenize,
+            smooth_method=options.smooth_method,
+            smooth_value=options.smooth_value,
+            effective_order=options.effective_order,
+            references=references,
+        )
+    except (ImportError, RuntimeError, OSError) as error:  # its package or its model is not there
+        reason = " ".join(str(error).split())
+        message = f"the tokenizer `{options.tokenize}` cannot be used: {reason}"
+        raise ResourceError(message) from error
+
+
+def score_corpus(
+    name: str, metric: "Metric", hypotheses: Sequence[str], num_resamples: int = 0
+) -> Score:
+    """The Score of one system by a metric from `build_metrics`."""
+    try:
+        native = metric.corpus_score(hypotheses, None, n_bootstrap=max(num_resamples, 1))
+    except MemoryError as error:
+        raise out_of_memory(num_resamples, len(hypotheses)) from error
+    return _score(name, metric, native)
+
+
+def out_of_memory(num_resamples: int, num_lines: int) -> ResourceError:
+    """The error for a bootstrap whose samples, all drawn at once, do not fit."""
+    message = f"{num_resamples} resamples of {num_lines} lines do not fit into memory"
+    return ResourceError(message, hint="ask for fewer resamples")
+
+
+def _score(name: str, metric: "Metric", native: "NativeScore") -> Score:
+    signature = metric.get_signature()
+    confidence = None
+    if native._ci >= 0:  # -1 where no bootstrap was run
+        confidence = Confidence(float(native._mean), float(native._ci))
+    return Score(
+        metric=name,
+        name=native.name,
+        value=float(native.score),
+        signature=signature.format(),
+        short_signature=signature.format(short=True),
+        confidence=confidence,
+        _native=native,
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean `{match[0]}`?" if match else f", wanted one of {', '.join(known)}"

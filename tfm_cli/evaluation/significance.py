@@ -1,0 +1,199 @@
+"""Whether systems differ by more than chance: paired tests against the first, as in sacreBLEU."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tfm_cli.errors import ConfigError
+from tfm_cli.evaluation.scores import (
+    DEFAULTS,
+    Confidence,
+    MetricOptions,
+    build_metrics,
+    check_aligned,
+    out_of_memory,
+    score_corpus,
+)
+
+Method = Literal["bootstrap", "randomization"]
+System = tuple[str, Sequence[str]]
+
+LEVEL = 0.05
+_SHORT_NAMES: dict[Method, str] = {"bootstrap": "bs", "randomization": "ar"}
+
+
+@dataclass(frozen=True, slots=True)
+class SystemScore:
+    """What one metric says of one of several systems.
+
+    Attributes:
+        system: the system's name.
+        metric: the metric's name in sacreBLEU, such as `chrF2`.
+        confidence: from the paired bootstrap; None without one.
+        p_value: how often chance alone gives at least this difference from the baseline; None for
+            the baseline, and where nothing was tested.
+    """
+
+    system: str
+    metric: str
+    value: float
+    confidence: Confidence | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Several systems by several metrics.
+
+    Attributes:
+        scores: metric by metric, in each the systems as they were given.
+        signatures: by the metric's name.
+        short_signatures: likewise.
+        test: a few words on the test that was run; empty without one.
+    """
+
+    scores: tuple[SystemScore, ...]
+    signatures: dict[str, str]
+    short_signatures: dict[str, str]
+    test: str = ""
+
+    def quoted_signatures(self, *, short: bool = False) -> list[str]:
+        """Each signature with the metric's name in front, as papers quote it."""
+        signatures = self.short_signatures if short else self.signatures
+        return [f"{metric}|{signature}" for metric, signature in signatures.items()]
+
+
+def compare(
+    systems: Sequence[System],
+    references: Sequence[Sequence[str]],
+    *,
+    metrics: Sequence[str] = ("bleu",),
+    options: MetricOptions = DEFAULTS,
+) -> Comparison:
+    """The scores of several systems, side by side and without a test.
+
+    Raises:
+        DataError, ConfigError, ResourceError: as `corpus_scores`.
+    """
+    for _, hypotheses in systems:
+        check_aligned(hypotheses, references)
+    rows, signatures, short_signatures = [], {}, {}
+    for asked, metric in build_metrics(metrics, references, options).items():
+        for system, hypotheses in systems:
+            score = score_corpus(asked, metric, hypotheses)
+            rows.append(SystemScore(system, score.name, score.value))
+            signatures[score.name] = score.signature
+            short_signatures[score.name] = score.short_signature
+    return Comparison(tuple(rows), signatures, short_signatures)
+
+
+def paired_test(
+    systems: Sequence[System],
+    references: Sequence[Sequence[str]],
+    *,
+    method: Method = "bootstrap",
+    metrics: Sequence[str] = ("bleu",),
+    options: MetricOptions = DEFAULTS,
+    num_samples: int = 0,
+) -> Comparison:
+    """The scores of several systems, and for each but the first the p-value against the first.
+
+    Args:
+        systems: name and hypotheses of each, the baseline first.
+        method: `bootstrap` draws segments anew (Koehn 2004) and gives confidence intervals too;
+            `randomization` swaps the two systems' segments (Riezler and Maxwell 2005).
+        num_samples: how often; 0 for sacreBLEU's 1000 and 10000. The seed is the environment's
+            SACREBLEU_SEED, or 12345, so that a test can be run again.
+
+    Raises:
+        DataError, ConfigError, ResourceError: as `corpus_scores`; also where there are not two
+            systems.
+    """
+    from sacrebleu.significance import PairedTest, Result
+
+    if len(systems) < 2:
+        raise ConfigError(f"a paired test compares systems with a baseline, got {len(systems)}")
+    if os.environ.get("SACREBLEU_SEED") == "0":  # PairedTest of 2.6 takes it for "no seed"
+        raise ConfigError(
+            "a paired test cannot be seeded with 0", hint="set another SACREBLEU_SEED"
+        )
+    for _, hypotheses in systems:
+        check_aligned(hypotheses, references)
+    built = build_metrics(metrics, references, options)
+    named = [(name, hypotheses) for name, hypotheses in systems]
+    try:
+        test = PairedTest(named, built, None, _SHORT_NAMES[method], num_samples)
+        signatures, columns = test()
+    except MemoryError as error:
+        raise out_of_memory(num_samples, len(systems[0][1])) from error
+    rows = []
+    for metric in signatures:
+        for (system, _), result in zip(systems, columns[metric], strict=True):
+            assert isinstance(result, Result)
+            confidence = None
+            if result.mean is not None and result.ci is not None:
+                confidence = Confidence(float(result.mean), float(result.ci))
+            value = float(result.score)
+            rows.append(SystemScore(system, metric, value, confidence, result.p_value))
+    return Comparison(
+        tuple(rows),
+        {metric: signature.format() for metric, signature in signatures.items()},
+        {metric: signature.format(short=True) for metric, signature in signatures.items()},
+        f"paired {method} test, {test.n_samples} samples",
+    )
+
+
+def render(
+    comparison: Comparison,
+    style: Literal["json", "text"],
+    *,
+    width: int = 1,
+    short: bool = False,
+    value_only: bool = False,
+) -> str:
+    """The comparison as JSON or a table, or the bare values, a line a system."""
+    if value_only:
+        values: dict[str, list[str]] = {}
+        for score in comparison.scores:
+            values.setdefault(score.system, []).append(f"{score.value:.{width}f}")
+        return "\n".join("\t".join(row) for row in values.values())
+    return _json(comparison) if style == "json" else _table(comparison, width, short=short)
+
+
+def _json(comparison: Comparison) -> str:
+    """A list with an object for each system: what sacreBLEU prints, and the signatures."""
+    systems: dict[str, dict[str, object]] = {}
+    for score in comparison.scores:
+        entry = systems.setdefault(score.system, {"system": score.system})
+        confidence = score.confidence
+        entry[score.metric] = {
+            "score": score.value,
+            "p_value": score.p_value,
+            "mean": confidence.mean if confidence else None,
+            "ci": confidence.half_width if confidence else None,
+            "signature": comparison.signatures[score.metric],
+        }
+    return json.dumps(list(systems.values()), indent=4, ensure_ascii=False)
+
+
+def _table(comparison: Comparison, width: int, *, short: bool) -> str:
+    """A row for each metric and system; under the rows the signatures and the test."""
+    rows = [["metric", "system", "score", "95% interval", "p-value"]]
+    for score in comparison.scores:
+        confidence, p_value = score.confidence, ""
+        if score.p_value is not None:
+            p_value = f"{score.p_value:.4f}{' *' if score.p_value < LEVEL else ''}"
+        interval = (
+            f"{confidence.mean:.{width}f} ± {confidence.half_width:.{width}f}" if confidence else ""
+        )
+        rows.append([score.metric, score.system, f"{score.value:.{width}f}", interval, p_value])
+    shown = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in shown]
+    lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+    lines += ["", *comparison.quoted_signatures(short=short)]
+    if comparison.test:
+        baseline = comparison.scores[0].system
+        lines += ["", f"{comparison.test}; * differs from {baseline} (p < {LEVEL})"]
+    return "\n".join(lines)

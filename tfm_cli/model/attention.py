@@ -1,0 +1,101 @@
+"""Attention: scaled dot-product and multi-head (Vaswani et al. 2017, section 3.2).
+
+Masks say what may be attended: True keeps, False hides, as in PyTorch's boolean `attn_mask`.
+"""
+
+# B segments, T queries, S keys, D model width, H heads, E = D // H
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attention_weights(query: Tensor, key: Tensor, keep: Tensor | None = None) -> Tensor:
+    """How much each query attends to each key: softmax(Q K^T / sqrt(E)); rows sum to 1.
+
+    Args:
+        query: (B, H, T, E).
+        key: (B, H, S, E).
+        keep: boolean, broadcastable to (B, H, T, S); at least one True in each row.
+
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
+    if keep is not None:
+        scores = scores.masked_fill(~keep, -math.inf)
+    return scores.softmax(dim=-1)
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None = None
+) -> Tensor:
+    """The values, averaged by the attention weights: (B, H, T, E); arguments as above.
+
+    A GPU has a fused kernel for it. On a CPU that kernel was the slower one for the short
+    sequences of translation (2.9 ms against 1.7 for 200 segments of 20 pieces).
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
+    return attention_weights(query, key, keep) @ value
+
+
+def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
+    """True where a position may be attended: itself and those before it; (length, length)."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+class MultiHeadAttention(nn.Module):
+    """H attentions side by side on E = D // H wide projections, concatenated and projected.
+
+    The projections of query, key and value are rows of one matrix, so that self-attention needs
+    one product for all three.
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads must divide the width, got {heads} and {width}")
+        self.heads = heads
+        self.projection = nn.Linear(width, 3 * width)  # query, key, value
+        self.output = nn.Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        """Glorot initialisation, for each of the projections by itself."""
+        for matrix in self.projection.weight.data.chunk(3):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.projection.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention on x (B, T, D), each (B, H, T, E)."""
+        query, key, value = self.projection(x).chunk(3, dim=-1)  # each (B, T, D)
+        return self._split(query), self._split(key), self._split(value)
+
+    def project_query(self, x: Tensor) -> Tensor:
+        """Queries of attention to a memory, from x (B, T, D): (B, H, T, E)."""
+        width = x.shape[-1]
+        weight, bias = self.projection.weight[:width], self.projection.bias[:width]
+        return self._split(F.linear(x, weight, bias))
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a memory (B, S, D), each (B, H, S, E)."""
+        width = memory.shape[-1]
+        weight, bias = self.projection.weight[width:], self.projection.bias[width:]
+        key, value = F.linear(memory, weight, bias).chunk(2, dim=-1)  # each (B, S, D)
+        return self._split(key), self._split(value)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
+        """The heads' attentions, concatenated and projected: (B, T, D)."""
+        heads = scaled_dot_product_attention(query, key, value, keep)  # (B, H, T, E)
+        mixed: Tensor = self.output(heads.transpose(1, 2).flatten(2))  # (B, T, D)
+        return mixed
+
+    def _split(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        split = x.view(batch, length, self.heads, width // self.heads)  # (B, T, H, E)
+        return split.transpose(1, 2)  # (B, H, T, E)

@@ -1,0 +1,181 @@
+"""Encoder and decoder layers: attention, feed-forward, residuals and normalisation."""
+
+# B segments, S source pieces, T target pieces, R rows being decoded, D model width, H heads,
+# E = D // H, F inner width of the feed-forward layer
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tfm_cli.model.attention import MultiHeadAttention
+from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.positions import RotaryPositions
+from tfm_cli.model.state import LayerState
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between them, at each position by itself.
+
+    Source: Vaswani et al. 2017, equation 2; GELU: Hendrycks and Gimpel 2016; SwiGLU: Shazeer 2020.
+    """
+
+    def __init__(self, width: int, inner_width: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        rows = 2 * inner_width if activation == "swiglu" else inner_width  # the gate is apart
+        self.inner = nn.Linear(width, rows)
+        self.outer = nn.Linear(inner_width, width)
+
+    def reset_parameters(self) -> None:
+        """Glorot initialisation; the gate of SwiGLU by itself."""
+        for matrix in self.inner.weight.data.chunk(2 if self.activation == "swiglu" else 1):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.xavier_uniform_(self.outer.weight)
+        nn.init.zeros_(self.inner.bias)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, T, D) to (B, T, D)."""
+        inner = self.inner(x)  # (B, T, F), or (B, T, 2F) with a gate
+        if self.activation == "swiglu":
+            gate, inner = inner.chunk(2, dim=-1)  # (B, T, F) each
+            inner = F.silu(gate) * inner
+        else:
+            inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner)
+        outer: Tensor = self.outer(inner)  # (B, T, D)
+        return outer
+
+
+class AddAndNorm(nn.Module):
+    """The residual connection round a sub-layer, with its dropout and layer norm.
+
+    post: norm(x + dropout(sublayer(x))), as in the paper. pre: x + dropout(sublayer(norm(x))),
+    which trains deeper stacks without warm-up.
+
+    Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
+    """
+
+    def __init__(self, width: int, norm: str, dropout: float, noise: Noise) -> None:
+        super().__init__()
+        self.pre = norm == "pre"
+        self.norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout, noise)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the sub-layer gets to see of x (B, T, D)."""
+        normed: Tensor = self.norm(x) if self.pre else x
+        return normed
+
+    def leave(self, x: Tensor, sublayer: Tensor) -> Tensor:
+        """x (B, T, D) with the sub-layer's output (B, T, D) added."""
+        total: Tensor = x + self.dropout(sublayer)
+        return total if self.pre else self.norm(total)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each inside add & norm."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        feed_forward_width: int,
+        dropout: float,
+        norm: str,
+        activation: str,
+        rotary: RotaryPositions | None,
+        noise: Noise,
+    ) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(width, heads)
+        self.self_attention_norm = AddAndNorm(width, norm, dropout, noise)
+        self.feed_forward = FeedForward(width, feed_forward_width, activation)
+        self.feed_forward_norm = AddAndNorm(width, norm, dropout, noise)
+        self.rotary = rotary
+
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """Maps (B, S, D) to (B, S, D); `keep` (B, 1, 1, S) hides padding."""
+        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        attended = self.self_attention.attend(query, key, value, keep)
+        x = self.self_attention_norm.leave(x, attended)
+        return self.feed_forward_norm.leave(x, self.feed_forward(self.feed_forward_norm.enter(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Masked self-attention, attention to the memory and feed-forward, each inside add & norm."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        feed_forward_width: int,
+        dropout: float,
+        norm: str,
+        activation: str,
+        rotary: RotaryPositions | None,
+        noise: Noise,
+    ) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(width, heads)
+        self.self_attention_norm = AddAndNorm(width, norm, dropout, noise)
+        self.cross_attention = MultiHeadAttention(width, heads)
+        self.cross_attention_norm = AddAndNorm(width, norm, dropout, noise)
+        self.feed_forward = FeedForward(width, feed_forward_width, activation)
+        self.feed_forward_norm = AddAndNorm(width, norm, dropout, noise)
+        self.rotary = rotary
+
+    def forward(
+        self, x: Tensor, memory: Tensor, memory_keep: Tensor | None, causal: Tensor
+    ) -> Tensor:
+        """Maps all target positions at once, (B, T, D) to (B, T, D).
+
+        Args:
+            x: (B, T, D).
+            memory: the encoder's output, (B, S, D).
+            memory_keep: (B, 1, 1, S), hides padding.
+            causal: (T, T), hides what comes after a position.
+        """
+        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        attended = self.self_attention.attend(query, key, value, causal)
+        x = self.self_attention_norm.leave(x, attended)
+
+        query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
+        memory_key, memory_value = self.cross_attention.project_memory(memory)
+        attended = self.cross_attention.attend(query, memory_key, memory_value, memory_keep)
+        x = self.cross_attention_norm.leave(x, attended)
+
+        return self.feed_forward_norm.leave(x, self.feed_forward(self.feed_forward_norm.enter(x)))
+
+    def start(self, memory: Tensor) -> LayerState:
+        """The layer's state before the first step, for a memory (B, S, D)."""
+        memory_key, memory_value = self.cross_attention.project_memory(memory)
+        return LayerState(memory_key.contiguous(), memory_value.contiguous())
+
+    def step(self, x: Tensor, state: LayerState, source_keep: Tensor | None, at: int) -> Tensor:
+        """Maps the newest position of each row, (R, 1, D) to (R, 1, D), and extends the state.
+
+        The K rows of a segment are K queries to its one memory, so nothing of it is copied.
+        """
+        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
+        if self.rotary is not None:
+            query, key = self.rotary(query, at), self.rotary(key, at)
+        key, value = state.append(key, value)  # (R, H, t, E)
+        attended = self.self_attention.attend(query, key, value, None)  # (R, 1, D)
+        x = self.self_attention_norm.leave(x, attended)
+
+        segments = state.memory_key.shape[0]
+        entered = self.cross_attention_norm.enter(x)
+        query = self.cross_attention.project_query(
+            entered.reshape(segments, -1, x.shape[-1])  # (B, K, D)
+        )
+        attended = self.cross_attention.attend(
+            query, state.memory_key, state.memory_value, source_keep
+        )  # (B, K, D)
+        x = self.cross_attention_norm.leave(x, attended.reshape(x.shape))  # (R, 1, D)
+
+        return self.feed_forward_norm.leave(x, self.feed_forward(self.feed_forward_norm.enter(x)))

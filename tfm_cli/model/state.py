@@ -1,0 +1,54 @@
+"""What decoding keeps between steps: the keys and values of what was read and written so far."""
+
+# B segments, R rows (K beams of each segment, so R = B * K), S source pieces, t pieces written,
+# H heads, E width of a head
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class LayerState:
+    """Keys and values of one decoder layer.
+
+    The memory's are computed once for each segment and shared by its beams.
+    """
+
+    memory_key: Tensor  # (B, H, S, E)
+    memory_value: Tensor  # (B, H, S, E)
+    key: Tensor | None = None  # (R, H, t, E), None before the first step
+    value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of one step, (R, H, 1, E) each; returns all so far."""
+        if self.key is not None and self.value is not None:
+            key = torch.cat((self.key, key), dim=2)  # (R, H, t + 1, E)
+            value = torch.cat((self.value, value), dim=2)
+        self.key, self.value = key, value
+        return key, value
+
+
+@dataclass(slots=True)
+class DecoderState:
+    """The caches of all layers, and which source positions are real."""
+
+    source_keep: Tensor | None  # (B, 1, 1, S), True for pieces, False for padding; None: no padding
+    layers: list[LayerState] = field(default_factory=list)
+    length: int = 0  # steps taken
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i continue what row `rows[i]` was; their number may change, segments stay."""
+        for layer in self.layers:
+            if layer.key is not None and layer.value is not None:
+                layer.key = layer.key.index_select(0, rows)
+                layer.value = layer.value.index_select(0, rows)
+
+    def keep(self, segments: Tensor) -> None:
+        """Keep the memories of these segments, in this order; their rows are for `reorder`."""
+        if self.source_keep is not None:
+            self.source_keep = self.source_keep.index_select(0, segments)
+        for layer in self.layers:
+            layer.memory_key = layer.memory_key.index_select(0, segments)
+            layer.memory_value = layer.memory_value.index_select(0, segments)

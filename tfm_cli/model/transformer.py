@@ -1,0 +1,174 @@
+"""The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, figure 1)."""
+
+# B segments, S source pieces, T target pieces, R rows being decoded, D model width, V vocabulary
+
+import math
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tfm_cli.model.attention import causal_mask
+from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.layers import DecoderLayer, EncoderLayer
+from tfm_cli.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from tfm_cli.model.state import DecoderState
+
+
+class Transformer(nn.Module):
+    """An encoder-decoder over one vocabulary.
+
+    Args:
+        vocab_size: pieces; ids are 0 … vocab_size - 1.
+        encoder_layers, decoder_layers: depth of the stacks.
+        width: of embeddings and layers (d_model); a multiple of `heads`.
+        heads: attention heads.
+        feed_forward_width: inner width of the feed-forward layers (d_ff).
+        dropout: rate on embeddings and sub-layer outputs.
+        norm: `post` as in the paper, or `pre`.
+        positions: `sinusoidal` as in the paper, `learned` or `rotary`.
+        max_positions: how many learned positions there are.
+        activation: `relu` as in the paper, `gelu` or `swiglu`.
+        tied_embeddings: 3 for one matrix for source, target and output as in the paper; 2 for
+            target and output; 0 for three matrices.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        width: int = 512,
+        heads: int = 8,
+        feed_forward_width: int = 2048,
+        dropout: float = 0.1,
+        norm: str = "post",
+        positions: str = "sinusoidal",
+        max_positions: int = 1024,
+        activation: str = "relu",
+        tied_embeddings: int = 3,
+    ) -> None:
+        super().__init__()
+        self.noise = Noise()
+        self._scale = math.sqrt(width)
+        rotary = RotaryPositions() if positions == "rotary" else None
+
+        self.target_embedding = nn.Embedding(vocab_size, width)
+        # One matrix has one name; those who share it find None and use it by that name.
+        self.source_embedding = nn.Embedding(vocab_size, width) if tied_embeddings < 3 else None
+        self.output = nn.Linear(width, vocab_size, bias=False) if tied_embeddings == 0 else None
+
+        def position_encoding() -> nn.Module | None:
+            if positions == "rotary":
+                return None
+            if positions == "learned":
+                return LearnedPositions(width, max_positions)
+            return SinusoidalPositions(width)
+
+        self.source_positions = position_encoding()
+        self.target_positions = position_encoding()
+        self.dropout = Dropout(dropout, self.noise)
+
+        def encoder_layer() -> EncoderLayer:
+            return EncoderLayer(
+                width=width,
+                heads=heads,
+                feed_forward_width=feed_forward_width,
+                dropout=dropout,
+                norm=norm,
+                activation=activation,
+                rotary=rotary,
+                noise=self.noise,
+            )
+
+        def decoder_layer() -> DecoderLayer:
+            return DecoderLayer(
+                width=width,
+                heads=heads,
+                feed_forward_width=feed_forward_width,
+                dropout=dropout,
+                norm=norm,
+                activation=activation,
+                rotary=rotary,
+                noise=self.noise,
+            )
+
+        self.encoder_layers = nn.ModuleList(encoder_layer() for _ in range(encoder_layers))
+        self.decoder_layers = nn.ModuleList(decoder_layer() for _ in range(decoder_layers))
+        # Post-norm stacks end normalised; pre-norm stacks need a last norm of their own.
+        self.encoder_norm = nn.LayerNorm(width) if norm == "pre" else None
+        self.decoder_norm = nn.LayerNorm(width) if norm == "pre" else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot for matrices, D**-0.5 wide normals for embeddings, which are scaled by D**0.5."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+        for embedding in (self.target_embedding, self.source_embedding, self.output):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=1 / self._scale)
+
+    def forward(self, source: Tensor, source_keep: Tensor | None, target: Tensor) -> Tensor:
+        """Logits (B, T, V) of each next piece, all target positions at once (teacher forcing).
+
+        Args:
+            source: (B, S) ids, padded at the end with any id.
+            source_keep: (B, 1, 1, S), False at padding; None if there is none.
+            target: (B, T) ids shifted right: the start id, then the pieces before the last.
+        """
+        return self.logits(self.decode(target, self.encode(source, source_keep), source_keep))
+
+    def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
+        """The memory (B, S, D) of source ids (B, S)."""
+        embedding = self.source_embedding or self.target_embedding
+        x = self._embed(source, embedding, self.source_positions)  # (B, S, D)
+        for layer in self.encoder_layers:
+            x = layer(x, source_keep)
+        return x if self.encoder_norm is None else self.encoder_norm(x)
+
+    def decode(self, target: Tensor, memory: Tensor, source_keep: Tensor | None) -> Tensor:
+        """Hidden states (B, T, D) of target ids (B, T), each seeing itself and those before it."""
+        causal = causal_mask(target.shape[1], target.device)  # (T, T)
+        x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        for layer in self.decoder_layers:
+            x = layer(x, memory, source_keep, causal)
+        return x if self.decoder_norm is None else self.decoder_norm(x)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix (V, D) that turns hidden states into logits."""
+        return self.target_embedding.weight if self.output is None else self.output.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (…, V) of hidden states (…, D)."""
+        return F.linear(hidden, self.output_weight)
+
+    def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
+        """Read the source, (B, S) ids; what comes back is ready for the first `step`."""
+        memory = self.encode(source, source_keep)  # (B, S, D)
+        layers = [cast(DecoderLayer, layer).start(memory) for layer in self.decoder_layers]
+        return DecoderState(source_keep, layers)
+
+    def step(self, pieces: Tensor, state: DecoderState) -> Tensor:
+        """Logits (R, V) of what follows the newest piece (R,) of each row; extends the state."""
+        x = self._embed(
+            pieces[:, None], self.target_embedding, self.target_positions, state.length
+        )  # (R, 1, D)
+        for layer, layer_state in zip(self.decoder_layers, state.layers, strict=True):
+            x = cast(DecoderLayer, layer).step(x, layer_state, state.source_keep, state.length)
+        state.length += 1
+        if self.decoder_norm is not None:
+            x = self.decoder_norm(x)
+        return self.logits(x[:, 0])  # (R, V)
+
+    def _embed(
+        self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, start: int = 0
+    ) -> Tensor:
+        x = embedding(ids) * self._scale  # (B, T, D)
+        if positions is not None:
+            x = positions(x, start)
+        dropped: Tensor = self.dropout(x)
+        return dropped

@@ -1,0 +1,149 @@
+"""What a person and a program get to see of a training run."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tfm_cli.log import seconds_text
+from tfm_cli.text import atomic_file
+from tfm_cli.training.loop import Logged, Validated
+
+logger = logging.getLogger(__name__)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a number."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def logged_line(event: Logged) -> str:
+    """A progress line for a person and for grep."""
+    return (
+        f"update {event.update:6d}  epoch {event.epoch:3d}  loss {event.loss:6.3f}  "
+        f"ppl {perplexity(event.loss):8.2f}  lr {event.learn_rate:.2e}  "
+        f"tgt-tok/s {event.pieces_per_second:6.0f}  grad {event.gradient_norm:5.2f}  "
+        f"time {seconds_text(event.seconds)}"
+    )
+
+
+def validated_line(event: Validated) -> str:
+    """A validation's line for a person and for grep."""
+    values = "  ".join(
+        f"loss {value:.4f}  ppl {perplexity(value):.2f}"
+        if name == "loss"
+        else f"{name} {value:.2f}"
+        for name, value in event.validation.values.items()
+    )
+    best = "  best" if event.is_best else ""
+    return (
+        f"valid  {event.update:6d}  epoch {event.epoch:3d}  {values}  "
+        f"time {seconds_text(event.seconds)}{best}"
+    )
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object for each progress line and each validation."""
+
+    def __init__(self, path: Path, *, update: int) -> None:
+        """Go on after `update`: later lines, of a run that was cut off, are dropped."""
+        kept = []
+        if path.exists():
+            for line in path.read_bytes().split(b"\n"):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    if json.loads(line)["update"] <= update:
+                        kept.append(line + b"\n")
+        with atomic_file(path) as stream:
+            stream.writelines(kept)
+        self._path = path
+
+    def add(self, event: Logged | Validated) -> None:
+        """Append what happened."""
+        fields: dict[str, Any] = {"event": "train" if isinstance(event, Logged) else "valid"}
+        fields |= {"update": event.update, "epoch": event.epoch}
+        if isinstance(event, Logged):
+            fields |= {
+                "loss": event.loss,
+                "ppl": perplexity(event.loss),
+                "learn_rate": event.learn_rate,
+                "target_pieces_per_second": event.pieces_per_second,
+                "gradient_norm": event.gradient_norm,
+            }
+        else:
+            fields |= event.validation.values
+            fields["best"] = event.is_best
+            scores = event.validation.scores
+            fields["signatures"] = {score.name: score.signature for score in scores}
+        fields["seconds"] = event.seconds
+        with self._path.open("ab") as stream:
+            stream.write(json.dumps(fields).encode() + b"\n")
+
+
+class Display:
+    """Shows a run on stderr: a live bar on a terminal, plain lines everywhere else."""
+
+    def __init__(self, *, total: int | None, done: int) -> None:
+        self._live: Progress | None = None
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(compact=True),
+                console=Console(stderr=True, no_color="NO_COLOR" in os.environ or None),
+                transient=True,
+            )
+            self._task = self._live.add_task("updates", total=total, completed=done, facts="")
+        self._best = ""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def logged(self, event: Logged) -> None:
+        """Show progress."""
+        if self._live is None:
+            logger.info("%s", logged_line(event))
+            return
+        facts = (
+            f"loss {event.loss:.3f} ppl {perplexity(event.loss):.1f} lr {event.learn_rate:.1e} "
+            f"{event.pieces_per_second:.0f} tok/s{self._best}"
+        )
+        self._live.update(self._task, completed=event.update, facts=facts)
+
+    def validated(self, event: Validated) -> None:
+        """Show a validation; it stays on the screen."""
+        if event.is_best and "bleu" in event.validation.values:
+            self._best = f" BLEU {event.validation.values['bleu']:.1f}"
+        with self._above():
+            logger.info("%s", validated_line(event))
+
+    @contextlib.contextmanager
+    def _above(self) -> Iterator[None]:
+        """Inside, lines are written above the bar."""
+        if self._live is None:
+            yield
+            return
+        self._live.stop()
+        yield
+        self._live.start()

@@ -1,0 +1,28 @@
+"""Where a training run stands: all of it that is not a tensor."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Counters that go on from run to run."""
+
+    update: int = 0  # optimizer updates made
+    epoch: int = 0  # passes over the corpus that were finished
+    position: int = 0  # batches of the current epoch that were used
+    target_pieces: int = 0  # learned from so far
+    train_seconds: float = 0.0  # spent on updates and validation so far
+    best_score: float | None = None  # of the first validation metric
+    best_update: int = 0
+    stalled: int = 0  # validations since the best one
+
+    def to_json(self) -> dict[str, Any]:
+        """The counters as JSON values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(table: dict[str, Any]) -> "TrainState":
+        """The counters that `to_json` gave."""
+        return TrainState(**table)

@@ -1,0 +1,108 @@
+"""One optimizer update: batches → gradients → clip → step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tfm_cli.corpus.batch import Batch
+from tfm_cli.corpus.batching import random_key
+from tfm_cli.device import arithmetic
+from tfm_cli.errors import DivergedError
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.training.loss import cross_entropy
+from tfm_cli.training.optim import MovingAverage, learning_rate
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What one update did."""
+
+    target_pieces: int
+    nll: Tensor  # scalar: summed negative log-likelihood, natural logarithm
+    gradient_norm: Tensor  # scalar, before clipping
+    learn_rate: float
+
+
+def batch_loss(
+    model: Transformer, batch: Batch, *, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of a batch and its summed negative log-likelihood, both scalars."""
+    memory = model.encode(batch.source, batch.source_keep)  # (B, S, D)
+    hidden = model.decode(batch.target_in, memory, batch.source_keep)  # (B, T, D)
+    return cross_entropy(
+        hidden[batch.target_keep],  # (N, D): no work is done for padding
+        model.output_weight,
+        batch.target_out[batch.target_keep],
+        label_smoothing=label_smoothing,
+    )
+
+
+def update(
+    model: Transformer,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage,
+    *,
+    number: int,
+    peak_rate: float,
+    warmup: int,
+    label_smoothing: float,
+    clip_norm: float,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> UpdateStats:
+    """One optimizer update over `batches`, weighting every target piece alike.
+
+    Losses are summed and divided by the pieces of all batches together: a mean of per-batch means
+    would give the pieces of short batches more weight.
+
+    Args:
+        model: in training mode.
+        batches: whose gradients are summed; freed one by one.
+        optimizer: of the model's parameters.
+        average: takes in the new weights.
+        number: of the update, from 1; with `seed` it decides on the dropout.
+        peak_rate: highest learning rate.
+        warmup: updates until it is reached.
+        label_smoothing: see `cross_entropy`.
+        clip_norm: largest gradient norm; 0 for no limit.
+        seed: of the run.
+        device: where the model is.
+        dtype: arithmetic of the matrix products.
+
+    Raises:
+        DivergedError: loss or gradient is no finite number; the weights were not touched.
+    """
+    target_pieces = sum(batch.target_pieces for batch in batches)
+    nll = torch.zeros((), device=device)
+    for index, batch in enumerate(batches):
+        model.noise.seed(random_key("dropout", seed, number, index))
+        with arithmetic(device, dtype):
+            loss, batch_nll = batch_loss(model, batch.to(device), label_smoothing=label_smoothing)
+        (loss / target_pieces).backward()  # type: ignore[no-untyped-call]
+        nll += batch_nll
+    gradient_norm = _clip(model, clip_norm)
+    if not bool(gradient_norm.isfinite() & nll.isfinite()):
+        raise DivergedError(
+            f"update {number}: the loss is {float(nll) / target_pieces:.4g} and the gradient norm "
+            f"{float(gradient_norm):.4g}; the weights were not touched",
+            hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
+        )
+    rate = learning_rate(number, peak=peak_rate, warmup=warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    average.include(number)
+    return UpdateStats(target_pieces, nll, gradient_norm, rate)
+
+
+def _clip(model: nn.Module, clip_norm: float) -> Tensor:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if clip_norm:
+        nn.utils.clip_grads_with_norm_(list(model.parameters()), clip_norm, norm)
+    return norm

@@ -1,0 +1,246 @@
+"""Lines in, translations out, in order, whatever their number, length and content."""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tfm_cli.config import SearchConfig
+from tfm_cli.corpus.batch import pad_source
+from tfm_cli.corpus.batching import random_key, token_batches
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
+from tfm_cli.errors import ConfigError
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.model_dir import load_model
+from tfm_cli.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_SENTENCE_ENDS = (".", "!", "?", ";", "。", "！", "？")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One translation of a line."""
+
+    text: str
+    score: float  # length-normalised log-probability; 0 for a blank line
+    log_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What became of one line."""
+
+    source: str
+    candidates: tuple[Candidate, ...]  # best first, at least one
+    num_pieces: int  # pieces written for the best one, </s> included
+
+    @property
+    def text(self) -> str:
+        """The best translation; empty for a blank line."""
+        return self.candidates[0].text
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A line, or a part of an over-long one."""
+
+    line: int  # index within the window
+    part: int  # index within the line
+    ids: list[int]
+    seed: int
+
+
+class Translator:
+    """A model and how it searches; a class because it holds the weights and counts lines.
+
+    Args:
+        transformer: in evaluation mode, on `device`.
+        tokenizer: of the model.
+        search: how translations are looked for.
+        sampling: draw translations by chance instead of looking for the best.
+        on_long: what becomes of a line of more than `search.max_length` pieces: `split` it,
+            preferably after a sentence, and join the translations; or `cut` it.
+        device: where the model is.
+        dtype: arithmetic of the matrix products.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        search: SearchConfig,
+        sampling: bool = False,
+        on_long: str = "split",
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if search.n_best > search.beam_size:
+            found = f"{search.n_best} and {search.beam_size}"
+            raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
+        self._transformer = transformer
+        self._tokenizer = tokenizer
+        self._search = search
+        self._sampling = sampling
+        self._on_long = on_long
+        self._device = device
+        self._dtype = dtype
+        self._lines_before = 0
+
+    @staticmethod
+    def load(
+        model_dir: Path,
+        *,
+        search: SearchConfig | None = None,
+        sampling: bool = False,
+        on_long: str = "split",
+        device: str = "auto",
+        precision: str = "auto",
+        cpu_threads: int = 0,
+    ) -> "Translator":
+        """The translator of a model directory; without `search`, as the model's settings say."""
+        place = resolve_device(device)
+        set_cpu_threads(cpu_threads)
+        model = load_model(model_dir, place)
+        return Translator(
+            model.transformer,
+            model.tokenizer,
+            search=search or model.config.search,
+            sampling=sampling,
+            on_long=on_long,
+            device=place,
+            dtype=resolve_precision(precision, place),
+        )
+
+    def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
+        """One translation for each line, in order, read and translated a window at a time."""
+        iterator = iter(lines)
+        while window := list(islice(iterator, self._search.buffer_size)):
+            yield from self.translate_window(window)
+
+    @torch.inference_mode()
+    def translate_window(self, lines: Sequence[str]) -> list[Translation]:
+        """One translation for each line; all are sorted by length and translated together."""
+        encoded = self._tokenizer.encode(lines)
+        segments = [
+            _Segment(line, part, part_ids, random_key("sample", self._search.seed, number, part))
+            for line, ids in enumerate(encoded)
+            for number in [self._lines_before + line + 1]
+            for part, part_ids in enumerate(self._parts(ids, lines[line], number))
+        ]
+        found: list[dict[int, list[Hypothesis]]] = [{} for _ in lines]  # by line, then by part
+        for batch in self._batches(segments):
+            for segment, hypotheses in zip(batch, self._search_batch(batch), strict=True):
+                found[segment.line][segment.part] = hypotheses
+        self._lines_before += len(lines)
+        return [
+            self._joined(line, [parts[i] for i in range(len(parts))])
+            for line, parts in zip(lines, found, strict=True)
+        ]
+
+    def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
+        """The segments of a line: none for a blank one, several for an over-long one."""
+        longest = self._search.max_length
+        if len(ids) <= longest:
+            return [ids] if ids else []
+        what = "split" if self._on_long == "split" else f"cut at {longest}"
+        logger.warning("line %d has %d pieces: %s", line_number, len(ids), what)
+        if self._on_long == "cut":
+            return [ids[:longest]]
+        pieces = self._tokenizer.encode_pieces([line])[0]
+        parts, start = [], 0
+        while len(ids) - start > longest:
+            end = start + _best_cut(pieces[start : start + longest + 1])
+            parts.append(ids[start:end])
+            start = end
+        return [*parts, ids[start:]]
+
+    def _batches(self, segments: list[_Segment]) -> Iterator[list[_Segment]]:
+        """Segments of about the same length together, longest first."""
+        ordered = sorted(segments, key=lambda segment: -len(segment.ids))
+        lengths = np.array([len(segment.ids) + 1 for segment in ordered], dtype=np.int64)
+        budget = max(
+            1, self._search.max_tokens // (1 if self._sampling else self._search.beam_size)
+        )
+        for batch in token_batches(lengths, lengths, max_tokens=budget):
+            yield ordered[batch]
+
+    def _search_batch(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
+        """Hypotheses of each segment; a batch that memory cannot hold is halved."""
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return self._search_whole(batch)
+        if len(batch) == 1:
+            return self._search_whole(batch)
+        half = len(batch) // 2
+        return self._search_batch(batch[:half]) + self._search_batch(batch[half:])
+
+    def _search_whole(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
+        search, tokenizer = self._search, self._tokenizer
+        source, source_keep = pad_source([s.ids for s in batch], tokenizer.eos_id)
+        source = source.to(self._device)
+        source_keep = None if source_keep is None else source_keep.to(self._device)
+        limits = [output_limit(len(s.ids), search.max_length_factor) for s in batch]
+        never = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.start_id} - {-1, tokenizer.eos_id}
+        with arithmetic(self._device, self._dtype):
+            if self._sampling:
+                drawn = sample(
+                    self._transformer,
+                    source,
+                    source_keep,
+                    limits=limits,
+                    seeds=[s.seed for s in batch],
+                    start_id=tokenizer.start_id,
+                    eos_id=tokenizer.eos_id,
+                    banned_ids=sorted(never),
+                    length_penalty=search.length_penalty,
+                    temperature=search.temperature,
+                    top_k=search.top_k,
+                    top_p=search.top_p,
+                )
+                return [[hypothesis] for hypothesis in drawn]
+            return beam_search(
+                self._transformer,
+                source,
+                source_keep,
+                limits=limits,
+                start_id=tokenizer.start_id,
+                eos_id=tokenizer.eos_id,
+                banned_ids=sorted(never),
+                beam_size=search.beam_size,
+                length_penalty=search.length_penalty,
+            )
+
+    def _joined(self, line: str, parts: list[list[Hypothesis]]) -> Translation:
+        """The translation of a line from its parts' hypotheses, the i-th best of each together."""
+        if not parts:
+            return Translation(line, (Candidate("", 0.0, 0.0),) * self._search.n_best, 0)
+        candidates = []
+        for rank in range(self._search.n_best):
+            chosen = [hypotheses[min(rank, len(hypotheses) - 1)] for hypotheses in parts]
+            texts = self._tokenizer.decode([list(h.ids) for h in chosen])
+            score = sum(h.score for h in chosen) / len(chosen)
+            total = sum(h.log_probability for h in chosen)
+            candidates.append(Candidate(" ".join(texts), score, total))
+        num_pieces = sum(len(hypotheses[0].ids) + 1 for hypotheses in parts)
+        return Translation(line, tuple(candidates), num_pieces)
+
+
+def _best_cut(pieces: list[str]) -> int:
+    """Where to cut before the last of these pieces: after a sentence, else between words.
+
+    A cut in the first half is no good, since the parts would become too many.
+    """
+    word_starts = [i for i in range(len(pieces) // 2, len(pieces)) if pieces[i].startswith("▁")]
+    after_sentence = [i for i in word_starts if i and pieces[i - 1].endswith(_SENTENCE_ENDS)]
+    return (after_sentence or word_starts or [len(pieces) - 1])[-1]
