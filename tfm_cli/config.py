@@ -48,12 +48,20 @@ def opt(
 class DataConfig:
     """Which text is learned from."""
 
-    source: tuple[str, ...] = opt((), "Training text in the source language, plain or gzip.")
-    target: tuple[str, ...] = opt((), "Its translation, line by line.")
-    valid_source: tuple[str, ...] = opt((), "Validation text in the source language.")
-    valid_target: tuple[str, ...] = opt((), "Its translation, line by line.")
+    # Files may be moved: a checkpoint knows their content by its hash.
+    source: tuple[str, ...] = opt(
+        (), "Training text in the source language, plain or gzip.", may_change=True
+    )
+    target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
+    valid_source: tuple[str, ...] = opt(
+        (), "Validation text in the source language.", may_change=True
+    )
+    valid_target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
     max_length: int = opt(
-        256, "Training pairs with more pieces than this on a side are dropped and counted.", ge=2
+        256,
+        "Training pairs with more pieces than this on a side are dropped and counted.",
+        ge=2,
+        le=1_000_000,
     )
 
 
@@ -151,7 +159,9 @@ class TrainingConfig:
         "Arithmetic of the matrix products: bf16 where the device is faster with it, or fp32.",
         choices=("auto", "fp32", "bf16"),
     )
-    cpu_threads: int = opt(0, "Threads on a CPU; 0 takes one for each core.", ge=0, may_change=True)
+    cpu_threads: int = opt(
+        0, "Threads on a CPU; 0 takes one for each core.", ge=0, le=1024, may_change=True
+    )
     disp_freq: int = opt(100, "Updates between progress lines.", ge=1, may_change=True)
     save_freq: int = opt(500, "Updates between checkpoints.", ge=1, may_change=True)
     keep_checkpoints: int = opt(2, "Newest checkpoints that are kept.", ge=2, may_change=True)
@@ -186,10 +196,13 @@ class SearchConfig:
     )
     n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
     max_length: int = opt(
-        256, "Longest segment in source pieces that is translated in one go.", ge=2
+        256, "Longest segment in source pieces that is translated in one go.", ge=2, le=1_000_000
     )
     max_length_factor: float = opt(
-        3.0, "A translation has at most this many pieces for each source piece, plus 10.", gt=0
+        3.0,
+        "A translation has at most this many pieces for each source piece, plus 10.",
+        gt=0,
+        le=1000,
     )
     max_tokens: int = opt(4096, "Source pieces in a batch, times the beam.", ge=1)
     buffer_size: int = opt(4096, "Most lines read ahead, sorted and translated together.", ge=1)
@@ -225,8 +238,14 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
             "width": 128,
             "heads": 4,
             "feed_forward_width": 256,
+            "dropout": 0.2,
         },
-        "training": {"max_updates": 8000, "learn_rate": 4e-3, "lr_warmup": 800},
+        "training": {
+            "max_updates": 20_000,
+            "max_tokens": 2048,
+            "learn_rate": 3e-3,
+            "lr_warmup": 1000,
+        },
     },
     "small": {
         "tokenizer": {"vocab_size": 8000},
@@ -258,6 +277,15 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
 # What `tiny` changes when it learns the sample corpus: a run of two minutes on two cores.
 SAMPLE_RUN: dict[str, dict[str, Value]] = {
     "tokenizer": {"vocab_size": 2000},
-    "training": {"max_updates": 500, "lr_warmup": 150, "disp_freq": 50, "save_freq": 250},
+    "model": {"dropout": 0.0},  # a grammar has no noise to learn by heart
+    "training": {
+        "max_updates": 750,
+        "max_tokens": 1024,
+        "learn_rate": 4e-3,
+        "lr_warmup": 200,
+        "ema_decay": 0.99,
+        "disp_freq": 50,
+        "save_freq": 250,
+    },
     "validation": {"freq": 250},
 }

@@ -1,39 +1,18 @@
-"""Settings from TOML files, `--set` and flags; every problem is reported at once."""
+"""Settings from presets, TOML files, `--set` and flags; every problem is reported at once."""
 
 import dataclasses
-import difflib
 import json
-import math
-import operator
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfm_cli.config import PRESETS, SAMPLE_RUN, SECTIONS, RunConfig, Value
+from tfm_cli.configcheck import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
 
 Overrides = Mapping[str, Mapping[str, object]]
-
-
-class Problems:
-    """Collects what is wrong with the settings, to say it all at once."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, place: str, what: str) -> None:
-        """Note one problem of the setting or file called `place`."""
-        self.lines.append(f"{place}: {what}")
-
-    def raise_if_any(self) -> None:
-        """Raise a ConfigError that lists every problem noted so far."""
-        if self.lines:
-            count = len(self.lines)
-            title = f"the settings have {count} problem{'s' if count > 1 else ''}"
-            raise ConfigError("\n  ".join([title, *self.lines]))
 
 
 def resolve(
@@ -42,7 +21,7 @@ def resolve(
     file: Path | None = None,
     assignments: Iterable[str] = (),
     flags: Overrides | None = None,
-    pretrained: Overrides | None = None,
+    pretrained: Callable[[str], Overrides] | None = None,
 ) -> RunConfig:
     """The run's settings: built-in default < preset < file < `--set` < flag.
 
@@ -51,7 +30,8 @@ def resolve(
         file: a TOML file with one table for each section.
         assignments: `section.name=value`, as `--set` takes them.
         flags: values by section and name, already of the right type; None where not given.
-        pretrained: what a model to start from was made with; replaces the preset's values.
+        pretrained: looks up what the model to start from was made with, by its directory; that
+            replaces the preset's values.
 
     Raises:
         ConfigError: names every unknown setting with its nearest neighbour, every wrong type and
@@ -59,31 +39,42 @@ def resolve(
     """
     problems = Problems()
     from_file = read_toml(file) if file else {}
-    chosen = preset or from_file.pop("preset", None) or "tiny"
-    if chosen not in PRESETS:
-        problems.add("preset", f"unknown preset `{chosen}`{_nearest(str(chosen), PRESETS)}")
-    layers: list[Mapping[str, Any]] = [
-        PRESETS.get(str(chosen), {}),
-        pretrained or {},
+    named_in_file = from_file.pop("preset", None)
+    chosen = preset or (named_in_file if named_in_file is not None else "tiny")
+    if not isinstance(chosen, str) or chosen not in PRESETS:
+        problems.add("preset", f"unknown preset {shown(chosen)}{nearest(str(chosen), PRESETS)}")
+        chosen = "tiny"
+    given: list[Mapping[str, Any]] = [
         from_file,
         _parse_assignments(assignments, problems),
         flags or {},
     ]
-    if chosen == "tiny" and not any(_names_a_corpus(layer) for layer in layers):
+    layers = [PRESETS[chosen], *given]
+    if chosen == "tiny" and not any(_names_a_corpus(layer) for layer in given):
         layers.insert(1, SAMPLE_RUN)
+    directory = _merged(given, Problems())["training"].get("pretrained_model")
+    if pretrained is not None and directory and isinstance(directory, str):
+        layers.insert(1, pretrained(directory))
+    merged = _merged(layers, problems)
+    config = from_mapping({"preset": chosen, **merged}, problems)
+    problems.raise_if_any()
+    return config
+
+
+def _merged(
+    layers: Iterable[Mapping[str, Any]], problems: Problems
+) -> dict[str, dict[str, object]]:
+    """The layers' values by section and name; a later layer is the stronger one."""
     merged: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for layer in layers:
         for section, values in layer.items():
             if section not in merged:
-                problems.add(section, f"unknown section{_nearest(section, SECTIONS)}")
+                problems.add(section, f"unknown section{nearest(section, SECTIONS)}")
             elif not isinstance(values, Mapping):
                 problems.add(section, "must be a table of settings")
             else:
-                given = {name: value for name, value in values.items() if value is not None}
-                merged[section].update(given)
-    config = from_mapping({"preset": chosen, **merged}, problems)
-    problems.raise_if_any()
-    return config
+                merged[section].update({n: v for n, v in values.items() if v is not None})
+    return merged
 
 
 def _names_a_corpus(layer: Mapping[str, Any]) -> bool:
@@ -91,120 +82,31 @@ def _names_a_corpus(layer: Mapping[str, Any]) -> bool:
     return isinstance(data, Mapping) and bool(data.get("source") or data.get("target"))
 
 
-def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
-    """A RunConfig from tables by section; what is wrong with them is added to `problems`."""
-    hints = typing.get_type_hints(RunConfig)
-    sections = {
-        section: _section(hints[section], section, tables.get(section, {}), problems)
-        for section in SECTIONS
-    }
-    for section in tables:
-        if section not in hints:
-            problems.add(section, f"unknown section{_nearest(section, SECTIONS)}")
-    config = RunConfig(preset=str(tables.get("preset", "tiny")), **sections)
-    if not problems.lines and config.model.width % config.model.heads:
-        problems.add(
-            "model.heads",
-            f"must divide model.width, got {config.model.heads} and {config.model.width}",
-        )
-    try:
-        duration_seconds(config.training.max_time)
-    except ValueError as error:
-        problems.add("training.max_time", str(error))
-    return config
-
-
-def duration_seconds(text: str) -> float | None:
-    """Seconds in a duration such as `90s`, `20m`, `1.5h` or `300`; None for an empty one."""
-    if not text:
-        return None
-    number, unit = (text[:-1], text[-1]) if text[-1] in "smhd" else (text, "s")
-    try:
-        seconds = float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"must be a duration such as 90s, 20m or 2h, got `{text}`")
-    return seconds
-
-
-def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Problems) -> Any:
-    if not isinstance(table, Mapping):
-        problems.add(section, "must be a table of settings")
-        return kind()
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Value] = {}
-    for name, raw in table.items():
-        place = f"{section}.{name}"
-        if name not in known:
-            problems.add(place, f"unknown setting{_nearest(name, known)}")
-            continue
-        value, complaint = coerce(raw, hints[name], known[name].metadata)
-        if complaint:
-            problems.add(place, complaint)
-        elif value is not None:
-            values[name] = value
-    return kind(**values)
-
-
-def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:
-    """The value in the wanted type and "", or None and what is wrong with it."""
-    value: Value
-    if wanted is float and isinstance(raw, int) and not isinstance(raw, bool):
-        value = float(raw)
-    elif isinstance(wanted, types.GenericAlias):  # tuple[str, ...]; one string is a list of one
-        items = [raw] if isinstance(raw, str) else raw
-        if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
-            return None, f"must be a list of strings, got {_shown(raw)}"
-        value = tuple(items)
-    elif type(raw) is wanted:
-        value = raw  # type: ignore[assignment]
-    else:
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-        return None, f"must be {names[wanted]}, got {_shown(raw)}"
-    return value, _broken_bound(value, bounds)
-
-
-def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
-    choices = bounds["choices"]
-    if choices:
-        for item in value if isinstance(value, tuple) else (value,):
-            if item not in choices:
-                listed = ", ".join(f"`{choice}`" for choice in choices)
-                return f"must be one of {listed}, got {_shown(item)}{_nearest(str(item), choices)}"
-    if isinstance(value, tuple) and choices and not value:
-        return "must not be empty"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ""
-    if not math.isfinite(value):
-        return f"must be a finite number, got {value}"
-    rules: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
-        ("ge", "at least", operator.ge),
-        ("gt", "above", operator.gt),
-        ("le", "at most", operator.le),
-        ("lt", "below", operator.lt),
-    )
-    for key, words, holds in rules:
-        if bounds[key] is not None and not holds(value, bounds[key]):
-            return f"must be {words} {bounds[key]}, got {value}"
-    return ""
-
-
 def _parse_assignments(assignments: Iterable[str], problems: Problems) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         setting, equals, text = assignment.partition("=")
-        section, dot, name = setting.strip().partition(".")
+        section, dot, name = setting.strip().replace("-", "_").partition(".")
         if not equals or not dot:
             problems.add(f"--set {assignment}", "must be `section.name=value`")
             continue
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a string: no quotes are needed in a shell
-        tables.setdefault(section, {})[name.replace("-", "_")] = value
+        tables.setdefault(section, {})[name] = _parse_value(section, name, text)
     return tables
+
+
+def _parse_value(section: str, name: str, text: str) -> object:
+    """A value as TOML has it; what is no such value is a string: a shell needs no quotes then."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # ValueError: also a number of too many digits
+        return text
+    kind = typing.get_type_hints(RunConfig).get(section)
+    wanted = typing.get_type_hints(kind).get(name) if kind else None
+    if len(table) > 1 or (
+        wanted not in (None, bool, int, float) and not isinstance(table["value"], str | list)
+    ):
+        return text  # such as the duration 90, or a file that is called 2024
+    return table["value"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -214,12 +116,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no TOML; names file, line and column.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start + 1} is no UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise ConfigError(f"{path}: is no TOML: {error}") from error
 
 
@@ -258,16 +160,5 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
         for field in dataclasses.fields(before):
             was, now = getattr(before, field.name), getattr(after, field.name)
             if was != now and not field.metadata["may_change"]:
-                changes.append(f"{section}.{field.name}: {_shown(was)} → {_shown(now)}")
+                changes.append(f"{section}.{field.name}: {shown(was)} → {shown(now)}")
     return changes
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(str(item) for item in value) or "(none)"
-    return f"`{value}`" if isinstance(value, str) else str(value).lower()
-
-
-def _nearest(name: str, known: Iterable[object]) -> str:
-    match = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
-    return f"; did you mean `{match[0]}`?" if match else ""

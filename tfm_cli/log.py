@@ -4,6 +4,8 @@ import logging
 import sys
 from typing import TextIO
 
+from tfm_cli.terminal import visible
+
 QUIET = logging.WARNING
 NORMAL = logging.INFO
 
@@ -12,7 +14,7 @@ class _PlainFormatter(logging.Formatter):
     """Facts as they are; warnings and errors with their level in front."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = visible(super().format(record))
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

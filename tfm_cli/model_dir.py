@@ -1,13 +1,12 @@
 """A model on disk: `config.json`, `tokenizer.model` and `model.safetensors`, verified when read.
 
-The names are fixed, config names no path, and hashes tie tokenizer and weights together, so a
-folder that was mixed, torn or tampered with is refused by name.
+The names are fixed, and hashes tie settings, tokenizer and weights together, so a folder that was
+mixed, torn or tampered with is refused by name.
 """
 
 import dataclasses
 import hashlib
 import json
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-import tfm_cli
 from tfm_cli.config import ModelConfig, RunConfig
-from tfm_cli.configfile import Problems, from_mapping, to_mapping
 from tfm_cli.errors import ModelError
+from tfm_cli.files import atomic_file
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.text import atomic_file
+from tfm_cli.model_config import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    load_config,
+    load_tokenizer,
+    regular_file,
+)
 from tfm_cli.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
-WEIGHTS_FILE = "model.safetensors"
-_MAX_CONFIG_BYTES = 1 << 20
+_METADATA_KEY = "tfm"  # only one: safetensors writes several in an order that changes
+_MAX_NAMED = 8  # tensors that a message lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,40 +44,40 @@ class TrainedModel:
     transformer: Transformer
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsFacts:
+    """What the weights file says of itself."""
+
+    update: int  # after which these weights were
+    scores: dict[str, float]  # on the validation text, by metric; empty without one
+
+
 def build_transformer(config: ModelConfig, vocab_size: int) -> Transformer:
     """A Transformer of this shape with fresh weights."""
     return Transformer(vocab_size, **dataclasses.asdict(config))
 
 
-def save_config(directory: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Write what does not change while a model learns: its settings and its tokenizer."""
-    with atomic_file(directory / TOKENIZER_FILE) as stream:
-        stream.write(tokenizer.model_bytes)
-    header = {
-        "format_version": FORMAT_VERSION,
-        "tfm_version": tfm_cli.__version__,
-        "tokenizer_sha256": tokenizer.sha256,
-        "vocab_size": tokenizer.vocab_size,
-        "settings": to_mapping(config),
-    }
-    with atomic_file(directory / CONFIG_FILE) as stream:
-        stream.write(json.dumps(header, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
 def save_weights(
-    directory: Path, weights: Mapping[str, Tensor], tokenizer: Tokenizer, *, update: int
+    directory: Path,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    shape: ModelConfig,
+    facts: WeightsFacts,
 ) -> None:
-    """Write the weights that translate, with the hashes that tie them to the tokenizer."""
+    """Write the weights that translate, tied to the tokenizer and shape they were learned with.
+
+    The same weights and facts give the same bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {
-        "format": "pt",
-        "format_version": str(FORMAT_VERSION),
+        "format_version": FORMAT_VERSION,
+        "model": _shape(shape),
         "tokenizer_sha256": tokenizer.sha256,
         "weights_sha256": weights_sha256(tensors),
-        "update": str(update),
+        **dataclasses.asdict(facts),
     }
     with atomic_file(directory / WEIGHTS_FILE) as stream:
-        stream.write(to_safetensors(tensors, metadata))
+        stream.write(to_safetensors(tensors, {_METADATA_KEY: json.dumps(metadata)}))
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -94,108 +96,82 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
         ModelError: something is missing, torn, of a newer format, or does not belong together;
             names the file, what was found and what was wanted.
     """
-    config, vocab_size, tokenizer_sha256 = load_config(directory)
-    tokenizer = Tokenizer.load(regular_file(directory, TOKENIZER_FILE))
-    if tokenizer.sha256 != tokenizer_sha256:
-        raise ModelError(
-            f"{directory / TOKENIZER_FILE}: is not the tokenizer this model was trained with: "
-            f"found SHA-256 {tokenizer.sha256}, wanted {tokenizer_sha256}",
-            hint="put the right tokenizer back, or copy the model directory again as a whole",
-        )
-    if tokenizer.vocab_size != vocab_size:
-        found = f"found {tokenizer.vocab_size} pieces, wanted {vocab_size}"
-        raise ModelError(f"{directory / TOKENIZER_FILE}: does not fit {CONFIG_FILE}: {found}")
+    saved = load_config(directory)
+    tokenizer = load_tokenizer(directory, saved)
+    shape = saved.settings.model
     # On the meta device the shapes cost no memory: nothing is allocated before it is checked.
     with torch.device("meta"):
-        transformer = build_transformer(config.model, vocab_size)
-    weights = _load_weights(directory, transformer.state_dict(), tokenizer_sha256)
+        transformer = build_transformer(shape, saved.vocab_size)
+    weights = _load_weights(directory, transformer.state_dict(), shape, saved.tokenizer_sha256)
     transformer.load_state_dict(weights, assign=True)
-    return TrainedModel(config, tokenizer, transformer.to(device).eval())
+    return TrainedModel(saved.settings, tokenizer, transformer.to(device).eval())
 
 
-def load_config(directory: Path) -> tuple[RunConfig, int, str]:
-    """The settings of a model directory, its vocabulary size and its tokenizer's hash."""
-    path = regular_file(directory, CONFIG_FILE)
-    raw = path.read_bytes() if path.stat().st_size <= _MAX_CONFIG_BYTES else b""
+def weights_facts(directory: Path) -> WeightsFacts | None:
+    """What the weights file of a model directory says of itself; None where there is none yet."""
+    if not (directory / WEIGHTS_FILE).exists():
+        return None
+    path = regular_file(directory, WEIGHTS_FILE)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-        version = header["format_version"]
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ModelError(
-                f"{path}: has format {version}, this is tfm {tfm_cli.__version__} which reads up "
-                f"to {FORMAT_VERSION}; made by tfm {header.get('tfm_version')}",
-                hint="install a newer tfm",
-            )
-        settings, sha256 = header["settings"], str(header["tokenizer_sha256"])
-        vocab_size = int(header["vocab_size"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: is no model config: {error!r}") from error
-    problems = Problems()
-    config = from_mapping(settings if isinstance(settings, dict) else {}, problems)
-    if problems.lines or not 2 <= vocab_size <= 1_000_000:
-        lines = problems.lines or [f"vocab_size: must be between 2 and 1000000, got {vocab_size}"]
-        raise ModelError("\n  ".join([f"{path}: has settings that cannot be used", *lines]))
-    return config, vocab_size, sha256
-
-
-def regular_file(directory: Path, name: str) -> Path:
-    """The path of a file in a model directory, which must be there and be a plain file."""
-    path = directory / name
-    if not directory.is_dir():
-        raise ModelError(
-            f"{directory}: there is no such model directory",
-            hint="train one with `tfm train --output DIR`, or name another with `--model DIR`",
-        )
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        reason = "no validation was reached yet" if name == WEIGHTS_FILE else "it is incomplete"
-        raise ModelError(f"{directory}: has no `{name}`: {reason}, or it is no model") from error
-    if not stat.S_ISREG(mode):
-        raise ModelError(f"{path}: is not a regular file")
-    return path
+        with safe_open(str(path), framework="pt") as file:
+            metadata = _metadata(file)
+        return WeightsFacts(int(metadata["update"]), dict(metadata["scores"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _torn(path, error) from error
 
 
 def _load_weights(
-    directory: Path, expected: Mapping[str, Tensor], tokenizer_sha256: str
+    directory: Path, expected: Mapping[str, Tensor], shape: ModelConfig, tokenizer_sha256: str
 ) -> dict[str, Tensor]:
     path = regular_file(directory, WEIGHTS_FILE)
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_weights_header(path, file, metadata, expected, tokenizer_sha256)
+            metadata = _metadata(file)
+            _check_header(path, file, metadata, expected, shape, tokenizer_sha256)
             weights = {name: file.get_tensor(name) for name in expected}
     except (SafetensorError, OSError, ValueError) as error:
-        hint = "copy it again, or go back to a checkpoint"
-        raise ModelError(f"{path}: is torn or no safetensors file: {error}", hint=hint) from error
+        raise _torn(path, error) from error
     if weights_sha256(weights) != metadata.get("weights_sha256"):
         hint = "copy the file again"
         raise ModelError(f"{path}: the weights are not those that were saved", hint=hint)
     bad = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if bad:
-        raise ModelError(f"{path}: has values that are no finite numbers: {', '.join(bad)}")
+        raise ModelError(f"{path}: has values that are no finite numbers: {_listed(bad, ', ')}")
     return weights
 
 
-def _check_weights_header(
+def _check_header(
     path: Path,
     file: Any,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
     expected: Mapping[str, Tensor],
+    shape: ModelConfig,
     tokenizer_sha256: str,
 ) -> None:
+    version = metadata.get("format_version", 0)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        told = f"has format {version}, wanted at most {FORMAT_VERSION}"
+        raise ModelError(f"{path}: {told}", hint="install a newer tfm")
     found = set(file.keys())
     wrong = [f"{name}: missing" for name in expected if name not in found]
     wrong += [f"{name}: unknown" for name in sorted(found - set(expected))]
     for name in sorted(found & set(expected)):
-        shape, wanted = tuple(file.get_slice(name).get_shape()), tuple(expected[name].shape)
-        if shape != wanted:
-            wrong.append(f"{name}: has shape {shape}, wanted {wanted}")
-        if file.get_slice(name).get_dtype() != "F32":
-            wrong.append(f"{name}: has type {file.get_slice(name).get_dtype()}, wanted F32")
+        entry, wanted = file.get_slice(name), tuple(expected[name].shape)
+        if tuple(entry.get_shape()) != wanted:
+            wrong.append(f"{name}: has shape {tuple(entry.get_shape())}, wanted {wanted}")
+        if entry.get_dtype() != "F32":
+            wrong.append(f"{name}: has type {entry.get_dtype()}, wanted F32")
+    learned_with = metadata.get("model")
+    if not wrong and learned_with != _shape(shape):
+        # The same tensors mean something else with another number of heads, for example.
+        before = learned_with if isinstance(learned_with, dict) else {}
+        wrong = [
+            f"model.{name}: was {before.get(name)} in training, is {value}"
+            for name, value in _shape(shape).items()
+            if before.get(name) != value
+        ]
     if wrong:
-        shown = wrong[:8] + ([f"… and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
-        raise ModelError("\n  ".join([f"{path}: does not fit {CONFIG_FILE}", *shown]))
+        raise ModelError(f"{path}: does not fit {CONFIG_FILE}\n  {_listed(wrong)}")
     if metadata.get("tokenizer_sha256") != tokenizer_sha256:
         raise ModelError(
             f"{path}: was trained with another tokenizer: found SHA-256 "
@@ -203,12 +179,25 @@ def _check_weights_header(
         )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name occurs twice")
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    """The settings that decide on what the weights compute; dropout is for training only."""
+    table = dataclasses.asdict(config)
+    del table["dropout"]
     return table
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _metadata(file: Any) -> dict[str, Any]:
+    metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no JSON object")
+    return metadata
+
+
+def _torn(path: Path, error: Exception) -> ModelError:
+    hint = "copy it again, or go back to a checkpoint"
+    return ModelError(f"{path}: is torn or no safetensors file: {error}", hint=hint)
+
+
+def _listed(lines: list[str], separator: str = "\n  ") -> str:
+    more = len(lines) - _MAX_NAMED
+    return separator.join(lines[:_MAX_NAMED] + ([f"… and {more} more"] if more > 0 else []))

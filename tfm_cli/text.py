@@ -1,28 +1,32 @@
 """Text as lines, whatever the locale: only a line feed ends one, and line i stays line i.
 
-Files are read as bytes, gzip is told by its first bytes, and a line is UTF-8. What is written is
-written aside, flushed to the disk and renamed, so that a reader sees the old file or the new one.
+Files are read as bytes, gzip is told by its first bytes, and a line is UTF-8.
 """
 
 import contextlib
 import gzip
 import io
-import os
 import select
-import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.files import atomic_file
+from tfm_cli.terminal import visible
 
 MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
 _PAUSE_SECONDS = 0.02
+_WINDOW_SECONDS = 0.5  # a pipe that never pauses but is slow is answered this often
+_WINDOW_CHARACTERS = 1 << 23
+_GZIP = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_SIGNATURES = (_GZIP, _UTF8_BOM, *_OTHER_BOMS)
 
 
 class LineReader:
@@ -36,7 +40,8 @@ class LineReader:
         stream: binary, at its start.
         name: what messages call it.
         invalid: what becomes of bytes that are no UTF-8: `refuse` raises a DataError with file,
-            line and byte; `replace` puts U+FFFD in their place and counts the line.
+            line and byte; `replace` puts U+FFFD in their place and counts the line. `refuse` also
+            refuses what looks binary: more than 1 % NUL in what is read first.
         max_line_bytes: a longer line keeps its first bytes, up to a whole character, and is
             counted, so that memory stays bounded on any input.
     """
@@ -61,26 +66,29 @@ class LineReader:
         self._ready: list[bytes] = []  # whole lines, last first
         self._rest = b""  # the beginning of a line whose end was not read yet
         self._overlong = False
-        self._crlf = False
+        self._crlf: bool | None = None  # None before the end of the first line is seen
         self._started = False
         self._ended = False
         self._watched: int | None = None  # file descriptor that tells when input pauses
 
     def __iter__(self) -> Iterator[str]:
-        while (line := self._next()) is not None:
-            yield line
+        while self._has_next():
+            yield self._text(self._ready.pop())
 
     def window(self, max_lines: int) -> list[str]:
         """Up to `max_lines` lines; fewer when the input ends or pauses; none at its end only.
 
         A person who types a line, or a slow pipe, is thus answered before the next line comes.
+        Very long lines also make a window of fewer, so that its memory is bounded.
         """
         lines: list[str] = []
-        while len(lines) < max_lines and (not lines or self._ready or not self._pauses()):
-            line = self._next()
-            if line is None:
+        characters = 0
+        began = time.monotonic()
+        while len(lines) < max_lines and characters < _WINDOW_CHARACTERS:
+            if not self._has_next(since=began if lines else None):
                 break
-            lines.append(line)
+            lines.append(self._text(self._ready.pop()))
+            characters += len(lines[-1])
         return lines
 
     def notes(self) -> list[str]:
@@ -92,17 +100,20 @@ class LineReader:
         }
         return [f"{told[kind]} (first: line {line})" for kind, line in self._first.items()]
 
-    def _pauses(self) -> bool:
-        if self._watched is None or self._ended:
-            return False
-        return not select.select([self._watched], [], [], _PAUSE_SECONDS)[0]
-
-    def _next(self) -> str | None:
-        while not self._ready:
-            if self._ended:
-                return None
+    def _has_next(self, since: float | None = None) -> bool:
+        """Whether a line is ready; with `since`, only until the input pauses or is slow."""
+        while not self._ready and not self._ended:
+            if since is not None and self._pauses(since):
+                return False
             self._read_more()
-        return self._text(self._ready.pop())
+        return bool(self._ready)
+
+    def _pauses(self, since: float) -> bool:
+        if self._watched is None:
+            return False
+        if time.monotonic() - since > _WINDOW_SECONDS:
+            return True
+        return not select.select([self._watched], [], [], _PAUSE_SECONDS)[0]
 
     def _read_chunk(self) -> bytes:
         try:
@@ -112,13 +123,14 @@ class LineReader:
                 f"{self.name}: the gzip data is damaged or cut off after line {self.num_lines}"
             )
             raise DataError(message, hint="fetch or compress the file again") from error
-        except IsADirectoryError as error:
-            raise DataError(f"{self.name}: is a directory, wanted a file") from error
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read: {error.strerror}") from error
 
     def _read_more(self) -> None:
         chunk = self._read_chunk() if self._started else self._start()
         if not chunk:
             self._ended = True
+            self._crlf = False  # there is no LF after the last line
             if self._rest:
                 self._ready = [self._rest]
                 self._rest = b""
@@ -129,19 +141,19 @@ class LineReader:
             self._rest, self._overlong = rest, False
         elif not self._overlong:
             self._rest += rest
-        if len(self._rest) > self._max_line_bytes:
-            self._rest, self._overlong = self._rest[: self._max_line_bytes + 1], True
+        # A byte more tells that the line is too long; one that is too long by a CR alone may
+        # still be whole, and two tell that it is not.
+        if len(self._rest) > self._max_line_bytes + 1:
+            self._rest, self._overlong = self._rest[: self._max_line_bytes + 2], True
         whole.reverse()
         self._ready = whole
 
     def _start(self) -> bytes:
         self._started = True
-        chunk = self._read_chunk()
-        if chunk[:1] == b"\x1f":  # a gzip header may come in two pieces through a pipe
-            chunk += self._read_chunk() if len(chunk) < 2 else b""
-        if chunk[:2] == b"\x1f\x8b":
+        chunk = self._opening()
+        if chunk.startswith(_GZIP):
             self._stream = gzip.GzipFile(fileobj=_Prepended(chunk, self._stream))  # type: ignore[assignment]
-            chunk = self._read_chunk()
+            chunk = self._opening()
         else:
             self._watched = _pausing_descriptor(self._stream)
         if chunk[:2] in _OTHER_BOMS:
@@ -151,25 +163,36 @@ class LineReader:
             raise DataError(f"{self.name}: looks binary (NUL bytes), wanted UTF-8 text")
         if chunk.startswith(_UTF8_BOM):
             chunk = chunk[len(_UTF8_BOM) :] or self._read_chunk()
-        first_line, line_feed, _ = chunk.partition(b"\n")
-        self._crlf = bool(line_feed) and first_line.endswith(b"\r")
+        return chunk
+
+    def _opening(self) -> bytes:
+        """The first chunk, with enough bytes to tell what it begins: a pipe may give one by one."""
+        chunk = self._read_chunk()
+        while chunk and any(s.startswith(chunk) and s != chunk for s in _SIGNATURES):
+            more = self._read_chunk()
+            if not more:
+                break
+            chunk += more
         return chunk
 
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
-        if self._crlf and line.endswith(b"\r"):
+        if self._crlf is None:
+            self._crlf = line.endswith(b"\r")
+        if self._crlf and line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
             line = line[:-1]
-        if b"\0" in line:
-            self.num_nul += 1
-            self._first.setdefault("nul", self.num_lines)
-            line = line.replace(b"\0", b"")
         if len(line) > self._max_line_bytes:
             self.num_clipped += 1
             self._first.setdefault("clipped", self.num_lines)
-            end = self._max_line_bytes
-            while end and line[end] & 0xC0 == 0x80:  # back to where a character starts
-                end -= 1
-            line = line[:end]
+            line = _clipped(line, self._max_line_bytes)
+        text = self._decoded(line)
+        if "\0" in text:
+            self.num_nul += 1
+            self._first.setdefault("nul", self.num_lines)
+            text = text.replace("\0", "")
+        return text
+
+    def _decoded(self, line: bytes) -> str:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -203,6 +226,15 @@ class _Prepended(io.RawIOBase):
         return self._then.read(size)
 
 
+def _clipped(line: bytes, size: int) -> bytes:
+    """At most `size` bytes of a longer line, up to where a character ends."""
+    end = size
+    while end > max(0, size - 3) and line[end] & 0xC0 == 0x80:  # a character has 4 bytes at most
+        end -= 1
+    # What continues further back is no UTF-8 anyway, and stays.
+    return line[: size if line[end] & 0xC0 == 0x80 else end]
+
+
 def _pausing_descriptor(stream: BinaryIO) -> int | None:
     """The descriptor of a pipe, socket or terminal; None for what is always ready or has none."""
     try:
@@ -223,6 +255,8 @@ def open_lines(
         DataError: there is no such file, or it cannot be read.
     """
     if str(path) == "-":
+        if sys.stdin is None:
+            raise DataError("standard input: cannot be read: it is closed")
         yield LineReader(sys.stdin.buffer, "standard input", invalid=invalid)
         return
     with contextlib.ExitStack() as stack:
@@ -234,14 +268,20 @@ def open_lines(
 
 
 def write_line(stream: BinaryIO, text: str) -> None:
-    """Write one line; a line feed inside the text becomes a blank, so that it stays one."""
-    stream.write(text.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
+    """Write one line; a line feed inside the text becomes a blank, so that it stays one.
+
+    A terminal gets control characters as escapes; anything else gets the text as it is.
+    """
+    line = visible(text) if stream.isatty() else text
+    stream.write(line.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
 
 
 @contextlib.contextmanager
 def open_output(path: str | Path) -> Iterator[BinaryIO]:
     """Standard output where the path is `-`, else a file that takes its place when it is whole."""
     if str(path) == "-":
+        if sys.stdout is None:
+            raise ResourceError("standard output: cannot be written: it is closed")
         try:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
@@ -253,91 +293,3 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
         return
     with atomic_file(path) as stream:
         yield stream
-
-
-def check_writable(path: str | Path) -> None:
-    """Raise a ResourceError if a file or folder could not be made at `path`; before the long work.
-
-    Missing parents are fine as long as the nearest one that exists can be written to.
-    """
-    if str(path) == "-":
-        return
-    place = Path(path)
-    if place.is_file() and not os.access(place, os.W_OK):
-        raise ResourceError(f"{path}: cannot be written: the file is read-only")
-    parent = place if place.is_dir() else place.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ResourceError(f"{path}: cannot be written: `{parent}` is not a directory")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"{path}: cannot be written: no permission to write in `{parent}`")
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name only when it was written and synced whole.
-
-    Raises:
-        ResourceError: it could not be written; whatever stood under the name is untouched.
-    """
-    place = Path(path)
-    if place.is_dir():
-        raise ResourceError(f"{path}: cannot be written: it is a directory")
-    aside = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(place)
-        _sync_directory(place.parent)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when all in it was written and synced.
-
-    Raises:
-        ResourceError: it could not be written; a folder that stood under the name is untouched.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        yield aside
-        for file in aside.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        _sync_directory(aside)
-        remove_directory(path)
-        aside.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def remove_directory(path: Path) -> None:
-    """Remove a folder; it loses its name first, so that half of it never looks like a whole one."""
-    if path.exists():
-        trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
-        path.replace(trash)
-        shutil.rmtree(trash, ignore_errors=True)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -146,10 +146,6 @@ class Tokenizer:
             raise ModelError(f"the tokenizer cannot sample: {reason}") from error
         return [piece.decode("utf-8", "replace") for piece in pieces]
 
-    def id_to_piece(self, piece_id: int) -> str:
-        """The piece that has this id."""
-        return self._pieces[piece_id]
-
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
         """Id of each piece; the unknown id for what is no piece."""
         return list(self._processor.PieceToId(list(pieces)))
@@ -159,8 +155,13 @@ class Tokenizer:
         return self._decoded(list(ids))
 
     def decode_pieces(self, pieces: Sequence[Sequence[str]]) -> list[str]:
-        """Text of each sequence of pieces, never with a line feed."""
-        return self._decoded([_utf8(sequence) for sequence in pieces])
+        """Text of each sequence of pieces, never with a line feed.
+
+        SentencePiece lets the blank sign of a piece that the model does not know stand; here it
+        is a blank like any other, so that every text comes back whatever the model knows.
+        """
+        texts = self._decoded([_utf8(sequence) for sequence in pieces])
+        return [text.removeprefix("▁").replace("▁", " ") for text in texts]
 
     def _decoded(self, sequences: list[Any]) -> list[str]:
         if not sequences:  # SentencePiece would take it for one empty sequence

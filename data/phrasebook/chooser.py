@@ -15,6 +15,7 @@ class Chooser:
     """A stream of choices, fixed by its seed."""
 
     def __init__(self, seed: int) -> None:
+        """Starts the stream."""
         self._random = Random(seed)
 
     def chance(self, probability: float) -> bool:

@@ -20,8 +20,6 @@ IRREGULAR = {
     "cueillir": "cueille cueille cueillons cueillez cueillent | cueilli | cueiller",
     "devoir": "dois doit devons devez doivent | dû | devr",
     "dire": "dis dit disons dites disent | dit | dir",
-    "disparaître": "disparais disparaît disparaissons disparaissez disparaissent"
-    " | disparu | disparaîtr",
     "dormir": "dors dort dormons dormez dorment | dormi | dormir",
     "endormir": "endors endort endormons endormez endorment | endormi | endormir",
     "envoyer": "envoie envoie envoyons envoyez envoient | envoyé | enverr",
@@ -53,7 +51,6 @@ FAMILIES = {
     "venir": "viens vient venons venez viennent | venu | viendr",
     "uire": "uis uit uisons uisez uisent | uit | uir",
 }
-DOUBLING = {"appeler", "jeter"}
 FUTURE_ENDINGS = ("ai", "a", "ons", "ez", "ont")
 
 
@@ -105,16 +102,14 @@ def _listed(infinitive: str) -> list[str] | None:
     for ending, row in FAMILIES.items():
         if infinitive.endswith(ending):
             prefix = infinitive.removesuffix(ending)
-            return [
-                " ".join(prefix + form for form in part.split()) for part in row.split(" | ")
-            ]
+            return [" ".join(prefix + form for form in part.split()) for part in row.split(" | ")]
     return None
 
 
 def _stressed(stem: str) -> str:
     """The stem of an -er verb before a mute e: achète, espère, appelle, nettoie."""
-    if stem + "er" in DOUBLING:
-        return stem + stem[-1]
+    if stem == "appel":
+        return "appell"
     if stem[-1] == "y":
         return stem[:-1] + "i"
     return re.sub(f"[eé]([^{VOWELS}])$", r"è\1", stem)

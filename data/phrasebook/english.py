@@ -22,11 +22,18 @@ from phrasebook.syntax import (
     Relative,
     Sentence,
     Span,
-    Statement,
 )
 from phrasebook.words import Adverb, Conjunction
 
-PRONOUNS = {"I": "me", "you": "you", "he": "him", "she": "her", "it": "it", "we": "us", "they": "them"}
+PRONOUNS = {
+    "I": "me",
+    "you": "you",
+    "he": "him",
+    "she": "her",
+    "it": "it",
+    "we": "us",
+    "they": "them",
+}
 PLURAL_DETERMINERS = {"this": "these", "that": "those"}
 WITHOUT_TO = {"can", "must"}
 
@@ -68,7 +75,10 @@ def _question(tree: Question) -> list[str]:
         case "whom":
             return ["who", *_clause(clause, is_question=True)]
         case asked:
-            return [*asked.split(), *_clause(clause, is_question=True, without_object=asked == "what")]
+            return [
+                *asked.split(),
+                *_clause(clause, is_question=True, without_object=asked == "what"),
+            ]
 
 
 def _clause(
@@ -97,9 +107,13 @@ def _clause(
 
 def _objects(clause: Clause, *, without_object: bool) -> list[str]:
     recipient = _noun_phrase(clause.recipient, is_object=True) if clause.recipient else []
-    direct = [] if without_object or not clause.object else _noun_phrase(clause.object, is_object=True)
+    direct = (
+        [] if without_object or not clause.object else _noun_phrase(clause.object, is_object=True)
+    )
     if clause.verb.key == "be old":
         return [*direct, "old"]
+    if clause.verb.key == "be there" and clause.negation:
+        return ["no", *direct]
     if recipient and not clause.recipient_is_first:
         return [*direct, "to", *recipient]
     return recipient + direct
@@ -107,7 +121,7 @@ def _objects(clause: Clause, *, without_object: bool) -> list[str]:
 
 def _verb(clause: Clause, *, is_question: bool) -> list[str]:
     auxiliary, main = _verb_forms(clause, is_question=is_question)
-    negation = clause.negation.split()
+    negation = [] if clause.verb.key == "be there" else clause.negation.split()
     if clause.adverb:
         negation.append(clause.adverb.key)
     if auxiliary == ["can"] and negation[:1] == ["not"]:
@@ -125,6 +139,8 @@ def _verb_forms(clause: Clause, *, is_question: bool) -> tuple[list[str], list[s
     if tense == "infinitive":
         return [], [verb.base]
     if verb.key == "must":
+        if tense == "past" and is_question:
+            return ["did"], ["have", "to"]
         return {"present": (["must"], []), "past": ([], ["had", "to"])}.get(
             tense, (["will"], ["have", "to"])
         )
@@ -176,7 +192,11 @@ def _noun_phrase(phrase: NounPhrase, *, is_object: bool = False) -> list[str]:
         case Described():
             words = _determiner(phrase) + [adjective.key for adjective in phrase.adjectives]
             words += phrase.noun.english[phrase.is_plural].split()
-            words += ["of", *phrase.content.english[0].split()] if phrase.content else []
+            words += (
+                ["of", *phrase.content.english[not phrase.content.mass].split()]
+                if phrase.content
+                else []
+            )
             return words + (_relative(phrase.relative, phrase) if phrase.relative else [])
         case _:
             assert_never(phrase)
@@ -238,7 +258,10 @@ def _modifier(modifier: Modifier) -> list[str]:
         case Adverb():
             return modifier.key.split()
         case Phrase():
-            return [*modifier.preposition.key.split(), *_noun_phrase(modifier.object, is_object=True)]
+            return [
+                *modifier.preposition.key.split(),
+                *_noun_phrase(modifier.object, is_object=True),
+            ]
         case Locality():
             return [modifier.relation, *modifier.place.key.split()]
         case Span():

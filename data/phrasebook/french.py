@@ -24,12 +24,19 @@ from phrasebook.syntax import (
     Relative,
     Sentence,
     Span,
-    Statement,
 )
 from phrasebook.words import Adverb
 
-QUESTION_WORDS = {"where": "où", "when": "quand", "why": "pourquoi", "how": "comment", "what": "que",
-                  "whom": "qui"}  # fmt: skip
+QUESTION_WORDS = {
+    "where": "où",
+    "when": "quand",
+    "why": "pourquoi",
+    "how": "comment",
+    "what": "que",
+    "whom": "qui",
+}
+# verbs whose negation makes the infinitive's object negative too: il ne veut pas boire de thé
+NEGATION_REACHES = {"vouloir", "pouvoir", "devoir", "savoir", "aimer"}
 COMPARISONS = {"more": ["plus"], "less": ["moins"], "as": ["aussi"], "": []}
 
 
@@ -112,7 +119,8 @@ def _clause(
         words += _predicate(clause, clause.predicate)
     if clause.infinitive:
         words += clause.verb.preposition.split()
-        words += _clause(clause.infinitive, without_subject=True, is_negated=is_negated)
+        reaches = is_negated and clause.verb.french in NEGATION_REACHES
+        words += _clause(clause.infinitive, without_subject=True, is_negated=reaches)
     if clause.content:
         words += ["que", *_clause(clause.content)]
     for modifier in clause.modifiers:
@@ -131,7 +139,9 @@ def _object(clause: Clause, phrase: NounPhrase, *, is_negated: bool) -> list[str
 
 def _predicate(clause: Clause, predicate: Quality | Described) -> list[str]:
     agreement = clause.subject.agreement
-    if isinstance(predicate, Described):
+    if isinstance(predicate, Described) and predicate.determiner not in {"a", "bare"}:
+        return _noun_phrase(predicate)
+    if isinstance(predicate, Described):  # a profession, without an article
         noun = predicate.noun
         forms = noun.feminine if agreement.is_feminine and noun.feminine else noun.french
         return forms[agreement.is_many].split()
@@ -143,7 +153,7 @@ def _predicate(clause: Clause, predicate: Quality | Described) -> list[str]:
 
 def governed(preposition: str, phrase: NounPhrase) -> list[str]:
     """A preposition and the phrase behind it, contracted."""
-    after_de = preposition.split()[-1] == "de"
+    after_de = preposition.split()[-1] in {"de", "sans"}  # swallow du and des
     if isinstance(phrase, Described):
         return contract(preposition, _described(phrase, after_de=after_de))
     return [*preposition.split(), *_strong(phrase)]
@@ -172,12 +182,10 @@ def _noun_phrase(phrase: NounPhrase, *, is_negated: bool = False) -> list[str]:
             assert_never(phrase)
 
 
-def _described(
-    phrase: Described, *, is_negated: bool = False, after_de: bool = False
-) -> list[str]:
+def _described(phrase: Described, *, is_negated: bool = False, after_de: bool = False) -> list[str]:
     words = core(phrase, is_negated=is_negated, after_de=after_de)
     if phrase.content:
-        words += ["de", *phrase.content.french[0].split()]
+        words += ["de", *phrase.content.french[not phrase.content.mass].split()]
     if phrase.owner:
         words += governed("de", phrase.owner)
     return words + (_relative(phrase.relative, phrase) if phrase.relative else [])

@@ -22,7 +22,7 @@ INFLECTED: dict[str, tuple[str, str, str]] = {
     "their": ("leur", "leur", "leurs"),
     "every": ("chaque", "chaque", "chaque"),
 }
-POSSESSIVES = ("ma", "ta", "sa")  # mon amie, son école
+POSSESSIVES = ("ma", "sa")  # mon amie, son école
 
 
 def subject_pronoun(agreement: Agreement) -> str:
@@ -99,7 +99,9 @@ def _determiner(phrase: Described, following: str) -> list[str]:
     if determiner in {"this", "that"}:
         if agreement.is_plural:
             return ["ces"]
-        return ["cette" if agreement.is_feminine else "cet" if starts_with_vowel(following) else "ce"]
+        return [
+            "cette" if agreement.is_feminine else "cet" if starts_with_vowel(following) else "ce"
+        ]
     if determiner == "which":
         return [("quelle" if agreement.is_feminine else "quel") + "s" * agreement.is_plural]
     if determiner in {"a lot of", "how many"}:

@@ -3,7 +3,7 @@
 from phrasebook.conjugation import agree, future, participle, present
 from phrasebook.french_nouns import INDIRECT, REFLEXIVE, direct_pronoun, subject_pronoun
 from phrasebook.orthography import VOWEL_ENDINGS
-from phrasebook.syntax import Agreement, Clause, Fixed, NounPhrase, Pronoun
+from phrasebook.syntax import Agreement, Clause, Fixed, Pronoun
 from phrasebook.words import Adverb, Verb
 
 SLOTS = {"I": 0, "he": 1, "we": 2, "you": 3, "they": 4}
@@ -98,8 +98,3 @@ def _participle(clause: Clause, moved: Agreement | None) -> str:
     if agreement is None:
         return form
     return agree(form, feminine=agreement.is_feminine, plural=agreement.is_many)
-
-
-def governs_directly(verb: Verb, phrase: NounPhrase) -> bool:
-    """Whether a noun phrase follows the verb without a preposition."""
-    return not verb.preposition and not isinstance(phrase, Pronoun)

@@ -71,8 +71,8 @@ famous | more_famous | célèbre | museum castle painting song novel writer sing
 interesting | more_interesting | intéressant | show readable lesson museum trip idea meeting city
 boring | more_boring | ennuyeux | film concert novel meeting trip lesson article book party
 funny | funnier | drôle | film story song boy girl uncle friend
-difficult | more_difficult | difficile | study exam
-easy | easier | facile | study exam
+difficult | more_difficult | difficile | question lesson word problem sentence exercise exam
+easy | easier | facile | question lesson word problem sentence exercise exam
 dangerous | more_dangerous | dangereux | wolf bear river mountain tool bridge trip street
 useful | more_useful | utile | tool dictionary map computer umbrella phone ladder idea
 comfortable | more_comfortable | confortable | chair bed armchair shoe house hotel train car
@@ -134,8 +134,6 @@ early | tôt | paf
 late | tard | paf
 here | ici | paf
 over there | là-bas | paf
-at noon | à midi | paf
-at midnight | à minuit | paf
 outside | dehors | paf
 at home | à la maison | paf
 """,
@@ -149,6 +147,8 @@ on Sundays | le dimanche | p | h
 on Saturdays | le samedi | p | h
 in winter | en hiver | p | h
 in spring | au printemps | p | h
+at noon | à midi | paf
+at midnight | à minuit | paf
 yesterday | hier | a
 last night | hier soir | a
 last week | la semaine dernière | a
@@ -191,7 +191,9 @@ in = dans, at = à, on = sur, under = sous, behind = derrière, in front of = de
 next to = à côté de, to = à, from = de, with = avec, for = pour, without = sans, after = après,
 before = avant, during = pendant
 """
-CONJUNCTIONS = "and = et, but = mais, or = ou, because = parce que, when = quand, if = si, so = donc"
+CONJUNCTIONS = (
+    "and = et, but = mais, or = ou, because = parce que, when = quand, if = si, so = donc"
+)
 DEGREES = "very = très, too = trop, so = si"
 TIMES: dict[str, Tense] = {"p": "present", "a": "past", "f": "future"}
 
@@ -272,3 +274,8 @@ NUMBERS = {
 PREPOSITION_WORDS = {key: Preposition(key, french) for key, french in _pairs(PREPOSITIONS)}
 CONJUNCTION_WORDS = {key: Conjunction(key, french) for key, french in _pairs(CONJUNCTIONS)}
 DEGREE_WORDS = {key: Degree(key, french) for key, french in _pairs(DEGREES)}
+
+
+def adjectives(keys: str) -> tuple[Adjective, ...]:
+    """The adjectives by these keys, in this order."""
+    return tuple(ADJECTIVES[key] for key in keys.split())

@@ -19,6 +19,7 @@ from phrasebook.syntax import (
     Fixed,
     Locality,
     Modifier,
+    Negation,
     NounPhrase,
     Pair,
     Person,
@@ -39,11 +40,10 @@ NOBODY = Fixed("nobody", "personne", is_negative=True)
 PERSON = frozenset(noun_keys("person"))
 RELATIVES = frozenset(noun_keys("parent kin"))
 PEOPLE = noun_keys("folk job")
-CITIES = tuple(place for place in PLACE_NAMES.values() if not place.article)
-SMALL_NUMBERS = tuple(NUMBERS.values())[:11]
+SMALL_NUMBERS = tuple(NUMBERS.values())[:19]  # up to twenty
 DESTINATIONS = noun_keys(
     "market school museum restaurant hospital beach library bank church airport station theater"
-    " park university office castle factory farm hotel"
+    " park sea mountain university office castle factory farm hotel"
 )
 CONTAINERS = {
     "cup": noun_keys("coffee tea milk"),
@@ -65,6 +65,11 @@ def attributes(noun: str) -> tuple[Adjective, ...]:
     )
 
 
+def perhaps_not(chooser: Chooser, probability: float) -> Negation:
+    """A plain negation now and then."""
+    return "not" if chooser.chance(probability) else ""
+
+
 def own(agreement: Agreement) -> Determiner:
     """The possessive of a person: my, her …"""
     determiner = OWN[agreement.label]
@@ -77,23 +82,25 @@ def described(
     *,
     weights: dict[Determiner, int],
     possessor: Agreement | None = None,
-    adjective_chance: float = 0.25,
+    adjective_chance: float = 0.31,
+    plural_chance: float = 0.3,
 ) -> Described:
     """A noun with a determiner drawn by weight; `my` stands for the possessor's own."""
     noun = NOUNS[key]
     determiner = chooser.weighted({key: weights[key] for key in weights if fits(key, noun)})
     if determiner == "my":
         determiner = own(possessor or chooser.pick((ME, ME, YOU, HE, SHE, WE, THEY)))
-    is_plural = noun.number == "plural" or _is_plural(chooser, determiner, noun)
-    adjectives = ()
-    if chooser.chance(adjective_chance) and determiner not in {"how many", "generic"}:
-        adjectives = _adjectives(chooser, noun)
-    if any(one.key in ORDINALS for one in adjectives):
-        determiner, is_plural = "the", False
+    is_plural = noun.number == "plural" or _is_plural(chooser, determiner, noun, plural_chance)
+    adjectives: tuple[Adjective, ...] = ()
+    if determiner not in {"how many", "generic"} and chooser.chance(adjective_chance):
+        adjectives = _adjectives(chooser, noun, may_count=determiner == "the" and not is_plural)
     owner: Person | Described | None = None
     if determiner == "owner":
         owner = person_name(chooser) if chooser.chance(0.5) else relative(chooser, is_single=True)
-    number: Number | None = chooser.favour(SMALL_NUMBERS) if determiner == "number" else None
+    number: Number | None = None
+    if determiner == "number":
+        is_rarely_many = key in PERSON or noun.group in {"building", "outdoors", "room"}
+        number = chooser.favour(SMALL_NUMBERS[:5] if is_rarely_many else SMALL_NUMBERS)
     return Described(
         noun=noun,
         determiner=determiner,
@@ -102,6 +109,13 @@ def described(
         number=number,
         owner=owner,
     )
+
+
+def kind_of_thing(key: str) -> Described:
+    """All of a kind: apples, les pommes; coffee, le café."""
+    noun = NOUNS[key]
+    is_plural = not noun.mass and noun.number != "singular"
+    return Described(noun=noun, determiner="generic", is_plural=is_plural)
 
 
 def fits(determiner: Determiner, noun: Noun) -> bool:
@@ -115,20 +129,23 @@ def fits(determiner: Determiner, noun: Noun) -> bool:
     return True
 
 
-def _is_plural(chooser: Chooser, determiner: Determiner, noun: Noun) -> bool:
+def _is_plural(chooser: Chooser, determiner: Determiner, noun: Noun, plural_chance: float) -> bool:
     if noun.mass or noun.number == "singular" or determiner in {"a", "every"}:
         return False
     if determiner in {"bare", "some", "a lot of", "number", "how many", "generic"}:
         return True
-    return chooser.chance(0.3)
+    return chooser.chance(plural_chance)
 
 
-def _adjectives(chooser: Chooser, noun: Noun) -> tuple[Adjective, ...]:
-    choices = attributes(noun.key)
+def _adjectives(chooser: Chooser, noun: Noun, *, may_count: bool) -> tuple[Adjective, ...]:
+    choices = [one for one in attributes(noun.key) if may_count or one.key not in ORDINALS]
     if not choices:
         return ()
+    ordinals = [one for one in choices if one.key in ORDINALS]
+    if ordinals and chooser.chance(0.5):
+        return (chooser.pick(ordinals),)
     first = chooser.pick(choices)
-    after = [one for one in choices if one.position == "after"]
+    after = [one for one in choices if one.position == "after" and one.key != "delicious"]
     if first.position == "before" and first.key not in ORDINALS and after and chooser.chance(0.15):
         return first, chooser.pick(after)
     return (first,)
@@ -153,7 +170,7 @@ def relative(
 
 def somebody(chooser: Chooser, keys: tuple[str, ...] = PEOPLE) -> Described:
     """Somebody by what he is: the doctor, this woman, two children."""
-    weights: dict[Determiner, int] = {"the": 12, "this": 2, "that": 1, "number": 2, "every": 1}
+    weights: dict[Determiner, int] = {"the": 14, "this": 3, "that": 2, "number": 1, "every": 1}
     return described(chooser, chooser.favour(keys), weights=weights)
 
 
@@ -225,9 +242,7 @@ def place(chooser: Chooser, token: str, possessor: Agreement) -> Phrase:
     key = chooser.pick(names.split(","))
     is_private = NOUNS[key].group in {"room", "furniture"} or key in {"garden", "office", "house"}
     weights: dict[Determiner, int] = {"the": 6, "my": 2 * is_private, "this": preposition != "at"}
-    phrase = described(
-        chooser, key, weights=weights, possessor=possessor, adjective_chance=0.08
-    )
+    phrase = described(chooser, key, weights=weights, possessor=possessor, adjective_chance=0.08)
     if phrase.is_plural:
         phrase = Described(noun=phrase.noun, determiner=phrase.determiner)
     return Phrase(PREPOSITION_WORDS[preposition], phrase)
@@ -235,8 +250,10 @@ def place(chooser: Chooser, token: str, possessor: Agreement) -> Phrase:
 
 def journey(chooser: Chooser, relation: str) -> Modifier:
     """Where somebody goes to or comes from."""
-    if chooser.chance(0.4):
-        return Locality("to" if relation == "to" else "from", chooser.pick(tuple(PLACE_NAMES.values())))
+    if chooser.chance(0.4 if relation == "to" else 0.2):
+        return Locality(
+            "to" if relation == "to" else "from", chooser.pick(tuple(PLACE_NAMES.values()))
+        )
     key = chooser.favour(DESTINATIONS)
     phrase = Described(noun=NOUNS[key], determiner="the")
     return Phrase(PREPOSITION_WORDS[relation], phrase)

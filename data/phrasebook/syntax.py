@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from phrasebook.words import (
@@ -26,6 +25,7 @@ Determiner = Literal[
     "which", "every", "my", "your", "his", "her", "our", "their", "owner",
 ]  # fmt: skip
 Negation = Literal["", "not", "never", "no longer"]
+Comparison = Literal["", "more", "less", "as"]
 Wh = Literal["where", "when", "why", "how"]
 
 
@@ -127,7 +127,7 @@ class Quality:
 
     adjective: Adjective
     degree: Degree | None = None
-    comparison: Literal["", "more", "less", "as"] = ""
+    comparison: Comparison = ""
     than: NounPhrase | None = None
 
 
@@ -236,31 +236,39 @@ class Usage:
     object: str = ""  # key of the noun, empty without one
 
 
-def parts(tree: object) -> Iterator[object]:
-    """The tree and all that is in it, the lexemes included."""
-    yield tree
-    if isinstance(tree, tuple):
-        for item in tree:
-            yield from parts(item)
-    elif is_dataclass(tree) and not isinstance(tree, Lexeme):
-        for field in fields(tree):
-            yield from parts(getattr(tree, field.name))
+NODES = (
+    Pronoun, Person, Described, Pair, Quality, Phrase, Locality, Span, Clause, Relative, Link,
+    Statement, Question,
+)  # fmt: skip
+FIELDS: dict[type, tuple[str, ...]] = {
+    node: tuple(field.name for field in fields(node)) for node in NODES
+}
 
 
-def lexemes(sentence: Sentence) -> frozenset[Lexeme]:
-    """Every word of the lexicon in it."""
-    return frozenset(part for part in parts(sentence) if isinstance(part, Lexeme))
-
-
-def usages(sentence: Sentence) -> tuple[Usage, ...]:
-    """Every verb in it with tense, person and object, however far the object stands."""
-    found = []
-    for part in parts(sentence):
+def contents(sentence: Sentence) -> tuple[frozenset[Lexeme], tuple[Usage, ...]]:
+    """Every word of the lexicon in a sentence, and every verb with tense, person and object."""
+    lexemes: set[Lexeme] = set()
+    usages: list[Usage] = []
+    waiting: list[object] = [sentence]
+    while waiting:
+        part = waiting.pop()
+        names = FIELDS.get(type(part))
+        if names:
+            waiting.extend([value for name in names if (value := getattr(part, name))])
+        elif isinstance(part, tuple):
+            waiting.extend(part)
+        elif isinstance(part, Lexeme):
+            lexemes.add(part)
         if isinstance(part, Clause):
-            person = "" if part.tense == "infinitive" else part.subject.agreement.label
-            for noun in heads(part.object) or ("",):
-                found.append(Usage(verb_name(part.verb), part.tense, person, noun))
-    return tuple(found)
+            usages.extend(_usages(part))
+    return frozenset(lexemes), tuple(usages)
+
+
+def _usages(clause: Clause) -> list[Usage]:
+    """One for each noun in the object, be it said, left to a pronoun or moved away."""
+    person = "" if clause.tense == "infinitive" else clause.subject.agreement.label
+    verb = verb_name(clause.verb)
+    return [Usage(verb, clause.tense, person, noun) for noun in heads(clause.object) or ("",)]
 
 
 def heads(phrase: NounPhrase | None) -> tuple[str, ...]:

@@ -122,6 +122,11 @@ Lexeme = (
 )
 
 
+def names(text: str) -> frozenset[str]:
+    """The keys in a text, `_` being a space inside one of them."""
+    return frozenset(name.replace("_", " ") for name in text.split())
+
+
 def category(lexeme: Lexeme) -> str:
     """The part of speech, in lower case: noun, verb …"""
     return type(lexeme).__name__.lower()

@@ -1,14 +1,14 @@
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from tfm_cli.cli import app
-from tfm_cli.config import SearchConfig
-from tfm_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyCorpus
 
 
 @pytest.fixture(autouse=True)
@@ -149,58 +149,30 @@ def test_standard_input_cannot_be_both_sides() -> None:
     assert "error: standard input can be read only once" in result.stderr
 
 
-class FakeTranslator:
-    """Translates by upper case, and keeps what it was loaded with."""
+@pytest.mark.parametrize("search", ["", " --beam 2 --length-penalty 0.5"])
+def test_a_model_is_scored_as_its_translations_are(
+    tiny_model: Path, tiny_corpus: "TinyCorpus", search: str
+) -> None:
+    source, reference = tiny_corpus.path("test.en"), tiny_corpus.path("test.de")
+    command = f"translate --model {tiny_model} -i {source} -o hyp {search}"
+    assert CliRunner().invoke(app, command.split()).exit_code == 0
 
-    loaded: dict[str, object]
-
-    @classmethod
-    def load(cls, model_dir: Path, **settings: object) -> "FakeTranslator":
-        if model_dir.name == "missing":
-            raise ModelError(f"{model_dir}: no such model directory")
-        cls.loaded = {"model_dir": model_dir, **settings}
-        return cls()
-
-    def translate(self, lines: Iterable[str]) -> Iterator[SimpleNamespace]:
-        return (SimpleNamespace(text=line.upper()) for line in lines)
-
-
-@pytest.fixture
-def translator(monkeypatch: pytest.MonkeyPatch) -> type[FakeTranslator]:
-    module = ModuleType("tfm_cli.translation.translator")
-    module.Translator = FakeTranslator  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return FakeTranslator
-
-
-def test_a_model_is_scored_as_its_translations_are(translator: type[FakeTranslator]) -> None:
-    Path("upper").write_bytes(Path("other").read_bytes().upper())
-
-    result = run(
-        "ref --model runs/m --source other --output kept/out --beam 2 --length-penalty 0.5 "
-        "--device cpu --precision fp32"
-    )
+    result = run(f"{reference} --model {tiny_model} --source {source} -o kept/out{search}")
 
     assert result.exit_code == 0
-    assert result.stdout == run("ref -i upper").stdout
-    assert Path("kept/out").read_bytes() == Path("upper").read_bytes()
-    assert translator.loaded == {
-        "model_dir": Path("runs/m"),
-        "search": SearchConfig(beam_size=2, length_penalty=0.5),
-        "device": "cpu",
-        "precision": "fp32",
-    }
+    assert result.stdout == run(f"{reference} -i hyp").stdout
+    assert Path("kept/out").read_bytes() == Path("hyp").read_bytes()
 
 
-@pytest.mark.usefixtures("translator")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         ("--model m", 2, "`--model` needs `--source`, the text to translate"),
+        ("--model m --source hyp --precision fp8", 2, "`--precision` must be one of `auto`, "),
         ("--model m --source ref -o -", 2, "`--output` must be a file"),
         ("--model m --source hyp -o ref", 2, "`--output ref` would overwrite what is read"),
         ("--model m --source short", 3, "short and ref do not align: 1 and 30 lines"),
-        ("--model missing --source hyp", 4, "missing: no such model directory"),
+        ("--model missing --source hyp", 4, "missing: there is no such model directory"),
         ("--model m --source hyp -o hyp/out", 5, "hyp/out: cannot be written"),
     ],
 )

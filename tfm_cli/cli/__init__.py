@@ -1,51 +1,81 @@
 """The command line: the only place with typer, exit codes and the standard streams."""
 
+import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import tfm_cli
-from tfm_cli.errors import Interrupted, TfmError
+from tfm_cli.errors import Interrupted, ResourceError, TfmError
+from tfm_cli.terminal import visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
 
 
 class Cli(TyperGroup):
-    """The one place where an exception becomes words on stderr and an exit code."""
+    """Runs commands; every kind of failure gets its message and exit code here."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - the type is vendored by Typer
-        """Run a command; every kind of failure gets its message and exit code here."""
-        try:
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        """Parse the command line; what `--help` and `--version` print is written here."""
+        with _told():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with _told():
             return super().invoke(ctx)
-        except Interrupted as stop:
-            typer.echo(str(stop), err=True)
-            raise typer.Exit(stop.exit_code) from stop
-        except TfmError as error:
-            typer.echo(f"error: {error}", err=True)
-            if error.hint:
-                typer.echo(f"hint: {error.hint}", err=True)
-            raise typer.Exit(error.exit_code) from error
-        except BrokenPipeError as gone:
-            # The reader has all it wanted. What Python still holds for stdout must not be
-            # written at exit, or it would complain then.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from gone
-        except KeyboardInterrupt as stop:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from stop
-        except (typer.Exit, typer.Abort):
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """The one place where an exception becomes words on stderr and an exit code."""
+    try:
+        yield
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(stop.exit_code) from stop
+    except TfmError as error:
+        typer.echo(f"error: {visible(str(error))}", err=True)
+        if error.hint:
+            typer.echo(f"hint: {visible(error.hint)}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError as gone:
+        raise typer.Exit(0) from gone  # the reader has all it wanted
+    except KeyboardInterrupt as stop:
+        after_key = sys.stderr is not None and sys.stderr.isatty()  # which shows ^C
+        typer.echo("\ninterrupted" if after_key else "interrupted", err=True)
+        raise typer.Exit(130) from stop
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as bug:
+        if type(bug).__module__.startswith("typer."):  # usage errors, shown by Typer itself
             raise
-        except Exception as bug:
-            if type(bug).__module__.startswith("typer."):  # usage errors, shown by Typer itself
-                raise
-            traceback.print_exc()
-            typer.echo(f"error: this is a bug in tfm {tfm_cli.__version__}; {_ISSUES}", err=True)
-            raise typer.Exit(70) from bug
+        if lack := _lack(bug):
+            typer.echo(f"error: {lack}", err=True)
+            raise typer.Exit(ResourceError.exit_code) from bug
+        traceback.print_exc()
+        typer.echo(f"error: this is a bug in tfm {tfm_cli.__version__}; {_ISSUES}", err=True)
+        raise typer.Exit(70) from bug
+
+
+def _lack(bug: Exception) -> str:
+    """What the machine lacks, where that is no bug; else nothing."""
+    if isinstance(bug, OSError) and bug.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write: {bug.strerror}"
+    # Torch's own is told by its name, since torch may not be there.
+    if isinstance(bug, MemoryError) or type(bug).__name__ == "OutOfMemoryError":
+        return f"out of memory: {visible(str(bug))}".removesuffix(": ")
+    return ""
 
 
 def _hyphens(name: str) -> str:
@@ -97,8 +127,27 @@ _register()
 
 def main() -> None:
     """Run `tfm`; UTF-8 on every stream whatever the locale says."""
+    if sys.stderr is None:  # closed by the caller: what nobody reads goes nowhere
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.captureWarnings(True)
-    app(prog_name="tfm")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(prog_name="tfm")
+    finally:
+        _let_go_of_stdout()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("terminated", signal_number=number)
+
+
+def _let_go_of_stdout() -> None:
+    """Write what Python still holds; what cannot be written must not make it complain at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,14 +10,19 @@ from typing import Annotated, Literal
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.evaluate_usage import check_usage, given_flags, systems_once
-from tfm_cli.cli.options import flag
+from tfm_cli.cli.evaluate_usage import (
+    check_output,
+    check_usage,
+    given_flags,
+    systems_once,
+)
+from tfm_cli.cli.options import check_setting, flag
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
 from tfm_cli.evaluation.scores import MetricOptions
 from tfm_cli.evaluation.significance import Method
-from tfm_cli.text import check_writable, open_lines, open_output, write_line
+from tfm_cli.text import open_lines, open_output, write_line
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +158,13 @@ def evaluate(
     )
     scores.check_options(names, options)
     check_usage(given_flags(ctx), names, num_systems=len(paths), fail_under=fail_under)
-
+    search = {"beam_size": beam_size, "length_penalty": length_penalty}
+    check_setting(TrainingConfig, "precision", precision)
     if output is not None:
-        _check_output(output, [*references, *([source] if source else [])])
+        check_output(output, [*references, *([source] if source else [])])
 
     texts = _read_aligned(references, paths if source is None else [source])
     if model is not None and source is not None:
-        search = {"beam_size": beam_size, "length_penalty": length_penalty}
         translations = _translate(texts[source], model, search, device=device, precision=precision)
         if output is not None:
             _keep(translations, output)
@@ -174,7 +179,7 @@ def evaluate(
         for score in scores.sentence_scores(first, wanted, metric=names[0], options=options):
             typer.echo(score.bare(width) if score_only else score.line(width, short=short))
         if score_only and score:
-            logger.info("%s", score.quoted_signature(short=short))
+            typer.echo(score.quoted_signature(short=short), err=True)
         return
     if len(systems) == 1:
         resamples = confidence_n if confidence else 0
@@ -204,17 +209,9 @@ def evaluate(
         signatures = comparison.quoted_signatures(short=short)
     typer.echo(text)
     if score_only:
-        logger.info("%s", "\n".join(signatures))
+        typer.echo("\n".join(signatures), err=True)
     if fail_under is not None:
         _check_score(names[0], value, fail_under, width)
-
-
-def _check_output(output: Path, read: Sequence[str]) -> None:
-    if str(output) == "-":
-        raise ConfigError("`--output` must be a file: standard output is for the scores")
-    if output.resolve() in {Path(path).resolve() for path in read}:
-        raise ConfigError(f"`--output {output}` would overwrite what is read")
-    check_writable(output)
 
 
 def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str, list[str]]:
@@ -274,11 +271,12 @@ def _translate(
     precision: str,
 ) -> list[str]:
     """The model's best translations, searched for as it was set up to but for what is given."""
-    from tfm_cli.model_dir import load_config  # these import torch: 3 s, so not at the top
-    from tfm_cli.translation.translator import Translator
+    from tfm_cli.model_config import load_config
+    from tfm_cli.translation.translator import Translator  # imports torch: 3 s, so not at the top
 
     given = {name: value for name, value in search.items() if value is not None}
-    settings = dataclasses.replace(load_config(model)[0].search, n_best=1, **given)
+    settings = load_config(model)[0].search
+    settings = dataclasses.replace(settings, n_best=1, **given)  # type: ignore[arg-type]
     translator = Translator.load(model, search=settings, device=device, precision=precision)
     return [translation.text for translation in translator.translate(lines)]
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -10,6 +11,7 @@ from typer.core import TyperCommand
 
 from tfm_cli.errors import ConfigError
 from tfm_cli.evaluation.scores import METRICS
+from tfm_cli.files import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -112,3 +114,12 @@ def check_usage(
         if name in given and need not in given and need not in names:
             shown = f"`-m {need}`" if need in METRICS else f"`--{need.replace('_', '-')}`"
             logger.warning("`%s` has no effect without %s", given[name], shown)
+
+
+def check_output(output: Path, read: Sequence[str]) -> None:
+    """Refuse a place for translations that cannot be written, or that is one of the files read."""
+    if str(output) == "-":
+        raise ConfigError("`--output` must be a file: standard output is for the scores")
+    if output.resolve() in {Path(path).resolve() for path in read}:
+        raise ConfigError(f"`--output {output}` would overwrite what is read")
+    check_writable(output)

@@ -5,8 +5,20 @@ from typing import Any
 
 import typer
 
+from tfm_cli.configcheck import coerce
+from tfm_cli.errors import ConfigError
 
-def flag(section: type, name: str, *names: str, shown: bool = True, extra: str = "") -> Any:
+_METAVARS: dict[type, str] = {int: "N", float: "X"}
+
+
+def flag(
+    section: type,
+    name: str,
+    *names: str,
+    shown: bool = True,
+    extra: str = "",
+    metavar: str = "",
+) -> Any:
     """A Typer option with the help, bounds and default of a setting.
 
     Args:
@@ -15,6 +27,7 @@ def flag(section: type, name: str, *names: str, shown: bool = True, extra: str =
         names: the flag's names, main one first, aliases after; by default `--name`.
         shown: whether `--help` shows the built-in default; presets may have another.
         extra: a sentence to add to the setting's help.
+        metavar: what help calls the value; by default N, X or NAME, by its type.
     """
     field = {f.name: f for f in dataclasses.fields(section)}[name]
     text = str(field.metadata["help"])
@@ -28,8 +41,17 @@ def flag(section: type, name: str, *names: str, shown: bool = True, extra: str =
         text = f"{text} [default: {default}]"
     if extra:
         text = f"{text} {extra}"
+    metavar = metavar or _METAVARS.get(field.type, "NAME")  # type: ignore[arg-type]
     bounds = {}
     if field.type in (int, float):
         bounds = {"min": field.metadata["ge"], "max": field.metadata["le"]}
     declared = names or (f"--{name.replace('_', '-')}",)
-    return typer.Option(*declared, help=text, show_default=False, **bounds)
+    return typer.Option(*declared, help=text, metavar=metavar, show_default=False, **bounds)
+
+
+def check_setting(section: type, name: str, value: object) -> None:
+    """Refuse, by the flag's name, a value that a setting of `config.py` cannot have."""
+    field = {f.name: f for f in dataclasses.fields(section)}[name]
+    _, complaint = coerce(value, field.type, field.metadata)
+    if complaint:
+        raise ConfigError(f"`--{name.replace('_', '-')}` {complaint}")

@@ -15,9 +15,10 @@ from tfm_cli import log
 from tfm_cli.cli.options import flag
 from tfm_cli.cli.tokenize_streams import convert_lines, given_inputs, lines_of, listed_inputs
 from tfm_cli.config import TokenizerConfig
-from tfm_cli.configfile import Problems, from_mapping
+from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.text import LineReader, atomic_file, check_writable
+from tfm_cli.files import atomic_file, check_writable
+from tfm_cli.text import LineReader
 
 if TYPE_CHECKING:
     from tfm_cli.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def train(
     paths = listed_inputs(inputs)
     model_path, vocab_path = _outputs(model_prefix)
     readers: list[LineReader] = []
-    with _ended_by_interrupt():
+    with _ended_by_signals():
         model_bytes = train_tokenizer(
             lines_of(paths, readers),
             config,
@@ -260,7 +261,7 @@ def _outputs(prefix: str) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def _ended_by_interrupt() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[None]:
     """Let Ctrl-C end the process at once: SentencePiece does not let Python see it for minutes.
 
     Only for work that has written nothing yet.
@@ -268,11 +269,14 @@ def _ended_by_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _ids(line: str, place: str, vocab_size: int) -> list[int]:

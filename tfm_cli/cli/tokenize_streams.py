@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from tfm_cli.errors import DataError
-from tfm_cli.text import LineReader, check_writable, open_lines, open_output, write_line
+from tfm_cli.files import check_writable
+from tfm_cli.text import LineReader, open_lines, open_output, write_line
 
 logger = logging.getLogger(__name__)
 

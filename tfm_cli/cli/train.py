@@ -1,5 +1,6 @@
 """`tfm train`: from parallel text to a model directory."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,33 +13,38 @@ from tfm_cli.config import (
     PRESETS,
     DataConfig,
     ModelConfig,
-    RunConfig,
     TokenizerConfig,
     TrainingConfig,
     ValidationConfig,
 )
 from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
+from tfm_cli.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _MANY = "Repeatable."
 
 
 def train(
     source: Annotated[
-        list[str] | None, flag(DataConfig, "source", "--source", "-s", extra=_MANY)
+        list[str] | None, flag(DataConfig, "source", "--source", "-s", extra=_MANY, metavar="FILE")
     ] = None,
     target: Annotated[
-        list[str] | None, flag(DataConfig, "target", "--target", "-t", extra=_MANY)
+        list[str] | None, flag(DataConfig, "target", "--target", "-t", extra=_MANY, metavar="FILE")
     ] = None,
     valid_source: Annotated[
         list[str] | None,
-        flag(DataConfig, "valid_source", "--valid-source", "-vs", extra=_MANY),
+        flag(DataConfig, "valid_source", "--valid-source", "-vs", extra=_MANY, metavar="FILE"),
     ] = None,
     valid_target: Annotated[
         list[str] | None,
-        flag(DataConfig, "valid_target", "--valid-target", "-vt", extra=_MANY),
+        flag(DataConfig, "valid_target", "--valid-target", "-vt", extra=_MANY, metavar="FILE"),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Model directory to make or to go on with.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Model directory to make or to go on with."
+        ),
     ] = Path("model"),
     preset: Annotated[
         str | None,
@@ -46,10 +52,13 @@ def train(
             "--preset",
             "--task",
             "--arch",
+            metavar="NAME",
             help=f"Shape and recipe: {', '.join(PRESETS)}. [default: tiny]",
         ),
     ] = None,
-    tokenizer: Annotated[str | None, flag(TokenizerConfig, "model", "--tokenizer")] = None,
+    tokenizer: Annotated[
+        str | None, flag(TokenizerConfig, "model", "--tokenizer", metavar="FILE")
+    ] = None,
     vocab_size: Annotated[int | None, flag(TokenizerConfig, "vocab_size", shown=False)] = None,
     max_updates: Annotated[
         int | None,
@@ -58,7 +67,7 @@ def train(
     max_epochs: Annotated[
         int | None, flag(TrainingConfig, "max_epochs", "--max-epochs", "--max-epoch")
     ] = None,
-    max_time: Annotated[str | None, flag(TrainingConfig, "max_time")] = None,
+    max_time: Annotated[str | None, flag(TrainingConfig, "max_time", metavar="TIME")] = None,
     max_tokens: Annotated[
         int | None,
         flag(TrainingConfig, "max_tokens", "--max-tokens", "--mini-batch-words", shown=False),
@@ -105,6 +114,7 @@ def train(
             "pretrained_model",
             "--pretrained-model",
             "--finetune-from-model",
+            metavar="DIR",
         ),
     ] = None,
     config_file: Annotated[
@@ -130,10 +140,11 @@ def train(
     The same command again goes on where it was stopped. A setting comes from, the later the
     stronger: its default, the preset, --config, --set, its own flag.
 
+    \b
     Example:  tfm train -s train.en -t train.de --valid-source dev.en --valid-target dev.de
     """
     log.setup(log.QUIET if quiet else log.NORMAL)
-    metrics = [m for given in valid_metrics or [] for m in given.split(",")] or None
+    metrics = [m.strip() for given in valid_metrics or [] for m in given.split(",")] or None
     flags: Overrides = {
         "data": {
             "source": source or None,
@@ -167,29 +178,34 @@ def train(
         file=config_file,
         assignments=assignments or (),
         flags=flags,
-        pretrained=_pretrained(pretrained_model),
+        pretrained=lambda directory: _pretrained(Path(directory), output),
     )
+    if tokenizer is not None and vocab_size is not None:
+        raise ConfigError("`--tokenizer` and `--vocab-size` exclude each other")
     if dump_config:
         sys.stdout.write(write_toml(config))
         return
 
-    import logging
+    from tfm_cli.training import corpora, output_dir
 
-    if not config.data.source and not config.data.target:
-        logging.getLogger(__name__).info(
-            "no training text is named: training preset `%s` on the sample corpus", config.preset
-        )
+    goes_on = output_dir.has_run(config, output, overwrite=overwrite)
+    corpora.check_inputs(config)
+    if not config.data.source:
+        told = "no training text is named: training preset `%s` on the sample corpus"
+        logger.info(told, config.preset)
+
     from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
-    run(config, output, overwrite=overwrite)
+    run(config, output, goes_on=goes_on)
 
 
-def _pretrained(directory: str | None) -> Overrides | None:
+def _pretrained(directory: Path, output: Path) -> Overrides:
     """What a model to start from was made with, as far as a new run must agree with it."""
-    if not directory:
-        return None
-    from tfm_cli.model_dir import load_config  # imports torch
+    from tfm_cli.model_config import CONFIG_FILE, load_config
 
-    settings: RunConfig = load_config(Path(directory))[0]
-    tables = to_mapping(settings)
+    if not directory.exists() and (output / CONFIG_FILE).is_file():
+        began = load_config(output)
+        if began.settings.training.pretrained_model == str(directory):
+            directory = output  # a run that began needs it no more
+    tables = to_mapping(load_config(directory).settings)
     return {"model": tables["model"], "search": tables["search"]}

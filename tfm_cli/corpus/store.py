@@ -102,7 +102,7 @@ def _usable(pair: Sequence[list[int]], *, max_length: int, dropped: Counter[str]
     if not pair[0] or not pair[1]:  # nothing but characters that the normaliser removes
         dropped["blank side"] += 1
         return False
-    if max(len(pair[0]), len(pair[1])) >= max_length:
+    if max(len(pair[0]), len(pair[1])) > max_length:
         dropped["too long"] += 1
         return False
     return True

@@ -26,8 +26,11 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Up to `beam_size` hypotheses for each segment, best first; at least one.
 
-    A hypothesis is finished when </s> is among the `beam_size` best continuations of its segment;
-    a segment when it has `beam_size` finished ones. It then leaves the batch.
+    A hypothesis is finished when </s> is among the `beam_size` best continuations of its segment.
+    A segment is finished, and leaves the batch, when it has `beam_size` finished hypotheses and
+    none of those still growing would beat the best of them if it ended with the next piece. The
+    count alone is no good reason to stop: a few poor short hypotheses can fill it before the good
+    one ends.
 
     Args:
         model: what is searched.
@@ -77,11 +80,11 @@ def beam_search(
         scores = best.masked_fill(ends, -math.inf).gather(1, going_on)  # (B, K)
         origin, piece = origin.gather(1, going_on), piece.gather(1, going_on)  # (B, K)
 
-        alive = (scores > -math.inf).any(dim=1).tolist()
+        hopes = scores.max(dim=1).values / length_norm(pieces.shape[2] + 1, length_penalty)  # (B,)
         staying = [
             row
-            for row, segment in enumerate(open_segments)
-            if alive[row] and len(finished[segment]) < beam_size
+            for row, (segment, hope) in enumerate(zip(open_segments, hopes.tolist(), strict=True))
+            if hope > -math.inf and not _is_decided(finished[segment], beam_size, hope)
         ]
         rows = origin + beam * torch.arange(segments, device=device)[:, None]  # (B, K)
         if len(staying) < segments:
@@ -98,6 +101,14 @@ def beam_search(
             state.reorder(rows.reshape(-1))
         beam = rows.shape[1]
     return [sorted(found, key=lambda h: -h.score)[:beam_size] for found in finished]
+
+
+def _is_decided(finished: Sequence[Hypothesis], beam_size: int, hope: float) -> bool:
+    """Whether a segment needs no more steps, when the best growing hypothesis may score `hope`."""
+    if len(finished) < beam_size:
+        return False
+    # Greedy search follows one hypothesis, and that has ended.
+    return beam_size == 1 or max(hypothesis.score for hypothesis in finished) >= hope
 
 
 def _continuations(

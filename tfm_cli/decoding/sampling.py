@@ -11,6 +11,8 @@ from torch import Tensor
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
 from tfm_cli.decoding.scoring import length_norm
 
+_COLDEST = 1e-6  # no draw is left by then, and single precision still divides by it
+
 
 def sample(
     model: StepModel[StateT],
@@ -53,11 +55,15 @@ def sample(
     newest = torch.full((len(limits),), start_id, device=device)  # (B,)
     state = model.start(source, source_keep)
     while open_segments:
-        logits = model.step(newest, state).float()  # (B, V)
+        logits = model.step(newest, state)  # (B, V)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
         log_probs = logits.log_softmax(dim=1)
         if banned_ids:
             logits = logits.index_fill(1, torch.tensor(list(banned_ids), device=device), -math.inf)
-        sorted_probs, sorted_pieces = _likeliest(logits / temperature, top_k=top_k, top_p=top_p)
+        sorted_probs, sorted_pieces = _likeliest(
+            logits, temperature=temperature, top_k=top_k, top_p=top_p
+        )
         steps = [len(written[segment]) for segment in open_segments]
         chance = torch.tensor(
             [draws[segment][step] for segment, step in zip(open_segments, steps, strict=True)],
@@ -93,16 +99,16 @@ def sample(
     ]
 
 
-def _likeliest(logits: Tensor, *, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+def _likeliest(
+    logits: Tensor, *, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
     """Probabilities, likeliest first and zero where cut off, and their pieces, (B, C) each."""
     count = min(top_k or logits.shape[1], logits.shape[1])
     best, pieces = logits.topk(count, dim=1)  # (B, C)
-    probs = best.softmax(dim=1)
-    before = probs.cumsum(dim=1) - probs  # mass of the likelier ones
-    # The likeliest stays, whatever rounding makes of `before`.
-    cut = before >= top_p
-    cut[:, 0] = False
-    return probs.masked_fill(cut, 0.0), pieces
+    # Relative to the likeliest, whose 0 stays 0 however cold it gets.
+    probs = ((best - best[:, :1]) / max(temperature, _COLDEST)).softmax(dim=1)
+    before = probs.cumsum(dim=1) - probs  # mass of the likelier ones, so 0 for the first
+    return probs.masked_fill(before >= top_p, 0.0), pieces
 
 
 def _uniforms(seed: int, count: int) -> list[float]:

@@ -16,6 +16,8 @@ class Noise:
         self._generator.manual_seed(key)
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(key)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(key)
 
     def bytes(self, count: int) -> Tensor:
         """`count` uniform random bytes, shape (count,), uint8."""

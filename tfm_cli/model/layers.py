@@ -6,7 +6,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfm_cli.model.attention import MultiHeadAttention
+from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention
 from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.positions import RotaryPositions
 from tfm_cli.model.state import LayerState
@@ -28,8 +28,8 @@ class FeedForward(nn.Module):
     def reset_parameters(self) -> None:
         """Glorot initialisation; the gate of SwiGLU by itself."""
         for matrix in self.inner.weight.data.chunk(2 if self.activation == "swiglu" else 1):
-            nn.init.xavier_uniform_(matrix)
-        nn.init.xavier_uniform_(self.outer.weight)
+            nn.init.xavier_uniform_(matrix, gain=INITIAL_GAIN)
+        nn.init.xavier_uniform_(self.outer.weight, gain=INITIAL_GAIN)
         nn.init.zeros_(self.inner.bias)
         nn.init.zeros_(self.outer.bias)
 

@@ -50,6 +50,8 @@ class Transformer(nn.Module):
         tied_embeddings: int = 3,
     ) -> None:
         super().__init__()
+        if positions == "rotary" and width // heads % 2:
+            raise ValueError(f"rotary positions need heads of even width, got {width // heads}")
         self.noise = Noise()
         self._scale = math.sqrt(width)
         rotary = RotaryPositions() if positions == "rotary" else None
@@ -102,8 +104,9 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot for matrices, D**-0.5 wide normals for embeddings, which are scaled by D**0.5."""
-        for module in self.modules():
+        """Narrowed Glorot for matrices; embeddings D**-0.5 wide, for they are scaled by D**0.5."""
+        # Children first: what nn.Linear and nn.Embedding give themselves is replaced.
+        for module in reversed(list(self.modules())):
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
                 reset()

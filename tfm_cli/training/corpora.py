@@ -1,19 +1,22 @@
 """The texts of a run: which files, their tokenizer, and their pieces."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfm_cli.config import DataConfig, RunConfig
-from tfm_cli.corpus.parallel_text import read_pairs
+from tfm_cli.corpus.parallel_text import check_files, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
-from tfm_cli.errors import ConfigError, DataError
-from tfm_cli.model_dir import TOKENIZER_FILE
+from tfm_cli.errors import DataError
+from tfm_cli.model_config import TOKENIZER_FILE
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
+
+Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,78 +26,72 @@ class Corpora:
     tokenizer: Tokenizer
     train: PieceStore
     valid: PieceStore | None  # None without validation text
-    valid_source: list[str]  # raw lines
-    valid_target: list[str]
+    valid_pairs: Pairs  # raw lines
+
+    def sha256(self) -> dict[str, str]:
+        """A hash of each text by what it is for."""
+        digest = hashlib.sha256()
+        for source, target in self.valid_pairs:
+            digest.update(f"{source}\n{target}\n".encode("utf-8", "surrogatepass"))
+        return {"training text": self.train.sha256(), "validation text": digest.hexdigest()}
 
 
-def load_corpora(config: RunConfig, tokenizer_path: Path | None) -> Corpora:
+def check_inputs(config: RunConfig) -> None:
+    """Raise an error that names every file of a run that cannot be read; before any work.
+
+    Raises:
+        DataError: text that is missing or cannot be read twice.
+        ModelError: the tokenizer that was named is none.
+        ResourceError: the sample corpus is wanted, but not installed.
+    """
+    data = with_sample(config.data)
+    check_files(data.source + data.target + data.valid_source + data.valid_target)
+    if config.tokenizer.model:
+        _named_tokenizer(config.tokenizer.model)
+
+
+def load_corpora(config: RunConfig, tokenizer: Tokenizer | None) -> Corpora:
     """Read, check and encode the training and validation text; learn a tokenizer if need be.
 
     Args:
         config: names the files; without any, the sample corpus is taken.
-        tokenizer_path: a tokenizer that is settled already, as when a run goes on.
+        tokenizer: one that is settled already, as when a run goes on.
 
     Raises:
         DataError: a file is missing, malformed, misaligned or has no usable pair.
     """
     data = with_sample(config.data)
-    if tokenizer_path is None and config.tokenizer.model:
-        tokenizer_path = Path(config.tokenizer.model)
-        if tokenizer_path.is_dir():
-            tokenizer_path = tokenizer_path / TOKENIZER_FILE
     # Validation text is small: what is wrong with it should show before the long reading.
-    valid_pairs = list(read_pairs(data.valid_source, data.valid_target))
-    if data.valid_source and not valid_pairs:
-        raise DataError(f"{', '.join(data.valid_source)}: has no lines")
-    if tokenizer_path is None:
-        tokenizer = Tokenizer(
-            train_tokenizer(
-                _both_sides(data), config.tokenizer, seed=config.training.seed, soft_limit=True
-            )
-        )
-        logger.info("tokenizer: learned %d pieces", tokenizer.vocab_size)
-    else:
-        tokenizer = Tokenizer.load(tokenizer_path)
-        logger.info("tokenizer: %s, %d pieces", tokenizer_path, tokenizer.vocab_size)
-
+    valid_pairs = _read_validation(data)
+    learns_tokenizer = tokenizer is None and not config.tokenizer.model
+    if tokenizer is None:
+        tokenizer = _make_tokenizer(config, data)
     train = PieceStore.build(
-        read_pairs(data.source, data.target),
+        read_pairs(data.source, data.target, tell=not learns_tokenizer),
         tokenizer,
-        max_length=config.data.max_length,
+        max_length=data.max_length,
         name=", ".join(data.source),
     )
-    counts = "".join(f", {n} dropped: {reason}" for reason, n in sorted(train.dropped.items()) if n)
     logger.info(
         "training text: %d pairs, %d + %d pieces%s",
         len(train),
         train.source.lengths.sum(),
         train.target.lengths.sum(),
-        counts,
+        _dropped(train),
     )
     valid = None
     if valid_pairs:
         valid = PieceStore.build(
-            valid_pairs,
-            tokenizer,
-            max_length=1 << 20,
-            name=", ".join(data.valid_source),
+            valid_pairs, tokenizer, max_length=data.max_length, name=", ".join(data.valid_source)
         )
-        logger.info("validation text: %d pairs", len(valid))
-    return Corpora(
-        tokenizer,
-        train,
-        valid,
-        [source for source, _ in valid_pairs],
-        [target for _, target in valid_pairs],
-    )
+        logger.info("validation text: %d pairs%s", len(valid_pairs), _dropped(valid))
+    return Corpora(tokenizer, train, valid, valid_pairs)
 
 
 def with_sample(data: DataConfig) -> DataConfig:
     """The files as they are, or those of the sample corpus where none is named."""
-    if data.source or data.target:
+    if data.source:
         return data
-    if data.valid_source or data.valid_target:
-        raise ConfigError("validation text without training text: name `--source` and `--target`")
     return DataConfig(
         source=(sample_path("train.en"),),
         target=(sample_path("train.fr"),),
@@ -104,6 +101,51 @@ def with_sample(data: DataConfig) -> DataConfig:
     )
 
 
+def _read_validation(data: DataConfig) -> Pairs:
+    try:
+        pairs = list(read_pairs(data.valid_source, data.valid_target))
+    except DataError as error:
+        errors = [error]
+        try:  # what is wrong with the training text should be told as well
+            for _ in read_pairs(data.source, data.target, tell=False):
+                pass
+        except DataError as another:
+            errors.append(another)
+        raise DataError("\n  ".join(str(each) for each in errors), hint=error.hint) from error
+    if data.valid_source and not pairs:
+        raise DataError(f"{', '.join(data.valid_source)}: has no lines")
+    return pairs
+
+
+def _make_tokenizer(config: RunConfig, data: DataConfig) -> Tokenizer:
+    if config.tokenizer.model:
+        tokenizer = _named_tokenizer(config.tokenizer.model)
+        logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizer.vocab_size)
+        return tokenizer
+    model_bytes = train_tokenizer(
+        _both_sides(data), config.tokenizer, seed=config.training.seed, soft_limit=True
+    )
+    tokenizer = Tokenizer(model_bytes)
+    logger.info("tokenizer: learned %d pieces", tokenizer.vocab_size)
+    return tokenizer
+
+
+def _named_tokenizer(name: str) -> Tokenizer:
+    """A `.model` file, or that of a model directory."""
+    path = Path(name)
+    return Tokenizer.load(path / TOKENIZER_FILE if path.is_dir() else path)
+
+
 def _both_sides(data: DataConfig) -> Iterator[str]:
+    has_text = False
     for pair in read_pairs(data.source, data.target):
+        has_text = has_text or bool(pair[0].strip() or pair[1].strip())
         yield from pair
+    if not has_text:
+        raise DataError(f"{', '.join(data.source + data.target)}: no line has any text")
+
+
+def _dropped(store: PieceStore) -> str:
+    return "".join(
+        f", {count} dropped: {reason}" for reason, count in sorted(store.dropped.items()) if count
+    )

@@ -11,6 +11,7 @@ from tfm_cli.config import RunConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.batching import epoch_batches
 from tfm_cli.corpus.store import PieceStore
+from tfm_cli.errors import DivergedError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.state import TrainState
@@ -97,15 +98,17 @@ def train(
         dtype: arithmetic of the matrix products.
     """
     settings, metric = config.training, config.validation.metrics[0]
-    window = _Window()
-    validated_at = saved_at = state.update
+    window = _Window(state)
+    saved_at = state.update
 
     def judged(*, counted: bool) -> Validated:
         assert validate is not None
+        refuse_non_finite(state.update, model, average, optimizer)
         began = time.monotonic()
         with average.in_place():
             validation = validate()
         state.train_seconds += time.monotonic() - began
+        state.validated_update = state.update
         score = validation.values[metric]
         better = is_better(metric, score, state.best_score)
         if counted and better:
@@ -116,14 +119,20 @@ def train(
             state.update, state.epoch + 1, validation, better, counted, state.train_seconds
         )
 
+    def save_due() -> SaveDue:
+        refuse_non_finite(state.update, model, average, optimizer)
+        window.settle()
+        return SaveDue(state.update)
+
     model.train()
     for batches in _updates(store, state, config, start_id=start_id, eos_id=eos_id):
         stop = _completed(state, config) or interrupted()
         if stop is not None:
-            if stop.validate_first and validate is not None and validated_at < state.update:
+            if stop.validate_first and validate and state.validated_update < state.update:
                 yield judged(counted=False)
+                saved_at = -1  # what was saved does not know of this validation
             if saved_at < state.update:
-                yield SaveDue(state.update)
+                yield save_due()
             yield stop
             return
         began = time.monotonic()
@@ -149,14 +158,12 @@ def train(
         window.add(stats, seconds)
 
         if state.update % settings.disp_freq == 0:
-            yield window.logged(state)
-            window = _Window()
+            yield window.logged()
         if validate is not None and state.update % config.validation.freq == 0:
-            validated_at = state.update
             yield judged(counted=True)
         if state.update % settings.save_freq == 0:
             saved_at = state.update
-            yield SaveDue(state.update)
+            yield save_due()
 
 
 def _updates(
@@ -189,35 +196,69 @@ def _completed(state: TrainState, config: RunConfig) -> Stopped | None:
     settings, patience = config.training, config.validation.early_stopping
     reason = ""
     if settings.max_updates and state.update >= settings.max_updates:
-        reason = f"{state.update} updates were made (--max-updates)"
+        reason = f"{_many(state.update, 'update')} made (--max-updates)"
     elif settings.max_epochs and state.epoch >= settings.max_epochs:
-        reason = f"{state.epoch} epochs were made (--max-epochs)"
+        reason = f"{_many(state.epoch, 'epoch')} made (--max-epochs)"
     elif patience and state.stalled >= patience:
         metric = config.validation.metrics[0]
-        reason = f"{state.stalled} validations brought no better {metric} (--early-stopping)"
+        stalled = _many(state.stalled, "validation")
+        reason = f"{stalled} without a better {metric} (--early-stopping)"
     return Stopped(reason, is_complete=True, validate_first=True) if reason else None
 
 
-class _Window:
-    """Sums between two progress lines; on a GPU they are read only when a line is due."""
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
-    def __init__(self) -> None:
-        self._stats: list[UpdateStats] = []
-        self._seconds = 0.0
+
+def refuse_non_finite(
+    update: int, model: Transformer, average: MovingAverage, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raise a DivergedError if a weight, its average or a moment of it is no finite number.
+
+    Such weights must be neither judged nor saved.
+    """
+    tensors = [p.detach() for p in model.parameters()] + list(average.weights.values())
+    tensors += [moment for table in optimizer.state.values() for moment in table.values()]
+    if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
+        raise DivergedError(
+            f"update {update}: there are weights that are no finite numbers",
+            hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
+        )
+
+
+class _Window:
+    """Sums since the last progress line; on a GPU they are read only when they are needed."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._state = state
+        self._unread: list[UpdateStats] = []
+        self._last: UpdateStats | None = None
 
     def add(self, stats: UpdateStats, seconds: float) -> None:
-        self._stats.append(stats)
-        self._seconds += seconds
+        self._unread.append(stats)
+        self._last = stats
+        self._state.window_pieces += stats.target_pieces
+        self._state.window_seconds += seconds
 
-    def logged(self, state: TrainState) -> Logged:
-        pieces = sum(stats.target_pieces for stats in self._stats)
-        last = self._stats[-1]
-        return Logged(
+    def settle(self) -> None:
+        """Bring the state up to date."""
+        for stats in self._unread:
+            self._state.window_nll += float(stats.nll)
+        self._unread.clear()
+
+    def logged(self) -> Logged:
+        """The progress line that is due; the next window begins."""
+        assert self._last is not None
+        self.settle()
+        state = self._state
+        event = Logged(
             update=state.update,
             epoch=state.epoch + 1,
-            loss=float(sum(float(stats.nll) for stats in self._stats)) / pieces,
-            learn_rate=last.learn_rate,
-            pieces_per_second=pieces / max(self._seconds, 1e-9),
-            gradient_norm=float(last.gradient_norm),
+            loss=state.window_nll / state.window_pieces,
+            learn_rate=self._last.learn_rate,
+            pieces_per_second=state.window_pieces / max(state.window_seconds, 1e-9),
+            gradient_norm=float(self._last.gradient_norm),
             seconds=state.train_seconds,
         )
+        state.window_nll, state.window_pieces, state.window_seconds = 0.0, 0, 0.0
+        return event

@@ -29,8 +29,11 @@ def cross_entropy(
 
     Source: Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4.
     """
+    # Asked here: the function's own `needs_input_grad` is True under `no_grad` as well, and
+    # validation would compute gradients for nobody.
+    wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     result: tuple[Tensor, Tensor] = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, label_smoothing
+        hidden, weight, targets, label_smoothing, wants_gradient
     )
     return result
 
@@ -38,12 +41,16 @@ def cross_entropy(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         vocab_size = weight.shape[0]
         budget = _CHUNK_LOGITS_GPU if hidden.is_cuda else _CHUNK_LOGITS
         rows = max(1, budget // vocab_size)
-        wants_gradient = any(ctx.needs_input_grad[:2])
         hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
         weight_gradient = torch.zeros_like(weight) if wants_gradient else None
         # The mean logit of a row is the hidden state times the mean of the rows of `weight`.
@@ -73,4 +80,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * gradients[0], weight_gradient * gradients[0], None, None
+        return hidden_gradient * gradients[0], weight_gradient * gradients[0], None, None, None

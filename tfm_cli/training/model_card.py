@@ -43,7 +43,7 @@ def model_card(
         ("made by", f"tfm {tfm_cli.__version__}"),
     ]  # fmt: skip
     lines = ["# A translation model", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
     if values:
         beam = config.validation.beam_size
         lines += ["", f"## Scores on the validation text (beam {beam})", ""]
@@ -51,8 +51,13 @@ def model_card(
         signatures = {score.name.lower(): score.signature for score in scores}
         for name, value in values.items():
             signature = next((s for n, s in signatures.items() if n.startswith(name)), "")
-            lines.append(f"| {name} | {value:.2f} | `{signature}` |" if signature
+            lines.append(f"| {name} | {value:.2f} | `{_cell(signature)}` |" if signature
                          else f"| {name} | {value:.4f} | nats per target piece |")  # fmt: skip
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["All settings are in `config.json`."]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text in a table of Markdown, where a bar would end the cell, even inside of code."""
+    return text.replace("|", "\\|").replace("\n", " ")

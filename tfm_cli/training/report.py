@@ -6,16 +6,17 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tfm_cli.errors import ResourceError
+from tfm_cli.files import atomic_file
 from tfm_cli.log import seconds_text
-from tfm_cli.text import atomic_file
 from tfm_cli.training.loop import Logged, Validated
 
 logger = logging.getLogger(__name__)
@@ -36,14 +37,16 @@ def logged_line(event: Logged) -> str:
     )
 
 
+def score_text(metric: str, value: float) -> str:
+    """A metric's name and value; a loss with its perplexity."""
+    if metric == "loss":
+        return f"loss {value:.4f}  ppl {perplexity(value):.2f}"
+    return f"{metric} {value:.2f}"
+
+
 def validated_line(event: Validated) -> str:
     """A validation's line for a person and for grep."""
-    values = "  ".join(
-        f"loss {value:.4f}  ppl {perplexity(value):.2f}"
-        if name == "loss"
-        else f"{name} {value:.2f}"
-        for name, value in event.validation.values.items()
-    )
+    values = "  ".join(score_text(*each) for each in event.validation.values.items())
     best = "  best" if event.is_best else ""
     return (
         f"valid  {event.update:6d}  epoch {event.epoch:3d}  {values}  "
@@ -56,15 +59,15 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, update: int) -> None:
         """Go on after `update`: later lines, of a run that was cut off, are dropped."""
-        kept = []
-        if path.exists():
-            for line in path.read_bytes().split(b"\n"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    if json.loads(line)["update"] <= update:
-                        kept.append(line + b"\n")
-        with atomic_file(path) as stream:
-            stream.writelines(kept)
         self._path = path
+        self._keep_only(lambda facts: bool(facts["update"] <= update))
+
+    def drop_unscheduled(self) -> None:
+        """Drop validations that were made only because training ended there, as it no longer does.
+
+        The file then is that of a run which never stopped.
+        """
+        self._keep_only(lambda facts: bool(facts.get("scheduled", True)))
 
     def add(self, event: Logged | Validated) -> None:
         """Append what happened."""
@@ -81,11 +84,29 @@ class MetricsFile:
         else:
             fields |= event.validation.values
             fields["best"] = event.is_best
+            fields["scheduled"] = event.counted
             scores = event.validation.scores
             fields["signatures"] = {score.name: score.signature for score in scores}
         fields["seconds"] = event.seconds
-        with self._path.open("ab") as stream:
-            stream.write(json.dumps(fields).encode() + b"\n")
+        for name, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                fields[name] = None  # JSON has no such number
+        try:
+            with self._path.open("ab") as stream:
+                stream.write(json.dumps(fields).encode() + b"\n")
+        except OSError as error:
+            told = f"{self._path}: cannot be written: {error.strerror}"
+            raise ResourceError(told) from error
+
+    def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_bytes().split(b"\n"):
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                    if wanted(json.loads(line)):
+                        kept.append(line + b"\n")
+        with atomic_file(self._path) as stream:
+            stream.writelines(kept)
 
 
 class Display:
@@ -94,16 +115,16 @@ class Display:
     def __init__(self, *, total: int | None, done: int) -> None:
         self._live: Progress | None = None
         if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
-            self._live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
+            self._live = Progress(  # all of it fits into 80 columns
+                TextColumn("{task.completed}{task.fields[of]}"),
+                BarColumn(bar_width=5),
                 TextColumn("{task.fields[facts]}"),
                 TimeRemainingColumn(compact=True),
                 console=Console(stderr=True, no_color="NO_COLOR" in os.environ or None),
                 transient=True,
             )
-            self._task = self._live.add_task("updates", total=total, completed=done, facts="")
+            of = f"/{total}" if total else ""
+            self._task = self._live.add_task("", total=total, completed=done, of=of, facts="")
         self._best = ""
 
     def __enter__(self) -> Self:
@@ -126,7 +147,7 @@ class Display:
             logger.info("%s", logged_line(event))
             return
         facts = (
-            f"loss {event.loss:.3f} ppl {perplexity(event.loss):.1f} lr {event.learn_rate:.1e} "
+            f"loss {event.loss:.2f} ppl {perplexity(event.loss):.3g} lr {event.learn_rate:.1e} "
             f"{event.pieces_per_second:.0f} tok/s{self._best}"
         )
         self._live.update(self._task, completed=event.update, facts=facts)

@@ -1,20 +1,15 @@
 """A training run from its settings to a model on disk; shows and saves what the loop yields."""
 
-import contextlib
 import dataclasses
 import logging
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
 
-from tfm_cli.config import RunConfig
-from tfm_cli.configfile import changed_settings, duration_seconds
+from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.corpus.batching import epoch_batches, padding_share
 from tfm_cli.corpus.store import PieceStore
@@ -22,75 +17,69 @@ from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
 from tfm_cli.errors import ConfigError, DivergedError, Interrupted, ResourceError
 from tfm_cli.log import seconds_text
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_dir import (
-    CONFIG_FILE,
-    TOKENIZER_FILE,
-    WEIGHTS_FILE,
-    build_transformer,
-    load_config,
-    load_model,
-    save_config,
-    save_weights,
-)
-from tfm_cli.text import atomic_file, check_writable, remove_directory
+from tfm_cli.model_config import load_config, load_tokenizer, save_config
+from tfm_cli.model_dir import build_transformer, load_model, weights_facts
 from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.training import checkpoint
+from tfm_cli.training import checkpoint, output_dir
 from tfm_cli.training.corpora import Corpora, load_corpora
-from tfm_cli.training.loop import Logged, SaveDue, Stopped, Validated, train
-from tfm_cli.training.model_card import model_card
+from tfm_cli.training.interruption import interruption, remember_signals
+from tfm_cli.training.keeper import Keeper
+from tfm_cli.training.loop import Stopped, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
-from tfm_cli.training.report import Display, MetricsFile
+from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation, validator
 from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-CARD_FILE = "README.md"
-METRICS_FILE = "metrics.jsonl"
-_OUR_FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, CARD_FILE, METRICS_FILE)
 
+def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
+    """Train as the settings say until there is a reason to stop.
 
-def run(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
-    """Train as the settings say; `output` becomes a model directory, or is gone on with.
+    Args:
+        config: all settings.
+        output: becomes a model directory.
+        goes_on: whether it holds a run to go on with, as `output_dir.has_run` found; else what
+            is left of another model in it is removed.
 
     Raises:
-        ConfigError: the directory holds something else, or a run with other settings.
+        ConfigError: the text is not the one the run began with.
         DataError: the text cannot be learned from.
+        ModelError: no checkpoint is whole, or the model to start from cannot be used.
+        ResourceError: memory, disk or device do not suffice.
         DivergedError: loss or gradient was no finite number.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
     began = time.monotonic()
-    check_writable(output)
-    resumes = _resumes(config, output, overwrite=overwrite)
     device = resolve_device(config.training.device)
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
 
-    corpora = load_corpora(config, _settled_tokenizer(config, output, resumes=resumes))
+    saved = checkpoint.newest(output / output_dir.CHECKPOINTS) if goes_on else None
+    settled, model = _start(config, output, goes_on=goes_on)
+    corpora = load_corpora(config, settled)
     tokenizer = corpora.tokenizer
-    model = _fresh_model(config, tokenizer).to(device)
+    if model is None:
+        model = _fresh_model(config, tokenizer)
+    model.to(device)
     optimizer = make_optimizer(model, config.training)
     average = MovingAverage(model, config.training.ema_decay)
     state = TrainState()
-    corpus_sha256 = corpora.train.sha256()
-    saved = checkpoint.newest(output / CHECKPOINTS) if resumes else None
     if saved is not None:
-        if saved.corpus_sha256 != corpus_sha256:
-            raise ConfigError(
-                f"{output}: the training text is not the one this run began with",
-                hint="restore the text, or start again with `--overwrite` or another `--output`",
-            )
+        _check_same_text(output, saved.text_sha256, corpora.sha256())
         checkpoint.restore(saved, model, average, optimizer)
         state = saved.state
-    if not resumes:
-        _clear(output)
+    else:
+        output_dir.clear(output)
+    output_dir.begin(output)
     save_config(output, config, tokenizer)
 
-    keeper = _Keeper(config, output, corpora, model, average, optimizer, state, corpus_sha256)
-    _say_what_begins(keeper, device, dtype, resumed=saved is not None)
-    with _signals() as signalled:
+    keeper = Keeper(config, output, corpora, model, average, optimizer, state)
+    _say_what_begins(config, corpora, model, device, dtype)
+    if saved is not None:
+        logger.info("going on after update %d of `%s`", state.update, output)
+    with remember_signals() as signalled:
         events = train(
             model,
             corpora.train,
@@ -101,7 +90,9 @@ def run(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
             start_id=tokenizer.start_id,
             eos_id=tokenizer.eos_id,
             validate=_validation(config, corpora, model, device, dtype),
-            interrupted=_interruption(config, state, signalled, began),
+            interrupted=interruption(
+                state, signalled, max_time=config.training.max_time, began=began
+            ),
             device=device,
             dtype=dtype,
         )
@@ -117,139 +108,63 @@ def run(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
             except DivergedError as error:
                 error.hint = f"{error.hint}; {keeper.last_good()}"
                 raise
+            except RuntimeError as error:
+                if not _ran_out_of_memory(error):
+                    raise
+                hint = "set `--max-tokens` lower, and `--update-freq` higher to make up for it"
+                raise ResourceError(f"{device}: out of memory", hint=hint) from error
     assert stopped is not None
-    _say_what_ended(keeper, stopped, signalled())
+    line = _what_ended(output, config.validation.metrics[0], state, stopped)
+    if signalled() and not stopped.is_complete:
+        raise Interrupted(line, signal_number=signalled())
+    logger.info("%s", line)
 
 
-class _Keeper:
-    """Writes what the loop's events ask for; a class because it holds all of the run's parts."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        output: Path,
-        corpora: Corpora,
-        model: Transformer,
-        average: MovingAverage,
-        optimizer: torch.optim.Optimizer,
-        state: TrainState,
-        corpus_sha256: str,
-    ) -> None:
-        self.config = config
-        self.output = output
-        self.corpora = corpora
-        self.model = model
-        self.state = state
-        self.num_parameters = sum(p.numel() for p in model.parameters())
-        self.best: Validated | None = None
-        self._average = average
-        self._optimizer = optimizer
-        self._corpus_sha256 = corpus_sha256
-        self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
-        self._signatures_said = False
-
-    def keep(self, event: Logged | Validated | SaveDue, display: Display) -> None:
-        """Show an event, and write what it makes due."""
-        if isinstance(event, Logged):
-            self._metrics.add(event)
-            display.logged(event)
-        elif isinstance(event, Validated):
-            self._metrics.add(event)
-            display.validated(event)
-            if not self._signatures_said:
-                for score in event.validation.scores:
-                    logger.info("%s signature: %s", score.name, score.signature)
-                self._signatures_said = True
-            if event.is_best:
-                self.best = event
-                self._write_model(event.update, event.validation)
-        else:
-            if self.corpora.valid is None:  # nothing says which weights are best: the newest
-                self._write_model(event.update, None)
-            checkpoint.save(
-                self.output / CHECKPOINTS,
-                model=self.model,
-                average=self._average,
-                optimizer=self._optimizer,
-                state=self.state,
-                corpus_sha256=self._corpus_sha256,
-                keep=self.config.training.keep_checkpoints,
-            )
-
-    def last_good(self) -> str:
-        """Words that name the newest checkpoint."""
-        paths = sorted((self.output / CHECKPOINTS).glob("update-*"))
-        return f"the last good checkpoint is `{paths[-1]}`" if paths else "no checkpoint was saved"
-
-    def _write_model(self, update: int, validation: Validation | None) -> None:
-        with self._average.in_place():
-            weights = dict(self.model.named_parameters())
-            save_weights(self.output, weights, self.corpora.tokenizer, update=update)
-        card = model_card(
-            self.config,
-            self.state,
-            num_parameters=self.num_parameters,
-            vocab_size=self.corpora.tokenizer.vocab_size,
-            num_pairs=len(self.corpora.train),
-            dropped=dict(self.corpora.train.dropped),
-            update=update,
-            values=validation.values if validation else {},
-            scores=validation.scores if validation else (),
-        )
-        with atomic_file(self.output / CARD_FILE) as stream:
-            stream.write(card.encode())
-
-
-def _resumes(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
-    """Whether `output` holds a run to go on with; refuses what is not ours and what has changed."""
-    if overwrite or not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return False
-    if not (output / CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"{output}: is not empty and holds no model to go on with",
-            hint="name another `--output`, or replace the files of a model in it by `--overwrite`",
-        )
-    old, _, _ = load_config(output)
-    changes = changed_settings(old, config)
-    if changes:
-        plural = "s" if len(changes) > 1 else ""
-        title = f"{output}: holds a run with other settings; {len(changes)} change{plural}"
-        raise ConfigError(
-            "\n  ".join([title, *changes]),
-            hint="keep them as they were, or use `--overwrite` or another `--output`",
-        )
-    return True
-
-
-def _settled_tokenizer(config: RunConfig, output: Path, *, resumes: bool) -> Path | None:
-    if resumes:
-        return output / TOKENIZER_FILE
-    if config.training.pretrained_model:
-        return Path(config.training.pretrained_model) / TOKENIZER_FILE
-    return None
+def _start(
+    config: RunConfig, output: Path, *, goes_on: bool
+) -> tuple[Tokenizer | None, Transformer | None]:
+    """Tokenizer and weights that are settled before any text is read."""
+    if goes_on:
+        return load_tokenizer(output, load_config(output)), None
+    if not config.training.pretrained_model:
+        return None, None
+    directory = Path(config.training.pretrained_model)
+    pretrained = load_model(directory, torch.device("cpu"))
+    _check_same_shape(directory, pretrained.config.model, config.model)
+    model = build_transformer(config.model, pretrained.tokenizer.vocab_size)
+    model.load_state_dict(pretrained.transformer.state_dict())
+    logger.info("starting from the weights and the tokenizer of `%s`", directory)
+    return pretrained.tokenizer, model
 
 
 def _fresh_model(config: RunConfig, tokenizer: Tokenizer) -> Transformer:
-    """New weights drawn by the run's seed, or those of the model to start from."""
-    if config.training.pretrained_model:
-        directory = Path(config.training.pretrained_model)
-        pretrained = load_model(directory, torch.device("cpu"))
-        asked = dataclasses.replace(config.model, dropout=pretrained.config.model.dropout)
-        if asked != pretrained.config.model:
-            raise ConfigError(f"{directory}: its model has another shape than the settings ask for")
-        model = build_transformer(config.model, tokenizer.vocab_size)
-        model.load_state_dict(pretrained.transformer.state_dict())
-        return model
+    """A model with weights that are drawn by the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return build_transformer(config.model, tokenizer.vocab_size)
 
 
-def _clear(output: Path) -> None:
-    """Remove a model's files, and nothing else, so that a new run can begin."""
-    for name in _OUR_FILES:
-        (output / name).unlink(missing_ok=True)
-    remove_directory(output / CHECKPOINTS)
+def _check_same_shape(directory: Path, found: ModelConfig, wanted: ModelConfig) -> None:
+    changes = [
+        f"model.{field.name}: {getattr(found, field.name)} → {getattr(wanted, field.name)}"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name != "dropout" and getattr(found, field.name) != getattr(wanted, field.name)
+    ]
+    if changes:
+        raise ConfigError(
+            "\n  ".join([f"{directory}: its model has another shape than is asked for", *changes]),
+            hint="leave these settings out: they are taken from the pretrained model",
+        )
+
+
+def _check_same_text(output: Path, then: dict[str, str], now: dict[str, str]) -> None:
+    changed = [name for name, sha256 in now.items() if then.get(name) != sha256]
+    if changed:
+        verb = "are not those" if len(changed) > 1 else "is not the one"
+        raise ConfigError(
+            f"{output}: the {' and the '.join(changed)} {verb} this run began with",
+            hint="restore the text, or start again with `--overwrite` or another `--output`",
+        )
 
 
 def _validation(
@@ -262,7 +177,6 @@ def _validation(
     store = corpora.valid
     if store is None:
         return None
-    plan = _epoch(config, store)
     batches = [
         make_batch(
             [store.source[i] for i in pairs],
@@ -270,15 +184,15 @@ def _validation(
             start_id=corpora.tokenizer.start_id,
             eos_id=corpora.tokenizer.eos_id,
         )
-        for pairs in plan
+        for pairs in _first_epoch(config, store)
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     translator = Translator(model, corpora.tokenizer, search=search, device=device, dtype=dtype)
     return validator(
         model,
         batches,
-        corpora.valid_source,
-        corpora.valid_target,
+        [source for source, _ in corpora.valid_pairs],
+        [target for _, target in corpora.valid_pairs],
         translator,
         metrics=config.validation.metrics,
         device=device,
@@ -286,7 +200,7 @@ def _validation(
     )
 
 
-def _epoch(config: RunConfig, store: PieceStore) -> list[np.ndarray]:
+def _first_epoch(config: RunConfig, store: PieceStore) -> list[np.ndarray]:
     return epoch_batches(
         store.source.lengths,
         store.target.lengths,
@@ -296,80 +210,39 @@ def _epoch(config: RunConfig, store: PieceStore) -> list[np.ndarray]:
     )
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
-    """Inside, a first SIGINT or SIGTERM is remembered; a second one ends the process at once."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        name = signal.Signals(number).name
-        logger.warning("%s: saving after this update; once more ends it at once", name)
-
-    before = {each: signal.signal(each, remember) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _interruption(
-    config: RunConfig, state: TrainState, signalled: Callable[[], int], began: float
-) -> Callable[[], Stopped | None]:
-    """Why to stop before the run is complete: a signal, or the time that was given."""
-    limit = duration_seconds(config.training.max_time) or math.inf
-
-    def interrupted() -> Stopped | None:
-        if signalled():
-            reason = f"{signal.Signals(signalled()).name} was received"
-            return Stopped(reason, is_complete=False, validate_first=False)
-        if time.monotonic() - began >= limit:
-            # Without any validation so far there would be no model to translate with.
-            reason = f"{config.training.max_time} have passed (--max-time)"
-            return Stopped(reason, is_complete=False, validate_first=state.best_score is None)
-        return None
-
-    return interrupted
-
-
 def _say_what_begins(
-    keeper: _Keeper, device: torch.device, dtype: torch.dtype, *, resumed: bool
+    config: RunConfig,
+    corpora: Corpora,
+    model: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
-    config, store = keeper.config, keeper.corpora.train
-    padding = padding_share(_epoch(config, store), store.source.lengths, store.target.lengths)
+    source, target = corpora.train.source, corpora.train.target
+    plan = _first_epoch(config, corpora.train)
     logger.info(
-        "model: %s, %s parameters, %s on %s, %.1f %% padding",
+        "model: %s, %s parameters, %s on %s; %d batches an epoch, %.1f %% padding",
         config.preset,
-        f"{keeper.num_parameters:,}",
+        f"{sum(p.numel() for p in model.parameters()):,}",
         str(dtype).removeprefix("torch."),
         device,
-        100 * padding,
+        len(plan),
+        100 * padding_share(plan, source.lengths, target.lengths),
     )
-    if resumed:
-        logger.info("going on after update %d of `%s`", keeper.state.update, keeper.output)
 
 
-def _say_what_ended(keeper: _Keeper, stopped: Stopped, signal_number: int) -> None:
-    state, metric = keeper.state, keeper.config.validation.metrics[0]
+def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:
+    """The closing line: why, how good, how long, where."""
     words = [f"stopped after update {state.update}: {stopped.reason}"]
-    best = keeper.best
-    if best is not None and best.validation.values[metric] != state.best_score:
-        words.append(f"best {metric} {best.validation.values[metric]:.2f} at update {best.update}")
-    elif state.best_score is not None:
-        words.append(f"best {metric} {state.best_score:.2f} at update {state.best_update}")
+    kept = weights_facts(output)
+    if kept is not None and metric in kept.scores:
+        words.append(f"best {score_text(metric, kept.scores[metric])} at update {kept.update}")
     words.append(f"trained {seconds_text(state.train_seconds)}")
-    has_model = (keeper.output / WEIGHTS_FILE).is_file()
-    words.append(
-        f"model in `{keeper.output}`" if has_model else f"no validation yet in `{keeper.output}`"
-    )
+    words.append(f"model in `{output}`" if kept else f"no model in `{output}` yet")
     if not stopped.is_complete:
         words.append("the same command goes on")
-    line = "; ".join(words)
-    if signal_number:
-        raise Interrupted(line, signal_number=signal_number)
-    logger.info("%s", line)
-    if not has_model:
-        raise ResourceError(f"{keeper.output}: no model was written")
+    return "; ".join(words)
+
+
+def _ran_out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU it is a plain RuntimeError, told by its words only.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

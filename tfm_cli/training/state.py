@@ -17,6 +17,11 @@ class TrainState:
     best_score: float | None = None  # of the first validation metric
     best_update: int = 0
     stalled: int = 0  # validations since the best one
+    validated_update: int = 0  # the newest update whose weights were judged
+    # Since the last progress line, so that the next one is the same after a break.
+    window_nll: float = 0.0  # summed negative log-likelihood
+    window_pieces: int = 0  # target pieces
+    window_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The counters as JSON values."""

@@ -86,6 +86,7 @@ def update(
         nll += batch_nll
     gradient_norm = _clip(model, clip_norm)
     if not bool(gradient_norm.isfinite() & nll.isfinite()):
+        optimizer.zero_grad(set_to_none=True)
         raise DivergedError(
             f"update {number}: the loss is {float(nll) / target_pieces:.4g} and the gradient norm "
             f"{float(gradient_norm):.4g}; the weights were not touched",

@@ -1,5 +1,6 @@
 """How good the model is right now: loss and scores on the validation text."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,8 @@ def mean_nll(
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
     """Whether a value beats the best so far; a loss should fall, a score should rise."""
+    if not math.isfinite(value):
+        return False
     if best is None:
         return True
     return value < best if metric == "loss" else value > best

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,14 +19,16 @@ from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
-from tfm_cli.errors import ConfigError
+from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
 from tfm_cli.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_SENTENCE_ENDS = (".", "!", "?", ";", "。", "！", "？")
+_SENTENCE_ENDS = (".", "!", "?", ";")  # where a blank follows
+_WIDE_ENDS = ("。", "！", "？")  # whatever follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,10 @@ class Translator:
         self._device = device
         self._dtype = dtype
         self._lines_before = 0
+        self._most_pieces = sys.maxsize  # in a segment, on either side
+        if isinstance(transformer.target_positions, LearnedPositions):
+            # </s> of the source and the start of the target need a position as well.
+            self._most_pieces = transformer.target_positions.embedding.num_embeddings - 1
 
     @staticmethod
     def load(
@@ -151,11 +158,14 @@ class Translator:
 
     def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
         """The segments of a line: none for a blank one, several for an over-long one."""
-        longest = self._search.max_length
+        longest = min(self._search.max_length, self._most_pieces)
+        if not ids or not line.strip():
+            return []
         if len(ids) <= longest:
-            return [ids] if ids else []
-        what = "split" if self._on_long == "split" else f"cut at {longest}"
-        logger.warning("line %d has %d pieces: %s", line_number, len(ids), what)
+            return [ids]
+        what = "split" if self._on_long == "split" else "cut"
+        found = f"line {line_number} has {len(ids)} pieces, more than {longest}"
+        logger.warning("%s: %s", found, what)
         if self._on_long == "cut":
             return [ids[:longest]]
         pieces = self._tokenizer.encode_pieces([line])[0]
@@ -180,8 +190,14 @@ class Translator:
         """Hypotheses of each segment; a batch that memory cannot hold is halved."""
         with contextlib.suppress(torch.OutOfMemoryError):
             return self._search_whole(batch)
+        # Only out here is the memory of the failed search free again.
         if len(batch) == 1:
-            return self._search_whole(batch)
+            place = f"line {self._lines_before + batch[0].line + 1}"
+            size = f"{len(batch[0].ids)} pieces with a beam of {self._search.beam_size}"
+            raise ResourceError(
+                f"{place}: {self._device} has no memory for a segment of {size}",
+                hint="lower `--beam-size` or `--max-length`, or use `--device cpu`",
+            )
         half = len(batch) // 2
         return self._search_batch(batch[:half]) + self._search_batch(batch[half:])
 
@@ -190,7 +206,10 @@ class Translator:
         source, source_keep = pad_source([s.ids for s in batch], tokenizer.eos_id)
         source = source.to(self._device)
         source_keep = None if source_keep is None else source_keep.to(self._device)
-        limits = [output_limit(len(s.ids), search.max_length_factor) for s in batch]
+        limits = [
+            min(output_limit(len(s.ids), search.max_length_factor), self._most_pieces)
+            for s in batch
+        ]
         never = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.start_id} - {-1, tokenizer.eos_id}
         with arithmetic(self._device, self._dtype):
             if self._sampling:
@@ -231,7 +250,7 @@ class Translator:
             texts = self._tokenizer.decode([list(h.ids) for h in chosen])
             score = sum(h.score for h in chosen) / len(chosen)
             total = sum(h.log_probability for h in chosen)
-            candidates.append(Candidate(" ".join(texts), score, total))
+            candidates.append(Candidate(" ".join(filter(None, texts)), score, total))
         num_pieces = sum(len(hypotheses[0].ids) + 1 for hypotheses in parts)
         return Translation(line, tuple(candidates), num_pieces)
 
@@ -241,6 +260,12 @@ def _best_cut(pieces: list[str]) -> int:
 
     A cut in the first half is no good, since the parts would become too many.
     """
-    word_starts = [i for i in range(len(pieces) // 2, len(pieces)) if pieces[i].startswith("▁")]
-    after_sentence = [i for i in word_starts if i and pieces[i - 1].endswith(_SENTENCE_ENDS)]
-    return (after_sentence or word_starts or [len(pieces) - 1])[-1]
+    places = range(max(1, len(pieces) // 2), len(pieces))
+    word_starts = [i for i in places if pieces[i].startswith("▁")]
+    after_sentence = [
+        i
+        for i in places
+        if pieces[i - 1].endswith(_WIDE_ENDS)
+        or (pieces[i].startswith("▁") and pieces[i - 1].endswith(_SENTENCE_ENDS))
+    ]
+    return (after_sentence or word_starts or places)[-1]

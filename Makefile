@@ -1,0 +1,64 @@
+# Another build of PyTorch, or another Python: make install TORCH='torch==2.11.0' PYTHON=python3.12
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fmt bench golden clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## Make .venv and install tfm into it
+	@echo "installed: $(BIN)/tfm"
+
+demo: $(VENV)/.installed ## Train on the sample corpus, score and translate: about three minutes
+	$(BIN)/tfm train --output demo-model
+	$(BIN)/tfm evaluate data/test.fr --model demo-model --source data/test.en -m bleu,chrf -f text
+	head -n 4 data/combinations.en
+	head -n 4 data/combinations.en | $(BIN)/tfm translate --model demo-model --beam 4
+
+test: $(VENV)/.installed-dev ## Run all tests, slow ones too
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.installed-dev ## Lint, types, layers and fast tests: before each commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python data/generate.py --check
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+fmt: $(VENV)/.installed-dev ## Format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed ## Measure speed and memory of training and translation
+	$(BIN)/python tests/bench/bench.py
+
+golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with git diff
+	$(BIN)/python tests/golden/regenerate.py
+	git diff --stat tests/golden
+
+clean: ## Remove what was built, the demo's model too
+	rm -rf $(VENV) build dist demo-model .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch goes first and by its version: left to itself, pip might fetch gigabytes for a GPU.
+$(VENV)/.torch: | $(VENV)/bin/python
+	$(PIP) install '$(TORCH)'
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(PIP) install --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install --editable '.[dev]'
+	touch $@ $(VENV)/.installed

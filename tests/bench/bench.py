@@ -1,0 +1,231 @@
+"""Speed and memory of training and translation: `make bench`.
+
+Random weights and random pieces, of the lengths of the sample corpus or of `--source` and
+`--target`, so that nothing but the work itself is measured: reading, tokenisation and loading are
+left out. Translations are as long as their source: random weights hardly ever end one. Each case
+has a process of its own, since a peak of memory never goes down again. Nothing here passes or
+fails; machines differ and are noisy, so compare rows of one table only.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import tfm_cli
+from tfm_cli.config import TrainingConfig
+from tfm_cli.configfile import resolve
+from tfm_cli.corpus.batch import Batch, make_batch, pad_source
+from tfm_cli.corpus.batching import epoch_batches, padding_share
+from tfm_cli.corpus.parallel_text import read_pairs
+from tfm_cli.corpus.sample import sample_path
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.model_dir import build_transformer
+from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.update import update
+
+START_ID, EOS_ID = 2, 3
+VOCAB_SIZES = {"tiny": 4000, "base": 32000}
+PIECES_A_WORD = 1.4  # as many as a subword model of this size makes of a word, with punctuation
+BATCH_SIZES = (16, 32, 64, 128)
+
+
+def lengths(source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of each side of each pair, </s> included, estimated from words; (num_pairs,) each."""
+    pairs = list(read_pairs([source], [target]))
+    counted = np.array([[len(side.split()) for side in pair] for pair in pairs])
+    estimated = np.maximum(2, np.rint(counted * PIECES_A_WORD)).astype(np.int64) + 1
+    return estimated[:, 0], estimated[:, 1]
+
+
+def random_segments(pieces: np.ndarray, vocab_size: int) -> list[np.ndarray]:
+    """Random ids for segments of so many pieces, </s> excluded."""
+    random = np.random.default_rng(1)
+    return [random.integers(4, vocab_size, count - 1) for count in pieces]
+
+
+def best_of(times: int, work: Callable[[], int]) -> tuple[int, float]:
+    """What `work` counted and the fewest seconds it took."""
+    best = float("inf")
+    count = 0
+    for _ in range(times):
+        began = time.perf_counter()
+        count = work()
+        best = min(best, time.perf_counter() - began)
+    return count, best
+
+
+def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Target pieces a second of whole updates, dropout and optimizer included."""
+    config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
+    vocab_size, budget = VOCAB_SIZES[preset], 4096 if preset == "tiny" else 1024
+    model = build_transformer(config.model, vocab_size).train()
+    optimizer = make_optimizer(model, TrainingConfig())
+    average = MovingAverage(model, 0.999)
+    plan = epoch_batches(source, target, max_tokens=budget, seed=1, epoch=0)
+
+    def batch(pairs: np.ndarray) -> Batch:
+        return make_batch(
+            random_segments(source[pairs], vocab_size),
+            random_segments(target[pairs], vocab_size),
+            start_id=START_ID,
+            eos_id=EOS_ID,
+        )
+
+    batches = [batch(pairs) for pairs in plan[: 6 if preset == "tiny" else 3]]
+    number = 0
+
+    def epoch() -> int:
+        nonlocal number
+        for one in batches:
+            number += 1
+            update(
+                model,
+                [one],
+                optimizer,
+                average,
+                number=number,
+                peak_rate=1e-4,
+                warmup=4000,
+                label_smoothing=0.1,
+                clip_norm=1.0,
+                seed=1,
+                device=torch.device("cpu"),
+                dtype=torch.float32,
+            )
+        return sum(one.target_pieces for one in batches)
+
+    epoch()
+    pieces, seconds = best_of(3, epoch)
+    return {
+        "pieces_per_second": pieces / seconds,
+        "batch": budget,
+        "padding": padding_share(plan, source, target),
+    }
+
+
+@torch.inference_mode()
+def bench_translation(
+    preset: str, source: np.ndarray, *, beam_size: int, batch_size: int
+) -> dict[str, float]:
+    """Target pieces a second of search, for the lengths of the middle of the corpus."""
+    config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
+    vocab_size = VOCAB_SIZES[preset]
+    model: Transformer = build_transformer(config.model, vocab_size).eval()
+    number = 8 if batch_size == 1 else (256 if preset == "tiny" else 2 * batch_size)
+    middle = np.sort(source)[len(source) // 2 - number // 2 :][:number]
+    segments = random_segments(middle, vocab_size)
+
+    def translate() -> int:
+        pieces = 0
+        for start in range(0, len(segments), batch_size):
+            batch = segments[start : start + batch_size]
+            ids, keep = pad_source(batch, EOS_ID)
+            found = beam_search(
+                model,
+                ids,
+                keep,
+                limits=[len(segment) for segment in batch],
+                start_id=START_ID,
+                eos_id=EOS_ID,
+                beam_size=beam_size,
+            )
+            pieces += sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
+        return pieces
+
+    pieces, seconds = best_of(2, translate)
+    return {
+        "pieces_per_second": pieces / seconds,
+        "batch": batch_size,
+        "milliseconds_per_segment": 1000 * seconds / len(segments),
+    }
+
+
+def run_case(case: str, source: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """One row of the table, in this process."""
+    kind, preset, *rest = case.split("/")
+    if kind == "train":
+        result = bench_training(preset, source, target)
+    else:
+        beam_size, batch_size = int(rest[0]), int(rest[1])
+        result = bench_translation(preset, source, beam_size=beam_size, batch_size=batch_size)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    result["peak_mib"] = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return result
+
+
+def in_own_process(case: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """One row of the table, measured by a process of its own."""
+    command = [sys.executable, __file__, "--case", case]
+    command += ["--source", arguments.source, "--target", arguments.target]
+    command += ["--threads", str(arguments.threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: dict[str, float] = json.loads(done.stdout)
+    return row
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Measure every case and print a Markdown table as the rows come."""
+    machine = f"{platform.machine()}, {arguments.threads} threads"
+    print(f"tfm {tfm_cli.__version__}, torch {torch.__version__}, {machine}")
+    print("\n| work | batch | target pieces/s | ms a segment | peak memory |")
+    print("|---|---:|---:|---:|---:|", flush=True)
+
+    def row(name: str, found: dict[str, float], unit: str) -> None:
+        latency = found.get("milliseconds_per_segment")
+        shown = f"{latency:.1f}" if latency else ""
+        print(
+            f"| {name} | {found['batch']:.0f} {unit} | {found['pieces_per_second']:.0f} "
+            f"| {shown} | {found['peak_mib']:.0f} MiB |",
+            flush=True,
+        )
+
+    for preset in ("tiny", "base"):
+        row(f"train {preset}", in_own_process(f"train/{preset}", arguments), "pieces")
+    for preset in ("tiny", "base"):
+        for beam_size, name in ((1, "greedy"), (4, "beam 4")):
+            alone = in_own_process(f"translate/{preset}/{beam_size}/1", arguments)
+            row(f"translate {preset}, {name}", alone, "segment")
+            sizes = BATCH_SIZES if preset == "tiny" else BATCH_SIZES[:3]
+            tried = [
+                in_own_process(f"translate/{preset}/{beam_size}/{size}", arguments)
+                for size in sizes
+            ]
+            best = max(tried, key=lambda found: found["pieces_per_second"])
+            row(f"translate {preset}, {name}, best batch", best, "segments")
+
+
+def main() -> None:
+    """Parse the command line and measure one case or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--source", help="text that gives lengths")
+    parser.add_argument("--target", help="its translation")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.source = arguments.source or sample_path("train.en")
+    arguments.target = arguments.target or sample_path("train.fr")
+    torch.set_num_threads(arguments.threads)
+    if not Path(arguments.source).is_file() or not Path(arguments.target).is_file():
+        parser.error("--source and --target must be files")
+    if arguments.case:
+        source, target = lengths(arguments.source, arguments.target)
+        print(json.dumps(run_case(arguments.case, source, target)))
+    else:
+        report(arguments)
+
+
+if __name__ == "__main__":
+    main()

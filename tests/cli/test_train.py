@@ -1,0 +1,201 @@
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
+from tests.runs import SMALL_RUN, metrics, write_part
+from tfm_cli.config import PRESETS
+from tfm_cli.configfile import read_toml, resolve, to_mapping
+from tfm_cli.model_config import load_config
+from tfm_cli.model_dir import weights_facts
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def text(tiny_corpus: TinyCorpus, tmp_path: Path) -> list[str]:
+    return write_part(tiny_corpus, tmp_path, pairs=20, valid=2)
+
+
+def write(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+# --- what it says -------------------------------------------------------------------------------
+
+
+def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
+    text: list[str], run_tfm: RunTfm
+) -> None:
+    flags = ["--max-updates", "4", "--disp-freq", "2", "--valid-freq", "4"]
+
+    result = run_tfm(["train", *text, *SMALL_RUN, *flags])
+
+    assert result.code == 0
+    assert result.out == ""
+    patterns = [
+        r"tokenizer: 24 pieces instead of 60, the text yields no more",
+        r"tokenizer: learned 24 pieces",
+        r"training text: 20 pairs, \d+ \+ \d+ pieces",
+        r"validation text: 2 pairs",
+        r"model: tiny, [\d,]+ parameters, float32 on cpu; \d+ batches an epoch, [\d.]+ % padding",
+        r"update      2  epoch   2  loss +[\d.]+  ppl +[\d.]+  lr [\d.e-]+  tgt-tok/s .*",
+        r"update      4  epoch .*",
+        r"valid       4  epoch   \d  bleu [\d.]+  chrf [\d.]+  loss [\d.]+  ppl .*  best",
+        r"BLEU signature: nrefs:1\|.*",
+        r"chrF2 signature: nrefs:1\|.*",
+        r"stopped after update 4: 4 updates made \(--max-updates\); best bleu [\d.]+ at update 4; "
+        r"trained \d+s; model in `model`",
+        r"",
+    ]
+    lines = result.err.split("\n")
+    assert len(lines) == len(patterns)
+    for pattern, line in zip(patterns, lines, strict=True):
+        assert re.fullmatch(pattern, line)
+
+
+def test_model_directory_has_all_that_is_promised(text: list[str], run_tfm: RunTfm) -> None:
+    run_tfm(["train", *text, *SMALL_RUN, "--max-updates", "1", "-o", "deep/er"])
+
+    assert sorted(path.name for path in Path("deep/er").iterdir()) == [
+        "README.md", "checkpoints", "config.json", "metrics.jsonl", "model.safetensors",
+        "tokenizer.model",
+    ]  # fmt: skip
+
+
+def test_quiet_run_says_nothing(text: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm(["train", *text, *SMALL_RUN, "--max-updates", "2", "-q"])
+
+    assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_dropped_pairs_are_told(run_tfm: RunTfm) -> None:
+    write("a.en", "one\n\none two three\none\n")
+    write("a.de", "eins\nzwei\neins\neins zwei drei\n")
+    limit = ["--set", "data.max_length=2", "--max-updates", "1"]
+
+    result = run_tfm(["train", "-s", "a.en", "-t", "a.de", *SMALL_RUN, *limit])
+
+    assert result.code == 0, result.err
+    told = "training text: 1 pairs, 2 + 2 pieces, 1 dropped: blank side, 2 dropped: too long\n"
+    assert told in result.err
+    card = Path("model/README.md").read_text("utf-8")
+    assert "| pairs | 1 (left out: 1 blank side, 2 too long) |" in card
+
+
+def test_metrics_are_json_lines(text: list[str], run_tfm: RunTfm) -> None:
+    flags = ["--max-updates", "4", "--disp-freq", "1", "--valid-freq", "2"]
+
+    run_tfm(["train", *text, *SMALL_RUN, *flags])
+
+    assert [(line["event"], line["update"]) for line in metrics(Path("model"))] == [
+        ("train", 1), ("train", 2), ("valid", 2), ("train", 3), ("train", 4), ("valid", 4),
+    ]  # fmt: skip
+
+
+def test_without_text_it_trains_on_the_sample_and_says_so(
+    text: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"train.en": 1, "train.fr": 3, "valid.en": 5, "valid.fr": 7}
+    monkeypatch.setattr("tfm_cli.training.corpora.sample_path", lambda name: text[names[name]])
+
+    result = run_tfm(["train", *TINY_SHAPE, "--max-updates", "1", "--device", "cpu"])
+
+    assert result.code == 0, result.err
+    first = result.err.split("\n")[0]
+    assert first == "no training text is named: training preset `tiny` on the sample corpus"
+    assert "the sample corpus of tfm" in Path("model/README.md").read_text("utf-8")
+
+
+# --- the score in the log is the score of the model -----------------------------------------------
+
+
+@pytest.mark.parametrize("beam_size", ["1", "3"])
+def test_score_in_the_log_is_what_evaluate_finds(
+    beam_size: str, tiny_corpus: TinyCorpus, run_tfm: RunTfm
+) -> None:
+    flags = [*TINY_SHAPE, "--device", "cpu", "--precision", "fp32", "--lr", "5e-3"]
+    flags += ["--max-tokens", "256", "--lr-warmup", "20", "--set", "training.ema_decay=0.8"]
+    flags += ["--max-updates", "100", "--valid-freq", "50", "--dropout", "0"]
+    flags += ["--set", f"validation.beam_size={beam_size}"]
+    trained = run_tfm(["train", *tiny_corpus.train_arguments(), *flags])
+    assert trained.code == 0, trained.err
+
+    for metric in ("bleu", "chrf"):
+        result = run_tfm(
+            [
+                "evaluate", tiny_corpus.path("valid.de"), "--source", tiny_corpus.path("valid.en"),
+                "--model", "model", "--beam", beam_size, "-m", metric, "-b", "-w", "12", "-q",
+                "--device", "cpu", "--precision", "fp32",
+            ]
+        )  # fmt: skip
+
+        facts = weights_facts(Path("model"))
+        assert facts is not None
+        assert 5 < facts.scores[metric] < 98  # neither untrained nor perfect
+        assert float(result.out) == pytest.approx(facts.scores[metric], abs=1e-11)
+
+
+# --- what it may be given ----------------------------------------------------------------------
+
+
+def test_sources_and_targets_may_be_several_and_compressed(run_tfm: RunTfm) -> None:
+    write("a.en", "one two\n")
+    write("a.de", gzip.compress(b"eins zwei\n"))
+    write("b.en.gz", gzip.compress(b"three\nfour\n"))
+    write("b.de", "drei\nvier")
+    files = ["-s", "a.en", "-t", "a.de", "--source", "b.en.gz", "--target", "b.de"]
+
+    result = run_tfm(["train", *files, *SMALL_RUN, "--max-updates", "1"])
+
+    assert result.code == 0, result.err
+    assert "training text: 3 pairs" in result.err
+
+
+def test_metrics_may_be_listed_or_repeated(run_tfm: RunTfm) -> None:
+    once = run_tfm(["train", "--dump-config", "--valid-metrics", "loss, bleu"])
+    twice = run_tfm(["train", "--dump-config", "--valid-metrics=loss", "--valid-metrics=bleu"])
+
+    assert 'metrics = ["loss", "bleu"]' in once.out
+    assert once.out == twice.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--preset", "base", "-s", "a", "-t", "b"]])
+def test_dumped_settings_give_the_same_settings(arguments: list[str], run_tfm: RunTfm) -> None:
+    more = ["--dropout", "0.25", "--set", "search.beam_size=7", "--max-time", "2h"]
+    dumped = run_tfm(["train", "--dump-config", *arguments, *more])
+    write("run.toml", dumped.out)
+
+    again = run_tfm(["train", "--dump-config", "--config", "run.toml"])
+
+    assert (dumped.code, dumped.err) == (0, "")
+    assert again.out == dumped.out
+    assert read_toml(Path("run.toml"))["search"]["beam_size"] == 7
+
+
+def test_dumped_settings_train_the_same_model(text: list[str], run_tfm: RunTfm) -> None:
+    arguments = [*text, *SMALL_RUN, "--max-updates", "1"]
+    write("run.toml", run_tfm(["train", *arguments, "--dump-config"]).out)
+
+    run_tfm(["train", *arguments, "-o", "by-flags"])
+    result = run_tfm(["train", "-c", "run.toml", "-o", "by-file"])
+
+    assert result.code == 0, result.err
+    files = [Path(name) / "model.safetensors" for name in ("by-flags", "by-file")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert load_config(Path("by-file")) == load_config(Path("by-flags"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_is_chosen_by_its_name(preset: str, run_tfm: RunTfm) -> None:
+    result = run_tfm(["train", "--preset", preset, "-s", "a", "-t", "b", "--dump-config"])
+
+    wanted = resolve(preset=preset, flags={"data": {"source": ("a",), "target": ("b",)}})
+    write("run.toml", result.out)
+    assert read_toml(Path("run.toml")) == to_mapping(wanted)

@@ -1,0 +1,229 @@
+import gzip
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import RunTfm, TinyCorpus
+from tfm_cli.cli.translate import translate
+from tfm_cli.decoding.beam import beam_search
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> list[str]:
+    return ["translate", "--model", str(tiny_model), "--device", "cpu", "--precision", "fp32"]
+
+
+def lines_of(text: str) -> list[str]:
+    assert text == "" or text.endswith("\n")
+    return text.split("\n")[:-1]
+
+
+def test_text_is_translated_line_by_line(
+    model: list[str], tiny_corpus: TinyCorpus, run_tfm: RunTfm
+) -> None:
+    result = run_tfm([*model, "--input", tiny_corpus.path("test.en")])
+
+    wanted = tiny_corpus.lines("test.de")
+    found = lines_of(result.out)
+    assert result.code == 0
+    assert sum(one == other for one, other in zip(found, wanted, strict=True)) > 36  # of 40
+
+
+def test_standard_output_is_data_and_the_rest_is_not(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm(model, "one two\n\nthree")
+
+    assert result.out == "eins zwei\n\ndrei\n"
+    assert result.err.startswith("translated 3 lines in ")
+    assert result.err.endswith(" target pieces/s\n")
+
+
+def test_quiet_says_warnings_only(model: list[str], run_tfm: RunTfm) -> None:
+    assert run_tfm([*model, "--quiet"], "one\n").err == ""
+    assert run_tfm([*model, "-q"], b"one\xff\n").err == (
+        "warning: standard input: lines with invalid UTF-8, replaced by U+FFFD: 1 (first: line 1)\n"
+    )
+
+
+def test_empty_input_gives_empty_output(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm(model, "")
+
+    assert (result.code, result.out) == (0, "")
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(raw=st.lists(st.one_of(
+    st.sampled_from([b"one", b" ", b"\r", b"\xe2\x80\xa8", b"\0", b"\xff", b"\x85", b"\n", b"\f"]),
+    st.binary(max_size=5),
+), max_size=20).map(lambda lines: b"x" + b"\n".join(lines)))  # fmt: skip
+def test_as_many_lines_come_out_as_go_in(model: list[str], run_tfm: RunTfm, raw: bytes) -> None:
+    result = run_tfm([*model, "--beam", "1"], raw)
+
+    assert result.code == 0
+    assert len(lines_of(result.out)) == raw.count(b"\n") + (not raw.endswith(b"\n"))
+
+
+def test_gzip_and_files_without_last_line_feed_are_read(
+    model: list[str], run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    (tmp_path / "input").write_bytes(gzip.compress(b"one\r\ntwo\r\n") + gzip.compress(b"three"))
+
+    result = run_tfm([*model, "--input", str(tmp_path / "input")])
+
+    assert result.out == "eins\nzwei\ndrei\n"
+
+
+def test_output_file_has_what_standard_output_would(
+    model: list[str], run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    result = run_tfm([*model, "-o", str(tmp_path / "new" / "out.de")], "five\n")
+
+    assert result.out == ""
+    assert (tmp_path / "new" / "out.de").read_bytes() == "fünf\n".encode()
+    assert os.listdir(tmp_path / "new") == ["out.de"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--beam-size 2 --length-penalty 0.5 --n-best 2 --max-tokens 99 --buffer-size 9",
+        "--beam_size 2 --length_penalty 0.5 --n_best 2 --max_tokens 99 --buffer_size 9",
+        "--beam 2 --lenpen 0.5 --nbest 2 --mini-batch-words 99 --maxi-batch 9",
+        "-b 2 -n 0.5 --n-best 2 --mini_batch_words 99 --chunk-size 9",
+        "-b2 --normalize 0.5 --nbest=2 --max-tokens=99 --chunk_size=9",
+    ],
+)
+def test_flags_go_by_the_names_that_people_know(
+    model: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    asked: dict[str, object] = {}
+
+    def remember(*arguments: object, **options: object) -> object:
+        asked.update(options)
+        return beam_search(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tfm_cli.translation.translator.beam_search", remember)
+
+    result = run_tfm([*model, *flags.split()], "one\n")
+
+    assert len(lines_of(result.out)) == 2
+    assert (asked["beam_size"], asked["length_penalty"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    "names", [("--src", "--out"), ("--input", "--output"), ("-i", "-o")], ids=" ".join
+)
+def test_files_go_by_the_names_that_people_know(
+    run_tfm: RunTfm, tmp_path: Path, tiny_model: Path, names: tuple[str, str]
+) -> None:
+    (tmp_path / "in").write_bytes(b"one\n")
+    files = [names[0], str(tmp_path / "in"), names[1], str(tmp_path / "out")]
+
+    result = run_tfm(["translate", "--models", str(tiny_model), *files])
+
+    assert result.code == 0
+    assert (tmp_path / "out").read_bytes() == b"eins\n"
+
+
+def test_score_stands_before_the_text(model: list[str], run_tfm: RunTfm) -> None:
+    (line,) = lines_of(run_tfm([*model, "--with-score"], "one\n").out)
+
+    score, text = line.split("\t")
+    assert text == "eins"
+    assert -1 < float(score) < 0
+
+
+def test_n_best_list_numbers_the_lines_of_all_windows(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "--n-best", "3", "--buffer-size", "1"], "one\n\ntwo\n")
+
+    rows = [line.split(" ||| ") for line in lines_of(result.out)]
+    assert [row[0] for row in rows] == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+    assert [row[1] for row in rows[::3]] == ["eins", "", "zwei"]
+    assert len({row[1] for row in rows[:3]}) == 3
+
+
+def test_beam_grows_with_the_n_best_list(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "--n-best", "6"], "one two three\n")
+
+    assert result.code == 0
+    assert len(set(lines_of(result.out))) == 6
+
+
+def test_json_is_an_object_a_line(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "--format", "json", "--n-best", "2"], "one\u2028two\n\n")
+
+    first, blank = (json.loads(line) for line in lines_of(result.out))
+    assert first["source"] == "one\u2028two"
+    assert first["translation"] == first["n_best"][0]["translation"] == "eins zwei"
+    assert len(first["n_best"]) == 2
+    assert (blank["source"], blank["translation"], blank["score"]) == ("", "", 0)
+
+
+def test_sampling_is_the_same_for_a_seed(model: list[str], run_tfm: RunTfm) -> None:
+    hot = [*model, "--sampling", "--temperature", "5"]
+    text = "one two three\n" * 5
+
+    drawn = run_tfm(hot, text).out
+
+    assert run_tfm([*hot, "--buffer-size", "2"], text).out == drawn
+    assert run_tfm([*hot, "--seed", "2"], text).out != drawn
+    assert run_tfm([*hot, "--top-k", "1"], text).out == "eins zwei drei\n" * 5
+
+
+def test_greedy_is_a_beam_of_one(model: list[str], run_tfm: RunTfm) -> None:
+    text = "one two three\n"
+
+    assert run_tfm([*model, "-g", "--with-score"], text).out == (
+        run_tfm([*model, "--beam", "1", "--with-score"], text).out
+    )
+
+
+def test_long_line_is_split_or_cut_with_a_warning(model: list[str], run_tfm: RunTfm) -> None:
+    line = "one two three four\n"
+
+    split = run_tfm([*model, "-q", "--max-length", "2"], line)
+    cut = run_tfm([*model, "-q", "--max-length", "2", "--on-long", "cut"], line)
+
+    assert split.out == "eins zwei drei vier\n"
+    assert split.err == "warning: line 1 has 4 pieces, more than 2: split\n"
+    assert cut.out == "eins zwei\n"
+    assert cut.err == "warning: line 1 has 4 pieces, more than 2: cut\n"
+
+
+def test_setting_of_the_sampling_is_idle_without_it(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "-q", "--top_k", "3"], "one\n")
+
+    assert result.out == "eins\n"
+    assert result.err == "warning: `--top-k` has no effect without `--sampling`\n"
+
+
+def test_progress_is_shown_where_a_terminal_has_no_translations_to_show(
+    tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown: dict[bool, str] = {}
+    for quiet in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        monkeypatch.setenv("TERM", "xterm")
+
+        translate(
+            model=tiny_model, input_path=tiny_corpus.path("test.en"),
+            output_path=str(tmp_path / "out"), device="cpu", quiet=quiet,
+        )  # fmt: skip
+
+        assert isinstance(sys.stderr, Terminal)
+        shown[quiet] = sys.stderr.getvalue()
+
+    assert "translating" in shown[False]
+    assert "translated 40 lines in " in shown[False]
+    assert shown[True] == ""

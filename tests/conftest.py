@@ -1,0 +1,147 @@
+"""What many tests need: a corpus, a model that learned it, and the command line."""
+
+import logging
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+# Tests run side by side on few cores; processes that tests start have one thread each as well.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell gives its background jobs SIGINT ignored, and they hand that on; tests send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_WORDS = {
+    "zero": "null", "one": "eins", "two": "zwei", "three": "drei", "four": "vier",
+    "five": "fünf", "six": "sechs", "seven": "sieben", "eight": "acht", "nine": "neun",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+RunTfm = Callable[..., Result]
+
+
+@dataclass(frozen=True)
+class TinyCorpus:
+    """Numbers spelled in English and German, word by word."""
+
+    directory: Path
+
+    def path(self, name: str) -> str:
+        return str(self.directory / name)
+
+    def lines(self, name: str) -> list[str]:
+        return (self.directory / name).read_text(encoding="utf-8").split("\n")[:-1]
+
+    def train_arguments(self) -> list[str]:
+        """Flags that name the training and validation text."""
+        return [
+            "-s", self.path("train.en"), "-t", self.path("train.de"),
+            "--valid-source", self.path("valid.en"), "--valid-target", self.path("valid.de"),
+        ]  # fmt: skip
+
+
+# A shape that trains an update in a few milliseconds.
+TINY_SHAPE = [
+    "--vocab-size", "60",
+    "--set", "model.encoder_layers=1",
+    "--set", "model.decoder_layers=1",
+    "--set", "model.width=32",
+    "--set", "model.heads=2",
+    "--set", "model.feed_forward_width=64",
+    "--set", "tokenizer.byte_fallback=false",
+    "--set", "tokenizer.model_type=word",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tests run side by side on few cores; one thread each is fastest, and steady."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_corpus(directory: Path) -> TinyCorpus:
+    """Write a corpus that a tiny model learns in a second or two; always the same."""
+    chance = random.Random(7)
+    for name, count in (("train", 600), ("valid", 40), ("test", 40)):
+        rows = [chance.choices(list(_WORDS), k=chance.randint(2, 7)) for _ in range(count)]
+        english = "".join(" ".join(row) + "\n" for row in rows)
+        german = "".join(" ".join(_WORDS[word] for word in row) + "\n" for row in rows)
+        (directory / f"{name}.en").write_text(english, encoding="utf-8", newline="\n")
+        (directory / f"{name}.de").write_text(german, encoding="utf-8", newline="\n")
+    return TinyCorpus(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
+    """A corpus that a tiny model learns in a second or two."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def invoke(arguments: list[str], stdin: str | bytes = "") -> Result:
+    """Run `tfm` in this process."""
+    from tfm_cli.cli import app
+
+    result = CliRunner().invoke(app, arguments, input=stdin, prog_name="tfm")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def run_tfm() -> RunTfm:
+    """`run_tfm(["translate", …], stdin)`: code, out and err of a command."""
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory that translates the tiny corpus without a fault; do not change it."""
+    directory = tmp_path_factory.mktemp("trained") / "model"
+    torch.set_num_threads(1)
+    arguments = [
+        "train", *tiny_corpus.train_arguments(), "--output", str(directory), *TINY_SHAPE,
+        "--max-updates", "300", "--max-tokens", "512", "--lr", "5e-3", "--lr-warmup", "50",
+        "--valid-freq", "100", "--save-freq", "100", "--dropout", "0.0", "--device", "cpu",
+        "--set", "training.ema_decay=0.9",
+    ]  # fmt: skip
+    result = invoke(arguments)
+    assert result.code == 0, result.err
+    return directory
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """What the package logs from now on, message by message."""
+    messages: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("tfm_cli")
+    before = logger.handlers, logger.level
+    logger.handlers = [Listener()]
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.handlers, level = before
+    logger.setLevel(level)

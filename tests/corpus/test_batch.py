@@ -1,0 +1,103 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfm_cli.corpus.batch import Batch, make_batch, pad_source
+
+START, EOS = 1, 2
+
+# Any id may be in a segment, those of the start and the end too.
+segment_ids = st.lists(st.integers(0, 50), max_size=8)
+pairs_of_ids = st.lists(st.tuples(segment_ids, segment_ids), min_size=1, max_size=6)
+
+
+def arrays(segments: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    return [np.array(segment, dtype=np.int32) for segment in segments]
+
+
+def batch(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Batch:
+    return make_batch(arrays(sources), arrays(targets), start_id=START, eos_id=EOS)
+
+
+def test_target_is_shifted_right_by_one() -> None:
+    found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
+
+    assert found.target_in.tolist() == [[START, 10, 11, 12], [START, 13, EOS, EOS]]
+    assert found.target_out.tolist() == [[10, 11, 12, EOS], [13, EOS, EOS, EOS]]
+
+
+def test_masks_keep_the_pieces_and_their_end_and_hide_padding() -> None:
+    found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
+
+    assert found.source.tolist() == [[5, 6, EOS], [7, EOS, EOS]]
+    assert found.source_keep is not None
+    assert found.source_keep.shape == (2, 1, 1, 3)
+    assert found.source_keep[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
+    assert found.target_keep.tolist() == [[True] * 4, [True, True, False, False]]
+
+
+def test_target_pieces_count_the_ends_but_no_padding() -> None:
+    found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
+
+    assert found.target_pieces == 4 + 2
+
+
+def test_without_padding_there_is_no_source_mask() -> None:
+    assert batch([[5, 6], [7, 8]], [[10], [11, 12]]).source_keep is None
+    assert pad_source([[5, 6]], EOS)[1] is None
+
+
+def test_an_empty_segment_is_its_end_alone() -> None:
+    found = batch([[], [5]], [[], []])
+
+    assert found.source.tolist() == [[EOS, EOS], [5, EOS]]
+    assert found.target_in.tolist() == [[START], [START]]
+    assert found.target_out.tolist() == [[EOS], [EOS]]
+    assert found.target_pieces == 2
+
+
+def test_source_ids_may_be_lists_or_arrays() -> None:
+    from_lists, from_arrays = pad_source([[5, 6], [7]], EOS), pad_source(arrays([[5, 6], [7]]), EOS)
+
+    assert from_lists[0].dtype == from_arrays[0].dtype == torch.int64
+    assert torch.equal(from_lists[0], from_arrays[0])
+    assert from_lists[1] is not None
+    assert from_arrays[1] is not None
+    assert torch.equal(from_lists[1], from_arrays[1])
+
+
+@settings(deadline=None)
+@given(pairs=pairs_of_ids)
+def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list[int]]]) -> None:
+    sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+
+    found = batch(sources, targets)
+
+    source_keep = torch.ones_like(found.source, dtype=torch.bool)
+    if found.source_keep is not None:
+        source_keep = found.source_keep[:, 0, 0]
+    for row, (source, target) in enumerate(pairs):
+        assert found.source[row][source_keep[row]].tolist() == [*source, EOS]
+        assert found.target_out[row][found.target_keep[row]].tolist() == [*target, EOS]
+        assert found.target_in[row][found.target_keep[row]].tolist() == [START, *target]
+    assert found.target_pieces == int(found.target_keep.sum())
+    assert bool(source_keep.any(dim=0).all())  # no column is padding from top to bottom
+    assert bool(found.target_keep.any(dim=0).all())
+
+
+@pytest.mark.parametrize("sources", [[[5, 6], [7]], [[5], [7]]], ids=["padded", "whole"])
+def test_moving_a_batch_moves_all_of_it(sources: list[list[int]]) -> None:
+    there = torch.device("meta")
+    here = batch(sources, [[10], [11, 12]])
+
+    moved = here.to(there)
+
+    for tensor in (moved.source, moved.target_in, moved.target_out, moved.target_keep):
+        assert tensor.device == there
+    assert (moved.source_keep is None) == (here.source_keep is None)
+    assert moved.source_keep is None or moved.source_keep.device == there
+    assert moved.target_pieces == here.target_pieces

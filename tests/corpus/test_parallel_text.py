@@ -1,0 +1,130 @@
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.corpus.parallel_text import check_files, read_pairs
+from tfm_cli.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, content: str | bytes) -> str:
+    data = content if isinstance(content, bytes) else content.encode()
+    Path(name).write_bytes(data)
+    return name
+
+
+def test_files_follow_each_other_pair_by_pair() -> None:
+    sources = [write("a.en", "1\n2\n"), write("b.en", "3\n")]
+    targets = [write("a.de", "eins\nzwei\n"), write("b.de", "drei")]
+
+    pairs = list(read_pairs(sources, targets))
+
+    assert pairs == [("1", "eins"), ("2", "zwei"), ("3", "drei")]
+
+
+def test_no_files_are_no_pairs() -> None:
+    assert list(read_pairs([], [])) == []
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    source = write("a.en", "one\u2028line\x85here\rtoo\nnext")
+    target = write("a.de", "eins\nzwei\n")
+
+    assert [s for s, _ in read_pairs([source], [target])] == ["one\u2028line\x85here\rtoo", "next"]
+
+
+def test_gzip_is_told_by_its_content() -> None:
+    source = write("a.txt", gzip.compress(b"1\n2\n") + gzip.compress(b"3\n"))
+    target = write("a.gz", "eins\nzwei\ndrei\n")
+
+    assert [s for s, _ in read_pairs([source], [target])] == ["1", "2", "3"]
+
+
+def test_blank_lines_keep_their_place() -> None:
+    source, target = write("a.en", "\n2\n\n"), write("a.de", "eins\n\n\n")
+
+    assert list(read_pairs([source], [target])) == [("", "eins"), ("2", ""), ("", "")]
+
+
+def test_files_that_do_not_align_are_all_told_with_their_counts() -> None:
+    sources = [write("a.en", "1\n2\n"), write("b.en", "1\n"), write("c.en", "1\n\n")]
+    targets = [write("a.de", "1\n"), write("b.de", "1"), write("c.de", "1\n2\n3")]
+
+    with pytest.raises(DataError) as caught:
+        list(read_pairs(sources, targets))
+
+    assert str(caught.value) == (
+        "a.en and a.de do not align: 2 and 1 lines\n  c.en and c.de do not align: 2 and 3 lines"
+    )
+    assert "line N" in str(caught.value.hint)
+
+
+def test_other_number_of_files_on_a_side_is_refused() -> None:
+    with pytest.raises(ConfigError, match="source and target must be as many files, got 1 and 2"):
+        list(read_pairs(["a"], ["b", "c"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"ab\xff", "byte 3: 0xff is no UTF-8"),
+        (b"\xc3", "byte 1: 0xc3 is no UTF-8"),
+        (b"x\xed\xa0\x80", "byte 2: 0xed is no UTF-8"),
+    ],
+)
+def test_invalid_utf8_is_refused_with_file_line_and_byte(line: bytes, told: str) -> None:
+    source, target = write("a.en", b"fine\n" + line + b"\n"), write("a.de", "1\n2\n")
+
+    with pytest.raises(DataError) as caught:
+        list(read_pairs([source], [target]))
+
+    assert str(caught.value) == f"a.en:2: {told}"
+
+
+def test_missing_file_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a\.en: cannot be read: No such file or directory"):
+        list(read_pairs(["a.en"], [write("a.de", "1\n")]))
+
+
+def test_mended_lines_are_told_once(told: list[str]) -> None:
+    source, target = write("a.en", f"{'long ' * 50}\na\0b\n" * 2), write("a.de", "1\n2\n3\n4\n")
+
+    list(read_pairs([source], [target], tell=False))
+    list(read_pairs([source], [target]))
+
+    assert told == ["a.en: lines with NUL characters, removed: 2 (first: line 2)"]
+
+
+def test_all_files_that_cannot_be_read_are_told_at_once() -> None:
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    good = write("good", "1\n")
+
+    with pytest.raises(DataError) as caught:
+        check_files([good, "none", "folder", "pipe", "-", "none", "x" * 300])
+
+    assert str(caught.value).split("\n  ") == [
+        "5 files cannot be used",
+        "none: there is no such file",
+        "folder: is a directory, wanted a file",
+        "pipe: can be read only once, wanted a file",
+        "-: standard input can be read only once, wanted a file",
+        f"{'x' * 300}: cannot be read: File name too long",
+    ]
+
+
+def test_one_file_that_cannot_be_read_is_told_in_a_line() -> None:
+    with pytest.raises(DataError) as caught:
+        check_files(["none"])
+
+    assert str(caught.value) == "none: there is no such file"
+
+
+def test_files_that_can_be_read_are_fine() -> None:
+    check_files([write("a", "1\n"), write("b", b"")])

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.corpus import sample
+from tfm_cli.errors import ResourceError
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package in a checkout that has no sample corpus yet."""
+    directory = tmp_path / "tfm_cli"
+    directory.mkdir()
+    monkeypatch.setattr(sample, "_PACKAGE", directory)
+    return directory
+
+
+def put(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    path = directory / "train.en"
+    path.write_text("a\n", encoding="utf-8")
+    return path
+
+
+def test_checkout_has_it_beside_the_package(package: Path) -> None:
+    path = put(package.parent / "data")
+
+    assert sample.sample_path("train.en") == str(path)
+
+
+def test_installed_package_has_it_inside(package: Path) -> None:
+    put(package.parent / "data")  # somebody else's, where packages are installed
+    path = put(package / "sample")
+
+    assert sample.sample_path("train.en") == str(path)
+
+
+def test_missing_sample_is_told(package: Path) -> None:
+    with pytest.raises(ResourceError, match=r"sample corpus \(`train\.en`\) is not installed"):
+        sample.sample_path("train.en")

@@ -1,0 +1,121 @@
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.corpus import store as module
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.errors import DataError
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+
+WORDS = "a b c d e f"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """One piece for each word."""
+    settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
+    return Tokenizer(train_tokenizer([WORDS], settings, seed=1, soft_limit=True))
+
+
+def build(pairs: list[tuple[str, str]], tokenizer: Tokenizer, *, max_length: int = 5) -> PieceStore:
+    return PieceStore.build(pairs, tokenizer, max_length=max_length, name="the text")
+
+
+def test_each_pair_is_stored_as_its_ids(tokenizer: Tokenizer) -> None:
+    pairs = [("a b c", "d"), ("e", "f a"), ("b b b b", "c")]
+
+    store = build(pairs, tokenizer)
+
+    assert len(store) == 3
+    for index, (source, target) in enumerate(pairs):
+        assert store.source[index].tolist() == tokenizer.encode([source])[0]
+        assert store.target[index].tolist() == tokenizer.encode([target])[0]
+
+
+def test_lengths_count_the_end_of_segment(tokenizer: Tokenizer) -> None:
+    store = build([("a b c", "d"), ("e", "f a")], tokenizer)
+
+    np.testing.assert_array_equal(store.source.lengths, [4, 2])
+    np.testing.assert_array_equal(store.target.lengths, [2, 3])
+
+
+def test_pair_with_a_blank_side_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
+    store = build([("a", ""), ("  \t\u3000", "b"), ("", ""), ("c", "d")], tokenizer)
+
+    assert len(store) == 1
+    assert store.source[0].tolist() == tokenizer.encode(["c"])[0]
+    assert store.dropped == {"blank side": 3}
+
+
+def test_pair_that_the_normaliser_makes_blank_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
+    store = build([("\u200b", "a"), ("b", "c")], tokenizer)
+
+    assert len(store) == 1
+    assert store.dropped == {"blank side": 1}
+
+
+def test_pair_with_more_pieces_than_allowed_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
+    pairs = [("a a a a a", "a"), ("a a a a a a", "a"), ("a", "a a a a a a a")]
+
+    store = build(pairs, tokenizer, max_length=5)
+
+    assert len(store) == 1
+    assert store.source.lengths.tolist() == [6]
+    assert store.dropped == {"blank side": 0, "too long": 2}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        ([], "the text: 0 usable pairs"),
+        ([("", "a")], "the text: 0 usable pairs, dropped: 1 blank side"),
+        (
+            [("", "a"), ("a a a a a a", "a")],
+            "the text: 0 usable pairs, dropped: 1 blank side, 1 too long",
+        ),
+    ],
+)
+def test_text_without_a_usable_pair_is_refused_with_the_counts(
+    pairs: list[tuple[str, str]], told: str, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(DataError) as caught:
+        build(pairs, tokenizer)
+
+    assert str(caught.value) == told
+
+
+def test_hash_is_that_of_the_content(tokenizer: Tokenizer) -> None:
+    pairs = [("a b", "c"), ("d", "e f")]
+    same = build(pairs, tokenizer).sha256()
+
+    assert build([("a  b ", "c"), ("", "x"), ("d", "e f")], tokenizer).sha256() == same
+    assert build(pairs[::-1], tokenizer).sha256() != same
+    assert build([("a", "b c"), ("d", "e f")], tokenizer).sha256() != same
+    assert build([("a b", "c"), ("d", "e a")], tokenizer).sha256() != same
+    assert build([*pairs, ("a", "a")], tokenizer).sha256() != same
+
+
+def test_text_is_read_a_part_at_a_time(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAIRS_AT_A_TIME", 3)
+    pairs = [(word, f"{word} {word}") for word in WORDS.split()]
+    asked: list[int] = []
+
+    def lines() -> Iterator[tuple[str, str]]:
+        for number, pair in enumerate(pairs):
+            asked.append(number)
+            yield pair
+
+    class Watched(Tokenizer):
+        def encode(self, lines: Sequence[str]) -> list[list[int]]:
+            asked.append(-1)
+            return super().encode(lines)
+
+    store = PieceStore.build(lines(), Watched(tokenizer.model_bytes), max_length=9, name="x")
+
+    assert asked == [0, 1, 2, -1, -1, 3, 4, 5, -1, -1]
+    assert [len(store.source[i]) for i in range(6)] == [1] * 6
+    assert store.sha256() == build(pairs, tokenizer).sha256()

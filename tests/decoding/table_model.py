@@ -1,0 +1,101 @@
+"""A model small enough to try every translation: random tables, and brute force over them."""
+
+# B segments, R rows (K for each segment), V vocabulary, L steps that have tables of their own
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tfm_cli.decoding.hypothesis import Hypothesis
+
+EOS = 0
+START = 1
+VOCAB = 4
+
+
+@dataclass
+class TableState:
+    """Which tables the segments have, how far they are, and the piece before the newest."""
+
+    tables: Tensor  # (B, L, V, V, V)
+    older: Tensor  # (R,), which search never sees and has to keep in order
+    length: int = 0
+
+    def reorder(self, rows: Tensor) -> None:
+        self.older = self.older[rows]
+
+    def keep(self, segments: Tensor) -> None:
+        self.tables = self.tables[segments]
+
+
+class TableModel:
+    """Logits that depend on the segment, the step, the newest piece and the piece before it.
+
+    The first id of a segment's source says which tables it has.
+    """
+
+    def __init__(self, seed: int, *, num_tables: int = 1, spread: float = 1.5) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (num_tables, 8, VOCAB, VOCAB, VOCAB)
+        self.logits = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+        self.rows_of_steps: list[int] = []
+
+    def start(self, source: Tensor, source_keep: Tensor | None) -> TableState:
+        return TableState(self.logits[source[:, 0]], torch.full((len(source),), START))
+
+    def step(self, pieces: Tensor, state: TableState) -> Tensor:
+        self.rows_of_steps.append(len(pieces))
+        beam = len(pieces) // len(state.tables)
+        tables = state.tables[:, state.length].repeat_interleave(beam, dim=0)  # (R, V, V, V)
+        rows = torch.arange(len(pieces))
+        if len(state.older) != len(pieces):  # only before the first `reorder`
+            state.older = state.older.repeat_interleave(beam)
+        logits = tables[rows, state.older, pieces]  # (R, V)
+        state.older = pieces
+        state.length += 1
+        return logits
+
+
+def sources(*tables: int) -> Tensor:
+    """A batch of segments with these tables, (B, 1)."""
+    return torch.tensor(tables)[:, None]
+
+
+def log_probabilities(model: TableModel, table: int, prefix: Sequence[int]) -> list[float]:
+    """Log-probability of each piece after these, in plain floats."""
+    older, newest = [START, START, *prefix][-2:]
+    logits = model.logits[table, len(prefix), older, newest].tolist()
+    total = math.log(sum(math.exp(logit) for logit in logits))
+    return [logit - total for logit in logits]
+
+
+def forced_log_probability(model: TableModel, table: int, ids: Sequence[int]) -> float:
+    """Log-probability of these pieces and </s>."""
+    pieces = [*ids, EOS]
+    return sum(
+        log_probabilities(model, table, pieces[:step])[piece] for step, piece in enumerate(pieces)
+    )
+
+
+def brute_force(
+    model: TableModel, table: int, *, limit: int, length_penalty: float, banned: Sequence[int] = ()
+) -> list[Hypothesis]:
+    """Every translation of at most `limit` pieces, best first."""
+    return sorted(
+        (
+            Hypothesis(ids, total, total / ((5 + len(ids) + 1) / 6) ** length_penalty)
+            for ids in _sequences(limit, banned)
+            for total in [forced_log_probability(model, table, ids)]
+        ),
+        key=lambda hypothesis: -hypothesis.score,
+    )
+
+
+def _sequences(limit: int, banned: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    pieces = [piece for piece in range(VOCAB) if piece != EOS and piece not in banned]
+    for length in range(limit + 1):
+        yield from itertools.product(pieces, repeat=length)

@@ -1,0 +1,159 @@
+import math
+
+import pytest
+import torch
+
+from tests.decoding.table_model import (
+    EOS,
+    START,
+    TableModel,
+    brute_force,
+    forced_log_probability,
+    log_probabilities,
+    sources,
+)
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.hypothesis import Hypothesis
+
+WIDEST = 256  # more than there are translations of 4 pieces
+
+
+def search(
+    model: TableModel,
+    tables: list[int],
+    limits: list[int],
+    *,
+    beam_size: int = WIDEST,
+    length_penalty: float = 1.0,
+    banned: tuple[int, ...] = (),
+) -> list[list[Hypothesis]]:
+    return beam_search(
+        model, sources(*tables), None, limits=limits, start_id=START, eos_id=EOS,
+        banned_ids=banned, beam_size=beam_size, length_penalty=length_penalty,
+    )  # fmt: skip
+
+
+def assert_same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
+    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert math.isclose(one.log_probability, other.log_probability, rel_tol=1e-9)
+        assert math.isclose(one.score, other.score, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(30))
+def test_widest_beam_finds_every_sequence_in_the_order_of_scores(
+    seed: int, length_penalty: float
+) -> None:
+    model = TableModel(seed)
+
+    (found,) = search(model, [0], [4], length_penalty=length_penalty)
+
+    assert_same(found, brute_force(model, 0, limit=4, length_penalty=length_penalty))
+
+
+@pytest.mark.parametrize("limit", range(5))
+def test_limit_forces_the_end(limit: int) -> None:
+    model = TableModel(seed=limit)
+    model.logits[..., EOS] -= 100  # it never ends of its own accord
+
+    (found,) = search(model, [0], [limit], beam_size=3)
+
+    assert {len(hypothesis.ids) for hypothesis in found} == {limit}
+    assert found[0].log_probability < -90  # an end that is forced is as unlikely as it is
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, WIDEST])
+@pytest.mark.parametrize("seed", range(10))
+def test_segments_searched_together_are_found_as_alone(seed: int, beam_size: int) -> None:
+    model = TableModel(seed, num_tables=4)
+    tables, limits = [2, 0, 3, 1, 2], [3, 0, 4, 2, 1]
+
+    together = search(model, tables, limits, beam_size=beam_size)
+
+    for table, limit, found in zip(tables, limits, together, strict=True):
+        (alone,) = search(model, [table], [limit], beam_size=beam_size)
+        assert_same(found, alone)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_scores_are_those_of_the_model(seed: int) -> None:
+    model = TableModel(seed)
+
+    (found,) = search(model, [0], [6], beam_size=3, length_penalty=0.6)
+
+    for hypothesis in found:
+        total = forced_log_probability(model, 0, hypothesis.ids)
+        norm = ((5 + len(hypothesis.ids) + 1) / 6) ** 0.6
+        assert math.isclose(hypothesis.log_probability, total, rel_tol=1e-9)
+        assert math.isclose(hypothesis.score, total / norm, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hypotheses_are_distinct_and_best_first(seed: int) -> None:
+    (found,) = search(TableModel(seed), [0], [6], beam_size=5)
+
+    scores = [hypothesis.score for hypothesis in found]
+    assert len(found) == 5
+    assert len({hypothesis.ids for hypothesis in found}) == 5
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_beam_of_one_is_greedy(seed: int) -> None:
+    model = TableModel(seed)
+    greedy: list[int] = []
+    while len(greedy) < 6:
+        after = log_probabilities(model, 0, greedy)
+        if after.index(max(after)) == EOS:
+            break
+        greedy.append(after.index(max(after)))
+
+    ((found,),) = search(model, [0], [6], beam_size=1)
+
+    assert found.ids == tuple(greedy)
+
+
+@pytest.mark.parametrize(("beam_size", "rows"), [(1, [3, 2, 1, 1]), (2, [3, 2 * 2, 1 * 2, 1 * 2])])
+def test_finished_segments_leave_the_batch(beam_size: int, rows: list[int]) -> None:
+    model = TableModel(seed=1, num_tables=3)
+    model.logits[..., EOS] -= 100
+
+    search(model, [0, 1, 2], [0, 3, 1], beam_size=beam_size)
+
+    assert model.rows_of_steps == rows
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_banned_pieces_are_never_written_but_keep_their_probability(seed: int) -> None:
+    model = TableModel(seed)
+
+    (found,) = search(model, [0], [4], banned=(START, 2))
+
+    assert_same(found, brute_force(model, 0, limit=4, length_penalty=1.0, banned=(START, 2)))
+    assert {piece for hypothesis in found for piece in hypothesis.ids} == {3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_summed_in_single(dtype: torch.dtype) -> None:
+    model = TableModel(seed=3)
+    model.logits = model.logits.to(dtype)
+
+    (found,) = search(model, [0], [4], beam_size=2)
+
+    total = forced_log_probability(model, 0, found[0].ids)
+    assert math.isclose(found[0].log_probability, total, rel_tol=1e-5)  # single has 7 digits
+
+
+def test_poor_short_hypotheses_do_not_end_the_search() -> None:
+    model = TableModel(0)
+    # Piece 2 follows on piece 2 with a probability of 0.95 and </s> with 0.05, so that a short
+    # hypothesis finishes at each step; from the seventh step on </s> is all but certain.
+    model.logits = torch.full_like(model.logits, -6.0)
+    model.logits[..., 2] = 0.0
+    model.logits[..., EOS] = -3.0
+    model.logits[:, 6:, ..., EOS] = 8.0
+
+    (found,) = search(model, [0], [7], beam_size=3)
+
+    assert found[0].ids == (2,) * 6

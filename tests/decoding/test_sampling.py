@@ -1,0 +1,160 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.decoding.table_model import (
+    EOS,
+    START,
+    VOCAB,
+    TableModel,
+    forced_log_probability,
+    log_probabilities,
+    sources,
+)
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.sampling import sample
+
+
+def draw(
+    model: TableModel,
+    tables: list[int],
+    seeds: list[int],
+    *,
+    limits: list[int] | None = None,
+    banned: tuple[int, ...] = (),
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> list[Hypothesis]:
+    return sample(
+        model, sources(*tables), None, limits=limits or [6] * len(tables), seeds=seeds,
+        start_id=START, eos_id=EOS, banned_ids=banned, length_penalty=0.6,
+        temperature=temperature, top_k=top_k, top_p=top_p,
+    )  # fmt: skip
+
+
+def first_pieces(model: TableModel, count: int, **how: float) -> list[float]:
+    """How often each piece came first, as shares."""
+    drawn = draw(model, [0] * count, list(range(count)), **how)  # type: ignore[arg-type]
+    counts = Counter((*hypothesis.ids, EOS)[0] for hypothesis in drawn)
+    return [counts[piece] / count for piece in range(VOCAB)]
+
+
+def greedy_ids(model: TableModel, table: int) -> tuple[int, ...]:
+    ((best,),) = beam_search(
+        model, sources(table), None, limits=[6], start_id=START, eos_id=EOS, beam_size=1
+    )
+    return best.ids
+
+
+def assert_shares(found: list[float], wanted: list[float], count: int) -> None:
+    """Each share lies within four standard deviations."""
+    for one, other in zip(found, wanted, strict=True):
+        assert abs(one - other) <= 4 * math.sqrt(other * (1 - other) / count)
+
+
+def test_same_seed_draws_the_same() -> None:
+    model = TableModel(1)
+
+    assert draw(model, [0] * 3, [5, 6, 7]) == draw(model, [0] * 3, [5, 6, 7])
+
+
+def test_other_seeds_draw_otherwise() -> None:
+    drawn = draw(TableModel(1, spread=0.5), [0] * 50, list(range(50)))
+
+    assert len({hypothesis.ids for hypothesis in drawn}) > 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_drawn_does_not_depend_on_the_neighbours(seed: int) -> None:
+    model = TableModel(seed, num_tables=4)
+    tables, seeds, limits = [3, 1, 0, 2, 1], [9, 8, 7, 6, 5], [6, 2, 0, 5, 6]
+
+    together = draw(model, tables, seeds, limits=limits)
+
+    for table, chance, limit, found in zip(tables, seeds, limits, together, strict=True):
+        assert [found] == draw(model, [table], [chance], limits=[limit])
+
+
+@pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-300}])
+@pytest.mark.parametrize("seed", range(5))
+def test_only_the_likeliest_left_is_greedy(seed: int, how: dict[str, float]) -> None:
+    model = TableModel(seed)
+
+    drawn = draw(model, [0] * 3, [1, 2, 3], **how)  # type: ignore[arg-type]
+
+    assert {hypothesis.ids for hypothesis in drawn} == {greedy_ids(model, 0)}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_pieces_are_drawn_by_their_probability(temperature: float) -> None:
+    model = TableModel(2)
+    logits = model.logits[0, 0, START, START]
+
+    shares = first_pieces(model, 4000, temperature=temperature)
+
+    assert_shares(shares, (logits / temperature).softmax(0).tolist(), 4000)
+
+
+def test_second_piece_is_drawn_by_its_probability_after_the_first() -> None:
+    model = TableModel(2)
+
+    drawn = draw(model, [0] * 4000, list(range(4000)))
+
+    after_two = [hypothesis.ids for hypothesis in drawn if hypothesis.ids[:1] == (2,)]
+    counts = Counter((*ids[1:], EOS)[0] for ids in after_two)
+    shares = [counts[piece] / len(after_two) for piece in range(VOCAB)]
+    wanted = [math.exp(log_probability) for log_probability in log_probabilities(model, 0, [2])]
+    assert_shares(shares, wanted, len(after_two))
+
+
+def test_top_k_draws_among_the_likeliest() -> None:
+    model = TableModel(2)
+    probs = model.logits[0, 0, START, START].softmax(0)
+    least, *_, second, first = probs.argsort().tolist()
+
+    shares = first_pieces(model, 2000, top_k=2)
+
+    wanted = [0.0] * VOCAB
+    for piece in (first, second):
+        wanted[piece] = float(probs[piece] / (probs[first] + probs[second]))
+    assert shares[least] == 0
+    assert_shares(shares, wanted, 2000)
+
+
+def test_top_p_draws_among_the_fewest_that_reach_the_mass() -> None:
+    model = TableModel(2)
+    model.logits[0, 0, START, START] = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+
+    assert_shares(first_pieces(model, 2000, top_p=0.7), [0, 2 / 3, 0, 1 / 3], 2000)
+    assert_shares(first_pieces(model, 2000, top_p=0.8), [0, 5 / 9, 1.5 / 9, 2.5 / 9], 2000)
+
+
+@pytest.mark.parametrize("limit", range(4))
+def test_limit_forces_the_end(limit: int) -> None:
+    model = TableModel(1)
+    model.logits[..., EOS] -= 100
+
+    drawn = draw(model, [0] * 4, [1, 2, 3, 4], limits=[limit] * 4)
+
+    assert {len(hypothesis.ids) for hypothesis in drawn} == {limit}
+
+
+def test_banned_pieces_are_never_drawn() -> None:
+    drawn = draw(TableModel(1), [0] * 200, list(range(200)), banned=(START, 2))
+
+    assert {piece for hypothesis in drawn for piece in hypothesis.ids} == {3}
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.8}])
+def test_scores_are_the_models_own_whatever_was_drawn_among(how: dict[str, float]) -> None:
+    model = TableModel(4)
+
+    for hypothesis in draw(model, [0] * 5, [1, 2, 3, 4, 5], **how):  # type: ignore[arg-type]
+        total = forced_log_probability(model, 0, hypothesis.ids)
+        norm = ((5 + len(hypothesis.ids) + 1) / 6) ** 0.6
+        assert math.isclose(hypothesis.log_probability, total, rel_tol=1e-9)
+        assert math.isclose(hypothesis.score, total / norm, rel_tol=1e-9)

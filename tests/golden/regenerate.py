@@ -1,0 +1,138 @@
+"""Write the golden files anew: `python tests/golden/regenerate.py`, then read `git diff`.
+
+A golden file changes only when what it records was meant to change.
+"""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402 - the path comes first
+
+from tests.conftest import TINY_SHAPE, invoke, write_corpus  # noqa: E402
+from tests.runs import metrics  # noqa: E402
+
+HERE = Path(__file__).parent
+LOSSES = HERE / "losses"
+HELP = HERE / "help"
+HELP_COMMANDS = (
+    "", "train", "translate", "evaluate",
+    "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
+)  # fmt: skip
+# A model of format 1, which every later version must read and use alike.
+MODEL = HERE / "model_v1"
+MODEL_FILES = ("config.json", "tokenizer.model", "model.safetensors")
+LOSS_UPDATES = 20
+# The paper's layers, and with all that can be chosen otherwise; dropout is on in both.
+LOSS_RUNS: dict[str, list[str]] = {
+    "paper": [],
+    "variants": [
+        "--set", "model.norm=pre", "--set", "model.positions=rotary",
+        "--set", "model.activation=swiglu", "--set", "model.tied_embeddings=0",
+        "--set", "training.weight_decay=0.1", "--update-freq", "2", "--max-tokens", "128",
+    ],
+}  # fmt: skip
+
+
+def losses(name: str, directory: Path) -> list[tuple[int, float, float]]:
+    """Update, loss and gradient norm of the first updates of a run: fp32, seed 1, one thread."""
+    torch.set_num_threads(1)
+    corpus = write_corpus(directory)
+    result = invoke(
+        ["train", "-s", corpus.path("train.en"), "-t", corpus.path("train.de"), *TINY_SHAPE,
+         "--output", str(directory / name), "--max-updates", str(LOSS_UPDATES),
+         "--max-tokens", "256", "--lr", "5e-3", "--lr-warmup", "10", "--disp-freq", "1",
+         "--seed", "1", "--device", "cpu", "--precision", "fp32", "--cpu-threads", "1",
+         *LOSS_RUNS[name]]
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    return [
+        (line["update"], line["loss"], line["gradient_norm"]) for line in metrics(directory / name)
+    ]
+
+
+def read_losses(name: str) -> list[tuple[int, float, float]]:
+    """What `write_losses` wrote."""
+    rows = (LOSSES / f"{name}.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    return [(int(row.split()[0]), *map(float, row.split()[1:])) for row in rows]  # type: ignore[misc]
+
+
+def write_losses() -> None:
+    """Train the runs and note their losses."""
+    LOSSES.mkdir(exist_ok=True)
+    for name in LOSS_RUNS:
+        with tempfile.TemporaryDirectory() as directory:
+            rows = losses(name, Path(directory))
+        lines = ["update loss gradient_norm"]
+        lines += [f"{update} {loss:.6f} {norm:.6f}" for update, loss, norm in rows]
+        text = "\n".join(lines) + "\n"
+        (LOSSES / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+
+
+def run(command: str, stdin: str = "") -> str:
+    """What a `tfm` command that must succeed writes to standard output."""
+    result = invoke(command.split(), stdin)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def help_text(command: str) -> str:
+    """What `tfm COMMAND --help` prints, 80 columns wide."""
+    return run(f"{command} --help")
+
+
+def help_path(command: str) -> Path:
+    """Where the help of a command is kept."""
+    return HELP / f"{command.replace(' ', '-') or 'tfm'}.txt"
+
+
+def write_help() -> None:
+    """Note the help of every command."""
+    HELP.mkdir(exist_ok=True)
+    for command in HELP_COMMANDS:
+        help_path(command).write_text(help_text(command), encoding="utf-8", newline="\n")
+
+
+def freeze_model() -> None:
+    """Train the model of this format and note what it says, unless that was done before."""
+    if MODEL.exists():
+        return
+    torch.set_num_threads(1)
+    # Relative names, since the settings are kept with the model.
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        corpus = write_corpus(Path())
+        # Without SentencePiece's table of normalisation the file is small.
+        run(
+            "tokenize train --input train.en --input train.de --model-prefix tokenizer "
+            "--vocab-size 60 --model-type word --no-byte-fallback "
+            "--normalization-rule-name identity --no-hard-vocab-limit"
+        )
+        run(
+            "train -s train.en -t train.de -vs valid.en -vt valid.de --output model "
+            f"{' '.join(TINY_SHAPE[2:])} --tokenizer tokenizer.model --max-updates 600 "
+            "--max-tokens 512 --lr 5e-3 --lr-warmup 50 --valid-freq 200 --dropout 0.0 "
+            "--device cpu --set training.ema_decay=0.98"
+        )
+        MODEL.mkdir()
+        for name in MODEL_FILES:
+            shutil.copy(Path("model", name), MODEL / name)
+        text = "".join(f"{line}\n" for line in [*corpus.lines("test.en"), "", "ten one", "five"])
+    (MODEL / "source.txt").write_text(text, encoding="utf-8", newline="\n")
+    found = run(f"translate --model {MODEL} --device cpu --n-best 2", text)
+    (MODEL / "expected.txt").write_text(found, encoding="utf-8", newline="\n")
+
+
+def main() -> None:
+    """Write all golden files."""
+    write_losses()
+    write_help()
+    freeze_model()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.transformer import Transformer
+
+
+def noise(key: int) -> Noise:
+    made = Noise()
+    made.seed(key)
+    return made
+
+
+def dropped(rate: float, *, key: int = 1, shape: tuple[int, ...] = (100, 37)) -> Tensor:
+    found = Dropout(rate, noise(key)).train()(torch.ones(shape))
+    assert isinstance(found, Tensor)
+    return found
+
+
+def test_the_same_key_gives_the_same_masks_whatever_came_before() -> None:
+    shared = noise(5)
+    dropout = Dropout(0.3, shared).train()
+    first = [dropout(torch.ones(7, 9)), dropout(torch.ones(3, 5))]
+    dropout(torch.ones(1000))
+    torch.randn(3)
+
+    shared.seed(5)
+    again = [dropout(torch.ones(7, 9)), dropout(torch.ones(3, 5))]
+
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+
+
+def test_different_keys_give_different_masks() -> None:
+    masks = {tuple(dropped(0.5, key=key).flatten().tolist()) for key in (0, 1, 2, 2**63 - 1)}
+
+    assert len(masks) == 4
+
+
+def test_layers_that_share_the_noise_draw_different_masks() -> None:
+    shared = noise(5)
+    one, other = Dropout(0.5, shared).train(), Dropout(0.5, shared).train()
+
+    assert not torch.equal(one(torch.ones(500)), other(torch.ones(500)))
+
+
+def test_dropout_does_not_touch_the_ambient_random_numbers() -> None:
+    torch.manual_seed(3)
+    expected = torch.randn(4)
+    torch.manual_seed(3)
+
+    dropped(0.5)
+
+    assert torch.equal(torch.randn(4), expected)
+
+
+@pytest.mark.parametrize(
+    ("rate", "threshold"), [(0.1, 26), (0.3, 77), (0.5, 128), (0.001, 1), (0.9999, 255)]
+)
+def test_rate_is_rounded_to_a_256th_and_the_scale_is_exact_for_it(
+    rate: float, threshold: int
+) -> None:
+    found = dropped(rate, shape=(200_000,))
+
+    scale = torch.tensor(256 / (256 - threshold))
+    assert set(found.tolist()) == {0.0, float(scale)}
+    share = float((found == 0).double().mean())
+    rounded = threshold / 256
+    # Four standard deviations of a mean of 200,000 draws.
+    assert abs(share - rounded) < 4 * math.sqrt(rounded * (1 - rounded) / 200_000)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_dropout_keeps_the_mean(rate: float) -> None:
+    found = dropped(rate, shape=(200_000,)).double()
+
+    # Four standard deviations of the mean, sqrt(rate / (1 - rate) / n) each.
+    assert abs(float(found.mean()) - 1) < 4 * math.sqrt(rate / (1 - rate) / 200_000) * 1.05
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_evaluation_changes_nothing(rate: float) -> None:
+    x = torch.randn(3, 4)
+
+    assert Dropout(rate, noise(1)).eval()(x) is x
+
+
+def test_rate_zero_changes_nothing_in_training() -> None:
+    x = torch.randn(3, 4)
+
+    assert Dropout(0.0, noise(1)).train()(x) is x
+
+
+def test_bytes_are_uniform_at_every_place_of_a_word() -> None:
+    drawn = noise(11).bytes(8 * 65_536)
+
+    assert drawn.dtype == torch.uint8
+    for place, column in enumerate(drawn.view(-1, 8).T):
+        counts = torch.bincount(column.long(), minlength=256).double()
+        chi_square = float(((counts - 256) ** 2 / 256).sum())
+        # 255 degrees of freedom: the mean is 255, four standard deviations are 4 * sqrt(510).
+        assert abs(chi_square - 255) < 4 * math.sqrt(510), place
+
+
+def test_neighbouring_bytes_are_independent() -> None:
+    drawn = noise(12).bytes(400_000).double()
+
+    correlation = float(torch.corrcoef(torch.stack((drawn[:-1], drawn[1:])))[0, 1])
+
+    # Four standard deviations of the correlation of 400,000 independent pairs.
+    assert abs(correlation) < 4 / math.sqrt(400_000)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 17])
+def test_any_number_of_bytes_can_be_drawn(count: int) -> None:
+    assert noise(1).bytes(count).shape == (count,)
+
+
+def test_a_key_seeds_the_gpus_too_since_they_draw_their_own_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeded: dict[str, int] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda key: seeded.update(cuda=key))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda key: seeded.update(mps=key))
+
+    noise(123)
+
+    assert seeded == {"cuda": 123, "mps": 123}
+
+
+def test_gradient_is_the_mask() -> None:
+    x = torch.randn(50, 7, dtype=torch.float64, requires_grad=True)
+
+    y = Dropout(0.4, noise(3)).train()(x)
+    y.sum().backward()
+
+    assert x.grad is not None
+    mask = Dropout(0.4, noise(3)).train()(torch.ones_like(x))
+    assert torch.equal(x.grad, mask)
+    assert torch.equal(y, x * mask)
+
+
+def test_values_that_do_not_lie_in_a_row_are_dropped_as_any_others() -> None:
+    x = torch.randn(6, 5)
+
+    turned = Dropout(0.5, noise(3)).train()(x.T)
+
+    assert torch.equal(turned, Dropout(0.5, noise(3)).train()(x.T.contiguous()))
+
+
+def test_a_models_training_logits_are_a_function_of_the_key() -> None:
+    torch.manual_seed(1)
+    model = Transformer(
+        20, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=16, dropout=0.3
+    )
+    source, target = torch.tensor([[3, 4, 5]]), torch.tensor([[1, 6, 7]])
+
+    def logits(key: int) -> Tensor:
+        model.noise.seed(key)
+        found = model(source, None, target)
+        assert isinstance(found, Tensor)
+        return found
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
+    model.eval()
+    assert torch.equal(logits(1), logits(2))
+
+
+def test_dropout_is_on_the_embeddings_and_on_each_sublayer() -> None:
+    model = Transformer(
+        20, encoder_layers=2, decoder_layers=3, width=8, heads=2, feed_forward_width=16, dropout=0.3
+    )
+    calls: list[float] = []
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.register_forward_hook(lambda module, *_: calls.append(module.rate))
+
+    model(torch.tensor([[3, 4, 5]]), None, torch.tensor([[1, 6, 7]]))
+
+    # Two embeddings; two sub-layers in each encoder layer, three in each decoder layer.
+    assert calls == [0.3] * (2 + 2 * 2 + 3 * 3)

@@ -1,0 +1,91 @@
+"""Settings survive being written and read."""
+
+import dataclasses
+import typing
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tfm_cli.config import PRESETS, SECTIONS, RunConfig
+from tfm_cli.configcheck import Problems, from_mapping
+from tfm_cli.configfile import resolve, to_mapping, write_toml
+
+
+def _values(field: dataclasses.Field[Any], kind: Any) -> st.SearchStrategy[Any]:
+    bounds = field.metadata
+    if bounds["choices"] and field.type not in (int, str):
+        return st.lists(st.sampled_from(bounds["choices"]), min_size=1).map(tuple)
+    if bounds["choices"]:
+        return st.sampled_from(bounds["choices"])
+    lowest, highest = bounds["ge"], bounds["le"]
+    if kind is int:
+        top = highest if highest is not None else (bounds["lt"] or 10**9) - 1
+        return st.integers(lowest, int(top))
+    if kind is float:
+        open_low, open_high = lowest is None, bounds["lt"] is not None
+        return st.floats(
+            bounds["gt"] if open_low else lowest,
+            bounds["lt"] if open_high else highest,
+            exclude_min=open_low,
+            exclude_max=open_high,
+            allow_nan=False,
+            allow_infinity=False,
+        )
+    if kind is bool:
+        return st.booleans()
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+    return text if kind is str else st.lists(text, max_size=3).map(tuple)
+
+
+def _section(kind: Any) -> st.SearchStrategy[Any]:
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: _values(f, hints[f.name]) for f in dataclasses.fields(kind)}
+    return st.builds(kind, **fields)
+
+
+_HINTS = typing.get_type_hints(RunConfig)
+_CONFIGS: st.SearchStrategy[RunConfig] = st.builds(
+    RunConfig,
+    preset=st.sampled_from(sorted(PRESETS)),
+    **{section: _section(_HINTS[section]) for section in SECTIONS},
+)
+
+
+def _fits_together(config: RunConfig) -> RunConfig:
+    """The settings, but for those that must agree with others."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data,
+            target=config.data.source,
+            valid_source=(),
+            valid_target=(),
+            max_length=config.data.max_length % 1000 + 2,
+        ),
+        tokenizer=dataclasses.replace(config.tokenizer, model=""),
+        model=dataclasses.replace(config.model, width=64, heads=4, max_positions=1_000_000),
+        training=dataclasses.replace(config.training, max_time="20m", device="cuda:1"),
+        search=dataclasses.replace(config.search, max_length=256, max_length_factor=1.5, n_best=1),
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_CONFIGS.map(_fits_together))
+def test_settings_written_as_toml_are_read_back_the_same(
+    tmp_path_factory: pytest.TempPathFactory, config: RunConfig
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "round.toml"
+    path.write_text(write_toml(config), encoding="utf-8", newline="\n")
+
+    assert resolve(file=path) == config
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_CONFIGS.map(_fits_together))
+def test_settings_as_tables_are_read_back_the_same(config: RunConfig) -> None:
+    problems = Problems()
+
+    assert from_mapping(to_mapping(config), problems) == config
+    assert problems.lines == []

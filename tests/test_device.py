@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from tfm_cli import device as module
+from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
+from tfm_cli.errors import ConfigError, ResourceError
+
+
+def pretend(patch: pytest.MonkeyPatch, *, gpus: int = 0, mps: bool = False) -> None:
+    patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: gpus)
+    patch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mps", "wanted"), [(0, False, "cpu"), (2, True, "cuda"), (0, True, "mps")]
+)
+def test_auto_takes_the_best_there_is(
+    gpus: int, mps: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, gpus=gpus, mps=mps)
+
+    assert resolve_device("auto") == torch.device(wanted)
+
+
+def test_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, gpus=2, mps=True)
+
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("mps") == torch.device("mps")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:-1", "meta", "xpu", "cpu,cuda"])
+def test_name_of_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown device `{name}`, wanted auto, cpu, cuda"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "seen"),
+    [("cuda", 0, "cpu"), ("cuda:1", 1, "cpu, cuda:0"), ("mps", 1, "cpu, cuda:0")],
+)
+def test_device_that_the_machine_lacks_is_refused_with_what_it_has(
+    name: str, gpus: int, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, gpus=gpus)
+
+    with pytest.raises(ResourceError) as caught:
+        resolve_device(name)
+
+    assert str(caught.value) == f"there is no device `{name}`; this machine has {seen}"
+    assert "--device auto" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_precision_is_what_the_device_is_fastest_with(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_fast_bf16", lambda device: fast)
+    cpu = torch.device("cpu")
+
+    assert resolve_precision("auto", cpu) == (torch.bfloat16 if fast else torch.float32)
+    assert resolve_precision("fp32", cpu) == torch.float32
+    assert resolve_precision("bf16", cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ],
+)
+def test_cpu_takes_bf16_where_it_has_instructions_for_it(
+    capabilities: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+
+    assert resolve_precision("auto", torch.device("cpu")) == wanted
+
+
+def test_cpu_of_an_older_torch_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+
+    assert resolve_precision("auto", torch.device("cpu")) == torch.float32
+
+
+def test_products_are_in_the_precision_and_weights_as_they_are() -> None:
+    weight = torch.ones(2, 2)
+
+    with arithmetic(torch.device("cpu"), torch.bfloat16):
+        low = weight @ weight
+    with arithmetic(torch.device("cpu"), torch.float32):
+        high = weight @ weight
+
+    assert (low.dtype, high.dtype, weight.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+def test_number_of_threads_is_set_or_left() -> None:
+    set_cpu_threads(1)
+    set_cpu_threads(0)
+
+    assert torch.get_num_threads() == 1

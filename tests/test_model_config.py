@@ -1,0 +1,164 @@
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfm_cli.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig
+from tfm_cli.errors import ModelError
+from tfm_cli.model_config import load_config, load_tokenizer, save_config
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+
+CONFIG = RunConfig(
+    preset="small",
+    data=DataConfig(source=("train.fr",), target=("données.de",)),
+    model=ModelConfig(width=32, heads=2, dropout=0.25),
+)
+
+
+def tokenizer(text: str = "a b c d e") -> Tokenizer:
+    settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
+    return Tokenizer(train_tokenizer([text], settings, seed=1, soft_limit=True))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_config(tmp_path, CONFIG, tokenizer())
+    return tmp_path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    header = json.loads(path.read_bytes())
+    change(header)
+    path.write_text(json.dumps(header), encoding="utf-8")
+
+
+def test_what_is_saved_is_loaded(saved: Path) -> None:
+    config = load_config(saved)
+
+    assert config.settings == CONFIG
+    assert config.vocab_size == tokenizer().vocab_size
+    assert load_tokenizer(saved, config).model_bytes == tokenizer().model_bytes
+
+
+def test_config_can_be_read_by_a_person(saved: Path) -> None:
+    text = (saved / "config.json").read_text(encoding="utf-8")
+
+    assert '      "target": [\n        "données.de"\n      ],' in text
+    assert text.endswith("}\n")
+
+
+def test_file_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
+    name = os.fsdecode(b"train-\xff.fr")
+    data = dataclasses.replace(CONFIG.data, source=(name,))
+
+    save_config(tmp_path, dataclasses.replace(CONFIG, data=data), tokenizer())
+
+    assert load_config(tmp_path).settings.data.source == (name,)
+
+
+def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
+    edit(saved / "config.json", lambda header: header["settings"]["training"].pop("seed"))
+
+    assert load_config(saved).settings.training.seed == 1
+
+
+def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="none: there is no such model directory") as caught:
+        load_config(tmp_path / "none")
+    assert "tfm train --output" in str(caught.value.hint)
+
+    with pytest.raises(ModelError, match=r"has no `config\.json`: it is incomplete, or it is no"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is torn or no model config: Expecting value"),
+        (b'{"format_version": 1,', "is torn or no model config"),
+        (b"\xff", "is torn or no model config: 'utf-8'"),
+        (b'{"format_version": NaN}', "is torn or no model config: NaN is no number"),
+        (b'{"a": 1, "a": 2}', "is torn or no model config: a name occurs twice"),
+        (b"[" * 100_000, "is torn or no model config"),
+        (b"[]", "is no model config: wanted a JSON object"),
+        (b"{}", "is no model config: `format_version` is missing or no number"),
+        (b'{"format_version": true}', "`format_version` is missing or no number"),
+        (b" " * (1 << 20) + b"{}", "has 1048578 bytes, wanted at most 1048576"),
+        (b'{"format_version": 1}', "has settings that cannot be used\n  settings: must be a table"),
+    ],
+)
+def test_config_that_is_none_is_refused_by_name(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+
+    with pytest.raises(ModelError) as caught:
+        load_config(tmp_path)
+
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
+    assert told in str(caught.value)
+
+
+def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
+    edit(saved / "config.json", lambda header: header.update(format_version=2, tfm_version="9.9"))
+
+    with pytest.raises(
+        ModelError, match=r"has format 2, this is tfm .* made by tfm 9\.9"
+    ) as caught:
+        load_config(saved)
+
+    assert caught.value.hint == "install a newer tfm"
+
+
+def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
+    def spoil(header: dict[str, Any]) -> None:
+        header["settings"]["model"]["heads"] = -1
+        header["settings"]["model"]["wings"] = 2
+        header["vocab_size"] = 1e999
+        header["tokenizer_sha256"] = 5
+
+    edit(saved / "config.json", spoil)
+    path = saved / "config.json"
+    path.write_bytes(path.read_bytes().replace(b"Infinity", b"1e999"))
+
+    with pytest.raises(ModelError) as caught:
+        load_config(saved)
+
+    assert str(caught.value).split("\n  ")[1:] == [
+        "model.heads: must be at least 1, got -1",
+        "model.wings: unknown setting",
+        "vocab_size: must be between 2 and 1000000, got inf",
+        "tokenizer_sha256: must be a string",
+    ]
+
+
+def test_other_tokenizer_is_refused_with_both_hashes(saved: Path) -> None:
+    other = tokenizer("v w x y z")
+    (saved / "tokenizer.model").write_bytes(other.model_bytes)
+
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(saved, load_config(saved))
+
+    assert str(caught.value) == (
+        f"{saved / 'tokenizer.model'}: is not the tokenizer that config.json tells of: "
+        f"found SHA-256 {other.sha256}, wanted {tokenizer().sha256}"
+    )
+
+
+def test_tokenizer_of_another_size_is_refused(saved: Path) -> None:
+    edit(saved / "config.json", lambda header: header.update(vocab_size=77))
+
+    with pytest.raises(ModelError, match=r"found \d+ pieces, wanted 77"):
+        load_tokenizer(saved, load_config(saved))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
+def test_what_is_no_plain_file_is_refused(name: str, saved: Path) -> None:
+    config = load_config(saved)
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+
+    with pytest.raises(ModelError, match=f"{name}: is not a regular file"):
+        load_tokenizer(saved, load_config(saved) if name == "config.json" else config)

@@ -1,0 +1,290 @@
+import json
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tfm_cli.config import TrainingConfig
+from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.training import checkpoint
+from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.state import TrainState
+
+TEXT = {"training text": "abc", "validation text": "def"}
+FILES = (
+    "average.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors",
+    "state.json",
+)  # fmt: skip
+
+
+class Learner:
+    """A model that learns something, with all that belongs to it."""
+
+    def __init__(self, width: int = 4) -> None:
+        torch.manual_seed(1)
+        self.model = nn.Sequential(nn.Linear(3, width), nn.LayerNorm(width), nn.Linear(width, 1))
+        self.optimizer = make_optimizer(self.model, TrainingConfig(weight_decay=0.1))
+        self.average = MovingAverage(self.model, 0.9)
+        self.state = TrainState()
+
+    def learn(self, updates: int) -> None:
+        for _ in range(updates):
+            self.state.update += 1
+            inputs = torch.linspace(-1, self.state.update, 6).view(2, 3)
+            self.model(inputs).square().sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.average.include(self.state.update)
+
+    def save(self, directory: Path, *, keep: int = 2) -> Path:
+        return checkpoint.save(
+            directory,
+            model=self.model,
+            average=self.average,
+            optimizer=self.optimizer,
+            state=self.state,
+            text_sha256=TEXT,
+            keep=keep,
+        )
+
+    def restore(self, found: checkpoint.Checkpoint) -> None:
+        checkpoint.restore(found, self.model, self.average, self.optimizer)
+        self.state = found.state
+
+    def tensors(self) -> dict[str, Tensor]:
+        moments = checkpoint.optimizer_tensors(self.model, self.optimizer)
+        averages = {f"average/{name}": tensor for name, tensor in self.average.weights.items()}
+        tables = {**moments, **averages, **dict(self.model.named_parameters())}
+        return {name: tensor.detach().clone() for name, tensor in tables.items()}
+
+
+def names(directory: Path) -> list[str]:
+    return [path.name for path in checkpoint.all_paths(directory)]
+
+
+def newest(directory: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.newest(directory)
+    assert found is not None
+    return found
+
+
+def test_restored_learner_goes_on_to_the_bit(tmp_path: Path) -> None:
+    unbroken, first, second = Learner(), Learner(), Learner()
+    unbroken.learn(7)
+    first.learn(4)
+    first.save(tmp_path)
+
+    second.restore(newest(tmp_path))
+    second.learn(3)
+
+    wanted, found = unbroken.tensors(), second.tensors()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    assert second.state == unbroken.state
+
+
+def test_restored_learner_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.learn(1)
+    path = learner.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    learner.restore(newest(tmp_path))
+    learner.learn(2)
+
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert sorted(before) == list(FILES)
+
+
+def test_text_is_remembered_by_its_hashes(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.learn(1)
+    learner.save(tmp_path)
+
+    assert newest(tmp_path).text_sha256 == TEXT
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_only_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
+    learner = Learner()
+    (tmp_path / "notes").mkdir()
+
+    for _ in range(5):
+        learner.learn(3)
+        learner.save(tmp_path, keep=keep)
+
+    kept = ["update-00000006", "update-00000009", "update-00000012", "update-00000015"]
+    assert names(tmp_path) == kept[-keep:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *kept[-keep:]]
+
+
+def test_checkpoint_that_was_passed_over_makes_way_for_the_next(tmp_path: Path) -> None:
+    learner = Learner()
+    for _ in range(2):
+        learner.learn(4)
+        learner.save(tmp_path)
+    (tmp_path / "update-00000008" / "manifest.json").unlink()
+    learner.restore(newest(tmp_path))
+
+    learner.learn(1)
+    learner.save(tmp_path)
+
+    assert names(tmp_path) == ["update-00000004", "update-00000005"]
+
+
+def test_saving_again_replaces_the_checkpoint(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.learn(2)
+    learner.save(tmp_path)
+    learner.state.stalled = 5
+
+    learner.save(tmp_path)
+
+    assert names(tmp_path) == ["update-00000002"]
+    assert newest(tmp_path).state.stalled == 5
+
+
+def _cut(size: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[: max(size + path.stat().st_size, 0)])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x08
+    path.write_bytes(content)
+
+
+def _make_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut by a byte": _cut(-3),  # a manifest's last two are of no meaning
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "with a flipped byte": _flip,
+    "removed": lambda path: path.unlink(),
+    "a directory": _make_directory,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_torn_checkpoint_is_passed_over_with_a_warning(
+    name: str, damage: str, tmp_path: Path, told: list[str]
+) -> None:
+    learner = Learner()
+    learner.learn(2)
+    good = learner.save(tmp_path)
+    learner.learn(2)
+    torn = learner.save(tmp_path)
+
+    DAMAGES[damage](torn / name)
+
+    assert newest(tmp_path).path == good
+    (line,) = told
+    assert line.startswith(str(torn))
+    assert line.endswith("; passing over this checkpoint")
+
+
+def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> None:
+    learner = Learner()
+    for _ in range(2):
+        learner.learn(1)
+        (learner.save(tmp_path) / "state.json").write_text("{}", encoding="utf-8")
+
+    with pytest.raises(ModelError, match="none of the 2 checkpoints is whole") as caught:
+        checkpoint.newest(tmp_path)
+
+    assert caught.value.hint == "start again with `--overwrite`"
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", "5", "null", "{}", '{"format_version": 1, "sha256": null}', "[" * 100_000]
+)
+def test_manifest_of_any_content_is_no_crash(manifest: str, tmp_path: Path) -> None:
+    learner = Learner()
+    learner.learn(1)
+    path = learner.save(tmp_path)
+    (path / "manifest.json").write_text(manifest, encoding="utf-8")
+
+    with pytest.raises(ModelError, match="is torn or no checkpoint"):
+        checkpoint.read(path)
+
+
+def test_checkpoint_of_a_newer_format_is_not_gone_back_behind(tmp_path: Path) -> None:
+    learner = Learner()
+    for _ in range(2):
+        learner.learn(1)
+        path = learner.save(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["format_version"] = 99
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    with pytest.raises(ModelError, match="has format 99, wanted at most 1") as caught:
+        checkpoint.newest(tmp_path)
+
+    assert caught.value.hint == "install a newer tfm"
+
+
+def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.learn(1)
+    learner.save(tmp_path)
+
+    with pytest.raises(ModelError, match="its weights are not of this model's shape"):
+        Learner(width=5).restore(newest(tmp_path))
+
+
+@pytest.fixture
+def _full_disk() -> Iterator[None]:
+    """No file can have more than some hundred bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_checkpoint_that_cannot_be_written_leaves_those_before(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    learner = Learner(width=9)
+    learner.learn(1)
+    good = learner.save(tmp_path)
+    learner.learn(1)
+
+    request.getfixturevalue("_full_disk")
+    with pytest.raises(
+        ResourceError, match=r"update-00000002: cannot be written: .*File too large"
+    ):
+        learner.save(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == [good.name]
+    assert newest(tmp_path).path == good
+
+
+def test_old_checkpoint_that_cannot_be_removed_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    def fail(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    learner = Learner()
+    learner.learn(1)
+    old = learner.save(tmp_path)
+    monkeypatch.setattr(checkpoint, "remove_directory", fail)
+
+    learner.learn(1)
+    path = learner.save(tmp_path, keep=1)
+
+    assert newest(tmp_path).path == path
+    assert told == [f"{old}: cannot be removed: Permission denied"]

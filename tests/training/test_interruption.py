@@ -1,0 +1,73 @@
+import signal
+
+import pytest
+
+from tfm_cli.training.interruption import interruption, remember_signals
+from tfm_cli.training.state import TrainState
+
+
+def test_no_reason_is_none() -> None:
+    why = interruption(TrainState(), lambda: 0, max_time="", began=0, clock=lambda: 1e9)
+
+    assert why() is None
+
+
+@pytest.mark.parametrize("best", [None, 3.0])
+def test_time_that_is_up_stops_after_an_update_at_least(best: float | None) -> None:
+    state, now = TrainState(update=7, best_score=best), 100.0
+    why = interruption(state, lambda: 0, max_time="1m", began=40.5, clock=lambda: now)
+
+    before = why()
+    now = 100.5
+    without_update = why()
+    state.update = 8
+    stop = why()
+
+    assert before is None
+    assert without_update is None
+    assert stop is not None
+    assert stop.reason == "1m passed (--max-time)"
+    assert not stop.is_complete
+    assert stop.validate_first == (best is None)  # there should be some model
+
+
+def test_signal_stops_at_once_without_judging() -> None:
+    why = interruption(TrainState(), lambda: signal.SIGTERM, max_time="1s", began=0)
+
+    stop = why()
+
+    assert stop is not None
+    assert stop.reason == "SIGTERM was received"
+    assert not stop.is_complete
+    assert not stop.validate_first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_remembered_and_the_second_is_left_to_the_system(
+    number: signal.Signals,
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    with remember_signals() as signalled:
+        none_yet = signalled()
+        signal.raise_signal(number)
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        found = signalled()
+
+    assert none_yet == 0
+    assert found == number
+    assert handlers == (signal.SIG_DFL, signal.SIG_DFL)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with remember_signals() as signalled:
+        signal.raise_signal(signal.SIGINT)
+        found = signalled()
+        handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+    assert found == 0
+    assert handler == signal.SIG_IGN

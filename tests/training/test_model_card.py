@@ -1,0 +1,94 @@
+import re
+from typing import Any
+
+import pytest
+
+from tfm_cli.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, ValidationConfig
+from tfm_cli.evaluation.scores import corpus_scores
+from tfm_cli.training.model_card import model_card
+from tfm_cli.training.state import TrainState
+
+SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu", "chrf"]))
+
+
+def card(config: RunConfig, **other: Any) -> str:
+    facts: dict[str, Any] = {
+        "num_parameters": 1_234_567,
+        "vocab_size": 8000,
+        "num_pairs": 20_000,
+        "dropped": {"too long": 3, "blank side": 0},
+        "update": 1500,
+        "values": {"bleu": 34.214, "chrf": 61.5, "loss": 1.23456},
+        "scores": SCORES,
+    }
+    state = TrainState(update=2000, target_pieces=9_876_543, train_seconds=7260)
+    return model_card(config, state, **{**facts, **other})
+
+
+CONFIG = RunConfig(
+    data=DataConfig(source=("train.en",), target=("train.fr",)),
+    model=ModelConfig(width=128, encoder_layers=4, decoder_layers=2),
+    training=TrainingConfig(ema_decay=0.999),
+    validation=ValidationConfig(beam_size=3),
+)
+
+
+def test_card_tells_what_a_reader_asks_first() -> None:
+    text = card(CONFIG)
+
+    for told in (
+        "| training text | train.en, train.fr |",
+        "| pairs | 20000 (left out: 3 too long) |",
+        "| shape | 4+2 layers, width 128, 8 heads, feed-forward 2048, post-norm, ",
+        "| parameters | 1,234,567 |",
+        "| pieces | 8,000 |",
+        "| trained | 2000 updates, 9,876,543 target pieces, 2h01m |",
+        "| these weights | after update 1500, moving average 0.999 |",
+        "## Scores on the validation text (beam 3)",
+        "| loss | 1.2346 | nats per target piece |",
+        "tfm translate --model . < source.txt",
+    ):
+        assert told in text
+    assert text.endswith("`config.json`.\n")
+
+
+def test_each_score_has_its_signature() -> None:
+    text = card(CONFIG)
+
+    assert re.search(r"^\| bleu \| 34\.21 \| `nrefs:1.*tok:13a.*` \|$", text, re.MULTILINE)
+    assert re.search(r"^\| chrf \| 61\.50 \| `nrefs:1.*nc:6.*` \|$", text, re.MULTILINE)
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
+    data = DataConfig(source=("a|b.en",), target=("c\nd.fr",))
+    columns = 0
+
+    for line in card(RunConfig(data=data)).split("\n"):
+        cells = len(re.findall(r"(?<!\\)\|", line)) - 1
+        if not line.startswith("|"):
+            columns = 0
+        else:
+            columns = columns or cells
+            assert cells == columns
+
+
+def test_model_without_validation_has_no_scores() -> None:
+    text = card(CONFIG, values={}, scores=(), update=2000)
+
+    assert "Scores" not in text
+    assert "| these weights | after update 2000" in text
+
+
+def test_weights_without_an_average_say_nothing_of_one() -> None:
+    text = card(RunConfig(training=TrainingConfig(ema_decay=0.0)))
+
+    assert "| these weights | after update 1500 |" in text
+
+
+def test_sample_corpus_is_told_by_name() -> None:
+    assert "| training text | the sample corpus of tfm (generated) |" in card(RunConfig())
+
+
+@pytest.mark.parametrize("dropped", [{}, {"blank side": 0}])
+def test_nothing_left_out_is_not_told(dropped: dict[str, int]) -> None:
+    assert "| pairs | 20000 |" in card(CONFIG, dropped=dropped)

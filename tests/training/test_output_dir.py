@@ -1,0 +1,185 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.config import DataConfig, RunConfig, TokenizerConfig, TrainingConfig
+from tfm_cli.errors import ConfigError, ModelError, ResourceError
+from tfm_cli.model_config import save_config
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.training.output_dir import begin, clear, has_run
+
+CONFIG = RunConfig(training=TrainingConfig(seed=3))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A directory with a run that made two checkpoints."""
+    settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
+    tokenizer = Tokenizer(train_tokenizer(["a b"], settings, seed=1, soft_limit=True))
+    directory = tmp_path / "model"
+    save_config(directory, CONFIG, tokenizer)
+    for name in ("model.safetensors", "README.md", "metrics.jsonl"):
+        (directory / name).touch()
+    for name in ("update-00000005", "update-00000010", "best-on-schedule"):
+        (directory / "checkpoints" / name).mkdir(parents=True)
+    return directory
+
+
+def everything(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["none", "none/deeper", "empty"])
+def test_run_begins_where_there_is_nothing(name: str, overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    assert not has_run(CONFIG, tmp_path / name, overwrite=overwrite)
+
+    assert everything(tmp_path) == ["empty"]  # to ask makes nothing
+
+
+def test_run_with_checkpoints_is_gone_on_with(output: Path) -> None:
+    assert has_run(CONFIG, output, overwrite=False)
+    assert not has_run(CONFIG, output, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("files", [["README.md"], ["a", ".git", "c", "d"], ["model.safetensors"]])
+def test_directory_with_other_files_is_refused(
+    files: list[str], overwrite: bool, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+
+    with pytest.raises(ConfigError, match="is not empty and holds no model: `") as caught:
+        has_run(CONFIG, tmp_path, overwrite=overwrite)
+
+    assert str(caught.value).endswith(" …" if len(files) > 3 else "`")
+    assert everything(tmp_path) == sorted(files)
+
+
+def test_model_of_another_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "marian"}', encoding="utf-8")
+
+    with pytest.raises(ModelError, match=r"config\.json: is no model config"):
+        has_run(CONFIG, tmp_path, overwrite=False)
+    with pytest.raises(ConfigError, match=r"holds no model: `config\.json`"):
+        has_run(CONFIG, tmp_path, overwrite=True)
+
+
+def test_run_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("tokenizer.model", ".config.json.123.part", ".tokenizer.model.4.part"):
+        (tmp_path / name).touch()
+
+    assert not has_run(CONFIG, tmp_path, overwrite=False)
+
+
+def test_run_that_was_killed_before_a_checkpoint_begins_again_and_says_so(
+    output: Path, told: list[str]
+) -> None:
+    for path in (output / "checkpoints").glob("update-*"):
+        path.rmdir()
+
+    assert not has_run(CONFIG, output, overwrite=False)
+
+    assert told == [f"{output}: was ended before its first checkpoint; it begins again"]
+
+
+def test_model_without_checkpoints_is_not_thrown_away(output: Path) -> None:
+    for path in (output / "checkpoints").iterdir():
+        path.rmdir()
+    (output / "checkpoints").rmdir()
+
+    with pytest.raises(ConfigError, match="holds a trained model, but no `checkpoints`") as caught:
+        has_run(CONFIG, output, overwrite=False)
+
+    assert f"--pretrained-model {output}" in str(caught.value.hint)
+    assert not has_run(CONFIG, output, overwrite=True)
+
+
+def test_all_changed_settings_are_told(output: Path) -> None:
+    other = RunConfig(
+        training=TrainingConfig(seed=4, max_updates=7, learn_rate=0.5),
+        data=DataConfig(source=("moved.en",), target=("moved.de",), max_length=9),
+    )
+
+    with pytest.raises(ConfigError) as caught:
+        has_run(other, output, overwrite=False)
+
+    assert str(caught.value).split("\n  ") == [
+        f"{output}: holds a run with other settings; 3 changes",
+        "data.max_length: 256 → 9",
+        "training.learn_rate: 0.0007 → 0.5",
+        "training.seed: 3 → 4",
+    ]
+    assert "`--overwrite`" in str(caught.value.hint)
+    assert not has_run(other, output, overwrite=True)
+
+
+def test_torn_config_is_refused(output: Path) -> None:
+    (output / "config.json").write_bytes(b"{")
+
+    with pytest.raises(ModelError, match=r"config\.json: is torn"):
+        has_run(CONFIG, output, overwrite=False)
+
+
+def test_place_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ResourceError, match="file: cannot be written: it is not a directory"):
+        has_run(CONFIG, tmp_path / "file", overwrite=True)
+    with pytest.raises(ResourceError, match=r"cannot be written: `.*file` is not a directory"):
+        has_run(CONFIG, tmp_path / "file" / "model", overwrite=False)
+
+
+def test_only_files_of_a_model_are_cleared(output: Path) -> None:
+    (output / "notes.txt").touch()
+    (output / "plots").mkdir()
+
+    clear(output)
+
+    assert everything(output) == ["notes.txt", "plots"]
+
+
+def test_settings_are_cleared_last(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    unlink: Callable[..., None] = Path.unlink
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.name)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    clear(output)
+
+    assert removed[-1] == "config.json"
+
+
+def test_what_killed_runs_left_is_swept_out(output: Path) -> None:
+    whole = everything(output)
+    (output / ".model.safetensors.77.part").touch()
+    for name in (".update-00000011.77.part", ".update-00000001.5.trash"):
+        (output / "checkpoints" / name / "inside").mkdir(parents=True)
+
+    begin(output)
+
+    assert everything(output) == whole
+
+
+def test_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+    begin(tmp_path / "deep" / "model")
+
+    assert everything(tmp_path) == ["deep", "deep/model", "deep/model/checkpoints"]
+
+
+def test_file_that_cannot_be_removed_is_told(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+
+    with pytest.raises(ResourceError, match=r"model\.safetensors: cannot be changed: Permission"):
+        clear(output)

@@ -1,0 +1,191 @@
+import io
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import metrics
+from tfm_cli import log
+from tfm_cli.errors import ResourceError
+from tfm_cli.evaluation.scores import corpus_scores
+from tfm_cli.training.loop import Logged, Validated
+from tfm_cli.training.report import (
+    Display,
+    MetricsFile,
+    logged_line,
+    perplexity,
+    score_text,
+    validated_line,
+)
+from tfm_cli.training.validate import Validation
+
+SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu"]))
+
+
+def logged(update: int = 500, loss: float = 5.213) -> Logged:
+    return Logged(
+        update=update, epoch=1, loss=loss, learn_rate=3.1e-4, pieces_per_second=4120.4,
+        gradient_norm=1.018, seconds=75,
+    )  # fmt: skip
+
+
+def validated(update: int = 500, *, best: bool = True, counted: bool = True) -> Validated:
+    values = {"bleu": 34.214, "chrf": 61.5, "loss": 1.5}
+    return Validated(update, 2, Validation(values, SCORES), best, counted, 3700)
+
+
+def test_progress_line_is_greppable() -> None:
+    assert logged_line(logged()) == (
+        "update    500  epoch   1  loss  5.213  ppl   183.64  lr 3.10e-04  tgt-tok/s   4120  "
+        "grad  1.02  time 1m15s"
+    )
+
+
+def test_progress_lines_stand_below_each_other() -> None:
+    lines = [logged_line(logged(update, loss)) for update, loss in ((1, 9.5), (123_456, 0.001))]
+
+    assert len({len(line) for line in lines}) == 1
+    assert len({line.index("lr") for line in lines}) == 1
+
+
+def test_validation_line_has_the_metrics_in_their_order() -> None:
+    assert validated_line(validated()) == (
+        "valid     500  epoch   2  bleu 34.21  chrf 61.50  loss 1.5000  ppl 4.48  time 1h01m  best"
+    )
+    assert not validated_line(validated(best=False)).endswith("best")
+
+
+def test_perplexity_is_infinite_rather_than_an_error() -> None:
+    assert perplexity(0) == 1
+    assert perplexity(800) == math.inf
+    assert score_text("loss", 800) == "loss 800.0000  ppl inf"
+
+
+def test_metrics_are_json_lines_with_all_facts(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+
+    file.add(logged())
+    file.add(validated(counted=False))
+
+    train, valid = metrics(tmp_path)
+    assert train == {
+        "event": "train", "update": 500, "epoch": 1, "loss": 5.213, "ppl": math.exp(5.213),
+        "learn_rate": 3.1e-4, "target_pieces_per_second": 4120.4, "gradient_norm": 1.018,
+        "seconds": 75,
+    }  # fmt: skip
+    assert valid == {
+        "event": "valid", "update": 500, "epoch": 2, "bleu": 34.214, "chrf": 61.5, "loss": 1.5,
+        "best": True, "scheduled": False, "signatures": {"BLEU": SCORES[0].signature},
+        "seconds": 3700,
+    }  # fmt: skip
+
+
+def test_number_that_json_lacks_is_null(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.jsonl", update=0).add(logged(loss=1e4))
+
+    (line,) = metrics(tmp_path)
+    assert line["ppl"] is None
+    assert line["loss"] == 1e4
+
+
+def test_lines_of_a_run_that_was_cut_off_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, update=0)
+    for update in (10, 20, 30):
+        file.add(logged(update))
+    with path.open("ab") as stream:
+        stream.write(b'[]\nnull\n{"event": "train"}\n{"event": "train", "upd')
+
+    MetricsFile(path, update=20).add(logged(25))
+
+    assert [line["update"] for line in metrics(tmp_path)] == [10, 20, 25]
+
+
+def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
+        file.add(logged())
+
+
+def test_validations_off_schedule_can_be_dropped(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+    file.add(logged(10))
+    file.add(validated(10))
+    file.add(validated(15, counted=False))
+
+    file.drop_unscheduled()
+
+    assert [line["update"] for line in metrics(tmp_path)] == [10, 10]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown_on(stream: io.StringIO, patch: pytest.MonkeyPatch, level: int = log.NORMAL) -> str:
+    """What a short run shows there."""
+    patch.setattr(sys, "stderr", stream)
+    patch.setenv("TERM", "xterm")
+    patch.setenv("COLUMNS", "80")
+    log.setup(level)
+    with Display(total=100_000, done=0) as display:
+        display.logged(logged())
+        display.validated(validated())
+        display.logged(logged(600))
+    return stream.getvalue()
+
+
+def test_without_a_terminal_each_event_is_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_on(io.StringIO(), monkeypatch)
+
+    lines = [logged_line(logged()), validated_line(validated()), logged_line(logged(600))]
+    assert shown == "".join(f"{line}\n" for line in lines)
+
+
+def test_on_a_terminal_progress_is_a_bar_and_validations_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    shown = shown_on(Terminal(), monkeypatch)
+
+    assert f"{validated_line(validated())}\n" in shown
+    assert logged_line(logged()) not in shown
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert "600/100000 " in plain
+    assert " loss 5.21 ppl 184 lr 3.1e-04 4120 tok/s BLEU 34.2 " in plain
+    assert "…" not in plain
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # the cursor is shown again
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_quiet_run_shows_nothing(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shown_on(stream(), monkeypatch, log.QUIET) == ""
+
+
+def test_terminal_without_colour_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    shown = shown_on(Terminal(), monkeypatch)
+
+    assert "600/100000" in shown
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown)
+
+
+def test_metrics_line_has_no_line_feed_inside(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+
+    file.add(validated())
+
+    (line, rest) = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
+    assert rest == b""
+    assert json.loads(line)["event"] == "valid"

@@ -1,0 +1,131 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TinyCorpus
+from tfm_cli.config import SearchConfig
+from tfm_cli.corpus.batch import Batch, make_batch
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.evaluation.scores import corpus_scores
+from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.training.validate import Validation, is_better, mean_nll, validator
+from tfm_cli.translation.translator import Translator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path) -> TrainedModel:
+    return load_model(tiny_model, CPU)
+
+
+def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Batch]:
+    pairs = zip(corpus.lines("valid.en"), corpus.lines("valid.de"), strict=True)
+    store = PieceStore.build(pairs, trained.tokenizer, max_length=99, name="valid")
+    return [
+        make_batch(
+            [store.source[i] for i in range(start, min(start + size, len(store)))],
+            [store.target[i] for i in range(start, min(start + size, len(store)))],
+            start_id=trained.tokenizer.start_id,
+            eos_id=trained.tokenizer.eos_id,
+        )
+        for start in range(0, len(store), size)
+    ]
+
+
+def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> Validation:
+    search = SearchConfig(beam_size=2)
+    translator = Translator(trained.transformer, trained.tokenizer, search=search, device=CPU)
+    return validator(
+        trained.transformer,
+        batches(trained, corpus, size=8),
+        corpus.lines("valid.en"),
+        corpus.lines("valid.de"),
+        translator,
+        metrics=metrics,
+        device=CPU,
+        dtype=torch.float32,
+    )()
+
+
+def test_loss_is_the_mean_over_all_pieces_whatever_the_batches(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    total, pieces = 0.0, 0
+    for batch in batches(trained, tiny_corpus, size=1):
+        with torch.no_grad():
+            logits = trained.transformer(batch.source, batch.source_keep, batch.target_in)
+        log_probabilities = logits.double().log_softmax(dim=-1)
+        picked = log_probabilities.gather(-1, batch.target_out[..., None])
+        total -= float(picked.sum())
+        pieces += batch.target_out.numel()
+
+    found = [
+        mean_nll(
+            trained.transformer,
+            batches(trained, tiny_corpus, size=size),
+            device=CPU,
+            dtype=torch.float32,
+        )
+        for size in (1, 7, 40)
+    ]
+
+    assert found == pytest.approx([total / pieces] * 3, rel=1e-4)  # fp32 against double
+
+
+def test_scores_are_those_of_the_translations(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    search = SearchConfig(beam_size=2)
+    translator = Translator(trained.transformer, trained.tokenizer, search=search, device=CPU)
+    hypotheses = [each.text for each in translator.translate(tiny_corpus.lines("valid.en"))]
+    wanted = corpus_scores(hypotheses, [tiny_corpus.lines("valid.de")], metrics=["chrf", "bleu"])
+
+    found = validate(trained, tiny_corpus, ["chrf", "bleu"])
+
+    assert list(found.values.items()) == [("chrf", wanted[0].value), ("bleu", wanted[1].value)]
+    assert found.scores == tuple(wanted)
+
+
+@pytest.mark.parametrize(
+    "metrics", [["loss"], ["bleu"], ["loss", "bleu"], ["bleu", "loss", "chrf"]]
+)
+def test_values_come_in_the_order_that_was_asked_for(
+    metrics: list[str], trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    found = validate(trained, tiny_corpus, metrics)
+
+    assert list(found.values) == metrics
+    assert len(found.scores) == len(set(metrics) - {"loss"})
+
+
+def test_model_is_left_in_training_mode(trained: TrainedModel, tiny_corpus: TinyCorpus) -> None:
+    validate(trained, tiny_corpus, ["loss"])
+
+    left_training = trained.transformer.training
+    trained.transformer.eval()
+    assert left_training
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "best", "wanted"),
+    [
+        ("bleu", 1.0, None, True),
+        ("bleu", 2.0, 1.0, True),
+        ("bleu", 1.0, 1.0, False),
+        ("chrf", 0.5, 1.0, False),
+        ("loss", 1.0, None, True),
+        ("loss", 0.5, 1.0, True),
+        ("loss", 1.0, 1.0, False),
+        ("loss", 2.0, 1.0, False),
+        ("bleu", math.nan, None, False),
+        ("loss", math.nan, 1.0, False),
+        ("loss", math.inf, None, False),
+    ],
+)
+def test_score_should_rise_and_loss_should_fall(
+    metric: str, value: float, best: float | None, wanted: bool
+) -> None:
+    assert is_better(metric, value, best) == wanted

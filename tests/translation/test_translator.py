@@ -1,0 +1,218 @@
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tfm_cli.config import SearchConfig, TokenizerConfig
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.translation import translator as module
+from tfm_cli.translation.translator import Translator
+
+CPU = torch.device("cpu")
+TEXT = ["one two three . four five ! six ? seven ; eight 日本語。文"] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """A piece for each character, and for each blank before it."""
+    config = TokenizerConfig(vocab_size=300, model_type="char")
+    return Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
+
+
+class Echo:
+    """Stands for `beam_search`: "translates" a segment by its own pieces, and remembers them."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, ...]]] = []
+        self.too_many = 1_000_000  # segments in a batch, or more
+
+    def __call__(
+        self, model: object, source: Tensor, keep: Tensor | None, *,
+        limits: Sequence[int], eos_id: int, beam_size: int, **others: object,
+    ) -> list[list[Hypothesis]]:  # fmt: skip
+        if len(source) >= self.too_many:
+            raise torch.OutOfMemoryError
+        self.batches.append([tuple(row[: row.index(eos_id)]) for row in source.tolist()])
+        return [
+            [Hypothesis(ids[: len(ids) - rank], -rank, -rank / 2) for rank in range(beam_size)]
+            for ids in self.batches[-1]
+        ]
+
+    def pieces_at_once(self) -> list[int]:
+        return [len(ids) for batch in self.batches for ids in batch]
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
+    stand_in = Echo()
+    monkeypatch.setattr(module, "beam_search", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def translator_of(tokenizer: Tokenizer) -> Callable[..., Translator]:
+    def make(*, on_long: str = "split", positions: str = "rotary", **search: float) -> Translator:
+        transformer = Transformer(
+            tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+            feed_forward_width=4, positions=positions, max_positions=8,
+        ).eval()  # fmt: skip
+        config = SearchConfig(**search)  # type: ignore[arg-type]
+        return Translator(transformer, tokenizer, search=config, on_long=on_long, device=CPU)
+
+    return make
+
+
+TranslatorOf = Callable[..., Translator]
+
+
+def texts(translator: Translator, lines: Sequence[str]) -> list[str]:
+    return [translation.text for translation in translator.translate(lines)]
+
+
+@pytest.mark.parametrize("buffer_size", [1, 3, 100])
+def test_line_stays_in_its_place_whatever_its_length(
+    translator_of: TranslatorOf, echo: Echo, buffer_size: int
+) -> None:
+    chance = random.Random(1)
+    lines = ["".join(chance.choices("onetw", k=chance.randint(0, 20))) for _ in range(50)]
+
+    assert texts(translator_of(buffer_size=buffer_size, max_tokens=100), lines) == lines
+
+
+def test_segments_of_a_window_are_batched_by_length_within_the_budget(
+    translator_of: TranslatorOf, echo: Echo
+) -> None:
+    lines = ["one " * (number % 5 + 1) for number in range(40)]
+
+    texts(translator_of(max_tokens=200, beam_size=2), lines)
+
+    sizes = echo.pieces_at_once()
+    assert sizes == sorted(sizes, reverse=True)
+    for batch in echo.batches:
+        assert len(batch) * (len(batch[0]) + 1) * 2 <= 200
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t", " \t ", "\u3000", "\u2028", "\x85", "\ufeff"])
+def test_blank_line_gives_a_blank_line_without_the_model(
+    translator_of: TranslatorOf, echo: Echo, blank: str
+) -> None:
+    (translation,) = translator_of(n_best=2).translate([blank])
+
+    assert [candidate.text for candidate in translation.candidates] == ["", ""]
+    assert translation.source == blank
+    assert translation.num_pieces == 0
+    assert echo.batches == []
+
+
+def test_blank_lines_stay_between_the_others(translator_of: TranslatorOf, echo: Echo) -> None:
+    assert texts(translator_of(), ["", "one", " ", "", "two", ""]) == ["", "one", "", "", "two", ""]
+
+
+def test_long_line_is_split_after_a_sentence_and_joined(
+    translator_of: TranslatorOf, echo: Echo, told: list[str]
+) -> None:
+    line = "one two three . four five ! six"
+
+    assert texts(translator_of(max_length=20), ["one", line]) == ["one", line]
+
+    parts = sorted(echo.pieces_at_once())
+    assert parts == [len("▁one"), len("▁four▁five▁!▁six"), len("▁one▁two▁three▁.")]
+    assert told == ["line 2 has 32 pieces, more than 20: split"]
+
+
+def test_long_sentence_is_split_between_words(translator_of: TranslatorOf, echo: Echo) -> None:
+    line = "seven three eight seven"
+
+    assert texts(translator_of(max_length=15), [line]) == [line]
+
+    assert sorted(echo.pieces_at_once()) == [len("▁eight▁seven"), len("▁seven▁three")]
+
+
+def test_long_word_is_split_anywhere(translator_of: TranslatorOf, echo: Echo) -> None:
+    translation = texts(translator_of(max_length=10), ["one" * 7])[0]
+
+    assert translation.replace(" ", "") == "one" * 7
+    assert sorted(echo.pieces_at_once()) == [2, 10, 10]
+
+
+def test_text_without_blanks_is_split_after_a_sentence(
+    translator_of: TranslatorOf, echo: Echo
+) -> None:
+    texts(translator_of(max_length=12), ["日本語日本語。文日本語日本語"])
+
+    assert sorted(echo.pieces_at_once()) == [len("文日本語日本語"), len("▁日本語日本語。")]
+
+
+def test_long_line_is_cut_where_asked(
+    translator_of: TranslatorOf, echo: Echo, told: list[str]
+) -> None:
+    translator = translator_of(max_length=8, on_long="cut", buffer_size=1)
+
+    assert texts(translator, ["one", "one two three"]) == ["one", "one two"]
+    assert told == ["line 2 has 14 pieces, more than 8: cut"]
+
+
+def test_score_of_a_split_line_is_the_mean_of_its_parts(
+    translator_of: TranslatorOf, echo: Echo
+) -> None:
+    (translation,) = translator_of(max_length=15, n_best=3).translate(["seven three eight seven"])
+
+    assert [(c.score, c.log_probability) for c in translation.candidates] == [
+        (0, 0), (-0.5, -2), (-1, -4),
+    ]  # fmt: skip
+    assert translation.candidates[1].text == "seven thre eight seve"
+    assert translation.num_pieces == 24 + 2
+
+
+def test_parts_that_become_nothing_leave_no_blanks(
+    translator_of: TranslatorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silence(*_: object, limits: Sequence[int], **others: object) -> list[list[Hypothesis]]:
+        return [[Hypothesis((), -1.0, -1.0)] for _ in limits]
+
+    monkeypatch.setattr(module, "beam_search", silence)
+
+    assert texts(translator_of(max_length=4), ["one two three"]) == [""]
+
+
+def test_model_with_learned_positions_is_never_asked_for_more(translator_of: TranslatorOf) -> None:
+    translator = translator_of(positions="learned", max_length_factor=50)
+
+    assert len(texts(translator, ["one two three . four five", "six"])) == 2
+
+
+@pytest.mark.parametrize("too_many", [2, 3, 7])
+def test_out_of_memory_halves_the_batch(
+    translator_of: TranslatorOf, echo: Echo, too_many: int
+) -> None:
+    lines = [f"{'one ' * (number % 7)}two" for number in range(20)]
+    echo.too_many = too_many
+
+    assert texts(translator_of(), lines) == lines
+    assert 1 <= max(len(batch) for batch in echo.batches) < too_many
+
+
+def test_segment_that_memory_cannot_hold_is_told(translator_of: TranslatorOf, echo: Echo) -> None:
+    echo.too_many = 1
+    message = "line 3: cpu has no memory for a segment of 4 pieces with a beam of 4"
+
+    with pytest.raises(ResourceError, match=message) as caught:
+        texts(translator_of(buffer_size=2), ["", "", "one"])
+
+    assert "--beam-size" in str(caught.value.hint)
+
+
+def test_as_many_translations_as_asked_for(translator_of: TranslatorOf, echo: Echo) -> None:
+    (translation,) = translator_of(n_best=3, beam_size=4).translate(["one"])
+
+    assert [candidate.text for candidate in translation.candidates] == ["one", "on", "o"]
+
+
+def test_more_translations_than_the_beam_has_are_refused(translator_of: TranslatorOf) -> None:
+    with pytest.raises(ConfigError, match="`--n-best` must be at most `--beam-size`, got 3 and 2"):
+        translator_of(n_best=3, beam_size=2)

@@ -1,0 +1,148 @@
+"""Files and folders that appear under their name whole or not at all.
+
+What is written is written aside, flushed to the disk and renamed, so that a reader sees the old
+file or the new one.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tfm_cli.errors import ResourceError
+
+
+def check_writable(path: str | Path, *, folder: bool = False) -> None:
+    """Raise a ResourceError if `path` could not be written; before the long work.
+
+    Missing parents are fine as long as the nearest one that exists can be written to.
+
+    Args:
+        path: what is to be written; for a file, `-` is standard output.
+        folder: whether it is to be a folder.
+    """
+    if str(path) == "-" and not folder:
+        if sys.stdout is None:
+            raise ResourceError("standard output: cannot be written: it is closed")
+        return
+    try:
+        reason = _why_not_writable(Path(path), folder=folder)
+    except OSError as error:  # such as a name that is too long
+        reason = str(error.strerror)
+    if reason:
+        raise ResourceError(f"{path}: cannot be written: {reason}")
+
+
+def _why_not_writable(place: Path, *, folder: bool) -> str:
+    if place.exists():
+        if place.is_dir() != folder:
+            return "it is not a directory" if folder else "it is a directory"
+        if not os.access(place, os.W_OK):
+            return "no permission to write in it" if folder else "it is read-only"
+        if folder or not place.is_file():
+            return ""
+    parent = Path(os.path.realpath(place)).parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        return f"`{parent}` is not a directory"
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"no permission to write in `{parent}`"
+    # For root, permission says little: only making something shows that it can be made.
+    probe = parent / f".{os.getpid()}.probe"
+    probe.mkdir()
+    probe.rmdir()
+    return ""
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name only when it was written and synced whole.
+
+    A symbolic link stays one, and what it points to is replaced. A pipe or a device cannot be
+    replaced: it is written to as it stands.
+
+    Raises:
+        ResourceError: it could not be written; whatever stood under the name is untouched.
+    """
+    place = Path(path)
+    try:
+        if place.exists() and not place.is_file():
+            with place.open("wb") as stream:
+                yield stream
+            return
+        with _replacing(Path(os.path.realpath(place))) as stream:
+            yield stream
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        reason = "it is a directory" if isinstance(error, IsADirectoryError) else error.strerror
+        raise ResourceError(f"{path}: cannot be written: {reason}") from error
+
+
+@contextlib.contextmanager
+def _replacing(place: Path) -> Iterator[BinaryIO]:
+    aside = _aside(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as stream:
+            if place.exists():
+                shutil.copymode(place, aside)
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(place)
+        _sync_directory(place.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when all in it was written and synced.
+
+    Raises:
+        ResourceError: it could not be written; a folder that stood under the name is untouched.
+    """
+    aside = _aside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+        for file in aside.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        _sync_directory(aside)
+        remove_directory(path)
+        aside.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a folder; it loses its name first, so that half of it never looks like a whole one."""
+    if path.exists():
+        trash = _aside(path, "trash")
+        path.replace(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _aside(place: Path, kind: str = "part") -> Path:
+    # The longest name a file can have leaves no room for more, so it is cut.
+    return place.with_name(f".{place.name[:50]}.{os.getpid()}.{kind}")
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""Why a run stops before it is complete: a signal, or the time that it was given."""
+
+import contextlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from tfm_cli.configcheck import duration_seconds
+from tfm_cli.training.loop import Stopped
+from tfm_cli.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def remember_signals() -> Iterator[Callable[[], int]]:
+    """Inside, a first SIGINT or SIGTERM is remembered; a second one ends the process at once.
+
+    A signal that is ignored, as SIGINT is in the background of a script, stays ignored. Yields a
+    function that gives the number of the signal that came, 0 for none.
+    """
+    received: list[int] = []
+    before = {each: signal.getsignal(each) for each in _SIGNALS}
+    watched = [each for each in _SIGNALS if before[each] != signal.SIG_IGN]
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in watched:
+            signal.signal(each, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        logger.warning("%s: saving after this update; once more ends it at once", name)
+
+    for each in watched:
+        signal.signal(each, remember)
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for each in watched:
+            signal.signal(each, before[each])
+
+
+def interruption(
+    state: TrainState,
+    signalled: Callable[[], int],
+    *,
+    max_time: str,
+    began: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], Stopped | None]:
+    """A function that says why to stop now; None to go on.
+
+    Args:
+        state: where the run stands.
+        signalled: number of the signal that came, 0 for none.
+        max_time: duration that this command may take; empty for any.
+        began: when it began, by `clock`.
+        clock: seconds.
+    """
+    limit = duration_seconds(max_time) or math.inf
+    first = state.update
+
+    def interrupted() -> Stopped | None:
+        if signalled():
+            reason = f"{signal.Signals(signalled()).name} was received"
+            return Stopped(reason, is_complete=False, validate_first=False)
+        # At least one update is made, so that the same command again always gets further.
+        if clock() - began >= limit and state.update > first:
+            reason = f"{max_time} passed (--max-time)"
+            # Without any validation so far there would be no model to translate with.
+            return Stopped(reason, is_complete=False, validate_first=state.best_score is None)
+        return None
+
+    return interrupted

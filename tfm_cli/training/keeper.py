@@ -1,0 +1,132 @@
+"""What a run leaves on the disk: the best weights, their card, the metrics and checkpoints."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+
+from tfm_cli.config import RunConfig
+from tfm_cli.files import atomic_directory, atomic_file, remove_directory
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.model_config import WEIGHTS_FILE
+from tfm_cli.model_dir import WeightsFacts, save_weights
+from tfm_cli.training import checkpoint
+from tfm_cli.training.corpora import Corpora
+from tfm_cli.training.loop import Logged, SaveDue, Validated
+from tfm_cli.training.model_card import model_card
+from tfm_cli.training.optim import MovingAverage
+from tfm_cli.training.output_dir import CARD_FILE, CHECKPOINTS, METRICS_FILE
+from tfm_cli.training.report import Display, MetricsFile
+from tfm_cli.training.state import TrainState
+from tfm_cli.training.validate import Validation
+
+logger = logging.getLogger(__name__)
+
+# A run that ends between two scheduled validations judges its last weights too and keeps them if
+# they are best. The best ones by schedule wait here: a run that goes on takes them back, and so
+# leaves to the byte what it would have left had it never stopped.
+_ON_SCHEDULE = "best-on-schedule"
+
+
+class Keeper:
+    """Writes what the loop's events ask for; a class because it holds all of the run's parts."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        output: Path,
+        corpora: Corpora,
+        model: Transformer,
+        average: MovingAverage,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+    ) -> None:
+        self._config = config
+        self._output = output
+        self._corpora = corpora
+        self._model = model
+        self._average = average
+        self._optimizer = optimizer
+        self._state = state
+        self._text_sha256 = corpora.sha256()
+        self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
+        self._goes_on_from: int | None = state.update
+        self._signatures_said = False
+
+    def keep(self, event: Logged | Validated | SaveDue, display: Display) -> None:
+        """Show an event, and write what it makes due."""
+        if self._goes_on_from is not None and event.update > self._goes_on_from:
+            self._goes_on_from = None
+            self._metrics.drop_unscheduled()
+            self._take_back()
+        if isinstance(event, Logged):
+            self._metrics.add(event)
+            display.logged(event)
+        elif isinstance(event, Validated):
+            self._metrics.add(event)
+            display.validated(event)
+            self._say_signatures(event.validation)
+            if event.is_best:
+                if not event.counted and self._state.best_score is not None:
+                    self._set_aside()
+                self._write_model(event.update, event.validation)
+        else:
+            if self._corpora.valid is None:  # nothing says which weights are best: the newest
+                self._write_model(event.update, None)
+            checkpoint.save(
+                self._output / CHECKPOINTS,
+                model=self._model,
+                average=self._average,
+                optimizer=self._optimizer,
+                state=self._state,
+                text_sha256=self._text_sha256,
+                keep=self._config.training.keep_checkpoints,
+            )
+
+    def last_good(self) -> str:
+        """Words that name the newest checkpoint."""
+        paths = checkpoint.all_paths(self._output / CHECKPOINTS)
+        return f"the last good checkpoint is `{paths[-1]}`" if paths else "no checkpoint was saved"
+
+    def _set_aside(self) -> None:
+        with atomic_directory(self._output / CHECKPOINTS / _ON_SCHEDULE) as aside:
+            for name in (WEIGHTS_FILE, CARD_FILE):
+                shutil.copyfile(self._output / name, aside / name)
+
+    def _take_back(self) -> None:
+        kept = self._output / CHECKPOINTS / _ON_SCHEDULE
+        if kept.is_dir():
+            for name in (WEIGHTS_FILE, CARD_FILE):
+                (kept / name).replace(self._output / name)
+            remove_directory(kept)
+
+    def _say_signatures(self, validation: Validation) -> None:
+        if not self._signatures_said:
+            for score in validation.scores:
+                logger.info("%s signature: %s", score.name, score.signature)
+        self._signatures_said = True
+
+    def _write_model(self, update: int, validation: Validation | None) -> None:
+        values = validation.values if validation else {}
+        with self._average.in_place():
+            save_weights(
+                self._output,
+                dict(self._model.named_parameters()),
+                self._corpora.tokenizer,
+                self._config.model,
+                WeightsFacts(update, values),
+            )
+        card = model_card(
+            self._config,
+            self._state,
+            num_parameters=sum(p.numel() for p in self._model.parameters()),
+            vocab_size=self._corpora.tokenizer.vocab_size,
+            num_pairs=len(self._corpora.train),
+            dropped=dict(self._corpora.train.dropped),
+            update=update,
+            values=values,
+            scores=validation.scores if validation else (),
+        )
+        with atomic_file(self._output / CARD_FILE) as stream:
+            stream.write(card.encode("utf-8", "backslashreplace"))

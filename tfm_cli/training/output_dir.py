@@ -1,0 +1,113 @@
+"""The directory a run writes: whether there is a run to go on with, and what may be replaced."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfm_cli.config import RunConfig
+from tfm_cli.configfile import changed_settings
+from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.files import check_writable, remove_directory
+from tfm_cli.model_config import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, load_config
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+CARD_FILE = "README.md"
+METRICS_FILE = "metrics.jsonl"
+# The settings go last when all is removed, so that what is left is still known as ours.
+_FILES = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, TOKENIZER_FILE, CONFIG_FILE)
+# What can stand there without `config.json`, when a run was killed while it began.
+_BEGINNING = (TOKENIZER_FILE, CHECKPOINTS)
+_LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")  # of a run that was killed while writing
+
+
+def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
+    """Whether `output` holds a run to go on with; False where one can begin there.
+
+    Needs no torch, so it can be asked before any work.
+
+    Raises:
+        ResourceError: the directory could not be written.
+        ConfigError: it holds something else, a run with other settings, or a model that cannot
+            be gone on with.
+        ModelError: its `config.json` is torn.
+    """
+    check_writable(output, folder=True)
+    entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if overwrite or CONFIG_FILE not in entries:
+        foreign = [] if _has_our_config(output) else sorted(filter(_is_foreign, entries))
+        if foreign:
+            shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
+            raise ConfigError(
+                f"{output}: is not empty and holds no model: {shown}",
+                hint="name another `--output`",
+            )
+        return False
+    changes = changed_settings(load_config(output).settings, config)
+    if changes:
+        plural = "s" if len(changes) > 1 else ""
+        title = f"{output}: holds a run with other settings; {len(changes)} change{plural}"
+        raise ConfigError(
+            "\n  ".join([title, *changes]),
+            hint="keep them as they were, or use `--overwrite` or another `--output`",
+        )
+    if WEIGHTS_FILE in entries and CHECKPOINTS not in entries:
+        raise ConfigError(
+            f"{output}: holds a trained model, but no `{CHECKPOINTS}` to go on from",
+            hint=f"use it by `--pretrained-model {output}` and another `--output`, "
+            "or start again with `--overwrite`",
+        )
+    if any((output / CHECKPOINTS).glob("update-*")):
+        return True
+    logger.info("%s: was ended before its first checkpoint; it begins again", output)
+    return False
+
+
+def clear(output: Path) -> None:
+    """Remove a model's files, and nothing else, so that a new run can begin."""
+    with _disk_errors(output):
+        remove_directory(output / CHECKPOINTS)
+        for name in _FILES:
+            (output / name).unlink(missing_ok=True)
+
+
+def begin(output: Path) -> None:
+    """Make the directory if need be, and sweep out what killed runs left half-written."""
+    with _disk_errors(output):
+        for directory in (output, output / CHECKPOINTS):
+            directory.mkdir(parents=True, exist_ok=True)
+            for path in filter(_is_leftover, directory.iterdir()):
+                if path.is_dir():
+                    remove_directory(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """What the disk or its permissions refuse becomes a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or output
+        raise ResourceError(f"{place}: cannot be changed: {error.strerror}") from error
+
+
+def _is_leftover(path: Path) -> bool:
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def _is_foreign(name: str) -> bool:
+    return name not in _BEGINNING and not _LEFTOVER.fullmatch(name)
+
+
+def _has_our_config(output: Path) -> bool:
+    """Whether there is a `config.json` that tfm wrote; many programs call a file so."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        header = json.loads((output / CONFIG_FILE).read_bytes())
+        return isinstance(header, dict) and "tfm_version" in header
+    return False
