@@ -4,7 +4,7 @@ import gzip
 import io
 from typing import BinaryIO, cast
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.text import LineReader, write_line
@@ -88,6 +88,7 @@ def test_gzip_makes_no_difference(raw: bytes, sizes: list[int]) -> None:
 @given(texts, pieces)
 def test_long_lines_are_cut_and_the_others_stay(raw: bytes, sizes: list[int]) -> None:
     raw = raw.replace(b"\r", b"")  # a first line that is cut cannot tell of CRLF
+    assume(not raw.startswith(OTHER_KINDS))  # as without its CR it might
     reader = reader_of(raw, sizes, max_line_bytes=LONGEST)
 
     lines = list(reader)
