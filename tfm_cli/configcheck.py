@@ -151,6 +151,7 @@ def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value |
             return None, f"must be a list of strings, got {shown(raw)}"
         value = tuple(items)
     elif type(raw) is wanted:
+        # The line above made sure of the type.
         value = raw  # type: ignore[assignment]
     else:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}

@@ -117,6 +117,7 @@ class LineReader:
 
     def _read_chunk(self) -> bytes:
         try:
+            # BinaryIO lacks `read1`, which every stream that comes here has.
             return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return]
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             message = (
@@ -152,6 +153,7 @@ class LineReader:
         self._started = True
         chunk = self._opening()
         if chunk.startswith(_GZIP):
+            # A GzipFile reads like a BinaryIO but is not declared as one.
             self._stream = gzip.GzipFile(fileobj=_Prepended(chunk, self._stream))  # type: ignore[assignment]
             chunk = self._opening()
         else:

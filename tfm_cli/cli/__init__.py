@@ -57,7 +57,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(130) from stop
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as bug:
+    except Exception as bug:  # the boundary: all else is a bug of ours
         if type(bug).__module__.startswith("typer."):  # usage errors, shown by Typer itself
             raise
         if lack := _lack(bug):

@@ -276,6 +276,7 @@ def _translate(
 
     given = {name: value for name, value in search.items() if value is not None}
     settings = load_config(model)[0].search
+    # Checked at run time against the fields' own types, which mypy cannot see.
     settings = dataclasses.replace(settings, n_best=1, **given)  # type: ignore[arg-type]
     translator = Translator.load(model, search=settings, device=device, precision=precision)
     return [translation.text for translation in translator.translate(lines)]

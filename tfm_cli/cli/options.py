@@ -41,6 +41,7 @@ def flag(
         text = f"{text} [default: {default}]"
     if extra:
         text = f"{text} {extra}"
+    # A field's type is a class here; dataclasses allow a string as well.
     metavar = metavar or _METAVARS.get(field.type, "NAME")  # type: ignore[arg-type]
     bounds = {}
     if field.type in (int, float):

@@ -242,6 +242,7 @@ def _progress(input_path: str, output_path: str) -> Iterator[Callable[[_Work], N
 
 def _search(settings: SearchConfig, chosen: dict[str, object]) -> SearchConfig:
     """The model's own settings but for what was chosen; the beam has room for the n best."""
+    # Checked at run time against the fields' own types, which mypy cannot see.
     search = dataclasses.replace(settings, **chosen)  # type: ignore[arg-type]
     if "beam_size" in chosen:
         return dataclasses.replace(search, n_best=min(search.n_best, search.beam_size))

@@ -32,6 +32,7 @@ def cross_entropy(
     # Asked here: the function's own `needs_input_grad` is True under `no_grad` as well, and
     # validation would compute gradients for nobody.
     wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    # PyTorch declares neither `apply` nor `backward` with types.
     result: tuple[Tensor, Tensor] = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, label_smoothing, wants_gradient
     )

@@ -82,6 +82,7 @@ def update(
         model.noise.seed(random_key("dropout", seed, number, index))
         with arithmetic(device, dtype):
             loss, batch_nll = batch_loss(model, batch.to(device), label_smoothing=label_smoothing)
+        # PyTorch declares `backward` without types.
         (loss / target_pieces).backward()  # type: ignore[no-untyped-call]
         nll += batch_nll
     gradient_norm = _clip(model, clip_norm)
