@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from tfm_cli.config import PRESETS, SAMPLE_RUN, SECTIONS, RunConfig
+from tfm_cli.config import SECTIONS, RunConfig
 from tfm_cli.configcheck import Problems, coerce, from_mapping
 from tfm_cli.model_dir import build_transformer
+from tfm_cli.presets import PRESETS, SAMPLE_RUN
 
 FIELDS = [
     pytest.param(section, field, id=f"{section}.{field.name}")
@@ -62,7 +63,7 @@ def test_base_and_big_are_the_papers(name: str) -> None:
 
     config = from_mapping(PRESETS[name], Problems())
     with torch.device("meta"):
-        model = build_transformer(config.model, config.tokenizer.vocab_size)
+        model = build_transformer(config.model, (config.tokenizer.vocab_size,) * 2)
 
     shape, recipe = config.model, config.training
     assert (shape.encoder_layers, shape.decoder_layers) == (layers, layers)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.config import PRESETS, SAMPLE_RUN, SECTIONS, RunConfig, Value
+from tfm_cli.config import SECTIONS, RunConfig, Value
 from tfm_cli.configfile import (
     Overrides,
     changed_settings,
@@ -13,6 +13,7 @@ from tfm_cli.configfile import (
     resolve,
 )
 from tfm_cli.errors import ConfigError
+from tfm_cli.presets import PRESETS, SAMPLE_RUN
 
 CORPUS = {"data": {"source": ("a",), "target": ("b",)}}
 

@@ -9,8 +9,9 @@ import pytest
 
 from tfm_cli.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model_config import load_config, load_tokenizer, save_config
+from tfm_cli.model_config import load_config, load_tokenizers, save_config
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 CONFIG = RunConfig(
     preset="small",
@@ -26,7 +27,7 @@ def tokenizer(text: str = "a b c d e") -> Tokenizer:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save_config(tmp_path, CONFIG, tokenizer())
+    save_config(tmp_path, CONFIG, TokenizerPair.joint(tokenizer()))
     return tmp_path
 
 
@@ -40,8 +41,43 @@ def test_what_is_saved_is_loaded(saved: Path) -> None:
     config = load_config(saved)
 
     assert config.settings == CONFIG
-    assert config.vocab_size == tokenizer().vocab_size
-    assert load_tokenizer(saved, config).model_bytes == tokenizer().model_bytes
+    assert config.vocab_sizes == (tokenizer().vocab_size,) * 2
+    tokenizers = load_tokenizers(saved, config)
+    assert tokenizers.is_joint
+    assert tokenizers.source.model_bytes == tokenizer().model_bytes
+
+
+def test_format_1_is_read_as_what_it_meant(saved: Path) -> None:
+    def as_format_1(header: dict[str, Any]) -> None:
+        del header["tokenizer_files"], header["source_vocab_size"]
+        del header["settings"]["search"]["length_norm"]
+        del header["settings"]["search"]["early_stopping"]
+        header["format_version"] = 1
+
+    edit(saved / "config.json", as_format_1)
+
+    config = load_config(saved)
+    assert config.settings.search.length_norm == "wu"
+    assert not config.settings.search.early_stopping
+    assert load_tokenizers(saved, config).is_joint
+
+
+def test_two_tokenizers_are_saved_and_loaded(tmp_path: Path) -> None:
+    pair = TokenizerPair(tokenizer("a b c"), tokenizer("v w x y z"))
+    apart = dataclasses.replace(CONFIG, model=ModelConfig(tied_embeddings=2))
+
+    save_config(tmp_path, apart, pair)
+
+    config = load_config(tmp_path)
+    assert config.vocab_sizes == (pair.source.vocab_size, pair.target.vocab_size)
+    assert load_tokenizers(tmp_path, config).files() == pair.files()
+
+
+def test_shared_embeddings_of_two_vocabulary_sizes_are_refused(saved: Path) -> None:
+    edit(saved / "config.json", lambda header: header.update(source_vocab_size=77))
+
+    with pytest.raises(ModelError, match=r"source and target share embeddings, but have 77 and"):
+        load_config(saved)
 
 
 def test_config_can_be_read_by_a_person(saved: Path) -> None:
@@ -55,7 +91,7 @@ def test_file_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
     name = os.fsdecode(b"train-\xff.fr")
     data = dataclasses.replace(CONFIG.data, source=(name,))
 
-    save_config(tmp_path, dataclasses.replace(CONFIG, data=data), tokenizer())
+    save_config(tmp_path, dataclasses.replace(CONFIG, data=data), TokenizerPair.joint(tokenizer()))
 
     assert load_config(tmp_path).settings.data.source == (name,)
 
@@ -102,10 +138,10 @@ def test_config_that_is_none_is_refused_by_name(content: bytes, told: str, tmp_p
 
 
 def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
-    edit(saved / "config.json", lambda header: header.update(format_version=2, tfm_version="9.9"))
+    edit(saved / "config.json", lambda header: header.update(format_version=3, tfm_version="9.9"))
 
     with pytest.raises(
-        ModelError, match=r"has format 2, this is tfm .* made by tfm 9\.9"
+        ModelError, match=r"has format 3, this is tfm .* made by tfm 9\.9"
     ) as caught:
         load_config(saved)
 
@@ -118,6 +154,7 @@ def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
         header["settings"]["model"]["wings"] = 2
         header["vocab_size"] = 1e999
         header["tokenizer_sha256"] = 5
+        header["tokenizer_files"]["../a"] = ""
 
     edit(saved / "config.json", spoil)
     path = saved / "config.json"
@@ -131,6 +168,7 @@ def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
         "model.wings: unknown setting",
         "vocab_size: must be between 2 and 1000000, got inf",
         "tokenizer_sha256: must be a string",
+        "tokenizer_files: names what is no tokenizer file: ../a",
     ]
 
 
@@ -139,19 +177,19 @@ def test_other_tokenizer_is_refused_with_both_hashes(saved: Path) -> None:
     (saved / "tokenizer.model").write_bytes(other.model_bytes)
 
     with pytest.raises(ModelError) as caught:
-        load_tokenizer(saved, load_config(saved))
+        load_tokenizers(saved, load_config(saved))
 
     assert str(caught.value) == (
-        f"{saved / 'tokenizer.model'}: is not the tokenizer that config.json tells of: "
+        f"{saved / 'tokenizer.model'}: is not the one that config.json tells of: "
         f"found SHA-256 {other.sha256}, wanted {tokenizer().sha256}"
     )
 
 
 def test_tokenizer_of_another_size_is_refused(saved: Path) -> None:
-    edit(saved / "config.json", lambda header: header.update(vocab_size=77))
+    edit(saved / "config.json", lambda header: header.update(vocab_size=77, source_vocab_size=77))
 
     with pytest.raises(ModelError, match=r"found \d+ pieces, wanted 77"):
-        load_tokenizer(saved, load_config(saved))
+        load_tokenizers(saved, load_config(saved))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
@@ -161,4 +199,4 @@ def test_what_is_no_plain_file_is_refused(name: str, saved: Path) -> None:
     os.mkfifo(saved / name)
 
     with pytest.raises(ModelError, match=f"{name}: is not a regular file"):
-        load_tokenizer(saved, load_config(saved) if name == "config.json" else config)
+        load_tokenizers(saved, load_config(saved) if name == "config.json" else config)

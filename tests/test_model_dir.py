@@ -23,6 +23,7 @@ from tfm_cli.model_dir import (
     weights_sha256,
 )
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 CPU = torch.device("cpu")
 SHAPE = ModelConfig(
@@ -33,11 +34,12 @@ FACTS = WeightsFacts(7, {"bleu": 12.5, "loss": 2.25})
 
 def write(directory: Path, shape: ModelConfig = SHAPE, words: str = "a b c d e") -> None:
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
-    tokenizer = Tokenizer(train_tokenizer([words], settings, seed=1, soft_limit=True))
+    model_bytes = train_tokenizer([words], settings, seed=1, soft_limit=True)
+    tokenizers = TokenizerPair.joint(Tokenizer(model_bytes))
     torch.manual_seed(1)
-    transformer = build_transformer(shape, tokenizer.vocab_size)
-    save_config(directory, RunConfig(model=shape), tokenizer)
-    save_weights(directory, dict(transformer.named_parameters()), tokenizer, shape, FACTS)
+    transformer = build_transformer(shape, tokenizers.vocab_sizes)
+    save_config(directory, RunConfig(model=shape), tokenizers)
+    save_weights(directory, dict(transformer.named_parameters()), tokenizers, shape, FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_what_is_saved_is_loaded_bit_by_bit(model: Path) -> None:
     loaded = load_model(model, CPU)
 
     torch.manual_seed(1)
-    wanted = build_transformer(SHAPE, loaded.tokenizer.vocab_size).state_dict()
+    wanted = build_transformer(SHAPE, loaded.tokenizers.vocab_sizes).state_dict()
     found = loaded.transformer.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -209,9 +211,9 @@ def test_weights_of_another_tokenizer_are_refused(model: Path, tmp_path: Path) -
 
 
 def test_weights_of_a_newer_format_are_refused(model: Path) -> None:
-    rewrite(model, metadata=lambda header: header.update(format_version=2))
+    rewrite(model, metadata=lambda header: header.update(format_version=3))
 
-    assert refusal(model) == "model.safetensors: has format 2, wanted at most 1"
+    assert refusal(model) == "model.safetensors: has format 3, wanted at most 2"
 
 
 def test_weights_of_another_program_are_refused(model: Path) -> None:

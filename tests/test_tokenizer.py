@@ -126,10 +126,9 @@ def test_empty_sequences_of_pieces_decode_to_empty_texts() -> None:
 
 
 def test_special_pieces_have_the_ids_0_to_3_and_give_no_text() -> None:
-    ids = (UNIGRAM.pad_id, UNIGRAM.unk_id, UNIGRAM.bos_id, UNIGRAM.eos_id)
-
-    assert ids == (0, 1, 2, 3)
-    assert UNIGRAM.start_id == UNIGRAM.bos_id
+    assert UNIGRAM.pieces[:4] == ("<pad>", "<unk>", "<s>", "</s>")
+    assert (UNIGRAM.unk_id, UNIGRAM.start_id, UNIGRAM.eos_id) == (1, 2, 3)
+    assert UNIGRAM.banned_ids == (0, 1, 2)
     assert UNIGRAM.decode([[0, 2, *UNIGRAM.encode(["cat"])[0], 3]]) == ["cat"]
 
 
@@ -187,8 +186,8 @@ def serialized(*pieces: tuple[bytes, int]) -> bytes:
 def test_a_foreign_model_without_begin_and_padding_starts_with_the_end() -> None:
     tokenizer = Tokenizer(serialized((b"<unk>", 2), (b"</s>", 3), (b"a", 1)))
 
-    assert (tokenizer.pad_id, tokenizer.bos_id) == (-1, -1)
     assert tokenizer.start_id == tokenizer.eos_id == 1
+    assert tokenizer.banned_ids == (0,)
 
 
 def test_a_model_without_an_end_piece_is_refused() -> None:

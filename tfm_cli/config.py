@@ -1,7 +1,7 @@
 """Every setting there is: its name, type, default, bounds and help, in one place.
 
-From here come the checks of TOML files and `--set`, the flags of the commands with their help,
-and the presets. The resolved settings are saved with each model.
+From here come the checks of TOML files and `--set`, and the flags of the commands with their help.
+The resolved settings are saved with each model.
 """
 
 import dataclasses
@@ -83,6 +83,9 @@ class TokenizerConfig:
         ge=1,
     )
     byte_fallback: bool = opt(True, "Spell unknown characters as UTF-8 bytes.")
+    joint: bool = opt(
+        True, "Learn one tokenizer for both languages; else one each, with a vocabulary each."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,9 @@ class ModelConfig:
         "post", "Layer norm after each sub-layer's residual, or before it.", choices=("post", "pre")
     )
     positions: str = opt(
-        "sinusoidal", "Position encoding.", choices=("sinusoidal", "learned", "rotary")
+        "sinusoidal",
+        "Position encoding; the paper's sinusoids, or two other layouts of them.",
+        choices=("sinusoidal", "sinusoidal_halves", "sinusoidal_marian", "learned", "rotary"),
     )
     max_positions: int = opt(
         1024, "Longest segment in pieces that learned positions can encode.", ge=2, le=1_000_000
@@ -111,13 +116,16 @@ class ModelConfig:
     activation: str = opt(
         "relu",
         "Activation of the feed-forward layers; swiglu has a gate.",
-        choices=("relu", "gelu", "swiglu"),
+        choices=("relu", "gelu", "swish", "swiglu"),
     )
     tied_embeddings: int = opt(
         3,
-        "Matrices that are one: 3 source, target and output; 2 target and output; 0 none.",
-        choices=(0, 2, 3),
+        "Matrices that are one: 3 source, target and output; 2 target and output; 1 source and "
+        "target; 0 none.",
+        choices=(0, 1, 2, 3),
     )
+    scale_embeddings: bool = opt(True, "Multiply embeddings by the square root of the width.")
+    output_bias: bool = opt(False, "Learn a bias for each logit.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +200,17 @@ class SearchConfig:
 
     beam_size: int = opt(4, "Hypotheses kept for each segment; 1 is greedy.", ge=1, le=256)
     length_penalty: float = opt(
-        1.0, "Exponent of the length normalisation (Wu et al. 2016); 0 turns it off.", ge=0, le=10
+        1.0, "Exponent of the length normalisation; 0 turns it off.", ge=0, le=10
+    )
+    length_norm: str = opt(
+        "power",
+        "What is raised to it: the number n of pieces, or (5 + n) / 6 (Wu et al. 2016).",
+        choices=("power", "wu"),
+    )
+    early_stopping: bool = opt(
+        False,
+        "Stop when as many translations as the beam is wide have ended; else go on while one that "
+        "still grows might score above the worst of them.",
     )
     n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
     max_length: int = opt(
@@ -226,66 +244,3 @@ class RunConfig:
 
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "preset")
-
-# Values that differ from the defaults above. `base` and `big` are rows of table 3 of Vaswani et
-# al. 2017; their highest rate is the paper's width ** -0.5 * warm-up ** -0.5 (equation 3).
-PRESETS: dict[str, dict[str, dict[str, Value]]] = {
-    "tiny": {
-        "tokenizer": {"vocab_size": 4000},
-        "model": {
-            "encoder_layers": 4,
-            "decoder_layers": 4,
-            "width": 128,
-            "heads": 4,
-            "feed_forward_width": 256,
-            "dropout": 0.2,
-        },
-        "training": {
-            "max_updates": 20_000,
-            "max_tokens": 2048,
-            "learn_rate": 3e-3,
-            "lr_warmup": 1000,
-        },
-    },
-    "small": {
-        "tokenizer": {"vocab_size": 8000},
-        "model": {"width": 256, "heads": 4, "feed_forward_width": 1024},
-        "training": {"learn_rate": 1e-3, "lr_warmup": 2000},
-    },
-    "base": {
-        "tokenizer": {"vocab_size": 37000, "model_type": "bpe"},
-        "training": {
-            "max_tokens": 25_000,
-            "learn_rate": 512**-0.5 * 4000**-0.5,
-            "clip_norm": 0.0,
-            "ema_decay": 0.9999,
-        },
-    },
-    "big": {
-        "tokenizer": {"vocab_size": 37000, "model_type": "bpe"},
-        "model": {"width": 1024, "heads": 16, "feed_forward_width": 4096, "dropout": 0.3},
-        "training": {
-            "max_updates": 300_000,
-            "max_tokens": 25_000,
-            "learn_rate": 1024**-0.5 * 4000**-0.5,
-            "clip_norm": 0.0,
-            "ema_decay": 0.9999,
-        },
-    },
-}
-
-# What `tiny` changes when it learns the sample corpus: a run of two minutes on two cores.
-SAMPLE_RUN: dict[str, dict[str, Value]] = {
-    "tokenizer": {"vocab_size": 2000},
-    "model": {"dropout": 0.0},  # a grammar has no noise to learn by heart
-    "training": {
-        "max_updates": 750,
-        "max_tokens": 1024,
-        "learn_rate": 4e-3,
-        "lr_warmup": 200,
-        "ema_decay": 0.99,
-        "disp_freq": 50,
-        "save_freq": 250,
-    },
-    "validation": {"freq": 250},
-}

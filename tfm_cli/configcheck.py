@@ -74,6 +74,8 @@ def _check_shape(config: RunConfig, problems: Problems) -> None:
     elif model.positions == "rotary" and model.width // model.heads % 2:
         told = f"must leave an even width for each head, got {model.width // model.heads}"
         problems.add("model.heads", f"{told} (rotary positions turn pairs)")
+    if model.positions == "sinusoidal_marian" and model.width % 2:
+        problems.add("model.width", f"must be even for Marian's sinusoids, got {model.width}")
     if model.positions == "learned":
         # The longest translation, as decoding/scoring.py bounds it, and </s>.
         longest = int(search.max_length * search.max_length_factor) + 10
@@ -91,6 +93,10 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
     if config.tokenizer.model and config.training.pretrained_model:
         told = "must not be set beside training.pretrained_model, which brings its own tokenizer"
         problems.add("tokenizer.model", told)
+    brings_tokenizers = config.tokenizer.model or config.training.pretrained_model
+    if not (config.tokenizer.joint or brings_tokenizers) and config.model.tied_embeddings & 1:
+        told = f"must be 2 or 0 without tokenizer.joint, got {config.model.tied_embeddings}"
+        problems.add("model.tied_embeddings", f"{told}: an id means another piece on each side")
     if not _DEVICE.fullmatch(config.training.device):
         told = f"must be auto, cpu, cuda, cuda:N or mps, got {shown(config.training.device)}"
         problems.add("training.device", told)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfm_cli.config import PRESETS, SAMPLE_RUN, SECTIONS, RunConfig, Value
+from tfm_cli.config import SECTIONS, RunConfig, Value
 from tfm_cli.configcheck import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
+from tfm_cli.presets import PRESETS, SAMPLE_RUN
 
 Overrides = Mapping[str, Mapping[str, object]]
 

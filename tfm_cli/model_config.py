@@ -1,8 +1,9 @@
-"""The part of a model directory that is no tensor: `config.json` and `tokenizer.model`, verified.
+"""The part of a model directory that is no tensor: `config.json` and tokenizers, verified.
 
 All of it is read without importing torch, so that commands can tell what is wrong at once.
 """
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -14,11 +15,11 @@ from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import to_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files import atomic_file
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer import Tokenizer, read_model_file
+from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2 has one tokenizer for each side, and search settings that 1 had not
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
 WEIGHTS_FILE = "model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -27,19 +28,24 @@ class SavedConfig(NamedTuple):
     """What `config.json` says."""
 
     settings: RunConfig
-    vocab_size: int
-    tokenizer_sha256: str
+    vocab_sizes: tuple[int, int]  # of source and target
+    tokenizer_files: dict[str, str]  # SHA-256 by name
+    tokenizer_sha256: str  # of all of them together
 
 
-def save_config(directory: Path, config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Write what does not change while a model learns: its settings and its tokenizer."""
-    with atomic_file(directory / TOKENIZER_FILE) as stream:
-        stream.write(tokenizer.model_bytes)
+def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -> None:
+    """Write what does not change while a model learns: its settings and its tokenizers."""
+    for name, content in tokenizers.files().items():
+        with atomic_file(directory / name) as stream:
+            stream.write(content)
+    source_size, target_size = tokenizers.vocab_sizes
     header = {
         "format_version": FORMAT_VERSION,
         "tfm_version": tfm_cli.__version__,
-        "tokenizer_sha256": tokenizer.sha256,
-        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_files": tokenizers.sha256_by_file(),
+        "tokenizer_sha256": tokenizers.sha256,
+        "vocab_size": target_size,
+        "source_vocab_size": source_size,
         "settings": to_mapping(config),
     }
     # A file name that is no UTF-8 has half surrogate pairs in it; JSON spells them as \udcxx.
@@ -49,13 +55,13 @@ def save_config(directory: Path, config: RunConfig, tokenizer: Tokenizer) -> Non
 
 
 def load_config(directory: Path) -> SavedConfig:
-    """The settings of a model directory, its vocabulary size and its tokenizer's hash.
+    """The settings of a model directory, its vocabulary sizes and its tokenizers' hashes.
 
     Raises:
         ModelError: there is none, it is of a newer format, or holds what cannot be used.
     """
     path = regular_file(directory, CONFIG_FILE)
-    header = _read_json(path)
+    header = _upgraded(_read_json(path))
     version = header.get("format_version")
     if type(version) is not int:
         raise ModelError(f"{path}: is no model config: `format_version` is missing or no number")
@@ -72,36 +78,87 @@ def load_config(directory: Path) -> SavedConfig:
     else:
         config = RunConfig()
         problems.add("settings", "must be a table")
-    vocab_size, sha256 = header.get("vocab_size"), header.get("tokenizer_sha256")
-    if type(vocab_size) is not int or not 2 <= vocab_size <= 1_000_000:
-        problems.add("vocab_size", f"must be between 2 and 1000000, got {vocab_size}")
-        vocab_size = 0
+    sizes = []
+    for name in ("source_vocab_size", "vocab_size"):
+        size = header.get(name)
+        if type(size) is not int or not 2 <= size <= 1_000_000:
+            problems.add(name, f"must be between 2 and 1000000, got {size}")
+        else:
+            sizes.append(size)
+    if len(set(sizes)) == 2 and config.model.tied_embeddings & 1:
+        told = f"source and target share embeddings, but have {sizes[0]} and {sizes[1]} pieces"
+        problems.add("vocab_size", told)
+    files, sha256 = header.get("tokenizer_files"), header.get("tokenizer_sha256")
     if not isinstance(sha256, str):
         problems.add("tokenizer_sha256", "must be a string")
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        problems.add("tokenizer_files", "must be a table of hashes")
+    elif unknown := sorted(set(files) - set(TOKENIZER_FILES)):
+        problems.add("tokenizer_files", f"names what is no tokenizer file: {', '.join(unknown)}")
     if problems.lines:
         title = f"{path}: has settings that cannot be used"
         raise ModelError("\n  ".join([title, *problems.lines]))
-    return SavedConfig(config, vocab_size, str(sha256))
+    return SavedConfig(config, (sizes[0], sizes[1]), dict(files or {}), str(sha256))
 
 
-def load_tokenizer(directory: Path, saved: SavedConfig) -> Tokenizer:
-    """The tokenizer of a model directory.
+def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
+    """The same header as a newer format spells it."""
+    if header.get("format_version") != 1:
+        return header
+    settings = header.get("settings")
+    if isinstance(settings, dict) and isinstance(settings.get("search"), dict):
+        search = {"length_norm": "wu", "early_stopping": False, **settings["search"]}
+        settings = {**settings, "search": search}
+    return {
+        **header,
+        "tokenizer_files": {JOINT_FILE: header.get("tokenizer_sha256")},
+        "source_vocab_size": header.get("vocab_size"),
+        "settings": settings,
+    }
+
+
+def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
+    """The tokenizers of a model directory.
 
     Raises:
-        ModelError: it is missing or torn, or not the one that `config.json` tells of.
+        ModelError: one is missing or torn, or not the one that `config.json` tells of.
     """
-    path = regular_file(directory, TOKENIZER_FILE)
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.sha256 != saved.tokenizer_sha256:
+    files = {}
+    for name, wanted in saved.tokenizer_files.items():
+        path = regular_file(directory, name)
+        files[name] = read_model_file(path)
+        found = hashlib.sha256(files[name]).hexdigest()
+        if found != wanted:
+            raise ModelError(
+                f"{path}: is not the one that {CONFIG_FILE} tells of: "
+                f"found SHA-256 {found}, wanted {wanted}",
+                hint="put the right one back, or copy the model directory again as a whole",
+            )
+    tokenizers = TokenizerPair.from_files(files, place=str(directory))
+    if tokenizers.vocab_sizes != saved.vocab_sizes:
+        found, wanted = _plus(tokenizers.vocab_sizes), _plus(saved.vocab_sizes)
         raise ModelError(
-            f"{path}: is not the tokenizer that {CONFIG_FILE} tells of: "
-            f"found SHA-256 {tokenizer.sha256}, wanted {saved.tokenizer_sha256}",
-            hint="put the right one back, or copy the model directory again as a whole",
+            f"{directory}: its tokenizers do not fit {CONFIG_FILE}: "
+            f"found {found} pieces, wanted {wanted}"
         )
-    if tokenizer.vocab_size != saved.vocab_size:
-        found = f"found {tokenizer.vocab_size} pieces, wanted {saved.vocab_size}"
-        raise ModelError(f"{path}: does not fit {CONFIG_FILE}: {found}")
-    return tokenizer
+    return tokenizers
+
+
+def named_tokenizers(path: Path) -> TokenizerPair:
+    """The tokenizers of a `.model` file, of a model directory, or of one that is beginning.
+
+    Raises:
+        ModelError: there is none, or it is torn.
+    """
+    if not path.is_dir():
+        return TokenizerPair.joint(Tokenizer.load(path))
+    if not (path / CONFIG_FILE).exists():
+        return TokenizerPair.joint(Tokenizer.load(path / JOINT_FILE))
+    return load_tokenizers(path, load_config(path))
+
+
+def _plus(sizes: tuple[int, int]) -> str:
+    return str(sizes[0]) if sizes[0] == sizes[1] else f"{sizes[0]} + {sizes[1]}"
 
 
 def regular_file(directory: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""A model on disk: `config.json`, `tokenizer.model` and `model.safetensors`, verified when read.
+"""A model on disk: `config.json`, tokenizers and `model.safetensors`, verified when read.
 
 The names are fixed, and hashes tie settings, tokenizer and weights together, so a folder that was
 mixed, torn or tampered with is refused by name.
@@ -26,10 +26,10 @@ from tfm_cli.model_config import (
     FORMAT_VERSION,
     WEIGHTS_FILE,
     load_config,
-    load_tokenizer,
+    load_tokenizers,
     regular_file,
 )
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 _METADATA_KEY = "tfm"  # only one: safetensors writes several in an order that changes
 _MAX_NAMED = 8  # tensors that a message lists
@@ -40,7 +40,7 @@ class TrainedModel:
     """What a model directory holds, ready for use."""
 
     config: RunConfig
-    tokenizer: Tokenizer
+    tokenizers: TokenizerPair
     transformer: Transformer
 
 
@@ -52,19 +52,21 @@ class WeightsFacts:
     scores: dict[str, float]  # on the validation text, by metric; empty without one
 
 
-def build_transformer(config: ModelConfig, vocab_size: int) -> Transformer:
-    """A Transformer of this shape with fresh weights."""
-    return Transformer(vocab_size, **dataclasses.asdict(config))
+def build_transformer(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Transformer:
+    """A Transformer of this shape, for so many source and target pieces, with fresh weights."""
+    source_size, target_size = vocab_sizes
+    shape = dataclasses.asdict(config)
+    return Transformer(target_size, source_vocab_size=source_size, **shape)
 
 
 def save_weights(
     directory: Path,
     weights: Mapping[str, Tensor],
-    tokenizer: Tokenizer,
+    tokenizers: TokenizerPair,
     shape: ModelConfig,
     facts: WeightsFacts,
 ) -> None:
-    """Write the weights that translate, tied to the tokenizer and shape they were learned with.
+    """Write the weights that translate, tied to the tokenizers and shape they were learned with.
 
     The same weights and facts give the same bytes.
     """
@@ -72,7 +74,7 @@ def save_weights(
     metadata = {
         "format_version": FORMAT_VERSION,
         "model": _shape(shape),
-        "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_sha256": tokenizers.sha256,
         "weights_sha256": weights_sha256(tensors),
         **dataclasses.asdict(facts),
     }
@@ -97,14 +99,14 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
             names the file, what was found and what was wanted.
     """
     saved = load_config(directory)
-    tokenizer = load_tokenizer(directory, saved)
+    tokenizers = load_tokenizers(directory, saved)
     shape = saved.settings.model
     # On the meta device the shapes cost no memory: nothing is allocated before it is checked.
     with torch.device("meta"):
-        transformer = build_transformer(shape, saved.vocab_size)
+        transformer = build_transformer(shape, saved.vocab_sizes)
     weights = _load_weights(directory, transformer.state_dict(), shape, saved.tokenizer_sha256)
     transformer.load_state_dict(weights, assign=True)
-    return TrainedModel(saved.settings, tokenizer, transformer.to(device).eval())
+    return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval())
 
 
 def weights_facts(directory: Path) -> WeightsFacts | None:
@@ -161,10 +163,11 @@ def _check_header(
             wrong.append(f"{name}: has shape {tuple(entry.get_shape())}, wanted {wanted}")
         if entry.get_dtype() != "F32":
             wrong.append(f"{name}: has type {entry.get_dtype()}, wanted F32")
-    learned_with = metadata.get("model")
-    if not wrong and learned_with != _shape(shape):
-        # The same tensors mean something else with another number of heads, for example.
-        before = learned_with if isinstance(learned_with, dict) else {}
+    if not wrong:
+        # The same tensors mean something else with another number of heads, for example. A shape
+        # that an older format did not know of was what is now the default.
+        learned_with = metadata.get("model")
+        before = _shape(ModelConfig()) | learned_with if isinstance(learned_with, dict) else {}
         wrong = [
             f"model.{name}: was {before.get(name)} in training, is {value}"
             for name, value in _shape(shape).items()

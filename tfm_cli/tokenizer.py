@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import sentencepiece
 
 from tfm_cli.errors import ModelError
 from tfm_cli.tokenizer_training import SILENT, reason_of, train_tokenizer
+from tfm_cli.vocabulary import Vocabulary
 
 __all__ = ["MAX_MODEL_BYTES", "Tokenizer", "train_tokenizer"]
 
 MAX_MODEL_BYTES = 64 << 20
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
+_LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")  # what OPUS-MT's multilingual models start a line with
 
 
 class Tokenizer:
@@ -23,23 +26,29 @@ class Tokenizer:
 
     Args:
         model_bytes: a serialized SentencePiece model.
+        vocabulary: the order and the special pieces, where they are not SentencePiece's own. A
+            language tag that starts a line, such as `>>deu<<`, is then one piece.
         name: what messages call it.
 
     Raises:
         ModelError: the bytes are no SentencePiece model, or it has no end-of-segment piece.
     """
 
-    def __init__(self, model_bytes: bytes, *, name: str = "tokenizer") -> None:
+    def __init__(
+        self, model_bytes: bytes, vocabulary: Vocabulary | None = None, *, name: str = "tokenizer"
+    ) -> None:
         sentencepiece.SetMinLogLevel(SILENT)
         self.model_bytes = model_bytes
+        self.vocabulary = vocabulary
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model_bytes)
-            self._pieces: list[str] = self._processor.IdToPiece(list(range(self.vocab_size)))
+            pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
         except (RuntimeError, ValueError) as error:
             reason = "" if isinstance(error, UnicodeDecodeError) else reason_of(error)
             told = f": {reason}" if reason else ""
             raise ModelError(f"{name}: is no SentencePiece model{told}") from error
+        self.pieces = tuple(pieces) if vocabulary is None else vocabulary.pieces
         if self.eos_id < 0:
             hint = "train the model without `eos_id=-1`"
             raise ModelError(f"{name}: has no `</s>`, wanted a piece that ends a line", hint=hint)
@@ -51,62 +60,73 @@ class Tokenizer:
         Raises:
             ModelError: the file is missing, unreadable, over 64 MiB, or no SentencePiece model.
         """
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe or device might never end
-                found = "a directory" if path.is_dir() else "no regular file"
-                raise ModelError(f"{path}: is {found}, wanted a SentencePiece model")
-            if status.st_size > MAX_MODEL_BYTES:
-                found = f"{status.st_size} bytes, wanted a SentencePiece model"
-                raise ModelError(f"{path}: has {found} of at most {MAX_MODEL_BYTES}")
-            model_bytes = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-        return cls(model_bytes, name=str(path))
+        return cls(read_model_file(path), name=str(path))
 
     @property
     def vocab_size(self) -> int:
         """Number of pieces; ids are below it."""
-        return int(self._processor.GetPieceSize())
-
-    @property
-    def pad_id(self) -> int:
-        """Id of the padding piece, -1 where the model has none."""
-        return int(self._processor.pad_id())
+        return len(self.pieces)
 
     @property
     def unk_id(self) -> int:
         """Id of the unknown piece; every model has one."""
+        if self.vocabulary is not None:
+            return self.vocabulary.ids[self.vocabulary.unk]
         return int(self._processor.unk_id())
-
-    @property
-    def bos_id(self) -> int:
-        """Id of the begin-of-segment piece, -1 where the model has none."""
-        return int(self._processor.bos_id())
 
     @property
     def eos_id(self) -> int:
         """Id of the end-of-segment piece; a model without one is refused."""
+        if self.vocabulary is not None:
+            return self.vocabulary.ids[self.vocabulary.eos]
         return int(self._processor.eos_id())
 
     @property
     def start_id(self) -> int:
-        """Id a decoder starts from: begin of segment, or its end where the model has no begin."""
-        return self.bos_id if self.bos_id >= 0 else self.eos_id
+        """Id a decoder starts from.
+
+        SentencePiece's own: begin of segment, or its end where the model has no begin.
+        """
+        if self.vocabulary is not None:
+            return self.vocabulary.ids[self.vocabulary.start]
+        bos_id = int(self._processor.bos_id())
+        return bos_id if bos_id >= 0 else self.eos_id
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that a decoder never writes; of SentencePiece's own, padding, unknown and start."""
+        if self.vocabulary is not None:
+            return tuple(sorted(self.vocabulary.ids[piece] for piece in self.vocabulary.banned))
+        special = {int(self._processor.pad_id()), self.unk_id, self.start_id}
+        return tuple(sorted(special - {-1, self.eos_id}))
+
+    @property
+    def language_tags(self) -> tuple[str, ...]:
+        """The target languages of a multilingual model, such as `>>deu<<`; none of most models."""
+        if self.vocabulary is None:
+            return ()
+        return tuple(piece for piece in self.pieces if _LANGUAGE_TAG.fullmatch(piece))
 
     @property
     def sha256(self) -> str:
-        """Hash of the model's bytes, in hexadecimal."""
-        return hashlib.sha256(self.model_bytes).hexdigest()
+        """Hash of the model's bytes and of the vocabulary if there is one, in hexadecimal."""
+        digest = hashlib.sha256(self.model_bytes)
+        if self.vocabulary is not None:
+            digest.update(self.vocabulary.to_json())
+        return digest.hexdigest()
 
     @property
     def scored_pieces(self) -> list[tuple[str, float]]:
-        """Every piece with its score, in the order of their ids."""
-        scores: list[float] = self._processor.GetScore(list(range(self.vocab_size)))
-        return list(zip(self._pieces, scores, strict=True))
+        """Every piece of the SentencePiece model with its score, in its own order."""
+        ids = list(range(len(self._processor)))
+        pieces: list[str] = self._processor.IdToPiece(ids)
+        scores: list[float] = self._processor.GetScore(ids)
+        return list(zip(pieces, scores, strict=True))
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, without begin and end of segment; a blank line has none."""
+        if self.vocabulary is not None:
+            return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines)]
         ids: list[list[int]] = self._processor.Encode(
             _utf8(lines), return_type=int, num_threads=_threads(lines)
         )
@@ -114,10 +134,30 @@ class Tokenizer:
 
     def encode_pieces(self, lines: Sequence[str]) -> list[list[str]]:
         """Pieces of each line; a character that the model does not know stands as it is."""
+        tags, texts = self._tags(lines)
         encoded: list[list[bytes]] = self._processor.Encode(
-            _utf8(lines), return_type=bytes, num_threads=_threads(lines)
+            _utf8(texts), return_type=bytes, num_threads=_threads(texts)
         )
-        return [[piece.decode("utf-8", "replace") for piece in pieces] for pieces in encoded]
+        return [
+            tag + [piece.decode("utf-8", "replace") for piece in pieces]
+            for tag, pieces in zip(tags, encoded, strict=True)
+        ]
+
+    def _tags(self, lines: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:
+        """The language tag of each line, if it has one, and what is left of the line."""
+        if self.vocabulary is None:
+            return [[]] * len(lines), lines
+        found = [_LANGUAGE_TAG.match(line) for line in lines]
+        tags = [[match[0]] if match else [] for match in found]
+        texts = [
+            line[match.end() :] if match else line for line, match in zip(lines, found, strict=True)
+        ]
+        return tags, texts
+
+    def language_tag(self, line: str) -> str:
+        """The language tag that a line starts with; empty without one, or without a vocabulary."""
+        tags, _ = self._tags([line])
+        return tags[0][0] if tags[0] else ""
 
     def sample_pieces(
         self, line: str, *, seed: int, nbest_size: int = -1, alpha: float = 0.1
@@ -134,24 +174,33 @@ class Tokenizer:
         Raises:
             ModelError: the model is neither unigram nor bpe.
         """
+        tags, texts = self._tags([line])
         # SentencePiece's generator is its own and global, so it is seeded for each line.
         sentencepiece.SetRandomGeneratorSeed(seed % (2**32 - 1))
         try:
             pieces: list[bytes] = self._processor.Encode(
-                _utf8([line])[0], return_type=bytes, enable_sampling=True,
+                _utf8(texts)[0], return_type=bytes, enable_sampling=True,
                 nbest_size=nbest_size, alpha=alpha,
             )  # fmt: skip
         except RuntimeError as error:
             reason = reason_of(error) or str(error)
             raise ModelError(f"the tokenizer cannot sample: {reason}") from error
-        return [piece.decode("utf-8", "replace") for piece in pieces]
+        return tags[0] + [piece.decode("utf-8", "replace") for piece in pieces]
 
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
         """Id of each piece; the unknown id for what is no piece."""
+        if self.vocabulary is not None:
+            ids, unk_id = self.vocabulary.ids, self.unk_id
+            return [ids.get(piece, unk_id) for piece in pieces]
         return list(self._processor.PieceToId(list(pieces)))
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each sequence of ids, never with a line feed; special pieces give nothing."""
+        if self.vocabulary is not None:
+            special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
+            return self.decode_pieces(
+                [[self.pieces[i] for i in sequence if i not in special] for sequence in ids]
+            )
         return self._decoded(list(ids))
 
     def decode_pieces(self, pieces: Sequence[Sequence[str]]) -> list[str]:
@@ -180,3 +229,22 @@ def _utf8(texts: Iterable[str]) -> list[bytes]:
 
 def _threads(batch: Sequence[object]) -> int:
     return max(1, min(len(batch) // _LINES_PER_THREAD, os.cpu_count() or 1, 16))
+
+
+def read_model_file(path: Path) -> bytes:
+    """The content of a tokenizer's file.
+
+    Raises:
+        ModelError: the file is missing, unreadable, no regular file, or over 64 MiB.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or device might never end
+            found = "a directory" if path.is_dir() else "no regular file"
+            raise ModelError(f"{path}: is {found}, wanted a SentencePiece model")
+        if status.st_size > MAX_MODEL_BYTES:
+            found = f"{status.st_size} bytes, wanted a SentencePiece model"
+            raise ModelError(f"{path}: has {found} of at most {MAX_MODEL_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error

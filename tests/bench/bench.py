@@ -69,7 +69,7 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
     """Target pieces a second of whole updates, dropout and optimizer included."""
     config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
     vocab_size, budget = VOCAB_SIZES[preset], 4096 if preset == "tiny" else 1024
-    model = build_transformer(config.model, vocab_size).train()
+    model = build_transformer(config.model, (vocab_size, vocab_size)).train()
     optimizer = make_optimizer(model, TrainingConfig())
     average = MovingAverage(model, 0.999)
     plan = epoch_batches(source, target, max_tokens=budget, seed=1, epoch=0)
@@ -121,7 +121,7 @@ def bench_translation(
     """Target pieces a second of search, for the lengths of the middle of the corpus."""
     config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
     vocab_size = VOCAB_SIZES[preset]
-    model: Transformer = build_transformer(config.model, vocab_size).eval()
+    model: Transformer = build_transformer(config.model, (vocab_size, vocab_size)).eval()
     number = 8 if batch_size == 1 else (256 if preset == "tiny" else 2 * batch_size)
     middle = np.sort(source)[len(source) // 2 - number // 2 :][:number]
     segments = random_segments(middle, vocab_size)

@@ -6,10 +6,10 @@ import pytest
 
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN, metrics, write_part
-from tfm_cli.config import PRESETS
 from tfm_cli.configfile import read_toml, resolve, to_mapping
 from tfm_cli.model_config import load_config
 from tfm_cli.model_dir import weights_facts
+from tfm_cli.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)

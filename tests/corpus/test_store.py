@@ -8,6 +8,7 @@ from tfm_cli.corpus import store as module
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 WORDS = "a b c d e f"
 
@@ -20,7 +21,9 @@ def tokenizer() -> Tokenizer:
 
 
 def build(pairs: list[tuple[str, str]], tokenizer: Tokenizer, *, max_length: int = 5) -> PieceStore:
-    return PieceStore.build(pairs, tokenizer, max_length=max_length, name="the text")
+    return PieceStore.build(
+        pairs, TokenizerPair.joint(tokenizer), max_length=max_length, name="the text"
+    )
 
 
 def test_each_pair_is_stored_as_its_ids(tokenizer: Tokenizer) -> None:
@@ -114,7 +117,8 @@ def test_text_is_read_a_part_at_a_time(
             asked.append(-1)
             return super().encode(lines)
 
-    store = PieceStore.build(lines(), Watched(tokenizer.model_bytes), max_length=9, name="x")
+    watched = TokenizerPair.joint(Watched(tokenizer.model_bytes))
+    store = PieceStore.build(lines(), watched, max_length=9, name="x")
 
     assert asked == [0, 1, 2, -1, -1, 3, 4, 5, -1, -1]
     assert [len(store.source[i]) for i in range(6)] == [1] * 6

@@ -82,13 +82,20 @@ def forced_log_probability(model: TableModel, table: int, ids: Sequence[int]) ->
 
 
 def brute_force(
-    model: TableModel, table: int, *, limit: int, length_penalty: float, banned: Sequence[int] = ()
+    model: TableModel,
+    table: int,
+    *,
+    limit: int,
+    length_penalty: float,
+    norm_kind: str = "power",
+    banned: Sequence[int] = (),
 ) -> list[Hypothesis]:
     """Every translation of at most `limit` pieces, best first."""
     return sorted(
         (
-            Hypothesis(ids, total, total / ((5 + len(ids) + 1) / 6) ** length_penalty)
+            Hypothesis(ids, total, total / base**length_penalty)
             for ids in _sequences(limit, banned)
+            for base in [len(ids) + 1 if norm_kind == "power" else (5 + len(ids) + 1) / 6]
             for total in [forced_log_probability(model, table, ids)]
         ),
         key=lambda hypothesis: -hypothesis.score,

@@ -25,11 +25,14 @@ def search(
     *,
     beam_size: int = WIDEST,
     length_penalty: float = 1.0,
+    norm_kind: str = "power",
+    early_stopping: bool = False,
     banned: tuple[int, ...] = (),
 ) -> list[list[Hypothesis]]:
     return beam_search(
         model, sources(*tables), None, limits=limits, start_id=START, eos_id=EOS,
         banned_ids=banned, beam_size=beam_size, length_penalty=length_penalty,
+        norm_kind=norm_kind, early_stopping=early_stopping,
     )  # fmt: skip
 
 
@@ -40,16 +43,19 @@ def assert_same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
         assert math.isclose(one.score, other.score, rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("norm_kind", "length_penalty"), [("power", 0.0), ("power", 1.0), ("wu", 0.6), ("wu", 1.0)]
+)
 @pytest.mark.parametrize("seed", range(30))
 def test_widest_beam_finds_every_sequence_in_the_order_of_scores(
-    seed: int, length_penalty: float
+    seed: int, norm_kind: str, length_penalty: float
 ) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [4], length_penalty=length_penalty)
+    (found,) = search(model, [0], [4], length_penalty=length_penalty, norm_kind=norm_kind)
 
-    assert_same(found, brute_force(model, 0, limit=4, length_penalty=length_penalty))
+    wanted = brute_force(model, 0, limit=4, length_penalty=length_penalty, norm_kind=norm_kind)
+    assert_same(found, wanted)
 
 
 @pytest.mark.parametrize("limit", range(5))
@@ -80,7 +86,7 @@ def test_segments_searched_together_are_found_as_alone(seed: int, beam_size: int
 def test_scores_are_those_of_the_model(seed: int) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [6], beam_size=3, length_penalty=0.6)
+    (found,) = search(model, [0], [6], beam_size=3, length_penalty=0.6, norm_kind="wu")
 
     for hypothesis in found:
         total = forced_log_probability(model, 0, hypothesis.ids)
@@ -145,15 +151,65 @@ def test_half_precision_logits_are_summed_in_single(dtype: torch.dtype) -> None:
     assert math.isclose(found[0].log_probability, total, rel_tol=1e-5)  # single has 7 digits
 
 
-def test_poor_short_hypotheses_do_not_end_the_search() -> None:
+@pytest.fixture
+def poor_and_short() -> TableModel:
+    """Short hypotheses end early and are poor; the good one ends after six pieces.
+
+    Piece 2 follows on piece 2 with a probability of 0.95 and </s> with 0.05, so that a short
+    hypothesis finishes at each step; from the seventh step on </s> is all but certain.
+    """
     model = TableModel(0)
-    # Piece 2 follows on piece 2 with a probability of 0.95 and </s> with 0.05, so that a short
-    # hypothesis finishes at each step; from the seventh step on </s> is all but certain.
     model.logits = torch.full_like(model.logits, -6.0)
     model.logits[..., 2] = 0.0
     model.logits[..., EOS] = -3.0
     model.logits[:, 6:, ..., EOS] = 8.0
+    return model
 
-    (found,) = search(model, [0], [7], beam_size=3)
+
+def test_early_stopping_ends_with_as_many_hypotheses_as_the_beam(
+    poor_and_short: TableModel,
+) -> None:
+    (found,) = search(poor_and_short, [0], [7], beam_size=3, early_stopping=True)
+
+    assert max(len(hypothesis.ids) for hypothesis in found) == 2
+
+
+def test_without_early_stopping_poor_short_hypotheses_do_not_end_the_search(
+    poor_and_short: TableModel,
+) -> None:
+    (found,) = search(poor_and_short, [0], [7], beam_size=3)
 
     assert found[0].ids == (2,) * 6
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(20))
+def test_search_goes_on_while_the_worst_of_the_finished_may_be_beaten(
+    seed: int, length_penalty: float
+) -> None:
+    """The stopping rule as a plain loop over lists, without early stopping."""
+    model, beam_size, limit = TableModel(seed), 3, 6
+    growing: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    finished: list[tuple[float, tuple[int, ...]]] = []
+    for length in range(1, limit + 2):
+        continued = sorted(
+            (
+                (total + log_probability, (*ids, piece))
+                for total, ids in growing
+                for piece, log_probability in enumerate(log_probabilities(model, 0, ids))
+                if length <= limit or piece == EOS
+            ),
+            reverse=True,
+        )[: 2 * beam_size]
+        for total, ids in continued[:beam_size]:
+            if ids[-1] == EOS:
+                finished.append((total / length**length_penalty, ids[:-1]))
+        growing = [(total, ids) for total, ids in continued if ids[-1] != EOS][:beam_size]
+        finished = sorted(finished, reverse=True)[:beam_size]
+        hope = growing[0][0] / length**length_penalty if growing else -math.inf
+        if len(finished) == beam_size and finished[-1][0] >= hope:
+            break
+
+    (found,) = search(model, [0], [limit], beam_size=beam_size, length_penalty=length_penalty)
+
+    assert [hypothesis.ids for hypothesis in found] == [ids for _, ids in finished]

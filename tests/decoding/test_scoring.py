@@ -10,6 +10,11 @@ from tfm_cli.decoding.scoring import length_norm, output_limit
     [(1, 0.6, 1.0), (7, 1.0, 2.0), (19, 0.5, 2.0), (19, 2.0, 16.0), (31, 1.0, 6.0)],
 )
 def test_length_norm_is_that_of_wu_et_al(num_pieces: int, alpha: float, norm: float) -> None:
+    assert math.isclose(length_norm(num_pieces, alpha, "wu"), norm)
+
+
+@pytest.mark.parametrize(("num_pieces", "alpha", "norm"), [(1, 0.6, 1.0), (9, 0.5, 3.0), (4, 1, 4)])
+def test_length_norm_is_a_power_of_the_length(num_pieces: int, alpha: float, norm: float) -> None:
     assert math.isclose(length_norm(num_pieces, alpha), norm)
 
 

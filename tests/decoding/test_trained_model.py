@@ -28,7 +28,7 @@ def trained(tiny_model: Path) -> TrainedModel:
 @pytest.fixture(scope="module")
 def ids(trained: TrainedModel, tiny_corpus: TinyCorpus) -> list[list[int]]:
     """Sources of 2 to 7 pieces."""
-    return trained.tokenizer.encode(tiny_corpus.lines("test.en")[:10])
+    return trained.tokenizers.source.encode(tiny_corpus.lines("test.en")[:10])
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Uncached:
 def search(
     model: StepModel[StateT], trained: TrainedModel, ids: list[list[int]], beam_size: int
 ) -> list[list[Hypothesis]]:
-    tokenizer = trained.tokenizer
+    tokenizer = trained.tokenizers.source
     source, source_keep = pad_source(ids, tokenizer.eos_id)
     return beam_search(
         model, source, source_keep, limits=[len(i) + 3 for i in ids],
@@ -80,7 +80,7 @@ def search(
 
 @torch.inference_mode()
 def draw(trained: TrainedModel, ids: list[list[int]], seeds: list[int]) -> list[Hypothesis]:
-    tokenizer = trained.tokenizer
+    tokenizer = trained.tokenizers.source
     source, source_keep = pad_source(ids, tokenizer.eos_id)
     return sample(
         trained.transformer, source, source_keep, limits=[len(i) + 3 for i in ids], seeds=seeds,
@@ -91,7 +91,7 @@ def draw(trained: TrainedModel, ids: list[list[int]], seeds: list[int]) -> list[
 @torch.inference_mode()
 def forced(trained: TrainedModel, source: list[int], target: tuple[int, ...]) -> float:
     """Log-probability of a target and </s>, all its positions at once."""
-    tokenizer = trained.tokenizer
+    tokenizer = trained.tokenizers.source
     batch = make_batch(
         [torch.tensor(source, dtype=torch.long).numpy()],
         [torch.tensor(target, dtype=torch.long).numpy()],

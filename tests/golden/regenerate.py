@@ -16,17 +16,26 @@ import torch  # noqa: E402 - the path comes first
 
 from tests.conftest import TINY_SHAPE, invoke, write_corpus  # noqa: E402
 from tests.runs import metrics  # noqa: E402
+from tfm_cli.config import RunConfig  # noqa: E402
+from tfm_cli.model_config import save_config  # noqa: E402
+from tfm_cli.tokenizer import Tokenizer  # noqa: E402
+from tfm_cli.tokenizer_pair import TokenizerPair  # noqa: E402
+from tfm_cli.vocabulary import Vocabulary  # noqa: E402
 
 HERE = Path(__file__).parent
 LOSSES = HERE / "losses"
 HELP = HERE / "help"
 HELP_COMMANDS = (
     "", "train", "translate", "evaluate",
-    "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
+    "import", "export", "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
 )  # fmt: skip
-# A model of format 1, which every later version must read and use alike.
-MODEL = HERE / "model_v1"
-MODEL_FILES = ("config.json", "tokenizer.model", "model.safetensors")
+# Frozen models: every later version must read them and use them alike.
+MODELS = {
+    # Of format 1; it cannot be made again.
+    "model_v1": ("config.json", "tokenizer.model", "model.safetensors"),
+    # A tokenizer for each language over one vocabulary, and all else that format 2 brought.
+    "model_v2": ("config.json", "source.model", "target.model", "vocab.json", "model.safetensors"),
+}
 LOSS_UPDATES = 20
 # The paper's layers, and with all that can be chosen otherwise; dropout is on in both.
 LOSS_RUNS: dict[str, list[str]] = {
@@ -98,33 +107,44 @@ def write_help() -> None:
         help_path(command).write_text(help_text(command), encoding="utf-8", newline="\n")
 
 
-def freeze_model() -> None:
+def freeze_model(name: str = "model_v2") -> None:
     """Train the model of this format and note what it says, unless that was done before."""
-    if MODEL.exists():
+    if (HERE / name).exists():
         return
     torch.set_num_threads(1)
     # Relative names, since the settings are kept with the model.
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
         corpus = write_corpus(Path())
-        # Without SentencePiece's table of normalisation the file is small.
-        run(
-            "tokenize train --input train.en --input train.de --model-prefix tokenizer "
-            "--vocab-size 60 --model-type word --no-byte-fallback "
-            "--normalization-rule-name identity --no-hard-vocab-limit"
+        for side in ("en", "de"):
+            # Without SentencePiece's table of normalisation the file is small.
+            run(
+                f"tokenize train --input train.{side} --model-prefix {side} "
+                "--vocab-size 40 --model-type word --no-byte-fallback "
+                "--normalization-rule-name identity --no-hard-vocab-limit"
+            )
+        source, target = (Tokenizer.load(Path(f"{side}.model")) for side in ("en", "de"))
+        pieces = sorted({*source.pieces[4:], *target.pieces[4:]})
+        vocabulary = Vocabulary(("</s>", "<unk>", *pieces, ">>deu<<", "<pad>"))
+        pair = TokenizerPair(
+            Tokenizer(source.model_bytes, vocabulary), Tokenizer(target.model_bytes, vocabulary)
         )
+        Path("tokenizers").mkdir()
+        save_config(Path("tokenizers"), RunConfig(), pair)
         run(
             "train -s train.en -t train.de -vs valid.en -vt valid.de --output model "
-            f"{' '.join(TINY_SHAPE[2:])} --tokenizer tokenizer.model --max-updates 600 "
-            "--max-tokens 512 --lr 5e-3 --lr-warmup 50 --valid-freq 200 --dropout 0.0 "
+            f"{' '.join(TINY_SHAPE[2:])} --tokenizer tokenizers "
+            "--set model.width=16 --set model.output_bias=true --set model.activation=swish "
+            "--set model.positions=sinusoidal_marian --max-updates 800 "
+            "--max-tokens 512 --lr 8e-3 --lr-warmup 50 --valid-freq 200 --dropout 0.0 "
             "--device cpu --set training.ema_decay=0.98"
         )
-        MODEL.mkdir()
-        for name in MODEL_FILES:
-            shutil.copy(Path("model", name), MODEL / name)
+        (HERE / name).mkdir()
+        for file in MODELS[name]:
+            shutil.copy(Path("model", file), HERE / name / file)
         text = "".join(f"{line}\n" for line in [*corpus.lines("test.en"), "", "ten one", "five"])
-    (MODEL / "source.txt").write_text(text, encoding="utf-8", newline="\n")
-    found = run(f"translate --model {MODEL} --device cpu --n-best 2", text)
-    (MODEL / "expected.txt").write_text(found, encoding="utf-8", newline="\n")
+    (HERE / name / "source.txt").write_text(text, encoding="utf-8", newline="\n")
+    found = run(f"translate --model {HERE / name} --device cpu --n-best 2", text)
+    (HERE / name / "expected.txt").write_text(found, encoding="utf-8", newline="\n")
 
 
 def main() -> None:

@@ -118,6 +118,16 @@ def test_gelu_feed_forward_equals_its_formula() -> None:
     assert_close(module(x), expected, rtol=0, atol=1e-14)  # doubles, in another order
 
 
+def test_swish_feed_forward_equals_its_formula() -> None:
+    feed_forward = FeedForward(4, 6, "swish").double()
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1)).double()
+
+    inner = x @ feed_forward.inner.weight.T + feed_forward.inner.bias
+    expected = (inner / (1 + torch.exp(-inner))) @ feed_forward.outer.weight.T
+
+    assert_close(feed_forward(x), expected + feed_forward.outer.bias)
+
+
 def test_swiglu_feed_forward_equals_its_formula() -> None:
     module, x = feed_forward("swiglu"), draw(2, 3, WIDTH)
 

@@ -9,7 +9,9 @@ from tfm_cli.model.positions import (
     LearnedPositions,
     RotaryPositions,
     SinusoidalPositions,
+    marian_sinusoids,
     sinusoids,
+    sinusoids_in_halves,
 )
 from tfm_cli.model.transformer import Transformer
 
@@ -35,6 +37,32 @@ def test_sinusoids_equal_the_formula(width: int) -> None:
 
     # Single precision holds numbers below 1 to 6e-8.
     assert_close(table.double(), formula(300, width), rtol=0, atol=6e-8)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16])
+def test_halves_are_the_sines_then_the_cosines_of_the_paper(width: int) -> None:
+    table = sinusoids_in_halves(torch.arange(300), width)
+
+    paper = sinusoids(torch.arange(300), width)
+    assert_close(table, torch.cat((paper[:, 0::2], paper[:, 1::2]), dim=1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("width", [2, 4, 16])
+def test_marians_sinusoids_equal_its_formula(width: int) -> None:
+    table = marian_sinusoids(torch.arange(50), width)
+
+    half = width // 2
+    increment = math.log(10000) / max(half - 1, 1)
+    for position in range(50):
+        for column in range(half):
+            angle = position * math.exp(-column * increment)
+            assert table[position, column] == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[position, half + column] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_marians_sinusoids_refuse_an_odd_width() -> None:
+    with pytest.raises(ValueError, match="need an even width, got 7"):
+        SinusoidalPositions(7, layout="marian")
 
 
 def test_sinusoids_of_distant_positions_keep_their_digits() -> None:

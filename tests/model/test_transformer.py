@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tfm_cli.config import PRESETS, ModelConfig
+from tfm_cli.config import ModelConfig
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.positions import sinusoids
 from tfm_cli.model.transformer import Transformer
+from tfm_cli.presets import PRESETS
 
 WIDTH, HEADS, INNER, VOCAB = 16, 4, 24, 30
 
-every_tying = pytest.mark.parametrize("tied", [0, 2, 3])
+every_tying = pytest.mark.parametrize("tied", [0, 1, 2, 3])
 
 
 def small_model(**options: Any) -> Transformer:
@@ -156,13 +157,14 @@ def test_tied_matrices_are_one_parameter(tied: int) -> None:
 
     expected = {
         0: {"source_embedding.weight", "target_embedding.weight", "output.weight"},
+        1: {"target_embedding.weight", "output.weight"},
         2: {"source_embedding.weight", "target_embedding.weight"},
         3: {"target_embedding.weight"},
     }[tied]
 
     assert set(matrices) == expected
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-    assert (model.output_weight is model.target_embedding.weight) == (tied != 0)
+    assert (model.output_weight is model.target_embedding.weight) == (tied >= 2)
 
 
 @every_tying
@@ -188,19 +190,64 @@ def test_source_target_and_output_read_the_matrix_they_are_tied_to(tied: int) ->
         return bool(gradient[piece].any())
 
     assert reaches(5)
-    assert reaches(3) == (tied == 3)
+    assert reaches(3) == (tied in (1, 3))
     assert not reaches(20)
-    assert has_logit_from_target_embedding(20) == (tied != 0)
+    assert has_logit_from_target_embedding(20) == (tied >= 2)
 
 
 @every_tying
 def test_every_parameter_gets_a_gradient(tied: int) -> None:
-    model = small_model(tied_embeddings=tied, positions="learned", max_positions=4)
+    model = small_model(
+        tied_embeddings=tied, positions="learned", max_positions=4, output_bias=True
+    )
 
     model(torch.tensor([[3, 4]]), None, torch.tensor([[1, 5]])).square().sum().backward()
 
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+def test_output_bias_is_added_to_the_logits() -> None:
+    model = small_model(output_bias=True)
+    source, target = torch.tensor([[3, 4]]), torch.tensor([[1, 5]])
+    before = model(source, None, target)
+    assert model.output_bias is not None
+    bias = torch.linspace(-2, 2, VOCAB, dtype=torch.float64)
+
+    model.output_bias.data += bias
+
+    assert_close(model(source, None, target), before + bias)
+    assert_close(model.step(target[:, 0], model.start(source, None)), (before + bias)[:, 0])
+
+
+def test_unscaled_embeddings_are_those_of_a_scaled_model_with_smaller_weights() -> None:
+    scaled, unscaled = (
+        small_model(tied_embeddings=0),
+        small_model(tied_embeddings=0, scale_embeddings=False),
+    )
+    weights = scaled.state_dict()
+    for name in ("source_embedding.weight", "target_embedding.weight"):
+        weights[name] = weights[name] * math.sqrt(WIDTH)
+    unscaled.load_state_dict(weights)
+    source, target = torch.tensor([[3, 4]]), torch.tensor([[1, 5]])
+
+    assert_close(unscaled(source, None, target), scaled(source, None, target))
+
+
+def test_vocabularies_of_two_sizes_have_embeddings_of_two_sizes() -> None:
+    model = small_model(tied_embeddings=2, source_vocab_size=VOCAB + 7)
+
+    logits = model(torch.tensor([[VOCAB + 6, 4]]), None, torch.tensor([[1, 5]]))
+
+    assert logits.shape == (1, 2, VOCAB)
+    assert model.source_embedding is not None
+    assert model.source_embedding.weight.shape == (VOCAB + 7, WIDTH)
+
+
+@pytest.mark.parametrize("tied", [1, 3])
+def test_tied_source_and_target_of_two_sizes_are_refused(tied: int) -> None:
+    with pytest.raises(ValueError, match="need vocabularies of one size, got 37 and 30"):
+        small_model(tied_embeddings=tied, source_vocab_size=VOCAB + 7)
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("base", 65), ("big", 213)])

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.config import PRESETS, SECTIONS, RunConfig
+from tfm_cli.config import SECTIONS, RunConfig
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import resolve, to_mapping, write_toml
+from tfm_cli.presets import PRESETS
 
 
 def _values(field: dataclasses.Field[Any], kind: Any) -> st.SearchStrategy[Any]:
@@ -64,7 +65,7 @@ def _fits_together(config: RunConfig) -> RunConfig:
             valid_target=(),
             max_length=config.data.max_length % 1000 + 2,
         ),
-        tokenizer=dataclasses.replace(config.tokenizer, model=""),
+        tokenizer=dataclasses.replace(config.tokenizer, model="", joint=True),
         model=dataclasses.replace(config.model, width=64, heads=4, max_positions=1_000_000),
         training=dataclasses.replace(config.training, max_time="20m", device="cuda:1"),
         search=dataclasses.replace(config.search, max_length=256, max_length_factor=1.5, n_best=1),

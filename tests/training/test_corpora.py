@@ -6,6 +6,7 @@ import pytest
 from tfm_cli.config import DataConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training import corpora as module
 from tfm_cli.training.corpora import check_inputs, load_corpora, with_sample
 
@@ -47,7 +48,10 @@ def test_all_files_make_one_corpus_and_one_tokenizer(told: list[str]) -> None:
     corpora = load_corpora(settings, None)
 
     assert len(corpora.train) == 3
-    assert corpora.tokenizer.unk_id not in corpora.tokenizer.encode(["a b c d x y z"])[0]
+    assert (
+        corpora.tokenizers.source.unk_id
+        not in corpora.tokenizers.source.encode(["a b c d x y z"])[0]
+    )
     assert corpora.valid_pairs == [("a", "x"), ("b", "y")]
     assert corpora.valid is not None
     assert len(corpora.valid) == 2
@@ -70,11 +74,13 @@ def test_dropped_pairs_are_told_by_reason(told: list[str]) -> None:
 
 
 def test_settled_tokenizer_is_kept() -> None:
-    settled = Tokenizer(train_tokenizer(["q r s"], WORDS, seed=1, soft_limit=True))
+    settled = TokenizerPair.joint(
+        Tokenizer(train_tokenizer(["q r s"], WORDS, seed=1, soft_limit=True))
+    )
 
     corpora = load_corpora(config([LINES], [LINES]), settled)
 
-    assert corpora.tokenizer is settled
+    assert corpora.tokenizers is settled
 
 
 @pytest.mark.parametrize("name", ["own.model", "."])
@@ -86,7 +92,7 @@ def test_tokenizer_is_named_by_its_file_or_its_model_directory(name: str) -> Non
 
     check_inputs(settings)
 
-    assert load_corpora(settings, None).tokenizer.model_bytes == model_bytes
+    assert load_corpora(settings, None).tokenizers.source.model_bytes == model_bytes
 
 
 def test_gzip_is_the_same_text() -> None:

@@ -37,13 +37,13 @@ def test_fine_tuning_starts_with_the_weights_and_the_tokenizer(
     result = run_tfm(fine_tuning(tiny_corpus.train_arguments(), output, tiny_model))
 
     assert result.code == 0, result.err
-    assert f"starting from the weights and the tokenizer of `{tiny_model}`" in result.err
+    assert f"starting from the weights and the tokenizers of `{tiny_model}`" in result.err
     first, _, last = metrics(output)
     assert before is not None
     assert last["loss"] == pytest.approx(before.scores["loss"], rel=1e-2)
     assert first["loss"] == pytest.approx(before.scores["loss"], abs=0.1)  # of one batch
     tuned = load_model(output, torch.device("cpu"))
-    assert tuned.tokenizer.model_bytes == pretrained.tokenizer.model_bytes
+    assert tuned.tokenizers.files() == pretrained.tokenizers.files()
     assert tuned.config.model == pretrained.config.model
     assert tuned.config.training.pretrained_model == str(tiny_model)
     weights = tuned.transformer.state_dict()

@@ -57,7 +57,7 @@ class Run:
         segments = Segments(self.ids, starts)
         self.store = PieceStore(segments, segments, Counter())
         torch.manual_seed(1)
-        self.model = build_transformer(config.model, 20)
+        self.model = build_transformer(config.model, (20, 20))
         self.average = MovingAverage(self.model, config.training.ema_decay)
         self.optimizer = make_optimizer(self.model, config.training)
         self.state = state or TrainState()
@@ -71,8 +71,9 @@ class Run:
         cpu = torch.device("cpu")
         return train(
             self.model, self.store, self.optimizer, self.average, self.state, self._config,
-            start_id=2, eos_id=3, validate=self._validate if self._scores else None,
-            interrupted=self._interrupted, device=cpu, dtype=torch.float32,
+            start_id=2, eos_id=3, source_eos_id=3,
+            validate=self._validate if self._scores else None, interrupted=self._interrupted,
+            device=cpu, dtype=torch.float32,
         )  # fmt: skip
 
     def _validate(self) -> Validation:

@@ -48,6 +48,31 @@ def test_loss_and_both_gradients_equal_those_of_torch(
 
 @every_smoothing
 @every_chunk
+def test_loss_and_all_gradients_with_a_bias_equal_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk_logits: int
+) -> None:
+    monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk_logits)
+    hidden, weight, targets = (x.detach().double() for x in hidden_weight_targets())
+    parameters = hidden, weight, draw(VOCAB, seed=4).double()
+    targets = targets.long()
+    for parameter in parameters:
+        parameter.requires_grad_()
+
+    loss, nll = cross_entropy(
+        hidden, weight, targets, label_smoothing=smoothing, bias=parameters[2]
+    )
+    found = torch.autograd.grad(loss, parameters)
+
+    logits = F.linear(*parameters)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    # The sums are kept in single precision.
+    assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    assert_close(nll.double(), F.cross_entropy(logits, targets, reduction="sum"), rtol=1e-6, atol=0)
+    assert_close(found, torch.autograd.grad(expected, parameters), rtol=0, atol=3e-6)
+
+
+@every_smoothing
+@every_chunk
 def test_negative_log_likelihood_is_that_of_the_targets_without_smoothing(
     monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk_logits: int
 ) -> None:

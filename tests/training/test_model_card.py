@@ -14,7 +14,7 @@ SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu", "chrf"
 def card(config: RunConfig, **other: Any) -> str:
     facts: dict[str, Any] = {
         "num_parameters": 1_234_567,
-        "vocab_size": 8000,
+        "vocab_sizes": (8000, 8000),
         "num_pairs": 20_000,
         "dropped": {"too long": 3, "blank side": 0},
         "update": 1500,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tfm_cli.config import PRESETS, TrainingConfig
+from tfm_cli.config import TrainingConfig
 from tfm_cli.model.transformer import Transformer
+from tfm_cli.presets import PRESETS
 from tfm_cli.training.optim import MovingAverage, learning_rate, make_optimizer
 
 widths = st.integers(2, 4096)

@@ -7,6 +7,7 @@ from tfm_cli.config import DataConfig, RunConfig, TokenizerConfig, TrainingConfi
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.model_config import save_config
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training.output_dir import begin, clear, has_run
 
 CONFIG = RunConfig(training=TrainingConfig(seed=3))
@@ -18,7 +19,7 @@ def output(tmp_path: Path) -> Path:
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
     tokenizer = Tokenizer(train_tokenizer(["a b"], settings, seed=1, soft_limit=True))
     directory = tmp_path / "model"
-    save_config(directory, CONFIG, tokenizer)
+    save_config(directory, CONFIG, TokenizerPair.joint(tokenizer))
     for name in ("model.safetensors", "README.md", "metrics.jsonl"):
         (directory / name).touch()
     for name in ("update-00000005", "update-00000010", "best-on-schedule"):

@@ -23,13 +23,13 @@ def trained(tiny_model: Path) -> TrainedModel:
 
 def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Batch]:
     pairs = zip(corpus.lines("valid.en"), corpus.lines("valid.de"), strict=True)
-    store = PieceStore.build(pairs, trained.tokenizer, max_length=99, name="valid")
+    store = PieceStore.build(pairs, trained.tokenizers, max_length=99, name="valid")
     return [
         make_batch(
             [store.source[i] for i in range(start, min(start + size, len(store)))],
             [store.target[i] for i in range(start, min(start + size, len(store)))],
-            start_id=trained.tokenizer.start_id,
-            eos_id=trained.tokenizer.eos_id,
+            start_id=trained.tokenizers.target.start_id,
+            eos_id=trained.tokenizers.target.eos_id,
         )
         for start in range(0, len(store), size)
     ]
@@ -37,7 +37,7 @@ def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Bat
 
 def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> Validation:
     search = SearchConfig(beam_size=2)
-    translator = Translator(trained.transformer, trained.tokenizer, search=search, device=CPU)
+    translator = Translator(trained.transformer, trained.tokenizers, search=search, device=CPU)
     return validator(
         trained.transformer,
         batches(trained, corpus, size=8),
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_translations(
     trained: TrainedModel, tiny_corpus: TinyCorpus
 ) -> None:
     search = SearchConfig(beam_size=2)
-    translator = Translator(trained.transformer, trained.tokenizer, search=search, device=CPU)
+    translator = Translator(trained.transformer, trained.tokenizers, search=search, device=CPU)
     hypotheses = [each.text for each in translator.translate(tiny_corpus.lines("valid.en"))]
     wanted = corpus_scores(hypotheses, [tiny_corpus.lines("valid.de")], metrics=["chrf", "bleu"])
 

@@ -10,8 +10,10 @@ from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation import translator as module
 from tfm_cli.translation.translator import Translator
+from tfm_cli.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 TEXT = ["one two three . four five ! six ? seven ; eight 日本語。文"] * 20
@@ -62,7 +64,8 @@ def translator_of(tokenizer: Tokenizer) -> Callable[..., Translator]:
             feed_forward_width=4, positions=positions, max_positions=8,
         ).eval()  # fmt: skip
         config = SearchConfig(**search)  # type: ignore[arg-type]
-        return Translator(transformer, tokenizer, search=config, on_long=on_long, device=CPU)
+        tokenizers = TokenizerPair.joint(tokenizer)
+        return Translator(transformer, tokenizers, search=config, on_long=on_long, device=CPU)
 
     return make
 
@@ -216,3 +219,39 @@ def test_as_many_translations_as_asked_for(translator_of: TranslatorOf, echo: Ec
 def test_more_translations_than_the_beam_has_are_refused(translator_of: TranslatorOf) -> None:
     with pytest.raises(ConfigError, match="`--n-best` must be at most `--beam-size`, got 3 and 2"):
         translator_of(n_best=3, beam_size=2)
+
+
+# --- language tags -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def multilingual(tokenizer: Tokenizer, echo: Echo) -> Translator:
+    vocabulary = Vocabulary(("</s>", "<unk>", *tokenizer.pieces[4:], ">>deu<<", ">>fra<<", "<pad>"))
+    knows = Tokenizer(tokenizer.model_bytes, vocabulary)
+    transformer = Transformer(
+        knows.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+        feed_forward_width=4,
+    ).eval()  # fmt: skip
+    pair = TokenizerPair(knows, knows)
+    return Translator(transformer, pair, search=SearchConfig(), device=CPU)
+
+
+def test_language_tag_reaches_the_model_as_one_piece(multilingual: Translator, echo: Echo) -> None:
+    list(multilingual.translate([">>deu<< one"]))
+
+    ((ids,),) = echo.batches
+    assert len(ids) == 1 + len("▁one")
+    assert ids[0] == multilingual._tokenizers.source.pieces.index(">>deu<<")
+
+
+def test_missing_and_unknown_language_tags_are_told_once_each(
+    multilingual: Translator, told: list[str]
+) -> None:
+    lines = [">>deu<< one", "", "one", ">>xyz<< two", "two", ">>xyz<< one"]
+
+    list(multilingual.translate(lines))
+
+    assert told == [
+        "line 3: does not say its target language, such as >>deu<< at its start",
+        "line 4: `>>xyz<<` is no target language: the model knows >>deu<<, >>fra<<",
+    ]

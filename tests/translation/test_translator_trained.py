@@ -28,14 +28,14 @@ def lines(tiny_corpus: TinyCorpus) -> list[str]:
 
 def translate(trained: TrainedModel, lines: list[str], **search: float) -> list[Translation]:
     config = SearchConfig(**search)  # type: ignore[arg-type]
-    translator = Translator(trained.transformer, trained.tokenizer, search=config, device=CPU)
+    translator = Translator(trained.transformer, trained.tokenizers, search=config, device=CPU)
     return list(translator.translate(lines))
 
 
 def draw(trained: TrainedModel, lines: list[str], **search: float) -> list[Translation]:
     config = SearchConfig(beam_size=1, temperature=4.0, **search)  # type: ignore[arg-type]
     translator = Translator(
-        trained.transformer, trained.tokenizer, search=config, sampling=True, device=CPU
+        trained.transformer, trained.tokenizers, search=config, sampling=True, device=CPU
     )
     return list(translator.translate(lines))
 

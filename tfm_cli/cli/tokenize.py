@@ -37,6 +37,10 @@ Inputs = Annotated[
     typer.Option("--input", "-i", help="Text to read, plain or gzip; repeatable. [default: -]"),
 ]
 Output = Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")]
+Side = Annotated[
+    Literal["source", "target"],
+    typer.Option(help="Which tokenizer, of a model directory that has one for each language."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 
 app = typer.Typer(
@@ -154,6 +158,7 @@ def encode(
     files: Files = None,
     inputs: Inputs = None,
     output: Output = "-",
+    side: Side = "source",
     output_format: Annotated[
         Literal["piece", "id"], typer.Option(help="Pieces as text, or their numbers.")
     ] = "piece",
@@ -176,7 +181,7 @@ def encode(
     """
     log.setup(log.QUIET if quiet else log.NORMAL)
     paths = given_inputs(files, inputs)
-    tokenizer = _load(model)
+    tokenizer = _load(model, side)
     rng = random.Random(seed)
 
     def pieces_of(lines: list[str]) -> list[list[str]]:
@@ -208,6 +213,7 @@ def decode(
     files: Files = None,
     inputs: Inputs = None,
     output: Output = "-",
+    side: Side = "target",
     input_format: Annotated[
         Literal["piece", "id"], typer.Option(help="What is read: pieces, or their numbers.")
     ] = "piece",
@@ -219,7 +225,7 @@ def decode(
     """
     log.setup(log.QUIET if quiet else log.NORMAL)
     paths = given_inputs(files, inputs)
-    tokenizer = _load(model)
+    tokenizer = _load(model, side)
 
     def from_pieces(lines: list[str], name: str, first: int) -> list[str]:
         # Only the blank parts pieces: other spaces may be text that a model leaves as it is.
@@ -236,10 +242,11 @@ def decode(
     convert_lines(paths, output, from_ids if input_format == "id" else from_pieces)
 
 
-def _load(model: Path) -> "Tokenizer":
-    from tfm_cli.tokenizer import Tokenizer
+def _load(model: Path, side: Literal["source", "target"]) -> "Tokenizer":
+    from tfm_cli.model_config import named_tokenizers
 
-    return Tokenizer.load(model / "tokenizer.model" if model.is_dir() else model)
+    tokenizers = named_tokenizers(model)
+    return tokenizers.source if side == "source" else tokenizers.target
 
 
 def _checked(**settings: bool | int | float | str) -> TokenizerConfig:

@@ -10,7 +10,6 @@ import typer
 from tfm_cli import log
 from tfm_cli.cli.options import flag
 from tfm_cli.config import (
-    PRESETS,
     DataConfig,
     ModelConfig,
     TokenizerConfig,
@@ -19,6 +18,7 @@ from tfm_cli.config import (
 )
 from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
 from tfm_cli.errors import ConfigError
+from tfm_cli.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 

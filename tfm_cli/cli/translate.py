@@ -62,6 +62,11 @@ def translate(
         float | None,
         flag(SearchConfig, "length_penalty", "--length-penalty", "--normalize", "-n", "--lenpen"),
     ] = None,
+    length_norm: Annotated[str | None, flag(SearchConfig, "length_norm")] = None,
+    early_stopping: Annotated[
+        bool | None,
+        flag(SearchConfig, "early_stopping", "--early-stopping/--no-early-stopping"),
+    ] = None,
     n_best: Annotated[int | None, flag(SearchConfig, "n_best", "--n-best", "--nbest")] = None,
     sampling: Annotated[
         bool, typer.Option("--sampling", help="Draw each piece by its probability.")
@@ -120,6 +125,8 @@ def translate(
     given: dict[str, object] = {
         "beam_size": beam_size,
         "length_penalty": length_penalty,
+        "length_norm": length_norm,
+        "early_stopping": early_stopping,
         "n_best": n_best,
         "top_k": top_k,
         "top_p": top_p,

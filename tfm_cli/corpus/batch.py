@@ -45,10 +45,23 @@ def pad_source(
 
 
 def make_batch(
-    sources: Sequence[np.ndarray], targets: Sequence[np.ndarray], *, start_id: int, eos_id: int
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    start_id: int,
+    eos_id: int,
+    source_eos_id: int | None = None,
 ) -> Batch:
-    """A batch of pairs of piece ids, given without </s>."""
-    source, source_keep = pad_source(sources, eos_id)
+    """A batch of pairs of piece ids, given without </s>.
+
+    Args:
+        sources: ids of each source.
+        targets: ids of each target.
+        start_id: what a decoder starts from.
+        eos_id: </s> of the target.
+        source_eos_id: </s> of the source; None where the two sides share a vocabulary.
+    """
+    source, source_keep = pad_source(sources, eos_id if source_eos_id is None else source_eos_id)
     target_out, target_keep = _pad(targets, eos_id)
     target_in = target_out.roll(1, dims=1)
     target_in[:, 0] = start_id

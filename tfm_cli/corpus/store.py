@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from tfm_cli.errors import DataError
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 _PAIRS_AT_A_TIME = 10_000
 
@@ -56,7 +56,7 @@ class PieceStore:
     @staticmethod
     def build(
         pairs: Iterable[tuple[str, str]],
-        tokenizer: Tokenizer,
+        tokenizers: TokenizerPair,
         *,
         max_length: int,
         name: str,
@@ -65,7 +65,7 @@ class PieceStore:
 
         Args:
             pairs: source and target text.
-            tokenizer: of both sides.
+            tokenizers: of the two sides.
             max_length: pairs with more pieces than this on a side are dropped and counted.
             name: what messages call the corpus.
 
@@ -79,7 +79,10 @@ class PieceStore:
         while lines := list(islice(iterator, _PAIRS_AT_A_TIME)):
             some = [pair for pair in lines if pair[0].strip() and pair[1].strip()]
             dropped["blank side"] += len(lines) - len(some)
-            encoded = [tokenizer.encode([pair[side] for pair in some]) for side in (0, 1)]
+            encoded = [
+                tokenizers.source.encode([source for source, _ in some]),
+                tokenizers.target.encode([target for _, target in some]),
+            ]
             kept = [
                 pair
                 for pair in zip(*encoded, strict=True)

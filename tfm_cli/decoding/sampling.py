@@ -25,6 +25,7 @@ def sample(
     eos_id: int,
     banned_ids: Sequence[int] = (),
     length_penalty: float = 1.0,
+    norm_kind: str = "power",
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -41,6 +42,7 @@ def sample(
         eos_id: ends a translation.
         banned_ids: never drawn.
         length_penalty: exponent of the length normalisation of the score.
+        norm_kind: what is raised to it, see `length_norm`.
         temperature: divides the logits; below 1 the likely becomes likelier.
         top_k: draw among this many likeliest pieces; 0 for all.
         top_p: then among the fewest likeliest pieces whose mass reaches this share (Holtzman et
@@ -94,7 +96,7 @@ def sample(
                 state.keep(kept)
                 state.reorder(kept)
     return [
-        Hypothesis(tuple(ids), total, total / length_norm(len(ids) + 1, length_penalty))
+        Hypothesis(tuple(ids), total, total / length_norm(len(ids) + 1, length_penalty, norm_kind))
         for ids, total in zip(written, totals, strict=True)
     ]
 

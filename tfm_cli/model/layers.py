@@ -3,6 +3,8 @@
 # B segments, S source pieces, T target pieces, R rows being decoded, D model width, H heads,
 # E = D // H, F inner width of the feed-forward layer
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,11 +13,18 @@ from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.positions import RotaryPositions
 from tfm_cli.model.state import LayerState
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swish": F.silu,
+}
+
 
 class FeedForward(nn.Module):
     """Two linear maps with an activation between them, at each position by itself.
 
-    Source: Vaswani et al. 2017, equation 2; GELU: Hendrycks and Gimpel 2016; SwiGLU: Shazeer 2020.
+    Source: Vaswani et al. 2017, equation 2; GELU: Hendrycks and Gimpel 2016; swish: Ramachandran
+    et al. 2017; SwiGLU: Shazeer 2020.
     """
 
     def __init__(self, width: int, inner_width: int, activation: str) -> None:
@@ -40,7 +49,7 @@ class FeedForward(nn.Module):
             gate, inner = inner.chunk(2, dim=-1)  # (B, T, F) each
             inner = F.silu(gate) * inner
         else:
-            inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner)
+            inner = _ACTIVATIONS[self.activation](inner)
         outer: Tensor = self.outer(inner)  # (B, T, D)
         return outer
 

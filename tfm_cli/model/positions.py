@@ -26,22 +26,63 @@ def _angles(positions: Tensor, width: int) -> Tensor:
     return positions.double()[:, None] / 10000 ** (even / width)  # (T, ceil(width / 2))
 
 
-class SinusoidalPositions(nn.Module):
-    """Adds the sinusoid of its position to each embedding; any length works."""
+def sinusoids_in_halves(positions: Tensor, width: int) -> Tensor:
+    """The same sinusoids, (T, width), but all sines stand before all cosines.
 
-    def __init__(self, width: int) -> None:
+    The layout of `MarianMTModel` of Hugging Face and of CTranslate2.
+    """
+    angles = _angles(positions, width)  # (T, ceil(width / 2))
+    return torch.cat((angles.sin(), angles.cos()[:, : width // 2]), dim=1).float()
+
+
+def marian_sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Position encodings (T, width), width even, as Marian itself and Tensor2Tensor compute them.
+
+    Sines stand before cosines, and the wavelengths reach 10000 itself: the angle is
+    pos / 10000^(i / (width/2 - 1)) where the paper has pos / 10000^(i / (width/2)).
+
+    Source: Marian 1.12, `sinusoidalPositionEmbeddings`.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float64, device=positions.device) / max(half - 1, 1)
+    angles = positions.double()[:, None] / 10000**steps  # (T, width / 2)
+    return torch.cat((angles.sin(), angles.cos()), dim=1).float()
+
+
+_LAYOUTS = {
+    "sinusoidal": sinusoids,
+    "halves": sinusoids_in_halves,
+    "marian": marian_sinusoids,
+}
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds the sinusoid of its position to each embedding; any length works.
+
+    Args:
+        width: of the embeddings.
+        layout: `sinusoidal` as in the paper, `halves` or `marian`, as the functions above say.
+    """
+
+    def __init__(self, width: int, *, layout: str = "sinusoidal") -> None:
         super().__init__()
+        if layout == "marian" and width % 2:
+            raise ValueError(f"Marian's sinusoids need an even width, got {width}")
         self._width = width
+        self._sinusoids = _LAYOUTS[layout]
         self._table = torch.empty(0, width)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """`x` (B, T, D) plus the encodings of positions start … start + T - 1."""
-        end = start + x.shape[1]
-        if self._table.shape[0] < end or self._table.device != x.device:
+        return x + self.table(start + x.shape[1], x.device)[start:]
+
+    def table(self, length: int, device: torch.device | None = None) -> Tensor:
+        """The encodings of the first `length` positions, (length, D)."""
+        if self._table.shape[0] < length or self._table.device != device:
             # Made anew at twice the length, so that decoding step by step seldom comes here.
-            positions = torch.arange(max(256, 2 * end), device=x.device)
-            self._table = sinusoids(positions, self._width)  # (2 * end, D)
-        return x + self._table[start:end]
+            positions = torch.arange(max(256, 2 * length), device=device)
+            self._table = self._sinusoids(positions, self._width)  # (2 * length, D)
+        return self._table[:length]
 
 
 class LearnedPositions(nn.Module):

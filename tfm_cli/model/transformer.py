@@ -5,6 +5,7 @@
 import math
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,27 +17,32 @@ from tfm_cli.model.state import DecoderState
 
 
 class Transformer(nn.Module):
-    """An encoder-decoder over one vocabulary.
+    """An encoder-decoder.
 
     Args:
-        vocab_size: pieces; ids are 0 … vocab_size - 1.
+        vocab_size: target pieces; ids are 0 … vocab_size - 1.
+        source_vocab_size: source pieces; None where there is one vocabulary for both.
         encoder_layers, decoder_layers: depth of the stacks.
         width: of embeddings and layers (d_model); a multiple of `heads`.
         heads: attention heads.
         feed_forward_width: inner width of the feed-forward layers (d_ff).
         dropout: rate on embeddings and sub-layer outputs.
         norm: `post` as in the paper, or `pre`.
-        positions: `sinusoidal` as in the paper, `learned` or `rotary`.
+        positions: `sinusoidal` as in the paper, `sinusoidal_halves` or `sinusoidal_marian` (see
+            `SinusoidalPositions`), `learned` or `rotary`.
         max_positions: how many learned positions there are.
-        activation: `relu` as in the paper, `gelu` or `swiglu`.
+        activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
         tied_embeddings: 3 for one matrix for source, target and output as in the paper; 2 for
-            target and output; 0 for three matrices.
+            target and output; 1 for source and target; 0 for three matrices.
+        scale_embeddings: multiply embeddings by sqrt(width), as in the paper.
+        output_bias: add a learned bias to the logits.
     """
 
     def __init__(
         self,
         vocab_size: int,
         *,
+        source_vocab_size: int | None = None,
         encoder_layers: int = 6,
         decoder_layers: int = 6,
         width: int = 512,
@@ -48,25 +54,33 @@ class Transformer(nn.Module):
         max_positions: int = 1024,
         activation: str = "relu",
         tied_embeddings: int = 3,
+        scale_embeddings: bool = True,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
+        source_vocab_size = source_vocab_size or vocab_size
+        source_is_tied, output_is_tied = bool(tied_embeddings & 1), bool(tied_embeddings & 2)
+        if source_is_tied and source_vocab_size != vocab_size:
+            found = f"{source_vocab_size} and {vocab_size}"
+            raise ValueError(f"tied source and target need vocabularies of one size, got {found}")
         if positions == "rotary" and width // heads % 2:
             raise ValueError(f"rotary positions need heads of even width, got {width // heads}")
         self.noise = Noise()
-        self._scale = math.sqrt(width)
+        self._scale = math.sqrt(width) if scale_embeddings else 1.0
         rotary = RotaryPositions() if positions == "rotary" else None
 
         self.target_embedding = nn.Embedding(vocab_size, width)
         # One matrix has one name; those who share it find None and use it by that name.
-        self.source_embedding = nn.Embedding(vocab_size, width) if tied_embeddings < 3 else None
-        self.output = nn.Linear(width, vocab_size, bias=False) if tied_embeddings == 0 else None
+        self.source_embedding = None if source_is_tied else nn.Embedding(source_vocab_size, width)
+        self.output = None if output_is_tied else nn.Linear(width, vocab_size, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if output_bias else None
 
         def position_encoding() -> nn.Module | None:
             if positions == "rotary":
                 return None
             if positions == "learned":
                 return LearnedPositions(width, max_positions)
-            return SinusoidalPositions(width)
+            return SinusoidalPositions(width, layout=positions.removeprefix("sinusoidal_"))
 
         self.source_positions = position_encoding()
         self.target_positions = position_encoding()
@@ -104,7 +118,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Narrowed Glorot for matrices; embeddings D**-0.5 wide, for they are scaled by D**0.5."""
+        """Narrowed Glorot for matrices; embeddings D**-0.5 wide, as they are scaled by D**0.5."""
         # Children first: what nn.Linear and nn.Embedding give themselves is replaced.
         for module in reversed(list(self.modules())):
             reset = getattr(module, "reset_parameters", None)
@@ -112,7 +126,9 @@ class Transformer(nn.Module):
                 reset()
         for embedding in (self.target_embedding, self.source_embedding, self.output):
             if embedding is not None:
-                nn.init.normal_(embedding.weight, std=1 / self._scale)
+                nn.init.normal_(embedding.weight, std=embedding.weight.shape[1] ** -0.5)
+        if self.output_bias is not None:
+            nn.init.zeros_(self.output_bias)
 
     def forward(self, source: Tensor, source_keep: Tensor | None, target: Tensor) -> Tensor:
         """Logits (B, T, V) of each next piece, all target positions at once (teacher forcing).
@@ -147,7 +163,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (…, V) of hidden states (…, D)."""
-        return F.linear(hidden, self.output_weight)
+        return F.linear(hidden, self.output_weight, self.output_bias)
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
         """Read the source, (B, S) ids; what comes back is ready for the first `step`."""

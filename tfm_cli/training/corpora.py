@@ -10,9 +10,10 @@ from tfm_cli.config import DataConfig, RunConfig
 from tfm_cli.corpus.parallel_text import check_files, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
-from tfm_cli.errors import DataError
-from tfm_cli.model_config import TOKENIZER_FILE
+from tfm_cli.errors import ConfigError, DataError
+from tfm_cli.model_config import named_tokenizers
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ Pairs = list[tuple[str, str]]
 class Corpora:
     """All text of a run, ready to be learned from."""
 
-    tokenizer: Tokenizer
+    tokenizers: TokenizerPair
     train: PieceStore
     valid: PieceStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
@@ -47,15 +48,15 @@ def check_inputs(config: RunConfig) -> None:
     data = with_sample(config.data)
     check_files(data.source + data.target + data.valid_source + data.valid_target)
     if config.tokenizer.model:
-        _named_tokenizer(config.tokenizer.model)
+        _named_tokenizers(config)
 
 
-def load_corpora(config: RunConfig, tokenizer: Tokenizer | None) -> Corpora:
+def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None) -> Corpora:
     """Read, check and encode the training and validation text; learn a tokenizer if need be.
 
     Args:
         config: names the files; without any, the sample corpus is taken.
-        tokenizer: one that is settled already, as when a run goes on.
+        tokenizers: those that are settled already, as when a run goes on.
 
     Raises:
         DataError: a file is missing, malformed, misaligned or has no usable pair.
@@ -63,12 +64,12 @@ def load_corpora(config: RunConfig, tokenizer: Tokenizer | None) -> Corpora:
     data = with_sample(config.data)
     # Validation text is small: what is wrong with it should show before the long reading.
     valid_pairs = _read_validation(data)
-    learns_tokenizer = tokenizer is None and not config.tokenizer.model
-    if tokenizer is None:
-        tokenizer = _make_tokenizer(config, data)
+    learns_tokenizer = tokenizers is None and not config.tokenizer.model
+    if tokenizers is None:
+        tokenizers = _make_tokenizers(config, data)
     train = PieceStore.build(
         read_pairs(data.source, data.target, tell=not learns_tokenizer),
-        tokenizer,
+        tokenizers,
         max_length=data.max_length,
         name=", ".join(data.source),
     )
@@ -82,10 +83,10 @@ def load_corpora(config: RunConfig, tokenizer: Tokenizer | None) -> Corpora:
     valid = None
     if valid_pairs:
         valid = PieceStore.build(
-            valid_pairs, tokenizer, max_length=data.max_length, name=", ".join(data.valid_source)
+            valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
         logger.info("validation text: %d pairs%s", len(valid_pairs), _dropped(valid))
-    return Corpora(tokenizer, train, valid, valid_pairs)
+    return Corpora(tokenizers, train, valid, valid_pairs)
 
 
 def with_sample(data: DataConfig) -> DataConfig:
@@ -117,30 +118,46 @@ def _read_validation(data: DataConfig) -> Pairs:
     return pairs
 
 
-def _make_tokenizer(config: RunConfig, data: DataConfig) -> Tokenizer:
+def _make_tokenizers(config: RunConfig, data: DataConfig) -> TokenizerPair:
     if config.tokenizer.model:
-        tokenizer = _named_tokenizer(config.tokenizer.model)
-        logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizer.vocab_size)
-        return tokenizer
-    model_bytes = train_tokenizer(
-        _both_sides(data), config.tokenizer, seed=config.training.seed, soft_limit=True
+        tokenizers = _named_tokenizers(config)
+        logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizers.vocab_sizes[1])
+        return tokenizers
+    if config.tokenizer.joint:
+        return TokenizerPair.joint(_learned(config, _lines(data, sides=(0, 1)), "tokenizer"))
+    return TokenizerPair(
+        _learned(config, _lines(data, sides=(0,)), "source tokenizer"),
+        _learned(config, _lines(data, sides=(1,)), "target tokenizer"),
     )
-    tokenizer = Tokenizer(model_bytes)
-    logger.info("tokenizer: learned %d pieces", tokenizer.vocab_size)
+
+
+def _learned(config: RunConfig, lines: Iterator[str], name: str) -> Tokenizer:
+    model_bytes = train_tokenizer(
+        lines, config.tokenizer, seed=config.training.seed, soft_limit=True
+    )
+    tokenizer = Tokenizer(model_bytes, name=name)
+    logger.info("%s: learned %d pieces", name, tokenizer.vocab_size)
     return tokenizer
 
 
-def _named_tokenizer(name: str) -> Tokenizer:
-    """A `.model` file, or that of a model directory."""
-    path = Path(name)
-    return Tokenizer.load(path / TOKENIZER_FILE if path.is_dir() else path)
+def _named_tokenizers(config: RunConfig) -> TokenizerPair:
+    """A `.model` file, or what a model directory has."""
+    path = Path(config.tokenizer.model)
+    tokenizers = named_tokenizers(path)
+    if config.model.tied_embeddings & 1 and not tokenizers.shares_vocabulary:
+        raise ConfigError(
+            f"{path}: has another vocabulary for each side, which the model would share",
+            hint="set `model.tied_embeddings` to 2 or 0",
+        )
+    return tokenizers
 
 
-def _both_sides(data: DataConfig) -> Iterator[str]:
+def _lines(data: DataConfig, *, sides: tuple[int, ...]) -> Iterator[str]:
     has_text = False
-    for pair in read_pairs(data.source, data.target):
+    for pair in read_pairs(data.source, data.target, tell=0 in sides):
         has_text = has_text or bool(pair[0].strip() or pair[1].strip())
-        yield from pair
+        for side in sides:
+            yield pair[side]
     if not has_text:
         raise DataError(f"{', '.join(data.source + data.target)}: no line has any text")
 

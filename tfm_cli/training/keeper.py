@@ -113,7 +113,7 @@ class Keeper:
             save_weights(
                 self._output,
                 dict(self._model.named_parameters()),
-                self._corpora.tokenizer,
+                self._corpora.tokenizers,
                 self._config.model,
                 WeightsFacts(update, values),
             )
@@ -121,7 +121,7 @@ class Keeper:
             self._config,
             self._state,
             num_parameters=sum(p.numel() for p in self._model.parameters()),
-            vocab_size=self._corpora.tokenizer.vocab_size,
+            vocab_sizes=self._corpora.tokenizers.vocab_sizes,
             num_pairs=len(self._corpora.train),
             dropped=dict(self._corpora.train.dropped),
             update=update,

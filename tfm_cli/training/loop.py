@@ -73,6 +73,7 @@ def train(
     *,
     start_id: int,
     eos_id: int,
+    source_eos_id: int,
     validate: Callable[[], Validation] | None,
     interrupted: Callable[[], Stopped | None],
     device: torch.device,
@@ -92,6 +93,7 @@ def train(
         config: all settings.
         start_id: what target sides start from.
         eos_id: what they end in.
+        source_eos_id: what source sides end in.
         validate: judges the model's present weights; None without validation text.
         interrupted: why to stop now, such as a signal; None to go on.
         device: where the model is.
@@ -125,7 +127,15 @@ def train(
         return SaveDue(state.update)
 
     model.train()
-    for batches in _updates(store, state, config, start_id=start_id, eos_id=eos_id):
+
+    def batch(pairs: np.ndarray) -> Batch:
+        sources: Sequence[np.ndarray] = [store.source[i] for i in pairs]
+        targets: Sequence[np.ndarray] = [store.target[i] for i in pairs]
+        return make_batch(
+            sources, targets, start_id=start_id, eos_id=eos_id, source_eos_id=source_eos_id
+        )
+
+    for chosen in _updates(store, state, config):
         stop = _completed(state, config) or interrupted()
         if stop is not None:
             if stop.validate_first and validate and state.validated_update < state.update:
@@ -138,7 +148,7 @@ def train(
         began = time.monotonic()
         stats = update(
             model,
-            batches,
+            [batch(pairs) for pairs in chosen],
             optimizer,
             average,
             number=state.update + 1,
@@ -151,7 +161,7 @@ def train(
             dtype=dtype,
         )
         state.update += 1
-        state.position += len(batches)
+        state.position += len(chosen)
         state.target_pieces += stats.target_pieces
         seconds = time.monotonic() - began
         state.train_seconds += seconds
@@ -166,10 +176,8 @@ def train(
             yield save_due()
 
 
-def _updates(
-    store: PieceStore, state: TrainState, config: RunConfig, *, start_id: int, eos_id: int
-) -> Iterator[list[Batch]]:
-    """The batches of each update, from where the state stands, epoch after epoch, for ever."""
+def _updates(store: PieceStore, state: TrainState, config: RunConfig) -> Iterator[list[np.ndarray]]:
+    """The pairs of each update's batches, from where the state stands, for ever."""
     settings = config.training
     while True:
         plan = epoch_batches(
@@ -180,16 +188,9 @@ def _updates(
             epoch=state.epoch,
         )
         while state.position < len(plan):
-            chosen = plan[state.position : state.position + settings.update_freq]
-            yield [_batch(store, pairs, start_id=start_id, eos_id=eos_id) for pairs in chosen]
+            yield plan[state.position : state.position + settings.update_freq]
         state.epoch += 1
         state.position = 0
-
-
-def _batch(store: PieceStore, pairs: np.ndarray, *, start_id: int, eos_id: int) -> Batch:
-    sources: Sequence[np.ndarray] = [store.source[i] for i in pairs]
-    targets: Sequence[np.ndarray] = [store.target[i] for i in pairs]
-    return make_batch(sources, targets, start_id=start_id, eos_id=eos_id)
 
 
 def _completed(state: TrainState, config: RunConfig) -> Stopped | None:

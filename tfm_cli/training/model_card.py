@@ -15,7 +15,7 @@ def model_card(
     state: TrainState,
     *,
     num_parameters: int,
-    vocab_size: int,
+    vocab_sizes: tuple[int, int],
     num_pairs: int,
     dropped: dict[str, int],
     update: int,
@@ -33,7 +33,7 @@ def model_card(
                   f"{model.heads} heads, feed-forward {model.feed_forward_width}, "
                   f"{model.norm}-norm, {model.positions} positions, {model.activation}"),
         ("parameters", f"{num_parameters:,}"),
-        ("pieces", f"{vocab_size:,}"),
+        ("pieces", " + ".join(f"{size:,}" for size in dict.fromkeys(vocab_sizes))),
         ("trained", f"{state.update} updates, {state.target_pieces:,} target pieces, "
                     f"{seconds_text(state.train_seconds)}"),
         ("these weights", f"after update {update}"

@@ -17,9 +17,9 @@ from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
 from tfm_cli.errors import ConfigError, DivergedError, Interrupted, ResourceError
 from tfm_cli.log import seconds_text
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_config import load_config, load_tokenizer, save_config
+from tfm_cli.model_config import load_config, load_tokenizers, save_config
 from tfm_cli.model_dir import build_transformer, load_model, weights_facts
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training import checkpoint, output_dir
 from tfm_cli.training.corpora import Corpora, load_corpora
 from tfm_cli.training.interruption import interruption, remember_signals
@@ -59,9 +59,9 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     saved = checkpoint.newest(output / output_dir.CHECKPOINTS) if goes_on else None
     settled, model = _start(config, output, goes_on=goes_on)
     corpora = load_corpora(config, settled)
-    tokenizer = corpora.tokenizer
+    tokenizers = corpora.tokenizers
     if model is None:
-        model = _fresh_model(config, tokenizer)
+        model = _fresh_model(config, tokenizers)
     model.to(device)
     optimizer = make_optimizer(model, config.training)
     average = MovingAverage(model, config.training.ema_decay)
@@ -73,7 +73,7 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     else:
         output_dir.clear(output)
     output_dir.begin(output)
-    save_config(output, config, tokenizer)
+    save_config(output, config, tokenizers)
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)
     _say_what_begins(config, corpora, model, device, dtype)
@@ -87,8 +87,9 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
             average,
             state,
             config,
-            start_id=tokenizer.start_id,
-            eos_id=tokenizer.eos_id,
+            start_id=tokenizers.target.start_id,
+            eos_id=tokenizers.target.eos_id,
+            source_eos_id=tokenizers.source.eos_id,
             validate=_validation(config, corpora, model, device, dtype),
             interrupted=interruption(
                 state, signalled, max_time=config.training.max_time, began=began
@@ -122,26 +123,26 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
 
 def _start(
     config: RunConfig, output: Path, *, goes_on: bool
-) -> tuple[Tokenizer | None, Transformer | None]:
-    """Tokenizer and weights that are settled before any text is read."""
+) -> tuple[TokenizerPair | None, Transformer | None]:
+    """Tokenizers and weights that are settled before any text is read."""
     if goes_on:
-        return load_tokenizer(output, load_config(output)), None
+        return load_tokenizers(output, load_config(output)), None
     if not config.training.pretrained_model:
         return None, None
     directory = Path(config.training.pretrained_model)
     pretrained = load_model(directory, torch.device("cpu"))
     _check_same_shape(directory, pretrained.config.model, config.model)
-    model = build_transformer(config.model, pretrained.tokenizer.vocab_size)
+    model = build_transformer(config.model, pretrained.tokenizers.vocab_sizes)
     model.load_state_dict(pretrained.transformer.state_dict())
-    logger.info("starting from the weights and the tokenizer of `%s`", directory)
-    return pretrained.tokenizer, model
+    logger.info("starting from the weights and the tokenizers of `%s`", directory)
+    return pretrained.tokenizers, model
 
 
-def _fresh_model(config: RunConfig, tokenizer: Tokenizer) -> Transformer:
+def _fresh_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:
     """A model with weights that are drawn by the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        return build_transformer(config.model, tokenizer.vocab_size)
+        return build_transformer(config.model, tokenizers.vocab_sizes)
 
 
 def _check_same_shape(directory: Path, found: ModelConfig, wanted: ModelConfig) -> None:
@@ -181,13 +182,14 @@ def _validation(
         make_batch(
             [store.source[i] for i in pairs],
             [store.target[i] for i in pairs],
-            start_id=corpora.tokenizer.start_id,
-            eos_id=corpora.tokenizer.eos_id,
+            start_id=corpora.tokenizers.target.start_id,
+            eos_id=corpora.tokenizers.target.eos_id,
+            source_eos_id=corpora.tokenizers.source.eos_id,
         )
         for pairs in _first_epoch(config, store)
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
-    translator = Translator(model, corpora.tokenizer, search=search, device=device, dtype=dtype)
+    translator = Translator(model, corpora.tokenizers, search=search, device=device, dtype=dtype)
     return validator(
         model,
         batches,

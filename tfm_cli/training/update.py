@@ -36,6 +36,7 @@ def batch_loss(
         model.output_weight,
         batch.target_out[batch.target_keep],
         label_smoothing=label_smoothing,
+        bias=model.output_bias,
     )
 
 

@@ -23,7 +23,7 @@ from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Translator:
 
     Args:
         transformer: in evaluation mode, on `device`.
-        tokenizer: of the model.
+        tokenizers: of the model.
         search: how translations are looked for.
         sampling: draw translations by chance instead of looking for the best.
         on_long: what becomes of a line of more than `search.max_length` pieces: `split` it,
@@ -81,7 +81,7 @@ class Translator:
     def __init__(
         self,
         transformer: Transformer,
-        tokenizer: Tokenizer,
+        tokenizers: TokenizerPair,
         *,
         search: SearchConfig,
         sampling: bool = False,
@@ -93,13 +93,14 @@ class Translator:
             found = f"{search.n_best} and {search.beam_size}"
             raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
         self._transformer = transformer
-        self._tokenizer = tokenizer
+        self._tokenizers = tokenizers
         self._search = search
         self._sampling = sampling
         self._on_long = on_long
         self._device = device
         self._dtype = dtype
         self._lines_before = 0
+        self._tags_told: set[str] = set()  # "" for a line without one
         self._most_pieces = sys.maxsize  # in a segment, on either side
         if isinstance(transformer.target_positions, LearnedPositions):
             # </s> of the source and the start of the target need a position as well.
@@ -122,7 +123,7 @@ class Translator:
         model = load_model(model_dir, place)
         return Translator(
             model.transformer,
-            model.tokenizer,
+            model.tokenizers,
             search=search or model.config.search,
             sampling=sampling,
             on_long=on_long,
@@ -139,7 +140,8 @@ class Translator:
     @torch.inference_mode()
     def translate_window(self, lines: Sequence[str]) -> list[Translation]:
         """One translation for each line; all are sorted by length and translated together."""
-        encoded = self._tokenizer.encode(lines)
+        self._check_language_tags(lines)
+        encoded = self._tokenizers.source.encode(lines)
         segments = [
             _Segment(line, part, part_ids, random_key("sample", self._search.seed, number, part))
             for line, ids in enumerate(encoded)
@@ -156,6 +158,23 @@ class Translator:
             for line, parts in zip(lines, found, strict=True)
         ]
 
+    def _check_language_tags(self, lines: Sequence[str]) -> None:
+        """Warn, once for each, of tags that a multilingual model does not know or does not find."""
+        tokenizer = self._tokenizers.source
+        known = tokenizer.language_tags
+        listed = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
+        for number, line in enumerate(lines, self._lines_before + 1):
+            tag = tokenizer.language_tag(line)
+            if tag in known or tag in self._tags_told or not line.strip():
+                continue
+            if tag:
+                told = f"the model knows {listed}" if known else "the model has one target language"
+                logger.warning("line %d: `%s` is no target language: %s", number, tag, told)
+            elif known:
+                told = "line %d: does not say its target language, such as %s at its start"
+                logger.warning(told, number, known[0])
+            self._tags_told.add(tag)
+
     def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
         """The segments of a line: none for a blank one, several for an over-long one."""
         longest = min(self._search.max_length, self._most_pieces)
@@ -168,7 +187,7 @@ class Translator:
         logger.warning("%s: %s", found, what)
         if self._on_long == "cut":
             return [ids[:longest]]
-        pieces = self._tokenizer.encode_pieces([line])[0]
+        pieces = self._tokenizers.source.encode_pieces([line])[0]
         parts, start = [], 0
         while len(ids) - start > longest:
             end = start + _best_cut(pieces[start : start + longest + 1])
@@ -202,15 +221,14 @@ class Translator:
         return self._search_batch(batch[:half]) + self._search_batch(batch[half:])
 
     def _search_whole(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
-        search, tokenizer = self._search, self._tokenizer
-        source, source_keep = pad_source([s.ids for s in batch], tokenizer.eos_id)
+        search, target = self._search, self._tokenizers.target
+        source, source_keep = pad_source([s.ids for s in batch], self._tokenizers.source.eos_id)
         source = source.to(self._device)
         source_keep = None if source_keep is None else source_keep.to(self._device)
         limits = [
             min(output_limit(len(s.ids), search.max_length_factor), self._most_pieces)
             for s in batch
         ]
-        never = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.start_id} - {-1, tokenizer.eos_id}
         with arithmetic(self._device, self._dtype):
             if self._sampling:
                 drawn = sample(
@@ -219,10 +237,11 @@ class Translator:
                     source_keep,
                     limits=limits,
                     seeds=[s.seed for s in batch],
-                    start_id=tokenizer.start_id,
-                    eos_id=tokenizer.eos_id,
-                    banned_ids=sorted(never),
+                    start_id=target.start_id,
+                    eos_id=target.eos_id,
+                    banned_ids=target.banned_ids,
                     length_penalty=search.length_penalty,
+                    norm_kind=search.length_norm,
                     temperature=search.temperature,
                     top_k=search.top_k,
                     top_p=search.top_p,
@@ -233,11 +252,13 @@ class Translator:
                 source,
                 source_keep,
                 limits=limits,
-                start_id=tokenizer.start_id,
-                eos_id=tokenizer.eos_id,
-                banned_ids=sorted(never),
+                start_id=target.start_id,
+                eos_id=target.eos_id,
+                banned_ids=target.banned_ids,
                 beam_size=search.beam_size,
                 length_penalty=search.length_penalty,
+                norm_kind=search.length_norm,
+                early_stopping=search.early_stopping,
             )
 
     def _joined(self, line: str, parts: list[list[Hypothesis]]) -> Translation:
@@ -247,7 +268,7 @@ class Translator:
         candidates = []
         for rank in range(self._search.n_best):
             chosen = [hypotheses[min(rank, len(hypotheses) - 1)] for hypotheses in parts]
-            texts = self._tokenizer.decode([list(h.ids) for h in chosen])
+            texts = self._tokenizers.target.decode([list(h.ids) for h in chosen])
             score = sum(h.score for h in chosen) / len(chosen)
             total = sum(h.log_probability for h in chosen)
             candidates.append(Candidate(" ".join(filter(None, texts)), score, total))
