@@ -212,6 +212,10 @@ class SearchConfig:
         "Stop when as many translations as the beam is wide have ended; else go on while one that "
         "still grows might score above the worst of them.",
     )
+    renormalize: bool = opt(
+        False,
+        "Share the probability of pieces that are never written, such as padding, among the others.",
+    )
     n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
     max_length: int = opt(
         256, "Longest segment in source pieces that is translated in one go.", ge=2, le=1_000_000

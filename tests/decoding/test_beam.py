@@ -140,6 +140,19 @@ def test_banned_pieces_are_never_written_but_keep_their_probability(seed: int) -
     assert {piece for hypothesis in found for piece in hypothesis.ids} == {3}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_renormalised_probabilities_of_all_that_may_be_written_sum_to_one(seed: int) -> None:
+    model, allowed = TableModel(seed), TableModel(seed)
+    allowed.logits[..., [START, 2]] = -math.inf
+
+    (found,) = beam_search(
+        model, sources(0), None, limits=[4], start_id=START, eos_id=EOS, banned_ids=(START, 2),
+        beam_size=WIDEST, renormalize=True,
+    )  # fmt: skip
+
+    assert_same(found, brute_force(allowed, 0, limit=4, length_penalty=1.0, banned=(START, 2)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_summed_in_single(dtype: torch.dtype) -> None:
     model = TableModel(seed=3)

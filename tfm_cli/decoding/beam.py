@@ -25,6 +25,7 @@ def beam_search(
     length_penalty: float = 1.0,
     norm_kind: str = "power",
     early_stopping: bool = False,
+    renormalize: bool = False,
 ) -> list[list[Hypothesis]]:
     """Up to `beam_size` hypotheses for each segment, best first; at least one.
 
@@ -39,13 +40,15 @@ def beam_search(
         limits: most pieces of each segment's translation, without </s>, which is then forced.
         start_id: what every translation is a continuation of.
         eos_id: ends a translation.
-        banned_ids: never written, though their probability mass counts.
+        banned_ids: never written.
         beam_size: hypotheses that are followed at a time.
         length_penalty: exponent of the length normalisation.
         norm_kind: what is raised to it, see `length_norm`.
         early_stopping: stop at the count, as fairseq and CTranslate2 do. The other way is that of
             `generate` of Hugging Face: a few poor short hypotheses cannot keep out a good one that
             ends later. Measured with a beam of 4 on Multi30k: 0.14 BLEU more in the same time.
+        renormalize: the probabilities of what may be written sum to 1; else the mass of
+            `banned_ids` counts.
     """
     device = source.device
     finished: list[list[Hypothesis]] = [[] for _ in limits]
@@ -62,8 +65,9 @@ def beam_search(
         logits = model.step(pieces[:, :, -1].reshape(-1), state)  # (R, V)
         at_limit = (limit < pieces.shape[2]).repeat_interleave(beam)  # (R,)
         log_probs, candidates = _continuations(
-            logits, 2 * beam_size, eos_id=eos_id, banned=banned, at_limit=at_limit
-        )  # (R, C) each
+            logits, 2 * beam_size, eos_id=eos_id, banned=banned, at_limit=at_limit,
+            renormalize=renormalize,
+        )  # fmt: skip  # (R, C) each
         totals = scores.view(-1, 1) + log_probs  # (R, C)
         totals = totals.view(segments, -1)  # (B, K * C)
         best, place = totals.topk(min(2 * beam_size, totals.shape[1]), dim=1)  # (B, C')
@@ -122,16 +126,23 @@ def _is_decided(
 
 
 def _continuations(
-    logits: Tensor, count: int, *, eos_id: int, banned: Tensor, at_limit: Tensor
+    logits: Tensor,
+    count: int,
+    *,
+    eos_id: int,
+    banned: Tensor,
+    at_limit: Tensor,
+    renormalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """The likeliest next pieces of each row and their log-probabilities, (R, C) each.
 
     Only these few are normalised: the log-softmax of all V logits is never written out.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    total = logits.logsumexp(dim=1, keepdim=True)  # (R, 1)
     eos = logits[:, eos_id].clone()
-    logits = logits.index_fill(1, banned, -math.inf)
+    allowed = logits.index_fill(1, banned, -math.inf) if len(banned) else logits
+    total = (allowed if renormalize else logits).logsumexp(dim=1, keepdim=True)  # (R, 1)
+    logits = allowed
     if bool(at_limit.any()):
         logits = logits.masked_fill(at_limit[:, None], -math.inf)
         logits[:, eos_id] = eos

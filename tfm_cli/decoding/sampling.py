@@ -26,6 +26,7 @@ def sample(
     banned_ids: Sequence[int] = (),
     length_penalty: float = 1.0,
     norm_kind: str = "power",
+    renormalize: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -43,6 +44,7 @@ def sample(
         banned_ids: never drawn.
         length_penalty: exponent of the length normalisation of the score.
         norm_kind: what is raised to it, see `length_norm`.
+        renormalize: see `beam_search`.
         temperature: divides the logits; below 1 the likely becomes likelier.
         top_k: draw among this many likeliest pieces; 0 for all.
         top_p: then among the fewest likeliest pieces whose mass reaches this share (Holtzman et
@@ -63,6 +65,7 @@ def sample(
         log_probs = logits.log_softmax(dim=1)
         if banned_ids:
             logits = logits.index_fill(1, torch.tensor(list(banned_ids), device=device), -math.inf)
+            log_probs = logits.log_softmax(dim=1) if renormalize else log_probs
         sorted_probs, sorted_pieces = _likeliest(
             logits, temperature=temperature, top_k=top_k, top_p=top_p
         )

@@ -242,6 +242,7 @@ class Translator:
                     banned_ids=target.banned_ids,
                     length_penalty=search.length_penalty,
                     norm_kind=search.length_norm,
+                    renormalize=search.renormalize,
                     temperature=search.temperature,
                     top_k=search.top_k,
                     top_p=search.top_p,
@@ -259,6 +260,7 @@ class Translator:
                 length_penalty=search.length_penalty,
                 norm_kind=search.length_norm,
                 early_stopping=search.early_stopping,
+                renormalize=search.renormalize,
             )
 
     def _joined(self, line: str, parts: list[list[Hypothesis]]) -> Translation:
