@@ -214,7 +214,7 @@ class SearchConfig:
     )
     renormalize: bool = opt(
         False,
-        "Share the probability of pieces that are never written, such as padding, among the others.",
+        "Share the probability of pieces that are never written among the others.",
     )
     n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
     max_length: int = opt(

@@ -114,12 +114,22 @@ def _root(
 
 
 def _register() -> None:
-    from tfm_cli.cli import evaluate, evaluate_usage, tokenize, train, translate
+    from tfm_cli.cli import (
+        evaluate,
+        evaluate_usage,
+        export_model,
+        import_model,
+        tokenize,
+        train,
+        translate,
+    )
 
     app.add_typer(tokenize.app, name="tokenize")
     app.command("train")(train.train)
     app.command("translate")(translate.translate)
     app.command("evaluate", cls=evaluate_usage.EvaluateCommand)(evaluate.evaluate)
+    app.command("import")(import_model.import_model)
+    app.command("export")(export_model.export_model)
 
 
 _register()

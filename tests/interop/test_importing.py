@@ -1,0 +1,225 @@
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.interop.marian_directories import (
+    changed_json,
+)
+from tests.interop.random_models import random_model
+from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.interop import hub
+from tfm_cli.interop.export import export_model
+from tfm_cli.interop.hugging_face_export import write_hugging_face
+from tfm_cli.interop.hugging_face_import import read_hugging_face
+from tfm_cli.interop.importing import import_model, kind_of
+from tfm_cli.model_config import save_config
+from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
+
+transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
+pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+
+CPU = torch.device("cpu")
+
+
+def saved(directory: Path, model: TrainedModel) -> Path:
+    directory.mkdir()
+    weights, shape = model.transformer.state_dict(), model.config.model
+    save_config(directory, model.config, model.tokenizers)
+    save_weights(directory, weights, model.tokenizers, shape, WeightsFacts(7, {}))
+    return directory
+
+
+def test_kinds_are_told_by_their_content(hugging_face: Path, marian: Path, tmp_path: Path) -> None:
+    assert kind_of(hugging_face) == "Hugging Face Marian"
+    assert kind_of(marian) == "Marian"
+    with pytest.raises(DataError, match="holds no model of a kind that can be imported"):
+        kind_of(tmp_path)
+
+
+def test_hugging_face_model_is_verified_and_has_a_card(
+    hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
+) -> None:
+    import_model(str(hugging_face), tmp_path / "model", probe=probe)
+
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    sha256 = hashlib.sha256((hugging_face / "model.safetensors").read_bytes()).hexdigest()
+    assert "opus-mt-en-de (Hugging Face Marian)" in card
+    assert str(tmp_path) not in card
+    assert sha256 in card
+    assert "with transformers" in card
+    assert "`>>deu<<`" in card
+    assert any(message.startswith("verified with transformers") for message in told)
+    assert load_model(tmp_path / "model", CPU).config.model.activation == "swish"
+
+
+@pytest.mark.parametrize("kind", ["joint", "separate", "shared"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_halves", "sinusoidal_marian"])
+def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positions: str) -> None:
+    model = random_model(
+        tokenizers=kind, positions=positions, tied_embeddings=2 if kind == "separate" else 3,
+        output_bias=True, activation="gelu", max_positions=1024,
+    )  # fmt: skip
+    write_hugging_face(tmp_path, model)
+
+    back = read_hugging_face(tmp_path, allow_pickle=False)
+
+    assert_close(back.weights, dict(model.transformer.state_dict()), rtol=0, atol=0)
+    assert back.config.model == model.config.model
+    assert back.config.search.beam_size == model.config.search.beam_size
+    assert back.tokenizers.is_joint is model.tokenizers.is_joint
+    before, after = model.tokenizers.target, back.tokenizers.target
+    assert (after.vocabulary is None) is (before.vocabulary is None)
+    assert (after.pieces, after.model_bytes) == (before.pieces, before.model_bytes)
+    assert (after.start_id, after.banned_ids) == (before.start_id, before.banned_ids)
+
+
+def test_our_own_export_is_verified_when_it_comes_back(tmp_path: Path, probe: Path) -> None:
+    model = random_model(max_positions=1024)
+    export_model(saved(tmp_path / "ours", model), tmp_path / "theirs", to="hf", probe=probe)
+
+    import_model(str(tmp_path / "theirs"), tmp_path / "back", probe=probe)
+
+    back = load_model(tmp_path / "back", CPU)
+    assert back.config.model == model.config.model
+    assert back.tokenizers.files() == model.tokenizers.files()
+
+
+def test_notes_are_warnings(
+    hugging_face: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, probe: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in hugging_face.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    changed_json(source / "config.json", attention_dropout=0.1)
+    logger = logging.getLogger("tfm_cli")
+    monkey, logger.propagate = logger.propagate, True
+    try:
+        import_model(str(source), tmp_path / "model", probe=probe)
+    finally:
+        logger.propagate = monkey
+
+    assert "`attention_dropout` of `0.1` is for training only and left out" in caplog.text
+
+
+def test_a_model_is_replaced_only_if_asked_for(
+    hugging_face: Path, tmp_path: Path, probe: Path
+) -> None:
+    output = tmp_path / "model"
+    import_model(str(hugging_face), output, probe=probe)
+    before = (output / "config.json").stat().st_mtime_ns
+
+    with pytest.raises(ConfigError, match="holds a model") as caught:
+        import_model(str(hugging_face), output, probe=probe)
+    import_model(str(hugging_face), output, overwrite=True, probe=probe)
+
+    assert "--overwrite" in str(caught.value.hint)
+    assert (output / "config.json").stat().st_mtime_ns > before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_files_are_never_replaced(hugging_face: Path, tmp_path: Path, probe: Path) -> None:
+    output = tmp_path / "model"
+    import_model(str(hugging_face), output, probe=probe)
+    (output / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(ConfigError, match=r"holds more than a model: `thesis.tex`"):
+        import_model(str(hugging_face), output, overwrite=True, probe=probe)
+
+
+def test_foreign_model_is_never_replaced(hugging_face: Path, tmp_path: Path, probe: Path) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "config.json").write_text(json.dumps({"model_type": "marian"}))
+
+    with pytest.raises(ConfigError, match=r"holds more than a model: `config.json`"):
+        import_model(str(hugging_face), output, overwrite=True, probe=probe)
+
+
+def test_empty_directory_is_filled(hugging_face: Path, tmp_path: Path, probe: Path) -> None:
+    (tmp_path / "model").mkdir()
+
+    import_model(str(hugging_face), tmp_path / "model", probe=probe)
+
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_model_of_ours_is_no_source(tmp_path: Path) -> None:
+    source = saved(tmp_path / "ours", random_model())
+
+    with pytest.raises(DataError, match="is a model of tfm already"):
+        import_model(str(source), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/directory", "there is no such directory, and it is no name of the Hub"),
+        ("gone", "there is no such directory, and it is no name of the Hub"),
+        ("../name", "there is no such directory, and it is no name of the Hub"),
+    ],
+)
+def test_source_that_is_nothing_is_refused(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        import_model(source, tmp_path / "model")
+
+
+def test_file_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(DataError, match="is no directory, wanted one with a model"):
+        import_model(str(tmp_path / "file"), tmp_path / "model")
+
+
+def test_name_of_the_hub_is_downloaded(
+    hugging_face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: Path
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(hugging_face)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+
+    import_model("Helsinki-NLP/opus-mt-en-de", tmp_path / "model", probe=probe)
+    hub.download("a/b", allow_pickle=True)
+
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Helsinki-NLP/opus-mt-en-de" in card
+    assert asked[0][0] == "Helsinki-NLP/opus-mt-en-de"
+    assert "model.safetensors" in asked[0][1]
+    assert "pytorch_model.bin" not in asked[0][1]
+    assert "pytorch_model.bin" in asked[1][1]
+
+
+def test_snapshot_of_links_is_read(hugging_face: Path, tmp_path: Path, probe: Path) -> None:
+    """The Hub's cache has the files under their hashes, and links to them."""
+    cache = tmp_path / "models--Helsinki-NLP--opus-mt-en-de"
+    snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for index, path in enumerate(sorted(hugging_face.iterdir())):
+        (blobs / str(index)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{index}")
+
+    import_model(str(snapshot), tmp_path / "model", probe=probe)
+
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_without_yaml_marian_cannot_be_read(
+    marian: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
+
+    with pytest.raises(ResourceError, match="PyYAML is needed") as caught:
+        import_model(str(marian), tmp_path / "model")
+
+    assert "tfm-cli[marian]" in str(caught.value.hint)

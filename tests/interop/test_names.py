@@ -1,0 +1,100 @@
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from tests.interop.marian_directories import hugging_face_model, marian_arrays
+from tests.interop.random_models import random_tokenizers
+from tfm_cli.config import ModelConfig
+from tfm_cli.interop.foreign import our_shapes
+from tfm_cli.interop.names import Name, names
+
+SHAPES = [
+    ModelConfig(
+        encoder_layers=layers, decoder_layers=3 - layers, width=16, heads=2, feed_forward_width=24,
+        norm=norm, positions=positions, activation=activation, tied_embeddings=tied,
+        output_bias=bias, max_positions=20,
+    )
+    for layers, norm, (positions, activation), tied, bias in itertools.product(
+        (1, 2),
+        ("post", "pre"),
+        (("sinusoidal", "swish"), ("learned", "swiglu"), ("rotary", "relu")),
+        (0, 1, 2, 3),
+        (False, True),
+    )
+]  # fmt: skip
+SIDES = ("encoder", "decoder")
+FORMATS = ("hugging_face", "marian", "ctranslate2")
+
+
+def sizes(config: ModelConfig) -> tuple[int, int]:
+    return (30, 30) if config.tied_embeddings & 1 else (30, 34)
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_every_part_of_every_parameter_is_named_once(config: ModelConfig) -> None:
+    table = names(config)
+
+    found = Counter((name.ours, name.part) for name in table)
+    parts = {name.ours: name.parts for name in table}
+    shapes = our_shapes(config, sizes(config))
+
+    assert set(parts) == set(shapes)
+    assert found == Counter((ours, part) for ours in parts for part in range(parts[ours]))
+    assert all(shapes[ours][0] % count == 0 for ours, count in parts.items())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("config", SHAPES)
+def test_a_name_elsewhere_belongs_to_one_tensor_of_ours(config: ModelConfig, kind: str) -> None:
+    owners: dict[str, list[Name]] = {}
+    for name in names(config):
+        foreign = getattr(name, kind)
+        if foreign is not None:
+            owners.setdefault(foreign, []).append(name)
+
+    for together in owners.values():
+        assert len({name.ours for name in together}) == 1
+        places = [name.part for name in together]
+        assert places == list(range(places[0], places[0] + len(places)))
+        if kind != "ctranslate2":
+            assert len(together) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("shares", "ties"), list(itertools.product((True, False), repeat=2)))
+def test_nothing_of_a_real_model_is_left_over(shares: bool, ties: bool) -> None:
+    pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
+    theirs: Any = hugging_face_model(
+        random_tokenizers("shared"), share_encoder_decoder_embeddings=shares,
+        tie_word_embeddings=ties,
+    )  # fmt: skip
+    config = ModelConfig(
+        encoder_layers=2, decoder_layers=2, width=16, heads=2, feed_forward_width=24,
+        activation="swish", output_bias=True, tied_embeddings=shares + 2 * ties,
+    )  # fmt: skip
+
+    named = {name.hugging_face for name in names(config)}
+    state = theirs.state_dict()
+    # A parameter that is another one as well stands there under each of its names.
+    copies = {
+        name
+        for name in ("lm_head.weight", *(f"model.{s}.embed_tokens.weight" for s in SIDES))
+        if name not in named and any(torch.equal(state[name], state[other]) for other in named)
+    }
+
+    assert named <= set(state)
+    left = set(state) - named - copies
+    assert {name for name in left if "embed_positions" not in name} == set()
+    marian = {name.marian for name in names(config)}
+    assert marian == set(marian_arrays(theirs))
+
+
+@pytest.mark.parametrize("name", ["decoder_top_ln_scale", "encoder_l1_self_Wo_ln_scale_pre"])
+def test_norms_before_sublayers_have_marians_names(name: str) -> None:
+    # As Marian 1.12 writes them with `--transformer-preprocess n --transformer-postprocess-top n`.
+    found = {entry.marian for entry in names(ModelConfig(norm="pre"))}
+
+    assert name in found

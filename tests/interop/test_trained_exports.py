@@ -1,0 +1,144 @@
+"""A model that learned to translate says the same wherever it runs, a thousand sentences long."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import RunTfm, invoke
+from tfm_cli.corpus.sample import sample_path
+from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.evaluation.scores import corpus_scores
+from tfm_cli.model_config import load_config, load_tokenizers
+from tfm_cli.model_dir import load_model
+from tfm_cli.translation.translator import Translator
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    # What normalises punctuation there is not used for encoding.
+    pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses"),
+]
+_BATCH = 100
+_LONGEST = 120  # pieces: longer than any limit that a line of the corpus has
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tfm train` makes of the sample corpus in two thirds of its updates."""
+    directory = tmp_path_factory.mktemp("sample") / "model"
+    result = invoke(
+        ["train", "--output", str(directory), "--max-updates", "500", "--device", "cpu",
+         "--cpu-threads", "1", "--precision", "fp32"]
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    return directory
+
+
+@pytest.fixture(scope="module")
+def source() -> list[str]:
+    return Path(sample_path("test.en")).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[str]:
+    return Path(sample_path("test.fr")).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def exported(model: Path, to: str, output: Path) -> None:
+    result = invoke(["export", str(model), "--to", to, "--output", str(output)])
+    assert result.code == 0, result.err
+    assert "verified with" in result.err
+
+
+def translated(model: Path, source: list[str], **how: Any) -> tuple[list[str], set[int]]:
+    """The translations, and which of the lines were ended by the limit on their length."""
+    saved = load_config(model).settings.search
+    search = dataclasses.replace(saved, **how)
+    translator = Translator.load(model, search=search, device="cpu", cpu_threads=1)
+    pieces = load_tokenizers(model, load_config(model)).source.encode(source)
+    found = list(translator.translate(source))
+    limits = [output_limit(len(ids), search.max_length_factor) for ids in pieces]
+    cut = {
+        index
+        for index, (translation, limit) in enumerate(zip(found, limits, strict=True))
+        if translation.num_pieces > limit
+    }
+    return [translation.text for translation in found], cut
+
+
+def assert_same(found: list[str], wanted: tuple[list[str], set[int]], reference: list[str]) -> None:
+    """The same line by line, but where ours was cut: other programs know no such limit."""
+    ours, cut = wanted
+    assert len(found) == len(ours) == 1000
+    assert len(cut) < 10
+    kept = [index for index in range(1000) if index not in cut]
+    assert [index for index in kept if found[index] != ours[index]] == []
+    references = [[reference[index] for index in kept]]
+    scores = [
+        corpus_scores([lines[index] for index in kept], references, metrics=["bleu"])[0].value
+        for lines in (found, ours)
+    ]
+    assert round(scores[0], 2) == round(scores[1], 2)
+    assert scores[0] > 70  # it did learn
+
+
+def test_hugging_face_generates_what_tfm_translates(
+    model: Path, source: list[str], reference: list[str], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="install tfm-cli[hf]")
+    exported(model, "hf", tmp_path / "hf")
+    marian = transformers.MarianMTModel.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "hf")
+    order = sorted(range(len(source)), key=lambda index: len(source[index]))
+
+    found = [""] * len(source)
+    for start in range(0, len(order), _BATCH):
+        chosen = order[start : start + _BATCH]
+        batch = tokenizer([source[i] for i in chosen], return_tensors="pt", padding=True)
+        ids = marian.generate(**batch, max_length=_LONGEST)  # all else comes with the export
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        for index, text in zip(chosen, texts, strict=True):
+            found[index] = text
+
+    assert_same(found, translated(model, source), reference)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_ctranslate2_says_what_tfm_translates(
+    beam_size: int, model: Path, source: list[str], reference: list[str], tmp_path: Path
+) -> None:
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="install tfm-cli[ctranslate2]")
+    exported(model, "ctranslate2", tmp_path / "ct2")
+    translator = ctranslate2.Translator(str(tmp_path / "ct2"), intra_threads=1)
+    tokenizers = load_tokenizers(model, load_config(model))
+    pieces = tokenizers.source.encode_pieces(source)
+
+    # A penalty would be on the number of pieces without </s>, which is that of no other program.
+    results = translator.translate_batch(
+        pieces, beam_size=beam_size, length_penalty=0, max_batch_size=_BATCH,
+        max_decoding_length=_LONGEST,
+    )  # fmt: skip
+    found = tokenizers.target.decode_pieces([result.hypotheses[0] for result in results])
+
+    wanted = translated(model, source, beam_size=beam_size, length_penalty=0.0)
+    assert_same(found, wanted, reference)
+
+
+def test_what_went_to_hugging_face_and_came_back_is_the_same_to_the_bit(
+    model: Path, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    exported(model, "hf", tmp_path / "hf")
+
+    result = run_tfm(["import", str(tmp_path / "hf"), "--output", str(tmp_path / "again")])
+
+    assert result.code == 0, result.err
+    ours, again = (load_model(path, torch.device("cpu")) for path in (model, tmp_path / "again"))
+    tensors, returned = ours.transformer.state_dict(), again.transformer.state_dict()
+    assert tensors.keys() == returned.keys()
+    assert all(torch.equal(tensors[name], returned[name]) for name in tensors)
+    assert again.tokenizers.files() == ours.tokenizers.files()
+    assert again.config.model == ours.config.model
+    assert again.config.search.beam_size == ours.config.search.beam_size

@@ -1,0 +1,140 @@
+"""`tfm export`: a model leaves for another toolkit, and appears there only when it was checked."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tfm_cli.config import SearchConfig
+from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.errors import ConfigError
+from tfm_cli.files import atomic_directory, check_writable
+from tfm_cli.interop import ctranslate2_export, ctranslate2_runtime, hugging_face_export
+from tfm_cli.interop.ctranslate2_export import QUANTIZATIONS, write_ctranslate2
+from tfm_cli.interop.hugging_face_export import write_hugging_face
+from tfm_cli.interop.probe import probe_lines
+from tfm_cli.interop.verification import kept_translations, verify_ctranslate2, verify_hugging_face
+from tfm_cli.model_dir import TrainedModel, load_model
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("hf", "ctranslate2")
+_FILES = {"hf": hugging_face_export.FILES, "ctranslate2": ctranslate2_export.FILES}
+_REFUSE = {
+    "hf": hugging_face_export.refuse_inexpressible,
+    "ctranslate2": ctranslate2_export.refuse_inexpressible,
+}
+_SEED = 1
+
+
+def export_model(
+    model_dir: Path,
+    output: Path,
+    *,
+    to: str,
+    quantization: str | None = None,
+    probe: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model directory for another toolkit, and run it there before it gets its name.
+
+    Args:
+        model_dir: what `tfm train` or `tfm import` wrote.
+        output: a directory that is made; one with such an export in it is replaced only if asked
+            for.
+        to: `hf` for Hugging Face's MarianMTModel, `ctranslate2` for its Translator.
+        quantization: of CTranslate2's weights, see `write_ctranslate2`; None for single precision.
+        probe: text in the source language to compare both sides on; None to have some made up.
+        overwrite: replace an export of this kind that stands in `output`.
+
+    Raises:
+        ConfigError: the model has what the other side has not, all of which is listed; or
+            `output` holds something that is not to be replaced.
+        DataError: `probe` cannot be read.
+        ModelError: the model is torn, or computes something else on the other side; `output` is
+            as it was.
+        ResourceError: CTranslate2 is needed and not installed, or the disk is full.
+    """
+    if to not in TARGETS:
+        raise ConfigError(f"`--to` must be one of {', '.join(TARGETS)}, got {to}")
+    if to != "ctranslate2" and quantization is not None:
+        raise ConfigError(f"`--quantization` is for `--to ctranslate2`, got `--to {to}`")
+    if quantization not in (None, *QUANTIZATIONS):
+        wanted = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"`--quantization` must be one of {wanted}, got {quantization}")
+    if to == "ctranslate2" and not ctranslate2_runtime.is_installed():
+        raise ctranslate2_export.missing_ctranslate2()
+    output = Path(os.path.realpath(output))
+    check_output(output, to, overwrite=overwrite)
+    model = load_model(model_dir, torch.device("cpu"))
+    _REFUSE[to](model)
+    lines = probe_lines(model, probe, seed=_SEED)
+    with atomic_directory(output) as aside:
+        if to == "hf":
+            write_hugging_face(aside, model)
+            verified = verify_hugging_face(model, aside, lines)
+        else:
+            write_ctranslate2(aside, model, quantization=None)
+            verified = verify_ctranslate2(model, aside, lines)
+        if verified is not None:
+            logger.info("%s", verified)
+        if quantization is not None:
+            _quantise(aside, model, quantization, lines)
+        size = sum(path.stat().st_size for path in aside.iterdir())
+    logger.info("wrote %s: %.1f MB", output, size / 1e6)
+    if to == "ctranslate2":
+        logger.info("%s", _call(model.config.search))
+
+
+def check_output(output: Path, to: str, *, overwrite: bool) -> None:
+    """Refuse a directory that must not be replaced, before the long work.
+
+    Raises:
+        ConfigError: it holds an export and is not to be overwritten, or holds something else.
+        ResourceError: it could not be written.
+    """
+    check_writable(output, folder=True)
+    entries = sorted(output.iterdir()) if output.is_dir() else []
+    foreign = [path.name for path in entries if path.name not in _FILES[to] or not path.is_file()]
+    if foreign:
+        listed = ", ".join(f"`{name}`" for name in foreign[:3])
+        raise ConfigError(
+            f"{output}: holds what no such export has: {listed}", hint="name another `--output`"
+        )
+    if entries and not overwrite:
+        hint = "use `--overwrite` to replace it, or name another `--output`"
+        raise ConfigError(f"{output}: holds an export", hint=hint)
+
+
+def _quantise(
+    directory: Path, model: TrainedModel, quantization: str, lines: Sequence[str]
+) -> None:
+    """Replace an export that was verified by the same with coarser weights."""
+    for path in directory.iterdir():
+        path.unlink()
+    write_ctranslate2(directory, model, quantization=quantization)
+    kept, total = kept_translations(model, directory, lines)
+    logger.info("%s: %d of %d lines keep their translation", quantization, kept, total)
+
+
+def _call(search: SearchConfig) -> str:
+    """Arguments of `translate_batch` that come closest to a model's own settings."""
+    options = {
+        "beam_size": search.beam_size,
+        "length_penalty": search.length_penalty,
+        "min_decoding_length": 0,
+        "max_decoding_length": output_limit(search.max_length, search.max_length_factor) + 1,
+        "max_input_length": 0,
+    }
+    told = ", ".join(f"{name}={value}" for name, value in options.items())
+    # What CTranslate2 always does.
+    flags = []
+    if search.length_norm != "power" and search.length_penalty != 0:
+        flags.append("--length-norm power")
+    if not search.early_stopping and search.beam_size > 1:
+        flags.append("--early-stopping")
+    return (
+        f"translate_batch(pieces, {told}) comes closest to `{' '.join(['tfm translate', *flags])}`"
+    )

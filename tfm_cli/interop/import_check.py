@@ -1,0 +1,106 @@
+"""Whether an imported model computes what the original does, asked of the other side itself."""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfm_cli.interop import ctranslate2_runtime
+from tfm_cli.interop.marian_import import source_names
+from tfm_cli.interop.marian_options import MODEL
+from tfm_cli.interop.npz_file import NpzFile
+from tfm_cli.interop.probe import probe_lines
+from tfm_cli.interop.verification import compare, verify_hugging_face
+from tfm_cli.model_dir import TrainedModel, build_transformer
+from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+logger = logging.getLogger(__name__)
+
+_SEED = 1
+_MOST_PIECES = 200  # CTranslate2 makes positions for 2,048
+
+
+def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: Path | None) -> str:
+    """How a model was checked against the one in a directory, in words for a person.
+
+    A Hugging Face model is run by `transformers`. Only Marian itself runs an `.npz`, so that one
+    is compared with what CTranslate2's reader makes of it. That gives every model the positions
+    in halves, so the same weights are compared under those.
+
+    Args:
+        model: as it was read back.
+        directory: what it was made from.
+        is_npz: whether that is Marian's own format.
+        probe: text in the source language; None to have some made up.
+
+    Raises:
+        ModelError: the two sides differ.
+    """
+    lines = probe_lines(model, probe, seed=_SEED)
+    if is_npz:
+        return _verify_npz(model, directory, lines)
+    found = verify_hugging_face(model, directory, lines)
+    if found is None:
+        return "not verified: transformers is not installed"
+    logger.info("%s", found)
+    return str(found)
+
+
+def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> str:
+    if not ctranslate2_runtime.is_installed():
+        told = "not verified: ctranslate2 is not installed"
+        logger.warning("%s", told)
+        return told
+    import yaml
+    from ctranslate2.converters import MarianConverter
+
+    names = source_names(directory)
+    vocabularies = [str(directory / name) for name in dict.fromkeys(names.vocabularies)]
+    twin = _as_converted(model)
+    with tempfile.TemporaryDirectory(prefix="tfm-") as aside:
+        try:
+            weights = _readable(directory / names.weights, Path(aside))
+            converter = MarianConverter(str(weights), vocabularies)
+            converted = Path(converter.convert(f"{aside}/model"))
+        except (KeyError, ValueError, RuntimeError, NotImplementedError, yaml.YAMLError) as error:
+            told = f"not verified: CTranslate2 does not read it: {error}"
+            logger.warning("%s", told)
+            return told
+        runtime = ctranslate2_runtime.CTranslate2Runtime(
+            converted, twin.tokenizers, most_pieces=_MOST_PIECES
+        )
+        told = str(compare(twin, runtime, lines))
+    if model.config.model.positions == "sinusoidal_marian":
+        told += " (with the positions that it gives every model)"
+    logger.info("%s", told)
+    return told
+
+
+def _readable(path: Path, aside: Path) -> Path:
+    """The archive, or a copy where CTranslate2 would stumble over it.
+
+    Of the zeros that fill up the options, it takes away one; newer Marians write many.
+    """
+    with NpzFile(path) as stored:
+        content = stored.content(MODEL)
+        plain = content.rstrip(b"\0") + b"\0"
+        if plain == content:
+            return path
+        stored.copy_with(aside / "model.npz", MODEL, plain)
+    return aside / "model.npz"
+
+
+def _as_converted(model: TrainedModel) -> TrainedModel:
+    """The same weights as CTranslate2's reader has them: halves, and <unk> may be written."""
+    shape = dataclasses.replace(model.config.model, positions="sinusoidal_halves")
+    twin = build_transformer(shape, model.tokenizers.vocab_sizes)
+    twin.load_state_dict(model.transformer.state_dict())
+    sides = []
+    for side in (model.tokenizers.source, model.tokenizers.target):
+        assert side.vocabulary is not None, "every Marian model has one"
+        vocabulary = dataclasses.replace(side.vocabulary, banned=(side.vocabulary.start,))
+        sides.append(Tokenizer(side.model_bytes, vocabulary))
+    config = dataclasses.replace(model.config, model=shape)
+    return TrainedModel(config, TokenizerPair(sides[0], sides[1]), twin.eval())

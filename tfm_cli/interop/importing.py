@@ -1,0 +1,208 @@
+"""`tfm import`: a model of another toolkit becomes a model directory, checked against the original.
+
+A directory appears only when all of it was written, read back and compared.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import tfm_cli
+from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.files import atomic_directory, check_writable
+from tfm_cli.interop.foreign import ImportedModel
+from tfm_cli.interop.hub import download, is_hub_name
+from tfm_cli.interop.hugging_face_import import PICKLE, WEIGHTS, read_hugging_face
+from tfm_cli.interop.import_check import verify_import
+from tfm_cli.interop.marian_import import read_marian, source_names
+from tfm_cli.interop.source_files import has_file, read_json, source_file
+from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, save_config
+from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
+from tfm_cli.tokenizer_pair import TOKENIZER_FILES
+
+logger = logging.getLogger(__name__)
+
+HUGGING_FACE, MARIAN = "Hugging Face Marian", "Marian"
+_CARD_FILE = "README.md"
+# What may stand in a directory that is replaced: a model, and what its training left.
+_KNOWN = {CONFIG_FILE, WEIGHTS_FILE, _CARD_FILE, "metrics.jsonl", "checkpoints", *TOKENIZER_FILES}
+_LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")
+
+
+def import_model(
+    source: str,
+    output: Path,
+    *,
+    allow_pickle: bool = False,
+    probe: Path | None = None,
+    overwrite: bool = False,
+    positions: str = "marian",
+) -> None:
+    """Write the model directory `output` from a model of another toolkit.
+
+    Args:
+        source: a directory, or a name on the Hugging Face Hub.
+        output: a directory that is made; one with a model in it is replaced only if asked for.
+        allow_pickle: read weights that are a pickle, by a reader that runs no code.
+        probe: text in the source language that both sides are compared on, line by line.
+        overwrite: replace a model that stands in `output`.
+        positions: of a Marian `.npz`, see `read_marian`.
+
+    Raises:
+        ConfigError: `output` holds something that is not to be replaced.
+        DataError: the source is no model of a kind that can be read, or cannot be had.
+        ModelError: it is damaged, asks for what is not supported, or computes something else on
+            the other side; `output` is as it was.
+        ResourceError: what is needed to read it is not installed, or the disk is full.
+    """
+    output = Path(os.path.realpath(output))
+    check_output(output, overwrite=overwrite)
+    directory = _directory(source, allow_pickle=allow_pickle)
+    kind = kind_of(directory)
+    name = source if is_hub_name(source) and not Path(source).is_dir() else directory.name
+    logger.info("reading `%s` (%s)", name, kind)
+    if kind == HUGGING_FACE:
+        imported = read_hugging_face(directory, allow_pickle=allow_pickle)
+        weights_file = WEIGHTS if has_file(directory, WEIGHTS) else PICKLE
+    else:
+        imported = read_marian(directory, positions=positions)
+        weights_file = source_names(directory).weights
+    for note in imported.notes:
+        logger.warning("%s", note)
+    origin = _Origin(name, kind, weights_file, _sha256(source_file(directory, weights_file)))
+    with atomic_directory(output) as aside:
+        model = _written(aside, imported)
+        verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
+        (aside / _CARD_FILE).write_text(_card(model, origin, imported.notes, verified), "utf-8")
+    logger.info("wrote %s: %s", output, _shape(model))
+
+
+def kind_of(directory: Path) -> str:
+    """What a directory holds, told by its content.
+
+    Raises:
+        DataError: neither of the two kinds.
+        ModelError: its `config.json` is torn.
+    """
+    if has_file(directory, CONFIG_FILE):
+        config = read_json(directory, CONFIG_FILE)
+        if "tfm_version" in config:
+            raise DataError(
+                f"{directory}: is a model of tfm already", hint=f"use it by `--model {directory}`"
+            )
+        return HUGGING_FACE
+    if has_file(directory, "decoder.yml") or any(directory.glob("*.npz")):
+        return MARIAN
+    wanted = f"wanted `{CONFIG_FILE}` (Hugging Face) or an `.npz` (Marian)"
+    raise DataError(f"{directory}: holds no model of a kind that can be imported: {wanted}")
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse a directory that must not be replaced, before the long work.
+
+    Raises:
+        ConfigError: it holds a model and is not to be overwritten, or holds something else.
+        ResourceError: it could not be written.
+    """
+    check_writable(output, folder=True)
+    entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    foreign = sorted(n for n in entries - _KNOWN if not _LEFTOVER.fullmatch(n))
+    if entries and (foreign or not _has_our_config(output)):
+        shown = ", ".join(f"`{n}`" for n in (foreign or sorted(entries))[:3])
+        raise ConfigError(
+            f"{output}: is not empty and holds more than a model: {shown}",
+            hint="name another `--output`",
+        )
+    if entries and not overwrite:
+        hint = "use `--overwrite` to replace it, or name another `--output`"
+        raise ConfigError(f"{output}: holds a model", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    name: str
+    kind: str
+    weights_file: str
+    sha256: str
+
+
+def _directory(source: str, *, allow_pickle: bool) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if os.path.lexists(path):
+        raise DataError(f"{source}: is no directory, wanted one with a model")
+    if is_hub_name(source):
+        return download(source, allow_pickle=allow_pickle)
+    raise DataError(f"{source}: there is no such directory, and it is no name of the Hub")
+
+
+def _has_our_config(output: Path) -> bool:
+    try:
+        header = json.loads((output / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and "tfm_version" in header
+
+
+def _written(directory: Path, imported: ImportedModel) -> TrainedModel:
+    """The model as it was written to a directory and read back."""
+    save_config(directory, imported.config, imported.tokenizers)
+    facts = WeightsFacts(0, {})
+    shape = imported.config.model
+    save_weights(directory, imported.weights, imported.tokenizers, shape, facts)
+    model = load_model(directory, torch.device("cpu"))
+    for name, tensor in model.transformer.state_dict().items():
+        if not torch.equal(tensor, imported.weights[name]):
+            raise ModelError(f"{directory}: {name} was not read back as it was written")
+    return model
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _shape(model: TrainedModel) -> str:
+    shape = model.config.model
+    count = sum(p.numel() for p in model.transformer.parameters())
+    pieces = " + ".join(f"{n:,}" for n in dict.fromkeys(model.tokenizers.vocab_sizes))
+    return (
+        f"{shape.encoder_layers}+{shape.decoder_layers} layers, width {shape.width}, "
+        f"{shape.heads} heads, {count:,} parameters, {pieces} pieces"
+    )
+
+
+def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: str) -> str:
+    """Markdown that says where a model is from and how far it was checked."""
+    shape = model.config.model
+    rows = [
+        ("from", f"{origin.name} ({origin.kind})"),
+        ("weights", f"`{origin.weights_file}`, SHA-256 `{origin.sha256}`"),
+        ("shape", f"{_shape(model)}, {shape.norm}-norm, {shape.positions} positions, "
+                  f"{shape.activation}"),
+        ("verified", verified.removeprefix("verified ")),
+        ("date", time.strftime("%Y-%m-%d")),
+        ("made by", f"tfm {tfm_cli.__version__}"),
+    ]  # fmt: skip
+    tags = model.tokenizers.source.language_tags
+    if tags:
+        rows.insert(3, ("target languages", " ".join(f"`{tag}`" for tag in tags)))
+    lines = ["# An imported translation model", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+    lines += [f"\n- {note}" for note in notes]
+    lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
+    lines += ["The licence is that of the original model. All settings are in `config.json`."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,118 @@
+"""An `.npz` archive whose sizes and types are known before any of it is read."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tfm_cli.errors import ModelError
+
+_MAX_MEMBERS = 20_000
+_MAX_TEXT_BYTES = 1 << 20
+# Weights hardly shrink; what unpacks to so many times its size is made to fill the memory.
+_MAX_RATIO = 100
+_SMALL = 1 << 20
+
+
+class NpzFile:
+    """Arrays by name; opened, its directory and the header of each array are checked.
+
+    Raises:
+        ModelError: it is torn or no archive, an array is a pickle, says another size than it
+            has, or unpacks to far more than the file holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shapes: dict[str, tuple[int, ...]] = {}
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise ModelError(f"{path}: is torn or no `.npz` archive: {error}") from error
+        members = self._archive.infolist()
+        if len(members) > _MAX_MEMBERS:
+            raise ModelError(f"{path}: has {len(members)} arrays, wanted at most {_MAX_MEMBERS}")
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name in shapes:
+                raise ModelError(f"{path}: has `{name}` twice")
+            shapes[name] = self._shape(member, name)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._archive.close()
+
+    def content(self, name: str) -> bytes:
+        """The bytes of an array of bytes, at most 1 MiB."""
+        size = math.prod(self.shapes.get(name, (0,)))
+        if not 0 < size <= _MAX_TEXT_BYTES:
+            told = f"has {size} bytes in `{name}`, wanted 1 to {_MAX_TEXT_BYTES}"
+            raise ModelError(f"{self.path}: {told}")
+        return self._array(name).tobytes()
+
+    def copy_with(self, path: Path, name: str, content: bytes) -> None:
+        """Write the same arrays to another file, but for one array of bytes."""
+        arrays = {other: self._array(other) for other in self.shapes if other != name}
+        arrays[name] = np.frombuffer(content, dtype=np.int8)
+        np.savez(path, allow_pickle=False, **arrays)
+
+    def load(self, name: str) -> Tensor:
+        """The array of a name as a tensor."""
+        array = self._array(name)
+        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        return torch.from_numpy(native).reshape(array.shape)
+
+    def _array(self, name: str) -> np.ndarray:
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                array: np.ndarray = archive[name]
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
+                NotImplementedError, RuntimeError) as error:  # fmt: skip
+            raise ModelError(f"{self.path}: `{name}` is torn: {error}") from error
+        return array
+
+    def _shape(self, member: zipfile.ZipInfo, name: str) -> tuple[int, ...]:
+        if member.file_size > _MAX_RATIO * member.compress_size + _SMALL:
+            told = f"unpacks from {member.compress_size} to {member.file_size} bytes"
+            raise ModelError(f"{self.path}: `{name}` {told}")
+        try:
+            with self._archive.open(member) as stream:
+                shape, dtype, header_bytes = _header(stream)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
+                NotImplementedError, RuntimeError, SyntaxError) as error:  # fmt: skip
+            raise ModelError(f"{self.path}: `{name}` is torn or no array: {error}") from error
+        if dtype.hasobject or dtype.kind not in "fiub":
+            told = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
+            raise ModelError(f"{self.path}: `{name}` {told}, wanted numbers")
+        wanted = header_bytes + math.prod(shape) * dtype.itemsize
+        if wanted != member.file_size:
+            told = f"says it has shape {shape}, which is {wanted} bytes"
+            raise ModelError(f"{self.path}: `{name}` {told}, but has {member.file_size}")
+        return shape
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, type and own size of an array's header."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"version {version} of the format")
+    return shape, dtype, stream.tell()

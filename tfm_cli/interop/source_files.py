@@ -1,0 +1,86 @@
+"""Files of a directory that others made: none may lead out of it, never end, or be too large."""
+
+import json
+import os
+import stat
+from pathlib import Path, PurePath
+from typing import Any
+
+from tfm_cli.errors import ModelError
+
+MAX_JSON_BYTES = 32 << 20  # the vocabulary of a million pieces is smaller
+
+
+def has_file(directory: Path, name: str) -> bool:
+    """Whether a directory has an entry of this name, whatever it is."""
+    return os.path.lexists(directory / name)
+
+
+def source_file(directory: Path, name: str) -> Path:
+    """The path of a regular file in a directory.
+
+    A link is followed within the directory only; those of the Hub's cache may lead to its blobs.
+
+    Raises:
+        ModelError: the name or a link leads elsewhere, or there is no regular file.
+    """
+    if PurePath(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+        raise ModelError(f"{directory}: wants a file that is not in it: `{name}`")
+    path = directory / name
+    try:
+        home, place = directory.resolve(strict=True), path.resolve(strict=True)
+        mode = place.stat().st_mode
+    except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError
+        what = "cannot be read" if has_file(directory, name) else "is missing"
+        raise ModelError(f"{path}: {what}, wanted a file") from error
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parents[1] / "blobs")
+    if not any(place.is_relative_to(folder) for folder in allowed):
+        hint = "put the file itself in the directory if you trust it"
+        raise ModelError(f"{path}: is a link that leads out of the directory", hint=hint)
+    if not stat.S_ISREG(mode):
+        raise ModelError(f"{path}: is no regular file")
+    return path
+
+
+def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
+    """The content of a file of the directory.
+
+    Raises:
+        ModelError: as `source_file`, or it is larger than `max_bytes`.
+    """
+    path = source_file(directory, name)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise ModelError(f"{path}: has {size} bytes, wanted at most {max_bytes}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file; a name that occurs twice in it is refused.
+
+    Raises:
+        ModelError: as `read_source`, or it is torn or no JSON object.
+    """
+    path = directory / name
+    content = read_source(directory, name, max_bytes=MAX_JSON_BYTES)
+    try:
+        table = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: is torn or no JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise ModelError(f"{path}: is no JSON object")
+    return table
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in table if names.count(name) > 1)
+        raise ValueError(f"`{twice}` occurs twice")
+    return table

@@ -1,0 +1,239 @@
+"""Whether a model computes elsewhere what it computes here, shown on sentences."""
+
+# B segments, S source pieces, T target pieces with </s>, V vocabulary
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.errors import ModelError
+from tfm_cli.interop import ctranslate2_runtime, hugging_face_runtime
+from tfm_cli.interop.ctranslate2_export import num_positions
+from tfm_cli.interop.our_side import OurSide
+from tfm_cli.interop.probe import probe_lines
+from tfm_cli.interop.runtime import Ids, Runtime
+from tfm_cli.model_dir import TrainedModel
+from tfm_cli.tokenizer import Tokenizer
+
+__all__ = [
+    "Verification", "compare", "kept_translations", "probe_lines", "verify_ctranslate2",
+    "verify_hugging_face",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4  # between logits, and between scores of translations that are as good as equal
+BEAM_SIZE = 4
+_BATCH = 16
+_MOST_PIECES = 100  # of a source or a translation: enough to show a difference
+_LONGEST_TARGET = 16  # of those that are given
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was compared, and how close it was."""
+
+    against: str  # the other program
+    lines: int
+    difference: float  # the largest between two logits
+    near_ties: int  # translations that differ but are equally good
+    unfinished: int  # lines whose beams met the longest length, where programs differ by design
+
+    def __str__(self) -> str:
+        told = (
+            f"verified with {self.against} on {self.lines} lines: logits at most "
+            f"{self.difference:.1e} apart, same greedy and beam-{BEAM_SIZE} pieces"
+        )
+        if self.near_ties:
+            told += f" but for {self.near_ties} near ties"
+        return told + (f", {self.unfinished} beams without an end" if self.unfinished else "")
+
+
+def verify_hugging_face(
+    model: TrainedModel, directory: Path, lines: Sequence[str]
+) -> Verification | None:
+    """Compare a model with what `transformers` makes of a Marian directory.
+
+    Special ids are the model's, so that the directory may be anybody's.
+
+    Args:
+        model: on the CPU.
+        directory: `config.json`, `model.safetensors` and what MarianTokenizer needs.
+        lines: what to compare on; blank ones are left out.
+
+    Returns:
+        None, and a warning is logged, where `transformers` is not installed.
+
+    Raises:
+        ModelError: they differ; names the line and the piece, what was found and what was wanted.
+    """
+    if not hugging_face_runtime.is_installed():
+        logger.warning("not verified: transformers is not installed")
+        return None
+    runtime = hugging_face_runtime.HuggingFaceRuntime(directory, model.tokenizers)
+    return compare(model, runtime, lines)
+
+
+def verify_ctranslate2(
+    model: TrainedModel, directory: Path, lines: Sequence[str]
+) -> Verification | None:
+    """Compare a model with what CTranslate2 makes of its export in single precision.
+
+    Arguments and errors are those of `verify_hugging_face`.
+    """
+    if not ctranslate2_runtime.is_installed():
+        logger.warning("not verified: ctranslate2 is not installed")
+        return None
+    runtime = ctranslate2_runtime.CTranslate2Runtime(
+        directory, model.tokenizers, most_pieces=num_positions(model) - 2
+    )
+    return compare(model, runtime, lines)
+
+
+@torch.inference_mode()
+def kept_translations(
+    model: TrainedModel, directory: Path, lines: Sequence[str]
+) -> tuple[int, int]:
+    """How many lines a quantised CTranslate2 export still translates as the model does, of all."""
+    runtime = ctranslate2_runtime.CTranslate2Runtime(
+        directory, model.tokenizers, most_pieces=num_positions(model) - 2, compute_type="default"
+    )
+    us = OurSide(model, bans_before_softmax=runtime.bans_before_softmax)
+    sources = _sources(model.tokenizers.source, runtime, lines)
+    limit = _limit(sources, runtime)
+    kept = 0
+    for start in range(0, len(sources), _BATCH):
+        batch = sources[start : start + _BATCH]
+        wanted = us.search(batch, beam_size=BEAM_SIZE, limit=limit)
+        found = runtime.search(batch, beam_size=BEAM_SIZE, limit=limit)
+        kept += sum(
+            ours[0].ids == theirs[:limit] for ours, theirs in zip(wanted, found, strict=True)
+        )
+    return kept, len(sources)
+
+
+@torch.inference_mode()
+def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Verification:
+    """Run both sides on the lines: ids of the source, logits for given targets, both searches.
+
+    Raises:
+        ModelError: they differ; names the line and the piece, what was found and what was wanted.
+    """
+    lines = [line for line in lines if line.strip()]
+    source, target = model.tokenizers.source, model.tokenizers.target
+    us = OurSide(model, bans_before_softmax=runtime.bans_before_softmax)
+    _compare_source_ids(source, runtime, lines)
+    sources = _sources(source, runtime, lines)
+    limit = _limit(sources, runtime)
+    chance = random.Random(1)
+    difference, near_ties, unfinished = 0.0, 0, 0
+    for start in range(0, len(sources), _BATCH):
+        batch = sources[start : start + _BATCH]
+        targets = [_drawn_target(target, chance)[: runtime.most_pieces] for _ in batch]
+        apart = runtime.differences(batch, targets, us.logits(batch, targets))
+        for row, line_apart in enumerate(apart):
+            pieces = [target.pieces[index] for index in (*targets[row], target.eos_id)]
+            _refuse_if_apart(runtime, start + row + 1, pieces, line_apart)
+            difference = max(difference, float(line_apart.max()))
+        for beam_size in (1, BEAM_SIZE):
+            wanted = us.search(batch, beam_size=beam_size, limit=limit)
+            found = runtime.search(batch, beam_size=beam_size, limit=limit)
+            for row, (ours, theirs) in enumerate(zip(wanted, found, strict=True)):
+                # A beam that meets the limit is ended in another way by each program.
+                if beam_size > 1 and any(len(hypothesis.ids) >= limit for hypothesis in ours):
+                    unfinished += 1
+                elif ours[0].ids != theirs[:limit]:
+                    gap = _gap(us, batch[row], ours[0], theirs[:limit], target.eos_id, beam_size)
+                    if abs(gap) >= TOLERANCE:
+                        place = f"probe line {start + row + 1}, beam {beam_size}"
+                        raise _other_pieces(runtime, target, place, ours[0].ids, theirs, gap)
+                    near_ties += 1
+    return Verification(runtime.name, len(sources), difference, near_ties, unfinished)
+
+
+def _gap(
+    us: OurSide, source: Ids, ours: Hypothesis, theirs: Ids, eos_id: int, beam_size: int
+) -> float:
+    """How much better our model likes our translation than theirs, in logits or in scores."""
+    if beam_size > 1:
+        return ours.score - us.score(source, theirs)
+    # Greedy search goes its own way from the first piece that differs.
+    place = _first_difference(ours.ids, theirs)
+    logits = us.logits([source], [theirs])[0][place]  # (V,)
+    return float(logits[(*ours.ids, eos_id)[place]] - logits[(*theirs, eos_id)[place]])
+
+
+def _refuse_if_apart(runtime: Runtime, line: int, pieces: Sequence[str], apart: Tensor) -> None:
+    # What is no number is not at most anything, and `argmax` finds it first.
+    worst = int(apart.argmax())
+    if not float(apart[worst]) <= TOLERANCE:
+        place = f"probe line {line}, piece {worst + 1} (`{pieces[worst]}`)"
+        told = f"found logits {float(apart[worst]):.2g} apart, wanted at most {TOLERANCE:g}"
+        raise _mismatch(runtime, place, told)
+
+
+def _compare_source_ids(tokenizer: Tokenizer, runtime: Runtime, lines: Sequence[str]) -> None:
+    # Elsewhere a special piece that is spelled out in a text is taken for itself, and so is what
+    # looks like a language tag at its start, whether the model knows such tags or not.
+    ids = {tokenizer.eos_id, tokenizer.unk_id, tokenizer.start_id, *tokenizer.banned_ids}
+    special = [tokenizer.pieces[index] for index in ids]
+    plain = [
+        (number, line)
+        for number, line in enumerate(lines, 1)
+        if not any(piece in line for piece in special)
+        and not (line.startswith(">>") and tokenizer.vocabulary is None)
+    ]
+    found = runtime.encode([line for _, line in plain])
+    if found is None:
+        return
+    wanted = tokenizer.encode([line for _, line in plain])
+    for (number, _), theirs, ours in zip(plain, found, wanted, strict=True):
+        if theirs != tuple(ours):
+            place = f"probe line {number}, piece {_first_difference(ours, theirs) + 1}"
+            raise _mismatch(runtime, place, f"found ids {list(theirs)}, wanted {ours}")
+
+
+def _sources(tokenizer: Tokenizer, runtime: Runtime, lines: Sequence[str]) -> list[Ids]:
+    longest = min(_MOST_PIECES, runtime.most_pieces)
+    return [tuple(ids[:longest]) for ids in tokenizer.encode(lines) if ids]
+
+
+def _limit(sources: Sequence[Ids], runtime: Runtime) -> int:
+    longest = max(map(len, sources), default=0)
+    return min(2 * longest + 10, _MOST_PIECES, runtime.most_pieces)
+
+
+def _drawn_target(tokenizer: Tokenizer, chance: random.Random) -> Ids:
+    """Any pieces that may be written, so that the whole vocabulary has a chance."""
+    kept_out = {tokenizer.eos_id, *tokenizer.banned_ids}
+    usable = [index for index in range(tokenizer.vocab_size) if index not in kept_out]
+    return tuple(chance.choices(usable, k=chance.randint(0, _LONGEST_TARGET)))
+
+
+def _other_pieces(
+    runtime: Runtime, target: Tokenizer, place: str, ours: Ids, theirs: Ids, gap: float
+) -> ModelError:
+    index = _first_difference(ours, theirs)
+    wanted, found = (target.pieces[(*ids, target.eos_id)[index]] for ids in (ours, theirs))
+    told = f"found `{found}`, wanted `{wanted}`, whose translation scores {gap:.2g} more"
+    return _mismatch(runtime, f"{place}, piece {index + 1}", told)
+
+
+def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    same = (a == b for a, b in zip(ours, theirs, strict=False))
+    return next(
+        (place for place, equal in enumerate(same) if not equal), min(len(ours), len(theirs))
+    )
+
+
+def _mismatch(runtime: Runtime, place: str, told: str) -> ModelError:
+    return ModelError(
+        f"{runtime.name} does not compute what tfm computes: {place}: {told}",
+        hint="please report it together with the model's `config.json`; nothing was written",
+    )
