@@ -17,6 +17,12 @@ pytestmark = QUIET
 Save = Callable[[TrainedModel], Path]
 
 
+@pytest.fixture(autouse=True)
+def _few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verification takes long."""
+    monkeypatch.setattr("tfm_cli.interop.probe.NUM_LINES", 6)
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
     """`save(model)`: the path of its model directory."""
