@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.interop.others import LIMIT, ctranslate2, pieces, translations
-from tests.interop.random_models import lines, random_model, random_tokenizers
+from tests.interop.random_models import lines, random_model, random_tokenizers, slow_after
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ConfigError, ResourceError
@@ -38,7 +38,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", slow_after(4, SHAPES), ids=str)
 def test_what_ctranslate2_loads_computes_and_finds_the_same(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:

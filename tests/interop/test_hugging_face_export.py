@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from tests.interop.others import LIMIT, QUIET, hugging_face, translations
-from tests.interop.random_models import TAG, lines, random_model, random_tokenizers
+from tests.interop.random_models import TAG, lines, random_model, random_tokenizers, slow_after
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ConfigError
@@ -39,7 +39,7 @@ def written(directory: Path, name: str) -> Any:
     return json.loads((directory / name).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, {"renormalize": True}], ids=str)
+@pytest.mark.parametrize("shape", slow_after(3, [*SHAPES, {"renormalize": True}]), ids=str)
 def test_what_hugging_face_loads_computes_and_finds_the_same(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -92,7 +92,12 @@ def test_logits_are_those_of_transformers(tmp_path: Path, shape: str) -> None:
 
 @pytest.mark.parametrize(
     ("beam_size", "early_stopping", "renormalize"),
-    [(1, False, False), (4, True, False), (4, False, False), (4, False, True)],
+    [
+        (1, False, False),
+        (4, False, True),
+        pytest.param(4, True, False, marks=pytest.mark.slow),
+        pytest.param(4, False, False, marks=pytest.mark.slow),
+    ],
 )
 def test_translations_and_scores_are_those_of_generate(
     tmp_path: Path, beam_size: int, early_stopping: bool, renormalize: bool

@@ -14,7 +14,7 @@ from tests.interop.marian_directories import (
     without_padding_row,
     write_marian_directory,
 )
-from tests.interop.random_models import lines, random_tokenizers
+from tests.interop.random_models import lines, random_tokenizers, slow_after
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.foreign import ImportedModel
@@ -83,7 +83,7 @@ def directory(tmp_path: Path) -> Path:
     return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", slow_after(1, SHAPES))
 def test_logits_are_those_of_the_model_that_was_written(tmp_path: Path, shape: str) -> None:
     kind, settings, options = SHAPES[shape]
     theirs, pair = marian_model(kind, **settings)
