@@ -2,6 +2,7 @@ import errno
 import os
 import pty
 import stat
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, check_writable, remove_directory
 
 
@@ -237,3 +238,36 @@ def test_closed_standard_output_is_told_beforehand(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(ResourceError, match="standard output: cannot be written: it is closed"):
         check_writable("-")
+
+
+def test_what_killed_processes_left_of_a_folder_is_swept_out(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    swept = [f".folder.{gone.pid}.part", f".folder.{gone.pid}.trash"]
+    kept = [f".folder.{os.getppid()}.part", f".other.{gone.pid}.part", f".folder.{gone.pid}.parts",
+            f".folderx.{gone.pid}.part", ".folder.part", ".folder.x.part", "folder.1.part",
+            f".folder.{'9' * 30}.part"]  # fmt: skip
+    for name in swept + kept:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    (tmp_path / f".folder.{gone.pid + 1}.part").symlink_to("elsewhere")
+
+    with atomic_directory(tmp_path / "folder") as aside:
+        (aside / "one").touch()
+        assert not any((tmp_path / name).exists() for name in swept)
+
+    assert names(tmp_path) == sorted([*kept, "folder", f".folder.{gone.pid + 1}.part"])
+    assert all((tmp_path / name / "weights").exists() for name in kept)
+
+
+def test_errors_name_the_folder_and_not_where_it_is_written_aside(tmp_path: Path) -> None:
+    def fail(aside: Path) -> None:
+        raise ModelError(f"{aside / 'one'}: is torn", hint="look at it")
+
+    with (
+        pytest.raises(ModelError, match=f"^{tmp_path / 'folder' / 'one'}: is torn$") as caught,
+        atomic_directory(tmp_path / "folder") as aside,
+    ):
+        fail(aside)
+
+    assert caught.value.hint == "look at it"

@@ -6,13 +6,14 @@ file or the new one.
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import ResourceError, TfmError
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -105,12 +106,16 @@ def _replacing(place: Path) -> Iterator[BinaryIO]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when all in it was written and synced.
 
+    What killed processes left of their attempts at the same folder is swept out. Messages of
+    errors in between name the folder, not where it is written aside.
+
     Raises:
         ResourceError: it could not be written; a folder that stood under the name is untouched.
     """
     aside = _aside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         yield aside
@@ -122,7 +127,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         aside.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise ResourceError(f"{path}: cannot be written: {reason}") from error
+    except TfmError as error:
+        error.args = (str(error).replace(str(aside), str(path)),)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -138,6 +147,26 @@ def remove_directory(path: Path) -> None:
 def _aside(place: Path, kind: str = "part") -> Path:
     # The longest name a file can have leaves no room for more, so it is cut.
     return place.with_name(f".{place.name[:50]}.{os.getpid()}.{kind}")
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders that killed processes left beside a folder they were to write."""
+    pattern = re.compile(re.escape(f".{place.name[:50]}.") + r"([0-9]{1,9})\.(?:part|trash)")
+    with contextlib.suppress(OSError):  # such as where nothing may be listed: then it stays
+        for path in place.parent.iterdir():
+            found = pattern.fullmatch(path.name)
+            if found and not _is_running(int(found[1])) and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # which leaves a file alone
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _sync_directory(path: Path) -> None:

@@ -85,3 +85,13 @@ def test_missing_source_is_told(tmp_path: Path, run_tfm: RunTfm) -> None:
 
     assert result.code == 3
     assert "there is no such directory, and it is no name of the Hub" in result.err
+
+
+def test_positions_are_of_an_npz_only(source: Path, tmp_path: Path, run_tfm: RunTfm) -> None:
+    arguments = ["import", str(source), "-o", str(tmp_path / "model"), "--positions", "marian"]
+
+    result = run_tfm(arguments)
+
+    assert result.code == 2
+    assert "`--positions` says nothing of it" in result.err
+    assert "hint: leave out `--positions`" in result.err

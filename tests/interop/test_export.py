@@ -189,8 +189,16 @@ def test_a_foreign_directory_is_never_replaced(
     with pytest.raises(ConfigError, match=r"holds what no such export has: `vocab\.json`"):
         export_model(model, tmp_path / "out", to="hf", overwrite=True)
 
+    mine = tmp_path / "mine" / "config.json"
+    mine.parent.mkdir()
+    mine.write_text("my precious")
+    for to in ("hf", "ctranslate2"):
+        with pytest.raises(ConfigError, match=r"holds what no such export has: `config\.json`"):
+            export_model(model, mine.parent, to=to, overwrite=True)
+
     assert sorted(path.name for path in model.iterdir()) == before
     assert folder.is_dir()
+    assert mine.read_text() == "my precious"
 
 
 def test_an_empty_directory_is_filled_and_a_link_stays_one(

@@ -52,6 +52,10 @@ MARIAN: dict[str, tuple[Damage, str]] = {
         npz_with("evil", array_bytes(np.array([{}], dtype=object))), "`evil` is a pickle of objects"
     ),
     "text": (npz_with("evil", array_bytes(np.array(["a"]))), "`evil` has type <U1, wanted numbers"),
+    "long numbers": (
+        npz_with("evil", array_bytes(np.ones(2, dtype=np.longdouble))),
+        f"`evil` has type {np.dtype(np.longdouble)}, wanted float16, float32 or float64",
+    ),
     "no array": (npz_with("evil", b"what"), "`evil` is torn or no array"),
     "huge shape": (
         npz_with("evil", header_of("(1099511627776, 16)")), "says it has shape (1099511627776, 16)"

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tfm_cli.errors import DataError, ResourceError
@@ -51,3 +53,67 @@ def test_without_the_extra_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPat
         hub.download("a/b", allow_pickle=False)
 
     assert "tfm-cli[hf]" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("Helsinki-NLP/opus-mt-en-de", True),
+        ("a/b_1.c", True),
+        (f"a/{'b' * 96}", True),
+        (f"a/{'b' * 97}", False),
+        ("a/b..c", False),
+        ("a/b--c", False),
+        ("a/b.git", False),
+        ("a/-b", False),
+        ("a/b-", False),
+        ("a/.b", False),
+        ("a-/b", False),
+        ("a/b/c", False),
+    ],
+)
+def test_names_are_those_that_the_hub_allows(name: str, is_one: bool) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    if is_one:
+        validate_repo_id(name)
+    else:
+        with pytest.raises(HFValidationError):
+            validate_repo_id(name)
+    assert hub.is_hub_name(name) is is_one
+
+
+def test_name_that_the_library_refuses_is_told() -> None:
+    with pytest.raises(DataError, match=r"a/b..c: cannot be downloaded: Cannot have -- or \.\."):
+        hub.download("a/b..c", allow_pickle=False)
+
+
+@pytest.mark.parametrize(
+    "error", [json.JSONDecodeError("Expecting value", "<html>", 0), TypeError("no list"),
+              KeyError("sha"), AttributeError("get")],
+)  # fmt: skip
+def test_what_answers_in_the_hubs_place_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def answered(name: str, *, allow_patterns: list[str]) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answered)
+
+    with pytest.raises(ResourceError, match=r"what answered in the Hub's place is not the Hub"):
+        hub.download("a/b", allow_pickle=False)
+
+
+def test_broken_connection_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    client_error: type[Exception] = HfHubHTTPError.__mro__[1]
+
+    def broken(name: str, *, allow_patterns: list[str]) -> str:
+        raise client_error("the peer closed the connection")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+
+    with pytest.raises(ResourceError, match="cannot be downloaded: the peer closed"):
+        hub.download("a/b", allow_pickle=False)

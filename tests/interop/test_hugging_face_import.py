@@ -1,11 +1,9 @@
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -21,7 +19,6 @@ from tfm_cli.errors import ModelError
 from tfm_cli.interop.foreign import ImportedModel
 from tfm_cli.interop.hugging_face_export import hugging_face_tensors
 from tfm_cli.interop.hugging_face_import import read_hugging_face
-from tfm_cli.model.positions import marian_sinusoids
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -151,94 +148,6 @@ def test_translations_and_scores_are_those_of_generate(
             score = float(wanted.sequences_scores[row])
             assert hypotheses[0].score == pytest.approx(score, abs=1e-5)
     assert len(compared) > 15
-
-
-def rewritten(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def test_no_bias_is_made_of_zeros(directory: Path) -> None:
-    rewritten(directory, lambda tensors: tensors["final_logits_bias"].zero_())
-
-    imported = read_hugging_face(directory, allow_pickle=False)
-
-    assert imported.config.model.output_bias is False
-
-
-def test_half_precision_is_widened_and_told(directory: Path) -> None:
-    def halve(tensors: dict[str, Tensor]) -> None:
-        tensors.update({name: tensor.half() for name, tensor in tensors.items()})
-
-    rewritten(directory, halve)
-    imported = read_hugging_face(directory, allow_pickle=False)
-
-    assert all(tensor.dtype == torch.float32 for tensor in imported.weights.values())
-    assert imported.notes == ("weights stored as float16 are kept as float32",)
-
-
-def test_copies_of_what_is_tied_may_be_there(directory: Path) -> None:
-    before = read_hugging_face(directory, allow_pickle=False)
-
-    def copy(tensors: dict[str, Tensor]) -> None:
-        shared = tensors.pop("model.shared.weight")
-        tensors["lm_head.weight"] = shared.clone()
-        tensors["model.encoder.embed_tokens.weight"] = shared.clone()
-
-    rewritten(directory, copy)
-    after = read_hugging_face(directory, allow_pickle=False)
-
-    assert_close(after.weights, before.weights, rtol=0, atol=0)
-
-
-def test_copies_that_differ_are_refused(directory: Path) -> None:
-    def add(tensors: dict[str, Tensor]) -> None:
-        tensors["lm_head.weight"] = tensors["model.shared.weight"] + 1
-
-    rewritten(directory, add)
-
-    with pytest.raises(ModelError, match=r"lm_head.weight: differs from model.shared.weight"):
-        read_hugging_face(directory, allow_pickle=False)
-
-
-@pytest.mark.parametrize("kind", ["sinusoidal_halves", "sinusoidal_marian"])
-def test_stored_positions_are_known_again(directory: Path, kind: str) -> None:
-    theirs = transformers.MarianMTModel.from_pretrained(directory)
-    table = theirs.model.encoder.embed_positions.weight.detach().clone()
-    if kind == "sinusoidal_marian":
-        table = marian_sinusoids(torch.arange(64), 16)
-
-    def store(tensors: dict[str, Tensor]) -> None:
-        for side in ("encoder", "decoder"):
-            tensors[f"model.{side}.embed_positions.weight"] = table.clone()
-
-    rewritten(directory, store)
-
-    assert read_hugging_face(directory, allow_pickle=False).config.model.positions == kind
-
-
-def test_other_positions_are_refused_by_name(directory: Path) -> None:
-    def store(tensors: dict[str, Tensor]) -> None:
-        tensors["model.encoder.embed_positions.weight"] = torch.ones(64, 16)
-
-    rewritten(directory, store)
-
-    with pytest.raises(ModelError, match=r"encoder.embed_positions.weight holds no sinusoids"):
-        read_hugging_face(directory, allow_pickle=False)
-
-
-def test_two_kinds_of_positions_are_refused(directory: Path) -> None:
-    def store(tensors: dict[str, Tensor]) -> None:
-        tensors["model.encoder.embed_positions.weight"] = marian_sinusoids(torch.arange(64), 16)
-        theirs = transformers.MarianMTModel.from_pretrained(directory).model.decoder
-        tensors["model.decoder.embed_positions.weight"] = theirs.embed_positions.weight.detach()
-
-    rewritten(directory, store)
-
-    with pytest.raises(ModelError, match="has two kinds of positions, sinusoidal_marian in model"):
-        read_hugging_face(directory, allow_pickle=False)
 
 
 def test_pickle_is_read_only_if_that_is_allowed(directory: Path) -> None:

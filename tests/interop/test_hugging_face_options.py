@@ -48,6 +48,49 @@ def test_without_a_generation_config_the_config_says_it(directory: Path) -> None
     assert imported.tokenizers.target.banned_ids == (1,)  # the end is never banned
 
 
+def test_sizes_that_are_none_are_told_of_alone(directory: Path) -> None:
+    changed_json(directory / "config.json", vocab_size=10_000_000, decoder_vocab_size=None)
+
+    with pytest.raises(ModelError) as caught:
+        read_hugging_face(directory, allow_pickle=False)
+
+    assert str(caught.value).split("\n  ")[1:] == [
+        "config.json: `vocab_size` must be between 2 and 1000000, got `10000000`"
+    ]
+
+
+def test_end_that_is_none_is_told_of_alone(directory: Path) -> None:
+    changed_json(directory / "generation_config.json", eos_token_id="end", forced_eos_token_id=None)
+    changed_json(directory / "config.json", eos_token_id=None)
+
+    with pytest.raises(ModelError) as caught:
+        read_hugging_face(directory, allow_pickle=False)
+
+    assert str(caught.value).split("\n  ")[1:] == [
+        "generation_config.json: `eos_token_id` is `end`, wanted one id"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"max_length": 512}, "`max_length` of `512` is left out: translations may have 511 pieces "
+                              "there; here 3 for each source piece and 10"),
+        ({"max_new_tokens": 64, "max_length": 512},
+         "`max_new_tokens` of `64` is left out: translations may have 64 pieces there; "
+         "here 3 for each source piece and 10"),
+        ({"max_length": 20}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_longest_translation_is_told_of(
+    directory: Path, changes: dict[str, Any], note: str | None
+) -> None:
+    changed_json(directory / "generation_config.json", **changes)
+
+    assert read_hugging_face(directory, allow_pickle=False).notes == ((note,) if note else ())
+
+
 def test_two_names_for_one_number_must_agree(directory: Path) -> None:
     changed_json(directory / "config.json", num_hidden_layers=5)
 
@@ -86,6 +129,8 @@ def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
         ({"encoder_layers": "two"}, "`encoder_layers` must be a whole number"),
         ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"eos_token_id": 2}, "`eos_token_id` is 0 in generation_config.json and 2 in config.json"),
+        ({"attention_dropout": "\x1b"}, "`attention_dropout` must be a number, got `\x1b`"),
+        ({"decoder_layerdrop": [1]}, "`decoder_layerdrop` must be a number, got"),
         ({"tfm_positions": "spiral"}, "`tfm_positions` is `spiral`"),
         ({"tfm_positions": "sinusoidal_marian"}, "but these are not stored"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config` is"),
@@ -109,7 +154,7 @@ def test_config_that_cannot_be_had_is_refused(
         ({"early_stopping": "never"}, "`early_stopping` must be true or false, got `never`"),
         ({"eos_token_id": [0, 1]}, "wanted one id"),
         ({"bad_words_ids": [[3, 4]]}, "wanted single ids"),
-        ({"bad_words_ids": [[999]]}, "`bad_words_ids 1` is 999, wanted below"),
+        ({"bad_words_ids": [[999]]}, "generation_config.json: `bad_words_ids` has the id 999"),
         ({"num_beams": 0}, "`num_beams` must be at least 1, got 0"),
         ({"forced_eos_token_id": 3}, "`forced_eos_token_id` is `3`, wanted `eos_token_id`"),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.interop.damage import copied
 from tfm_cli.errors import ModelError
 from tfm_cli.interop import importing
 from tfm_cli.interop.hugging_face_import import read_hugging_face
@@ -83,3 +84,46 @@ def test_probe_is_what_is_compared_on(
     import_model(str(hugging_face), tmp_path / "model", probe=probe)
 
     assert any("on 3 lines" in message for message in told)
+
+
+def test_archive_in_another_order_of_bytes_is_verified(
+    marian: Path, tmp_path: Path, told: list[str], probe: Path
+) -> None:
+    pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
+    import numpy as np
+
+    source = copied(marian, tmp_path / "source")
+    arrays = {
+        name: array if array.dtype == np.int8 else array.astype(array.dtype.newbyteorder())
+        for name, array in np.load(source / "model.npz").items()
+    }
+    np.savez(source / "model.npz", **arrays)
+
+    import_model(str(source), tmp_path / "model", probe=probe)
+
+    assert any(message.startswith("verified with CTranslate2") for message in told)
+
+
+def test_vocabulary_with_a_mark_of_its_encoding_is_verified(
+    marian: Path, tmp_path: Path, told: list[str], probe: Path
+) -> None:
+    pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
+    source = copied(marian, tmp_path / "source")
+    for name in ("opus.vocab.yml", "decoder.yml"):
+        (source / name).write_bytes(b"\xef\xbb\xbf" + (source / name).read_bytes())
+
+    import_model(str(source), tmp_path / "model", probe=probe)
+
+    assert any(message.startswith("verified with CTranslate2") for message in told)
+
+
+def test_json_with_a_mark_of_its_encoding_is_verified(
+    hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
+) -> None:
+    source = copied(hugging_face, tmp_path / "source")
+    for path in source.glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    import_model(str(source), tmp_path / "model", probe=probe)
+
+    assert any(message.startswith("verified with transformers") for message in told)

@@ -116,14 +116,14 @@ def test_ctranslate2_says_what_tfm_translates(
     tokenizers = load_tokenizers(model, load_config(model))
     pieces = tokenizers.source.encode_pieces(source)
 
-    # A penalty would be on the number of pieces without </s>, which is that of no other program.
     results = translator.translate_batch(
-        pieces, beam_size=beam_size, length_penalty=0, max_batch_size=_BATCH,
-        max_decoding_length=_LONGEST,
+        pieces, beam_size=beam_size, length_penalty=1, max_batch_size=_BATCH,
+        min_decoding_length=0, max_decoding_length=_LONGEST,
     )  # fmt: skip
     found = tokenizers.target.decode_pieces([result.hypotheses[0] for result in results])
 
-    wanted = translated(model, source, beam_size=beam_size, length_penalty=0.0)
+    # It stops at the count of finished hypotheses, and knows no other way.
+    wanted = translated(model, source, beam_size=beam_size, early_stopping=True)
     assert_same(found, wanted, reference)
 
 

@@ -1,6 +1,5 @@
 import collections
 import dataclasses
-import gzip
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,27 +11,20 @@ from torch import Tensor
 
 from tests.interop.others import QUIET
 from tests.interop.random_models import TAG, lines, random_model
-from tfm_cli.config import TokenizerConfig
-from tfm_cli.corpus.sample import sample_path
-from tfm_cli.errors import DataError, ModelError, ResourceError
-from tfm_cli.interop import probe
+from tfm_cli.errors import ModelError
+from tfm_cli.interop import hugging_face_runtime
 from tfm_cli.interop.ctranslate2_export import write_ctranslate2
 from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.our_side import OurSide
+from tfm_cli.interop.probe import probe_lines
 from tfm_cli.interop.runtime import Ids
 from tfm_cli.interop.verification import (
     Verification,
     compare,
-    kept_translations,
-    probe_lines,
     verify_ctranslate2,
     verify_hugging_face,
 )
 from tfm_cli.model_dir import TrainedModel
-from tfm_cli.text import open_lines
-from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.tokenizer_training import train_tokenizer
 
 pytestmark = QUIET
 
@@ -89,8 +81,15 @@ def test_what_was_found_fits_a_line() -> None:
         "verified with transformers 5.0 on 24 lines: logits at most 2.0e-06 apart, "
         "same greedy and beam-4 pieces"
     )
-    more = dataclasses.replace(plain, near_ties=2, unfinished=3)
-    assert str(more) == f"{plain} but for 2 near ties, 3 beams without an end"
+    assert str(dataclasses.replace(plain, near_ties=2)) == f"{plain} (but for 2 near ties)"
+    assert str(dataclasses.replace(plain, unfinished=3)).endswith(
+        "same greedy pieces, same beam-4 pieces on the 21 whose beams end"
+    )
+    # Nothing is claimed of what was not compared.
+    assert str(dataclasses.replace(plain, lines=1, unfinished=1)) == (
+        "verified with transformers 5.0 on 1 line: logits at most 2.0e-06 apart, "
+        "same greedy pieces; no beam of 4 ends, so none was compared"
+    )
 
 
 def test_other_ids_of_a_source_are_a_mismatch() -> None:
@@ -278,82 +277,15 @@ def test_a_directory_that_ctranslate2_does_not_load_is_told(tmp_path: Path) -> N
         verify_ctranslate2(random_model(), tmp_path, ["a"])
 
 
-def test_coarse_weights_keep_most_translations(tmp_path: Path) -> None:
-    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
-    model = random_model()
-    write_ctranslate2(tmp_path, model, quantization="float16")
+def test_an_installation_that_cannot_be_used_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ImportError("huggingface-hub>=9 is required\nand more")
 
-    kept, total = kept_translations(model, tmp_path, [*lines(20), ""])
+    monkeypatch.setattr(hugging_face_runtime, "is_installed", lambda: True)
+    monkeypatch.setattr(hugging_face_runtime, "HuggingFaceRuntime", refuse)
 
-    assert total == 20
-    assert 10 <= kept <= 20
+    assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
 
-
-def test_the_lines_of_a_file_are_the_probe(tmp_path: Path) -> None:
-    for name, content in (("a.txt", b"the cat\n\n a mat\n"), ("b.gz", gzip.compress(b"the cat"))):
-        (tmp_path / name).write_bytes(content)
-
-    model = random_model()
-
-    assert probe_lines(model, tmp_path / "a.txt", seed=1) == ["the cat", " a mat"]
-    assert probe_lines(model, tmp_path / "b.gz", seed=1) == ["the cat"]
-
-
-def test_a_file_without_lines_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\n \n")
-
-    with pytest.raises(DataError, match=r"a\.txt: has no line to verify the model with"):
-        probe_lines(random_model(), tmp_path / "a.txt", seed=1)
-    with pytest.raises(DataError, match="cannot be read"):
-        probe_lines(random_model(), tmp_path / "b.txt", seed=1)
-
-
-def test_a_model_that_asks_for_tags_gets_them(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(f"the cat\n{TAG} a\n>>xyz<< a\n".encode())
-    model = random_model(tokenizers="shared")
-
-    found = probe_lines(model, tmp_path / "a.txt", seed=1)
-
-    assert found == [f"{TAG} the cat", f"{TAG} a", f"{TAG} >>xyz<< a"]
-    assert all(line.startswith(f"{TAG} ") for line in probe_lines(model, None, seed=1))
-
-
-def test_pieces_that_fit_no_sample_are_drawn_and_never_special() -> None:
-    model = random_model(tokenizers="shared")
-
-    found = probe_lines(model, None, seed=1)
-
-    assert found == probe_lines(model, None, seed=1) != probe_lines(model, None, seed=2)
-    assert 12 <= len(found) <= probe.NUM_LINES
-    source = model.tokenizers.source
-    ids = [index for row in source.encode(found) for index in row]
-    assert source.unk_id not in ids
-    assert source.eos_id not in ids
-
-
-def sample_model(name: str) -> TrainedModel:
-    """A model whose pieces were learned from a file of the sample corpus."""
-    with open_lines(sample_path(name)) as reader:
-        config = TokenizerConfig(vocab_size=300, byte_fallback=False)
-        pair = TokenizerPair.joint(Tokenizer(train_tokenizer(reader, config, seed=1)))
-    return dataclasses.replace(random_model(), tokenizers=pair)
-
-
-@pytest.mark.parametrize("language", ["en", "fr"])
-def test_a_model_for_a_sample_language_gets_its_sentences(language: str) -> None:
-    model = sample_model(f"valid.{language}")
-
-    found = probe_lines(model, None, seed=1)
-
-    text = Path(sample_path(f"test.{language}")).read_text("utf-8").split("\n")
-    assert found == text[: probe.NUM_LINES]
-
-
-def test_without_the_sample_corpus_pieces_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise ResourceError("not installed")
-
-    model = sample_model("valid.en")
-    monkeypatch.setattr(probe, "sample_path", missing)
-
-    assert len(probe_lines(model, None, seed=1)) > 12
+    assert told == ["not verified: transformers cannot be used: huggingface-hub>=9 is required"]

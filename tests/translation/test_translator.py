@@ -244,6 +244,20 @@ def test_language_tag_reaches_the_model_as_one_piece(multilingual: Translator, e
     assert ids[0] == multilingual._tokenizers.source.pieces.index(">>deu<<")
 
 
+def test_each_part_of_an_over_long_line_says_its_target_language(
+    multilingual: Translator, echo: Echo
+) -> None:
+    tag = multilingual._tokenizers.source.pieces.index(">>deu<<")
+    (whole,) = multilingual._tokenizers.source.encode([">>deu<< " + "one two. " * 100])
+
+    list(multilingual.translate([">>deu<< " + "one two. " * 100]))
+
+    parts = [list(ids) for batch in echo.batches for ids in batch]
+    assert len(parts) > 2
+    assert all(part[0] == tag and len(part) <= 256 for part in parts)
+    assert sum(len(part) - 1 for part in parts) == len(whole) - 1
+
+
 def test_missing_and_unknown_language_tags_are_told_once_each(
     multilingual: Translator, told: list[str]
 ) -> None:

@@ -30,12 +30,12 @@ def import_model(
         ),
     ] = False,
     positions: Annotated[
-        Literal["marian", "halves"],
+        Literal["marian", "halves"] | None,
         typer.Option(
-            help="Position encodings of an `.npz`: those of Marian itself, or those that "
-            "conversions to Hugging Face and CTranslate2 have."
+            help="Position encodings of an `.npz`: those of Marian itself, as without the flag, "
+            "or those that conversions to Hugging Face and CTranslate2 have."
         ),
-    ] = "marian",
+    ] = None,
     probe: Annotated[
         Path | None,
         typer.Option(

@@ -67,6 +67,9 @@ def translate(
         bool | None,
         flag(SearchConfig, "early_stopping", "--early-stopping/--no-early-stopping"),
     ] = None,
+    renormalize: Annotated[
+        bool | None, flag(SearchConfig, "renormalize", "--renormalize/--no-renormalize")
+    ] = None,
     n_best: Annotated[int | None, flag(SearchConfig, "n_best", "--n-best", "--nbest")] = None,
     sampling: Annotated[
         bool, typer.Option("--sampling", help="Draw each piece by its probability.")
@@ -127,6 +130,7 @@ def translate(
         "length_penalty": length_penalty,
         "length_norm": length_norm,
         "early_stopping": early_stopping,
+        "renormalize": renormalize,
         "n_best": n_best,
         "top_k": top_k,
         "top_p": top_p,

@@ -1,5 +1,6 @@
 """`tfm export`: a model leaves for another toolkit, and appears there only when it was checked."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from tfm_cli.interop import ctranslate2_export, ctranslate2_runtime, hugging_fac
 from tfm_cli.interop.ctranslate2_export import QUANTIZATIONS, write_ctranslate2
 from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.probe import probe_lines
-from tfm_cli.interop.verification import kept_translations, verify_ctranslate2, verify_hugging_face
+from tfm_cli.interop.verification import verify_coarse, verify_ctranslate2, verify_hugging_face
 from tfm_cli.model_dir import TrainedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
     check_writable(output, folder=True)
     entries = sorted(output.iterdir()) if output.is_dir() else []
     foreign = [path.name for path in entries if path.name not in _FILES[to] or not path.is_file()]
+    if entries and not foreign and not _is_export(output, to):
+        foreign = [path.name for path in entries]
     if foreign:
         listed = ", ".join(f"`{name}`" for name in foreign[:3])
         raise ConfigError(
@@ -108,6 +111,19 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
         raise ConfigError(f"{output}: holds an export", hint=hint)
 
 
+def _is_export(directory: Path, to: str) -> bool:
+    """Whether a directory holds a model of the target's kind, as far as its settings tell."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(config, dict):
+        return False
+    if to == "hf":
+        return config.get("model_type") == "marian" and (directory / "model.safetensors").exists()
+    return "decoder_start_token" in config and (directory / "model.bin").exists()
+
+
 def _quantise(
     directory: Path, model: TrainedModel, quantization: str, lines: Sequence[str]
 ) -> None:
@@ -115,8 +131,9 @@ def _quantise(
     for path in directory.iterdir():
         path.unlink()
     write_ctranslate2(directory, model, quantization=quantization)
-    kept, total = kept_translations(model, directory, lines)
-    logger.info("%s: %d of %d lines keep their translation", quantization, kept, total)
+    coarseness = verify_coarse(model, directory, lines)
+    keeps_most = 2 * coarseness.kept >= coarseness.lines
+    logger.log(logging.INFO if keeps_most else logging.WARNING, "%s: %s", quantization, coarseness)
 
 
 def _call(search: SearchConfig) -> str:

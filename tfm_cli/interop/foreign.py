@@ -94,8 +94,8 @@ def assembled(
     dtypes = set()
     for item in wanted:
         tensor = load(item.name)
-        if tensor.dtype not in _FLOATS:
-            wrong.append(f"{item.name}: has type {_type_name(tensor.dtype)}, wanted float32")
+        if complaint := wrong_type(item.name, tensor):
+            wrong.append(complaint)
             continue
         dtypes.add(tensor.dtype)
         tensor = tensor.detach().float()
@@ -113,6 +113,13 @@ def assembled(
         if dtype in dtypes
     ]
     return {name: torch.cat(tensors) for name, tensors in parts.items()}, tuple(notes)
+
+
+def wrong_type(name: str, tensor: Tensor) -> str:
+    """A complaint of a tensor whose values are no usual floating-point numbers; else nothing."""
+    if tensor.dtype in _FLOATS:
+        return ""
+    return f"{name}: has type {_type_name(tensor.dtype)}, wanted float32"
 
 
 def refuse_if_any(complaints: Iterable[str], title: str, *, hint: str | None = None) -> None:

@@ -21,8 +21,10 @@ from tfm_cli.interop.foreign import (
     assembled,
     refuse_if_any,
     wanted_tensors,
+    wrong_type,
 )
-from tfm_cli.interop.hugging_face_options import CONFIG, GENERATION, Options, read_options
+from tfm_cli.interop.hugging_face_options import Options, read_options
+from tfm_cli.interop.hugging_face_reader import CONFIG, GENERATION
 from tfm_cli.interop.hugging_face_vocabulary import read_tokenizers
 from tfm_cli.interop.source_files import has_file, read_json, source_file
 from tfm_cli.interop.width_order import from_halves
@@ -50,8 +52,8 @@ def read_hugging_face(directory: Path, *, allow_pickle: bool) -> ImportedModel:
         allow_pickle: read `pytorch_model.bin` where there is no `model.safetensors`.
 
     Raises:
-        ModelError: a file is missing, torn or hostile; or lists every option and every tensor
-            that a model of ours cannot have.
+        ModelError: a file is torn or hostile; or lists every file that is missing, and every
+            option and every tensor that a model of ours cannot have.
     """
     config = read_json(directory, CONFIG)
     generation = read_json(directory, GENERATION) if has_file(directory, GENERATION) else None
@@ -59,11 +61,14 @@ def read_hugging_face(directory: Path, *, allow_pickle: bool) -> ImportedModel:
     options = read_options(config, generation, complaints)
     tokenizers = read_tokenizers(directory, options, complaints)
     title = f"{directory}: cannot be imported"
-    with _opened(directory, allow_pickle=allow_pickle) as stored:
+    lack, hint = _why_no_weights(directory, allow_pickle=allow_pickle)
+    if lack:
+        refuse_if_any([*complaints, lack], title, hint=hint)
+    with _opened(directory) as stored:
         positions = _positions(stored, options, complaints)
+        has_bias = _has_bias(stored, options.vocab_sizes[1], complaints)
         refuse_if_any(complaints, title)
         assert tokenizers is not None, "what is missing was complained of"
-        has_bias = _BIAS in stored.shapes and bool((stored.load(_BIAS) != 0).any())
         model = ModelConfig(**options.model, positions=positions, output_bias=has_bias)
         weights, notes = _weights(stored, model, tokenizers.vocab_sizes)
     if options.positions == "sinusoidal":
@@ -98,11 +103,13 @@ def _weights(
         if found:
             wanted = [_renamed(item, alike[0], found[0]) for item in wanted]
             first = stored.load(found[0])
-            differing += [
-                f"{name}: differs from {found[0]}, to which {CONFIG} ties it"
-                for name in found[1:]
-                if not torch.equal(first, stored.load(name))
-            ]
+            for name in found[1:]:
+                copy = stored.load(name)
+                complaint = wrong_type(found[0], first) or wrong_type(name, copy)
+                if not complaint and not torch.equal(first, copy):
+                    complaint = f"{name}: differs from {found[0]}, to which {CONFIG} ties it"
+                differing += [complaint] if complaint else []
+    differing = list(dict.fromkeys(differing))
     refuse_if_any(differing, f"{stored.place}: has tensors that contradict {CONFIG}")
     ignored = {_BIAS, *_POSITIONS, *(name for alike in _tied(model) for name in alike)}
     ignored -= {item.name for item in wanted}
@@ -122,16 +129,35 @@ def _renamed(item: Wanted, name: str, found: str) -> Wanted:
     return dataclasses.replace(item, name=found) if item.name == name else item
 
 
+def _has_bias(stored: _Stored, vocab_size: int | None, complaints: list[str]) -> bool:
+    """Whether there is a bias of the output that is not all zeros; its shape is checked."""
+    if _BIAS not in stored.shapes or vocab_size is None:
+        return False
+    shape = stored.shapes[_BIAS]
+    if shape != (1, vocab_size):
+        complaints.append(f"{stored.place}: {_BIAS} has shape {shape}, wanted {(1, vocab_size)}")
+        return False
+    bias = stored.load(_BIAS)
+    if complaint := wrong_type(_BIAS, bias):
+        complaints.append(f"{stored.place}: {complaint}")
+        return False
+    return bool((bias != 0).any())
+
+
 def _positions(stored: _Stored, options: Options, complaints: list[str]) -> str:
     """Which sinusoids the stored tables are; Hugging Face's own where none is stored."""
     kinds = {}
     for name in _POSITIONS:
         if name not in stored.shapes or "width" not in options.model:
             continue
-        table, width = stored.load(name), options.model["width"]
-        if table.dim() != 2 or table.shape[1] != width or not table.is_floating_point():
-            told = f"has shape {tuple(table.shape)}, wanted (…, {width})"
+        shape, width = stored.shapes[name], options.model["width"]
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != width:
+            told = f"has shape {shape}, wanted (1 or more, {width})"
             complaints.append(f"{stored.place}: {name} {told}")
+            continue
+        table = stored.load(name)
+        if complaint := wrong_type(name, table):
+            complaints.append(f"{stored.place}: {complaint}")
             continue
         places = torch.arange(table.shape[0])
         formulas = {"sinusoidal_halves": sinusoids_in_halves(places, width)}
@@ -157,19 +183,24 @@ def _positions(stored: _Stored, options: Options, complaints: list[str]) -> str:
     return found
 
 
+def _why_no_weights(directory: Path, *, allow_pickle: bool) -> tuple[str, str | None]:
+    """Why there are no weights to be read, and what to do about it; nothing if there are."""
+    if has_file(directory, WEIGHTS):
+        return "", None
+    if not has_file(directory, PICKLE):
+        return f"has no weights, wanted `{WEIGHTS}`", None
+    if allow_pickle:
+        return "", None
+    hint = "give `--allow-pickle` to read it with a reader that runs none, or convert it to "
+    told = f"has its weights in a pickle, `{PICKLE}`, which can hold a program"
+    return told, f"{hint}`{WEIGHTS}`"
+
+
 @contextlib.contextmanager
-def _opened(directory: Path, *, allow_pickle: bool) -> Iterator[_Stored]:
+def _opened(directory: Path) -> Iterator[_Stored]:
     if has_file(directory, WEIGHTS):
         with _opened_safetensors(source_file(directory, WEIGHTS)) as stored:
             yield stored
-    elif not has_file(directory, PICKLE):
-        raise ModelError(f"{directory}: has no weights, wanted `{WEIGHTS}`")
-    elif not allow_pickle:
-        raise ModelError(
-            f"{directory}: has its weights in a pickle, `{PICKLE}`, which can hold a program",
-            hint="give `--allow-pickle` to read it with a reader that runs none, or convert it "
-            f"to `{WEIGHTS}`",
-        )
     else:
         yield _unpickled(source_file(directory, PICKLE))
 

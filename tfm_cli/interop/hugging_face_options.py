@@ -1,14 +1,11 @@
 """What `config.json` and `generation_config.json` of a Hugging Face Marian model ask for."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tfm_cli.config import ModelConfig, SearchConfig
-from tfm_cli.configcheck import coerce
-
-CONFIG, GENERATION = "config.json", "generation_config.json"
+from tfm_cli.interop.hugging_face_reader import CONFIG, MISSING, OptionsReader, PieceId, shown
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 
@@ -16,13 +13,12 @@ _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish
 _POSITIONS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_marian")
 
 # What a name of theirs is called here, and what it is where a file does not say.
-_MISSING = object()
 _MODEL = {
-    "encoder_layers": ("encoder_layers", _MISSING),
-    "decoder_layers": ("decoder_layers", _MISSING),
-    "d_model": ("width", _MISSING),
-    "encoder_attention_heads": ("heads", _MISSING),
-    "encoder_ffn_dim": ("feed_forward_width", _MISSING),
+    "encoder_layers": ("encoder_layers", MISSING),
+    "decoder_layers": ("decoder_layers", MISSING),
+    "d_model": ("width", MISSING),
+    "encoder_attention_heads": ("heads", MISSING),
+    "encoder_ffn_dim": ("feed_forward_width", MISSING),
     "dropout": ("dropout", 0.1),
     "scale_embedding": ("scale_embeddings", False),
 }
@@ -91,11 +87,12 @@ class Options:
 
     model: dict[str, Any]  # settings of ModelConfig but positions and output_bias
     search: dict[str, Any]  # settings of SearchConfig
-    vocab_sizes: tuple[int, int]  # of source and target
-    eos_id: int
-    start_id: int
+    # Of what is None, the complaints say what is wrong.
+    vocab_sizes: tuple[int | None, int | None]  # of source and target
+    eos: PieceId | None
+    start: PieceId | None
     pad_id: int | None
-    banned_ids: tuple[int, ...]
+    banned: tuple[PieceId, ...]
     positions: str  # what an export of ours had; "sinusoidal" has its width permuted there
     notes: tuple[str, ...]
 
@@ -111,19 +108,20 @@ def read_options(
             `config.json` says it all.
         complaints: gets a line for each option that cannot be had.
     """
-    reader = _Reader(config, generation, complaints)
+    reader = OptionsReader(config, generation, complaints)
     model = reader.settings(ModelConfig, _MODEL, config, CONFIG)
     search = reader.settings(SearchConfig, _SEARCH, reader.search, reader.search_file)
     reader.check_neutral(config, _NEUTRAL, CONFIG)
     reader.check_neutral(reader.search, _NEUTRAL_GENERATION, reader.search_file)
+    reader.check_forced_end()
     for ours, theirs in (("encoder_attention_heads", "decoder_attention_heads"),
                          ("encoder_ffn_dim", "decoder_ffn_dim")):  # fmt: skip
         if config.get(ours) != config.get(theirs):
-            told = f"is {_shown(config.get(theirs))}, but `{ours}` is {_shown(config.get(ours))}"
+            told = f"is {shown(config.get(theirs))}, but `{ours}` is {shown(config.get(ours))}"
             complaints.append(f"{CONFIG}: `{theirs}` {told}")
     for alias, name in _ALIASES.items():
         if alias in config and config[alias] != config.get(name):
-            told = f"is {_shown(config[alias])}, but `{name}` is {_shown(config.get(name))}"
+            told = f"is {shown(config[alias])}, but `{name}` is {shown(config.get(name))}"
             complaints.append(f"{CONFIG}: `{alias}` {told}")
     width, heads = model.get("width", 0), model.get("heads", 1)
     if width % heads:
@@ -132,7 +130,7 @@ def read_options(
     activation = config.get("activation_function")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         wanted = ", ".join(f"`{name}`" for name in _ACTIVATIONS)
-        told = f"is {_shown(activation)}, wanted one of {wanted}"
+        told = f"is {shown(activation)}, wanted one of {wanted}"
         complaints.append(f"{CONFIG}: `activation_function` {told}")
     else:
         model["activation"] = _ACTIVATIONS[activation]
@@ -142,150 +140,27 @@ def read_options(
     positions = config.get("tfm_positions", "sinusoidal_halves")
     if positions not in _POSITIONS:
         wanted = ", ".join(f"`{kind}`" for kind in _POSITIONS)
-        told = f"is {_shown(positions)}, wanted one of {wanted}"
+        told = f"is {shown(positions)}, wanted one of {wanted}"
         complaints.append(f"{CONFIG}: `tfm_positions` {told}")
-    source_size = reader.count("vocab_size", config.get("vocab_size"))
-    target_size = config.get("decoder_vocab_size")
-    eos_id = reader.the_id("eos_token_id")
+    has_own_size = config.get("decoder_vocab_size") is not None
+    source_size = reader.count("vocab_size")
+    target_size = reader.count("decoder_vocab_size") if has_own_size else source_size
+    eos = reader.the_id("eos_token_id")
+    notes = []
+    for name in _TRAINING_ONLY:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            complaints.append(f"{CONFIG}: `{name}` must be a number, got {shown(value)}")
+        elif value:
+            notes.append(f"`{name}` of {shown(value)} is for training only and left out")
     return Options(
         model,
         search,
-        (source_size, source_size if target_size is None
-         else reader.count("decoder_vocab_size", target_size)),
-        eos_id,
+        (source_size, target_size),
+        eos,
         reader.the_id("decoder_start_token_id"),
         config.get("pad_token_id"),
-        reader.banned(eos_id),
+        reader.banned(eos),
         str(positions),
-        tuple(reader.notes()),
-    )  # fmt: skip
-
-
-class _Reader:
-    """Asks the two files for values; what is wrong with them is added to the complaints."""
-
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        generation: Mapping[str, Any] | None,
-        complaints: list[str],
-    ) -> None:
-        self.config = config
-        self.generation = generation
-        self.complaints = complaints
-        self.search = config if generation is None else generation
-        self.search_file = CONFIG if generation is None else GENERATION
-
-    def settings(
-        self, section: type, table: Mapping[str, tuple[str, object]], values: Mapping[str, Any],
-        file: str,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Settings of a section of ours, checked as our own are."""
-        fields = {f.name: f for f in dataclasses.fields(section)}
-        found = {}
-        for theirs, (ours, default) in table.items():
-            value = values.get(theirs)
-            if value is None:
-                value = default
-            if value is _MISSING:
-                self.complaints.append(f"{file}: `{theirs}` is missing")
-                continue
-            coerced, complaint = coerce(value, fields[ours].type, fields[ours].metadata)
-            if complaint:
-                self.complaints.append(f"{file}: `{theirs}` {complaint}")
-            else:
-                found[ours] = coerced
-        return found
-
-    def check_neutral(
-        self, values: Mapping[str, Any], table: Mapping[str, tuple[object, ...]], file: str
-    ) -> None:
-        """Complain of each option that has another value than those under which it is nothing."""
-        for name, neutral in table.items():
-            value = values.get(name)
-            if value is None and name != "model_type":
-                continue
-            if not any(value == other and _is_bool(value) == _is_bool(other) for other in neutral):
-                wanted = _shown(neutral[0]) if neutral else "none"
-                self.complaints.append(f"{file}: `{name}` is {_shown(value)}, wanted {wanted}")
-        eos = (self.search.get("eos_token_id"), self.config.get("eos_token_id"))
-        forced = self.search.get("forced_eos_token_id")
-        if (
-            table is _NEUTRAL_GENERATION
-            and forced is not None
-            and _single(forced) not in map(_single, eos)
-        ):
-            told = f"is {_shown(forced)}, wanted `eos_token_id`"
-            self.complaints.append(f"{file}: `forced_eos_token_id` {told}")
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        """True or false."""
-        value = self.config.get(name, default)
-        if not isinstance(value, bool):
-            told = f"must be true or false, got {_shown(value)}"
-            self.complaints.append(f"{CONFIG}: `{name}` {told}")
-        return bool(value)
-
-    def count(self, name: str, value: object) -> int:
-        """A number of pieces."""
-        if type(value) is not int or not 2 <= value <= 1_000_000:
-            told = f"must be between 2 and 1000000, got {_shown(value)}"
-            self.complaints.append(f"{CONFIG}: `{name}` {told}")
-            return 2
-        return value
-
-    def the_id(self, name: str) -> int:
-        """The one id of a role; the two files must not contradict each other."""
-        found = {}
-        for file, table in ((GENERATION, self.generation or {}), (CONFIG, self.config)):
-            value = _single(table.get(name))
-            if value is None:
-                continue
-            if type(value) is not int or value < 0:
-                told = f"is {_shown(value)}, wanted one id"
-                self.complaints.append(f"{file}: `{name}` {told}")
-            else:
-                found[file] = value
-        if len(set(found.values())) > 1:
-            told = " and ".join(f"{value} in {file}" for file, value in found.items())
-            self.complaints.append(f"`{name}` is {told}")
-        if not found and not any(f"`{name}`" in complaint for complaint in self.complaints):
-            self.complaints.append(f"{CONFIG}: `{name}` is missing")
-        return next(iter(found.values()), 0)
-
-    def banned(self, eos_id: int) -> tuple[int, ...]:
-        """Ids that are never written; the end is never one of them, as with Hugging Face."""
-        ids = []
-        for name, in_lists in (("bad_words_ids", True), ("suppress_tokens", False)):
-            words = self.search.get(name) or []
-            for word in words if isinstance(words, list) else [words]:
-                word = _single(word) if in_lists else word
-                if type(word) is not int:
-                    told = f"has {_shown(word)}, wanted single ids"
-                    self.complaints.append(f"{self.search_file}: `{name}` {told}")
-                elif word != eos_id:
-                    ids.append(word)
-        return tuple(dict.fromkeys(ids))
-
-    def notes(self) -> list[str]:
-        """What a user should know, though no translation depends on it."""
-        return [
-            f"`{name}` of {_shown(self.config[name])} is for training only and left out"
-            for name in _TRAINING_ONLY
-            if self.config.get(name)
-        ]
-
-
-def _single(value: object) -> object:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "missing"
-    text = str(value).lower() if isinstance(value, bool) else f"`{value}`"
-    return text if len(text) <= 60 else f"{text[:60]}…"
+        (*notes, *reader.length_notes(SearchConfig().max_length_factor)),
+    )

@@ -37,6 +37,8 @@ class HuggingFaceRuntime:
 
     def __init__(self, directory: Path, tokenizers: TokenizerPair) -> None:
         with _quiet() as transformers:
+            from huggingface_hub.errors import StrictDataclassError
+
             self.name = f"transformers {transformers.__version__}"
             try:
                 self._model: Any = transformers.MarianMTModel.from_pretrained(
@@ -45,14 +47,17 @@ class HuggingFaceRuntime:
                 self._tokenizer: Any = transformers.MarianTokenizer.from_pretrained(
                     directory, local_files_only=True
                 )
-            except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+            except (
+                OSError, ValueError, RuntimeError, LookupError, TypeError, StrictDataclassError,
+            ) as error:  # fmt: skip
                 raise ModelError(f"{self.name} does not load the model: {error}") from error
         self._pair = tokenizers
         self.most_pieces = int(self._model.config.max_position_embeddings) - 2
 
     def encode(self, lines: Sequence[str]) -> list[Ids]:
         """The ids of each line, without </s>."""
-        rows = self._tokenizer(list(lines), add_special_tokens=False)["input_ids"]
+        with _quiet():  # it would advise against long lines
+            rows = self._tokenizer(list(lines), add_special_tokens=False)["input_ids"]
         return [tuple(row) for row in rows]
 
     @torch.inference_mode()

@@ -7,7 +7,8 @@ from typing import Any
 
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.hugging_face_options import Options
-from tfm_cli.interop.source_files import has_file, read_json, read_source
+from tfm_cli.interop.hugging_face_reader import shown
+from tfm_cli.interop.source_files import has_file, missing_files, read_json, read_source
 from tfm_cli.tokenizer import MAX_MODEL_BYTES, Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.vocabulary import Vocabulary
@@ -31,10 +32,11 @@ def read_tokenizers(
     Args:
         directory: what is read.
         options: what the directory's other files ask for.
-        complaints: gets a line for all that is wrong with vocabularies and special pieces.
+        complaints: gets a line for each missing file, and for all that is wrong with vocabularies
+            and special pieces.
 
     Raises:
-        ModelError: a file is missing or torn, or no SentencePiece model.
+        ModelError: a file is torn, or no SentencePiece model.
     """
     settings = read_json(directory, SETTINGS) if has_file(directory, SETTINGS) else {}
     special = read_json(directory, SPECIAL) if has_file(directory, SPECIAL) else {}
@@ -50,23 +52,26 @@ def read_tokenizers(
     complaints += _added(directory, settings, set(roles.values()))
 
     sizes = options.vocab_sizes
-    source = _pieces(directory, SOURCE_PIECES, sizes[0], complaints)
-    target = _pieces(directory, TARGET_PIECES, sizes[1], complaints) if separate else source
-    if not separate and sizes[0] != sizes[1]:
+    source_name, target_name = SOURCE_PIECES, TARGET_PIECES if separate else SOURCE_PIECES
+    needed = (source_name, target_name, SOURCE_MODEL, TARGET_MODEL)
+    complaints += missing_files(directory, needed)
+    source = _pieces(directory, source_name, sizes[0], complaints)
+    target = _pieces(directory, target_name, sizes[1], complaints) if separate else source
+    if not separate and None not in sizes and sizes[0] != sizes[1]:
         told = f"is {sizes[1]}, but {SOURCE_PIECES} is the vocabulary of both sides"
         complaints.append(f"config.json: `decoder_vocab_size` {told} and has {sizes[0]} pieces")
-    if len(complaints) > before or source is None or target is None:
+    eos, start = options.eos, options.start
+    if len(complaints) > before or not (source and target and eos and start):
         return None
-    source_name, target_name = SOURCE_PIECES, TARGET_PIECES if separate else SOURCE_PIECES
     complaints += _misplaced(source, target, roles, options, source_name, target_name)
     if len(complaints) > before:
         return None
 
     models = [read_source(directory, name, max_bytes=MAX_MODEL_BYTES)
               for name in (SOURCE_MODEL, TARGET_MODEL)]  # fmt: skip
-    banned = tuple(target[i] for i in options.banned_ids)
+    banned = tuple(target[piece.value] for piece in options.banned)
     target_vocabulary = Vocabulary(
-        target, roles["eos_token"], roles["unk_token"], target[options.start_id], banned,
+        target, roles["eos_token"], roles["unk_token"], target[start.value], banned,
         name=str(directory / target_name),
     )  # fmt: skip
     source_vocabulary = target_vocabulary
@@ -88,25 +93,36 @@ def _content(value: object, default: str) -> str:
 def _added(directory: Path, settings: Mapping[str, Any], known: set[str]) -> list[str]:
     """Complaints of pieces that Hugging Face would cut out of a text before SentencePiece does."""
     added: list[tuple[str, str]] = []
-    decoder = settings.get("added_tokens_decoder")
-    if isinstance(decoder, Mapping):
-        added += [(SETTINGS, _content(entry, "")) for entry in decoder.values()]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
+    wrong = []
+    for name in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
         listed = settings.get(name) or []
-        values = listed.values() if isinstance(listed, Mapping) else listed
-        added += [(SETTINGS, _content(entry, "")) for entry in values]
+        values = list(listed.values()) if isinstance(listed, Mapping) else listed
+        if not isinstance(values, list):
+            wrong.append(f"{SETTINGS}: `{name}` is {shown(values)}, wanted a list of pieces")
+            continue
+        for entry in values:
+            piece = entry.get("content") if isinstance(entry, Mapping) else entry
+            if isinstance(piece, str):
+                added.append((SETTINGS, piece))
+            else:
+                wrong.append(f"{SETTINGS}: `{name}` has {shown(entry)}, wanted a piece")
     if has_file(directory, ADDED):
         added += [(ADDED, piece) for piece in read_json(directory, ADDED)]
-    return [
+    return wrong + [
         f"{file}: adds the piece `{piece}` to those of {SOURCE_PIECES}"
         for file, piece in dict.fromkeys(added)
         if piece not in known and not _TAG.fullmatch(piece)
     ]
 
 
-def _pieces(directory: Path, name: str, size: int, complaints: list[str]) -> tuple[str, ...] | None:
+def _pieces(
+    directory: Path, name: str, told_size: int | None, complaints: list[str]
+) -> tuple[str, ...] | None:
     """The pieces in the order of their ids; complains where these are not 0 … size - 1."""
+    if not has_file(directory, name):
+        return None
     table = read_json(directory, name)
+    size = len(table) if told_size is None else told_size
     wrong = [
         f"`{piece}` has {_id_text(value)}"
         for piece, value in table.items()
@@ -146,12 +162,11 @@ def _misplaced(
 ) -> list[str]:
     """Complaints of special pieces that the vocabularies lack or that have other ids."""
     wrong = []
-    wanted = {"eos_token_id": options.eos_id, "decoder_start_token_id": options.start_id}
-    wanted |= {f"bad_words_ids {number}": i for number, i in enumerate(options.banned_ids, 1)}
-    for name, piece_id in wanted.items():
-        if not 0 <= piece_id < len(target):
-            told = f"is {piece_id}, wanted below {len(target)}"
-            wrong.append(f"config.json: `{name}` {told}")
+    eos = options.eos
+    for piece_id in (eos, options.start, *options.banned):
+        if piece_id is not None and not 0 <= piece_id.value < len(target):
+            told = f"has the id {piece_id.value}, wanted one below {len(target)}"
+            wrong.append(f"{piece_id.place} {told}")
     for file, pieces in dict.fromkeys([(source_name, source), (target_name, target)]):
         known = set(pieces)
         wrong += [
@@ -159,9 +174,9 @@ def _misplaced(
             for role in ("unk_token", "eos_token")
             if roles[role] not in known
         ]
-    if not wrong and target[options.eos_id] != roles["eos_token"]:
-        found = f"`{target[options.eos_id]}`, wanted `{roles['eos_token']}`"
-        wrong.append(f"config.json: `eos_token_id` {options.eos_id} is {found}")
+    if not wrong and eos is not None and target[eos.value] != roles["eos_token"]:
+        found = f"`{target[eos.value]}`, wanted `{roles['eos_token']}`"
+        wrong.append(f"{eos.place} {eos.value} is {found}")
     pad_id = options.pad_id
     if not wrong and pad_id is not None and roles["pad_token"] in source:
         found_id = source.index(roles["pad_token"])

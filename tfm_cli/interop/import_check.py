@@ -1,9 +1,10 @@
 """Whether an imported model computes what the original does, asked of the other side itself."""
 
+import codecs
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tfm_cli.interop import ctranslate2_runtime
@@ -41,7 +42,8 @@ def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: 
     lines = probe_lines(model, probe, seed=_SEED)
     if is_npz:
         return _verify_npz(model, directory, lines)
-    found = verify_hugging_face(model, directory, lines)
+    with tempfile.TemporaryDirectory(prefix="tfm-") as aside:
+        found = verify_hugging_face(model, _without_marks(directory, Path(aside)), lines)
     if found is None:
         return "not verified: transformers is not installed"
     logger.info("%s", found)
@@ -57,11 +59,12 @@ def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> s
     from ctranslate2.converters import MarianConverter
 
     names = source_names(directory)
-    vocabularies = [str(directory / name) for name in dict.fromkeys(names.vocabularies)]
     twin = _as_converted(model)
     with tempfile.TemporaryDirectory(prefix="tfm-") as aside:
         try:
             weights = _readable(directory / names.weights, Path(aside))
+            home = _without_marks(directory, Path(aside), names.vocabularies)
+            vocabularies = [str(home / name) for name in dict.fromkeys(names.vocabularies)]
             converter = MarianConverter(str(weights), vocabularies)
             converted = Path(converter.convert(f"{aside}/model"))
         except (KeyError, ValueError, RuntimeError, NotImplementedError, yaml.YAMLError) as error:
@@ -81,15 +84,45 @@ def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> s
 def _readable(path: Path, aside: Path) -> Path:
     """The archive, or a copy where CTranslate2 would stumble over it.
 
-    Of the zeros that fill up the options, it takes away one; newer Marians write many.
+    Of the zeros that fill up the options, it takes away one; newer Marians write many. And it
+    takes every number for one in the order of bytes of this machine.
     """
     with NpzFile(path) as stored:
         content = stored.content(MODEL)
         plain = content.rstrip(b"\0") + b"\0"
-        if plain == content:
+        if plain == content and stored.is_native:
             return path
         stored.copy_with(aside / "model.npz", MODEL, plain)
     return aside / "model.npz"
+
+
+def _without_marks(directory: Path, aside: Path, names: Collection[str] = ()) -> Path:
+    """The directory, or one of links where text that begins with a mark of UTF-8 has none.
+
+    Others take such a mark for a part of the text.
+
+    Args:
+        directory: only regular files in it are looked at.
+        aside: where the other one is made.
+        names: of the text; by default, whatever is JSON.
+    """
+    files = [path for path in directory.iterdir() if path.is_file()]
+    marked = []
+    for path in files:
+        if path.name in names or (not names and path.suffix == ".json"):
+            with path.open("rb") as stream:
+                if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                    marked.append(path)
+    if not marked:
+        return directory
+    home = aside / "text"
+    home.mkdir()
+    for path in files:
+        if path in marked:
+            (home / path.name).write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        else:
+            (home / path.name).symlink_to(path.resolve())
+    return home
 
 
 def _as_converted(model: TrainedModel) -> TrainedModel:

@@ -9,23 +9,26 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import tfm_cli
-from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.files import atomic_directory, check_writable
 from tfm_cli.interop.foreign import ImportedModel
 from tfm_cli.interop.hub import download, is_hub_name
 from tfm_cli.interop.hugging_face_import import PICKLE, WEIGHTS, read_hugging_face
+from tfm_cli.interop.hugging_face_reader import shown
 from tfm_cli.interop.import_check import verify_import
 from tfm_cli.interop.marian_import import read_marian, source_names
 from tfm_cli.interop.source_files import has_file, read_json, source_file
 from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, save_config
 from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
+from tfm_cli.terminal import visible
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ def import_model(
     allow_pickle: bool = False,
     probe: Path | None = None,
     overwrite: bool = False,
-    positions: str = "marian",
+    positions: str | None = None,
 ) -> None:
     """Write the model directory `output` from a model of another toolkit.
 
@@ -54,10 +57,11 @@ def import_model(
         allow_pickle: read weights that are a pickle, by a reader that runs no code.
         probe: text in the source language that both sides are compared on, line by line.
         overwrite: replace a model that stands in `output`.
-        positions: of a Marian `.npz`, see `read_marian`.
+        positions: of a Marian `.npz`, see `read_marian`; by default Marian's own.
 
     Raises:
-        ConfigError: `output` holds something that is not to be replaced.
+        ConfigError: `output` holds something that is not to be replaced, or `positions` is given
+            for a model that tells them itself.
         DataError: the source is no model of a kind that can be read, or cannot be had.
         ModelError: it is damaged, asks for what is not supported, or computes something else on
             the other side; `output` is as it was.
@@ -67,13 +71,19 @@ def import_model(
     check_output(output, overwrite=overwrite)
     directory = _directory(source, allow_pickle=allow_pickle)
     kind = kind_of(directory)
-    name = source if is_hub_name(source) and not Path(source).is_dir() else directory.name
+    name = visible(directory.resolve().name if Path(source).is_dir() else source)
     logger.info("reading `%s` (%s)", name, kind)
     if kind == HUGGING_FACE:
+        if positions is not None:
+            raise ConfigError(
+                f"{source}: is no `.npz`, so `--positions` says nothing of it: a model of Hugging "
+                "Face tells its positions itself",
+                hint="leave out `--positions`",
+            )
         imported = read_hugging_face(directory, allow_pickle=allow_pickle)
         weights_file = WEIGHTS if has_file(directory, WEIGHTS) else PICKLE
     else:
-        imported = read_marian(directory, positions=positions)
+        imported = read_marian(directory, positions=positions or "marian")
         weights_file = source_names(directory).weights
     for note in imported.notes:
         logger.warning("%s", note)
@@ -81,7 +91,8 @@ def import_model(
     with atomic_directory(output) as aside:
         model = _written(aside, imported)
         verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
-        (aside / _CARD_FILE).write_text(_card(model, origin, imported.notes, verified), "utf-8")
+        card = visible(_card(model, origin, imported.notes, verified))
+        (aside / _CARD_FILE).write_bytes(card.encode("utf-8", "backslashreplace"))
     logger.info("wrote %s: %s", output, _shape(model))
 
 
@@ -89,7 +100,7 @@ def kind_of(directory: Path) -> str:
     """What a directory holds, told by its content.
 
     Raises:
-        DataError: neither of the two kinds.
+        DataError: neither of the two kinds; says what it is if that can be told.
         ModelError: its `config.json` is torn.
     """
     if has_file(directory, CONFIG_FILE):
@@ -98,11 +109,26 @@ def kind_of(directory: Path) -> str:
             raise DataError(
                 f"{directory}: is a model of tfm already", hint=f"use it by `--model {directory}`"
             )
+        model_type, architectures = config.get("model_type"), config.get("architectures")
+        if model_type != "marian" and architectures != ["MarianMTModel"]:
+            raise DataError(f"{directory}: {_other_kind(directory, config)}")
         return HUGGING_FACE
     if has_file(directory, "decoder.yml") or any(directory.glob("*.npz")):
         return MARIAN
     wanted = f"wanted `{CONFIG_FILE}` (Hugging Face) or an `.npz` (Marian)"
     raise DataError(f"{directory}: holds no model of a kind that can be imported: {wanted}")
+
+
+def _other_kind(directory: Path, config: Mapping[str, Any]) -> str:
+    """What a directory is whose `config.json` is of no Marian model, and what was wanted."""
+    model_type = config.get("model_type")
+    if model_type is not None:
+        told = f"is a model of the type {shown(model_type)}"
+    elif has_file(directory, "model.bin") and "unk_token" in config:
+        told = "is a model for CTranslate2, which keeps too little of it to be imported"
+    else:
+        told = f"has a `{CONFIG_FILE}` that tells no `model_type`"
+    return f"{told}, wanted a Hugging Face model of the type `marian`"
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -136,12 +162,19 @@ class _Origin:
 
 def _directory(source: str, *, allow_pickle: bool) -> Path:
     path = Path(source)
+    if not source:
+        raise ConfigError("the source is empty, wanted a directory or a name on the Hub")
     if path.is_dir():
         return path
     if os.path.lexists(path):
         raise DataError(f"{source}: is no directory, wanted one with a model")
     if is_hub_name(source):
-        return download(source, allow_pickle=allow_pickle)
+        try:
+            return download(source, allow_pickle=allow_pickle)
+        except (DataError, ResourceError) as error:
+            told = str(error).removeprefix(f"{source}: ")
+            message = f"{source}: there is no such directory, and as a name on the Hub it {told}"
+            raise type(error)(message, hint=error.hint) from error
     raise DataError(f"{source}: there is no such directory, and it is no name of the Hub")
 
 
@@ -198,7 +231,7 @@ def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: 
         rows.insert(3, ("target languages", " ".join(f"`{tag}`" for tag in tags)))
     lines = ["# An imported translation model", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
-    lines += [f"\n- {note}" for note in notes]
+    lines += [f"\n- {_cell(note)}" for note in notes]
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["The licence is that of the original model. All settings are in `config.json`."]
     return "\n".join(lines) + "\n"

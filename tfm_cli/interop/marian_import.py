@@ -28,7 +28,7 @@ from tfm_cli.interop.marian_options import (
 from tfm_cli.interop.names import Name
 from tfm_cli.interop.npz_file import NpzFile
 from tfm_cli.interop.plain_yaml import MAX_YAML_BYTES, parse_yaml
-from tfm_cli.interop.source_files import has_file, read_source, source_file
+from tfm_cli.interop.source_files import has_file, missing_files, read_source, source_file
 from tfm_cli.tokenizer import MAX_MODEL_BYTES, Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.vocabulary import Vocabulary
@@ -37,6 +37,7 @@ POSITIONS = {"marian": "sinusoidal_marian", "halves": "sinusoidal_halves"}
 _OUTPUT, _UNTRANSPOSED = "decoder_ff_logit_out_Wt", "decoder_ff_logit_out_W"
 _OUTPUT_BIAS = "decoder_ff_logit_out_b"
 _EMBEDDINGS = ("Wemb", "encoder_Wemb", "decoder_Wemb", _OUTPUT)
+_TOKENIZERS = ("source.spm", "target.spm")
 _END, _UNKNOWN = "</s>", "<unk>"
 # Marian knows no start: its decoder reads a zero vector first. That gets a piece of its own, last
 # in the vocabulary, which nothing may write; with this bias it takes no probability from others.
@@ -53,13 +54,18 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
             that conversions to Hugging Face and CTranslate2 have in their place.
 
     Raises:
-        ModelError: a file is missing, torn or hostile; or lists every option and every tensor
-            that a model of ours cannot have.
+        ModelError: a file is torn or hostile; or lists every file that is missing, and every
+            option and every tensor that a model of ours cannot have.
         ResourceError: PyYAML is not installed.
     """
     complaints: list[str] = []
     decoder = _decoder(directory)
+    search = {} if decoder is None else search_settings(decoder, complaints)
     names = _source_names(directory, decoder)
+    complaints += missing_files(directory, (names.weights, *names.vocabularies, *_TOKENIZERS))
+    title = f"{directory}: cannot be imported"
+    if not has_file(directory, names.weights):
+        refuse_if_any(complaints, title)
     path = source_file(directory, names.weights)
     with NpzFile(path) as stored:
         content = stored.content(MODEL)
@@ -67,9 +73,7 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
         if not isinstance(options, dict):
             raise ModelError(f"{path}: {MODEL} is no table of options")
         settings = model_settings(options, complaints)
-        search = {} if decoder is None else search_settings(decoder, complaints)
         pieces = _vocabularies(directory, names.vocabularies, options, complaints)
-        title = f"{directory}: cannot be imported"
         refuse_if_any(complaints, title)
         model = ModelConfig(**settings, positions=POSITIONS[positions])
         if model.width % 2:
@@ -127,8 +131,13 @@ def _vocabularies(
     directory: Path, names: tuple[str, str], options: dict[str, Any], complaints: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The pieces of source and target in the order of their ids; complains of what is wrong."""
-    pieces = {}
-    for name in dict.fromkeys(names):
+    pieces: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    sizes = options.get("dim-vocabs")
+    if not isinstance(sizes, list) or len(sizes) != 2:
+        told = "missing" if sizes is None else f"`{sizes}`"
+        complaints.append(f"{MODEL}: `dim-vocabs` is {told[:60]}, wanted the sizes of both sides")
+        sizes = ["0", "0"]  # which any vocabulary fits
+    for name in filter(lambda name: has_file(directory, name), pieces):
         table = _yaml_table(directory, name)
         pieces[name] = _in_order(table)
         if len(pieces[name]) < len(table):
@@ -136,9 +145,7 @@ def _vocabularies(
             complaints.append(f"{name}: {wanted}: {_first_wrong(table)}")
         else:
             complaints += [f"{name}: has no `{p}`" for p in (_END, _UNKNOWN) if p not in table]
-            sizes = options.get("dim-vocabs")
-            wanted_sizes = sizes if isinstance(sizes, list) and len(sizes) == 2 else ["?", "?"]
-            for told, side in zip(wanted_sizes, names, strict=True):
+            for told, side in zip(sizes, names, strict=True):
                 if side == name and told not in (str(len(table)), "0"):
                     found = f"has {len(table)} pieces, wanted {told} as `dim-vocabs` says"
                     if f"{name}: {found}" not in complaints:
@@ -173,13 +180,13 @@ def _in_order(table: dict[str, Any]) -> tuple[str, ...]:
 
 def _first_wrong(table: dict[str, Any]) -> str:
     by_id: dict[str, str] = {}
+    ids = {str(number) for number in range(len(table))}
     for piece, value in table.items():
-        number = value if isinstance(value, str) else "?"
-        if not number.isdecimal() or number != str(int(number)) or int(number) >= len(table):
+        if not isinstance(value, str) or value not in ids:
             return f"`{piece}` has `{str(value)[:20]}`"
-        if number in by_id:
-            return f"`{piece}` and `{by_id[number]}` both have {number}"
-        by_id[number] = piece
+        if value in by_id:
+            return f"`{piece}` and `{by_id[value]}` both have {value}"
+        by_id[value] = piece
     return "an id has no piece"
 
 
@@ -224,7 +231,7 @@ def _tokenizers(
     start = next(piece for piece in _STARTS if piece not in {*pieces[0], *pieces[1]})
     banned = (start, _UNKNOWN) if bans_unknown else (start,)
     sides = []
-    for name, own in zip(("source.spm", "target.spm"), pieces, strict=True):
+    for name, own in zip(_TOKENIZERS, pieces, strict=True):
         content = read_source(directory, name, max_bytes=MAX_MODEL_BYTES)
         vocabulary = Vocabulary((*own, start), _END, _UNKNOWN, start, banned, name=name)
         sides.append(Tokenizer(content, vocabulary, name=str(directory / name)))

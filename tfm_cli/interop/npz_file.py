@@ -19,19 +19,21 @@ _MAX_TEXT_BYTES = 1 << 20
 # Weights hardly shrink; what unpacks to so many times its size is made to fill the memory.
 _MAX_RATIO = 100
 _SMALL = 1 << 20
+_FLOAT_BYTES = (2, 4, 8)
 
 
 class NpzFile:
     """Arrays by name; opened, its directory and the header of each array are checked.
 
     Raises:
-        ModelError: it is torn or no archive, an array is a pickle, says another size than it
-            has, or unpacks to far more than the file holds.
+        ModelError: it is torn or no archive, an array is a pickle or has an unusual type, says
+            another size than it has, or unpacks to far more than the file holds.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         shapes: dict[str, tuple[int, ...]] = {}
+        self.is_native = True  # whether each array has its bytes in the order of this machine
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -66,16 +68,15 @@ class NpzFile:
         return self._array(name).tobytes()
 
     def copy_with(self, path: Path, name: str, content: bytes) -> None:
-        """Write the same arrays to another file, but for one array of bytes."""
-        arrays = {other: self._array(other) for other in self.shapes if other != name}
+        """Write the same arrays to another file, in native order, but for one array of bytes."""
+        arrays = {other: _native(self._array(other)) for other in self.shapes if other != name}
         arrays[name] = np.frombuffer(content, dtype=np.int8)
         np.savez(path, allow_pickle=False, **arrays)
 
     def load(self, name: str) -> Tensor:
         """The array of a name as a tensor."""
         array = self._array(name)
-        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-        return torch.from_numpy(native).reshape(array.shape)
+        return torch.from_numpy(_native(array)).reshape(array.shape)
 
     def _array(self, name: str) -> np.ndarray:
         try:
@@ -99,11 +100,19 @@ class NpzFile:
         if dtype.hasobject or dtype.kind not in "fiub":
             told = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
             raise ModelError(f"{self.path}: `{name}` {told}, wanted numbers")
+        if dtype.kind == "f" and dtype.itemsize not in _FLOAT_BYTES:
+            told = f"has type {dtype}, wanted float16, float32 or float64"
+            raise ModelError(f"{self.path}: `{name}` {told}")
+        self.is_native &= dtype.isnative
         wanted = header_bytes + math.prod(shape) * dtype.itemsize
         if wanted != member.file_size:
             told = f"says it has shape {shape}, which is {wanted} bytes"
             raise ModelError(f"{self.path}: `{name}` {told}, but has {member.file_size}")
         return shape
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:

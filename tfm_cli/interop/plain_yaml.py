@@ -1,6 +1,6 @@
 """YAML as plain data: every scalar is a string, and nothing in it refers to anything else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from tfm_cli.errors import ModelError, ResourceError
@@ -15,7 +15,7 @@ def parse_yaml(content: bytes, place: str) -> Any:
     `no`, `~` and `1.0` stay what they are, since they are pieces in a vocabulary.
 
     Args:
-        content: UTF-8, one document.
+        content: UTF-8, with or without a mark of it; one document.
         place: what messages call the file.
 
     Raises:
@@ -29,12 +29,8 @@ def parse_yaml(content: bytes, place: str) -> Any:
         raise ResourceError("PyYAML is needed to read Marian's files", hint=hint) from error
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
-        text = content.decode("utf-8")
-        events = iter(yaml.parse(text, Loader=loader))
-        documents = []
-        for event in events:
-            if isinstance(event, yaml.DocumentStartEvent):
-                documents.append(_value(next(events), events, place, 0))
+        events = yaml.parse(content.decode("utf-8-sig"), Loader=loader)
+        documents = _Reader(events, yaml, place).documents()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         told = " ".join(str(error).split())
         raise ModelError(f"{place}: is torn or no YAML: {told}") from error
@@ -43,28 +39,42 @@ def parse_yaml(content: bytes, place: str) -> Any:
     return documents[0]
 
 
-def _value(event: Any, events: Iterator[Any], place: str, depth: int) -> Any:
-    import yaml
+class _Reader:
+    """Makes values of events; `yaml` is handed over, since it is imported only where needed."""
 
-    if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        raise ModelError(f"{place}: has anchors or aliases, wanted plain YAML")
-    if event.tag not in (None, "!"):  # what stands in quotes has the tag `!`
-        raise ModelError(f"{place}: has the tag `{event.tag}`, wanted plain YAML")
-    if isinstance(event, yaml.ScalarEvent):
-        return event.value
-    if depth == _MAX_DEPTH:
-        raise ModelError(f"{place}: is nested deeper than {_MAX_DEPTH} levels")
-    if isinstance(event, yaml.SequenceStartEvent):
-        items = []
-        while not isinstance(entry := next(events), yaml.SequenceEndEvent):
-            items.append(_value(entry, events, place, depth + 1))
-        return items
-    table: dict[str, Any] = {}
-    while not isinstance(entry := next(events), yaml.MappingEndEvent):
-        name = _value(entry, events, place, depth + 1)
-        if not isinstance(name, str):
-            raise ModelError(f"{place}: has a list or a table for a name")
-        if name in table:
-            raise ModelError(f"{place}: has `{name}` twice")
-        table[name] = _value(next(events), events, place, depth + 1)
-    return table
+    def __init__(self, events: Iterable[Any], yaml: Any, place: str) -> None:
+        self._events = iter(events)
+        self._yaml = yaml
+        self._place = place
+
+    def documents(self) -> list[Any]:
+        return [
+            self._value(next(self._events), 0)
+            for event in self._events
+            if isinstance(event, self._yaml.DocumentStartEvent)
+        ]
+
+    def _value(self, event: Any, depth: int) -> Any:
+        yaml, place = self._yaml, self._place
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise ModelError(f"{place}: has anchors or aliases, wanted plain YAML")
+        if event.tag not in (None, "!"):  # what stands in quotes has the tag `!`
+            raise ModelError(f"{place}: has the tag `{event.tag}`, wanted plain YAML")
+        if isinstance(event, yaml.ScalarEvent):
+            return event.value
+        if depth == _MAX_DEPTH:
+            raise ModelError(f"{place}: is nested deeper than {_MAX_DEPTH} levels")
+        if isinstance(event, yaml.SequenceStartEvent):
+            items = []
+            while not isinstance(entry := next(self._events), yaml.SequenceEndEvent):
+                items.append(self._value(entry, depth + 1))
+            return items
+        table: dict[str, Any] = {}
+        while not isinstance(entry := next(self._events), yaml.MappingEndEvent):
+            name = self._value(entry, depth + 1)
+            if not isinstance(name, str):
+                raise ModelError(f"{place}: has a list or a table for a name")
+            if name in table:
+                raise ModelError(f"{place}: has `{name}` twice")
+            table[name] = self._value(next(self._events), depth + 1)
+        return table

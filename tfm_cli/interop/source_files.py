@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,6 +17,20 @@ def has_file(directory: Path, name: str) -> bool:
     return os.path.lexists(directory / name)
 
 
+def missing_files(directory: Path, names: Iterable[str]) -> list[str]:
+    """A complaint for each name that a directory has no entry of.
+
+    Raises:
+        ModelError: a name leads out of the directory.
+    """
+    found = []
+    for name in dict.fromkeys(names):
+        _check_name(directory, name)
+        if not has_file(directory, name):
+            found.append(f"{name}: is missing")
+    return found
+
+
 def source_file(directory: Path, name: str) -> Path:
     """The path of a regular file in a directory.
 
@@ -24,8 +39,7 @@ def source_file(directory: Path, name: str) -> Path:
     Raises:
         ModelError: the name or a link leads elsewhere, or there is no regular file.
     """
-    if PurePath(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise ModelError(f"{directory}: wants a file that is not in it: `{name}`")
+    _check_name(directory, name)
     path = directory / name
     try:
         home, place = directory.resolve(strict=True), path.resolve(strict=True)
@@ -42,6 +56,11 @@ def source_file(directory: Path, name: str) -> Path:
     if not stat.S_ISREG(mode):
         raise ModelError(f"{path}: is no regular file")
     return path
+
+
+def _check_name(directory: Path, name: str) -> None:
+    if PurePath(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+        raise ModelError(f"{directory}: wants a file that is not in it: `{name}`")
 
 
 def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
@@ -61,7 +80,9 @@ def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file; a name that occurs twice in it is refused.
+    """The object in a JSON file, with or without a mark of its encoding.
+
+    A name that occurs twice in it is refused.
 
     Raises:
         ModelError: as `read_source`, or it is torn or no JSON object.
@@ -69,7 +90,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     path = directory / name
     content = read_source(directory, name, max_bytes=MAX_JSON_BYTES)
     try:
-        table = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+        table = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is torn or no JSON: {error}") from error
     if not isinstance(table, dict):
@@ -80,7 +101,9 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in table if names.count(name) > 1)
-        raise ValueError(f"`{twice}` occurs twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"`{name}` occurs twice")
+            seen.add(name)
     return table

@@ -16,20 +16,15 @@ from tfm_cli.errors import ModelError
 from tfm_cli.interop import ctranslate2_runtime, hugging_face_runtime
 from tfm_cli.interop.ctranslate2_export import num_positions
 from tfm_cli.interop.our_side import OurSide
-from tfm_cli.interop.probe import probe_lines
 from tfm_cli.interop.runtime import Ids, Runtime
 from tfm_cli.model_dir import TrainedModel
 from tfm_cli.tokenizer import Tokenizer
-
-__all__ = [
-    "Verification", "compare", "kept_translations", "probe_lines", "verify_ctranslate2",
-    "verify_hugging_face",
-]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # between logits, and between scores of translations that are as good as equal
 BEAM_SIZE = 4
+_COARSEST = 1.0  # mean difference of log-probabilities; a translation at random is far beyond
 _BATCH = 16
 _MOST_PIECES = 100  # of a source or a translation: enough to show a difference
 _LONGEST_TARGET = 16  # of those that are given
@@ -47,12 +42,36 @@ class Verification:
 
     def __str__(self) -> str:
         told = (
-            f"verified with {self.against} on {self.lines} lines: logits at most "
-            f"{self.difference:.1e} apart, same greedy and beam-{BEAM_SIZE} pieces"
+            f"verified with {self.against} on {_many(self.lines, 'line')}: logits at most "
+            f"{self.difference:.1e} apart, same greedy"
         )
-        if self.near_ties:
-            told += f" but for {self.near_ties} near ties"
-        return told + (f", {self.unfinished} beams without an end" if self.unfinished else "")
+        compared = self.lines - self.unfinished
+        if not self.unfinished:
+            told += f" and beam-{BEAM_SIZE} pieces"
+        elif compared:
+            told += f" pieces, same beam-{BEAM_SIZE} pieces on the {compared} whose beams end"
+        else:
+            told += f" pieces; no beam of {BEAM_SIZE} ends, so none was compared"
+        return told + (f" (but for {_many(self.near_ties, 'near tie')})" if self.near_ties else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Coarseness:
+    """What coarser weights changed."""
+
+    difference: float  # mean difference of a given piece's log-probability
+    kept: int  # lines that keep their translation
+    lines: int
+
+    def __str__(self) -> str:
+        return (
+            f"log-probabilities {self.difference:.2g} apart in the mean, "
+            f"{self.kept} of {_many(self.lines, 'line')} keep their translation"
+        )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def verify_hugging_face(
@@ -68,7 +87,7 @@ def verify_hugging_face(
         lines: what to compare on; blank ones are left out.
 
     Returns:
-        None, and a warning is logged, where `transformers` is not installed.
+        None, and a warning is logged, where `transformers` is not installed or cannot be used.
 
     Raises:
         ModelError: they differ; names the line and the piece, what was found and what was wanted.
@@ -76,7 +95,12 @@ def verify_hugging_face(
     if not hugging_face_runtime.is_installed():
         logger.warning("not verified: transformers is not installed")
         return None
-    runtime = hugging_face_runtime.HuggingFaceRuntime(directory, model.tokenizers)
+    try:
+        runtime = hugging_face_runtime.HuggingFaceRuntime(directory, model.tokenizers)
+    except ImportError as error:  # such as another version of what it needs
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        logger.warning("not verified: transformers cannot be used: %s", reason)
+        return None
     return compare(model, runtime, lines)
 
 
@@ -97,25 +121,36 @@ def verify_ctranslate2(
 
 
 @torch.inference_mode()
-def kept_translations(
-    model: TrainedModel, directory: Path, lines: Sequence[str]
-) -> tuple[int, int]:
-    """How many lines a quantised CTranslate2 export still translates as the model does, of all."""
+def verify_coarse(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Coarseness:
+    """How far a quantised CTranslate2 export is from the model, which no rounding makes far.
+
+    Raises:
+        ModelError: further than rounding can explain.
+    """
+    target = model.tokenizers.target
     runtime = ctranslate2_runtime.CTranslate2Runtime(
         directory, model.tokenizers, most_pieces=num_positions(model) - 2, compute_type="default"
     )
     us = OurSide(model, bans_before_softmax=runtime.bans_before_softmax)
     sources = _sources(model.tokenizers.source, runtime, lines)
     limit = _limit(sources, runtime)
+    chance = random.Random(1)
+    apart: list[Tensor] = []
     kept = 0
     for start in range(0, len(sources), _BATCH):
         batch = sources[start : start + _BATCH]
+        targets = [_drawn_target(target, chance)[: runtime.most_pieces] for _ in batch]
+        apart += runtime.differences(batch, targets, us.logits(batch, targets))
         wanted = us.search(batch, beam_size=BEAM_SIZE, limit=limit)
         found = runtime.search(batch, beam_size=BEAM_SIZE, limit=limit)
         kept += sum(
             ours[0].ids == theirs[:limit] for ours, theirs in zip(wanted, found, strict=True)
         )
-    return kept, len(sources)
+    difference = float(torch.cat(apart).mean())
+    if not difference <= _COARSEST:
+        told = f"found log-probabilities {difference:.2g} apart in the mean"
+        raise _mismatch(runtime, "with coarser weights", f"{told}, wanted at most {_COARSEST:g}")
+    return Coarseness(difference, kept, len(sources))
 
 
 @torch.inference_mode()

@@ -188,12 +188,14 @@ class Translator:
         if self._on_long == "cut":
             return [ids[:longest]]
         pieces = self._tokenizers.source.encode_pieces([line])[0]
-        parts, start = [], 0
-        while len(ids) - start > longest:
-            end = start + _best_cut(pieces[start : start + longest + 1])
-            parts.append(ids[start:end])
+        # Each part must say its target language, as the line does.
+        tag = ids[:1] if self._tokenizers.source.language_tag(line) else []
+        room, start, parts = longest - len(tag), len(tag), []
+        while len(ids) - start > room:
+            end = start + _best_cut(pieces[start : start + room + 1])
+            parts.append(tag + ids[start:end])
             start = end
-        return [*parts, ids[start:]]
+        return [*parts, tag + ids[start:]]
 
     def _batches(self, segments: list[_Segment]) -> Iterator[list[_Segment]]:
         """Segments of about the same length together, longest first."""

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from tests.interop.random_models import lines, random_model
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.ctranslate2_export import write_ctranslate2
+from tfm_cli.interop.verification import verify_coarse
+
+
+def test_coarse_weights_keep_most_translations(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+    model = random_model()
+    write_ctranslate2(tmp_path, model, quantization="float16")
+
+    found = verify_coarse(model, tmp_path, [*lines(20), ""])
+
+    assert found.lines == 20
+    assert 10 <= found.kept <= 20
+    assert 0 < found.difference < 0.01
+
+
+def test_coarse_weights_that_compute_something_else_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+    write_ctranslate2(tmp_path, random_model(seed=2), quantization="int8")
+
+    with pytest.raises(ModelError, match=r"coarser weights: found log-probabilities .+ apart"):
+        verify_coarse(random_model(seed=1), tmp_path, lines(20))

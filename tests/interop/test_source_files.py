@@ -1,0 +1,39 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.plain_yaml import parse_yaml
+from tfm_cli.interop.source_files import missing_files, read_json
+
+
+def test_a_name_that_occurs_twice_is_found_at_once(tmp_path: Path) -> None:
+    text = json.dumps({f"p{number}": number for number in range(100_000)})
+    (tmp_path / "vocab.json").write_text(f'{text[:-1]}, "p99999": 1}}')
+    before = time.process_time()
+
+    with pytest.raises(ModelError, match="`p99999` occurs twice"):
+        read_json(tmp_path, "vocab.json")
+
+    assert time.process_time() - before < 10  # many minutes, if each name is counted
+
+
+def test_a_mark_of_the_encoding_is_no_text(tmp_path: Path) -> None:
+    pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+
+    assert read_json(tmp_path, "a.json") == {"a": 1}
+    assert parse_yaml("a: 1".encode("utf-8-sig"), "a.yml") == {"a": "1"}
+
+
+def test_missing_files_are_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+
+    found = missing_files(tmp_path, ["a", "here", "link", "b", "a"])
+
+    assert found == ["a: is missing", "b: is missing"]
+    with pytest.raises(ModelError, match=r"wants a file that is not in it: `../here`"):
+        missing_files(tmp_path, ["../here"])
