@@ -146,6 +146,19 @@ def test_sweep_tries_batches_and_both_ways_to_share_two_threads() -> None:
     assert len(found) == 8
 
 
+def test_sweep_of_torch_tries_a_single_thread_as_well() -> None:
+    work = BY_NAME["base-beam4-fp32-hf"]
+
+    splits = {
+        side: {
+            (one.workers, one.threads) for one in arrangements(work, side, threads=2, sentences=16)
+        }
+        for side in ("tfm", "hf")
+    }
+
+    assert splits == {"tfm": {(1, 2), (1, 1), (2, 1)}, "hf": {(1, 2), (1, 1)}}
+
+
 @pytest.mark.parametrize(("sentences", "batches"), [(40, [16, 32]), (8, [8])])
 def test_sweep_leaves_out_batches_of_more_sentences_than_there_are(
     sentences: int, batches: list[int]

@@ -121,8 +121,10 @@ def usual_arrangement(work: Work, side: str, *, threads: int, batch: int = 0) ->
 
 
 def arrangements(work: Work, side: str, *, threads: int, sentences: int) -> Sequence[Arrangement]:
-    """All that a sweep tries: batches, and workers of one thread against one worker of all."""
+    """All that a sweep tries: batches, and one worker of all threads against one thread each."""
     splits = [(1, threads)]
+    if threads > 1 and side != "ctranslate2":
+        splits.append((1, 1))  # on a busy machine two threads are slower than one
     if work.kind == "one":
         return [Arrangement(1, count, 1) for count in sorted({1, threads})]
     if threads > 1 and side != "hf":
