@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt bench golden clean
+.PHONY: help install demo test check fmt bench bench-translate golden clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 install: $(VENV)/.installed ## Make .venv and install tfm into it
 	@echo "installed: $(BIN)/tfm"
@@ -38,6 +38,10 @@ fmt: $(VENV)/.installed-dev ## Format the code and mend what can be mended
 bench: $(VENV)/.installed ## Measure speed and memory of training and translation
 	$(BIN)/python tests/bench/bench.py
 
+# make bench-translate ARGS='--threads 2 --arrangements'
+bench-translate: $(VENV)/.installed-bench ## Measure translation against CTranslate2 and Hugging Face
+	$(BIN)/python tests/bench/translate.py $(ARGS)
+
 golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with git diff
 	$(BIN)/python tests/golden/regenerate.py
 	git diff --stat tests/golden
@@ -58,6 +62,10 @@ $(VENV)/.torch: | $(VENV)/bin/python
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(PIP) install --editable .
 	touch $@
+
+$(VENV)/.installed-bench: pyproject.toml $(VENV)/.torch
+	$(PIP) install --editable '.[hf,ctranslate2]'
+	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 	$(PIP) install --editable '.[dev]'

@@ -37,7 +37,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of matrix products: `auto` takes bf16 where the device is faster with it."""
+    """The arithmetic of matrix products: `auto` takes bf16 where the device is faster with it.
+
+    Raises:
+        ConfigError: no arithmetic has such a name.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"unknown precision `{name}`, wanted auto, fp32 or bf16")
     if name == "fp32" or (name == "auto" and not _fast_bf16(device)):
         return torch.float32
     return torch.bfloat16

@@ -1,0 +1,282 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.translate_models import export, random_model, save, word_lines, word_tokenizer
+from tests.bench.translate_runs import Side
+from tests.bench.translate_sides import RefusedError, measure
+from tests.bench.translate_table import HEADING, Measured, agreement, num_equal, ratios, row
+from tests.bench.translate_works import (
+    LENGTH_FACTOR,
+    LIMIT,
+    SOURCE_PIECES,
+    WORKS,
+    Arrangement,
+    arrangements,
+    picked,
+    usual_arrangement,
+)
+from tfm_cli.config import ModelConfig
+from tfm_cli.decoding.scoring import output_limit
+
+BY_NAME = {work.name: work for work in WORKS}
+
+
+def run(seconds: float, *, sentences: int = 10, pieces: int = 310, load: float = 2.0) -> Measured:
+    return Measured(seconds, sentences, pieces, load, 100.0)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ratio_is_of_sentences_a_second_round_by_round() -> None:
+    ours = [run(2.0), run(4.0, sentences=20), run(1.0)]
+    theirs = [run(4.0), run(1.0), run(1.0)]
+
+    assert ratios(ours, theirs) == [2.0, 0.5, 1.0]
+
+
+def test_ratio_does_not_depend_on_how_long_translations_are() -> None:
+    assert ratios([run(1.0, pieces=100)], [run(1.0, pieces=900)]) == [1.0]
+
+
+def test_rounds_that_have_no_pair_are_no_ratio() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ratios([run(1.0), run(1.0)], [run(1.0)])
+
+
+def test_row_has_medians_of_both_sides_and_every_ratio() -> None:
+    ours = [run(1.0), run(2.0), run(5.0)]
+    theirs = [run(2.0, load=0.2), run(2.0, load=0.4), run(2.5, load=0.3)]
+
+    line = row("base", "as usual", ours, theirs, outputs="equal")
+
+    assert cells(line) == [
+        "base", "as usual", "155 / 155", "5.0 / 5.0", "200.0 / 200.0", "2.0 / 0.3", "100 / 100",
+        "equal", "2.00 1.00 0.50", "**1.00**",
+    ]  # fmt: skip
+    assert len(cells(line)) == len(cells(HEADING.split("\n")[0]))
+    assert len(cells(line)) == len(cells(HEADING.split("\n")[1]))
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_row_of_a_side_that_did_not_run_has_the_other_one_and_no_ratio(absent: int) -> None:
+    sides: list[list[Measured]] = [[run(2.0)], [run(2.0)]]
+    sides[absent] = []
+    rates = ["5.0", "5.0"]
+    rates[absent] = "–"
+
+    found = cells(row("base", "", *sides))
+
+    assert found[3] == " / ".join(rates)
+    assert found[-3:] == ["–", "–", "–"]
+
+
+def test_what_was_not_counted_is_left_out() -> None:
+    found = cells(row("tiny", "", [run(2.0, pieces=0, load=0)], [run(2.0, pieces=0, load=0)]))
+
+    assert (found[2], found[5]) == ("– / –", "– / –")
+
+
+def test_hypotheses_are_equal_in_whatever_order() -> None:
+    ours = [("a b", "a c"), ("d", "e"), ("f", "f")]
+    theirs = [("a c", "a b"), ("d", "x"), ("f", "g")]
+
+    assert num_equal(ours, theirs) == 1
+    assert agreement(ours, theirs) == "1 of 3 equal"
+    assert agreement(ours, ours) == "equal"
+
+
+def test_sides_that_translated_other_lines_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        num_equal([("a",)], [("a",), ("b",)])
+
+
+def test_measured_survives_its_way_through_json() -> None:
+    table = {
+        "seconds": 1.0, "sentences": 2, "pieces": 3, "load_seconds": 0.5, "peak_mib": 9.0,
+        "outputs": [["a", "b"], []], "precision": "fp32",
+    }  # fmt: skip
+
+    assert Measured.from_json(table) == Measured(
+        1.0, 2, 3, 0.5, 9.0, (("a", "b"), ()), precision="fp32"
+    )
+
+
+def test_names_of_works_differ() -> None:
+    assert len(BY_NAME) == len(WORKS)
+
+
+def test_works_are_picked_by_name_and_by_pattern_in_the_order_of_the_table() -> None:
+    chosen = picked("small-beam4-fp32,base-greedy-*-one", has_model=False)
+
+    assert [work.name for work in chosen] == [
+        "base-greedy-fp32-one", "base-greedy-int8-one", "small-beam4-fp32",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_works_of_a_model_are_there_only_with_one(has_model: bool) -> None:
+    shapes = {work.shape for work in picked("", has_model=has_model)}
+
+    assert ("model" in shapes) == has_model
+    assert {"base", "small", "tiny"} <= shapes
+
+
+def test_unknown_work_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no work is called `huge`; there are base-greedy-fp32, "):
+        picked("huge", has_model=True)
+
+
+def test_work_of_a_model_that_was_not_given_is_refused() -> None:
+    with pytest.raises(ValueError, match="`model-greedy-fp32` needs `--model` and `--source`"):
+        picked("model-greedy-fp32", has_model=False)
+
+
+def test_sweep_tries_batches_and_both_ways_to_share_two_threads() -> None:
+    work = BY_NAME["base-greedy-int8"]
+
+    found = arrangements(work, "ctranslate2", threads=2, sentences=256)
+
+    assert {(one.workers, one.threads) for one in found} == {(1, 2), (2, 1)}
+    assert sorted({one.batch for one in found}) == [16, 32, 64, 128]
+    assert len(found) == 8
+
+
+def test_sweep_of_torch_tries_a_single_thread_as_well() -> None:
+    work = BY_NAME["base-beam4-fp32-hf"]
+
+    splits = {
+        side: {
+            (one.workers, one.threads) for one in arrangements(work, side, threads=2, sentences=16)
+        }
+        for side in ("tfm", "hf")
+    }
+
+    assert splits == {"tfm": {(1, 2), (1, 1), (2, 1)}, "hf": {(1, 2), (1, 1)}}
+
+
+@pytest.mark.parametrize(("sentences", "batches"), [(40, [16, 32]), (8, [8])])
+def test_sweep_leaves_out_batches_of_more_sentences_than_there_are(
+    sentences: int, batches: list[int]
+) -> None:
+    found = arrangements(BY_NAME["base-beam4-fp32"], "tfm", threads=1, sentences=sentences)
+
+    assert [one.batch for one in found] == batches
+
+
+def test_one_sentence_at_a_time_has_one_worker() -> None:
+    work = BY_NAME["base-greedy-fp32-one"]
+
+    assert arrangements(work, "tfm", threads=2, sentences=4) == [
+        Arrangement(1, 1, 1), Arrangement(1, 2, 1),
+    ]  # fmt: skip
+    assert usual_arrangement(work, "ctranslate2", threads=2) == Arrangement(1, 2, 1)
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_usual_arrangement_uses_all_threads_and_is_in_the_sweep(work: Any, threads: int) -> None:
+    for side in ("tfm", work.peer):
+        usual = usual_arrangement(work, side, threads=threads)
+
+        assert usual.workers * usual.threads == threads
+        assert usual in arrangements(work, side, threads=threads, sentences=256)
+
+
+def test_side_tells_its_arrangement_or_why_it_has_none() -> None:
+    side = Side("tfm", Arrangement(2, 1, 64))
+    assert str(side) == "2x1, batch 64"
+
+    side.rounds.append(Measured(1.0, 1, 1, 1.0, 1.0, precision="fp32"))
+    assert str(side) == "fp32, 2x1, batch 64"
+
+    side.refused = "has no workers"
+    assert str(side) == "not there yet: has no workers"
+
+
+def test_lines_have_as_many_pieces_as_their_limit_needs() -> None:
+    tokenizer = word_tokenizer(100)
+    encoded = tokenizer.encode(word_lines(20, 100))
+
+    assert tokenizer.vocab_size == 100
+    assert {len(ids) for ids in encoded} == {SOURCE_PIECES}
+    assert not {tokenizer.unk_id, tokenizer.eos_id} & {index for ids in encoded for index in ids}
+    assert output_limit(SOURCE_PIECES, LENGTH_FACTOR) == LIMIT
+
+
+def job(directory: Path, side: str, **more: Any) -> dict[str, Any]:
+    return {
+        "side": side, "directory": str(directory), "precision": "fp32",
+        "compute_types": ["float32"], "beam_size": 4, "renormalize": True, "limit": LIMIT,
+        "length_factor": LENGTH_FACTOR, "source_length": 1 + SOURCE_PIECES, "workers": 1,
+        "threads": 1, "batch": 8, "one_by_one": False, "lines": word_lines(12, 60),
+        "check": True, "began": time.monotonic(), **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model and its export; do not change them."""
+    pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
+    folder = tmp_path_factory.mktemp("models")
+    config = ModelConfig(
+        encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_forward_width=32,
+        output_bias=True,
+    )  # fmt: skip
+    model = random_model(config, word_tokenizer(60))
+    for name in ("tfm", "ctranslate2-fp32"):
+        (folder / name).mkdir()
+    save(folder / "tfm", model)
+    export(model, "ctranslate2-fp32", folder / "ctranslate2-fp32")
+    return folder
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_both_sides_write_equally_many_pieces_and_find_the_same(
+    models: Path, beam_size: int
+) -> None:
+    ours = measure(job(models / "tfm", "tfm", beam_size=beam_size))
+    theirs = measure(job(models / "ctranslate2-fp32", "ctranslate2", beam_size=beam_size))
+
+    assert (ours.precision, theirs.precision) == ("fp32", "float32")
+    for measured in (ours, theirs):
+        assert measured.sentences == 12
+        assert measured.pieces == 12 * (LIMIT + 1)
+        assert {len(hypotheses) for hypotheses in measured.outputs} == {beam_size}
+        assert all(len(set(hypotheses)) == beam_size for hypotheses in measured.outputs)
+        assert min(measured.seconds, measured.load_seconds, measured.peak_mib) > 0
+    assert agreement(ours.outputs, theirs.outputs) == "equal"
+
+
+def test_sentences_one_by_one_are_all_translated(models: Path) -> None:
+    measured = measure(job(models / "tfm", "tfm", one_by_one=True, check=False))
+
+    assert (measured.sentences, measured.pieces) == (12, 12 * (LIMIT + 1))
+    assert measured.outputs == ()
+
+
+def test_translations_of_another_length_are_no_measurement(models: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"translations of \[31\] pieces, wanted 29 and </s>"):
+        measure(job(models / "tfm", "tfm", limit=29))
+
+
+@pytest.mark.parametrize(
+    ("side", "asked", "told"),
+    [
+        ("tfm", {"precision": "int3"}, "unknown precision `int3`"),
+        ("ctranslate2", {"compute_types": ["int3"]}, "this processor has no int3"),
+        ("hf", {"limit": 0}, "one length only"),
+    ],
+)
+def test_what_a_side_cannot_do_is_refused(
+    side: str, asked: dict[str, Any], told: str, models: Path
+) -> None:
+    if side == "hf":
+        pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
+
+    with pytest.raises(RefusedError, match=told):
+        measure(job(models / "tfm", side, **asked))
