@@ -230,7 +230,7 @@ def _unpickled(path: Path) -> _Stored:
         _check_zip(path)
     try:
         # The one place that reads a pickle, and only if it was asked for.
-        table: Any = torch.load(  # noqa: TID251
+        table: Any = torch.load(  # noqa: TID251 - asked for by the user, and it runs no code
             path, map_location="cpu", weights_only=True, mmap=is_zip
         )
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
