@@ -29,7 +29,7 @@ from tfm_cli.corpus.batching import epoch_batches, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.model.transformer import Transformer
+from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.update import update
@@ -121,7 +121,7 @@ def bench_translation(
     """Target pieces a second of search, for the lengths of the middle of the corpus."""
     config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
     vocab_size = VOCAB_SIZES[preset]
-    model: Transformer = build_transformer(config.model, (vocab_size, vocab_size)).eval()
+    model = PreparedTransformer(build_transformer(config.model, (vocab_size, vocab_size)).eval())
     number = 8 if batch_size == 1 else (256 if preset == "tiny" else 2 * batch_size)
     middle = np.sort(source)[len(source) // 2 - number // 2 :][:number]
     segments = random_segments(middle, vocab_size)

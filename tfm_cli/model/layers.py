@@ -13,7 +13,7 @@ from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.positions import RotaryPositions
 from tfm_cli.model.state import LayerState
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "swish": F.silu,
@@ -49,7 +49,7 @@ class FeedForward(nn.Module):
             gate, inner = inner.chunk(2, dim=-1)  # (B, T, F) each
             inner = F.silu(gate) * inner
         else:
-            inner = _ACTIVATIONS[self.activation](inner)
+            inner = ACTIVATIONS[self.activation](inner)
         outer: Tensor = self.outer(inner)  # (B, T, D)
         return outer
 

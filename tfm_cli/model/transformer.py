@@ -143,7 +143,7 @@ class Transformer(nn.Module):
     def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
         """The memory (B, S, D) of source ids (B, S)."""
         embedding = self.source_embedding or self.target_embedding
-        x = self._embed(source, embedding, self.source_positions)  # (B, S, D)
+        x = self.embed(source, embedding, self.source_positions)  # (B, S, D)
         for layer in self.encoder_layers:
             x = layer(x, source_keep)
         return x if self.encoder_norm is None else self.encoder_norm(x)
@@ -151,7 +151,7 @@ class Transformer(nn.Module):
     def decode(self, target: Tensor, memory: Tensor, source_keep: Tensor | None) -> Tensor:
         """Hidden states (B, T, D) of target ids (B, T), each seeing itself and those before it."""
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
-        x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        x = self.embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
         for layer in self.decoder_layers:
             x = layer(x, memory, source_keep, causal)
         return x if self.decoder_norm is None else self.decoder_norm(x)
@@ -173,7 +173,7 @@ class Transformer(nn.Module):
 
     def step(self, pieces: Tensor, state: DecoderState) -> Tensor:
         """Logits (R, V) of what follows the newest piece (R,) of each row; extends the state."""
-        x = self._embed(
+        x = self.embed(
             pieces[:, None], self.target_embedding, self.target_positions, state.length
         )  # (R, 1, D)
         for layer, layer_state in zip(self.decoder_layers, state.layers, strict=True):
@@ -183,9 +183,10 @@ class Transformer(nn.Module):
             x = self.decoder_norm(x)
         return self.logits(x[:, 0])  # (R, V)
 
-    def _embed(
+    def embed(
         self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, start: int = 0
     ) -> Tensor:
+        """What the first layer sees (B, T, D) of ids (B, T), whose positions begin at `start`."""
         x = embedding(ids) * self._scale  # (B, T, D)
         if positions is not None:
             x = positions(x, start)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +16,19 @@ from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.corpus.batching import random_key, token_batches
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
+from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.splitting import best_cut
 
 logger = logging.getLogger(__name__)
-
-_SENTENCE_ENDS = (".", "!", "?", ";")  # where a blank follows
-_WIDE_ENDS = ("。", "！", "？")  # whatever follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class Translator:
             preferably after a sentence, and join the translations; or `cut` it.
         device: where the model is.
         dtype: arithmetic of the matrix products.
+        prepared: what searches instead of `transformer`, whose weights it has.
     """
 
     def __init__(
@@ -88,11 +89,12 @@ class Translator:
         on_long: str = "split",
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        prepared: PreparedTransformer | None = None,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
             raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
-        self._transformer = transformer
+        self._model: StepModel[Any] = prepared or transformer
         self._tokenizers = tokenizers
         self._search = search
         self._sampling = sampling
@@ -121,6 +123,8 @@ class Translator:
         place = resolve_device(device)
         set_cpu_threads(cpu_threads)
         model = load_model(model_dir, place)
+        dtype = resolve_precision(precision, place)
+        is_plain = place.type == "cpu" and dtype == torch.float32
         return Translator(
             model.transformer,
             model.tokenizers,
@@ -128,7 +132,8 @@ class Translator:
             sampling=sampling,
             on_long=on_long,
             device=place,
-            dtype=resolve_precision(precision, place),
+            dtype=dtype,
+            prepared=PreparedTransformer(model.transformer) if is_plain else None,
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
@@ -192,7 +197,7 @@ class Translator:
         tag = ids[:1] if self._tokenizers.source.language_tag(line) else []
         room, start, parts = longest - len(tag), len(tag), []
         while len(ids) - start > room:
-            end = start + _best_cut(pieces[start : start + room + 1])
+            end = start + best_cut(pieces[start : start + room + 1])
             parts.append(tag + ids[start:end])
             start = end
         return [*parts, tag + ids[start:]]
@@ -234,7 +239,7 @@ class Translator:
         with arithmetic(self._device, self._dtype):
             if self._sampling:
                 drawn = sample(
-                    self._transformer,
+                    self._model,
                     source,
                     source_keep,
                     limits=limits,
@@ -251,7 +256,7 @@ class Translator:
                 )
                 return [[hypothesis] for hypothesis in drawn]
             return beam_search(
-                self._transformer,
+                self._model,
                 source,
                 source_keep,
                 limits=limits,
@@ -278,19 +283,3 @@ class Translator:
             candidates.append(Candidate(" ".join(filter(None, texts)), score, total))
         num_pieces = sum(len(hypotheses[0].ids) + 1 for hypotheses in parts)
         return Translation(line, tuple(candidates), num_pieces)
-
-
-def _best_cut(pieces: list[str]) -> int:
-    """Where to cut before the last of these pieces: after a sentence, else between words.
-
-    A cut in the first half is no good, since the parts would become too many.
-    """
-    places = range(max(1, len(pieces) // 2), len(pieces))
-    word_starts = [i for i in places if pieces[i].startswith("▁")]
-    after_sentence = [
-        i
-        for i in places
-        if pieces[i - 1].endswith(_WIDE_ENDS)
-        or (pieces[i].startswith("▁") and pieces[i - 1].endswith(_SENTENCE_ENDS))
-    ]
-    return (after_sentence or word_starts or places)[-1]

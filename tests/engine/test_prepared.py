@@ -1,0 +1,111 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
+from tfm_cli.engine.prepared import PreparedTransformer
+from tfm_cli.engine.state import PreparedState
+from tfm_cli.model.transformer import Transformer
+
+VOCAB, START, EOS = 40, 2, 3
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"norm": "pre", "activation": "swiglu", "positions": "rotary", "tied_embeddings": 0},
+    {"activation": "gelu", "positions": "learned", "tied_embeddings": 2, "output_bias": True},
+    {"activation": "swish", "positions": "sinusoidal_halves", "tied_embeddings": 1},
+    {"encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False, "norm": "pre"},
+]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def model_of(shape: dict[str, Any]) -> Transformer:
+    torch.manual_seed(1)
+    base = {"encoder_layers": 2, "decoder_layers": 2, "width": 32, "heads": 4,
+            "feed_forward_width": 48, "max_positions": 64}  # fmt: skip
+    model = Transformer(VOCAB, **{**base, **shape}).eval()
+    for name, parameter in model.named_parameters():
+        # No bias is 0 and no gain is 1, and attention is not even.
+        parameter.data += 0.2 * torch.randn(parameter.shape) if parameter.ndim == 1 else 0
+        parameter.data *= 3 if "projection.weight" in name else 1
+    return model
+
+
+def source_of(*lengths: int) -> tuple[Tensor, Tensor | None]:
+    ids = torch.randint(4, VOCAB, (len(lengths), max(lengths)))
+    keep = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return ids, None if bool(keep.all()) else keep[:, None, None]
+
+
+@torch.inference_mode()
+@every_shape
+@pytest.mark.parametrize("lengths", [(5,), (6, 2, 4)])
+def test_logits_are_those_of_the_transformer(
+    shape: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
+    model = model_of(shape)
+    source, keep = source_of(*lengths)
+    target = torch.randint(4, VOCAB, (len(lengths), 35))  # more than two blocks of the cache
+    wanted = model(source, keep, target)
+
+    prepared = PreparedTransformer(model)
+    state = prepared.start(source, keep)
+    found = torch.stack([prepared.step(target[:, t], state) for t in range(35)], dim=1)
+
+    # Single precision, sums in another order.
+    assert_close(found, wanted, rtol=1e-4, atol=2e-5)
+
+
+@torch.inference_mode()
+@every_shape
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_search_finds_what_it_finds_in_the_transformer(
+    shape: dict[str, Any], beam_size: int
+) -> None:
+    """Segments that leave the batch, beams that change places, caches that grow."""
+    model = model_of(shape)
+    source, keep = source_of(7, 3, 9, 1, 5)
+
+    def search(searched: Any) -> list[list[Hypothesis]]:
+        return beam_search(
+            searched, source, keep, limits=[20, 3, 25, 40, 11], start_id=START, eos_id=EOS,
+            banned_ids=(0, 1), beam_size=beam_size,
+        )  # fmt: skip
+
+    wanted, found = search(model), search(PreparedTransformer(model))
+
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours[0].ids == theirs[0].ids
+        assert ours[0].score == pytest.approx(theirs[0].score, abs=1e-4)
+
+
+@torch.inference_mode()
+def test_rows_and_segments_are_moved_and_dropped() -> None:
+    model = model_of({})
+    source, keep = source_of(4, 6, 3)
+    prepared = PreparedTransformer(model)
+    pieces = torch.tensor([5, 6, 7])
+    rows, segments = torch.tensor([2, 2, 0, 0]), torch.tensor([2, 0])
+
+    def moved(searched: StepModel[Any]) -> Tensor:
+        state = searched.start(source, keep)
+        searched.step(pieces, state)
+        state.keep(segments)
+        state.reorder(rows)
+        return searched.step(torch.tensor([8, 9, 10, 11]), state)
+
+    assert_close(moved(prepared), moved(model), rtol=1e-4, atol=2e-5)
+
+
+def test_caches_keep_what_was_written_when_they_grow() -> None:
+    state = PreparedState(None, torch.zeros(2, 2, 3, 1, 4, 5))
+    for step in range(40):
+        state.room(3)[:, :, :, :, step] = float(step)
+        state.length += 1
+
+    assert state.caches is not None
+    written = state.caches[0, 1, 2, 0, :40, 3].tolist()
+    assert written == [float(step) for step in range(40)]

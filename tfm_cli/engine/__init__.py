@@ -1,0 +1,1 @@
+"""A trained Transformer made ready to decode fast."""
