@@ -64,7 +64,10 @@ def load_config(directory: Path) -> SavedConfig:
     header = _upgraded(_read_json(path))
     version = header.get("format_version")
     if type(version) is not int:
-        raise ModelError(f"{path}: is no model config: `format_version` is missing or no number")
+        raise ModelError(
+            f"{path}: is no model config: `format_version` is missing or no number",
+            hint="if it is a model of another toolkit, import it first with `tfm import`",
+        )
     if version > FORMAT_VERSION:
         raise ModelError(
             f"{path}: has format {version}, this is tfm {tfm_cli.__version__} which reads up "
