@@ -32,6 +32,7 @@ def test_a_trained_model_leaves_for_ctranslate2_and_translates_the_same(
     assert theirs == ours.out.split("\n")[:-1]
 
 
+@pytest.mark.slow
 def test_a_trained_model_leaves_for_hugging_face_and_translates_the_same(
     tiny_model: Path, tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:

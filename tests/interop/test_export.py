@@ -77,6 +77,7 @@ def test_a_model_is_exported_to_ctranslate2_and_verified(
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int16", "float16", "bfloat16"])
+@pytest.mark.slow
 def test_coarse_weights_are_written_after_exact_ones_were_verified(
     quantization: str | None, save: Save, tmp_path: Path, told: list[str]
 ) -> None:

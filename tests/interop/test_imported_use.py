@@ -10,6 +10,8 @@ from tests.conftest import RunTfm, TinyCorpus, invoke
 from tests.runs import metrics, write_part
 from tfm_cli.model_dir import load_model
 
+pytestmark = pytest.mark.slow
+
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "multi30k"
 
 
@@ -82,7 +84,6 @@ def test_fine_tuning_starts_from_the_imported_models_loss(
     assert first["loss"] == pytest.approx(own, abs=0.1)  # of one batch
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not CORPUS.is_dir(), reason=f"Multi30k is not at {CORPUS.parent.name}/")
 def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_tfm: RunTfm) -> None:

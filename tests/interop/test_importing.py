@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from tests.interop.marian_directories import (
     changed_json,
 )
-from tests.interop.random_models import random_model
+from tests.interop.random_models import random_model, slow_after
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.interop import hub
 from tfm_cli.interop.export import export_model
@@ -58,7 +58,7 @@ def test_hugging_face_model_is_verified_and_has_a_card(
     assert load_model(tmp_path / "model", CPU).config.model.activation == "swish"
 
 
-@pytest.mark.parametrize("kind", ["joint", "separate", "shared"])
+@pytest.mark.parametrize("kind", slow_after(1, ["joint", "separate", "shared"]))
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_halves", "sinusoidal_marian"])
 def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positions: str) -> None:
     model = random_model(

@@ -8,6 +8,8 @@ import torch
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
 from tfm_cli.model_dir import load_model
 
+pytestmark = pytest.mark.slow
+
 APART = ["--set", "tokenizer.joint=false", "--set", "model.tied_embeddings=2"]
 
 
