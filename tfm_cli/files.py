@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from tfm_cli.errors import ResourceError, TfmError
 
+_LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")  # as `_aside` names it
+
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
     """Raise a ResourceError if `path` could not be written; before the long work.
@@ -147,6 +149,11 @@ def remove_directory(path: Path) -> None:
 def _aside(place: Path, kind: str = "part") -> Path:
     # The longest name a file can have leaves no room for more, so it is cut.
     return place.with_name(f".{place.name[:50]}.{os.getpid()}.{kind}")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder has the name of something that was being written or removed."""
+    return _LEFTOVER.fullmatch(name) is not None
 
 
 def _sweep(place: Path) -> None:

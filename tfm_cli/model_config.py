@@ -3,6 +3,7 @@
 All of it is read without importing torch, so that commands can tell what is wrong at once.
 """
 
+import contextlib
 import hashlib
 import json
 import stat
@@ -162,6 +163,14 @@ def named_tokenizers(path: Path) -> TokenizerPair:
 
 def _plus(sizes: tuple[int, int]) -> str:
     return str(sizes[0]) if sizes[0] == sizes[1] else f"{sizes[0]} + {sizes[1]}"
+
+
+def is_saved_model(directory: Path) -> bool:
+    """Whether there is a `config.json` that tfm wrote; many programs call a file so."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        header = json.loads((directory / CONFIG_FILE).read_bytes())
+        return isinstance(header, dict) and "tfm_version" in header
+    return False
 
 
 def regular_file(directory: Path, name: str) -> Path:

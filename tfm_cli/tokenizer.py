@@ -109,11 +109,8 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Hash of the model's bytes and of the vocabulary if there is one, in hexadecimal."""
-        digest = hashlib.sha256(self.model_bytes)
-        if self.vocabulary is not None:
-            digest.update(self.vocabulary.to_json())
-        return digest.hexdigest()
+        """Hash of the model's bytes, in hexadecimal."""
+        return hashlib.sha256(self.model_bytes).hexdigest()
 
     @property
     def scored_pieces(self) -> list[tuple[str, float]]:

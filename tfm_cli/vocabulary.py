@@ -1,6 +1,5 @@
 """A vocabulary in an order of its own: its pieces, and which of them are special."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,11 +94,6 @@ class Vocabulary:
             banned=tuple(table["banned"]),
             name=name,
         )
-
-    @property
-    def sha256(self) -> str:
-        """Hash of `to_json`, in hexadecimal."""
-        return hashlib.sha256(self.to_json()).hexdigest()
 
 
 def _are_strings(value: object) -> bool:

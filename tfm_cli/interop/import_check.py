@@ -45,7 +45,7 @@ def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: 
     with tempfile.TemporaryDirectory(prefix="tfm-") as aside:
         found = verify_hugging_face(model, _without_marks(directory, Path(aside)), lines)
     if found is None:
-        return "not verified: transformers is not installed"
+        return "not verified: transformers is not installed, or cannot be used"
     logger.info("%s", found)
     return str(found)
 

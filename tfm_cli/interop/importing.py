@@ -4,10 +4,8 @@ A directory appears only when all of it was written, read back and compared.
 """
 
 import hashlib
-import json
 import logging
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import torch
 
 import tfm_cli
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
-from tfm_cli.files import atomic_directory, check_writable
+from tfm_cli.files import atomic_directory, check_writable, is_leftover
 from tfm_cli.interop.foreign import ImportedModel
 from tfm_cli.interop.hub import download, is_hub_name
 from tfm_cli.interop.hugging_face_import import PICKLE, WEIGHTS, read_hugging_face
@@ -26,7 +24,7 @@ from tfm_cli.interop.hugging_face_reader import shown
 from tfm_cli.interop.import_check import verify_import
 from tfm_cli.interop.marian_import import read_marian, source_names
 from tfm_cli.interop.source_files import has_file, read_json, source_file
-from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, save_config
+from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, is_saved_model, save_config
 from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
 from tfm_cli.terminal import visible
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
@@ -37,7 +35,6 @@ HUGGING_FACE, MARIAN = "Hugging Face Marian", "Marian"
 _CARD_FILE = "README.md"
 # What may stand in a directory that is replaced: a model, and what its training left.
 _KNOWN = {CONFIG_FILE, WEIGHTS_FILE, _CARD_FILE, "metrics.jsonl", "checkpoints", *TOKENIZER_FILES}
-_LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")
 
 
 def import_model(
@@ -140,8 +137,8 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """
     check_writable(output, folder=True)
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(n for n in entries - _KNOWN if not _LEFTOVER.fullmatch(n))
-    if entries and (foreign or not _has_our_config(output)):
+    foreign = sorted(n for n in entries - _KNOWN if not is_leftover(n))
+    if entries and (foreign or not is_saved_model(output)):
         shown = ", ".join(f"`{n}`" for n in (foreign or sorted(entries))[:3])
         raise ConfigError(
             f"{output}: is not empty and holds more than a model: {shown}",
@@ -176,14 +173,6 @@ def _directory(source: str, *, allow_pickle: bool) -> Path:
             message = f"{source}: there is no such directory, and as a name on the Hub it {told}"
             raise type(error)(message, hint=error.hint) from error
     raise DataError(f"{source}: there is no such directory, and it is no name of the Hub")
-
-
-def _has_our_config(output: Path) -> bool:
-    try:
-        header = json.loads((output / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(header, dict) and "tfm_version" in header
 
 
 def _written(directory: Path, imported: ImportedModel) -> TrainedModel:

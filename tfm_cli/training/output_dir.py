@@ -1,17 +1,15 @@
 """The directory a run writes: whether there is a run to go on with, and what may be replaced."""
 
 import contextlib
-import json
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from tfm_cli.config import RunConfig
 from tfm_cli.configfile import changed_settings
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.files import check_writable, remove_directory
-from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, load_config
+from tfm_cli.files import check_writable, is_leftover, remove_directory
+from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, is_saved_model, load_config
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
@@ -23,7 +21,6 @@ METRICS_FILE = "metrics.jsonl"
 _FILES = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 # What can stand there without `config.json`, when a run was killed while it began.
 _BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS)
-_LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")  # of a run that was killed while writing
 
 
 def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
@@ -40,7 +37,7 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
     check_writable(output, folder=True)
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if overwrite or CONFIG_FILE not in entries:
-        foreign = [] if _has_our_config(output) else sorted(filter(_is_foreign, entries))
+        foreign = [] if is_saved_model(output) else sorted(filter(_is_foreign, entries))
         if foreign:
             shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
             raise ConfigError(
@@ -81,7 +78,7 @@ def begin(output: Path) -> None:
     with _disk_errors(output):
         for directory in (output, output / CHECKPOINTS):
             directory.mkdir(parents=True, exist_ok=True)
-            for path in filter(_is_leftover, directory.iterdir()):
+            for path in (p for p in directory.iterdir() if is_leftover(p.name)):
                 if path.is_dir():
                     remove_directory(path)
                 else:
@@ -98,17 +95,5 @@ def _disk_errors(output: Path) -> Iterator[None]:
         raise ResourceError(f"{place}: cannot be changed: {error.strerror}") from error
 
 
-def _is_leftover(path: Path) -> bool:
-    return _LEFTOVER.fullmatch(path.name) is not None
-
-
 def _is_foreign(name: str) -> bool:
-    return name not in _BEGINNING and not _LEFTOVER.fullmatch(name)
-
-
-def _has_our_config(output: Path) -> bool:
-    """Whether there is a `config.json` that tfm wrote; many programs call a file so."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        header = json.loads((output / CONFIG_FILE).read_bytes())
-        return isinstance(header, dict) and "tfm_version" in header
-    return False
+    return name not in _BEGINNING and not is_leftover(name)
