@@ -194,6 +194,19 @@ def test_new_place_is_writable_and_stays_unmade(tmp_path: Path, folder: bool) ->
     assert names(tmp_path) == []
 
 
+def test_asking_makes_no_name_even_for_a_moment(tmp_path: Path) -> None:
+    try:
+        os.close(os.open(tmp_path, getattr(os, "O_TMPFILE", -1) | os.O_WRONLY))
+    except OSError:
+        pytest.skip("this file system has no files without a name")
+    os.utime(tmp_path, ns=(0, 0))
+
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "folder", folder=True)
+
+    assert tmp_path.stat().st_mtime_ns == 0  # which a name that comes or goes would change
+
+
 def test_what_there_is_can_be_written_over(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -55,10 +56,9 @@ def _why_not_writable(place: Path, *, folder: bool) -> str:
     if not os.access(parent, os.W_OK | os.X_OK):
         return f"no permission to write in `{parent}`"
     # For root, permission says little: only making something shows that it can be made.
-    probe = parent / f".{os.getpid()}.probe"
-    probe.mkdir()
-    probe.rmdir()
-    return ""
+    # A file without a name, where the system has them: nothing is left of it, whatever happens.
+    with tempfile.TemporaryFile(dir=parent):
+        return ""
 
 
 @contextlib.contextmanager
