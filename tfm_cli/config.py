@@ -217,6 +217,16 @@ class SearchConfig:
         "Share the probability of pieces that are never written among the others.",
     )
     n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
+    no_repeat_ngram_size: int = opt(
+        0, "No run of this many pieces is written twice in a translation; 0 for any.", ge=0, le=256
+    )
+    repetition_penalty: float = opt(
+        1.0,
+        "Divides the positive logits of pieces already written, multiplies the negative ones; 1 "
+        "leaves them as they are (Keskar et al. 2019).",
+        gt=0,
+        le=1000,
+    )
     max_length: int = opt(
         256, "Longest segment in source pieces that is translated in one go.", ge=2, le=1_000_000
     )

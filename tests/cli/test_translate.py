@@ -217,7 +217,7 @@ def test_progress_is_shown_where_a_terminal_has_no_translations_to_show(
         monkeypatch.setenv("TERM", "xterm")
 
         translate(
-            model=tiny_model, input_path=tiny_corpus.path("test.en"),
+            model=[tiny_model], input_path=tiny_corpus.path("test.en"),
             output_path=str(tmp_path / "out"), device="cpu", quiet=quiet,
         )  # fmt: skip
 
@@ -227,3 +227,119 @@ def test_progress_is_shown_where_a_terminal_has_no_translations_to_show(
     assert "translating" in shown[False]
     assert "translated 40 lines in " in shown[False]
     assert shown[True] == ""
+
+
+# --- what else a line may hold -------------------------------------------------------------------
+
+
+def test_translations_begin_as_they_are_told_to(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "--force-decode"], "one two\tneun\none two\n\nfive\t\n")
+
+    forced, *others = lines_of(result.out)
+    assert forced.startswith("neun ")
+    assert others == ["eins zwei", "", "fünf"]
+
+
+def test_columns_are_kept_and_the_translation_is_the_last(
+    model: list[str], run_tfm: RunTfm
+) -> None:
+    text = "1\tone\n2\t\n\n3\tfive\tneun\n"
+
+    result = run_tfm([*model, "--tsv", "--tsv-column", "2"], text)
+    forced = run_tfm([*model, "--tsv", "--tsv-column", "2", "--force-decode"], text)
+
+    assert lines_of(result.out) == ["1\tone\teins", "2\t\t", "", "3\tfive\tneun\tfünf"]
+    assert lines_of(forced.out)[3].startswith("3\tfive\tneun\tneun")
+    assert lines_of(run_tfm([*model, "--tsv"], "one\t7\n").out) == ["one\t7\teins"]
+
+
+def test_objects_come_out_with_all_their_fields(model: list[str], run_tfm: RunTfm) -> None:
+    text = (
+        '{"id": 7, "text": "one", "notes": [1.50, null]}\n\n'
+        '{"source": "one two", "target_prefix": "neun"}\n'
+    )
+
+    result = run_tfm([*model, "--json-input", "--format", "json"], text)
+
+    first, blank, forced = (json.loads(line) for line in lines_of(result.out))
+    assert list(first) == ["id", "text", "notes", "translation", "score"]
+    assert (first["id"], first["notes"], first["translation"]) == (7, [1.5, None], "eins")
+    assert (blank["source"], blank["translation"]) == ("", "")
+    assert forced["target_prefix"] == "neun"
+    assert forced["translation"].startswith("neun ")
+
+
+def test_objects_become_text_where_text_is_asked_for(model: list[str], run_tfm: RunTfm) -> None:
+    text = '{"source": "one\\ntwo", "id": 1}\n\n{"text": ""}\n'
+
+    assert run_tfm([*model, "--json-input"], text).out == "eins zwei\n\n\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line", "message"),
+    [
+        ("--json-input", '{"id": 5}', "has neither `source` nor `text`"),
+        ("--tsv --tsv-column 2", "one", "has 1 column, but column 2 is the source"),
+        ("--force-decode", "one\ta\tb", "has 3 columns, wanted `source<TAB>target prefix`"),
+    ],
+)
+def test_line_that_cannot_be_understood_ends_it_before_its_window_is_written(
+    model: list[str], run_tfm: RunTfm, flags: str, line: str, message: str
+) -> None:
+    good = '{"source": "one"}' if flags == "--json-input" else "one\tone"
+    text = f"{good}\n{good}\n{good}\n{line}\n{good}\n"
+
+    result = run_tfm([*model, *flags.split(), "--buffer-size", "2"], text)
+
+    assert result.code == 3
+    assert len(lines_of(result.out)) == 2  # the window before
+    assert result.err.startswith(f"error: standard input:4: {message}\n")
+
+
+def test_scores_of_the_pieces_are_written(model: list[str], run_tfm: RunTfm) -> None:
+    scored = [*model, "--word-scores"]
+
+    (line,) = lines_of(run_tfm([*scored, "--format", "json"], "one two\n").out)
+    (text,) = lines_of(run_tfm(scored, "one two\n").out)
+    n_best = lines_of(run_tfm([*scored, "--n-best", "2"], "one two\n").out)
+
+    found = json.loads(line)
+    assert found["pieces"] == ["▁eins", "▁zwei", "</s>"]
+    assert sum(found["word_scores"]) == pytest.approx(found["log_probability"], abs=3e-4)
+    scores = " ".join(f"{score:.4f}" for score in found["word_scores"])
+    assert text == f"eins zwei ||| WordScores= {scores}"
+    assert n_best[0].startswith(f"0 ||| eins zwei ||| WordScores= {scores} ||| logprob=-")
+    assert len(n_best[1].split(" ||| ")) == 5
+
+
+def test_repetition_is_avoided_where_that_is_asked_for(model: list[str], run_tfm: RunTfm) -> None:
+    text = "one one one one\n"
+
+    blocked = run_tfm([*model, "--no-repeat-ngram-size", "1"], text).out.split()
+    penalized = run_tfm([*model, "--repetition-penalty", "1000", "-g"], text).out.split()
+
+    assert run_tfm(model, text).out == "eins eins eins eins\n"
+    assert len(set(blocked)) == len(blocked)
+    assert penalized.count("eins") == 1
+
+
+def test_models_translate_together(
+    model: list[str], tiny_model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    text = "one two\n\nfive\n"
+
+    result = run_tfm([*model, "--model", str(tiny_model), "--models", str(tiny_model)], text)
+
+    assert result.out == "eins zwei\n\nfünf\n"
+
+
+def test_models_with_other_tokenizers_are_refused(model: list[str], run_tfm: RunTfm) -> None:
+    other = Path(__file__).parents[1] / "golden" / "model_v1"
+
+    result = run_tfm([*model, "--model", str(other)], "one\n")
+
+    assert (result.code, result.out) == (4, "")
+    assert result.err == (
+        f"error: {other}: has other tokenizers than {model[2]}\n"
+        "hint: train them with the same one: `tfm train --tokenizer`\n"
+    )

@@ -23,7 +23,8 @@ def _no_model_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     "arguments",
     [
         "--beam-size 0", "--beam-size x", "--n-best 0", "--top-p 2", "--length-penalty -1",
-        "--max-length 1", "--format xml", "--on-long drop", "--no-such-flag", "file.en",
+        "--max-length 1", "--format xml", "--no-repeat-ngram-size -1", "--tsv-column 0",
+        "--on-long drop", "--no-such-flag", "file.en",
     ],
 )  # fmt: skip
 def test_value_that_a_flag_cannot_have_is_a_usage_error(run_tfm: RunTfm, arguments: str) -> None:
@@ -45,6 +46,12 @@ def test_value_that_a_flag_cannot_have_is_a_usage_error(run_tfm: RunTfm, argumen
         ("--temperature 0", "`--temperature` must be above 0, got 0.0"),
         ("--top-p 0", "`--top-p` must be above 0, got 0.0"),
         ("--max-length-factor 0", "`--max-length-factor` must be above 0, got 0.0"),
+        ("--repetition-penalty 0", "`--repetition-penalty` must be above 0, got 0.0"),
+        ("--json-input --tsv", "`--json-input` and `--tsv` exclude each other"),
+        ("--json-input --force-decode", "`--json-input` and `--force-decode` exclude each other"),
+        ("--tsv-column 2", "`--tsv-column` needs `--tsv`"),
+        ("--tsv -f json", "`--tsv` and `--format json` exclude each other"),
+        ("--tsv --n-best 2", "`--tsv` and `--n-best 2` exclude each other"),
         ("--precision fp8", "`--precision` must be one of `auto`, `fp32`, `bf16`, got `fp8`"),
     ],
 )
@@ -57,7 +64,9 @@ def test_flags_that_make_no_sense_together_are_refused(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", ["length-penalty", "temperature", "top-p", "max-length-factor"])
+@pytest.mark.parametrize(
+    "name", ["length-penalty", "temperature", "top-p", "max-length-factor", "repetition-penalty"]
+)
 def test_number_that_is_none_is_refused(run_tfm: RunTfm, name: str, value: float) -> None:
     result = run_tfm(["translate", f"--{name}", str(value)])
 

@@ -76,6 +76,12 @@ def test_a_model_is_exported_to_ctranslate2_and_verified(
     )
 
 
+def test_call_of_ctranslate2_has_what_is_asked_against_repetition() -> None:
+    search = SearchConfig(no_repeat_ngram_size=3, repetition_penalty=1.5)
+
+    assert "no_repeat_ngram_size=3, repetition_penalty=1.5)" in export._call(search)
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int16", "float16", "bfloat16"])
 @pytest.mark.slow
 def test_coarse_weights_are_written_after_exact_ones_were_verified(

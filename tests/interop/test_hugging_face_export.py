@@ -188,6 +188,22 @@ def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
     assert told == ["search.length_norm: `wu` is not known there, `power` was written"]
 
 
+def test_runs_that_are_not_repeated_are_written_where_there_are_any(tmp_path: Path) -> None:
+    for size, wanted in ((0, None), (3, 3)):
+        search = SearchConfig(no_repeat_ngram_size=size)
+        write_hugging_face(tmp_path, random_model(search=search))
+
+        found = written(tmp_path, "generation_config.json").get("no_repeat_ngram_size")
+        assert found == wanted
+
+
+def test_penalty_of_repetition_is_left_out_and_told(tmp_path: Path, told: list[str]) -> None:
+    write_hugging_face(tmp_path, random_model(search=SearchConfig(repetition_penalty=1.5)))
+
+    assert "repetition_penalty" not in written(tmp_path, "generation_config.json")
+    assert told == ["search.repetition_penalty: is computed otherwise there, and was left out"]
+
+
 def test_endless_positions_are_cut_and_told(tmp_path: Path, told: list[str]) -> None:
     write_hugging_face(tmp_path, random_model(search=SearchConfig(max_length=1_000_000)))
 

@@ -27,13 +27,14 @@ def test_search_settings_are_those_of_the_source(directory: Path) -> None:
     changed_json(
         directory / "generation_config.json",
         num_beams=6, length_penalty=0.8, early_stopping=True, bad_words_ids=[[1]],
+        no_repeat_ngram_size=3,
     )  # fmt: skip
 
     imported = read_hugging_face(directory, allow_pickle=False)
 
     search, target = imported.config.search, imported.tokenizers.target
     assert (search.beam_size, search.length_penalty, search.early_stopping) == (6, 0.8, True)
-    assert search.length_norm == "power"
+    assert (search.length_norm, search.no_repeat_ngram_size) == ("power", 3)
     assert (target.banned_ids, target.eos_id) == ((1,), 0)
     assert target.start_id == target.vocab_size - 1
 
@@ -148,7 +149,7 @@ def test_config_that_cannot_be_had_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"no_repeat_ngram_size": 3}, "`no_repeat_ngram_size` is `3`, wanted `0`"),
+        ({"no_repeat_ngram_size": -1}, "`no_repeat_ngram_size` must be at least 0, got -1"),
         ({"repetition_penalty": 1.2}, "`repetition_penalty` is `1.2`, wanted `1.0`"),
         ({"do_sample": True}, "`do_sample` is true, wanted false"),
         ({"early_stopping": "never"}, "`early_stopping` must be true or false, got `never`"),

@@ -1,40 +1,80 @@
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tfm_cli.translation.render import as_json, as_n_best, as_text
-from tfm_cli.translation.translator import Candidate, Translation
+from tfm_cli.translation.input_lines import InputLine
+from tfm_cli.translation.render import Form, rendered
+from tfm_cli.translation.translation import Candidate, Translation
 
+LINE = InputLine("one")
 TWO = Translation(
     "one",
-    (Candidate("eins", -0.25, -0.5), Candidate("ein", -1.123456, -2.0)),
+    (
+        Candidate("eins", -0.25, -0.5, ("▁eins", "</s>"), (-0.2, -0.3)),
+        Candidate("ein", -1.123456, -2.0, ("▁ein", "</s>"), (-0.5, -1.5)),
+    ),
     num_pieces=2,
 )
+BLANK = Translation("", (Candidate("", 0.0, 0.0),), num_pieces=0)
+
+
+def lines(
+    translation: Translation, *, line: InputLine = LINE, index: int = 0, **form: Any
+) -> Iterator[str]:
+    return rendered(line, translation, index, Form(**form))
 
 
 def test_text_is_the_best_translation() -> None:
-    assert list(as_text(TWO, with_score=False)) == ["eins"]
+    assert list(lines(TWO)) == ["eins"]
 
 
 def test_score_stands_before_the_text_if_asked_for() -> None:
-    assert list(as_text(TWO, with_score=True)) == ["-0.2500\teins"]
+    assert list(lines(TWO, with_score=True)) == ["-0.2500\teins"]
+
+
+def test_scores_of_the_pieces_stand_behind_the_text_as_marian_has_them() -> None:
+    assert list(lines(TWO, word_scores=True)) == ["eins ||| WordScores= -0.2000 -0.3000"]
+    assert list(lines(BLANK, word_scores=True)) == [" ||| WordScores="]
 
 
 def test_n_best_list_has_the_format_of_moses() -> None:
-    assert list(as_n_best(TWO, 7)) == [
+    assert list(lines(TWO, index=7, n_best=2)) == [
         "7 ||| eins ||| logprob=-0.5000 ||| -0.2500",
         "7 ||| ein ||| logprob=-2.0000 ||| -1.1235",
     ]
 
 
+def test_scores_of_the_pieces_stand_before_the_features() -> None:
+    assert list(lines(TWO, index=7, n_best=2, word_scores=True)) == [
+        "7 ||| eins ||| WordScores= -0.2000 -0.3000 ||| logprob=-0.5000 ||| -0.2500",
+        "7 ||| ein ||| WordScores= -0.5000 -1.5000 ||| logprob=-2.0000 ||| -1.1235",
+    ]
+
+
+def test_translation_is_the_last_column() -> None:
+    line = InputLine("one", columns=("7", "one", ""))
+
+    assert list(lines(TWO, line=line)) == ["7\tone\t\teins"]
+    assert list(lines(TWO, line=line, with_score=True)) == ["7\tone\t\t-0.2500\teins"]
+
+
+def test_translation_with_a_tab_is_one_column() -> None:
+    tabbed = Translation("one", (Candidate("a\tb", 0, 0),), 1)
+
+    assert list(lines(tabbed, line=InputLine("one", columns=("one",)))) == ["one\ta b"]
+    assert list(lines(tabbed)) == ["a\tb"]
+
+
 def test_json_has_source_translation_and_score() -> None:
-    (line,) = as_json(TWO, n_best=1)
+    (line,) = lines(TWO, kind="json")
 
     assert json.loads(line) == {"source": "one", "translation": "eins", "score": -0.25}
 
 
 def test_json_has_all_candidates_where_n_best_is_asked_for() -> None:
-    (line,) = as_json(TWO, n_best=2)
+    (line,) = lines(TWO, kind="json", n_best=2)
 
     assert json.loads(line)["n_best"] == [
         {"translation": "eins", "score": -0.25, "log_probability": -0.5},
@@ -42,9 +82,28 @@ def test_json_has_all_candidates_where_n_best_is_asked_for() -> None:
     ]
 
 
-@pytest.mark.parametrize("odd", ["\u2028\u2029", "\x85", "\v\f\r", '"\\', "\t", "\x1b[2J"])
+def test_json_has_pieces_and_their_scores_where_asked_for() -> None:
+    (line,) = lines(TWO, kind="json", n_best=2, word_scores=True)
+
+    found = json.loads(line)
+    assert found["log_probability"] == -0.5
+    assert (found["pieces"], found["word_scores"]) == (["▁eins", "</s>"], [-0.2, -0.3])
+    assert found["n_best"][1]["pieces"] == ["▁ein", "</s>"]
+    assert found["n_best"][1]["word_scores"] == [-0.5, -1.5]
+
+
+def test_json_keeps_the_fields_of_the_input_but_for_its_own() -> None:
+    fields = {"id": 7, "text": "one", "translation": "old", "nested": {"a": [None, 1.5]}}
+
+    (line,) = lines(TWO, line=InputLine("one", fields=fields), kind="json")
+
+    assert json.loads(line) == {**fields, "translation": "eins", "score": -0.25}
+    assert fields["translation"] == "old"
+
+
+@pytest.mark.parametrize("odd", ["\u2028\u2029", "\x85", "\v\f\r", '"\\', "\t", "\x1b[2J", "\n"])
 def test_json_is_one_line_whatever_the_text(odd: str) -> None:
-    (line,) = as_json(Translation(f"a{odd}b", (Candidate(f"c{odd}d", 0, 0),), 1), n_best=1)
+    (line,) = lines(Translation(f"a{odd}b", (Candidate(f"c{odd}d", 0, 0),), 1), kind="json")
 
     assert "\n" not in line
     assert json.loads(line)["source"] == f"a{odd}b"
@@ -52,6 +111,14 @@ def test_json_is_one_line_whatever_the_text(odd: str) -> None:
 
 
 def test_json_keeps_letters_readable() -> None:
-    (line,) = as_json(Translation("猫", (Candidate("fünf", 0, 0),), 1), n_best=1)
+    (line,) = lines(Translation("猫", (Candidate("fünf", 0, 0),), 1), kind="json")
 
     assert line == '{"source": "猫", "translation": "fünf", "score": 0}'
+
+
+def test_json_keeps_half_a_surrogate_pair_as_an_escape() -> None:
+    line = InputLine("?", fields={"id": "\ud800"})
+
+    (text,) = lines(TWO, line=line, kind="json")
+
+    assert json.loads(text.encode()) == {"id": "\ud800", "translation": "eins", "score": -0.25}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tfm_cli.config import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.hypothesis import Hypothesis
-from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -219,6 +219,55 @@ def test_as_many_translations_as_asked_for(translator_of: TranslatorOf, echo: Ec
 def test_more_translations_than_the_beam_has_are_refused(translator_of: TranslatorOf) -> None:
     with pytest.raises(ConfigError, match="`--n-best` must be at most `--beam-size`, got 3 and 2"):
         translator_of(n_best=3, beam_size=2)
+
+
+# --- prefixes ------------------------------------------------------------------------------------
+
+
+def test_prefix_that_is_too_long_is_refused_by_its_line(
+    translator_of: TranslatorOf, echo: Echo
+) -> None:
+    message = "^line 2: the target prefix has 14 pieces, more than 8$"
+
+    with pytest.raises(DataError, match=message):
+        translator_of(max_length=8).translate_window(["one", "two"], ["", "one two three"])
+
+
+def test_prefix_with_unknown_characters_is_told(echo: Echo, told: list[str]) -> None:
+    config = TokenizerConfig(vocab_size=300, model_type="char", byte_fallback=False)
+    tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
+    transformer = Transformer(
+        tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+        feed_forward_width=4,
+    ).eval()  # fmt: skip
+    pair = TokenizerPair.joint(tokenizer)
+    translator = Translator(transformer, pair, search=SearchConfig(), device=CPU)
+
+    translator.translate_window(["one", "two"], ["one", "猫"])
+
+    assert told[-1] == "line 2: the target prefix has unknown characters"
+
+
+def test_prefix_is_that_of_the_first_part_and_the_limit_leaves_it_room(
+    translator_of: TranslatorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, int]] = []  # pieces of the source, of the prefix, at most
+
+    def remember(
+        model: object, source: Tensor, keep: object, *, limits: Sequence[int],
+        prefixes: Sequence[Sequence[int]], eos_id: int, **others: object,
+    ) -> list[list[Hypothesis]]:  # fmt: skip
+        lengths = [row.index(eos_id) for row in source.tolist()]
+        asked.extend(zip(lengths, map(len, prefixes), limits, strict=True))
+        return [[Hypothesis((), -1.0, -1.0)] for _ in limits]
+
+    monkeypatch.setattr(module, "beam_search", remember)
+    translator = translator_of(max_length=15, max_length_factor=0.1)
+
+    translator.translate_window(["seven three eight seven"], ["four five six"])
+
+    prefix = len("▁four▁five▁six")
+    assert sorted(asked) == [(len("▁eight▁seven"), 0, 11), (len("▁seven▁three"), prefix, prefix)]
 
 
 # --- language tags -------------------------------------------------------------------------------

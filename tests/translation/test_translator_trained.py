@@ -9,7 +9,8 @@ import torch
 from tests.conftest import TinyCorpus
 from tfm_cli.config import SearchConfig
 from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.translation.translator import Translation, Translator
+from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
 
@@ -26,10 +27,15 @@ def lines(tiny_corpus: TinyCorpus) -> list[str]:
     return [*tiny_corpus.lines("test.en")[:10], "", " ", "one", "one"]
 
 
-def translate(trained: TrainedModel, lines: list[str], **search: float) -> list[Translation]:
+def translator_of(trained: TrainedModel, **search: float) -> Translator:
     config = SearchConfig(**search)  # type: ignore[arg-type]
-    translator = Translator(trained.transformer, trained.tokenizers, search=config, device=CPU)
-    return list(translator.translate(lines))
+    return Translator(
+        trained.transformer, trained.tokenizers, search=config, device=CPU, word_scores=True
+    )
+
+
+def translate(trained: TrainedModel, lines: list[str], **search: float) -> list[Translation]:
+    return list(translator_of(trained, **search).translate(lines))
 
 
 def draw(trained: TrainedModel, lines: list[str], **search: float) -> list[Translation]:
@@ -98,3 +104,82 @@ def test_draw_of_a_line_does_not_depend_on_the_other_lines(trained: TrainedModel
 
     among_others = draw(trained, ["six " * 7, "one two", "nine"])
     assert drawn[1].text == among_others[1].text
+
+
+@pytest.mark.parametrize("max_tokens", [1, 4096])
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_translations_begin_with_their_prefixes(
+    trained: TrainedModel, max_tokens: int, beam_size: int
+) -> None:
+    translator = translator_of(trained, beam_size=beam_size, max_tokens=max_tokens)
+    lines = ["one two three", "one two three", "", "four five", "six"]
+    prefixes = ["", "eins neun", "eins", "null", "sechs sieben acht neun"]
+
+    found = [t.text for t in translator.translate_window(lines, prefixes)]
+
+    assert found[0] == "eins zwei drei"
+    assert found[1].startswith("eins neun ")
+    assert found[2] == ""  # a blank line stays blank
+    assert found[3].startswith("null fünf")
+    assert found[4].startswith("sechs sieben acht neun")
+
+
+def test_prefix_that_the_model_would_write_anyway_changes_nothing(trained: TrainedModel) -> None:
+    (plain,) = translator_of(trained).translate_window(["one two three"])
+    (forced,) = translator_of(trained).translate_window(["one two three"], ["eins zwei"])
+
+    assert (forced.text, forced.num_pieces) == (plain.text, plain.num_pieces)
+    assert forced.candidates[0].log_probability == pytest.approx(
+        plain.candidates[0].log_probability, abs=1e-9
+    )
+
+
+def test_draws_begin_with_their_prefixes(trained: TrainedModel) -> None:
+    config = SearchConfig(beam_size=1, temperature=4.0)
+    translator = Translator(
+        trained.transformer, trained.tokenizers, search=config, sampling=True, device=CPU
+    )
+
+    drawn = translator.translate_window(["one two three"] * 8, ["neun acht"] * 8)
+
+    assert all(t.text.startswith("neun acht") for t in drawn)
+    assert len({t.text for t in drawn}) > 3
+
+
+@pytest.mark.parametrize("how", [{}, {"beam_size": 1}, {"max_length": 2}], ids=str)
+def test_scores_of_the_pieces_sum_to_the_log_probability(
+    trained: TrainedModel, lines: list[str], how: dict[str, float]
+) -> None:
+    for translation in translate(trained, lines, n_best=1, **how):
+        (best,) = translation.candidates
+        assert len(best.pieces) == len(best.word_scores) == translation.num_pieces
+        assert sum(best.word_scores) == pytest.approx(best.log_probability, rel=1e-12)
+        words = [piece for piece in best.pieces if piece != "</s>"]
+        assert "".join(words).replace("▁", " ").strip() == best.text
+        if how == {"max_length": 2} and translation.source == "one two three":
+            assert best.pieces.count("</s>") == 2
+
+
+def test_no_piece_is_written_twice_where_that_is_asked_for(trained: TrainedModel) -> None:
+    (plain,) = translate(trained, ["one one two one"])
+    (without,) = translate(trained, ["one one two one"], no_repeat_ngram_size=1)
+
+    assert plain.text == "eins eins zwei eins"
+    assert len(set(without.text.split())) == len(without.text.split())
+
+
+def test_penalty_keeps_from_repeating(trained: TrainedModel) -> None:
+    (penalized,) = translate(trained, ["one one one one"], repetition_penalty=1000.0)
+
+    assert penalized.text.count("eins") == 1
+
+
+def test_model_with_itself_translates_as_alone(trained: TrainedModel, lines: list[str]) -> None:
+    together = Translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
+        others=[trained.transformer],
+    )  # fmt: skip
+
+    for one, other in zip(together.translate(lines), translate(trained, lines), strict=True):
+        assert one.text == other.text
+        assert one.candidates[0].score == pytest.approx(other.candidates[0].score, abs=1e-9)

@@ -1,43 +1,40 @@
 """`tfm translate`: lines in, translations out."""
 
-import contextlib
 import dataclasses
 import logging
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from tfm_cli import log
 from tfm_cli.cli.options import check_setting, flag
+from tfm_cli.cli.translate_stream import shown_progress, translate_stream
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
-from tfm_cli.text import LineReader, open_lines, open_output, write_line
-
-if TYPE_CHECKING:
-    from tfm_cli.translation.translator import Translator
+from tfm_cli.text import open_lines, open_output
+from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
+from tfm_cli.translation.render import Form
 
 logger = logging.getLogger(__name__)
-
-_FIRST_WINDOW = 16  # lines; later windows are larger, up to --buffer-size
 
 
 def translate(
     model: Annotated[
-        Path,
+        list[Path] | None,
         typer.Option(
             "--model",
             "-m",
             "--models",
             metavar="DIR",
-            help="Model directory that `tfm train` wrote.",
+            help="Model directory that `tfm train` wrote; several, by repeating it, translate "
+            "together by the mean of their probabilities. [default: model]",
         ),
-    ] = Path("model"),
+    ] = None,
     input_path: Annotated[
         str,
         typer.Option(
@@ -78,6 +75,35 @@ def translate(
     top_p: Annotated[float | None, flag(SearchConfig, "top_p")] = None,
     temperature: Annotated[float | None, flag(SearchConfig, "temperature")] = None,
     seed: Annotated[int | None, flag(SearchConfig, "seed")] = None,
+    no_repeat_ngram_size: Annotated[int | None, flag(SearchConfig, "no_repeat_ngram_size")] = None,
+    repetition_penalty: Annotated[float | None, flag(SearchConfig, "repetition_penalty")] = None,
+    force_decode: Annotated[
+        bool,
+        typer.Option(
+            "--force-decode",
+            help="Lines are `source<TAB>target prefix`; translations begin with the prefix.",
+        ),
+    ] = False,
+    tsv: Annotated[
+        bool,
+        typer.Option(
+            "--tsv",
+            help="Lines have columns, one of which is the source; the translation becomes the "
+            "last. With `--force-decode` the prefix is in the column behind the source.",
+        ),
+    ] = False,
+    tsv_column: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Which column is the source. [default: 1]"),
+    ] = None,
+    json_input: Annotated[
+        bool,
+        typer.Option(
+            "--json-input",
+            help="Lines are JSON objects with `source` or `text` and, if wanted, `target_prefix`; "
+            "`--format json` keeps all their fields.",
+        ),
+    ] = False,
     max_length: Annotated[int | None, flag(SearchConfig, "max_length")] = None,
     max_length_factor: Annotated[float | None, flag(SearchConfig, "max_length_factor")] = None,
     on_long: Annotated[
@@ -100,6 +126,13 @@ def translate(
         typer.Option(
             "--with-score",
             help="Write `score<TAB>translation`; n-best lists and JSON have scores anyway.",
+        ),
+    ] = False,
+    word_scores: Annotated[
+        bool,
+        typer.Option(
+            "--word-scores",
+            help="Write the log-probability of each piece and of the end as well.",
         ),
     ] = False,
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
@@ -136,6 +169,8 @@ def translate(
         "top_p": top_p,
         "temperature": temperature,
         "seed": seed,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "repetition_penalty": repetition_penalty,
         "max_length": max_length,
         "max_length_factor": max_length_factor,
         "max_tokens": max_tokens,
@@ -152,103 +187,69 @@ def translate(
         if name in chosen and not sampling:
             logger.warning("`--%s` has no effect without `--sampling`", name.replace("_", "-"))
 
+    understand = _input_form(
+        force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
+    )
+    if tsv and output_format == "json":
+        raise ConfigError("`--tsv` and `--format json` exclude each other")
+    if tsv and n_best not in (None, 1):
+        raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
+
+    models = model or [Path("model")]
     check_writable(output_path)
     with open_lines(input_path, invalid="replace") as reader:
         _refuse_same_file(input_path, output_path)
 
         from tfm_cli.model_config import load_config
 
-        search = _search(load_config(model).settings.search, chosen)
+        search = _search(load_config(models[0]).settings.search, chosen)
         if input_path == "-" and sys.stdin.isatty():
             logger.info("type a line and press Enter; Ctrl-D ends")
 
         from tfm_cli.translation.translator import Translator  # imports torch: seconds
 
         translator = Translator.load(
-            model,
+            models[0],
             search=search,
             sampling=sampling,
             on_long=on_long,
             device=device,
             precision=precision,
             cpu_threads=cpu_threads,
+            others=models[1:],
+            word_scores=word_scores,
         )
-        with open_output(output_path) as stream, _progress(input_path, output_path) as progress:
-            work = _stream(
-                reader, stream, translator, search, output_format, with_score=with_score,
-                progress=progress,
+        form = Form(
+            kind=output_format, n_best=1 if tsv else search.n_best, with_score=with_score,
+            word_scores=word_scores,
+        )  # fmt: skip
+        shown = shown_progress(input_path, output_path)
+        with open_output(output_path) as stream, shown as progress:
+            work = translate_stream(
+                reader, stream, translator, understand=understand, form=form,
+                buffer_size=search.buffer_size, progress=progress,
             )  # fmt: skip
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
     logger.info("translated %s", work)
 
 
-@dataclass(slots=True)
-class _Work:
-    """What was translated; the time does not count the wait for input."""
-
-    lines: int = 0
-    pieces: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        seconds = max(self.seconds, 1e-9)
-        return (
-            f"{self.lines} line{'' if self.lines == 1 else 's'} in {self.seconds:.1f} s: "
-            f"{self.lines / seconds:.1f} lines/s, {self.pieces / seconds:.0f} target pieces/s"
-        )
-
-
-def _stream(
-    reader: LineReader,
-    stream: BinaryIO,
-    translator: "Translator",
-    search: SearchConfig,
-    form: str,
-    *,
-    with_score: bool,
-    progress: Callable[[_Work], None],
-) -> _Work:
-    """Translate window by window; each is written before the next is read."""
-    from tfm_cli.translation.render import as_json, as_n_best, as_text
-
-    work, size = _Work(), min(_FIRST_WINDOW, search.buffer_size)
-    while window := reader.window(size):
-        began = time.monotonic()
-        for translation in translator.translate_window(window):
-            if form == "json":
-                rendered = as_json(translation, n_best=search.n_best)
-            elif search.n_best > 1:
-                rendered = as_n_best(translation, work.lines)
-            else:
-                rendered = as_text(translation, with_score=with_score)
-            for line in rendered:
-                write_line(stream, line)
-            work.lines += 1
-            work.pieces += translation.num_pieces
-        stream.flush()
-        work.seconds += time.monotonic() - began
-        progress(work)
-        size = min(4 * size, search.buffer_size)
-    return work
-
-
-@contextlib.contextmanager
-def _progress(input_path: str, output_path: str) -> Iterator[Callable[[_Work], None]]:
-    """Shows how far the work is, where a terminal has no translations to show."""
-    visible = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
-    typed = input_path == "-" and sys.stdin.isatty()
-    if not visible or typed or (output_path == "-" and sys.stdout.isatty()):
-        yield lambda work: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("translating")
-        yield lambda work: bar.update(task, description=str(work))
+def _input_form(
+    *, force_decode: bool, tsv: bool, tsv_column: int | None, json_input: bool
+) -> Callable[[str, str], InputLine]:
+    """What says what stands on a line, given the line and what messages call it."""
+    for name, given in (("--force-decode", force_decode), ("--tsv", tsv)):
+        if json_input and given:
+            raise ConfigError(f"`--json-input` and `{name}` exclude each other")
+    if tsv_column is not None and not tsv:
+        raise ConfigError("`--tsv-column` needs `--tsv`")
+    if json_input:
+        return from_json
+    if tsv:
+        return partial(from_columns, number=tsv_column or 1, forced=force_decode)
+    if force_decode:
+        return from_forced
+    return lambda line, place: InputLine(line)
 
 
 def _search(settings: SearchConfig, chosen: dict[str, object]) -> SearchConfig:

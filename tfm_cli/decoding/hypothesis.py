@@ -15,6 +15,7 @@ class Hypothesis:
     ids: tuple[int, ...]
     log_probability: float  # of the pieces and </s>, natural logarithm
     score: float  # log-probability after length normalisation, by which hypotheses are ranked
+    piece_scores: tuple[float, ...] = ()  # log-probability of each piece and of </s>, where asked
 
 
 class State(Protocol):

@@ -2,12 +2,17 @@
 
 # B segments still open, V vocabulary, t pieces written
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from tfm_cli.decoding.constraints import (
+    Constraints,
+    forced_pieces,
+    only_forced,
+    padded_prefixes,
+)
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
 from tfm_cli.decoding.scoring import length_norm
 
@@ -30,6 +35,10 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    repetition_penalty: float = 1.0,
+    prefixes: Sequence[Sequence[int]] = (),
+    piece_scores: bool = False,
 ) -> list[Hypothesis]:
     """One drawn hypothesis for each segment; its probabilities are the model's own.
 
@@ -49,26 +58,37 @@ def sample(
         top_k: draw among this many likeliest pieces; 0 for all.
         top_p: then among the fewest likeliest pieces whose mass reaches this share (Holtzman et
             al. 2020, arXiv:1904.09751).
+        no_repeat_ngram_size: see `beam_search`.
+        repetition_penalty: see `beam_search`.
+        prefixes: see `beam_search`.
+        piece_scores: see `beam_search`.
     """
     device = source.device
     # All the chance there is, drawn beforehand: (B, longest)
     draws = [_uniforms(seed, limit + 1) for seed, limit in zip(seeds, limits, strict=True)]
     open_segments = list(range(len(limits)))
     written: list[list[int]] = [[] for _ in limits]
-    totals = [0.0] * len(limits)
-    newest = torch.full((len(limits),), start_id, device=device)  # (B,)
+    gains: list[list[float]] = [[] for _ in limits]  # log-probabilities of the pieces
+    constraints = Constraints(
+        torch.tensor(list(banned_ids), dtype=torch.long, device=device),
+        eos_id,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        repetition_penalty=repetition_penalty,
+    )
+    prefix = padded_prefixes(prefixes, device)  # (B, P)
+    pieces = torch.full((len(limits), 1), start_id, device=device)  # (B, t)
     state = model.start(source, source_keep)
     while open_segments:
-        logits = model.step(newest, state)  # (B, V)
+        logits = model.step(pieces[:, -1], state)  # (B, V)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
-        log_probs = logits.log_softmax(dim=1)
-        if banned_ids:
-            logits = logits.index_fill(1, torch.tensor(list(banned_ids), device=device), -math.inf)
-            log_probs = logits.log_softmax(dim=1) if renormalize else log_probs
+        forced = forced_pieces(prefix, pieces.shape[1] - 1, 1)
+        logits, allowed = constraints.weigh(logits, pieces[:, 1:], forced)  # (B, V) each
+        log_probs = (allowed if renormalize else logits).log_softmax(dim=1)
         sorted_probs, sorted_pieces = _likeliest(
-            logits, temperature=temperature, top_k=top_k, top_p=top_p
-        )
+            allowed if forced is None else only_forced(allowed, forced),
+            temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
         steps = [len(written[segment]) for segment in open_segments]
         chance = torch.tensor(
             [draws[segment][step] for segment, step in zip(open_segments, steps, strict=True)],
@@ -86,22 +106,26 @@ def sample(
         gained = log_probs.gather(1, piece)[:, 0].tolist()
         staying = []
         for row, (segment, new) in enumerate(zip(open_segments, piece[:, 0].tolist(), strict=True)):
-            totals[segment] += gained[row]
+            gains[segment].append(gained[row])
             if new != eos_id:
                 written[segment].append(new)
                 staying.append(row)
-        newest = piece[:, 0]
+        pieces = torch.cat((pieces, piece), dim=1)  # (B, t + 1)
         if len(staying) < len(open_segments):
             open_segments = [open_segments[row] for row in staying]
             if open_segments:
                 kept = torch.tensor(staying, device=device)
-                newest = newest[kept]
+                pieces = pieces[kept]
+                prefix = None if prefix is None else prefix[kept]
                 state.keep(kept)
                 state.reorder(kept)
-    return [
-        Hypothesis(tuple(ids), total, total / length_norm(len(ids) + 1, length_penalty, norm_kind))
-        for ids, total in zip(written, totals, strict=True)
-    ]
+    drawn_hypotheses = []
+    for ids, each in zip(written, gains, strict=True):
+        total = sum(each)
+        score = total / length_norm(len(ids) + 1, length_penalty, norm_kind)
+        scores = tuple(each) if piece_scores else ()
+        drawn_hypotheses.append(Hypothesis(tuple(ids), total, score, scores))
+    return drawn_hypotheses
 
 
 def _likeliest(

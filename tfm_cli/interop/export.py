@@ -145,6 +145,10 @@ def _call(search: SearchConfig) -> str:
         "max_decoding_length": output_limit(search.max_length, search.max_length_factor) + 1,
         "max_input_length": 0,
     }
+    if search.no_repeat_ngram_size:
+        options["no_repeat_ngram_size"] = search.no_repeat_ngram_size
+    if search.repetition_penalty != 1:
+        options["repetition_penalty"] = search.repetition_penalty
     told = ", ".join(f"{name}={value}" for name, value in options.items())
     # What CTranslate2 always does.
     flags = []

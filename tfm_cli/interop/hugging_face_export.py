@@ -40,10 +40,11 @@ _PAD = "<pad>"
 def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     """Write a model into an empty directory.
 
-    `generate()` with the written settings finds what `tfm translate` finds, but for three things
+    `generate()` with the written settings finds what `tfm translate` finds, but for four things
     that cannot be said there: the longest translation depends on its source with us and is one
-    number there; a translation that reaches it is ranked without its last </s>; and
-    `search.length_norm: wu` becomes `power`, which is told.
+    number there; a translation that reaches it is ranked without its last </s>;
+    `search.length_norm: wu` becomes `power`, and `search.repetition_penalty` is left out, which
+    are told.
 
     The paper's interleaved sinusoids are written as halves, see `width_order`, and `config.json`
     says so under `tfm_positions`. Marian's own have no such form: their table is written with the
@@ -72,6 +73,9 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
         (directory / name).write_bytes(content)
     if search.length_norm == "wu" and search.length_penalty != 0:
         logger.warning("search.length_norm: `wu` is not known there, `power` was written")
+    if search.repetition_penalty != 1:
+        # Theirs bears on log-probabilities, and on the start as well.
+        logger.warning("search.repetition_penalty: is computed otherwise there, and was left out")
     if shape.positions == "sinusoidal_marian":
         where = "`embed_positions` in model.safetensors"
         logger.warning("model.positions: a runtime must read `sinusoidal_marian` from %s", where)
@@ -179,6 +183,8 @@ def _generation(search: SearchConfig, pair: TokenizerPair, positions: int) -> di
     }
     if not pair.target.banned_ids:
         del table["bad_words_ids"]  # an empty list is refused there
+    if search.no_repeat_ngram_size:
+        table["no_repeat_ngram_size"] = search.no_repeat_ngram_size
     if search.beam_size > 1:
         table["early_stopping"] = search.early_stopping
         table["length_penalty"] = search.length_penalty

@@ -27,6 +27,7 @@ _SEARCH = {
     "length_penalty": ("length_penalty", 1.0),
     "early_stopping": ("early_stopping", False),
     "renormalize_logits": ("renormalize", False),
+    "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
 }
 
 # Options that change what is computed, and the only values under which they do not.
@@ -49,7 +50,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 _NEUTRAL_GENERATION: dict[str, tuple[object, ...]] = {
     "forced_bos_token_id": (),
-    "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),

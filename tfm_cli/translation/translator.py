@@ -16,42 +16,22 @@ from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.corpus.batching import random_key, token_batches
 from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
 from tfm_cli.engine.prepared import PreparedTransformer
-from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation.splitting import best_cut
+from tfm_cli.translation.language_tags import TagCheck
+from tfm_cli.translation.splitting import split
+from tfm_cli.translation.translation import Candidate, Translation
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One translation of a line."""
-
-    text: str
-    score: float  # length-normalised log-probability; 0 for a blank line
-    log_probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """What became of one line."""
-
-    source: str
-    candidates: tuple[Candidate, ...]  # best first, at least one
-    num_pieces: int  # pieces written for the best one, </s> included
-
-    @property
-    def text(self) -> str:
-        """The best translation; empty for a blank line."""
-        return self.candidates[0].text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +42,7 @@ class _Segment:
     part: int  # index within the line
     ids: list[int]
     seed: int
+    prefix: list[int]  # what the translation begins with
 
 
 class Translator:
@@ -76,7 +57,9 @@ class Translator:
             preferably after a sentence, and join the translations; or `cut` it.
         device: where the model is.
         dtype: arithmetic of the matrix products.
-        prepared: what searches instead of `transformer`, whose weights it has.
+        others: models over the same vocabulary, which translate together with `transformer`.
+        word_scores: note the pieces of translations and the log-probability of each.
+        prepare: let the same weights in a faster arrangement search, where there is one.
     """
 
     def __init__(
@@ -89,24 +72,34 @@ class Translator:
         on_long: str = "split",
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        prepared: PreparedTransformer | None = None,
+        others: Sequence[Transformer] = (),
+        word_scores: bool = False,
+        prepare: bool = False,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
             raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
-        self._model: StepModel[Any] = prepared or transformer
+        # A state is a model's own business, and each gets back what it gave.
+        models: list[StepModel[Any]] = [transformer, *others]
+        if prepare and device.type == "cpu" and dtype == torch.float32:
+            models = [PreparedTransformer(one) for one in (transformer, *others)]
+        self._model = Ensemble(models) if others else models[0]
         self._tokenizers = tokenizers
         self._search = search
         self._sampling = sampling
         self._on_long = on_long
         self._device = device
         self._dtype = dtype
+        self._word_scores = word_scores
         self._lines_before = 0
-        self._tags_told: set[str] = set()  # "" for a line without one
+        self._tag_check = TagCheck(tokenizers.source)
         self._most_pieces = sys.maxsize  # in a segment, on either side
-        if isinstance(transformer.target_positions, LearnedPositions):
-            # </s> of the source and the start of the target need a position as well.
-            self._most_pieces = transformer.target_positions.embedding.num_embeddings - 1
+        for one in (transformer, *others):
+            if isinstance(one.target_positions, LearnedPositions):
+                # </s> of the source and the start of the target need a position as well.
+                most = one.target_positions.embedding.num_embeddings - 1
+                self._most_pieces = min(most, self._most_pieces)
+        self._longest = min(search.max_length, self._most_pieces)
 
     @staticmethod
     def load(
@@ -118,13 +111,24 @@ class Translator:
         device: str = "auto",
         precision: str = "auto",
         cpu_threads: int = 0,
+        others: Sequence[Path] = (),
+        word_scores: bool = False,
     ) -> "Translator":
-        """The translator of a model directory; without `search`, as the model's settings say."""
+        """The translator of a model directory; without `search`, as the model's settings say.
+
+        Raises:
+            ModelError: a directory is wrong, or one of `others` has other tokenizers.
+        """
         place = resolve_device(device)
         set_cpu_threads(cpu_threads)
         model = load_model(model_dir, place)
-        dtype = resolve_precision(precision, place)
-        is_plain = place.type == "cpu" and dtype == torch.float32
+        fellows = []
+        for directory in others:
+            fellow = load_model(directory, place)
+            if fellow.tokenizers.sha256 != model.tokenizers.sha256:
+                told = f"{directory}: has other tokenizers than {model_dir}"
+                raise ModelError(told, hint="train them with the same one: `tfm train --tokenizer`")
+            fellows.append(fellow.transformer)
         return Translator(
             model.transformer,
             model.tokenizers,
@@ -132,8 +136,10 @@ class Translator:
             sampling=sampling,
             on_long=on_long,
             device=place,
-            dtype=dtype,
-            prepared=PreparedTransformer(model.transformer) if is_plain else None,
+            dtype=resolve_precision(precision, place),
+            others=fellows,
+            word_scores=word_scores,
+            prepare=True,
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
@@ -143,15 +149,28 @@ class Translator:
             yield from self.translate_window(window)
 
     @torch.inference_mode()
-    def translate_window(self, lines: Sequence[str]) -> list[Translation]:
-        """One translation for each line; all are sorted by length and translated together."""
-        self._check_language_tags(lines)
+    def translate_window(
+        self, lines: Sequence[str], prefixes: Sequence[str] = ()
+    ) -> list[Translation]:
+        """One translation for each line; all are sorted by length and translated together.
+
+        Args:
+            lines: the window.
+            prefixes: what the translation of each line begins with; empty for none. A blank
+                line's translation is blank all the same.
+
+        Raises:
+            DataError: a prefix has more pieces than a segment may have.
+        """
+        self._tag_check.check(lines, self._lines_before + 1)
+        prefix_ids = self._encoded_prefixes(prefixes) if any(prefixes) else [[]] * len(lines)
         encoded = self._tokenizers.source.encode(lines)
         segments = [
-            _Segment(line, part, part_ids, random_key("sample", self._search.seed, number, part))
+            _Segment(line, part, part_ids, seed, [] if part else prefix_ids[line])
             for line, ids in enumerate(encoded)
             for number in [self._lines_before + line + 1]
             for part, part_ids in enumerate(self._parts(ids, lines[line], number))
+            for seed in [random_key("sample", self._search.seed, number, part)]
         ]
         found: list[dict[int, list[Hypothesis]]] = [{} for _ in lines]  # by line, then by part
         for batch in self._batches(segments):
@@ -163,26 +182,20 @@ class Translator:
             for line, parts in zip(lines, found, strict=True)
         ]
 
-    def _check_language_tags(self, lines: Sequence[str]) -> None:
-        """Warn, once for each, of tags that a multilingual model does not know or does not find."""
-        tokenizer = self._tokenizers.source
-        known = tokenizer.language_tags
-        listed = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
-        for number, line in enumerate(lines, self._lines_before + 1):
-            tag = tokenizer.language_tag(line)
-            if tag in known or tag in self._tags_told or not line.strip():
-                continue
-            if tag:
-                told = f"the model knows {listed}" if known else "the model has one target language"
-                logger.warning("line %d: `%s` is no target language: %s", number, tag, told)
-            elif known:
-                told = "line %d: does not say its target language, such as %s at its start"
-                logger.warning(told, number, known[0])
-            self._tags_told.add(tag)
+    def _encoded_prefixes(self, prefixes: Sequence[str]) -> list[list[int]]:
+        target = self._tokenizers.target
+        encoded = target.encode(prefixes)
+        for number, ids in enumerate(encoded, self._lines_before + 1):
+            if len(ids) > self._longest:
+                found = f"{len(ids)} pieces, more than {self._longest}"
+                raise DataError(f"line {number}: the target prefix has {found}")
+            if target.unk_id in ids:
+                logger.warning("line %d: the target prefix has unknown characters", number)
+        return encoded
 
     def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
         """The segments of a line: none for a blank one, several for an over-long one."""
-        longest = min(self._search.max_length, self._most_pieces)
+        longest = self._longest
         if not ids or not line.strip():
             return []
         if len(ids) <= longest:
@@ -192,15 +205,9 @@ class Translator:
         logger.warning("%s: %s", found, what)
         if self._on_long == "cut":
             return [ids[:longest]]
-        pieces = self._tokenizers.source.encode_pieces([line])[0]
-        # Each part must say its target language, as the line does.
-        tag = ids[:1] if self._tokenizers.source.language_tag(line) else []
-        room, start, parts = longest - len(tag), len(tag), []
-        while len(ids) - start > room:
-            end = start + best_cut(pieces[start : start + room + 1])
-            parts.append(tag + ids[start:end])
-            start = end
-        return [*parts, tag + ids[start:]]
+        tokenizer = self._tokenizers.source
+        pieces = tokenizer.encode_pieces([line])[0]
+        return split(ids, pieces, longest, tag=1 if tokenizer.language_tag(line) else 0)
 
     def _batches(self, segments: list[_Segment]) -> Iterator[list[_Segment]]:
         """Segments of about the same length together, longest first."""
@@ -233,8 +240,9 @@ class Translator:
         source = source.to(self._device)
         source_keep = None if source_keep is None else source_keep.to(self._device)
         limits = [
-            min(output_limit(len(s.ids), search.max_length_factor), self._most_pieces)
+            max(len(s.prefix), min(longest, self._most_pieces))
             for s in batch
+            for longest in [output_limit(len(s.ids), search.max_length_factor)]
         ]
         with arithmetic(self._device, self._dtype):
             if self._sampling:
@@ -253,6 +261,10 @@ class Translator:
                     temperature=search.temperature,
                     top_k=search.top_k,
                     top_p=search.top_p,
+                    no_repeat_ngram_size=search.no_repeat_ngram_size,
+                    repetition_penalty=search.repetition_penalty,
+                    prefixes=[s.prefix for s in batch],
+                    piece_scores=self._word_scores,
                 )
                 return [[hypothesis] for hypothesis in drawn]
             return beam_search(
@@ -268,18 +280,28 @@ class Translator:
                 norm_kind=search.length_norm,
                 early_stopping=search.early_stopping,
                 renormalize=search.renormalize,
+                no_repeat_ngram_size=search.no_repeat_ngram_size,
+                repetition_penalty=search.repetition_penalty,
+                prefixes=[s.prefix for s in batch],
+                piece_scores=self._word_scores,
             )
 
     def _joined(self, line: str, parts: list[list[Hypothesis]]) -> Translation:
         """The translation of a line from its parts' hypotheses, the i-th best of each together."""
         if not parts:
             return Translation(line, (Candidate("", 0.0, 0.0),) * self._search.n_best, 0)
-        candidates = []
+        target, candidates = self._tokenizers.target, []
         for rank in range(self._search.n_best):
             chosen = [hypotheses[min(rank, len(hypotheses) - 1)] for hypotheses in parts]
-            texts = self._tokenizers.target.decode([list(h.ids) for h in chosen])
+            texts = target.decode([list(h.ids) for h in chosen])
             score = sum(h.score for h in chosen) / len(chosen)
             total = sum(h.log_probability for h in chosen)
-            candidates.append(Candidate(" ".join(filter(None, texts)), score, total))
+            pieces: list[str] = []
+            if self._word_scores:
+                ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
+                pieces = [target.pieces[i] for i in ids]
+            scores = tuple(score for h in chosen for score in h.piece_scores)
+            text = " ".join(filter(None, texts))
+            candidates.append(Candidate(text, score, total, tuple(pieces), scores))
         num_pieces = sum(len(hypotheses[0].ids) + 1 for hypotheses in parts)
         return Translation(line, tuple(candidates), num_pieces)

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+
+from tfm_cli.errors import DataError
+from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
+
+# --- prefixes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "source", "prefix"),
+    [("one\teins", "one", "eins"), ("one", "one", ""), ("one\t", "one", ""), ("", "", ""),
+     ("\teins", "", "eins")],
+)  # fmt: skip
+def test_prefix_stands_behind_a_tab(line: str, source: str, prefix: str) -> None:
+    assert from_forced(line, "in:1") == InputLine(source, prefix)
+
+
+def test_more_columns_than_source_and_prefix_are_refused() -> None:
+    message = "^in:7: has 3 columns, wanted `source<TAB>target prefix`$"
+
+    with pytest.raises(DataError, match=message) as caught:
+        from_forced("one\teins\t", "in:7")
+
+    assert "--tsv" in str(caught.value.hint)
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def test_all_columns_are_kept() -> None:
+    line = from_columns("7\tone\t\teins ", "in:1", number=2, forced=False)
+
+    assert line == InputLine("one", "", ("7", "one", "", "eins "))
+
+
+def test_column_behind_the_source_is_the_prefix_where_asked_for() -> None:
+    assert from_columns("7\tone\teins", "in:1", number=2, forced=True).target_prefix == "eins"
+    assert from_columns("7\tone", "in:1", number=2, forced=True).target_prefix == ""
+
+
+def test_blank_line_has_no_columns() -> None:
+    assert from_columns("", "in:1", number=3, forced=True) == InputLine("")
+    assert from_columns("\t", "in:1", number=2, forced=True).columns == ("", "")
+
+
+@pytest.mark.parametrize(("line", "found"), [("one", "1 column"), ("one\ttwo", "2 columns")])
+def test_missing_column_is_refused(line: str, found: str) -> None:
+    with pytest.raises(DataError, match=f"^in:9: has {found}, but column 3 is the source$"):
+        from_columns(line, "in:9", number=3, forced=False)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["source", "text"])
+def test_source_goes_by_two_names(name: str) -> None:
+    fields = {"id": 1, name: "one", "target_prefix": "ei"}
+
+    assert from_json(json.dumps(fields), "in:1") == InputLine("one", "ei", (), fields)
+
+
+def test_source_goes_before_text() -> None:
+    assert from_json('{"text": 5, "source": "one"}', "in:1").source == "one"
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\r"])
+def test_blank_line_is_blank_text(blank: str) -> None:
+    assert from_json(blank, "in:1") == InputLine("")
+
+
+def test_line_feed_and_nul_of_a_string_are_none_of_a_segment() -> None:
+    line = from_json(r'{"source": "a\nb\u0000c", "target_prefix": "d\ne"}', "in:1")
+
+    assert (line.source, line.target_prefix) == ("a bc", "d e")
+    assert line.fields == {"source": "a\nb\0c", "target_prefix": "d\ne"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("one", "is no JSON object: character 1: Expecting value"),
+        ('{"source": "one"', "is no JSON object: character 17: Expecting ',' delimiter"),
+        ('["one"]', "is no JSON object"),
+        ('"one"', "is no JSON object"),
+        ("null", "is no JSON object"),
+        ('{"id": 5}', "has neither `source` nor `text`"),
+        ('{"source": 5}', "`source` is no string"),
+        ('{"text": null}', "`text` is no string"),
+        ('{"source": "one", "target_prefix": ["a"]}', "`target_prefix` is no string"),
+        ('{"source": "one", "x": NaN}', "has a number that cannot be kept: `NaN` is no JSON"),
+        ('{"source": "one", "x": 1e999}', "has a number that cannot be kept: Out of range"),
+        ('{"source": "one", "x": ' + "9" * 5000 + "}", "has a number that cannot be kept: "),
+        ("[" * 100_000, "has objects or lists nested too deeply"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_is_no_object_with_a_source_is_refused_with_its_place(line: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        from_json(line, "in:4")
+
+    assert str(caught.value).startswith(f"in:4: {message}")
