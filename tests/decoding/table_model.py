@@ -25,10 +25,11 @@ class TableState:
     older: Tensor  # (R,), which search never sees and has to keep in order
     length: int = 0
 
-    def reorder(self, rows: Tensor) -> None:
-        self.older = self.older[rows]
+    def reorder(self, origin: Tensor) -> None:
+        self.older = self.older.view(len(origin), -1).gather(1, origin).flatten()
 
     def keep(self, segments: Tensor) -> None:
+        self.older = self.older.view(len(self.tables), -1)[segments].flatten()
         self.tables = self.tables[segments]
 
 

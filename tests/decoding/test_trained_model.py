@@ -37,10 +37,15 @@ class PrefixState:
     source_keep: Tensor | None  # (B, 1, 1, S)
     prefix: Tensor  # (R, t)
 
-    def reorder(self, rows: Tensor) -> None:
-        self.prefix = self.prefix[rows]
+    def reorder(self, origin: Tensor) -> None:
+        beams = len(self.prefix) // len(origin)
+        rows = origin + beams * torch.arange(len(origin))[:, None]
+        self.prefix = self.prefix[rows.flatten()]
 
     def keep(self, segments: Tensor) -> None:
+        beams = len(self.prefix) // len(self.source)
+        rows = segments[:, None] * beams + torch.arange(beams)
+        self.prefix = self.prefix[rows.flatten()]
         self.source = self.source[segments]
         self.source_keep = None if self.source_keep is None else self.source_keep[segments]
 

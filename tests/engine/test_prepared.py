@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
 from tfm_cli.engine.prepared import PreparedTransformer
-from tfm_cli.engine.state import PreparedState
+from tfm_cli.engine.state import LayerCache, PreparedState
 from tfm_cli.model.transformer import Transformer
 
 VOCAB, START, EOS = 40, 2, 3
@@ -87,25 +87,47 @@ def test_rows_and_segments_are_moved_and_dropped() -> None:
     model = model_of({})
     source, keep = source_of(4, 6, 3)
     prepared = PreparedTransformer(model)
-    pieces = torch.tensor([5, 6, 7])
-    rows, segments = torch.tensor([2, 2, 0, 0]), torch.tensor([2, 0])
+    segments = torch.tensor([2, 0])
 
     def moved(searched: StepModel[Any]) -> Tensor:
         state = searched.start(source, keep)
-        searched.step(pieces, state)
+        searched.step(torch.tensor([5, 6, 7]), state)
+        state.reorder(torch.tensor([[0, 0]] * 3))
+        searched.step(torch.tensor([8, 9, 10, 11, 12, 13]), state)
+        state.reorder(torch.tensor([[1, 0], [1, 1], [0, 1]]))
+        searched.step(torch.tensor([14, 15, 16, 17, 18, 19]), state)
         state.keep(segments)
-        state.reorder(rows)
-        return searched.step(torch.tensor([8, 9, 10, 11]), state)
+        state.reorder(torch.tensor([[1, 1, 0], [0, 1, 0]]))
+        return searched.step(torch.arange(20, 26), state)
 
     assert_close(moved(prepared), moved(model), rtol=1e-4, atol=2e-5)
 
 
 def test_caches_keep_what_was_written_when_they_grow() -> None:
-    state = PreparedState(None, torch.zeros(2, 2, 3, 1, 4, 5))
+    empty = torch.empty(2, 3, 4, 0, 5)
+    state = PreparedState([LayerCache(empty[0], empty[0], empty)], torch.zeros(3, 4, 1, 2))
     for step in range(40):
-        state.room(3)[:, :, :, :, step] = float(step)
-        state.length += 1
+        state.open(1)
+        state.layers[0].entries[:, :, :, step] = float(step)
 
-    assert state.caches is not None
-    written = state.caches[0, 1, 2, 0, :40, 3].tolist()
+    written = state.layers[0].entries[1, 2, 0, :40, 3].tolist()
     assert written == [float(step) for step in range(40)]
+
+
+def test_beams_see_what_they_descend_from() -> None:
+    """Two steps of three beams, then a beam whose ancestors are the second and the third."""
+    empty = torch.empty(2, 1, 4, 0, 5)
+    state = PreparedState([LayerCache(empty[0], empty[0], empty)], torch.zeros(1, 4, 1, 2))
+    state.open(1)
+    state.reorder(torch.tensor([[0, 0, 0]]))
+    state.open(3)
+    state.reorder(torch.tensor([[2, 1, 0]]))
+    state.open(3)
+    state.reorder(torch.tensor([[1, 0, 0]]))
+
+    assert state.ancestry is not None
+    seen = (state.ancestry == 0).int().tolist()
+    #               first  second   third
+    assert seen == [[[1,  0, 1, 0,  0, 1, 0],
+                     [1,  0, 0, 1,  1, 0, 0],
+                     [1,  0, 0, 1,  1, 0, 0]]]  # fmt: skip

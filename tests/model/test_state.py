@@ -75,13 +75,14 @@ def test_append_adds_a_step_to_those_before() -> None:
         assert torch.equal(found[1], values[:, :, : step + 1])
 
 
-@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 1], [0, 0, 1, 2, 2, 2], [1]])
-def test_reorder_lets_each_row_go_on_from_another(rows: list[int]) -> None:
-    state = written_state(rows=3, segments=3)
+@pytest.mark.parametrize("origin", [[[1, 0], [0, 0], [1, 1]], [[1], [0], [1]], [[0, 1, 1]] * 3])
+def test_reorder_lets_each_beam_go_on_from_another_of_its_segment(origin: list[list[int]]) -> None:
+    state = written_state(rows=6, segments=3)
     before = copied(state)
 
-    state.reorder(torch.tensor(rows))
+    state.reorder(torch.tensor(origin))
 
+    rows = [2 * segment + beam for segment, beams in enumerate(origin) for beam in beams]
     for layer, old in zip(state.layers, before, strict=True):
         assert layer.key is not None
         assert layer.value is not None
@@ -94,14 +95,14 @@ def test_reorder_lets_each_row_go_on_from_another(rows: list[int]) -> None:
 def test_reorder_before_the_first_step_has_nothing_to_do() -> None:
     state = small_model().start(SOURCE, SOURCE_KEEP)
 
-    state.reorder(torch.tensor([0, 0, 1]))
+    state.reorder(torch.tensor([[0], [0], [0]]))
 
     assert [layer.key for layer in state.layers] == [None, None]
 
 
 @pytest.mark.parametrize("segments", [[0, 2], [1], [2, 1, 0]])
-def test_keep_leaves_the_memories_of_the_segments_and_no_other(segments: list[int]) -> None:
-    state = written_state(rows=3, segments=3)
+def test_keep_leaves_the_segments_with_their_beams_and_no_other(segments: list[int]) -> None:
+    state = written_state(rows=6, segments=3)
     before = copied(state)
 
     state.keep(torch.tensor(segments))
@@ -112,14 +113,15 @@ def test_keep_leaves_the_memories_of_the_segments_and_no_other(segments: list[in
         assert torch.equal(layer.memory_key, old["memory_key"][segments])
         assert torch.equal(layer.memory_value, old["memory_value"][segments])
         assert layer.key is not None
-        assert torch.equal(layer.key, old["key"])
+        wanted = old["key"].view(3, 2, *old["key"].shape[1:])[segments]
+        assert torch.equal(layer.key, wanted.flatten(0, 1))
 
 
 def test_beams_share_the_memory_of_their_segment() -> None:
     model = small_model()
     state = model.start(SOURCE, SOURCE_KEEP)
     model.step(torch.tensor([1, 1, 1]), state)
-    state.reorder(torch.arange(3).repeat_interleave(BEAM))
+    state.reorder(torch.zeros(3, BEAM, dtype=torch.long))
 
     model.step(torch.arange(9), state)
 
@@ -154,23 +156,26 @@ def test_cached_logits_equal_teacher_forced_ones_while_beams_split_swap_and_end(
         # Doubles through three layers; products of other shapes are summed in another order.
         assert_close(cached, forced[:, -1], rtol=0, atol=1e-10)
 
-    def go_on(rows: list[int]) -> None:
-        """Each row becomes what `rows` says, and gets a new piece."""
+    def go_on(origin: list[list[int]]) -> None:
+        """Each row becomes what `origin` says, and gets a new piece."""
         nonlocal written
-        state.reorder(torch.tensor(rows))
+        state.reorder(torch.tensor(origin))
+        beam = len(written) // len(origin)
+        rows = [beam * segment + place for segment, places in enumerate(origin) for place in places]
         new = torch.randint(3, VOCAB, (len(rows), 1), generator=pieces)
         written = torch.cat((written[rows], new), dim=1)
 
     check()
-    go_on([0, 0, 0, 1, 1, 1, 2, 2, 2])  # one row a segment becomes three
+    go_on([[0, 0, 0]] * 3)  # one row a segment becomes three
     check()
-    go_on([2, 0, 0, 5, 4, 3, 6, 6, 6])  # rows swap within a segment, or end
+    go_on([[2, 0, 0], [2, 1, 0], [0, 0, 0]])  # rows swap within a segment, or end
     check()
     segments = torch.tensor([0, 2])  # the second segment is done
     state.keep(segments)
-    go_on([1, 2, 0, 8, 6, 6])
+    written = torch.cat((written[:3], written[6:]))
+    go_on([[1, 2, 0], [2, 0, 0]])
     check()
-    go_on([0, 1, 2, 3, 4, 5])
+    go_on([[0, 1, 2]] * 2)
     check()
 
 

@@ -15,6 +15,7 @@ from tfm_cli.decoding.constraints import (
     padded_prefixes,
 )
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.leading import leading
 from tfm_cli.decoding.scoring import length_norm
 
 
@@ -127,21 +128,20 @@ def beam_search(
             if hope > -math.inf
             and not _is_decided(finished[segment], beam_size, hope, early_stopping=early_stopping)
         ]
-        rows = origin + beam * torch.arange(segments, device=device)[:, None]  # (B, K)
         if len(staying) < segments:
             open_segments = [open_segments[row] for row in staying]
             if not open_segments:
                 break
             kept = torch.tensor(staying, device=device)
             state.keep(kept)
-            rows, origin, piece, scores = rows[kept], origin[kept], piece[kept], scores[kept]
+            origin, piece, scores = origin[kept], piece[kept], scores[kept]
             pieces, limit = pieces[kept], limit[kept]
             prefix = None if prefix is None else prefix[kept]
             gains = gains[kept]
         pieces = _extended(pieces, origin, piece)  # (B, K, t + 1)
-        if rows.numel() != segments * beam or beam_size > 1:
-            state.reorder(rows.reshape(-1))
-        beam = rows.shape[1]
+        if beam_size > 1:
+            state.reorder(origin)
+        beam = origin.shape[1]
     return [sorted(found, key=lambda h: -h.score)[:beam_size] for found in finished]
 
 
@@ -188,5 +188,5 @@ def _continuations(
         possible = logits[:, eos_id]
         logits = logits.masked_fill(at_limit[:, None], -math.inf)
         logits[:, eos_id] = torch.where(at_limit, eos, possible)
-    best, pieces = logits.topk(min(count, logits.shape[1]), dim=1)  # (R, C)
+    best, pieces = leading(logits, min(count, logits.shape[1]))  # (R, C) each
     return best - total, pieces

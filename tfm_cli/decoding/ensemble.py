@@ -19,10 +19,10 @@ class EnsembleState(Generic[StateT]):
 
     states: tuple[StateT, ...]
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row i continue what row `rows[i]` was, in every model."""
+    def reorder(self, origin: Tensor) -> None:
+        """Let row k of each segment continue what its row `origin[:, k]` was, in every model."""
         for state in self.states:
-            state.reorder(rows)
+            state.reorder(origin)
 
     def keep(self, segments: Tensor) -> None:
         """Forget all segments but these, in every model."""

@@ -21,11 +21,14 @@ class Hypothesis:
 class State(Protocol):
     """What a model keeps between steps; search never looks inside."""
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row i continue what row `rows[i]` was; their number may change."""
+    def reorder(self, origin: Tensor) -> None:
+        """Let row k of each segment continue what its row `origin[:, k]` was, (B, K).
+
+        The number K of rows of a segment may change.
+        """
 
     def keep(self, segments: Tensor) -> None:
-        """Forget all segments but these; the rows are told apart by `reorder`."""
+        """Forget all segments but these, with their rows."""
 
 
 StateT = TypeVar("StateT", bound=State)

@@ -118,7 +118,6 @@ def sample(
                 pieces = pieces[kept]
                 prefix = None if prefix is None else prefix[kept]
                 state.keep(kept)
-                state.reorder(kept)
     drawn_hypotheses = []
     for ids, each in zip(written, gains, strict=True):
         total = sum(each)

@@ -1,33 +1,70 @@
-"""Linear maps whose weights stand as the processor likes them."""
+"""Linear maps x W^T + b, without gradients, in the arithmetic and order that a processor likes."""
 
 # M rows, K inputs, N outputs
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-Linear = Callable[[Tensor], Tensor]  # (M, K) → (M, N)
+from tfm_cli.engine.int8 import Int8Linear
+
+Linear = Callable[[Tensor], Tensor]  # (M, K) → (M, N), fp32
+
+# Rows of a matrix whose length in bytes is a power of two fall into the same lines of the cache:
+# 82 GFLOPS without and 126 with this many more floats a row, for 64 rows and 512 x 2048.
+_PADDING = 16
 
 
-def packed_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """x W^T + b for fp32 on a CPU, without gradients, through oneDNN where PyTorch has it.
+def prepared_linear(linear: nn.Linear, precision: str, outputs: slice = slice(None)) -> Linear:
+    """What `linear` does, in `fp32`, `bf16` or `int8`; of its outputs only these.
 
-    oneDNN reads the weights from a packed copy in the order of use, where PyTorch's own call (MKL)
-    packs them anew each time: 1.1 to 2 times as fast for 4 to 256 rows. One row is a walk through
-    the weights however they stand, and MKL's call has the smaller overhead.
+    Its weight may be stored anew, with the same values.
+    """
+    if precision == "fp32" and _likes_columns(linear.weight.device) and linear.weight.stride(0) > 1:
+        linear.weight.data = by_columns(linear.weight)
+    return linear_of(linear.weight.detach()[outputs], linear.bias.detach()[outputs], precision)
+
+
+def linear_of(weight: Tensor, bias: Tensor, precision: str) -> Linear:
+    """x W^T + b in `fp32`, `bf16` or `int8`.
 
     Args:
-        weight: (N, K).
-        bias: (N,); None for none.
+        weight: (N, K), fp32; for `fp32` best as `by_columns` stores it.
+        bias: (N,).
+        precision: of the product; what comes in and goes out is fp32.
     """
-    weight = weight.detach().contiguous()
-    bias = None if bias is None else bias.detach().contiguous()
-    # It ships no type information.
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return lambda x: F.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    if precision == "int8":
+        return Int8Linear(weight, bias)
+    if precision == "bf16":
+        return _bf16_linear(weight, bias)
+    if _likes_columns(weight.device) or not _has_onednn(weight.device):
+        columns = weight.t()
+        return lambda x: torch.addmm(bias, x, columns)
+    return _packed_linear(weight, bias)
+
+
+def by_columns(weight: Tensor) -> Tensor:
+    """The same matrix (N, K), whose columns lie one after the other.
+
+    MKL multiplies a few rows with it 1.2 to 2.5 times as fast as with one stored by rows, since
+    it need not turn it round each time.
+    """
+    outputs, inputs = weight.shape
+    stored = weight.new_empty(inputs, outputs + _PADDING)
+    stored[:, :outputs] = weight.detach().t()
+    return stored[:, :outputs].t()
+
+
+def _packed_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """In fp32 through oneDNN, which reads the weights from a copy in the order of use.
+
+    One row is a walk through the weights however they stand, and PyTorch's own call has the
+    smaller overhead.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     product = torch.ops.mkldnn._linear_pointwise
 
     def apply(x: Tensor) -> Tensor:
@@ -37,3 +74,35 @@ def packed_linear(weight: Tensor, bias: Tensor | None) -> Linear:
         return y
 
     return apply
+
+
+def _bf16_linear(weight: Tensor, bias: Tensor) -> Linear:
+    half = weight.bfloat16().contiguous()
+    if not _has_onednn(weight.device):
+        return lambda x: F.linear(x.bfloat16(), half).float().add_(bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(half, None)
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def apply(x: Tensor) -> Tensor:
+        y: Tensor = product(x.bfloat16(), packed, None, "none", [], "")
+        return y.float().add_(bias)
+
+    return apply
+
+
+def _has_onednn(device: torch.device) -> bool:
+    # It ships no type information.
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
+def _likes_columns(device: torch.device) -> bool:
+    return device.type == "cpu" and _is_intel_with_mkl()
+
+
+@cache
+def _is_intel_with_mkl() -> bool:
+    """Whether products run in MKL on a processor that it was made for."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call] # as above
+        return False
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "intel" in str(capabilities.get("cpu_name", "")).lower()

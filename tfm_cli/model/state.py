@@ -29,6 +29,13 @@ class LayerState:
         self.key, self.value = key, value
         return key, value
 
+    def select(self, segments: Tensor, beams: Tensor) -> None:
+        """Keep of the pieces written those of these beams of these segments, (B, K) together."""
+        if self.key is not None and self.value is not None:
+            rows = (segments * (len(self.key) // len(self.memory_key)) + beams).flatten()  # (R,)
+            self.key = self.key.index_select(0, rows)
+            self.value = self.value.index_select(0, rows)
+
 
 @dataclass(slots=True)
 class DecoderState:
@@ -38,17 +45,19 @@ class DecoderState:
     layers: list[LayerState] = field(default_factory=list)
     length: int = 0  # steps taken
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row i continue what row `rows[i]` was; their number may change, segments stay."""
+    def reorder(self, origin: Tensor) -> None:
+        """Let beam k of each segment continue what its beam `origin[:, k]` was, (B, K)."""
+        segments = torch.arange(len(origin), device=origin.device)
         for layer in self.layers:
-            if layer.key is not None and layer.value is not None:
-                layer.key = layer.key.index_select(0, rows)
-                layer.value = layer.value.index_select(0, rows)
+            layer.select(segments[:, None], origin)
 
     def keep(self, segments: Tensor) -> None:
-        """Keep the memories of these segments, in this order; their rows are for `reorder`."""
+        """Forget all segments but these, with their beams."""
         if self.source_keep is not None:
             self.source_keep = self.source_keep.index_select(0, segments)
         for layer in self.layers:
+            if layer.key is not None:
+                beams = len(layer.key) // len(layer.memory_key)
+                layer.select(segments[:, None], torch.arange(beams, device=segments.device))
             layer.memory_key = layer.memory_key.index_select(0, segments)
             layer.memory_value = layer.memory_value.index_select(0, segments)

@@ -1,0 +1,72 @@
+"""Greedy search: the likeliest next piece, again and again, and nothing else.
+
+What `beam_search` finds with a beam of 1, without the probabilities, which nobody asked for.
+"""
+
+# B segments still open, V vocabulary
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.leading import leading
+
+
+@runtime_checkable
+class GreedyModel(StepModel[StateT], Protocol):
+    """A model that finds the likeliest piece by itself, with less work."""
+
+    def step_greedily(self, pieces: Tensor, state: StateT, banned: Tensor) -> Tensor:
+        """The likeliest piece (R,) after the newest (R,) of each row, none of the banned ids."""
+
+
+def greedy_search(
+    model: StepModel[StateT],
+    source: Tensor,
+    source_keep: Tensor | None,
+    *,
+    limits: Sequence[int],
+    start_id: int,
+    eos_id: int,
+    banned_ids: Sequence[int] = (),
+) -> list[Hypothesis]:
+    """A hypothesis for each segment; its score and log-probability are NaN.
+
+    Args:
+        model: what is searched.
+        source: (B, S) ids.
+        source_keep: (B, 1, 1, S), False at padding; None if there is none.
+        limits: most pieces of each segment's translation, without </s>, which is then forced.
+        start_id: what every translation is a continuation of.
+        eos_id: ends a translation.
+        banned_ids: never written.
+    """
+    banned = torch.tensor(list(banned_ids), dtype=torch.long, device=source.device)
+    written: list[list[int]] = [[] for _ in limits]
+    open_segments = [segment for segment, limit in enumerate(limits) if limit]
+    pieces = torch.full((len(limits),), start_id, device=source.device)  # (B,)
+    state = model.start(source, source_keep)
+    staying = open_segments
+    greedy = model if isinstance(model, GreedyModel) else None
+    while open_segments:
+        if len(staying) < len(pieces):
+            kept = torch.tensor(staying, device=source.device)
+            pieces = pieces.index_select(0, kept)
+            state.keep(kept)
+        if greedy is not None:
+            pieces = greedy.step_greedily(pieces, state, banned)  # (B,)
+        else:
+            logits = model.step(pieces, state).index_fill(1, banned, -torch.inf)  # (B, V)
+            pieces = leading(logits, 1)[1][:, 0]
+        staying = []
+        for row, (segment, piece) in enumerate(zip(open_segments, pieces.tolist(), strict=True)):
+            if piece != eos_id:
+                written[segment].append(piece)
+                if len(written[segment]) < limits[segment]:
+                    staying.append(row)
+        open_segments = [open_segments[row] for row in staying]
+    nothing = float("nan")
+    return [Hypothesis(tuple(ids), nothing, nothing) for ids in written]

@@ -1,0 +1,48 @@
+"""Linear maps in 8-bit integers: a scale for each output of the weights and each row of the input.
+
+Products are summed in 32-bit integers, so a row's result is the same whatever its neighbours.
+"""
+
+# M rows, K inputs, N outputs
+
+import torch
+from torch import Tensor
+
+LARGEST = 127.0  # of a signed byte, without -128, so that both signs reach equally far
+_SMALLEST_PEAK = 1e-12  # a row of zeros has some scale as well
+
+
+def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (M, K) as bytes (M, K), and the largest magnitude of each row (M, 1).
+
+    A row is the bytes times its peak / 127, each element to within half of that.
+    """
+    peak = x.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST_PEAK)  # (M, 1)
+    return (x * (LARGEST / peak)).round_().to(torch.int8), peak
+
+
+class Int8Linear:
+    """x W^T + b with weights in bytes.
+
+    Args:
+        weight: (N, K), fp32.
+        bias: (N,); None for none.
+    """
+
+    __slots__ = ("_bias", "_columns", "_scale")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        stored, peak = quantized_rows(weight)
+        self._columns = stored.t()  # (K, N), stored by rows of N
+        # Both rows and weights were multiplied by 127.
+        self._scale = peak[:, 0] / LARGEST**2  # (N,)
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps (M, K) to (M, N), fp32 both."""
+        rows, peak = quantized_rows(x)
+        sums = torch._int_mm(rows, self._columns).float()  # (M, N)
+        sums.mul_(peak)
+        if self._bias is None:
+            return sums.mul_(self._scale)
+        return torch.addcmul(self._bias, sums, self._scale)

@@ -1,0 +1,183 @@
+"""The layers of a Transformer, made ready: prepared products, and no more operators than needed.
+
+Rows of all segments stand in one matrix (M, D), since linear maps do not care whose they are.
+"""
+
+# M rows, B segments, T queries of each, S keys, D model width, H heads, E = D // H, F inner width
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tfm_cli.engine.linear import prepared_linear
+from tfm_cli.model.attention import MultiHeadAttention
+from tfm_cli.model.layers import AddAndNorm, FeedForward
+from tfm_cli.model.positions import RotaryPositions
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,  # in place
+    "gelu": F.gelu,
+    "swish": F.silu,
+}
+
+
+def prepared_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """Layer normalisation of (M, D)."""
+    shape, weight, bias, eps = list(norm.normalized_shape), norm.weight, norm.bias, norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+class Residual:
+    """Add & norm round a sub-layer."""
+
+    __slots__ = ("_norm", "_pre")
+
+    def __init__(self, add_and_norm: AddAndNorm) -> None:
+        self._pre = add_and_norm.pre
+        self._norm = prepared_norm(add_and_norm.norm)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """What the sub-layer gets to see of x (M, D)."""
+        return self._norm(x) if self._pre else x
+
+    def leave(self, x: Tensor, sublayer: Tensor) -> Tensor:
+        """x (M, D) with the sub-layer's output (M, D), which is used up, added."""
+        total = sublayer.add_(x)
+        return total if self._pre else self._norm(total)
+
+
+class SelfAttention:
+    """Multi-head attention of rows to what their own segment has; add & norm included."""
+
+    def __init__(
+        self,
+        attention: MultiHeadAttention,
+        add_and_norm: AddAndNorm,
+        rotary: RotaryPositions | None,
+        precision: str,
+    ) -> None:
+        self._residual = Residual(add_and_norm)
+        self._projection = prepared_linear(attention.projection, precision)
+        self._output = prepared_linear(attention.output, precision)
+        self._heads = attention.heads
+        self._rotary = rotary
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Maps the segments' rows (B * S, D) to (B * S, D).
+
+        Args:
+            x: all rows of the first segment, then of the second …
+            mask: (B, H, 1, S), 0 for pieces, -inf for padding.
+        """
+        query, key, value = self._project(x, len(mask))
+        if self._rotary is not None:
+            query, key = self._rotary(query), self._rotary(key)
+        attended = attend(query, key.transpose(2, 3), value, mask)
+        return self._residual.leave(x, self._output(attended))
+
+    def step(self, x: Tensor, cache: Tensor, mask: Tensor | None, at: int) -> Tensor:
+        """Maps the newest rows (B * K, D) to (B * K, D) and writes their keys and values.
+
+        Args:
+            x: the K rows of the first segment, then of the second …
+            cache: (2, B, H, n + K, E), whose last K entries are for these rows.
+            mask: (B, H, K, n + K), 0 for what a row descends from; None: all.
+            at: position of these rows.
+        """
+        segments = cache.shape[1]
+        query, key, value = self._project(x, segments)
+        beams = query.shape[2]
+        if self._rotary is not None:
+            query, key = (_turned(self._rotary, each, at) for each in (query, key))
+        keys, values = cache.unbind(0)
+        keys[:, :, -beams:], values[:, :, -beams:] = key, value
+        attended = attend(query, keys.transpose(2, 3), values, mask)
+        return self._residual.leave(x, self._output(attended))
+
+    def _project(self, x: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, H, T, E) each."""
+        projected = self._projection(self._residual.enter(x))  # (M, 3D)
+        split = projected.view(segments, -1, 3, self._heads, x.shape[1] // self._heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+
+class CrossAttention:
+    """Multi-head attention to the source; add & norm included."""
+
+    def __init__(
+        self, attention: MultiHeadAttention, add_and_norm: AddAndNorm, precision: str
+    ) -> None:
+        self._residual = Residual(add_and_norm)
+        # Query, key and value are rows of one matrix.
+        width = attention.output.weight.shape[0]
+        self._query = prepared_linear(attention.projection, precision, slice(width))
+        self._memory = prepared_linear(attention.projection, precision, slice(width, None))
+        self._output = prepared_linear(attention.output, precision)
+        self._heads = attention.heads
+
+    def remember(self, memory: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+        """Keys (B, H, E, S) and values (B, H, S, E) of the source's rows (B * S, D)."""
+        projected = self._memory(memory)  # (B * S, 2D)
+        width = memory.shape[1]
+        split = projected.view(segments, -1, 2, self._heads, width // self._heads)
+        return split[:, :, 0].permute(0, 2, 3, 1), split[:, :, 1].transpose(1, 2)
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Maps the newest rows (B * K, D) to (B * K, D)."""
+        projected = self._query(self._residual.enter(x))  # (B * K, D)
+        query = projected.view(len(keys), -1, self._heads, keys.shape[2]).transpose(1, 2)
+        return self._residual.leave(x, self._output(attend(query, keys, values, mask)))
+
+
+class PreparedFeedForward:
+    """The feed-forward layer; add & norm included."""
+
+    def __init__(self, layer: FeedForward, add_and_norm: AddAndNorm, precision: str) -> None:
+        self._residual = Residual(add_and_norm)
+        self._inner = prepared_linear(layer.inner, precision)
+        self._outer = prepared_linear(layer.outer, precision)
+        self._activation = _ACTIVATIONS.get(layer.activation)  # None with a gate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps (M, D) to (M, D)."""
+        inner = self._inner(self._residual.enter(x))  # (M, F), or (M, 2F) with a gate
+        if self._activation is None:
+            gate, inner = inner.chunk(2, dim=1)  # (M, F) each
+            inner = F.silu(gate) * inner
+        else:
+            inner = self._activation(inner)
+        return self._residual.leave(x, self._outer(inner))
+
+
+def _turned(rotary: RotaryPositions, x: Tensor, at: int) -> Tensor:
+    """x (B, H, K, E) of K beams, all of them at one position."""
+    turned: Tensor = rotary(x.flatten(1, 2)[:, :, None], at)  # (B, H * K, 1, E)
+    return turned.view(x.shape)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The values by attention weights, heads side by side: (B * T, D).
+
+    Args:
+        query: (B, H, T, E).
+        keys: (B, H, E, S).
+        values: (B, H, S, E).
+        mask: what is added to the scores, (B, H, T or 1, S); None for nothing.
+    """
+    segments, heads, length, width = query.shape
+    scale = 1 / math.sqrt(width)
+    k, v = keys.flatten(0, 1), values.flatten(0, 1)  # (B * H, E, S) and (B * H, S, E)
+    if mask is None:
+        q = query.mul(scale).reshape(-1, length, width)  # (B * H, T, E)
+        scores = torch.bmm(q, k)  # (B * H, T, S)
+    else:
+        q = query.reshape(-1, length, width)
+        scores = torch.baddbmm(mask.flatten(0, 1), q, k, alpha=scale)
+    mixed = torch.bmm(scores.softmax(2), v)  # (B * H, T, E)
+    if length == 1:
+        return mixed.view(segments, heads * width)
+    return mixed.view(segments, heads, length, width).transpose(1, 2).reshape(-1, heads * width)

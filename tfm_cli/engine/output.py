@@ -1,0 +1,108 @@
+"""The output layer: logits of all pieces, or the likeliest piece alone for less work."""
+
+# R rows, D model width, V vocabulary, G groups of W pieces, m candidates of all rows together
+
+import math
+
+import torch
+from torch import Tensor
+
+from tfm_cli.engine.int8 import LARGEST, quantized_rows
+from tfm_cli.engine.linear import linear_of
+
+_GROUP = 64  # pieces
+_DEVIATIONS = 8.0  # more than that off is one logit in 10^15
+_TOGETHER = 262_144  # logits that stay in the processor's own memory
+
+
+class OutputLayer:
+    """Logits of hidden states.
+
+    Args:
+        weight: (V, D), fp32.
+        bias: (V,); None for none.
+        precision: of `logits`: `fp32`, `bf16` or `int8`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: str) -> None:
+        self._weight = weight.detach()
+        self._bias = None if bias is None else bias.detach()
+        zeros = self._weight.new_zeros(len(weight))
+        self._logits = linear_of(self._weight, zeros if bias is None else bias.detach(), precision)
+        self._screen = _Screen(self._weight, self._bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, V) of hidden states (R, D)."""
+        return self._logits(hidden)
+
+    def best(self, hidden: Tensor, banned: Tensor) -> Tensor:
+        """The ids (R,) of the largest logits of hidden states (R, D), as fp32 has them.
+
+        Args:
+            hidden: (R, D).
+            banned: ids that are not chosen.
+        """
+        row, piece = self._screen.candidates(hidden, banned)  # (m,) each
+        exact = (hidden.index_select(0, row) * self._weight.index_select(0, piece)).sum(1)  # (m,)
+        if self._bias is not None:
+            exact += self._bias.index_select(0, piece)
+        if len(row) == len(hidden):
+            return piece
+        best = exact.new_full((len(hidden),), -math.inf).scatter_reduce_(0, row, exact, "amax")
+        wins = exact == best.index_select(0, row)
+        # Of equal ones the first, as `argmax` does.
+        found = piece.new_full((len(hidden),), len(self._weight))
+        return found.scatter_reduce_(0, row[wins], piece[wins], "amin")
+
+
+class _Screen:
+    """Finds which pieces can have the largest logit, with a matrix of bytes.
+
+    A quarter of the memory is read and the products are several times as fast. For x = x' + e and
+    w = w' + f, rounded parts first, a logit in 8 bits is off by e w + x' f. The errors e and f are
+    spread evenly over a step each, so the standard deviation of the sum is known, and pieces
+    further below the largest than twice `_DEVIATIONS` of it are not it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        stored, peak = quantized_rows(weight)
+        self._columns = stored.t()  # (D, V), stored by rows of V
+        self._scale = peak[:, 0] / LARGEST**2  # (V,)
+        self._bias = bias
+        # Of the longest row and the widest step; a step's even spread has a variance of 1/12.
+        self._longest = float(weight.square().sum(1).max()) / LARGEST**2 / 12
+        self._widest = float(peak.max()) ** 2 / LARGEST**2 / 12
+
+    def candidates(self, hidden: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and ids, (m,) each, sorted by row; each row has at least one."""
+        rows, peak = quantized_rows(hidden)
+        size = len(self._scale)
+        groups = -(-size // _GROUP)  # the last one may be smaller
+        logits = self._scale.new_empty(len(hidden), groups * _GROUP)  # in units of the row's peak
+        logits[:, size:] = -math.inf
+        maxima = self._scale.new_empty(len(hidden), groups)  # (R, G)
+        banned_ids = banned.tolist()
+        together = max(1, _TOGETHER // len(hidden) // _GROUP) * _GROUP
+        for start in range(0, size, together):
+            end = min(start + together, size)
+            part = logits[:, start:end]
+            sums = torch._int_mm(rows, self._columns[:, start:end])
+            torch.mul(sums, self._scale[start:end], out=part)
+            if self._bias is not None:
+                part.addcdiv_(self._bias[start:end], peak)
+            for piece in banned_ids:
+                if start <= piece < end:
+                    logits[:, piece] = -math.inf
+            first, last = start // _GROUP, -(-end // _GROUP)
+            grouped = logits[:, start : last * _GROUP].view(len(hidden), -1, _GROUP)
+            torch.amax(grouped, dim=2, out=maxima[:, first:last])
+        lowest = maxima.amax(1, keepdim=True) - 2 * self._error(hidden, peak)  # (R, 1)
+        row, group = (maxima >= lowest).nonzero(as_tuple=True)
+        members = logits.view(len(hidden), groups, _GROUP)[row, group]  # (groups kept, W)
+        kept, place = (members >= lowest[row]).nonzero(as_tuple=True)
+        return row[kept], group[kept] * _GROUP + place
+
+    def _error(self, hidden: Tensor, peak: Tensor) -> Tensor:
+        """How far a logit in 8 bits may be off, (R, 1), in units of the row's peak."""
+        squares = (hidden / peak).square_().sum(1, keepdim=True)  # (R, 1)
+        return squares.mul_(self._widest).add_(self._longest).sqrt_().mul_(_DEVIATIONS)
