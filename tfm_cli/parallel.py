@@ -13,9 +13,8 @@ from typing import Any
 
 from tfm_cli.errors import ConfigError, ResourceError
 
-_PATIENCE = timedelta(
-    hours=12
-)  # for a window on a slow machine; a process that ends is told at once
+_START = timedelta(minutes=10)  # until all processes are there
+_PATIENCE = timedelta(hours=12)  # for a window on a slow machine; whoever ends is noticed at once
 _MOST_WAITING = 2  # messages that a process may be ahead of who receives them
 
 
@@ -32,6 +31,7 @@ class Parallel:
         self.rank = rank
         self.world = world
         self._local_rank = local_rank
+        self._group: Any = None  # of torch.distributed
         self._waiting: deque[list[Any]] = deque()
 
     @property
@@ -78,13 +78,14 @@ class Parallel:
         import torch.distributed as processes
 
         with self._told():
-            processes.init_process_group("gloo", timeout=_PATIENCE)
+            processes.init_process_group("gloo", timeout=_START)
+            self._group = processes.new_group(backend="gloo", timeout=_PATIENCE)
         try:
             yield
             with self._told():
                 while self._waiting:
                     self._wait()
-                processes.barrier()
+                processes.barrier(self._group)
         finally:
             with contextlib.suppress(RuntimeError):
                 processes.destroy_process_group()
@@ -98,7 +99,10 @@ class Parallel:
         with self._told(0):
             while len(self._waiting) >= _MOST_WAITING:
                 self._wait()
-            parts = [processes.isend(each, 0) for each in (torch.tensor([len(content)]), content)]
+            parts = [
+                processes.isend(each, 0, group=self._group)
+                for each in (torch.tensor([len(content)]), content)
+            ]
             self._waiting.append(parts)
 
     def receive(self, rank: int) -> bytes:
@@ -108,9 +112,9 @@ class Parallel:
 
         size = torch.zeros(1, dtype=torch.int64)
         with self._told(rank):
-            processes.recv(size, rank)
+            processes.recv(size, rank, group=self._group)
             content = torch.empty(int(size), dtype=torch.uint8)
-            processes.recv(content, rank)
+            processes.recv(content, rank, group=self._group)
         return content.numpy().tobytes()
 
     def shared(self, message: bytes) -> bytes:
@@ -122,11 +126,11 @@ class Parallel:
 
         size = torch.tensor([len(message)])
         with self._told(0):
-            processes.broadcast(size, 0)
+            processes.broadcast(size, 0, group=self._group)
             content = torch.zeros(int(size), dtype=torch.uint8)
             if self.is_main:
                 content = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-            processes.broadcast(content, 0)
+            processes.broadcast(content, 0, group=self._group)
         return content.numpy().tobytes()
 
     def _wait(self) -> None:

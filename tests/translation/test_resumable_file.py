@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import stat
@@ -196,14 +197,14 @@ def test_lock_of_a_file_that_was_finished_meanwhile_is_not_taken(
 ) -> None:
     first = ResumableFile(tmp_path / "out", SETTINGS)
     write(first, b"eins\n", 1)
-    lock = module.fcntl.flock
+    lock = fcntl.flock
 
     def finish_first(descriptor: int, how: int) -> None:
         monkeypatch.undo()
         first.__exit__(None)
         lock(descriptor, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", finish_first)
+    monkeypatch.setattr(fcntl, "flock", finish_first)
 
     with resumable_file(tmp_path / "out", SETTINGS) as second:
         write(second, b"zwei\n", 1)
@@ -218,7 +219,7 @@ def test_file_system_without_locks_is_written_to(
     def refuse(descriptor: int, how: int) -> None:
         raise OSError("no locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
 
     with resumable_file(tmp_path / "out", SETTINGS) as output:
         write(output, b"eins\n", 1)
@@ -238,7 +239,7 @@ def test_content_is_on_the_disk_before_the_journal_tells_of_it(
         sync(descriptor)
 
     output = ResumableFile(tmp_path / "out", SETTINGS, clock=clock)
-    monkeypatch.setattr(module.os, "fsync", synced)
+    monkeypatch.setattr(os, "fsync", synced)
     clock.now = module.COMMIT_SECONDS
     write(output, b"eins\n", 1)
 
@@ -255,7 +256,7 @@ def test_full_disk_is_told_and_what_was_made_sure_of_is_kept(
 
     def fill(output: ResumableFile) -> None:
         write(output, b"zwei\n", 2)
-        monkeypatch.setattr(module.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
 
     kill(tmp_path / "out", Clock())
     with (
