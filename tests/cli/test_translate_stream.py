@@ -113,9 +113,9 @@ def test_rank_that_read_another_input_is_told_of() -> None:
 
 def test_memory_is_bounded_by_the_window() -> None:
     class Endless(io.RawIOBase):
-        """Forty megabytes that are made when they are read."""
+        """Twenty megabytes that are made when they are read."""
 
-        left = 40_000_000
+        left = 20_000_000
 
         def readable(self) -> bool:
             return True
@@ -142,11 +142,11 @@ def test_memory_is_bounded_by_the_window() -> None:
         pass
     tracemalloc.start()
     write_windows(
-        itertools.islice(translated, 100), StreamOutput(cast(BinaryIO, Sink())),
+        itertools.islice(translated, 50), StreamOutput(cast(BinaryIO, Sink())),
         waited=lambda: 0.0, progress=lambda work: None,
     )  # fmt: skip
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert written == 100 * 1000 * len("<three four five>\n")
+    assert written == 50 * 1000 * len("<three four five>\n")
     assert peak < 3_000_000  # some windows of 16 kB, and the chunk of lines that was read last

@@ -2,15 +2,12 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError, safe_open
 
 import tfm_cli
 from tfm_cli import log
@@ -26,7 +23,6 @@ from tfm_cli.cli.translate_stream import (
 )
 from tfm_cli.config import SearchConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.model_config import WEIGHTS_FILE, regular_file
 from tfm_cli.parallel import Parallel
 from tfm_cli.text import LineReader, open_output
 from tfm_cli.translation.input_lines import InputLine
@@ -59,13 +55,15 @@ def job_settings(
         sampling: whether they are drawn.
         others: flags by their names in Python.
     """
+    from tfm_cli.model_config import weights_identity  # imports SentencePiece
+
     settings = dataclasses.asdict(search) | dataclasses.asdict(form)
     for name in (*_SPEED_ONLY, *(() if sampling else _SAMPLING_ONLY)):
         del settings[name]
     settings["format"] = settings.pop("kind")
     settings |= {"sampling": sampling, **others}
     flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
-    weights = ", ".join(_weights_sha256(directory)[:12] for directory in models)
+    weights = ", ".join(weights_identity(directory)[:12] for directory in models)
     return {"tfm version": tfm_cli.__version__, "weights": weights, **flags}
 
 
@@ -154,13 +152,3 @@ def _none() -> Iterator[Output]:
 def _shared(start: Position, parallel: Parallel) -> Position:
     """Where rank 0 says that the work begins."""
     return Position(**json.loads(parallel.shared(json.dumps(dataclasses.asdict(start)).encode())))
-
-
-def _weights_sha256(directory: Path) -> str:
-    """A hash of what the weights file says of itself: the hashes of tensors and tokenizers."""
-    try:
-        with safe_open(str(regular_file(directory, WEIGHTS_FILE)), framework="np") as file:
-            said = json.dumps(file.metadata(), sort_keys=True)
-    except (SafetensorError, OSError):
-        said = ""  # which whoever loads it tells
-    return hashlib.sha256(said.encode()).hexdigest()
