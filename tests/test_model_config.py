@@ -9,7 +9,13 @@ import pytest
 
 from tfm_cli.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model_config import load_config, load_tokenizers, save_config
+from tfm_cli.model_config import (
+    WEIGHTS_FILE,
+    load_config,
+    load_tokenizers,
+    save_config,
+    weights_identity,
+)
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -200,3 +206,20 @@ def test_what_is_no_plain_file_is_refused(name: str, saved: Path) -> None:
 
     with pytest.raises(ModelError, match=f"{name}: is not a regular file"):
         load_tokenizers(saved, load_config(saved) if name == "config.json" else config)
+
+
+def test_identity_of_weights_is_that_of_their_content(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden"
+    copy, torn = tmp_path / "copy", tmp_path / "torn"
+    for directory in (copy, torn):
+        directory.mkdir()
+    (copy / WEIGHTS_FILE).write_bytes((golden / "model_v1" / WEIGHTS_FILE).read_bytes())
+    (torn / WEIGHTS_FILE).write_bytes(b"torn")
+
+    places = (golden / "model_v1", golden / "model_v2", copy, torn)
+    first, second, same, none = (weights_identity(place) for place in places)
+
+    assert first == same
+    assert len({first, second, none}) == 3
+    with pytest.raises(ModelError, match=r"has no `model\.safetensors`"):
+        weights_identity(tmp_path)

@@ -98,7 +98,7 @@ def _replacing(place: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(place)
-        _sync_directory(place.parent)
+        sync_directory(place.parent)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -124,10 +124,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for file in aside.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        _sync_directory(aside)
+        sync_directory(aside)
         remove_directory(path)
         aside.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ResourceError(f"{path}: cannot be written: {reason}") from error
@@ -176,7 +176,8 @@ def _is_running(process_id: int) -> bool:
     return True
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make sure that names in a folder outlive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,6 +8,7 @@ from tfm_cli.terminal import visible
 
 QUIET = logging.WARNING
 NORMAL = logging.INFO
+SILENT = logging.ERROR  # for what another process says as well
 
 
 class _PlainFormatter(logging.Formatter):

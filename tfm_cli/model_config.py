@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
 import tfm_cli
 from tfm_cli.config import RunConfig
 from tfm_cli.configcheck import Problems, from_mapping
@@ -146,6 +148,17 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
             f"found {found} pieces, wanted {wanted}"
         )
     return tokenizers
+
+
+def weights_identity(directory: Path) -> str:
+    """A hash of what the weights file says of itself: the hashes of tensors and tokenizers.
+
+    A torn file has one as well; whoever loads it tells what is wrong.
+    """
+    path, said = regular_file(directory, WEIGHTS_FILE), None
+    with contextlib.suppress(SafetensorError, OSError), safe_open(str(path), "np") as file:
+        said = file.metadata()
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def named_tokenizers(path: Path) -> TokenizerPair:

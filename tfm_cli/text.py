@@ -5,7 +5,6 @@ Files are read as bytes, gzip is told by its first bytes, and a line is UTF-8.
 
 import contextlib
 import gzip
-import io
 import select
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from tfm_cli.byte_stream import Prepended, pausing_descriptor, share_read
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.files import atomic_file
 from tfm_cli.terminal import visible
@@ -61,6 +61,7 @@ class LineReader:
         self.num_nul = 0
         self._first: dict[str, int] = {}
         self._stream = stream
+        self._given = stream
         self._invalid = invalid
         self._max_line_bytes = max_line_bytes
         self._ready: list[bytes] = []  # whole lines, last first
@@ -90,6 +91,10 @@ class LineReader:
             lines.append(self._text(self._ready.pop()))
             characters += len(lines[-1])
         return lines
+
+    def share(self) -> float | None:
+        """How much of a file was read, from 0 to 1, compressed or not; None where none can tell."""
+        return share_read(self._given)
 
     def notes(self) -> list[str]:
         """What was mended while reading, a sentence for each kind, with the first such line."""
@@ -154,10 +159,10 @@ class LineReader:
         chunk = self._opening()
         if chunk.startswith(_GZIP):
             # A GzipFile reads like a BinaryIO but is not declared as one.
-            self._stream = gzip.GzipFile(fileobj=_Prepended(chunk, self._stream))  # type: ignore[assignment]
+            self._stream = gzip.GzipFile(fileobj=Prepended(chunk, self._stream))  # type: ignore[assignment]
             chunk = self._opening()
         else:
-            self._watched = _pausing_descriptor(self._stream)
+            self._watched = pausing_descriptor(self._stream)
         if chunk[:2] in _OTHER_BOMS:
             message = f"{self.name}: is {_OTHER_BOMS[chunk[:2]]}, wanted UTF-8"
             raise DataError(message, hint="convert it with `iconv -f UTF-16 -t UTF-8`")
@@ -210,24 +215,6 @@ class LineReader:
             return line.decode("utf-8", errors="replace")
 
 
-class _Prepended(io.RawIOBase):
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, first: bytes, stream: BinaryIO) -> None:
-        self._first = first
-        self._then = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self._first:
-            size = len(self._first) if size < 0 else size
-            head, self._first = self._first[:size], self._first[size:]
-            return head
-        return self._then.read(size)
-
-
 def _clipped(line: bytes, size: int) -> bytes:
     """At most `size` bytes of a longer line, up to where a character ends."""
     end = size
@@ -235,16 +222,6 @@ def _clipped(line: bytes, size: int) -> bytes:
         end -= 1
     # What continues further back is no UTF-8 anyway, and stays.
     return line[: size if line[end] & 0xC0 == 0x80 else end]
-
-
-def _pausing_descriptor(stream: BinaryIO) -> int | None:
-    """The descriptor of a pipe, socket or terminal; None for what is always ready or has none."""
-    try:
-        descriptor = stream.fileno()
-        select.select([descriptor], [], [], 0)
-    except (OSError, ValueError, io.UnsupportedOperation):
-        return None
-    return descriptor
 
 
 @contextlib.contextmanager

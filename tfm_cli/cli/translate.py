@@ -6,19 +6,23 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tfm_cli import log
 from tfm_cli.cli.options import check_setting, flag
-from tfm_cli.cli.translate_stream import shown_progress, translate_stream
+from tfm_cli.cli.translate_job import check_input, job_settings, run_job
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
-from tfm_cli.text import open_lines, open_output
+from tfm_cli.parallel import Parallel
+from tfm_cli.text import open_lines
 from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
 from tfm_cli.translation.render import Form
+
+if TYPE_CHECKING:
+    from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
 
@@ -138,16 +142,24 @@ def translate(
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
     precision: Annotated[str, flag(TrainingConfig, "precision")] = "auto",
     cpu_threads: Annotated[int, flag(TrainingConfig, "cpu_threads")] = 0,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Begin again where the same output was begun and not finished."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
 ) -> None:
     """Translate standard input, a segment a line, to standard output, in order.
 
-    As many lines come out as go in; a blank line stays blank.
+    As many lines come out as go in; a blank line stays blank. Stopped at any time, the same
+    command goes on with its `--output`.
 
     \b
     Example:  tfm translate --model model --beam 4 < news.en > news.de
     """
-    log.setup(log.QUIET if quiet else log.NORMAL)
+    parallel = Parallel.from_environment()
+    log.setup((log.QUIET if quiet else log.NORMAL) if parallel.is_main else log.SILENT)
     if greedy and sampling:
         raise ConfigError("`--greedy` and `--sampling` exclude each other")
     if greedy or sampling:
@@ -196,7 +208,9 @@ def translate(
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
-    check_writable(output_path)
+    check_input(input_path, parallel)
+    if parallel.is_main:
+        check_writable(output_path)
     with open_lines(input_path, invalid="replace") as reader:
         _refuse_same_file(input_path, output_path)
 
@@ -206,29 +220,37 @@ def translate(
         if input_path == "-" and sys.stdin.isatty():
             logger.info("type a line and press Enter; Ctrl-D ends")
 
-        from tfm_cli.translation.translator import Translator  # imports torch: seconds
-
-        translator = Translator.load(
-            models[0],
-            search=search,
-            sampling=sampling,
-            on_long=on_long,
-            device=device,
-            precision=precision,
-            cpu_threads=cpu_threads,
-            others=models[1:],
-            word_scores=word_scores,
-        )
         form = Form(
             kind=output_format, n_best=1 if tsv else search.n_best, with_score=with_score,
             word_scores=word_scores,
         )  # fmt: skip
-        shown = shown_progress(input_path, output_path)
-        with open_output(output_path) as stream, shown as progress:
-            work = translate_stream(
-                reader, stream, translator, understand=understand, form=form,
-                buffer_size=search.buffer_size, progress=progress,
-            )  # fmt: skip
+
+        def load() -> "Translator":
+            from tfm_cli.translation.translator import Translator  # imports torch: seconds
+
+            return Translator.load(
+                models[0],
+                search=search,
+                sampling=sampling,
+                on_long=on_long,
+                device=parallel.device(device),
+                precision=precision,
+                cpu_threads=cpu_threads,
+                others=models[1:],
+                word_scores=word_scores,
+            )
+
+        work = run_job(
+            reader, load, input_path=input_path, output_path=output_path,
+            settings=job_settings(
+                models, search, form, sampling=sampling, on_long=on_long, precision=precision,
+                force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input,
+            ),
+            overwrite=overwrite, understand=understand, form=form,
+            buffer_size=search.buffer_size, parallel=parallel,
+        )  # fmt: skip
+    if not parallel.is_main:
+        return
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
     logger.info("translated %s", work)

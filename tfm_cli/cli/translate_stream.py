@@ -1,16 +1,20 @@
-"""What `tfm translate` does with its streams: window after window, and how far it is."""
+"""What `tfm translate` does with its streams: windows are read, translated, written in order."""
 
-import contextlib
+import hashlib
+import json
 import logging
-import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from tfm_cli.errors import DataError
+from tfm_cli.parallel import Parallel
 from tfm_cli.text import LineReader, write_line
 from tfm_cli.translation.input_lines import InputLine
 from tfm_cli.translation.render import Form, rendered
+from tfm_cli.translation.resumable_file import Output, Position
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator
@@ -27,6 +31,7 @@ class Work:
     lines: int = 0
     pieces: int = 0
     seconds: float = 0.0
+    share: float | None = None  # of the input that was read, from 0 to 1; None where unknown
 
     def __str__(self) -> str:
         seconds = max(self.seconds, 1e-9)
@@ -36,62 +41,190 @@ class Work:
         )
 
 
-def translate_stream(
-    reader: LineReader,
-    stream: BinaryIO,
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Lines that are translated together."""
+
+    number: int  # from 0, in this run
+    texts: list[str]
+    start: Position  # before them
+    end: Position
+    share: float | None  # of the input, up to their end
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """What became of a window."""
+
+    window: Window
+    texts: list[str]  # as they are to be written
+    pieces: int
+
+
+class WindowReader:
+    """The windows of an input from a position on; a class because it times the wait for them."""
+
+    def __init__(self, reader: LineReader, start: Position, *, buffer_size: int) -> None:
+        self.waited_seconds = 0.0
+        self._reader = reader
+        self._start = start
+        self._buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[Window]:
+        began = time.monotonic()
+        digest = _skip(self._reader, self._start)
+        position, number = self._start, 0
+        size = min(position.window_lines or _FIRST_WINDOW, self._buffer_size)
+        while texts := self._reader.window(size):
+            self.waited_seconds += time.monotonic() - began
+            digest.update(_line_bytes(texts))
+            # What follows is the same for whoever goes on from here.
+            size = min(4 * size, self._buffer_size)
+            end = Position(position.lines + len(texts), digest.hexdigest(), size)
+            yield Window(number, texts, position, end, self._reader.share())
+            position, number = end, number + 1
+            began = time.monotonic()
+        self.waited_seconds += time.monotonic() - began
+
+
+def translated_windows(
+    windows: Iterator[Window],
     translator: "Translator",
     *,
     understand: Callable[[str, str], InputLine],
     form: Form,
-    buffer_size: int,
-    progress: Callable[[Work], None],
-) -> Work:
-    """Translate window by window; each is written before the next is read.
+    name: str,
+) -> Iterator[Translated]:
+    """What becomes of each window, in order.
 
     Args:
-        reader: the input.
-        stream: where translations go.
+        windows: of the input.
         translator: what translates.
         understand: says what stands on a line, given the line and what messages call it.
         form: of the output.
-        buffer_size: most lines of a window.
-        progress: is told after each window what was done so far.
+        name: what messages call the input.
     """
-    work, size = Work(), min(_FIRST_WINDOW, buffer_size)
-    while window := reader.window(size):
-        began = time.monotonic()
+    for window in windows:
+        before = window.start.lines
         lines = [
-            understand(text, f"{reader.name}:{number}")
-            for number, text in enumerate(window, work.lines + 1)
+            understand(text, f"{name}:{number}")
+            for number, text in enumerate(window.texts, before + 1)
         ]
         translations = translator.translate_window(
-            [line.source for line in lines], [line.target_prefix for line in lines]
+            [line.source for line in lines],
+            [line.target_prefix for line in lines],
+            lines_before=before,
         )
-        for line, translation in zip(lines, translations, strict=True):
-            for text in rendered(line, translation, work.lines, form):
-                write_line(stream, text)
-            work.lines += 1
-            work.pieces += translation.num_pieces
-        stream.flush()
-        work.seconds += time.monotonic() - began
+        texts = [
+            text
+            for index, (line, one) in enumerate(zip(lines, translations, strict=True), before)
+            for text in rendered(line, one, index, form)
+        ]
+        yield Translated(window, texts, sum(one.num_pieces for one in translations))
+
+
+def of_all_ranks(
+    windows: Iterator[Window],
+    translate: Callable[[Iterator[Window]], Iterator[Translated]],
+    parallel: Parallel,
+) -> Iterator[Translated]:
+    """All windows in order on rank 0, none on the others; each rank translates its share.
+
+    Window i is rank i's, modulo their number. Every rank reads all of the input, and what it read
+    is compared.
+    """
+    unwritten: deque[Window] = deque()
+
+    def own() -> Iterator[Window]:
+        for window in windows:
+            is_own = window.number % parallel.world == parallel.rank
+            unwritten.append(window if is_own else replace(window, texts=[]))
+            if is_own:
+                yield window
+
+    for translated in translate(own()):
+        if not parallel.is_main:
+            unwritten.clear()
+            parallel.send(_packed(translated))
+            continue
+        while unwritten[0] is not translated.window:
+            yield _received(unwritten.popleft(), parallel)
+        unwritten.popleft()
+        yield translated
+    while unwritten and parallel.is_main:
+        yield _received(unwritten.popleft(), parallel)
+
+
+def write_windows(
+    translated: Iterator[Translated],
+    output: Output,
+    *,
+    waited: Callable[[], float],
+    progress: Callable[[Work], None],
+) -> Work:
+    """Write what comes, window by window.
+
+    Args:
+        translated: windows in order.
+        output: where translations go.
+        waited: seconds that passed in reading.
+        progress: is told after each window what was done so far.
+    """
+    work, began = Work(), time.monotonic()
+    for each in translated:
+        for text in each.texts:
+            write_line(output.stream, text)
+        output.mark(each.window.end)
+        work.lines += each.window.end.lines - each.window.start.lines
+        work.pieces += each.pieces
+        work.seconds = time.monotonic() - began - waited()
+        work.share = each.window.share
         progress(work)
-        size = min(4 * size, buffer_size)
     return work
 
 
-@contextlib.contextmanager
-def shown_progress(input_path: str, output_path: str) -> Iterator[Callable[[Work], None]]:
-    """Shows how far the work is, where a terminal has no translations to show."""
-    visible = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
-    typed = input_path == "-" and sys.stdin.isatty()
-    if not visible or typed or (output_path == "-" and sys.stdout.isatty()):
-        yield lambda work: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
+    """Read what was translated before, and give its hash to go on with.
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("translating")
-        yield lambda work: bar.update(task, description=str(work))
+    Raises:
+        DataError: it is not what was translated.
+    """
+    digest, left = hashlib.sha256(), start.lines
+    while left and (texts := reader.window(min(left, 1 << 14))):
+        digest.update(_line_bytes(texts))
+        left -= len(texts)
+    if digest.hexdigest() != start.sha256:
+        what = (
+            "line is not the one that was" if start.lines == 1 else "lines are not those that were"
+        )
+        raise DataError(
+            f"{reader.name}: the first {start.lines} {what} translated",
+            hint="give the same input to go on, or use `--overwrite` to begin again",
+        )
+    return digest
+
+
+def _line_bytes(texts: list[str]) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogatepass")
+
+
+def _packed(translated: Translated) -> bytes:
+    """What rank 0 must know of a window: a header and the lines."""
+    header = {"sha256": translated.window.end.sha256, "pieces": translated.pieces}
+    lines = [json.dumps(header), *(text.replace("\n", " ") for text in translated.texts)]
+    return "\n".join(lines).encode("utf-8", "replace")
+
+
+def _received(window: Window, parallel: Parallel) -> Translated:
+    """What another rank made of a window.
+
+    Raises:
+        DataError: it has read something else.
+    """
+    rank = window.number % parallel.world
+    header, *texts = parallel.receive(rank).decode("utf-8").split("\n")
+    facts = json.loads(header)
+    if facts["sha256"] != window.end.sha256:
+        told = f"rank {rank} has read another input than rank 0, up to line {window.end.lines}"
+        raise DataError(told, hint="give all machines the same file")
+    return Translated(window, texts, facts["pieces"])

@@ -150,7 +150,11 @@ class Translator:
 
     @torch.inference_mode()
     def translate_window(
-        self, lines: Sequence[str], prefixes: Sequence[str] = ()
+        self,
+        lines: Sequence[str],
+        prefixes: Sequence[str] = (),
+        *,
+        lines_before: int | None = None,
     ) -> list[Translation]:
         """One translation for each line; all are sorted by length and translated together.
 
@@ -158,10 +162,13 @@ class Translator:
             lines: the window.
             prefixes: what the translation of each line begins with; empty for none. A blank
                 line's translation is blank all the same.
+            lines_before: of the input; those that were translated so far, unless it is told.
 
         Raises:
             DataError: a prefix has more pieces than a segment may have.
         """
+        if lines_before is not None:
+            self._lines_before = lines_before
         self._tag_check.check(lines, self._lines_before + 1)
         prefix_ids = self._encoded_prefixes(prefixes) if any(prefixes) else [[]] * len(lines)
         encoded = self._tokenizers.source.encode(lines)

@@ -1,0 +1,93 @@
+"""How far `tfm translate` is: a bar on a terminal, a line a minute elsewhere."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tfm_cli.cli.translate_stream import Work
+from tfm_cli.log import seconds_text
+
+logger = logging.getLogger(__name__)
+
+_LINE_SECONDS = 60.0
+
+
+class TimeLeft:
+    """Tells the time left from the share of the input that was done; a class because it began."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began: tuple[float, float] | None = None  # share and time
+
+    def seconds(self, share: float | None) -> float | None:
+        """Seconds until all is done; None where they cannot be told, as at the first call.
+
+        The first call says where this run began, which may have been in the middle.
+        """
+        if share is None:
+            return None
+        now = self._clock()
+        if self._began is None:
+            self._began = share, now
+        first, began = self._began
+        if share <= first:
+            return None
+        return (now - began) * (1 - share) / (share - first)
+
+
+def progress_text(work: Work, left: float | None) -> str:
+    """What was done so far, for a person: lines, share, lines a second, time left."""
+    share = "" if work.share is None else f" ({100 * work.share:.0f} %)"
+    speed = work.lines / max(work.seconds, 1e-9)
+    rest = "" if left is None else f", {seconds_text(left)} left"
+    return f"{work.lines} line{'' if work.lines == 1 else 's'}{share}, {speed:.1f} lines/s{rest}"
+
+
+@contextlib.contextmanager
+def shown_progress(
+    input_path: str, output_path: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[Work], None]]:
+    """Shows how far the work is, where a terminal has no translations to show."""
+    typed = input_path == "-" and sys.stdin.isatty()
+    if typed or not logger.isEnabledFor(logging.INFO):
+        yield lambda work: None
+        return
+    time_left = TimeLeft(clock)
+    if not sys.stderr.isatty():
+        yield _each_minute(time_left, clock)
+        return
+    if output_path == "-" and sys.stdout.isatty():
+        yield lambda work: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}")]
+    columns += [BarColumn(bar_width=20), TimeElapsedColumn()]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("translating", total=None)
+
+        def show(work: Work) -> None:
+            left = time_left.seconds(work.share)
+            total = None if work.share is None else 1.0
+            text = progress_text(work, left)
+            bar.update(task, description=text, completed=work.share or 0.0, total=total)
+
+        yield show
+
+
+def _each_minute(time_left: TimeLeft, clock: Callable[[], float]) -> Callable[[Work], None]:
+    last = clock()
+
+    def tell(work: Work) -> None:
+        nonlocal last
+        left = time_left.seconds(work.share)
+        if clock() - last >= _LINE_SECONDS:
+            last = clock()
+            logger.info("%s", progress_text(work, left))
+
+    return tell
