@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import check_setting, flag
+from tfm_cli.cli.options import CPU_THREADS, WORKERS, check_setting, flag
 from tfm_cli.cli.translate_stream import shown_progress, translate_stream
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
@@ -137,7 +137,8 @@ def translate(
     ] = False,
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
     precision: Annotated[str, flag(TrainingConfig, "precision")] = "auto",
-    cpu_threads: Annotated[int, flag(TrainingConfig, "cpu_threads")] = 0,
+    workers: Annotated[int, WORKERS] = 0,
+    cpu_threads: Annotated[int, CPU_THREADS] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
 ) -> None:
     """Translate standard input, a segment a line, to standard output, in order.
@@ -203,7 +204,8 @@ def translate(
         from tfm_cli.model_config import load_config
 
         search = _search(load_config(models[0]).settings.search, chosen)
-        if input_path == "-" and sys.stdin.isatty():
+        typed = input_path == "-" and sys.stdin.isatty()
+        if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")
 
         from tfm_cli.translation.translator import Translator  # imports torch: seconds
@@ -218,6 +220,7 @@ def translate(
             cpu_threads=cpu_threads,
             others=models[1:],
             word_scores=word_scores,
+            workers=workers or (1 if typed else 0),
         )
         form = Form(
             kind=output_format, n_best=1 if tsv else search.n_best, with_score=with_score,

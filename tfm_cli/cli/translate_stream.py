@@ -4,7 +4,8 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -46,7 +47,7 @@ def translate_stream(
     buffer_size: int,
     progress: Callable[[Work], None],
 ) -> Work:
-    """Translate window by window; each is written before the next is read.
+    """Translate window by window; all that was read is written before more is waited for.
 
     Args:
         reader: the input.
@@ -57,26 +58,54 @@ def translate_stream(
         buffer_size: most lines of a window.
         progress: is told after each window what was done so far.
     """
-    work, size = Work(), min(_FIRST_WINDOW, buffer_size)
-    while window := reader.window(size):
-        began = time.monotonic()
-        lines = [
-            understand(text, f"{reader.name}:{number}")
-            for number, text in enumerate(window, work.lines + 1)
-        ]
-        translations = translator.translate_window(
-            [line.source for line in lines], [line.target_prefix for line in lines]
-        )
-        for line, translation in zip(lines, translations, strict=True):
-            for text in rendered(line, translation, work.lines, form):
-                write_line(stream, text)
-            work.lines += 1
-            work.pieces += translation.num_pieces
-        stream.flush()
-        work.seconds += time.monotonic() - began
-        progress(work)
-        size = min(4 * size, buffer_size)
+    work, began = Work(), time.monotonic()
+    windows = _Windows(reader, understand, buffer_size)
+    with contextlib.closing(translator.translate_windows(windows)) as translated:
+        for translations in translated:
+            for line, translation in zip(windows.read.popleft(), translations, strict=True):
+                for text in rendered(line, translation, work.lines, form):
+                    write_line(stream, text)
+                work.lines += 1
+                work.pieces += translation.num_pieces
+            stream.flush()
+            work.seconds = time.monotonic() - began - windows.seconds_waited
+            progress(work)
     return work
+
+
+class _Windows:
+    """The input window by window; a class because what was read waits for its translations."""
+
+    def __init__(
+        self, reader: LineReader, understand: Callable[[str, str], InputLine], buffer_size: int
+    ) -> None:
+        self.read: deque[list[InputLine]] = deque()  # oldest first
+        self.seconds_waited = 0.0  # while there was nothing to translate
+        self._reader = reader
+        self._understand = understand
+        self._buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+        """Sources and prefixes; none of either where the input pauses."""
+        number, size = 1, min(_FIRST_WINDOW, self._buffer_size)
+        while True:
+            began, idle = time.monotonic(), not self.read
+            window = self._reader.window(size, wait=idle)
+            if idle:
+                self.seconds_waited += time.monotonic() - began
+            if window:
+                lines = [
+                    self._understand(text, f"{self._reader.name}:{at}")
+                    for at, text in enumerate(window, number)
+                ]
+                self.read.append(lines)
+                yield [line.source for line in lines], [line.target_prefix for line in lines]
+                number += len(window)
+                size = min(4 * size, self._buffer_size)
+            elif idle:
+                return
+            else:
+                yield [], []
 
 
 @contextlib.contextmanager
