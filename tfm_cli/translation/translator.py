@@ -179,8 +179,8 @@ class Translator:
         """What `translate_window` says of each window; batches are shared out among the workers.
 
         Several workers translate the next window before the last one's translations are given
-        out. A window without lines has no translations; they are all given out before the window
-        behind it is asked for.
+        out, and end with this generator. A window without lines has no translations; they are all
+        given out before the window behind it is asked for.
 
         Raises:
             DataError: as `windows` does, or a prefix is too long; what was before is given out.
