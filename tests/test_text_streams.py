@@ -45,6 +45,19 @@ def test_window_ends_when_the_input_pauses(pipe: tuple[LineReader, int]) -> None
     assert reader.window(100) == []
 
 
+def test_window_that_is_not_waited_for_is_empty_while_the_input_pauses(
+    pipe: tuple[LineReader, int],
+) -> None:
+    reader, writing = pipe
+
+    for sent, received in ((b"1\n", ["1"]), (b"2", []), (b"2\n3\n", ["22", "3"])):
+        os.write(writing, sent)
+        assert reader.window(100, wait=False) == received
+    assert reader.window(100, wait=False) == []
+    os.close(writing)
+    assert reader.window(100, wait=False) == []
+
+
 def test_window_does_not_wait_for_the_rest_of_a_line(pipe: tuple[LineReader, int]) -> None:
     reader, writing = pipe
     os.write(writing, b"1\n")

@@ -76,8 +76,10 @@ class LineReader:
         while self._has_next():
             yield self._text(self._ready.pop())
 
-    def window(self, max_lines: int) -> list[str]:
-        """Up to `max_lines` lines; fewer when the input ends or pauses; none at its end only.
+    def window(self, max_lines: int, *, wait: bool = True) -> list[str]:
+        """Up to `max_lines` lines; fewer when the input ends or pauses; none at its end.
+
+        Without `wait`, none as well where the input pauses.
 
         A person who types a line, or a slow pipe, is thus answered before the next line comes.
         Very long lines also make a window of fewer, so that its memory is bounded.
@@ -86,7 +88,7 @@ class LineReader:
         characters = 0
         began = time.monotonic()
         while len(lines) < max_lines and characters < _WINDOW_CHARACTERS:
-            if not self._has_next(since=began if lines else None):
+            if not self._has_next(since=None if wait and not lines else began):
                 break
             lines.append(self._text(self._ready.pop()))
             characters += len(lines[-1])

@@ -4,8 +4,9 @@ The same weights, lines and rules of search on both sides, by turns, each run in
 own that is bound to as many cores as threads were asked for. `base` and `small` have random
 weights whose translations cannot end before 30 pieces; `model` is your own, with BLEU beside its
 speed; `tiny` learns the sample corpus and is run as a whole command, start-up included. Ratios
-above 1 say that tfm was faster. Nothing here passes or fails; machines differ and are noisy, so
-compare what stands in one row.
+above 1 say that tfm was faster. Memory is that of the largest process: the workers of tfm share the
+weights, and each has its caches besides. Nothing here passes or fails; machines differ and are
+noisy, so compare what stands in one row.
 """
 
 import argparse

@@ -5,7 +5,6 @@ A job says which `side`, the `directory` it loads, how it searches and in which 
 """
 
 import dataclasses
-import inspect
 import json
 import logging
 import resource
@@ -58,11 +57,8 @@ class Tfm:
         )
         options: dict[str, Any] = {
             "device": "cpu", "precision": self.precision, "cpu_threads": job["threads"],
+            "workers": job["workers"],
         }  # fmt: skip
-        if job["workers"] > 1:
-            if "workers" not in inspect.signature(Translator.load).parameters:
-                raise RefusedError("has no workers")
-            options["workers"] = job["workers"]
 
         def load(n_best: int) -> Translator:
             chosen = dataclasses.replace(search, n_best=n_best)

@@ -114,10 +114,10 @@ def usual_arrangement(work: Work, side: str, *, threads: int, batch: int = 0) ->
     """What is run where no sweep looks for something better; `batch` 0 for a usual one."""
     if work.kind == "one":
         return Arrangement(1, threads, 1)
-    if work.kind == "process" and side == "tfm":
-        return Arrangement(1, threads, 0)
     size = batch or (64 if work.beam_size == 1 else 32)
-    return Arrangement(threads, 1, size) if side == "ctranslate2" else Arrangement(1, threads, size)
+    if work.kind == "process" and side == "tfm":
+        size = 0
+    return Arrangement(1, threads, size) if side == "hf" else Arrangement(threads, 1, size)
 
 
 def arrangements(work: Work, side: str, *, threads: int, sentences: int) -> Sequence[Arrangement]:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import Result, RunTfm, TinyCorpus
 from tfm_cli.translation import resumable_file
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.segments import Segmenter
+from tfm_cli.translation.window import Lines
 
 
 @pytest.fixture
@@ -24,21 +25,21 @@ def model(tiny_model: Path) -> list[str]:
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`stop(windows, error)`: the next run fails after so many windows, all of which are kept."""
-    whole = Translator.translate_window
+    whole = Segmenter.batches
 
     def after(windows: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         left = windows
 
-        def translate_window(*arguments: Any, **options: Any) -> Any:
+        def batches(*arguments: Any) -> Any:
             nonlocal left
             left -= 1
             if left < 0:
-                monkeypatch.setattr(Translator, "translate_window", whole)
+                monkeypatch.setattr(Segmenter, "batches", whole)
                 raise error
-            return whole(*arguments, **options)
+            return whole(*arguments)
 
         monkeypatch.setattr(resumable_file, "COMMIT_SECONDS", 0.0)
-        monkeypatch.setattr(Translator, "translate_window", translate_window)
+        monkeypatch.setattr(Segmenter, "batches", batches)
 
     return after
 
@@ -89,14 +90,14 @@ def test_windows_after_going_on_are_those_of_the_unbroken_run(
     command += ["-o", str(tmp_path / "out")]
     stop(2)
     run_tfm(command)
-    sizes: list[tuple[int, int]] = []
-    whole = Translator.translate_window
+    sizes: list[tuple[int | None, int]] = []
+    whole = Segmenter.batches
 
-    def translate_window(self: Translator, lines: Any, prefixes: Any, *, lines_before: int) -> Any:
-        sizes.append((lines_before, len(lines)))
-        return whole(self, lines, prefixes, lines_before=lines_before)
+    def batches(self: Segmenter, window: Lines) -> Any:
+        sizes.append((window.before, len(window.lines)))
+        return whole(self, window)
 
-    monkeypatch.setattr(Translator, "translate_window", translate_window)
+    monkeypatch.setattr(Segmenter, "batches", batches)
 
     run_tfm(command)
 

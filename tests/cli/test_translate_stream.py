@@ -26,7 +26,7 @@ def reader_of(num_lines: int) -> LineReader:
 
 
 def windows_of(num_lines: int, *, size: int, start: Position = Position()) -> list[Window]:  # noqa: B008 - it cannot be changed
-    return list(WindowReader(reader_of(num_lines), start, buffer_size=size))
+    return list(WindowReader(reader_of(num_lines), start, deque(), buffer_size=size))
 
 
 def upper(windows: Iterator[Window]) -> Iterator[Translated]:
@@ -74,7 +74,7 @@ def test_other_lines_before_a_position_are_refused() -> None:
 
     message = "in: the first 1 line is not the one that was translated"
     with pytest.raises(DataError, match=message):
-        list(WindowReader(LineReader(io.BytesIO(b"x\ny\n"), "in"), end, buffer_size=9))
+        list(WindowReader(LineReader(io.BytesIO(b"x\ny\n"), "in"), end, deque(), buffer_size=9))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -90,7 +90,7 @@ def test_ranks_together_write_what_one_writes(world: int, num_lines: int, ahead:
     for rank in reversed(range(world)):  # rank 0 gets what the others sent
         parallel = Told(rank, world, others)
         stream = io.BytesIO()
-        windows = WindowReader(reader_of(num_lines), Position(), buffer_size=20)
+        windows = WindowReader(reader_of(num_lines), Position(), deque(), buffer_size=20)
         work = write_windows(
             of_all_ranks(iter(windows), translate, parallel),
             StreamOutput(stream), waited=lambda: 0.0, progress=lambda work: None,
@@ -125,7 +125,7 @@ def test_memory_is_bounded_by_the_window() -> None:
             return b"three four five\n" * (size // 16) if self.left > 0 else b""
 
     reader = LineReader(cast(BinaryIO, Endless()), "in")
-    windows = WindowReader(reader, Position(), buffer_size=1000)
+    windows = WindowReader(reader, Position(), deque(), buffer_size=1000)
     written = 0
 
     class Sink(io.RawIOBase):

@@ -1,28 +1,28 @@
 """`tfm evaluate`: what sacreBLEU says of translations, in its own words, letters and formats."""
 
-import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from tfm_cli import log
+from tfm_cli.cli.evaluate_model import keep, translate
 from tfm_cli.cli.evaluate_usage import (
     check_output,
     check_usage,
     given_flags,
     systems_once,
 )
-from tfm_cli.cli.options import check_setting, flag
+from tfm_cli.cli.options import WORKERS, check_setting, flag
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
 from tfm_cli.evaluation.scores import MetricOptions
 from tfm_cli.evaluation.significance import Method
-from tfm_cli.text import open_lines, open_output, write_line
+from tfm_cli.text import open_lines
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ def evaluate(
     length_penalty: Annotated[float | None, flag(SearchConfig, "length_penalty")] = None,
     device: Annotated[str, flag(TrainingConfig, "device")] = _TRAINING.device,
     precision: Annotated[str, flag(TrainingConfig, "precision")] = _TRAINING.precision,
+    workers: Annotated[int, WORKERS] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
 ) -> None:
     """Score translations with sacreBLEU.
@@ -165,9 +166,11 @@ def evaluate(
 
     texts = _read_aligned(references, paths if source is None else [source])
     if model is not None and source is not None:
-        translations = _translate(texts[source], model, search, device=device, precision=precision)
+        translations = translate(
+            texts[source], model, search, device=device, precision=precision, workers=workers
+        )
         if output is not None:
-            _keep(translations, output)
+            keep(translations, output)
         systems = [(str(model), translations)]
     else:
         systems = [(path, texts[path]) for path in paths]
@@ -260,32 +263,6 @@ def _read(path: str) -> list[str]:
     if path == "-" and len(tabs) == 1 and tabs != {0}:  # sacreBLEU would take these for systems
         logger.warning("standard input has columns, but is scored as one system; see `--input`")
     return lines
-
-
-def _translate(
-    lines: Sequence[str],
-    model: Path,
-    search: Mapping[str, float | None],
-    *,
-    device: str,
-    precision: str,
-) -> list[str]:
-    """The model's best translations, searched for as it was set up to but for what is given."""
-    from tfm_cli.model_config import load_config
-    from tfm_cli.translation.translator import Translator  # imports torch: 3 s, so not at the top
-
-    given = {name: value for name, value in search.items() if value is not None}
-    settings = load_config(model)[0].search
-    # Checked at run time against the fields' own types, which mypy cannot see.
-    settings = dataclasses.replace(settings, n_best=1, **given)  # type: ignore[arg-type]
-    translator = Translator.load(model, search=settings, device=device, precision=precision)
-    return [translation.text for translation in translator.translate(lines)]
-
-
-def _keep(translations: Sequence[str], output: Path) -> None:
-    with open_output(output) as stream:
-        for translation in translations:
-            write_line(stream, translation)
 
 
 def _check_score(metric: str, value: float, limit: float, width: int) -> None:

@@ -15,7 +15,7 @@ from tfm_cli.files import check_writable
 
 logger = logging.getLogger(__name__)
 
-_FOR_MODEL = ("source", "output", "beam_size", "length_penalty", "device", "precision")
+_FOR_MODEL = ("source", "output", "beam_size", "length_penalty", "device", "precision", "workers")
 _FOR_CORPUS = ("confidence", "paired_bs", "paired_ar", "fail_under")
 _IDLE_WITHOUT = {  # settings that are idle unless the metric or flag behind them is asked for
     "tokenize": "bleu",

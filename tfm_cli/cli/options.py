@@ -8,6 +8,23 @@ import typer
 from tfm_cli.configcheck import coerce
 from tfm_cli.errors import ConfigError
 
+WORKERS: Any = typer.Option(
+    metavar="N",
+    min=0,
+    max=1024,
+    show_default=False,
+    help="Processes that translate side by side on a CPU, sharing the weights; 0 takes one for "
+    "each core, once there is work for several. [default: 0]",
+)
+CPU_THREADS: Any = typer.Option(
+    metavar="N",
+    min=0,
+    max=1024,
+    show_default=False,
+    help="Threads inside an operation on a CPU; 0 takes one. Given without `--workers`, a single "
+    "process translates. [default: 0]",
+)
+
 _METAVARS: dict[type, str] = {int: "N", float: "X"}
 
 

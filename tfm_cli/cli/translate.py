@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import check_setting, flag
+from tfm_cli.cli.options import CPU_THREADS, WORKERS, check_setting, flag
 from tfm_cli.cli.translate_job import check_input, job_settings, run_job
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
@@ -141,7 +141,8 @@ def translate(
     ] = False,
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
     precision: Annotated[str, flag(TrainingConfig, "precision")] = "auto",
-    cpu_threads: Annotated[int, flag(TrainingConfig, "cpu_threads")] = 0,
+    workers: Annotated[int, WORKERS] = 0,
+    cpu_threads: Annotated[int, CPU_THREADS] = 0,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -217,7 +218,8 @@ def translate(
         from tfm_cli.model_config import load_config
 
         search = _search(load_config(models[0]).settings.search, chosen)
-        if input_path == "-" and sys.stdin.isatty():
+        typed = input_path == "-" and sys.stdin.isatty()
+        if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")
 
         form = Form(
@@ -238,6 +240,8 @@ def translate(
                 cpu_threads=cpu_threads,
                 others=models[1:],
                 word_scores=word_scores,
+                # Somebody who types is answered line by line; torchrun starts its own processes.
+                workers=workers or (1 if typed or parallel.world > 1 else 0),
             )
 
         work = run_job(

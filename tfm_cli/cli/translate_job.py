@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tfm_cli import log
 from tfm_cli.cli.translate_progress import shown_progress
 from tfm_cli.cli.translate_stream import (
     Translated,
+    UnderWay,
     Window,
     WindowReader,
     Work,
@@ -111,12 +113,14 @@ def run_job(
         if start.lines:
             logger.info("%s: going on after line %d", output_path, start.lines)
         translator = load()
-        windows = WindowReader(reader, start, buffer_size=buffer_size)
+        under_way: UnderWay = deque()
+        windows = WindowReader(reader, start, under_way, buffer_size=buffer_size)
 
         def translate(own: Iterator[Window]) -> Iterator[Translated]:
             return translated_windows(
-                own, translator, understand=understand, form=form, name=reader.name
-            )
+                own, translator, understand=understand, form=form, name=reader.name,
+                under_way=under_way,
+            )  # fmt: skip
 
         if not main:
             log.setup(log.QUIET)  # its lines are its own, and so are the warnings of them

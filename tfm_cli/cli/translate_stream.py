@@ -1,5 +1,6 @@
 """What `tfm translate` does with its streams: windows are read, translated, written in order."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ from tfm_cli.text import LineReader, write_line
 from tfm_cli.translation.input_lines import InputLine
 from tfm_cli.translation.render import Form, rendered
 from tfm_cli.translation.resumable_file import Output, Position
+from tfm_cli.translation.window import Lines
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator
@@ -61,13 +63,22 @@ class Translated:
     pieces: int
 
 
-class WindowReader:
-    """The windows of an input from a position on; a class because it times the wait for them."""
+UnderWay = deque[tuple[Window, list[InputLine]]]  # what is being translated, oldest first
 
-    def __init__(self, reader: LineReader, start: Position, *, buffer_size: int) -> None:
-        self.waited_seconds = 0.0
+
+class WindowReader:
+    """The windows of an input from a position on; a class because it times the wait for them.
+
+    While something is under way, a window without lines stands for a pause of the input.
+    """
+
+    def __init__(
+        self, reader: LineReader, start: Position, under_way: UnderWay, *, buffer_size: int
+    ) -> None:
+        self.waited_seconds = 0.0  # while nothing was under way
         self._reader = reader
         self._start = start
+        self._under_way = under_way
         self._buffer_size = buffer_size
 
     def __iter__(self) -> Iterator[Window]:
@@ -75,16 +86,23 @@ class WindowReader:
         digest = _skip(self._reader, self._start)
         position, number = self._start, 0
         size = min(position.window_lines or _FIRST_WINDOW, self._buffer_size)
-        while texts := self._reader.window(size):
-            self.waited_seconds += time.monotonic() - began
+        self.waited_seconds += time.monotonic() - began
+        while True:
+            began, idle = time.monotonic(), not self._under_way
+            texts = self._reader.window(size, wait=idle)
+            if idle:
+                self.waited_seconds += time.monotonic() - began
+            if not texts and idle:
+                return
+            if not texts:
+                yield Window(number, [], position, position, None)
+                continue
             digest.update(_line_bytes(texts))
             # What follows is the same for whoever goes on from here.
             size = min(4 * size, self._buffer_size)
             end = Position(position.lines + len(texts), digest.hexdigest(), size)
             yield Window(number, texts, position, end, self._reader.share())
             position, number = end, number + 1
-            began = time.monotonic()
-        self.waited_seconds += time.monotonic() - began
 
 
 def translated_windows(
@@ -94,6 +112,7 @@ def translated_windows(
     understand: Callable[[str, str], InputLine],
     form: Form,
     name: str,
+    under_way: UnderWay,
 ) -> Iterator[Translated]:
     """What becomes of each window, in order.
 
@@ -103,24 +122,33 @@ def translated_windows(
         understand: says what stands on a line, given the line and what messages call it.
         form: of the output.
         name: what messages call the input.
+        under_way: gets what is given to the translator, until its translations are there.
     """
-    for window in windows:
-        before = window.start.lines
-        lines = [
-            understand(text, f"{name}:{number}")
-            for number, text in enumerate(window.texts, before + 1)
-        ]
-        translations = translator.translate_window(
-            [line.source for line in lines],
-            [line.target_prefix for line in lines],
-            lines_before=before,
-        )
-        texts = [
-            text
-            for index, (line, one) in enumerate(zip(lines, translations, strict=True), before)
-            for text in rendered(line, one, index, form)
-        ]
-        yield Translated(window, texts, sum(one.num_pieces for one in translations))
+
+    def asked() -> Iterator[Lines]:
+        for window in windows:
+            before = window.start.lines
+            lines = [
+                understand(text, f"{name}:{number}")
+                for number, text in enumerate(window.texts, before + 1)
+            ]
+            if lines:
+                under_way.append((window, lines))
+            yield Lines(
+                [line.source for line in lines], [line.target_prefix for line in lines], before
+            )
+
+    with contextlib.closing(translator.translate_windows(asked())) as translated:
+        for translations in translated:
+            window, lines = under_way.popleft()
+            texts = [
+                text
+                for index, (line, one) in enumerate(
+                    zip(lines, translations, strict=True), window.start.lines
+                )
+                for text in rendered(line, one, index, form)
+            ]
+            yield Translated(window, texts, sum(one.num_pieces for one in translations))
 
 
 def of_all_ranks(
@@ -137,6 +165,9 @@ def of_all_ranks(
 
     def own() -> Iterator[Window]:
         for window in windows:
+            if not window.texts:
+                yield window
+                continue
             is_own = window.number % parallel.world == parallel.rank
             unwritten.append(window if is_own else replace(window, texts=[]))
             if is_own:

@@ -1,20 +1,17 @@
 """Lines in, translations out, in order, whatever their number, length and content."""
 
 import contextlib
-import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.corpus.batching import random_key, token_batches
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
@@ -27,22 +24,13 @@ from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation.language_tags import TagCheck
-from tfm_cli.translation.splitting import split
-from tfm_cli.translation.translation import Candidate, Translation
+from tfm_cli.translation.joining import joined
+from tfm_cli.translation.segments import Segment, Segmenter
+from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.window import Lines
+from tfm_cli.translation.workers import Group, Workers, num_workers
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """A line, or a part of an over-long one."""
-
-    line: int  # index within the window
-    part: int  # index within the line
-    ids: list[int]
-    seed: int
-    prefix: list[int]  # what the translation begins with
+_Found = list[list[Hypothesis]]  # of each segment of a batch
 
 
 class Translator:
@@ -60,6 +48,8 @@ class Translator:
         others: models over the same vocabulary, which translate together with `transformer`.
         word_scores: note the pieces of translations and the log-probability of each.
         prepare: let the same weights in a faster arrangement search, where there is one.
+        workers: processes that translate side by side, once there is work for several; on a CPU.
+        worker_threads: of each of several, inside an operation.
     """
 
     def __init__(
@@ -75,6 +65,8 @@ class Translator:
         others: Sequence[Transformer] = (),
         word_scores: bool = False,
         prepare: bool = False,
+        workers: int = 1,
+        worker_threads: int = 1,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
@@ -87,19 +79,24 @@ class Translator:
         self._tokenizers = tokenizers
         self._search = search
         self._sampling = sampling
-        self._on_long = on_long
         self._device = device
         self._dtype = dtype
         self._word_scores = word_scores
-        self._lines_before = 0
-        self._tag_check = TagCheck(tokenizers.source)
+        self._num_workers = workers
+        self._worker_threads = worker_threads
         self._most_pieces = sys.maxsize  # in a segment, on either side
         for one in (transformer, *others):
             if isinstance(one.target_positions, LearnedPositions):
                 # </s> of the source and the start of the target need a position as well.
                 most = one.target_positions.embedding.num_embeddings - 1
                 self._most_pieces = min(most, self._most_pieces)
-        self._longest = min(search.max_length, self._most_pieces)
+        self._segmenter = Segmenter(
+            tokenizers,
+            search,
+            beam_size=1 if sampling else search.beam_size,
+            on_long=on_long,
+            longest=min(search.max_length, self._most_pieces),
+        )
 
     @staticmethod
     def load(
@@ -113,14 +110,23 @@ class Translator:
         cpu_threads: int = 0,
         others: Sequence[Path] = (),
         word_scores: bool = False,
+        workers: int = 1,
     ) -> "Translator":
         """The translator of a model directory; without `search`, as the model's settings say.
 
+        Of `workers` 0 means as many as suit the machine, and of `cpu_threads`, which each has, one.
+        They are forked off after all is loaded; nothing may have started threads of its own then,
+        which they would miss.
+
         Raises:
+            ConfigError: there is no such device or precision, or workers are no use there.
             ModelError: a directory is wrong, or one of `others` has other tokenizers.
+            ResourceError: the machine lacks the device, or the means to start workers.
         """
         place = resolve_device(device)
-        set_cpu_threads(cpu_threads)
+        count = num_workers(workers, device=place.type, cpu_threads=cpu_threads)
+        threads = cpu_threads or 1
+        set_cpu_threads(1 if count > 1 else threads)
         model = load_model(model_dir, place)
         fellows = []
         for directory in others:
@@ -140,99 +146,73 @@ class Translator:
             others=fellows,
             word_scores=word_scores,
             prepare=True,
+            workers=count,
+            worker_threads=threads,
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
         """One translation for each line, in order, read and translated a window at a time."""
-        iterator = iter(lines)
-        while window := list(islice(iterator, self._search.buffer_size)):
-            yield from self.translate_window(window)
+        iterator, size = iter(lines), self._search.buffer_size
+        windows = iter(lambda: list(islice(iterator, size)), [])
+        for translations in self.translate_windows(map(Lines, windows)):
+            yield from translations
 
-    @torch.inference_mode()
     def translate_window(
-        self,
-        lines: Sequence[str],
-        prefixes: Sequence[str] = (),
-        *,
-        lines_before: int | None = None,
+        self, lines: Sequence[str], prefixes: Sequence[str] = ()
     ) -> list[Translation]:
-        """One translation for each line; all are sorted by length and translated together.
+        """One translation for each line; all are sorted by length and translated together, here.
 
         Args:
             lines: the window.
             prefixes: what the translation of each line begins with; empty for none. A blank
                 line's translation is blank all the same.
-            lines_before: of the input; those that were translated so far, unless it is told.
 
         Raises:
             DataError: a prefix has more pieces than a segment may have.
         """
-        if lines_before is not None:
-            self._lines_before = lines_before
-        self._tag_check.check(lines, self._lines_before + 1)
-        prefix_ids = self._encoded_prefixes(prefixes) if any(prefixes) else [[]] * len(lines)
-        encoded = self._tokenizers.source.encode(lines)
-        segments = [
-            _Segment(line, part, part_ids, seed, [] if part else prefix_ids[line])
-            for line, ids in enumerate(encoded)
-            for number in [self._lines_before + line + 1]
-            for part, part_ids in enumerate(self._parts(ids, lines[line], number))
-            for seed in [random_key("sample", self._search.seed, number, part)]
-        ]
-        found: list[dict[int, list[Hypothesis]]] = [{} for _ in lines]  # by line, then by part
-        for batch in self._batches(segments):
-            for segment, hypotheses in zip(batch, self._search_batch(batch), strict=True):
-                found[segment.line][segment.part] = hypotheses
-        self._lines_before += len(lines)
-        return [
-            self._joined(line, [parts[i] for i in range(len(parts))])
-            for line, parts in zip(lines, found, strict=True)
-        ]
+        batches = self._segmenter.batches(Lines(lines, prefixes))
+        return self._joined(lines, batches, [self._search_batch(one) for one in batches])
 
-    def _encoded_prefixes(self, prefixes: Sequence[str]) -> list[list[int]]:
-        target = self._tokenizers.target
-        encoded = target.encode(prefixes)
-        for number, ids in enumerate(encoded, self._lines_before + 1):
-            if len(ids) > self._longest:
-                found = f"{len(ids)} pieces, more than {self._longest}"
-                raise DataError(f"line {number}: the target prefix has {found}")
-            if target.unk_id in ids:
-                logger.warning("line %d: the target prefix has unknown characters", number)
-        return encoded
+    def translate_windows(
+        self, windows: Iterable[Lines]
+    ) -> Generator[list[Translation], None, None]:
+        """What `translate_window` says of each window; batches are shared out among the workers.
 
-    def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
-        """The segments of a line: none for a blank one, several for an over-long one."""
-        longest = self._longest
-        if not ids or not line.strip():
-            return []
-        if len(ids) <= longest:
-            return [ids]
-        what = "split" if self._on_long == "split" else "cut"
-        found = f"line {line_number} has {len(ids)} pieces, more than {longest}"
-        logger.warning("%s: %s", found, what)
-        if self._on_long == "cut":
-            return [ids[:longest]]
-        tokenizer = self._tokenizers.source
-        pieces = tokenizer.encode_pieces([line])[0]
-        return split(ids, pieces, longest, tag=1 if tokenizer.language_tag(line) else 0)
+        Several workers translate the next window before the last one's translations are given
+        out, and end with this generator. A window without lines has no translations; they are all
+        given out before the window behind it is asked for.
 
-    def _batches(self, segments: list[_Segment]) -> Iterator[list[_Segment]]:
-        """Segments of about the same length together, longest first."""
-        ordered = sorted(segments, key=lambda segment: -len(segment.ids))
-        lengths = np.array([len(segment.ids) + 1 for segment in ordered], dtype=np.int64)
-        budget = max(
-            1, self._search.max_tokens // (1 if self._sampling else self._search.beam_size)
-        )
-        for batch in token_batches(lengths, lengths, max_tokens=budget):
-            yield ordered[batch]
+        Raises:
+            DataError: as `windows` does, or a prefix is too long; what was before is given out.
+        """
+        under_way: deque[tuple[Sequence[str], list[list[Segment]], Group[_Found]]] = deque()
+        search = Workers(self._search_batch, most=self._num_workers, threads=self._worker_threads)
 
-    def _search_batch(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
+        def oldest(most_left: int) -> Iterator[list[Translation]]:
+            while under_way and (len(under_way) > most_left or not under_way[0][2].missing):
+                lines, batches, group = under_way.popleft()
+                yield self._joined(lines, batches, search.finish(group))
+
+        with search:
+            try:
+                for window in windows:
+                    if window.lines:
+                        batches = self._segmenter.batches(window)
+                        under_way.append((window.lines, batches, search.begin(batches)))
+                    yield from oldest(1 if window.lines else 0)
+            except DataError:
+                yield from oldest(0)
+                raise
+            yield from oldest(0)
+
+    @torch.inference_mode()
+    def _search_batch(self, batch: list[Segment]) -> _Found:
         """Hypotheses of each segment; a batch that memory cannot hold is halved."""
         with contextlib.suppress(torch.OutOfMemoryError):
             return self._search_whole(batch)
         # Only out here is the memory of the failed search free again.
         if len(batch) == 1:
-            place = f"line {self._lines_before + batch[0].line + 1}"
+            place = f"line {batch[0].number}"
             size = f"{len(batch[0].ids)} pieces with a beam of {self._search.beam_size}"
             raise ResourceError(
                 f"{place}: {self._device} has no memory for a segment of {size}",
@@ -241,7 +221,7 @@ class Translator:
         half = len(batch) // 2
         return self._search_batch(batch[:half]) + self._search_batch(batch[half:])
 
-    def _search_whole(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
+    def _search_whole(self, batch: list[Segment]) -> _Found:
         search, target = self._search, self._tokenizers.target
         source, source_keep = pad_source([s.ids for s in batch], self._tokenizers.source.eos_id)
         source = source.to(self._device)
@@ -293,22 +273,10 @@ class Translator:
                 piece_scores=self._word_scores,
             )
 
-    def _joined(self, line: str, parts: list[list[Hypothesis]]) -> Translation:
-        """The translation of a line from its parts' hypotheses, the i-th best of each together."""
-        if not parts:
-            return Translation(line, (Candidate("", 0.0, 0.0),) * self._search.n_best, 0)
-        target, candidates = self._tokenizers.target, []
-        for rank in range(self._search.n_best):
-            chosen = [hypotheses[min(rank, len(hypotheses) - 1)] for hypotheses in parts]
-            texts = target.decode([list(h.ids) for h in chosen])
-            score = sum(h.score for h in chosen) / len(chosen)
-            total = sum(h.log_probability for h in chosen)
-            pieces: list[str] = []
-            if self._word_scores:
-                ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
-                pieces = [target.pieces[i] for i in ids]
-            scores = tuple(score for h in chosen for score in h.piece_scores)
-            text = " ".join(filter(None, texts))
-            candidates.append(Candidate(text, score, total, tuple(pieces), scores))
-        num_pieces = sum(len(hypotheses[0].ids) + 1 for hypotheses in parts)
-        return Translation(line, tuple(candidates), num_pieces)
+    def _joined(
+        self, lines: Sequence[str], batches: list[list[Segment]], found: Iterable[_Found]
+    ) -> list[Translation]:
+        return joined(
+            lines, batches, found, self._tokenizers.target,
+            n_best=self._search.n_best, word_scores=self._word_scores,
+        )  # fmt: skip

@@ -1,0 +1,236 @@
+"""Several processes find what one finds, to the last bit, and in order."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TinyCorpus
+from tfm_cli.config import SearchConfig
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.translation import translator as module
+from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.window import Lines
+
+CPU = torch.device("cpu")
+MANY = SearchConfig(max_tokens=100, buffer_size=10)  # several batches in each of several windows
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path) -> TrainedModel:
+    return load_model(tiny_model, CPU)
+
+
+@pytest.fixture
+def lines(tiny_corpus: TinyCorpus) -> list[str]:
+    return [*tiny_corpus.lines("test.en")[:22], "", " ", "one " * 30, "one"]
+
+
+TranslatorOf = Callable[..., Translator]
+
+
+@pytest.fixture
+def translator_of(trained: TrainedModel) -> TranslatorOf:
+    def make(workers: int, *, sampling: bool = False, **search: float) -> Translator:
+        config = dataclasses.replace(MANY, **search)  # type: ignore[arg-type]
+        return Translator(
+            trained.transformer, trained.tokenizers, search=config, device=CPU, prepare=True,
+            word_scores=True, sampling=sampling, workers=workers,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def num_started(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many processes were started so far."""
+    fork, pids = os.fork, []
+
+    def counting() -> int:
+        pids.append(fork())
+        return pids[-1]
+
+    monkeypatch.setattr(os, "fork", counting)
+    return lambda: len(pids)
+
+
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [
+        ({}, 3), ({"beam_size": 1}, 2), ({"n_best": 3}, 2), ({"max_length": 4}, 2),
+        ({"buffer_size": 1000}, 3), ({"no_repeat_ngram_size": 2}, 2),
+        ({"beam_size": 1, "sampling": True, "temperature": 4.0}, 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_any_number_of_processes_finds_the_same(
+    translator_of: TranslatorOf, lines: list[str], num_started: Callable[[], int],
+    how: dict[str, float], workers: int,
+) -> None:  # fmt: skip
+    alone = list(translator_of(1, **how).translate(lines))
+    assert num_started() == 0
+
+    together = list(translator_of(workers, **how).translate(lines))
+
+    assert num_started() == workers
+    assert together == alone  # scores and all
+    assert [translation.source for translation in together] == lines
+
+
+def test_prefixes_go_with_their_lines(translator_of: TranslatorOf, lines: list[str]) -> None:
+    prefixes = ["acht neun" if number % 3 else "" for number in range(len(lines))]
+    window = Lines(lines, prefixes)
+
+    (alone,) = translator_of(1).translate_windows([window])
+    (together,) = translator_of(2).translate_windows([window])
+
+    assert together == alone == translator_of(1).translate_window(lines, prefixes)
+    assert together[1].text.startswith("acht neun")
+
+
+def test_models_translate_together_in_several_processes(
+    trained: TrainedModel, lines: list[str]
+) -> None:
+    found = [
+        list(
+            Translator(
+                trained.transformer, trained.tokenizers, search=MANY, device=CPU,
+                prepare=True, others=[trained.transformer], workers=workers,
+            ).translate(lines)
+        )
+        for workers in (1, 2)
+    ]  # fmt: skip
+
+    assert found[0] == found[1]
+
+
+def test_short_input_starts_no_process(
+    translator_of: TranslatorOf, num_started: Callable[[], int]
+) -> None:
+    windows = [Lines(["one two"]), Lines([""]), Lines(["three", "four"])]
+
+    found = list(translator_of(4).translate_windows(windows))
+
+    assert [[t.text for t in window] for window in found] == [["eins zwei"], [""], ["drei", "vier"]]
+    assert num_started() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_than_a_window_is_read_ahead(translator_of: TranslatorOf, workers: int) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "one two three"
+
+    translations = translator_of(workers, buffer_size=40).translate(endless())
+    for window in range(1, 5):
+        for _ in range(40):
+            assert next(translations).text == "eins zwei drei"
+        assert read <= 40 * (window + workers - 1)
+    # It is a generator, though declared as less.
+    translations.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_that_was_read_is_given_out_before_more_is_waited_for(
+    translator_of: TranslatorOf, lines: list[str], workers: int
+) -> None:
+    given: list[list[Translation]] = []
+    given_at_pauses = []
+
+    def windows() -> Iterator[Lines]:
+        for start in (0, 10, 20):
+            yield Lines(lines[start : start + 10])
+            if start:
+                yield Lines([])
+                given_at_pauses.append(len(given))
+
+    for translations in translator_of(workers).translate_windows(windows()):
+        given.append(translations)
+
+    assert given_at_pauses == [2, 3]
+    assert [t.source for window in given for t in window] == lines[:30]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_input_that_cannot_be_read_on_leaves_what_was_before(
+    translator_of: TranslatorOf, lines: list[str], workers: int
+) -> None:
+    def windows() -> Iterator[Lines]:
+        yield Lines(lines[:10])
+        yield Lines(lines[10:20])
+        raise DataError("line 21 is torn")
+
+    translations = translator_of(workers).translate_windows(windows())
+
+    assert len(next(translations)) == len(next(translations)) == 10
+    with pytest.raises(DataError, match="line 21 is torn"):
+        next(translations)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_warnings_are_told_once_in_the_order_of_the_lines(
+    translator_of: TranslatorOf, told: list[str], workers: int
+) -> None:
+    lines = ["one " * (5 if number in (3, 14, 15) else 2) for number in range(20)]
+
+    list(translator_of(workers, max_length=4).translate(lines))
+
+    assert told == [f"line {number} has 5 pieces, more than 4: split" for number in (4, 15, 16)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_process_lacks_is_told_with_the_line_after_what_was_before(
+    translator_of: TranslatorOf, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    search = beam_search
+
+    def without_memory(
+        model: object, source: Sequence[Sequence[int]], *rest: object, **more: object
+    ) -> object:
+        if len(source[0]) > 6:
+            raise torch.OutOfMemoryError
+        return search(model, source, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "beam_search", without_memory)
+    lines = ["one two three"] * 20 + ["one two three four five six"] + ["one"] * 20
+
+    translations = translator_of(workers, buffer_size=10).translate(lines)
+
+    assert [next(translations).text for _ in range(20)] == ["eins zwei drei"] * 20
+    message = "line 21: cpu has no memory for a segment of 6 pieces with a beam of 4"
+    with pytest.raises(ResourceError, match=message) as caught:
+        next(translations)
+    assert "--beam-size" in str(caught.value.hint)
+
+
+def test_threads_are_those_of_each_process(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    def load(*, workers: int = 1, cpu_threads: int = 0) -> Translator:
+        return Translator.load(
+            tiny_model, search=MANY, device="cpu", workers=workers, cpu_threads=cpu_threads
+        )
+
+    def told(translator: Translator) -> tuple[int, int]:
+        """Threads of this process, and of the one that translates."""
+        monkeypatch.setattr(translator, "_search_batch", lambda batch: [torch.get_num_threads()])
+        monkeypatch.setattr(translator, "_joined", lambda lines, batches, found: [found[-1][-1]])
+        here = torch.get_num_threads()
+        # The translations are no translations here.
+        return here, next(translator.translate_windows([Lines(lines)]))[0]  # type: ignore[return-value]
+
+    assert told(load(workers=2, cpu_threads=3)) == (1, 3)
+    assert told(load(workers=2)) == (1, 1)
+    assert told(load(workers=1, cpu_threads=3)) == (3, 3)
+    assert told(load(workers=0, cpu_threads=2)) == (2, 2)
+    assert told(load()) == (1, 1)

@@ -1,0 +1,110 @@
+"""Lines become segments, what a model translates in one go, and segments become batches."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfm_cli.config import SearchConfig
+from tfm_cli.corpus.batching import random_key, token_batches
+from tfm_cli.errors import DataError
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.language_tags import TagCheck
+from tfm_cli.translation.splitting import split
+from tfm_cli.translation.window import Lines
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A line, or a part of an over-long one."""
+
+    line: int  # index within the window
+    part: int  # index within the line
+    number: int  # of the line in the input, from 1
+    ids: list[int]
+    seed: int
+    prefix: list[int]  # what the translation begins with
+
+
+class Segmenter:
+    """Makes batches of lines; a class because it counts the lines.
+
+    Args:
+        tokenizers: of the model.
+        search: how translations are looked for.
+        beam_size: hypotheses that are followed at a time.
+        on_long: what becomes of a line of more than `longest` pieces: `split` or `cut`.
+        longest: most pieces of a segment or a prefix.
+    """
+
+    def __init__(
+        self,
+        tokenizers: TokenizerPair,
+        search: SearchConfig,
+        *,
+        beam_size: int,
+        on_long: str,
+        longest: int,
+    ) -> None:
+        self._tokenizers = tokenizers
+        self._seed = search.seed
+        self._budget = max(1, search.max_tokens // beam_size)  # source pieces
+        self._on_long = on_long
+        self._longest = longest
+        self._lines_before = 0
+        self._tag_check = TagCheck(tokenizers.source)
+
+    def batches(self, window: Lines) -> list[list[Segment]]:
+        """Its segments, those of about the same length together, longest first.
+
+        Raises:
+            DataError: a prefix has more pieces than a segment may have.
+        """
+        lines, prefixes, before = window
+        if before is not None:
+            self._lines_before = before
+        self._tag_check.check(lines, self._lines_before + 1)
+        prefix_ids = self._encoded_prefixes(prefixes) if any(prefixes) else [[]] * len(lines)
+        segments = [
+            Segment(line, part, number, part_ids, seed, [] if part else prefix_ids[line])
+            for line, ids in enumerate(self._tokenizers.source.encode(lines))
+            for number in [self._lines_before + line + 1]
+            for part, part_ids in enumerate(self._parts(ids, lines[line], number))
+            for seed in [random_key("sample", self._seed, number, part)]
+        ]
+        self._lines_before += len(lines)
+        segments.sort(key=lambda segment: -len(segment.ids))
+        lengths = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int64)
+        return [
+            segments[batch] for batch in token_batches(lengths, lengths, max_tokens=self._budget)
+        ]
+
+    def _encoded_prefixes(self, prefixes: Sequence[str]) -> list[list[int]]:
+        target = self._tokenizers.target
+        encoded = target.encode(prefixes)
+        for number, ids in enumerate(encoded, self._lines_before + 1):
+            if len(ids) > self._longest:
+                found = f"{len(ids)} pieces, more than {self._longest}"
+                raise DataError(f"line {number}: the target prefix has {found}")
+            if target.unk_id in ids:
+                logger.warning("line %d: the target prefix has unknown characters", number)
+        return encoded
+
+    def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
+        """The segments of a line: none for a blank one, several for an over-long one."""
+        longest = self._longest
+        if not ids or not line.strip():
+            return []
+        if len(ids) <= longest:
+            return [ids]
+        what = "split" if self._on_long == "split" else "cut"
+        found = f"line {line_number} has {len(ids)} pieces, more than {longest}"
+        logger.warning("%s: %s", found, what)
+        if self._on_long == "cut":
+            return [ids[:longest]]
+        tokenizer = self._tokenizers.source
+        pieces = tokenizer.encode_pieces([line])[0]
+        return split(ids, pieces, longest, tag=1 if tokenizer.language_tag(line) else 0)
