@@ -1,5 +1,6 @@
 """`tfm translate`: lines in, translations out."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -16,6 +17,7 @@ from tfm_cli.cli.translate_stream import shown_progress, translate_stream
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
+from tfm_cli.model_config import SHORTLIST_FILE, load_config
 from tfm_cli.text import open_lines, open_output
 from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
 from tfm_cli.translation.render import Form
@@ -135,6 +137,26 @@ def translate(
             help="Write the log-probability of each piece and of the end as well.",
         ),
     ] = False,
+    alignment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Write which words each word of a translation came from: `hard`, one each, as "
+            "`0-0 1-2 …`; a number, the pairs of more than this weight; or `soft`, all weights.",
+        ),
+    ] = None,
+    shortlist: Annotated[
+        bool,
+        typer.Option(
+            "--shortlist",
+            help="Search only among the pieces that a line is likely to need, by the table that "
+            "`tfm shortlist` made for the model. Probabilities are those among these pieces.",
+        ),
+    ] = False,
+    shortlist_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same, by another table."),
+    ] = None,
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
     precision: Annotated[str, flag(TrainingConfig, "precision")] = "auto",
     cpu_threads: Annotated[int, flag(TrainingConfig, "cpu_threads")] = 0,
@@ -190,17 +212,17 @@ def translate(
     understand = _input_form(
         force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
     )
+    aligned = _alignment(alignment)
     if tsv and output_format == "json":
         raise ConfigError("`--tsv` and `--format json` exclude each other")
     if tsv and n_best not in (None, 1):
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
+    table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_writable(output_path)
     with open_lines(input_path, invalid="replace") as reader:
         _refuse_same_file(input_path, output_path)
-
-        from tfm_cli.model_config import load_config
 
         search = _search(load_config(models[0]).settings.search, chosen)
         if input_path == "-" and sys.stdin.isatty():
@@ -218,10 +240,12 @@ def translate(
             cpu_threads=cpu_threads,
             others=models[1:],
             word_scores=word_scores,
+            alignment=aligned is not None,
+            shortlist=table,
         )
         form = Form(
             kind=output_format, n_best=1 if tsv else search.n_best, with_score=with_score,
-            word_scores=word_scores,
+            word_scores=word_scores, alignment=aligned,
         )  # fmt: skip
         shown = shown_progress(input_path, output_path)
         with open_output(output_path) as stream, shown as progress:
@@ -250,6 +274,20 @@ def _input_form(
     if force_decode:
         return from_forced
     return lambda line, place: InputLine(line)
+
+
+def _alignment(name: str | None) -> Literal["soft", "hard"] | float | None:
+    """How alignments are to be written, from what Marian's flag of the same name takes."""
+    if name is None:
+        return None
+    for kind in ("soft", "hard"):
+        if name == kind:
+            return kind
+    with contextlib.suppress(ValueError):
+        if 0 <= float(name) < 1:
+            return float(name)
+    wanted = "wanted soft, hard, or a number of at least 0 and below 1"
+    raise ConfigError(f"unknown alignment `{name}`, {wanted}")
 
 
 def _search(settings: SearchConfig, chosen: dict[str, object]) -> SearchConfig:

@@ -5,8 +5,10 @@ source computed for all layers in one product, and caches that are filled in pla
 """
 
 # B segments, S source pieces, T positions, R rows being decoded, D model width, L layers, H heads,
-# E = D // H, F inner width of the feed-forward layer, V vocabulary
+# E = D // H, F inner width of the feed-forward layer, V vocabulary,
+# C some of its pieces
 
+import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -116,6 +118,13 @@ class PreparedTransformer:
         if model.decoder_norm is not None:
             x = model.decoder_norm(x)
         return self._logits(x)  # (R, V)
+
+    def restricted(self, ids: Tensor) -> "PreparedTransformer":
+        """The same model with logits (R, C) for these target ids (C,) alone."""
+        weight, bias = self._transformer.output_weight, self._transformer.output_bias
+        other = copy.copy(self)
+        other._logits = packed_linear(weight[ids], None if bias is None else bias[ids])
+        return other
 
     def _split(self, x: Tensor, segments: int) -> tuple[Tensor, ...]:
         """The parts side by side in x (segments * T, n * D), each (segments, H, T, E)."""

@@ -4,45 +4,34 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.corpus.batching import random_key, token_batches
+from tfm_cli.corpus.batching import token_batches
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
+from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
 from tfm_cli.engine.prepared import PreparedTransformer
-from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
+from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.language_tags import TagCheck
-from tfm_cli.translation.splitting import split
+from tfm_cli.translation.scope import Restrictable, Scope
+from tfm_cli.translation.segments import Segment, Segmenter
+from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Candidate, Translation
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """A line, or a part of an over-long one."""
-
-    line: int  # index within the window
-    part: int  # index within the line
-    ids: list[int]
-    seed: int
-    prefix: list[int]  # what the translation begins with
 
 
 class Translator:
@@ -59,6 +48,8 @@ class Translator:
         dtype: arithmetic of the matrix products.
         others: models over the same vocabulary, which translate together with `transformer`.
         word_scores: note the pieces of translations and the log-probability of each.
+        alignment: note which words of the line each word of its translations came from.
+        shortlist: the pieces that translations are searched among; else the whole vocabulary.
         prepare: let the same weights in a faster arrangement search, where there is one.
     """
 
@@ -74,20 +65,25 @@ class Translator:
         dtype: torch.dtype = torch.float32,
         others: Sequence[Transformer] = (),
         word_scores: bool = False,
+        alignment: bool = False,
+        shortlist: Shortlist | None = None,
         prepare: bool = False,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
             raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
-        # A state is a model's own business, and each gets back what it gave.
-        models: list[StepModel[Any]] = [transformer, *others]
+        models: list[Restrictable] = [transformer, *others]
         if prepare and device.type == "cpu" and dtype == torch.float32:
             models = [PreparedTransformer(one) for one in (transformer, *others)]
-        self._model = Ensemble(models) if others else models[0]
+        self._models = models
+        self._shortlist = shortlist
+        self._aligner: Aligner | None = None
+        if alignment:
+            budget = search.max_tokens
+            self._aligner = Aligner([transformer, *others], tokenizers, device, budget)
         self._tokenizers = tokenizers
         self._search = search
         self._sampling = sampling
-        self._on_long = on_long
         self._device = device
         self._dtype = dtype
         self._word_scores = word_scores
@@ -99,7 +95,8 @@ class Translator:
                 # </s> of the source and the start of the target need a position as well.
                 most = one.target_positions.embedding.num_embeddings - 1
                 self._most_pieces = min(most, self._most_pieces)
-        self._longest = min(search.max_length, self._most_pieces)
+        longest = min(search.max_length, self._most_pieces)
+        self._segmenter = Segmenter(tokenizers, longest, on_long, search.seed)
 
     @staticmethod
     def load(
@@ -113,11 +110,14 @@ class Translator:
         cpu_threads: int = 0,
         others: Sequence[Path] = (),
         word_scores: bool = False,
+        alignment: bool = False,
+        shortlist: Path | None = None,
     ) -> "Translator":
         """The translator of a model directory; without `search`, as the model's settings say.
 
         Raises:
-            ModelError: a directory is wrong, or one of `others` has other tokenizers.
+            ModelError: a directory is wrong, or one of `others` has other tokenizers, or the file
+                `shortlist` is missing or of another model.
         """
         place = resolve_device(device)
         set_cpu_threads(cpu_threads)
@@ -139,6 +139,8 @@ class Translator:
             dtype=resolve_precision(precision, place),
             others=fellows,
             word_scores=word_scores,
+            alignment=alignment,
+            shortlist=None if shortlist is None else load_shortlist(shortlist, model.tokenizers),
             prepare=True,
         )
 
@@ -163,53 +165,20 @@ class Translator:
             DataError: a prefix has more pieces than a segment may have.
         """
         self._tag_check.check(lines, self._lines_before + 1)
-        prefix_ids = self._encoded_prefixes(prefixes) if any(prefixes) else [[]] * len(lines)
-        encoded = self._tokenizers.source.encode(lines)
-        segments = [
-            _Segment(line, part, part_ids, seed, [] if part else prefix_ids[line])
-            for line, ids in enumerate(encoded)
-            for number in [self._lines_before + line + 1]
-            for part, part_ids in enumerate(self._parts(ids, lines[line], number))
-            for seed in [random_key("sample", self._search.seed, number, part)]
-        ]
+        by_line = self._segmenter.segments(lines, prefixes, self._lines_before + 1)
+        segments = [segment for parts in by_line for segment in parts]
         found: list[dict[int, list[Hypothesis]]] = [{} for _ in lines]  # by line, then by part
         for batch in self._batches(segments):
             for segment, hypotheses in zip(batch, self._search_batch(batch), strict=True):
                 found[segment.line][segment.part] = hypotheses
         self._lines_before += len(lines)
-        return [
-            self._joined(line, [parts[i] for i in range(len(parts))])
-            for line, parts in zip(lines, found, strict=True)
-        ]
+        chosen = [self._chosen([parts[i] for i in range(len(parts))]) for parts in found]
+        joined = [self._joined(line, ranks) for line, ranks in zip(lines, chosen, strict=True)]
+        if self._aligner is None:
+            return joined
+        return self._aligner.aligned(joined, [[s.ids for s in parts] for parts in by_line], chosen)
 
-    def _encoded_prefixes(self, prefixes: Sequence[str]) -> list[list[int]]:
-        target = self._tokenizers.target
-        encoded = target.encode(prefixes)
-        for number, ids in enumerate(encoded, self._lines_before + 1):
-            if len(ids) > self._longest:
-                found = f"{len(ids)} pieces, more than {self._longest}"
-                raise DataError(f"line {number}: the target prefix has {found}")
-            if target.unk_id in ids:
-                logger.warning("line %d: the target prefix has unknown characters", number)
-        return encoded
-
-    def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
-        """The segments of a line: none for a blank one, several for an over-long one."""
-        longest = self._longest
-        if not ids or not line.strip():
-            return []
-        if len(ids) <= longest:
-            return [ids]
-        what = "split" if self._on_long == "split" else "cut"
-        found = f"line {line_number} has {len(ids)} pieces, more than {longest}"
-        logger.warning("%s: %s", found, what)
-        if self._on_long == "cut":
-            return [ids[:longest]]
-        tokenizer = self._tokenizers.source
-        pieces = tokenizer.encode_pieces([line])[0]
-        return split(ids, pieces, longest, tag=1 if tokenizer.language_tag(line) else 0)
-
-    def _batches(self, segments: list[_Segment]) -> Iterator[list[_Segment]]:
+    def _batches(self, segments: list[Segment]) -> Iterator[list[Segment]]:
         """Segments of about the same length together, longest first."""
         ordered = sorted(segments, key=lambda segment: -len(segment.ids))
         lengths = np.array([len(segment.ids) + 1 for segment in ordered], dtype=np.int64)
@@ -219,7 +188,7 @@ class Translator:
         for batch in token_batches(lengths, lengths, max_tokens=budget):
             yield ordered[batch]
 
-    def _search_batch(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
+    def _search_batch(self, batch: list[Segment]) -> list[list[Hypothesis]]:
         """Hypotheses of each segment; a batch that memory cannot hold is halved."""
         with contextlib.suppress(torch.OutOfMemoryError):
             return self._search_whole(batch)
@@ -234,7 +203,7 @@ class Translator:
         half = len(batch) // 2
         return self._search_batch(batch[:half]) + self._search_batch(batch[half:])
 
-    def _search_whole(self, batch: list[_Segment]) -> list[list[Hypothesis]]:
+    def _search_whole(self, batch: list[Segment]) -> list[list[Hypothesis]]:
         search, target = self._search, self._tokenizers.target
         source, source_keep = pad_source([s.ids for s in batch], self._tokenizers.source.eos_id)
         source = source.to(self._device)
@@ -244,17 +213,26 @@ class Translator:
             for s in batch
             for longest in [output_limit(len(s.ids), search.max_length_factor)]
         ]
+        scope, prefixes = Scope(), [s.prefix for s in batch]
+        if self._shortlist is not None:
+            sources = [s.ids for s in batch]
+            allowed = self._shortlist.allowed(sources, prefixes, self._tokenizers)  # (B, V)
+            scope = Scope.of(allowed.to(self._device))
+        model = scope.model(self._models)
+        start_id, eos_id = scope.places([target.start_id, target.eos_id])
+        banned_ids = scope.places(target.banned_ids)
+        prefixes = [scope.places(prefix) for prefix in prefixes]
         with arithmetic(self._device, self._dtype):
             if self._sampling:
                 drawn = sample(
-                    self._model,
+                    model,
                     source,
                     source_keep,
                     limits=limits,
                     seeds=[s.seed for s in batch],
-                    start_id=target.start_id,
-                    eos_id=target.eos_id,
-                    banned_ids=target.banned_ids,
+                    start_id=start_id,
+                    eos_id=eos_id,
+                    banned_ids=banned_ids,
                     length_penalty=search.length_penalty,
                     norm_kind=search.length_norm,
                     renormalize=search.renormalize,
@@ -263,18 +241,18 @@ class Translator:
                     top_p=search.top_p,
                     no_repeat_ngram_size=search.no_repeat_ngram_size,
                     repetition_penalty=search.repetition_penalty,
-                    prefixes=[s.prefix for s in batch],
+                    prefixes=prefixes,
                     piece_scores=self._word_scores,
                 )
-                return [[hypothesis] for hypothesis in drawn]
-            return beam_search(
-                self._model,
+                return [[scope.restored(hypothesis)] for hypothesis in drawn]
+            found = beam_search(
+                model,
                 source,
                 source_keep,
                 limits=limits,
-                start_id=target.start_id,
-                eos_id=target.eos_id,
-                banned_ids=target.banned_ids,
+                start_id=start_id,
+                eos_id=eos_id,
+                banned_ids=banned_ids,
                 beam_size=search.beam_size,
                 length_penalty=search.length_penalty,
                 norm_kind=search.length_norm,
@@ -282,20 +260,26 @@ class Translator:
                 renormalize=search.renormalize,
                 no_repeat_ngram_size=search.no_repeat_ngram_size,
                 repetition_penalty=search.repetition_penalty,
-                prefixes=[s.prefix for s in batch],
+                prefixes=prefixes,
                 piece_scores=self._word_scores,
             )
+        return [[scope.restored(hypothesis) for hypothesis in some] for some in found]
 
-    def _joined(self, line: str, parts: list[list[Hypothesis]]) -> Translation:
-        """The translation of a line from its parts' hypotheses, the i-th best of each together."""
-        if not parts:
-            return Translation(line, (Candidate("", 0.0, 0.0),) * self._search.n_best, 0)
+    def _chosen(self, parts: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        """By candidate, a hypothesis of each part of a line: the i-th best of each together."""
+        return [
+            [hypotheses[min(rank, len(hypotheses) - 1)] for hypotheses in parts]
+            for rank in range(self._search.n_best)
+        ]
+
+    def _joined(self, line: str, ranks: list[list[Hypothesis]]) -> Translation:
+        """The translation of a line from the hypotheses of its parts, by candidate."""
         target, candidates = self._tokenizers.target, []
-        for rank in range(self._search.n_best):
-            chosen = [hypotheses[min(rank, len(hypotheses) - 1)] for hypotheses in parts]
+        for chosen in ranks:
             texts = target.decode([list(h.ids) for h in chosen])
-            score = sum(h.score for h in chosen) / len(chosen)
-            total = sum(h.log_probability for h in chosen)
+            # A blank line has no parts.
+            score = sum((h.score for h in chosen), 0.0) / max(1, len(chosen))
+            total = sum((h.log_probability for h in chosen), 0.0)
             pieces: list[str] = []
             if self._word_scores:
                 ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
@@ -303,5 +287,5 @@ class Translator:
             scores = tuple(score for h in chosen for score in h.piece_scores)
             text = " ".join(filter(None, texts))
             candidates.append(Candidate(text, score, total, tuple(pieces), scores))
-        num_pieces = sum(len(hypotheses[0].ids) + 1 for hypotheses in parts)
+        num_pieces = sum(len(hypothesis.ids) + 1 for hypothesis in ranks[0])
         return Translation(line, tuple(candidates), num_pieces)
