@@ -109,3 +109,19 @@ def test_caches_keep_what_was_written_when_they_grow() -> None:
     assert state.caches is not None
     written = state.caches[0, 1, 2, 0, :40, 3].tolist()
     assert written == [float(step) for step in range(40)]
+
+
+@torch.inference_mode()
+@every_shape
+def test_restricted_logits_are_columns_of_the_full_ones(shape: dict[str, Any]) -> None:
+    prepared = PreparedTransformer(model_of(shape))
+    source, keep = source_of(6, 2, 4)
+    ids = torch.tensor([3, 4, 17, 39])
+    restricted = prepared.restricted(ids)
+    state, wanted_state = restricted.start(source, keep), prepared.start(source, keep)
+
+    for pieces in torch.randint(4, VOCAB, (3, 3)):
+        wanted = prepared.step(pieces, wanted_state)[:, ids]
+        # Single precision, sums in another order.
+        assert_close(restricted.step(pieces, state), wanted, rtol=1e-4, atol=2e-5)
+    assert prepared.step(pieces, wanted_state).shape == (3, VOCAB)

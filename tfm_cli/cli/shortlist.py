@@ -49,7 +49,7 @@ def shortlist(
         typer.Option(
             metavar="N", min=1, max=10_000, help="Most target pieces for each source piece."
         ),
-    ] = 50,
+    ] = 200,
     frequent: Annotated[
         int,
         typer.Option(

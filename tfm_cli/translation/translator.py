@@ -217,11 +217,12 @@ class Translator:
         if self._shortlist is not None:
             sources = [s.ids for s in batch]
             allowed = self._shortlist.allowed(sources, prefixes, self._tokenizers)  # (B, V)
-            scope = Scope.of(allowed.to(self._device))
+            special = [target.eos_id, target.start_id, *target.banned_ids]
+            scope = Scope.of(allowed.to(self._device), special)
         model = scope.model(self._models)
-        start_id, eos_id = scope.places([target.start_id, target.eos_id])
-        banned_ids = scope.places(target.banned_ids)
-        prefixes = [scope.places(prefix) for prefix in prefixes]
+        start_id, eos_id = scope.specials([target.start_id, target.eos_id])
+        banned_ids = scope.specials(target.banned_ids)
+        prefixes = [scope.prefix(i, prefix) for i, prefix in enumerate(prefixes)]
         with arithmetic(self._device, self._dtype):
             if self._sampling:
                 drawn = sample(
@@ -244,7 +245,7 @@ class Translator:
                     prefixes=prefixes,
                     piece_scores=self._word_scores,
                 )
-                return [[scope.restored(hypothesis)] for hypothesis in drawn]
+                return [[scope.restored(i, hypothesis)] for i, hypothesis in enumerate(drawn)]
             found = beam_search(
                 model,
                 source,
@@ -263,7 +264,7 @@ class Translator:
                 prefixes=prefixes,
                 piece_scores=self._word_scores,
             )
-        return [[scope.restored(hypothesis) for hypothesis in some] for some in found]
+        return [[scope.restored(i, each) for each in some] for i, some in enumerate(found)]
 
     def _chosen(self, parts: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
         """By candidate, a hypothesis of each part of a line: the i-th best of each together."""
