@@ -229,9 +229,8 @@ class Tokenizer:
         special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
         shown = [i not in special for i in ids]
         pieces = [self.pieces[i] for i, seen in zip(ids, shown, strict=True) if seen]
-        mapped = self._processor.Decode(
-            _utf8(pieces), return_type="offset_mapping", return_bytes=False
-        )
+        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # bytes would be counted as such
+        mapped = self._processor.Decode(texts, return_type="offset_mapping")
         shift = int(mapped["text"].startswith("▁"))  # which `decode_pieces` takes away
         offsets = iter([(max(0, b - shift), max(0, e - shift)) for b, e in mapped["offsets"]])
         spans, at = [], 0

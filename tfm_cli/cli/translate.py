@@ -1,6 +1,5 @@
 """`tfm translate`: lines in, translations out."""
 
-import contextlib
 import dataclasses
 import logging
 import sys
@@ -20,7 +19,7 @@ from tfm_cli.files import check_writable
 from tfm_cli.model_config import SHORTLIST_FILE, load_config
 from tfm_cli.text import open_lines, open_output
 from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
-from tfm_cli.translation.render import Form
+from tfm_cli.translation.render import Form, alignment_kind
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +211,7 @@ def translate(
     understand = _input_form(
         force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
     )
-    aligned = _alignment(alignment)
+    aligned = None if alignment is None else alignment_kind(alignment)
     if tsv and output_format == "json":
         raise ConfigError("`--tsv` and `--format json` exclude each other")
     if tsv and n_best not in (None, 1):
@@ -274,20 +273,6 @@ def _input_form(
     if force_decode:
         return from_forced
     return lambda line, place: InputLine(line)
-
-
-def _alignment(name: str | None) -> Literal["soft", "hard"] | float | None:
-    """How alignments are to be written, from what Marian's flag of the same name takes."""
-    if name is None:
-        return None
-    for kind in ("soft", "hard"):
-        if name == kind:
-            return kind
-    with contextlib.suppress(ValueError):
-        if 0 <= float(name) < 1:
-            return float(name)
-    wanted = "wanted soft, hard, or a number of at least 0 and below 1"
-    raise ConfigError(f"unknown alignment `{name}`, {wanted}")
 
 
 def _search(settings: SearchConfig, chosen: dict[str, object]) -> SearchConfig:

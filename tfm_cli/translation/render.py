@@ -1,10 +1,12 @@
 """How a translation is written: a line of text, columns, Moses n-best lines, or a JSON object."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tfm_cli.errors import ConfigError
 from tfm_cli.translation.input_lines import InputLine
 from tfm_cli.translation.translation import Candidate, Translation
 
@@ -108,6 +110,22 @@ def _extras(candidate: Candidate, form: Form) -> list[str]:
         scores = (f"{score:.4f}" for score in candidate.word_scores)
         fields.append(" ".join(["WordScores=", *scores]))
     return fields
+
+
+def alignment_kind(name: str) -> Literal["soft", "hard"] | float:
+    """How alignments are to be written, by what Marian's flag takes.
+
+    Raises:
+        ConfigError: it is neither `soft` nor `hard` nor a weight.
+    """
+    for kind in ("soft", "hard"):
+        if name == kind:
+            return kind
+    with contextlib.suppress(ValueError):
+        if 0 <= float(name) < 1:
+            return float(name)
+    wanted = "wanted soft, hard, or a number of at least 0 and below 1"
+    raise ConfigError(f"unknown alignment `{name}`, {wanted}")
 
 
 def alignment_pairs(

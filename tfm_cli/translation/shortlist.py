@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tfm_cli.errors import ModelError
 from tfm_cli.files import atomic_file
-from tfm_cli.model_config import SHORTLIST_FILE
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 FORMAT_VERSION = 1
@@ -140,11 +139,6 @@ def _problem(shortlist: Shortlist, vocab_sizes: tuple[int, int]) -> str:
         if ids.numel() and not least <= int(ids.min()) <= int(ids.max()) < target_size:
             return f"`{name}` has ids beyond the {target_size} of the vocabulary"
     return ""
-
-
-def default_path(model_dir: Path) -> Path:
-    """Where the table of a model stands unless told otherwise."""
-    return model_dir / SHORTLIST_FILE
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,8 @@ def build_shortlist(
     store = PieceStore.build(pairs, tokenizers, max_length=max_length, name=name)
     for reason, count in store.dropped.items():
         if count:
-            logger.warning("%s: %d pairs left out: %s", name, count, reason)
+            plural = "" if count == 1 else "s"
+            logger.warning("%s: %d pair%s left out: %s", name, count, plural, reason)
     source_size, target_size = tokenizers.vocab_sizes
     seen = np.zeros(source_size, dtype=np.int64)
     written = np.zeros(target_size, dtype=np.int64)
