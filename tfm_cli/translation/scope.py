@@ -51,19 +51,21 @@ class Scope:
         special, device = list(dict.fromkeys(special)), allowed.device
         others = allowed.clone()
         others[:, special] = False
-        rank = others.cumsum(dim=1)  # (B, V) from 1
-        counts = rank[:, -1] + len(special)  # (B,)
+        row, piece = others.nonzero(as_tuple=True)  # (pieces of all segments,) each
+        counts = row.bincount(minlength=len(allowed))  # (B,)
+        counts += len(special)
         ids = torch.full((len(allowed), int(counts.max())), special[0], device=device)  # (B, C)
         ids[:, : len(special)] = torch.tensor(special, device=device)
-        row, piece = others.nonzero(as_tuple=True)
-        ids[row, len(special) - 1 + rank[row, piece]] = piece
-        hidden = torch.arange(ids.shape[1], device=device) >= counts[:, None]
-        any_needs = others.any(dim=0)
-        any_needs[special] = True
-        needed = any_needs.nonzero()[:, 0]  # (U,)
+        place = torch.arange(ids.shape[1], device=device)
+        hidden = place >= counts[:, None]
+        ids.masked_scatter_(~hidden & (place >= len(special)), piece)
+        column = torch.zeros(allowed.shape[1], dtype=torch.long, device=device)  # (V,)
+        column[ids.flatten()] = 1
+        needed = column.nonzero()[:, 0]  # (U,)
         if len(needed) > _MOST * allowed.shape[1]:
             return Scope(special, Lists(ids, ids, hidden))
-        return Scope(special, Lists(ids, torch.searchsorted(needed, ids), hidden), needed)
+        column[needed] = torch.arange(len(needed), device=device)
+        return Scope(special, Lists(ids, column[ids], hidden), needed)
 
     def model(self, models: Sequence[Restrictable]) -> StepModel[Any]:
         """What is searched: one model, or several as one, each normalised over a segment's list."""

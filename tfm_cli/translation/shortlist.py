@@ -56,10 +56,10 @@ class Shortlist:
         target = tokenizers.target
         pieces, keep = _padded(sources)  # (B, S) each
         allowed = torch.zeros(len(sources), target.vocab_size + 1, dtype=torch.bool)
-        needed = self.best[pieces].masked_fill(~keep[:, :, None], -1).long()  # (B, S, N)
+        needed = self.best[pieces]  # (B, S, N)
         # What is no piece goes to one column too many.
-        needed[needed < 0] = target.vocab_size
-        allowed.scatter_(1, needed.flatten(1), True)
+        needed = needed.where((needed >= 0) & keep[:, :, None], target.vocab_size)
+        allowed.scatter_(1, needed.flatten(1).long(), True)
         allowed[:, self.frequent.long()] = True
         allowed[:, target.eos_id] = True
         if any(prefixes):
