@@ -14,7 +14,7 @@ from tests.conftest import RunTfm
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (
-    ["train"], ["translate"], ["evaluate"], ["import"], ["export"],
+    ["train"], ["translate"], ["evaluate"], ["import"], ["export"], ["shortlist"],
     ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
 )  # fmt: skip
 

@@ -1,11 +1,16 @@
 """Where to compute and how precisely."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
 
 from tfm_cli.errors import ConfigError, ResourceError
+
+DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,6 +54,28 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def decoding_precision(name: str, device: torch.device) -> str:
+    """`fp32`, `bf16`, `fp16` or `int8` for translating; `auto` as in `resolve_precision`.
+
+    Raises:
+        ConfigError: no arithmetic has such a name, or the device does not have it.
+    """
+    if name not in DECODING_PRECISIONS:
+        listed = f"{', '.join(DECODING_PRECISIONS[:-1])} or {DECODING_PRECISIONS[-1]}"
+        raise ConfigError(f"unknown precision `{name}`, wanted {listed}")
+    if name == "auto":
+        return "bf16" if _fast_bf16(device) else "fp32"
+    if name == "int8" and device.type != "cpu":
+        hint = "use bf16 or fp16 there, or `--device cpu`"
+        raise ConfigError(f"`--precision int8` is for CPUs, not for `{device}`", hint=hint)
+    if name == "fp16" and device.type == "cpu":
+        hint = "use int8, or bf16 on a processor that has it"
+        raise ConfigError("`--precision fp16` is for GPUs; CPUs compute it far slower", hint=hint)
+    if name == "bf16" and device.type == "cpu" and not _fast_bf16(device):
+        logger.warning("this processor has no bf16 and computes it far slower than fp32")
+    return name
+
+
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -62,7 +89,10 @@ def _fast_bf16(device: torch.device) -> bool:
 @contextlib.contextmanager
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Matrix products inside are computed in `dtype`; weights stay as they are."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    if dtype == torch.float32:
+        yield
+        return
+    with torch.autocast(device.type, dtype=dtype):
         yield
 
 

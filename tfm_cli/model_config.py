@@ -24,6 +24,9 @@ from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 FORMAT_VERSION = 2  # 2 has one tokenizer for each side, and search settings that 1 had not
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+SHORTLIST_FILE = (
+    "shortlist.safetensors"  # which pieces translations need; there if it was asked for
+)
 _MAX_CONFIG_BYTES = 1 << 20
 
 

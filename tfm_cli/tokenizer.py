@@ -140,6 +140,24 @@ class Tokenizer:
             for tag, pieces in zip(tags, encoded, strict=True)
         ]
 
+    def encode_spans(self, lines: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where in its line each piece of `encode` stands: begin and end, in characters.
+
+        The blank before a word may be part of it. Where several pieces spell one character, the
+        span of the last one has it, and those of the others end where it begins.
+        """
+        tags, texts = self._tags(lines)
+        mapped = self._processor.Encode(
+            _utf8(texts), return_type="offset_mapping", return_bytes=False,
+            num_threads=_threads(texts),
+        )  # fmt: skip
+        spans = []
+        for tag, text in zip(tags, mapped, strict=True):
+            head = [(0, len(piece)) for piece in tag]
+            shift = sum(map(len, tag))
+            spans.append(head + [(begin + shift, end + shift) for begin, end in text["offsets"]])
+        return spans
+
     def _tags(self, lines: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:
         """The language tag of each line, if it has one, and what is left of the line."""
         if self.vocabulary is None:
@@ -199,6 +217,28 @@ class Tokenizer:
                 [[self.pieces[i] for i in sequence if i not in special] for sequence in ids]
             )
         return self._decoded(list(ids))
+
+    def decode_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Where in the text of `decode` each id stands: begin and end, in characters.
+
+        As with `encode_spans`; a special piece that gives nothing stands between the others.
+        """
+        if self.vocabulary is None:
+            mapped = self._processor.Decode(list(ids), return_type="offset_mapping")
+            return list(mapped["offsets"])
+        special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
+        shown = [i not in special for i in ids]
+        pieces = [self.pieces[i] for i, seen in zip(ids, shown, strict=True) if seen]
+        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # bytes would be counted as such
+        mapped = self._processor.Decode(texts, return_type="offset_mapping")
+        shift = int(mapped["text"].startswith("▁"))  # which `decode_pieces` takes away
+        offsets = iter([(max(0, b - shift), max(0, e - shift)) for b, e in mapped["offsets"]])
+        spans, at = [], 0
+        for seen in shown:
+            span = next(offsets) if seen else (at, at)
+            spans.append(span)
+            at = span[1]
+        return spans
 
     def decode_pieces(self, pieces: Sequence[Sequence[str]]) -> list[str]:
         """Text of each sequence of pieces, never with a line feed.

@@ -131,3 +131,19 @@ def test_beams_see_what_they_descend_from() -> None:
     assert seen == [[[1,  0, 1, 0,  0, 1, 0],
                      [1,  0, 0, 1,  1, 0, 0],
                      [1,  0, 0, 1,  1, 0, 0]]]  # fmt: skip
+
+
+@torch.inference_mode()
+@every_shape
+def test_restricted_logits_are_columns_of_the_full_ones(shape: dict[str, Any]) -> None:
+    prepared = PreparedTransformer(model_of(shape))
+    source, keep = source_of(6, 2, 4)
+    ids = torch.tensor([3, 4, 17, 39])
+    restricted = prepared.restricted(ids)
+    state, wanted_state = restricted.start(source, keep), prepared.start(source, keep)
+
+    for pieces in torch.randint(4, VOCAB, (3, 3)):
+        wanted = prepared.step(pieces, wanted_state)[:, ids]
+        # Single precision, sums in another order.
+        assert_close(restricted.step(pieces, state), wanted, rtol=1e-4, atol=2e-5)
+    assert prepared.step(pieces, wanted_state).shape == (3, VOCAB)

@@ -27,7 +27,8 @@ LOSSES = HERE / "losses"
 HELP = HERE / "help"
 HELP_COMMANDS = (
     "", "train", "translate", "evaluate",
-    "import", "export", "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
+    "import", "export", "shortlist",
+    "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
 )  # fmt: skip
 # Frozen models: every later version must read them and use them alike.
 MODELS = {

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tfm_cli.translation.input_lines import InputLine
-from tfm_cli.translation.render import Form, rendered
+from tfm_cli.translation.render import Form, alignment_pairs, rendered
 from tfm_cli.translation.translation import Candidate, Translation
 
 LINE = InputLine("one")
@@ -122,3 +122,64 @@ def test_json_keeps_half_a_surrogate_pair_as_an_escape() -> None:
     (text,) = lines(TWO, line=line, kind="json")
 
     assert json.loads(text.encode()) == {"id": "\ud800", "translation": "eins", "score": -0.25}
+
+
+# --- alignments ----------------------------------------------------------------------------------
+
+ALIGNED = Translation(
+    "a b c",
+    (
+        Candidate(
+            "x y",
+            -0.25,
+            -0.5,
+            ("x", "y", "</s>"),
+            (-0.1, -0.2, -0.2),
+            ((0.1, 0.2, 0.6), (0.4, 0.4, 0)),
+        ),
+    ),
+    num_pieces=3,
+)
+
+
+def test_hard_alignment_is_the_best_word_for_each_in_pharaohs_format() -> None:
+    assert list(lines(ALIGNED, alignment="hard")) == ["x y ||| 0-1 2-0"]
+    assert list(lines(BLANK, alignment="hard")) == [" ||| "]
+
+
+def test_threshold_gives_the_pairs_of_more_than_it() -> None:
+    assert list(lines(ALIGNED, alignment=0.2)) == ["x y ||| 0-1 1-1 2-0"]
+    assert list(lines(ALIGNED, alignment=0.0)) == ["x y ||| 0-0 0-1 1-0 1-1 2-0"]
+    assert list(lines(ALIGNED, alignment=0.9)) == ["x y ||| "]
+
+
+def test_soft_alignment_has_the_weights_of_each_target_word() -> None:
+    wanted = "x y ||| 0.1000,0.2000,0.6000 0.4000,0.4000,0.0000"
+    assert list(lines(ALIGNED, alignment="soft")) == [wanted]
+    assert list(lines(BLANK, alignment="soft")) == [" ||| "]
+
+
+def test_word_that_came_from_nothing_has_no_pair() -> None:
+    assert alignment_pairs([[0.0, 0.0], [0.0, 0.5]], "hard") == [(1, 1)]
+    assert alignment_pairs([[], []], "hard") == []
+
+
+def test_alignment_stands_before_the_scores_of_the_pieces_as_marian_has_it() -> None:
+    scores = "WordScores= -0.1000 -0.2000 -0.2000"
+    options: dict[str, Any] = {"alignment": "hard", "word_scores": True}
+
+    assert list(lines(ALIGNED, **options)) == [f"x y ||| 0-1 2-0 ||| {scores}"]
+    assert list(lines(ALIGNED, index=3, n_best=2, **options)) == [
+        f"3 ||| x y ||| 0-1 2-0 ||| {scores} ||| logprob=-0.5000 ||| -0.2500"
+    ]
+
+
+def test_alignment_in_json_is_a_list_of_pairs_or_a_row_for_each_target_word() -> None:
+    (hard,) = lines(ALIGNED, kind="json", alignment="hard")
+    (soft,) = lines(ALIGNED, kind="json", alignment="soft", n_best=2)
+    (plain,) = lines(ALIGNED, kind="json")
+
+    assert json.loads(hard)["alignment"] == [[0, 1], [2, 0]]
+    assert json.loads(soft)["alignment"] == [[0.1, 0.2, 0.6], [0.4, 0.4, 0]]
+    assert json.loads(soft)["n_best"][0]["alignment"] == [[0.1, 0.2, 0.6], [0.4, 0.4, 0]]
+    assert "alignment" not in plain

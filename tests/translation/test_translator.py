@@ -11,7 +11,7 @@ from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation import translator as module
+from tfm_cli.translation import searching as module
 from tfm_cli.translation.translator import Translator
 from tfm_cli.vocabulary import Vocabulary
 
@@ -274,30 +274,36 @@ def test_prefix_is_that_of_the_first_part_and_the_limit_leaves_it_room(
 
 
 @pytest.fixture
-def multilingual(tokenizer: Tokenizer, echo: Echo) -> Translator:
+def tagged(tokenizer: Tokenizer) -> Tokenizer:
     vocabulary = Vocabulary(("</s>", "<unk>", *tokenizer.pieces[4:], ">>deu<<", ">>fra<<", "<pad>"))
-    knows = Tokenizer(tokenizer.model_bytes, vocabulary)
+    return Tokenizer(tokenizer.model_bytes, vocabulary)
+
+
+@pytest.fixture
+def multilingual(tagged: Tokenizer, echo: Echo) -> Translator:
     transformer = Transformer(
-        knows.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+        tagged.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
         feed_forward_width=4,
     ).eval()  # fmt: skip
-    pair = TokenizerPair(knows, knows)
+    pair = TokenizerPair(tagged, tagged)
     return Translator(transformer, pair, search=SearchConfig(), device=CPU)
 
 
-def test_language_tag_reaches_the_model_as_one_piece(multilingual: Translator, echo: Echo) -> None:
+def test_language_tag_reaches_the_model_as_one_piece(
+    multilingual: Translator, tagged: Tokenizer, echo: Echo
+) -> None:
     list(multilingual.translate([">>deu<< one"]))
 
     ((ids,),) = echo.batches
     assert len(ids) == 1 + len("▁one")
-    assert ids[0] == multilingual._tokenizers.source.pieces.index(">>deu<<")
+    assert ids[0] == tagged.pieces.index(">>deu<<")
 
 
 def test_each_part_of_an_over_long_line_says_its_target_language(
-    multilingual: Translator, echo: Echo
+    multilingual: Translator, tagged: Tokenizer, echo: Echo
 ) -> None:
-    tag = multilingual._tokenizers.source.pieces.index(">>deu<<")
-    (whole,) = multilingual._tokenizers.source.encode([">>deu<< " + "one two. " * 100])
+    tag = tagged.pieces.index(">>deu<<")
+    (whole,) = tagged.encode([">>deu<< " + "one two. " * 100])
 
     list(multilingual.translate([">>deu<< " + "one two. " * 100]))
 

@@ -13,7 +13,7 @@ from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.translation import translator as module
+from tfm_cli.translation import searching as module
 from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.translator import Translator
 from tfm_cli.translation.window import Lines
@@ -40,7 +40,7 @@ def translator_of(trained: TrainedModel) -> TranslatorOf:
     def make(workers: int, *, sampling: bool = False, **search: float) -> Translator:
         config = dataclasses.replace(MANY, **search)  # type: ignore[arg-type]
         return Translator(
-            trained.transformer, trained.tokenizers, search=config, device=CPU, prepare=True,
+            trained.transformer, trained.tokenizers, search=config, device=CPU, prepare="fp32",
             word_scores=True, sampling=sampling, workers=workers,
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_models_translate_together_in_several_processes(
         list(
             Translator(
                 trained.transformer, trained.tokenizers, search=MANY, device=CPU,
-                prepare=True, others=[trained.transformer], workers=workers,
+                prepare="fp32", others=[trained.transformer], workers=workers,
             ).translate(lines)
         )
         for workers in (1, 2)

@@ -119,6 +119,7 @@ def _register() -> None:
         evaluate_usage,
         export_model,
         import_model,
+        shortlist,
         tokenize,
         train,
         translate,
@@ -130,6 +131,7 @@ def _register() -> None:
     app.command("evaluate", cls=evaluate_usage.EvaluateCommand)(evaluate.evaluate)
     app.command("import")(import_model.import_model)
     app.command("export")(export_model.export_model)
+    app.command("shortlist")(shortlist.shortlist)
 
 
 _register()

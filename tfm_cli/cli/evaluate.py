@@ -16,7 +16,7 @@ from tfm_cli.cli.evaluate_usage import (
     given_flags,
     systems_once,
 )
-from tfm_cli.cli.options import WORKERS, check_setting, flag
+from tfm_cli.cli.options import PRECISION, WORKERS, flag
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
@@ -130,7 +130,7 @@ def evaluate(
     ] = None,
     length_penalty: Annotated[float | None, flag(SearchConfig, "length_penalty")] = None,
     device: Annotated[str, flag(TrainingConfig, "device")] = _TRAINING.device,
-    precision: Annotated[str, flag(TrainingConfig, "precision")] = _TRAINING.precision,
+    precision: Annotated[str, PRECISION] = "auto",
     workers: Annotated[int, WORKERS] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
 ) -> None:
@@ -160,7 +160,6 @@ def evaluate(
     scores.check_options(names, options)
     check_usage(given_flags(ctx), names, num_systems=len(paths), fail_under=fail_under)
     search = {"beam_size": beam_size, "length_penalty": length_penalty}
-    check_setting(TrainingConfig, "precision", precision)
     if output is not None:
         check_output(output, [*references, *([source] if source else [])])
 

@@ -34,7 +34,7 @@ def translate(
     # Checked at run time against the fields' own types, which mypy cannot see.
     settings = dataclasses.replace(settings, n_best=1, **given)  # type: ignore[arg-type]
     translator = Translator.load(
-        model, search=settings, device=device, precision=precision, workers=workers
+        model, search=settings, device=device, precision=precision, workers=workers, scores=False
     )
     return [translation.text for translation in translator.translate(lines)]
 

@@ -24,6 +24,12 @@ CPU_THREADS: Any = typer.Option(
     help="Threads inside an operation on a CPU; 0 takes one. Given without `--workers`, a single "
     "process translates. [default: 0]",
 )
+PRECISION: Any = typer.Option(
+    metavar="NAME",
+    show_default=False,
+    help="Arithmetic of the matrix products: auto (bf16 where the device is faster with it, else "
+    "fp32), fp32, bf16, fp16 on GPUs, int8 on CPUs. [default: auto]",
+)
 
 _METAVARS: dict[type, str] = {int: "N", float: "X"}
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import CPU_THREADS, WORKERS, check_setting, flag
+from tfm_cli.cli.options import CPU_THREADS, PRECISION, WORKERS, check_setting, flag
 from tfm_cli.cli.translate_job import check_input, job_settings, run_job
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
+from tfm_cli.model_config import SHORTLIST_FILE, load_config
 from tfm_cli.parallel import Parallel
 from tfm_cli.text import open_lines
 from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
-from tfm_cli.translation.render import Form
+from tfm_cli.translation.render import Form, alignment_kind
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator
@@ -139,8 +140,28 @@ def translate(
             help="Write the log-probability of each piece and of the end as well.",
         ),
     ] = False,
+    alignment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Write which words each word of a translation came from: `hard`, one each, as "
+            "`0-0 1-2 …`; a number, the pairs of more than this weight; or `soft`, all weights.",
+        ),
+    ] = None,
+    shortlist: Annotated[
+        bool,
+        typer.Option(
+            "--shortlist",
+            help="Search only among the pieces that a line is likely to need, by the table that "
+            "`tfm shortlist` made for the model. Probabilities are those among these pieces.",
+        ),
+    ] = False,
+    shortlist_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same, by another table."),
+    ] = None,
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
-    precision: Annotated[str, flag(TrainingConfig, "precision")] = "auto",
+    precision: Annotated[str, PRECISION] = "auto",
     workers: Annotated[int, WORKERS] = 0,
     cpu_threads: Annotated[int, CPU_THREADS] = 0,
     overwrite: Annotated[
@@ -190,7 +211,6 @@ def translate(
         "buffer_size": buffer_size,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    check_setting(TrainingConfig, "precision", precision)
     for name, value in chosen.items():
         check_setting(SearchConfig, name, value)
     if n_best is not None and beam_size is not None and n_best > beam_size:
@@ -203,19 +223,19 @@ def translate(
     understand = _input_form(
         force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
     )
+    aligned = None if alignment is None else alignment_kind(alignment)
     if tsv and output_format == "json":
         raise ConfigError("`--tsv` and `--format json` exclude each other")
     if tsv and n_best not in (None, 1):
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
+    table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_input(input_path, parallel)
     if parallel.is_main:
         check_writable(output_path)
     with open_lines(input_path, invalid="replace") as reader:
         _refuse_same_file(input_path, output_path)
-
-        from tfm_cli.model_config import load_config
 
         search = _search(load_config(models[0]).settings.search, chosen)
         typed = input_path == "-" and sys.stdin.isatty()
@@ -224,7 +244,7 @@ def translate(
 
         form = Form(
             kind=output_format, n_best=1 if tsv else search.n_best, with_score=with_score,
-            word_scores=word_scores,
+            word_scores=word_scores, alignment=aligned,
         )  # fmt: skip
 
         def load() -> "Translator":
@@ -240,6 +260,9 @@ def translate(
                 cpu_threads=cpu_threads,
                 others=models[1:],
                 word_scores=word_scores,
+                scores=with_score or word_scores or output_format == "json" or form.n_best > 1,
+                alignment=aligned is not None,
+                shortlist=table,
                 # Somebody who types is answered line by line; torchrun starts its own processes.
                 workers=workers or (1 if typed or parallel.world > 1 else 0),
             )
@@ -249,6 +272,7 @@ def translate(
             settings=job_settings(
                 models, search, form, sampling=sampling, on_long=on_long, precision=precision,
                 force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input,
+                shortlist=str(table or ""),
             ),
             overwrite=overwrite, understand=understand, form=form,
             buffer_size=search.buffer_size, parallel=parallel,

@@ -30,6 +30,25 @@ def prepared_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
+class Embedding:
+    """Embeddings of pieces, with their positions."""
+
+    __slots__ = ("_positions", "_scale", "weight")
+
+    def __init__(self, weight: Tensor, scale: float, positions: nn.Module | None) -> None:
+        self.weight = weight.detach()  # (V, D)
+        self._scale = scale
+        self._positions = positions
+
+    def __call__(self, ids: Tensor, start: int = 0) -> Tensor:
+        """Of ids (B, T), whose positions begin at `start`: (B, T, D)."""
+        x = F.embedding(ids, self.weight).mul_(self._scale)  # (B, T, D)
+        if self._positions is None:
+            return x
+        placed: Tensor = self._positions(x, start)
+        return placed
+
+
 class Residual:
     """Add & norm round a sub-layer."""
 

@@ -27,9 +27,19 @@ class OutputLayer:
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: str) -> None:
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
-        zeros = self._weight.new_zeros(len(weight))
-        self._logits = linear_of(self._weight, zeros if bias is None else bias.detach(), precision)
-        self._screen = _Screen(self._weight, self._bias)
+        self._precision = precision
+        added = self._weight.new_zeros(len(weight)) if self._bias is None else self._bias
+        self._logits = linear_of(self._weight, added, precision)
+        self._screen: _Screen | None = None
+
+    def restricted(self, ids: Tensor) -> "OutputLayer":
+        """The same for these ids (U,) alone."""
+        bias = None if self._bias is None else self._bias[ids]
+        return OutputLayer(self._weight[ids], bias, self._precision)
+
+    def prepare_best(self) -> None:
+        """Make `best` ready, which costs some memory."""
+        self._screen = self._screen or _Screen(self._weight, self._bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, V) of hidden states (R, D)."""
@@ -42,6 +52,7 @@ class OutputLayer:
             hidden: (R, D).
             banned: ids that are not chosen.
         """
+        self._screen = self._screen or _Screen(self._weight, self._bias)
         row, piece = self._screen.candidates(hidden, banned)  # (m,) each
         exact = (hidden.index_select(0, row) * self._weight.index_select(0, piece)).sum(1)  # (m,)
         if self._bias is not None:

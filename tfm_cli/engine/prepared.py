@@ -1,15 +1,22 @@
 """A trained Transformer made ready to decode fast on a CPU: the same arithmetic as `model/`."""
 
 # B segments, S source pieces, R rows being decoded (K beams of each segment), D model width,
-# L layers, H heads, E = D // H, V vocabulary
+# L layers, H heads, E = D // H, V vocabulary, U some of it
 
+import copy
 import math
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from tfm_cli.engine.layers import CrossAttention, PreparedFeedForward, SelfAttention, prepared_norm
+from tfm_cli.engine.layers import (
+    CrossAttention,
+    Embedding,
+    PreparedFeedForward,
+    SelfAttention,
+    prepared_norm,
+)
 from tfm_cli.engine.output import OutputLayer
 from tfm_cli.engine.state import LayerCache, PreparedState
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer
@@ -30,7 +37,11 @@ class PreparedTransformer:
     def __init__(self, transformer: Transformer, precision: str = "fp32") -> None:
         encoder = [cast(EncoderLayer, layer) for layer in transformer.encoder_layers]
         decoder = [cast(DecoderLayer, layer) for layer in transformer.decoder_layers]
-        self._transformer = transformer
+        # Of the Transformer nothing else is kept, so that matrices that became others are freed.
+        target = transformer.target_embedding
+        source, scale = transformer.source_embedding or target, transformer.embedding_scale
+        self._embed_source = Embedding(source.weight, scale, transformer.source_positions)
+        self._embed_target = Embedding(target.weight, scale, transformer.target_positions)
         self._heads = decoder[0].self_attention.heads
         self._encoder = [
             (
@@ -55,6 +66,7 @@ class PreparedTransformer:
         ends = (transformer.encoder_norm, transformer.decoder_norm)
         self._encoder_norm, self._decoder_norm = (norm and prepared_norm(norm) for norm in ends)
         self._output = OutputLayer(transformer.output_weight, transformer.output_bias, precision)
+        self._output.prepare_best()
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> PreparedState:
         """Read the source, (B, S) ids; what comes back is ready for the first `step`."""
@@ -74,7 +86,7 @@ class PreparedTransformer:
         return PreparedState(layers, mask)
 
     def _empty_caches(self, segments: int, length: int) -> list[LayerCache]:
-        weight = self._transformer.target_embedding.weight
+        weight = self._embed_target.weight
         shape = (segments, self._heads)
         width = weight.shape[1] // self._heads
         return [
@@ -88,9 +100,7 @@ class PreparedTransformer:
 
     def _encode(self, source: Tensor, mask: Tensor) -> Tensor:
         """The encoder's output (B * S, D) for ids (B, S) and a mask (B, H, 1, S)."""
-        model = self._transformer
-        embedding = model.source_embedding or model.target_embedding
-        x = model.embed(source, embedding, model.source_positions).flatten(0, 1)  # (B * S, D)
+        x = self._embed_source(source).flatten(0, 1)  # (B * S, D)
         for attention, feed_forward in self._encoder:
             x = feed_forward(attention.encode(x, mask))
         return x if self._encoder_norm is None else self._encoder_norm(x)
@@ -109,12 +119,16 @@ class PreparedTransformer:
         """
         return self._output.best(self._hidden(pieces, state), banned)
 
+    def restricted(self, ids: Tensor) -> "PreparedTransformer":
+        """The same model with logits (R, U) for these target ids (U,) alone."""
+        other = copy.copy(self)
+        other._output = self._output.restricted(ids)
+        return other
+
     def _hidden(self, pieces: Tensor, state: PreparedState) -> Tensor:
         """What the output layer sees of the newest pieces, (R, D); extends the state."""
-        model, at = self._transformer, state.length
-        x = model.embed(pieces[:, None], model.target_embedding, model.target_positions, at)[
-            :, 0
-        ]  # (R, D)
+        at = state.length
+        x = self._embed_target(pieces[:, None], at)[:, 0]  # (R, D)
         state.open(len(x) // len(state.memory_mask))
         mask = state.ancestry
         if mask is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention
+from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention, attention_weights
 from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.positions import RotaryPositions
 from tfm_cli.model.state import LayerState
@@ -147,11 +147,7 @@ class DecoderLayer(nn.Module):
             memory_keep: (B, 1, 1, S), hides padding.
             causal: (T, T), hides what comes after a position.
         """
-        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
-        if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
-        attended = self.self_attention.attend(query, key, value, causal)
-        x = self.self_attention_norm.leave(x, attended)
+        x = self._look_back(x, causal)
 
         query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
         memory_key, memory_value = self.cross_attention.project_memory(memory)
@@ -159,6 +155,26 @@ class DecoderLayer(nn.Module):
         x = self.cross_attention_norm.leave(x, attended)
 
         return self.feed_forward_norm.leave(x, self.feed_forward(self.feed_forward_norm.enter(x)))
+
+    def cross_attention_weights(
+        self, x: Tensor, memory: Tensor, memory_keep: Tensor | None, causal: Tensor
+    ) -> Tensor:
+        """How much each target position attends to each of the memory, (B, H, T, S).
+
+        The arguments are those of `forward`, which has no use for the weights by themselves.
+        """
+        x = self._look_back(x, causal)
+        query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
+        memory_key, _ = self.cross_attention.project_memory(memory)
+        return attention_weights(query, memory_key, memory_keep)
+
+    def _look_back(self, x: Tensor, causal: Tensor) -> Tensor:
+        """x (B, T, D) after the self-attention."""
+        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        attended = self.self_attention.attend(query, key, value, causal)
+        return self.self_attention_norm.leave(x, attended)
 
     def start(self, memory: Tensor) -> LayerState:
         """The layer's state before the first step, for a memory (B, S, D)."""

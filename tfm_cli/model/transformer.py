@@ -1,6 +1,7 @@
 """The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, figure 1)."""
 
-# B segments, S source pieces, T target pieces, R rows being decoded, D model width, V vocabulary
+# B segments, S source pieces, T target pieces, R rows being decoded, D model width, V vocabulary,
+# C some of its pieces
 
 import math
 from typing import cast
@@ -66,7 +67,7 @@ class Transformer(nn.Module):
         if positions == "rotary" and width // heads % 2:
             raise ValueError(f"rotary positions need heads of even width, got {width // heads}")
         self.noise = Noise()
-        self._scale = math.sqrt(width) if scale_embeddings else 1.0
+        self.embedding_scale = math.sqrt(width) if scale_embeddings else 1.0
         rotary = RotaryPositions() if positions == "rotary" else None
 
         self.target_embedding = nn.Embedding(vocab_size, width)
@@ -156,6 +157,22 @@ class Transformer(nn.Module):
             x = layer(x, memory, source_keep, causal)
         return x if self.decoder_norm is None else self.decoder_norm(x)
 
+    def cross_attention_weights(
+        self, source: Tensor, source_keep: Tensor | None, target: Tensor, *, layer: int
+    ) -> Tensor:
+        """How much a decoder layer attends to each source piece, (B, T, S), mean over its heads.
+
+        Row t is that of the step which has read `target[:, t]` and looks for what comes next. The
+        other arguments are those of `forward`; layers above `layer`, from 0, are not computed.
+        """
+        memory = self.encode(source, source_keep)  # (B, S, D)
+        causal = causal_mask(target.shape[1], target.device)  # (T, T)
+        x = self.embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        for below in self.decoder_layers[:layer]:
+            x = below(x, memory, source_keep, causal)
+        chosen = cast(DecoderLayer, self.decoder_layers[layer])
+        return chosen.cross_attention_weights(x, memory, source_keep, causal).mean(dim=1)
+
     @property
     def output_weight(self) -> Tensor:
         """The matrix (V, D) that turns hidden states into logits."""
@@ -173,6 +190,14 @@ class Transformer(nn.Module):
 
     def step(self, pieces: Tensor, state: DecoderState) -> Tensor:
         """Logits (R, V) of what follows the newest piece (R,) of each row; extends the state."""
+        return self.logits(self.advance(pieces, state))
+
+    def restricted(self, ids: Tensor) -> "RestrictedTransformer":
+        """The same model with logits for these target ids (C,) alone."""
+        return RestrictedTransformer(self, ids)
+
+    def advance(self, pieces: Tensor, state: DecoderState) -> Tensor:
+        """Hidden states (R, D) after the newest piece (R,) of each row; extends the state."""
         x = self.embed(
             pieces[:, None], self.target_embedding, self.target_positions, state.length
         )  # (R, 1, D)
@@ -181,14 +206,38 @@ class Transformer(nn.Module):
         state.length += 1
         if self.decoder_norm is not None:
             x = self.decoder_norm(x)
-        return self.logits(x[:, 0])  # (R, V)
+        return x[:, 0]  # (R, D)
 
     def embed(
         self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, start: int = 0
     ) -> Tensor:
         """What the first layer sees (B, T, D) of ids (B, T), whose positions begin at `start`."""
-        x = embedding(ids) * self._scale  # (B, T, D)
+        x = embedding(ids) * self.embedding_scale  # (B, T, D)
         if positions is not None:
             x = positions(x, start)
         dropped: Tensor = self.dropout(x)
         return dropped
+
+
+class RestrictedTransformer:
+    """A Transformer that decodes with logits for some of the target pieces alone.
+
+    Args:
+        transformer: whose weights and states these are.
+        ids: (C,) of the pieces.
+    """
+
+    def __init__(self, transformer: Transformer, ids: Tensor) -> None:
+        self._transformer = transformer
+        self._weight = transformer.output_weight[ids]  # (C, D)
+        bias = transformer.output_bias
+        self._bias = None if bias is None else bias[ids]  # (C,)
+
+    def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
+        """Read the source, as the Transformer does."""
+        return self._transformer.start(source, source_keep)
+
+    def step(self, pieces: Tensor, state: DecoderState) -> Tensor:
+        """Logits (R, C) of what follows the newest piece (R,), any of all V, of each row."""
+        hidden = self._transformer.advance(pieces, state)  # (R, D)
+        return F.linear(hidden, self._weight, self._bias)

@@ -9,7 +9,13 @@ from tfm_cli.config import RunConfig
 from tfm_cli.configfile import changed_settings
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import check_writable, is_leftover, remove_directory
-from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, is_saved_model, load_config
+from tfm_cli.model_config import (
+    CONFIG_FILE,
+    SHORTLIST_FILE,
+    WEIGHTS_FILE,
+    is_saved_model,
+    load_config,
+)
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 
 logger = logging.getLogger(__name__)
@@ -18,7 +24,7 @@ CHECKPOINTS = "checkpoints"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
 # The settings go last when all is removed, so that what is left is still known as ours.
-_FILES = (WEIGHTS_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
+_FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 # What can stand there without `config.json`, when a run was killed while it began.
 _BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS)
 

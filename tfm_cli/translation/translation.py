@@ -12,6 +12,9 @@ class Candidate:
     log_probability: float
     pieces: tuple[str, ...] = ()  # with </s>, of each part of a split line; where asked
     word_scores: tuple[float, ...] = ()  # log-probability of each piece
+    # Where asked: of each word of the text, how much of it came from each word of the line. What
+    # is missing to 1 came from none.
+    alignment: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,36 +1,33 @@
 """Lines in, translations out, in order, whatever their number, length and content."""
 
-import contextlib
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tfm_cli.config import SearchConfig
-from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
-from tfm_cli.decoding.sampling import sample
-from tfm_cli.decoding.scoring import output_limit
-from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
+from tfm_cli.device import decoding_precision, resolve_device, set_cpu_threads
 from tfm_cli.engine.prepared import PreparedTransformer
-from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
+from tfm_cli.errors import ConfigError, DataError, ModelError
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
+from tfm_cli.translation.scope import Restrictable
+from tfm_cli.translation.searching import BatchSearch, Found
 from tfm_cli.translation.segments import Segment, Segmenter
+from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.window import Lines
 from tfm_cli.translation.workers import Group, Workers, num_workers
 
-_Found = list[list[Hypothesis]]  # of each segment of a batch
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Translator:
@@ -44,10 +41,14 @@ class Translator:
         on_long: what becomes of a line of more than `search.max_length` pieces: `split` it,
             preferably after a sentence, and join the translations; or `cut` it.
         device: where the model is.
-        dtype: arithmetic of the matrix products.
+        dtype: arithmetic of the matrix products, where nothing is prepared.
         others: models over the same vocabulary, which translate together with `transformer`.
+        scores: note how good translations are; without, greedy search is faster, and they are NaN.
         word_scores: note the pieces of translations and the log-probability of each.
-        prepare: let the same weights in a faster arrangement search, where there is one.
+        alignment: note which words of the line each word of its translations came from.
+        shortlist: the pieces that translations are searched among; else the whole vocabulary.
+        prepare: precision in which weights that are made ready for a CPU do the search; None to
+            let the models as they are do it. They may lose what only training needs.
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
     """
@@ -63,39 +64,53 @@ class Translator:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         others: Sequence[Transformer] = (),
+        scores: bool = True,
         word_scores: bool = False,
-        prepare: bool = False,
+        alignment: bool = False,
+        shortlist: Shortlist | None = None,
+        prepare: str | None = None,
         workers: int = 1,
         worker_threads: int = 1,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
             raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
-        # A state is a model's own business, and each gets back what it gave.
-        models: list[StepModel[Any]] = [transformer, *others]
-        if prepare and device.type == "cpu" and dtype == torch.float32:
-            models = [PreparedTransformer(one) for one in (transformer, *others)]
-        self._model = Ensemble(models) if others else models[0]
-        self._tokenizers = tokenizers
-        self._search = search
-        self._sampling = sampling
-        self._device = device
-        self._dtype = dtype
-        self._word_scores = word_scores
+        transformers = [transformer, *others]
+        models: list[Restrictable] = [*transformers]
+        if prepare is not None:
+            models = [PreparedTransformer(one, prepare) for one in transformers]
+        most_pieces = min(map(_most_positions, transformers))
+        self._search_batch = BatchSearch(
+            models=models,
+            tokenizers=tokenizers,
+            settings=search,
+            sampling=sampling,
+            device=device,
+            dtype=dtype,
+            most_pieces=most_pieces,
+            scores=scores,
+            word_scores=word_scores,
+            shortlist=shortlist,
+        )
+        self._window_lines = search.buffer_size
         self._num_workers = workers
         self._worker_threads = worker_threads
-        self._most_pieces = sys.maxsize  # in a segment, on either side
-        for one in (transformer, *others):
-            if isinstance(one.target_positions, LearnedPositions):
-                # </s> of the source and the start of the target need a position as well.
-                most = one.target_positions.embedding.num_embeddings - 1
-                self._most_pieces = min(most, self._most_pieces)
         self._segmenter = Segmenter(
             tokenizers,
             search,
             beam_size=1 if sampling else search.beam_size,
             on_long=on_long,
-            longest=min(search.max_length, self._most_pieces),
+            longest=min(search.max_length, most_pieces),
+        )
+        aligner = None
+        if alignment:
+            aligner = Aligner(transformers, tokenizers, device, search.max_tokens)
+        self._joined = partial(
+            joined,
+            target=tokenizers.target,
+            n_best=search.n_best,
+            word_scores=word_scores,
+            aligner=aligner,
         )
 
     @staticmethod
@@ -109,7 +124,10 @@ class Translator:
         precision: str = "auto",
         cpu_threads: int = 0,
         others: Sequence[Path] = (),
+        scores: bool = True,
         word_scores: bool = False,
+        alignment: bool = False,
+        shortlist: Path | None = None,
         workers: int = 1,
     ) -> "Translator":
         """The translator of a model directory; without `search`, as the model's settings say.
@@ -120,10 +138,12 @@ class Translator:
 
         Raises:
             ConfigError: there is no such device or precision, or workers are no use there.
-            ModelError: a directory is wrong, or one of `others` has other tokenizers.
+            ModelError: a directory is wrong, or one of `others` has other tokenizers, or the file
+                `shortlist` is missing or of another model.
             ResourceError: the machine lacks the device, or the means to start workers.
         """
         place = resolve_device(device)
+        chosen = decoding_precision(precision, place)
         count = num_workers(workers, device=place.type, cpu_threads=cpu_threads)
         threads = cpu_threads or 1
         set_cpu_threads(1 if count > 1 else threads)
@@ -135,6 +155,7 @@ class Translator:
                 told = f"{directory}: has other tokenizers than {model_dir}"
                 raise ModelError(told, hint="train them with the same one: `tfm train --tokenizer`")
             fellows.append(fellow.transformer)
+        is_prepared = place.type == "cpu"
         return Translator(
             model.transformer,
             model.tokenizers,
@@ -142,17 +163,20 @@ class Translator:
             sampling=sampling,
             on_long=on_long,
             device=place,
-            dtype=resolve_precision(precision, place),
+            dtype=torch.float32 if is_prepared else _DTYPES[chosen],
             others=fellows,
+            scores=scores,
             word_scores=word_scores,
-            prepare=True,
+            alignment=alignment,
+            shortlist=None if shortlist is None else load_shortlist(shortlist, model.tokenizers),
+            prepare=chosen if is_prepared else None,
             workers=count,
             worker_threads=threads,
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
         """One translation for each line, in order, read and translated a window at a time."""
-        iterator, size = iter(lines), self._search.buffer_size
+        iterator, size = iter(lines), self._window_lines
         windows = iter(lambda: list(islice(iterator, size)), [])
         for translations in self.translate_windows(map(Lines, windows)):
             yield from translations
@@ -185,7 +209,7 @@ class Translator:
         Raises:
             DataError: as `windows` does, or a prefix is too long; what was before is given out.
         """
-        under_way: deque[tuple[Sequence[str], list[list[Segment]], Group[_Found]]] = deque()
+        under_way: deque[tuple[Sequence[str], list[list[Segment]], Group[Found]]] = deque()
         search = Workers(self._search_batch, most=self._num_workers, threads=self._worker_threads)
 
         def oldest(most_left: int) -> Iterator[list[Translation]]:
@@ -205,78 +229,10 @@ class Translator:
                 raise
             yield from oldest(0)
 
-    @torch.inference_mode()
-    def _search_batch(self, batch: list[Segment]) -> _Found:
-        """Hypotheses of each segment; a batch that memory cannot hold is halved."""
-        with contextlib.suppress(torch.OutOfMemoryError):
-            return self._search_whole(batch)
-        # Only out here is the memory of the failed search free again.
-        if len(batch) == 1:
-            place = f"line {batch[0].number}"
-            size = f"{len(batch[0].ids)} pieces with a beam of {self._search.beam_size}"
-            raise ResourceError(
-                f"{place}: {self._device} has no memory for a segment of {size}",
-                hint="lower `--beam-size` or `--max-length`, or use `--device cpu`",
-            )
-        half = len(batch) // 2
-        return self._search_batch(batch[:half]) + self._search_batch(batch[half:])
 
-    def _search_whole(self, batch: list[Segment]) -> _Found:
-        search, target = self._search, self._tokenizers.target
-        source, source_keep = pad_source([s.ids for s in batch], self._tokenizers.source.eos_id)
-        source = source.to(self._device)
-        source_keep = None if source_keep is None else source_keep.to(self._device)
-        limits = [
-            max(len(s.prefix), min(longest, self._most_pieces))
-            for s in batch
-            for longest in [output_limit(len(s.ids), search.max_length_factor)]
-        ]
-        with arithmetic(self._device, self._dtype):
-            if self._sampling:
-                drawn = sample(
-                    self._model,
-                    source,
-                    source_keep,
-                    limits=limits,
-                    seeds=[s.seed for s in batch],
-                    start_id=target.start_id,
-                    eos_id=target.eos_id,
-                    banned_ids=target.banned_ids,
-                    length_penalty=search.length_penalty,
-                    norm_kind=search.length_norm,
-                    renormalize=search.renormalize,
-                    temperature=search.temperature,
-                    top_k=search.top_k,
-                    top_p=search.top_p,
-                    no_repeat_ngram_size=search.no_repeat_ngram_size,
-                    repetition_penalty=search.repetition_penalty,
-                    prefixes=[s.prefix for s in batch],
-                    piece_scores=self._word_scores,
-                )
-                return [[hypothesis] for hypothesis in drawn]
-            return beam_search(
-                self._model,
-                source,
-                source_keep,
-                limits=limits,
-                start_id=target.start_id,
-                eos_id=target.eos_id,
-                banned_ids=target.banned_ids,
-                beam_size=search.beam_size,
-                length_penalty=search.length_penalty,
-                norm_kind=search.length_norm,
-                early_stopping=search.early_stopping,
-                renormalize=search.renormalize,
-                no_repeat_ngram_size=search.no_repeat_ngram_size,
-                repetition_penalty=search.repetition_penalty,
-                prefixes=[s.prefix for s in batch],
-                piece_scores=self._word_scores,
-            )
-
-    def _joined(
-        self, lines: Sequence[str], batches: list[list[Segment]], found: Iterable[_Found]
-    ) -> list[Translation]:
-        return joined(
-            lines, batches, found, self._tokenizers.target,
-            n_best=self._search.n_best, word_scores=self._word_scores,
-        )  # fmt: skip
+def _most_positions(transformer: Transformer) -> int:
+    """Most pieces of a segment that a model can place, on either side."""
+    if isinstance(transformer.target_positions, LearnedPositions):
+        # </s> of the source and the start of the target need a position as well.
+        return transformer.target_positions.embedding.num_embeddings - 1
+    return sys.maxsize

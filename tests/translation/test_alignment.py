@@ -1,0 +1,211 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tfm_cli.config import SearchConfig, TokenizerConfig
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation import searching as module
+from tfm_cli.translation import translator as translator_module
+from tfm_cli.translation.alignment import Aligner, alignment_layer
+from tfm_cli.translation.joining import joined
+from tfm_cli.translation.render import alignment_pairs
+from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.translator import Translator
+from tfm_cli.vocabulary import Vocabulary
+
+CPU = torch.device("cpu")
+TEXT = ["one two three . four five ! six ? seven ; eight 日本語。文"] * 20
+
+
+@pytest.mark.parametrize(("layers", "chosen"), [(1, 0), (2, 1), (3, 1), (4, 2), (6, 4)])
+def test_last_layer_but_one_is_asked_and_the_first_only_if_it_is_the_only_one(
+    layers: int, chosen: int
+) -> None:
+    assert alignment_layer(layers) == chosen
+
+
+# --- a model whose attention is made by hand -----------------------------------------------------
+
+
+class Diagonal:
+    """Stands for a Transformer: step t attends to source piece t, and a little to </s>."""
+
+    decoder_layers = (None,)
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.too_many = 1_000_000  # segments in a batch, or more
+
+    def cross_attention_weights(
+        self, source: Tensor, keep: Tensor | None, target: Tensor, *, layer: int
+    ) -> Tensor:
+        if len(source) >= self.too_many:
+            raise torch.OutOfMemoryError
+        self.sizes.append(len(source))
+        weights = 0.75 * torch.eye(target.shape[1], source.shape[1]).repeat(len(source), 1, 1)
+        ends = (torch.ones_like(source, dtype=torch.bool) if keep is None else keep.flatten(1)).sum(
+            1
+        )
+        for row, end in enumerate(ends.tolist()):
+            weights[row, :, end - 1] += 0.25
+        return weights
+
+
+def echo(
+    model: object, source: Tensor, keep: object, *, eos_id: int, beam_size: int, **others: object
+) -> list[list[Hypothesis]]:
+    """Stands for `beam_search`: the source, and then the source without its last pieces."""
+    rows = [row[: row.index(eos_id)] for row in source.tolist()]
+    return [
+        [Hypothesis(tuple(ids[: len(ids) - rank]), 0.0, 0.0) for rank in range(beam_size)]
+        for ids in rows
+    ]
+
+
+def tokenizer_of(*, vocabulary: bool) -> Tokenizer:
+    config = TokenizerConfig(vocab_size=300, model_type="char")
+    tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
+    if not vocabulary:
+        return tokenizer
+    pieces = ("</s>", "<unk>", *tokenizer.pieces[4:], ">>deu<<", "<pad>")
+    return Tokenizer(tokenizer.model_bytes, Vocabulary(pieces))
+
+
+TranslatorOf = Callable[..., Translator]
+
+
+@pytest.fixture(params=[False, True], ids=["sentencepiece", "vocabulary"])
+def translator_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TranslatorOf:
+    tokenizers = TokenizerPair.joint(tokenizer_of(vocabulary=request.param))
+
+    def make(*, on_long: str = "split", model: Any = None, **search: float) -> Translator:
+        transformer = Transformer(
+            tokenizers.target.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+            feed_forward_width=4,
+        ).eval()  # fmt: skip
+        config = SearchConfig(**search)  # type: ignore[arg-type]
+        models: Any = [model or Diagonal()]
+
+        def aligner_of(*others: object) -> Aligner:
+            return Aligner(models, tokenizers, CPU, config.max_tokens)
+
+        monkeypatch.setattr(translator_module, "Aligner", aligner_of)
+        return Translator(
+            transformer, tokenizers, search=config, on_long=on_long, device=CPU, alignment=True
+        )
+
+    monkeypatch.setattr(module, "beam_search", echo)
+    return make
+
+
+def hard(
+    translator: Translator, lines: Sequence[str], rank: int = 0
+) -> list[list[tuple[int, int]]]:
+    return [
+        alignment_pairs(translation.candidates[rank].alignment, "hard")
+        for translation in translator.translate(lines)
+    ]
+
+
+def diagonal(words: int) -> list[tuple[int, int]]:
+    return [(word, word) for word in range(words)]
+
+
+LINES = [
+    "one two three", "", "  one \u00a0 two\u3000three  ", " ", "one", "日本語。文 one ½ x… four",
+    "☃ one ☃☃ two", "one\ttwo", "half \ud800 a pair", "one" * 9, "e\u0301 two",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("max_length", [256, 12, 5])
+def test_words_of_an_echo_are_aligned_with_themselves(
+    translator_of: TranslatorOf, max_length: int
+) -> None:
+    """Whatever the blanks, unknown characters and parts: words are what stands between blanks."""
+    translator = translator_of(max_length=max_length, max_tokens=60)
+
+    for translation in translator.translate(LINES):
+        if len(translation.text.split()) == len(translation.source.split()):
+            found = alignment_pairs(translation.candidates[0].alignment, "hard")
+            assert found == diagonal(len(translation.source.split()))
+        elif max_length > 100:
+            pytest.fail(f"{translation.source!r} became {translation.text!r}")
+
+
+def test_word_that_the_normaliser_takes_apart_is_one_on_the_line(
+    translator_of: TranslatorOf,
+) -> None:
+    assert hard(translator_of(), ["a\u200bb c"]) == [[(0, 0), (0, 1), (1, 2)]]  # a b c
+
+
+@pytest.mark.parametrize("max_length", [15, 24, 31])
+def test_words_of_a_split_line_count_from_its_beginning(
+    translator_of: TranslatorOf, max_length: int
+) -> None:
+    line = "seven three eight seven one. two three. four five six seven"
+
+    assert hard(translator_of(max_length=max_length), ["one", line]) == [diagonal(1), diagonal(11)]
+
+
+def test_words_that_were_cut_off_have_no_part(translator_of: TranslatorOf) -> None:
+    assert hard(translator_of(max_length=8, on_long="cut"), ["one two three"]) == [diagonal(2)]
+
+
+def test_each_candidate_has_its_own(translator_of: TranslatorOf) -> None:
+    translator = translator_of(n_best=4, beam_size=5)
+
+    assert [hard(translator, ["one two", ""], rank) for rank in range(4)] == [
+        [diagonal(2), []], [diagonal(2), []], [diagonal(2), []], [diagonal(1), []],
+    ]  # fmt: skip
+
+
+def test_what_went_to_the_end_is_missing_and_a_word_has_the_mean_of_its_pieces(
+    translator_of: TranslatorOf,
+) -> None:
+    (translation,) = translator_of().translate(["one two"])
+
+    assert torch.tensor(translation.candidates[0].alignment).tolist() == [[0.75, 0], [0, 0.75]]
+
+
+def test_language_tag_is_the_first_word_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of(vocabulary=True)
+    aligner = Aligner([Diagonal()], TokenizerPair.joint(tokenizer), CPU, 1000)  # type: ignore[list-item]
+    line = ">>deu<< one two three"
+    ((tag, *ids),) = tokenizer.encode([line])
+    parts = [[tag, *ids[:4]], [tag, *ids[4:]]]
+    segments = [Segment(0, number, 1, part, 0, []) for number, part in enumerate(parts)]
+
+    (translation,) = joined(
+        [line], [segments], [[[Hypothesis(tuple(part), 0.0, 0.0)] for part in parts]], tokenizer,
+        n_best=1, word_scores=False, aligner=aligner,
+    )  # fmt: skip
+
+    # The tag comes back as a word of each part: ">>deu<< one >>deu<< two three".
+    weights = torch.tensor(translation.candidates[0].alignment)
+    assert weights.argmax(dim=1).tolist() == [0, 1, 0, 2, 3]
+    assert weights.shape == (5, 4)
+
+
+@pytest.mark.parametrize("too_many", [2, 3])
+def test_out_of_memory_halves_the_batch(translator_of: TranslatorOf, too_many: int) -> None:
+    model = Diagonal()
+    model.too_many = too_many
+    lines = ["one two"] * 9
+
+    assert hard(translator_of(model=model), lines) == [diagonal(2)] * 9
+    assert max(model.sizes) < too_many
+    assert sum(model.sizes) == 9
+
+
+def test_one_segment_that_memory_cannot_hold_is_an_error(translator_of: TranslatorOf) -> None:
+    model = Diagonal()
+    model.too_many = 1
+
+    with pytest.raises(torch.OutOfMemoryError):
+        hard(translator_of(model=model), ["one two"])

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.errors import ModelError
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.shortlist import Shortlist, load_shortlist, save_shortlist
+
+
+@pytest.fixture(scope="module")
+def joint() -> TokenizerPair:
+    return TokenizerPair.joint(tokenizer_of("abcdefgh"))
+
+
+def tokenizer_of(letters: str) -> Tokenizer:
+    config = TokenizerConfig(vocab_size=40, model_type="char", byte_fallback=False)
+    return Tokenizer(train_tokenizer([letters] * 20, config, seed=1, soft_limit=True))
+
+
+def table_of(tokenizers: TokenizerPair) -> Shortlist:
+    """Source piece 5 became 6 and 7, piece 6 became 8; piece 7 was seen and became nothing."""
+    source_size, _ = tokenizers.vocab_sizes
+    best, counts = torch.full((source_size, 2), -1), torch.zeros(source_size, 2)
+    best[5], best[6, 0] = torch.tensor([6, 7]), 8
+    counts[5], counts[6, 0] = torch.tensor([3, 2]), 1
+    seen = torch.zeros(source_size)
+    seen[[5, 6, 7]] = 4
+    return Shortlist(best.int(), counts.int(), seen.int(), torch.tensor([10, 11]).int())
+
+
+def ids(allowed: Tensor) -> list[list[int]]:
+    return [row.nonzero()[:, 0].tolist() for row in allowed]
+
+
+def test_segment_may_have_what_its_pieces_became_and_what_is_frequent() -> None:
+    pair = TokenizerPair(tokenizer_of("abcdefgh"), tokenizer_of("ijklmnop"))
+    eos = pair.target.eos_id
+
+    allowed = table_of(pair).allowed([[5, 6, 5], [6], [7]], [[], [], []], pair)
+
+    assert allowed.shape == (3, pair.target.vocab_size)
+    assert ids(allowed) == [
+        sorted([eos, 10, 11, 6, 7, 8]), sorted([eos, 10, 11, 8]), sorted([eos, 10, 11]),
+    ]  # fmt: skip
+
+
+def test_names_keep_their_pieces_where_the_vocabulary_is_one(joint: TokenizerPair) -> None:
+    allowed = table_of(joint).allowed([[6, 7]], [[]], joint)
+
+    assert ids(allowed) == [sorted([joint.target.eos_id, 10, 11, 8, 6, 7])]
+
+
+def test_prefix_is_always_among_the_pieces(joint: TokenizerPair) -> None:
+    allowed = table_of(joint).allowed([[6], [6]], [[], [9, 1]], joint)
+
+    assert set(ids(allowed)[1]) - set(ids(allowed)[0]) == {9, 1}
+
+
+def test_segment_with_a_piece_never_seen_may_have_all(joint: TokenizerPair) -> None:
+    allowed = table_of(joint).allowed([[6], [6, 9]], [[], []], joint)
+
+    assert not allowed[0].all()
+    assert allowed[1].all()
+
+
+def test_table_is_read_as_it_was_written(joint: TokenizerPair, tmp_path: Path) -> None:
+    table = table_of(joint)
+    save_shortlist(tmp_path / "table", table, joint)
+
+    again = load_shortlist(tmp_path / "table", joint)
+
+    for field in dataclasses.fields(Shortlist):
+        assert torch.equal(getattr(again, field.name), getattr(table, field.name))
+
+
+def test_missing_table_is_told(joint: TokenizerPair, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="table: there is no such shortlist") as caught:
+        load_shortlist(tmp_path / "table", joint)
+
+    assert "tfm shortlist" in str(caught.value.hint)
+    with pytest.raises(ModelError, match="is no regular file"):
+        load_shortlist(tmp_path, joint)
+
+
+def test_table_of_another_tokenizer_is_refused(joint: TokenizerPair, tmp_path: Path) -> None:
+    other = TokenizerPair.joint(tokenizer_of("ijklmnop"))
+    save_shortlist(tmp_path / "table", table_of(other), other)
+
+    with pytest.raises(ModelError, match="was made with another tokenizer: found SHA-256"):
+        load_shortlist(tmp_path / "table", joint)
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\xff" * 100])
+def test_torn_table_is_refused(joint: TokenizerPair, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "table").write_bytes(content)
+
+    with pytest.raises(ModelError, match="is torn or no shortlist"):
+        load_shortlist(tmp_path / "table", joint)
+
+
+def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:
+    def apply(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = change(tensors[name]).contiguous()
+
+    return apply
+
+
+def with_value(value: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor.index_fill(0, torch.tensor([1]), value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("best", with_value(1000)), "`best` has ids beyond the .* of the vocabulary"),
+        (changed("best", with_value(-2)), "`best` has ids beyond"),
+        (changed("frequent", with_value(-1)), "`frequent` has ids beyond"),
+        (changed("best", lambda t: t[:-1]), r"`best` has shape \(.*, 2\) and `frequent` \(2,\)"),
+        (changed("frequent", lambda t: t[None]), r"and `frequent` \(1, 2\)"),
+        (changed("seen", lambda t: t[:-1]), "and `seen`"),
+        (changed("counts", lambda t: t[:, :1]), "`counts` has shape"),
+        (changed("counts", lambda t: t.float()), "`counts` has type torch.float32, wanted"),
+        (lambda tensors: tensors.pop("seen"), "is torn or no shortlist: has best, counts, freq"),
+    ],
+)
+def test_tensors_that_are_no_table_are_refused(
+    joint: TokenizerPair, tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    tensors = {f.name: getattr(table_of(joint), f.name) for f in dataclasses.fields(Shortlist)}
+    change(tensors)
+    metadata = {"format_version": 1, "tokenizer_sha256": joint.sha256}
+    save_file(tensors, tmp_path / "table", {"tfm": json.dumps(metadata)})
+
+    with pytest.raises(ModelError, match=message):
+        load_shortlist(tmp_path / "table", joint)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"format_version": 2}, "has format 2, wanted at most 1"),
+        ({"format_version": "x"}, "`format_version` is missing or no number"),
+        ({}, "`format_version` is missing or no number"),
+        ([], "its metadata is no JSON object"),
+    ],
+)
+def test_table_of_another_format_is_refused(
+    joint: TokenizerPair, tmp_path: Path, metadata: object, message: str
+) -> None:
+    save_file({"best": torch.zeros(1)}, tmp_path / "table", {"tfm": json.dumps(metadata)})
+
+    with pytest.raises(ModelError, match=message):
+        load_shortlist(tmp_path / "table", joint)

@@ -1,0 +1,103 @@
+"""`tfm shortlist`: which pieces a model's translations need."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfm_cli import log
+from tfm_cli.cli.options import flag
+from tfm_cli.config import DataConfig, TrainingConfig
+from tfm_cli.errors import ConfigError
+from tfm_cli.files import check_writable
+from tfm_cli.model_config import SHORTLIST_FILE, load_config
+
+logger = logging.getLogger(__name__)
+
+_MANY = "Repeatable."
+
+
+def shortlist(
+    source: Annotated[
+        list[str],
+        typer.Option(
+            "--source", "-s", metavar="FILE", help=f"Text in the source language. {_MANY}"
+        ),
+    ],
+    target: Annotated[
+        list[str],
+        typer.Option(
+            "--target", "-t", metavar="FILE", help=f"Its translation, line by line. {_MANY}"
+        ),
+    ],
+    model: Annotated[
+        Path,
+        typer.Option("--model", "-m", metavar="DIR", help="Model directory."),
+    ] = Path("model"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help=f"The table to write. [default: `{SHORTLIST_FILE}` in the model directory]",
+        ),
+    ] = None,
+    best: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=10_000, help="Most target pieces for each source piece."
+        ),
+    ] = 200,
+    frequent: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Most frequent target pieces, which any translation may have."
+        ),
+    ] = 100,
+    max_length: Annotated[int, flag(DataConfig, "max_length")] = DataConfig().max_length,
+    max_tokens: Annotated[int, flag(TrainingConfig, "max_tokens")] = TrainingConfig().max_tokens,
+    device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
+    cpu_threads: Annotated[int, flag(TrainingConfig, "cpu_threads")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+) -> None:
+    """Note which pieces translate which, for `tfm translate --shortlist`.
+
+    The model reads parallel text, best what it learned from; its attention says which target piece
+    came from which source piece.
+
+    \b
+    Example:  tfm shortlist --model model -s train.en -t train.de
+    """
+    log.setup(log.QUIET if quiet else log.NORMAL)
+    if len(source) != len(target):
+        counts = f"{len(source)} and {len(target)}"
+        raise ConfigError(f"source and target must be as many files, got {counts}")
+    path = output or model / SHORTLIST_FILE
+    load_config(model)
+    check_writable(path)
+
+    from tfm_cli.corpus.parallel_text import read_pairs  # imports torch: seconds
+    from tfm_cli.device import resolve_device, set_cpu_threads
+    from tfm_cli.model_dir import load_model
+    from tfm_cli.translation.shortlist import save_shortlist
+    from tfm_cli.translation.shortlist_building import build_shortlist
+
+    place = resolve_device(device)
+    set_cpu_threads(cpu_threads)
+    trained = load_model(model, place)
+    table = build_shortlist(
+        read_pairs(source, target),
+        trained.transformer,
+        trained.tokenizers,
+        best=best,
+        frequent=frequent,
+        max_length=max_length,
+        max_tokens=max_tokens,
+        device=place,
+        name=", ".join([*source, *target]),
+    )
+    save_shortlist(path, table, trained.tokenizers)
+    known = int((table.seen > 0).sum())
+    logger.info("%s: knows %d of %d source pieces", path, known, len(table.seen))

@@ -1,0 +1,157 @@
+"""How a batch of segments is searched: greedily, with a beam or by chance, in all its pieces."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tfm_cli.config import SearchConfig
+from tfm_cli.corpus.batch import pad_source
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.greedy import greedy_search
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.device import arithmetic
+from tfm_cli.errors import ResourceError
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.scope import Restrictable, Scope
+from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.shortlist import Shortlist
+
+Found = list[list[Hypothesis]]  # of each segment of a batch
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSearch:
+    """What makes hypotheses of segments.
+
+    Args:
+        models: over the same vocabulary, which translate together, on `device`.
+        tokenizers: of the models.
+        settings: how translations are looked for.
+        sampling: draw translations by chance instead of looking for the best.
+        device: where the models are.
+        dtype: arithmetic of the matrix products.
+        most_pieces: of a segment, on either side.
+        scores: whether somebody asks how good hypotheses are.
+        word_scores: … and each piece of them.
+        shortlist: the pieces that translations are searched among; else the whole vocabulary.
+    """
+
+    models: Sequence[Restrictable]
+    tokenizers: TokenizerPair
+    settings: SearchConfig
+    sampling: bool
+    device: torch.device
+    dtype: torch.dtype
+    most_pieces: int
+    scores: bool
+    word_scores: bool
+    shortlist: Shortlist | None
+
+    @torch.inference_mode()
+    def __call__(self, batch: list[Segment]) -> Found:
+        """Hypotheses of each segment, best first; a batch that memory cannot hold is halved.
+
+        Raises:
+            ResourceError: memory cannot hold a single segment.
+        """
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return self._whole(batch)
+        # Only out here is the memory of the failed search free again.
+        if len(batch) == 1:
+            size = f"{len(batch[0].ids)} pieces with a beam of {self.settings.beam_size}"
+            raise ResourceError(
+                f"line {batch[0].number}: {self.device} has no memory for a segment of {size}",
+                hint="lower `--beam-size` or `--max-length`, or use `--device cpu`",
+            )
+        half = len(batch) // 2
+        return self(batch[:half]) + self(batch[half:])
+
+    def _whole(self, batch: list[Segment]) -> Found:
+        scope = self._scope(batch)
+        with arithmetic(self.device, self.dtype):
+            found = self._found(batch, scope)
+        return [[scope.restored(i, each) for each in some] for i, some in enumerate(found)]
+
+    def _scope(self, batch: list[Segment]) -> Scope:
+        if self.shortlist is None:
+            return Scope()
+        target = self.tokenizers.target
+        allowed = self.shortlist.allowed(
+            [segment.ids for segment in batch],
+            [segment.prefix for segment in batch],
+            self.tokenizers,
+        )  # (B, V)
+        special = [target.eos_id, target.start_id, *target.banned_ids]
+        return Scope.of(allowed.to(self.device), special)
+
+    def _found(self, batch: list[Segment], scope: Scope) -> Found:
+        settings, target = self.settings, self.tokenizers.target
+        model = scope.model(self.models)
+        source, source_keep = pad_source([s.ids for s in batch], self.tokenizers.source.eos_id)
+        source = source.to(self.device)
+        source_keep = None if source_keep is None else source_keep.to(self.device)
+        prefixes = [scope.prefix(i, segment.prefix) for i, segment in enumerate(batch)]
+        limits = [
+            max(len(segment.prefix), min(longest, self.most_pieces))
+            for segment in batch
+            for longest in [output_limit(len(segment.ids), settings.max_length_factor)]
+        ]
+        start_id, eos_id = scope.specials([target.start_id, target.eos_id])
+        banned_ids = scope.specials(target.banned_ids)
+        if self._is_plainly_greedy and not any(prefixes):
+            greedy = greedy_search(
+                model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
+                banned_ids=banned_ids,
+            )  # fmt: skip
+            return [[hypothesis] for hypothesis in greedy]
+        if self.sampling:
+            drawn = sample(
+                model,
+                source,
+                source_keep,
+                limits=limits,
+                seeds=[segment.seed for segment in batch],
+                start_id=start_id,
+                eos_id=eos_id,
+                banned_ids=banned_ids,
+                length_penalty=settings.length_penalty,
+                norm_kind=settings.length_norm,
+                renormalize=settings.renormalize,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                no_repeat_ngram_size=settings.no_repeat_ngram_size,
+                repetition_penalty=settings.repetition_penalty,
+                prefixes=prefixes,
+                piece_scores=self.word_scores,
+            )
+            return [[hypothesis] for hypothesis in drawn]
+        return beam_search(
+            model,
+            source,
+            source_keep,
+            limits=limits,
+            start_id=start_id,
+            eos_id=eos_id,
+            banned_ids=banned_ids,
+            beam_size=settings.beam_size,
+            length_penalty=settings.length_penalty,
+            norm_kind=settings.length_norm,
+            early_stopping=settings.early_stopping,
+            renormalize=settings.renormalize,
+            no_repeat_ngram_size=settings.no_repeat_ngram_size,
+            repetition_penalty=settings.repetition_penalty,
+            prefixes=prefixes,
+            piece_scores=self.word_scores,
+        )
+
+    @property
+    def _is_plainly_greedy(self) -> bool:
+        """Whether the likeliest pieces are all that is wanted."""
+        settings = self.settings
+        changes = settings.no_repeat_ngram_size or settings.repetition_penalty != 1
+        return settings.beam_size == 1 and not (self.sampling or self.scores or changes)
