@@ -10,6 +10,9 @@ from typing import Any
 
 Value = bool | int | float | str | tuple[str, ...]
 
+# Arithmetic of the matrix products in translation; training has fewer.
+DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
 
 def opt(
     default: Value,

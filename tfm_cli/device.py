@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from tfm_cli.config import DECODING_PRECISIONS
 from tfm_cli.errors import ConfigError, ResourceError
-
-DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +60,8 @@ def decoding_precision(name: str, device: torch.device) -> str:
         ConfigError: no arithmetic has such a name, or the device does not have it.
     """
     if name not in DECODING_PRECISIONS:
-        listed = f"{', '.join(DECODING_PRECISIONS[:-1])} or {DECODING_PRECISIONS[-1]}"
-        raise ConfigError(f"unknown precision `{name}`, wanted {listed}")
+        wanted = ", ".join(DECODING_PRECISIONS)
+        raise ConfigError(f"unknown precision `{name}`, wanted one of {wanted}")
     if name == "auto":
         return "bf16" if _fast_bf16(device) else "fp32"
     if name == "int8" and device.type != "cpu":

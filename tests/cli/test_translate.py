@@ -109,7 +109,7 @@ def test_flags_go_by_the_names_that_people_know(
         asked.update(options)
         return beam_search(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tfm_cli.translation.translator.beam_search", remember)
+    monkeypatch.setattr("tfm_cli.translation.searching.beam_search", remember)
 
     result = run_tfm([*model, *flags.split()], "one\n")
 

@@ -52,7 +52,10 @@ def test_value_that_a_flag_cannot_have_is_a_usage_error(run_tfm: RunTfm, argumen
         ("--tsv-column 2", "`--tsv-column` needs `--tsv`"),
         ("--tsv -f json", "`--tsv` and `--format json` exclude each other"),
         ("--tsv --n-best 2", "`--tsv` and `--n-best 2` exclude each other"),
-        ("--precision fp8", "`--precision` must be one of `auto`, `fp32`, `bf16`, got `fp8`"),
+        (
+            "--precision fp8",
+            "`--precision` must be one of `auto`, `fp32`, `bf16`, `fp16`, `int8`, got `fp8`",
+        ),
     ],
 )
 def test_flags_that_make_no_sense_together_are_refused(

@@ -16,7 +16,7 @@ from tfm_cli.cli.evaluate_usage import (
     given_flags,
     systems_once,
 )
-from tfm_cli.cli.options import PRECISION, WORKERS, flag
+from tfm_cli.cli.options import PRECISION, WORKERS, check_precision, flag
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
@@ -160,6 +160,7 @@ def evaluate(
     scores.check_options(names, options)
     check_usage(given_flags(ctx), names, num_systems=len(paths), fail_under=fail_under)
     search = {"beam_size": beam_size, "length_penalty": length_penalty}
+    check_precision(precision)
     if output is not None:
         check_output(output, [*references, *([source] if source else [])])
 

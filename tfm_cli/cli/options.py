@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from tfm_cli.config import DECODING_PRECISIONS
 from tfm_cli.configcheck import coerce
 from tfm_cli.errors import ConfigError
 
@@ -71,6 +72,13 @@ def flag(
         bounds = {"min": field.metadata["ge"], "max": field.metadata["le"]}
     declared = names or (f"--{name.replace('_', '-')}",)
     return typer.Option(*declared, help=text, metavar=metavar, show_default=False, **bounds)
+
+
+def check_precision(name: str) -> None:
+    """Refuse an arithmetic that there is not, before seconds pass in loading."""
+    if name not in DECODING_PRECISIONS:
+        listed = ", ".join(f"`{one}`" for one in DECODING_PRECISIONS)
+        raise ConfigError(f"`--precision` must be one of {listed}, got `{name}`")
 
 
 def check_setting(section: type, name: str, value: object) -> None:

@@ -11,7 +11,6 @@ from tfm_cli.cli.options import flag
 from tfm_cli.config import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
-from tfm_cli.model_config import SHORTLIST_FILE, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def shortlist(
             "--output",
             "-o",
             metavar="FILE",
-            help=f"The table to write. [default: `{SHORTLIST_FILE}` in the model directory]",
+            help="The table to write. [default: `shortlist.safetensors` in the model directory]",
         ),
     ] = None,
     best: Annotated[
@@ -74,6 +73,8 @@ def shortlist(
     if len(source) != len(target):
         counts = f"{len(source)} and {len(target)}"
         raise ConfigError(f"source and target must be as many files, got {counts}")
+    from tfm_cli.model_config import SHORTLIST_FILE, load_config  # imports SentencePiece
+
     path = output or model / SHORTLIST_FILE
     load_config(model)
     check_writable(path)

@@ -1,25 +1,26 @@
 """`tfm translate`: lines in, translations out."""
 
-import dataclasses
 import logging
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import CPU_THREADS, PRECISION, WORKERS, check_setting, flag
+from tfm_cli.cli.options import (
+    CPU_THREADS,
+    PRECISION,
+    WORKERS,
+    check_precision,
+    flag,
+)
 from tfm_cli.cli.translate_job import check_input, job_settings, run_job
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
-from tfm_cli.model_config import SHORTLIST_FILE, load_config
 from tfm_cli.parallel import Parallel
 from tfm_cli.text import open_lines
-from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
 from tfm_cli.translation.render import Form, alignment_kind
 
 if TYPE_CHECKING:
@@ -182,16 +183,7 @@ def translate(
     """
     parallel = Parallel.from_environment()
     log.setup((log.QUIET if quiet else log.NORMAL) if parallel.is_main else log.SILENT)
-    if greedy and sampling:
-        raise ConfigError("`--greedy` and `--sampling` exclude each other")
-    if greedy or sampling:
-        if beam_size not in (None, 1):
-            name = "--greedy" if greedy else "--sampling"
-            raise ConfigError(f"`{name}` and `--beam-size {beam_size}` exclude each other")
-        if n_best not in (None, 1):
-            name = "--greedy" if greedy else "--sampling"
-            raise ConfigError(f"`{name}` and `--n-best {n_best}` exclude each other")
-        beam_size = 1
+    beam_size = usage.beam_size(beam_size, greedy=greedy, sampling=sampling, n_best=n_best)
     given: dict[str, object] = {
         "beam_size": beam_size,
         "length_penalty": length_penalty,
@@ -211,16 +203,9 @@ def translate(
         "buffer_size": buffer_size,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    for name, value in chosen.items():
-        check_setting(SearchConfig, name, value)
-    if n_best is not None and beam_size is not None and n_best > beam_size:
-        found = f"{n_best} and {beam_size}"
-        raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
-    for name in ("top_k", "top_p", "temperature", "seed"):
-        if name in chosen and not sampling:
-            logger.warning("`--%s` has no effect without `--sampling`", name.replace("_", "-"))
-
-    understand = _input_form(
+    check_precision(precision)
+    usage.check_search(chosen, sampling=sampling)
+    understand = usage.input_form(
         force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
     )
     aligned = None if alignment is None else alignment_kind(alignment)
@@ -230,14 +215,16 @@ def translate(
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
+    from tfm_cli.model_config import SHORTLIST_FILE, load_config  # imports SentencePiece
+
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_input(input_path, parallel)
     if parallel.is_main:
         check_writable(output_path)
     with open_lines(input_path, invalid="replace") as reader:
-        _refuse_same_file(input_path, output_path)
+        usage.refuse_same_file(input_path, output_path)
 
-        search = _search(load_config(models[0]).settings.search, chosen)
+        search = usage.search(load_config(models[0]).settings.search, chosen)
         typed = input_path == "-" and sys.stdin.isatty()
         if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")
@@ -272,7 +259,7 @@ def translate(
             settings=job_settings(
                 models, search, form, sampling=sampling, on_long=on_long, precision=precision,
                 force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input,
-                shortlist=str(table or ""),
+                shortlist=usage.identity(table),
             ),
             overwrite=overwrite, understand=understand, form=form,
             buffer_size=search.buffer_size, parallel=parallel,
@@ -282,36 +269,3 @@ def translate(
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
     logger.info("translated %s", work)
-
-
-def _input_form(
-    *, force_decode: bool, tsv: bool, tsv_column: int | None, json_input: bool
-) -> Callable[[str, str], InputLine]:
-    """What says what stands on a line, given the line and what messages call it."""
-    for name, given in (("--force-decode", force_decode), ("--tsv", tsv)):
-        if json_input and given:
-            raise ConfigError(f"`--json-input` and `{name}` exclude each other")
-    if tsv_column is not None and not tsv:
-        raise ConfigError("`--tsv-column` needs `--tsv`")
-    if json_input:
-        return from_json
-    if tsv:
-        return partial(from_columns, number=tsv_column or 1, forced=force_decode)
-    if force_decode:
-        return from_forced
-    return lambda line, place: InputLine(line)
-
-
-def _search(settings: SearchConfig, chosen: dict[str, object]) -> SearchConfig:
-    """The model's own settings but for what was chosen; the beam has room for the n best."""
-    # Checked at run time against the fields' own types, which mypy cannot see.
-    search = dataclasses.replace(settings, **chosen)  # type: ignore[arg-type]
-    if "beam_size" in chosen:
-        return dataclasses.replace(search, n_best=min(search.n_best, search.beam_size))
-    return dataclasses.replace(search, beam_size=max(search.n_best, search.beam_size))
-
-
-def _refuse_same_file(input_path: str, output_path: str) -> None:
-    source, target = Path(input_path), Path(output_path)
-    if "-" not in (input_path, output_path) and target.exists() and source.samefile(target):
-        raise ConfigError(f"{output_path}: is the input as well; name another `--output`")
