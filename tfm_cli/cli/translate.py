@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfm_cli import log
+from tfm_cli.cli import translate_usage as usage
 from tfm_cli.cli.options import (
     CPU_THREADS,
     PRECISION,
