@@ -5,6 +5,8 @@
 import torch
 from torch import Tensor, nn
 
+from tfm_cli.model.embedding import embedding
+
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """Position encodings, shape (T, width), for integer positions, shape (T,).
@@ -90,7 +92,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, width: int, max_positions: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(max_positions, width)
+        self.embedding = embedding(max_positions, width)
 
     def reset_parameters(self) -> None:
         """Normal initialisation, narrow beside the unit width of scaled embeddings.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.embedding import embedding
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer
 from tfm_cli.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from tfm_cli.model.state import DecoderState
@@ -70,9 +71,9 @@ class Transformer(nn.Module):
         self.embedding_scale = math.sqrt(width) if scale_embeddings else 1.0
         rotary = RotaryPositions() if positions == "rotary" else None
 
-        self.target_embedding = nn.Embedding(vocab_size, width)
+        self.target_embedding = embedding(vocab_size, width)
         # One matrix has one name; those who share it find None and use it by that name.
-        self.source_embedding = None if source_is_tied else nn.Embedding(source_vocab_size, width)
+        self.source_embedding = None if source_is_tied else embedding(source_vocab_size, width)
         self.output = None if output_is_tied else nn.Linear(width, vocab_size, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if output_bias else None
 
@@ -120,14 +121,16 @@ class Transformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Narrowed Glorot for matrices; embeddings D**-0.5 wide, as they are scaled by D**0.5."""
+        if self.target_embedding.weight.is_meta:
+            return  # there is nothing to fill
         # Children first: what nn.Linear and nn.Embedding give themselves is replaced.
         for module in reversed(list(self.modules())):
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
                 reset()
-        for embedding in (self.target_embedding, self.source_embedding, self.output):
-            if embedding is not None:
-                nn.init.normal_(embedding.weight, std=embedding.weight.shape[1] ** -0.5)
+        for matrix in (self.target_embedding, self.source_embedding, self.output):
+            if matrix is not None:
+                nn.init.normal_(matrix.weight, std=matrix.weight.shape[1] ** -0.5)
         if self.output_bias is not None:
             nn.init.zeros_(self.output_bias)
 
