@@ -5,6 +5,8 @@ Products are summed in 32-bit integers, so a row's result is the same whatever i
 
 # M rows, K inputs, N outputs
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,12 @@ def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A row is the bytes times its peak / 127, each element to within half of that.
     """
-    peak = x.abs().amax(1, keepdim=True).clamp_min_(_SMALLEST_PEAK)  # (M, 1)
-    return (x * (LARGEST / peak)).round_().to(torch.int8), peak
+    if len(x) == 1:  # one operator, which is slow for many rows
+        peak = torch.linalg.vector_norm(x, math.inf, 1, keepdim=True)  # (1, 1)
+    else:
+        peak = x.abs().amax(1, keepdim=True)  # (M, 1)
+    peak.clamp_min_(_SMALLEST_PEAK)
+    return torch.div(x, peak).mul_(LARGEST).round_().to(torch.int8), peak
 
 
 class Int8Linear:

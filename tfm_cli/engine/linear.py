@@ -16,13 +16,18 @@ Linear = Callable[[Tensor], Tensor]  # (M, K) → (M, N), fp32
 # Rows of a matrix whose length in bytes is a power of two fall into the same lines of the cache:
 # 82 GFLOPS without and 126 with this many more floats a row, for 64 rows and 512 x 2048.
 _PADDING = 16
+# Weights. Rounding the rows costs about what a product with 256 x 256 saves in bytes.
+_WORTH_ROUNDING = 100_000
 
 
 def prepared_linear(linear: nn.Linear, precision: str, outputs: slice = slice(None)) -> Linear:
     """What `linear` does, in `fp32`, `bf16` or `int8`; of its outputs only these.
 
-    Its weight may be stored anew, with the same values.
+    Its weight may be stored anew, with the same values. Small matrices stay in fp32 where `int8` is
+    asked for.
     """
+    if precision == "int8" and linear.weight.numel() < _WORTH_ROUNDING:
+        precision = "fp32"
     if precision == "fp32" and _likes_columns(linear.weight.device) and linear.weight.stride(0) > 1:
         linear.weight.data = by_columns(linear.weight)
     return linear_of(linear.weight.detach()[outputs], linear.bias.detach()[outputs], precision)

@@ -11,6 +11,7 @@ from tfm_cli.engine.int8 import LARGEST, quantized_rows
 from tfm_cli.engine.linear import linear_of
 
 _GROUP = 64  # pieces
+_FEW_ROWS = 4
 _DEVIATIONS = 8.0  # more than that off is one logit in 10^15
 _TOGETHER = 262_144  # logits that stay in the processor's own memory
 
@@ -54,11 +55,11 @@ class OutputLayer:
         """
         self._screen = self._screen or _Screen(self._weight, self._bias)
         row, piece = self._screen.candidates(hidden, banned)  # (m,) each
+        if len(row) == len(hidden):
+            return piece
         exact = (hidden.index_select(0, row) * self._weight.index_select(0, piece)).sum(1)  # (m,)
         if self._bias is not None:
             exact += self._bias.index_select(0, piece)
-        if len(row) == len(hidden):
-            return piece
         best = exact.new_full((len(hidden),), -math.inf).scatter_reduce_(0, row, exact, "amax")
         wins = exact == best.index_select(0, row)
         # Of equal ones the first, as `argmax` does.
@@ -80,20 +81,39 @@ class _Screen:
         self._columns = stored.t()  # (D, V), stored by rows of V
         self._scale = peak[:, 0] / LARGEST**2  # (V,)
         self._bias = bias
-        # Of the longest row and the widest step; a step's even spread has a variance of 1/12.
-        self._longest = float(weight.square().sum(1).max()) / LARGEST**2 / 12
-        self._widest = float(peak.max()) ** 2 / LARGEST**2 / 12
+        # Of the longest row and the widest step, whose even spread has a variance of 1/12.
+        step_deviation = _DEVIATIONS / LARGEST / math.sqrt(12)
+        self._longest = float(torch.linalg.vector_norm(weight, dim=1).max()) * step_deviation
+        self._widest = float(peak.max()) * step_deviation
 
     def candidates(self, hidden: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and ids, (m,) each, sorted by row; each row has at least one."""
         rows, peak = quantized_rows(hidden)
+        error = self._error(hidden, peak)  # (R, 1)
+        if len(hidden) <= _FEW_ROWS:
+            logits = torch._int_mm(rows, self._columns) * self._scale  # (R, V)
+            if self._bias is not None:
+                logits.addcdiv_(self._bias, peak)
+            logits.index_fill_(1, banned, -math.inf)
+            likely = logits >= logits.amax(1, keepdim=True) - 2 * error
+            row, piece = likely.nonzero(as_tuple=True)
+            return row, piece
+        return self._grouped_candidates(rows, peak, error, banned)
+
+    def _grouped_candidates(
+        self, rows: Tensor, peak: Tensor, error: Tensor, banned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same for many rows, whose logits do not stay in the processor's own memory.
+
+        Groups of pieces are looked through by their maxima, which are found as the logits come.
+        """
         size = len(self._scale)
         groups = -(-size // _GROUP)  # the last one may be smaller
-        logits = self._scale.new_empty(len(hidden), groups * _GROUP)  # in units of the row's peak
+        logits = self._scale.new_empty(len(rows), groups * _GROUP)  # in units of the row's peak
         logits[:, size:] = -math.inf
-        maxima = self._scale.new_empty(len(hidden), groups)  # (R, G)
+        maxima = self._scale.new_empty(len(rows), groups)  # (R, G)
         banned_ids = banned.tolist()
-        together = max(1, _TOGETHER // len(hidden) // _GROUP) * _GROUP
+        together = max(1, _TOGETHER // len(rows) // _GROUP) * _GROUP
         for start in range(0, size, together):
             end = min(start + together, size)
             part = logits[:, start:end]
@@ -105,15 +125,18 @@ class _Screen:
                 if start <= piece < end:
                     logits[:, piece] = -math.inf
             first, last = start // _GROUP, -(-end // _GROUP)
-            grouped = logits[:, start : last * _GROUP].view(len(hidden), -1, _GROUP)
+            grouped = logits[:, start : last * _GROUP].view(len(rows), -1, _GROUP)
             torch.amax(grouped, dim=2, out=maxima[:, first:last])
-        lowest = maxima.amax(1, keepdim=True) - 2 * self._error(hidden, peak)  # (R, 1)
+        lowest = maxima.amax(1, keepdim=True) - 2 * error  # (R, 1)
         row, group = (maxima >= lowest).nonzero(as_tuple=True)
-        members = logits.view(len(hidden), groups, _GROUP)[row, group]  # (groups kept, W)
+        members = logits.view(len(rows), groups, _GROUP)[row, group]  # (groups kept, W)
         kept, place = (members >= lowest[row]).nonzero(as_tuple=True)
         return row[kept], group[kept] * _GROUP + place
 
     def _error(self, hidden: Tensor, peak: Tensor) -> Tensor:
-        """How far a logit in 8 bits may be off, (R, 1), in units of the row's peak."""
-        squares = (hidden / peak).square_().sum(1, keepdim=True)  # (R, 1)
-        return squares.mul_(self._widest).add_(self._longest).sqrt_().mul_(_DEVIATIONS)
+        """How far a logit in 8 bits may be off, (R, 1), in units of the row's peak.
+
+        Not the root of a sum but the sum of roots, which is a little more.
+        """
+        norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)  # (R, 1)
+        return norm.div_(peak).mul_(self._widest).add_(self._longest)

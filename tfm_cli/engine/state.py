@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FIRST_ROOM = 16  # entries; the room doubles when it is full
+_FIRST_ROOM = 32  # entries; the room doubles when it is full
 
 
 @dataclass(slots=True)
