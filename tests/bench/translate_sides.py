@@ -57,7 +57,7 @@ class Tfm:
         )
         options: dict[str, Any] = {
             "device": "cpu", "precision": self.precision, "cpu_threads": job["threads"],
-            "workers": job["workers"],
+            "workers": job["workers"], "scores": False,
         }  # fmt: skip
 
         def load(n_best: int) -> Translator:

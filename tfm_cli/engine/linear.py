@@ -51,6 +51,17 @@ def linear_of(weight: Tensor, bias: Tensor, precision: str) -> Linear:
     return _packed_linear(weight, bias)
 
 
+def output_linear(weight: Tensor, bias: Tensor, precision: str) -> Linear:
+    """The same for the matrix of a large vocabulary, which is also that of the embeddings.
+
+    It stays as it is for them. oneDNN's packed copy is as fast as columns for many rows of 32,000
+    outputs, and twice as fast for four.
+    """
+    if precision == "fp32" and _has_onednn(weight.device):
+        return _packed_linear(weight, bias)
+    return linear_of(weight, bias, precision)
+
+
 def by_columns(weight: Tensor) -> Tensor:
     """The same matrix (N, K), whose columns lie one after the other.
 

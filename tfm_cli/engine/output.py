@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.engine.int8 import LARGEST, quantized_rows
-from tfm_cli.engine.linear import linear_of
+from tfm_cli.engine.linear import output_linear
 
 _GROUP = 64  # pieces
 _FEW_ROWS = 4
@@ -30,7 +30,7 @@ class OutputLayer:
         self._bias = None if bias is None else bias.detach()
         self._precision = precision
         added = self._weight.new_zeros(len(weight)) if self._bias is None else self._bias
-        self._logits = linear_of(self._weight, added, precision)
+        self._logits = output_linear(self._weight, added, precision)
         self._screen: _Screen | None = None
 
     def restricted(self, ids: Tensor) -> "OutputLayer":
