@@ -138,5 +138,5 @@ class _Screen:
 
         Not the root of a sum but the sum of roots, which is a little more.
         """
-        norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)  # (R, 1)
+        norm: Tensor = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)  # (R, 1)
         return norm.div_(peak).mul_(self._widest).add_(self._longest)
