@@ -135,7 +135,7 @@ class TestAfterAStop:
         [
             ("--beam 2", "--beam-size: was 4, is 2"),
             ("-f json", "--format: was text, is json"),
-            ("--precision auto", "--precision: was fp32, is auto"),
+            ("--precision int8", "--precision: was fp32, is int8"),
             ("--tsv", "--tsv: was false, is true"),
             ("--on-long cut", "--on-long: was split, is cut"),
         ],

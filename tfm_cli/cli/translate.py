@@ -235,15 +235,21 @@ def translate(
             word_scores=word_scores, alignment=aligned,
         )  # fmt: skip
 
+        from tfm_cli.device import decoding_precision, resolve_device  # imports torch: seconds
+
+        place = parallel.device(device)
+        if precision == "auto":  # which may be another one where the same job goes on
+            precision = decoding_precision(precision, resolve_device(place))
+
         def load() -> "Translator":
-            from tfm_cli.translation.translator import Translator  # imports torch: seconds
+            from tfm_cli.translation.translator import Translator
 
             return Translator.load(
                 models[0],
                 search=search,
                 sampling=sampling,
                 on_long=on_long,
-                device=parallel.device(device),
+                device=place,
                 precision=precision,
                 cpu_threads=cpu_threads,
                 others=models[1:],
