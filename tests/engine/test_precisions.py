@@ -34,7 +34,7 @@ def logits_of(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("lengths", [(5,), (6, 2, 4)])
-@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.03), ("int8", 0.08)])
+@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.025), ("int8", 0.04)])
 @every_shape
 def test_logits_are_near_those_of_single_precision(
     shape: dict[str, Any], precision: str, share: float, lengths: tuple[int, ...]
@@ -47,8 +47,8 @@ def test_logits_are_near_those_of_single_precision(
     found = logits_of(PreparedTransformer(model, precision), source, keep, target)
 
     # A product's factors are off by 2 parts in 1000 in bf16, and in int8 by half a 127th of the
-    # peak, 1 in 100 of a usual element. About a dozen products follow on each other, and norms
-    # between them keep errors from growing: a few times that, with room.
+    # peak, 1 in 100 of a usual element. A dozen products follow on each other, whose errors are
+    # independent and add up to a few times that; twice what was found.
     assert found.dtype == torch.float32
     assert float((found - wanted).norm() / wanted.norm()) < share
     assert not torch.equal(found, wanted)
