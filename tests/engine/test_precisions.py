@@ -33,15 +33,14 @@ def logits_of(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("lengths", [(5,), (6, 2, 4)])
 @pytest.mark.parametrize(("precision", "share"), [("bf16", 0.025), ("int8", 0.04)])
 @every_shape
 def test_logits_are_near_those_of_single_precision(
-    shape: dict[str, Any], precision: str, share: float, lengths: tuple[int, ...]
+    shape: dict[str, Any], precision: str, share: float
 ) -> None:
     model = model_of(shape)
-    source, keep = source_of(*lengths)
-    target = torch.randint(4, VOCAB, (len(lengths), 20))
+    source, keep = source_of(6, 2, 4)
+    target = torch.randint(4, VOCAB, (3, 12))
     wanted = logits_of(PreparedTransformer(model), source, keep, target)
 
     found = logits_of(PreparedTransformer(model, precision), source, keep, target)
@@ -59,7 +58,7 @@ def test_logits_are_near_those_of_single_precision(
 def test_int8_gives_a_segment_the_same_bits_whatever_its_neighbours(shape: dict[str, Any]) -> None:
     prepared = PreparedTransformer(model_of(shape), "int8")
     source, _ = source_of(6, 6, 6, 6)
-    target = torch.randint(4, VOCAB, (4, 10))
+    target = torch.randint(4, VOCAB, (4, 6))
 
     together = logits_of(prepared, source, None, target)
 
@@ -116,7 +115,7 @@ def test_greedy_search_in_fewer_bits_follows_its_own_hidden_states(
     state, other = prepared.start(source, keep), prepared.start(source, keep)
     pieces = torch.full((5,), START)
 
-    for _ in range(12):
+    for _ in range(6):
         hidden = prepared._hidden(pieces, other).double()
         bias = 0 if model.output_bias is None else model.output_bias
         logits = hidden @ model.output_weight.double().t() + bias
@@ -145,7 +144,7 @@ def test_wide_beams_of_long_translations(shape: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-@pytest.mark.parametrize("beam_size", [1, 5])
+@pytest.mark.parametrize("beam_size", [1, 3])
 def test_segments_searched_together_are_found_as_alone(precision: str, beam_size: int) -> None:
     """Without padding, a segment has the same products wherever it stands."""
     prepared = PreparedTransformer(model_of(SHAPES[1]), precision)
