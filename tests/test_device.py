@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from tfm_cli import device as module
-from tfm_cli.device import arithmetic, resolve_device, resolve_precision, set_cpu_threads
+from tfm_cli.device import (
+    arithmetic,
+    decoding_precision,
+    resolve_device,
+    resolve_precision,
+    set_cpu_threads,
+)
 from tfm_cli.errors import ConfigError, ResourceError
 
 
@@ -109,3 +115,82 @@ def test_number_of_threads_is_set_or_left() -> None:
     set_cpu_threads(0)
 
     assert torch.get_num_threads() == 1
+
+
+# --- precision of translating --------------------------------------------------------------------
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "fast", "wanted"),
+    [
+        ("auto", CPU, True, "bf16"),
+        ("auto", CPU, False, "fp32"),
+        ("auto", GPU, True, "bf16"),
+        ("auto", GPU, False, "fp32"),
+        ("fp32", CPU, True, "fp32"),
+        ("fp32", GPU, True, "fp32"),
+        ("bf16", CPU, True, "bf16"),
+        ("bf16", GPU, True, "bf16"),
+        ("bf16", GPU, False, "bf16"),
+        ("fp16", GPU, True, "fp16"),
+        ("fp16", GPU, False, "fp16"),
+        ("int8", CPU, True, "int8"),
+        ("int8", CPU, False, "int8"),
+    ],
+)
+def test_precision_of_translating(
+    name: str, device: torch.device, fast: bool, wanted: str,
+    monkeypatch: pytest.MonkeyPatch, told: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(module, "_fast_bf16", lambda device: fast)
+
+    assert decoding_precision(name, device) == wanted
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_gpu_takes_bf16_where_it_has_units_for_it(
+    capability: tuple[int, int], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    assert decoding_precision("auto", GPU) == wanted
+
+
+@pytest.mark.parametrize("name", ["int4", "", "FP32", "int8 "])
+def test_name_of_no_precision_of_translating_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoding_precision(name, CPU)
+
+    wanted = "wanted one of auto, fp32, bf16, fp16, int8"
+    assert str(caught.value) == f"unknown precision `{name}`, {wanted}"
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_int8_is_refused_where_there_is_no_such_arithmetic(device: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoding_precision("int8", torch.device(device))
+
+    assert str(caught.value) == f"`--precision int8` is for CPUs, not for `{device}`"
+    assert caught.value.hint == "use bf16 or fp16 there, or `--device cpu`"
+
+
+def test_fp16_is_refused_on_cpus() -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoding_precision("fp16", CPU)
+
+    assert str(caught.value) == "`--precision fp16` is for GPUs; CPUs compute it far slower"
+    assert caught.value.hint == "use int8, or bf16 on a processor that has it"
+
+
+def test_bf16_on_a_processor_without_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    monkeypatch.setattr(module, "_fast_bf16", lambda device: False)
+
+    assert decoding_precision("bf16", CPU) == "bf16"
+    assert told == ["this processor has no bf16 and computes it far slower than fp32"]

@@ -5,39 +5,19 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.engine.small_models import (
+    EOS,
+    SHAPES,
+    START,
+    VOCAB,
+    every_shape,
+    model_of,
+    source_of,
+)
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.engine.state import LayerCache, PreparedState
-from tfm_cli.model.transformer import Transformer
-
-VOCAB, START, EOS = 40, 2, 3
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {"norm": "pre", "activation": "swiglu", "positions": "rotary", "tied_embeddings": 0},
-    {"activation": "gelu", "positions": "learned", "tied_embeddings": 2, "output_bias": True},
-    {"activation": "swish", "positions": "sinusoidal_halves", "tied_embeddings": 1},
-    {"encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False, "norm": "pre"},
-]
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def model_of(shape: dict[str, Any]) -> Transformer:
-    torch.manual_seed(1)
-    base = {"encoder_layers": 2, "decoder_layers": 2, "width": 32, "heads": 4,
-            "feed_forward_width": 48, "max_positions": 64}  # fmt: skip
-    model = Transformer(VOCAB, **{**base, **shape}).eval()
-    for name, parameter in model.named_parameters():
-        # No bias is 0 and no gain is 1, and attention is not even.
-        parameter.data += 0.2 * torch.randn(parameter.shape) if parameter.ndim == 1 else 0
-        parameter.data *= 3 if "projection.weight" in name else 1
-    return model
-
-
-def source_of(*lengths: int) -> tuple[Tensor, Tensor | None]:
-    ids = torch.randint(4, VOCAB, (len(lengths), max(lengths)))
-    keep = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return ids, None if bool(keep.all()) else keep[:, None, None]
 
 
 @torch.inference_mode()

@@ -39,7 +39,9 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         stored, peak = quantized_rows(weight)
-        self._columns = stored.t()  # (K, N), stored by rows of N
+        # (K, N), stored by rows of N. Of a single input, torch 2.13's product mistakes strides
+        # (1, 1) for those of a matrix the other way round, and reads what is not there.
+        self._columns = stored.t() if stored.shape[1] > 1 else stored.view(1, -1)
         # Both rows and weights were multiplied by 127.
         self._scale = peak[:, 0] / LARGEST**2  # (N,)
         self._bias = bias

@@ -1,0 +1,122 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.decoding.table_model import EOS, START, VOCAB, TableModel, TableState, sources
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.greedy import greedy_search
+from tfm_cli.decoding.hypothesis import Hypothesis
+
+
+def both(
+    model: TableModel, tables: list[int], limits: list[int], banned: tuple[int, ...] = ()
+) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """What greedy search finds, and a beam of one."""
+    given: dict[str, Any] = {
+        "limits": limits, "start_id": START, "eos_id": EOS, "banned_ids": banned,
+    }  # fmt: skip
+    greedy = greedy_search(model, sources(*tables), None, **given)
+    beams = beam_search(model, sources(*tables), None, beam_size=1, **given)
+    return greedy, [found for (found,) in beams]
+
+
+def ids_of(found: list[Hypothesis]) -> list[tuple[int, ...]]:
+    return [hypothesis.ids for hypothesis in found]
+
+
+@pytest.mark.parametrize("banned", [(), (START,), (START, 2)])
+@pytest.mark.parametrize("seed", range(30))
+def test_finds_what_a_beam_of_one_finds(seed: int, banned: tuple[int, ...]) -> None:
+    """Segments that end at different times, of themselves or since they have to."""
+    model = TableModel(seed, num_tables=6)
+
+    greedy, wanted = both(model, [3, 0, 5, 1, 4, 2, 0], [6, 7, 0, 1, 7, 2, 3], banned)
+
+    assert ids_of(greedy) == ids_of(wanted)
+
+
+@pytest.mark.parametrize("limit", range(8))
+def test_limit_ends_a_translation(limit: int) -> None:
+    model = TableModel(seed=limit)
+    model.logits[..., EOS] -= 100
+
+    greedy, wanted = both(model, [0], [limit])
+
+    assert len(greedy[0].ids) == limit
+    assert ids_of(greedy) == ids_of(wanted)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_end_may_come_first(seed: int) -> None:
+    model = TableModel(seed, num_tables=3)
+    model.logits[1, 0, ..., EOS] += 100
+
+    greedy, wanted = both(model, [1, 0, 1, 2], [5, 5, 5, 5])
+
+    assert greedy[0].ids == greedy[2].ids == ()
+    assert ids_of(greedy) == ids_of(wanted)
+
+
+def test_no_step_is_taken_where_nothing_may_be_written() -> None:
+    model = TableModel(0)
+
+    found = greedy_search(model, sources(0, 0), None, limits=[0, 0], start_id=START, eos_id=EOS)
+
+    assert ids_of(found) == [(), ()]
+    assert model.rows_of_steps == []
+
+
+def test_finished_segments_leave_the_batch() -> None:
+    model = TableModel(1, num_tables=3)
+    model.logits[..., EOS] -= 100
+
+    greedy_search(model, sources(0, 1, 2), None, limits=[0, 3, 1], start_id=START, eos_id=EOS)
+
+    assert model.rows_of_steps == [2, 1, 1]
+
+
+def test_segments_found_together_are_found_as_alone() -> None:
+    model = TableModel(2, num_tables=4)
+
+    together, _ = both(model, [2, 0, 3, 1], [5, 3, 7, 1])
+
+    for table, limit, found in zip([2, 0, 3, 1], [5, 3, 7, 1], together, strict=True):
+        assert both(model, [table], [limit])[0][0].ids == found.ids
+
+
+def test_scores_are_not_there() -> None:
+    (found,), _ = both(TableModel(3), [0], [5])
+
+    assert math.isnan(found.score)
+    assert math.isnan(found.log_probability)
+    assert found.piece_scores == ()
+
+
+class GreedyTable(TableModel):
+    """Finds the likeliest piece by itself."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, num_tables=3)
+        self.banned: list[list[int]] = []
+
+    def step_greedily(self, pieces: Tensor, state: TableState, banned: Tensor) -> Tensor:
+        self.banned.append(banned.tolist())
+        allowed = [piece for piece in range(VOCAB) if piece not in self.banned[-1]]
+        return torch.tensor(allowed)[self.step(pieces, state)[:, allowed].argmax(1)]
+
+
+@pytest.mark.parametrize("banned", [(), (START, 2)])
+@pytest.mark.parametrize("seed", range(10))
+def test_model_that_finds_the_likeliest_piece_is_asked_for_it(
+    seed: int, banned: tuple[int, ...]
+) -> None:
+    model = GreedyTable(seed)
+
+    greedy, wanted = both(model, [2, 0, 1], [7, 2, 5], banned)
+
+    assert ids_of(greedy) == ids_of(wanted)
+    assert model.banned
+    assert all(each == list(banned) for each in model.banned)
