@@ -27,6 +27,15 @@ def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.div(x, peak).mul_(LARGEST).round_().to(torch.int8), peak
 
 
+def columns_of(stored: Tensor) -> Tensor:
+    """Bytes (N, K) as the (K, N) that products take, stored as they were.
+
+    Of a single input, torch 2.13's product mistakes strides (1, 1) for those of a matrix the other
+    way round, and reads what is not there.
+    """
+    return stored.t() if stored.shape[1] > 1 else stored.view(1, -1)
+
+
 class Int8Linear:
     """x W^T + b with weights in bytes.
 
@@ -39,9 +48,7 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         stored, peak = quantized_rows(weight)
-        # (K, N), stored by rows of N. Of a single input, torch 2.13's product mistakes strides
-        # (1, 1) for those of a matrix the other way round, and reads what is not there.
-        self._columns = stored.t() if stored.shape[1] > 1 else stored.view(1, -1)
+        self._columns = columns_of(stored)
         # Both rows and weights were multiplied by 127.
         self._scale = peak[:, 0] / LARGEST**2  # (N,)
         self._bias = bias

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tfm_cli.engine.int8 import LARGEST, quantized_rows
+from tfm_cli.engine.int8 import LARGEST, columns_of, quantized_rows
 from tfm_cli.engine.linear import output_linear
 
 _GROUP = 64  # pieces
@@ -78,7 +78,7 @@ class _Screen:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         stored, peak = quantized_rows(weight)
-        self._columns = stored.t()  # (D, V), stored by rows of V
+        self._columns = columns_of(stored)  # (D, V)
         self._scale = peak[:, 0] / LARGEST**2  # (V,)
         self._bias = bias
         # Of the longest row and the widest step, whose even spread has a variance of 1/12.
