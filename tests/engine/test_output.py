@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -212,3 +214,14 @@ def test_being_ready_changes_nothing() -> None:
     early.prepare_best()
 
     assert early.best(hidden, NONE).tolist() == late.best(hidden, NONE).tolist()
+
+
+@torch.inference_mode()
+def test_row_that_has_no_numbers_gets_some_piece() -> None:
+    hidden = torch.randn(6, 8)
+    hidden[2] = math.nan
+
+    found = OutputLayer(torch.randn(70, 8), None, "fp32").best(hidden, torch.tensor([0]))
+
+    assert found.shape == (6,)
+    assert 0 <= int(found.min()) <= int(found.max()) < 70

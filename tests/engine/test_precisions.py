@@ -19,9 +19,16 @@ from tests.engine.small_models import (
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import GreedyModel, greedy_search
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.engine import linear
 from tfm_cli.engine.prepared import PreparedTransformer
 
 LIMITS = [20, 3, 0, 33, 11]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices as small as those of these models would stay in fp32."""
+    monkeypatch.setattr(linear, "_WORTH_ROUNDING", 0)
 
 
 def logits_of(

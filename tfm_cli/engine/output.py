@@ -63,7 +63,9 @@ class OutputLayer:
         best = exact.new_full((len(hidden),), -math.inf).scatter_reduce_(0, row, exact, "amax")
         wins = exact == best.index_select(0, row)
         # Of equal ones the first, as `argmax` does.
-        found = piece.new_full((len(hidden),), len(self._weight))
+        found = piece.new_full(
+            (len(hidden),), len(self._weight) - 1
+        )  # of a row that has no numbers
         return found.scatter_reduce_(0, row[wins], piece[wins], "amin")
 
 
