@@ -34,6 +34,7 @@ def alignment_layer(decoder_layers: int) -> int:
     return max(decoder_layers - 2, min(decoder_layers - 1, 1))
 
 
+@torch.inference_mode()
 def piece_weights(
     models: Sequence[Transformer],
     tokenizers: TokenizerPair,
