@@ -16,7 +16,11 @@ SHAPES: list[dict[str, Any]] = [
     {"activation": "swish", "positions": "sinusoidal_halves", "tied_embeddings": 1},
     {"encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False, "norm": "pre"},
 ]
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_shape = pytest.mark.parametrize(
+    "shape",
+    [*SHAPES[:2], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[2:])],
+    ids=str,
+)
 
 
 def model_of(shape: dict[str, Any]) -> Transformer:
