@@ -13,8 +13,8 @@ def leading(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest logits of each row and their ids, (R, C) each, largest first.
 
     The C largest stand in the C groups of pieces whose maxima are the largest, and the maxima of
-    groups are found several times as fast as the C largest of all: 0.6 ms instead of 2.8 for 64
-    rows of 32,000.
+    groups are found several times as fast as the C largest of all: of 64 rows of 32,000 the largest
+    in 1.3 to 1.9 ms instead of 7.7 to 9.9.
 
     Args:
         logits: (R, V).

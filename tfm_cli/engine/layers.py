@@ -14,14 +14,10 @@ from torch.nn import functional as F
 
 from tfm_cli.engine.linear import prepared_linear
 from tfm_cli.model.attention import MultiHeadAttention
-from tfm_cli.model.layers import AddAndNorm, FeedForward
+from tfm_cli.model.layers import ACTIVATIONS, AddAndNorm, FeedForward
 from tfm_cli.model.positions import RotaryPositions
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,  # in place
-    "gelu": F.gelu,
-    "swish": F.silu,
-}
+_ACTIVATIONS = ACTIVATIONS | {"relu": torch.relu_}  # in place
 
 
 def prepared_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:

@@ -65,7 +65,7 @@ def output_linear(weight: Tensor, bias: Tensor, precision: str) -> Linear:
 def by_columns(weight: Tensor) -> Tensor:
     """The same matrix (N, K), whose columns lie one after the other.
 
-    MKL multiplies a few rows with it 1.2 to 2.5 times as fast as with one stored by rows, since
+    MKL multiplies a few rows with it 1.2 to 2 times as fast as with one stored by rows, since
     it need not turn it round each time.
     """
     outputs, inputs = weight.shape

@@ -38,9 +38,10 @@ class OutputLayer:
         bias = None if self._bias is None else self._bias[ids]
         return OutputLayer(self._weight[ids], bias, self._precision)
 
-    def prepare_best(self) -> None:
+    def prepare_best(self) -> "_Screen":
         """Make `best` ready, which costs some memory."""
         self._screen = self._screen or _Screen(self._weight, self._bias)
+        return self._screen
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, V) of hidden states (R, D)."""
@@ -53,8 +54,7 @@ class OutputLayer:
             hidden: (R, D).
             banned: ids that are not chosen.
         """
-        self._screen = self._screen or _Screen(self._weight, self._bias)
-        row, piece = self._screen.candidates(hidden, banned)  # (m,) each
+        row, piece = self.prepare_best().candidates(hidden, banned)  # (m,) each
         if len(row) == len(hidden):
             return piece
         exact = (hidden.index_select(0, row) * self._weight.index_select(0, piece)).sum(1)  # (m,)
@@ -63,9 +63,8 @@ class OutputLayer:
         best = exact.new_full((len(hidden),), -math.inf).scatter_reduce_(0, row, exact, "amax")
         wins = exact == best.index_select(0, row)
         # Of equal ones the first, as `argmax` does.
-        found = piece.new_full(
-            (len(hidden),), len(self._weight) - 1
-        )  # of a row that has no numbers
+        # A row that has no numbers has no candidates, and gets the last.
+        found = piece.new_full((len(hidden),), len(self._weight) - 1)
         return found.scatter_reduce_(0, row[wins], piece[wins], "amin")
 
 

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
     def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
         """The memory (B, S, D) of source ids (B, S)."""
         embedding = self.source_embedding or self.target_embedding
-        x = self.embed(source, embedding, self.source_positions)  # (B, S, D)
+        x = self._embed(source, embedding, self.source_positions)  # (B, S, D)
         for layer in self.encoder_layers:
             x = layer(x, source_keep)
         return x if self.encoder_norm is None else self.encoder_norm(x)
@@ -155,7 +155,7 @@ class Transformer(nn.Module):
     def decode(self, target: Tensor, memory: Tensor, source_keep: Tensor | None) -> Tensor:
         """Hidden states (B, T, D) of target ids (B, T), each seeing itself and those before it."""
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
-        x = self.embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
         for layer in self.decoder_layers:
             x = layer(x, memory, source_keep, causal)
         return x if self.decoder_norm is None else self.decoder_norm(x)
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
         """
         memory = self.encode(source, source_keep)  # (B, S, D)
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
-        x = self.embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
         for below in self.decoder_layers[:layer]:
             x = below(x, memory, source_keep, causal)
         chosen = cast(DecoderLayer, self.decoder_layers[layer])
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
 
     def advance(self, pieces: Tensor, state: DecoderState) -> Tensor:
         """Hidden states (R, D) after the newest piece (R,) of each row; extends the state."""
-        x = self.embed(
+        x = self._embed(
             pieces[:, None], self.target_embedding, self.target_positions, state.length
         )  # (R, 1, D)
         for layer, layer_state in zip(self.decoder_layers, state.layers, strict=True):
@@ -211,7 +211,7 @@ class Transformer(nn.Module):
             x = self.decoder_norm(x)
         return x[:, 0]  # (R, D)
 
-    def embed(
+    def _embed(
         self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, start: int = 0
     ) -> Tensor:
         """What the first layer sees (B, T, D) of ids (B, T), whose positions begin at `start`."""
