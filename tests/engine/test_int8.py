@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,9 +7,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from tfm_cli.engine.int8 import LARGEST, Int8Linear, quantized_rows
+from tfm_cli.engine.int8 import (
+    LARGEST,
+    Int8Linear,
+    RowwiseInt8Linear,
+    has_fbgemm,
+    int8_linear,
+    quantized_rows,
+)
 
 SIZES = [(1, 1, 1), (2, 1, 5), (1, 64, 3), (3, 17, 5), (20, 64, 100), (65, 130, 33)]  # M, K, N
+Kind = type[Int8Linear] | type[RowwiseInt8Linear]
+needs_fbgemm = pytest.mark.skipif(
+    not has_fbgemm(), reason="this processor has no products of bytes"
+)
+every_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(Int8Linear, marks=needs_fbgemm), RowwiseInt8Linear]
+)
 every_size = pytest.mark.parametrize(("rows", "inputs", "outputs"), SIZES)
 
 
@@ -42,12 +58,13 @@ def test_row_of_zeros_stays_zero() -> None:
     assert float(peak[0]) > 0
 
 
-def test_what_is_quantized_is_left_as_it_is() -> None:
+@every_kind
+def test_what_is_quantized_is_left_as_it_is(kind: Kind) -> None:
     x = torch.randn(3, 5)
     before = x.clone()
 
     quantized_rows(x)
-    Int8Linear(x, None)(x)
+    kind(x, None)(x)
 
     assert torch.equal(x, before)
 
@@ -75,7 +92,7 @@ def test_product_is_that_of_the_integers(
     weight[0] *= 1000
     bias = torch.randn(outputs) if biased else None
 
-    found = Int8Linear(weight, bias)(x)
+    found = RowwiseInt8Linear(weight, bias)(x)
 
     # Scales are applied in single precision; the largest sums say how much a rounding is.
     wanted = reference(x, weight, bias)
@@ -88,7 +105,8 @@ def test_result_of_a_row_is_the_same_whatever_its_neighbours(
     rows: int, inputs: int, outputs: int
 ) -> None:
     torch.manual_seed(rows)
-    x, linear = torch.randn(rows, inputs), Int8Linear(torch.randn(outputs, inputs), torch.randn(1))
+    x = torch.randn(rows, inputs)
+    linear = RowwiseInt8Linear(torch.randn(outputs, inputs), torch.randn(1))
     among_others = torch.cat((100 * torch.randn(7, inputs), x.flip(0)))
 
     together = linear(x)
@@ -98,28 +116,94 @@ def test_result_of_a_row_is_the_same_whatever_its_neighbours(
         assert torch.equal(linear(x[row : row + 1])[0], together[row])
 
 
-def test_rows_and_outputs_of_zeros_give_the_bias() -> None:
+@every_kind
+def test_rows_and_outputs_of_zeros_give_the_bias(kind: Kind) -> None:
     weight, bias = torch.randn(4, 8), torch.randn(4)
     weight[1] = 0
 
-    y = Int8Linear(weight, bias)(torch.stack((torch.zeros(8), torch.ones(8))))
+    y = kind(weight, bias)(torch.stack((torch.zeros(8), torch.ones(8))))
 
     assert torch.equal(y[0], bias)
     assert y[1, 1] == bias[1]
 
 
+@every_kind
 @pytest.mark.parametrize("inputs", [16, 512, 2048])
-def test_product_is_near_the_one_in_single_precision(inputs: int) -> None:
+def test_product_is_near_the_one_in_single_precision(inputs: int, kind: Kind) -> None:
     torch.manual_seed(inputs)
     x, weight = torch.randn(50, inputs), torch.randn(60, inputs)
 
-    error = Int8Linear(weight, None)(x) - x @ weight.t()
+    error = kind(weight, None)(x) - x @ weight.t()
 
     # Both sides are off by an even spread over a step, a 127th of a peak of 2 to 4 deviations.
     assert float(error.norm() / (x @ weight.t()).norm()) < 0.015
 
 
-def test_sums_do_not_overflow() -> None:
-    found = Int8Linear(torch.ones(2, 4096), None)(torch.ones(1, 4096))
+@every_kind
+def test_sums_do_not_overflow(kind: Kind) -> None:
+    found = kind(torch.ones(2, 4096), None)(torch.ones(1, 4096))
 
     assert found[0].tolist() == pytest.approx([4096.0] * 2)
+
+
+@every_kind
+@every_size
+def test_relu_is_that_of_the_product(rows: int, inputs: int, outputs: int, kind: Kind) -> None:
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+
+    assert torch.equal(kind(weight, bias, relu=True)(x), kind(weight, bias)(x).relu())
+
+
+# --- one scale for all rows ----------------------------------------------------------------------
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("biased", [True, False])
+@every_size
+def test_no_number_is_off_by_more_than_half_a_step_of_each_factor(
+    rows: int, inputs: int, outputs: int, biased: bool
+) -> None:
+    torch.manual_seed(inputs)
+    x, weight = 5 * torch.randn(rows, inputs), 0.1 * torch.randn(outputs, inputs)
+    x[-1] *= 100
+    weight[0] *= 1000
+    bias = torch.randn(outputs) if biased else None
+
+    found = Int8Linear(weight, bias)(x)
+
+    # 256 steps from the lowest to the highest with 0 among them, which may move by half a step.
+    step = (x.max().clamp_min(0) - x.min().clamp_max(0)).double() / 255
+    half = weight.abs().amax(1).double() / 127 / 2  # of the weights of an output
+    x, weight = x.double(), weight.double()
+    wanted = x @ weight.t() + (0 if bias is None else bias)
+    most = step * weight.abs().sum(1) + (x.abs().sum(1, keepdim=True) + inputs * step) * half
+    assert bool(((found - wanted).abs() <= 1.001 * most + 1e-5).all())
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_row_that_has_no_numbers_is_no_error(odd: float) -> None:
+    x = torch.randn(4, 8)
+    x[2, 3] = odd
+
+    assert Int8Linear(torch.randn(5, 8), None)(x).shape == (4, 5)
+
+
+def test_processor_without_products_of_bytes_has_the_other_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FBGEMM would sum two products in 16 bits there, which overflow."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": False})
+    has_fbgemm.cache_clear()
+    try:
+        assert type(int8_linear(torch.ones(1, 1), None)) is RowwiseInt8Linear
+    finally:
+        has_fbgemm.cache_clear()
+
+
+def test_choice_of_the_engine_is_left_as_it_is() -> None:
+    before = torch.backends.quantized.engine
+
+    int8_linear(torch.ones(1, 1), None)
+
+    assert torch.backends.quantized.engine == before

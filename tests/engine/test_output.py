@@ -7,18 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from tfm_cli.engine import output as module
 from tfm_cli.engine.output import OutputLayer, _Screen
 
 NONE = torch.tensor([], dtype=torch.long)
 SIZES = [1, 2, 63, 64, 65, 128, 200, 1000]
 every_size = pytest.mark.parametrize("size", SIZES)
-
-
-@pytest.fixture(params=[640, 262_144])
-def together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits are found in one go or a few at a time."""
-    monkeypatch.setattr(module, "_TOGETHER", request.param)
 
 
 def logits_of(weight: Tensor, bias: Tensor | None, hidden: Tensor, banned: Tensor) -> Tensor:
@@ -51,7 +44,6 @@ def assert_best(
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("rows", [1, 9])
 @every_size
-@pytest.mark.usefixtures("together")
 def test_best_is_that_of_single_precision(size: int, rows: int, biased: bool) -> None:
     torch.manual_seed(size)
     weight, hidden = torch.randn(size, 48), torch.randn(rows, 48)
@@ -61,7 +53,6 @@ def test_best_is_that_of_single_precision(size: int, rows: int, biased: bool) ->
 
 @pytest.mark.parametrize("biased", [True, False])
 @every_size
-@pytest.mark.usefixtures("together")
 def test_banned_ids_are_not_chosen(size: int, biased: bool) -> None:
     """The best of some rows, and ids at the borders of groups; then the next best."""
     torch.manual_seed(size)
@@ -77,7 +68,6 @@ def test_banned_ids_are_not_chosen(size: int, biased: bool) -> None:
         banned.append(int(best[0]))
 
 
-@pytest.mark.usefixtures("together")
 def test_rows_of_very_different_scale_do_not_bear_on_each_other() -> None:
     weight = torch.randn(500, 32)
     hidden = torch.randn(8, 32) * torch.tensor([[10.0**power] for power in range(-4, 4)])
@@ -109,7 +99,6 @@ def test_nearly_equal_logits_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 64, 130])
-@pytest.mark.usefixtures("together")
 def test_first_of_equal_ones_wins(size: int) -> None:
     weight, hidden = torch.randn(1, 16).expand(size, -1).contiguous(), torch.randn(3, 16)
     layer = OutputLayer(weight, None, "fp32")

@@ -60,20 +60,6 @@ def test_logits_are_near_those_of_single_precision(
     assert not torch.equal(found, wanted)
 
 
-@torch.inference_mode()
-@every_shape
-def test_int8_gives_a_segment_the_same_bits_whatever_its_neighbours(shape: dict[str, Any]) -> None:
-    prepared = PreparedTransformer(model_of(shape), "int8")
-    source, _ = source_of(6, 6, 6, 6)
-    target = torch.randint(4, VOCAB, (4, 6))
-
-    together = logits_of(prepared, source, None, target)
-
-    for row in range(4):
-        alone = logits_of(prepared, source[row : row + 1], None, target[row : row + 1])
-        assert torch.equal(alone[0], together[row])
-
-
 def greedily(model: StepModel[StateT], source: Tensor, keep: Tensor | None) -> list[Any]:
     found = greedy_search(
         model, source, keep, limits=LIMITS, start_id=START, eos_id=EOS, banned_ids=(0, 1, 7)
@@ -150,10 +136,10 @@ def test_wide_beams_of_long_translations(shape: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_segments_searched_together_are_found_as_alone(precision: str, beam_size: int) -> None:
-    """Without padding, a segment has the same products wherever it stands."""
+    """Not so in int8, whose scales are those of a whole batch."""
     prepared = PreparedTransformer(model_of(SHAPES[1]), precision)
     source, _ = source_of(5, 5, 5, 5, 5)
 

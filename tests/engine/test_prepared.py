@@ -42,16 +42,18 @@ def test_logits_are_those_of_the_transformer(
 @torch.inference_mode()
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 @pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("lengths", [(7, 3, 9, 1, 5), (9,), (70,)])
 def test_search_finds_what_it_finds_in_the_transformer(
-    shape: dict[str, Any], beam_size: int
+    shape: dict[str, Any], beam_size: int, lengths: tuple[int, ...]
 ) -> None:
-    """Segments that leave the batch, beams that change places, caches that grow."""
+    """Segments that leave the batch, beams that change places, caches that grow; one alone."""
     model = model_of(shape)
-    source, keep = source_of(7, 3, 9, 1, 5)
+    source, keep = source_of(*lengths)
+    limits = [20, 3, 25, 40, 11][: len(lengths)]
 
     def search(searched: Any) -> list[list[Hypothesis]]:
         return beam_search(
-            searched, source, keep, limits=[20, 3, 25, 40, 11], start_id=START, eos_id=EOS,
+            searched, source, keep, limits=limits, start_id=START, eos_id=EOS,
             banned_ids=(0, 1), beam_size=beam_size,
         )  # fmt: skip
 
@@ -60,6 +62,16 @@ def test_search_finds_what_it_finds_in_the_transformer(
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours[0].ids == theirs[0].ids
         assert ours[0].score == pytest.approx(theirs[0].score, abs=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("lengths", "is_folded"), [((64,), True), ((65,), False), ((5, 5), False)])
+def test_memory_of_a_short_segment_alone_is_folded(
+    lengths: tuple[int, ...], is_folded: bool
+) -> None:
+    state = PreparedTransformer(model_of({})).start(*source_of(*lengths))
+
+    assert [layer.folded is not None for layer in state.layers] == [is_folded] * len(state.layers)
 
 
 @torch.inference_mode()

@@ -1,11 +1,10 @@
-"""Linear maps in 8-bit integers: a scale for each output of the weights and each row of the input.
-
-Products are summed in 32-bit integers, so a row's result is the same whatever its neighbours.
-"""
+"""Linear maps in 8-bit integers, summed in 32-bit integers."""
 
 # M rows, K inputs, N outputs
 
 import math
+import warnings
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -36,28 +35,91 @@ def columns_of(stored: Tensor) -> Tensor:
     return stored.t() if stored.shape[1] > 1 else stored.view(1, -1)
 
 
-class Int8Linear:
-    """x W^T + b with weights in bytes.
+class RowwiseInt8Linear:
+    """x W^T + b with weights in bytes: a scale for each output, and for each row of the input.
+
+    A row's result is the same whatever its neighbours.
 
     Args:
         weight: (N, K), fp32.
         bias: (N,); None for none.
+        relu: put a ReLU behind.
     """
 
-    __slots__ = ("_bias", "_columns", "_scale")
+    __slots__ = ("_bias", "_columns", "_relu", "_scale")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:
         stored, peak = quantized_rows(weight)
         self._columns = columns_of(stored)
         # Both rows and weights were multiplied by 127.
         self._scale = peak[:, 0] / LARGEST**2  # (N,)
         self._bias = bias
+        self._relu = relu
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps (M, K) to (M, N), fp32 both."""
         rows, peak = quantized_rows(x)
         sums = torch._int_mm(rows, self._columns).float()  # (M, N)
         sums.mul_(peak)
-        if self._bias is None:
-            return sums.mul_(self._scale)
-        return torch.addcmul(self._bias, sums, self._scale)
+        sums.mul_(self._scale)
+        if self._bias is not None:
+            sums.add_(self._bias)
+        return sums.relu_() if self._relu else sums
+
+
+class Int8Linear:
+    """The same with one scale for all rows of the input, in one operator of FBGEMM.
+
+    Half the time of `RowwiseInt8Linear`, whose ten operators each walk through rows or results.
+
+    Args:
+        weight: (N, K), fp32.
+        bias: (N,); None for none.
+        relu: put a ReLU behind.
+    """
+
+    __slots__ = ("_packed", "_product")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:
+        stored, peak = quantized_rows(weight)
+        scales = peak[:, 0].double() / LARGEST
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        engine = torch.backends.quantized.engine
+        with warnings.catch_warnings():
+            # It is told that they will be removed; `has_fbgemm` asks whether they are there.
+            warnings.simplefilter("ignore")
+            quantized = torch._make_per_channel_quantized_tensor(stored, scales, zeros, 0)
+        try:
+            torch.backends.quantized.engine = "fbgemm"
+            self._packed = torch.ops.quantized.linear_prepack(quantized, bias)
+        finally:
+            torch.backends.quantized.engine = engine
+        product = torch.ops.quantized
+        self._product = (product.linear_relu_dynamic if relu else product.linear_dynamic).default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Maps (M, K) to (M, N), fp32 both."""
+        y: Tensor = self._product(x, self._packed)
+        return y
+
+
+def int8_linear(
+    weight: Tensor, bias: Tensor | None, *, relu: bool = False
+) -> Int8Linear | RowwiseInt8Linear:
+    """The faster of the two where it can be had."""
+    return (Int8Linear if has_fbgemm() else RowwiseInt8Linear)(weight, bias, relu=relu)
+
+
+@cache
+def has_fbgemm() -> bool:
+    """Whether this processor and this version of PyTorch have the operators of `Int8Linear`.
+
+    Without the processor's own products of bytes, FBGEMM sums them in 16 bits, which overflow.
+    """
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return (
+        bool(capabilities.get("avx512_vnni"))
+        and "fbgemm" in torch.backends.quantized.supported_engines
+        and hasattr(torch, "_make_per_channel_quantized_tensor")
+        and hasattr(torch.ops.quantized, "linear_dynamic")
+    )

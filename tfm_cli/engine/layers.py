@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfm_cli.engine.linear import prepared_linear
+from tfm_cli.engine.state import FoldedMemory, LayerCache
 from tfm_cli.model.attention import MultiHeadAttention
 from tfm_cli.model.layers import ACTIVATIONS, AddAndNorm, FeedForward
 from tfm_cli.model.positions import RotaryPositions
-
-_ACTIVATIONS = ACTIVATIONS | {"relu": torch.relu_}  # in place
 
 
 def prepared_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
@@ -87,7 +86,7 @@ class SelfAttention:
             x: all rows of the first segment, then of the second …
             mask: (B, H, 1, S), 0 for pieces, -inf for padding.
         """
-        query, key, value = self._project(x, len(mask))
+        query, key, value = self._project(x, len(mask)).unbind(0)  # (B, H, S, E) each
         if self._rotary is not None:
             query, key = self._rotary(query), self._rotary(key)
         attended = attend(query, key.transpose(2, 3), value, mask)
@@ -103,21 +102,23 @@ class SelfAttention:
             at: position of these rows.
         """
         segments = cache.shape[1]
-        query, key, value = self._project(x, segments)
-        beams = query.shape[2]
-        if self._rotary is not None:
-            query, key = (_turned(self._rotary, each, at) for each in (query, key))
-        keys, values = cache.unbind(0)
-        keys[:, :, -beams:], values[:, :, -beams:] = key, value
+        projected = self._project(x, segments)  # (3, B, H, K, E)
+        query, beams = projected[0], projected.shape[3]
+        newest = cache[:, :, :, -beams:]  # (2, B, H, K, E)
+        if self._rotary is None:
+            newest.copy_(projected[1:])
+        else:
+            query, newest[0] = (_turned(self._rotary, each, at) for each in projected[:2])
+            newest[1] = projected[2]
+        keys, values = cache.unbind(0)  # (B, H, n + K, E) each
         attended = attend(query, keys.transpose(2, 3), values, mask)
         return self._residual.leave(x, self._output(attended))
 
-    def _project(self, x: Tensor, segments: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (B, H, T, E) each."""
+    def _project(self, x: Tensor, segments: int) -> Tensor:
+        """Queries, keys and values, (3, B, H, T, E)."""
         projected = self._projection(self._residual.enter(x))  # (M, 3D)
         split = projected.view(segments, -1, 3, self._heads, x.shape[1] // self._heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
+        return split.permute(2, 0, 3, 1, 4)
 
 
 class CrossAttention:
@@ -133,6 +134,35 @@ class CrossAttention:
         self._memory = prepared_linear(attention.projection, precision, slice(width, None))
         self._output = prepared_linear(attention.output, precision)
         self._heads = attention.heads
+        # For `fold`, in fp32 whatever the precision.
+        projection, output = attention.projection, attention.output
+        self._query_weight = projection.weight.detach()[:width]  # (D, D)
+        self._query_bias = projection.bias.detach()[:width]  # (D,)
+        self._output_weight = output.weight.detach()  # (D, D)
+        self._output_bias = output.bias.detach()  # (D,)
+
+    def fold(self, keys: Tensor, values: Tensor) -> FoldedMemory:
+        """The projections of queries and of outputs, multiplied with what one segment remembers.
+
+        q K = (x Wq) K = x (Wq K), and the same behind the weights: two small products a step in
+        place of two with D x D weights, and of the two that attend.
+
+        Args:
+            keys: (1, H, E, S).
+            values: (1, H, S, E).
+        """
+        heads, width = keys.shape[1:3]
+        scale = 1 / math.sqrt(width)
+        by_heads = self._query_weight.view(heads, width, -1).transpose(1, 2)  # (H, D, E)
+        scoring = torch.bmm(by_heads, keys[0]).mul_(scale)  # (H, D, S)
+        bias = torch.bmm(self._query_bias.view(heads, 1, width), keys[0]).mul_(scale)  # (H, 1, S)
+        outputs = self._output_weight.view(-1, heads, width).permute(1, 2, 0)  # (H, E, D)
+        mixing = torch.bmm(values[0], outputs)  # (H, S, D)
+        return FoldedMemory(
+            scoring.transpose(0, 1).flatten(1),  # (D, H * S)
+            bias.flatten(),
+            mixing.flatten(0, 1),  # (H * S, D)
+        )
 
     def remember(self, memory: Tensor, segments: int) -> tuple[Tensor, Tensor]:
         """Keys (B, H, E, S) and values (B, H, S, E) of the source's rows (B * S, D)."""
@@ -141,9 +171,17 @@ class CrossAttention:
         split = projected.view(segments, -1, 2, self._heads, width // self._heads)
         return split[:, :, 0].permute(0, 2, 3, 1), split[:, :, 1].transpose(1, 2)
 
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def step(self, x: Tensor, cache: LayerCache, mask: Tensor) -> Tensor:
         """Maps the newest rows (B * K, D) to (B * K, D)."""
-        projected = self._query(self._residual.enter(x))  # (B * K, D)
+        entered = self._residual.enter(x)  # (B * K, D)
+        folded = cache.folded
+        if folded is not None:
+            scores = torch.addmm(folded.bias, entered, folded.scoring)  # (K, H * S)
+            weights = scores.view(len(x), self._heads, -1).softmax(2).flatten(1)  # (K, H * S)
+            output = torch.addmm(self._output_bias, weights, folded.mixing)  # (K, D)
+            return self._residual.leave(x, output)
+        keys, values = cache.memory_keys, cache.memory_values
+        projected = self._query(entered)  # (B * K, D)
         query = projected.view(len(keys), -1, self._heads, keys.shape[2]).transpose(1, 2)
         return self._residual.leave(x, self._output(attend(query, keys, values, mask)))
 
@@ -153,17 +191,19 @@ class PreparedFeedForward:
 
     def __init__(self, layer: FeedForward, add_and_norm: AddAndNorm, precision: str) -> None:
         self._residual = Residual(add_and_norm)
-        self._inner = prepared_linear(layer.inner, precision)
+        relu = layer.activation == "relu"
+        self._inner = prepared_linear(layer.inner, precision, relu=relu)
         self._outer = prepared_linear(layer.outer, precision)
-        self._activation = _ACTIVATIONS.get(layer.activation)  # None with a gate
+        self._has_gate = layer.activation not in ACTIVATIONS
+        self._activation = None if relu or self._has_gate else ACTIVATIONS[layer.activation]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps (M, D) to (M, D)."""
         inner = self._inner(self._residual.enter(x))  # (M, F), or (M, 2F) with a gate
-        if self._activation is None:
+        if self._has_gate:
             gate, inner = inner.chunk(2, dim=1)  # (M, F) each
             inner = F.silu(gate) * inner
-        else:
+        elif self._activation is not None:
             inner = self._activation(inner)
         return self._residual.leave(x, self._outer(inner))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfm_cli.engine.int8 import Int8Linear
+from tfm_cli.engine.int8 import int8_linear
 
 Linear = Callable[[Tensor], Tensor]  # (M, K) → (M, N), fp32
 
@@ -20,8 +20,10 @@ _PADDING = 16
 _WORTH_ROUNDING = 100_000
 
 
-def prepared_linear(linear: nn.Linear, precision: str, outputs: slice = slice(None)) -> Linear:
-    """What `linear` does, in `fp32`, `bf16` or `int8`; of its outputs only these.
+def prepared_linear(
+    linear: nn.Linear, precision: str, outputs: slice = slice(None), *, relu: bool = False
+) -> Linear:
+    """What `linear` does, in `fp32`, `bf16` or `int8`; of its outputs only these, maybe with ReLU.
 
     Its weight may be stored anew, with the same values. Small matrices stay in fp32 where `int8` is
     asked for.
@@ -30,7 +32,11 @@ def prepared_linear(linear: nn.Linear, precision: str, outputs: slice = slice(No
         precision = "fp32"
     if precision == "fp32" and _likes_columns(linear.weight.device) and linear.weight.stride(0) > 1:
         linear.weight.data = by_columns(linear.weight)
-    return linear_of(linear.weight.detach()[outputs], linear.bias.detach()[outputs], precision)
+    weight, bias = linear.weight.detach()[outputs], linear.bias.detach()[outputs]
+    if precision == "int8":
+        return int8_linear(weight, bias, relu=relu)
+    product = linear_of(weight, bias, precision)
+    return (lambda x: product(x).relu_()) if relu else product
 
 
 def linear_of(weight: Tensor, bias: Tensor, precision: str) -> Linear:
@@ -42,7 +48,7 @@ def linear_of(weight: Tensor, bias: Tensor, precision: str) -> Linear:
         precision: of the product; what comes in and goes out is fp32.
     """
     if precision == "int8":
-        return Int8Linear(weight, bias)
+        return int8_linear(weight, bias)
     if precision == "bf16":
         return _bf16_linear(weight, bias)
     if _likes_columns(weight.device) or not _has_onednn(weight.device):

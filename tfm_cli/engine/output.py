@@ -7,13 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from tfm_cli.engine.int8 import LARGEST, columns_of, quantized_rows
+from tfm_cli.engine.int8 import LARGEST, int8_linear
 from tfm_cli.engine.linear import output_linear
 
 _GROUP = 64  # pieces
 _FEW_ROWS = 4
 _DEVIATIONS = 8.0  # more than that off is one logit in 10^15
-_TOGETHER = 262_144  # logits that stay in the processor's own memory
 
 
 class OutputLayer:
@@ -54,7 +53,10 @@ class OutputLayer:
             hidden: (R, D).
             banned: ids that are not chosen.
         """
-        row, piece = self.prepare_best().candidates(hidden, banned)  # (m,) each
+        screen = self.prepare_best()
+        if len(hidden) == 1:
+            return self._best_of_one(hidden[0], screen.candidates_of_one(hidden, banned))
+        row, piece = screen.candidates(hidden, banned)  # (m,) each
         if len(row) == len(hidden):
             return piece
         exact = (hidden.index_select(0, row) * self._weight.index_select(0, piece)).sum(1)  # (m,)
@@ -67,6 +69,17 @@ class OutputLayer:
         found = piece.new_full((len(hidden),), len(self._weight) - 1)
         return found.scatter_reduce_(0, row[wins], piece[wins], "amin")
 
+    def _best_of_one(self, hidden: Tensor, pieces: Tensor) -> Tensor:
+        """The same for a single state (D,), among these pieces (m,); in fewer operators."""
+        if len(pieces) == 1:
+            return pieces
+        if not len(pieces):
+            return pieces.new_full((1,), len(self._weight) - 1)
+        exact = torch.mv(self._weight.index_select(0, pieces), hidden)  # (m,)
+        if self._bias is not None:
+            exact += self._bias.index_select(0, pieces)
+        return pieces.index_select(0, exact.argmax(0, keepdim=True))
+
 
 class _Screen:
     """Finds which pieces can have the largest logit, with a matrix of bytes.
@@ -78,66 +91,49 @@ class _Screen:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        stored, peak = quantized_rows(weight)
-        self._columns = columns_of(stored)  # (D, V)
-        self._scale = peak[:, 0] / LARGEST**2  # (V,)
-        self._bias = bias
+        size, inputs = weight.shape
+        added = weight.new_zeros(size) if bias is None else bias
+        # Whole groups; what was added to the last one is never the largest.
+        missing = -size % _GROUP
+        whole = torch.cat((weight, weight.new_zeros(missing, inputs)))
+        added = torch.cat((added, added.new_full((missing,), -math.inf)))
+        self._logits = int8_linear(whole, added)
         # Of the longest row and the widest step, whose even spread has a variance of 1/12.
         step_deviation = _DEVIATIONS / LARGEST / math.sqrt(12)
         self._longest = float(torch.linalg.vector_norm(weight, dim=1).max()) * step_deviation
-        self._widest = float(peak.max()) * step_deviation
+        self._widest = float(weight.abs().max()) * step_deviation
 
     def candidates(self, hidden: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and ids, (m,) each, sorted by row; each row has at least one."""
-        rows, peak = quantized_rows(hidden)
-        error = self._error(hidden, peak)  # (R, 1)
-        if len(hidden) <= _FEW_ROWS:
-            logits = torch._int_mm(rows, self._columns) * self._scale  # (R, V)
-            if self._bias is not None:
-                logits.addcdiv_(self._bias, peak)
-            logits.index_fill_(1, banned, -math.inf)
-            likely = logits >= logits.amax(1, keepdim=True) - 2 * error
-            row, piece = likely.nonzero(as_tuple=True)
+        logits = self._logits(hidden)  # (R, V')
+        logits.index_fill_(1, banned, -math.inf)
+        if len(hidden) <= _FEW_ROWS:  # which stay in the processor's own memory
+            lowest = logits.amax(1, keepdim=True) - 2 * self._error(hidden)  # (R, 1)
+            row, piece = (logits >= lowest).nonzero(as_tuple=True)
             return row, piece
-        return self._grouped_candidates(rows, peak, error, banned)
-
-    def _grouped_candidates(
-        self, rows: Tensor, peak: Tensor, error: Tensor, banned: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The same for many rows, whose logits do not stay in the processor's own memory.
-
-        Groups of pieces are looked through by their maxima, which are found as the logits come.
-        """
-        size = len(self._scale)
-        groups = -(-size // _GROUP)  # the last one may be smaller
-        logits = self._scale.new_empty(len(rows), groups * _GROUP)  # in units of the row's peak
-        logits[:, size:] = -math.inf
-        maxima = self._scale.new_empty(len(rows), groups)  # (R, G)
-        banned_ids = banned.tolist()
-        together = max(1, _TOGETHER // len(rows) // _GROUP) * _GROUP
-        for start in range(0, size, together):
-            end = min(start + together, size)
-            part = logits[:, start:end]
-            sums = torch._int_mm(rows, self._columns[:, start:end])
-            torch.mul(sums, self._scale[start:end], out=part)
-            if self._bias is not None:
-                part.addcdiv_(self._bias[start:end], peak)
-            for piece in banned_ids:
-                if start <= piece < end:
-                    logits[:, piece] = -math.inf
-            first, last = start // _GROUP, -(-end // _GROUP)
-            grouped = logits[:, start : last * _GROUP].view(len(rows), -1, _GROUP)
-            torch.amax(grouped, dim=2, out=maxima[:, first:last])
-        lowest = maxima.amax(1, keepdim=True) - 2 * error  # (R, 1)
+        # Groups of pieces are looked through by their maxima.
+        grouped = logits.view(len(hidden), -1, _GROUP)  # (R, G, W)
+        maxima = grouped.amax(2)  # (R, G)
+        lowest = maxima.amax(1, keepdim=True) - 2 * self._error(hidden)  # (R, 1)
         row, group = (maxima >= lowest).nonzero(as_tuple=True)
-        members = logits.view(len(rows), groups, _GROUP)[row, group]  # (groups kept, W)
+        members = grouped[row, group]  # (groups kept, W)
         kept, place = (members >= lowest[row]).nonzero(as_tuple=True)
         return row[kept], group[kept] * _GROUP + place
 
-    def _error(self, hidden: Tensor, peak: Tensor) -> Tensor:
-        """How far a logit in 8 bits may be off, (R, 1), in units of the row's peak.
+    def candidates_of_one(self, hidden: Tensor, banned: Tensor) -> Tensor:
+        """The same for a single row: ids (m,)."""
+        logits = self._logits(hidden)[0]  # (V',)
+        logits.index_fill_(0, banned, -math.inf)
+        largest = float(torch.linalg.vector_norm(hidden, math.inf))
+        error = float(torch.linalg.vector_norm(hidden)) * self._widest + largest * self._longest
+        likely = logits >= float(logits.max()) - 2 * error
+        return likely.nonzero()[:, 0]
 
-        Not the root of a sum but the sum of roots, which is a little more.
+    def _error(self, hidden: Tensor) -> Tensor:
+        """How far a logit in 8 bits may be off, (R, 1).
+
+        Not the root of a sum but the sum of roots, which is a little more. A step of the hidden
+        states is at most the largest of them all by 127.
         """
         norm: Tensor = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)  # (R, 1)
-        return norm.div_(peak).mul_(self._widest).add_(self._longest)
+        return norm.mul_(self._widest).add_(hidden.abs().amax() * self._longest)

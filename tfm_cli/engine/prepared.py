@@ -23,6 +23,7 @@ from tfm_cli.model.layers import DecoderLayer, EncoderLayer
 from tfm_cli.model.transformer import Transformer
 
 _ENCODED_ROWS = 256  # source pieces that are encoded together
+_FOLDED_PIECES = 64  # of a single segment; the folded matrices of more are too large to pay
 
 
 class PreparedTransformer:
@@ -83,6 +84,8 @@ class PreparedTransformer:
             for layer, (_, attention, _) in zip(layers, self._decoder, strict=True):
                 keys, values = attention.remember(encoded, len(mask[group]))
                 layer.memory_keys[group], layer.memory_values[group] = keys, values
+                if len(source) == 1 and source_keep is None and source.shape[1] <= _FOLDED_PIECES:
+                    layer.folded = attention.fold(keys, values)
         return PreparedState(layers, mask)
 
     def _empty_caches(self, segments: int, length: int) -> list[LayerCache]:
@@ -137,6 +140,6 @@ class PreparedTransformer:
             self._decoder, state.layers, strict=True
         ):
             x = attention.step(x, layer.entries[:, :, :, : state.entries], mask, at)
-            x = cross.step(x, layer.memory_keys, layer.memory_values, state.memory_mask)
+            x = cross.step(x, layer, state.memory_mask)
             x = feed_forward(x)
         return x if self._decoder_norm is None else self._decoder_norm(x)

@@ -5,7 +5,7 @@ them. A mask says which entries a beam descends from.
 """
 
 # B segments, K beams of each, S source pieces, n entries of the cache, C entries there is room
-# for, H heads, E width of a head
+# for, D model width, H heads, E width of a head
 
 import math
 from dataclasses import dataclass
@@ -14,6 +14,15 @@ import torch
 from torch import Tensor
 
 _FIRST_ROOM = 32  # entries; the room doubles when it is full
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedMemory:
+    """What cross-attention remembers of one segment, with its projections multiplied in."""
+
+    scoring: Tensor  # (D, H * S), from a row to its scores
+    bias: Tensor  # (H * S,), of the scores
+    mixing: Tensor  # (H * S, D), from attention weights to the layer's output
 
 
 @dataclass(slots=True)
@@ -27,6 +36,7 @@ class LayerCache:
     memory_keys: Tensor  # (B, H, E, S), of the source
     memory_values: Tensor  # (B, H, S, E)
     entries: Tensor  # (2, B, H, C, E), keys and values of the pieces written
+    folded: FoldedMemory | None = None  # of a single segment, in place of the memory
 
     def grow(self, used: int, room: int) -> None:
         """Make room for so many entries, of which so many are used."""
