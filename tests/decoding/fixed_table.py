@@ -54,7 +54,7 @@ class FixedTable:
     def fixed_step(
         self, pieces: Tensor, position: Tensor, lineage: Tensor, state: FixedTableState
     ) -> Tensor:
-        segments, beams, room = lineage.shape
+        segments, beams = lineage.shape[:2]
         state.written.index_copy_(1, position, pieces.view(segments, 1, beams))
         earlier = (position - 1).clamp(min=0)
         slot = lineage.index_select(2, earlier)[:, :, 0]  # (B, K)

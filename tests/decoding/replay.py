@@ -20,11 +20,12 @@ WAITING = {
 }  # fmt: skip
 
 
-class Recording(TorchDispatchMode):
+# It ships no type information.
+class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the operators that run inside, with what they were given and gave."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # as above
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(

@@ -61,7 +61,7 @@ class FixedBeams:
         self._pieces = integers(segments, beams, room)
         self._lineage = integers(segments, beams, room)  # which beam each was at each step
         self._limit = integers(segments)
-        self.done = torch.ones(segments, dtype=torch.bool, device=device)
+        self.done = torch.zeros(segments, dtype=torch.bool, device=device)
         # The K best finished hypotheses of each segment, best first; a score of -inf for none.
         self._ends = integers(segments, beams)  # pieces without </s>
         self._end_totals = torch.zeros(segments, beams, device=device)
@@ -69,8 +69,7 @@ class FixedBeams:
         self._end_pieces = integers(segments, beams, room)
 
     def begin(self, limits: Sequence[int]) -> None:
-        """Begin anew with segments of these limits; those behind them are done."""
-        count = len(limits)
+        """Begin anew with segments of these limits; what becomes of those behind is all one."""
         self._position.zero_()
         self._newest.fill_(self._rules.start_id)
         # All beams of a segment are the same before the first piece, so one of them counts.
@@ -78,16 +77,12 @@ class FixedBeams:
         self._scores[:, 0] = 0
         self._pieces.zero_()
         self._lineage.fill_(-1)
-        self._limit[:count] = sent(limits, self._limit.device)
-        self.done[:count] = False
-        self.done[count:] = True
+        self._limit[: len(limits)] = sent(limits, self._limit.device)
+        self.done.fill_(False)
         self._end_scores.fill_(-math.inf)
 
-    def take(self, other: "FixedBeams", segments: Tensor, count: int) -> None:
-        """Become what these segments (B,) of a search with no more room are.
-
-        Those behind the first `count` of them are done.
-        """
+    def take(self, other: "FixedBeams", segments: Tensor) -> None:
+        """Become what these segments (B,) of a search with no more room are."""
         room = other._pieces.shape[2]
         self._position.copy_(other._position)
         newest = other._newest.view(len(other.done), -1).index_select(0, segments)  # (B, K)
@@ -105,7 +100,6 @@ class FixedBeams:
         ):
             mine.copy_(theirs.index_select(0, segments))
         self._lineage[:, :, room:] = -1
-        self.done[count:] = True
 
     def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
         """Write one more piece of each hypothesis, and note those that have ended."""

@@ -49,23 +49,19 @@ class FixedGreedy:
         self._lineage = integers(segments, 1, room)  # 0 for the steps taken, -1 behind
         self._limit = integers(segments)
         self._lengths = integers(segments)  # pieces written before </s> or the limit
-        self.done = torch.ones(segments, dtype=torch.bool, device=device)
+        self.done = torch.zeros(segments, dtype=torch.bool, device=device)
 
     def begin(self, limits: Sequence[int]) -> None:
-        """Begin anew with segments of these limits; those behind them are done."""
+        """Begin anew with segments of these limits; what becomes of those behind is all one."""
         self._position.zero_()
         self._newest.fill_(self._rules.start_id)
         self._lineage.fill_(-1)
         self._lengths.zero_()
-        self._limit.zero_()
         self._limit[: len(limits)] = sent(limits, self._limit.device)
         torch.eq(self._limit, 0, out=self.done)
 
-    def take(self, other: "FixedGreedy", segments: Tensor, count: int) -> None:
-        """Become what these segments (B,) of a search with no more room are.
-
-        Those behind the first `count` of them are done.
-        """
+    def take(self, other: "FixedGreedy", segments: Tensor) -> None:
+        """Become what these segments (B,) of a search with no more room are."""
         room = other._pieces.shape[1]
         self._position.copy_(other._position)
         for mine, theirs in (
@@ -78,7 +74,6 @@ class FixedGreedy:
         ):
             mine.copy_(theirs.index_select(0, segments))
         self._lineage[:, :, room:] = -1
-        self.done[count:] = True
 
     def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
         """Write one more piece for each segment that needs one."""

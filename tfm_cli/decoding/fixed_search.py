@@ -122,7 +122,7 @@ class FixedSearch(Generic[FixedT, RowsT]):
         spare = moved.shape.segments - len(rows)
         chosen = sent([*rows, *[rows[0]] * spare], self._device)  # (B,)
         moved.state.take(stage.state, chosen)
-        moved.rows.take(stage.rows, chosen, len(rows))
+        moved.rows.take(stage.rows, chosen)
         return moved
 
     def _stage(self, segments: int, source_pieces: int, room: int) -> _Stage[FixedT, RowsT]:

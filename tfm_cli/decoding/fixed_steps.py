@@ -78,13 +78,10 @@ class Rows(Protocol):
     done: Tensor  # (B,) whether a segment needs no more steps
 
     def begin(self, limits: Sequence[int]) -> None:
-        """Begin anew with segments of these limits; those behind them are done."""
+        """Begin anew with segments of these limits; what becomes of those behind is all one."""
 
-    def take(self, other: Self, segments: Tensor, count: int) -> None:
-        """Become what these segments (B,) of a search with no more room are.
-
-        Those behind the first `count` of them are done.
-        """
+    def take(self, other: Self, segments: Tensor) -> None:
+        """Become what these segments (B,) of a search with no more room are."""
 
     def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
         """Write one more piece."""
