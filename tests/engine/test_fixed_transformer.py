@@ -127,16 +127,15 @@ def assert_finds_what_beam_search_finds(
 
 
 BATCHES = [  # lengths of sources, limits
-    ((7, 3, 9, 1, 5, 6, 2, 2, 8), [20, 3, 40, 25, 11, 2, 0, 1, 33]),
-    ((1, 2, 3, 4, 5, 6, 7, 8, 9, 10), [5, 5, 5, 5, 5, 40, 5, 5, 5, 5]),
-    ((4, 4, 4, 4, 4, 4, 4, 4, 4), [40, 40, 40, 40, 40, 6, 6, 6, 6]),
+    ((7, 3, 9, 1, 5, 6, 2, 2, 8), [20, 3, 34, 25, 11, 2, 0, 1, 33]),
+    ((4, 4, 4, 4, 4, 4, 4, 4, 4), [34, 5, 34, 5, 5, 9, 9, 9, 9]),
 ]
 
 
 @torch.inference_mode()
 @on_every_device
 @every_shape
-@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("beam_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_search_finds_what_it_finds_in_the_transformer(
     shape: dict[str, Any], beam_size: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic
 
@@ -84,29 +84,31 @@ class FixedSearch(Generic[FixedT, RowsT]):
     def _search(
         self, source: Tensor, source_keep: Tensor | None, limits: Sequence[int]
     ) -> list[list[Hypothesis]]:
-        stage = self._stage(len(limits), source_room(source.shape[1]), ROOM_BLOCK)
+        size, length = few_sizes(len(limits)), source_room(source.shape[1])
+        stage = self._stage(Shape(size, self._beams, length, ROOM_BLOCK))
         self._model.read(source, source_keep, stage.state)
         stage.rows.begin(limits)
         segments = list(range(len(limits)))  # which the rows of the stage are; the rest is spare
         results = []
         for step in range(max(limits) + 1):
             if step == stage.shape.room:
-                stage = self._moved(stage, range(len(segments)), step + ROOM_BLOCK)
+                larger = replace(stage.shape, room=step + ROOM_BLOCK)
+                stage = self._moved(stage, range(len(segments)), larger)
             stage.step()
             if step % _ASK_EVERY == 0:
                 answer = ReadBack(stage.rows.done)
             elif step % _ASK_EVERY == _READ_AFTER:
-                done = answer.wait().tolist()
-                still_open = [row for row in range(len(segments)) if not done[row]]
-                if not still_open:
+                done = answer.wait().tolist()[: len(segments)]
+                if all(done):
                     break
-                size = stage.shape.segments
-                if size <= _FEW_SEGMENTS or 2 * few_sizes(len(still_open)) > size:
-                    continue
-                leaving = [row for row in range(len(segments)) if done[row]]
-                results.append(([segments[row] for row in leaving], stage.rows.results(leaving)))
-                stage = self._moved(stage, still_open, stage.shape.room)
-                segments = [segments[row] for row in still_open]
+                size = max(_FEW_SEGMENTS, few_sizes(done.count(False)))
+                if 2 * size <= stage.shape.segments:
+                    leaving = [row for row, is_done in enumerate(done) if is_done]
+                    staying = [row for row, is_done in enumerate(done) if not is_done]
+                    those = [segments[row] for row in leaving]
+                    results.append((those, stage.rows.results(leaving)))
+                    stage = self._moved(stage, staying, replace(stage.shape, segments=size))
+                    segments = [segments[row] for row in staying]
         results.append((segments, stage.rows.results(range(len(segments)))))
         found: list[list[Hypothesis]] = [[] for _ in limits]
         for those, hypotheses in results:
@@ -115,22 +117,21 @@ class FixedSearch(Generic[FixedT, RowsT]):
         return found
 
     def _moved(
-        self, stage: _Stage[FixedT, RowsT], rows: Sequence[int], room: int
+        self, stage: _Stage[FixedT, RowsT], rows: Sequence[int], shape: Shape
     ) -> _Stage[FixedT, RowsT]:
         """The search of these rows' segments, where it was, in another shape."""
-        moved = self._stage(len(rows), stage.shape.source_pieces, room)
-        spare = moved.shape.segments - len(rows)
+        moved = self._stage(shape)
+        spare = shape.segments - len(rows)
         chosen = sent([*rows, *[rows[0]] * spare], self._device)  # (B,)
         moved.state.take(stage.state, chosen)
         moved.rows.take(stage.rows, chosen)
         return moved
 
-    def _stage(self, segments: int, source_pieces: int, room: int) -> _Stage[FixedT, RowsT]:
-        """A stage for so many segments; what it holds is of another batch."""
-        shape = Shape(few_sizes(segments), self._beams, source_pieces, room)
+    def _stage(self, shape: Shape) -> _Stage[FixedT, RowsT]:
+        """The stage of a shape, which may hold another batch."""
         stage = self._stages.get(shape)
         if stage is None:
-            state, rows = self._model.state(shape), self._rows_of(shape.segments, room)
+            state, rows = self._model.state(shape), self._rows_of(shape.segments, shape.room)
             step = StepGraph(partial(rows.step, self._model, state), self._recorder)
             stage = self._stages[shape] = _Stage(shape, state, rows, step)
         self._stages.move_to_end(shape)
