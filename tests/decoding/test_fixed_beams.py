@@ -39,7 +39,7 @@ def assert_same(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -
         assert [h.log_probability for h in ours] == pytest.approx(totals, abs=5e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     limits=st.lists(st.integers(0, 7), min_size=1, max_size=13),

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.decoding.replay import ReplayedStep
 from tests.engine.small_models import (
@@ -190,14 +192,14 @@ def test_numbers_of_an_earlier_batch_do_not_matter() -> None:
     """What is hidden has a weight of 0, and 0 * NaN would be NaN."""
     model = model_of(SHAPES[0])
     search = beams_in(model, 2)
-    assert_finds_what_beam_search_finds(search, model, (5, 6, 7), [40, 40, 40], 2)
+    assert_finds_what_beam_search_finds(search, model, (5, 6, 7), [34, 34, 34], 2)
 
     for stage in search._stages.values():
         for cache in stage.state.caches:
             for each in (cache.memory_keys, cache.memory_values, cache.keys, cache.values):
                 each.fill_(math.nan)
 
-    assert_finds_what_beam_search_finds(search, model, (3, 3, 2), [40, 40, 40], 2)
+    assert_finds_what_beam_search_finds(search, model, (3, 3, 2), [34, 34, 34], 2)
 
 
 @torch.inference_mode()
@@ -219,12 +221,58 @@ def test_tensors_of_a_shape_stay_where_they_are() -> None:
             found[shape] = [each.data_ptr() for each in tensors]
         return found
 
-    assert_finds_what_beam_search_finds(search, model, (5, 6, 7), [40, 40, 40], 3)
+    assert_finds_what_beam_search_finds(search, model, (5, 6, 7), [34, 34, 34], 3)
     before = places()
-    assert_finds_what_beam_search_finds(search, model, (4, 4, 4), [3, 40, 20], 3)
+    assert_finds_what_beam_search_finds(search, model, (4, 4, 4), [3, 34, 20], 3)
 
     assert places() == before
     assert len(before) == 2  # rooms
+
+
+# It ships no type information.
+class OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operators that are given tensors of another device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # as above
+        self._device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        assert all(each.device == self._device for each in given), func
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+@every_shape
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_steps_and_moves_need_no_numbers_and_no_other_device(
+    shape: dict[str, Any], beam_size: int
+) -> None:
+    """On the meta device, whose tensors have shapes and nothing else."""
+    meta = torch.device("meta")
+    fixed = FixedTransformer(model_of(shape).to(meta), torch.float32)
+    source = torch.empty(5, 7, dtype=torch.long, device=meta)
+    keep = torch.empty(5, 1, 1, 7, dtype=torch.bool, device=meta)
+    segments = torch.empty(3, dtype=torch.long, device=meta)
+
+    def rows_of(segments: int, room: int) -> FixedBeams | FixedGreedy:
+        if beam_size == 1:
+            return FixedGreedy(segments, room, GreedyRules(START, EOS, BANNED), meta)
+        return FixedBeams(segments, room, BeamRules(START, EOS, BANNED, beam_size), meta)
+
+    wide, narrow = (Shape(count, beam_size, 16, 8 * room) for count, room in ((6, 4), (3, 8)))
+    state, later_state = fixed.state(wide), fixed.state(narrow)
+    rows, later_rows = rows_of(6, 32), rows_of(3, 64)
+    rows.begin([9] * 5)
+    with OneDevice(meta):
+        fixed.read(source, keep, state)
+        rows.step(fixed, state)
+        later_state.take(state, segments)
+        later_rows.take(rows, segments)  # type: ignore[arg-type] # both are of one kind
+        later_rows.step(fixed, later_state)
 
 
 @torch.inference_mode()
