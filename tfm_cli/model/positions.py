@@ -124,8 +124,18 @@ class RotaryPositions(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """`x` (B, H, T, E), turned for the positions start … start + T - 1; E is even."""
         positions = torch.arange(start, start + x.shape[2], device=x.device)
-        angles = _angles(positions, x.shape[3])  # (T, E / 2)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        even, odd = x[..., 0::2], x[..., 1::2]  # (B, H, T, E / 2) each
-        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-        return turned.flatten(-2)  # (B, H, T, E)
+        return turned(x, *rotations(positions, x.shape[3]))
+
+
+def rotations(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (T, E / 2) each and in double, of the angles for positions (T,)."""
+    angles = _angles(positions, width)  # (T, E / 2)
+    return angles.cos(), angles.sin()
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` (B, H, T, E), its even elements and the odd ones behind them turned by angles."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # (T, E / 2) each
+    even, odd = x[..., 0::2], x[..., 1::2]  # (B, H, T, E / 2) each
+    both = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return both.flatten(-2)  # (B, H, T, E)

@@ -3,18 +3,27 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.fixed_beams import BeamRules, FixedBeams
+from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
+from tfm_cli.decoding.fixed_search import FixedSearch
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.device import arithmetic
+from tfm_cli.engine.fixed_transformer import FixedTransformer
 from tfm_cli.errors import ResourceError
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.scope import Restrictable, Scope
 from tfm_cli.translation.segments import Segment
@@ -38,6 +47,8 @@ class BatchSearch:
         scores: whether somebody asks how good hypotheses are.
         word_scores: … and each piece of them.
         shortlist: the pieces that translations are searched among; else the whole vocabulary.
+        fixed: searches by the same settings wherever nothing but them is asked for; None to do
+            without.
     """
 
     models: Sequence[Restrictable]
@@ -50,6 +61,7 @@ class BatchSearch:
     scores: bool
     word_scores: bool
     shortlist: Shortlist | None
+    fixed: FixedSearch[Any, Any] | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: list[Segment]) -> Found:
@@ -72,8 +84,7 @@ class BatchSearch:
 
     def _whole(self, batch: list[Segment]) -> Found:
         scope = self._scope(batch)
-        with arithmetic(self.device, self.dtype):
-            found = self._found(batch, scope)
+        found = self._found(batch, scope)
         return [[scope.restored(i, each) for each in some] for i, some in enumerate(found)]
 
     def _scope(self, batch: list[Segment]) -> Scope:
@@ -89,8 +100,6 @@ class BatchSearch:
         return Scope.of(allowed.to(self.device), special)
 
     def _found(self, batch: list[Segment], scope: Scope) -> Found:
-        settings, target = self.settings, self.tokenizers.target
-        model = scope.model(self.models)
         source, source_keep = pad_source([s.ids for s in batch], self.tokenizers.source.eos_id)
         source = source.to(self.device)
         source_keep = None if source_keep is None else source_keep.to(self.device)
@@ -98,11 +107,29 @@ class BatchSearch:
         limits = [
             max(len(segment.prefix), min(longest, self.most_pieces))
             for segment in batch
-            for longest in [output_limit(len(segment.ids), settings.max_length_factor)]
+            for longest in [output_limit(len(segment.ids), self.settings.max_length_factor)]
         ]
+        if self.fixed is not None and scope.lists is None and not any(prefixes):
+            return self.fixed(source, source_keep, limits=limits)
+        with arithmetic(self.device, self.dtype):
+            return self._stepwise(batch, scope, source, source_keep, prefixes, limits)
+
+    def _stepwise(
+        self,
+        batch: list[Segment],
+        scope: Scope,
+        source: Tensor,
+        source_keep: Tensor | None,
+        prefixes: list[list[int]],
+        limits: list[int],
+    ) -> Found:
+        """What is found a step at a time, each of which may be of any shape."""
+        settings, target = self.settings, self.tokenizers.target
+        model = scope.model(self.models)
         start_id, eos_id = scope.specials([target.start_id, target.eos_id])
         banned_ids = scope.specials(target.banned_ids)
-        if self._is_plainly_greedy and not any(prefixes):
+        is_greedy = _is_plainly_greedy(settings, scores=self.scores) and not self.sampling
+        if is_greedy and not any(prefixes):
             greedy = greedy_search(
                 model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
                 banned_ids=banned_ids,
@@ -149,9 +176,46 @@ class BatchSearch:
             piece_scores=self.word_scores,
         )
 
-    @property
-    def _is_plainly_greedy(self) -> bool:
-        """Whether the likeliest pieces are all that is wanted."""
-        settings = self.settings
-        changes = settings.no_repeat_ngram_size or settings.repetition_penalty != 1
-        return settings.beam_size == 1 and not (self.sampling or self.scores or changes)
+
+def fixed_search(
+    transformer: Transformer,
+    target: Tokenizer,
+    settings: SearchConfig,
+    *,
+    scores: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> FixedSearch[Any, Any] | None:
+    """A search in steps of fixed shapes; None where the settings ask for what it does not do.
+
+    The other arguments are those of `BatchSearch`.
+    """
+    if _weighs_what_was_written(settings):
+        return None
+    model = FixedTransformer(transformer, dtype)
+    if _is_plainly_greedy(settings, scores=scores):
+        greedy = GreedyRules(target.start_id, target.eos_id, target.banned_ids)
+        return FixedSearch(
+            model, partial(FixedGreedy, rules=greedy, device=device), beams=1, device=device
+        )
+    rules = BeamRules(
+        target.start_id,
+        target.eos_id,
+        target.banned_ids,
+        beam_size=settings.beam_size,
+        length_penalty=settings.length_penalty,
+        norm_kind=settings.length_norm,
+        early_stopping=settings.early_stopping,
+        renormalize=settings.renormalize,
+    )
+    rows_of = partial(FixedBeams, rules=rules, device=device)
+    return FixedSearch(model, rows_of, beams=settings.beam_size, device=device)
+
+
+def _is_plainly_greedy(settings: SearchConfig, *, scores: bool) -> bool:
+    """Whether the likeliest pieces are all that is wanted."""
+    return settings.beam_size == 1 and not (scores or _weighs_what_was_written(settings))
+
+
+def _weighs_what_was_written(settings: SearchConfig) -> bool:
+    return bool(settings.no_repeat_ngram_size) or settings.repetition_penalty != 1

@@ -20,7 +20,7 @@ from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
 from tfm_cli.translation.scope import Restrictable
-from tfm_cli.translation.searching import BatchSearch, Found
+from tfm_cli.translation.searching import BatchSearch, Found, fixed_search
 from tfm_cli.translation.segments import Segment, Segmenter
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
@@ -49,6 +49,8 @@ class Translator:
         shortlist: the pieces that translations are searched among; else the whole vocabulary.
         prepare: precision in which weights that are made ready for a CPU do the search; None to
             let the models as they are do it. They may lose what only training needs.
+        fixed_steps: let a single model search in steps of fixed shapes, which a GPU replays,
+            wherever nothing is asked for that needs others.
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
     """
@@ -69,6 +71,7 @@ class Translator:
         alignment: bool = False,
         shortlist: Shortlist | None = None,
         prepare: str | None = None,
+        fixed_steps: bool = False,
         workers: int = 1,
         worker_threads: int = 1,
     ) -> None:
@@ -79,6 +82,11 @@ class Translator:
         models: list[Restrictable] = [*transformers]
         if prepare is not None:
             models = [PreparedTransformer(one, prepare) for one in transformers]
+        fixed = None
+        if fixed_steps and not (others or sampling or word_scores):
+            fixed = fixed_search(
+                transformer, tokenizers.target, search, scores=scores, device=device, dtype=dtype
+            )
         most_pieces = min(map(_most_positions, transformers))
         self._search_batch = BatchSearch(
             models=models,
@@ -91,6 +99,7 @@ class Translator:
             scores=scores,
             word_scores=word_scores,
             shortlist=shortlist,
+            fixed=fixed,
         )
         self._window_lines = search.buffer_size
         self._num_workers = workers
@@ -170,6 +179,7 @@ class Translator:
             alignment=alignment,
             shortlist=None if shortlist is None else load_shortlist(shortlist, model.tokenizers),
             prepare=chosen if is_prepared else None,
+            fixed_steps=place.type == "cuda",
             workers=count,
             worker_threads=threads,
         )

@@ -1,0 +1,221 @@
+"""The search of GPUs, on a CPU: the same translations, and the other search where it is needed."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TinyCorpus
+from tests.decoding.replay import ReplayedStep
+from tfm_cli.config import SearchConfig
+from tfm_cli.decoding import fixed_search as fixed_search_module
+from tfm_cli.decoding.fixed_beams import FixedBeams
+from tfm_cli.decoding.fixed_greedy import FixedGreedy
+from tfm_cli.decoding.fixed_search import FixedSearch
+from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.translation import searching
+from tfm_cli.translation import translator as module
+from tfm_cli.translation.shortlist import Shortlist
+from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.translator import Translator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path) -> TrainedModel:
+    return load_model(tiny_model, CPU)
+
+
+@pytest.fixture
+def lines(tiny_corpus: TinyCorpus) -> list[str]:
+    return [*tiny_corpus.lines("test.en")[:20], "", "one " * 30, "one"]
+
+
+@pytest.fixture
+def fixed_limits(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
+    """The limits of each batch that was searched in steps of fixed shapes."""
+    seen: list[Sequence[int]] = []
+    search = FixedSearch.__call__
+
+    def noting(self: Any, *sources: Any, limits: Sequence[int]) -> Any:
+        seen.append(limits)
+        return search(self, *sources, limits=limits)
+
+    monkeypatch.setattr(FixedSearch, "__call__", noting)
+    return seen
+
+
+def translator_of(
+    trained: TrainedModel, *, fixed_steps: bool, scores: bool = True, **search: Any
+) -> Translator:
+    return Translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(**search), device=CPU,
+        scores=scores, fixed_steps=fixed_steps,
+    )  # fmt: skip
+
+
+def assert_same(found: list[Translation], wanted: list[Translation]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [c.text for c in ours.candidates] == [c.text for c in theirs.candidates]
+        for one, other in zip(ours.candidates, theirs.candidates, strict=True):
+            # Single precision, sums in another order.
+            assert one.score == pytest.approx(other.score, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"beam_size": 4, "n_best": 3},
+        {"beam_size": 3, "max_tokens": 60, "early_stopping": True, "renormalize": True},
+        {"beam_size": 1, "length_penalty": 0.6, "length_norm": "wu", "max_length_factor": 0.5},
+    ],
+    ids=str,
+)
+def test_translations_are_those_of_the_plain_search(
+    trained: TrainedModel, lines: list[str], search: dict[str, Any],
+    fixed_limits: list[Sequence[int]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fixed_search_module, "StepGraph", ReplayedStep)
+    wanted = list(translator_of(trained, fixed_steps=False, **search).translate(lines))
+    assert not fixed_limits
+
+    found = list(translator_of(trained, fixed_steps=True, **search).translate(lines))
+
+    assert_same(found, wanted)
+    assert sum(map(len, fixed_limits)) == len(lines) - 1  # nothing else searched
+
+
+def test_greedy_translations_without_scores_are_the_same(
+    trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
+) -> None:
+    how: dict[str, Any] = {"beam_size": 1, "scores": False}
+    wanted = list(translator_of(trained, fixed_steps=False, **how).translate(lines))
+
+    found = list(translator_of(trained, fixed_steps=True, **how).translate(lines))
+
+    assert_same(found, wanted)
+    assert math.isnan(found[0].candidates[0].score)
+    assert sum(map(len, fixed_limits)) == len(lines) - 1
+
+
+@pytest.mark.parametrize(
+    "search",
+    [{"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"sampling": True, "beam_size": 1},
+     {"word_scores": True}],
+    ids=str,
+)  # fmt: skip
+def test_what_needs_other_steps_is_searched_as_before(
+    trained: TrainedModel, lines: list[str], search: dict[str, Any],
+    fixed_limits: list[Sequence[int]],
+) -> None:  # fmt: skip
+    flags = {name: search.pop(name) for name in ("sampling", "word_scores") if name in search}
+
+    def translated(*, fixed_steps: bool) -> list[str]:
+        translator = Translator(
+            trained.transformer, trained.tokenizers, search=SearchConfig(**search), device=CPU,
+            fixed_steps=fixed_steps, **flags,
+        )  # fmt: skip
+        return [translation.text for translation in translator.translate(lines[:5])]
+
+    assert translated(fixed_steps=True) == translated(fixed_steps=False)
+    assert not fixed_limits
+
+
+def test_several_models_are_searched_as_before(
+    trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
+) -> None:
+    translator = Translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
+        others=[trained.transformer], fixed_steps=True,
+    )  # fmt: skip
+
+    assert len(list(translator.translate(lines[:3]))) == 3
+    assert not fixed_limits
+
+
+def test_batches_with_prefixes_are_searched_as_before(
+    trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
+) -> None:
+    translator = translator_of(trained, fixed_steps=True)
+    (plain,) = translator.translate_window(lines[:1])
+    assert len(fixed_limits) == 1
+
+    (found,) = translator.translate_window(lines[:1], [plain.text.split()[0]])
+
+    assert found.text == plain.text
+    assert len(fixed_limits) == 1
+
+
+def test_batches_with_a_shortlist_are_searched_as_before(
+    trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
+) -> None:
+    size = trained.tokenizers.source.vocab_size
+    none = torch.full((size, 1), -1).int()
+    shortlist = Shortlist(none, none * 0, none[:, 0] * 0 + 1, torch.arange(4, 14).int())
+
+    def translated(*, fixed_steps: bool) -> list[Translation]:
+        translator = Translator(
+            trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
+            shortlist=shortlist, fixed_steps=fixed_steps,
+        )  # fmt: skip
+        return list(translator.translate(lines[:1]))
+
+    assert_same(translated(fixed_steps=True), translated(fixed_steps=False))
+    assert not fixed_limits
+
+
+def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
+    trained: TrainedModel, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = list(translator_of(trained, fixed_steps=True).translate(lines))
+
+    class Large(FixedBeams):
+        def __init__(self, segments: int, *others: Any, **options: Any) -> None:
+            if segments > 6:
+                raise torch.OutOfMemoryError
+            super().__init__(segments, *others, **options)
+
+    monkeypatch.setattr(searching, "FixedBeams", Large)
+
+    assert_same(list(translator_of(trained, fixed_steps=True).translate(lines)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "is_fixed"), [("cuda", "fp16", True), ("mps", "fp16", False)]
+)
+def test_gpus_with_graphs_have_steps_of_fixed_shapes(
+    device: str, precision: str, is_fixed: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded as for a GPU, though the weights stay here."""
+    asked: list[tuple[torch.device, torch.dtype]] = []
+
+    def noting(*model: Any, device: torch.device, dtype: torch.dtype, **others: Any) -> None:
+        asked.append((device, dtype))
+
+    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device(name))
+    monkeypatch.setattr(module, "load_model", lambda directory, _: load_model(directory, CPU))
+    monkeypatch.setattr(module, "fixed_search", noting)
+
+    Translator.load(tiny_model, device=device, precision=precision)
+
+    assert asked == ([(torch.device(device), torch.float16)] if is_fixed else [])
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "scores", "rows"),
+    [(1, False, FixedGreedy), (1, True, FixedBeams), (4, False, FixedBeams)],
+)
+def test_greedy_search_has_steps_of_its_own_where_nobody_asks_for_scores(
+    trained: TrainedModel, beam_size: int, scores: bool, rows: type
+) -> None:
+    search = searching.fixed_search(
+        trained.transformer, trained.tokenizers.target, SearchConfig(beam_size=beam_size),
+        scores=scores, device=CPU, dtype=torch.float32,
+    )  # fmt: skip
+
+    assert search is not None
+    assert type(search._rows_of(1, 32)) is rows
