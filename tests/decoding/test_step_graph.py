@@ -57,6 +57,30 @@ def test_first_steps_warm_up_and_each_step_is_done_once() -> None:
     assert recorder.log == ["warm up", "warm up", "record", "replay", "replay", "replay"]
 
 
+def test_step_that_cannot_be_recorded_is_called_and_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unable(FakeRecorder):
+        def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+            super().record(function)
+            raise RuntimeError("operation not permitted\nwhen capturing")
+
+    number, function = counter()
+    recorder = Unable()
+    steps = [StepGraph(function, recorder), StepGraph(function, recorder)]
+
+    for calls in range(1, 5):
+        for step in steps:
+            step()
+        assert float(number) == 2 * calls
+
+    assert recorder.log.count("record") == 1
+    assert [record.message for record in caplog.records] == [
+        "cuda:1 could not record a step of decoding, which is slower without:"
+        " operation not permitted"
+    ]
+
+
 def test_on_a_cpu_a_step_is_only_called() -> None:
     number, function = counter()
     step = StepGraph(function, Recorder(CPU))

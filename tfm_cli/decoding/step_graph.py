@@ -1,9 +1,12 @@
 """A step that a GPU records once and replays: one launch instead of one for each operator."""
 
+import logging
 from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _WARM_UP = 2  # calls; libraries allocate and choose what they need in them
 
@@ -16,6 +19,7 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.is_able = True  # until a recording fails
         self._stream: torch.cuda.Stream | None = None
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
@@ -72,13 +76,24 @@ class StepGraph:
         """Do what the function does."""
         if self._recorder.device.type != "cuda":
             self._function()
-        elif self._calls < _WARM_UP:
-            self._recorder.warm_up(self._function)
-            self._calls += 1
-        else:
-            if self._graph is None:
-                self._graph = self._recorder.record(self._function)
+            return
+        if self._graph is None and self._calls >= _WARM_UP and self._recorder.is_able:
+            self._record()
+        if self._graph is not None:
             self._graph.replay()
+            return
+        self._recorder.warm_up(self._function)
+        self._calls += 1
+
+    def _record(self) -> None:
+        try:
+            self._graph = self._recorder.record(self._function)
+        except RuntimeError as error:  # nothing of the step has run
+            self._recorder.is_able = False
+            logger.warning(
+                "%s could not record a step of decoding, which is slower without: %s",
+                self._recorder.device, str(error).strip().split("\n")[0],
+            )  # fmt: skip
 
 
 class ReadBack:
