@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -49,6 +49,7 @@ class Translator:
         shortlist: the pieces that translations are searched among; else the whole vocabulary.
         prepare: precision in which weights that are made ready for a CPU do the search; None to
             let the models as they are do it. They may lose what only training needs.
+        release: gives back the memory of weights that were read, see `TrainedModel`.
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
     """
@@ -69,6 +70,7 @@ class Translator:
         alignment: bool = False,
         shortlist: Shortlist | None = None,
         prepare: str | None = None,
+        release: Callable[[], None] = lambda: None,
         workers: int = 1,
         worker_threads: int = 1,
     ) -> None:
@@ -78,7 +80,7 @@ class Translator:
         transformers = [transformer, *others]
         models: list[Restrictable] = [*transformers]
         if prepare is not None:
-            models = [PreparedTransformer(one, prepare) for one in transformers]
+            models = [PreparedTransformer(one, prepare, release) for one in transformers]
         most_pieces = min(map(_most_positions, transformers))
         self._search_batch = BatchSearch(
             models=models,
@@ -148,13 +150,16 @@ class Translator:
         threads = cpu_threads or 1
         set_cpu_threads(1 if count > 1 else threads)
         model = load_model(model_dir, place)
-        fellows = []
-        for directory in others:
-            fellow = load_model(directory, place)
+        fellows = [load_model(directory, place) for directory in others]
+        for directory, fellow in zip(others, fellows, strict=True):
             if fellow.tokenizers.sha256 != model.tokenizers.sha256:
                 told = f"{directory}: has other tokenizers than {model_dir}"
                 raise ModelError(told, hint="train them with the same one: `tfm train --tokenizer`")
-            fellows.append(fellow.transformer)
+
+        def release() -> None:
+            for one in (model, *fellows):
+                one.release()
+
         is_prepared = place.type == "cpu"
         return Translator(
             model.transformer,
@@ -164,12 +169,13 @@ class Translator:
             on_long=on_long,
             device=place,
             dtype=torch.float32 if is_prepared else _DTYPES[chosen],
-            others=fellows,
+            others=[fellow.transformer for fellow in fellows],
             scores=scores,
             word_scores=word_scores,
             alignment=alignment,
             shortlist=None if shortlist is None else load_shortlist(shortlist, model.tokenizers),
             prepare=chosen if is_prepared else None,
+            release=release,
             workers=count,
             worker_threads=threads,
         )
