@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.engine.int8 import LARGEST, columns_of, quantized_rows
-from tfm_cli.engine.linear import output_linear
+from tfm_cli.engine.linear import Linear, output_linear
 
 _GROUP = 64  # pieces
 _FEW_ROWS = 4
@@ -29,14 +29,21 @@ class OutputLayer:
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
         self._precision = precision
-        added = self._weight.new_zeros(len(weight)) if self._bias is None else self._bias
-        self._logits = output_linear(self._weight, added, precision)
+        self._logits: Linear | None = None
         self._screen: _Screen | None = None
 
     def restricted(self, ids: Tensor) -> "OutputLayer":
         """The same for these ids (U,) alone."""
         bias = None if self._bias is None else self._bias[ids]
         return OutputLayer(self._weight[ids], bias, self._precision)
+
+    def prepare_logits(self) -> Linear:
+        """Make `logits` ready, which costs the memory of a matrix."""
+        if self._logits is None:
+            size, bias = len(self._weight), self._bias
+            added = self._weight.new_zeros(size) if bias is None else bias
+            self._logits = output_linear(self._weight, added, self._precision)
+        return self._logits
 
     def prepare_best(self) -> "_Screen":
         """Make `best` ready, which costs some memory."""
@@ -45,7 +52,7 @@ class OutputLayer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, V) of hidden states (R, D)."""
-        return self._logits(hidden)
+        return self.prepare_logits()(hidden)
 
     def best(self, hidden: Tensor, banned: Tensor) -> Tensor:
         """The ids (R,) of the largest logits of hidden states (R, D), as fp32 has them.

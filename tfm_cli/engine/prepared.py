@@ -34,6 +34,8 @@ class PreparedTransformer:
         transformer: on the CPU, fp32, in evaluation mode. Its matrices may be stored anew, with
             the same values.
         precision: of the matrix products: `fp32`, `bf16` or `int8`.
+        greedy: make the likeliest piece ready, rather than all logits. What is not ready is made so
+            when it is first asked for.
         release: is called after each layer, to give back the memory of what was read.
     """
 
@@ -41,6 +43,8 @@ class PreparedTransformer:
         self,
         transformer: Transformer,
         precision: str = "fp32",
+        *,
+        greedy: bool = False,
         release: Callable[[], None] = lambda: None,
     ) -> None:
         encoder = [cast(EncoderLayer, layer) for layer in transformer.encoder_layers]
@@ -74,7 +78,10 @@ class PreparedTransformer:
         ends = (transformer.encoder_norm, transformer.decoder_norm)
         self._encoder_norm, self._decoder_norm = (norm and prepared_norm(norm) for norm in ends)
         self._output = OutputLayer(transformer.output_weight, transformer.output_bias, precision)
-        self._output.prepare_best()
+        if greedy:
+            self._output.prepare_best()
+        else:
+            self._output.prepare_logits()
         release()
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> PreparedState:

@@ -102,7 +102,8 @@ class BatchSearch:
         ]
         start_id, eos_id = scope.specials([target.start_id, target.eos_id])
         banned_ids = scope.specials(target.banned_ids)
-        if self._is_plainly_greedy and not any(prefixes):
+        is_greedy = is_plainly_greedy(settings, sampling=self.sampling, scores=self.scores)
+        if is_greedy and not any(prefixes):
             greedy = greedy_search(
                 model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
                 banned_ids=banned_ids,
@@ -149,9 +150,8 @@ class BatchSearch:
             piece_scores=self.word_scores,
         )
 
-    @property
-    def _is_plainly_greedy(self) -> bool:
-        """Whether the likeliest pieces are all that is wanted."""
-        settings = self.settings
-        changes = settings.no_repeat_ngram_size or settings.repetition_penalty != 1
-        return settings.beam_size == 1 and not (self.sampling or self.scores or changes)
+
+def is_plainly_greedy(settings: SearchConfig, *, sampling: bool, scores: bool) -> bool:
+    """Whether the likeliest pieces are all that is wanted."""
+    changes = settings.no_repeat_ngram_size or settings.repetition_penalty != 1
+    return settings.beam_size == 1 and not (sampling or scores or changes)

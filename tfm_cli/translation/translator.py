@@ -20,7 +20,7 @@ from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
 from tfm_cli.translation.scope import Restrictable
-from tfm_cli.translation.searching import BatchSearch, Found
+from tfm_cli.translation.searching import BatchSearch, Found, is_plainly_greedy
 from tfm_cli.translation.segments import Segment, Segmenter
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
@@ -80,7 +80,11 @@ class Translator:
         transformers = [transformer, *others]
         models: list[Restrictable] = [*transformers]
         if prepare is not None:
-            models = [PreparedTransformer(one, prepare, release) for one in transformers]
+            greedy = is_plainly_greedy(search, sampling=sampling, scores=scores)
+            models = [
+                PreparedTransformer(one, prepare, greedy=greedy, release=release)
+                for one in transformers
+            ]
         most_pieces = min(map(_most_positions, transformers))
         self._search_batch = BatchSearch(
             models=models,
