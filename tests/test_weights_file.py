@@ -20,6 +20,12 @@ def tensors() -> dict[str, Tensor]:
     return {"b": torch.randn(3, 50_000), "a": torch.randn(7), "c.d": torch.randn(2, 1)}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others hashed ahead and did not load is not ours."""
+    monkeypatch.setattr(module, "_ahead", {})
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     save_file(tensors(), tmp_path / "file", {"who": "somebody"})
