@@ -1,8 +1,12 @@
 """What many tests need: a corpus, a model that learned it, and the command line."""
 
+import contextlib
+import fcntl
+import gc
 import logging
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +22,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A shell gives its background jobs SIGINT ignored, and they hand that on; tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what was imported: it stays, and it is much."""
+    gc.collect()
+    gc.freeze()
+
 
 _WORDS = {
     "zero": "null", "one": "eins", "two": "zwei", "three": "drei", "four": "vier",
@@ -116,7 +127,21 @@ def run_tfm() -> RunTfm:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory that translates the tiny corpus without a fault; do not change it."""
-    directory = tmp_path_factory.mktemp("trained") / "model"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _train_tiny(tiny_corpus, tmp_path_factory.mktemp("trained") / "model")
+    # The first of the processes that needs it trains it for all; the others wait.
+    shared = tmp_path_factory.getbasetemp().parent
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "trained").exists():
+            with contextlib.suppress(FileNotFoundError):  # left by one that failed
+                shutil.rmtree(shared / "training")
+            _train_tiny(tiny_corpus, shared / "training")
+            (shared / "training").rename(shared / "trained")
+    return shared / "trained"
+
+
+def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> Path:
     torch.set_num_threads(1)
     arguments = [
         "train", *tiny_corpus.train_arguments(), "--output", str(directory), *TINY_SHAPE,

@@ -228,3 +228,59 @@ def test_pickled_weights_are_refused(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"\x80\x05\x95\x0b\x00\x00\x00\x00\x00\x00\x00.")
 
     assert refusal(model).startswith("model.safetensors: is torn or no safetensors file")
+
+
+def test_finite_weights_whose_sum_is_not_are_loaded(model: Path) -> None:
+    rewrite(model, lambda table: table["target_embedding.weight"].fill_(3e38))
+
+    loaded = load_model(model, CPU).transformer.target_embedding.weight
+
+    assert bool((loaded == 3e38).all())
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+def test_weights_with_infinities_are_refused(model: Path, value: float) -> None:
+    def change(table: dict[str, Tensor]) -> None:
+        table["target_embedding.weight"][0, 0] = value
+        table["target_embedding.weight"][0, 1] = -value
+
+    rewrite(model, change)
+
+    assert "has values that are no finite numbers: target_embedding.weight" in refusal(model)
+
+
+def test_loaded_weights_may_be_changed_and_the_file_stays(model: Path) -> None:
+    path = model / "model.safetensors"
+    before = path.read_bytes()
+
+    for parameter in load_model(model, CPU).transformer.parameters():
+        parameter.data.add_(1)
+
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("missing", range(1, 4))
+def test_weights_that_begin_anywhere_are_loaded(model: Path, missing: int) -> None:
+    path = model / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip()
+    header += b" " * (-len(header) % 4 + missing)
+    wanted = load_model(model, CPU).transformer.state_dict()
+    wanted = {name: tensor.clone() for name, tensor in wanted.items()}
+    path.unlink()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+
+    found = load_model(model, CPU).transformer.state_dict()
+
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_weights_are_the_same_after_their_memory_was_given_back(model: Path) -> None:
+    loaded = load_model(model, CPU)
+    wanted = {name: one.clone() for name, one in loaded.transformer.state_dict().items()}
+
+    loaded.release()
+
+    found = loaded.transformer.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

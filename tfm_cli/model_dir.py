@@ -5,9 +5,8 @@ mixed, torn or tampered with is refused by name.
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tfm_cli.model_config import (
     regular_file,
 )
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.weights_file import WeightsFile, values_sha256
 
 _METADATA_KEY = "tfm"  # only one: safetensors writes several in an order that changes
 _MAX_NAMED = 8  # tensors that a message lists
@@ -37,11 +37,17 @@ _MAX_NAMED = 8  # tensors that a message lists
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What a model directory holds, ready for use."""
+    """What a model directory holds, ready for use.
+
+    Attributes:
+        release: gives back the memory of weights as they are on disk, from where they are read
+            again when they are needed. Not for those who have changed them in place.
+    """
 
     config: RunConfig
     tokenizers: TokenizerPair
     transformer: Transformer
+    release: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +90,11 @@ def save_weights(
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """A hash of all names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    flat = {name: tensor.detach().cpu().contiguous().view(-1) for name, tensor in tensors.items()}
+    return values_sha256(
+        (name, str(tensor.dtype), tuple(tensor.shape), flat[name].view(torch.uint8).numpy().data)
+        for name, tensor in sorted(tensors.items())
+    )
 
 
 def load_model(directory: Path, device: torch.device) -> TrainedModel:
@@ -104,9 +110,10 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
     # On the meta device the shapes cost no memory: nothing is allocated before it is checked.
     with torch.device("meta"):
         transformer = build_transformer(shape, saved.vocab_sizes)
-    weights = _load_weights(directory, transformer.state_dict(), shape, saved.tokenizer_sha256)
+    expected = transformer.state_dict()
+    weights, release = _load_weights(directory, expected, shape, saved.tokenizer_sha256)
     transformer.load_state_dict(weights, assign=True)
-    return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval())
+    return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval(), release)
 
 
 def weights_facts(directory: Path) -> WeightsFacts | None:
@@ -124,22 +131,41 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
 
 def _load_weights(
     directory: Path, expected: Mapping[str, Tensor], shape: ModelConfig, tokenizer_sha256: str
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """The weights, mapped from the file, and what gives back their memory."""
     path = regular_file(directory, WEIGHTS_FILE)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = _metadata(file)
             _check_header(path, file, metadata, expected, shape, tokenizer_sha256)
-            weights = {name: file.get_tensor(name) for name in expected}
-    except (SafetensorError, OSError, ValueError) as error:
+        mapped = WeightsFile(path)
+        weights = {name: _mapped(mapped, name) for name in expected}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise _torn(path, error) from error
-    if weights_sha256(weights) != metadata.get("weights_sha256"):
+    if mapped.sha256() != metadata.get("weights_sha256"):
         hint = "copy the file again"
         raise ModelError(f"{path}: the weights are not those that were saved", hint=hint)
-    bad = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    bad = []
+    for name, tensor in weights.items():
+        # A sum costs a twentieth, and is finite only if all numbers are.
+        if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+            bad.append(name)
+        mapped.release()
     if bad:
         raise ModelError(f"{path}: has values that are no finite numbers: {_listed(bad, ', ')}")
-    return weights
+    return weights, mapped.release
+
+
+def _mapped(file: WeightsFile, name: str) -> Tensor:
+    values = file.tensors[name]
+    content: Any = file.mapping
+    begin = values.begin
+    if begin % torch.float32.itemsize:  # a header of another program's
+        content, begin = bytearray(content[begin : values.end]), 0
+    flat = torch.frombuffer(
+        content, dtype=torch.uint8, count=values.end - values.begin, offset=begin
+    )
+    return flat.view(torch.float32).view(values.shape)
 
 
 def _check_header(

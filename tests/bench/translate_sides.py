@@ -43,6 +43,9 @@ class Tfm:
 
     def __init__(self, job: dict[str, Any]) -> None:
         from tfm_cli.config import SearchConfig
+        from tfm_cli.weights_file import hash_ahead
+
+        hash_ahead(Path(job["directory"], "model.safetensors"))
         from tfm_cli.translation.translator import Translator
 
         self.precision = job["precision"]

@@ -3,9 +3,10 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,15 @@ def read_lines() -> Callable[[str], tuple[str, ...]]:
     return lines
 
 
+class Project(SimpleNamespace):
+    """The generator's modules, and the corpus that it builds."""
+
+    @cached_property
+    def corpus(self) -> Any:
+        """Takes ten seconds."""
+        return importlib.import_module("phrasebook.splits").build_corpus()
+
+
 @pytest.fixture(scope="session")
 def project() -> Iterator[SimpleNamespace]:
     """The generator's modules, and the corpus that it builds."""
@@ -31,12 +41,11 @@ def project() -> Iterator[SimpleNamespace]:
     try:
         names = ("conjugation", "modifiers", "nouns", "orthography", "verbs", "words")
         modules = {name: importlib.import_module(f"phrasebook.{name}") for name in names}
-        yield SimpleNamespace(
+        yield Project(
             **modules,
             generate=importlib.import_module("generate"),
             verb_name=importlib.import_module("phrasebook.syntax").verb_name,
             third=importlib.import_module("phrasebook.english").third,
-            corpus=importlib.import_module("phrasebook.splits").build_corpus(),
         )
     finally:
         sys.path.remove(str(DATA))

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.slow  # the corpus is built; `make check` compares it with its files
+
 AUXILIARIES = {
     True: ["suis", "est", "sommes", "êtes", "sont"],
     False: ["ai", "a", "avons", "avez", "ont"],

@@ -51,6 +51,19 @@ def test_row_is_kept_to_half_a_step(
     assert bool(((stored * step - x).abs() <= 0.500001 * step + 1e-6 * x.abs()).all())
 
 
+@pytest.mark.parametrize(("rows", "inputs"), [(2049, 1024), (4097, 512), (3, 1_000_000)])
+def test_large_matrix_is_rounded_like_its_rows(rows: int, inputs: int) -> None:
+    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(1))
+
+    stored, peak = quantized_rows(x)
+
+    assert stored.shape == x.shape
+    for place in (0, rows // 2, rows - 1):
+        one, one_peak = quantized_rows(x[place : place + 1])
+        assert torch.equal(stored[place], one[0])
+        assert torch.equal(peak[place], one_peak[0])
+
+
 def test_row_of_zeros_stays_zero() -> None:
     stored, peak = quantized_rows(torch.tensor([[0.0, 0.0], [-3.0, 1.5]]))
 

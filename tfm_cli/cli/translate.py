@@ -23,6 +23,7 @@ from tfm_cli.files import check_writable
 from tfm_cli.parallel import Parallel
 from tfm_cli.text import open_lines
 from tfm_cli.translation.render import Form, alignment_kind
+from tfm_cli.weights_file import hash_ahead
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator
@@ -216,7 +217,11 @@ def translate(
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
-    from tfm_cli.model_config import SHORTLIST_FILE, load_config  # imports SentencePiece
+    from tfm_cli.model_config import (  # imports SentencePiece
+        SHORTLIST_FILE,
+        WEIGHTS_FILE,
+        load_config,
+    )
 
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_input(input_path, parallel)
@@ -235,6 +240,8 @@ def translate(
             word_scores=word_scores, alignment=aligned,
         )  # fmt: skip
 
+        for directory in models:
+            hash_ahead(directory / WEIGHTS_FILE)
         from tfm_cli.device import decoding_precision, resolve_device  # imports torch: seconds
 
         place = parallel.device(device)

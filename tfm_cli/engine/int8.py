@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 127.0  # of a signed byte, without -128, so that both signs reach equally far
+_TOGETHER = 524_288  # numbers whose intermediate results stay in the processor's own memory
 _SMALLEST_PEAK = 1e-12  # a row of zeros has some scale as well
 
 
@@ -18,6 +19,13 @@ def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A row is the bytes times its peak / 127, each element to within half of that.
     """
+    if len(x) > 1 and x.numel() > 2 * _TOGETHER:
+        stored, peaks = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), 1)
+        together = max(1, _TOGETHER // x.shape[1])
+        for start in range(0, len(x), together):
+            part = slice(start, start + together)
+            stored[part], peaks[part] = quantized_rows(x[part])
+        return stored, peaks
     if len(x) == 1:  # one operator, which is slow for many rows
         peak = torch.linalg.vector_norm(x, math.inf, 1, keepdim=True)  # (1, 1)
     else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.engine.int8 import LARGEST, int8_linear
-from tfm_cli.engine.linear import output_linear
+from tfm_cli.engine.linear import Linear, output_linear
 
 _GROUP = 64  # pieces
 _FEW_ROWS = 4
@@ -28,14 +28,21 @@ class OutputLayer:
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
         self._precision = precision
-        added = self._weight.new_zeros(len(weight)) if self._bias is None else self._bias
-        self._logits = output_linear(self._weight, added, precision)
+        self._logits: Linear | None = None
         self._screen: _Screen | None = None
 
     def restricted(self, ids: Tensor) -> "OutputLayer":
         """The same for these ids (U,) alone."""
         bias = None if self._bias is None else self._bias[ids]
         return OutputLayer(self._weight[ids], bias, self._precision)
+
+    def prepare_logits(self) -> Linear:
+        """Make `logits` ready, which costs the memory of a matrix."""
+        if self._logits is None:
+            size, bias = len(self._weight), self._bias
+            added = self._weight.new_zeros(size) if bias is None else bias
+            self._logits = output_linear(self._weight, added, self._precision)
+        return self._logits
 
     def prepare_best(self) -> "_Screen":
         """Make `best` ready, which costs some memory."""
@@ -44,7 +51,7 @@ class OutputLayer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, V) of hidden states (R, D)."""
-        return self._logits(hidden)
+        return self.prepare_logits()(hidden)
 
     def best(self, hidden: Tensor, banned: Tensor) -> Tensor:
         """The ids (R,) of the largest logits of hidden states (R, D), as fp32 has them.
@@ -95,8 +102,10 @@ class _Screen:
         added = weight.new_zeros(size) if bias is None else bias
         # Whole groups; what was added to the last one is never the largest.
         missing = -size % _GROUP
-        whole = torch.cat((weight, weight.new_zeros(missing, inputs)))
-        added = torch.cat((added, added.new_full((missing,), -math.inf)))
+        whole = weight
+        if missing:
+            whole = torch.cat((weight, weight.new_zeros(missing, inputs)))
+            added = torch.cat((added, added.new_full((missing,), -math.inf)))
         self._logits = int8_linear(whole, added)
         # Of the longest row and the widest step, whose even spread has a variance of 1/12.
         step_deviation = _DEVIATIONS / LARGEST / math.sqrt(12)

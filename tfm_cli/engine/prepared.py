@@ -5,7 +5,8 @@
 
 import copy
 import math
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tfm_cli.engine.state import LayerCache, PreparedState
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer
 from tfm_cli.model.transformer import Transformer
 
+_Layer = TypeVar("_Layer")
 _ENCODED_ROWS = 256  # source pieces that are encoded together
 _FOLDED_PIECES = 64  # of a single segment; the folded matrices of more are too large to pay
 
@@ -33,9 +35,19 @@ class PreparedTransformer:
         transformer: on the CPU, fp32, in evaluation mode. Its matrices may be stored anew, with
             the same values.
         precision: of the matrix products: `fp32`, `bf16` or `int8`.
+        greedy: make the likeliest piece ready, rather than all logits. What is not ready is made so
+            when it is first asked for.
+        release: is called after each layer, to give back the memory of what was read.
     """
 
-    def __init__(self, transformer: Transformer, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        precision: str = "fp32",
+        *,
+        greedy: bool = False,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         encoder = [cast(EncoderLayer, layer) for layer in transformer.encoder_layers]
         decoder = [cast(DecoderLayer, layer) for layer in transformer.decoder_layers]
         # Of the Transformer nothing else is kept, so that matrices that became others are freed.
@@ -51,7 +63,7 @@ class PreparedTransformer:
                 ),
                 PreparedFeedForward(layer.feed_forward, layer.feed_forward_norm, precision),
             )
-            for layer in encoder
+            for layer in _each(encoder, release)
         ]
         self._decoder = [
             (
@@ -61,13 +73,17 @@ class PreparedTransformer:
                 CrossAttention(layer.cross_attention, layer.cross_attention_norm, precision),
                 PreparedFeedForward(layer.feed_forward, layer.feed_forward_norm, precision),
             )
-            for layer in decoder
+            for layer in _each(decoder, release)
         ]
         # Pre-norm stacks alone end with a norm.
         ends = (transformer.encoder_norm, transformer.decoder_norm)
         self._encoder_norm, self._decoder_norm = (norm and prepared_norm(norm) for norm in ends)
         self._output = OutputLayer(transformer.output_weight, transformer.output_bias, precision)
-        self._output.prepare_best()
+        if greedy:
+            self._output.prepare_best()
+        else:
+            self._output.prepare_logits()
+        release()
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> PreparedState:
         """Read the source, (B, S) ids; what comes back is ready for the first `step`."""
@@ -143,3 +159,10 @@ class PreparedTransformer:
             x = cross.step(x, layer, state.memory_mask)
             x = feed_forward(x)
         return x if self._decoder_norm is None else self._decoder_norm(x)
+
+
+def _each(layers: Iterable[_Layer], done: Callable[[], None]) -> Iterator[_Layer]:
+    """The layers; `done` is called when the next one is asked for."""
+    for layer in layers:
+        yield layer
+        done()

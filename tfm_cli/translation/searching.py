@@ -128,7 +128,7 @@ class BatchSearch:
         model = scope.model(self.models)
         start_id, eos_id = scope.specials([target.start_id, target.eos_id])
         banned_ids = scope.specials(target.banned_ids)
-        is_greedy = _is_plainly_greedy(settings, scores=self.scores) and not self.sampling
+        is_greedy = is_plainly_greedy(settings, sampling=self.sampling, scores=self.scores)
         if is_greedy and not any(prefixes):
             greedy = greedy_search(
                 model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
@@ -193,7 +193,7 @@ def fixed_search(
     if _weighs_what_was_written(settings):
         return None
     model = FixedTransformer(transformer, dtype)
-    if _is_plainly_greedy(settings, scores=scores):
+    if is_plainly_greedy(settings, sampling=False, scores=scores):
         greedy = GreedyRules(target.start_id, target.eos_id, target.banned_ids)
         return FixedSearch(
             model, partial(FixedGreedy, rules=greedy, device=device), beams=1, device=device
@@ -212,9 +212,10 @@ def fixed_search(
     return FixedSearch(model, rows_of, beams=settings.beam_size, device=device)
 
 
-def _is_plainly_greedy(settings: SearchConfig, *, scores: bool) -> bool:
+def is_plainly_greedy(settings: SearchConfig, *, sampling: bool, scores: bool) -> bool:
     """Whether the likeliest pieces are all that is wanted."""
-    return settings.beam_size == 1 and not (scores or _weighs_what_was_written(settings))
+    others = sampling or scores or _weighs_what_was_written(settings)
+    return settings.beam_size == 1 and not others
 
 
 def _weighs_what_was_written(settings: SearchConfig) -> bool:

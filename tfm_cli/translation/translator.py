@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
 from tfm_cli.translation.scope import Restrictable
-from tfm_cli.translation.searching import BatchSearch, Found, fixed_search
+from tfm_cli.translation.searching import BatchSearch, Found, fixed_search, is_plainly_greedy
 from tfm_cli.translation.segments import Segment, Segmenter
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
@@ -51,6 +51,7 @@ class Translator:
             let the models as they are do it. They may lose what only training needs.
         fixed_steps: let a single model search in steps of fixed shapes, which a GPU replays,
             wherever nothing is asked for that needs others.
+        release: gives back the memory of weights that were read, see `TrainedModel`.
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
     """
@@ -72,6 +73,7 @@ class Translator:
         shortlist: Shortlist | None = None,
         prepare: str | None = None,
         fixed_steps: bool = False,
+        release: Callable[[], None] = lambda: None,
         workers: int = 1,
         worker_threads: int = 1,
     ) -> None:
@@ -81,7 +83,11 @@ class Translator:
         transformers = [transformer, *others]
         models: list[Restrictable] = [*transformers]
         if prepare is not None:
-            models = [PreparedTransformer(one, prepare) for one in transformers]
+            greedy = is_plainly_greedy(search, sampling=sampling, scores=scores)
+            models = [
+                PreparedTransformer(one, prepare, greedy=greedy, release=release)
+                for one in transformers
+            ]
         fixed = None
         if fixed_steps and not (others or sampling or word_scores):
             fixed = fixed_search(
@@ -157,13 +163,16 @@ class Translator:
         threads = cpu_threads or 1
         set_cpu_threads(1 if count > 1 else threads)
         model = load_model(model_dir, place)
-        fellows = []
-        for directory in others:
-            fellow = load_model(directory, place)
+        fellows = [load_model(directory, place) for directory in others]
+        for directory, fellow in zip(others, fellows, strict=True):
             if fellow.tokenizers.sha256 != model.tokenizers.sha256:
                 told = f"{directory}: has other tokenizers than {model_dir}"
                 raise ModelError(told, hint="train them with the same one: `tfm train --tokenizer`")
-            fellows.append(fellow.transformer)
+
+        def release() -> None:
+            for one in (model, *fellows):
+                one.release()
+
         is_prepared = place.type == "cpu"
         return Translator(
             model.transformer,
@@ -173,13 +182,14 @@ class Translator:
             on_long=on_long,
             device=place,
             dtype=torch.float32 if is_prepared else _DTYPES[chosen],
-            others=fellows,
+            others=[fellow.transformer for fellow in fellows],
             scores=scores,
             word_scores=word_scores,
             alignment=alignment,
             shortlist=None if shortlist is None else load_shortlist(shortlist, model.tokenizers),
             prepare=chosen if is_prepared else None,
             fixed_steps=place.type == "cuda",
+            release=release,
             workers=count,
             worker_threads=threads,
         )

@@ -1,0 +1,155 @@
+"""The weights file: what its bytes are, whoever reads them first."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.conftest import RunTfm
+from tfm_cli import weights_file as module
+from tfm_cli.weights_file import WeightsFile, hash_ahead, values_sha256
+
+
+def tensors() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {"b": torch.randn(3, 50_000), "a": torch.randn(7), "c.d": torch.randn(2, 1)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others hashed ahead and did not load is not ours."""
+    monkeypatch.setattr(module, "_ahead", {})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_file(tensors(), tmp_path / "file", {"who": "somebody"})
+    return tmp_path / "file"
+
+
+def sha256_of(path: Path) -> str:
+    """By the definition, with safetensors' own reader."""
+    text = b""
+    for name, tensor in sorted(load_file(path).items()):
+        text += f"{name} torch.float32 {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes()
+    return hashlib.sha256(text).hexdigest()
+
+
+@pytest.fixture
+def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever a file is hashed."""
+    calls: list[int] = []
+
+    def counting(values: Iterable[tuple[str, str, tuple[int, ...], memoryview]]) -> str:
+        calls.append(1)
+        return values_sha256(values)
+
+    monkeypatch.setattr(module, "values_sha256", counting)
+    return calls
+
+
+def test_hash_is_that_of_names_types_shapes_and_values(path: Path) -> None:
+    assert WeightsFile(path).sha256() == sha256_of(path)
+
+
+def test_file_that_was_hashed_ahead_is_hashed_once(path: Path, num_hashed: list[int]) -> None:
+    hash_ahead(path)
+
+    assert WeightsFile(path).sha256() == sha256_of(path)
+    assert len(num_hashed) == 1
+
+
+def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
+    hash_ahead(path)
+    found = [WeightsFile(path).sha256() for _ in range(2)]
+
+    assert found == [sha256_of(path)] * 2
+    assert len(num_hashed) == 2
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
+    path: Path, in_place: bool
+) -> None:
+    hash_ahead(path)
+    for thread, _ in module._ahead.values():
+        thread.join()
+    changed = path.read_bytes()[:-1] + b"x"
+    if in_place:
+        path.write_bytes(changed)
+    else:
+        (path.parent / "new").write_bytes(changed)
+        (path.parent / "new").replace(path)
+
+    assert WeightsFile(path).sha256() == sha256_of(path)
+
+
+def test_what_cannot_be_hashed_ahead_is_left_to_who_loads_it(tmp_path: Path) -> None:
+    (tmp_path / "torn").write_bytes(b"torn")
+
+    hash_ahead(tmp_path / "none")
+    hash_ahead(tmp_path / "torn")
+    hash_ahead(tmp_path)
+
+    assert not module._ahead
+
+
+def test_released_memory_is_read_again(path: Path) -> None:
+    file = WeightsFile(path)
+    values = file.tensors["b"]
+    found = torch.frombuffer(file.mapping, dtype=torch.float32, count=150_000, offset=values.begin)
+    before = found.clone()
+
+    file.release()
+
+    assert torch.equal(found, before)
+    assert torch.equal(found.view(values.shape), tensors()["b"])
+
+
+def test_what_is_written_to_the_mapping_does_not_reach_the_file(path: Path) -> None:
+    before, file = path.read_bytes(), WeightsFile(path)
+
+    file.mapping[file.tensors["a"].begin] ^= 255
+
+    assert path.read_bytes() == before
+
+
+def test_command_that_translates_hashes_its_model_once(
+    tiny_model: Path, run_tfm: RunTfm, num_hashed: list[int]
+) -> None:
+    result = run_tfm(["translate", "--model", str(tiny_model), "--device", "cpu"], "one two\n")
+
+    assert result.out == "eins zwei\n"
+    assert len(num_hashed) == 1
+    assert not module._ahead
+
+
+def header(table: object) -> bytes:
+    text = json.dumps(table).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Expecting value"),
+        ((1 << 63).to_bytes(8, "little"), "its header has 9223372036854775808 bytes"),
+        (header([]), "its header is none of tensors"),
+        (header({"a": 1}), "its header is none of tensors"),
+        (header({"a": {"dtype": "F32", "shape": [1]}}), "its header is none of tensors"),
+        (header({"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}), "none of tensors"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}), "not enough values"),
+        ((100_000).to_bytes(8, "little") + b"[" * 100_000, "its header is none of tensors"),
+    ],
+    ids=["empty", "endless", "list", "number", "no place", "no shape", "half a place", "deep"],
+)
+def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+
+    with pytest.raises(ValueError, match=message):
+        WeightsFile(tmp_path / "file")
