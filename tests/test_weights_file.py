@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.conftest import RunTfm
 from tfm_cli import weights_file as module
-from tfm_cli.weights_file import WeightsFile, hash_ahead, values_sha256
+from tfm_cli.weights_file import Content, WeightsFile, hash_ahead, values_sha256
 
 
 def tensors() -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one whenever a file is hashed."""
     calls: list[int] = []
 
-    def counting(values: Iterable[tuple[str, str, tuple[int, ...], memoryview]]) -> str:
+    def counting(values: Iterable[Content]) -> str:
         calls.append(1)
         return values_sha256(values)
 
@@ -54,6 +54,14 @@ def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_hash_is_that_of_names_types_shapes_and_values(path: Path) -> None:
+    assert WeightsFile(path).sha256() == sha256_of(path)
+
+
+def test_hash_does_not_depend_on_how_much_is_read_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PART_BYTES", 1000)
+
     assert WeightsFile(path).sha256() == sha256_of(path)
 
 

@@ -92,7 +92,7 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """A hash of all names, types, shapes and values."""
     flat = {name: tensor.detach().cpu().contiguous().view(-1) for name, tensor in tensors.items()}
     return values_sha256(
-        (name, str(tensor.dtype), tuple(tensor.shape), flat[name].view(torch.uint8).numpy().data)
+        (name, str(tensor.dtype), tuple(tensor.shape), [flat[name].view(torch.uint8).numpy().data])
         for name, tensor in sorted(tensors.items())
     )
 

@@ -16,6 +16,9 @@ from pathlib import Path
 _MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
 
+_PART_BYTES = 1 << 23  # that are in memory together while they are hashed
+
+Content = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
 _Identity = tuple[int, ...]
 _ahead: dict[_Identity, tuple[threading.Thread, list[str]]] = {}
 
@@ -70,20 +73,25 @@ class WeightsFile:
             with contextlib.suppress(OSError):  # it only costs memory
                 self.mapping.madvise(mmap.MADV_DONTNEED)
 
-    def _contents(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-        whole = memoryview(self.mapping)
+    def _contents(self) -> Iterator[Content]:
         for name, values in sorted(self.tensors.items()):
             dtype = _TYPE_NAMES.get(values.dtype, values.dtype)
-            yield name, dtype, values.shape, whole[values.begin : values.end]
+            yield name, dtype, values.shape, self._parts(values)
+
+    def _parts(self, values: Values) -> Iterator[memoryview]:
+        whole = memoryview(self.mapping)[: values.end]
+        for start in range(values.begin, values.end, _PART_BYTES):
+            yield whole[start : start + _PART_BYTES]
             self.release()
 
 
-def values_sha256(tensors: Iterable[tuple[str, str, tuple[int, ...], memoryview]]) -> str:
+def values_sha256(tensors: Iterable[Content]) -> str:
     """A hash of tensors in the order of their names: of names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, dtype, shape, content in tensors:
+    for name, dtype, shape, parts in tensors:
         digest.update(f"{name} {dtype} {shape}\n".encode())
-        digest.update(content)
+        for part in parts:
+            digest.update(part)
     return digest.hexdigest()
 
 
