@@ -110,7 +110,8 @@ class _Screen:
         # Of the longest row and the widest step, whose even spread has a variance of 1/12.
         step_deviation = _DEVIATIONS / LARGEST / math.sqrt(12)
         self._longest = float(torch.linalg.vector_norm(weight, dim=1).max()) * step_deviation
-        self._widest = float(weight.abs().max()) * step_deviation
+        lowest, highest = torch.aminmax(weight)
+        self._widest = max(-float(lowest), float(highest)) * step_deviation
 
     def candidates(self, hidden: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and ids, (m,) each, sorted by row; each row has at least one."""
