@@ -135,7 +135,7 @@ class TestAfterAStop:
         [
             ("--beam 2", "--beam-size: was 4, is 2"),
             ("-f json", "--format: was text, is json"),
-            ("--precision int8", "--precision: was fp32, is int8"),
+            ("--precision bf16", "--precision: was fp32, is bf16"),
             ("--tsv", "--tsv: was false, is true"),
             ("--on-long cut", "--on-long: was split, is cut"),
         ],
@@ -171,6 +171,28 @@ class TestAfterAStop:
 
         assert result.code == 0
         assert (tmp_path / "out").read_bytes() == b"eins\nzwei\n" * 10
+
+    @pytest.mark.parametrize(
+        ("flags", "change"),
+        [
+            ("--max-tokens 50", "int8 (--max-tokens 50, --buffer-size 7)"),
+            ("--buffer-size 3", "int8 (--max-tokens 4096, --buffer-size 3)"),
+        ],
+    )
+    def test_int8_needs_the_same_batches(
+        self, command: list[str], stop: Callable[..., None], run_tfm: RunTfm, flags: str,
+        change: str,
+    ) -> None:  # fmt: skip
+        command = [*command, "--precision", "int8", "--overwrite"]
+        stop(2)
+        assert run_tfm(command).code == 130
+
+        result = run_tfm([*command[:-1], *flags.split()])
+
+        assert result.code == 2
+        was = "int8 (--max-tokens 4096, --buffer-size 7)"
+        assert f"; 1 change\n  --precision: was {was}, is {change}\n" in result.err
+        assert run_tfm(command[:-1]).code == 0
 
     def test_it_begins_again_where_that_is_asked_for(
         self, command: list[str], run_tfm: RunTfm, tmp_path: Path

@@ -78,6 +78,17 @@ def test_rows_of_very_different_scale_do_not_bear_on_each_other() -> None:
     assert found.tolist() == alone
 
 
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("scale", [1e-2, 1e-4, 1e-6])
+def test_small_hidden_states_are_rounded_to_wider_steps(scale: float, rows: int) -> None:
+    """The product in 8 bits has a least step, whatever it rounds."""
+    torch.manual_seed(1)
+    weight, hidden = torch.randn(700, 64), scale * torch.randn(rows, 64)
+
+    assert_best(weight, None, hidden)
+    assert_best(weight, scale * torch.randn(700), hidden)
+
+
 @pytest.mark.parametrize("factor", [10.0, 100.0, 1000.0])
 def test_outliers_among_the_weights_cost_candidates_but_no_best(factor: float) -> None:
     weight, hidden = torch.randn(700, 64), torch.randn(20, 64)

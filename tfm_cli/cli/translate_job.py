@@ -46,7 +46,13 @@ _SAMPLING_ONLY = ("top_k", "top_p", "temperature", "seed")
 
 
 def job_settings(
-    models: Sequence[Path], search: SearchConfig, form: Form, *, sampling: bool, **others: object
+    models: Sequence[Path],
+    search: SearchConfig,
+    form: Form,
+    *,
+    sampling: bool,
+    precision: str,
+    **others: object,
 ) -> dict[str, Any]:
     """All that the output depends on but the input, by the names that the user knows.
 
@@ -55,15 +61,21 @@ def job_settings(
         search: how translations are looked for.
         form: of the output.
         sampling: whether they are drawn.
+        precision: of the matrix products; what `int8` finds depends on what is batched together.
         others: flags by their names in Python.
     """
     from tfm_cli.model_config import weights_identity  # imports SentencePiece
 
     settings = dataclasses.asdict(search) | dataclasses.asdict(form)
+    if precision == "int8":
+        sizes = ", ".join(
+            f"--{name.replace('_', '-')} {getattr(search, name)}" for name in _SPEED_ONLY
+        )
+        precision = f"int8 ({sizes})"
     for name in (*_SPEED_ONLY, *(() if sampling else _SAMPLING_ONLY)):
         del settings[name]
     settings["format"] = settings.pop("kind")
-    settings |= {"sampling": sampling, **others}
+    settings |= {"sampling": sampling, "precision": precision, **others}
     flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
     weights = ", ".join(weights_identity(directory)[:12] for directory in models)
     return {"tfm version": tfm_cli.__version__, "weights": weights, **flags}

@@ -13,6 +13,7 @@ from tfm_cli.engine.linear import Linear, output_linear
 _GROUP = 64  # pieces
 _FEW_ROWS = 4
 _DEVIATIONS = 8.0  # more than that off is one logit in 10^15
+_SMALLEST_PEAK = LARGEST * 2**-14  # FBGEMM takes no smaller steps than 6.1e-5
 
 
 class OutputLayer:
@@ -134,7 +135,7 @@ class _Screen:
         """The same for a single row: ids (m,)."""
         logits = self._logits(hidden)[0]  # (V',)
         logits.index_fill_(0, banned, -math.inf)
-        largest = float(torch.linalg.vector_norm(hidden, math.inf))
+        largest = max(_SMALLEST_PEAK, float(torch.linalg.vector_norm(hidden, math.inf)))
         error = float(torch.linalg.vector_norm(hidden)) * self._widest + largest * self._longest
         likely = logits >= float(logits.max()) - 2 * error
         return likely.nonzero()[:, 0]
@@ -143,7 +144,8 @@ class _Screen:
         """How far a logit in 8 bits may be off, (R, 1).
 
         Not the root of a sum but the sum of roots, which is a little more. A step of the hidden
-        states is at most the largest of them all by 127.
+        states is at most the largest of them all by 127, or the least there is.
         """
         norm: Tensor = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)  # (R, 1)
-        return norm.mul_(self._widest).add_(hidden.abs().amax() * self._longest)
+        largest = hidden.abs().amax().clamp_min(_SMALLEST_PEAK)
+        return norm.mul_(self._widest).add_(largest * self._longest)
