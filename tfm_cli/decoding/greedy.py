@@ -14,6 +14,10 @@ from torch import Tensor
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
 from tfm_cli.decoding.leading import leading
 
+# Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest
+# is moved then, which costs more than a step's attention.
+_WORTH_MOVING = 0.8
+
 
 @runtime_checkable
 class GreedyModel(StepModel[StateT], Protocol):
@@ -46,27 +50,30 @@ def greedy_search(
     """
     banned = torch.tensor(list(banned_ids), dtype=torch.long, device=source.device)
     written: list[list[int]] = [[] for _ in limits]
-    open_segments = [segment for segment, limit in enumerate(limits) if limit]
+    rows = list(range(len(limits)))  # the segment of each row
+    open_rows = [row for row in rows if limits[row]]
     pieces = torch.full((len(limits),), start_id, device=source.device)  # (B,)
     state = model.start(source, source_keep)
-    staying = open_segments
     greedy = model if isinstance(model, GreedyModel) else None
-    while open_segments:
-        if len(staying) < len(pieces):
-            kept = torch.tensor(staying, device=source.device)
+    while open_rows:
+        if len(open_rows) <= _WORTH_MOVING * len(rows):
+            kept = torch.tensor(open_rows, device=source.device)
             pieces = pieces.index_select(0, kept)
             state.keep(kept)
+            rows = [rows[row] for row in open_rows]
+            open_rows = list(range(len(rows)))
         if greedy is not None:
             pieces = greedy.step_greedily(pieces, state, banned)  # (B,)
         else:
             logits = model.step(pieces, state).index_fill(1, banned, -torch.inf)  # (B, V)
             pieces = leading(logits, 1)[1][:, 0]
-        staying = []
-        for row, (segment, piece) in enumerate(zip(open_segments, pieces.tolist(), strict=True)):
-            if piece != eos_id:
-                written[segment].append(piece)
+        newest, staying = pieces.tolist(), []
+        for row in open_rows:
+            segment = rows[row]
+            if newest[row] != eos_id:
+                written[segment].append(newest[row])
                 if len(written[segment]) < limits[segment]:
                     staying.append(row)
-        open_segments = [open_segments[row] for row in staying]
+        open_rows = staying
     nothing = float("nan")
     return [Hypothesis(tuple(ids), nothing, nothing) for ids in written]
