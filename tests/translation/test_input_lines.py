@@ -77,6 +77,10 @@ def test_line_feed_and_nul_of_a_string_are_none_of_a_segment() -> None:
     assert line.fields == {"source": "a\nb\0c", "target_prefix": "d\ne"}
 
 
+def test_null_is_no_prefix() -> None:
+    assert from_json('{"source": "a", "target_prefix": null}', "in:1").target_prefix == ""
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

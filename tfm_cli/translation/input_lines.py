@@ -88,10 +88,12 @@ def from_json(line: str, place: str) -> InputLine:
     name = next((name for name in _SOURCE_FIELDS if name in fields), "")
     if not name:
         raise DataError(f"{place}: has neither `source` nor `text`")
-    for field in (name, _PREFIX_FIELD):
-        if not isinstance(fields.get(field, ""), str):
+    prefix = fields.get(_PREFIX_FIELD)
+    prefix = "" if prefix is None else prefix  # programs write null for what they do not have
+    for field, text in ((name, fields[name]), (_PREFIX_FIELD, prefix)):
+        if not isinstance(text, str):
             raise DataError(f"{place}: `{field}` is no string")
-    return InputLine(_segment(fields[name]), _segment(fields.get(_PREFIX_FIELD, "")), (), fields)
+    return InputLine(_segment(fields[name]), _segment(prefix), (), fields)
 
 
 def _refuse(constant: str) -> NoReturn:
