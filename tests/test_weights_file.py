@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def _nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     save_file(tensors(), tmp_path / "file", {"who": "somebody"})
+    os.utime(tmp_path / "file", (1, 1))  # what is written from now on is written at another time
     return tmp_path / "file"
 
 
@@ -38,6 +40,11 @@ def sha256_of(path: Path) -> str:
     for name, tensor in sorted(load_file(path).items()):
         text += f"{name} torch.float32 {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes()
     return hashlib.sha256(text).hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    with WeightsFile(path) as file:
+        return file.sha256(file.read())
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_hash_is_that_of_names_types_shapes_and_values(path: Path) -> None:
-    assert WeightsFile(path).sha256() == sha256_of(path)
+    assert hash_of(path) == sha256_of(path)
 
 
 def test_hash_does_not_depend_on_how_much_is_read_together(
@@ -62,19 +69,21 @@ def test_hash_does_not_depend_on_how_much_is_read_together(
 ) -> None:
     monkeypatch.setattr(module, "_PART_BYTES", 1000)
 
-    assert WeightsFile(path).sha256() == sha256_of(path)
+    with WeightsFile(path) as file:
+        assert file.hash_from_disk() == sha256_of(path)
+    assert hash_of(path) == sha256_of(path)
 
 
 def test_file_that_was_hashed_ahead_is_hashed_once(path: Path, num_hashed: list[int]) -> None:
     hash_ahead(path)
 
-    assert WeightsFile(path).sha256() == sha256_of(path)
+    assert hash_of(path) == sha256_of(path)
     assert len(num_hashed) == 1
 
 
 def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
     hash_ahead(path)
-    found = [WeightsFile(path).sha256() for _ in range(2)]
+    found = [hash_of(path) for _ in range(2)]
 
     assert found == [sha256_of(path)] * 2
     assert len(num_hashed) == 2
@@ -94,7 +103,7 @@ def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
         (path.parent / "new").write_bytes(changed)
         (path.parent / "new").replace(path)
 
-    assert WeightsFile(path).sha256() == sha256_of(path)
+    assert hash_of(path) == sha256_of(path)
 
 
 def test_what_cannot_be_hashed_ahead_is_left_to_who_loads_it(tmp_path: Path) -> None:
@@ -107,24 +116,36 @@ def test_what_cannot_be_hashed_ahead_is_left_to_who_loads_it(tmp_path: Path) -> 
     assert not module._ahead
 
 
-def test_released_memory_is_read_again(path: Path) -> None:
-    file = WeightsFile(path)
-    values = file.tensors["b"]
-    found = torch.frombuffer(file.mapping, dtype=torch.float32, count=150_000, offset=values.begin)
-    before = found.clone()
+def test_values_are_those_that_were_saved(path: Path) -> None:
+    with WeightsFile(path) as file:
+        contents = file.read()
 
-    file.release()
-
-    assert torch.equal(found, before)
-    assert torch.equal(found.view(values.shape), tensors()["b"])
+    for name, tensor in tensors().items():
+        found = torch.frombuffer(contents[name], dtype=torch.float32)
+        assert torch.equal(found.view(tensor.shape), tensor)
 
 
-def test_what_is_written_to_the_mapping_does_not_reach_the_file(path: Path) -> None:
-    before, file = path.read_bytes(), WeightsFile(path)
+def test_file_that_is_shortened_is_an_error_and_not_the_end_of_the_program(path: Path) -> None:
+    """As bytes of a mapped file that are no longer there are."""
+    with WeightsFile(path) as file:
+        hash_ahead(path)
+        with path.open("r+b") as other:
+            other.truncate(500)
 
-    file.mapping[file.tensors["a"].begin] ^= 255
+        with pytest.raises(ValueError, match="it ends after 500 bytes"):
+            file.read()
+        with pytest.raises(ValueError, match="it ends after 500 bytes"):
+            file.hash_from_disk()
 
-    assert path.read_bytes() == before
+
+def test_file_that_is_written_to_while_it_is_read_is_refused(path: Path) -> None:
+    with WeightsFile(path) as file:
+        with path.open("r+b") as other:
+            other.seek(-1, os.SEEK_END)
+            other.write(b"x")
+
+        with pytest.raises(ValueError, match="it was written to while it was read"):
+            file.read()
 
 
 def test_command_that_translates_hashes_its_model_once(

@@ -6,7 +6,7 @@ mixed, torn or tampered with is refused by name.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,11 @@ _MAX_NAMED = 8  # tensors that a message lists
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What a model directory holds, ready for use.
-
-    Attributes:
-        release: gives back the memory of weights as they are on disk, from where they are read
-            again when they are needed. Not for those who have changed them in place.
-    """
+    """What a model directory holds, ready for use."""
 
     config: RunConfig
     tokenizers: TokenizerPair
     transformer: Transformer
-    release: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +105,9 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
     with torch.device("meta"):
         transformer = build_transformer(shape, saved.vocab_sizes)
     expected = transformer.state_dict()
-    weights, release = _load_weights(directory, expected, shape, saved.tokenizer_sha256)
+    weights = _load_weights(directory, expected, shape, saved.tokenizer_sha256)
     transformer.load_state_dict(weights, assign=True)
-    return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval(), release)
+    return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval())
 
 
 def weights_facts(directory: Path) -> WeightsFacts | None:
@@ -131,18 +125,22 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
 
 def _load_weights(
     directory: Path, expected: Mapping[str, Tensor], shape: ModelConfig, tokenizer_sha256: str
-) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The weights, mapped from the file, and what gives back their memory."""
+) -> dict[str, Tensor]:
+    """The weights, in memory that is theirs."""
     path = regular_file(directory, WEIGHTS_FILE)
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = _metadata(file)
             _check_header(path, file, metadata, expected, shape, tokenizer_sha256)
-        mapped = WeightsFile(path)
-        weights = {name: _mapped(mapped, name) for name in expected}
+        with WeightsFile(path) as weights_file:
+            contents = weights_file.read()
+        weights = {
+            name: torch.frombuffer(contents[name], dtype=torch.float32).view(tensor.shape)
+            for name, tensor in expected.items()
+        }
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise _torn(path, error) from error
-    if mapped.sha256() != metadata.get("weights_sha256"):
+    if weights_file.sha256(contents) != metadata.get("weights_sha256"):
         hint = "copy the file again"
         raise ModelError(f"{path}: the weights are not those that were saved", hint=hint)
     bad = []
@@ -150,22 +148,9 @@ def _load_weights(
         # A sum costs a twentieth, and is finite only if all numbers are.
         if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
             bad.append(name)
-        mapped.release()
     if bad:
         raise ModelError(f"{path}: has values that are no finite numbers: {_listed(bad, ', ')}")
-    return weights, mapped.release
-
-
-def _mapped(file: WeightsFile, name: str) -> Tensor:
-    values = file.tensors[name]
-    content: Any = file.mapping
-    begin = values.begin
-    if begin % torch.float32.itemsize:  # a header of another program's
-        content, begin = bytearray(content[begin : values.end]), 0
-    flat = torch.frombuffer(
-        content, dtype=torch.uint8, count=values.end - values.begin, offset=begin
-    )
-    return flat.view(torch.float32).view(values.shape)
+    return weights
 
 
 def _check_header(

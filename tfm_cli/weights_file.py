@@ -1,4 +1,4 @@
-"""The weights file on disk: mapped rather than read, and hashed while PyTorch is still imported.
+"""The weights file on disk: read, and hashed while PyTorch is still imported.
 
 Knows nothing of PyTorch. Whether the header tells the truth is for safetensors to check.
 """
@@ -6,12 +6,12 @@ Knows nothing of PyTorch. Whether the header tells the truth is for safetensors 
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
@@ -34,11 +34,12 @@ class Values:
 
 
 class WeightsFile:
-    """A file of tensors; a class because it holds the mapping.
+    """A file of tensors, to be closed behind; a class because it holds the open file.
+
+    It is read rather than mapped: a mapped file that somebody shortens ends the program.
 
     Attributes:
         tensors: what is where, by name.
-        mapping: the file's bytes; to write to them changes a copy of them in memory.
 
     Raises:
         OSError: the file cannot be read.
@@ -46,43 +47,76 @@ class WeightsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._identity = _identity(os.fstat(file.fileno()))
-            size = int.from_bytes(file.read(8), "little")
+        # Without a buffer of Python's own, whose content could be older than the file's.
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(path.open("rb", buffering=0))
+            self._identity = _identity(os.fstat(self._file.fileno()))
+            size = int.from_bytes(self._file.read(8), "little")
             if size > _MAX_HEADER_BYTES:
                 raise ValueError(f"its header has {size} bytes")
-            self.tensors = _tensors(file.read(size), 8 + size)
-            self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.tensors = _tensors(self._file.read(size), 8 + size)
+            self._open = stack.pop_all()
 
-    def sha256(self) -> str:
-        """What `values_sha256` says of all tensors; known already where `hash_ahead` was told to.
+    def __enter__(self) -> Self:
+        return self
 
-        It leaves no memory in use; nothing may have been written to the mapping before.
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def read(self) -> dict[str, bytearray]:
+        """The values of all tensors, by name.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it ends too early, or was written to meanwhile.
         """
+        contents = {}
+        for name, values in self.tensors.items():
+            contents[name] = bytearray(values.end - values.begin)
+            self._read_into(memoryview(contents[name]), values.begin)
+        if _identity(os.fstat(self._file.fileno())) != self._identity:
+            raise ValueError("it was written to while it was read")
+        return contents
+
+    def sha256(self, contents: Mapping[str, bytearray]) -> str:
+        """What `values_sha256` says of what was read, or `hash_ahead` has found already."""
         thread, found = _ahead.pop(self._identity, (None, []))
         if thread is not None:
             thread.join()
-        return found[0] if found else values_sha256(self._contents())
+        if found:
+            return found[0]
+        return values_sha256(
+            (name, _type_name(values), values.shape, [memoryview(contents[name])])
+            for name, values in sorted(self.tensors.items())
+        )
 
-    def release(self) -> None:
-        """Give back the memory of what was read; where it is needed, it is read again.
+    def hash_from_disk(self) -> str:
+        """The same hash of a file that is not to stay in memory.
 
-        Nothing may have been written to the mapping: that would be lost.
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it ends too early.
         """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            with contextlib.suppress(OSError):  # it only costs memory
-                self.mapping.madvise(mmap.MADV_DONTNEED)
+        return values_sha256(
+            (name, _type_name(values), values.shape, self._parts_of(values))
+            for name, values in sorted(self.tensors.items())
+        )
 
-    def _contents(self) -> Iterator[Content]:
-        for name, values in sorted(self.tensors.items()):
-            dtype = _TYPE_NAMES.get(values.dtype, values.dtype)
-            yield name, dtype, values.shape, self._parts(values)
-
-    def _parts(self, values: Values) -> Iterator[memoryview]:
-        whole = memoryview(self.mapping)[: values.end]
+    def _parts_of(self, values: Values) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(min(_PART_BYTES, values.end - values.begin)))
         for start in range(values.begin, values.end, _PART_BYTES):
-            yield whole[start : start + _PART_BYTES]
-            self.release()
+            part = buffer[: min(_PART_BYTES, values.end - start)]
+            self._read_into(part, start)
+            yield part
+
+    def _read_into(self, part: memoryview, start: int) -> None:
+        self._file.seek(start)
+        done = 0
+        while done < len(part):
+            count = self._file.readinto(part[done:])
+            if not count:
+                raise ValueError(f"it ends after {start + done} bytes")
+            done += count
 
 
 def values_sha256(tensors: Iterable[Content]) -> str:
@@ -104,12 +138,17 @@ def hash_ahead(path: Path) -> None:
         file, found = WeightsFile(path), list[str]()
 
         def hashing() -> None:
-            found.append(values_sha256(file._contents()))
+            with file, contextlib.suppress(OSError, ValueError):
+                found.append(file.hash_from_disk())
 
         # A daemon, since the program may end before.
         thread = threading.Thread(target=hashing, daemon=True)
         _ahead[file._identity] = thread, found
         thread.start()
+
+
+def _type_name(values: Values) -> str:
+    return _TYPE_NAMES.get(values.dtype, values.dtype)
 
 
 def _identity(status: os.stat_result) -> _Identity:

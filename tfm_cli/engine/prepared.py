@@ -5,8 +5,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from tfm_cli.engine.state import LayerCache, PreparedState
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer
 from tfm_cli.model.transformer import Transformer
 
-_Layer = TypeVar("_Layer")
 _ENCODED_ROWS = 256  # source pieces that are encoded together
 _FOLDED_PIECES = 64  # of a single segment; the folded matrices of more are too large to pay
 
@@ -37,7 +35,6 @@ class PreparedTransformer:
         precision: of the matrix products: `fp32`, `bf16` or `int8`.
         greedy: make the likeliest piece ready, rather than all logits. What is not ready is made so
             when it is first asked for.
-        release: is called after each layer, to give back the memory of what was read.
     """
 
     def __init__(
@@ -46,7 +43,6 @@ class PreparedTransformer:
         precision: str = "fp32",
         *,
         greedy: bool = False,
-        release: Callable[[], None] = lambda: None,
     ) -> None:
         encoder = [cast(EncoderLayer, layer) for layer in transformer.encoder_layers]
         decoder = [cast(DecoderLayer, layer) for layer in transformer.decoder_layers]
@@ -63,7 +59,7 @@ class PreparedTransformer:
                 ),
                 PreparedFeedForward(layer.feed_forward, layer.feed_forward_norm, precision),
             )
-            for layer in _each(encoder, release)
+            for layer in encoder
         ]
         self._decoder = [
             (
@@ -73,7 +69,7 @@ class PreparedTransformer:
                 CrossAttention(layer.cross_attention, layer.cross_attention_norm, precision),
                 PreparedFeedForward(layer.feed_forward, layer.feed_forward_norm, precision),
             )
-            for layer in _each(decoder, release)
+            for layer in decoder
         ]
         # Pre-norm stacks alone end with a norm.
         ends = (transformer.encoder_norm, transformer.decoder_norm)
@@ -83,7 +79,6 @@ class PreparedTransformer:
             self._output.prepare_best()
         else:
             self._output.prepare_logits()
-        release()
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> PreparedState:
         """Read the source, (B, S) ids; what comes back is ready for the first `step`."""
@@ -159,10 +154,3 @@ class PreparedTransformer:
             x = cross.step(x, layer, state.memory_mask)
             x = feed_forward(x)
         return x if self._decoder_norm is None else self._decoder_norm(x)
-
-
-def _each(layers: Iterable[_Layer], done: Callable[[], None]) -> Iterator[_Layer]:
-    """The layers; `done` is called when the next one is asked for."""
-    for layer in layers:
-        yield layer
-        done()

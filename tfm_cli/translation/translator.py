@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -51,7 +51,6 @@ class Translator:
             let the models as they are do it. They may lose what only training needs.
         fixed_steps: let a single model search in steps of fixed shapes, which a GPU replays,
             wherever nothing is asked for that needs others.
-        release: gives back the memory of weights that were read, see `TrainedModel`.
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
     """
@@ -73,7 +72,6 @@ class Translator:
         shortlist: Shortlist | None = None,
         prepare: str | None = None,
         fixed_steps: bool = False,
-        release: Callable[[], None] = lambda: None,
         workers: int = 1,
         worker_threads: int = 1,
     ) -> None:
@@ -84,10 +82,7 @@ class Translator:
         models: list[Restrictable] = [*transformers]
         if prepare is not None:
             greedy = is_plainly_greedy(search, sampling=sampling, scores=scores)
-            models = [
-                PreparedTransformer(one, prepare, greedy=greedy, release=release)
-                for one in transformers
-            ]
+            models = [PreparedTransformer(one, prepare, greedy=greedy) for one in transformers]
         fixed = None
         if fixed_steps and not (others or sampling or word_scores):
             fixed = fixed_search(
@@ -168,11 +163,6 @@ class Translator:
             if fellow.tokenizers.sha256 != model.tokenizers.sha256:
                 told = f"{directory}: has other tokenizers than {model_dir}"
                 raise ModelError(told, hint="train them with the same one: `tfm train --tokenizer`")
-
-        def release() -> None:
-            for one in (model, *fellows):
-                one.release()
-
         is_prepared = place.type == "cpu"
         return Translator(
             model.transformer,
@@ -189,7 +179,6 @@ class Translator:
             shortlist=None if shortlist is None else load_shortlist(shortlist, model.tokenizers),
             prepare=chosen if is_prepared else None,
             fixed_steps=place.type == "cuda",
-            release=release,
             workers=count,
             worker_threads=threads,
         )
