@@ -1,4 +1,5 @@
 import io
+import logging
 import sys
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_share_is_of_the_bytes_of_the_file(tmp_path: Path) -> None:
 
 
 def test_bar_on_a_terminal_shows_the_time_left(
-    tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -76,6 +78,7 @@ def test_bar_on_a_terminal_shows_the_time_left(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
 
+    caplog.set_level(logging.INFO, "tfm_cli")  # as a command has it
     with shown_progress("in", "out") as progress:
         progress(Work(10, 100, 1.0, 0.1))
         progress(Work(20, 200, 2.0, 0.2))
