@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -174,11 +175,49 @@ def header(table: object) -> bytes:
         (header({"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}), "none of tensors"),
         (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}), "not enough values"),
         ((100_000).to_bytes(8, "little") + b"[" * 100_000, "its header is none of tensors"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e400]}}), "none of tens"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 9]}}), "`a` ends beyond"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}), "`a` begins be"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [1, 0]}}), "`a` begins be"),
+        (
+            header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [10**30] * 2}}),
+            "ends beyond",
+        ),
     ],
-    ids=["empty", "endless", "list", "number", "no place", "no shape", "half a place", "deep"],
+    ids=[
+        "empty",
+        "endless",
+        "list",
+        "number",
+        "no place",
+        "no shape",
+        "half a place",
+        "deep",
+        "infinite",
+        "too far",
+        "in the header",
+        "the wrong way round",
+        "much too far",
+    ],
 )
 def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "file").write_bytes(content)
 
+    hash_ahead(tmp_path / "file")
+
+    assert not module._ahead
     with pytest.raises(ValueError, match=message):
         WeightsFile(tmp_path / "file")
+
+
+def test_pipe_in_place_of_weights_is_refused_and_not_waited_for(
+    tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model" / "model.safetensors")
+
+    result = run_tfm(["translate", "--model", str(tmp_path / "model")], "one\n")
+
+    assert result.code == 4
+    assert "model.safetensors: is not a regular file" in result.err

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 _MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
 _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
@@ -19,8 +19,7 @@ _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loa
 _PART_BYTES = 1 << 23  # that are in memory together while they are hashed
 
 Content = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
-_Identity = tuple[int, ...]
-_ahead: dict[_Identity, tuple[threading.Thread, list[str]]] = {}
+_ahead: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,16 @@ class WeightsFile:
         # Without a buffer of Python's own, whose content could be older than the file's.
         with contextlib.ExitStack() as stack:
             self._file = stack.enter_context(path.open("rb", buffering=0))
-            self._identity = _identity(os.fstat(self._file.fileno()))
+            self._identity = _identity(self._file.fileno())
             size = int.from_bytes(self._file.read(8), "little")
             if size > _MAX_HEADER_BYTES:
                 raise ValueError(f"its header has {size} bytes")
             self.tensors = _tensors(self._file.read(size), 8 + size)
+            for name, values in self.tensors.items():
+                if not 8 + size <= values.begin <= values.end:
+                    raise ValueError(f"`{name}` begins before the values or behind its end")
+                if values.end > self._identity.size:
+                    raise ValueError(f"`{name}` ends beyond the file")
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -74,7 +78,7 @@ class WeightsFile:
         for name, values in self.tensors.items():
             contents[name] = bytearray(values.end - values.begin)
             self._read_into(memoryview(contents[name]), values.begin)
-        if _identity(os.fstat(self._file.fileno())) != self._identity:
+        if _identity(self._file.fileno()) != self._identity:
             raise ValueError("it was written to while it was read")
         return contents
 
@@ -151,10 +155,21 @@ def _type_name(values: Values) -> str:
     return _TYPE_NAMES.get(values.dtype, values.dtype)
 
 
-def _identity(status: os.stat_result) -> _Identity:
+class _Identity(NamedTuple):
     """What differs between files, and between a file and what it was before it was written to."""
+
+    device: int
+    inode: int
+    size: int
+    written: int  # ns
+    changed: int  # ns
+
+
+def _identity(file: int) -> _Identity:
+    """Of an open file."""
+    status = os.fstat(file)
     times = status.st_mtime_ns, status.st_ctime_ns
-    return status.st_dev, status.st_ino, status.st_size, *times
+    return _Identity(status.st_dev, status.st_ino, status.st_size, *times)
 
 
 def _tensors(header: bytes, start: int) -> dict[str, Values]:
@@ -167,6 +182,6 @@ def _tensors(header: bytes, start: int) -> dict[str, Values]:
             begin, end = map(int, entry["data_offsets"])
             shape = tuple(int(size) for size in entry["shape"])
             tensors[str(name)] = Values(str(entry["dtype"]), shape, start + begin, start + end)
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(f"its header is none of tensors: {error}") from error
     return tensors

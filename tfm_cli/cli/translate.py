@@ -221,6 +221,7 @@ def translate(
         SHORTLIST_FILE,
         WEIGHTS_FILE,
         load_config,
+        regular_file,
     )
 
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
@@ -241,7 +242,7 @@ def translate(
         )  # fmt: skip
 
         for directory in models:
-            hash_ahead(directory / WEIGHTS_FILE)
+            hash_ahead(regular_file(directory, WEIGHTS_FILE))
         from tfm_cli.device import decoding_precision, resolve_device  # imports torch: seconds
 
         place = parallel.device(device)

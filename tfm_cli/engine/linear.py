@@ -34,22 +34,25 @@ def prepared_linear(
     if precision == "fp32" and _likes_columns(linear.weight.device) and linear.weight.stride(0) > 1:
         linear.weight.data = by_columns(linear.weight)
     weight, bias = linear.weight.detach()[outputs], linear.bias.detach()[outputs]
-    if precision == "int8":
-        return int8_linear(weight, bias, relu=relu)
-    product = linear_of(weight, bias, precision)
-    return (lambda x: product(x).relu_()) if relu else product
+    return linear_of(weight, bias, precision, relu=relu)
 
 
-def linear_of(weight: Tensor, bias: Tensor, precision: str) -> Linear:
+def linear_of(weight: Tensor, bias: Tensor, precision: str, *, relu: bool = False) -> Linear:
     """x W^T + b in `fp32`, `bf16` or `int8`.
 
     Args:
         weight: (N, K), fp32; for `fp32` best as `by_columns` stores it.
         bias: (N,).
         precision: of the product; what comes in and goes out is fp32.
+        relu: put a ReLU behind.
     """
     if precision == "int8":
-        return int8_linear(weight, bias)
+        return int8_linear(weight, bias, relu=relu)
+    product = _float_linear(weight, bias, precision)
+    return (lambda x: product(x).relu_()) if relu else product
+
+
+def _float_linear(weight: Tensor, bias: Tensor, precision: str) -> Linear:
     if precision == "bf16":
         return _bf16_linear(weight, bias)
     if _likes_columns(weight.device) or not _has_onednn(weight.device):
