@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-Value = bool | int | float | str | tuple[str, ...]
+Value = bool | int | float | str | tuple[str, ...] | tuple[float, ...]
 
 # Arithmetic of the matrix products in translation; training has fewer.
 DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -53,18 +53,62 @@ class DataConfig:
 
     # Files may be moved: a checkpoint knows their content by its hash.
     source: tuple[str, ...] = opt(
-        (), "Training text in the source language, plain or gzip.", may_change=True
+        (), "Training text in the source language, plain, .gz, .zst or .xz.", may_change=True
     )
     target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
     valid_source: tuple[str, ...] = opt(
         (), "Validation text in the source language.", may_change=True
     )
     valid_target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
+    pairs: tuple[str, ...] = opt(
+        (),
+        "Training text with both sides in one file, source<TAB>target (.tsv) or JSON lines with "
+        "`source` and `target` (.jsonl); `-` is standard input.",
+        may_change=True,
+    )
+    pairs_format: str = opt(
+        "auto",
+        "What these files hold; auto tells it by their names.",
+        choices=("auto", "tsv", "jsonl"),
+        may_change=True,
+    )
+    weights: tuple[float, ...] = opt(
+        (),
+        "How often an epoch has the pairs of each training file, in order; without any, all once.",
+        gt=0,
+        le=100,
+    )
     max_length: int = opt(
         256,
         "Training pairs with more pieces than this on a side are dropped and counted.",
         ge=2,
         le=1_000_000,
+    )
+    max_ratio: float = opt(
+        0.0,
+        "Training pairs of which one side has more than this many times the pieces of the other "
+        "are dropped; 0 for any.",
+        ge=0,
+        le=1_000_000,
+    )
+    drop_identical: bool = opt(False, "Drop training pairs of which both sides are the same text.")
+    drop_duplicates: bool = opt(False, "Drop training pairs that occurred before.")
+    drop_bad_characters: bool = opt(
+        False,
+        "Drop training pairs with U+FFFD, control characters, private-use characters or "
+        "noncharacters.",
+    )
+    cache: str = opt(
+        "",
+        "Directory in which prepared training text is kept; by default `corpus` in the model's.",
+        may_change=True,
+    )
+    workers: int = opt(
+        0,
+        "Processes that prepare the training text; 0 takes one for each core.",
+        ge=0,
+        le=1024,
+        may_change=True,
     )
 
 
