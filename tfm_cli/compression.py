@@ -40,7 +40,7 @@ def decompressed(kind: str, first: bytes, stream: BinaryIO, *, name: str) -> Bin
     Raises:
         ResourceError: the package for Zstandard is not installed.
     """
-    raw = Prepended(first, stream)
+    raw: Any = Prepended(first, stream)  # which has what is asked of it
     opened: Any
     if kind == "gzip":
         opened = gzip.GzipFile(fileobj=raw)

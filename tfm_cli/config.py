@@ -5,46 +5,17 @@ The resolved settings are saved with each model.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-Value = bool | int | float | str | tuple[str, ...] | tuple[float, ...]
+from tfm_cli.setting import Value, opt
+
+__all__ = [
+    "DECODING_PRECISIONS", "SECTIONS", "DataConfig", "ModelConfig", "RunConfig", "SearchConfig",
+    "TokenizerConfig", "TrainingConfig", "ValidationConfig", "Value",
+]  # fmt: skip
 
 # Arithmetic of the matrix products in translation; training has fewer.
 DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-
-
-def opt(
-    default: Value,
-    help_text: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    choices: tuple[Value, ...] | None = None,
-    may_change: bool = False,
-) -> Any:
-    """A field of a section.
-
-    Args:
-        default: the built-in default, which a preset, file, `--set` or flag replaces.
-        help_text: one sentence, used for the flag's help as well.
-        ge: smallest legal number; gt: legal numbers are above it; le, lt: the same from above.
-        choices: the legal values, where they are few.
-        may_change: a run may be resumed with another value, since it alters no result that was
-            already reached. All other settings must stay as they were.
-    """
-    metadata = {
-        "help": help_text,
-        "ge": ge,
-        "gt": gt,
-        "le": le,
-        "lt": lt,
-        "choices": choices,
-        "may_change": may_change,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

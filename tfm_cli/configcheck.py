@@ -81,11 +81,10 @@ def _with_listed_weights(table: Any, problems: Problems) -> Any:
     weights = table.get("weights") if isinstance(table, Mapping) else None
     if not isinstance(weights, Mapping):
         return table
-    files = [
-        file
-        for name in ("source", "pairs")
-        for file in ([given] if isinstance(given := table.get(name, ()), str) else given)
-    ]
+    files: list[str] = []
+    for name in ("source", "pairs"):
+        given = table.get(name, ())
+        files += [given] if isinstance(given, str) else given
     for name in weights:
         if name not in files:
             problems.add(f"data.weights.{name}", f"is no training file{nearest(name, files)}")

@@ -159,8 +159,7 @@ class LineReader:
 
     def _read_chunk(self) -> bytes:
         try:
-            # BinaryIO lacks `read1`, which every stream that comes here has.
-            return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return]
+            return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return] # BinaryIO lacks it, what comes here has it
         except DamagedError as error:
             message = f"the {self._packed} data is damaged or cut off after line {self.num_lines}"
             hint = "fetch or compress the file again"

@@ -1,12 +1,16 @@
-"""Aligned files as pairs of lines."""
+"""Corpus files as pairs of lines, one after the other."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from tfm_cli.errors import ConfigError, DataError
+from tfm_cli.corpus.blocks import misaligned_text, raise_if_misaligned
+from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
+from tfm_cli.corpus.pair_formats import Pair, pairs_of
+from tfm_cli.errors import DataError
 from tfm_cli.text import open_lines
 
 logger = logging.getLogger(__name__)
@@ -14,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def read_pairs(
     source_paths: Sequence[str], target_paths: Sequence[str], *, tell: bool = True
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Pair]:
     """Pairs of lines of the first source and target file, then of the second, and so on.
 
     Args:
@@ -24,28 +28,39 @@ def read_pairs(
 
     Raises:
         ConfigError: there are more files on one side.
-        DataError: a file is missing or no UTF-8; or files do not align, which is only known at
-            the end and then said of all of them.
+        DataError: as of `read_corpus`.
     """
-    if len(source_paths) != len(target_paths):
-        counts = f"{len(source_paths)} and {len(target_paths)}"
-        raise ConfigError(f"source and target must be as many files, got {counts}")
+    return read_corpus(aligned_files(source_paths, target_paths), tell=tell)
+
+
+def read_corpus(files: Sequence[CorpusFile], *, tell: bool = True) -> Iterator[Pair]:
+    """The pairs of all files, in order; `tell` is that of `read_pairs`.
+
+    Raises:
+        DataError: a file is missing or no UTF-8, or a line holds no pair; or files do not align,
+            which is only known at the end and then said of all of them.
+    """
     misaligned = []
-    for source_path, target_path in zip(source_paths, target_paths, strict=True):
-        with open_lines(source_path) as sources, open_lines(target_path) as targets:
-            for source, target in zip_longest(sources, targets):
-                if source is None or target is None:
-                    continue  # one side goes on: count how far
-                yield source, target
-            for reader in (sources, targets):
+    for file in files:
+        with contextlib.ExitStack() as stack:
+            readers = [stack.enter_context(open_lines(path)) for path in file.paths]
+            for reader, name in zip(readers, file.names, strict=True):
+                reader.name = name
+            if len(readers) == 1:
+                mended = readers[0].mended
+                yield from pairs_of(readers[0], file.format, mended, name=file.name)
+            else:
+                for source, target in zip_longest(*readers):
+                    if source is None or target is None:
+                        continue  # one side goes on: count how far
+                    yield source, target
+            for reader in readers:
                 for note in reader.notes() if tell else ():
                     logger.warning("%s: %s", reader.name, note)
-            if sources.num_lines != targets.num_lines:
-                counts = f"{sources.num_lines} and {targets.num_lines} lines"
-                misaligned.append(f"{source_path} and {target_path} do not align: {counts}")
-    if misaligned:
-        hint = "line N of one file must be the translation of line N of the other"
-        raise DataError("\n  ".join(misaligned), hint=hint)
+            counts = [reader.num_lines for reader in readers]
+            if len(set(counts)) > 1:
+                misaligned.append(misaligned_text(file, counts))
+    raise_if_misaligned(misaligned)
 
 
 def check_files(paths: Iterable[str]) -> None:
