@@ -127,9 +127,12 @@ class Tokenizer:
         """
         if self.vocabulary is not None:
             return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines, threads=threads)]
-        ids: list[list[int]] = self._processor.Encode(
-            _utf8(lines), return_type=int, num_threads=threads or _threads(lines)
-        )
+        threads = threads or _threads(lines)
+        ids: list[list[int]]
+        try:
+            ids = self._processor.Encode(list(lines), return_type=int, num_threads=threads)
+        except TypeError:  # half a surrogate pair; few lines have any, and bytes cost time
+            ids = self._processor.Encode(_utf8(lines), return_type=int, num_threads=threads)
         return ids
 
     def encode_pieces(self, lines: Sequence[str], *, threads: int = 0) -> list[list[str]]:

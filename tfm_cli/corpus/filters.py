@@ -60,6 +60,9 @@ def kept_texts(
     sources: Sequence[str], targets: Sequence[str], filters: Filters, dropped: Counter[str]
 ) -> tuple[list[str], list[str]]:
     """The sides of the pairs whose text may stay."""
+    has_blank = not (all(map(str.strip, sources)) and all(map(str.strip, targets)))
+    if not (has_blank or filters.identical or filters.bad_characters):  # as nearly always
+        return list(sources), list(targets)
     pairs = list(zip(sources, targets, strict=True))
     rules: list[tuple[str, Callable[[str, str], bool]]] = [
         ("blank side", lambda s, t: not (s.strip() and t.strip()))
