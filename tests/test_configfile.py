@@ -219,6 +219,7 @@ FIELDS = [
 # Where the files are, how long and where to compute, what to show and what to keep.
 MAY_CHANGE = {
     "data.source", "data.target", "data.valid_source", "data.valid_target",
+    "data.pairs", "data.pairs_format", "data.cache", "data.workers",
     "training.max_updates", "training.max_epochs", "training.max_time", "training.device",
     "training.cpu_threads", "training.disp_freq", "training.save_freq",
     "training.keep_checkpoints", "validation.early_stopping",

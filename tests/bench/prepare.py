@@ -141,9 +141,9 @@ def part(what: str, directory: Path, workers: int) -> None:
         told = "lines drawn to learn a tokenizer from"
     else:
         tokenizers = TokenizerPair.joint(Tokenizer.load(directory / "tokenizer.model"))
-        store = cached_store(
+        store, _ = cached_store(
             directory / "cache", files, tokenizers, FILTERS,
-            weights=(), workers=workers, is_own=True,
+            weights=(), workers=workers,
         )  # fmt: skip
         chosen = np.random.Generator(np.random.PCG64(1)).permutation(len(store))[:10_000]
         store.source.gather(chosen)

@@ -37,10 +37,9 @@ def cached_store(
     *,
     weights: Sequence[float],
     workers: int,
-    is_own: bool,
     tell: bool = True,
-) -> PieceStore:
-    """The corpus in these files, prepared now unless it was before.
+) -> tuple[PieceStore, Path]:
+    """The corpus in these files, prepared now unless it was before, and its folder.
 
     Args:
         cache: folder of prepared corpora.
@@ -49,7 +48,6 @@ def cached_store(
         filters: which pairs may stay.
         weights: how often an epoch has the pairs of each file; none for all once.
         workers: processes that encode; 0 for what suits.
-        is_own: whether nobody else uses the cache, so that what is out of date may be removed.
         tell: warn of lines that were mended while reading.
 
     Raises:
@@ -62,7 +60,7 @@ def cached_store(
     known.save()
     if directory.exists():
         try:
-            return open_store(directory, weights)
+            return open_store(directory, weights), directory
         except DataError as error:
             logger.warning("%s; it is made anew", error)
     try:
@@ -79,9 +77,7 @@ def cached_store(
                     if folder not in before:
                         folder.rmdir()
         raise
-    if is_own:
-        _remove_others(directory)
-    return open_store(directory, weights)
+    return open_store(directory, weights), directory
 
 
 class FileHashes:
@@ -166,8 +162,8 @@ def _key(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _remove_others(directory: Path) -> None:
-    """Remove what was prepared for an older text or tokenizer, or half-prepared."""
+def remove_others(directory: Path) -> None:
+    """Remove what else is in a cache: prepared for an older text or tokenizer, or in part."""
     for path in directory.parent.iterdir():
         if path.name not in (directory.name, _FILES) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)  # which leaves a file alone

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfm_cli.config import DataConfig, RunConfig
-from tfm_cli.corpus.cache import cached_store
+from tfm_cli.corpus.cache import cached_store, remove_others
 from tfm_cli.corpus.corpus_files import CorpusFile, training_files
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
@@ -37,6 +37,7 @@ class Corpora:
     train: PieceStore
     valid: PieceStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
+    prepared: Path | None = None  # the training text's folder, where it belongs to the run alone
 
     def sha256(self) -> dict[str, str]:
         """A hash of each text by what it is for."""
@@ -44,6 +45,11 @@ class Corpora:
         for source, target in self.valid_pairs:
             digest.update(f"{source}\n{target}\n".encode("utf-8", "surrogatepass"))
         return {"training text": self.train.sha256(), "validation text": digest.hexdigest()}
+
+    def forget_older(self) -> None:
+        """Remove what the run has prepared of text that it learns from no more."""
+        if self.prepared is not None:
+            remove_others(self.prepared)
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -85,14 +91,13 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         learns_tokenizer = tokenizers is None and not config.tokenizer.model
         if tokenizers is None:
             tokenizers = _make_tokenizers(config, files)
-        train = cached_store(
+        train, directory = cached_store(
             cache,
             files,
             tokenizers,
             Filters.of(data),
             weights=data.weights,
             workers=data.workers,
-            is_own=not data.cache,
             tell=not learns_tokenizer,
         )
     logger.info(
@@ -108,7 +113,8 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
         logger.info("validation text: %d pairs%s", len(valid_pairs), _dropped(valid))
-    return Corpora(tokenizers, train, valid, valid_pairs)
+    own = None if data.cache else directory
+    return Corpora(tokenizers, train, valid, valid_pairs, own)
 
 
 @contextlib.contextmanager

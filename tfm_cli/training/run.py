@@ -73,6 +73,7 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     else:
         output_dir.clear(output)
     output_dir.begin(output)
+    corpora.forget_older()
     save_config(output, config, tokenizers)
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)

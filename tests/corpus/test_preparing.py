@@ -1,0 +1,315 @@
+"""Preparation by any number of processes, against the plain reader and the store in memory."""
+
+import gzip
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.corpus.conftest import hostile_lines, write
+from tfm_cli import text
+from tfm_cli.corpus import blocks, encoders, preparing
+from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.parallel_text import read_corpus
+from tfm_cli.corpus.preparing import num_workers, prepare
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store_files import open_store
+from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+FILTERS = Filters(40)
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[CorpusFile, ...]:
+    """Two hostile files a side: one with a mark and CRLF, one whose last line has no end."""
+    first, second = hostile_lines(1, 700), hostile_lines(2, 700)
+    third, fourth = hostile_lines(3, 300), hostile_lines(4, 300)
+    sources = [
+        write(tmp_path / "a.en", first, end=b"\r\n", first=b"\xef\xbb\xbf"),
+        write(tmp_path / "b.en", third),
+    ]
+    targets = [write(tmp_path / "a.de", second), write(tmp_path / "b.de", fourth[:-1])]
+    with Path(targets[1]).open("ab") as stream:
+        stream.write(b"the end\r")
+    return aligned_files(sources, targets)
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def assert_same(found: PieceStore, wanted: PieceStore) -> None:
+    assert len(found) == len(wanted)
+    for index in range(len(wanted)):
+        assert found.source[index].tolist() == wanted.source[index].tolist()
+        assert found.target[index].tolist() == wanted.target[index].tolist()
+    assert found.source.lengths.tolist() == wanted.source.lengths.tolist()
+    assert found.target.lengths.tolist() == wanted.target.lengths.tolist()
+    assert found.dropped == wanted.dropped
+    assert found.sha256() == wanted.sha256()
+
+
+@pytest.mark.parametrize(("block_bytes", "max_lines"), [(1, 3), (500, 10_000), (1 << 18, 16_384)])
+def test_what_is_stored_is_what_the_plain_reader_and_the_store_in_memory_have(
+    block_bytes: int,
+    max_lines: int,
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", max_lines)
+    monkeypatch.setattr(text, "_CHUNK_BYTES", max(100, block_bytes // 4))
+    wanted = PieceStore.build(read_corpus(two_files), bytes_pair, max_length=40, name="x")
+
+    prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=0)
+
+    found = open_store(tmp_path / "store", ())
+    assert_same(found, wanted)
+    assert [(span.first, span.weight) for span in found.spans] == [
+        (0, 1.0),
+        (found.spans[0].end, 1.0),
+    ]
+    assert found.spans[1].end == len(wanted)
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 50)
+    for workers in (0, 1, 3):
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / str(workers), workers=workers)
+
+    assert content(tmp_path / "1") == content(tmp_path / "0")
+    assert content(tmp_path / "3") == content(tmp_path / "0")
+
+
+def test_mended_lines_are_told_as_the_plain_reader_tells_them(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 50)
+    list(read_corpus(two_files))
+    wanted = list(told)
+    told.clear()
+
+    prepare(two_files, bytes_pair, FILTERS, tmp_path / "told", workers=0)
+    prepare(two_files, bytes_pair, FILTERS, tmp_path / "silent", workers=0, tell=False)
+
+    assert sorted(told) == sorted(wanted)
+    assert len(told) == 4
+
+
+def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
+    bytes_pair: TokenizerPair, tmp_path: Path, told: list[str]
+) -> None:
+    long = "é".encode() * (text.MAX_LINE_BYTES // 2)
+    lines = [b"a", long + b"x\r", b"b", long, b"of" + long * 2, b"c"]
+    files = aligned_files(
+        [write(tmp_path / "a", lines, end=b"\r\n")], [write(tmp_path / "b", [b"the"] * 6)]
+    )
+    filters = Filters(10_000_000)
+    pairs = list(read_corpus(files))
+    wanted = list(told)
+    told.clear()
+
+    found = [
+        pair
+        for block in blocks.read_blocks(files)
+        for pair in zip(*blocks.block_pairs(block)[:2], strict=True)
+    ]
+    prepare(files, bytes_pair, filters, tmp_path / "store", workers=0)
+
+    assert found == pairs
+    assert told == wanted
+    assert len(open_store(tmp_path / "store", ())) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("line", [1, 100, 700])
+def test_first_line_that_is_no_utf8_is_told_with_its_number(
+    line: int,
+    workers: int,
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 40)
+    lines = hostile_lines(5, 700)
+    source = write(tmp_path / "a", lines)
+    lines[line - 1] = b"ab\xff"
+    target = write(tmp_path / "b", [*lines[:-1], lines[-1] if line == 700 else b"\xfe"])
+
+    with pytest.raises(DataError) as caught:
+        prepare(
+            aligned_files([source], [target]), bytes_pair, FILTERS, tmp_path / "store",
+            workers=workers,
+        )  # fmt: skip
+
+    assert str(caught.value) == f"{target}:{line}: byte 3: 0xff is no UTF-8"
+    assert caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_do_not_align_are_all_told_and_nothing_is_left(
+    workers: int, bytes_pair: TokenizerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 60)
+    a, b = write(tmp_path / "a", [b"x"] * 500), write(tmp_path / "b", [b"x"] * 499)
+    c, d = write(tmp_path / "c", [b""]), write(tmp_path / "d", [b"x"] * 300 + [b"y"])
+
+    with pytest.raises(DataError) as caught:
+        prepare(
+            aligned_files([a, c], [b, d]), bytes_pair, FILTERS, tmp_path / "store",
+            workers=workers,
+        )  # fmt: skip
+
+    assert str(caught.value) == (
+        f"{a} and {b} do not align: 500 and 499 lines\n  {c} and {d} do not align: 1 and 301 lines"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
+
+
+def test_text_without_a_usable_pair_is_refused_with_the_counts(
+    bytes_pair: TokenizerPair, tmp_path: Path
+) -> None:
+    a, b = write(tmp_path / "a", [b"", b"of " * 99]), write(tmp_path / "b", [b"x", b"x"])
+
+    with pytest.raises(DataError) as caught:
+        prepare(aligned_files([a], [b]), bytes_pair, FILTERS, tmp_path / "store", workers=0)
+
+    assert str(caught.value) == f"{a}: 0 usable pairs, dropped: 1 blank side, 1 too long"
+
+
+def test_compressed_text_is_the_same_text(bytes_pair: TokenizerPair, tmp_path: Path) -> None:
+    lines = hostile_lines(6, 200)
+    plain = write(tmp_path / "plain", lines)
+    (tmp_path / "gzip").write_bytes(gzip.compress(Path(plain).read_bytes()))
+    (tmp_path / "xz").write_bytes(lzma.compress(Path(plain).read_bytes()))
+
+    for name in ("plain", "gzip", "xz"):
+        files = aligned_files([str(tmp_path / name)], [plain])
+        prepare(files, bytes_pair, FILTERS, tmp_path / f"{name}.store", workers=0)
+
+    assert content(tmp_path / "gzip.store") == content(tmp_path / "plain.store")
+    assert content(tmp_path / "xz.store") == content(tmp_path / "plain.store")
+
+
+def test_process_that_is_killed_is_told(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = encoders._Process.__init__
+
+    def killed(self: encoders._Process, tokenizers: TokenizerPair, filters: Filters) -> None:
+        before(self, tokenizers, filters)
+        self._process.kill()
+
+    monkeypatch.setattr(encoders._Process, "__init__", killed)
+
+    with pytest.raises(ResourceError, match=r"prepares text was killed by signal 9") as caught:
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
+
+    assert "--data-workers" in str(caught.value.hint)
+    assert not (tmp_path / "store").exists()
+
+
+def test_process_that_cannot_be_started_is_told(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+
+    with pytest.raises(ResourceError, match="cannot start a process to prepare text: No such file"):
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=1)
+
+
+def test_interruption_leaves_nothing(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 40)
+
+    def interrupted(files: tuple[CorpusFile, ...]) -> Iterator[blocks.Block]:
+        for number, block in enumerate(blocks.read_blocks(files)):
+            if number == 9:
+                raise KeyboardInterrupt
+            yield block
+
+    monkeypatch.setattr(preparing, "read_blocks", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / "new" / "store", workers=2)
+
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_process_ends_with_the_one_that_asked() -> None:
+    code = (
+        "import os, signal, sys; from tfm_cli.corpus import encoders; "
+        "from tfm_cli.corpus.filters import Filters; from tfm_cli.tokenizer_pair import *\n"
+        "class Nothing:\n    def files(self): return {}\n"
+        "one = encoders._Process(Nothing(), Filters(9))\n"
+        "print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+
+    assert found.returncode == -signal.SIGKILL
+    process_id, deadline = int(found.stdout), time.monotonic() + 20
+    while _is_running(process_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text("utf-8")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_process_needs_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tfm_cli.corpus.encoder_process"]
+
+    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+
+    assert b"sentencepiece" in found.stderr
+    assert b"torch" not in found.stderr
+
+
+def test_small_text_is_done_without_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "available_cores", lambda: 4)
+    files = aligned_files([write(tmp_path / "a", [b"x"])], [write(tmp_path / "b", [b"y"])])
+
+    assert num_workers(files, 0) == 0
+    assert num_workers(files, 2) == 2
+    monkeypatch.setattr(preparing, "_ALONE_BYTES", 4)
+    assert num_workers(files, 0) == 4
+    monkeypatch.setattr(preparing, "available_cores", lambda: 1)
+    assert num_workers(files, 0) == 0
