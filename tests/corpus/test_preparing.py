@@ -22,6 +22,7 @@ from tfm_cli.corpus.preparing import num_workers, prepare
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.corpus.store_files import open_store
 from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.text import open_lines
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 FILTERS = Filters(40)
@@ -40,6 +41,16 @@ def two_files(tmp_path: Path) -> tuple[CorpusFile, ...]:
     with Path(targets[1]).open("ab") as stream:
         stream.write(b"the end\r")
     return aligned_files(sources, targets)
+
+
+def plain(files: tuple[CorpusFile, ...]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The pairs of aligned files, read line by line, and what the readers noted."""
+    pairs, notes = [], []
+    for file in files:
+        with open_lines(file.paths[0]) as sources, open_lines(file.paths[1]) as targets:
+            pairs += list(zip(sources, targets, strict=True))
+            notes += [f"{one.name}: {note}" for one in (sources, targets) for note in one.notes()]
+    return pairs, notes
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -69,17 +80,16 @@ def test_what_is_stored_is_what_the_plain_reader_and_the_store_in_memory_have(
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", max_lines)
     monkeypatch.setattr(text, "_CHUNK_BYTES", max(100, block_bytes // 4))
-    wanted = PieceStore.build(read_corpus(two_files), bytes_pair, max_length=40, name="x")
+    wanted = PieceStore.build(plain(two_files)[0], bytes_pair, max_length=40, name="x")
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=0)
 
     found = open_store(tmp_path / "store", ())
     assert_same(found, wanted)
-    assert [(span.first, span.weight) for span in found.spans] == [
-        (0, 1.0),
-        (found.spans[0].end, 1.0),
-    ]
-    assert found.spans[1].end == len(wanted)
+    first, second = found.spans
+    one = len(PieceStore.build(plain(two_files[:1])[0], bytes_pair, max_length=40, name="x"))
+    assert (first.first, first.end, first.weight) == (0, one, 1.0)
+    assert (second.first, second.end, second.weight) == (one, len(wanted), 1.0)
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(
@@ -104,15 +114,16 @@ def test_mended_lines_are_told_as_the_plain_reader_tells_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 50)
-    list(read_corpus(two_files))
-    wanted = list(told)
-    told.clear()
+    _, wanted = plain(two_files)
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "told", workers=0)
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "silent", workers=0, tell=False)
 
-    assert sorted(told) == sorted(wanted)
+    assert told == wanted
     assert len(told) == 4
+    told.clear()
+    assert list(read_corpus(two_files)) == plain(two_files)[0]
+    assert told == wanted
 
 
 def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
@@ -124,15 +135,9 @@ def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
         [write(tmp_path / "a", lines, end=b"\r\n")], [write(tmp_path / "b", [b"the"] * 6)]
     )
     filters = Filters(10_000_000)
-    pairs = list(read_corpus(files))
-    wanted = list(told)
-    told.clear()
+    pairs, wanted = plain(files)
 
-    found = [
-        pair
-        for block in blocks.read_blocks(files)
-        for pair in zip(*blocks.block_pairs(block)[:2], strict=True)
-    ]
+    found = list(read_corpus(files, tell=False))
     prepare(files, bytes_pair, filters, tmp_path / "store", workers=0)
 
     assert found == pairs

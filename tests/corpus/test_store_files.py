@@ -122,8 +122,7 @@ def test_pairs_that_occurred_before_are_left_out(
     assert [found.target[i].tolist() for i in range(len(found))] == [
         wanted.target[i].tolist() for i in range(len(wanted))
     ]
-    in_first = [pair for pair in pairs[:70]]
-    first = PieceStore.build(dict.fromkeys(in_first), bytes_pair, max_length=40, name="x")
+    first = PieceStore.build(dict.fromkeys(pairs[:70]), bytes_pair, max_length=40, name="x")
     assert [span.end for span in found.spans] == [len(first), len(wanted)]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
         "source.ids", "source.lengths", "source.starts", "store.json",

@@ -1,17 +1,16 @@
 """Corpus files as pairs of lines, one after the other."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 
-from tfm_cli.corpus.blocks import misaligned_text, raise_if_misaligned
+from tfm_cli.corpus.blocks import block_pairs, read_blocks
 from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
-from tfm_cli.corpus.pair_formats import Pair, pairs_of
+from tfm_cli.corpus.pair_formats import Pair
 from tfm_cli.errors import DataError
-from tfm_cli.text import open_lines
+from tfm_cli.mended import Mended
+from tfm_cli.text import MAX_LINE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -40,27 +39,25 @@ def read_corpus(files: Sequence[CorpusFile], *, tell: bool = True) -> Iterator[P
         DataError: a file is missing or no UTF-8, or a line holds no pair; or files do not align,
             which is only known at the end and then said of all of them.
     """
-    misaligned = []
-    for file in files:
-        with contextlib.ExitStack() as stack:
-            readers = [stack.enter_context(open_lines(path)) for path in file.paths]
-            for reader, name in zip(readers, file.names, strict=True):
-                reader.name = name
-            if len(readers) == 1:
-                mended = readers[0].mended
-                yield from pairs_of(readers[0], file.format, mended, name=file.name)
-            else:
-                for source, target in zip_longest(*readers):
-                    if source is None or target is None:
-                        continue  # one side goes on: count how far
-                    yield source, target
-            for reader in readers:
-                for note in reader.notes() if tell else ():
-                    logger.warning("%s: %s", reader.name, note)
-            counts = [reader.num_lines for reader in readers]
-            if len(set(counts)) > 1:
-                misaligned.append(misaligned_text(file, counts))
-    raise_if_misaligned(misaligned)
+    mended: list[dict[str, Mended]] = [{} for _ in files]
+    before = 0
+
+    def finish(index: int) -> None:
+        for name, some in mended[index].items() if tell else ():
+            for note in some.notes(MAX_LINE_BYTES):
+                logger.warning("%s: %s", name, note)
+
+    # By blocks, since a line that goes through a reader alone takes ten times as long.
+    for block in read_blocks(files):
+        for index in range(before, block.file):
+            finish(index)
+        before = block.file
+        sources, targets, found = block_pairs(block)
+        for name, some in zip(block.names, found, strict=True):
+            mended[block.file].setdefault(name, Mended()).merge(some)
+        yield from zip(sources, targets, strict=True)
+    for index in range(before, len(files)):
+        finish(index)
 
 
 def check_files(paths: Iterable[str]) -> None:
