@@ -79,7 +79,7 @@ class _Zstandard:
             packed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
             packed = packed or self._raw.read(_ZSTD_INPUT_BYTES) or b""
             if not packed:
-                if self._frame is not None and not self._frame.eof:
+                if not held and self._frame is not None and not self._frame.eof:
                     raise EOFError
                 break
             if self._frame is None or self._frame.eof:

@@ -6,8 +6,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,30 +54,37 @@ def cached_store(
         DataError: the text cannot be used, or was changed while it was read.
         ResourceError: the cache cannot be written.
     """
-    before = [folder for folder in (cache, cache.parent) if folder.exists()]
     known = FileHashes(cache / _FILES)
     directory = cache / _key([known.of(file) for file in files], files, tokenizers, filters)
-    known.save()
-    if directory.exists():
-        try:
-            return open_store(directory, weights), directory
-        except DataError as error:
-            logger.warning("%s; it is made anew", error)
-    try:
+    with nothing_left_of_failure(cache):
+        known.save()
+        if directory.exists():
+            try:
+                return open_store(directory, weights), directory
+            except DataError as error:
+                logger.warning("%s; it is made anew", error)
         prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
         changed = [file.name for file in files if not known.still_has(file)]
         if changed:
             remove_directory(directory)
             raise DataError(f"{', '.join(changed)}: was changed while it was read")
-    except BaseException:
-        if cache not in before:  # leave nothing where nothing was
-            with suppress(OSError):
-                known.path.unlink(missing_ok=True)
-                for folder in (cache, cache.parent):
-                    if folder not in before:
-                        folder.rmdir()
-        raise
     return open_store(directory, weights), directory
+
+
+@contextmanager
+def nothing_left_of_failure(cache: Path) -> Iterator[None]:
+    """Remove the cache again, and the folder around it, if they are new and nothing is in them."""
+    before = [folder for folder in (cache, cache.parent) if folder.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if cache not in before:
+                (cache / _FILES).unlink(missing_ok=True)
+            for folder in (cache, cache.parent):
+                if folder not in before:
+                    folder.rmdir()
+        raise
 
 
 class FileHashes:

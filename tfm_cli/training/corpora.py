@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfm_cli.config import DataConfig, RunConfig
-from tfm_cli.corpus.cache import cached_store, remove_others
+from tfm_cli.corpus.cache import cached_store, nothing_left_of_failure, remove_others
 from tfm_cli.corpus.corpus_files import CorpusFile, training_files
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
@@ -126,17 +126,19 @@ def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, 
     if sys.stdin is None:
         raise DataError("standard input: cannot be read: it is closed")
     copy = cache / f".stdin.{os.getpid()}.part"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with copy.open("wb") as stream:
-            shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
-    except OSError as error:
-        copy.unlink(missing_ok=True)
-        raise ResourceError(f"{cache}: cannot be written: {error.strerror}") from error
-    try:
-        yield training_files(data, standard_input=str(copy))
-    finally:
-        copy.unlink(missing_ok=True)
+    with nothing_left_of_failure(cache):
+        try:
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+                with copy.open("wb") as stream:
+                    shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
+            except OSError as error:
+                told = f"{cache}: cannot be written: {error.strerror}"
+                raise ResourceError(told) from error
+            yield training_files(data, standard_input=str(copy))
+        finally:
+            with contextlib.suppress(OSError):
+                copy.unlink()
 
 
 def with_sample(data: DataConfig) -> DataConfig:
