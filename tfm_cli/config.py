@@ -39,7 +39,7 @@ class DataConfig:
     )
     pairs_format: str = opt(
         "auto",
-        "What these files hold; auto tells it by their names.",
+        "What the files of pairs hold; auto tells it by their names.",
         choices=("auto", "tsv", "jsonl"),
         may_change=True,
     )

@@ -44,7 +44,7 @@ class Text:
         weights = [1 / (rank + 2) for rank in range(_WORDS)]
         drawn = iter(chance.choices(words, weights, k=_HALVES * 10))
         self._halves = [
-            " ".join(next(drawn) for _ in range(chance.randint(4, 11)))
+            " ".join(next(drawn) for _ in range(chance.randint(5, 13)))
             for _ in range(int(_HALVES * 0.98))
         ]
         self._random = np.random.Generator(np.random.PCG64(seed))
