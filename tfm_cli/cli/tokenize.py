@@ -34,7 +34,9 @@ Model = Annotated[
 Files = Annotated[list[str] | None, typer.Argument(help="The same as --input.", show_default=False)]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", "-i", help="Text to read, plain or compressed; repeatable. [default: -]"),
+    typer.Option(
+        "--input", "-i", help="Text to read, plain or compressed; repeatable. [default: -]"
+    ),
 ]
 Output = Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")]
 Side = Annotated[
