@@ -146,6 +146,14 @@ class TrainingConfig:
         "", "Stop this command after this time, such as 90s, 20m or 2h.", may_change=True
     )
     max_tokens: int = opt(4096, "Target pieces in a batch, padding included.", ge=16, le=10_000_000)
+    micro_batch: int = opt(
+        0,
+        "Most target pieces of a batch that are computed at once, padding included; 0 takes 2048 "
+        "on a CPU, and elsewhere as many as fit its memory.",
+        ge=0,
+        le=10_000_000,
+        may_change=True,
+    )
     update_freq: int = opt(1, "Batches whose gradients are summed for one update.", ge=1)
     learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
     lr_warmup: int = opt(

@@ -14,6 +14,7 @@ from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.errors import DivergedError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.optim import MovingAverage, learning_rate, make_optimizer
+from tfm_cli.training.plan import MicroBatch
 from tfm_cli.training.update import UpdateStats, batch_loss, update
 
 VOCAB = 20
@@ -60,6 +61,14 @@ def merged_batch() -> Batch:
     return make_batch(sources, targets, start_id=1, eos_id=2)
 
 
+def numbered(batches: Sequence[Batch]) -> list[MicroBatch]:
+    return [MicroBatch(number, batch) for number, batch in enumerate(batches)]
+
+
+def pieces(batches: Sequence[Batch]) -> int:
+    return sum(batch.target_pieces for batch in batches)
+
+
 def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateStats]:
     """The gradient an update follows: what plain descent at rate 1 takes off the weights."""
     model = small_model()
@@ -67,7 +76,10 @@ def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateSt
         model.double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters()])
-    stats = update(model, batches, optimizer, MovingAverage(model, 0), **{**SETTINGS, **options})
+    stats = update(
+        model, numbered(batches), optimizer, MovingAverage(model, 0),
+        target_pieces=pieces(batches), **{**SETTINGS, **options},
+    )  # fmt: skip
     return before - torch.cat([p.detach().flatten() for p in model.parameters()]), stats
 
 
@@ -81,9 +93,10 @@ class Run:
         self.update(number=1)
 
     def update(self, batches: Sequence[Batch] | None = None, **options: Any) -> UpdateStats:
+        batches = batches or uneven_batches()
         return update(
-            self.model, batches or uneven_batches(), self.optimizer, self.average,
-            **{**SETTINGS, "peak_rate": 0.01, **options},
+            self.model, numbered(batches), self.optimizer, self.average,
+            target_pieces=pieces(batches), **{**SETTINGS, "peak_rate": 0.01, **options},
         )  # fmt: skip
 
     def bits(self) -> list[Tensor]:

@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 
+from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -35,6 +36,7 @@ class PieceStore:
 
     Attributes:
         source, target: the two sides.
+        spans: the pairs of each training file, in their order.
         dropped: pairs that were left out, by reason.
     """
 
@@ -42,9 +44,13 @@ class PieceStore:
         self.source = source
         self.target = target
         self.dropped = dropped
+        self.spans: tuple[CorpusSpan, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source.lengths)
+
+    def release(self) -> None:
+        """Give back memory that can be read again."""
 
     def sha256(self) -> str:
         """A hash of all ids: the same for the same text and tokenizer, and for nothing else."""

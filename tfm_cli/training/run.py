@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tfm_cli.config import ModelConfig, RunConfig
-from tfm_cli.corpus.batch import make_batch
-from tfm_cli.corpus.batching import epoch_batches, padding_share
+from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
 from tfm_cli.errors import ConfigError, DivergedError, Interrupted, ResourceError
@@ -26,12 +24,16 @@ from tfm_cli.training.interruption import interruption, remember_signals
 from tfm_cli.training.keeper import Keeper
 from tfm_cli.training.loop import Stopped, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.plan import Planner
 from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation, validator
 from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
+
+# On a CPU larger products are no faster, while less padding and less memory are worth something.
+CPU_MICRO_BATCH = 2048
 
 
 def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
@@ -76,20 +78,18 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     save_config(output, config, tokenizers)
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)
-    _say_what_begins(config, corpora, model, device, dtype)
+    planner = _planner(config, corpora, corpora.train, device)
+    _say_what_begins(config, planner, model, device, dtype)
     if saved is not None:
         logger.info("going on after update %d of `%s`", state.update, output)
     with remember_signals() as signalled:
         events = train(
             model,
-            corpora.train,
+            planner,
             optimizer,
             average,
             state,
             config,
-            start_id=tokenizers.target.start_id,
-            eos_id=tokenizers.target.eos_id,
-            source_eos_id=tokenizers.source.eos_id,
             validate=_validation(config, corpora, model, device, dtype),
             interrupted=interruption(
                 state, signalled, max_time=config.training.max_time, began=began
@@ -175,18 +175,14 @@ def _validation(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], Validation] | None:
-    store = corpora.valid
-    if store is None:
+    if corpora.valid is None:
         return None
+    planner = _planner(config, corpora, corpora.valid, device)
     batches = [
-        make_batch(
-            [store.source[i] for i in pairs],
-            [store.target[i] for i in pairs],
-            start_id=corpora.tokenizers.target.start_id,
-            eos_id=corpora.tokenizers.target.eos_id,
-            source_eos_id=corpora.tokenizers.source.eos_id,
-        )
-        for pairs in _first_epoch(config, store)
+        planner.batch(part)
+        for pool in range(planner.order.num_pools)
+        for pairs in planner.order.batches(0, pool)
+        for part in planner.parts(pairs)
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     translator = Translator(model, corpora.tokenizers, search=search, device=device, dtype=dtype)
@@ -202,33 +198,50 @@ def _validation(
     )
 
 
-def _first_epoch(config: RunConfig, store: PieceStore) -> list[np.ndarray]:
-    return epoch_batches(
+def _planner(
+    config: RunConfig, corpora: Corpora, store: PieceStore, device: torch.device
+) -> Planner:
+    settings = config.training
+    order = BatchOrder(
         store.source.lengths,
         store.target.lengths,
-        max_tokens=config.training.max_tokens,
-        seed=config.training.seed,
-        epoch=0,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        spans=store.spans,
+    )
+    micro_batch = settings.micro_batch
+    if not micro_batch:
+        micro_batch = CPU_MICRO_BATCH if device.type == "cpu" else settings.max_tokens
+    return Planner(
+        store=store,
+        order=order,
+        batches_per_update=settings.update_freq,
+        micro_batch=micro_batch,
+        start_id=corpora.tokenizers.target.start_id,
+        eos_id=corpora.tokenizers.target.eos_id,
+        source_eos_id=corpora.tokenizers.source.eos_id,
     )
 
 
 def _say_what_begins(
     config: RunConfig,
-    corpora: Corpora,
+    planner: Planner,
     model: Transformer,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    source, target = corpora.train.source, corpora.train.target
-    plan = _first_epoch(config, corpora.train)
+    store, order = planner.store, planner.order
+    plan = order.batches(0, 0)
+    parts = [part for pairs in plan for part in planner.parts(pairs)]
+    many = f"{len(plan)}" if order.num_pools == 1 else f"about {len(plan) * order.num_pools}"
     logger.info(
-        "model: %s, %s parameters, %s on %s; %d batches an epoch, %.1f %% padding",
+        "model: %s, %s parameters, %s on %s; %s batches an epoch, %.1f %% padding",
         config.preset,
         f"{sum(p.numel() for p in model.parameters()):,}",
         str(dtype).removeprefix("torch."),
         device,
-        len(plan),
-        100 * padding_share(plan, source.lengths, target.lengths),
+        many,
+        100 * padding_share(parts, store.source.lengths, store.target.lengths),
     )
 
 

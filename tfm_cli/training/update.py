@@ -13,6 +13,7 @@ from tfm_cli.errors import DivergedError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.loss import cross_entropy
 from tfm_cli.training.optim import MovingAverage, learning_rate
+from tfm_cli.training.plan import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,11 @@ def batch_loss(
 
 def update(
     model: Transformer,
-    batches: Sequence[Batch],
+    micro_batches: Sequence[MicroBatch],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
     *,
+    target_pieces: int,
     number: int,
     peak_rate: float,
     warmup: int,
@@ -55,16 +57,17 @@ def update(
     device: torch.device,
     dtype: torch.dtype,
 ) -> UpdateStats:
-    """One optimizer update over `batches`, weighting every target piece alike.
+    """One optimizer update over some batches, weighting every target piece alike.
 
-    Losses are summed and divided by the pieces of all batches together: a mean of per-batch means
+    Losses are summed and divided by the pieces of all of them together: a mean of per-batch means
     would give the pieces of short batches more weight.
 
     Args:
         model: in training mode.
-        batches: whose gradients are summed; freed one by one.
+        micro_batches: whose gradients are summed.
         optimizer: of the model's parameters.
         average: takes in the new weights.
+        target_pieces: of all micro-batches of the update.
         number: of the update, from 1; with `seed` it decides on the dropout.
         peak_rate: highest learning rate.
         warmup: updates until it is reached.
@@ -77,12 +80,12 @@ def update(
     Raises:
         DivergedError: loss or gradient is no finite number; the weights were not touched.
     """
-    target_pieces = sum(batch.target_pieces for batch in batches)
     nll = torch.zeros((), device=device)
-    for index, batch in enumerate(batches):
-        model.noise.seed(random_key("dropout", seed, number, index))
+    for micro_batch in micro_batches:
+        model.noise.seed(random_key("dropout", seed, number, micro_batch.number))
+        batch = micro_batch.batch.to(device)
         with arithmetic(device, dtype):
-            loss, batch_nll = batch_loss(model, batch.to(device), label_smoothing=label_smoothing)
+            loss, batch_nll = batch_loss(model, batch, label_smoothing=label_smoothing)
         # PyTorch declares `backward` without types.
         (loss / target_pieces).backward()  # type: ignore[no-untyped-call]
         nll += batch_nll
