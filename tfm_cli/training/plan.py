@@ -107,7 +107,7 @@ class Planner:
 
 @contextlib.contextmanager
 def made_ready(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
-    """Inside, the plans come from a thread that is a little ahead; an error in it is raised here."""
+    """Inside, plans come from a thread that is a little ahead; an error in it is raised here."""
     ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_AHEAD)
     ended = threading.Event()
 
