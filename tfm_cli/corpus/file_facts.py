@@ -105,8 +105,9 @@ class FileInspection:
                 facts.separators[name].add(1, facts.path, first + index)
             for kind in bad_kinds(inside):
                 facts.bad[kind].add(1, facts.path, first + index)
+        if max(map(len, lines)) * 4 <= LONG_LINE_BYTES:  # a character has four bytes at most
+            return
         for index, line in enumerate(lines):
-            # A character has four bytes at most.
             if len(line) * 4 > LONG_LINE_BYTES and len(line.encode()) > LONG_LINE_BYTES:
                 facts.long.add(1, facts.path, first + index)
 

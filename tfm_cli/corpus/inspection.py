@@ -1,7 +1,6 @@
 """What is found in a corpus before anyone learns from it; nothing stops at the first problem."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +30,7 @@ class CorpusInspection:
     Attributes:
         files: source and target of each pair of files.
         pairs: aligned lines.
+        with_text: pairs with text on both sides.
         usable: pairs that training would learn from; without tokenizers, those with text.
         blank: pairs with a blank source only, a blank target only, both blank.
         too_long: pairs with more than `max_length` pieces on a side.
@@ -40,6 +40,7 @@ class CorpusInspection:
         self.name = name
         self.files: list[tuple[FileFacts, FileFacts]] = []
         self.pairs = 0
+        self.with_text = 0
         self.usable = 0
         self.blank = {"source": Seen(), "target": Seen(), "both": Seen()}
         self.identical = Seen()
@@ -77,6 +78,7 @@ class CorpusInspection:
             self._note_blank(texts, path, line)
             texts = [texts[0][index] for index in full], [texts[1][index] for index in full]
         self._add(self.identical, np.array(list(map(str.__eq__, *texts)), bool), full, path, line)
+        self.with_text += len(full)
         self.hashes.add(*texts)
         if self._tokenizers is None:
             counts = _word_counts(texts[0]), _word_counts(texts[1])
@@ -172,12 +174,17 @@ def inspect_corpus(
     return found
 
 
+def corpus_size(paths: tuple[Sequence[str], Sequence[str]]) -> int:
+    """Bytes of all files of a corpus; those that cannot be read count nothing."""
+    return sum(_size(path) for side in paths for path in side)
+
+
 def _word_counts(lines: list[str]) -> np.ndarray:
     return np.fromiter(map(len, map(str.split, lines)), np.int64, len(lines))
 
 
 def _size(path: str) -> int:
     try:
-        return Path(path).stat().st_size if path != os.devnull else 0
+        return Path(path).stat().st_size
     except OSError:
         return 0
