@@ -60,6 +60,7 @@ class LineReader:
         self.num_clipped = 0
         self.num_nul = 0
         self.num_bare = 0  # lines that end in LF alone, where the first line ends in CRLF
+        self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
         self.has_bom = False  # a byte order mark of UTF-8, which is dropped
         self.looks_binary = False
         self.lacks_last_feed = False
@@ -102,11 +103,6 @@ class LineReader:
     def share(self) -> float | None:
         """How much of a file was read, from 0 to 1, compressed or not; None where none can tell."""
         return share_read(self._given)
-
-    @property
-    def has_crlf(self) -> bool:
-        """Whether the first line ends in CRLF, so that a CR before any LF belongs to it."""
-        return bool(self._crlf)
 
     def first_line(self, kind: Literal["invalid", "clipped", "nul", "bare"]) -> int | None:
         """The number of the first line of those that `num_…` counts; None where there is none."""
@@ -208,11 +204,11 @@ class LineReader:
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
         if self._crlf is None:
-            self._crlf = line.endswith(b"\r")
+            self._crlf = self.has_crlf = line.endswith(b"\r")
         if self._crlf:
             if line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
                 line = line[:-1]
-            elif not self.lacks_last_feed and len(line) <= self._max_line_bytes:
+            elif len(line) <= self._max_line_bytes:
                 self.num_bare += 1
                 self._first.setdefault("bare", self.num_lines)
         if len(line) > self._max_line_bytes:

@@ -18,6 +18,7 @@ from tfm_cli.errors import CheckError, ConfigError
 
 if TYPE_CHECKING:
     from tfm_cli.cli.check_report import CorpusReport
+    from tfm_cli.corpus.inspection import CorpusInspection
     from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,8 @@ def _reports(
     from tfm_cli.corpus.line_hashes import overlap, repeats
 
     sizes = [corpus_size(paths) for _, paths in corpora]
-    began, found = time.monotonic(), []
+    began = time.monotonic()
+    found: list[CorpusInspection] = []
     with shown_progress(corpora[0][1][0][0], "", doing="checking") as progress:
         for index, (name, paths) in enumerate(corpora):
             before = sum(corpus.pairs for corpus in found)

@@ -1,7 +1,7 @@
 """Which text a tokenizer does not know, and the characters that are the cause."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tfm_cli.tokenizer import Tokenizer
 
@@ -32,11 +32,15 @@ class UnknownPieces:
             for number, piece in zip(encoded[index], pieces, strict=True):
                 if number == unk_id:
                     self.count += 1
-                    text = piece.lstrip("▁")
-                    # A tokenizer of words may know all characters of a word, but not the word.
-                    self._causes.update([c for c in text if c not in self._known] or [text])
+                    self._causes.update(self._causes_in(piece))
         if len(self._causes) > _MAX_KINDS:
             self._causes = Counter(dict(self._causes.most_common(_MAX_KINDS // 2)))
+
+    def _causes_in(self, piece: str) -> Iterator[str]:
+        for word in piece.split("▁"):  # neighbours that are unknown are one piece
+            unknown = [character for character in word if character not in self._known]
+            # A tokenizer of words may know all characters of a word, but not the word.
+            yield from unknown or ([word] if word else [])
 
     def commonest(self, number: int) -> list[tuple[str, int]]:
         """What causes them most often: characters, or words whose characters are all known."""
