@@ -10,6 +10,7 @@ from tests.conftest import TinyCorpus, invoke
 from tfm_cli.corpus import file_facts, inspection
 from tfm_cli.corpus.file_facts import FileInspection, Seen
 from tfm_cli.corpus.inspection import CorpusInspection, inspect_corpus, paired_windows
+from tfm_cli.corpus.line_hashes import LineHashes
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DataError
@@ -171,8 +172,7 @@ def test_memory_does_not_grow_with_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_facts, "WINDOW_LINES", 64)
-    small = inspection.LineHashes
-    monkeypatch.setattr(inspection, "LineHashes", lambda: small(max_in_memory=1500))
+    monkeypatch.setattr(inspection, "LineHashes", lambda: LineHashes(max_in_memory=1500))
     lines = [f"number {number} of the lines" for number in range(24_000)]
     few = [write(tmp_path / "few", lines[:6000])], [write(tmp_path / "few2", lines[:6000])]
     many = [write(tmp_path / "many", lines)], [write(tmp_path / "many2", lines)]

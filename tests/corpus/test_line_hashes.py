@@ -67,7 +67,8 @@ def test_pairs_in_memory_never_exceed_the_limit(monkeypatch: pytest.MonkeyPatch)
     written: list[int] = []
 
     class Counting(io.BytesIO):
-        def write(self, data: bytes) -> int:  # type: ignore[override] - bytes are all it gets
+        # Bytes are all that is written here; Python 3.11 has no name for what else might be.
+        def write(self, data: bytes) -> int:  # type: ignore[override]
             written.append(len(data) // 16)
             return super().write(data)
 
