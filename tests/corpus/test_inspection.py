@@ -20,7 +20,7 @@ from tfm_cli.tokenizer_pair import TokenizerPair
 LINES = ["", " ", "one", " one ", "one two", "\u3000", "drei", "a b c d e f g h i j k l", "\u00ad"]
 sides = st.lists(st.sampled_from(LINES), max_size=30)
 hostile = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -99,6 +99,26 @@ def test_usable_pairs_are_those_that_training_keeps(
         assert unknown.count == sum(line.count(tokenizers.source.unk_id) for line in ids)
 
 
+def test_each_side_is_counted_by_its_own_tokenizer(
+    tmp_path: Path, tokenizers: TokenizerPair
+) -> None:
+    arguments = [
+        "tokenize", "train", "--model-prefix", str(tmp_path / "w"), "--vocab-size", "20",
+        "--model-type", "word", "--no-byte-fallback", "-q", "--no-hard-vocab-limit",
+    ]  # fmt: skip
+    assert invoke(arguments, "one two\n" * 20).code == 0
+    words = named_tokenizers(tmp_path / "w.model").target
+    path = write(tmp_path / "text", ["one two", "two", "three"])
+
+    pair = TokenizerPair(tokenizers.source, words)
+    found = inspect_corpus("train", ([path], [path]), pair, max_length=256)
+
+    assert found.unknown is not None
+    assert [counts.total for counts in found.lengths] == [18, 4]  # with the blanks before words
+    assert [unknown.count for unknown in found.unknown] == [0, 1]
+    assert found.unknown[1].commonest(9) == [("h", 1), ("r", 1)]
+
+
 def test_places_are_told_by_file_and_line_of_several_files(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"s{n}", lines) for n, lines in enumerate([["a", "b"], ["c", ""]])]
     targets = [write(tmp_path / f"t{n}", lines) for n, lines in enumerate([["x", "y"], ["c", "z"]])]
@@ -173,8 +193,8 @@ def test_memory_does_not_grow_with_the_corpus(
 ) -> None:
     monkeypatch.setattr(file_facts, "WINDOW_LINES", 64)
     monkeypatch.setattr(inspection, "LineHashes", lambda: LineHashes(max_in_memory=1500))
-    lines = [f"number {number} of the lines" for number in range(24_000)]
-    few = [write(tmp_path / "few", lines[:6000])], [write(tmp_path / "few2", lines[:6000])]
+    lines = [f"number {number} of the lines" for number in range(12_000)]
+    few = [write(tmp_path / "few", lines[:4000])], [write(tmp_path / "few2", lines[:4000])]
     many = [write(tmp_path / "many", lines)], [write(tmp_path / "many2", lines)]
 
     # Both are longer than what is read of a file at once.

@@ -10,7 +10,7 @@ from tfm_cli.corpus.length_counts import LengthCounts, RatioCounts
 SHARES = (0.001, 0.01, 0.5, 0.99, 1.0)
 lengths = st.integers(0, 300)
 pairs = st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1)
-in_its_own_time = settings(deadline=None, max_examples=50)
+in_its_own_time = settings(deadline=None, max_examples=30)
 
 
 def nth(ordered: list[float], share: float) -> float:

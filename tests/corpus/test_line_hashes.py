@@ -35,7 +35,7 @@ def overlap_by_sets(pairs: Pairs, others: Pairs) -> Overlap:
 
 
 @pytest.mark.parametrize("max_in_memory", [2, 1000])
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(pairs=pairs_of_few_words, others=pairs_of_few_words)
 def test_small_corpora_are_counted_as_by_sets(
     max_in_memory: int, pairs: Pairs, others: Pairs

@@ -7,7 +7,7 @@ from tests.conftest import invoke
 from tfm_cli.corpus.unknown_pieces import UnknownPieces
 from tfm_cli.tokenizer import Tokenizer
 
-TEXT = "".join(f"the cat {number % 10} sat on a mat\n" for number in range(50))
+TEXT = "".join(f"the cat {number % 10} sat on a man\n" for number in range(50))
 
 
 @pytest.fixture(params=["char", "word"])
@@ -38,6 +38,15 @@ def test_unknown_pieces_are_as_many_as_unknown_ids_and_their_cause_is_named(
     # A tokenizer of words does not know a word of known letters; one of characters does.
     assert causes.get("tam", 0) == (6 if "▁cat" in tokenizer.pieces else 0)
     assert unknown.commonest(1) == [("z", 12)]
+
+
+def test_letters_of_special_pieces_are_not_known_by_that(tokenizer: Tokenizer) -> None:
+    unknown = UnknownPieces(tokenizer)
+
+    unknown.add(["dunk"], tokenizer.encode(["dunk"]))
+
+    assert {"<unk>", "<pad>"} < set(tokenizer.pieces)
+    assert set(dict(unknown.commonest(9))) == set("duk")
 
 
 def test_of_very_many_causes_the_rarest_are_forgotten(

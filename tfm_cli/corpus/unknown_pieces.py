@@ -18,7 +18,9 @@ class UnknownPieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.count = 0
         self._tokenizer = tokenizer
-        self._known = set("".join(tokenizer.pieces))
+        special = {tokenizer.unk_id, tokenizer.eos_id, tokenizer.start_id, *tokenizer.banned_ids}
+        text = (piece for i, piece in enumerate(tokenizer.pieces) if i not in special)
+        self._known = set("".join(text))
         self._causes: Counter[str] = Counter()
 
     def add(self, lines: Sequence[str], encoded: Sequence[Sequence[int]]) -> None:
