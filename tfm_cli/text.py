@@ -59,6 +59,12 @@ class LineReader:
         self.num_invalid = 0
         self.num_clipped = 0
         self.num_nul = 0
+        self.num_bare = 0  # lines that end in LF alone, where the first line ends in CRLF
+        self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
+        self.has_bom = False  # a byte order mark of UTF-8, which is dropped
+        self.looks_binary = False
+        self.lacks_last_feed = False
+        self.first_invalid = ""  # the first byte that is no UTF-8, and where in its line it stands
         self._first: dict[str, int] = {}
         self._stream = stream
         self._given = stream
@@ -98,6 +104,10 @@ class LineReader:
         """How much of a file was read, from 0 to 1, compressed or not; None where none can tell."""
         return share_read(self._given)
 
+    def first_line(self, kind: Literal["invalid", "clipped", "nul", "bare"]) -> int | None:
+        """The number of the first line of those that `num_…` counts; None where there is none."""
+        return self._first.get(kind)
+
     def notes(self) -> list[str]:
         """What was mended while reading, a sentence for each kind, with the first such line."""
         told = {
@@ -105,7 +115,11 @@ class LineReader:
             "clipped": f"lines cut at {self._max_line_bytes} bytes: {self.num_clipped}",
             "nul": f"lines with NUL characters, removed: {self.num_nul}",
         }
-        return [f"{told[kind]} (first: line {line})" for kind, line in self._first.items()]
+        return [
+            f"{told[kind]} (first: line {line})"
+            for kind, line in self._first.items()
+            if kind in told
+        ]
 
     def _has_next(self, since: float | None = None) -> bool:
         """Whether a line is ready; with `since`, only until the input pauses or is slow."""
@@ -142,6 +156,7 @@ class LineReader:
             if self._rest:
                 self._ready = [self._rest]
                 self._rest = b""
+                self.lacks_last_feed = True
             return
         *whole, rest = chunk.split(b"\n")
         if whole:
@@ -168,9 +183,11 @@ class LineReader:
         if chunk[:2] in _OTHER_BOMS:
             message = f"{self.name}: is {_OTHER_BOMS[chunk[:2]]}, wanted UTF-8"
             raise DataError(message, hint="convert it with `iconv -f UTF-16 -t UTF-8`")
-        if self._invalid == "refuse" and chunk.count(b"\0") * 100 > len(chunk):
+        self.looks_binary = chunk.count(b"\0") * 100 > len(chunk)
+        if self._invalid == "refuse" and self.looks_binary:
             raise DataError(f"{self.name}: looks binary (NUL bytes), wanted UTF-8 text")
         if chunk.startswith(_UTF8_BOM):
+            self.has_bom = True
             chunk = chunk[len(_UTF8_BOM) :] or self._read_chunk()
         return chunk
 
@@ -187,9 +204,13 @@ class LineReader:
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
         if self._crlf is None:
-            self._crlf = line.endswith(b"\r")
-        if self._crlf and line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
-            line = line[:-1]
+            self._crlf = self.has_crlf = line.endswith(b"\r")
+        if self._crlf:
+            if line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
+                line = line[:-1]
+            elif len(line) <= self._max_line_bytes:
+                self.num_bare += 1
+                self._first.setdefault("bare", self.num_lines)
         if len(line) > self._max_line_bytes:
             self.num_clipped += 1
             self._first.setdefault("clipped", self.num_lines)
@@ -205,11 +226,10 @@ class LineReader:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
+            if not self.num_invalid:
+                self.first_invalid = f"byte {error.start + 1}: 0x{line[error.start]:02x}"
             if self._invalid == "refuse":
-                found = f"0x{line[error.start]:02x}"
-                message = (
-                    f"{self.name}:{self.num_lines}: byte {error.start + 1}: {found} is no UTF-8"
-                )
+                message = f"{self.name}:{self.num_lines}: {self.first_invalid} is no UTF-8"
                 hint = "convert the file to UTF-8 (`iconv`) or remove the line on both sides"
                 raise DataError(message, hint=hint) from error
             self.num_invalid += 1
