@@ -221,7 +221,8 @@ MAY_CHANGE = {
     "data.source", "data.target", "data.valid_source", "data.valid_target",
     "training.max_updates", "training.max_epochs", "training.max_time", "training.device",
     "training.cpu_threads", "training.disp_freq", "training.save_freq",
-    "training.keep_checkpoints", "validation.early_stopping",
+    "training.keep_checkpoints", "training.micro_batch", "training.activation_checkpointing",
+    "validation.early_stopping",
 }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from tfm_cli.config import TokenizerConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.training.fitting import CPU_MICRO_BATCH
 from tfm_cli.training.plan import Planner, UpdatePlan, made_ready
-from tfm_cli.training.run import CPU_MICRO_BATCH
 from tfm_cli.training.state import TrainState
 
 CORPORA = Path(__file__).resolve().parents[3] / "shared" / "corpora"

@@ -12,7 +12,7 @@ from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.plan import Planner, made_ready
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.update import UpdateStats, update
+from tfm_cli.training.update import UpdateStats, refuse_diverged, update
 from tfm_cli.training.validate import Validation, is_better
 
 
@@ -91,11 +91,14 @@ def train(
         dtype: arithmetic of the matrix products.
     """
     settings, metric = config.training, config.validation.metrics[0]
-    window = _Window(state)
+    window = _Window(state, optimizer)
+    # What a CPU computed can be looked at for nothing.
+    diverged = None if device.type == "cpu" else torch.zeros((), device=device)
     saved_at = state.update
 
     def judged(*, counted: bool) -> Validated:
         assert validate is not None
+        window.settle()
         refuse_non_finite(state.update, model, average, optimizer)
         began = time.monotonic()
         with average.in_place():
@@ -113,8 +116,8 @@ def train(
         )
 
     def save_due() -> SaveDue:
-        refuse_non_finite(state.update, model, average, optimizer)
         window.settle()
+        refuse_non_finite(state.update, model, average, optimizer)
         return SaveDue(state.update)
 
     model.train()
@@ -145,6 +148,7 @@ def train(
                 seed=settings.seed,
                 device=device,
                 dtype=dtype,
+                diverged=diverged,
             )
             state.update += 1
             state.position += plan.num_batches
@@ -200,8 +204,9 @@ def refuse_non_finite(
 class _Window:
     """Sums since the last progress line; on a GPU they are read only when they are needed."""
 
-    def __init__(self, state: TrainState) -> None:
+    def __init__(self, state: TrainState, optimizer: torch.optim.Optimizer) -> None:
         self._state = state
+        self._optimizer = optimizer
         self._unread: list[UpdateStats] = []
         self._last: UpdateStats | None = None
 
@@ -212,7 +217,12 @@ class _Window:
         self._state.window_seconds += seconds
 
     def settle(self) -> None:
-        """Bring the state up to date."""
+        """Bring the state up to date.
+
+        Raises:
+            DivergedError: an update since the last time was none.
+        """
+        refuse_diverged(self._unread, self._optimizer)
         for stats in self._unread:
             self._state.window_nll += float(stats.nll)
         self._unread.clear()

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Logits of a chunk on a CPU: 2**22 of them are 16 MB in fp32. Products of fewer rows than this are
-# slow: each of them reads and writes the whole gradient of the output matrix (with 65 rows of 32,000
-# logits the loss took twice as long as with 262).
+# Logits of a chunk on a CPU: 2**22 of them are 16 MB in fp32. Products of too few rows are slow, as
+# each reads and writes the whole gradient of the output matrix: with 65 rows of 32,000 logits the
+# loss took twice as long as with 262.
 _CHUNK_LOGITS = 1 << 22
 _LEAST_ROWS = 256
 _CHUNK_LOGITS_GPU = 1 << 27

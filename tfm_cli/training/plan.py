@@ -53,6 +53,7 @@ class Planner:
         eos_id: what they end in.
         source_eos_id: what source sides end in.
         rank, world: this process among how many.
+        pins: whether batches lie in memory that a GPU can read by itself.
     """
 
     store: PieceStore
@@ -64,6 +65,7 @@ class Planner:
     source_eos_id: int
     rank: int = 0
     world: int = 1
+    pins: bool = False
 
     def updates(self, state: TrainState) -> Iterator[UpdatePlan]:
         """The updates from where a run stands, for ever; `state` is only read, and at once."""
@@ -86,13 +88,14 @@ class Planner:
 
     def batch(self, pairs: np.ndarray) -> Batch:
         """What the model reads of some pairs."""
-        return make_batch(
+        batch = make_batch(
             [self.store.source[i] for i in pairs],
             [self.store.target[i] for i in pairs],
             start_id=self.start_id,
             eos_id=self.eos_id,
             source_eos_id=self.source_eos_id,
         )
+        return batch.pinned() if self.pins else batch
 
     def _plan(self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]) -> UpdatePlan:
         micro_batches, number = [], 0

@@ -12,7 +12,7 @@ from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
-from tfm_cli.errors import ConfigError, DivergedError, Interrupted, ResourceError
+from tfm_cli.errors import ConfigError, DivergedError, Interrupted
 from tfm_cli.log import seconds_text
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import load_config, load_tokenizers, save_config
@@ -20,6 +20,13 @@ from tfm_cli.model_dir import build_transformer, load_model, weights_facts
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training import checkpoint, output_dir
 from tfm_cli.training.corpora import Corpora, load_corpora
+from tfm_cli.training.fitting import (
+    first_micro_batch,
+    fit,
+    out_of_memory,
+    ran_out_of_memory,
+    settled_batches,
+)
 from tfm_cli.training.interruption import interruption, remember_signals
 from tfm_cli.training.keeper import Keeper
 from tfm_cli.training.loop import Stopped, train
@@ -31,9 +38,6 @@ from tfm_cli.training.validate import Validation, validator
 from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
-
-# On a CPU larger products are no faster, while less padding and less memory are worth something.
-CPU_MICRO_BATCH = 2048
 
 
 def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
@@ -64,6 +68,7 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     tokenizers = corpora.tokenizers
     if model is None:
         model = _fresh_model(config, tokenizers)
+    model.recomputes_activations = config.training.activation_checkpointing
     model.to(device)
     optimizer = make_optimizer(model, config.training)
     average = MovingAverage(model, config.training.ema_decay)
@@ -79,6 +84,9 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)
     planner = _planner(config, corpora, corpora.train, device)
+    if saved is None:
+        may_shrink = not config.training.micro_batch
+        planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
     _say_what_begins(config, planner, model, device, dtype)
     if saved is not None:
         logger.info("going on after update %d of `%s`", state.update, output)
@@ -110,10 +118,9 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
                 error.hint = f"{error.hint}; {keeper.last_good()}"
                 raise
             except RuntimeError as error:
-                if not _ran_out_of_memory(error):
+                if not ran_out_of_memory(error):
                     raise
-                hint = "set `--max-tokens` lower, and `--update-freq` higher to make up for it"
-                raise ResourceError(f"{device}: out of memory", hint=hint) from error
+                raise out_of_memory(device) from error
     assert stopped is not None
     line = _what_ended(output, config.validation.metrics[0], state, stopped)
     if signalled() and not stopped.is_complete:
@@ -201,7 +208,7 @@ def _validation(
 def _planner(
     config: RunConfig, corpora: Corpora, store: PieceStore, device: torch.device
 ) -> Planner:
-    settings = config.training
+    settings = settled_batches(config.training, config.preset)
     order = BatchOrder(
         store.source.lengths,
         store.target.lengths,
@@ -209,14 +216,12 @@ def _planner(
         seed=settings.seed,
         spans=store.spans,
     )
-    micro_batch = settings.micro_batch
-    if not micro_batch:
-        micro_batch = CPU_MICRO_BATCH if device.type == "cpu" else settings.max_tokens
     return Planner(
         store=store,
         order=order,
         batches_per_update=settings.update_freq,
-        micro_batch=micro_batch,
+        micro_batch=first_micro_batch(settings, device),
+        pins=device.type == "cuda",
         start_id=corpora.tokenizers.target.start_id,
         eos_id=corpora.tokenizers.target.eos_id,
         source_eos_id=corpora.tokenizers.source.eos_id,
@@ -256,8 +261,3 @@ def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) 
     if not stopped.is_complete:
         words.append("the same command goes on")
     return "; ".join(words)
-
-
-def _ran_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU it is a plain RuntimeError, told by its words only.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
