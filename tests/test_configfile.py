@@ -266,7 +266,8 @@ MAY_CHANGE = {
     "data.pairs", "data.pairs_format", "data.cache", "data.workers",
     "training.max_updates", "training.max_epochs", "training.max_time", "training.device",
     "training.cpu_threads", "training.disp_freq", "training.save_freq",
-    "training.keep_checkpoints", "validation.early_stopping",
+    "training.keep_checkpoints", "training.micro_batch", "training.activation_checkpointing",
+    "validation.early_stopping",
 }  # fmt: skip
 
 

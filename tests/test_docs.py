@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (
     ["train"], ["translate"], ["evaluate"], ["import"], ["export"], ["shortlist"],
-    ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
+    ["check"], ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
 )  # fmt: skip
 
 

@@ -66,8 +66,8 @@ class DataConfig:
     drop_duplicates: bool = opt(False, "Drop training pairs that occurred before.")
     drop_bad_characters: bool = opt(
         False,
-        "Drop training pairs with U+FFFD, control characters, private-use characters or "
-        "noncharacters.",
+        "Drop training pairs with control or private-use characters, U+FFFD, U+FEFF, "
+        "noncharacters or separators of lines.",
     )
     cache: str = opt(
         "",
@@ -160,7 +160,21 @@ class TrainingConfig:
     max_time: str = opt(
         "", "Stop this command after this time, such as 90s, 20m or 2h.", may_change=True
     )
-    max_tokens: int = opt(4096, "Target pieces in a batch, padding included.", ge=16, le=10_000_000)
+    max_tokens: int = opt(
+        4096,
+        "Target pieces in a batch, padding included; 0 or auto: the preset's, those of an update "
+        "in one batch, of which as much is computed at once as fits.",
+        ge=0,
+        le=10_000_000,
+    )
+    micro_batch: int = opt(
+        0,
+        "Most target pieces of a batch that are computed at once, padding included; 0 takes 2048 "
+        "on a CPU, and elsewhere as many as fit its memory.",
+        ge=0,
+        le=10_000_000,
+        may_change=True,
+    )
     update_freq: int = opt(1, "Batches whose gradients are summed for one update.", ge=1)
     learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
     lr_warmup: int = opt(
@@ -184,6 +198,11 @@ class TrainingConfig:
         "auto",
         "Arithmetic of the matrix products: bf16 where the device is faster with it, or fp32.",
         choices=("auto", "fp32", "bf16"),
+    )
+    activation_checkpointing: bool = opt(
+        False,
+        "Compute the inside of each layer twice rather than remember it: less memory, more time.",
+        may_change=True,
     )
     cpu_threads: int = opt(
         0, "Threads on a CPU; 0 takes one for each core.", ge=0, le=1024, may_change=True

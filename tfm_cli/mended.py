@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Mended:
-    """Counts of mended lines by kind; a class because it is added to while lines are read."""
+    """Counts of lines by kind; a class because it is added to while lines are read.
+
+    Kinds are `invalid`, `clipped`, `nul`, `columns`, and `bare`: a line that ends in LF alone where
+    the first one ends in CRLF.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)  # line number of the first of each kind
@@ -23,7 +27,7 @@ class Mended:
             self.first.setdefault(kind, line)
 
     def notes(self, max_line_bytes: int) -> list[str]:
-        """A sentence for each kind, with the first such line."""
+        """A sentence for each kind that a reader of it should know, with the first such line."""
         told = {
             "invalid": "lines with invalid UTF-8, replaced by U+FFFD",
             "clipped": f"lines cut at {max_line_bytes} bytes",
@@ -33,4 +37,5 @@ class Mended:
         return [
             f"{told[kind]}: {self.counts[kind]} (first: line {line})"
             for kind, line in self.first.items()
+            if kind in told
         ]

@@ -14,10 +14,8 @@ from typing import BinaryIO, Literal, Self
 
 from tfm_cli.byte_stream import clipped, pausing_descriptor, share_read
 from tfm_cli.compression import MAGIC, DamagedError, decompressed, kind_of
-from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.files import atomic_file
+from tfm_cli.errors import DataError
 from tfm_cli.mended import Mended
-from tfm_cli.terminal import visible
 
 MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
@@ -57,6 +55,11 @@ class LineReader:
         self.name = name
         self.num_lines = 0
         self.mended = Mended()
+        self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
+        self.has_bom = False  # a byte order mark of UTF-8, which is dropped
+        self.looks_binary = False
+        self.lacks_last_feed = False
+        self.first_invalid = ""  # the first byte that is no UTF-8, and where in its line it stands
         self._stream = stream
         self._given = stream
         self._invalid = invalid
@@ -175,6 +178,7 @@ class LineReader:
             if self._rest:
                 self._ready = [self._rest]
                 self._rest = b""
+                self.lacks_last_feed = True
             return
         *whole, rest = chunk.split(b"\n")
         if whole:
@@ -204,9 +208,11 @@ class LineReader:
         if chunk[:2] in _OTHER_BOMS:
             message = f"{self.name}: is {_OTHER_BOMS[chunk[:2]]}, wanted UTF-8"
             raise DataError(message, hint="convert it with `iconv -f UTF-16 -t UTF-8`")
-        if self._invalid == "refuse" and chunk.count(b"\0") * 100 > len(chunk):
+        self.looks_binary = chunk.count(b"\0") * 100 > len(chunk)
+        if self._invalid == "refuse" and self.looks_binary:
             raise DataError(f"{self.name}: looks binary (NUL bytes), wanted UTF-8 text")
         if chunk.startswith(_UTF8_BOM):
+            self.has_bom = True
             chunk = chunk[len(_UTF8_BOM) :] or self._read_chunk()
         return chunk
 
@@ -223,9 +229,12 @@ class LineReader:
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
         if self.crlf is None:
-            self.crlf = line.endswith(b"\r")
-        if self.crlf and line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
-            line = line[:-1]
+            self.crlf = self.has_crlf = line.endswith(b"\r")
+        if self.crlf:
+            if line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
+                line = line[:-1]
+            elif len(line) <= self._max_line_bytes:
+                self.mended.add("bare", self.num_lines)
         if len(line) > self._max_line_bytes:
             self.mended.add("clipped", self.num_lines)
             line = clipped(line, self._max_line_bytes)
@@ -239,11 +248,10 @@ class LineReader:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
+            if "invalid" not in self.mended.first:
+                self.first_invalid = f"byte {error.start + 1}: 0x{line[error.start]:02x}"
             if self._invalid == "refuse":
-                found = f"0x{line[error.start]:02x}"
-                message = (
-                    f"{self.name}:{self.num_lines}: byte {error.start + 1}: {found} is no UTF-8"
-                )
+                message = f"{self.name}:{self.num_lines}: {self.first_invalid} is no UTF-8"
                 hint = "convert the file to UTF-8 (`iconv`) or remove the line on both sides"
                 raise DataError(message, hint=hint) from error
             self.mended.add("invalid", self.num_lines)
@@ -270,31 +278,3 @@ def open_lines(
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         yield LineReader(stream, str(path), invalid=invalid)
-
-
-def write_line(stream: BinaryIO, text: str) -> None:
-    """Write one line; a line feed inside the text becomes a blank, so that it stays one.
-
-    A terminal gets control characters as escapes; anything else gets the text as it is.
-    """
-    line = visible(text) if stream.isatty() else text
-    stream.write(line.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
-
-
-@contextlib.contextmanager
-def open_output(path: str | Path) -> Iterator[BinaryIO]:
-    """Standard output where the path is `-`, else a file that takes its place when it is whole."""
-    if str(path) == "-":
-        if sys.stdout is None:
-            raise ResourceError("standard output: cannot be written: it is closed")
-        try:
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # such as a full disk that the shell wrote to
-            reason = error.strerror
-            raise ResourceError(f"standard output: cannot be written: {reason}") from error
-        return
-    with atomic_file(path) as stream:
-        yield stream

@@ -25,13 +25,14 @@ import tfm_cli
 from tfm_cli.config import TrainingConfig
 from tfm_cli.configfile import resolve
 from tfm_cli.corpus.batch import Batch, make_batch, pad_source
-from tfm_cli.corpus.batching import epoch_batches, padding_share
+from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.plan import MicroBatch
 from tfm_cli.training.update import update
 
 START_ID, EOS_ID = 2, 3
@@ -72,7 +73,7 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
     model = build_transformer(config.model, (vocab_size, vocab_size)).train()
     optimizer = make_optimizer(model, TrainingConfig())
     average = MovingAverage(model, 0.999)
-    plan = epoch_batches(source, target, max_tokens=budget, seed=1, epoch=0)
+    plan = BatchOrder(source, target, max_tokens=budget, seed=1).batches(epoch=0, pool=0)
 
     def batch(pairs: np.ndarray) -> Batch:
         return make_batch(
@@ -91,9 +92,10 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
             number += 1
             update(
                 model,
-                [one],
+                [MicroBatch(0, one)],
                 optimizer,
                 average,
+                target_pieces=one.target_pieces,
                 number=number,
                 peak_rate=1e-4,
                 warmup=4000,

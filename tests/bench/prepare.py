@@ -147,6 +147,7 @@ def part(what: str, directory: Path, workers: int) -> None:
         )  # fmt: skip
         chosen = np.random.Generator(np.random.PCG64(1)).permutation(len(store))[:10_000]
         store.source.gather(chosen)
+        store.target.gather(chosen)
         told = f"{what} start, to the first 10,000 pairs"
     seconds = time.monotonic() - began
     peak = peak_mib(workers if what == "first" else 0)

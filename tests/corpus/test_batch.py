@@ -37,7 +37,7 @@ def test_masks_keep_the_pieces_and_their_end_and_hide_padding() -> None:
     assert found.source_keep is not None
     assert found.source_keep.shape == (2, 1, 1, 3)
     assert found.source_keep[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
-    assert found.target_keep.tolist() == [[True] * 4, [True, True, False, False]]
+    assert found.target_places.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_target_pieces_count_the_ends_but_no_padding() -> None:
@@ -80,13 +80,16 @@ def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list
     source_keep = torch.ones_like(found.source, dtype=torch.bool)
     if found.source_keep is not None:
         source_keep = found.source_keep[:, 0, 0]
+    keep = torch.zeros(found.target_out.numel(), dtype=torch.bool)
+    keep[found.target_places] = True
+    keep = keep.view_as(found.target_out)
     for row, (source, target) in enumerate(pairs):
         assert found.source[row][source_keep[row]].tolist() == [*source, EOS]
-        assert found.target_out[row][found.target_keep[row]].tolist() == [*target, EOS]
-        assert found.target_in[row][found.target_keep[row]].tolist() == [START, *target]
-    assert found.target_pieces == int(found.target_keep.sum())
+        assert found.target_out[row][keep[row]].tolist() == [*target, EOS]
+        assert found.target_in[row][keep[row]].tolist() == [START, *target]
+    assert found.target_pieces == int(keep.sum())
     assert bool(source_keep.any(dim=0).all())  # no column is padding from top to bottom
-    assert bool(found.target_keep.any(dim=0).all())
+    assert bool(keep.any(dim=0).all())
 
 
 @pytest.mark.parametrize("sources", [[[5, 6], [7]], [[5], [7]]], ids=["padded", "whole"])
@@ -96,7 +99,7 @@ def test_moving_a_batch_moves_all_of_it(sources: list[list[int]]) -> None:
 
     moved = here.to(there)
 
-    for tensor in (moved.source, moved.target_in, moved.target_out, moved.target_keep):
+    for tensor in (moved.source, moved.target_in, moved.target_out, moved.target_places):
         assert tensor.device == there
     assert (moved.source_keep is None) == (here.source_keep is None)
     assert moved.source_keep is None or moved.source_keep.device == there

@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.config import TokenizerConfig, TrainingConfig
-from tfm_cli.corpus.batching import epoch_batches, padding_share, random_key, token_batches
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.corpus.batching import BatchOrder, CorpusSpan, padding_share, random_key, token_batches
 
 MULTI30K = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "multi30k"
 
@@ -19,6 +17,15 @@ key_parts = st.lists(
     st.integers(0, 2**63)
     | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 )
+
+
+def epoch_batches(
+    source: np.ndarray, target: np.ndarray, *, max_tokens: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The batches of an epoch of a corpus that is one pool."""
+    order = BatchOrder(source, target, max_tokens=max_tokens, seed=seed)
+    assert order.num_pools == 1
+    return order.batches(epoch, 0)
 
 
 def sides(corpus: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +98,80 @@ def test_epochs_and_seeds_differ_in_the_batches_and_in_their_order(seed: int, ep
     assert as_sets[0] != as_sets[2]
 
 
+@settings(deadline=None)
+@given(num_pairs=st.integers(0, 3000), pool_pairs=st.integers(300, 900), seed=seeds)
+def test_pools_share_out_the_pairs_of_an_epoch(num_pairs: int, pool_pairs: int, seed: int) -> None:
+    source = np.full(num_pairs, 3, dtype=np.uint16)
+    order = BatchOrder(source, source, max_tokens=60, seed=seed, pool_pairs=pool_pairs)
+
+    pools = [order.batches(0, pool) for pool in range(order.num_pools)]
+
+    found = [int(pair) for batches in pools for batch in batches for pair in batch]
+    assert sorted(found) == list(range(num_pairs))
+    assert order.num_pools == max(1, -(-num_pairs // pool_pairs))
+    if order.num_pools > 1:  # each pool takes its runs of neighbours from all over the corpus
+        sizes = [sum(len(batch) for batch in batches) for batches in pools]
+        assert max(sizes) <= pool_pairs + 256
+        again = BatchOrder(source, source, max_tokens=60, seed=seed, pool_pairs=pool_pairs)
+        last = again.batches(0, order.num_pools - 1)  # without those before
+        assert [batch.tolist() for batch in last] == [batch.tolist() for batch in pools[-1]]
+
+
+def test_lengths_of_every_kind_give_the_same_batches() -> None:
+    random = np.random.default_rng(1)
+    source, target = random.integers(1, 400, 500), random.integers(1, 400, 500)
+
+    plans = [
+        BatchOrder(source.astype(kind), target.astype(kind), max_tokens=1000, seed=1).batches(0, 0)
+        for kind in (np.uint16, np.int32, np.int64)
+    ]
+
+    assert all(
+        [batch.tolist() for batch in plan] == [batch.tolist() for batch in plans[0]]
+        for plan in plans
+    )
+
+
+def seen(weights: list[float], *, epochs: int, seed: int = 1) -> np.ndarray:
+    """How often each of 300 pairs a corpus is seen, (epochs, corpora, 300)."""
+    spans = [
+        CorpusSpan(300 * place, 300 * (place + 1), weight) for place, weight in enumerate(weights)
+    ]
+    lengths = np.full(300 * len(weights), 4)
+    order = BatchOrder(lengths, lengths, max_tokens=40, seed=seed, spans=spans, pool_pairs=512)
+    counts = np.zeros((epochs, 300 * len(weights)), dtype=int)
+    for epoch in range(epochs):
+        for pool in range(order.num_pools):
+            for batch in order.batches(epoch, pool):
+                np.add.at(counts[epoch], batch, 1)
+    return counts.reshape(epochs, len(weights), 300)
+
+
+def test_a_corpus_is_seen_as_often_as_its_weight_says() -> None:
+    weights = [1.0, 2.0, 0.5, 2.25]
+    counts = seen(weights, epochs=8)
+
+    # Over eight epochs every single pair is seen exactly eight times its weight.
+    for place, weight in enumerate(weights):
+        assert (counts[:, place].sum(axis=0) == 8 * weight).all()
+    assert (counts[:, 0] == 1).all()
+    assert (counts[:, 1] == 2).all()
+    # Half of the pairs in each epoch, give or take four standard deviations of 300 coins.
+    assert (abs(counts[:, 2].sum(axis=1) - 150) < 35).all()
+    other = seen(weights, epochs=1, seed=2)
+    assert (other[:, 2] != counts[:1, 2]).any()
+
+
+def test_weights_that_are_all_one_change_nothing() -> None:
+    lengths = np.arange(1, 201) % 30 + 1
+    plain = BatchOrder(lengths, lengths, max_tokens=99, seed=3).batches(2, 0)
+
+    spans = [CorpusSpan(0, 50), CorpusSpan(50, 200)]
+    found = BatchOrder(lengths, lengths, max_tokens=99, seed=3, spans=spans).batches(2, 0)
+
+    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in plain]
+
+
 def test_batches_do_not_come_sorted_by_length() -> None:
     target = np.repeat(np.arange(1, 101), 10)
     batches = epoch_batches(target, target, max_tokens=100, seed=1, epoch=0)
@@ -141,37 +222,6 @@ def test_padding_share_counts_both_sides() -> None:
     # 2 * 4 + 3 and 2 * 5 + 2 places for 9 and 8 pieces.
     assert share == pytest.approx(1 - 17 / 23)
     assert padding_share([], source, target) == 0.0
-
-
-def test_padding_of_a_real_corpus_is_below_ten_percent() -> None:
-    if not MULTI30K.is_dir():
-        pytest.skip(f"needs the Multi30k corpus in {MULTI30K}")
-    lines = {
-        side: (MULTI30K / f"train.{side}").read_text(encoding="utf-8").split("\n")[:-1]
-        for side in ("en", "de")
-    }
-    # The preset's number of pieces; they are learned from a tenth of the text to save time.
-    config = TokenizerConfig(vocab_size=4000, model_type="bpe")
-    sample = lines["en"][:3000] + lines["de"][:3000]
-    tokenizer = Tokenizer(train_tokenizer(sample, config, seed=1, soft_limit=True))
-    source, target = (
-        np.array([len(ids) + 1 for ids in tokenizer.encode(lines[side])]) for side in ("en", "de")
-    )
-    assert len(source) == 29_000
-
-    max_tokens = TrainingConfig().max_tokens
-    shares = [
-        padding_share(
-            epoch_batches(source, target, max_tokens=max_tokens, seed=1, epoch=epoch),
-            source,
-            target,
-        )
-        for epoch in (0, 1)
-    ]
-
-    assert max(shares) < 0.1
-    shuffled = np.array_split(np.random.default_rng(1).permutation(29_000), 140)
-    assert padding_share(shuffled, source, target) > 0.4  # what sorting saves
 
 
 @settings(deadline=None)

@@ -7,12 +7,13 @@ import pytest
 
 from tests.corpus.conftest import hostile_lines, write
 from tfm_cli.corpus import blocks, store_files
+from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.corpus_files import aligned_files
 from tfm_cli.corpus.encoding import id_type, length_type
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
 from tfm_cli.corpus.preparing import prepare
-from tfm_cli.corpus.store import CorpusSpan, PieceStore, Segments
+from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.corpus.store_files import open_store
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -130,9 +131,9 @@ def test_pairs_that_occurred_before_are_left_out(
     ]  # fmt: skip
 
 
-def test_store_in_memory_has_one_span(bytes_pair: TokenizerPair) -> None:
+def test_store_in_memory_is_of_one_text(bytes_pair: TokenizerPair) -> None:
     store = PieceStore.build([("a", "bb")] * 3, bytes_pair, max_length=9, name="x")
 
-    assert store.spans == (CorpusSpan(0, 3, 1.0),)
+    assert store.spans == ()
     store.release()
     assert store.dropped == Counter()

@@ -27,7 +27,7 @@ LOSSES = HERE / "losses"
 HELP = HERE / "help"
 HELP_COMMANDS = (
     "", "train", "translate", "evaluate",
-    "import", "export", "shortlist",
+    "import", "export", "shortlist", "check",
     "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
 )  # fmt: skip
 # Frozen models: every later version must read them and use them alike.

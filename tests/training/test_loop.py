@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tfm_cli.config import ModelConfig, RunConfig, TrainingConfig, ValidationConfig
+from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.errors import DivergedError
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.training import loop
 from tfm_cli.training.loop import Event, Logged, SaveDue, Stopped, Validated, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.plan import Planner
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation
 
@@ -55,7 +57,18 @@ class Run:
         starts = np.cumsum([0, *draw.integers(1, 7, NUM_PAIRS)])
         self.ids = draw.integers(4, 20, int(starts[-1])).astype(np.int32)
         segments = Segments(self.ids, starts)
-        self.store = PieceStore(segments, segments, Counter())
+        store = PieceStore(segments, segments, Counter())
+        training = config.training
+        order = BatchOrder(
+            store.source.lengths,
+            store.target.lengths,
+            max_tokens=training.max_tokens,
+            seed=training.seed,
+        )
+        self.planner = Planner(
+            store=store, order=order, batches_per_update=training.update_freq,
+            micro_batch=training.max_tokens, start_id=2, eos_id=3, source_eos_id=3,
+        )  # fmt: skip
         torch.manual_seed(1)
         self.model = build_transformer(config.model, (20, 20))
         self.average = MovingAverage(self.model, config.training.ema_decay)
@@ -70,8 +83,7 @@ class Run:
     def events(self) -> Iterator[Event]:
         cpu = torch.device("cpu")
         return train(
-            self.model, self.store, self.optimizer, self.average, self.state, self._config,
-            start_id=2, eos_id=3, source_eos_id=3,
+            self.model, self.planner, self.optimizer, self.average, self.state, self._config,
             validate=self._validate if self._scores else None, interrupted=self._interrupted,
             device=cpu, dtype=torch.float32,
         )  # fmt: skip
@@ -197,8 +209,8 @@ def test_every_pair_is_learned_from_once_an_epoch(monkeypatch: pytest.MonkeyPatc
     real, pieces = loop.update, []  # type: ignore[attr-defined]
 
     def watched(model: Any, batches: Any, *arguments: Any, **named: Any) -> Any:
-        for batch in batches:
-            pieces.extend(batch.target_out[batch.target_keep].tolist())
+        for each in batches:
+            pieces.extend(each.batch.target_out.flatten()[each.batch.target_places].tolist())
         return real(model, batches, *arguments, **named)
 
     monkeypatch.setattr(loop, "update", watched)

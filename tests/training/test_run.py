@@ -248,7 +248,7 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_do(
 
     assert result.code == 5
     assert "error: cpu: out of memory" in result.err
-    assert "hint: set `--max-tokens` lower" in result.err
+    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in result.err
 
 
 def test_fault_of_ours_is_not_taken_for_want_of_memory(

@@ -14,7 +14,8 @@ from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.errors import DivergedError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.optim import MovingAverage, learning_rate, make_optimizer
-from tfm_cli.training.update import UpdateStats, batch_loss, update
+from tfm_cli.training.plan import MicroBatch
+from tfm_cli.training.update import UpdateStats, batch_loss, refuse_diverged, update
 
 VOCAB = 20
 SETTINGS: dict[str, Any] = {
@@ -49,6 +50,13 @@ def uneven_batches() -> list[Batch]:
     return [batch((3, 1), (1, 1), seed=1), batch((5, 19), (2, 30), (8, 25), seed=2)]
 
 
+def kept(found: Batch) -> Tensor:
+    """What is real in the target, (B, T)."""
+    keep = torch.zeros(found.target_out.numel(), dtype=torch.bool)
+    keep[found.target_places] = True
+    return keep.view_as(found.target_out)
+
+
 def merged_batch() -> Batch:
     """The pairs of `uneven_batches` in one."""
     sources, targets = [], []
@@ -56,8 +64,16 @@ def merged_batch() -> Batch:
         for row in range(len(part.source)):
             keep = slice(None) if part.source_keep is None else part.source_keep[row, 0, 0]
             sources.append(part.source[row][keep][:-1].numpy())
-            targets.append(part.target_out[row][part.target_keep[row]][:-1].numpy())
+            targets.append(part.target_out[row][kept(part)[row]][:-1].numpy())
     return make_batch(sources, targets, start_id=1, eos_id=2)
+
+
+def numbered(batches: Sequence[Batch]) -> list[MicroBatch]:
+    return [MicroBatch(number, batch) for number, batch in enumerate(batches)]
+
+
+def pieces(batches: Sequence[Batch]) -> int:
+    return sum(batch.target_pieces for batch in batches)
 
 
 def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateStats]:
@@ -67,7 +83,10 @@ def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateSt
         model.double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters()])
-    stats = update(model, batches, optimizer, MovingAverage(model, 0), **{**SETTINGS, **options})
+    stats = update(
+        model, numbered(batches), optimizer, MovingAverage(model, 0),
+        target_pieces=pieces(batches), **{**SETTINGS, **options},
+    )  # fmt: skip
     return before - torch.cat([p.detach().flatten() for p in model.parameters()]), stats
 
 
@@ -81,9 +100,10 @@ class Run:
         self.update(number=1)
 
     def update(self, batches: Sequence[Batch] | None = None, **options: Any) -> UpdateStats:
+        batches = batches or uneven_batches()
         return update(
-            self.model, batches or uneven_batches(), self.optimizer, self.average,
-            **{**SETTINGS, "peak_rate": 0.01, **options},
+            self.model, numbered(batches), self.optimizer, self.average,
+            target_pieces=pieces(batches), **{**SETTINGS, "peak_rate": 0.01, **options},
         )  # fmt: skip
 
     def bits(self) -> list[Tensor]:
@@ -107,7 +127,7 @@ def test_batch_loss_is_that_of_the_real_pieces_only() -> None:
     loss, nll = batch_loss(model, both, label_smoothing=0.1)
 
     logits = model(both.source, both.source_keep, both.target_in)
-    real, targets = logits[both.target_keep], both.target_out[both.target_keep]
+    real, targets = logits[kept(both)], both.target_out[kept(both)]
     expected = F.cross_entropy(real, targets, label_smoothing=0.1, reduction="sum")
     assert len(targets) == both.target_pieces == 5 + 3
     # Single precision, sums in another order.
@@ -144,9 +164,7 @@ def test_gradient_is_that_of_the_loss_of_a_piece() -> None:
     found, _ = gradient([whole])
 
     logits = model(whole.source, whole.source_keep, whole.target_in)
-    loss = F.cross_entropy(
-        logits[whole.target_keep], whole.target_out[whole.target_keep], label_smoothing=0.1
-    )
+    loss = F.cross_entropy(logits[kept(whole)], whole.target_out[kept(whole)], label_smoothing=0.1)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     # The softmax of our loss is in single precision.
     assert_close(found, torch.cat([g.flatten() for g in expected]), rtol=0, atol=1e-7)
@@ -286,3 +304,37 @@ def test_gradients_do_not_outlive_the_update() -> None:
     run = Run()
 
     assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+def test_recomputed_activations_give_the_same_gradients_with_dropout() -> None:
+    found = []
+    for recomputes in (False, True):
+        run = Run(dropout=0.3)
+        run.model.recomputes_activations = recomputes
+        stats = run.update(number=2)
+        found.append([stats.nll, stats.gradient_norm, *run.bits()])
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_divergence_is_remembered_on_the_device_until_someone_looks() -> None:
+    run, diverged = Run(), torch.zeros(())
+    healthy = run.update(number=2, diverged=diverged)
+    assert float(diverged) == 0
+    before = [p.detach().clone() for p in run.model.parameters()]
+    moments = [t.clone() for table in run.optimizer.state.values() for t in table.values()]
+
+    spoilt = run.model.target_embedding.weight.data[5].clone()
+    run.model.target_embedding.weight.data[5] = float("nan")
+    bad = run.update([batch((3, 30)), batch((9, 60))], number=3, diverged=diverged)
+    run.model.target_embedding.weight.data[5] = spoilt
+    later = run.update(number=4, diverged=diverged)
+
+    assert float(diverged) == 1
+    after = [p.detach() for p in run.model.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    kept_moments = [t for table in run.optimizer.state.values() for t in table.values()]
+    assert all(torch.equal(one, other) for one, other in zip(moments, kept_moments, strict=True))
+    refuse_diverged([healthy, later], run.optimizer)
+    with pytest.raises(DivergedError, match="update 3: the loss is nan"):
+        refuse_diverged([healthy, bad, later], run.optimizer)

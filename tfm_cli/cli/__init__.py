@@ -115,6 +115,7 @@ def _root(
 
 def _register() -> None:
     from tfm_cli.cli import (
+        check,
         evaluate,
         evaluate_usage,
         export_model,
@@ -126,6 +127,7 @@ def _register() -> None:
     )
 
     app.add_typer(tokenize.app, name="tokenize")
+    app.command("check")(check.check)
     app.command("train")(train.train)
     app.command("translate")(translate.translate)
     app.command("evaluate", cls=evaluate_usage.EvaluateCommand)(evaluate.evaluate)

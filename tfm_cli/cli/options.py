@@ -42,6 +42,7 @@ def flag(
     shown: bool = True,
     extra: str = "",
     metavar: str = "",
+    auto: bool = False,
 ) -> Any:
     """A Typer option with the help, bounds and default of a setting.
 
@@ -52,6 +53,7 @@ def flag(
         shown: whether `--help` shows the built-in default; presets may have another.
         extra: a sentence to add to the setting's help.
         metavar: what help calls the value; by default N, X or NAME, by its type.
+        auto: whether the number 0 is also spelled `auto`.
     """
     field = {f.name: f for f in dataclasses.fields(section)}[name]
     text = str(field.metadata["help"])
@@ -67,11 +69,22 @@ def flag(
         text = f"{text} {extra}"
     # A field's type is a class here; dataclasses allow a string as well.
     metavar = metavar or _METAVARS.get(field.type, "NAME")  # type: ignore[arg-type]
-    bounds = {}
-    if field.type in (int, float):
+    bounds: dict[str, Any] = {}
+    if auto:
+        bounds = {"parser": _number_or_auto}
+    elif field.type in (int, float):
         bounds = {"min": field.metadata["ge"], "max": field.metadata["le"]}
     declared = names or (f"--{name.replace('_', '-')}",)
     return typer.Option(*declared, help=text, metavar=metavar, show_default=False, **bounds)
+
+
+def _number_or_auto(text: str) -> int:
+    if text == "auto":
+        return 0
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"wanted a whole number or `auto`, got `{text}`") from None
 
 
 def check_precision(name: str) -> None:

@@ -82,7 +82,15 @@ def train(
     max_time: Annotated[str | None, flag(TrainingConfig, "max_time", metavar="TIME")] = None,
     max_tokens: Annotated[
         int | None,
-        flag(TrainingConfig, "max_tokens", "--max-tokens", "--mini-batch-words", shown=False),
+        flag(
+            TrainingConfig,
+            "max_tokens",
+            "--max-tokens",
+            "--mini-batch-words",
+            shown=False,
+            metavar="N",
+            auto=True,
+        ),
     ] = None,
     update_freq: Annotated[
         int | None, flag(TrainingConfig, "update_freq", "--update-freq", "--optimizer-delay")

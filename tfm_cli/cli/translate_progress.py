@@ -1,4 +1,4 @@
-"""How far `tfm translate` is: a bar on a terminal, a line a minute elsewhere."""
+"""How far `tfm translate` or `tfm check` is: a bar on a terminal, a line a minute elsewhere."""
 
 import contextlib
 import logging
@@ -26,7 +26,11 @@ def progress_text(work: Work, left: float | None) -> str:
 
 @contextlib.contextmanager
 def shown_progress(
-    input_path: str, output_path: str, *, clock: Callable[[], float] = time.monotonic
+    input_path: str,
+    output_path: str,
+    *,
+    doing: str = "translating",
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[Work], None]]:
     """Shows how far the work is, where a terminal has no translations to show."""
     typed = input_path == "-" and sys.stdin.isatty()
@@ -47,7 +51,7 @@ def shown_progress(
     columns += [BarColumn(bar_width=20), TimeElapsedColumn()]
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("translating", total=None)
+        task = bar.add_task(doing, total=None)
 
         def show(work: Work) -> None:
             left = time_left.seconds(work.share)

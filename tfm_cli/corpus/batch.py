@@ -2,7 +2,7 @@
 
 # B segments, S source pieces, T target pieces; both sides end in </s>
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +18,24 @@ class Batch:
     source_keep: Tensor | None  # (B, 1, 1, S), False at padding; None where there is none
     target_in: Tensor  # (B, T) ids, shifted right: the start id, then all but the last
     target_out: Tensor  # (B, T) ids, ending in </s>
-    target_keep: Tensor  # (B, T), False at padding
-    target_pieces: int  # True elements of target_keep
+    target_places: Tensor  # (N,) of the real pieces among the B * T of target_out
+    target_pieces: int  # N
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """The same batch on a device; pinned memory is copied while other work goes on."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU can read by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(
-            self.source.to(device, non_blocking=True),
-            None if self.source_keep is None else self.source_keep.to(device, non_blocking=True),
-            self.target_in.to(device, non_blocking=True),
-            self.target_out.to(device, non_blocking=True),
-            self.target_keep.to(device, non_blocking=True),
+            change(self.source),
+            None if self.source_keep is None else change(self.source_keep),
+            change(self.target_in),
+            change(self.target_out),
+            change(self.target_places),
             self.target_pieces,
         )
 
@@ -65,15 +72,16 @@ def make_batch(
     target_out, target_keep = _pad(targets, eos_id)
     target_in = target_out.roll(1, dims=1)
     target_in[:, 0] = start_id
-    pieces = sum(len(target) + 1 for target in targets)
-    return Batch(source, source_keep, target_in, target_out, target_keep, pieces)
+    # Asked here, on the CPU: a GPU would be waited for to know how many there are.
+    places = target_keep.flatten().nonzero()[:, 0]  # (N,)
+    return Batch(source, source_keep, target_in, target_out, places, len(places))
 
 
 def _pad(segments: Sequence[np.ndarray], eos_id: int) -> tuple[Tensor, Tensor]:
-    longest = max(len(segment) for segment in segments) + 1
+    lengths = np.array([len(segment) for segment in segments])
+    longest = int(lengths.max()) + 1
+    columns = np.arange(longest)
     ids = np.full((len(segments), longest), eos_id, dtype=np.int64)
-    keep = np.zeros((len(segments), longest), dtype=np.bool_)
-    for row, segment in enumerate(segments):
-        ids[row, : len(segment)] = segment
-        keep[row, : len(segment) + 1] = True
+    ids[columns < lengths[:, None]] = np.concatenate(segments)
+    keep = columns <= lengths[:, None]  # </s> is real
     return torch.from_numpy(ids), torch.from_numpy(keep)

@@ -2,8 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+POOL_PAIRS = 1 << 19
+_BLOCK_PAIRS = 1 << 8  # neighbours on the disk that stay in one pool
 
 
 def random_key(*parts: int | str) -> int:
@@ -12,18 +16,23 @@ def random_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def epoch_batches(
-    source_lengths: np.ndarray,
-    target_lengths: np.ndarray,
-    *,
-    max_tokens: int,
-    seed: int,
-    epoch: int,
-) -> list[np.ndarray]:
-    """The batches of an epoch, as indices of pairs; every pair is in exactly one.
+@dataclass(frozen=True, slots=True)
+class CorpusSpan:
+    """The pairs of one training file among all, and how often an epoch passes over them."""
 
-    Pairs of about the same length on both sides stand together, so little is padding; ties and
-    the order of the batches are drawn anew each epoch.
+    first: int
+    end: int  # one past the last
+    weight: float = 1.0
+
+
+class BatchOrder:
+    """The batches of every epoch; a class because it holds the lengths that they are made from.
+
+    An epoch is cut into pools of about half a million pairs, each drawn from the whole corpus in
+    short runs of neighbours. Within a pool, pairs of about the same length on both sides stand
+    together, so little is padding; ties and the order of the batches are drawn anew each epoch. So
+    memory depends on the pool and not on the corpus, and a run can go on at any pool and batch
+    without a look at what was before. A corpus of one pool is shuffled as a whole.
 
     Args:
         source_lengths: pieces of each source, </s> included, shape (num_pairs,).
@@ -31,21 +40,90 @@ def epoch_batches(
         max_tokens: target pieces in a batch, padding included. The padded source may have twice
             as many. A single pair beyond that is a batch of its own.
         seed: of the run.
-        epoch: from 0.
+        spans: how often which pairs are seen; empty for all of them once an epoch.
+        pool_pairs: most pairs of a pool.
     """
-    random = np.random.Generator(np.random.PCG64(random_key("epoch", seed, epoch)))
-    shuffled = random.permutation(len(source_lengths))
-    source, target = source_lengths[shuffled], target_lengths[shuffled]
-    # Source lengths rise within one target length and fall within the next: no jump between them.
-    order = shuffled[np.lexsort((np.where(target % 2, source, -source), target))]
-    batches = token_batches(source_lengths[order], target_lengths[order], max_tokens=max_tokens)
-    return [order[batches[i]] for i in random.permutation(len(batches))]
+
+    def __init__(
+        self,
+        source_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        *,
+        max_tokens: int,
+        seed: int,
+        spans: Sequence[CorpusSpan] = (),
+        pool_pairs: int = POOL_PAIRS,
+    ) -> None:
+        self._source = source_lengths
+        self._target = target_lengths
+        self._max_tokens = max_tokens
+        self._seed = seed
+        self._spans = spans if any(span.weight != 1 for span in spans) else ()
+        self._pool_pairs = pool_pairs
+        self.num_pools = max(1, -(-len(source_lengths) // pool_pairs))
+
+    def batches(self, epoch: int, pool: int) -> list[np.ndarray]:
+        """The batches of a pool, as indices of pairs.
+
+        Over the pools of an epoch every pair is in exactly one batch, or in as many as its weight
+        asks for.
+
+        Args:
+            epoch: from 0.
+            pool: from 0, below `num_pools`.
+        """
+        key = ("epoch", self._seed, epoch, pool) if pool else ("epoch", self._seed, epoch)
+        random = np.random.Generator(np.random.PCG64(random_key(*key)))
+        members = self._members(epoch, pool)
+        shuffled = members[random.permutation(len(members))]
+        # A map on a disk is read in order; what comes back is in memory.
+        source, target = self._source[shuffled], self._target[shuffled]
+        source, target = source.astype(np.int32), target.astype(np.int32)
+        # Source lengths rise within one target length and fall within the next: no jump between.
+        order = np.lexsort((np.where(target % 2, source, -source), target))
+        batches = token_batches(source[order], target[order], max_tokens=self._max_tokens)
+        ordered = shuffled[order]
+        return [ordered[batches[i]] for i in random.permutation(len(batches))]
+
+    def _members(self, epoch: int, pool: int) -> np.ndarray:
+        """Indices of a pool's pairs, rising; one that is seen twice stands there twice."""
+        num_pairs = len(self._source)
+        if self.num_pools == 1:
+            members = np.arange(num_pairs)
+        else:
+            num_blocks = -(-num_pairs // _BLOCK_PAIRS)
+            random = np.random.Generator(np.random.PCG64(random_key("pools", self._seed, epoch)))
+            shuffled = random.permutation(num_blocks)
+            blocks = np.sort(np.array_split(shuffled, self.num_pools)[pool])
+            members = (blocks[:, None] * _BLOCK_PAIRS + np.arange(_BLOCK_PAIRS)).reshape(-1)
+            members = members[members < num_pairs]
+        if not self._spans:
+            return members
+        ends = np.array([span.end for span in self._spans])
+        weights = np.array([span.weight for span in self._spans])
+        weight = weights[np.searchsorted(ends, members, side="right")]
+        # A pair was seen floor(u + epochs * weight) times, with a u of its own in [0, 1): a weight
+        # of 0.5 takes each pair every other epoch, half of them in this one.
+        offset = _uniform(members, random_key("weights", self._seed))
+        seen, soon = np.floor(offset + epoch * weight), np.floor(offset + (epoch + 1) * weight)
+        return np.repeat(members, (soon - seen).astype(np.int64))
+
+
+def _uniform(indices: np.ndarray, key: int) -> np.ndarray:
+    """A number in [0, 1) for each index; always the same (SplitMix64: Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    uniform: np.ndarray = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform
 
 
 def token_batches(
     source_lengths: np.ndarray, target_lengths: np.ndarray, *, max_tokens: int
 ) -> list[slice]:
-    """Slices of consecutive pairs that keep within the budget of `epoch_batches`."""
+    """Slices of consecutive pairs that keep within the budget of `BatchOrder`."""
     batches = []
     start, widest_source, widest_target = 0, 0, 0
     for end, (source, target) in enumerate(

@@ -1,6 +1,5 @@
 """Which training pairs are left out, and why; each is counted under the first reason."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +8,7 @@ from typing import Self
 import numpy as np
 
 from tfm_cli.config import DataConfig
-
-# U+FFFD, C0 and C1 but the tab, DEL, private use, and the code points that are no characters.
-_BAD = re.compile(
-    "[\ufffd\x00-\x08\x0a-\x1f\x7f-\x9f\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
-    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0xF0000, 0x10000))
-    + "\U000f0000-\U0010ffff]"
-)
-REASONS = (
-    "blank side", "identical sides", "bad characters", "too long", "length ratio", "duplicate",
-)  # fmt: skip
+from tfm_cli.corpus.characters import has_bad_character, separator_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +20,7 @@ class Filters:
         max_ratio: most pieces of a side for each of the other; 0 for any number.
         identical: leave out pairs of which both sides are the same text.
         duplicates: leave out pairs of texts that occurred before.
-        bad_characters: leave out pairs with characters that no text has.
+        bad_characters: leave out pairs with bad characters or separators, as of `characters`.
     """
 
     max_length: int
@@ -51,11 +41,6 @@ class Filters:
         )
 
 
-def has_bad_character(text: str) -> bool:
-    """Whether there is a replacement or control character, private use or a noncharacter."""
-    return _BAD.search(text) is not None
-
-
 def kept_texts(
     sources: Sequence[str], targets: Sequence[str], filters: Filters, dropped: Counter[str]
 ) -> tuple[list[str], list[str]]:
@@ -70,12 +55,16 @@ def kept_texts(
     if filters.identical:
         rules.append(("identical sides", lambda s, t: s == t))
     if filters.bad_characters:
-        rules.append(("bad characters", lambda s, t: has_bad_character(s) or has_bad_character(t)))
+        rules.append(("bad characters", lambda s, t: _is_bad(s) or _is_bad(t)))
     for reason, is_wrong in rules:
         kept = [pair for pair in pairs if not is_wrong(*pair)]
         dropped[reason] += len(pairs) - len(kept)
         pairs = kept
     return [source for source, _ in pairs], [target for _, target in pairs]
+
+
+def _is_bad(text: str) -> bool:
+    return has_bad_character(text) or bool(separator_kinds(text))
 
 
 def kept_lengths(

@@ -3,25 +3,16 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
+from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import id_type, length_type
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 _PAIRS_AT_A_TIME = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusSpan:
-    """The pairs of one training file, and how often an epoch has each of them."""
-
-    first: int
-    end: int  # behind the last one
-    weight: float
 
 
 class Segments:
@@ -85,7 +76,7 @@ class PieceStore:
     Attributes:
         source, target: the two sides.
         dropped: pairs that were left out, by reason.
-        spans: the pairs of each file, in order.
+        spans: the pairs of each training file, in their order; without any, all are of one.
     """
 
     def __init__(
@@ -102,7 +93,7 @@ class PieceStore:
         self.source = source
         self.target = target
         self.dropped = dropped
-        self.spans = tuple(spans) or (CorpusSpan(0, len(self), 1.0),)
+        self.spans = tuple(spans)
         self._sha256 = sha256
         self._release = release
 

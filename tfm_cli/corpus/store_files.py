@@ -11,10 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.store import CorpusSpan, PieceStore, Segments, SideHash, corpus_sha256
+from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256
 from tfm_cli.errors import DataError
 
 FORMAT = 1

@@ -1,5 +1,8 @@
 """Dropout whose noise is keyed: the same key gives the same masks, whatever came before."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +21,20 @@ class Noise:
             torch.cuda.manual_seed_all(key)
         if torch.backends.mps.is_available():
             torch.mps.manual_seed(key)
+
+    @contextlib.contextmanager
+    def replayed(self, state: Tensor) -> Iterator[None]:
+        """Inside, the masks of a CPU are those that followed on `state`."""
+        present = self.state()
+        self._generator.set_state(state)
+        try:
+            yield
+        finally:
+            self._generator.set_state(present)
+
+    def state(self) -> Tensor:
+        """Where the stream of a CPU's masks stands."""
+        return self._generator.get_state()
 
     def bytes(self, count: int) -> Tensor:
         """`count` uniform random bytes, shape (count,), uint8."""

@@ -1,21 +1,18 @@
 """The training loop: a generator of what happened, for others to show and to save."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from tfm_cli.config import RunConfig
-from tfm_cli.corpus.batch import Batch, make_batch
-from tfm_cli.corpus.batching import epoch_batches
-from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DivergedError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.optim import MovingAverage
+from tfm_cli.training.plan import Planner, made_ready
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.update import UpdateStats, update
+from tfm_cli.training.update import UpdateStats, refuse_diverged, update
 from tfm_cli.training.validate import Validation, is_better
 
 
@@ -65,15 +62,12 @@ Event = Logged | Validated | SaveDue | Stopped
 
 def train(
     model: Transformer,
-    store: PieceStore,
+    planner: Planner,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
     state: TrainState,
     config: RunConfig,
     *,
-    start_id: int,
-    eos_id: int,
-    source_eos_id: int,
     validate: Callable[[], Validation] | None,
     interrupted: Callable[[], Stopped | None],
     device: torch.device,
@@ -86,25 +80,25 @@ def train(
 
     Args:
         model: trained in place.
-        store: the corpus.
+        planner: gives the batches of each update.
         optimizer: of the model's parameters.
         average: moving average of the weights, which is what gets validated.
         state: where the run stands; changed in place.
         config: all settings.
-        start_id: what target sides start from.
-        eos_id: what they end in.
-        source_eos_id: what source sides end in.
         validate: judges the model's present weights; None without validation text.
         interrupted: why to stop now, such as a signal; None to go on.
         device: where the model is.
         dtype: arithmetic of the matrix products.
     """
     settings, metric = config.training, config.validation.metrics[0]
-    window = _Window(state)
+    window = _Window(state, optimizer)
+    # What a CPU computed can be looked at for nothing.
+    diverged = None if device.type == "cpu" else torch.zeros((), device=device)
     saved_at = state.update
 
     def judged(*, counted: bool) -> Validated:
         assert validate is not None
+        window.settle()
         refuse_non_finite(state.update, model, average, optimizer)
         began = time.monotonic()
         with average.in_place():
@@ -122,75 +116,55 @@ def train(
         )
 
     def save_due() -> SaveDue:
-        refuse_non_finite(state.update, model, average, optimizer)
         window.settle()
+        refuse_non_finite(state.update, model, average, optimizer)
         return SaveDue(state.update)
 
     model.train()
-
-    def batch(pairs: np.ndarray) -> Batch:
-        sources: Sequence[np.ndarray] = [store.source[i] for i in pairs]
-        targets: Sequence[np.ndarray] = [store.target[i] for i in pairs]
-        return make_batch(
-            sources, targets, start_id=start_id, eos_id=eos_id, source_eos_id=source_eos_id
-        )
-
-    for chosen in _updates(store, state, config):
-        stop = _completed(state, config) or interrupted()
-        if stop is not None:
-            if stop.validate_first and validate and state.validated_update < state.update:
-                yield judged(counted=False)
-                saved_at = -1  # what was saved does not know of this validation
-            if saved_at < state.update:
-                yield save_due()
-            yield stop
-            return
+    with made_ready(lambda: planner.updates(state)) as plans:
         began = time.monotonic()
-        stats = update(
-            model,
-            [batch(pairs) for pairs in chosen],
-            optimizer,
-            average,
-            number=state.update + 1,
-            peak_rate=settings.learn_rate,
-            warmup=settings.lr_warmup,
-            label_smoothing=settings.label_smoothing,
-            clip_norm=settings.clip_norm,
-            seed=settings.seed,
-            device=device,
-            dtype=dtype,
-        )
-        state.update += 1
-        state.position += len(chosen)
-        state.target_pieces += stats.target_pieces
-        seconds = time.monotonic() - began
-        state.train_seconds += seconds
-        window.add(stats, seconds)
+        for plan in plans:
+            state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
+            stop = _completed(state, config) or interrupted()
+            if stop is not None:
+                if stop.validate_first and validate and state.validated_update < state.update:
+                    yield judged(counted=False)
+                    saved_at = -1  # what was saved does not know of this validation
+                if saved_at < state.update:
+                    yield save_due()
+                yield stop
+                return
+            stats = update(
+                model,
+                plan.micro_batches,
+                optimizer,
+                average,
+                target_pieces=plan.target_pieces,
+                number=state.update + 1,
+                peak_rate=settings.learn_rate,
+                warmup=settings.lr_warmup,
+                label_smoothing=settings.label_smoothing,
+                clip_norm=settings.clip_norm,
+                seed=settings.seed,
+                device=device,
+                dtype=dtype,
+                diverged=diverged,
+            )
+            state.update += 1
+            state.position += plan.num_batches
+            state.target_pieces += stats.target_pieces
+            seconds = time.monotonic() - began
+            state.train_seconds += seconds
+            window.add(stats, seconds)
 
-        if state.update % settings.disp_freq == 0:
-            yield window.logged()
-        if validate is not None and state.update % config.validation.freq == 0:
-            yield judged(counted=True)
-        if state.update % settings.save_freq == 0:
-            saved_at = state.update
-            yield save_due()
-
-
-def _updates(store: PieceStore, state: TrainState, config: RunConfig) -> Iterator[list[np.ndarray]]:
-    """The pairs of each update's batches, from where the state stands, for ever."""
-    settings = config.training
-    while True:
-        plan = epoch_batches(
-            store.source.lengths,
-            store.target.lengths,
-            max_tokens=settings.max_tokens,
-            seed=settings.seed,
-            epoch=state.epoch,
-        )
-        while state.position < len(plan):
-            yield plan[state.position : state.position + settings.update_freq]
-        state.epoch += 1
-        state.position = 0
+            if state.update % settings.disp_freq == 0:
+                yield window.logged()
+            if validate is not None and state.update % config.validation.freq == 0:
+                yield judged(counted=True)
+            if state.update % settings.save_freq == 0:
+                saved_at = state.update
+                yield save_due()
+            began = time.monotonic()
 
 
 def _completed(state: TrainState, config: RunConfig) -> Stopped | None:
@@ -230,8 +204,9 @@ def refuse_non_finite(
 class _Window:
     """Sums since the last progress line; on a GPU they are read only when they are needed."""
 
-    def __init__(self, state: TrainState) -> None:
+    def __init__(self, state: TrainState, optimizer: torch.optim.Optimizer) -> None:
         self._state = state
+        self._optimizer = optimizer
         self._unread: list[UpdateStats] = []
         self._last: UpdateStats | None = None
 
@@ -242,7 +217,12 @@ class _Window:
         self._state.window_seconds += seconds
 
     def settle(self) -> None:
-        """Bring the state up to date."""
+        """Bring the state up to date.
+
+        Raises:
+            DivergedError: an update since the last time was none.
+        """
+        refuse_diverged(self._unread, self._optimizer)
         for stats in self._unread:
             self._state.window_nll += float(stats.nll)
         self._unread.clear()

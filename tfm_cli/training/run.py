@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tfm_cli.config import ModelConfig, RunConfig
-from tfm_cli.corpus.batch import make_batch
-from tfm_cli.corpus.batching import epoch_batches, padding_share
+from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
-from tfm_cli.errors import ConfigError, DivergedError, Interrupted, ResourceError
+from tfm_cli.errors import ConfigError, DivergedError, Interrupted
 from tfm_cli.log import seconds_text
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import load_config, load_tokenizers, save_config
@@ -22,10 +20,18 @@ from tfm_cli.model_dir import build_transformer, load_model, weights_facts
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training import checkpoint, output_dir
 from tfm_cli.training.corpora import Corpora, load_corpora
+from tfm_cli.training.fitting import (
+    first_micro_batch,
+    fit,
+    out_of_memory,
+    ran_out_of_memory,
+    settled_batches,
+)
 from tfm_cli.training.interruption import interruption, remember_signals
 from tfm_cli.training.keeper import Keeper
 from tfm_cli.training.loop import Stopped, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.plan import Planner
 from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation, validator
@@ -62,6 +68,7 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     tokenizers = corpora.tokenizers
     if model is None:
         model = _fresh_model(config, tokenizers)
+    model.recomputes_activations = config.training.activation_checkpointing
     model.to(device)
     optimizer = make_optimizer(model, config.training)
     average = MovingAverage(model, config.training.ema_decay)
@@ -77,20 +84,21 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     save_config(output, config, tokenizers)
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)
-    _say_what_begins(config, corpora, model, device, dtype)
+    planner = _planner(config, corpora, corpora.train, device)
+    if saved is None:
+        may_shrink = not config.training.micro_batch
+        planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
+    _say_what_begins(config, planner, model, device, dtype)
     if saved is not None:
         logger.info("going on after update %d of `%s`", state.update, output)
     with remember_signals() as signalled:
         events = train(
             model,
-            corpora.train,
+            planner,
             optimizer,
             average,
             state,
             config,
-            start_id=tokenizers.target.start_id,
-            eos_id=tokenizers.target.eos_id,
-            source_eos_id=tokenizers.source.eos_id,
             validate=_validation(config, corpora, model, device, dtype),
             interrupted=interruption(
                 state, signalled, max_time=config.training.max_time, began=began
@@ -111,10 +119,9 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
                 error.hint = f"{error.hint}; {keeper.last_good()}"
                 raise
             except RuntimeError as error:
-                if not _ran_out_of_memory(error):
+                if not ran_out_of_memory(error):
                     raise
-                hint = "set `--max-tokens` lower, and `--update-freq` higher to make up for it"
-                raise ResourceError(f"{device}: out of memory", hint=hint) from error
+                raise out_of_memory(device) from error
     assert stopped is not None
     line = _what_ended(output, config.validation.metrics[0], state, stopped)
     if signalled() and not stopped.is_complete:
@@ -176,18 +183,14 @@ def _validation(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], Validation] | None:
-    store = corpora.valid
-    if store is None:
+    if corpora.valid is None:
         return None
+    planner = _planner(config, corpora, corpora.valid, device)
     batches = [
-        make_batch(
-            [store.source[i] for i in pairs],
-            [store.target[i] for i in pairs],
-            start_id=corpora.tokenizers.target.start_id,
-            eos_id=corpora.tokenizers.target.eos_id,
-            source_eos_id=corpora.tokenizers.source.eos_id,
-        )
-        for pairs in _first_epoch(config, store)
+        planner.batch(part)
+        for pool in range(planner.order.num_pools)
+        for pairs in planner.order.batches(0, pool)
+        for part in planner.parts(pairs)
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     translator = Translator(model, corpora.tokenizers, search=search, device=device, dtype=dtype)
@@ -203,33 +206,48 @@ def _validation(
     )
 
 
-def _first_epoch(config: RunConfig, store: PieceStore) -> list[np.ndarray]:
-    return epoch_batches(
+def _planner(
+    config: RunConfig, corpora: Corpora, store: PieceStore, device: torch.device
+) -> Planner:
+    settings = settled_batches(config.training, config.preset)
+    order = BatchOrder(
         store.source.lengths,
         store.target.lengths,
-        max_tokens=config.training.max_tokens,
-        seed=config.training.seed,
-        epoch=0,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        spans=store.spans,
+    )
+    return Planner(
+        store=store,
+        order=order,
+        batches_per_update=settings.update_freq,
+        micro_batch=first_micro_batch(settings, device),
+        pins=device.type == "cuda",
+        start_id=corpora.tokenizers.target.start_id,
+        eos_id=corpora.tokenizers.target.eos_id,
+        source_eos_id=corpora.tokenizers.source.eos_id,
     )
 
 
 def _say_what_begins(
     config: RunConfig,
-    corpora: Corpora,
+    planner: Planner,
     model: Transformer,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    source, target = corpora.train.source, corpora.train.target
-    plan = _first_epoch(config, corpora.train)
+    store, order = planner.store, planner.order
+    plan = order.batches(0, 0)
+    parts = [part for pairs in plan for part in planner.parts(pairs)]
+    many = f"{len(plan)}" if order.num_pools == 1 else f"about {len(plan) * order.num_pools}"
     logger.info(
-        "model: %s, %s parameters, %s on %s; %d batches an epoch, %.1f %% padding",
+        "model: %s, %s parameters, %s on %s; %s batches an epoch, %.1f %% padding",
         config.preset,
         f"{sum(p.numel() for p in model.parameters()):,}",
         str(dtype).removeprefix("torch."),
         device,
-        len(plan),
-        100 * padding_share(plan, source.lengths, target.lengths),
+        many,
+        100 * padding_share(parts, store.source.lengths, store.target.lengths),
     )
 
 
@@ -244,8 +262,3 @@ def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) 
     if not stopped.is_complete:
         words.append("the same command goes on")
     return "; ".join(words)
-
-
-def _ran_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU it is a plain RuntimeError, told by its words only.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

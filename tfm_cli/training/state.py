@@ -11,7 +11,8 @@ class TrainState:
 
     update: int = 0  # optimizer updates made
     epoch: int = 0  # passes over the corpus that were finished
-    position: int = 0  # batches of the current epoch that were used
+    pool: int = 0  # pools of the current epoch that were finished
+    position: int = 0  # batches of the current pool that were used
     target_pieces: int = 0  # learned from so far
     train_seconds: float = 0.0  # spent on updates and validation so far
     best_score: float | None = None  # of the first validation metric

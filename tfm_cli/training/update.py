@@ -13,12 +13,14 @@ from tfm_cli.errors import DivergedError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.loss import cross_entropy
 from tfm_cli.training.optim import MovingAverage, learning_rate
+from tfm_cli.training.plan import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
     """What one update did."""
 
+    number: int
     target_pieces: int
     nll: Tensor  # scalar: summed negative log-likelihood, natural logarithm
     gradient_norm: Tensor  # scalar, before clipping
@@ -32,9 +34,9 @@ def batch_loss(
     memory = model.encode(batch.source, batch.source_keep)  # (B, S, D)
     hidden = model.decode(batch.target_in, memory, batch.source_keep)  # (B, T, D)
     return cross_entropy(
-        hidden[batch.target_keep],  # (N, D): no work is done for padding
+        hidden.flatten(0, 1)[batch.target_places],  # (N, D): no work is done for padding
         model.output_weight,
-        batch.target_out[batch.target_keep],
+        batch.target_out.flatten()[batch.target_places],  # (N,)
         label_smoothing=label_smoothing,
         bias=model.output_bias,
     )
@@ -42,10 +44,11 @@ def batch_loss(
 
 def update(
     model: Transformer,
-    batches: Sequence[Batch],
+    micro_batches: Sequence[MicroBatch],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
     *,
+    target_pieces: int,
     number: int,
     peak_rate: float,
     warmup: int,
@@ -54,17 +57,19 @@ def update(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    diverged: Tensor | None = None,
 ) -> UpdateStats:
-    """One optimizer update over `batches`, weighting every target piece alike.
+    """One optimizer update over some batches, weighting every target piece alike.
 
-    Losses are summed and divided by the pieces of all batches together: a mean of per-batch means
+    Losses are summed and divided by the pieces of all of them together: a mean of per-batch means
     would give the pieces of short batches more weight.
 
     Args:
         model: in training mode.
-        batches: whose gradients are summed; freed one by one.
+        micro_batches: whose gradients are summed.
         optimizer: of the model's parameters.
         average: takes in the new weights.
+        target_pieces: of all micro-batches of the update.
         number: of the update, from 1; with `seed` it decides on the dropout.
         peak_rate: highest learning rate.
         warmup: updates until it is reached.
@@ -73,34 +78,50 @@ def update(
         seed: of the run.
         device: where the model is.
         dtype: arithmetic of the matrix products.
+        diverged: scalar on the device, which becomes 1 when loss or gradient is no finite number,
+            and from then on no update touches the weights. So a GPU need not be waited for; who
+            reads the results asks `refuse_diverged`. None asks at once.
 
     Raises:
         DivergedError: loss or gradient is no finite number; the weights were not touched.
     """
-    target_pieces = sum(batch.target_pieces for batch in batches)
     nll = torch.zeros((), device=device)
-    for index, batch in enumerate(batches):
-        model.noise.seed(random_key("dropout", seed, number, index))
+    for micro_batch in micro_batches:
+        model.noise.seed(random_key("dropout", seed, number, micro_batch.number))
+        batch = micro_batch.batch.to(device)
         with arithmetic(device, dtype):
-            loss, batch_nll = batch_loss(model, batch.to(device), label_smoothing=label_smoothing)
+            loss, batch_nll = batch_loss(model, batch, label_smoothing=label_smoothing)
         # PyTorch declares `backward` without types.
         (loss / target_pieces).backward()  # type: ignore[no-untyped-call]
         nll += batch_nll
-    gradient_norm = _clip(model, clip_norm)
-    if not bool(gradient_norm.isfinite() & nll.isfinite()):
-        optimizer.zero_grad(set_to_none=True)
-        raise DivergedError(
-            f"update {number}: the loss is {float(nll) / target_pieces:.4g} and the gradient norm "
-            f"{float(gradient_norm):.4g}; the weights were not touched",
-            hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
-        )
     rate = learning_rate(number, peak=peak_rate, warmup=warmup)
+    stats = UpdateStats(number, target_pieces, nll, _clip(model, clip_norm), rate)
+    if diverged is None:
+        refuse_diverged([stats], optimizer)
+    else:
+        # A fused optimizer leaves all as it is where `found_inf` is not zero.
+        finite = stats.gradient_norm.isfinite() & nll.isfinite()
+        torch.maximum(diverged, (~finite).to(diverged.dtype), out=diverged)
+        optimizer.grad_scale, optimizer.found_inf = None, diverged  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     average.include(number)
-    return UpdateStats(target_pieces, nll, gradient_norm, rate)
+    return stats
+
+
+def refuse_diverged(made: Sequence[UpdateStats], optimizer: torch.optim.Optimizer) -> None:
+    """Raise a DivergedError if the loss or gradient of an update was no finite number."""
+    for stats in made:
+        if bool(stats.gradient_norm.isfinite() & stats.nll.isfinite()):
+            continue
+        optimizer.zero_grad(set_to_none=True)
+        raise DivergedError(
+            f"update {stats.number}: the loss is {float(stats.nll) / stats.target_pieces:.4g} and "
+            f"the gradient norm {float(stats.gradient_norm):.4g}; the weights were not touched",
+            hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
+        )
 
 
 def _clip(model: nn.Module, clip_norm: float) -> Tensor:

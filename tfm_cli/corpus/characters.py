@@ -1,0 +1,63 @@
+"""Characters that do not belong into a line of text: separators of lines, and what no one typed."""
+
+import re
+
+# What some programs end a line at; here only LF does. A text that has them falls into another
+# number of lines elsewhere, and its sides no longer align.
+SEPARATORS = {
+    "\v": "VT",
+    "\f": "FF",
+    "\r": "CR",
+    "\x1c": "FS",
+    "\x1d": "GS",
+    "\x1e": "RS",
+    "\x85": "NEL",
+    "\u2028": "LS",
+    "\u2029": "PS",
+}
+
+# The last two of each plane, and 32 more, are characters in no version of Unicode.
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(
+    f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000)
+)
+_BAD = {
+    "control": "\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f",  # but tab and the separators
+    "replacement": "\ufffd",
+    "private use": "\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd",
+    "noncharacter": _NONCHARACTERS,
+    "byte order mark": "\ufeff",
+}
+BAD_KINDS = tuple(_BAD)
+
+_SEPARATOR = re.compile(f"[{''.join(SEPARATORS)}]")
+_ANY_BAD = re.compile(f"[{''.join(_BAD.values())}]")
+_EACH_BAD = {kind: re.compile(f"[{characters}]") for kind, characters in _BAD.items()}
+
+
+def is_plain(line: str) -> bool:
+    """Whether a look tells that a line has no separator and no bad character; most lines are so.
+
+    A line for which it is false may have none either.
+    """
+    # Printable are all characters but controls, separators other than the blank, private use,
+    # format characters and what is not assigned; U+FFFD is the one bad character among them.
+    return line.isprintable() and "\ufffd" not in line
+
+
+def separator_kinds(line: str) -> list[str]:
+    """The separators inside a line, each once, as they are called in `SEPARATORS`."""
+    if is_plain(line):
+        return []
+    return [SEPARATORS[character] for character in sorted(set(_SEPARATOR.findall(line)))]
+
+
+def has_bad_character(line: str) -> bool:
+    """Whether a line has a character of one of `BAD_KINDS`."""
+    return not is_plain(line) and _ANY_BAD.search(line) is not None
+
+
+def bad_kinds(line: str) -> list[str]:
+    """The kinds of bad characters in a line, each once, in the order of `BAD_KINDS`."""
+    if not has_bad_character(line):
+        return []
+    return [kind for kind, pattern in _EACH_BAD.items() if pattern.search(line)]

@@ -1,0 +1,124 @@
+"""How much of a batch a device computes at once: tried on the largest batches before the first."""
+
+import dataclasses
+import logging
+
+import torch
+
+from tfm_cli.config import TrainingConfig
+from tfm_cli.corpus.batch import Batch
+from tfm_cli.device import arithmetic
+from tfm_cli.errors import ResourceError
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.presets import PRESETS
+from tfm_cli.training.plan import Planner
+from tfm_cli.training.update import batch_loss
+
+logger = logging.getLogger(__name__)
+
+# On a CPU larger products are no faster, while less padding and less memory are worth something.
+CPU_MICRO_BATCH = 2048
+
+
+def settled_batches(settings: TrainingConfig, preset: str) -> TrainingConfig:
+    """The settings with `max_tokens` as a number.
+
+    0 takes the preset's, and all batches of an update as one, so that what is computed at once is
+    bounded by the device alone while an update stays as large as it was.
+    """
+    if settings.max_tokens:
+        return settings
+    tokens = PRESETS[preset]["training"].get("max_tokens", TrainingConfig.max_tokens)
+    assert isinstance(tokens, int)
+    tokens *= settings.update_freq
+    return dataclasses.replace(settings, max_tokens=tokens, update_freq=1)
+
+
+def first_micro_batch(settings: TrainingConfig, device: torch.device) -> int:
+    """The target pieces to compute at once, as asked for, or as a good guess."""
+    if settings.micro_batch:
+        return settings.micro_batch
+    return CPU_MICRO_BATCH if device.type == "cpu" else settings.max_tokens
+
+
+def fit(
+    planner: Planner,
+    model: Transformer,
+    *,
+    may_shrink: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Planner:
+    """The planner with micro-batches whose largest fits the memory of the device.
+
+    They are tried forwards and backwards, with room for the optimizer's moments, and nothing is
+    learned from them. Too large ones are halved.
+
+    Args:
+        planner: as it is asked for.
+        model: on the device, before its first update in this process.
+        may_shrink: halve what does not fit; else it is an error.
+        device: where the model is.
+        dtype: arithmetic of the matrix products.
+
+    Raises:
+        ResourceError: they do not fit, or not even a single pair does.
+    """
+    while True:
+        parts = largest_parts(planner)
+        try:
+            for batch in parts:
+                _try(model, batch, device=device, dtype=dtype)
+            return planner
+        except RuntimeError as error:
+            model.zero_grad(set_to_none=True)
+            if not ran_out_of_memory(error):
+                raise
+            smallest = max(batch.target_out.shape[1] for batch in parts)
+            if not may_shrink or planner.micro_batch <= smallest:
+                raise out_of_memory(device) from error
+        planner = dataclasses.replace(planner, micro_batch=planner.micro_batch // 2)
+        logger.info(
+            "%s: out of memory; computing %d target pieces at once", device, planner.micro_batch
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def largest_parts(planner: Planner) -> list[Batch]:
+    """The micro-batches of the first pool that need most memory: for layers, and for attention."""
+    source, target = planner.store.source.lengths, planner.store.target.lengths
+    parts = [
+        part
+        for batch in planner.order.batches(0, 0)
+        for part in planner.parts(batch)
+    ]  # fmt: skip
+    sizes = [(len(part), int(source[part].max()), int(target[part].max())) for part in parts]
+    if not parts:  # weights may leave nothing for this epoch
+        return []
+    places = [rows * (s + t) for rows, s, t in sizes]
+    scores = [rows * (s * s + t * t + s * t) for rows, s, t in sizes]
+    chosen = {places.index(max(places)), scores.index(max(scores))}
+    return [planner.batch(parts[index]) for index in sorted(chosen)]
+
+
+def ran_out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what an error of PyTorch says."""
+    # On a CPU it is a plain RuntimeError, told by its words only.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(device: torch.device) -> ResourceError:
+    """What a user should be told."""
+    hint = "compute less at once, such as `--set training.micro_batch=1024`; updates stay as large"
+    return ResourceError(f"{device}: out of memory", hint=hint)
+
+
+def _try(model: Transformer, batch: Batch, *, device: torch.device, dtype: torch.dtype) -> None:
+    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+    model.noise.seed(0)
+    with arithmetic(device, dtype):
+        loss, _ = batch_loss(model, batch.to(device), label_smoothing=0.1)
+    loss.backward()  # type: ignore[no-untyped-call]  # PyTorch declares it without types
+    model.zero_grad(set_to_none=True)
+    del moments

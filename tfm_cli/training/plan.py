@@ -1,0 +1,145 @@
+"""What each update learns from: its batches, made ready in a thread while the one before runs."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfm_cli.corpus.batch import Batch, make_batch
+from tfm_cli.corpus.batching import BatchOrder, token_batches
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.training.state import TrainState
+
+# How many updates are made ready ahead: one that waits while the next one is built.
+_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """A part of an update that is computed at once."""
+
+    number: int  # within the update, over all processes; with the update's it decides on dropout
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """The batches of one update.
+
+    `epoch`, `pool` and `position` say where the first of them stands, as in `TrainState`.
+    """
+
+    epoch: int
+    pool: int
+    position: int
+    num_batches: int  # of all processes together
+    target_pieces: int  # of all processes together
+    micro_batches: tuple[MicroBatch, ...]  # of this process; none where there are too few batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Cuts batches into what is computed at once, and shares them out among processes.
+
+    Args:
+        store: the corpus.
+        order: which pairs make which batch.
+        batches_per_update: of all processes together.
+        micro_batch: most target pieces that are computed at once, padding included.
+        start_id: what target sides start from.
+        eos_id: what they end in.
+        source_eos_id: what source sides end in.
+        rank, world: this process among how many.
+        pins: whether batches lie in memory that a GPU can read by itself.
+    """
+
+    store: PieceStore
+    order: BatchOrder
+    batches_per_update: int
+    micro_batch: int
+    start_id: int
+    eos_id: int
+    source_eos_id: int
+    rank: int = 0
+    world: int = 1
+    pins: bool = False
+
+    def updates(self, state: TrainState) -> Iterator[UpdatePlan]:
+        """The updates from where a run stands, for ever; `state` is only read, and at once."""
+        epoch, pool, position = state.epoch, state.pool, state.position
+        while True:
+            batches = self.order.batches(epoch, pool)
+            while position < len(batches):
+                chosen = batches[position : position + self.batches_per_update]
+                yield self._plan(epoch, pool, position, chosen)
+                position += len(chosen)
+            self.store.release()
+            pool, position = pool + 1, 0
+            if pool == self.order.num_pools:
+                epoch, pool = epoch + 1, 0
+
+    def parts(self, pairs: np.ndarray) -> list[np.ndarray]:
+        """The pairs of a batch, cut where more than `micro_batch` pieces would be computed."""
+        source, target = self.store.source.lengths[pairs], self.store.target.lengths[pairs]
+        return [pairs[part] for part in token_batches(source, target, max_tokens=self.micro_batch)]
+
+    def batch(self, pairs: np.ndarray) -> Batch:
+        """What the model reads of some pairs."""
+        batch = make_batch(
+            [self.store.source[i] for i in pairs],
+            [self.store.target[i] for i in pairs],
+            start_id=self.start_id,
+            eos_id=self.eos_id,
+            source_eos_id=self.source_eos_id,
+        )
+        return batch.pinned() if self.pins else batch
+
+    def _plan(self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]) -> UpdatePlan:
+        micro_batches, number = [], 0
+        for index, pairs in enumerate(chosen):
+            for part in self.parts(pairs):
+                if index % self.world == self.rank:
+                    micro_batches.append(MicroBatch(number, self.batch(part)))
+                number += 1
+        pieces = sum(int(self.store.target.lengths[pairs].sum()) for pairs in chosen)
+        return UpdatePlan(epoch, pool, position, len(chosen), pieces, tuple(micro_batches))
+
+
+@contextlib.contextmanager
+def made_ready(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
+    """Inside, plans come from a thread that is a little ahead; an error in it is raised here."""
+    ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_AHEAD)
+    ended = threading.Event()
+
+    def put(item: UpdatePlan | BaseException) -> None:
+        while not ended.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for plan in plans():
+                put(plan)
+                if ended.is_set():
+                    return
+        except BaseException as error:
+            put(error)
+
+    def taken() -> Iterator[UpdatePlan]:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=work, name="plan", daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        ended.set()
+        thread.join()
