@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.config import TokenizerConfig
+from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -42,3 +43,18 @@ def write(path: Path, lines: list[bytes], *, end: bytes = b"\n", first: bytes = 
     """Write lines with this line end; `first` goes before all of them."""
     path.write_bytes(first + b"".join(line + end for line in lines))
     return str(path)
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[CorpusFile, ...]:
+    """Two hostile files a side: one with a mark and CRLF, one whose last line has no end."""
+    first, second = hostile_lines(1, 700), hostile_lines(2, 700)
+    third, fourth = hostile_lines(3, 300), hostile_lines(4, 300)
+    sources = [
+        write(tmp_path / "a.en", first, end=b"\r\n", first=b"\xef\xbb\xbf"),
+        write(tmp_path / "b.en", third),
+    ]
+    targets = [write(tmp_path / "a.de", second), write(tmp_path / "b.de", fourth[:-1])]
+    with Path(targets[1]).open("ab") as stream:
+        stream.write(b"the end\r")
+    return aligned_files(sources, targets)

@@ -2,11 +2,6 @@
 
 import gzip
 import lzma
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,33 +9,18 @@ import pytest
 
 from tests.corpus.conftest import hostile_lines, write
 from tfm_cli import text
-from tfm_cli.corpus import blocks, encoders, preparing
+from tfm_cli.corpus import blocks, preparing
 from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
 from tfm_cli.corpus.preparing import num_workers, prepare
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.corpus.store_files import open_store
-from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.errors import DataError
 from tfm_cli.text import open_lines
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 FILTERS = Filters(40)
-
-
-@pytest.fixture
-def two_files(tmp_path: Path) -> tuple[CorpusFile, ...]:
-    """Two hostile files a side: one with a mark and CRLF, one whose last line has no end."""
-    first, second = hostile_lines(1, 700), hostile_lines(2, 700)
-    third, fourth = hostile_lines(3, 300), hostile_lines(4, 300)
-    sources = [
-        write(tmp_path / "a.en", first, end=b"\r\n", first=b"\xef\xbb\xbf"),
-        write(tmp_path / "b.en", third),
-    ]
-    targets = [write(tmp_path / "a.de", second), write(tmp_path / "b.de", fourth[:-1])]
-    with Path(targets[1]).open("ab") as stream:
-        stream.write(b"the end\r")
-    return aligned_files(sources, targets)
 
 
 def plain(files: tuple[CorpusFile, ...]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -216,39 +196,6 @@ def test_compressed_text_is_the_same_text(bytes_pair: TokenizerPair, tmp_path: P
     assert content(tmp_path / "xz.store") == content(tmp_path / "plain.store")
 
 
-def test_process_that_is_killed_is_told(
-    two_files: tuple[CorpusFile, ...],
-    bytes_pair: TokenizerPair,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = encoders._Process.__init__
-
-    def killed(self: encoders._Process, tokenizers: TokenizerPair, filters: Filters) -> None:
-        before(self, tokenizers, filters)
-        self._process.kill()
-
-    monkeypatch.setattr(encoders._Process, "__init__", killed)
-
-    with pytest.raises(ResourceError, match=r"prepares text was killed by signal 9") as caught:
-        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
-
-    assert "--data-workers" in str(caught.value.hint)
-    assert not (tmp_path / "store").exists()
-
-
-def test_process_that_cannot_be_started_is_told(
-    two_files: tuple[CorpusFile, ...],
-    bytes_pair: TokenizerPair,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-
-    with pytest.raises(ResourceError, match="cannot start a process to prepare text: No such file"):
-        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=1)
-
-
 def test_interruption_leaves_nothing(
     two_files: tuple[CorpusFile, ...],
     bytes_pair: TokenizerPair,
@@ -269,41 +216,6 @@ def test_interruption_leaves_nothing(
         prepare(two_files, bytes_pair, FILTERS, tmp_path / "new" / "store", workers=2)
 
     assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_process_ends_with_the_one_that_asked() -> None:
-    code = (
-        "import os, signal, sys; from tfm_cli.corpus import encoders; "
-        "from tfm_cli.corpus.filters import Filters; from tfm_cli.tokenizer_pair import *\n"
-        "class Nothing:\n    def files(self): return {}\n"
-        "one = encoders._Process(Nothing(), Filters(9))\n"
-        "print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-
-    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
-
-    assert found.returncode == -signal.SIGKILL
-    process_id, deadline = int(found.stdout), time.monotonic() + 20
-    while _is_running(process_id):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text("utf-8")
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-
-
-def test_process_needs_no_torch() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "tfm_cli.corpus.encoder_process"]
-
-    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
-
-    assert b"sentencepiece" in found.stderr
-    assert b"torch" not in found.stderr
 
 
 def test_small_text_is_done_without_another_process(
