@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Block:
         num_lines: lines before these.
         crlf: whether lines end in CRLF, of each side.
         sides: bytes of the source and of the target, or of both in one.
-        share: how much of the file was read up to here; None where nobody can tell.
+        share: how much of all files was read up to here; None where nobody can tell.
     """
 
     file: int
@@ -47,6 +48,7 @@ def read_blocks(files: Sequence[CorpusFile]) -> Iterator[Block]:
             and then said of all of them.
     """
     misaligned = []
+    sizes = [_size(file) for file in files]
     for index, file in enumerate(files):
         with contextlib.ExitStack() as stack:
             cutters = [
@@ -62,13 +64,27 @@ def read_blocks(files: Sequence[CorpusFile]) -> Iterator[Block]:
                     break
                 sides = tuple(cutter.take(count) for cutter in cutters)
                 crlf = tuple(cutter.crlf for cutter in cutters)
-                share = cutters[0].reader.share()
+                share = _share(cutters[0].reader, sizes, index)
                 yield Block(index, file.format, file.names, num_lines, crlf, sides, share)
                 num_lines += count
             counts = [num_lines + cutter.count_rest() for cutter in cutters]
         if len(set(counts)) > 1:
             misaligned.append(misaligned_text(file, counts))
     raise_if_misaligned(misaligned)
+
+
+def _size(file: CorpusFile) -> int:
+    with contextlib.suppress(OSError):  # which is told when it is opened
+        return sum(Path(path).stat().st_size for path in file.paths)
+    return 0
+
+
+def _share(reader: LineReader, sizes: Sequence[int], index: int) -> float | None:
+    """How much of all files was read, by how much of one was."""
+    inside = reader.share()
+    if inside is None or not sum(sizes):
+        return None
+    return (sum(sizes[:index]) + inside * sizes[index]) / sum(sizes)
 
 
 def misaligned_text(file: CorpusFile, counts: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.corpus.pair_formats import Pair
 from tfm_cli.errors import DataError
 from tfm_cli.mended import Mended
+from tfm_cli.progress import Show
 from tfm_cli.text import MAX_LINE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -32,15 +33,22 @@ def read_pairs(
     return read_corpus(aligned_files(source_paths, target_paths), tell=tell)
 
 
-def read_corpus(files: Sequence[CorpusFile], *, tell: bool = True) -> Iterator[Pair]:
-    """The pairs of all files, in order; `tell` is that of `read_pairs`.
+def read_corpus(
+    files: Sequence[CorpusFile], *, tell: bool = True, show: Show = lambda words, share: None
+) -> Iterator[Pair]:
+    """The pairs of all files, in order.
+
+    Args:
+        files: with the text.
+        tell: as of `read_pairs`.
+        show: is called now and then with how far this is.
 
     Raises:
         DataError: a file is missing or no UTF-8, or a line holds no pair; or files do not align,
             which is only known at the end and then said of all of them.
     """
     mended: list[dict[str, Mended]] = [{} for _ in files]
-    before = 0
+    before, num_pairs = 0, 0
 
     def finish(index: int) -> None:
         for name, some in mended[index].items() if tell else ():
@@ -55,6 +63,8 @@ def read_corpus(files: Sequence[CorpusFile], *, tell: bool = True) -> Iterator[P
         sources, targets, found = block_pairs(block)
         for name, some in zip(block.names, found, strict=True):
             mended[block.file].setdefault(name, Mended()).merge(some)
+        num_pairs += len(sources)
+        show(f"{num_pairs} pairs", block.share)
         yield from zip(sources, targets, strict=True)
     for index in range(before, len(files)):
         finish(index)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfm_cli.cores import available_cores
-from tfm_cli.corpus.blocks import Block, read_blocks
+from tfm_cli.corpus.blocks import read_blocks
 from tfm_cli.corpus.corpus_files import CorpusFile
 from tfm_cli.corpus.encoders import encoders
 from tfm_cli.corpus.filters import Filters
@@ -58,13 +58,13 @@ def prepare(
         encoders(tokenizers, filters, workers=num_workers(files, workers)) as encode,
         shown_progress("preparing the training text", logger) as show,
     ):
-        began, sizes = time.monotonic(), [_size(file) for file in files]
+        began = time.monotonic()
         for block, found in encode(read_blocks(files)):
             writer.add(found, file=block.file)
             for name, some in zip(block.names, found.mended, strict=True):
                 mended.setdefault(name, Mended()).merge(some)
             speed = len(writer) / max(time.monotonic() - began, 1e-9)
-            show(f"{len(writer)} pairs, {speed:.0f} pairs/s", _share(block, sizes))
+            show(f"{len(writer)} pairs, {speed:.0f} pairs/s", block.share)
         if not len(writer):
             raise no_usable_pairs(", ".join(file.name for file in files), writer.dropped)
         writer.finish()
@@ -83,10 +83,3 @@ def num_workers(files: Sequence[CorpusFile], asked: int) -> int:
 
 def _size(file: CorpusFile) -> int:
     return sum(Path(path).stat().st_size for path in file.paths)
-
-
-def _share(block: Block, sizes: Sequence[int]) -> float | None:
-    total = sum(sizes)
-    if block.share is None or not total:
-        return None
-    return (sum(sizes[: block.file]) + block.share * sizes[block.file]) / total

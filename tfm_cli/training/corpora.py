@@ -20,6 +20,7 @@ from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.model_config import named_tokenizers
+from tfm_cli.progress import shown_progress
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training.output_dir import CORPUS
@@ -206,10 +207,11 @@ def _named_tokenizers(config: RunConfig) -> TokenizerPair:
 
 def _lines(files: Sequence[CorpusFile], *, sides: tuple[int, ...]) -> Iterator[str]:
     has_text = False
-    for pair in read_corpus(files, tell=0 in sides):
-        has_text = has_text or bool(pair[0].strip() or pair[1].strip())
-        for side in sides:
-            yield pair[side]
+    with shown_progress("reading text to learn a tokenizer", logger) as show:
+        for pair in read_corpus(files, tell=0 in sides, show=show):
+            has_text = has_text or bool(pair[0].strip() or pair[1].strip())
+            for side in sides:
+                yield pair[side]
     if not has_text:
         names = ", ".join(name for file in files for name in file.names)
         raise DataError(f"{names}: no line has any text")
