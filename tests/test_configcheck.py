@@ -38,6 +38,21 @@ def problems_of(tables: dict[str, Any]) -> list[str]:
         ),
         ({"training": {"max_time": 5}}, "training.max_time: must be a string, got 5"),
         ({"data": {"source": [1]}}, "data.source: must be a list of strings, got [1]"),
+        ({"data": {"weights": "a"}}, "data.weights: must be a list of numbers, got `a`"),
+        ({"data": {"weights": [True]}}, "data.weights: must be a list of numbers, got [True]"),
+        ({"data": {"weights": [0]}}, "data.weights: must be above 0, got 0.0"),
+        ({"data": {"weights": [100.5]}}, "data.weights: must be at most 100, got 100.5"),
+        ({"data": {"weights": ["nan"]}}, "data.weights: must be a finite number, got nan"),
+        (
+            {"data": {"weights": [1, 2]}},
+            "data.weights: must be as many numbers as training files, got 2 and 1",
+        ),
+        ({"data": {"max_ratio": 0.5}}, "data.max_ratio: must be 0 or at least 1, got 0.5"),
+        (
+            {"data": {"pairs": ["a"], "pairs_format": "csv"}},
+            "data.pairs_format: must be one of `auto`, `tsv`, `jsonl`, got `csv`; "
+            "did you mean `tsv`?",
+        ),
         (
             {"tokenizer": {"byte_fallback": "Yes"}},
             "tokenizer.byte_fallback: must be true or false, got `Yes`",

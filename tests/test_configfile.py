@@ -200,6 +200,50 @@ def test_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     assert read_toml(path) == {"training": {"seed": 3}}
 
 
+# --- how often each training file is seen ---------------------------------------------------------
+
+
+def test_weights_are_a_list_or_a_text_with_commas() -> None:
+    flags = {"data": {"source": ("a", "b"), "target": ("c", "d")}}
+
+    for text in ("2,0.5", "[2, 0.5]", '["2", 0.5]'):
+        assert resolve(assignments=[f"data.weights={text}"], flags=flags).data.weights == (2, 0.5)
+    assert resolve(flags=flags).data.weights == ()
+    one = resolve(assignments=["data.weights=3"], flags={"data": {"pairs": ("a.tsv",)}})
+    assert one.data.weights == (3.0,)
+
+
+def test_weights_by_file_take_the_order_of_the_files(tmp_path: Path) -> None:
+    text = """
+    [data]
+    source = ["x/a.en", "b.en"]
+    target = ["a.de", "b.de"]
+    pairs = "c.tsv"
+    [data.weights]
+    "c.tsv" = 3
+    "x/a.en" = 0.5
+    """
+
+    assert resolve(file=toml(tmp_path, text)).data.weights == (0.5, 1.0, 3.0)
+
+
+def test_weight_of_no_training_file_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    text = '[data]\nsource = ["a.en"]\ntarget = ["a.de"]\n[data.weights]\n"a.em" = 3\n'
+
+    with pytest.raises(ConfigError) as caught:
+        resolve(file=toml(tmp_path, text))
+
+    told = "data.weights.a.em: is no training file; did you mean `a.en`?"
+    assert str(caught.value).split("\n  ")[1:] == [told]
+
+
+def test_pairs_in_one_file_are_a_corpus(tmp_path: Path) -> None:
+    assert (
+        resolve(flags={"data": {"pairs": ("a.tsv",)}}).training.max_updates
+        == (PRESETS["tiny"]["training"]["max_updates"])
+    )
+
+
 # --- going on with other settings ---------------------------------------------------------------
 
 
@@ -219,6 +263,7 @@ FIELDS = [
 # Where the files are, how long and where to compute, what to show and what to keep.
 MAY_CHANGE = {
     "data.source", "data.target", "data.valid_source", "data.valid_target",
+    "data.pairs", "data.pairs_format", "data.cache", "data.workers",
     "training.max_updates", "training.max_epochs", "training.max_time", "training.device",
     "training.cpu_threads", "training.disp_freq", "training.save_freq",
     "training.keep_checkpoints", "training.micro_batch", "training.activation_checkpointing",

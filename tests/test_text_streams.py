@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.text import LineReader, open_lines, open_output, write_line
+from tfm_cli.text import LineReader, open_lines
+from tfm_cli.text_output import open_output, write_line
 
 
 def test_window_has_no_more_lines_than_asked_for() -> None:

@@ -1,4 +1,4 @@
-"""Byte streams: whether they pause, how much of them was read, and a first part put back."""
+"""Byte streams: whether they pause, how much of them was read, a first part put back, a cut."""
 
 import io
 import os
@@ -48,3 +48,12 @@ def share_read(stream: BinaryIO) -> float | None:
         return min(1.0, stream.tell() / status.st_size)
     except (OSError, ValueError, io.UnsupportedOperation):
         return None
+
+
+def clipped(line: bytes, size: int) -> bytes:
+    """At most `size` bytes of a longer line of UTF-8, up to where a character ends."""
+    end = size
+    while end > max(0, size - 3) and line[end] & 0xC0 == 0x80:  # a character has 4 bytes at most
+        end -= 1
+    # What continues further back is no UTF-8 anyway, and stays.
+    return line[: size if line[end] & 0xC0 == 0x80 else end]

@@ -5,46 +5,17 @@ The resolved settings are saved with each model.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-Value = bool | int | float | str | tuple[str, ...]
+from tfm_cli.setting import Value, opt
+
+__all__ = [
+    "DECODING_PRECISIONS", "SECTIONS", "DataConfig", "ModelConfig", "RunConfig", "SearchConfig",
+    "TokenizerConfig", "TrainingConfig", "ValidationConfig", "Value",
+]  # fmt: skip
 
 # Arithmetic of the matrix products in translation; training has fewer.
 DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-
-
-def opt(
-    default: Value,
-    help_text: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    choices: tuple[Value, ...] | None = None,
-    may_change: bool = False,
-) -> Any:
-    """A field of a section.
-
-    Args:
-        default: the built-in default, which a preset, file, `--set` or flag replaces.
-        help_text: one sentence, used for the flag's help as well.
-        ge: smallest legal number; gt: legal numbers are above it; le, lt: the same from above.
-        choices: the legal values, where they are few.
-        may_change: a run may be resumed with another value, since it alters no result that was
-            already reached. All other settings must stay as they were.
-    """
-    metadata = {
-        "help": help_text,
-        "ge": ge,
-        "gt": gt,
-        "le": le,
-        "lt": lt,
-        "choices": choices,
-        "may_change": may_change,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +24,62 @@ class DataConfig:
 
     # Files may be moved: a checkpoint knows their content by its hash.
     source: tuple[str, ...] = opt(
-        (), "Training text in the source language, plain or gzip.", may_change=True
+        (), "Training text in the source language, plain, .gz, .zst or .xz.", may_change=True
     )
     target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
     valid_source: tuple[str, ...] = opt(
         (), "Validation text in the source language.", may_change=True
     )
     valid_target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
+    pairs: tuple[str, ...] = opt(
+        (),
+        "Training text with both sides in one file, source<TAB>target (.tsv) or JSON lines with "
+        "`source` and `target` (.jsonl); `-` is standard input.",
+        may_change=True,
+    )
+    pairs_format: str = opt(
+        "auto",
+        "What the files of pairs hold; auto tells it by their names.",
+        choices=("auto", "tsv", "jsonl"),
+        may_change=True,
+    )
+    weights: tuple[float, ...] = opt(
+        (),
+        "How often an epoch has the pairs of each training file, in order; without any, all once.",
+        gt=0,
+        le=100,
+    )
     max_length: int = opt(
         256,
         "Training pairs with more pieces than this on a side are dropped and counted.",
         ge=2,
         le=1_000_000,
+    )
+    max_ratio: float = opt(
+        0.0,
+        "Training pairs of which one side has more than this many times the pieces of the other "
+        "are dropped; 0 for any.",
+        ge=0,
+        le=1_000_000,
+    )
+    drop_identical: bool = opt(False, "Drop training pairs of which both sides are the same text.")
+    drop_duplicates: bool = opt(False, "Drop training pairs that occurred before.")
+    drop_bad_characters: bool = opt(
+        False,
+        "Drop training pairs with control or private-use characters, U+FFFD, U+FEFF, "
+        "noncharacters or separators of lines.",
+    )
+    cache: str = opt(
+        "",
+        "Directory in which prepared training text is kept; by default `corpus` in the model's.",
+        may_change=True,
+    )
+    workers: int = opt(
+        0,
+        "Processes that prepare the training text; 0 takes one for each core.",
+        ge=0,
+        le=1024,
+        may_change=True,
     )
 
 

@@ -40,7 +40,10 @@ def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
     sections, wrong = {}, set()
     for section in SECTIONS:
         before = len(problems.lines)
-        sections[section] = _section(hints[section], section, tables.get(section, {}), problems)
+        table = tables.get(section, {})
+        if section == "data":
+            table = _with_listed_weights(table, problems)
+        sections[section] = _section(hints[section], section, table, problems)
         if len(problems.lines) > before:
             wrong.add(section)
     for section in tables:
@@ -62,8 +65,30 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
         if counts[0] != counts[1]:
             told = f"must be as many files as data.{sources}, got {counts[1]} and {counts[0]}"
             problems.add(f"data.{targets}", told)
-    if (data.valid_source or data.valid_target) and not (data.source or data.target):
+    has_text = data.source or data.target or data.pairs
+    if (data.valid_source or data.valid_target) and not has_text:
         problems.add("data.source", "is missing: there is validation text, but no training text")
+    files = max(1, len(data.source) + len(data.pairs))  # the sample corpus is one
+    if data.weights and len(data.weights) != files:
+        told = f"must be as many numbers as training files, got {len(data.weights)} and {files}"
+        problems.add("data.weights", told)
+    if 0 < data.max_ratio < 1:
+        problems.add("data.max_ratio", f"must be 0 or at least 1, got {data.max_ratio}")
+
+
+def _with_listed_weights(table: Any, problems: Problems) -> Any:
+    """The table of `data`; weights that are given by file become a list in the files' order."""
+    weights = table.get("weights") if isinstance(table, Mapping) else None
+    if not isinstance(weights, Mapping):
+        return table
+    files: list[str] = []
+    for name in ("source", "pairs"):
+        given = table.get(name, ())
+        files += [given] if isinstance(given, str) else given
+    for name in weights:
+        if name not in files:
+            problems.add(f"data.weights.{name}", f"is no training file{nearest(name, files)}")
+    return {**table, "weights": [weights.get(file, 1.0) for file in files]}
 
 
 def _check_shape(config: RunConfig, problems: Problems) -> None:
@@ -151,6 +176,11 @@ def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value |
             value = float(raw)
         except OverflowError:
             return None, "must be a finite number, got one of too many digits"
+    elif wanted == tuple[float, ...]:
+        numbers = _numbers(raw)
+        if numbers is None:
+            return None, f"must be a list of numbers, got {shown(raw)}"
+        value = numbers
     elif isinstance(wanted, types.GenericAlias):  # tuple[str, ...]; one string is a list of one
         items = [raw] if isinstance(raw, str) else raw
         if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
@@ -166,7 +196,26 @@ def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value |
     return (None, complaint) if complaint else (value, "")
 
 
+def _numbers(raw: object) -> tuple[float, ...] | None:
+    """Numbers from a list, from one of them, or from a text such as `1,0.5`; None for all else."""
+    items = raw.split(",") if isinstance(raw, str) and raw else raw
+    if not isinstance(items, list | tuple):
+        items = [items]
+    numbers = []
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | float | str):
+            return None
+        try:
+            numbers.append(float(item))
+        except (ValueError, OverflowError):
+            return None
+    return tuple(numbers)
+
+
 def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        told = (_broken_bound(item, bounds) for item in value)
+        return next((complaint for complaint in told if complaint), "")
     choices = bounds["choices"]
     if choices:
         for item in value if isinstance(value, tuple) else (value,):

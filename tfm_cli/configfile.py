@@ -80,7 +80,9 @@ def _merged(
 
 def _names_a_corpus(layer: Mapping[str, Any]) -> bool:
     data = layer.get("data")
-    return isinstance(data, Mapping) and bool(data.get("source") or data.get("target"))
+    return isinstance(data, Mapping) and any(
+        data.get(name) for name in ("source", "target", "pairs")
+    )
 
 
 def _parse_assignments(assignments: Iterable[str], problems: Problems) -> dict[str, dict[str, Any]]:

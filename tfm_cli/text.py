@@ -1,32 +1,30 @@
 """Text as lines, whatever the locale: only a line feed ends one, and line i stays line i.
 
-Files are read as bytes, gzip is told by its first bytes, and a line is UTF-8.
+Files are read as bytes, compression is told by the first of them, and a line is UTF-8.
 """
 
 import contextlib
-import gzip
+import io
 import select
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Self
 
-from tfm_cli.byte_stream import Prepended, pausing_descriptor, share_read
-from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.files import atomic_file
-from tfm_cli.terminal import visible
+from tfm_cli.byte_stream import clipped, pausing_descriptor, share_read
+from tfm_cli.compression import MAGIC, DamagedError, decompressed, kind_of
+from tfm_cli.errors import DataError
+from tfm_cli.mended import Mended
 
 MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
 _PAUSE_SECONDS = 0.02
 _WINDOW_SECONDS = 0.5  # a pipe that never pauses but is slow is answered this often
 _WINDOW_CHARACTERS = 1 << 23
-_GZIP = b"\x1f\x8b"
 _UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_SIGNATURES = (_GZIP, _UTF8_BOM, *_OTHER_BOMS)
+_SIGNATURES = (*MAGIC, _UTF8_BOM, *_OTHER_BOMS)
 
 
 class LineReader:
@@ -56,16 +54,12 @@ class LineReader:
     ) -> None:
         self.name = name
         self.num_lines = 0
-        self.num_invalid = 0
-        self.num_clipped = 0
-        self.num_nul = 0
-        self.num_bare = 0  # lines that end in LF alone, where the first line ends in CRLF
+        self.mended = Mended()
         self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
         self.has_bom = False  # a byte order mark of UTF-8, which is dropped
         self.looks_binary = False
         self.lacks_last_feed = False
         self.first_invalid = ""  # the first byte that is no UTF-8, and where in its line it stands
-        self._first: dict[str, int] = {}
         self._stream = stream
         self._given = stream
         self._invalid = invalid
@@ -73,7 +67,8 @@ class LineReader:
         self._ready: list[bytes] = []  # whole lines, last first
         self._rest = b""  # the beginning of a line whose end was not read yet
         self._overlong = False
-        self._crlf: bool | None = None  # None before the end of the first line is seen
+        self.crlf: bool | None = None  # None before the end of the first line is seen
+        self._packed = ""  # how it is compressed
         self._started = False
         self._ended = False
         self._watched: int | None = None  # file descriptor that tells when input pauses
@@ -100,26 +95,55 @@ class LineReader:
             characters += len(lines[-1])
         return lines
 
+    def block(self, size: int) -> bytes:
+        """Whole lines as they stand in the file, of at least `size` bytes unless it ends.
+
+        Of a line that is too long there is enough to tell that it is. `within` reads and counts
+        them; iteration would miss them.
+        """
+        parts, held = [b""], 0
+        while held < size and not self._ended:
+            chunk = self._read_chunk() if self._started else self._start()
+            if not chunk:
+                self._ended = True
+                parts.append(self._rest)
+                self._rest = b""
+                break
+            end = chunk.rfind(b"\n") + 1
+            if end:
+                begin = chunk.index(b"\n") if self._overlong else 0
+                parts += [self._rest, chunk[begin:end]]
+                held += len(parts[-2]) + len(parts[-1])
+                self._rest, self._overlong = chunk[end:], False
+            elif not self._overlong:
+                self._rest += chunk
+            self._bound_rest()
+        block = b"".join(parts)
+        if self.crlf is None and block:
+            self.crlf = block[: block.find(b"\n") + 1].endswith(b"\r\n")
+        return block
+
+    @classmethod
+    def within(cls, block: bytes, name: str, *, num_lines: int, crlf: bool) -> Self:
+        """The reader of a block that another reader gave.
+
+        Args:
+            block: whole lines.
+            name: what messages call the file.
+            num_lines: those before the block.
+            crlf: whether the file's lines end in CRLF, as its first one tells.
+        """
+        reader = cls(io.BytesIO(block), name)
+        reader.num_lines, reader.crlf, reader._started = num_lines, crlf, True
+        return reader
+
     def share(self) -> float | None:
         """How much of a file was read, from 0 to 1, compressed or not; None where none can tell."""
         return share_read(self._given)
 
-    def first_line(self, kind: Literal["invalid", "clipped", "nul", "bare"]) -> int | None:
-        """The number of the first line of those that `num_…` counts; None where there is none."""
-        return self._first.get(kind)
-
     def notes(self) -> list[str]:
         """What was mended while reading, a sentence for each kind, with the first such line."""
-        told = {
-            "invalid": f"lines with invalid UTF-8, replaced by U+FFFD: {self.num_invalid}",
-            "clipped": f"lines cut at {self._max_line_bytes} bytes: {self.num_clipped}",
-            "nul": f"lines with NUL characters, removed: {self.num_nul}",
-        }
-        return [
-            f"{told[kind]} (first: line {line})"
-            for kind, line in self._first.items()
-            if kind in told
-        ]
+        return self.mended.notes(self._max_line_bytes)
 
     def _has_next(self, since: float | None = None) -> bool:
         """Whether a line is ready; with `since`, only until the input pauses or is slow."""
@@ -138,13 +162,11 @@ class LineReader:
 
     def _read_chunk(self) -> bytes:
         try:
-            # BinaryIO lacks `read1`, which every stream that comes here has.
-            return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return]
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            message = (
-                f"{self.name}: the gzip data is damaged or cut off after line {self.num_lines}"
-            )
-            raise DataError(message, hint="fetch or compress the file again") from error
+            return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return] # BinaryIO lacks it, what comes here has it
+        except DamagedError as error:
+            message = f"the {self._packed} data is damaged or cut off after line {self.num_lines}"
+            hint = "fetch or compress the file again"
+            raise DataError(f"{self.name}: {message}", hint=hint) from error
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error.strerror}") from error
 
@@ -152,7 +174,7 @@ class LineReader:
         chunk = self._read_chunk() if self._started else self._start()
         if not chunk:
             self._ended = True
-            self._crlf = False  # there is no LF after the last line
+            self.crlf = False  # there is no LF after the last line
             if self._rest:
                 self._ready = [self._rest]
                 self._rest = b""
@@ -164,19 +186,22 @@ class LineReader:
             self._rest, self._overlong = rest, False
         elif not self._overlong:
             self._rest += rest
+        self._bound_rest()
+        whole.reverse()
+        self._ready = whole
+
+    def _bound_rest(self) -> None:
         # A byte more tells that the line is too long; one that is too long by a CR alone may
         # still be whole, and two tell that it is not.
         if len(self._rest) > self._max_line_bytes + 1:
             self._rest, self._overlong = self._rest[: self._max_line_bytes + 2], True
-        whole.reverse()
-        self._ready = whole
 
     def _start(self) -> bytes:
         self._started = True
         chunk = self._opening()
-        if chunk.startswith(_GZIP):
-            # A GzipFile reads like a BinaryIO but is not declared as one.
-            self._stream = gzip.GzipFile(fileobj=Prepended(chunk, self._stream))  # type: ignore[assignment]
+        self._packed = kind_of(chunk)
+        if self._packed:
+            self._stream = decompressed(self._packed, chunk, self._stream, name=self.name)
             chunk = self._opening()
         else:
             self._watched = pausing_descriptor(self._stream)
@@ -203,22 +228,19 @@ class LineReader:
 
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
-        if self._crlf is None:
-            self._crlf = self.has_crlf = line.endswith(b"\r")
-        if self._crlf:
+        if self.crlf is None:
+            self.crlf = self.has_crlf = line.endswith(b"\r")
+        if self.crlf:
             if line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
                 line = line[:-1]
             elif len(line) <= self._max_line_bytes:
-                self.num_bare += 1
-                self._first.setdefault("bare", self.num_lines)
+                self.mended.add("bare", self.num_lines)
         if len(line) > self._max_line_bytes:
-            self.num_clipped += 1
-            self._first.setdefault("clipped", self.num_lines)
-            line = _clipped(line, self._max_line_bytes)
+            self.mended.add("clipped", self.num_lines)
+            line = clipped(line, self._max_line_bytes)
         text = self._decoded(line)
         if "\0" in text:
-            self.num_nul += 1
-            self._first.setdefault("nul", self.num_lines)
+            self.mended.add("nul", self.num_lines)
             text = text.replace("\0", "")
         return text
 
@@ -226,24 +248,14 @@ class LineReader:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            if not self.num_invalid:
+            if "invalid" not in self.mended.first:
                 self.first_invalid = f"byte {error.start + 1}: 0x{line[error.start]:02x}"
             if self._invalid == "refuse":
                 message = f"{self.name}:{self.num_lines}: {self.first_invalid} is no UTF-8"
                 hint = "convert the file to UTF-8 (`iconv`) or remove the line on both sides"
                 raise DataError(message, hint=hint) from error
-            self.num_invalid += 1
-            self._first.setdefault("invalid", self.num_lines)
+            self.mended.add("invalid", self.num_lines)
             return line.decode("utf-8", errors="replace")
-
-
-def _clipped(line: bytes, size: int) -> bytes:
-    """At most `size` bytes of a longer line, up to where a character ends."""
-    end = size
-    while end > max(0, size - 3) and line[end] & 0xC0 == 0x80:  # a character has 4 bytes at most
-        end -= 1
-    # What continues further back is no UTF-8 anyway, and stays.
-    return line[: size if line[end] & 0xC0 == 0x80 else end]
 
 
 @contextlib.contextmanager
@@ -266,31 +278,3 @@ def open_lines(
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         yield LineReader(stream, str(path), invalid=invalid)
-
-
-def write_line(stream: BinaryIO, text: str) -> None:
-    """Write one line; a line feed inside the text becomes a blank, so that it stays one.
-
-    A terminal gets control characters as escapes; anything else gets the text as it is.
-    """
-    line = visible(text) if stream.isatty() else text
-    stream.write(line.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
-
-
-@contextlib.contextmanager
-def open_output(path: str | Path) -> Iterator[BinaryIO]:
-    """Standard output where the path is `-`, else a file that takes its place when it is whole."""
-    if str(path) == "-":
-        if sys.stdout is None:
-            raise ResourceError("standard output: cannot be written: it is closed")
-        try:
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # such as a full disk that the shell wrote to
-            reason = error.strerror
-            raise ResourceError(f"standard output: cannot be written: {reason}") from error
-        return
-    with atomic_file(path) as stream:
-        yield stream

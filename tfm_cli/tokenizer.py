@@ -120,20 +120,26 @@ class Tokenizer:
         scores: list[float] = self._processor.GetScore(ids)
         return list(zip(pieces, scores, strict=True))
 
-    def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """Ids of each line, without begin and end of segment; a blank line has none."""
+    def encode(self, lines: Sequence[str], *, threads: int = 0) -> list[list[int]]:
+        """Ids of each line, without begin and end of segment; a blank line has none.
+
+        Without `threads`, there are as many as are worth it.
+        """
         if self.vocabulary is not None:
-            return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines)]
-        ids: list[list[int]] = self._processor.Encode(
-            _utf8(lines), return_type=int, num_threads=_threads(lines)
-        )
+            return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines, threads=threads)]
+        threads = threads or _threads(lines)
+        ids: list[list[int]]
+        try:
+            ids = self._processor.Encode(list(lines), return_type=int, num_threads=threads)
+        except TypeError:  # half a surrogate pair; few lines have any, and bytes cost time
+            ids = self._processor.Encode(_utf8(lines), return_type=int, num_threads=threads)
         return ids
 
-    def encode_pieces(self, lines: Sequence[str]) -> list[list[str]]:
+    def encode_pieces(self, lines: Sequence[str], *, threads: int = 0) -> list[list[str]]:
         """Pieces of each line; a character that the model does not know stands as it is."""
         tags, texts = self._tags(lines)
         encoded: list[list[bytes]] = self._processor.Encode(
-            _utf8(texts), return_type=bytes, num_threads=_threads(texts)
+            _utf8(texts), return_type=bytes, num_threads=threads or _threads(texts)
         )
         return [
             tag + [piece.decode("utf-8", "replace") for piece in pieces]

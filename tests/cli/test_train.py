@@ -64,8 +64,8 @@ def test_model_directory_has_all_that_is_promised(text: list[str], run_tfm: RunT
     run_tfm(["train", *text, *SMALL_RUN, "--max-updates", "1", "-o", "deep/er"])
 
     assert sorted(path.name for path in Path("deep/er").iterdir()) == [
-        "README.md", "checkpoints", "config.json", "metrics.jsonl", "model.safetensors",
-        "tokenizer.model",
+        "README.md", "checkpoints", "config.json", "corpus", "metrics.jsonl",
+        "model.safetensors", "tokenizer.model",
     ]  # fmt: skip
 
 

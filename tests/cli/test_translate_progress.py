@@ -7,8 +7,9 @@ import pytest
 
 from tests.conftest import TinyCorpus
 from tfm_cli.cli.translate import translate
-from tfm_cli.cli.translate_progress import TimeLeft, progress_text, shown_progress
+from tfm_cli.cli.translate_progress import progress_text, shown_progress
 from tfm_cli.cli.translate_stream import Work
+from tfm_cli.progress import TimeLeft
 from tfm_cli.text import open_lines
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.corpus.parallel_text import check_files, read_pairs
+from tfm_cli.corpus import blocks
+from tfm_cli.corpus.corpus_files import aligned_files
+from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.errors import ConfigError, DataError
 
 
@@ -128,3 +130,16 @@ def test_one_file_that_cannot_be_read_is_told_in_a_line() -> None:
 
 def test_files_that_can_be_read_are_fine() -> None:
     check_files([write("a", "1\n"), write("b", b"")])
+
+
+def test_progress_counts_pairs_and_the_share_of_all_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 2)
+    files = aligned_files(
+        [write("a", "1\n2\n3\n"), write("b", "1\n2\n")],
+        [write("c", "1\n2\n3\n"), write("d", "1\n2\n")],
+    )
+    shown: list[tuple[str, float | None]] = []
+
+    list(read_corpus(files, show=lambda words, share: shown.append((words, share))))
+
+    assert shown == [("2 pairs", 0.6), ("3 pairs", 0.6), ("5 pairs", 1.0)]

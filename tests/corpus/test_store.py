@@ -113,9 +113,9 @@ def test_text_is_read_a_part_at_a_time(
             yield pair
 
     class Watched(Tokenizer):
-        def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        def encode(self, lines: Sequence[str], *, threads: int = 0) -> list[list[int]]:
             asked.append(-1)
-            return super().encode(lines)
+            return super().encode(lines, threads=threads)
 
     watched = TokenizerPair.joint(Watched(tokenizer.model_bytes))
     store = PieceStore.build(lines(), watched, max_length=9, name="x")

@@ -7,7 +7,8 @@ from typing import BinaryIO, cast
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.text import LineReader, write_line
+from tfm_cli.text import LineReader
+from tfm_cli.text_output import write_line
 
 # Mostly what has a meaning somewhere; sometimes anything.
 MEANINGFUL = [
@@ -95,7 +96,7 @@ def test_long_lines_are_cut_and_the_others_stay(raw: bytes, sizes: list[int]) ->
 
     whole = reference(raw)
     assert len(lines) == len(whole)
-    assert reader.num_clipped == sum(len(line) > LONGEST for line in whole)
+    assert reader.mended.counts["clipped"] == sum(len(line) > LONGEST for line in whole)
     for line, kept in zip(whole, lines, strict=True):
         assert kept == as_text(line) or (len(line) > LONGEST >= len(kept))
 

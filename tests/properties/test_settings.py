@@ -34,6 +34,8 @@ def _values(field: dataclasses.Field[Any], kind: Any) -> st.SearchStrategy[Any]:
             allow_nan=False,
             allow_infinity=False,
         )
+    if kind == tuple[float, ...]:
+        return st.lists(st.floats(0.5, 100), max_size=3).map(tuple)
     if kind is bool:
         return st.booleans()
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
@@ -56,6 +58,8 @@ _CONFIGS: st.SearchStrategy[RunConfig] = st.builds(
 
 def _fits_together(config: RunConfig) -> RunConfig:
     """The settings, but for those that must agree with others."""
+    num_files = max(1, len(config.data.source) + len(config.data.pairs))
+    weights = (*config.data.weights, *[1.0] * num_files)[:num_files]
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -63,6 +67,8 @@ def _fits_together(config: RunConfig) -> RunConfig:
             target=config.data.source,
             valid_source=(),
             valid_target=(),
+            weights=weights if config.data.weights else (),
+            max_ratio=config.data.max_ratio and max(1.0, config.data.max_ratio),
             max_length=config.data.max_length % 1000 + 2,
         ),
         tokenizer=dataclasses.replace(config.tokenizer, model="", joint=True),

@@ -45,7 +45,7 @@ def config(
 def test_all_files_make_one_corpus_and_one_tokenizer(told: list[str]) -> None:
     settings = config([["a b"], ["c", "d"]], [["x"], ["y z", "z"]], (["a", "b"], ["x", "y"]))
 
-    corpora = load_corpora(settings, None)
+    corpora = load_corpora(settings, None, Path("model"))
 
     assert len(corpora.train) == 3
     assert (
@@ -67,7 +67,7 @@ def test_dropped_pairs_are_told_by_reason(told: list[str]) -> None:
     settings = config([["a", "", long, "b"]], [["a", "b", "c", ""]], ([long], ["a"]), max_length=5)
 
     with pytest.raises(DataError, match=r"valid\.en: 0 usable pairs, dropped: 1 too long"):
-        load_corpora(settings, None)
+        load_corpora(settings, None, Path("model"))
 
     text = "training text: 1 pairs, 2 + 2 pieces, 2 dropped: blank side, 1 dropped: too long"
     assert text in told
@@ -78,7 +78,7 @@ def test_settled_tokenizer_is_kept() -> None:
         Tokenizer(train_tokenizer(["q r s"], WORDS, seed=1, soft_limit=True))
     )
 
-    corpora = load_corpora(config([LINES], [LINES]), settled)
+    corpora = load_corpora(config([LINES], [LINES]), settled, Path("model"))
 
     assert corpora.tokenizers is settled
 
@@ -92,25 +92,28 @@ def test_tokenizer_is_named_by_its_file_or_its_model_directory(name: str) -> Non
 
     check_inputs(settings)
 
-    assert load_corpora(settings, None).tokenizers.source.model_bytes == model_bytes
+    assert load_corpora(settings, None, Path("model")).tokenizers.source.model_bytes == model_bytes
 
 
 def test_gzip_is_the_same_text() -> None:
     plain = config([LINES], [LINES], (LINES, LINES))
-    wanted = load_corpora(plain, None)
+    wanted = load_corpora(plain, None, Path("model"))
     for name in ("train0.en", "valid.de"):
         Path(name).write_bytes(gzip.compress(Path(name).read_bytes()))
 
-    found = load_corpora(plain, None)
+    found = load_corpora(plain, None, Path("model"))
 
     assert found.sha256() == wanted.sha256()
 
 
 def test_hash_tells_which_text_was_changed() -> None:
-    first = load_corpora(config([LINES], [LINES], (LINES, LINES)), None).sha256()
-    train = load_corpora(config([LINES], [LINES[::-1]], (LINES, LINES)), None).sha256()
-    valid = load_corpora(config([LINES], [LINES], (LINES, LINES[::-1])), None).sha256()
-    none = load_corpora(config([LINES], [LINES]), None).sha256()
+    def hashes(target: list[str], valid: tuple[list[str], list[str]] | None) -> dict[str, str]:
+        return load_corpora(config([LINES], [target], valid), None, Path("model")).sha256()
+
+    first = hashes(LINES, (LINES, LINES))
+    train = hashes(LINES[::-1], (LINES, LINES))
+    valid = hashes(LINES, (LINES, LINES[::-1]))
+    none = hashes(LINES, None)
 
     assert first.keys() == {"training text", "validation text"}
     changed = [
@@ -123,7 +126,7 @@ def test_misaligned_training_and_validation_text_are_told_at_once() -> None:
     settings = config([LINES, LINES], [LINES[:2], ["a"]], (LINES, LINES[1:]))
 
     with pytest.raises(DataError) as caught:
-        load_corpora(settings, None)
+        load_corpora(settings, None, Path("model"))
 
     assert str(caught.value).split("\n  ") == [
         "valid.en and valid.de do not align: 3 and 2 lines",
@@ -134,11 +137,11 @@ def test_misaligned_training_and_validation_text_are_told_at_once() -> None:
 
 def test_validation_text_without_lines_is_refused() -> None:
     with pytest.raises(DataError, match=r"valid\.en: has no lines"):
-        load_corpora(config([LINES], [LINES], ([], [])), None)
+        load_corpora(config([LINES], [LINES], ([], [])), None, Path("model"))
 
 
 def test_mended_lines_are_told_once_though_read_twice(told: list[str]) -> None:
-    load_corpora(config([["a\0b", "long " * 40]], [["d", "e"]]), None)
+    load_corpora(config([["a\0b", "long " * 40]], [["d", "e"]]), None, Path("model"))
 
     notes = [line for line in told if "NUL" in line]
     assert notes == ["train0.en: lines with NUL characters, removed: 1 (first: line 1)"]

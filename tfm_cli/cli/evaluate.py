@@ -33,7 +33,9 @@ def evaluate(
     ctx: typer.Context,
     references: Annotated[
         list[str],
-        typer.Argument(help="Reference translations, plain or gzip; each file is one reference."),
+        typer.Argument(
+            help="Reference translations, plain or compressed; each file is one reference."
+        ),
     ],
     inputs: Annotated[
         list[str] | None,

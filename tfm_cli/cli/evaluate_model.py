@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tfm_cli.text import open_output, write_line
+from tfm_cli.text_output import open_output, write_line
 
 
 def translate(

@@ -34,7 +34,9 @@ Model = Annotated[
 Files = Annotated[list[str] | None, typer.Argument(help="The same as --input.", show_default=False)]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", "-i", help="Text to read, plain or gzip; repeatable. [default: -]"),
+    typer.Option(
+        "--input", "-i", help="Text to read, plain or compressed; repeatable. [default: -]"
+    ),
 ]
 Output = Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")]
 Side = Annotated[
@@ -61,7 +63,7 @@ def train(
         typer.Option(
             "--input",
             "-i",
-            help="Text to learn from, plain or gzip; repeatable or a,b. [default: -]",
+            help="Text to learn from, plain or compressed; repeatable or a,b. [default: -]",
         ),
     ] = None,
     vocab_size: Annotated[int, flag(TokenizerConfig, "vocab_size")] = _DEFAULTS.vocab_size,

@@ -8,7 +8,8 @@ import typer
 
 from tfm_cli.errors import DataError
 from tfm_cli.files import check_writable
-from tfm_cli.text import LineReader, open_lines, open_output, write_line
+from tfm_cli.text import LineReader, open_lines
+from tfm_cli.text_output import open_output, write_line
 
 logger = logging.getLogger(__name__)
 

@@ -32,6 +32,10 @@ def train(
     target: Annotated[
         list[str] | None, flag(DataConfig, "target", "--target", "-t", extra=_MANY, metavar="FILE")
     ] = None,
+    pairs: Annotated[
+        list[str] | None, flag(DataConfig, "pairs", extra=_MANY, metavar="FILE")
+    ] = None,
+    pairs_format: Annotated[str | None, flag(DataConfig, "pairs_format")] = None,
     valid_source: Annotated[
         list[str] | None,
         flag(DataConfig, "valid_source", "--valid-source", "-vs", extra=_MANY, metavar="FILE"),
@@ -39,6 +43,14 @@ def train(
     valid_target: Annotated[
         list[str] | None,
         flag(DataConfig, "valid_target", "--valid-target", "-vt", extra=_MANY, metavar="FILE"),
+    ] = None,
+    max_length: Annotated[int | None, flag(DataConfig, "max_length")] = None,
+    max_ratio: Annotated[float | None, flag(DataConfig, "max_ratio")] = None,
+    data_cache: Annotated[
+        str | None, flag(DataConfig, "cache", "--data-cache", metavar="DIR")
+    ] = None,
+    data_workers: Annotated[
+        int | None, flag(DataConfig, "workers", "--data-workers", "--data-threads")
     ] = None,
     output: Annotated[
         Path,
@@ -157,6 +169,12 @@ def train(
         "data": {
             "source": source or None,
             "target": target or None,
+            "pairs": pairs or None,
+            "pairs_format": pairs_format,
+            "max_length": max_length,
+            "max_ratio": max_ratio,
+            "cache": data_cache,
+            "workers": data_workers,
             "valid_source": valid_source or None,
             "valid_target": valid_target or None,
         },
@@ -198,7 +216,7 @@ def train(
 
     goes_on = output_dir.has_run(config, output, overwrite=overwrite)
     corpora.check_inputs(config)
-    if not config.data.source:
+    if not (config.data.source or config.data.pairs):
         told = "no training text is named: training preset `%s` on the sample corpus"
         logger.info(told, config.preset)
 

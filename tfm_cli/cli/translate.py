@@ -50,7 +50,7 @@ def translate(
             "-i",
             "--src",
             metavar="FILE",
-            help="Text to translate, plain or gzip; - for standard input.",
+            help="Text to translate, plain or compressed; - for standard input.",
         ),
     ] = "-",
     output_path: Annotated[

@@ -26,7 +26,8 @@ from tfm_cli.cli.translate_stream import (
 from tfm_cli.config import SearchConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
-from tfm_cli.text import LineReader, open_output
+from tfm_cli.text import LineReader
+from tfm_cli.text_output import open_output
 from tfm_cli.translation.input_lines import InputLine
 from tfm_cli.translation.render import Form
 from tfm_cli.translation.resumable_file import (

@@ -9,33 +9,11 @@ from typing import Any
 
 from tfm_cli.cli.translate_stream import Work
 from tfm_cli.log import seconds_text
+from tfm_cli.progress import TimeLeft
 
 logger = logging.getLogger(__name__)
 
 _LINE_SECONDS = 60.0
-
-
-class TimeLeft:
-    """Tells the time left from the share of the input that was done; a class because it began."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began: tuple[float, float] | None = None  # share and time
-
-    def seconds(self, share: float | None) -> float | None:
-        """Seconds until all is done; None where they cannot be told, as at the first call.
-
-        The first call says where this run began, which may have been in the middle.
-        """
-        if share is None:
-            return None
-        now = self._clock()
-        if self._began is None:
-            self._began = share, now
-        first, began = self._began
-        if share <= first:
-            return None
-        return (now - began) * (1 - share) / (share - first)
 
 
 def progress_text(work: Work, left: float | None) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from tfm_cli.errors import DataError
 from tfm_cli.parallel import Parallel
-from tfm_cli.text import LineReader, write_line
+from tfm_cli.text import LineReader
+from tfm_cli.text_output import write_line
 from tfm_cli.translation.input_lines import InputLine
 from tfm_cli.translation.render import Form, rendered
 from tfm_cli.translation.resumable_file import Output, Position

@@ -112,7 +112,7 @@ class FileInspection:
                 facts.long.add(1, facts.path, first + index)
 
     def _finish(self, reader: LineReader) -> None:
-        facts = self.facts
+        facts, mended = self.facts, reader.mended
         facts.lines = reader.num_lines
         facts.line_end = "CRLF" if reader.has_crlf else "LF"
         facts.byte_order_mark = reader.has_bom
@@ -120,14 +120,14 @@ class FileInspection:
         facts.binary = reader.looks_binary
         facts.invalid_byte = reader.first_invalid
         facts.invalid = Seen()
-        facts.invalid.add(reader.num_invalid, facts.path, reader.first_line("invalid"))
+        facts.invalid.add(mended.counts["invalid"], facts.path, mended.first.get("invalid"))
         facts.nul = Seen()
-        facts.nul.add(reader.num_nul, facts.path, reader.first_line("nul"))
+        facts.nul.add(mended.counts["nul"], facts.path, mended.first.get("nul"))
         facts.cut = Seen()
-        facts.cut.add(reader.num_clipped, facts.path, reader.first_line("clipped"))
+        facts.cut.add(mended.counts["clipped"], facts.path, mended.first.get("clipped"))
         if reader.has_crlf:
             facts.other_ends = Seen()
-            facts.other_ends.add(reader.num_bare, facts.path, reader.first_line("bare"))
+            facts.other_ends.add(mended.counts["bare"], facts.path, mended.first.get("bare"))
         replaced = facts.bad["replacement"]
         # The reader puts U+FFFD where a line is no UTF-8; those were not in the file.
         replaced.count -= facts.invalid.count

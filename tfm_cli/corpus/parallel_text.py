@@ -1,20 +1,24 @@
-"""Aligned files as pairs of lines."""
+"""Corpus files as pairs of lines, one after the other."""
 
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 
-from tfm_cli.errors import ConfigError, DataError
-from tfm_cli.text import open_lines
+from tfm_cli.corpus.blocks import block_pairs, read_blocks
+from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
+from tfm_cli.corpus.pair_formats import Pair
+from tfm_cli.errors import DataError
+from tfm_cli.mended import Mended
+from tfm_cli.progress import Show
+from tfm_cli.text import MAX_LINE_BYTES
 
 logger = logging.getLogger(__name__)
 
 
 def read_pairs(
     source_paths: Sequence[str], target_paths: Sequence[str], *, tell: bool = True
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Pair]:
     """Pairs of lines of the first source and target file, then of the second, and so on.
 
     Args:
@@ -24,28 +28,46 @@ def read_pairs(
 
     Raises:
         ConfigError: there are more files on one side.
-        DataError: a file is missing or no UTF-8; or files do not align, which is only known at
-            the end and then said of all of them.
+        DataError: as of `read_corpus`.
     """
-    if len(source_paths) != len(target_paths):
-        counts = f"{len(source_paths)} and {len(target_paths)}"
-        raise ConfigError(f"source and target must be as many files, got {counts}")
-    misaligned = []
-    for source_path, target_path in zip(source_paths, target_paths, strict=True):
-        with open_lines(source_path) as sources, open_lines(target_path) as targets:
-            for source, target in zip_longest(sources, targets):
-                if source is None or target is None:
-                    continue  # one side goes on: count how far
-                yield source, target
-            for reader in (sources, targets):
-                for note in reader.notes() if tell else ():
-                    logger.warning("%s: %s", reader.name, note)
-            if sources.num_lines != targets.num_lines:
-                counts = f"{sources.num_lines} and {targets.num_lines} lines"
-                misaligned.append(f"{source_path} and {target_path} do not align: {counts}")
-    if misaligned:
-        hint = "line N of one file must be the translation of line N of the other"
-        raise DataError("\n  ".join(misaligned), hint=hint)
+    return read_corpus(aligned_files(source_paths, target_paths), tell=tell)
+
+
+def read_corpus(
+    files: Sequence[CorpusFile], *, tell: bool = True, show: Show = lambda words, share: None
+) -> Iterator[Pair]:
+    """The pairs of all files, in order.
+
+    Args:
+        files: with the text.
+        tell: as of `read_pairs`.
+        show: is called now and then with how far this is.
+
+    Raises:
+        DataError: a file is missing or no UTF-8, or a line holds no pair; or files do not align,
+            which is only known at the end and then said of all of them.
+    """
+    mended: list[dict[str, Mended]] = [{} for _ in files]
+    before, num_pairs = 0, 0
+
+    def finish(index: int) -> None:
+        for name, some in mended[index].items() if tell else ():
+            for note in some.notes(MAX_LINE_BYTES):
+                logger.warning("%s: %s", name, note)
+
+    # By blocks, since a line that goes through a reader alone takes ten times as long.
+    for block in read_blocks(files):
+        for index in range(before, block.file):
+            finish(index)
+        before = block.file
+        sources, targets, found = block_pairs(block)
+        for name, some in zip(block.names, found, strict=True):
+            mended[block.file].setdefault(name, Mended()).merge(some)
+        num_pairs += len(sources)
+        show(f"{num_pairs} pairs", block.share)
+        yield from zip(sources, targets, strict=True)
+    for index in range(before, len(files)):
+        finish(index)
 
 
 def check_files(paths: Iterable[str]) -> None:

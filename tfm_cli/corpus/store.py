@@ -1,13 +1,14 @@
-"""A corpus as piece ids: two flat arrays and where each segment starts."""
+"""A corpus as piece ids: of each side one flat array, and where each segment starts in it."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import numpy as np
 
 from tfm_cli.corpus.batching import CorpusSpan
+from tfm_cli.corpus.encoding import id_type, length_type
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -15,20 +16,58 @@ _PAIRS_AT_A_TIME = 10_000
 
 
 class Segments:
-    """One side of a corpus; segment i is `ids[starts[i]:starts[i + 1]]`, without </s>."""
+    """One side of a corpus; segment i is `ids[starts[i]:starts[i + 1]]`, without </s>.
 
-    def __init__(self, ids: np.ndarray, starts: np.ndarray) -> None:
+    Attributes:
+        lengths: pieces of each segment, </s> included; uint16 where that suffices, else int32.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray | None = None
+    ) -> None:
         self._ids = ids
         self._starts = starts
-        self.lengths = np.diff(starts) + 1  # pieces of each segment, </s> included
+        if lengths is None:
+            lengths = np.diff(starts) + 1
+            lengths = lengths.astype(length_type(int(lengths.max(initial=0))))
+        self.lengths = lengths
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._ids[self._starts[index] : self._starts[index + 1]]
 
-    def update_hash(self, digest: "hashlib._Hash") -> None:
-        """Add all of it to a hash."""
-        digest.update(self._starts.tobytes())
-        digest.update(self._ids.tobytes())
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Some segments: their ids one after the other, and the number of each one's, int64.
+
+        Without </s> in both.
+        """
+        lengths = self.lengths[indices].astype(np.int64) - 1
+        before = np.cumsum(lengths) - lengths  # ids of the segments before each
+        places = np.arange(lengths.sum()) + np.repeat(self._starts[indices] - before, lengths)
+        return self._ids[places].astype(np.int64), lengths
+
+    def sha256(self) -> str:
+        """A hash of ids and lengths, which does not depend on how they are stored."""
+        digest = SideHash()
+        digest.add(self._ids, self.lengths)
+        return digest.hexdigest()
+
+
+class SideHash:
+    """The hash of one side of a corpus, part by part; a class because it is fed."""
+
+    def __init__(self) -> None:
+        self._ids = hashlib.sha256()
+        self._lengths = hashlib.sha256()
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add ids, of the type that suits the vocabulary, and lengths."""
+        self._ids.update(ids.tobytes())
+        self._lengths.update(lengths.astype("<i4").tobytes())
+
+    def hexdigest(self) -> str:
+        """That of all that was added."""
+        both = self._ids.digest() + self._lengths.digest()
+        return hashlib.sha256(both).hexdigest()
 
 
 class PieceStore:
@@ -36,28 +75,38 @@ class PieceStore:
 
     Attributes:
         source, target: the two sides.
-        spans: the pairs of each training file, in their order.
         dropped: pairs that were left out, by reason.
+        spans: the pairs of each training file, in their order; without any, all are of one.
     """
 
-    def __init__(self, source: Segments, target: Segments, dropped: Counter[str]) -> None:
+    def __init__(
+        self,
+        source: Segments,
+        target: Segments,
+        dropped: Counter[str],
+        *,
+        spans: Sequence[CorpusSpan] = (),
+        sha256: str = "",
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """As above; `sha256` where it is known, `release` for what is mapped."""
         self.source = source
         self.target = target
         self.dropped = dropped
-        self.spans: tuple[CorpusSpan, ...] = ()
+        self.spans = tuple(spans)
+        self._sha256 = sha256
+        self._release = release
 
     def __len__(self) -> int:
         return len(self.source.lengths)
 
-    def release(self) -> None:
-        """Give back memory that can be read again."""
-
     def sha256(self) -> str:
         """A hash of all ids: the same for the same text and tokenizer, and for nothing else."""
-        digest = hashlib.sha256()
-        self.source.update_hash(digest)
-        self.target.update_hash(digest)
-        return digest.hexdigest()
+        return self._sha256 or corpus_sha256(self.source.sha256(), self.target.sha256())
+
+    def release(self) -> None:
+        """Give back the memory in which the disk's content was seen; what is used comes again."""
+        self._release()
 
     @staticmethod
     def build(
@@ -67,7 +116,7 @@ class PieceStore:
         max_length: int,
         name: str,
     ) -> "PieceStore":
-        """Encode pairs of lines.
+        """Encode pairs of lines and hold them in memory: for a small text.
 
         Args:
             pairs: source and target text.
@@ -81,6 +130,7 @@ class PieceStore:
         dropped: Counter[str] = Counter()
         sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         lengths: tuple[list[int], list[int]] = ([], [])
+        kinds = [id_type(size) for size in tokenizers.vocab_sizes]
         iterator = iter(pairs)
         while lines := list(islice(iterator, _PAIRS_AT_A_TIME)):
             some = [pair for pair in lines if pair[0].strip() and pair[1].strip()]
@@ -97,14 +147,24 @@ class PieceStore:
             for side in (0, 1):
                 lengths[side].extend(len(pair[side]) for pair in kept)
                 flat = [piece for pair in kept for piece in pair[side]]
-                sides[side].append(np.asarray(flat, dtype=np.int32))
+                sides[side].append(np.asarray(flat, dtype=kinds[side]))
         if not lengths[0]:
-            counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-            raise DataError(f"{name}: 0 usable pairs" + (f", dropped: {counts}" if counts else ""))
+            raise no_usable_pairs(name, dropped)
         source, target = (
             Segments(np.concatenate(sides[side]), np.cumsum([0, *lengths[side]])) for side in (0, 1)
         )
         return PieceStore(source, target, dropped)
+
+
+def corpus_sha256(source: str, target: str) -> str:
+    """The hash of a corpus from those of its sides."""
+    return hashlib.sha256(f"{source}\n{target}\n".encode()).hexdigest()
+
+
+def no_usable_pairs(name: str, dropped: Counter[str]) -> DataError:
+    """What to say where nothing is left to learn from."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    return DataError(f"{name}: 0 usable pairs" + (f", dropped: {counts}" if counts else ""))
 
 
 def _usable(pair: Sequence[list[int]], *, max_length: int, dropped: Counter[str]) -> bool:

@@ -27,7 +27,7 @@ def probe_lines(model: TrainedModel, probe_file: Path | None, *, seed: int) -> l
 
     Args:
         model: what is to be compared.
-        probe_file: text in the source language, plain or gzip.
+        probe_file: text in the source language, plain or compressed.
         seed: of what is drawn.
 
     Raises:

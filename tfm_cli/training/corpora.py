@@ -1,19 +1,29 @@
 """The texts of a run: which files, their tokenizer, and their pieces."""
 
+import contextlib
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfm_cli.config import DataConfig, RunConfig
-from tfm_cli.corpus.parallel_text import check_files, read_pairs
+from tfm_cli.corpus.cache import cached_store, nothing_left_of_failure, remove_others
+from tfm_cli.corpus.corpus_files import CorpusFile, training_files
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
-from tfm_cli.errors import ConfigError, DataError
+from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.model_config import named_tokenizers
+from tfm_cli.progress import shown_progress
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.training.output_dir import CORPUS
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +38,7 @@ class Corpora:
     train: PieceStore
     valid: PieceStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
+    prepared: Path | None = None  # the training text's folder, where it belongs to the run alone
 
     def sha256(self) -> dict[str, str]:
         """A hash of each text by what it is for."""
@@ -35,6 +46,11 @@ class Corpora:
         for source, target in self.valid_pairs:
             digest.update(f"{source}\n{target}\n".encode("utf-8", "surrogatepass"))
         return {"training text": self.train.sha256(), "validation text": digest.hexdigest()}
+
+    def forget_older(self) -> None:
+        """Remove what the run has prepared of text that it learns from no more."""
+        if self.prepared is not None:
+            remove_others(self.prepared)
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -46,33 +62,45 @@ def check_inputs(config: RunConfig) -> None:
         ResourceError: the sample corpus is wanted, but not installed.
     """
     data = with_sample(config.data)
-    check_files(data.source + data.target + data.valid_source + data.valid_target)
+    training_files(data)
+    pairs = tuple(path for path in data.pairs if path != "-")
+    check_files(data.source + data.target + pairs + data.valid_source + data.valid_target)
     if config.tokenizer.model:
         _named_tokenizers(config)
 
 
-def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None) -> Corpora:
+def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Path) -> Corpora:
     """Read, check and encode the training and validation text; learn a tokenizer if need be.
+
+    Training text that was prepared before is not read again, unless a tokenizer is to be learned.
 
     Args:
         config: names the files; without any, the sample corpus is taken.
         tokenizers: those that are settled already, as when a run goes on.
+        output: the model's folder, in which prepared text is kept unless the settings name
+            another place.
 
     Raises:
         DataError: a file is missing, malformed, misaligned or has no usable pair.
+        ResourceError: the prepared text cannot be written.
     """
     data = with_sample(config.data)
-    # Validation text is small: what is wrong with it should show before the long reading.
-    valid_pairs = _read_validation(data)
-    learns_tokenizer = tokenizers is None and not config.tokenizer.model
-    if tokenizers is None:
-        tokenizers = _make_tokenizers(config, data)
-    train = PieceStore.build(
-        read_pairs(data.source, data.target, tell=not learns_tokenizer),
-        tokenizers,
-        max_length=data.max_length,
-        name=", ".join(data.source),
-    )
+    cache = Path(data.cache) if data.cache else output / CORPUS
+    with _files_on_disk(data, cache) as files:
+        # Validation text is small: what is wrong with it should show before the long reading.
+        valid_pairs = _read_validation(data, files)
+        learns_tokenizer = tokenizers is None and not config.tokenizer.model
+        if tokenizers is None:
+            tokenizers = _make_tokenizers(config, files)
+        train, directory = cached_store(
+            cache,
+            files,
+            tokenizers,
+            Filters.of(data),
+            weights=data.weights,
+            workers=data.workers,
+            tell=not learns_tokenizer,
+        )
     logger.info(
         "training text: %d pairs, %d + %d pieces%s",
         len(train),
@@ -86,29 +114,54 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None) -> Corpora
             valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
         logger.info("validation text: %d pairs%s", len(valid_pairs), _dropped(valid))
-    return Corpora(tokenizers, train, valid, valid_pairs)
+    own = None if data.cache else directory
+    return Corpora(tokenizers, train, valid, valid_pairs, own)
+
+
+@contextlib.contextmanager
+def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, ...]]:
+    """The training files; what comes on standard input is copied, since text is read twice."""
+    if "-" not in data.pairs:
+        yield training_files(data)
+        return
+    if sys.stdin is None:
+        raise DataError("standard input: cannot be read: it is closed")
+    copy = cache / f".stdin.{os.getpid()}.part"
+    with nothing_left_of_failure(cache):
+        try:
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+                with copy.open("wb") as stream:
+                    shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
+            except OSError as error:
+                told = f"{cache}: cannot be written: {error.strerror}"
+                raise ResourceError(told) from error
+            yield training_files(data, standard_input=str(copy))
+        finally:
+            with contextlib.suppress(OSError):
+                copy.unlink()
 
 
 def with_sample(data: DataConfig) -> DataConfig:
     """The files as they are, or those of the sample corpus where none is named."""
-    if data.source:
+    if data.source or data.pairs:
         return data
-    return DataConfig(
+    return dataclasses.replace(
+        data,
         source=(sample_path("train.en"),),
         target=(sample_path("train.fr"),),
         valid_source=(sample_path("valid.en"),),
         valid_target=(sample_path("valid.fr"),),
-        max_length=data.max_length,
     )
 
 
-def _read_validation(data: DataConfig) -> Pairs:
+def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
     try:
         pairs = list(read_pairs(data.valid_source, data.valid_target))
     except DataError as error:
         errors = [error]
         try:  # what is wrong with the training text should be told as well
-            for _ in read_pairs(data.source, data.target, tell=False):
+            for _ in read_corpus(files, tell=False):
                 pass
         except DataError as another:
             errors.append(another)
@@ -118,16 +171,16 @@ def _read_validation(data: DataConfig) -> Pairs:
     return pairs
 
 
-def _make_tokenizers(config: RunConfig, data: DataConfig) -> TokenizerPair:
+def _make_tokenizers(config: RunConfig, files: Sequence[CorpusFile]) -> TokenizerPair:
     if config.tokenizer.model:
         tokenizers = _named_tokenizers(config)
         logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizers.vocab_sizes[1])
         return tokenizers
     if config.tokenizer.joint:
-        return TokenizerPair.joint(_learned(config, _lines(data, sides=(0, 1)), "tokenizer"))
+        return TokenizerPair.joint(_learned(config, _lines(files, sides=(0, 1)), "tokenizer"))
     return TokenizerPair(
-        _learned(config, _lines(data, sides=(0,)), "source tokenizer"),
-        _learned(config, _lines(data, sides=(1,)), "target tokenizer"),
+        _learned(config, _lines(files, sides=(0,)), "source tokenizer"),
+        _learned(config, _lines(files, sides=(1,)), "target tokenizer"),
     )
 
 
@@ -152,14 +205,16 @@ def _named_tokenizers(config: RunConfig) -> TokenizerPair:
     return tokenizers
 
 
-def _lines(data: DataConfig, *, sides: tuple[int, ...]) -> Iterator[str]:
+def _lines(files: Sequence[CorpusFile], *, sides: tuple[int, ...]) -> Iterator[str]:
     has_text = False
-    for pair in read_pairs(data.source, data.target, tell=0 in sides):
-        has_text = has_text or bool(pair[0].strip() or pair[1].strip())
-        for side in sides:
-            yield pair[side]
+    with shown_progress("reading text to learn a tokenizer", logger) as show:
+        for pair in read_corpus(files, tell=0 in sides, show=show):
+            has_text = has_text or bool(pair[0].strip() or pair[1].strip())
+            for side in sides:
+                yield pair[side]
     if not has_text:
-        raise DataError(f"{', '.join(data.source + data.target)}: no line has any text")
+        names = ", ".join(name for file in files for name in file.names)
+        raise DataError(f"{names}: no line has any text")
 
 
 def _dropped(store: PieceStore) -> str:

@@ -24,7 +24,9 @@ def model_card(
 ) -> str:
     """Markdown that says what a reader of the model's folder would ask first."""
     model, data = config.model, config.data
-    corpus = ", ".join(data.source + data.target) or "the sample corpus of tfm (generated)"
+    corpus = (
+        ", ".join(data.source + data.target + data.pairs) or "the sample corpus of tfm (generated)"
+    )
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count)
     rows = [
         ("training text", corpus),

@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
+CORPUS = "corpus"
 # The settings go last when all is removed, so that what is left is still known as ours.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 # What can stand there without `config.json`, when a run was killed while it began.
-_BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS)
+_BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS, CORPUS)
 
 
 def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:

@@ -65,7 +65,7 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
 
     saved = checkpoint.newest(output / output_dir.CHECKPOINTS) if goes_on else None
     settled, model = _start(config, output, goes_on=goes_on)
-    corpora = load_corpora(config, settled)
+    corpora = load_corpora(config, settled, output)
     tokenizers = corpora.tokenizers
     if model is None:
         model = _fresh_model(config, tokenizers)
@@ -83,6 +83,7 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
     else:
         output_dir.clear(output)
     output_dir.begin(output)
+    corpora.forget_older()
     save_config(output, config, tokenizers)
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)

@@ -1,0 +1,60 @@
+"""Text that a corpus must get through, and tokenizers for it."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+_WORDS = ["a", "bb", "ccc", "dddd", "é", "ü", "ж", "漢字", "😀", "of", "the"]
+
+
+@pytest.fixture(scope="session")
+def bytes_pair() -> TokenizerPair:
+    """One tokenizer for each side, which spell what they do not know as bytes."""
+    settings = TokenizerConfig(vocab_size=300, model_type="bpe")
+    models = [
+        train_tokenizer([" ".join(order)] * 3, settings, seed=1, soft_limit=True)
+        for order in (_WORDS, _WORDS[::-1])
+    ]
+    source, target = (Tokenizer(model) for model in models)
+    return TokenizerPair(source, target)
+
+
+def hostile_lines(seed: int, count: int) -> list[bytes]:
+    """Lines without their ends: blank, with NUL, lone CR, odd separators, once in a while long."""
+    chance = random.Random(seed)
+    odd = [b"", b" \t", "\u3000".encode(), "\u200b".encode(), b"\0", b"a\0b", b"\rx\ry", b"x\r",
+           "a\u2028b\x85c".encode(), "\ufeffmark".encode(), b"of " * 300]  # fmt: skip
+    lines = []
+    for _ in range(count):
+        if chance.random() < 0.2:
+            lines.append(chance.choice(odd))
+        else:
+            lines.append(" ".join(chance.choices(_WORDS, k=chance.randint(1, 9))).encode())
+    return lines
+
+
+def write(path: Path, lines: list[bytes], *, end: bytes = b"\n", first: bytes = b"") -> str:
+    """Write lines with this line end; `first` goes before all of them."""
+    path.write_bytes(first + b"".join(line + end for line in lines))
+    return str(path)
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[CorpusFile, ...]:
+    """Two hostile files a side: one with a mark and CRLF, one whose last line has no end."""
+    first, second = hostile_lines(1, 700), hostile_lines(2, 700)
+    third, fourth = hostile_lines(3, 300), hostile_lines(4, 300)
+    sources = [
+        write(tmp_path / "a.en", first, end=b"\r\n", first=b"\xef\xbb\xbf"),
+        write(tmp_path / "b.en", third),
+    ]
+    targets = [write(tmp_path / "a.de", second), write(tmp_path / "b.de", fourth[:-1])]
+    with Path(targets[1]).open("ab") as stream:
+        stream.write(b"the end\r")
+    return aligned_files(sources, targets)

@@ -1,0 +1,220 @@
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.corpus.conftest import write
+from tfm_cli.corpus import cache as module
+from tfm_cli.corpus import preparing
+from tfm_cli.corpus.cache import FileHashes, cached_store, remove_others
+from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.errors import DataError
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[CorpusFile, ...]:
+    """Three pairs."""
+    lines = [b"of", b"the a", b"bb"]
+    return aligned_files([write(tmp_path / "a", lines)], [write(tmp_path / "b", lines)])
+
+
+@pytest.fixture
+def cached(tmp_path: Path, bytes_pair: TokenizerPair) -> Any:
+    """Calls `cached_store` with a cache in `tmp_path`."""
+
+    def call(
+        files: tuple[CorpusFile, ...],
+        filters: Filters = Filters(9),  # noqa: B008 - it cannot be changed
+        tokenizers: TokenizerPair = bytes_pair,
+        weights: tuple[float, ...] = (),
+    ) -> tuple[PieceStore, Path]:
+        return cached_store(
+            tmp_path / "out" / "cache", files, tokenizers, filters, weights=weights, workers=0
+        )
+
+    return call
+
+
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing is prepared, and no text is opened."""
+    monkeypatch.delattr(module, "prepare")
+    before = Path.open
+
+    def opened(self: Path, *arguments: Any, **named: Any) -> Any:
+        assert self.name not in ("a", "b")
+        return before(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+def test_second_start_neither_prepares_nor_reads_the_text(
+    files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, directory = cached(files)
+    no_reading(monkeypatch)
+
+    second, again = cached(files, weights=(2.0,))
+
+    assert again == directory
+    assert second.sha256() == first.sha256()
+    assert second.spans[0].weight == 2.0
+
+
+def test_touched_or_moved_text_is_found_to_be_the_same(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, directory = cached(files)
+    os.utime(files[0].paths[0], ns=(1, 1))
+    moved = (tmp_path / "b").rename(tmp_path / "c")
+    monkeypatch.delattr(module, "prepare")
+
+    assert cached(aligned_files([files[0].paths[0]], [str(moved)]))[1] == directory
+
+
+def test_all_that_ids_depend_on_makes_another_corpus(
+    files: tuple[CorpusFile, ...], cached: Any, bytes_pair: TokenizerPair, tmp_path: Path
+) -> None:
+    (source, target) = files[0].paths
+    directories = [
+        cached(files)[1],
+        cached(files, Filters(8))[1],
+        cached(files, Filters(9, max_ratio=2.0))[1],
+        cached(files, Filters(9, duplicates=True))[1],
+        cached(files, tokenizers=TokenizerPair.joint(bytes_pair.source))[1],
+        cached((*files, *files))[1],
+    ]
+    write(tmp_path / "b", [b"of", b"the a", b"a"])
+    directories.append(cached(files)[1])
+    directories.append(cached(aligned_files([target], [source]))[1])
+
+    assert len(set(directories)) == len(directories)
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "facts"])
+def test_torn_corpus_is_made_anew_and_that_is_told(
+    damage: str, files: tuple[CorpusFile, ...], cached: Any, told: list[str]
+) -> None:
+    store, directory = cached(files)
+    wanted = store.sha256()
+    if damage == "missing":
+        (directory / "target.starts").unlink()
+    else:
+        (directory / ("store.json" if damage == "facts" else "source.ids")).write_bytes(b"{")
+    told.clear()
+
+    found, _ = cached(files)
+
+    assert found.sha256() == wanted
+    assert len(told) == 1
+    assert told[0].startswith(f"{directory}: is no whole corpus: ")
+    assert told[0].endswith("; it is made anew")
+
+
+def test_what_was_half_prepared_is_not_taken_for_a_corpus(
+    files: tuple[CorpusFile, ...], cached: Any
+) -> None:
+    store, directory = cached(files)
+    directory.rename(directory.with_name(f".{directory.name}.999999999.part"))
+
+    assert cached(files)[0].sha256() == store.sha256()
+    assert sorted(p.name for p in directory.parent.iterdir()) == sorted(
+        ["files.json", directory.name]
+    )
+
+
+def test_text_that_changes_while_it_is_read_is_refused(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = preparing.prepare
+
+    def slow(*arguments: Any, **named: Any) -> None:
+        before(*arguments, **named)
+        write(tmp_path / "b", [b"x", b"y", b"zz", b""])
+
+    monkeypatch.setattr(module, "prepare", slow)
+
+    with pytest.raises(DataError, match=r"a: was changed while it was read"):
+        cached(files)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_failure_leaves_nothing_where_nothing_was(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
+) -> None:
+    write(tmp_path / "b", [b"one line"])
+
+    with pytest.raises(DataError, match="do not align"):
+        cached(files)
+    assert not (tmp_path / "out").exists()
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="do not align"):
+        cached(files)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_failure_leaves_what_was_prepared_before(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
+) -> None:
+    _, directory = cached(files)
+    write(tmp_path / "b", [b"one line"])
+
+    with pytest.raises(DataError, match="do not align"):
+        cached(files)
+
+    assert (directory / "store.json").is_file()
+
+
+def test_others_are_removed_but_what_is_known_of_files(
+    files: tuple[CorpusFile, ...], cached: Any
+) -> None:
+    cached(files, Filters(8))
+    _, directory = cached(files)
+    (directory.parent / ".x.123.part").mkdir()
+
+    remove_others(directory)
+
+    assert sorted(p.name for p in directory.parent.iterdir()) == sorted(
+        [directory.name, "files.json"]
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": 1}', b'{"x": [1, 2]}'])
+def test_remembered_hashes_that_are_torn_are_forgotten(
+    content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "files.json"
+    path.write_bytes(content)
+
+    hashes = FileHashes(path)
+    found = hashes.of(files[0])
+    hashes.save()
+
+    assert found[0] == found[1] != ""
+    assert FileHashes(path).of(files[0]) == found
+    assert len(json.loads(path.read_bytes())) == 2
+
+
+def test_text_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    file = CorpusFile((str(tmp_path / "none"),), ("text",), "tsv")
+
+    with pytest.raises(DataError, match="text: cannot be read: No such file or directory"):
+        FileHashes(tmp_path / "files.json").of(file)
+
+
+def test_cache_that_cannot_be_written_still_gives_what_it_has(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, directory = cached(files)
+    (directory.parent / "files.json").unlink()
+    (directory.parent / "files.json").mkdir()  # in the way
+
+    with caplog.at_level(logging.WARNING):
+        assert cached(files)[0].sha256() == store.sha256()

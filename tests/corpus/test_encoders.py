@@ -1,0 +1,87 @@
+"""Processes that encode: how they are started, ended and lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.corpus import encoders
+from tfm_cli.corpus.corpus_files import CorpusFile
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.preparing import prepare
+from tfm_cli.errors import ResourceError
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+FILTERS = Filters(40)
+
+
+def test_process_that_is_killed_is_told(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = encoders._Process.__init__
+
+    def killed(self: encoders._Process, tokenizers: TokenizerPair, filters: Filters) -> None:
+        before(self, tokenizers, filters)
+        self._process.kill()
+
+    monkeypatch.setattr(encoders._Process, "__init__", killed)
+
+    with pytest.raises(ResourceError, match=r"prepares text was killed by signal 9") as caught:
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
+
+    assert "--data-workers" in str(caught.value.hint)
+    assert not (tmp_path / "store").exists()
+
+
+def test_process_that_cannot_be_started_is_told(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+
+    with pytest.raises(ResourceError, match="cannot start a process to prepare text: No such file"):
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=1)
+
+
+def test_process_ends_with_the_one_that_asked() -> None:
+    code = (
+        "import os, signal, sys; from tfm_cli.corpus import encoders; "
+        "from tfm_cli.corpus.filters import Filters; from tfm_cli.tokenizer_pair import *\n"
+        "class Nothing:\n    def files(self): return {}\n"
+        "one = encoders._Process(Nothing(), Filters(9))\n"
+        "print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+
+    assert found.returncode == -signal.SIGKILL
+    process_id, deadline = int(found.stdout), time.monotonic() + 20
+    while _is_running(process_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text("utf-8")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_process_needs_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tfm_cli.corpus.encoder_process"]
+
+    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+
+    assert b"sentencepiece" in found.stderr
+    assert b"torch" not in found.stderr

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from tfm_cli.corpus.corpus_files import Format
+from tfm_cli.corpus.pair_formats import Pair, pairs_of
+from tfm_cli.errors import DataError
+from tfm_cli.mended import Mended
+
+
+def pairs(lines: list[str], held: Format, mended: Mended | None = None) -> list[Pair]:
+    return list(pairs_of(lines, held, mended or Mended(), name="text", num_lines=10))
+
+
+def test_first_two_columns_are_the_sides_and_others_are_counted() -> None:
+    mended = Mended()
+
+    found = pairs(["a\tb", "", "c\t", "d\te\tf\tg", "\th\t"], "tsv", mended)
+
+    assert found == [("a", "b"), ("", ""), ("c", ""), ("d", "e"), ("", "h")]
+    assert mended.notes(9) == [
+        "lines with more than two columns, of which the first two count: 2 (first: line 14)"
+    ]
+
+
+def test_line_of_one_column_is_refused_with_its_number() -> None:
+    with pytest.raises(DataError) as caught:
+        pairs(["a\tb", "a b"], "tsv")
+
+    assert str(caught.value) == "text:12: has 1 column, wanted source<TAB>target"
+
+
+def test_object_has_its_sides_by_name_in_any_order() -> None:
+    lines = [
+        '{"source": "a", "target": "b"}', " ", '{"target": "d", "id": 7, "source": "c\\n\\u0000e"}',
+        json.dumps({"source": "\ud800x", "target": "\ud83d\ude00"}),
+    ]  # fmt: skip
+
+    assert pairs(lines, "jsonl") == [("a", "b"), ("", ""), ("c e", "d"), ("\ufffdx", "😀")]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "is no JSON: expecting property name enclosed in double quotes at character 2"),
+        ("[" * 100_000, "cannot be understood as JSON, wanted an object with `source` and "
+         "`target`"),
+        ('["a", "b"]', "is no object, wanted an object with `source` and `target`"),
+        ('{"source": "a"}', "lacks `target`, wanted an object with `source` and `target`"),
+        ("{}", "lacks `source` and `target`, wanted an object with `source` and `target`"),
+        ('{"source": "a", "target": 1}', "`target` is no string"),
+        ('{"translation": {"en": "a", "de": "b"}}', "has `translation`, which does not say which "
+         "language is the source, wanted an object with `source` and `target`"),
+    ],
+)  # fmt: skip
+def test_line_that_is_no_pair_is_refused_with_its_number(line: str, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        pairs(['{"source": "a", "target": "b"}', line], "jsonl")
+
+    assert str(caught.value) == f"text:12: {told}"

@@ -1,0 +1,139 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.corpus.conftest import hostile_lines, write
+from tfm_cli.corpus import blocks, store_files
+from tfm_cli.corpus.batching import CorpusSpan
+from tfm_cli.corpus.corpus_files import aligned_files
+from tfm_cli.corpus.encoding import id_type, length_type
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.parallel_text import read_corpus
+from tfm_cli.corpus.preparing import prepare
+from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.store_files import open_store
+from tfm_cli.errors import DataError
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+
+@pytest.fixture
+def directory(bytes_pair: TokenizerPair, tmp_path: Path) -> Path:
+    """A small corpus on disk."""
+    lines = [b"of the", b"a", b"bb ccc of"]
+    files = aligned_files([write(tmp_path / "a", lines)], [write(tmp_path / "b", lines[::-1])])
+    prepare(files, bytes_pair, Filters(40), tmp_path / "store", workers=0)
+    return tmp_path / "store"
+
+
+def test_gathered_segments_are_those_that_are_asked_for(directory: Path) -> None:
+    store = open_store(directory, ())
+    for indices in ([2, 0, 2], [1], []):
+        ids, lengths = store.source.gather(np.array(indices, dtype=np.int64))
+
+        wanted = [store.source[index].tolist() for index in indices]
+        assert ids.dtype == lengths.dtype == np.int64
+        assert lengths.tolist() == [len(segment) for segment in wanted]
+        assert ids.tolist() == [piece for segment in wanted for piece in segment]
+
+
+def test_segments_in_memory_are_gathered_alike() -> None:
+    segments = Segments(np.arange(10, dtype=np.uint16), np.array([0, 3, 3, 10]))
+
+    ids, lengths = segments.gather(np.array([2, 1, 0]))
+
+    assert ids.tolist() == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    assert lengths.tolist() == [7, 0, 3]
+    assert segments.lengths.dtype == np.uint16
+
+
+def test_content_is_there_again_after_it_was_released(directory: Path) -> None:
+    store = open_store(directory, ())
+    before = [store.source[index].tolist() for index in range(3)]
+
+    store.release()
+
+    assert [store.source[index].tolist() for index in range(3)] == before
+
+
+def test_weights_are_those_of_the_files(directory: Path) -> None:
+    assert open_store(directory, (0.5,)).spans == (CorpusSpan(0, 3, 0.5),)
+    assert open_store(directory, ()).spans == (CorpusSpan(0, 3, 1.0),)
+
+
+@pytest.mark.parametrize("name", ["source.ids", "target.starts", "source.lengths", "store.json"])
+@pytest.mark.parametrize("kind", ["missing", "short", "empty"])
+def test_torn_corpus_is_refused(name: str, kind: str, directory: Path) -> None:
+    path = directory / name
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-2] if kind == "short" else b"")
+
+    with pytest.raises(DataError, match=r"store: is no whole corpus: ") as caught:
+        open_store(directory, ())
+
+    assert caught.value.hint == "remove the folder, it is made anew"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"format": 9}, {"pairs": "x"}, {"files": [2]}, {"files": []}, {"pieces": [1]}]
+)
+def test_facts_that_do_not_fit_are_refused(changes: dict[str, object], directory: Path) -> None:
+    path = directory / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+    with pytest.raises(DataError, match="is no whole corpus"):
+        open_store(directory, ())
+
+
+def test_numbers_are_as_narrow_as_they_can_be() -> None:
+    assert id_type(1 << 16) == np.uint16
+    assert id_type((1 << 16) + 1) == np.int32
+    assert length_type((1 << 16) - 2) == np.uint16
+    assert length_type((1 << 16) - 1) == np.int32
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pairs_that_occurred_before_are_left_out(
+    workers: int, bytes_pair: TokenizerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 60)
+    monkeypatch.setattr(store_files, "_PAIRS_AT_A_TIME", 17)
+    lines = hostile_lines(1, 40)
+    sources = [(lines + lines[::-1] + lines)[i] for i in range(120)]
+    targets = [(lines * 2 + lines[::-1])[i] for i in range(120)]
+    paths = [[write(tmp_path / f"{side}{n}", half) for n, half in enumerate((all_[:70], all_[70:]))]
+             for side, all_ in (("a", sources), ("b", targets))]  # fmt: skip
+    files = aligned_files(*paths)
+
+    prepare(files, bytes_pair, Filters(40, duplicates=True), tmp_path / "s", workers=workers)
+
+    pairs = list(read_corpus(files))
+    usable = PieceStore.build(pairs, bytes_pair, max_length=40, name="x")
+    seen: set[tuple[str, str]] = set()
+    unique = [pair for pair in pairs if not (pair in seen or seen.add(pair))]  # type: ignore[func-returns-value] # None
+    wanted = PieceStore.build(unique, bytes_pair, max_length=40, name="x")
+    found = open_store(tmp_path / "s", ())
+    assert found.sha256() == wanted.sha256()
+    assert found.dropped["duplicate"] == len(usable) - len(wanted) > 0
+    assert [found.target[i].tolist() for i in range(len(found))] == [
+        wanted.target[i].tolist() for i in range(len(wanted))
+    ]
+    first = PieceStore.build(dict.fromkeys(pairs[:70]), bytes_pair, max_length=40, name="x")
+    assert [span.end for span in found.spans] == [len(first), len(wanted)]
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
+        "source.ids", "source.lengths", "source.starts", "store.json",
+        "target.ids", "target.lengths", "target.starts",
+    ]  # fmt: skip
+
+
+def test_store_in_memory_is_of_one_text(bytes_pair: TokenizerPair) -> None:
+    store = PieceStore.build([("a", "bb")] * 3, bytes_pair, max_length=9, name="x")
+
+    assert store.spans == ()
+    store.release()
+    assert store.dropped == Counter()

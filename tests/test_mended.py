@@ -1,0 +1,17 @@
+from tfm_cli.mended import Mended
+
+
+def test_counts_of_later_parts_are_added_and_the_first_line_stays() -> None:
+    first, later = Mended(), Mended()
+    for line in (3, 5):
+        first.add("nul", line)
+    later.add("nul", 9)
+    later.add("clipped", 11)
+
+    first.merge(later)
+
+    assert first.notes(7) == [
+        "lines with NUL characters, removed: 3 (first: line 3)",
+        "lines cut at 7 bytes: 1 (first: line 11)",
+    ]
+    assert Mended().notes(7) == []

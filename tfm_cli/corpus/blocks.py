@@ -1,0 +1,177 @@
+"""Corpus files cut into blocks of whole lines, for several processes to work on."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tfm_cli.corpus.corpus_files import CorpusFile, Format
+from tfm_cli.corpus.pair_formats import Pair, pairs_of
+from tfm_cli.errors import DataError
+from tfm_cli.mended import Mended
+from tfm_cli.text import MAX_LINE_BYTES, LineReader, open_lines
+
+BLOCK_BYTES = 1 << 18
+MAX_BLOCK_LINES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some consecutive lines of a corpus file, as they stand in it.
+
+    Attributes:
+        file: which one of the corpus, from 0.
+        format: how it holds its pairs.
+        names: what messages call it, or the two of it.
+        num_lines: lines before these.
+        crlf: whether lines end in CRLF, of each side.
+        sides: bytes of the source and of the target, or of both in one.
+        share: how much of all files was read up to here; None where nobody can tell.
+    """
+
+    file: int
+    format: Format
+    names: tuple[str, ...]
+    num_lines: int
+    crlf: tuple[bool, ...]
+    sides: tuple[bytes, ...]
+    share: float | None = field(default=None, compare=False)
+
+
+def read_blocks(files: Sequence[CorpusFile]) -> Iterator[Block]:
+    """The blocks of all files, in order.
+
+    Raises:
+        DataError: a file cannot be read, or files do not align, which is only known at the end
+            and then said of all of them.
+    """
+    misaligned = []
+    sizes = [_size(file) for file in files]
+    for index, file in enumerate(files):
+        with contextlib.ExitStack() as stack:
+            cutters = [
+                _Cutter(stack.enter_context(open_lines(path)), name)
+                for path, name in zip(file.paths, file.names, strict=True)
+            ]
+            num_lines = 0
+            while True:
+                for cutter in cutters:
+                    cutter.fill()
+                count = min(MAX_BLOCK_LINES, *(cutter.ready for cutter in cutters))
+                if not count:
+                    break
+                sides = tuple(cutter.take(count) for cutter in cutters)
+                crlf = tuple(cutter.crlf for cutter in cutters)
+                share = _share(cutters[0].reader, sizes, index)
+                yield Block(index, file.format, file.names, num_lines, crlf, sides, share)
+                num_lines += count
+            counts = [num_lines + cutter.count_rest() for cutter in cutters]
+        if len(set(counts)) > 1:
+            misaligned.append(misaligned_text(file, counts))
+    raise_if_misaligned(misaligned)
+
+
+def _size(file: CorpusFile) -> int:
+    with contextlib.suppress(OSError):  # which is told when it is opened
+        return sum(Path(path).stat().st_size for path in file.paths)
+    return 0
+
+
+def _share(reader: LineReader, sizes: Sequence[int], index: int) -> float | None:
+    """How much of all files was read, by how much of one was."""
+    inside = reader.share()
+    if inside is None or not sum(sizes):
+        return None
+    return (sum(sizes[:index]) + inside * sizes[index]) / sum(sizes)
+
+
+def misaligned_text(file: CorpusFile, counts: Sequence[int]) -> str:
+    """What is wrong with two files that have different numbers of lines."""
+    return f"{file.names[0]} and {file.names[1]} do not align: {counts[0]} and {counts[1]} lines"
+
+
+def raise_if_misaligned(told: Sequence[str]) -> None:
+    """Raise a DataError of all files that do not align."""
+    if told:
+        hint = "line N of one file must be the translation of line N of the other"
+        raise DataError("\n  ".join(told), hint=hint)
+
+
+class _Cutter:
+    """Hands out the lines of one file by their number."""
+
+    def __init__(self, reader: LineReader, name: str) -> None:
+        self.reader = reader
+        reader.name = name
+        self._held = b""
+        self._ends = np.zeros(0, dtype=np.int64)  # where each line that is held ends
+        self._at_end = False
+
+    @property
+    def ready(self) -> int:
+        """Lines that are held."""
+        return len(self._ends)
+
+    @property
+    def crlf(self) -> bool:
+        """Whether lines end in CRLF."""
+        return bool(self.reader.crlf)
+
+    def fill(self) -> None:
+        """Hold a block again, unless the file ends."""
+        if self._at_end or (len(self._held) >= BLOCK_BYTES and self.ready):
+            return
+        more = self.reader.block(BLOCK_BYTES)
+        self._at_end = not more
+        self._held += more
+        ends = np.flatnonzero(np.frombuffer(self._held, dtype=np.uint8) == ord("\n")) + 1
+        if self._held and not self._held.endswith(b"\n"):  # the last line of the file
+            ends = np.append(ends, len(self._held))
+        self._ends = ends
+
+    def take(self, count: int) -> bytes:
+        """The next lines; as many must be held."""
+        end = int(self._ends[count - 1])
+        taken, self._held = self._held[:end], self._held[end:]
+        self._ends = self._ends[count:] - end
+        return taken
+
+    def count_rest(self) -> int:
+        """Lines that are left, to the end of the file."""
+        count = self.ready
+        while block := self.reader.block(BLOCK_BYTES):
+            count += block.count(b"\n") + (not block.endswith(b"\n"))
+        return count
+
+
+def block_pairs(block: Block) -> tuple[list[str], list[str], tuple[Mended, ...]]:
+    """The lines of each side of a block, and what was mended in each of its files.
+
+    Raises:
+        DataError: a line is no UTF-8, or holds no pair; with file and line.
+    """
+    mended = tuple(Mended() for _ in block.names)
+    sides = [_lines(block, side, mended[side]) for side in range(len(block.names))]
+    if len(sides) == 2:
+        return sides[0], sides[1], mended
+    pairs: list[Pair] = list(
+        pairs_of(sides[0], block.format, mended[0], name=block.names[0], num_lines=block.num_lines)
+    )
+    return [source for source, _ in pairs], [target for _, target in pairs], mended
+
+
+def _lines(block: Block, side: int, mended: Mended) -> list[str]:
+    raw, crlf = block.sides[side], block.crlf[side]
+    if len(raw) <= MAX_LINE_BYTES and b"\0" not in raw:  # so no line is too long, none has a NUL
+        with contextlib.suppress(UnicodeDecodeError):
+            text = raw.decode()
+            lines = (text.replace("\r\n", "\n") if crlf else text).split("\n")
+            if not lines[-1]:  # what follows the last line feed
+                lines.pop()
+            return lines
+    reader = LineReader.within(raw, block.names[side], num_lines=block.num_lines, crlf=crlf)
+    lines = list(reader)
+    mended.merge(reader.mended)
+    return lines

@@ -1,0 +1,176 @@
+"""Prepared corpora kept under a hash of what they were made from."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import sentencepiece
+
+from tfm_cli.corpus.corpus_files import CorpusFile
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.preparing import prepare
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store_files import FORMAT, open_store
+from tfm_cli.errors import DataError, ResourceError
+from tfm_cli.files import atomic_file, is_leftover, remove_directory
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+logger = logging.getLogger(__name__)
+
+_FILES = "files.json"
+_MOST_FILES = 1000  # whose hashes are remembered
+_CHUNK_BYTES = 1 << 20
+
+
+def cached_store(
+    cache: Path,
+    files: Sequence[CorpusFile],
+    tokenizers: TokenizerPair,
+    filters: Filters,
+    *,
+    weights: Sequence[float],
+    workers: int,
+    tell: bool = True,
+) -> tuple[PieceStore, Path]:
+    """The corpus in these files, prepared now unless it was before, and its folder.
+
+    Args:
+        cache: folder of prepared corpora.
+        files: with the text.
+        tokenizers: of the two sides.
+        filters: which pairs may stay.
+        weights: how often an epoch has the pairs of each file; none for all once.
+        workers: processes that encode; 0 for what suits.
+        tell: warn of lines that were mended while reading.
+
+    Raises:
+        DataError: the text cannot be used, or was changed while it was read.
+        ResourceError: the cache cannot be written.
+    """
+    known = FileHashes(cache / _FILES)
+    directory = cache / _key([known.of(file) for file in files], files, tokenizers, filters)
+    with nothing_left_of_failure(cache):
+        known.save()
+        if directory.exists():
+            try:
+                return open_store(directory, weights), directory
+            except DataError as error:
+                logger.warning("%s; it is made anew", error)
+        prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+        changed = [file.name for file in files if not known.still_has(file)]
+        if changed:
+            remove_directory(directory)
+            raise DataError(f"{', '.join(changed)}: was changed while it was read")
+    return open_store(directory, weights), directory
+
+
+@contextmanager
+def nothing_left_of_failure(cache: Path) -> Iterator[None]:
+    """Remove the cache again, and the folder around it, if they are new and nothing is in them."""
+    before = [folder for folder in (cache, cache.parent) if folder.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if cache not in before:
+                (cache / _FILES).unlink(missing_ok=True)
+            for folder in (cache, cache.parent):
+                if folder not in before:
+                    folder.rmdir()
+        raise
+
+
+class FileHashes:
+    """Hashes of files' content, remembered while size, time and inode stay; a class: it remembers.
+
+    Args:
+        path: where they are remembered; what cannot be read there is forgotten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, list[object]] = {}
+        with suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                self._known = {
+                    k: v for k, v in found.items() if isinstance(v, list) and len(v) == 4
+                }
+        self._is_new = False
+
+    def of(self, file: CorpusFile) -> list[str]:
+        """The hash of each file's bytes, read now unless they were before."""
+        return [
+            self._of(Path(path), name) for path, name in zip(file.paths, file.names, strict=True)
+        ]
+
+    def still_has(self, file: CorpusFile) -> bool:
+        """Whether the files are as they were when they were hashed."""
+        return all(self._known[_place(path)][:3] == _mark(Path(path)) for path in file.paths)
+
+    def save(self) -> None:
+        """Remember for the next time, if there is anything new and it can be written."""
+        if self._is_new:
+            lasting = [(k, v) for k, v in self._known.items() if not is_leftover(Path(k).name)]
+            newest = dict(lasting[-_MOST_FILES:])
+            with suppress(ResourceError), atomic_file(self.path) as stream:
+                stream.write(json.dumps(newest, indent=0).encode())
+
+    def _of(self, path: Path, name: str) -> str:
+        place = _place(path)
+        try:
+            mark = _mark(path)
+            entry = self._known.get(place)
+            if entry is None or entry[:3] != mark:
+                digest = hashlib.blake2b(digest_size=32)
+                with path.open("rb") as stream:
+                    while chunk := stream.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+                entry = [*mark, digest.hexdigest()]
+                self._known.pop(place, None)  # so that it is the newest
+                self._known[place] = entry
+                self._is_new = True
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read: {error.strerror}") from error
+        return str(entry[3])
+
+
+def _place(path: str | Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - links are followed by nobody here
+
+
+def _mark(path: Path) -> list[object]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _key(
+    hashes: Sequence[Sequence[str]],
+    files: Sequence[CorpusFile],
+    tokenizers: TokenizerPair,
+    filters: Filters,
+) -> str:
+    """The name of the folder: a hash of all that the ids depend on."""
+    facts = [
+        FORMAT,
+        sys.byteorder,
+        sentencepiece.__version__,
+        tokenizers.sha256,
+        asdict(filters),
+        [[file.format, *each] for file, each in zip(files, hashes, strict=True)],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def remove_others(directory: Path) -> None:
+    """Remove what else is in a cache: prepared for an older text or tokenizer, or in part."""
+    for path in directory.parent.iterdir():
+        if path.name not in (directory.name, _FILES) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # which leaves a file alone

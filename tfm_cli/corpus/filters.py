@@ -1,0 +1,82 @@
+"""Which training pairs are left out, and why; each is counted under the first reason."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from tfm_cli.config import DataConfig
+from tfm_cli.corpus.characters import has_bad_character, separator_kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What training pairs must be like; pairs with a blank side are left out in any case.
+
+    Attributes:
+        max_length: most pieces on a side.
+        max_ratio: most pieces of a side for each of the other; 0 for any number.
+        identical: leave out pairs of which both sides are the same text.
+        duplicates: leave out pairs of texts that occurred before.
+        bad_characters: leave out pairs with bad characters or separators, as of `characters`.
+    """
+
+    max_length: int
+    max_ratio: float = 0.0
+    identical: bool = False
+    duplicates: bool = False
+    bad_characters: bool = False
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """Those that the settings ask for."""
+        return cls(
+            max_length=data.max_length,
+            max_ratio=data.max_ratio,
+            identical=data.drop_identical,
+            duplicates=data.drop_duplicates,
+            bad_characters=data.drop_bad_characters,
+        )
+
+
+def kept_texts(
+    sources: Sequence[str], targets: Sequence[str], filters: Filters, dropped: Counter[str]
+) -> tuple[list[str], list[str]]:
+    """The sides of the pairs whose text may stay."""
+    has_blank = not (all(map(str.strip, sources)) and all(map(str.strip, targets)))
+    if not (has_blank or filters.identical or filters.bad_characters):  # as nearly always
+        return list(sources), list(targets)
+    pairs = list(zip(sources, targets, strict=True))
+    rules: list[tuple[str, Callable[[str, str], bool]]] = [
+        ("blank side", lambda s, t: not (s.strip() and t.strip()))
+    ]
+    if filters.identical:
+        rules.append(("identical sides", lambda s, t: s == t))
+    if filters.bad_characters:
+        rules.append(("bad characters", lambda s, t: _is_bad(s) or _is_bad(t)))
+    for reason, is_wrong in rules:
+        kept = [pair for pair in pairs if not is_wrong(*pair)]
+        dropped[reason] += len(pairs) - len(kept)
+        pairs = kept
+    return [source for source, _ in pairs], [target for _, target in pairs]
+
+
+def _is_bad(text: str) -> bool:
+    return has_bad_character(text) or bool(separator_kinds(text))
+
+
+def kept_lengths(
+    source: np.ndarray, target: np.ndarray, filters: Filters, dropped: Counter[str]
+) -> np.ndarray:
+    """Which pairs may stay, by their numbers of pieces, of shape (num_pairs,) each."""
+    shorter, longer = np.minimum(source, target), np.maximum(source, target)
+    keep = np.ones(len(source), dtype=np.bool_)
+    rules = [("blank side", shorter == 0), ("too long", longer > filters.max_length)]
+    if filters.max_ratio:
+        rules.append(("length ratio", longer > filters.max_ratio * shorter))
+    for reason, is_wrong in rules:
+        dropped[reason] += int((keep & is_wrong).sum())
+        keep &= ~is_wrong
+    return keep

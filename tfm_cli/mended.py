@@ -1,0 +1,41 @@
+"""What a reader mended in what it read: how many lines of each kind, and which came first."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Mended:
+    """Counts of lines by kind; a class because it is added to while lines are read.
+
+    Kinds are `invalid`, `clipped`, `nul`, `columns`, and `bare`: a line that ends in LF alone where
+    the first one ends in CRLF.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)  # line number of the first of each kind
+
+    def add(self, kind: str, line: int) -> None:
+        """Count one line."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, line)
+
+    def merge(self, later: "Mended") -> None:
+        """Count the lines of a later part of the same file."""
+        self.counts += later.counts
+        for kind, line in later.first.items():
+            self.first.setdefault(kind, line)
+
+    def notes(self, max_line_bytes: int) -> list[str]:
+        """A sentence for each kind that a reader of it should know, with the first such line."""
+        told = {
+            "invalid": "lines with invalid UTF-8, replaced by U+FFFD",
+            "clipped": f"lines cut at {max_line_bytes} bytes",
+            "nul": "lines with NUL characters, removed",
+            "columns": "lines with more than two columns, of which the first two count",
+        }
+        return [
+            f"{told[kind]}: {self.counts[kind]} (first: line {line})"
+            for kind, line in self.first.items()
+            if kind in told
+        ]

@@ -1,0 +1,39 @@
+"""A setting: its default, its bounds and what it means, as a field of a dataclass."""
+
+from dataclasses import field
+from typing import Any
+
+Value = bool | int | float | str | tuple[str, ...] | tuple[float, ...]
+
+
+def opt(
+    default: Value,
+    help_text: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[Value, ...] | None = None,
+    may_change: bool = False,
+) -> Any:
+    """A field of a section.
+
+    Args:
+        default: the built-in default, which a preset, file, `--set` or flag replaces.
+        help_text: one sentence, used for the flag's help as well.
+        ge: smallest legal number; gt: legal numbers are above it; le, lt: the same from above.
+        choices: the legal values, where they are few.
+        may_change: a run may be resumed with another value, since it alters no result that was
+            already reached. All other settings must stay as they were.
+    """
+    metadata = {
+        "help": help_text,
+        "ge": ge,
+        "gt": gt,
+        "le": le,
+        "lt": lt,
+        "choices": choices,
+        "may_change": may_change,
+    }
+    return field(default=default, metadata=metadata)
