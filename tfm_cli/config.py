@@ -199,6 +199,12 @@ class TrainingConfig:
         "Arithmetic of the matrix products: bf16 where the device is faster with it, or fp32.",
         choices=("auto", "fp32", "bf16"),
     )
+    compile: str = opt(
+        "auto",
+        "Compile the layers by torch.compile; auto does in long runs on a GPU.",
+        choices=("auto", "on", "off"),
+        may_change=True,
+    )
     activation_checkpointing: bool = opt(
         False,
         "Compute the inside of each layer twice rather than remember it: less memory, more time.",

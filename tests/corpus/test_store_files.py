@@ -31,7 +31,8 @@ def directory(bytes_pair: TokenizerPair, tmp_path: Path) -> Path:
 def test_gathered_segments_are_those_that_are_asked_for(directory: Path) -> None:
     store = open_store(directory, ())
     for indices in ([2, 0, 2], [1], []):
-        ids, lengths = store.source.gather(np.array(indices, dtype=np.int64))
+        found = store.source.gather(np.array(indices, dtype=np.int64))
+        ids, lengths = found.ids, found.lengths
 
         wanted = [store.source[index].tolist() for index in indices]
         assert ids.dtype == lengths.dtype == np.int64
@@ -42,7 +43,8 @@ def test_gathered_segments_are_those_that_are_asked_for(directory: Path) -> None
 def test_segments_in_memory_are_gathered_alike() -> None:
     segments = Segments(np.arange(10, dtype=np.uint16), np.array([0, 3, 3, 10]))
 
-    ids, lengths = segments.gather(np.array([2, 1, 0]))
+    found = segments.gather(np.array([2, 1, 0]))
+    ids, lengths = found.ids, found.lengths
 
     assert ids.tolist() == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
     assert lengths.tolist() == [7, 0, 3]

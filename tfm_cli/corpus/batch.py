@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tfm_cli.corpus.store import FlatSegments
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -47,41 +49,63 @@ def pad_source(
 
     Padding is more of </s>, which needs no id of its own: the mask hides it.
     """
-    ids, keep = _pad([np.asarray(source, dtype=np.int64) for source in sources], eos_id)
-    return ids, None if bool(keep.all()) else keep[:, None, None, :]
+    ids, keep = _pad(FlatSegments.of(sources), eos_id)
+    return ids, _source_mask(keep)
 
 
 def make_batch(
-    sources: Sequence[np.ndarray],
-    targets: Sequence[np.ndarray],
+    sources: Sequence[Sequence[int] | np.ndarray],
+    targets: Sequence[Sequence[int] | np.ndarray],
     *,
     start_id: int,
     eos_id: int,
     source_eos_id: int | None = None,
 ) -> Batch:
-    """A batch of pairs of piece ids, given without </s>.
+    """A batch of pairs of piece ids, given without </s>; arguments as for `flat_batch`."""
+    return flat_batch(
+        FlatSegments.of(sources),
+        FlatSegments.of(targets),
+        start_id=start_id,
+        eos_id=eos_id,
+        source_eos_id=source_eos_id,
+    )
+
+
+def flat_batch(
+    sources: FlatSegments,
+    targets: FlatSegments,
+    *,
+    start_id: int,
+    eos_id: int,
+    source_eos_id: int | None = None,
+) -> Batch:
+    """A batch of pairs.
 
     Args:
-        sources: ids of each source.
-        targets: ids of each target.
+        sources: of each pair.
+        targets: of each pair.
         start_id: what a decoder starts from.
         eos_id: </s> of the target.
         source_eos_id: </s> of the source; None where the two sides share a vocabulary.
     """
-    source, source_keep = pad_source(sources, eos_id if source_eos_id is None else source_eos_id)
+    source, source_keep = _pad(sources, eos_id if source_eos_id is None else source_eos_id)
     target_out, target_keep = _pad(targets, eos_id)
     target_in = target_out.roll(1, dims=1)
     target_in[:, 0] = start_id
     # Asked here, on the CPU: a GPU would be waited for to know how many there are.
     places = target_keep.flatten().nonzero()[:, 0]  # (N,)
-    return Batch(source, source_keep, target_in, target_out, places, len(places))
+    return Batch(source, _source_mask(source_keep), target_in, target_out, places, len(places))
 
 
-def _pad(segments: Sequence[np.ndarray], eos_id: int) -> tuple[Tensor, Tensor]:
-    lengths = np.array([len(segment) for segment in segments])
-    longest = int(lengths.max()) + 1
+def _pad(segments: FlatSegments, eos_id: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) with </s> after each segment, and what is real in them (B, T)."""
+    longest = int(segments.lengths.max()) + 1
     columns = np.arange(longest)
-    ids = np.full((len(segments), longest), eos_id, dtype=np.int64)
-    ids[columns < lengths[:, None]] = np.concatenate(segments)
-    keep = columns <= lengths[:, None]  # </s> is real
+    ids = np.full((len(segments.lengths), longest), eos_id, dtype=np.int64)
+    ids[columns < segments.lengths[:, None]] = segments.ids
+    keep = columns <= segments.lengths[:, None]  # </s> is real
     return torch.from_numpy(ids), torch.from_numpy(keep)
+
+
+def _source_mask(keep: Tensor) -> Tensor | None:
+    return None if bool(keep.all()) else keep[:, None, None, :]  # (B, 1, 1, S)

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -13,6 +14,20 @@ from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 _PAIRS_AT_A_TIME = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class FlatSegments:
+    """Segments as piece ids without </s>, one after the other."""
+
+    ids: np.ndarray  # (sum of lengths,)
+    lengths: np.ndarray  # (B,) int64
+
+    @staticmethod
+    def of(segments: Sequence[Sequence[int] | np.ndarray]) -> "FlatSegments":
+        """From ids of each segment."""
+        arrays = [np.asarray(segment, dtype=np.int64) for segment in segments]
+        return FlatSegments(np.concatenate(arrays), np.array([len(array) for array in arrays]))
 
 
 class Segments:
@@ -35,15 +50,12 @@ class Segments:
     def __getitem__(self, index: int) -> np.ndarray:
         return self._ids[self._starts[index] : self._starts[index + 1]]
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Some segments: their ids one after the other, and the number of each one's, int64.
-
-        Without </s> in both.
-        """
+    def gather(self, indices: np.ndarray) -> FlatSegments:
+        """Some segments, without a step of Python for each."""
         lengths = self.lengths[indices].astype(np.int64) - 1
         before = np.cumsum(lengths) - lengths  # ids of the segments before each
         places = np.arange(lengths.sum()) + np.repeat(self._starts[indices] - before, lengths)
-        return self._ids[places].astype(np.int64), lengths
+        return FlatSegments(self._ids[places].astype(np.int64), lengths)
 
     def sha256(self) -> str:
         """A hash of ids and lengths, which does not depend on how they are stored."""

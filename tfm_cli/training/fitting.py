@@ -11,6 +11,7 @@ from tfm_cli.device import arithmetic
 from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.presets import PRESETS
+from tfm_cli.training.compiling import undo_compilation
 from tfm_cli.training.plan import Planner
 from tfm_cli.training.update import batch_loss
 
@@ -73,6 +74,8 @@ def fit(
         except RuntimeError as error:
             model.zero_grad(set_to_none=True)
             if not ran_out_of_memory(error):
+                if undo_compilation(model, error):
+                    continue
                 raise
             smallest = max(batch.target_out.shape[1] for batch in parts)
             if not may_shrink or planner.micro_batch <= smallest:

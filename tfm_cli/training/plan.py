@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfm_cli.corpus.batch import Batch, make_batch
+from tfm_cli.corpus.batch import Batch, flat_batch
 from tfm_cli.corpus.batching import BatchOrder, token_batches
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.training.state import TrainState
@@ -88,9 +88,9 @@ class Planner:
 
     def batch(self, pairs: np.ndarray) -> Batch:
         """What the model reads of some pairs."""
-        batch = make_batch(
-            [self.store.source[i] for i in pairs],
-            [self.store.target[i] for i in pairs],
+        batch = flat_batch(
+            self.store.source.gather(pairs),
+            self.store.target.gather(pairs),
             start_id=self.start_id,
             eos_id=self.eos_id,
             source_eos_id=self.source_eos_id,

@@ -19,6 +19,7 @@ from tfm_cli.model_config import load_config, load_tokenizers, save_config
 from tfm_cli.model_dir import build_transformer, load_model, weights_facts
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training import checkpoint, output_dir
+from tfm_cli.training.compiling import compile_layers, should_compile
 from tfm_cli.training.corpora import Corpora, load_corpora
 from tfm_cli.training.fitting import (
     first_micro_batch,
@@ -70,6 +71,8 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
         model = _fresh_model(config, tokenizers)
     model.recomputes_activations = config.training.activation_checkpointing
     model.to(device)
+    if should_compile(config.training, device):
+        compile_layers(model)
     optimizer = make_optimizer(model, config.training)
     average = MovingAverage(model, config.training.ema_decay)
     state = TrainState()
@@ -85,9 +88,8 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
 
     keeper = Keeper(config, output, corpora, model, average, optimizer, state)
     planner = _planner(config, corpora, corpora.train, device)
-    if saved is None:
-        may_shrink = not config.training.micro_batch
-        planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
+    may_shrink = not config.training.micro_batch
+    planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
     _say_what_begins(config, planner, model, device, dtype)
     if saved is not None:
         logger.info("going on after update %d of `%s`", state.update, output)
