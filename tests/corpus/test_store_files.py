@@ -51,6 +51,20 @@ def test_segments_in_memory_are_gathered_alike() -> None:
     assert segments.lengths.dtype == np.uint16
 
 
+def test_memory_is_released_after_many_segments() -> None:
+    released: list[int] = []
+    segments = Segments(
+        np.arange(3), np.array([0, 1, 3]), release=lambda: released.append(len(asked))
+    )
+    asked: list[int] = []
+
+    for _ in range(9):
+        asked.append(0)
+        segments.gather(np.array([0, 1] * 600))
+
+    assert released == [4, 8]
+
+
 def test_content_is_there_again_after_it_was_released(directory: Path) -> None:
     store = open_store(directory, ())
     before = [store.source[index].tolist() for index in range(3)]

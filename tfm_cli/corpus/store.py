@@ -14,6 +14,7 @@ from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 _PAIRS_AT_A_TIME = 10_000
+_GATHERED_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,15 @@ class Segments:
     """
 
     def __init__(
-        self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray | None = None
+        self,
+        ids: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray | None = None,
+        *,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
+        self._release = release
+        self._gathered = 0  # segments since memory was released
         self._ids = ids
         self._starts = starts
         if lengths is None:
@@ -55,7 +63,12 @@ class Segments:
         lengths = self.lengths[indices].astype(np.int64) - 1
         before = np.cumsum(lengths) - lengths  # ids of the segments before each
         places = np.arange(lengths.sum()) + np.repeat(self._starts[indices] - before, lengths)
-        return FlatSegments(self._ids[places].astype(np.int64), lengths)
+        gathered = FlatSegments(self._ids[places].astype(np.int64), lengths)
+        self._gathered += len(indices)
+        if self._gathered >= _GATHERED_AT_A_TIME:  # each may have brought 64 KiB into memory
+            self._release()
+            self._gathered = 0
+        return gathered
 
     def sha256(self) -> str:
         """A hash of ids and lengths, which does not depend on how they are stored."""

@@ -5,6 +5,7 @@ import mmap
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -183,7 +184,8 @@ def open_store(directory: Path, weights: Sequence[float]) -> PieceStore:
                 _mapped(_path(directory, "", side, name), count, np.dtype(of), maps)
                 for name, count, of in shapes
             ]
-            sides.append(Segments(*arrays))
+            own = maps[-len(shapes) :][:2]  # lengths are looked at as a whole
+            sides.append(Segments(*arrays, release=partial(_let_go, own)))
         ends = np.cumsum(facts["files"]).tolist()
         if ends[-1] != num_pairs:
             raise _torn(directory, f"`{FACTS_FILE}` contradicts itself")
@@ -195,12 +197,16 @@ def open_store(directory: Path, weights: Sequence[float]) -> PieceStore:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _torn(directory, f"{type(error).__name__}: {error}") from error
 
-    def release() -> None:
-        for each in maps:
-            if hasattr(mmap, "MADV_DONTNEED"):
-                each.madvise(mmap.MADV_DONTNEED)
+    return PieceStore(
+        sides[0], sides[1], dropped, spans=spans, sha256=sha256, release=partial(_let_go, maps)
+    )
 
-    return PieceStore(sides[0], sides[1], dropped, spans=spans, sha256=sha256, release=release)
+
+def _let_go(maps: Sequence[mmap.mmap]) -> None:
+    """Give back the memory in which files were seen, where the system can."""
+    for each in maps:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            each.madvise(mmap.MADV_DONTNEED)
 
 
 def _mapped(path: Path, count: int, kind: np.dtype[Any], maps: list[mmap.mmap]) -> np.ndarray:
