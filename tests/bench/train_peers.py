@@ -1,0 +1,305 @@
+"""The other sides: their models, each in the plain loop that a user writes."""
+
+# B pairs, S source pieces, T target pieces, D model width, V vocabulary
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, UNK_ID, Plan
+from tests.bench.train_works import Shape
+from tfm_cli.config import TrainingConfig
+from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.device import arithmetic
+from tfm_cli.training.optim import learning_rate
+
+MOST_POSITIONS = 512
+_IGNORED = -100
+
+
+class RefusedError(Exception):
+    """A side cannot do the work, or is not installed."""
+
+
+class Peer(Protocol):
+    """A model with its optimizer and its loss."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def loss(self, pairs: np.ndarray, label_smoothing: float) -> Tensor:
+        """Mean over the real target pieces of a batch of pairs."""
+
+
+class PlainLoop:
+    """Loss, gradients, clipping, step; gradients are freed before the next forward pass.
+
+    Args:
+        peer: that learns.
+        chosen: the batches, in turn.
+        settings: of all sides.
+        dtype: of autocast; fp32 for none.
+    """
+
+    def __init__(
+        self, peer: Peer, chosen: Plan, settings: TrainingConfig, *, dtype: torch.dtype
+    ) -> None:
+        self.peer = peer
+        self._chosen = chosen
+        self._settings = settings
+        self._dtype = dtype
+        self._number = 0
+        peer.model.train()
+
+    def learn(self) -> None:
+        pairs = self._chosen[self._number % len(self._chosen)]
+        self._number += 1
+        settings, optimizer = self._settings, self.peer.optimizer
+        with arithmetic(torch.device("cpu"), self._dtype):
+            loss = self.peer.loss(pairs, settings.label_smoothing)
+        # PyTorch declares `backward` without types.
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.peer.model.parameters(), settings.clip_norm)
+        rate = learning_rate(self._number, peak=settings.learn_rate, warmup=settings.lr_warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def parts(self, plan: Plan) -> Plan:
+        return plan
+
+    @torch.no_grad()
+    def nll(self, parts: Plan) -> float:
+        self.peer.model.eval()
+        losses = [float(self.peer.loss(pairs, 0.0)) for pairs in parts]
+        self.peer.model.train()
+        return sum(losses) / len(losses)
+
+    def close(self) -> None:
+        pass
+
+
+class HuggingFace:
+    """`MarianMTModel`, with the fused AdamW that Hugging Face's Trainer takes by itself."""
+
+    def __init__(self, job: dict[str, Any], store: PieceStore, settings: TrainingConfig) -> None:
+        try:
+            import transformers
+        except ImportError as error:
+            raise RefusedError("transformers is not installed") from error
+        theirs: Any = transformers
+        shape = Shape(**job["shape"])
+        config = theirs.MarianConfig(
+            vocab_size=shape.vocab_size,
+            d_model=shape.width,
+            encoder_layers=shape.layers,
+            decoder_layers=shape.layers,
+            encoder_attention_heads=shape.heads,
+            decoder_attention_heads=shape.heads,
+            encoder_ffn_dim=shape.feed_forward_width,
+            decoder_ffn_dim=shape.feed_forward_width,
+            dropout=job["dropout"],
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            activation_function="relu",
+            max_position_embeddings=MOST_POSITIONS,
+            scale_embedding=True,
+            # Near tfm's. With 0.02, the default, a narrow model would say its input again at first.
+            init_std=(3 * shape.width) ** -0.5,
+            pad_token_id=PAD_ID,
+            eos_token_id=EOS_ID,
+            decoder_start_token_id=START_ID,
+        )
+        self.model: nn.Module = theirs.MarianMTModel(config)
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+                start_embedding(module.weight)
+        self.optimizer: torch.optim.Optimizer = adamw(self.model, settings, fused=True)
+        self._store = store
+
+    def loss(self, pairs: np.ndarray, label_smoothing: float) -> Tensor:
+        source, target_in, target_out = padded(self._store, pairs)
+        logits: Tensor = self.model(
+            input_ids=source,
+            attention_mask=(source != PAD_ID).long(),
+            decoder_input_ids=target_in,
+            use_cache=False,
+        ).logits  # (B, T, V)
+        return smoothed(logits, target_out, label_smoothing)
+
+
+class TorchTransformer(nn.Module):
+    """`torch.nn.Transformer` between embeddings and logits of one matrix.
+
+    Dropout is where the paper has it: on embeddings and on what sub-layers put out.
+    """
+
+    def __init__(self, shape: Shape, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shape.vocab_size, shape.width)
+        start_embedding(self.embedding.weight)
+        self.transformer = nn.Transformer(
+            shape.width, shape.heads, shape.layers, shape.layers, shape.feed_forward_width,
+            dropout, batch_first=True,
+        )  # fmt: skip
+        # The paper's stacks end with the norm of the last layer.
+        self.transformer.encoder.norm = None
+        self.transformer.decoder.norm = None
+        self.transformer.encoder.use_nested_tensor = False  # a prototype, and only for eval()
+        for module in self.transformer.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+            if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+                module.dropout = nn.Identity()  # type: ignore[assignment] # takes its place
+        self.dropout = nn.Dropout(dropout)
+        self.positions: Tensor
+        self.register_buffer("positions", sinusoids(MOST_POSITIONS, shape.width))
+
+    def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
+        """Logits (B, T, V) of ids (B, S) and (B, T)."""
+        hidden = source == PAD_ID  # (B, S), True where nothing is attended to
+        length = target_in.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        states: Tensor = self.transformer(
+            self._embed(source),
+            self._embed(target_in),
+            src_key_padding_mask=hidden,
+            memory_key_padding_mask=hidden,
+            tgt_mask=later,
+            tgt_is_causal=True,
+        )  # (B, T, D)
+        return F.linear(states, self.embedding.weight)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        width = self.embedding.embedding_dim
+        x = self.embedding(ids) * math.sqrt(width) + self.positions[: ids.shape[1]]
+        dropped: Tensor = self.dropout(x)
+        return dropped
+
+
+class Torch:
+    """`torch.nn.Transformer`."""
+
+    def __init__(self, job: dict[str, Any], store: PieceStore, settings: TrainingConfig) -> None:
+        self.model: nn.Module = TorchTransformer(Shape(**job["shape"]), job["dropout"])
+        self.optimizer: torch.optim.Optimizer = adamw(self.model, settings)
+        self._store = store
+
+    def loss(self, pairs: np.ndarray, label_smoothing: float) -> Tensor:
+        source, target_in, target_out = padded(self._store, pairs)
+        return smoothed(self.model(source, target_in), target_out, label_smoothing)
+
+
+class JoeyNMT:
+    """JoeyNMT's model, batch and loss, as its `TrainManager._train_step` puts them together."""
+
+    def __init__(self, job: dict[str, Any], store: PieceStore, settings: TrainingConfig) -> None:
+        try:
+            from joeynmt import batch, model, transformer_layers, vocabulary
+        except ImportError as error:
+            reason = "" if error.name == "joeynmt" else f": no {error.name}"
+            raise RefusedError(f"joeynmt is not installed{reason}") from error
+        shape = Shape(**job["shape"])
+        self._batch = batch.Batch
+        ids = {"unk": UNK_ID, "pad": PAD_ID, "bos": START_ID, "eos": EOS_ID, "sep": None}
+        special: dict[str, Any] = {f"{name}_id": index for name, index in ids.items()}
+        special |= {f"{name}_token": f"<{name}>" if name != "sep" else None for name in ids}
+        vocab = vocabulary.Vocabulary([], _Namespace(lang_tags=[], **special))
+        # Added one by one they would be looked for one by one.
+        vocab._itos += [f"{index}" for index in range(len(vocab), shape.vocab_size)]
+        vocab._stoi |= {token: index for index, token in enumerate(vocab._itos)}
+        stack = {
+            "type": "transformer", "num_layers": shape.layers, "num_heads": shape.heads,
+            "hidden_size": shape.width, "ff_size": shape.feed_forward_width,
+            "dropout": job["dropout"], "layer_norm": "post",
+            "embeddings": {"embedding_dim": shape.width, "scale": True},
+        }  # fmt: skip
+        config = {
+            "encoder": stack, "decoder": stack, "tied_embeddings": True, "tied_softmax": True,
+        }  # fmt: skip
+        self.model: Any = model.build_model(config, src_vocab=vocab, trg_vocab=vocab)
+        start_embedding(self.model.src_embed.lut.weight)
+        for module in self.model.modules():
+            if isinstance(module, transformer_layers.MultiHeadedAttention):
+                module.dropout.p = 0.0
+            if isinstance(module, transformer_layers.PositionwiseFeedForward):
+                module.pwff_layer[2].p = 0.0
+        self.optimizer: torch.optim.Optimizer = adamw(self.model, settings)
+        self._store = store
+
+    def loss(self, pairs: np.ndarray, label_smoothing: float) -> Tensor:
+        self.model.loss_function = ("crossentropy", label_smoothing)
+        source, target_in, target_out = padded(self._store, pairs)
+        whole = torch.cat([target_in[:, :1], target_out.masked_fill(target_out < 0, PAD_ID)], 1)
+        batch = self._batch(
+            src=source, src_length=(source != PAD_ID).sum(1), src_prompt_mask=None,
+            trg=whole, trg_prompt_mask=None, indices=torch.arange(len(pairs)),
+            device=torch.device("cpu"), pad_index=PAD_ID, eos_index=EOS_ID,
+        )  # fmt: skip
+        batch.sort_by_src_length()
+        loss, _, _, _ = self.model(return_type="loss", **vars(batch))
+        mean: Tensor = batch.normalize(loss, normalization="tokens")
+        return mean
+
+
+class _Namespace:
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+PEER_MODELS: dict[str, Callable[[dict[str, Any], PieceStore, TrainingConfig], Peer]] = {
+    "hf": HuggingFace, "torch": Torch, "joeynmt": JoeyNMT,
+}  # fmt: skip
+
+
+def padded(store: PieceStore, pairs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Source (B, S), what the decoder reads and what it should say (B, T), ignored at padding."""
+    source, target = (_ids(side, pairs) for side in (store.source, store.target))
+    target_in = target.roll(1, dims=1)
+    target_in[:, 0] = START_ID
+    target_in[target_in == EOS_ID] = PAD_ID
+    return source, target_in, target.masked_fill(target == PAD_ID, _IGNORED)
+
+
+def _ids(side: Segments, pairs: Sequence[int] | np.ndarray) -> Tensor:
+    ids = [torch.from_numpy(np.append(side[pair], EOS_ID).astype(np.int64)) for pair in pairs]
+    return nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD_ID)
+
+
+def smoothed(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of logits (B, T, V) for ids (B, T)."""
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(),
+        ignore_index=_IGNORED, label_smoothing=label_smoothing,
+    )  # fmt: skip
+
+
+def adamw(
+    model: nn.Module, settings: TrainingConfig, *, fused: bool | None = None
+) -> torch.optim.AdamW:
+    """AdamW with the numbers of all sides."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learn_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )
+
+
+def start_embedding(weight: Tensor) -> None:
+    """As tfm's: scaled by sqrt(D) on the way in, and logits of about 1 on the way out."""
+    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Positions (length, D): sines in even columns, cosines in odd ones (Vaswani et al., 3.5)."""
+    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
