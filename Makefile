@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt bench bench-translate golden clean
+.PHONY: help install demo test check fmt bench bench-translate bench-train golden clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -41,6 +41,10 @@ bench: $(VENV)/.installed ## Measure speed and memory of training and translatio
 # make bench-translate ARGS='--threads 2 --arrangements'
 bench-translate: $(VENV)/.installed-bench ## Measure translation against CTranslate2 and Hugging Face
 	$(BIN)/python tests/bench/translate.py $(ARGS)
+
+# make bench-train ARGS="--only 'base-*' --rounds 5", or ARGS=--tricks
+bench-train: $(VENV)/.installed-bench ## Measure training against Hugging Face, torch.nn.Transformer, JoeyNMT
+	$(BIN)/python tests/bench/train.py $(ARGS)
 
 golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with git diff
 	$(BIN)/python tests/golden/regenerate.py

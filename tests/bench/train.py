@@ -3,8 +3,9 @@
 tfm's update loop beside Hugging Face's MarianMTModel, torch.nn.Transformer and JoeyNMT, each in a
 plain loop: the same shapes, the same pairs of random ids with lengths like Multi30k's, AdamW,
 dropout, label smoothing and clipping alike. `own` works cut batches as each side's users do, for
-about 4096 target pieces a batch; in `same` works all sides learn from tfm's batches. Each side has
-a process of its own, which makes an update to warm up and then, by turns, the updates of a round.
+about 4096 target pieces a batch, among which JoeyNMT counts padding; in `same` works all sides
+learn from tfm's batches. Each side has a process of its own, which makes an update to warm up and
+then, by turns, the updates of a round.
 
 Pieces a second are source and target pieces, padding left out; ratios above 1 say that tfm was
 faster. Memory is the peak of the process. Losses are those of a few pairs without dropout, before

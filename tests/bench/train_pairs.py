@@ -1,8 +1,8 @@
 """Pairs of random ids with the lengths of Multi30k, and how each side's users cut batches of them.
 
-A budget means the same for all sides: about as many real target pieces in a batch. Plans are made
-for the whole corpus, since a plan for the few pairs of some updates would have far more padding;
-then a few batches that are as the plan is on average are learned from.
+A budget is about the real target pieces of a batch, but for JoeyNMT, which counts padding in. Plans
+are made for the whole corpus, since a plan for the few pairs of some updates would have far more
+padding; then a few batches that are as the plan is on average are learned from.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from tfm_cli.corpus.store import PieceStore, Segments
 UNK_ID, PAD_ID, START_ID, EOS_ID = range(4)
 NUM_SPECIAL = 4
 Plan = list[np.ndarray]
+Cut = Callable[[np.ndarray, np.ndarray, int], Plan]  # lengths of both sides, budget → batches
 
 # Log-normal with the mean, spread and correlation that Multi30k's 29,000 pairs have in 4,000 joint
 # pieces, </s> included: 16.8 ± 5.6 and 18.0 ± 6.8, 0.84; then one pair in a hundred is longer than
@@ -82,22 +83,35 @@ def torch_plan(source: np.ndarray, target: np.ndarray, max_tokens: int) -> Plan:
 
 
 def joeynmt_plan(source: np.ndarray, target: np.ndarray, max_tokens: int) -> Plan:
-    """As JoeyNMT's TokenBatchSampler does: in random order, up to a number of padded pieces."""
-    return _as_full(source, target, max_tokens, _token_sampler)
+    """As JoeyNMT's TokenBatchSampler does: in random order, until so many padded pieces are there.
+
+    More than half of them are padding. With more in a batch, logits took gigabytes.
+    """
+    plan, batch, longest = [], [], 0
+    for pair in _shuffled(len(source)).tolist():
+        batch.append(pair)
+        longest = max(longest, int(source[pair]), int(target[pair]))
+        if longest * len(batch) >= max_tokens:
+            plan.append(np.array(batch))
+            batch, longest = [], 0
+    return [*plan, np.array(batch)] if batch else plan
 
 
 def shuffled_plan(source: np.ndarray, target: np.ndarray, max_tokens: int) -> Plan:
-    """In random order, up to a number of padded target pieces."""
+    """In random order, with a budget of padded pieces at which so many are real."""
+    pairs = _shuffled(len(source))
+    wanted = max(1, round(target.sum() / max_tokens))
+    low, high = max_tokens, 16 * max_tokens
+    while low < high:
+        budget = (low + high) // 2
+        if len(token_batches(source[pairs], target[pairs], max_tokens=budget)) > wanted:
+            low = budget + 1
+        else:
+            high = budget
+    return [pairs[part] for part in token_batches(source[pairs], target[pairs], max_tokens=low)]
 
-    def plan(source: np.ndarray, target: np.ndarray, budget: int) -> Plan:
-        pairs = _shuffled(len(source))
-        parts = token_batches(source[pairs], target[pairs], max_tokens=budget)
-        return [pairs[part] for part in parts]
 
-    return _as_full(source, target, max_tokens, plan)
-
-
-PLANS: dict[str, Callable[[np.ndarray, np.ndarray, int], Plan]] = {
+PLANS: dict[str, Cut] = {
     "tfm": tfm_plan, "hf": hf_plan, "torch": torch_plan, "joeynmt": joeynmt_plan,
 }  # fmt: skip
 
@@ -128,32 +142,3 @@ def _shuffled(number: int) -> np.ndarray:
 def _pools(number: int, size: int) -> Plan:
     pairs = _shuffled(number)
     return [pairs[start : start + size] for start in range(0, number, size)]
-
-
-def _token_sampler(source: np.ndarray, target: np.ndarray, budget: int) -> Plan:
-    plan, batch, longest = [], [], 0
-    for pair in _shuffled(len(source)).tolist():
-        batch.append(pair)
-        longest = max(longest, int(source[pair]), int(target[pair]))
-        if longest * len(batch) >= budget:
-            plan.append(np.array(batch))
-            batch, longest = [], 0
-    return [*plan, np.array(batch)] if batch else plan
-
-
-def _as_full(
-    source: np.ndarray,
-    target: np.ndarray,
-    max_tokens: int,
-    plan: Callable[[np.ndarray, np.ndarray, int], Plan],
-) -> Plan:
-    """A plan with a budget for padded pieces at which a batch has `max_tokens` real ones."""
-    wanted = max(1, round(target.sum() / max_tokens))
-    low, high = max_tokens, 16 * max_tokens
-    while low < high:
-        budget = (low + high) // 2
-        if len(plan(source, target, budget)) > wanted:
-            low = budget + 1
-        else:
-            high = budget
-    return plan(source, target, low)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from tests.bench.train_table import Side
 from tests.bench.train_works import MAX_TOKENS, NUM_PAIRS, SHAPES, Work
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class SideFailedError(Exception):
+    """A side's process ended before its work."""
 
 
 def job(
@@ -37,14 +42,20 @@ def measured(jobs: dict[str, dict[str, Any]], *, rounds: int) -> dict[str, Side]
     sides = {name: Side(name) for name in jobs}
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(_Process(one)) for name, one in jobs.items()}
-        for name, process in processes.items():
-            sides[name].take(process.begin())
-        able = [name for name in jobs if not sides[name].refused]
+
+        def each(ask: Callable[[_Process], dict[str, Any]], *, back: bool = False) -> None:
+            for name in list(jobs)[:: -1 if back else 1]:
+                if not sides[name].refused:
+                    try:
+                        sides[name].take(ask(processes[name]))
+                    except SideFailedError as error:  # of memory, it may be: the others go on
+                        print(f"the side `{name}` {error}", file=sys.stderr, flush=True)
+                        sides[name] = Side(name, refused="failed")
+
+        each(_Process.begin)
         for number in range(rounds):
-            for name in able[:: -1 if number % 2 else 1]:
-                sides[name].take(processes[name].round())
-        for name in able:
-            sides[name].take(processes[name].end())
+            each(_Process.round, back=bool(number % 2))
+        each(_Process.end)
     return sides
 
 
@@ -87,7 +98,7 @@ class _Process:
         answer = process.stdout.readline()
         if not answer:
             self._told.seek(0)
-            raise RuntimeError(f"the side `{self._job['side']}` failed:\n{self._told.read()}")
+            raise SideFailedError(f"failed, exit code {process.wait()}:\n{self._told.read()}")
         table: dict[str, Any] = json.loads(answer)
         return table
 

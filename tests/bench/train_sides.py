@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import torch
 
+from tests.bench.train_loop import PlainLoop, RefusedError
 from tests.bench.train_pairs import (
     EOS_ID,
     PLANS,
@@ -27,7 +28,7 @@ from tests.bench.train_pairs import (
     representative,
     tfm_plan,
 )
-from tests.bench.train_peers import PEER_MODELS, PlainLoop, RefusedError
+from tests.bench.train_peers import PEER_MODELS
 from tests.bench.train_tricks import left_out
 from tests.bench.train_works import MICRO_BATCH, Shape
 from tfm_cli.config import TrainingConfig
