@@ -14,6 +14,7 @@ from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, Plan
 from tfm_cli.config import TrainingConfig
 from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.device import arithmetic
+from tfm_cli.model.attention import INITIAL_GAIN
 from tfm_cli.training.optim import learning_rate
 
 _IGNORED = -100
@@ -118,6 +119,13 @@ def adamw(
     )
 
 
-def start_embedding(weight: Tensor) -> None:
-    """As tfm's: scaled by sqrt(D) on the way in, and logits of about 1 on the way out."""
-    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+def start_weights(model: nn.Module, vocab_size: int) -> None:
+    """Draw matrices and embeddings as tfm does, so that all sides start from about one loss."""
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2 or not weight.requires_grad:
+            continue
+        if weight.shape[0] == vocab_size:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+            continue
+        for matrix in weight.data.chunk(3 if name.endswith("in_proj_weight") else 1):
+            nn.init.xavier_uniform_(matrix, gain=INITIAL_GAIN)

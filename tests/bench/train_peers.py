@@ -18,7 +18,7 @@ from tests.bench.train_loop import (
     adamw,
     padded,
     smoothed,
-    start_embedding,
+    start_weights,
 )
 from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, UNK_ID
 from tests.bench.train_works import Shape
@@ -53,16 +53,12 @@ class HuggingFace:
             activation_function="relu",
             max_position_embeddings=MOST_POSITIONS,
             scale_embedding=True,
-            # Near tfm's. With 0.02, the default, a narrow model would say its input again at first.
-            init_std=(3 * shape.width) ** -0.5,
             pad_token_id=PAD_ID,
             eos_token_id=EOS_ID,
             decoder_start_token_id=START_ID,
         )
         self.model: nn.Module = theirs.MarianMTModel(config)
-        for module in self.model.modules():
-            if isinstance(module, nn.Embedding) and module.weight.requires_grad:
-                start_embedding(module.weight)
+        start_weights(self.model, shape.vocab_size)
         self.optimizer: torch.optim.Optimizer = adamw(self.model, settings, fused=True)
         self._store = store
 
@@ -86,7 +82,6 @@ class TorchTransformer(nn.Module):
     def __init__(self, shape: Shape, dropout: float) -> None:
         super().__init__()
         self.embedding = nn.Embedding(shape.vocab_size, shape.width)
-        start_embedding(self.embedding.weight)
         self.transformer = nn.Transformer(
             shape.width, shape.heads, shape.layers, shape.layers, shape.feed_forward_width,
             dropout, batch_first=True,
@@ -100,6 +95,7 @@ class TorchTransformer(nn.Module):
                 module.dropout = 0.0
             if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
                 module.dropout = nn.Identity()  # type: ignore[assignment] # takes its place
+        start_weights(self, shape.vocab_size)
         self.dropout = nn.Dropout(dropout)
         self.positions: Tensor
         self.register_buffer("positions", sinusoids(MOST_POSITIONS, shape.width))
@@ -167,7 +163,7 @@ class JoeyNMT:
             "encoder": stack, "decoder": stack, "tied_embeddings": True, "tied_softmax": True,
         }  # fmt: skip
         self.model: Any = model.build_model(config, src_vocab=vocab, trg_vocab=vocab)
-        start_embedding(self.model.src_embed.lut.weight)
+        start_weights(self.model, shape.vocab_size)
         for module in self.model.modules():
             if isinstance(module, transformer_layers.MultiHeadedAttention):
                 module.dropout.p = 0.0
