@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt bench bench-translate bench-prepare golden clean
+.PHONY: help install demo test check fmt bench bench-translate bench-prepare bench-train golden clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -45,6 +45,10 @@ bench-translate: $(VENV)/.installed-bench ## Measure translation against CTransl
 # make bench-prepare ARGS='--pairs 1000000 10000000'
 bench-prepare: $(VENV)/.installed ## Measure how text becomes piece ids: speed and memory
 	$(BIN)/python tests/bench/prepare.py $(ARGS)
+
+# make bench-train ARGS="--only 'base-*' --rounds 5", or ARGS=--tricks
+bench-train: $(VENV)/.installed-bench ## Measure training against Hugging Face, torch.nn.Transformer, JoeyNMT
+	$(BIN)/python tests/bench/train.py $(ARGS)
 
 golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with git diff
 	$(BIN)/python tests/golden/regenerate.py

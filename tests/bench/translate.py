@@ -11,12 +11,9 @@ noisy, so compare what stands in one row.
 
 import argparse
 import contextlib
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 # Nothing heavy: a process hands the peak of its memory on to those that it starts.
 import tfm_cli  # noqa: E402 - the path comes first
+from tests.bench.machine import bind, package_version, processor  # noqa: E402
 from tests.bench.translate_runs import Bench, Side  # noqa: E402
 from tests.bench.translate_table import ABSENT, HEADING, agreement, row  # noqa: E402
 from tests.bench.translate_works import WORKS, Work, picked  # noqa: E402
@@ -65,35 +63,14 @@ def report(arguments: argparse.Namespace, works: Sequence[Work], folder: Path) -
         reference=arguments.reference,
     )
     names = ("torch", "ctranslate2", "transformers")
-    versions = ", ".join(f"{name} {_version(name)}" for name in names)
-    print(f"tfm {tfm_cli.__version__}, {versions}; {_processor()}, {arguments.threads} threads\n")
+    versions = ", ".join(f"{name} {package_version(name)}" for name in names)
+    print(f"tfm {tfm_cli.__version__}, {versions}; {processor()}, {arguments.threads} threads\n")
     bench.prepare(works)
     print(HEADING, flush=True)
-    _bind(arguments.threads)
+    bind(arguments.threads)
     for work in works:
         line = compare(bench, work, rounds=arguments.rounds, sweep=arguments.arrangements)
         print(line, flush=True)
-
-
-def _bind(threads: int) -> None:
-    """Use so many cores from now on, and have all processes that are started use them."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 @contextlib.contextmanager
