@@ -61,6 +61,7 @@ class BatchOrder:
         self._spans = spans if any(span.weight != 1 for span in spans) else ()
         self._pool_pairs = pool_pairs
         self.num_pools = max(1, -(-len(source_lengths) // pool_pairs))
+        self._newest: tuple[tuple[int, int], list[np.ndarray]] | None = None
 
     def batches(self, epoch: int, pool: int) -> list[np.ndarray]:
         """The batches of a pool, as indices of pairs.
@@ -72,6 +73,13 @@ class BatchOrder:
             epoch: from 0.
             pool: from 0, below `num_pools`.
         """
+        newest = self._newest  # the first pool is asked for three times as a run begins
+        if newest is None or newest[0] != (epoch, pool):
+            newest = (epoch, pool), self._made(epoch, pool)
+            self._newest = newest
+        return newest[1]
+
+    def _made(self, epoch: int, pool: int) -> list[np.ndarray]:
         key = ("epoch", self._seed, epoch, pool) if pool else ("epoch", self._seed, epoch)
         random = np.random.Generator(np.random.PCG64(random_key(*key)))
         members = self._members(epoch, pool)
