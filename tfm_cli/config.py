@@ -175,7 +175,12 @@ class TrainingConfig:
         le=10_000_000,
         may_change=True,
     )
-    update_freq: int = opt(1, "Batches whose gradients are summed for one update.", ge=1)
+    update_freq: int = opt(
+        1,
+        "Batches whose gradients are summed for one update, in each process.",
+        ge=1,
+        may_change=True,
+    )
     learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
     lr_warmup: int = opt(
         4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1
@@ -238,6 +243,19 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How several processes, as torchrun starts them, train one model."""
+
+    strategy: str = opt(
+        "auto",
+        "What each process keeps: all weights (ddp), or a part of each weight, its moments and its "
+        "average (fsdp); auto is ddp.",
+        choices=("auto", "ddp", "fsdp"),
+        may_change=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How translations are looked for."""
 
@@ -297,6 +315,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     validation: ValidationConfig = ValidationConfig()
+    parallel: ParallelConfig = ParallelConfig()
     search: SearchConfig = SearchConfig()
 
 

@@ -57,3 +57,11 @@ class Interrupted(TfmError):  # noqa: N818 - a signal is no error, and its exit 
     def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = 128 + signal_number
+
+
+class ToldElsewhere(TfmError):  # noqa: N818 - what went wrong is said by another process
+    """This process ends because of another one, which says why; nothing is shown."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

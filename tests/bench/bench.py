@@ -31,6 +31,7 @@ from tfm_cli.corpus.sample import sample_path
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model_dir import build_transformer
+from tfm_cli.training.learner import Learner
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import MicroBatch
 from tfm_cli.training.update import update
@@ -73,6 +74,7 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
     model = build_transformer(config.model, (vocab_size, vocab_size)).train()
     optimizer = make_optimizer(model, TrainingConfig())
     average = MovingAverage(model, 0.999)
+    learner = Learner(model, label_smoothing=0.1)
     plan = BatchOrder(source, target, max_tokens=budget, seed=1).batches(epoch=0, pool=0)
 
     def batch(pairs: np.ndarray) -> Batch:
@@ -91,7 +93,7 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
         for one in batches:
             number += 1
             update(
-                model,
+                learner,
                 [MicroBatch(0, one)],
                 optimizer,
                 average,
@@ -99,7 +101,6 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
                 number=number,
                 peak_rate=1e-4,
                 warmup=4000,
-                label_smoothing=0.1,
                 clip_norm=1.0,
                 seed=1,
                 device=torch.device("cpu"),

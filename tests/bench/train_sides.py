@@ -36,10 +36,11 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_precision
 from tfm_cli.model.transformer import Transformer
+from tfm_cli.training.learner import Learner, batch_loss
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import Planner, UpdatePlan, made_ready
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.update import batch_loss, update
+from tfm_cli.training.update import update
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -92,6 +93,7 @@ class Tfm:
             feed_forward_width=shape.feed_forward_width,
             dropout=job["dropout"],
         ).train()
+        self._learner = Learner(self.model, label_smoothing=SETTINGS.label_smoothing)
         self._optimizer = make_optimizer(self.model, SETTINGS)
         self._average = MovingAverage(self.model, 0)
         self._planner = Planner(
@@ -113,7 +115,7 @@ class Tfm:
         plan = next(self._plans)
         self._number += 1
         update(
-            self.model,
+            self._learner,
             plan.micro_batches,
             self._optimizer,
             self._average,
@@ -121,7 +123,6 @@ class Tfm:
             number=self._number,
             peak_rate=SETTINGS.learn_rate,
             warmup=SETTINGS.lr_warmup,
-            label_smoothing=SETTINGS.label_smoothing,
             clip_norm=SETTINGS.clip_norm,
             seed=SETTINGS.seed,
             device=CPU,

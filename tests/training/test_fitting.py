@@ -11,7 +11,7 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training import fitting
 from tfm_cli.training.fitting import first_micro_batch, fit, largest_parts, settled_batches
-from tfm_cli.training.update import batch_loss
+from tfm_cli.training.learner import batch_loss
 
 CPU = torch.device("cpu")
 

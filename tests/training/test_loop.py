@@ -14,6 +14,7 @@ from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.errors import DivergedError
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.training import loop
+from tfm_cli.training.learner import Learner
 from tfm_cli.training.loop import Event, Logged, SaveDue, Stopped, Validated, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import Planner
@@ -83,7 +84,8 @@ class Run:
     def events(self) -> Iterator[Event]:
         cpu = torch.device("cpu")
         return train(
-            self.model, self.planner, self.optimizer, self.average, self.state, self._config,
+            Learner(self.model, label_smoothing=0.1), self.planner, self.optimizer, self.average,
+            self.state, self._config,
             validate=self._validate if self._scores else None, interrupted=self._interrupted,
             device=cpu, dtype=torch.float32,
         )  # fmt: skip

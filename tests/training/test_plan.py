@@ -75,8 +75,10 @@ def test_processes_share_out_what_one_would_do(world: int) -> None:
         assert {part.target_pieces for part in parts} == {one.target_pieces}
         assert sum(each.batch.target_pieces for each in one.micro_batches) == one.target_pieces
         merged = sorted(
-            (each for part in parts for each in part.micro_batches), key=lambda each: each.number
+            (each for part in parts for each in part.micro_batches if each.counts),
+            key=lambda each: each.number,
         )
+        assert len({len(part.micro_batches) for part in parts}) == 1  # all keep step
         assert [each.number for each in merged] == list(range(len(merged)))
         for mine, theirs in zip(merged, one.micro_batches, strict=True):
             assert mine.batch.source.tolist() == theirs.batch.source.tolist()

@@ -161,6 +161,35 @@ def test_run_without_a_whole_checkpoint_is_refused(
     assert "hint: start again with `--overwrite`" in result.err
 
 
+def test_batches_of_another_size_are_refused(
+    text: list[str], output: Path, run_tfm: RunTfm
+) -> None:
+    begun = run_tfm(command(text, output, "--max-tokens", "auto", updates=1))
+    before = content(output)
+
+    result = run_tfm(command(text, output, "--max-tokens", "auto", "--update-freq", "3"))
+
+    assert begun.code == 0, begun.err
+    assert result.code == 2
+    told = f"error: {output}: its batches have 4096 target pieces, and would have 6144\n"
+    assert told in result.err
+    assert "hint: use `--update-freq 2` as before" in result.err
+    assert content(output) == before
+
+
+def test_more_batches_for_an_update_may_be_asked_for(
+    text: list[str], output: Path, run_tfm: RunTfm
+) -> None:
+    run_tfm(command(text, output, updates=1))
+
+    result = run_tfm(command(text, output, "--update-freq", "3"))
+
+    assert result.code == 0, result.err
+    assert (
+        "an update has 3 batches now (`--update-freq 3`, 1 process) and had 2 before" in result.err
+    )
+
+
 # --- beginning anew -----------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import tfm_cli
-from tfm_cli.errors import Interrupted, ResourceError, TfmError
+from tfm_cli.errors import Interrupted, ResourceError, TfmError, ToldElsewhere
 from tfm_cli.terminal import visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
@@ -44,6 +44,8 @@ def _told() -> Iterator[None]:
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise typer.Exit(stop.exit_code) from stop
+    except ToldElsewhere as silent:
+        raise typer.Exit(silent.exit_code) from silent
     except TfmError as error:
         typer.echo(f"error: {visible(str(error))}", err=True)
         if error.hint:

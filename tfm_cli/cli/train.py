@@ -12,12 +12,14 @@ from tfm_cli.cli.options import flag
 from tfm_cli.config import (
     DataConfig,
     ModelConfig,
+    RunConfig,
     TokenizerConfig,
     TrainingConfig,
     ValidationConfig,
 )
 from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
 from tfm_cli.errors import ConfigError
+from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -163,7 +165,8 @@ def train(
     \b
     Example:  tfm train -s train.en -t train.de --valid-source dev.en --valid-target dev.de
     """
-    log.setup(log.QUIET if quiet else log.NORMAL)
+    parallel = Parallel.from_environment()
+    log.setup((log.QUIET if quiet else log.NORMAL) if parallel.is_main else log.SILENT)
     metrics = [m.strip() for given in valid_metrics or [] for m in given.split(",")] or None
     flags: Overrides = {
         "data": {
@@ -212,9 +215,19 @@ def train(
         sys.stdout.write(write_toml(config))
         return
 
+    with parallel.connected():  # one process alone imports no torch for it
+        _train(config, output, overwrite=overwrite, parallel=parallel)
+
+
+def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parallel) -> None:
     from tfm_cli.training import corpora, output_dir
 
-    goes_on = output_dir.has_run(config, output, overwrite=overwrite)
+    if parallel.world > 1 and "-" in config.data.pairs:
+        raise ConfigError(
+            f"`--pairs -`: {parallel.world} processes cannot all read it",
+            hint="name a file that each of them can read",
+        )
+    goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
     corpora.check_inputs(config)
     if not (config.data.source or config.data.pairs):
         told = "no training text is named: training preset `%s` on the sample corpus"
@@ -222,7 +235,7 @@ def train(
 
     from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
-    run(config, output, goes_on=goes_on)
+    run(config, output, goes_on=goes_on, parallel=parallel)
 
 
 def _pretrained(directory: Path, output: Path) -> Overrides:

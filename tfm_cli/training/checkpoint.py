@@ -1,5 +1,8 @@
 """Checkpoints: all that is needed to go on with a run, to the bit.
 
+However many processes trained, and whether they had the weights whole or in shards, a checkpoint is
+the same: whole tensors by name, written by rank 0, which any number of processes can go on from.
+
 A checkpoint is a folder with weights, their moving average, the optimizer's moments and the
 counters, and a manifest with the hash of each file, written last. It is written aside, synced and
 renamed, and only then is an older one removed. Nothing is pickled.
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import atomic_directory, remove_directory
+from tfm_cli.parallel import Parallel
+from tfm_cli.parallel.wrapping import fill, full
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.state import TrainState
 
@@ -61,23 +66,28 @@ def save(
     state: TrainState,
     text_sha256: Mapping[str, str],
     keep: int,
+    parallel: Parallel | None = None,
 ) -> Path:
     """Write a checkpoint into `directory` and remove all but the `keep` newest; returns its path.
 
     One that seems newer is removed too: it was not whole, or the run would have gone on from it.
+    All processes have to come here, to bring their shards; only rank 0 writes.
 
     Raises:
         ResourceError: it could not be written; older checkpoints are untouched.
     """
     path = directory / f"update-{state.update:08d}"
+    is_writer = parallel is None or parallel.is_main
     tensors: dict[str, dict[str, Tensor]] = {
-        _WEIGHTS: {n: p.data for n, p in model.named_parameters()},
-        _AVERAGE: average.weights,
-        _OPTIMIZER: optimizer_tensors(model, optimizer),
+        _WEIGHTS: whole(dict(model.named_parameters()), wanted=is_writer),
+        _AVERAGE: whole(average.weights, wanted=is_writer),
+        _OPTIMIZER: whole(optimizer_tensors(model, optimizer), wanted=is_writer),
     }
+    if not is_writer:
+        return path
     with _disk_errors(path), atomic_directory(path) as aside:
         for name, table in tensors.items():
-            save_file({n: t.detach().cpu().contiguous() for n, t in table.items()}, aside / name)
+            save_file(table, aside / name)
         counters = {"state": state.to_json(), "text_sha256": dict(text_sha256)}
         (aside / _STATE).write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
         manifest = {
@@ -94,6 +104,19 @@ def save(
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
     return path
+
+
+def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
+    """The tensors in full and in the memory of the CPU, on those processes that want them.
+
+    All have to ask, in the same order, since each brings its shards.
+    """
+    table = {}
+    for name, tensor in tensors.items():
+        values = full(tensor)
+        if wanted:
+            table[name] = values.cpu().contiguous()
+    return table
 
 
 def all_paths(directory: Path) -> list[Path]:
@@ -167,25 +190,40 @@ def read(path: Path) -> Checkpoint:
 
 
 def restore(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     model: nn.Module,
     average: MovingAverage,
     optimizer: torch.optim.Optimizer,
+    parallel: Parallel | None = None,
 ) -> None:
-    """Give a model, its average and its optimizer the values of a checkpoint."""
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
-    if wanted != found:
-        raise ModelError(f"{checkpoint.path}: its weights are not of this model's shape")
-    model.load_state_dict(checkpoint.weights)
+    """Give a model, its average and its optimizer the values of a checkpoint.
+
+    With several processes rank 0 has the checkpoint, and all have to come here.
+    """
+    parallel = parallel or Parallel()
+    parameters = dict(model.named_parameters())
+    if checkpoint is not None:
+        wanted = {name: tuple(p.shape) for name, p in parameters.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+        if wanted != found:
+            raise ModelError(f"{checkpoint.path}: its weights are not of this model's shape")
+
+    def take(tensor: Tensor, table: str, name: str) -> Tensor:
+        values = None if checkpoint is None else getattr(checkpoint, table)[name]
+        fill(tensor, values, parallel)
+        return tensor
+
+    for name, parameter in parameters.items():
+        take(parameter.detach(), "weights", name)
     for name, tensor in average.weights.items():
-        tensor.copy_(checkpoint.average[name])
-    for name, parameter in model.named_parameters():
+        take(tensor, "average", name)
+    for name, parameter in parameters.items():
+        # The fused optimizer wants its step count where the parameter is.
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         optimizer.state[parameter] = {
-            # The fused optimizer wants its step count where the parameter is. A copy, since what
-            # was read is a view of the file.
-            key: checkpoint.optimizer[f"{name}/{key}"].to(parameter.device, copy=True)
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            "step": take(step, "optimizer", f"{name}/step"),
+            "exp_avg": take(torch.zeros_like(parameter), "optimizer", f"{name}/exp_avg"),
+            "exp_avg_sq": take(torch.zeros_like(parameter), "optimizer", f"{name}/exp_avg_sq"),
         }
 
 

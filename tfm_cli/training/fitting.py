@@ -12,8 +12,8 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.presets import PRESETS
 from tfm_cli.training.compiling import undo_compilation
+from tfm_cli.training.learner import batch_loss
 from tfm_cli.training.plan import Planner
-from tfm_cli.training.update import batch_loss
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from tfm_cli.configcheck import duration_seconds
+from tfm_cli.parallel import Parallel
 from tfm_cli.training.loop import Stopped
 from tfm_cli.training.state import TrainState
 
@@ -51,8 +52,11 @@ def interruption(
     max_time: str,
     began: float,
     clock: Callable[[], float] = time.monotonic,
+    parallel: Parallel | None = None,
 ) -> Callable[[], Stopped | None]:
     """A function that says why to stop now; None to go on.
+
+    What stops one process stops all of them, after the same update.
 
     Args:
         state: where the run stands.
@@ -60,16 +64,19 @@ def interruption(
         max_time: duration that this command may take; empty for any.
         began: when it began, by `clock`.
         clock: seconds.
+        parallel: the processes, all of which ask at the same time.
     """
+    processes = parallel or Parallel()
     limit = duration_seconds(max_time) or math.inf
     first = state.update
 
     def interrupted() -> Stopped | None:
-        if signalled():
-            reason = f"{signal.Signals(signalled()).name} was received"
+        number, is_late = processes.highest([signalled(), clock() - began >= limit])
+        if number:
+            reason = f"{signal.Signals(number).name} was received"
             return Stopped(reason, is_complete=False, validate_first=False)
         # At least one update is made, so that the same command again always gets further.
-        if clock() - began >= limit and state.update > first:
+        if is_late and state.update > first:
             reason = f"{max_time} passed (--max-time)"
             # Without any validation so far there would be no model to translate with.
             return Stopped(reason, is_complete=False, validate_first=state.best_score is None)

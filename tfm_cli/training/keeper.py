@@ -8,11 +8,11 @@ import torch
 
 from tfm_cli.config import RunConfig
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
-from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
+from tfm_cli.training.learner import Learner
 from tfm_cli.training.loop import Logged, SaveDue, Validated
 from tfm_cli.training.model_card import model_card
 from tfm_cli.training.optim import MovingAverage
@@ -30,14 +30,18 @@ _ON_SCHEDULE = "best-on-schedule"
 
 
 class Keeper:
-    """Writes what the loop's events ask for; a class because it holds all of the run's parts."""
+    """Writes what the loop's events ask for; a class because it holds all of the run's parts.
+
+    Each process has one and shows it each event, since all bring their shards of the weights; that
+    of rank 0 writes.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         output: Path,
         corpora: Corpora,
-        model: Transformer,
+        learner: Learner,
         average: MovingAverage,
         optimizer: torch.optim.Optimizer,
         state: TrainState,
@@ -45,30 +49,30 @@ class Keeper:
         self._config = config
         self._output = output
         self._corpora = corpora
-        self._model = model
+        self._learner = learner
+        self._writes = learner.parallel.is_main
         self._average = average
         self._optimizer = optimizer
         self._state = state
         self._text_sha256 = corpora.sha256()
-        self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
-        self._goes_on_from: int | None = state.update
+        self._metrics: MetricsFile | None = None
+        self._goes_on_from: int | None = None
+        if self._writes:
+            self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
+            self._goes_on_from = state.update
         self._signatures_said = False
 
     def keep(self, event: Logged | Validated | SaveDue, display: Display) -> None:
         """Show an event, and write what it makes due."""
-        if self._goes_on_from is not None and event.update > self._goes_on_from:
-            self._goes_on_from = None
-            self._metrics.drop_unscheduled()
-            self._take_back()
+        if self._metrics is not None:
+            self._note(event, self._metrics)
         if isinstance(event, Logged):
-            self._metrics.add(event)
             display.logged(event)
         elif isinstance(event, Validated):
-            self._metrics.add(event)
             display.validated(event)
             self._say_signatures(event.validation)
             if event.is_best:
-                if not event.counted and self._state.best_score is not None:
+                if self._writes and not event.counted and self._state.best_score is not None:
                     self._set_aside()
                 self._write_model(event.update, event.validation)
         else:
@@ -76,18 +80,27 @@ class Keeper:
                 self._write_model(event.update, None)
             checkpoint.save(
                 self._output / CHECKPOINTS,
-                model=self._model,
+                model=self._learner.model,
                 average=self._average,
                 optimizer=self._optimizer,
                 state=self._state,
                 text_sha256=self._text_sha256,
                 keep=self._config.training.keep_checkpoints,
+                parallel=self._learner.parallel,
             )
 
     def last_good(self) -> str:
         """Words that name the newest checkpoint."""
         paths = checkpoint.all_paths(self._output / CHECKPOINTS)
         return f"the last good checkpoint is `{paths[-1]}`" if paths else "no checkpoint was saved"
+
+    def _note(self, event: Logged | Validated | SaveDue, metrics: MetricsFile) -> None:
+        if self._goes_on_from is not None and event.update > self._goes_on_from:
+            self._goes_on_from = None
+            metrics.drop_unscheduled()
+            self._take_back()
+        if not isinstance(event, SaveDue):
+            metrics.add(event)
 
     def _set_aside(self) -> None:
         with atomic_directory(self._output / CHECKPOINTS / _ON_SCHEDULE) as aside:
@@ -109,18 +122,20 @@ class Keeper:
 
     def _write_model(self, update: int, validation: Validation | None) -> None:
         values = validation.values if validation else {}
-        with self._average.in_place():
-            save_weights(
-                self._output,
-                dict(self._model.named_parameters()),
-                self._corpora.tokenizers,
-                self._config.model,
-                WeightsFacts(update, values),
-            )
+        weights = checkpoint.whole(self._average.current(), wanted=self._writes)
+        if not self._writes:
+            return
+        save_weights(
+            self._output,
+            weights,
+            self._corpora.tokenizers,
+            self._config.model,
+            WeightsFacts(update, values),
+        )
         card = model_card(
             self._config,
             self._state,
-            num_parameters=sum(p.numel() for p in self._model.parameters()),
+            num_parameters=sum(p.numel() for p in self._learner.model.parameters()),
             vocab_sizes=self._corpora.tokenizers.vocab_sizes,
             num_pairs=len(self._corpora.train),
             dropped=dict(self._corpora.train.dropped),

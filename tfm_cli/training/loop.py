@@ -8,7 +8,9 @@ import torch
 
 from tfm_cli.config import RunConfig
 from tfm_cli.errors import DivergedError
-from tfm_cli.model.transformer import Transformer
+from tfm_cli.parallel import Parallel
+from tfm_cli.parallel.wrapping import local
+from tfm_cli.training.learner import Learner
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.plan import Planner, made_ready
 from tfm_cli.training.state import TrainState
@@ -61,7 +63,7 @@ Event = Logged | Validated | SaveDue | Stopped
 
 
 def train(
-    model: Transformer,
+    learner: Learner,
     planner: Planner,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
@@ -79,7 +81,8 @@ def train(
     results is in `state`, so going on from a checkpoint equals never having stopped.
 
     Args:
-        model: trained in place.
+        learner: its model is trained in place. Where it has several processes, each of them runs
+            this and yields the same events, but for times.
         planner: gives the batches of each update.
         optimizer: of the model's parameters.
         average: moving average of the weights, which is what gets validated.
@@ -91,7 +94,7 @@ def train(
         dtype: arithmetic of the matrix products.
     """
     settings, metric = config.training, config.validation.metrics[0]
-    window = _Window(state, optimizer)
+    window = _Window(state, optimizer, learner.parallel)
     # What a CPU computed can be looked at for nothing.
     diverged = None if device.type == "cpu" else torch.zeros((), device=device)
     saved_at = state.update
@@ -99,9 +102,9 @@ def train(
     def judged(*, counted: bool) -> Validated:
         assert validate is not None
         window.settle()
-        refuse_non_finite(state.update, model, average, optimizer)
+        refuse_non_finite(state.update, learner, average, optimizer)
         began = time.monotonic()
-        with average.in_place():
+        with learner.judging(average):
             validation = validate()
         state.train_seconds += time.monotonic() - began
         state.validated_update = state.update
@@ -117,10 +120,10 @@ def train(
 
     def save_due() -> SaveDue:
         window.settle()
-        refuse_non_finite(state.update, model, average, optimizer)
+        refuse_non_finite(state.update, learner, average, optimizer)
         return SaveDue(state.update)
 
-    model.train()
+    learner.model.train()
     with made_ready(lambda: planner.updates(state)) as plans:
         began = time.monotonic()
         for plan in plans:
@@ -135,7 +138,7 @@ def train(
                 yield stop
                 return
             stats = update(
-                model,
+                learner,
                 plan.micro_batches,
                 optimizer,
                 average,
@@ -143,7 +146,6 @@ def train(
                 number=state.update + 1,
                 peak_rate=settings.learn_rate,
                 warmup=settings.lr_warmup,
-                label_smoothing=settings.label_smoothing,
                 clip_norm=settings.clip_norm,
                 seed=settings.seed,
                 device=device,
@@ -151,6 +153,8 @@ def train(
                 diverged=diverged,
             )
             state.update += 1
+            state.world = learner.parallel.world
+            state.batches_per_update = planner.batches_per_update
             state.position += plan.num_batches
             state.target_pieces += stats.target_pieces
             seconds = time.monotonic() - began
@@ -186,15 +190,16 @@ def _many(count: int, thing: str) -> str:
 
 
 def refuse_non_finite(
-    update: int, model: Transformer, average: MovingAverage, optimizer: torch.optim.Optimizer
+    update: int, learner: Learner, average: MovingAverage, optimizer: torch.optim.Optimizer
 ) -> None:
     """Raise a DivergedError if a weight, its average or a moment of it is no finite number.
 
-    Such weights must be neither judged nor saved.
+    Such weights must be neither judged nor saved. All processes raise it, whoever has them.
     """
-    tensors = [p.detach() for p in model.parameters()] + list(average.weights.values())
+    tensors = [*learner.model.parameters(), *average.weights.values()]
     tensors += [moment for table in optimizer.state.values() for moment in table.values()]
-    if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
+    found = torch.stack([local(tensor).isfinite().all() for tensor in tensors])
+    if any(learner.parallel.highest([not bool(found.all())])):
         raise DivergedError(
             f"update {update}: there are weights that are no finite numbers",
             hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
@@ -202,10 +207,13 @@ def refuse_non_finite(
 
 
 class _Window:
-    """Sums since the last progress line; on a GPU they are read only when they are needed."""
+    """Sums since the last progress line; they are read and added up only when they are needed."""
 
-    def __init__(self, state: TrainState, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, state: TrainState, optimizer: torch.optim.Optimizer, parallel: Parallel
+    ) -> None:
         self._state = state
+        self._parallel = parallel
         self._optimizer = optimizer
         self._unread: list[UpdateStats] = []
         self._last: UpdateStats | None = None
@@ -222,9 +230,9 @@ class _Window:
         Raises:
             DivergedError: an update since the last time was none.
         """
-        refuse_diverged(self._unread, self._optimizer)
-        for stats in self._unread:
-            self._state.window_nll += float(stats.nll)
+        refuse_diverged(self._unread, self._optimizer, self._parallel)
+        for nll in self._parallel.sums([float(stats.nll) for stats in self._unread]):
+            self._state.window_nll += nll
         self._unread.clear()
 
     def logged(self) -> Logged:

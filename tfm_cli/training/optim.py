@@ -58,6 +58,12 @@ class MovingAverage:
         if decay:
             self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
 
+    def current(self) -> dict[str, Tensor]:
+        """The average by name; the model's own weights where no average is kept."""
+        if self._decay:
+            return dict(self.weights)
+        return {name: p.detach() for name, p in self._model.named_parameters()}
+
     @torch.no_grad()
     def include(self, update: int) -> None:
         """Take in the weights after an update, counted from 1."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfm_cli.corpus.batch import Batch, flat_batch
 from tfm_cli.corpus.batching import BatchOrder, token_batches
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import FlatSegments, PieceStore
 from tfm_cli.training.state import TrainState
 
 # How many updates are made ready ahead: one that waits while the next one is built.
@@ -23,6 +23,7 @@ class MicroBatch:
 
     number: int  # within the update, over all processes; with the update's it decides on dropout
     batch: Batch
+    counts: bool = True  # False where it is computed to keep step with other processes alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class UpdatePlan:
     position: int
     num_batches: int  # of all processes together
     target_pieces: int  # of all processes together
-    micro_batches: tuple[MicroBatch, ...]  # of this process; none where there are too few batches
+    micro_batches: tuple[MicroBatch, ...]  # of this process; as many as of any other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +89,17 @@ class Planner:
 
     def batch(self, pairs: np.ndarray) -> Batch:
         """What the model reads of some pairs."""
+        return self._made(self.store.source.gather(pairs), self.store.target.gather(pairs))
+
+    def _idle_batch(self) -> Batch:
+        """The smallest batch there is."""
+        nothing = FlatSegments(np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        return self._made(nothing, nothing)
+
+    def _made(self, sources: FlatSegments, targets: FlatSegments) -> Batch:
         batch = flat_batch(
-            self.store.source.gather(pairs),
-            self.store.target.gather(pairs),
+            sources,
+            targets,
             start_id=self.start_id,
             eos_id=self.eos_id,
             source_eos_id=self.source_eos_id,
@@ -98,12 +107,16 @@ class Planner:
         return batch.pinned() if self.pins else batch
 
     def _plan(self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]) -> UpdatePlan:
-        micro_batches, number = [], 0
+        micro_batches, number, per_rank = [], 0, [0] * self.world
         for index, pairs in enumerate(chosen):
             for part in self.parts(pairs):
                 if index % self.world == self.rank:
                     micro_batches.append(MicroBatch(number, self.batch(part)))
                 number += 1
+                per_rank[index % self.world] += 1
+        # Weights in shards come together only if all processes want them equally often.
+        while len(micro_batches) < max(per_rank):
+            micro_batches.append(MicroBatch(number, self._idle_batch(), counts=False))
         pieces = sum(int(self.store.target.lengths[pairs].sum()) for pairs in chosen)
         return UpdatePlan(epoch, pool, position, len(chosen), pieces, tuple(micro_batches))
 

@@ -4,21 +4,31 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tfm_cli.config import ModelConfig, RunConfig
+from tfm_cli.config import RunConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
-from tfm_cli.errors import ConfigError, DivergedError, Interrupted
+from tfm_cli.errors import DivergedError, Interrupted
 from tfm_cli.log import seconds_text
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_config import load_config, load_tokenizers, save_config
-from tfm_cli.model_dir import build_transformer, load_model, weights_facts
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.model_config import save_config
+from tfm_cli.model_dir import weights_facts
+from tfm_cli.parallel import Parallel
 from tfm_cli.training import checkpoint, output_dir
+from tfm_cli.training.agreement import (
+    agreed_corpora,
+    agreed_planner,
+    agreed_state,
+    check_alike,
+    say_batches,
+    setting_facts,
+)
+from tfm_cli.training.beginning import check_same_text, fresh_model, settled_parts
 from tfm_cli.training.compiling import compile_layers, should_compile
 from tfm_cli.training.corpora import Corpora, load_corpora
 from tfm_cli.training.fitting import (
@@ -30,6 +40,7 @@ from tfm_cli.training.fitting import (
 )
 from tfm_cli.training.interruption import interruption, remember_signals
 from tfm_cli.training.keeper import Keeper
+from tfm_cli.training.learner import Learner
 from tfm_cli.training.loop import Stopped, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import Planner
@@ -41,17 +52,20 @@ from tfm_cli.translation.translator import Translator
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
+def run(
+    config: RunConfig, output: Path, *, goes_on: bool, parallel: Parallel | None = None
+) -> None:
     """Train as the settings say until there is a reason to stop.
 
     Args:
         config: all settings.
-        output: becomes a model directory.
+        output: becomes a model directory, of rank 0, who alone writes.
         goes_on: whether it holds a run to go on with, as `output_dir.has_run` found; else what
-            is left of another model in it is removed.
+            is left of another model in it is removed. Rank 0 decides.
+        parallel: the processes that train together, connected.
 
     Raises:
-        ConfigError: the text is not the one the run began with.
+        ConfigError: the text is not the one the run began with, or processes do not agree.
         DataError: the text cannot be learned from.
         ModelError: no checkpoint is whole, or the model to start from cannot be used.
         ResourceError: memory, disk or device do not suffice.
@@ -59,51 +73,72 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
     began = time.monotonic()
-    device = resolve_device(config.training.device)
+    parallel = parallel or Parallel()
+    device = resolve_device(parallel.device(config.training.device))
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
+    facts = {"the device": device.type, "the arithmetic": str(dtype), **setting_facts(config)}
+    check_alike(facts, parallel)
 
-    saved = checkpoint.newest(output / output_dir.CHECKPOINTS) if goes_on else None
-    settled, model = _start(config, output, goes_on=goes_on)
-    corpora = load_corpora(config, settled, output)
+    (goes_on,) = map(bool, parallel.highest([goes_on and parallel.is_main]))
+    saved, settled, model = None, None, None
+    if parallel.is_main:
+        saved = checkpoint.newest(output / output_dir.CHECKPOINTS) if goes_on else None
+        settled, model = settled_parts(config, output, goes_on=goes_on)
+    corpora = agreed_corpora(partial(load_corpora, config, output=output), settled, parallel)
     tokenizers = corpora.tokenizers
     if model is None:
-        model = _fresh_model(config, tokenizers)
+        model = fresh_model(config, tokenizers)
     model.recomputes_activations = config.training.activation_checkpointing
-    model.to(device)
     if should_compile(config.training, device):
         compile_layers(model)
+    learner = Learner(
+        model,
+        label_smoothing=config.training.label_smoothing,
+        strategy=config.parallel.strategy,
+        parallel=parallel,
+        device=device,
+    )
     optimizer = make_optimizer(model, config.training)
     average = MovingAverage(model, config.training.ema_decay)
-    state = TrainState()
     if saved is not None:
-        _check_same_text(output, saved.text_sha256, corpora.sha256())
-        checkpoint.restore(saved, model, average, optimizer)
-        state = saved.state
-    else:
-        output_dir.clear(output)
-    output_dir.begin(output)
-    corpora.forget_older()
-    save_config(output, config, tokenizers)
+        check_same_text(output, saved.text_sha256, corpora.sha256())
+    if goes_on:
+        checkpoint.restore(saved, model, average, optimizer, parallel)
+    state = agreed_state(TrainState() if saved is None else saved.state, parallel)
+    if parallel.is_main:
+        if not goes_on:
+            output_dir.clear(output)
+        output_dir.begin(output)
+        save_config(output, config, tokenizers)
+    if parallel.local_rank == 0:  # each machine has prepared its own
+        corpora.forget_older()
 
-    keeper = Keeper(config, output, corpora, model, average, optimizer, state)
-    planner = _planner(config, corpora, corpora.train, device)
-    may_shrink = not config.training.micro_batch
-    planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
+    keeper = Keeper(config, output, corpora, learner, average, optimizer, state)
+    planner = _planner(config, corpora, corpora.train, device, parallel)
+    if not learner.is_sharded:  # there, a process that ran out of memory would leave others waiting
+        may_shrink = not config.training.micro_batch
+        planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
+    planner = agreed_planner(planner, parallel)
     _say_what_begins(config, planner, model, device, dtype)
-    if saved is not None:
+    if goes_on:
         logger.info("going on after update %d of `%s`", state.update, output)
+        say_batches(state, config.training.update_freq, parallel.world)
     with remember_signals() as signalled:
         events = train(
-            model,
+            learner,
             planner,
             optimizer,
             average,
             state,
             config,
-            validate=_validation(config, corpora, model, device, dtype),
+            validate=_validation(config, corpora, learner, device, dtype),
             interrupted=interruption(
-                state, signalled, max_time=config.training.max_time, began=began
+                state,
+                signalled,
+                max_time=config.training.max_time,
+                began=began,
+                parallel=parallel,
             ),
             device=device,
             dtype=dtype,
@@ -118,70 +153,27 @@ def run(config: RunConfig, output: Path, *, goes_on: bool) -> None:
                     else:
                         keeper.keep(event, display)
             except DivergedError as error:
-                error.hint = f"{error.hint}; {keeper.last_good()}"
+                if parallel.is_main:
+                    error.hint = f"{error.hint}; {keeper.last_good()}"
                 raise
             except RuntimeError as error:
                 if not ran_out_of_memory(error):
                     raise
                 raise out_of_memory(device) from error
+        (signal_number,) = parallel.highest([signalled()])  # rank 0 has written all by then
     assert stopped is not None
-    line = _what_ended(output, config.validation.metrics[0], state, stopped)
-    if signalled() and not stopped.is_complete:
-        raise Interrupted(line, signal_number=signalled())
+    line = stopped.reason
+    if parallel.is_main:
+        line = _what_ended(output, config.validation.metrics[0], state, stopped)
+    if signal_number and not stopped.is_complete:
+        raise Interrupted(line, signal_number=signal_number)
     logger.info("%s", line)
-
-
-def _start(
-    config: RunConfig, output: Path, *, goes_on: bool
-) -> tuple[TokenizerPair | None, Transformer | None]:
-    """Tokenizers and weights that are settled before any text is read."""
-    if goes_on:
-        return load_tokenizers(output, load_config(output)), None
-    if not config.training.pretrained_model:
-        return None, None
-    directory = Path(config.training.pretrained_model)
-    pretrained = load_model(directory, torch.device("cpu"))
-    _check_same_shape(directory, pretrained.config.model, config.model)
-    model = build_transformer(config.model, pretrained.tokenizers.vocab_sizes)
-    model.load_state_dict(pretrained.transformer.state_dict())
-    logger.info("starting from the weights and the tokenizers of `%s`", directory)
-    return pretrained.tokenizers, model
-
-
-def _fresh_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:
-    """A model with weights that are drawn by the run's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        return build_transformer(config.model, tokenizers.vocab_sizes)
-
-
-def _check_same_shape(directory: Path, found: ModelConfig, wanted: ModelConfig) -> None:
-    changes = [
-        f"model.{field.name}: {getattr(found, field.name)} → {getattr(wanted, field.name)}"
-        for field in dataclasses.fields(ModelConfig)
-        if field.name != "dropout" and getattr(found, field.name) != getattr(wanted, field.name)
-    ]
-    if changes:
-        raise ConfigError(
-            "\n  ".join([f"{directory}: its model has another shape than is asked for", *changes]),
-            hint="leave these settings out: they are taken from the pretrained model",
-        )
-
-
-def _check_same_text(output: Path, then: dict[str, str], now: dict[str, str]) -> None:
-    changed = [name for name, sha256 in now.items() if then.get(name) != sha256]
-    if changed:
-        verb = "are not those" if len(changed) > 1 else "is not the one"
-        raise ConfigError(
-            f"{output}: the {' and the '.join(changed)} {verb} this run began with",
-            hint="restore the text, or start again with `--overwrite` or another `--output`",
-        )
 
 
 def _validation(
     config: RunConfig,
     corpora: Corpora,
-    model: Transformer,
+    learner: Learner,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Callable[[], Validation] | None:
@@ -195,6 +187,7 @@ def _validation(
         for part in planner.parts(pairs)
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
+    model = learner.judged
     translator = Translator(model, corpora.tokenizers, search=search, device=device, dtype=dtype)
     return validator(
         model,
@@ -205,12 +198,18 @@ def _validation(
         metrics=config.validation.metrics,
         device=device,
         dtype=dtype,
+        parallel=learner.parallel,
     )
 
 
 def _planner(
-    config: RunConfig, corpora: Corpora, store: PieceStore, device: torch.device
+    config: RunConfig,
+    corpora: Corpora,
+    store: PieceStore,
+    device: torch.device,
+    parallel: Parallel | None = None,
 ) -> Planner:
+    parallel = parallel or Parallel()
     settings = settled_batches(config.training, config.preset)
     order = BatchOrder(
         store.source.lengths,
@@ -222,12 +221,14 @@ def _planner(
     return Planner(
         store=store,
         order=order,
-        batches_per_update=settings.update_freq,
+        batches_per_update=settings.update_freq * parallel.world,
         micro_batch=first_micro_batch(settings, device),
         pins=device.type == "cuda",
         start_id=corpora.tokenizers.target.start_id,
         eos_id=corpora.tokenizers.target.eos_id,
         source_eos_id=corpora.tokenizers.source.eos_id,
+        rank=parallel.rank,
+        world=parallel.world,
     )
 
 
@@ -242,12 +243,16 @@ def _say_what_begins(
     plan = order.batches(0, 0)
     parts = [part for pairs in plan for part in planner.parts(pairs)]
     many = f"{len(plan)}" if order.num_pools == 1 else f"about {len(plan) * order.num_pools}"
+    place = f"{device}"
+    if planner.world > 1:
+        strategy = "fsdp" if config.parallel.strategy == "fsdp" else "ddp"
+        place = f"{planner.world} processes ({strategy}), {device.type} each"
     logger.info(
         "model: %s, %s parameters, %s on %s; %s batches an epoch, %.1f %% padding",
         config.preset,
         f"{sum(p.numel() for p in model.parameters()):,}",
         str(dtype).removeprefix("torch."),
-        device,
+        place,
         many,
         100 * padding_share(parts, store.source.lengths, store.target.lengths),
     )

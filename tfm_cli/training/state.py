@@ -10,6 +10,8 @@ class TrainState:
     """Counters that go on from run to run."""
 
     update: int = 0  # optimizer updates made
+    world: int = 0  # processes that made the newest of them
+    batches_per_update: int = 0  # … and how many batches it had, at most
     epoch: int = 0  # passes over the corpus that were finished
     pool: int = 0  # pools of the current epoch that were finished
     position: int = 0  # batches of the current pool that were used

@@ -1,16 +1,23 @@
 """How good the model is right now: loss and scores on the validation text."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from tfm_cli.corpus.batch import Batch
+from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.device import arithmetic
 from tfm_cli.evaluation.scores import Score, corpus_scores
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.update import batch_loss
+from tfm_cli.parallel import Parallel
+from tfm_cli.training.learner import batch_loss
+from tfm_cli.translation.searching import Found
+from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.translator import Translator
 
 
@@ -32,8 +39,11 @@ def validator(
     metrics: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
+    parallel: Parallel | None = None,
 ) -> Callable[[], Validation]:
     """A function that judges the model's present weights by each of `metrics`.
+
+    Processes share the work, batch by batch, and all find what one alone would, to the last digit.
 
     Args:
         model: which is judged.
@@ -44,17 +54,26 @@ def validator(
         metrics: of `loss` (negative log-likelihood of a target piece), `bleu` and `chrf`.
         device: where the model is.
         dtype: arithmetic of the matrix products.
+        parallel: the processes, all of which have the same weights.
     """
+    processes = parallel or Parallel()
 
     def validate() -> Validation:
         model.eval()
         values: dict[str, float] = {}
         scores: list[Score] = []
         if "loss" in metrics:
-            values["loss"] = mean_nll(model, batches, device=device, dtype=dtype)
+            values["loss"] = mean_nll(
+                model, batches, device=device, dtype=dtype, parallel=processes
+            )
         scored = [metric for metric in metrics if metric != "loss"]
         if scored:
-            hypotheses = [t.text for t in translator.translate(source_lines)]
+            hypotheses = [
+                translation.text
+                for translation in translator.translate_window(
+                    source_lines, search_all=partial(_searched, parallel=processes)
+                )
+            ]
             scores = corpus_scores(hypotheses, [references], metrics=scored)
             values.update(zip(scored, (score.value for score in scores), strict=True))
         model.train()
@@ -65,16 +84,50 @@ def validator(
 
 @torch.inference_mode()
 def mean_nll(
-    model: Transformer, batches: Sequence[Batch], *, device: torch.device, dtype: torch.dtype
+    model: Transformer,
+    batches: Sequence[Batch],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    parallel: Parallel | None = None,
 ) -> float:
     """Negative log-likelihood of a target piece, </s> included; perplexity is its exponential."""
-    total, pieces = 0.0, 0
-    for batch in batches:
+
+    def nll_of(batch: Batch) -> float:
         with arithmetic(device, dtype):
             _, nll = batch_loss(model, batch.to(device), label_smoothing=0.0)
-        total += float(nll)
-        pieces += batch.target_pieces
-    return total / pieces
+        return float(nll)
+
+    found: list[float] = shared_out(batches, nll_of, parallel or Parallel())
+    return sum(found) / sum(batch.target_pieces for batch in batches)
+
+
+def shared_out(jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parallel) -> list[Any]:
+    """What becomes of each job, in order, on all processes, each of which does its share.
+
+    Args:
+        jobs: the same on all of them.
+        work: does a job; gives numbers, strings or lists of them.
+        parallel: the processes.
+    """
+    own = [work(job) for job in jobs[parallel.rank :: parallel.world]]
+    shares = [json.loads(share) for share in parallel.gathered(json.dumps(own).encode())]
+    return [shares[i % parallel.world][i // parallel.world] for i in range(len(jobs))]
+
+
+def _searched(
+    search: Callable[[list[Segment]], Found], batches: Sequence[list[Segment]], parallel: Parallel
+) -> list[Found]:
+    """What is found for each batch, whichever process looked for it."""
+
+    def ids(batch: list[Segment]) -> list[list[list[int]]]:
+        return [[list(each.ids) for each in some] for some in search(batch)]
+
+    # Nobody asks how good validation's translations are.
+    return [
+        [[Hypothesis(tuple(ids), math.nan, math.nan) for ids in some] for some in found]
+        for found in shared_out(batches, ids, parallel)
+    ]
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,8 @@ from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.window import Lines
 from tfm_cli.translation.workers import Group, Workers, num_workers
+
+SearchAll = Callable[[Callable[[list[Segment]], Found], Sequence[list[Segment]]], list[Found]]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -191,7 +193,11 @@ class Translator:
             yield from translations
 
     def translate_window(
-        self, lines: Sequence[str], prefixes: Sequence[str] = ()
+        self,
+        lines: Sequence[str],
+        prefixes: Sequence[str] = (),
+        *,
+        search_all: SearchAll | None = None,
     ) -> list[Translation]:
         """One translation for each line; all are sorted by length and translated together, here.
 
@@ -199,12 +205,18 @@ class Translator:
             lines: the window.
             prefixes: what the translation of each line begins with; empty for none. A blank
                 line's translation is blank all the same.
+            search_all: gives what is found for each batch, by the search that it is given, as when
+                several processes share the batches.
 
         Raises:
             DataError: a prefix has more pieces than a segment may have.
         """
         batches = self._segmenter.batches(Lines(lines, prefixes))
-        return self._joined(lines, batches, [self._search_batch(one) for one in batches])
+        if search_all is None:
+            found = [self._search_batch(one) for one in batches]
+        else:
+            found = search_all(self._search_batch, batches)
+        return self._joined(lines, batches, found)
 
     def translate_windows(
         self, windows: Iterable[Lines]

@@ -1,0 +1,5 @@
+"""Several processes at one work: the only package that imports `torch.distributed`."""
+
+from tfm_cli.parallel.processes import Parallel
+
+__all__ = ["Parallel"]

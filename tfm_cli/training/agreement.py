@@ -1,0 +1,121 @@
+"""What the processes of a run agree on before it begins: settings, tokenizers, text, its place."""
+
+import base64
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+
+from tfm_cli.config import SECTIONS, RunConfig
+from tfm_cli.configcheck import shown
+from tfm_cli.errors import ConfigError
+from tfm_cli.parallel import Parallel
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.training.corpora import Corpora
+from tfm_cli.training.plan import Planner
+from tfm_cli.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+# Each machine may have its own of these; of `data`, all that tells only where the text is.
+_OF_THE_MACHINE = ("training.device", "training.cpu_threads")
+
+
+def check_alike(facts: Mapping[str, str], parallel: Parallel) -> None:
+    """Raise a ConfigError, on all processes, if one has other facts than rank 0; names all of them.
+
+    Args:
+        facts: values by what messages call them.
+        parallel: the processes.
+    """
+    tables = [json.loads(each) for each in parallel.gathered(json.dumps(dict(facts)).encode())]
+    lines = [
+        f"rank {rank}: {name} is {table.get(name)}, on rank 0 {wanted}"
+        for rank, table in enumerate(tables)
+        for name, wanted in tables[0].items()
+        if table.get(name) != wanted
+    ]
+    if lines:
+        raise ConfigError(
+            "\n  ".join(["the processes do not agree on what to do", *lines]),
+            hint="give all of them the same settings and the same text",
+        )
+
+
+def setting_facts(config: RunConfig) -> dict[str, str]:
+    """All settings by their names, but those that each machine may have its own of."""
+    facts = {}
+    for section in SECTIONS:
+        table = getattr(config, section)
+        for field in dataclasses.fields(table):
+            name = f"{section}.{field.name}"
+            is_place = section == "data" and field.metadata["may_change"]
+            if not is_place and name not in _OF_THE_MACHINE:
+                facts[name] = shown(getattr(table, field.name))
+    return facts
+
+
+def agreed_corpora(
+    load: Callable[[TokenizerPair | None], Corpora],
+    settled: TokenizerPair | None,
+    parallel: Parallel,
+) -> Corpora:
+    """The texts of a run, with the tokenizers of rank 0 on all processes.
+
+    Rank 0 comes first and learns the tokenizers, then the first process of each other machine. The
+    rest find prepared what these have left on the disk.
+
+    Args:
+        load: gives the texts, by tokenizers that are settled or by its own.
+        settled: tokenizers that rank 0 has already.
+        parallel: the processes.
+
+    Raises:
+        ConfigError: a process has other text than rank 0.
+    """
+    corpora = load(settled) if parallel.is_main else None
+    message = parallel.shared(b"" if corpora is None else _packed(corpora.tokenizers))
+    tokenizers = corpora.tokenizers if corpora is not None else _unpacked(message)
+    if corpora is None and parallel.local_rank == 0:
+        corpora = load(tokenizers)
+    parallel.highest([0])  # the others wait until all of these are here
+    if corpora is None:
+        corpora = load(tokenizers)
+    check_alike({name: sha256[:12] for name, sha256 in corpora.sha256().items()}, parallel)
+    return corpora
+
+
+def _packed(tokenizers: TokenizerPair) -> bytes:
+    files = {name: base64.b64encode(data).decode() for name, data in tokenizers.files().items()}
+    return json.dumps(files).encode()
+
+
+def _unpacked(message: bytes) -> TokenizerPair:
+    files = {name: base64.b64decode(data) for name, data in json.loads(message).items()}
+    return TokenizerPair.from_files(files, place="rank 0")
+
+
+def agreed_planner(planner: Planner, parallel: Parallel) -> Planner:
+    """The planner with micro-batches that fit all devices; their numbers are those of all."""
+    (least,) = parallel.highest([-planner.micro_batch])
+    return dataclasses.replace(planner, micro_batch=-least)
+
+
+def agreed_state(state: TrainState, parallel: Parallel) -> TrainState:
+    """Where the run stands, as rank 0 knows it."""
+    return TrainState.from_json(json.loads(parallel.shared(json.dumps(state.to_json()).encode())))
+
+
+def say_batches(state: TrainState, update_freq: int, world: int) -> None:
+    """Log how many batches an update has, if it had others before."""
+    before, now = state.batches_per_update, update_freq * world
+    if before in (0, now):
+        return
+    plural = "es" if world > 1 else ""
+    keep = f"`--update-freq {before // world}` would keep that"
+    if before % world:
+        keep = "no `--update-freq` would keep that"
+    logger.info(
+        "an update has %d batch%s now (`--update-freq %d`, %d process%s) and had %d before; %s",
+        now, "es" if now > 1 else "", update_freq, world, plural, before, keep,
+    )  # fmt: skip
