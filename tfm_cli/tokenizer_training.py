@@ -18,8 +18,7 @@ import sentencepiece
 from tfm_cli.config import TokenizerConfig
 from tfm_cli.errors import ConfigError, DataError, ResourceError, TfmError
 
-# Learning takes 10 to 80 times as much memory as its text: 1 GB for this much of usual text. What is
-# learned from more of it hardly differs.
+# Learning takes 10 to 80 times as much memory as its text: a gigabyte for this much of usual text.
 MAX_SAMPLE_BYTES = 48 << 20
 MAX_LINE_BYTES = 4192  # SentencePiece's own default of max_sentence_length
 # The threads of a training share out floating-point sums, so their number alters the last digits
