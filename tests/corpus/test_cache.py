@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,26 @@ def test_text_that_changes_while_it_is_read_is_refused(
         cached(files)
 
     assert not (tmp_path / "out").exists()
+
+
+def test_corpus_that_another_run_puts_there_at_the_same_moment_is_taken(
+    files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path.replace
+
+    def overtaken(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part") and self.is_dir():
+            shutil.copytree(self, target)
+        return before(self, target)  # which the system refuses, as the folder is not empty
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+
+    store, directory = cached(files)
+
+    assert len(store) == 3
+    assert sorted(p.name for p in directory.parent.iterdir()) == sorted(
+        ["files.json", directory.name]
+    )
 
 
 def test_text_that_goes_away_while_it_is_read_is_refused(

@@ -63,12 +63,24 @@ def cached_store(
                 return open_store(directory, weights), directory
             except DataError as error:
                 logger.warning("%s; it is made anew", error)
-        prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+        try:
+            prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+        except ResourceError:
+            # Two runs that put the same corpus there at the same moment: one of them is refused.
+            if not _is_whole(directory):
+                raise
         changed = [file.name for file in files if not known.still_has(file)]
         if changed:
             remove_directory(directory)
             raise DataError(f"{', '.join(changed)}: was changed while it was read")
     return open_store(directory, weights), directory
+
+
+def _is_whole(directory: Path) -> bool:
+    with suppress(DataError):
+        open_store(directory, ())
+        return True
+    return False
 
 
 @contextmanager
