@@ -111,6 +111,7 @@ class LineReader:
                 break
             end = chunk.rfind(b"\n") + 1
             if end:
+                self.num_lines += chunk.count(b"\n")
                 begin = chunk.index(b"\n") if self._overlong else 0
                 parts += [self._rest, chunk[begin:end]]
                 held += len(parts[-2]) + len(parts[-1])

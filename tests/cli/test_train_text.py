@@ -177,6 +177,20 @@ def test_weights_stand_in_the_spans(
     assert seen == [[(0, 600, 0.5), (600, 640, 2.0)]]
 
 
+def test_weights_that_leave_nothing_for_an_epoch_are_refused(
+    tiny_corpus: TinyCorpus, run_tfm: RunTfm
+) -> None:
+    text = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
+
+    result = run_tfm(["train", *text, *SHORT, "--set", "data.weights=[1e-9]"])
+
+    assert result.code == 2
+    assert result.err.endswith(
+        "error: data.weights: an epoch would have 6e-07 of 600 pairs, wanted 1\n"
+        "hint: set them higher\n"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_during_preparation_leaves_nothing(number: int, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,56 @@ def test_text_that_changes_while_it_is_read_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_corpus_that_another_run_puts_there_at_the_same_moment_is_taken(
+    files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path.replace
+
+    def overtaken(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part") and self.is_dir():
+            shutil.copytree(self, target)
+        return before(self, target)  # which the system refuses, as the folder is not empty
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+
+    store, directory = cached(files)
+
+    assert len(store) == 3
+    assert sorted(p.name for p in directory.parent.iterdir()) == sorted(
+        ["files.json", directory.name]
+    )
+
+
+def test_text_that_goes_away_while_it_is_read_is_refused(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = preparing.prepare
+
+    def slow(*arguments: Any, **named: Any) -> None:
+        before(*arguments, **named)
+        (tmp_path / "b").unlink()
+
+    monkeypatch.setattr(module, "prepare", slow)
+
+    with pytest.raises(DataError, match=r"a: was changed while it was read"):
+        cached(files)
+
+
+def test_other_text_of_the_same_size_and_time_is_another_corpus(
+    files: tuple[CorpusFile, ...], cached: Any
+) -> None:
+    path = Path(files[0].paths[0])
+    status = path.stat()
+    _, before = cached(files)
+
+    path.write_bytes(path.read_bytes().replace(b"of", b"bb"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert path.stat().st_ino == status.st_ino
+    assert path.stat().st_size == status.st_size
+    assert cached(files)[1] != before
+
+
 def test_failure_leaves_nothing_where_nothing_was(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
 ) -> None:
@@ -178,6 +229,7 @@ def test_others_are_removed_but_what_is_known_of_files(
     cached(files, Filters(8))
     _, directory = cached(files)
     (directory.parent / ".x.123.part").mkdir()
+    (directory.parent / ".stdin.123.part").write_bytes(b"of\tof\n")
 
     remove_others(directory)
 

@@ -43,6 +43,7 @@ def test_object_has_its_sides_by_name_in_any_order() -> None:
     ("line", "told"),
     [
         ("{", "is no JSON: expecting property name enclosed in double quotes at character 2"),
+        ('{"source": "a', "is no JSON: unterminated string starting at character 12"),
         ("[" * 100_000, "cannot be understood as JSON, wanted an object with `source` and "
          "`target`"),
         ('["a", "b"]', "is no object, wanted an object with `source` and `target`"),

@@ -8,6 +8,7 @@ from tfm_cli.corpus import blocks
 from tfm_cli.corpus.corpus_files import aligned_files
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.errors import ConfigError, DataError
+from tfm_cli.text import open_lines
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,29 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte(line: bytes, told: str)
 def test_missing_file_is_refused() -> None:
     with pytest.raises(DataError, match=r"a\.en: cannot be read: No such file or directory"):
         list(read_pairs(["a.en"], [write("a.de", "1\n")]))
+
+
+def test_lines_of_damaged_gzip_are_counted() -> None:
+    lines = b"".join(b"%d\n" % (i * i * 7919) for i in range(50_000))
+    whole = gzip.compress(lines)
+    Path("s").write_bytes(whole[: len(whole) // 2])
+    write("t", lines)
+
+    with pytest.raises(DataError, match=r"damaged or cut off after line [1-9][0-9]{3}"):
+        list(read_pairs(["s"], ["t"]))
+
+
+@pytest.mark.parametrize(
+    "text", [b"a\r\nb\r", b"a\r\nb", b"a\r\nb\nc\r\n", b"a\r\nb\r\n", b"a\nb\r"]
+)
+def test_line_ends_are_those_that_a_reader_of_lines_sees(text: bytes, told: list[str]) -> None:
+    write("s", text)
+    write("t", text)
+    with open_lines("s") as reader:
+        wanted = list(reader)
+
+    assert [source for source, _ in read_pairs(["s"], ["t"])] == wanted
+    assert told == [f"{name}: {note}" for name in "st" for note in reader.notes()]
 
 
 def test_mended_lines_are_told_once(told: list[str]) -> None:

@@ -106,6 +106,48 @@ def test_facts_that_do_not_fit_are_refused(changes: dict[str, object], directory
         open_store(directory, ())
 
 
+def flip(path: Path, place: int) -> None:
+    """Turn over all bits of one byte; places count from the end where negative."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["source.ids", "target.ids"])
+def test_ids_that_the_tokenizer_does_not_have_are_refused(name: str, directory: Path) -> None:
+    flip(directory / name, 1)
+    store = open_store(directory, ())
+
+    with pytest.raises(DataError, match="store: is no whole corpus: has ids that") as caught:
+        getattr(store, name.split(".")[0]).gather(np.arange(3))
+
+    assert caught.value.hint == "remove the folder, it is made anew"
+
+
+def test_lengths_that_are_not_those_that_were_written_are_refused(directory: Path) -> None:
+    flip(directory / "source.lengths", 2)
+
+    with pytest.raises(DataError, match="lengths of the source do not sum up to its pieces"):
+        open_store(directory, ())
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_first_and_last_start_are_looked_at(place: int, directory: Path) -> None:
+    flip(directory / "target.starts", place)
+
+    with pytest.raises(DataError, match="lengths of the target do not sum up"):
+        open_store(directory, ())
+
+
+@pytest.mark.parametrize("place", [8, 15, 16])
+def test_segments_in_a_wrong_place_are_refused(place: int, directory: Path) -> None:
+    flip(directory / "target.starts", place)
+    store = open_store(directory, ())
+
+    with pytest.raises(DataError, match="segments that are not where they should be"):
+        store.target.gather(np.arange(3))
+
+
 def test_numbers_are_as_narrow_as_they_can_be() -> None:
     assert id_type(1 << 16) == np.uint16
     assert id_type((1 << 16) + 1) == np.int32

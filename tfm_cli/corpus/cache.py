@@ -63,12 +63,24 @@ def cached_store(
                 return open_store(directory, weights), directory
             except DataError as error:
                 logger.warning("%s; it is made anew", error)
-        prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+        try:
+            prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+        except ResourceError:
+            # Two runs that put the same corpus there at the same moment: one of them is refused.
+            if not _is_whole(directory):
+                raise
         changed = [file.name for file in files if not known.still_has(file)]
         if changed:
             remove_directory(directory)
             raise DataError(f"{', '.join(changed)}: was changed while it was read")
     return open_store(directory, weights), directory
+
+
+def _is_whole(directory: Path) -> bool:
+    with suppress(DataError):
+        open_store(directory, ())
+        return True
+    return False
 
 
 @contextmanager
@@ -88,7 +100,7 @@ def nothing_left_of_failure(cache: Path) -> Iterator[None]:
 
 
 class FileHashes:
-    """Hashes of files' content, remembered while size, time and inode stay; a class: it remembers.
+    """Hashes of files' content, remembered while size, times and inode stay; a class: it remembers.
 
     Args:
         path: where they are remembered; what cannot be read there is forgotten.
@@ -101,7 +113,7 @@ class FileHashes:
             found = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(found, dict):
                 self._known = {
-                    k: v for k, v in found.items() if isinstance(v, list) and len(v) == 4
+                    k: v for k, v in found.items() if isinstance(v, list) and len(v) == 5
                 }
         self._is_new = False
 
@@ -113,7 +125,9 @@ class FileHashes:
 
     def still_has(self, file: CorpusFile) -> bool:
         """Whether the files are as they were when they were hashed."""
-        return all(self._known[_place(path)][:3] == _mark(Path(path)) for path in file.paths)
+        with suppress(OSError):  # it is gone
+            return all(self._known[_place(path)][:-1] == _mark(Path(path)) for path in file.paths)
+        return False
 
     def save(self) -> None:
         """Remember for the next time, if there is anything new and it can be written."""
@@ -128,7 +142,7 @@ class FileHashes:
         try:
             mark = _mark(path)
             entry = self._known.get(place)
-            if entry is None or entry[:3] != mark:
+            if entry is None or entry[:-1] != mark:
                 digest = hashlib.blake2b(digest_size=32)
                 with path.open("rb") as stream:
                     while chunk := stream.read(_CHUNK_BYTES):
@@ -139,7 +153,7 @@ class FileHashes:
                 self._is_new = True
         except OSError as error:
             raise DataError(f"{name}: cannot be read: {error.strerror}") from error
-        return str(entry[3])
+        return str(entry[-1])
 
 
 def _place(path: str | Path) -> str:
@@ -148,7 +162,8 @@ def _place(path: str | Path) -> str:
 
 def _mark(path: Path) -> list[object]:
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    # The last change tells of new content whose time was set to that of the old.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _key(
@@ -173,4 +188,8 @@ def remove_others(directory: Path) -> None:
     """Remove what else is in a cache: prepared for an older text or tokenizer, or in part."""
     for path in directory.parent.iterdir():
         if path.name not in (directory.name, _FILES) and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)  # which leaves a file alone
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif is_leftover(path.name):  # such as a copy of standard input
+                with suppress(OSError):
+                    path.unlink()

@@ -44,7 +44,8 @@ def _from_object(line: str, name: str, number: int) -> Pair:
     try:
         found = json.loads(line)
     except json.JSONDecodeError as error:
-        told = f"is no JSON: {error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+        reason = f"{error.msg[:1].lower()}{error.msg[1:]}".removesuffix(" at")
+        told = f"is no JSON: {reason} at character {error.pos + 1}"
         raise _error(name, number, told) from error
     except (RecursionError, ValueError) as error:  # nested too deep, a number of too many digits
         raise _error(name, number, f"cannot be understood as JSON, {wanted}") from error

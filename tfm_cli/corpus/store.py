@@ -45,7 +45,12 @@ class Segments:
         lengths: np.ndarray | None = None,
         *,
         release: Callable[[], None] = lambda: None,
+        vocab_size: int | None = None,
+        name: str = "",
     ) -> None:
+        """As above; with `vocab_size`, what is gathered from the disk is looked at first."""
+        self._vocab_size = vocab_size
+        self._name = name
         self._release = release
         self._gathered = 0  # segments since memory was released
         self._ids = ids
@@ -59,16 +64,30 @@ class Segments:
         return self._ids[self._starts[index] : self._starts[index + 1]]
 
     def gather(self, indices: np.ndarray) -> FlatSegments:
-        """Some segments, without a step of Python for each."""
+        """Some segments, without a step of Python for each.
+
+        Raises:
+            DataError: what the disk holds is damaged, as far as that shows.
+        """
         lengths = self.lengths[indices].astype(np.int64) - 1
+        starts = self._starts[indices]
+        if self._vocab_size is not None:
+            self._check_places(starts, lengths, self._starts[indices + 1])
         before = np.cumsum(lengths) - lengths  # ids of the segments before each
-        places = np.arange(lengths.sum()) + np.repeat(self._starts[indices] - before, lengths)
+        places = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
         gathered = FlatSegments(self._ids[places].astype(np.int64), lengths)
+        if self._vocab_size is not None and not _all_within(gathered.ids, self._vocab_size):
+            raise damaged(self._name, "has ids that the tokenizer does not have")
         self._gathered += len(indices)
         if self._gathered >= _GATHERED_AT_A_TIME:  # each may have brought 64 KiB into memory
             self._release()
             self._gathered = 0
         return gathered
+
+    def _check_places(self, starts: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> None:
+        fits = (lengths >= 0) & (starts >= 0) & (ends <= len(self._ids))
+        if not bool((fits & (starts + lengths == ends)).all()):
+            raise damaged(self._name, "has segments that are not where they should be")
 
     def sha256(self) -> str:
         """A hash of ids and lengths, which does not depend on how they are stored."""
@@ -179,6 +198,17 @@ class PieceStore:
             Segments(np.concatenate(sides[side]), np.cumsum([0, *lengths[side]])) for side in (0, 1)
         )
         return PieceStore(source, target, dropped)
+
+
+def _all_within(ids: np.ndarray, vocab_size: int) -> bool:
+    return not len(ids) or bool(ids.min() >= 0 and ids.max() < vocab_size)
+
+
+def damaged(name: str, told: str) -> DataError:
+    """What to say of a corpus on a disk that cannot be used."""
+    return DataError(
+        f"{name}: is no whole corpus: {told}", hint="remove the folder, it is made anew"
+    )
 
 
 def corpus_sha256(source: str, target: str) -> str:

@@ -16,10 +16,9 @@ from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256
-from tfm_cli.errors import DataError
+from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
 
-FORMAT = 1
+FORMAT = 2
 FACTS_FILE = "store.json"
 _SIDES = ("source", "target")
 _KINDS = ("ids", "lengths", "starts")
@@ -84,6 +83,7 @@ class StoreWriter:
             "pairs": len(self),
             "pieces": list(self._totals),
             "id_types": [id_type(size).str for size in self._vocab_sizes],
+            "vocab_sizes": list(self._vocab_sizes),
             "length_type": length_type(self._filters.max_length).str,
             "files": self._counts,
             "dropped": dict(self._dropped),
@@ -165,16 +165,18 @@ def open_store(directory: Path, weights: Sequence[float]) -> PieceStore:
         weights: how often an epoch has the pairs of each file; none for all once.
 
     Raises:
-        DataError: it is torn: a file is missing or has another size than it should.
+        DataError: it is torn: a file is missing, or is not as large as it should be, or lengths
+            are not those that were written. Single ids are looked at when they are gathered.
     """
     try:
         facts: dict[str, Any] = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
-            raise _torn(directory, f"has format {facts['format']}, wanted {FORMAT}")
+            raise damaged(str(directory), f"has format {facts['format']}, wanted {FORMAT}")
         num_pairs = int(facts["pairs"])
         maps: list[mmap.mmap] = []
         sides = []
-        for side, num_pieces, kind in zip(_SIDES, facts["pieces"], facts["id_types"], strict=True):
+        columns = (facts[name] for name in ("pieces", "id_types", "vocab_sizes"))
+        for side, num_pieces, kind, vocab_size in zip(_SIDES, *columns, strict=True):
             shapes = (
                 ("ids", num_pieces, kind),
                 ("starts", num_pairs + 1, np.int64),
@@ -185,17 +187,28 @@ def open_store(directory: Path, weights: Sequence[float]) -> PieceStore:
                 for name, count, of in shapes
             ]
             own = maps[-len(shapes) :][:2]  # lengths are looked at as a whole
-            sides.append(Segments(*arrays, release=partial(_let_go, own)))
+            _, starts, lengths = arrays
+            told = starts[0], starts[-1], lengths.sum(dtype=np.int64) - num_pairs
+            if told != (0, num_pieces, num_pieces):
+                raise damaged(str(directory), f"lengths of the {side} do not sum up to its pieces")
+            sides.append(
+                Segments(
+                    *arrays,
+                    release=partial(_let_go, own),
+                    vocab_size=int(vocab_size),
+                    name=str(directory),
+                )
+            )
         ends = np.cumsum(facts["files"]).tolist()
         if ends[-1] != num_pairs:
-            raise _torn(directory, f"`{FACTS_FILE}` contradicts itself")
+            raise damaged(str(directory), f"`{FACTS_FILE}` contradicts itself")
         each = list(weights) or [1.0] * len(ends)
         firsts = [0, *ends[:-1]]
         spans = [CorpusSpan(*span) for span in zip(firsts, ends, each, strict=True)]
         dropped: Counter[str] = Counter(facts["dropped"])
         sha256 = str(facts["sha256"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise _torn(directory, f"{type(error).__name__}: {error}") from error
+        raise damaged(str(directory), f"{type(error).__name__}: {error}") from error
 
     return PieceStore(
         sides[0], sides[1], dropped, spans=spans, sha256=sha256, release=partial(_let_go, maps)
@@ -212,15 +225,12 @@ def _let_go(maps: Sequence[mmap.mmap]) -> None:
 def _mapped(path: Path, count: int, kind: np.dtype[Any], maps: list[mmap.mmap]) -> np.ndarray:
     size = path.stat().st_size
     if size != count * kind.itemsize or not size:
-        raise _torn(path.parent, f"`{path.name}` has {size} bytes of {count * kind.itemsize}")
+        raise damaged(
+            str(path.parent), f"`{path.name}` has {size} bytes of {count * kind.itemsize}"
+        )
     with path.open("rb") as stream:
         maps.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     return np.frombuffer(maps[-1], dtype=kind)
-
-
-def _torn(directory: Path, told: str) -> DataError:
-    hint = "remove the folder, it is made anew"
-    return DataError(f"{directory}: is no whole corpus: {told}", hint=hint)
 
 
 def _path(directory: Path, prefix: str, side: str, kind: str) -> Path:

@@ -82,6 +82,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
 
     Raises:
         DataError: a file is missing, malformed, misaligned or has no usable pair.
+        ConfigError: the weights leave less than a pair for an epoch.
         ResourceError: the prepared text cannot be written.
     """
     data = with_sample(config.data)
@@ -100,6 +101,13 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             weights=data.weights,
             workers=data.workers,
             tell=not learns_tokenizer,
+        )
+    # Epochs without a pair would be passed over, one after the other, without a word.
+    an_epoch = sum((span.end - span.first) * span.weight for span in train.spans)
+    if an_epoch < 1:
+        raise ConfigError(
+            f"data.weights: an epoch would have {an_epoch:.2g} of {len(train)} pairs, wanted 1",
+            hint="set them higher",
         )
     logger.info(
         "training text: %d pairs, %d + %d pieces%s",
