@@ -75,6 +75,7 @@ def test_threads_that_the_environment_allows_are_a_limit(
     monkeypatch.setenv("OMP_NUM_THREADS", value)
 
     assert available_cores(tmp_path) == cores
+    assert available_cores(tmp_path, heeds_openmp=False) == 8
 
 
 def test_this_machine_has_a_core() -> None:

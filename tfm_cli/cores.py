@@ -9,7 +9,7 @@ from pathlib import Path
 _SYSTEM = Path("/")  # where `proc` and `sys` are
 
 
-def available_cores(root: Path = _SYSTEM) -> int:
+def available_cores(root: Path = _SYSTEM, *, heeds_openmp: bool = True) -> int:
     """Cores that this process may use, at least one; the threads of a core count once.
 
     The least of what its affinity, the CPU quota of its control group (as of a container) and
@@ -17,10 +17,12 @@ def available_cores(root: Path = _SYSTEM) -> int:
 
     Args:
         root: where `proc` and `sys` are.
+        heeds_openmp: whether OMP_NUM_THREADS counts, which torchrun sets to 1.
     """
     limits = [_num_cores(root), *_quotas(root)]
-    with contextlib.suppress(ValueError):
-        limits.append(int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
+    if heeds_openmp:
+        with contextlib.suppress(ValueError):
+            limits.append(int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
     return max(1, min(limits))
 
 

@@ -221,12 +221,12 @@ def test_interruption_leaves_nothing(
 def test_small_text_is_done_without_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "available_cores", lambda: 4)
+    monkeypatch.setattr(preparing, "available_cores", lambda **_: 4)
     files = aligned_files([write(tmp_path / "a", [b"x"])], [write(tmp_path / "b", [b"y"])])
 
     assert num_workers(files, 0) == 0
     assert num_workers(files, 2) == 2
     monkeypatch.setattr(preparing, "_ALONE_BYTES", 4)
     assert num_workers(files, 0) == 4
-    monkeypatch.setattr(preparing, "available_cores", lambda: 1)
+    monkeypatch.setattr(preparing, "available_cores", lambda **_: 1)
     assert num_workers(files, 0) == 0

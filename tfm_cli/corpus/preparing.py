@@ -77,7 +77,8 @@ def num_workers(files: Sequence[CorpusFile], asked: int) -> int:
     """How many processes are to encode; 0 for this one alone."""
     if asked:
         return asked
-    cores = available_cores()
+    # Under torchrun, whoever prepares is the only one of its machine that works.
+    cores = available_cores(heeds_openmp=False)
     return cores if cores > 1 and sum(map(_size, files)) >= _ALONE_BYTES else 0
 
 
