@@ -90,6 +90,7 @@ def copy_weights(ours: Transformer, theirs: Any) -> None:
             give(theirs_layer.linear2, layer.feed_forward.outer)
 
 
+@pytest.mark.slow
 def test_tfm_and_a_peer_with_the_same_weights_learn_the_same() -> None:
     ours, theirs = Learning(job("tfm")), Learning(job("torch"))
     copy_weights(ours.side.model, theirs.side.peer.model)  # type: ignore[attr-defined] # of these

@@ -18,6 +18,7 @@ def is_bad(character: str) -> bool:
     return is_noncharacter or named or is_control
 
 
+@pytest.mark.slow
 def test_bad_characters_are_those_that_no_text_has() -> None:
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     lines = [f"a{character}b" for character in characters if character.strip()]

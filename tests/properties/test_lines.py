@@ -15,7 +15,8 @@ MEANINGFUL = [
     b"\n", b"\r\n", b"\r", b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3", "é".encode(), "😀".encode(),
     "\u2028".encode(), "\x85".encode(), b"\v\f\x1c", b"\xed\xa0\x80", b" ", b"\t", b"word",
 ]  # fmt: skip
-OTHER_KINDS = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")  # UTF-16 and gzip
+# UTF-16, gzip, xz and Zstandard.
+OTHER_KINDS = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 texts = (
     st.lists(st.one_of(st.sampled_from(MEANINGFUL), st.binary(max_size=4)))
     .map(b"".join)
