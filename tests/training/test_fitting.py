@@ -63,6 +63,27 @@ def test_nothing_is_learned_from_what_is_tried() -> None:
         assert parameter.grad is None
 
 
+def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, reserved = torch.empty_like, []
+
+    def watched(tensor: torch.Tensor, **named: Any) -> torch.Tensor:
+        if isinstance(tensor, torch.nn.Parameter) and not named:
+            reserved.append(tensor)
+        return real(tensor, **named)
+
+    monkeypatch.setattr(torch, "empty_like", watched)
+    which, transformer = planner(store()), model()
+    tried = len(largest_parts(which))
+
+    for has_moments, wanted in ((True, 0), (False, 2)):
+        reserved.clear()
+        fit(
+            which, transformer, may_shrink=True, has_moments=has_moments, device=CPU,
+            dtype=torch.float32,
+        )  # fmt: skip
+        assert len(reserved) == tried * wanted * len(list(transformer.parameters()))
+
+
 def test_what_does_not_fit_is_halved_until_it_does(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,5 +141,8 @@ def test_first_guess_follows_device_and_settings() -> None:
 
     assert first_micro_batch(settings, CPU) == 2048
     assert first_micro_batch(settings, torch.device("meta")) == 25_000
+    # What fitted before, where only the device's memory says how much does.
+    assert first_micro_batch(settings, torch.device("meta"), before=6250) == 6250
+    assert first_micro_batch(settings, CPU, before=6250) == 2048
     asked = dataclasses.replace(settings, micro_batch=300)
     assert first_micro_batch(asked, CPU) == 300

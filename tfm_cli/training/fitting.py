@@ -35,11 +35,18 @@ def settled_batches(settings: TrainingConfig, preset: str) -> TrainingConfig:
     return dataclasses.replace(settings, max_tokens=tokens, update_freq=1)
 
 
-def first_micro_batch(settings: TrainingConfig, device: torch.device) -> int:
-    """The target pieces to compute at once, as asked for, or as a good guess."""
+def first_micro_batch(settings: TrainingConfig, device: torch.device, *, before: int = 0) -> int:
+    """The target pieces to compute at once, as asked for, or as a good guess.
+
+    Args:
+        settings: whose `max_tokens` is settled.
+        device: where to compute.
+        before: what fitted when the run was last going on, 0 if it was not. A GPU takes that, since
+            dropout depends on it, and its free memory may be another now.
+    """
     if settings.micro_batch:
         return settings.micro_batch
-    return CPU_MICRO_BATCH if device.type == "cpu" else settings.max_tokens
+    return CPU_MICRO_BATCH if device.type == "cpu" else before or settings.max_tokens
 
 
 def fit(
@@ -47,6 +54,7 @@ def fit(
     model: Transformer,
     *,
     may_shrink: bool,
+    has_moments: bool = False,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Planner:
@@ -59,6 +67,7 @@ def fit(
         planner: as it is asked for.
         model: on the device, before its first update in this process.
         may_shrink: halve what does not fit; else it is an error.
+        has_moments: whether the optimizer's moments are in memory already.
         device: where the model is.
         dtype: arithmetic of the matrix products.
 
@@ -69,7 +78,7 @@ def fit(
         parts = largest_parts(planner)
         try:
             for batch in parts:
-                _try(model, batch, device=device, dtype=dtype)
+                _try(model, batch, has_moments=has_moments, device=device, dtype=dtype)
             return planner
         except RuntimeError as error:
             model.zero_grad(set_to_none=True)
@@ -117,8 +126,11 @@ def out_of_memory(device: torch.device) -> ResourceError:
     return ResourceError(f"{device}: out of memory", hint=hint)
 
 
-def _try(model: Transformer, batch: Batch, *, device: torch.device, dtype: torch.dtype) -> None:
-    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+def _try(
+    model: Transformer, batch: Batch, *, has_moments: bool, device: torch.device, dtype: torch.dtype
+) -> None:
+    lacking = 0 if has_moments else 2  # Adam's mean and variance
+    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(lacking)]
     model.noise.seed(0)
     with arithmetic(device, dtype):
         loss, _ = batch_loss(model, batch.to(device), label_smoothing=0.1)

@@ -155,6 +155,7 @@ def train(
             state.update += 1
             state.world = learner.parallel.world
             state.batches_per_update = planner.batches_per_update
+            state.micro_batch = planner.micro_batch
             state.position += plan.num_batches
             state.target_pieces += stats.target_pieces
             seconds = time.monotonic() - began

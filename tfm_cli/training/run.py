@@ -115,10 +115,17 @@ def run(
         corpora.forget_older()
 
     keeper = Keeper(config, output, corpora, learner, average, optimizer, state)
-    planner = _planner(config, corpora, corpora.train, device, parallel)
+    planner = _planner(config, corpora, corpora.train, device, parallel, before=state.micro_batch)
     if not learner.is_sharded:  # there, a process that ran out of memory would leave others waiting
         may_shrink = not config.training.micro_batch
-        planner = fit(planner, model, may_shrink=may_shrink, device=device, dtype=dtype)
+        planner = fit(
+            planner,
+            model,
+            may_shrink=may_shrink,
+            has_moments=goes_on,
+            device=device,
+            dtype=dtype,
+        )
     planner = agreed_planner(planner, parallel)
     _say_what_begins(config, planner, model, device, dtype)
     if goes_on:
@@ -208,6 +215,8 @@ def _planner(
     store: PieceStore,
     device: torch.device,
     parallel: Parallel | None = None,
+    *,
+    before: int = 0,
 ) -> Planner:
     parallel = parallel or Parallel()
     settings = settled_batches(config.training, config.preset)
@@ -222,7 +231,7 @@ def _planner(
         store=store,
         order=order,
         batches_per_update=settings.update_freq * parallel.world,
-        micro_batch=first_micro_batch(settings, device),
+        micro_batch=first_micro_batch(settings, device, before=before),
         pins=device.type == "cuda",
         start_id=corpora.tokenizers.target.start_id,
         eos_id=corpora.tokenizers.target.eos_id,

@@ -12,6 +12,7 @@ class TrainState:
     update: int = 0  # optimizer updates made
     world: int = 0  # processes that made the newest of them
     batches_per_update: int = 0  # … and how many batches it had, at most
+    micro_batch: int = 0  # most target pieces that were computed at once
     epoch: int = 0  # passes over the corpus that were finished
     pool: int = 0  # pools of the current epoch that were finished
     position: int = 0  # batches of the current pool that were used
