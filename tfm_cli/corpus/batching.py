@@ -59,7 +59,6 @@ class BatchOrder:
         self._max_tokens = max_tokens
         self._seed = seed
         self._spans = spans if any(span.weight != 1 for span in spans) else ()
-        self._pool_pairs = pool_pairs
         self.num_pools = max(1, -(-len(source_lengths) // pool_pairs))
         self._newest: tuple[tuple[int, int], list[np.ndarray]] | None = None
 
@@ -83,10 +82,11 @@ class BatchOrder:
         key = ("epoch", self._seed, epoch, pool) if pool else ("epoch", self._seed, epoch)
         random = np.random.Generator(np.random.PCG64(random_key(*key)))
         members = self._members(epoch, pool)
-        shuffled = members[random.permutation(len(members))]
-        # A map on a disk is read in order; what comes back is in memory.
-        source, target = self._source[shuffled], self._target[shuffled]
-        source, target = source.astype(np.int32), target.astype(np.int32)
+        places = random.permutation(len(members))
+        shuffled = members[places]
+        # What is mapped from a disk is read in its order, and shuffled in memory.
+        source = self._source[members].astype(np.int32)[places]
+        target = self._target[members].astype(np.int32)[places]
         # Source lengths rise within one target length and fall within the next: no jump between.
         order = np.lexsort((np.where(target % 2, source, -source), target))
         batches = token_batches(source[order], target[order], max_tokens=self._max_tokens)
