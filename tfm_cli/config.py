@@ -254,6 +254,14 @@ class ParallelConfig:
         choices=("auto", "ddp", "fsdp"),
         may_change=True,
     )
+    timeout: int = opt(
+        600,
+        "Seconds after which a process that is silent, or takes that long for a part of an update, "
+        "ends all of them.",
+        ge=1,
+        le=86_400,
+        may_change=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

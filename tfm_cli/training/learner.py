@@ -90,6 +90,7 @@ class Learner:
 
     def accumulating(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Inside, a loss is computed and its gradient; the last of an update reaches all."""
+        self.parallel.moved()
         return accumulating(self._objective, is_last=is_last)
 
     @property

@@ -8,8 +8,10 @@ import torch
 
 from tfm_cli.config import RunConfig
 from tfm_cli.errors import DivergedError
+from tfm_cli.failpoint import reach
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.wrapping import local
+from tfm_cli.training.alike import refuse_other_weights
 from tfm_cli.training.learner import Learner
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.plan import Planner, made_ready
@@ -101,8 +103,10 @@ def train(
 
     def judged(*, counted: bool) -> Validated:
         assert validate is not None
+        learner.parallel.at(f"in the validation after update {state.update}")
         window.settle()
         refuse_non_finite(state.update, learner, average, optimizer)
+        refuse_other_weights(state.update, learner, average, optimizer)
         began = time.monotonic()
         with learner.judging(average):
             validation = validate()
@@ -119,14 +123,17 @@ def train(
         )
 
     def save_due() -> SaveDue:
+        learner.parallel.at(f"at the checkpoint after update {state.update}")
         window.settle()
         refuse_non_finite(state.update, learner, average, optimizer)
+        refuse_other_weights(state.update, learner, average, optimizer)
         return SaveDue(state.update)
 
     learner.model.train()
     with made_ready(lambda: planner.updates(state)) as plans:
         began = time.monotonic()
         for plan in plans:
+            learner.parallel.at(f"in update {state.update + 1}", is_bounded=True)
             state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
             stop = _completed(state, config) or interrupted()
             if stop is not None:
@@ -137,6 +144,7 @@ def train(
                     yield save_due()
                 yield stop
                 return
+            reach("update")
             stats = update(
                 learner,
                 plan.micro_batches,

@@ -25,6 +25,7 @@ from tfm_cli.training.agreement import (
     agreed_planner,
     agreed_state,
     check_alike,
+    code_facts,
     say_batches,
     setting_facts,
 )
@@ -78,7 +79,7 @@ def run(
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
     facts = {"the device": device.type, "the arithmetic": str(dtype), **setting_facts(config)}
-    check_alike(facts, parallel)
+    check_alike(facts | code_facts(parallel), parallel)
 
     (goes_on,) = map(bool, parallel.highest([goes_on and parallel.is_main]))
     saved, settled, model = None, None, None
@@ -111,6 +112,7 @@ def run(
             output_dir.clear(output)
         output_dir.begin(output)
         save_config(output, config, tokenizers)
+        parallel.note("begun")
     if parallel.local_rank == 0:  # each machine has prepared its own
         corpora.forget_older()
 
