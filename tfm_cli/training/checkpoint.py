@@ -96,7 +96,6 @@ def save(
         if is_full(error):
             needed = sum(_num_bytes(table) for table in tensors.values())
             error.args = (f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free",)
-            error.hint = "make room and start the same command again: it goes on"
         raise
     _prune(directory, path, keep=keep)
     return path

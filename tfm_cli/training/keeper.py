@@ -102,7 +102,10 @@ class Keeper:
             self._failed_saves += 1
             is_of_disk = isinstance(error.__cause__, OSError)
             retries = self._config.training.save_retries
-            if not is_of_disk or event.is_last or self._failed_saves > retries:
+            if not is_of_disk:
+                raise
+            if event.is_last or self._failed_saves > retries:
+                error.hint = f"make room, and the same command goes on; {self.last_good()}"
                 raise
             told = "%s; training goes on, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves
