@@ -50,6 +50,7 @@ class SaveDue:
     """Now is the time to write a checkpoint; the state is what it should hold."""
 
     update: int
+    is_last: bool = False  # whether training ends after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +123,12 @@ def train(
             state.update, state.epoch + 1, validation, better, counted, state.train_seconds
         )
 
-    def save_due() -> SaveDue:
+    def save_due(*, is_last: bool = False) -> SaveDue:
         learner.parallel.at(f"at the checkpoint after update {state.update}")
         window.settle()
         refuse_non_finite(state.update, learner, average, optimizer)
         refuse_other_weights(state.update, learner, average, optimizer)
-        return SaveDue(state.update)
+        return SaveDue(state.update, is_last)
 
     learner.model.train()
     with made_ready(lambda: planner.updates(state)) as plans:
@@ -137,11 +138,12 @@ def train(
             state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
             stop = _completed(state, config) or interrupted()
             if stop is not None:
+                learner.parallel.at(f"at the end, after update {state.update}")
                 if stop.validate_first and validate and state.validated_update < state.update:
                     yield judged(counted=False)
                     saved_at = -1  # what was saved does not know of this validation
                 if saved_at < state.update:
-                    yield save_due()
+                    yield save_due(is_last=True)
                 yield stop
                 return
             reach("update")

@@ -14,6 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tfm_cli import durable
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_file
 from tfm_cli.log import seconds_text
@@ -60,6 +61,8 @@ class MetricsFile:
     def __init__(self, path: Path, *, update: int) -> None:
         """Go on after `update`: later lines, of a run that was cut off, are dropped."""
         self._path = path
+        self._size = 0  # bytes of the lines that were written
+        self._unwritten: list[bytes] = []
         self._keep_only(lambda facts: bool(facts["update"] <= update))
 
     def drop_unscheduled(self) -> None:
@@ -91,12 +94,34 @@ class MetricsFile:
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):
                 fields[name] = None  # JSON has no such number
+        self._unwritten.append(json.dumps(fields).encode() + b"\n")
+        with contextlib.suppress(OSError):  # `sync` tries again before anything is made of it
+            self._write(synced=False)
+
+    def sync(self) -> None:
+        """Make sure of all lines so far: no checkpoint should know of what is missing here.
+
+        Raises:
+            ResourceError: they could not be written.
+        """
         try:
-            with self._path.open("ab") as stream:
-                stream.write(json.dumps(fields).encode() + b"\n")
+            self._write(synced=True)
         except OSError as error:
             told = f"{self._path}: cannot be written: {error.strerror}"
             raise ResourceError(told) from error
+
+    def _write(self, *, synced: bool) -> None:
+        with durable.go_on(self._path) as stream:
+            if stream.seek(0, os.SEEK_END) > self._size:  # part of a line that did not fit
+                stream.seek(self._size)
+                stream.truncate()
+            stream.writelines(self._unwritten)
+            if synced:
+                durable.sync(stream)
+            else:
+                stream.flush()
+            self._size = stream.tell()
+            self._unwritten.clear()
 
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []
@@ -107,6 +132,7 @@ class MetricsFile:
                         kept.append(line + b"\n")
         with atomic_file(self._path) as stream:
             stream.writelines(kept)
+        self._size = sum(map(len, kept))
 
 
 class Display:

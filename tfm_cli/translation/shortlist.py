@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from tfm_cli.errors import ModelError
 from tfm_cli.files import atomic_file
+from tfm_cli.tensor_file import write_tensors
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 FORMAT_VERSION = 1
@@ -77,7 +77,7 @@ def save_shortlist(path: Path, shortlist: Shortlist, tokenizers: TokenizerPair) 
     tensors = {name: getattr(shortlist, name).contiguous() for name in _NAMES}
     metadata = {"format_version": FORMAT_VERSION, "tokenizer_sha256": tokenizers.sha256}
     with atomic_file(path) as stream:
-        stream.write(to_safetensors(tensors, {_METADATA_KEY: json.dumps(metadata)}))
+        write_tensors(stream, tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 
 def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
