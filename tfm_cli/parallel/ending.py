@@ -43,7 +43,7 @@ class LateError(ResourceError):
         super().__init__(
             f"rank {rank} of {world}{place}: {why}",
             hint="see whether it is stopped or its machine is down, and start the same again, "
-            "for slow machines with a longer `parallel.timeout`",
+            "for slow machines with a longer `--dist-timeout`",
         )
 
 
@@ -163,6 +163,8 @@ class Ending:
         looked_at = time.monotonic()
         while not self._closed.wait(_LOOK_SECONDS) and self._watcher.is_alive():
             now = time.monotonic()
+            if self._heard.is_set():
+                return
             if now - looked_at > self._patience / 2:  # this process was stopped itself
                 self._answered_at = now
             looked_at = now
