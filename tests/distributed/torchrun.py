@@ -58,7 +58,9 @@ class Job:
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 maps = Path(f"/proc/{pid}/maps").read_text()
-                lines += [line.rpartition(" ")[2] for line in maps.split("\n") if "/dev/shm" in line]
+                lines += [
+                    line.rpartition(" ")[2] for line in maps.split("\n") if "/dev/shm" in line
+                ]
         return {Path(each) for each in lines}
 
     def ended(self) -> int:

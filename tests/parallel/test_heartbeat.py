@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 
 from tests.parallel.notes import Notes
-from tfm_cli.parallel import heartbeat
 from tfm_cli.parallel.heartbeat import Heart, Whereabouts
 
 
@@ -89,7 +88,7 @@ def test_those_that_ceased_to_beat_are_named(clock: Clock, monkeypatch: pytest.M
         clock.now += seconds
         third.beat()
 
-    monkeypatch.setattr(heartbeat.time, "sleep", third_goes_on)
+    monkeypatch.setattr(time, "sleep", third_goes_on)
 
     assert first.silent() == "rank 1"
 

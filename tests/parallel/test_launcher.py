@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.launcher import holds_store, is_launched, watch_launcher
 
 
-def child(work: Callable[[], None]) -> int:
+def child(work: Callable[[], object]) -> int:
     """A process, forked off, that does something and then waits."""
     pid = os.fork()
     if pid == 0:
@@ -26,9 +27,8 @@ def gone_after(pid: int, patience: float) -> bool:
     until = time.monotonic() + patience
     while time.monotonic() < until:
         try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
-                if stream.read().rpartition(")")[2].split()[0] == "Z":
-                    return True
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
         except OSError:
             return True
         time.sleep(0.02)
@@ -50,7 +50,7 @@ def test_process_ends_with_the_launcher_but_not_with_a_script(
         watch_launcher()
         os.write(theirs, b"%d\n" % os.getpid())
 
-    launcher = child(lambda: child(rank) and None)
+    launcher = child(lambda: child(rank))
     pid = int(os.read(ours, 20))
     os.kill(launcher, signal.SIGKILL)
     os.waitpid(launcher, 0)

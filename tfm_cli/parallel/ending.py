@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from tfm_cli.errors import ResourceError, TfmError, ToldElsewhere
+from tfm_cli.errors import ResourceError, ToldElsewhere
 from tfm_cli.parallel.heartbeat import Heart, Whereabouts
 from tfm_cli.parallel.launcher import holds_store
 from tfm_cli.terminal import visible

@@ -28,7 +28,8 @@ def met(rank: int, world: int, *, patience: float) -> Any:
         return LateError(rank, world, f"{who} did not come within {patience:g} s")
 
     try:
-        common = processes.TCPStore(
+        # It is documented, but not among the names that PyTorch lists.
+        common = processes.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=rank == 0 and not holds_store(),
