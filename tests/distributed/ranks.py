@@ -30,6 +30,16 @@ class Ended:
     err: str
 
 
+def codes(done: list[Ended]) -> list[int]:
+    return [each.code for each in done]
+
+
+def errors(done: list[Ended]) -> list[str]:
+    """What all of them together say went wrong."""
+    lines = [line for each in done for line in each.err.split("\n")]
+    return [line for line in lines if line.startswith("error: ")]
+
+
 @dataclass
 class Ranks:
     """Processes at work."""

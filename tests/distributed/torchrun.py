@@ -87,6 +87,19 @@ class Job:
         return left + [str(path) for path in shared if path.exists()]
 
 
+def gone_after(pid: int, patience: float) -> bool:
+    """Whether a process, which need not be ours, ends within some seconds."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 @contextlib.contextmanager
 def start(
     directory: Path,

@@ -2,10 +2,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.distributed.torchrun import gone_after
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.launcher import holds_store, is_launched, watch_launcher
 
@@ -20,19 +20,6 @@ def child(work: Callable[[], object]) -> int:
         finally:
             os._exit(99)
     return pid
-
-
-def gone_after(pid: int, patience: float) -> bool:
-    """Whether a process, which need not be ours, ends within some seconds."""
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

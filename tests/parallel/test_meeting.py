@@ -8,7 +8,7 @@ import torch.distributed as processes
 
 from tests.distributed import ranks
 from tfm_cli.errors import ResourceError
-from tfm_cli.parallel import Parallel
+from tfm_cli.parallel import Parallel, meeting
 
 
 def test_what_earlier_processes_noted_in_the_launcher_s_store_is_not_read(tmp_path: Path) -> None:
@@ -56,3 +56,18 @@ def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> No
     done = ranks.run(tmp_path, [], prepare=meet)
 
     assert done[1 - missing].code == 0, done
+
+
+def test_launcher_that_is_gone_already_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(meeting, "_LAUNCHER_SECONDS", 0.5)
+
+    def meet(rank: int) -> None:
+        with Parallel.from_environment().connected():
+            pass
+
+    done = ranks.run(tmp_path, [], prepare=meet)
+
+    assert [each.code for each in done] == [99, 99]

@@ -1,6 +1,8 @@
 """A process that is killed among several costs no bit; torchrun starts them again by itself."""
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,11 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
 from tests.promises.ranks_run import RanksRun, fault, unbroken
 from tests.runs import checkpoints, left_behind
+from tfm_cli.config import DataConfig, TokenizerConfig
+from tfm_cli.corpus.encoders import encoders
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +78,43 @@ def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
     assert words.count("of 2, ") == 1  # who ended is said once
     assert left_behind(tmp_path / "model") == whole.left
     assert left == []
+
+
+def test_r53_nothing_outlives_a_launcher_that_was_killed_at_the_start(
+    whole: RanksRun, tmp_path: Path
+) -> None:
+    """While a tokenizer is learned, or processes prepare text."""
+    command = whole.command(tmp_path / "model", "--data-workers", "2", updates=99_999)
+
+    with torchrun.start(tmp_path / "job", command) as job:
+        job.wait_for("tokenizer: learned ")
+        job.launcher.send_signal(signal.SIGKILL)
+        job.ended()
+
+        assert job.left(set()) == []
+
+
+def test_r53_processes_that_prepare_text_end_with_the_one_that_asked(tmp_path: Path) -> None:
+    model = train_tokenizer(["a b c"] * 9, TokenizerConfig(vocab_size=270), seed=1, soft_limit=True)
+    pair = TokenizerPair.joint(Tokenizer(model))
+    pids = tmp_path / "pids"
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with encoders(pair, Filters.of(DataConfig()), workers=2) as encode:
+                each = [process._process.pid for process in encode._processes]
+                pids.with_suffix(".part").write_text(" ".join(map(str, each)))
+                pids.with_suffix(".part").rename(pids)
+                time.sleep(60)
+        finally:
+            os._exit(99)
+    while not pids.exists():
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    assert all(torchrun.gone_after(int(each), 5.0) for each in pids.read_text().split())
 
 
 def test_r53_nothing_outlives_a_launcher_that_was_killed(whole: RanksRun, tmp_path: Path) -> None:

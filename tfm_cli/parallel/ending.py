@@ -159,15 +159,19 @@ class Ending:
                 os._exit(self._code)
 
     def _watch_store(self) -> None:
-        """Notice that nobody answers: who holds the store was stopped, and no other can be told."""
-        looked_at = time.monotonic()
+        """Notice that nobody answers: who holds the store was stopped, and no other can be told.
+
+        While this process gets on, that does no harm, as when a launcher is stopped at a terminal.
+        """
+        looked_at, steps = time.monotonic(), -1
         while not self._closed.wait(_LOOK_SECONDS) and self._watcher.is_alive():
             now = time.monotonic()
             if self._heard.is_set():
                 return
-            if now - looked_at > self._patience / 2:  # this process was stopped itself
+            here, was_stopped = self._here, now - looked_at > self._patience / 2
+            if was_stopped or here.steps != steps or not (here.waits or here.is_bounded):
                 self._answered_at = now
-            looked_at = now
+            looked_at, steps = now, here.steps
             if now - self._answered_at > self._patience:
                 late = "the launcher" if holds_store() else "rank 0"
                 self._say(f"{late} was not heard of for {self._patience:g} s")

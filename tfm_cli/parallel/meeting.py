@@ -11,6 +11,7 @@ from tfm_cli.parallel.ending import LateError, LostError
 from tfm_cli.parallel.launcher import holds_store
 
 _LOOK_SECONDS = 0.02
+_LAUNCHER_SECONDS = 20.0
 
 
 def met(rank: int, world: int, *, patience: float) -> Any:
@@ -22,6 +23,8 @@ def met(rank: int, world: int, *, patience: float) -> Any:
     import torch.distributed as processes
 
     limit, until = timedelta(seconds=patience), time.monotonic() + patience
+    # A launcher opened its store before it started us: who finds none has lost it already.
+    first = timedelta(seconds=min(patience, _LAUNCHER_SECONDS)) if holds_store() else limit
 
     def late(ranks: Iterable[int]) -> LateError:
         who = " and ".join(f"rank {each}" for each in sorted(ranks))
@@ -33,10 +36,14 @@ def met(rank: int, world: int, *, patience: float) -> Any:
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=rank == 0 and not holds_store(),
-            timeout=limit,
+            timeout=first,
             wait_for_workers=False,
             multi_tenant=True,
         )
+    except RuntimeError as error:
+        raise (LostError(rank, world, "the launcher") if holds_store() else late({0})) from error
+    common.set_timeout(limit)
+    try:
         name = _agreed_name(common, rank, world, until, late)
         store = processes.distributed_c10d.PrefixStore(name, common)
         own = processes.distributed_c10d.PrefixStore("gloo", store)
