@@ -55,7 +55,9 @@ def ends_as_unbroken(
         result = run_tfm(small.command(output))
         assert result.code == 0, result.err
     assert left_behind(output) == small.left
-    assert unfinished(output) == []
+    # What could not be removed at the very end is removed when the directory is used again.
+    others = [name for name in unfinished(output) if not name.endswith(".trash")]
+    assert others == []
 
 
 @pytest.mark.parametrize(

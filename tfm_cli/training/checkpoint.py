@@ -8,6 +8,7 @@ counters, and a manifest with the hash of each file, written last. It is written
 renamed, and only then is an older one removed. Nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -137,6 +138,9 @@ def _prune(directory: Path, path: Path, *, keep: int) -> None:
             remove_directory(old)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
+    for trash in directory.glob(".update-*.trash"):  # what could not be removed whole before
+        with contextlib.suppress(OSError):
+            durable.remove_tree(trash)
 
 
 def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
