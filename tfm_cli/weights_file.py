@@ -166,4 +166,3 @@ def _identity(file: int) -> _Identity:
     status = os.fstat(file)
     times = status.st_mtime_ns, status.st_ctime_ns
     return _Identity(status.st_dev, status.st_ino, status.st_size, *times)
-
