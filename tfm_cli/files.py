@@ -1,10 +1,11 @@
 """Files and folders that appear under their name whole or not at all.
 
 What is written is written aside, flushed to the disk and renamed, so that a reader sees the old
-file or the new one.
+file or the new one. The changes themselves are made by `durable`.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from tfm_cli import durable
 from tfm_cli.errors import ResourceError, TfmError
 
 _LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")  # as `_aside` names it
@@ -90,18 +92,18 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 def _replacing(place: Path) -> Iterator[BinaryIO]:
     aside = _aside(place)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as stream:
+        durable.make_directory(place.parent)
+        with durable.create(aside) as stream:
             if place.exists():
                 shutil.copymode(place, aside)
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(place)
-        sync_directory(place.parent)
+            durable.sync(stream)
+        durable.rename(aside, place)
+        durable.sync_directory(place.parent)
     finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+        if aside.exists():
+            with contextlib.suppress(OSError):
+                durable.remove(aside)
 
 
 @contextlib.contextmanager
@@ -116,18 +118,17 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     aside = _aside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(path.parent)
         _sweep(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        _remove_quietly(aside)
+        durable.make_directory(aside)
         yield aside
-        for file in aside.iterdir():
+        for file in sorted(aside.iterdir()):
             with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        sync_directory(aside)
-        remove_directory(path)
-        aside.replace(path)
-        sync_directory(path.parent)
+                durable.sync(stream)
+        durable.sync_directory(aside)
+        _take_place(aside, path)
+        durable.sync_directory(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ResourceError(f"{path}: cannot be written: {reason}") from error
@@ -135,15 +136,37 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         error.args = (str(error).replace(str(aside), str(path)),)
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove_quietly(aside)
+
+
+def _take_place(aside: Path, path: Path) -> None:
+    """Give a folder its name; one that has it gets out of the way, and back if need be."""
+    trash = _aside(path, "trash")
+    if path.exists():
+        durable.rename(path, trash)
+    try:
+        durable.rename(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            trash.replace(path)
+        raise
+    _remove_quietly(trash)
 
 
 def remove_directory(path: Path) -> None:
     """Remove a folder; it loses its name first, so that half of it never looks like a whole one."""
     if path.exists():
         trash = _aside(path, "trash")
-        path.replace(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove_quietly(trash)
+        durable.rename(path, trash)
+        _remove_quietly(trash)
+
+
+def _remove_quietly(path: Path) -> None:
+    """Remove what nobody will miss; what cannot be removed now is swept out another time."""
+    if path.exists():
+        with contextlib.suppress(OSError):
+            durable.remove_tree(path)
 
 
 def _aside(place: Path, kind: str = "part") -> Path:
@@ -162,8 +185,8 @@ def _sweep(place: Path) -> None:
     with contextlib.suppress(OSError):  # such as where nothing may be listed: then it stays
         for path in place.parent.iterdir():
             found = pattern.fullmatch(path.name)
-            if found and not _is_running(int(found[1])) and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)  # which leaves a file alone
+            if found and not _is_running(int(found[1])) and path.is_dir():
+                _remove_quietly(path)
 
 
 def _is_running(process_id: int) -> bool:
@@ -176,10 +199,10 @@ def _is_running(process_id: int) -> bool:
     return True
 
 
-def sync_directory(path: Path) -> None:
-    """Make sure that names in a folder outlive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that there is no room for what was written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__
+    return False

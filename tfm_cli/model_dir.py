@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from tfm_cli.config import ModelConfig, RunConfig
@@ -28,6 +27,7 @@ from tfm_cli.model_config import (
     regular_file,
 )
 from tfm_cli.plain_json import parse_object
+from tfm_cli.tensor_file import write_tensors
 from tfm_cli.tensor_header import Values
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.weights_file import WeightsFile, values_sha256
@@ -81,7 +81,7 @@ def save_weights(
         **dataclasses.asdict(facts),
     }
     with atomic_file(directory / WEIGHTS_FILE) as stream:
-        stream.write(to_safetensors(tensors, {_METADATA_KEY: json.dumps(metadata)}))
+        write_tensors(stream, tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:

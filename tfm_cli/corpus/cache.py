@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from tfm_cli import durable
 from tfm_cli.corpus.corpus_files import CorpusFile
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.preparing import prepare
@@ -91,11 +91,11 @@ def nothing_left_of_failure(cache: Path) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):
-            if cache not in before:
-                (cache / _FILES).unlink(missing_ok=True)
+            if cache not in before and (cache / _FILES).exists():
+                durable.remove(cache / _FILES)
             for folder in (cache, cache.parent):
                 if folder not in before:
-                    folder.rmdir()
+                    durable.remove(folder)
         raise
 
 
@@ -189,7 +189,8 @@ def remove_others(directory: Path) -> None:
     for path in directory.parent.iterdir():
         if path.name not in (directory.name, _FILES) and not path.is_symlink():
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    durable.remove_tree(path)
             elif is_leftover(path.name):  # such as a copy of standard input
                 with suppress(OSError):
-                    path.unlink()
+                    durable.remove(path)

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tfm_cli import durable
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
@@ -90,16 +91,14 @@ class StoreWriter:
             "sha256": corpus_sha256(*(digest.hexdigest() for digest in self._digests)),
         }
         text = json.dumps(facts, indent=1) + "\n"
-        (self._directory / FACTS_FILE).write_text(text, encoding="utf-8")
+        durable.write_file(self._directory / FACTS_FILE, text.encode())
 
     def _begin(self, prefix: str) -> None:
         self._digests = (SideHash(), SideHash())
         self._totals = [0, 0]
         self._files = [
             {
-                kind: self._open.enter_context(
-                    _path(self._directory, prefix, side, kind).open("wb")
-                )
+                kind: self._opened(_path(self._directory, prefix, side, kind))
                 for kind in ("ids", "lengths", "starts")
             }
             for side in _SIDES
@@ -108,7 +107,7 @@ class StoreWriter:
             files["starts"].write(np.zeros(1, dtype=np.int64).tobytes())
 
     def _opened(self, path: Path) -> IO[bytes]:
-        return self._open.enter_context(path.open("wb"))
+        return self._open.enter_context(durable.create(path))
 
     def _append(self, ids: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> None:
         for side, files in enumerate(self._files):
@@ -154,7 +153,7 @@ class StoreWriter:
         del hashes
         for path in self._directory.iterdir():
             if path.name == _HASHES or path.name.startswith(f"{_FIRST}."):
-                path.unlink()
+                durable.remove(path)
 
 
 def open_store(directory: Path, weights: Sequence[float]) -> PieceStore:

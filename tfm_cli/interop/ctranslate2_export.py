@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tfm_cli import durable
 from tfm_cli.config import ModelConfig
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.errors import ConfigError, ResourceError
@@ -55,8 +56,8 @@ def write_ctranslate2(directory: Path, model: TrainedModel, *, quantization: str
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(str(directory))
-    (directory / "source.spm").write_bytes(model.tokenizers.source.model_bytes)
-    (directory / "target.spm").write_bytes(model.tokenizers.target.model_bytes)
+    durable.write_file(directory / "source.spm", model.tokenizers.source.model_bytes)
+    durable.write_file(directory / "target.spm", model.tokenizers.target.model_bytes)
 
 
 def refuse_inexpressible(model: TrainedModel) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tfm_cli import durable
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.errors import ConfigError
@@ -129,7 +130,7 @@ def _quantise(
 ) -> None:
     """Replace an export that was verified by the same with coarser weights."""
     for path in directory.iterdir():
-        path.unlink()
+        durable.remove(path)
     write_ctranslate2(directory, model, quantization=quantization)
     coarseness = verify_coarse(model, directory, lines)
     keeps_most = 2 * coarseness.kept >= coarseness.lines

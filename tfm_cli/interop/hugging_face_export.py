@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from tfm_cli import durable
 from tfm_cli.config import ModelConfig, SearchConfig
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.errors import ConfigError
@@ -70,7 +71,7 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     if not pair.shares_vocabulary:
         contents["target_vocab.json"] = _json(_ids(pair.target))
     for name, content in contents.items():
-        (directory / name).write_bytes(content)
+        durable.write_file(directory / name, content)
     if search.length_norm == "wu" and search.length_penalty != 0:
         logger.warning("search.length_norm: `wu` is not known there, `power` was written")
     if search.repetition_penalty != 1:

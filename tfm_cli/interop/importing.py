@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import tfm_cli
+from tfm_cli import durable
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.files import atomic_directory, check_writable, is_leftover
 from tfm_cli.interop.foreign import ImportedModel
@@ -89,7 +90,7 @@ def import_model(
         model = _written(aside, imported)
         verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
         card = visible(_card(model, origin, imported.notes, verified))
-        (aside / _CARD_FILE).write_bytes(card.encode("utf-8", "backslashreplace"))
+        durable.write_file(aside / _CARD_FILE, card.encode("utf-8", "backslashreplace"))
     logger.info("wrote %s: %s", output, _shape(model))
 
 

@@ -8,24 +8,27 @@ counters, and a manifest with the hash of each file, written last. It is written
 renamed, and only then is an older one removed. Nothing is pickled.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tfm_cli import durable
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.files import atomic_directory, remove_directory
+from tfm_cli.files import atomic_directory, is_full, remove_directory
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.wrapping import fill, full
+from tfm_cli.tensor_file import write_tensors
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.state import TrainState
 
@@ -74,7 +77,8 @@ def save(
     All processes have to come here, to bring their shards; only rank 0 writes.
 
     Raises:
-        ResourceError: it could not be written; older checkpoints are untouched.
+        ResourceError: it could not be written; older checkpoints are untouched. If there was no
+            room for it, says how much it needs and how much there is.
     """
     path = directory / f"update-{state.update:08d}"
     is_writer = parallel is None or parallel.is_main
@@ -85,17 +89,48 @@ def save(
     }
     if not is_writer:
         return path
-    with _disk_errors(path), atomic_directory(path) as aside:
+    counters = {"state": state.to_json(), "text_sha256": dict(text_sha256)}
+    try:
+        _write(path, tensors, json.dumps(counters, indent=2) + "\n")
+    except ResourceError as error:
+        if is_full(error):
+            needed = sum(_num_bytes(table) for table in tensors.values())
+            error.args = (f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free",)
+            error.hint = "make room and start the same command again: it goes on"
+        raise
+    _prune(directory, path, keep=keep)
+    return path
+
+
+def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: str) -> None:
+    with atomic_directory(path) as aside:
+        hashes = {}
         for name, table in tensors.items():
-            save_file(table, aside / name)
-        counters = {"state": state.to_json(), "text_sha256": dict(text_sha256)}
-        (aside / _STATE).write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
+            with durable.create(aside / name) as stream:
+                hashes[name] = write_tensors(stream, table)
+        hashes[_STATE] = hashlib.sha256(counters.encode()).hexdigest()
         manifest = {
             "format_version": FORMAT_VERSION,
             "torch_version": torch.__version__,
-            "sha256": {file.name: _sha256(file) for file in sorted(aside.iterdir())},
+            "sha256": hashes,
         }
-        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for name, text in ((_STATE, counters), (_MANIFEST, json.dumps(manifest, indent=2) + "\n")):
+            durable.write_file(aside / name, text.encode())
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _free(directory: Path) -> int:
+    """Bytes that may be written where a folder is."""
+    while not directory.exists():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
+def _prune(directory: Path, path: Path, *, keep: int) -> None:
+    """Remove all but the newest up to `path`, which was just written."""
     paths = all_paths(directory)
     newest_index = paths.index(path)
     for old in paths[: max(0, newest_index + 1 - keep)] + paths[newest_index + 1 :]:
@@ -103,7 +138,6 @@ def save(
             remove_directory(old)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
-    return path
 
 
 def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
@@ -124,15 +158,6 @@ def all_paths(directory: Path) -> list[Path]:
     return sorted(directory.glob("update-*"))
 
 
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """What safetensors could not write becomes a ResourceError."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise ResourceError(f"{path}: cannot be written: {error}") from error
-
-
 def newest(directory: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None where there is none at all.
 
@@ -142,6 +167,7 @@ def newest(directory: Path) -> Checkpoint | None:
         ModelError: there are checkpoints, but none of them is whole; or the newest is of a newer
             format.
     """
+    _rescue(directory)
     paths = all_paths(directory)
     for path in reversed(paths):
         try:
@@ -156,6 +182,22 @@ def newest(directory: Path) -> Checkpoint | None:
             hint="start again with `--overwrite`",
         )
     return None
+
+
+def _rescue(directory: Path) -> None:
+    """Give a whole checkpoint its name back that got out of the way of another one.
+
+    That one, of the same update, was about to take the name when the process was killed.
+    """
+    present = all_paths(directory)
+    for trash in sorted(directory.glob(".update-*.trash")):
+        path = directory / trash.name.split(".")[1]
+        if re.fullmatch(r"update-[0-9]{8,}", path.name) and (not present or path > present[-1]):
+            try:
+                read(trash)
+                durable.rename(trash, path)
+            except (ModelError, OSError):
+                continue  # half removed already: there is a newer one, or it was torn
 
 
 def read(path: Path) -> Checkpoint:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tfm_cli import durable
 from tfm_cli.config import DataConfig, RunConfig
 from tfm_cli.corpus.cache import cached_store, nothing_left_of_failure, remove_others
 from tfm_cli.corpus.corpus_files import CorpusFile, training_files
@@ -138,8 +139,8 @@ def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, 
     with nothing_left_of_failure(cache):
         try:
             try:
-                cache.mkdir(parents=True, exist_ok=True)
-                with copy.open("wb") as stream:
+                durable.make_directory(cache)
+                with durable.create(copy) as stream:
                     shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
             except OSError as error:
                 told = f"{cache}: cannot be written: {error.strerror}"
@@ -147,7 +148,7 @@ def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, 
             yield training_files(data, standard_input=str(copy))
         finally:
             with contextlib.suppress(OSError):
-                copy.unlink()
+                durable.remove(copy)
 
 
 def with_sample(data: DataConfig) -> DataConfig:

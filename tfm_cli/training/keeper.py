@@ -1,11 +1,11 @@
 """What a run leaves on the disk: the best weights, their card, the metrics and checkpoints."""
 
 import logging
-import shutil
 from pathlib import Path
 
 import torch
 
+from tfm_cli import durable
 from tfm_cli.config import RunConfig
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
 from tfm_cli.model_config import WEIGHTS_FILE
@@ -105,13 +105,13 @@ class Keeper:
     def _set_aside(self) -> None:
         with atomic_directory(self._output / CHECKPOINTS / _ON_SCHEDULE) as aside:
             for name in (WEIGHTS_FILE, CARD_FILE):
-                shutil.copyfile(self._output / name, aside / name)
+                durable.write_file(aside / name, (self._output / name).read_bytes())
 
     def _take_back(self) -> None:
         kept = self._output / CHECKPOINTS / _ON_SCHEDULE
         if kept.is_dir():
             for name in (WEIGHTS_FILE, CARD_FILE):
-                (kept / name).replace(self._output / name)
+                durable.rename(kept / name, self._output / name)
             remove_directory(kept)
 
     def _say_signatures(self, validation: Validation) -> None:

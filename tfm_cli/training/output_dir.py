@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfm_cli import durable
 from tfm_cli.config import RunConfig
 from tfm_cli.configfile import changed_settings
 from tfm_cli.errors import ConfigError, ResourceError
@@ -77,19 +78,20 @@ def clear(output: Path) -> None:
     with _disk_errors(output):
         remove_directory(output / CHECKPOINTS)
         for name in _FILES:
-            (output / name).unlink(missing_ok=True)
+            if (output / name).is_symlink() or (output / name).exists():
+                durable.remove(output / name)
 
 
 def begin(output: Path) -> None:
     """Make the directory if need be, and sweep out what killed runs left half-written."""
     with _disk_errors(output):
         for directory in (output, output / CHECKPOINTS):
-            directory.mkdir(parents=True, exist_ok=True)
+            durable.make_directory(directory)
             for path in (p for p in directory.iterdir() if is_leftover(p.name)):
                 if path.is_dir():
                     remove_directory(path)
                 else:
-                    path.unlink(missing_ok=True)
+                    durable.remove(path)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tfm_cli import durable
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_file
 from tfm_cli.log import seconds_text
@@ -92,11 +93,21 @@ class MetricsFile:
             if isinstance(value, float) and not math.isfinite(value):
                 fields[name] = None  # JSON has no such number
         try:
-            with self._path.open("ab") as stream:
+            with durable.append(self._path) as stream:
                 stream.write(json.dumps(fields).encode() + b"\n")
         except OSError as error:
-            told = f"{self._path}: cannot be written: {error.strerror}"
-            raise ResourceError(told) from error
+            raise self._not_written(error) from error
+
+    def sync(self) -> None:
+        """Make sure of all lines so far: no checkpoint should know of what is missing here."""
+        try:
+            with durable.append(self._path) as stream:
+                durable.sync(stream)
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> ResourceError:
+        return ResourceError(f"{self._path}: cannot be written: {error.strerror}")
 
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []

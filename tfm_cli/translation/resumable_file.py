@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
 
+from tfm_cli import durable
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.files import sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class ResumableFile:
         self._journal = _beside(self._place, "progress")
         self._settings = json.loads(json.dumps(settings))  # as it comes back from the disk
         self._clock = clock
-        self._place.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(self._place.parent)
         self.stream = self._locked()
         try:
             if self._place.exists():
@@ -122,8 +122,7 @@ class ResumableFile:
             self._commit()
 
     def _commit(self) -> None:
-        self.stream.flush()
-        os.fsync(self.stream.fileno())  # first what was written, then that it was
+        durable.sync(self.stream)  # first what was written, then that it was
         position, num_bytes = self._done
         progress = {
             "format": _FORMAT,
@@ -132,21 +131,19 @@ class ResumableFile:
             "bytes": num_bytes,
         }
         aside = _beside(self._place, "progress.new")  # one name, so that a kill leaves one at most
-        with aside.open("wb") as stream:
+        with durable.create(aside) as stream:
             stream.write(json.dumps(progress, indent=1).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(self._journal)
-        sync_directory(self._place.parent)
+            durable.sync(stream)
+        durable.rename(aside, self._journal)
+        durable.sync_directory(self._place.parent)
         self._committed = self._done
         self._last_commit = self._clock()
 
     def _finish(self) -> None:
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self._partial.replace(self._place)
-        sync_directory(self._place.parent)
-        self._journal.unlink(missing_ok=True)
+        durable.sync(self.stream)
+        durable.rename(self._partial, self._place)
+        durable.sync_directory(self._place.parent)
+        _forget(self._journal)
         self.stream.close()  # only here the lock ends
 
     def _keep(self) -> None:
@@ -158,7 +155,7 @@ class ResumableFile:
         lines = self._committed[0].lines
         if not lines:
             with contextlib.suppress(OSError):
-                self._partial.unlink()
+                durable.remove(self._partial)
         elif lines > self.start.lines:
             told = "%s: %d lines are done and kept; the same command goes on after them"
             logger.warning(told, self._shown, lines)
@@ -168,10 +165,9 @@ class ResumableFile:
     def _locked(self) -> BinaryIO:
         """The partial file, which no other process has."""
         while True:
-            descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            stream = os.fdopen(descriptor, "r+b")
+            stream = durable.go_on(self._partial)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 stream.close()
                 raise ResourceError(
@@ -181,7 +177,7 @@ class ResumableFile:
             except OSError:  # such as a file system without locks
                 return stream
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), self._partial.stat()):
+                if os.path.samestat(os.fstat(stream.fileno()), self._partial.stat()):
                     return stream
             stream.close()  # the other one has just finished, and this is its output
 
@@ -191,7 +187,7 @@ class ResumableFile:
         size = os.fstat(self.stream.fileno()).st_size
         if progress is None or progress[2] > size:
             # A journal goes before what it tells of, so that none tells of something else.
-            self._journal.unlink(missing_ok=True)
+            _forget(self._journal)
             return Position(), 0
         settings, position, num_bytes = progress
         changes = _changes(settings, self._settings)
@@ -222,6 +218,11 @@ def resumable_file(
         if isinstance(error, BrokenPipeError):
             raise
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _forget(journal: Path) -> None:
+    if journal.exists():
+        durable.remove(journal)
 
 
 def _beside(place: Path, kind: str) -> Path:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from tfm_cli.errors import ModelError
 from tfm_cli.files import atomic_file
 from tfm_cli.plain_json import parse_json
+from tfm_cli.tensor_file import write_tensors
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.weights_file import WeightsFile
 
@@ -79,7 +79,7 @@ def save_shortlist(path: Path, shortlist: Shortlist, tokenizers: TokenizerPair) 
     tensors = {name: getattr(shortlist, name).contiguous() for name in _NAMES}
     metadata = {"format_version": FORMAT_VERSION, "tokenizer_sha256": tokenizers.sha256}
     with atomic_file(path) as stream:
-        stream.write(to_safetensors(tensors, {_METADATA_KEY: json.dumps(metadata)}))
+        write_tensors(stream, tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 
 def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:

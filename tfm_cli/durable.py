@@ -1,0 +1,172 @@
+"""Changes of the disk that must not be lost or half done: all of them are made here, one by one.
+
+Each is a point at which a fault can be made to happen (see `failpoint`), by its own name and as
+`durable`, and can be watched. Nothing here decides in which order changes are made: `files` does,
+and who goes on with a file.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from tfm_cli.failpoint import reach
+
+_BUFFER_BYTES = 1 << 20  # tensors come in large parts, lines in small ones
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A change that was made."""
+
+    kind: str  # create, write, truncate, sync, sync_directory, rename, remove, make_directory
+    path: Path
+    target: Path | None = None  # the new name, of a rename
+    offset: int = 0  # where a write begins; the new size, of a truncation
+    data: bytes = b""  # of a write
+
+
+_watchers: list[Callable[[Operation], None]] = []
+
+
+@contextlib.contextmanager
+def watched(watcher: Callable[[Operation], None]) -> Iterator[None]:
+    """Inside, each change is told to `watcher` once it was made."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+def _reach(kind: str) -> str:
+    return reach("durable") or reach(kind)
+
+
+def _tell(operation: Operation) -> None:
+    for watcher in _watchers:
+        watcher(operation)
+
+
+class _File(io.FileIO):
+    """A file whose writes can fail; a class since buffers of the standard library want one."""
+
+    def __init__(self, path: Path, mode: str, flags: int = 0) -> None:
+        self._path = path
+        # A file that stands there already must not be a pipe, which would wait for a reader.
+        super().__init__(path, mode, opener=lambda name, own: os.open(name, own | flags, 0o666))
+
+    def write(self, data: object) -> int:
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # whatever has bytes
+        action = _reach("write")
+        if action in ("short", "tear"):
+            view = view[: len(view) // 2]
+        offset = 0
+        if _watchers:
+            offset = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
+        count = cast(int, super().write(view))  # fewer than wanted is for the buffer to go on with
+        if action == "tear":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _watchers:
+            _tell(Operation("write", self._path, offset=offset, data=bytes(view[:count])))
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        _reach("truncate")
+        new = super().truncate(size)
+        _tell(Operation("truncate", self._path, offset=new))
+        return new
+
+
+def create(path: Path) -> BinaryIO:
+    """A new, empty file, open for writing; what stood under the name is gone."""
+    _reach("create")
+    file = _File(path, "wb")
+    _tell(Operation("create", path))
+    return io.BufferedWriter(file, _BUFFER_BYTES)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole, in a folder whose content is going to be synced."""
+    with create(path) as stream:
+        stream.write(content)
+
+
+def append(path: Path) -> BinaryIO:
+    """A file that grows at its end, made if there is none."""
+    _reach("create")
+    file = _File(path, "ab")
+    _tell(Operation("append", path))
+    return io.BufferedWriter(file)
+
+
+def go_on(path: Path) -> BinaryIO:
+    """A file as it stands, made if there is none, open for reading and writing anywhere."""
+    _reach("create")
+    file = _File(path, "r+b", os.O_CREAT)
+    _tell(Operation("append", path))
+    return io.BufferedRandom(file, _BUFFER_BYTES)
+
+
+def sync(stream: BinaryIO) -> None:
+    """Make sure that what was written to an open file outlives a loss of power."""
+    stream.flush()
+    _reach("sync")
+    os.fsync(stream.fileno())
+    if _watchers:
+        _tell(Operation("sync", Path(stream.name)))
+
+
+def sync_directory(path: Path) -> None:
+    """Make sure that names in a folder outlive a loss of power."""
+    _reach("sync_directory")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    _tell(Operation("sync_directory", path))
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or folder another name, in one step; a file that had it is gone."""
+    _reach("rename")
+    path.replace(target)
+    _tell(Operation("rename", path, target))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or an empty folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    _reach("remove")
+    if stat.S_ISDIR(path.lstat().st_mode):
+        path.rmdir()
+    else:
+        path.unlink()
+    _tell(Operation("remove", path))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all that is in it; links are removed, not followed."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in sorted(path.iterdir()):
+            remove_tree(entry)
+    remove(path)
+
+
+def make_directory(path: Path) -> None:
+    """Make a folder, and those around it that are missing."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    _reach("make_directory")
+    path.mkdir(exist_ok=True)
+    _tell(Operation("make_directory", path))
