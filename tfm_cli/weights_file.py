@@ -102,6 +102,15 @@ class WeightsFile:
             for name, values in sorted(self.tensors.items())
         )
 
+    def sha256_of_file(self) -> str:
+        """The hash of all bytes of the file, its header too.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
+
     def _parts_of(self, values: Values) -> Iterator[memoryview]:
         buffer = memoryview(bytearray(min(_PART_BYTES, values.end - values.begin)))
         for start in range(values.begin, values.end, _PART_BYTES):
