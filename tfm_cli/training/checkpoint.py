@@ -46,6 +46,7 @@ __all__ = ["Checkpoint", "all_paths", "newest", "optimizer_tensors", "read", "re
 
 logger = logging.getLogger(__name__)
 
+
 def save(
     directory: Path,
     *,
@@ -228,4 +229,3 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         moments: dict[str, Any] = optimizer.state.get(parameter, {})
         tensors.update({f"{name}/{key}": value for key, value in moments.items()})
     return tensors
-
