@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -24,9 +25,13 @@ def _nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_model_with_a_normaliser_of_its_own_is_tried_once_and_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    started = []
-    run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: started.append(1) or run(*a, **k))
+    started, run = [], subprocess.run
+
+    def counting(*arguments: Any, **options: Any) -> object:
+        started.append(1)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", counting)
 
     for _ in range(2):
         tokenizer = Tokenizer(OWN)

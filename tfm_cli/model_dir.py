@@ -136,14 +136,17 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
     except (OSError, ValueError) as error:
         raise _torn(path, error) from error
     update, scores = metadata.get("update"), metadata.get("scores")
-    is_table = isinstance(scores, dict) and all(_is_score(v) for v in scores.values())
-    if type(update) is not int or not is_table:
+    if (
+        type(update) is not int
+        or not isinstance(scores, dict)
+        or not all(map(_is_score, scores.values()))
+    ):
         raise ModelError(f"{path}: tells no update and no scores", hint=_COPY)
     return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
 
 
 def _is_score(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[operator] - a number
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def _load_weights(

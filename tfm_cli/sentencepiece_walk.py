@@ -7,7 +7,6 @@ one made it read outside its memory (CVE-2026-1260, and its issues #1263, #1265,
 Source: `sentencepiece_model.proto`, and the encoding at https://protobuf.dev/programming-guides.
 """
 
-import itertools
 import math
 import struct
 from collections.abc import Iterator
