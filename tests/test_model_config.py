@@ -39,6 +39,7 @@ def saved(tmp_path: Path) -> Path:
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     header = json.loads(path.read_bytes())
+    del header["sha256"]  # as one does who changes it on purpose
     change(header)
     path.write_text(json.dumps(header), encoding="utf-8")
 
@@ -106,6 +107,29 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
     edit(saved / "config.json", lambda header: header["settings"]["training"].pop("seed"))
 
     assert load_config(saved).settings.training.seed == 1
+
+
+@pytest.mark.parametrize("setting", [b'"beam_size": 4', b'"seed": 1'])
+def test_setting_that_is_not_the_saved_one_is_refused(setting: bytes, saved: Path) -> None:
+    path = saved / "config.json"
+    content = path.read_bytes()
+    assert setting in content
+
+    path.write_bytes(content.replace(setting, setting[:-1] + b"7"))
+    with pytest.raises(ModelError, match="is not what was saved: its SHA-256 differs") as caught:
+        load_config(saved)
+    assert "remove its line `sha256`" in str(caught.value.hint)
+
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(line for line in lines if b'"sha256"' not in line))
+    load_config(saved)
+
+
+def test_layout_of_the_config_does_not_matter(saved: Path) -> None:
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=None), encoding="utf-8")
+
+    assert load_config(saved).settings == CONFIG
 
 
 def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:

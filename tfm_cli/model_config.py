@@ -60,6 +60,7 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
         "source_vocab_size": source_size,
         "settings": to_mapping(config),
     }
+    header = {"sha256": _sha256(header), **header}  # a line that can be removed, not the last one
     # A file name that is no UTF-8 has half surrogate pairs in it; JSON spells them as \udcxx.
     text = json.dumps(header, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     with atomic_file(directory / CONFIG_FILE) as stream:
@@ -73,7 +74,9 @@ def load_config(directory: Path) -> SavedConfig:
         ModelError: there is none, it is of a newer format, or holds what cannot be used.
     """
     path = regular_file(directory, CONFIG_FILE)
-    header = _upgraded(_read_json(path))
+    written = _read_json(path)
+    told_sha256 = written.pop("sha256", None)  # which format 1 had not
+    header = _upgraded(written)
     version = header.get("format_version")
     if type(version) is not int:
         raise ModelError(
@@ -117,7 +120,17 @@ def load_config(directory: Path) -> SavedConfig:
     if problems.lines:
         title = f"{path}: has settings that cannot be used"
         raise ModelError("\n  ".join([title, *problems.lines]))
+    if told_sha256 not in (None, _sha256(written)):
+        raise ModelError(
+            f"{path}: is not what was saved: its SHA-256 differs",
+            hint="copy it again; if it was changed on purpose, remove its line `sha256`",
+        )
     return SavedConfig(config, (sizes[0], sizes[1]), dict(files or {}), str(sha256))
+
+
+def _sha256(header: dict[str, Any]) -> str:
+    """Of what a header says, however it is laid out."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _num_settings(settings: dict[str, Any]) -> int:
