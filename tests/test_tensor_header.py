@@ -95,5 +95,5 @@ def test_what_safetensors_refuses_is_refused_here(name: str) -> None:
         # Safetensors ships no types.
         deserialize(content)  # type: ignore[no-untyped-call]
     except (SafetensorError, OverflowError):
-        with pytest.raises(ValueError, match="^(it|`)"):
+        with pytest.raises(ValueError, match=r"^(it|`)"):
             parse_header(text, start=0, end=4)

@@ -180,6 +180,26 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
     return tokenizers
 
 
+def checked_weights(directory: Path) -> Path:
+    """The path of the weights file, whose header is one; PyTorch is not needed to say so.
+
+    Raises:
+        ModelError: it is missing, or torn.
+    """
+    path = regular_file(directory, WEIGHTS_FILE)
+    try:
+        WeightsFile(path).close()
+    except (OSError, ValueError) as error:
+        raise torn_weights(path, error) from error
+    return path
+
+
+def torn_weights(path: Path, error: Exception) -> ModelError:
+    """What is raised where a weights file cannot be read."""
+    hint = "copy it again, or go back to a checkpoint"
+    return ModelError(f"{path}: is torn or no safetensors file: {error}", hint=hint)
+
+
 def weights_identity(directory: Path) -> str:
     """A hash of what the weights file says of itself: the hashes of tensors and tokenizers.
 

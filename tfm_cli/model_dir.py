@@ -25,6 +25,7 @@ from tfm_cli.model_config import (
     load_config,
     load_tokenizers,
     regular_file,
+    torn_weights,
 )
 from tfm_cli.plain_json import parse_object
 from tfm_cli.tensor_file import write_tensors
@@ -34,7 +35,6 @@ from tfm_cli.weights_file import WeightsFile, values_sha256
 
 _METADATA_KEY = "tfm"  # only one: safetensors writes several in an order that changes
 _MAX_NAMED = 8  # tensors that a message lists
-_COPY = "copy it again, or go back to a checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +134,14 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
         with WeightsFile(path) as file:
             metadata = _metadata(file)
     except (OSError, ValueError) as error:
-        raise _torn(path, error) from error
+        raise torn_weights(path, error) from error
     update, scores = metadata.get("update"), metadata.get("scores")
     if (
         type(update) is not int
         or not isinstance(scores, dict)
         or not all(map(_is_score, scores.values()))
     ):
-        raise ModelError(f"{path}: tells no update and no scores", hint=_COPY)
+        raise torn_weights(path, ValueError("it tells no update and no scores"))
     return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
 
 
@@ -167,7 +167,7 @@ def _load_weights(
             for name, wanted in expected.items()
         }
     except (OSError, ValueError) as error:
-        raise _torn(path, error) from error
+        raise torn_weights(path, error) from error
     if file.sha256(contents) != metadata.get("weights_sha256"):
         hint = "copy the file again"
         raise ModelError(f"{path}: the weights are not those that were saved", hint=hint)
@@ -234,10 +234,6 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
 
 def _metadata(file: WeightsFile) -> dict[str, Any]:
     return parse_object(file.metadata.get(_METADATA_KEY, "{}").encode())
-
-
-def _torn(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path}: is torn or no safetensors file: {error}", hint=_COPY)
 
 
 def _listed(lines: list[str], separator: str = "\n  ") -> str:

@@ -14,8 +14,8 @@ from typing import NamedTuple, Self
 from tfm_cli.plain_file import open_plain
 from tfm_cli.tensor_header import Values, parse_header
 
-# The largest shape that a configuration may have, 128 layers on each side, needs a fourth of it.
-MAX_HEADER_BYTES = 4 << 20
+# Twice what the deepest model needs, of 128 layers on each side.
+MAX_HEADER_BYTES = 1 << 20
 _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
 
 _PART_BYTES = 1 << 23  # that are in memory together while they are hashed
@@ -38,7 +38,7 @@ class WeightsFile:
         ValueError: it is no file of tensors, or says something else than it has.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
         with contextlib.ExitStack() as stack:
             self._file = stack.enter_context(open_plain(path))
             self._identity = _identity(self._file.fileno())
@@ -48,8 +48,8 @@ class WeightsFile:
             size = int.from_bytes(self._file.read(8), "little")
             if size > file_size - 8:
                 raise ValueError(f"its header has {size} bytes, the file {file_size}")
-            if size > MAX_HEADER_BYTES:
-                wanted = f"wanted at most {MAX_HEADER_BYTES}"
+            if size > max_header_bytes:
+                wanted = f"wanted at most {max_header_bytes}"
                 raise ValueError(f"its header has {size} bytes, {wanted}")
             header = bytearray(size)
             self._read_into(memoryview(header), 8)
@@ -61,6 +61,10 @@ class WeightsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._open.close()
 
     def read(self) -> dict[str, bytearray]:

@@ -21,6 +21,7 @@ MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
 _HASHED = {WEIGHTS, AVERAGE, OPTIMIZER, STATE}
 _MAX_JSON_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
 _MAX_NAMED = 8
 
 
@@ -128,7 +129,7 @@ def _counters(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
 def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors in a file, in memory that is theirs."""
     try:
-        with WeightsFile(path) as file:
+        with WeightsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
             odd = [name for name, values in file.tensors.items() if values.dtype != "F32"]
             if odd:
                 raise ModelError(f"{path}: {odd[0]} has type {file.tensors[odd[0]].dtype}")
