@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,12 +44,10 @@ for directory in hostile:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_r39_r40_r42_hostile_model_is_refused_by_name(name: str, tmp_path: Path) -> None:
     directory = made(name, tmp_path / "model")
-    began = time.process_time()
 
     with pytest.raises(ModelError) as caught:
         load_model(directory, torch.device("cpu"))
 
-    assert time.process_time() - began < MOST_SECONDS
     assert HOSTILE[name].told in str(caught.value)
     assert HOSTILE[name].file in str(caught.value) or name == "config: huge vocabulary"
     assert not Path("made-by-a-pickle").exists()
