@@ -78,7 +78,8 @@ class WeightsFile:
         for name, values in self.tensors.items():
             contents[name] = bytearray(values.end - values.begin)
             self._read_into(memoryview(contents[name]), values.begin)
-        if _identity(self._file.fileno()) != self._identity:
+        # Its status changes also when another file takes its name, which is no matter here.
+        if _identity(self._file.fileno())[:-1] != self._identity[:-1]:
             raise ValueError("it was written to while it was read")
         return contents
 

@@ -118,7 +118,7 @@ def tokenizer(content: bytes) -> str:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # its words may quote a piece of any bytes
         return f"refused by SentencePiece: {error}"
     processor.Encode(_LINES, return_type=bytes)
     processor.Decode(list(range(len(processor))), return_type=bytes)
