@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import sentencepiece
 from safetensors import deserialize
@@ -43,7 +44,7 @@ def lines(content: bytes) -> str:
     """As many lines come out as line feeds tell of, however the bytes arrive."""
     options = content[0] if content else 0
     content = content[1:]
-    invalid = "replace" if options & 1 else "refuse"
+    invalid: Literal["refuse", "replace"] = "replace" if options & 1 else "refuse"
     limit = 7 if options & 2 else 1 << 20
     stream = io.BufferedReader(io.BytesIO(content), buffer_size=1 + options % 61)
     reader = LineReader(stream, "text", invalid=invalid, max_line_bytes=limit)

@@ -65,9 +65,10 @@ def _config(**changes: Any) -> Callable[[Path], object]:
     return make
 
 
+Made = dict[str, tuple[Callable[[Path], object], str]]
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-HEADERS = {
+HEADERS: Made = {
     "a pickle": (lambda p: p.write_bytes(pickle.dumps(_Program())), "is torn or no safetensors"),
     "a long pickle": (
         lambda p: p.write_bytes(pickle.dumps([_Program()] * 9000, protocol=0)), "its header has"
@@ -95,7 +96,7 @@ HEADERS = {
     "another type": (_header({"a": _tensor(dtype="OBJECT")}), "has a type that is not known"),
     "nothing": (_header({}, values=0), "does not fit config.json"),
 }  # fmt: skip
-CONFIGS = {
+CONFIGS: Made = {
     "huge model": (_config(**_LARGE), "does not fit config.json"),
     "huge vocabulary": (_config(vocab_size=10**6, source_vocab_size=10**6), "found"),
     "larger vocabulary": (_config(vocab_size=10**9), "vocab_size: must be between 2 and 1000000"),
@@ -123,7 +124,7 @@ CONFIGS = {
     "no UTF-8": (lambda p: p.write_bytes(b'{"\xff": 1}'), "is torn or no model config"),
     "binary": (lambda p: p.write_bytes(bytes(range(256)) * 100), "is torn or no model config"),
 }  # fmt: skip
-PLACES = {
+PLACES: Made = {
     "a pipe": (os.mkfifo, "is not a regular file"),
     "a directory": (Path.mkdir, "is not a regular file"),
     "a link to a device": (lambda p: p.symlink_to("/dev/zero"), "is not a regular file"),
