@@ -8,6 +8,7 @@ counters, and a manifest with the hash of each file, written last. It is written
 renamed, and only then is an older one removed. Nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -83,7 +84,6 @@ def save(
         if is_full(error):
             needed = sum(_num_bytes(table) for table in tensors.values())
             error.args = (f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free",)
-            error.hint = "make room and start the same command again: it goes on"
         raise
     _prune(directory, path, keep=keep)
     return path
@@ -125,6 +125,9 @@ def _prune(directory: Path, path: Path, *, keep: int) -> None:
             remove_directory(old)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
+    for trash in directory.glob(".update-*.trash"):  # what could not be removed whole before
+        with contextlib.suppress(OSError):
+            durable.remove_tree(trash)
 
 
 def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:

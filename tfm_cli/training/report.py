@@ -61,6 +61,8 @@ class MetricsFile:
     def __init__(self, path: Path, *, update: int) -> None:
         """Go on after `update`: later lines, of a run that was cut off, are dropped."""
         self._path = path
+        self._size = 0  # bytes of the lines that were written
+        self._unwritten: list[bytes] = []
         self._keep_only(lambda facts: bool(facts["update"] <= update))
 
     def drop_unscheduled(self) -> None:
@@ -92,22 +94,34 @@ class MetricsFile:
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):
                 fields[name] = None  # JSON has no such number
-        try:
-            with durable.append(self._path) as stream:
-                stream.write(json.dumps(fields).encode() + b"\n")
-        except OSError as error:
-            raise self._not_written(error) from error
+        self._unwritten.append(json.dumps(fields).encode() + b"\n")
+        with contextlib.suppress(OSError):  # `sync` tries again before anything is made of it
+            self._write(synced=False)
 
     def sync(self) -> None:
-        """Make sure of all lines so far: no checkpoint should know of what is missing here."""
-        try:
-            with durable.append(self._path) as stream:
-                durable.sync(stream)
-        except OSError as error:
-            raise self._not_written(error) from error
+        """Make sure of all lines so far: no checkpoint should know of what is missing here.
 
-    def _not_written(self, error: OSError) -> ResourceError:
-        return ResourceError(f"{self._path}: cannot be written: {error.strerror}")
+        Raises:
+            ResourceError: they could not be written.
+        """
+        try:
+            self._write(synced=True)
+        except OSError as error:
+            told = f"{self._path}: cannot be written: {error.strerror}"
+            raise ResourceError(told) from error
+
+    def _write(self, *, synced: bool) -> None:
+        with durable.go_on(self._path) as stream:
+            if stream.seek(0, os.SEEK_END) > self._size:  # part of a line that did not fit
+                stream.seek(self._size)
+                stream.truncate()
+            stream.writelines(self._unwritten)
+            if synced:
+                durable.sync(stream)
+            else:
+                stream.flush()
+            self._size = stream.tell()
+            self._unwritten.clear()
 
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []
@@ -118,6 +132,7 @@ class MetricsFile:
                         kept.append(line + b"\n")
         with atomic_file(self._path) as stream:
             stream.writelines(kept)
+        self._size = sum(map(len, kept))
 
 
 class Display:
