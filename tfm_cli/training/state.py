@@ -1,6 +1,7 @@
 """Where a training run stands: all of it that is not a tensor."""
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,5 +34,18 @@ class TrainState:
 
     @staticmethod
     def from_json(table: dict[str, Any]) -> "TrainState":
-        """The counters that `to_json` gave."""
+        """The counters that `to_json` gave; one that was not known then has its default.
+
+        Raises:
+            ValueError: a name or a value that `to_json` never gives.
+        """
+        kinds = typing.get_type_hints(TrainState)
+        for name, value in table.items():
+            if name not in kinds:
+                raise ValueError(f"the counter `{name[:60]}` is not known")
+            accepted = (int,) if kinds[name] is int else (int, float)
+            if kinds[name] == float | None and value is None:
+                continue
+            if type(value) not in accepted or (kinds[name] is int and value < 0):
+                raise ValueError(f"the counter `{name}` is {str(value)[:20]}")
         return TrainState(**table)
