@@ -48,6 +48,7 @@ def train(
     ] = None,
     max_length: Annotated[int | None, flag(DataConfig, "max_length")] = None,
     max_ratio: Annotated[float | None, flag(DataConfig, "max_ratio")] = None,
+    bad_utf8: Annotated[str | None, flag(DataConfig, "bad_utf8")] = None,
     data_cache: Annotated[
         str | None, flag(DataConfig, "cache", "--data-cache", metavar="DIR")
     ] = None,
@@ -176,6 +177,7 @@ def train(
             "pairs_format": pairs_format,
             "max_length": max_length,
             "max_ratio": max_ratio,
+            "bad_utf8": bad_utf8,
             "cache": data_cache,
             "workers": data_workers,
             "valid_source": valid_source or None,

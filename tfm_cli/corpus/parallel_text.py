@@ -34,12 +34,17 @@ def read_pairs(
 
 
 def read_corpus(
-    files: Sequence[CorpusFile], *, tell: bool = True, show: Show = lambda words, share: None
+    files: Sequence[CorpusFile],
+    *,
+    bad_utf8: str = "refuse",
+    tell: bool = True,
+    show: Show = lambda words, share: None,
 ) -> Iterator[Pair]:
     """The pairs of all files, in order.
 
     Args:
         files: with the text.
+        bad_utf8: as of `block_pairs`.
         tell: as of `read_pairs`.
         show: is called now and then with how far this is.
 
@@ -60,7 +65,7 @@ def read_corpus(
         for index in range(before, block.file):
             finish(index)
         before = block.file
-        sources, targets, found = block_pairs(block)
+        sources, targets, found, _ = block_pairs(block, bad_utf8=bad_utf8)
         for name, some in zip(block.names, found, strict=True):
             mended[block.file].setdefault(name, Mended()).merge(some)
         num_pairs += len(sources)
