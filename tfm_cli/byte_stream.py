@@ -6,7 +6,6 @@ import select
 import stat
 from typing import BinaryIO
 
-
 UTF8_BOM = b"\xef\xbb\xbf"
 # UTF-32 in the usual order of bytes begins like UTF-16, so it stands first.
 OTHER_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}

@@ -249,9 +249,8 @@ class LineReader:
                 line = line[:-1]
             elif len(line) <= self._max_line_bytes:
                 self.mended.add("bare", self.num_lines)
-        elif line.endswith(b"\r") and not self.lacks_last_feed:
-            if len(line) <= self._max_line_bytes + 1:  # else what follows was not read
-                self.mended.add("crlf", self.num_lines)
+        elif line.endswith(b"\r") and self._is_ended(line):
+            self.mended.add("crlf", self.num_lines)
         if len(line) > self._max_line_bytes:
             self.mended.add("clipped", self.num_lines)
             line = clipped(line, self._max_line_bytes)
@@ -260,6 +259,10 @@ class LineReader:
             self.mended.add("nul", self.num_lines)
             text = text.replace("\0", "")
         return text
+
+    def _is_ended(self, line: bytes) -> bool:
+        """Whether a line feed follows the last of these bytes."""
+        return not self.lacks_last_feed and len(line) <= self._max_line_bytes + 1
 
     def _decoded(self, line: bytes) -> str:
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.errors import DataError
 from tfm_cli.files import check_writable
 from tfm_cli.text import LineReader, open_lines
@@ -54,9 +55,14 @@ def lines_of(paths: list[str], readers: list[LineReader]) -> Iterator[str]:
         _tell(reader)
 
 
+def check_output(paths: list[str], output: str, model: Path) -> None:
+    """Refuse an output that cannot be written, or that is read as well."""
+    refuse_overwriting(output, [*paths, *model_files(model)])
+    check_writable(output)
+
+
 def convert_lines(paths: list[str], output: str, convert: Convert) -> None:
     """Write a line for each line of the inputs, in order; what has come is answered at once."""
-    check_writable(output)
     with open_output(output) as stream:
         for path in paths:
             with open_lines(path, invalid="replace") as reader:
@@ -85,3 +91,20 @@ def _batches(lines: list[str]) -> Iterator[list[str]]:
 def _tell(reader: LineReader) -> None:
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
+
+
+def ids_of(line: str, place: str, vocab_size: int) -> list[int]:
+    """The ids on a line, which messages call by its place.
+
+    Raises:
+        DataError: one is no id.
+    """
+    ids = []
+    for word in line.split():
+        # int() would also take `+1`, `1_000` and the digits of other scripts.
+        if not (word.isascii() and word.isdigit()):
+            raise DataError(f"{place}: `{word[:40]}` is no id, wanted 0 to {vocab_size - 1}")
+        if len(word) > 9 or int(word) >= vocab_size:
+            raise DataError(f"{place}: id {word[:40]} is too large, wanted 0 to {vocab_size - 1}")
+        ids.append(int(word))
+    return ids

@@ -21,6 +21,7 @@ from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
+from tfm_cli.terminal import visible
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def train(
     if tokenizer is not None and vocab_size is not None:
         raise ConfigError("`--tokenizer` and `--vocab-size` exclude each other")
     if dump_config:
-        sys.stdout.write(write_toml(config))
+        sys.stdout.write(visible(write_toml(config)))  # TOML spells the same text so
         return
 
     with parallel.connected():  # one process alone imports no torch for it

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tfm_cli.errors import DataError
+from tfm_cli.log import counted
 from tfm_cli.parallel import Parallel
 from tfm_cli.text import LineReader
 from tfm_cli.text_output import write_line
@@ -39,7 +40,7 @@ class Work:
     def __str__(self) -> str:
         seconds = max(self.seconds, 1e-9)
         return (
-            f"{self.lines} line{'' if self.lines == 1 else 's'} in {self.seconds:.1f} s: "
+            f"{counted(self.lines, 'line')} in {self.seconds:.1f} s: "
             f"{self.lines / seconds:.1f} lines/s, {self.pieces / seconds:.0f} target pieces/s"
         )
 

@@ -9,6 +9,7 @@ from tfm_cli.corpus.blocks import block_pairs, read_blocks
 from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.corpus.pair_formats import Pair
 from tfm_cli.errors import DataError
+from tfm_cli.log import counted
 from tfm_cli.mended import Mended
 from tfm_cli.progress import Show
 from tfm_cli.text import MAX_LINE_BYTES
@@ -69,7 +70,7 @@ def read_corpus(
         for name, some in zip(block.names, found, strict=True):
             mended[block.file].setdefault(name, Mended()).merge(some)
         num_pairs += len(sources)
-        show(f"{num_pairs} pairs", block.share)
+        show(counted(num_pairs, "pair"), block.share)
         yield from zip(sources, targets, strict=True)
     for index in range(before, len(files)):
         finish(index)

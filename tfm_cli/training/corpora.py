@@ -20,6 +20,7 @@ from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
 from tfm_cli.progress import shown_progress
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
@@ -111,8 +112,8 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             hint="set them higher",
         )
     logger.info(
-        "training text: %d pairs, %d + %d pieces%s",
-        len(train),
+        "training text: %s, %d + %d pieces%s",
+        counted(len(train), "pair"),
         train.source.lengths.sum(),
         train.target.lengths.sum(),
         _dropped(train),
@@ -122,7 +123,8 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         valid = PieceStore.build(
             valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
-        logger.info("validation text: %d pairs%s", len(valid_pairs), _dropped(valid))
+        told = counted(len(valid_pairs), "pair") + _dropped(valid)
+        logger.info("validation text: %s", told)
     own = None if data.cache else directory
     return Corpora(tokenizers, train, valid, valid_pairs, own)
 
