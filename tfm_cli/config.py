@@ -227,6 +227,13 @@ class TrainingConfig:
     )
     disp_freq: int = opt(100, "Updates between progress lines.", ge=1, may_change=True)
     save_freq: int = opt(500, "Updates between checkpoints.", ge=1, may_change=True)
+    save_retries: int = opt(
+        3,
+        "Checkpoints in a row that may fail, as on a full disk, before training stops; it goes on "
+        "with a warning until then.",
+        ge=0,
+        may_change=True,
+    )
     keep_checkpoints: int = opt(2, "Newest checkpoints that are kept.", ge=2, may_change=True)
 
 

@@ -1,5 +1,6 @@
 """`tfm train`: from parallel text to a model directory."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -223,22 +224,23 @@ def train(
 
 
 def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parallel) -> None:
-    from tfm_cli.training import corpora, output_dir
+    from tfm_cli.training import corpora, output_dir, run_lock
 
     if parallel.world > 1 and "-" in config.data.pairs:
         raise ConfigError(
             f"`--pairs -`: {parallel.world} processes cannot all read it",
             hint="name a file that each of them can read",
         )
-    goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
-    corpora.check_inputs(config)
-    if not (config.data.source or config.data.pairs):
-        told = "no training text is named: training preset `%s` on the sample corpus"
-        logger.info(told, config.preset)
+    with run_lock.locked(output) if parallel.is_main else contextlib.nullcontext():
+        goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
+        corpora.check_inputs(config)
+        if not (config.data.source or config.data.pairs):
+            told = "no training text is named: training preset `%s` on the sample corpus"
+            logger.info(told, config.preset)
 
-    from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
+        from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
-    run(config, output, goes_on=goes_on, parallel=parallel)
+        run(config, output, goes_on=goes_on, parallel=parallel)
 
 
 def _pretrained(directory: Path, output: Path) -> Overrides:

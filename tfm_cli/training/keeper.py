@@ -7,6 +7,7 @@ import torch
 
 from tfm_cli import durable
 from tfm_cli.config import RunConfig
+from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
 from tfm_cli.model_config import WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
@@ -61,6 +62,7 @@ class Keeper:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
             self._goes_on_from = state.update
         self._signatures_said = False
+        self._failed_saves = 0  # in a row
 
     def keep(self, event: Logged | Validated | SaveDue, display: Display) -> None:
         """Show an event, and write what it makes due."""
@@ -76,18 +78,7 @@ class Keeper:
                     self._set_aside()
                 self._write_model(event.update, event.validation)
         else:
-            if self._corpora.valid is None:  # nothing says which weights are best: the newest
-                self._write_model(event.update, None)
-            checkpoint.save(
-                self._output / CHECKPOINTS,
-                model=self._learner.model,
-                average=self._average,
-                optimizer=self._optimizer,
-                state=self._state,
-                text_sha256=self._text_sha256,
-                keep=self._config.training.keep_checkpoints,
-                parallel=self._learner.parallel,
-            )
+            self._save_or_go_on(event)
 
     def last_good(self) -> str:
         """Words that name the newest checkpoint."""
@@ -101,6 +92,37 @@ class Keeper:
             self._take_back()
         if not isinstance(event, SaveDue):
             metrics.add(event)
+
+    def _save_or_go_on(self, event: SaveDue) -> None:
+        """Save; if the disk refuses, the next time may be better, and the last one still counts."""
+        try:
+            self._save(event.update)
+            self._failed_saves = 0
+        except ResourceError as error:
+            self._failed_saves += 1
+            is_of_disk = isinstance(error.__cause__, OSError)
+            retries = self._config.training.save_retries
+            if not is_of_disk or event.is_last or self._failed_saves > retries:
+                raise
+            told = "%s; training goes on, this may happen %d more times in a row; %s"
+            left = retries - self._failed_saves
+            logger.warning(told, error, left, self.last_good())
+
+    def _save(self, update: int) -> None:
+        if self._corpora.valid is None:  # nothing says which weights are best: the newest
+            self._write_model(update, None)
+        if self._metrics is not None:
+            self._metrics.sync()
+        checkpoint.save(
+            self._output / CHECKPOINTS,
+            model=self._learner.model,
+            average=self._average,
+            optimizer=self._optimizer,
+            state=self._state,
+            text_sha256=self._text_sha256,
+            keep=self._config.training.keep_checkpoints,
+            parallel=self._learner.parallel,
+        )
 
     def _set_aside(self) -> None:
         with atomic_directory(self._output / CHECKPOINTS / _ON_SCHEDULE) as aside:

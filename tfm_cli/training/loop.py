@@ -48,6 +48,7 @@ class SaveDue:
     """Now is the time to write a checkpoint; the state is what it should hold."""
 
     update: int
+    is_last: bool = False  # whether training ends after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +119,10 @@ def train(
             state.update, state.epoch + 1, validation, better, counted, state.train_seconds
         )
 
-    def save_due() -> SaveDue:
+    def save_due(*, is_last: bool = False) -> SaveDue:
         window.settle()
         refuse_non_finite(state.update, learner, average, optimizer)
-        return SaveDue(state.update)
+        return SaveDue(state.update, is_last)
 
     learner.model.train()
     with made_ready(lambda: planner.updates(state)) as plans:
@@ -134,7 +135,7 @@ def train(
                     yield judged(counted=False)
                     saved_at = -1  # what was saved does not know of this validation
                 if saved_at < state.update:
-                    yield save_due()
+                    yield save_due(is_last=True)
                 yield stop
                 return
             stats = update(

@@ -18,6 +18,7 @@ from tfm_cli.model_config import (
     load_config,
 )
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
+from tfm_cli.training.run_lock import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ CORPUS = "corpus"
 # The settings go last when all is removed, so that what is left is still known as ours.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 # What can stand there without `config.json`, when a run was killed while it began.
-_BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS, CORPUS)
+_BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS, CORPUS, LOCK_FILE)
 
 
 def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:

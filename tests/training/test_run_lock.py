@@ -1,0 +1,78 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfm_cli.errors import ResourceError
+from tfm_cli.training.run_lock import LOCK_FILE, locked
+
+
+def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+
+    with locked(tmp_path / "model"):
+        told = json.loads((tmp_path / "model" / LOCK_FILE).read_bytes())
+
+    assert (told["pid"], told["host"]) == (os.getpid(), socket.gethostname())
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_second_one_is_told_who_holds_it(tmp_path: Path) -> None:
+    told = rf"model: process {os.getpid()} on {socket.gethostname()} trains into it since 20\d\d-"
+
+    with (
+        locked(tmp_path / "model"),
+        pytest.raises(ResourceError, match=told),
+        locked(tmp_path / "model"),
+    ):
+        pass
+
+    with locked(tmp_path / "model"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff" * 2000])
+def test_holder_who_told_nothing_is_another_process(content: bytes, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        (tmp_path / LOCK_FILE).write_bytes(content)
+        with (
+            pytest.raises(ResourceError, match="another process trains into it"),
+            locked(tmp_path),
+        ):
+            pass
+
+
+def test_lock_of_a_killed_process_does_not_count(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from tfm_cli.training.run_lock import locked\n"
+        "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, tmp_path / "model"], check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / "model" / LOCK_FILE).exists()
+
+    with locked(tmp_path / "model"):
+        pass
+
+    assert not (tmp_path / "model" / LOCK_FILE).exists()
+
+
+def test_new_directory_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    with locked(tmp_path / "a" / "b"):
+        pass
+    with locked(tmp_path / "c" / "d"):
+        (tmp_path / "c" / "d" / "kept").touch()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ResourceError, match="is not a directory"), locked(tmp_path / "file" / "x"):
+        pass

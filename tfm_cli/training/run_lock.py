@@ -1,0 +1,86 @@
+"""One run at a time in a directory; a lock that a dead process left does not count."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tfm_cli import durable
+from tfm_cli.errors import ResourceError
+from tfm_cli.files import check_writable
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".tfm-train.lock"
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Inside, no other process trains into `output`, which exists.
+
+    The system lets go of the lock of a process that ends, however it does. If `output` is new and
+    empty at the end, it is removed again.
+
+    Raises:
+        ResourceError: another process trains into it: names that process, its machine and since
+            when; or the directory cannot be written.
+    """
+    check_writable(output, folder=True)
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    path = output / LOCK_FILE
+    try:
+        durable.make_directory(output)
+        stream = _taken(path, output)
+    except OSError as error:
+        raise ResourceError(f"{output}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            durable.remove(path)  # while it is held, so that it is nobody else's
+        stream.close()
+        with contextlib.suppress(OSError):  # it is not empty
+            for folder in missing:
+                durable.remove(folder)
+
+
+def _taken(path: Path, output: Path) -> BinaryIO:
+    """The lock file, open and held."""
+    while True:
+        stream = durable.go_on(path)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with stream:
+                raise ResourceError(
+                    f"{output}: {_holder(stream)}",
+                    hint="wait for its end, end it, or name another `--output`",
+                ) from error
+        except OSError as error:
+            logger.warning("%s: no lock against a second run: %s", output, error.strerror)
+            return stream
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                break
+        stream.close()  # another process has just ended, and this was its lock
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    stream.truncate(0)
+    stream.write(
+        json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode()
+    )
+    stream.flush()
+    return stream
+
+
+def _holder(stream: BinaryIO) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        facts = json.loads(stream.read(1 << 10))
+        pid, host, since = (str(facts[name])[:80] for name in ("pid", "host", "since"))
+        return f"process {pid} on {host} trains into it since {since}"
+    return "another process trains into it"
