@@ -17,7 +17,7 @@ from tfm_cli.config import RunConfig
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import to_mapping
 from tfm_cli.errors import ModelError
-from tfm_cli.files import atomic_file
+from tfm_cli.files import atomic_file, utf8_name
 from tfm_cli.tokenizer import Tokenizer, read_model_file
 from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 
@@ -159,7 +159,11 @@ def weights_identity(directory: Path) -> str:
     A torn file has one as well; whoever loads it tells what is wrong.
     """
     path, said = regular_file(directory, WEIGHTS_FILE), None
-    with contextlib.suppress(SafetensorError, OSError), safe_open(str(path), "np") as file:
+    with (
+        contextlib.suppress(SafetensorError, OSError),
+        utf8_name(path) as name,
+        safe_open(name, "np") as file,
+    ):
         said = file.metadata()
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

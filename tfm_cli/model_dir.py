@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.files import atomic_file
+from tfm_cli.files import atomic_file, utf8_name
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import (
     CONFIG_FILE,
@@ -116,7 +116,7 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
         return None
     path = regular_file(directory, WEIGHTS_FILE)
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = _metadata(file)
         return WeightsFacts(int(metadata["update"]), dict(metadata["scores"]))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -129,7 +129,7 @@ def _load_weights(
     """The weights, in memory that is theirs."""
     path = regular_file(directory, WEIGHTS_FILE)
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = _metadata(file)
             _check_header(path, file, metadata, expected, shape, tokenizer_sha256)
         with WeightsFile(path) as weights_file:

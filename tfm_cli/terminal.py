@@ -2,8 +2,9 @@
 
 import re
 
-# C0 but for tab and line feed, DEL, C1, and the characters that turn the direction of writing.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 but for tab and line feed, DEL, C1, the characters that turn the direction of writing, and
+# what stands for bytes of a file name that are no UTF-8.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _LINE_FEED = re.compile("\n(?!  )")
 

@@ -178,6 +178,7 @@ def evaluate(
     else:
         systems = [(one_line(path), texts[path]) for path in paths]
     wanted = [texts[path] for path in references]
+    _warn_of_blanks(references, texts)
     first = systems[0][1]
 
     if sentence_level:
@@ -249,6 +250,15 @@ def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str,
     for path, count in wrong.items():
         raise DataError(f"{path} and {first} do not align: {count} and {wanted} lines", hint=hint)
     return texts
+
+
+def _warn_of_blanks(references: Sequence[str], texts: dict[str, list[str]]) -> None:
+    """Say where a reference has no text: whatever is said there counts as wrong."""
+    for path in dict.fromkeys(references):
+        blank = [number for number, line in enumerate(texts[path], 1) if not line.strip()]
+        if blank:
+            told = "%s: blank references: %d (first: line %d)"
+            logger.warning(told, _name(path), len(blank), blank[0])
 
 
 def _name(path: str) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tfm_cli import durable
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.files import atomic_directory, is_full, remove_directory
+from tfm_cli.files import atomic_directory, is_full, remove_directory, utf8_name
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.wrapping import fill, full
 from tfm_cli.tensor_file import write_tensors
@@ -220,15 +220,20 @@ def read(path: Path) -> Checkpoint:
             path,
             TrainState.from_json(counters["state"]),
             dict(counters["text_sha256"]),
-            load_file(path / _WEIGHTS),
-            load_file(path / _AVERAGE),
-            load_file(path / _OPTIMIZER),
+            _tensors(path / _WEIGHTS),
+            _tensors(path / _AVERAGE),
+            _tensors(path / _OPTIMIZER),
         )
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
         raise ModelError(f"{path}: is torn or no checkpoint: {reason}") from error
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{path}: is torn or no checkpoint: {error!r}") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with utf8_name(path) as name:
+        return load_file(name)
 
 
 def restore(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tfm_cli.errors import ModelError
-from tfm_cli.files import atomic_file
+from tfm_cli.files import atomic_file, utf8_name
 from tfm_cli.tensor_file import write_tensors
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -91,7 +91,7 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
         hint = "make one with `tfm shortlist`, or name another with `--shortlist-file`"
         raise ModelError(f"{path}: {found}", hint=hint)
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
             _check_metadata(path, metadata, tokenizers)
             if set(file.keys()) != set(_NAMES):
