@@ -97,7 +97,7 @@ class LineReader:
         characters = 0
         began = time.monotonic()
         while len(lines) < max_lines and characters < _WINDOW_CHARACTERS:
-            if not self._has_next(since=None if wait and not lines else began):
+            if not self._ready and not self._has_next(since=None if wait and not lines else began):
                 break
             lines.append(self._text(self._ready.pop()))
             characters += len(lines[-1])
@@ -242,6 +242,8 @@ class LineReader:
 
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
+        if not line and self.crlf is False:  # there may be millions of them
+            return ""
         if self.crlf is None:
             self.crlf = self.has_crlf = line.endswith(b"\r")
         if self.crlf:

@@ -10,7 +10,7 @@ from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.errors import DataError
 from tfm_cli.files import check_writable
 from tfm_cli.text import LineReader, open_lines
-from tfm_cli.text_output import open_output, write_line
+from tfm_cli.text_output import open_output, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ def convert_lines(paths: list[str], output: str, convert: Convert) -> None:
                 while window := reader.window(_WINDOW_LINES):
                     number = reader.num_lines - len(window) + 1
                     for batch in _batches(window):
-                        for text in convert(batch, reader.name, number):
-                            write_line(stream, text)
+                        write_lines(stream, convert(batch, reader.name, number))
                         number += len(batch)
                     stream.flush()
             _tell(reader)
