@@ -94,6 +94,7 @@ def measure(model: Path, megabytes: int, *, workers: int) -> Found:
     threads[0].join()
     ended.set()
     threads[1].join()
+    output.close()
     if process.wait():
         raise SystemExit(f"it ended with exit code {process.returncode}")
     seconds = time.monotonic() - began

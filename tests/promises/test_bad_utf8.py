@@ -79,6 +79,7 @@ def test_r21_training_leaves_out_the_pair_and_counts_it(
     assert "(left out: 3 invalid UTF-8)" in (tmp_path / "model" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_r21_training_replaces_it_and_counts_it(run_tfm: RunTfm, tmp_path: Path) -> None:
     source, _ = write(tmp_path)
 
@@ -90,6 +91,7 @@ def test_r21_training_replaces_it_and_counts_it(run_tfm: RunTfm, tmp_path: Path)
     assert "training text: 8 pairs, " in result.err
 
 
+@pytest.mark.slow
 def test_r21_another_choice_is_another_corpus(run_tfm: RunTfm, tmp_path: Path) -> None:
     write(tmp_path)
     cache = ["--data-cache", str(tmp_path / "cache"), "--overwrite"]
@@ -118,6 +120,7 @@ def test_r21_choice_that_there_is_not_is_refused(run_tfm: RunTfm, tmp_path: Path
     assert "must be one of `refuse`, `replace`, `drop-pair`, got `ignore`" in result.err
 
 
+@pytest.mark.slow
 def test_r21_validation_text_is_refused_all_the_same(run_tfm: RunTfm, tmp_path: Path) -> None:
     source, target = write(tmp_path)
     text = ("-s", source, "-t", target, "-vs", source, "-vt", target)
@@ -142,6 +145,7 @@ def test_r32_what_looks_binary_is_refused_whatever_is_asked_for(
     assert wanted in result.err
 
 
+@pytest.mark.slow
 def test_r21_setting_stands_in_a_file_as_well(run_tfm: RunTfm, tmp_path: Path) -> None:
     result = run_tfm(["train", "--bad-utf8", "drop-pair", "--dump-config"])
     (tmp_path / "run.toml").write_text(result.out, encoding="utf-8")

@@ -31,7 +31,9 @@ COMMANDS: dict[str, Arguments] = {
         "tokenize", "train", "-i", "text", "--model-prefix", output, "--vocab-size", "20",
     ],
 }  # fmt: skip
-TO_A_FILE = [name for name in COMMANDS if name != "tokenize train"]
+_FAST = ("translate", "tokenize train")
+ALL = [pytest.param(name, marks=() if name in _FAST else pytest.mark.slow) for name in COMMANDS]
+TO_A_FILE = ALL[:-1]
 FULL = ["translate", "encode", "shortlist"]
 
 
@@ -121,7 +123,7 @@ def test_r9_prefix_of_a_tokenizer_that_names_its_text_is_refused(run_tfm: RunTfm
     ],
     ids=["directory", "below a file", "deep below a file", "read-only", "too long"],
 )
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ALL)
 def test_r9_output_that_cannot_be_written_is_told_before_any_work(
     name: str, output: str, reason: str, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
