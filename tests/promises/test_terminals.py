@@ -91,28 +91,31 @@ def clean(result: Result) -> bool:
     return not STEERING.search(text) and "\nerror: forged" not in text
 
 
+QUOTED = [
+    "translate -m {}", "translate -i {}/none", "translate -o {}", "translate --format {}",
+    "translate -i {}/x -o {}/x", "translate --alignment {}", "translate --precision {}",
+    "translate -m {model} --shortlist-file {} --device cpu", "translate --no-{}", "{}",
+    "translate -m {model} --device {}", "tokenize encode -m {} {}/text",
+    "tokenize encode -m {model} -i {}/none", "tokenize decode -m {model} {}/text -o {}",
+    "tokenize train -i {}/none --model-prefix x", "tokenize train --model-prefix {}/",
+    "evaluate {}/none", "evaluate {}/text -i {}/two", "evaluate {}/text -m {}",
+    "evaluate {}/text -i {}/text --tokenize {}", "check -s {}/none -t {}/text",
+    "check -s {}/bad -t {}/two", "check -s {}/bad -t {}/two -f json", "check --config {}",
+    "check --config {}/toml", "check -s {}/text -t {}/text --tokenizer {}",
+    "train -s {}/none -t {}/text", "train -s {}/bad -t {}/text -o {}/m", "train --preset {}",
+    "train --config {}/toml", "train --set {}=1", "train --set model.norm={}",
+    "train --pairs {}/text", "train --pretrained-model {}", "shortlist -m {} -s a -t b",
+    "shortlist -m {model} -s {}/none -t {}/none -o {}/t --device cpu", "import {} -o {}/m",
+    "export {} --to hf -o {}/m", "evaluate {}/text -i {}/text {}/two",
+    "evaluate {}/text -i {}/same {}/copy --paired-bs --paired-bs-n 2 -f text",
+    "evaluate {}/text -i {}/same {}/copy -f json",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [
-        "translate -m {}", "translate -i {}/none", "translate -o {}", "translate --beam {}",
-        "translate -i {}/x -o {}/x", "translate --alignment {}", "translate --precision {}",
-        "translate -m {model} --shortlist-file {} --device cpu", "translate --no-{}", "{}",
-        "translate -m {model} --device {}", "tokenize encode -m {} {}/text",
-        "tokenize encode -m {model} -i {}/none", "tokenize decode -m {model} {}/text -o {}",
-        "tokenize train -i {}/none --model-prefix x", "tokenize train --model-prefix {}/",
-        "evaluate {}/none", "evaluate {}/text -i {}/two", "evaluate {}/text -m {}",
-        "evaluate {}/text -i {}/text --tokenize {}", "check -s {}/none -t {}/text",
-        "check -s {}/bad -t {}/two", "check -s {}/bad -t {}/two -f json", "check --config {}",
-        "check --config {}/toml", "check -s {}/text -t {}/text --tokenizer {}",
-        "train -s {}/none -t {}/text", "train -s {}/bad -t {}/text -o {}/m", "train --preset {}",
-        "train --config {}/toml", "train --set {}=1", "train --set model.norm={}",
-        "train --pairs {}/text", "train --pretrained-model {}", "shortlist -m {} -s a -t b",
-        "shortlist -m {model} -s {}/none -t {}/none -o {}/t --device cpu",
-        "import {} -o {}/m", "export {} --to hf -o {}/m", "evaluate {}/text -i {}/text {}/two",
-        "evaluate {}/text -i {}/same {}/copy --paired-bs --paired-bs-n 2 -f text",
-        "evaluate {}/text -i {}/same {}/copy -f json",
-    ],
-)  # fmt: skip
+    [pytest.param(each, marks=pytest.mark.slow if i % 6 else ()) for i, each in enumerate(QUOTED)],
+)
 def test_r37_whatever_is_quoted_is_spelled_out(
     arguments: str, tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
