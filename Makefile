@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fuzz fmt bench bench-translate bench-prepare bench-train golden clean
+.PHONY: help install demo test check fuzz fmt bench bench-translate bench-prepare bench-train
+.PHONY: bench-memory golden clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -57,6 +58,10 @@ bench-prepare: $(VENV)/.installed ## Measure how text becomes piece ids: speed a
 # make bench-train ARGS="--only 'base-*' --rounds 5", or ARGS=--tricks
 bench-train: $(VENV)/.installed-bench ## Measure training against Hugging Face, torch.nn.Transformer, JoeyNMT
 	$(BIN)/python tests/bench/train.py $(ARGS)
+
+# make bench-memory ARGS='--megabytes 10 1000 --workers 2'
+bench-memory: $(VENV)/.installed ## Measure the memory of translating, whatever comes in
+	$(BIN)/python tests/bench/memory.py $(ARGS)
 
 golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with git diff
 	$(BIN)/python tests/golden/regenerate.py

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -133,7 +135,6 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
         ("fp32", GPU, True, "fp32"),
         ("bf16", CPU, True, "bf16"),
         ("bf16", GPU, True, "bf16"),
-        ("bf16", GPU, False, "bf16"),
         ("fp16", GPU, True, "fp16"),
         ("fp16", GPU, False, "fp16"),
         ("int8", CPU, True, "int8"),
@@ -159,6 +160,20 @@ def test_gpu_takes_bf16_where_it_has_units_for_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     assert decoding_precision("auto", GPU) == wanted
+
+
+@pytest.mark.parametrize("resolve", [decoding_precision, resolve_precision])
+def test_bf16_is_refused_on_a_gpu_without_it(
+    resolve: Callable[[str, torch.device], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+
+    with pytest.raises(ConfigError) as caught:
+        resolve("bf16", GPU)
+
+    wanted = "`--precision bf16` is for GPUs of compute capability 8.0 or more"
+    assert str(caught.value) == f"{wanted}, `cuda:0` has 7.5"
+    assert "fp32 there" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["int4", "", "FP32", "int8 "])

@@ -64,3 +64,10 @@ def test_what_is_read_is_what_was_written(dtype: torch.dtype) -> None:
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_single_number_of_any_stride_is_written() -> None:
+    tensors = {"one": torch.tensor(7, dtype=torch.int32).expand(1)}
+    assert tensors["one"].stride() == (0,)
+
+    assert written(tensors, None)[0] == save(tensors)

@@ -1,10 +1,33 @@
-"""Byte streams: whether they pause, how much of them was read, a first part put back, a cut."""
+"""Byte streams: whether they pause, how much was read, what the first bytes tell, a cut."""
 
 import io
 import os
 import select
 import stat
 from typing import BinaryIO
+
+UTF8_BOM = b"\xef\xbb\xbf"
+# UTF-32 in the usual order of bytes begins like UTF-16, so it stands first.
+OTHER_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_ENOUGH_BYTES = 256  # to tell text in another encoding from a line that is broken
+_MOST_NUL = 0.01
+_MOST_INVALID = 0.3  # Latin-1 of any European language has far less, a picture has more
+
+
+def other_encoding(first: bytes) -> str:
+    """The encoding that a byte order mark tells of, but for UTF-8; empty without one."""
+    return next((name for mark, name in OTHER_BOMS.items() if first.startswith(mark)), "")
+
+
+def why_binary(first: bytes) -> str:
+    """Why a stream that begins with these bytes looks like no text; empty if it looks like one."""
+    if first.count(b"\0") > _MOST_NUL * len(first):
+        return "NUL bytes"
+    if len(first) < _ENOUGH_BYTES:
+        return ""
+    # What cannot be decoded becomes a mark each; those that were there before do not count.
+    marks = first.decode("utf-8", "replace").count("\ufffd") - first.count("\ufffd".encode())
+    return "bytes that are no UTF-8" if marks > _MOST_INVALID * len(first) else ""
 
 
 class Prepended(io.RawIOBase):

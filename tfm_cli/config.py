@@ -70,6 +70,12 @@ class DataConfig:
         "Drop training pairs with control or private-use characters, U+FFFD, U+FEFF, "
         "noncharacters or separators of lines.",
     )
+    bad_utf8: str = opt(
+        "refuse",
+        "What becomes of training text that is no UTF-8: the run ends and names the byte, U+FFFD "
+        "takes its place, or the pair is dropped.",
+        choices=("refuse", "replace", "drop-pair"),
+    )
     cache: str = opt(
         "",
         "Directory in which prepared training text is kept; by default `corpus` in the model's.",

@@ -213,6 +213,9 @@ def _numbers(raw: object) -> tuple[float, ...] | None:
 
 
 def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
+    texts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(text, str) and "\0" in text for text in texts):
+        return "must not have a NUL character"
     if isinstance(value, tuple) and value and isinstance(value[0], float):
         told = (_broken_bound(item, bounds) for item in value)
         return next((complaint for complaint in told if complaint), "")

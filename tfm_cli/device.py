@@ -44,10 +44,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The arithmetic of matrix products: `auto` takes bf16 where the device is faster with it.
 
     Raises:
-        ConfigError: no arithmetic has such a name.
+        ConfigError: no arithmetic has such a name, or the device does not have it.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"unknown precision `{name}`, wanted auto, fp32 or bf16")
+    if name == "bf16":
+        _check_bf16(device, "fp32")
     if name == "fp32" or (name == "auto" and not _fast_bf16(device)):
         return torch.float32
     return torch.bfloat16
@@ -70,9 +72,22 @@ def decoding_precision(name: str, device: torch.device) -> str:
     if name == "fp16" and device.type == "cpu":
         hint = "use int8, or bf16 on a processor that has it"
         raise ConfigError("`--precision fp16` is for GPUs; CPUs compute it far slower", hint=hint)
-    if name == "bf16" and device.type == "cpu" and not _fast_bf16(device):
-        logger.warning("this processor has no bf16 and computes it far slower than fp32")
+    if name == "bf16":
+        _check_bf16(device, "fp16 or fp32")
     return name
+
+
+def _check_bf16(device: torch.device, others: str) -> None:
+    """Refuse bf16 on a GPU that has none, and warn where it is slow."""
+    if device.type == "cuda" and not _fast_bf16(device):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise ConfigError(
+            f"`--precision bf16` is for GPUs of compute capability 8.0 or more, `{device}` has "
+            f"{major}.{minor}",
+            hint=f"use {others} there",
+        )
+    if device.type == "cpu" and not _fast_bf16(device):
+        logger.warning("this processor has no bf16 and computes it far slower than fp32")
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -4,7 +4,7 @@ import logging
 import sys
 from typing import TextIO
 
-from tfm_cli.terminal import visible
+from tfm_cli.terminal import told
 
 QUIET = logging.WARNING
 NORMAL = logging.INFO
@@ -15,7 +15,7 @@ class _PlainFormatter(logging.Formatter):
     """Facts as they are; warnings and errors with their level in front."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = visible(super().format(record))
+        text = told(super().format(record))
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
@@ -41,6 +41,11 @@ def setup(level: int = NORMAL) -> None:
     logger.handlers = [_StderrHandler()]
     logger.propagate = False
     logger.setLevel(level)
+
+
+def counted(count: int, what: str, others: str = "") -> str:
+    """A number of things as a person writes it: `1 pair`, `2 pairs`, `0 batches`."""
+    return f"{count} {what}" if count == 1 else f"{count} {others or what + 's'}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -8,17 +8,22 @@ from dataclasses import dataclass, field
 class Mended:
     """Counts of lines by kind; a class because it is added to while lines are read.
 
-    Kinds are `invalid`, `clipped`, `nul`, `columns`, and `bare`: a line that ends in LF alone where
-    the first one ends in CRLF.
+    Kinds are `invalid`, `left_out` (invalid as well, but gone with its pair), `clipped`, `nul`,
+    `columns`; `bare`: a line that ends in LF alone where the first one ends in CRLF; and `crlf`:
+    the other way round.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)  # line number of the first of each kind
 
-    def add(self, kind: str, line: int) -> None:
-        """Count one line."""
-        self.counts[kind] += 1
+    def add(self, kind: str, line: int, count: int = 1) -> None:
+        """Count lines, the first of which is this one."""
+        self.counts[kind] += count
         self.first.setdefault(kind, line)
+
+    def rename(self, kind: str, other: str) -> None:
+        """Call lines of a kind by another, of which there are none yet."""
+        self.counts[other], self.first[other] = self.counts.pop(kind), self.first.pop(kind)
 
     def merge(self, later: "Mended") -> None:
         """Count the lines of a later part of the same file."""
@@ -30,12 +35,14 @@ class Mended:
         """A sentence for each kind that a reader of it should know, with the first such line."""
         told = {
             "invalid": "lines with invalid UTF-8, replaced by U+FFFD",
+            "left_out": "lines with invalid UTF-8, left out together with their pair",
             "clipped": f"lines cut at {max_line_bytes} bytes",
             "nul": "lines with NUL characters, removed",
             "columns": "lines with more than two columns, of which the first two count",
+            "bare": "lines that end in LF, while the first one ends in CRLF",
+            "crlf": "lines that end in CRLF, while the first one ends in LF; their CR is kept",
         }
         return [
             f"{told[kind]}: {self.counts[kind]} (first: line {line})"
             for kind, line in self.first.items()
-            if kind in told
         ]

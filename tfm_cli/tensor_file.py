@@ -55,7 +55,10 @@ def _parts(header: bytes, tensors: Sequence[Tensor]) -> Iterator[bytes | memoryv
     yield len(header).to_bytes(8, "little")
     yield header
     for tensor in tensors:
-        yield tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+        flat = tensor.detach().reshape(-1)
+        if flat.stride(0) != 1:  # a single number may have any stride, and counts as contiguous
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        yield flat.view(torch.uint8).numpy().data
 
 
 def _rank(tensor: Tensor) -> tuple[int, int]:

@@ -12,19 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, Self
 
-from tfm_cli.byte_stream import clipped, pausing_descriptor, share_read
+from tfm_cli.byte_stream import (
+    OTHER_BOMS,
+    UTF8_BOM,
+    clipped,
+    other_encoding,
+    pausing_descriptor,
+    share_read,
+    why_binary,
+)
 from tfm_cli.compression import MAGIC, DamagedError, decompressed, kind_of
 from tfm_cli.errors import DataError
 from tfm_cli.mended import Mended
 
+Invalid = Literal["refuse", "replace"]
 MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
 _PAUSE_SECONDS = 0.02
 _WINDOW_SECONDS = 0.5  # a pipe that never pauses but is slow is answered this often
 _WINDOW_CHARACTERS = 1 << 23
-_UTF8_BOM = b"\xef\xbb\xbf"
-_OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_SIGNATURES = (*MAGIC, _UTF8_BOM, *_OTHER_BOMS)
+_SIGNATURES = (*MAGIC, UTF8_BOM, *OTHER_BOMS)
 
 
 class LineReader:
@@ -32,14 +39,15 @@ class LineReader:
 
     Only LF ends a line; U+2028, U+0085, a lone CR and their like are characters. A last line
     without LF is a line. A byte order mark at the start is dropped. Where the first line ends in
-    CRLF, a CR before any LF belongs to the line end. NUL is removed and counted.
+    CRLF, a CR before any LF belongs to the line end; lines that end in the other way are counted.
+    NUL is removed and counted.
 
     Args:
         stream: binary, at its start.
         name: what messages call it.
         invalid: what becomes of bytes that are no UTF-8: `refuse` raises a DataError with file,
             line and byte; `replace` puts U+FFFD in their place and counts the line. `refuse` also
-            refuses what looks binary: more than 1 % NUL in what is read first.
+            refuses what looks binary by what is read first.
         max_line_bytes: a longer line keeps its first bytes, up to a whole character, and is
             counted, so that memory stays bounded on any input.
     """
@@ -49,7 +57,7 @@ class LineReader:
         stream: BinaryIO,
         name: str,
         *,
-        invalid: Literal["refuse", "replace"] = "refuse",
+        invalid: Invalid = "refuse",
         max_line_bytes: int = MAX_LINE_BYTES,
     ) -> None:
         self.name = name
@@ -57,7 +65,7 @@ class LineReader:
         self.mended = Mended()
         self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
         self.has_bom = False  # a byte order mark of UTF-8, which is dropped
-        self.looks_binary = False
+        self.looks_binary = ""  # why it does
         self.lacks_last_feed = False
         self.first_invalid = ""  # the first byte that is no UTF-8, and where in its line it stands
         self._stream = stream
@@ -89,7 +97,7 @@ class LineReader:
         characters = 0
         began = time.monotonic()
         while len(lines) < max_lines and characters < _WINDOW_CHARACTERS:
-            if not self._has_next(since=None if wait and not lines else began):
+            if not self._ready and not self._has_next(since=None if wait and not lines else began):
                 break
             lines.append(self._text(self._ready.pop()))
             characters += len(lines[-1])
@@ -125,7 +133,9 @@ class LineReader:
         return block
 
     @classmethod
-    def within(cls, block: bytes, name: str, *, num_lines: int, crlf: bool) -> Self:
+    def within(
+        cls, block: bytes, name: str, *, num_lines: int, crlf: bool, invalid: Invalid = "refuse"
+    ) -> Self:
         """The reader of a block that another reader gave.
 
         Args:
@@ -133,8 +143,9 @@ class LineReader:
             name: what messages call the file.
             num_lines: those before the block.
             crlf: whether the file's lines end in CRLF, as its first one tells.
+            invalid: as of the class.
         """
-        reader = cls(io.BytesIO(block), name)
+        reader = cls(io.BytesIO(block), name, invalid=invalid)
         reader.num_lines, reader.crlf, reader._started = num_lines, crlf, True
         return reader
 
@@ -206,15 +217,17 @@ class LineReader:
             chunk = self._opening()
         else:
             self._watched = pausing_descriptor(self._stream)
-        if chunk[:2] in _OTHER_BOMS:
-            message = f"{self.name}: is {_OTHER_BOMS[chunk[:2]]}, wanted UTF-8"
-            raise DataError(message, hint="convert it with `iconv -f UTF-16 -t UTF-8`")
-        self.looks_binary = chunk.count(b"\0") * 100 > len(chunk)
+        if found := other_encoding(chunk):
+            hint = f"convert it with `iconv -f {found} -t UTF-8`"
+            raise DataError(f"{self.name}: is {found}, wanted UTF-8", hint=hint)
+        self.looks_binary = why_binary(chunk)
         if self._invalid == "refuse" and self.looks_binary:
-            raise DataError(f"{self.name}: looks binary (NUL bytes), wanted UTF-8 text")
-        if chunk.startswith(_UTF8_BOM):
+            told = f"looks binary ({self.looks_binary}), wanted UTF-8 text"
+            hint = "give a text file; `iconv` converts other encodings"
+            raise DataError(f"{self.name}: {told}", hint=hint)
+        if chunk.startswith(UTF8_BOM):
             self.has_bom = True
-            chunk = chunk[len(_UTF8_BOM) :] or self._read_chunk()
+            chunk = chunk[len(UTF8_BOM) :] or self._read_chunk()
         return chunk
 
     def _opening(self) -> bytes:
@@ -229,6 +242,8 @@ class LineReader:
 
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
+        if not line and self.crlf is False:  # there may be millions of them
+            return ""
         if self.crlf is None:
             self.crlf = self.has_crlf = line.endswith(b"\r")
         if self.crlf:
@@ -236,6 +251,8 @@ class LineReader:
                 line = line[:-1]
             elif len(line) <= self._max_line_bytes:
                 self.mended.add("bare", self.num_lines)
+        elif line.endswith(b"\r") and self._is_ended(line):
+            self.mended.add("crlf", self.num_lines)
         if len(line) > self._max_line_bytes:
             self.mended.add("clipped", self.num_lines)
             line = clipped(line, self._max_line_bytes)
@@ -244,6 +261,10 @@ class LineReader:
             self.mended.add("nul", self.num_lines)
             text = text.replace("\0", "")
         return text
+
+    def _is_ended(self, line: bytes) -> bool:
+        """Whether a line feed follows the last of these bytes."""
+        return not self.lacks_last_feed and len(line) <= self._max_line_bytes + 1
 
     def _decoded(self, line: bytes) -> str:
         try:
@@ -260,9 +281,7 @@ class LineReader:
 
 
 @contextlib.contextmanager
-def open_lines(
-    path: str | Path, *, invalid: Literal["refuse", "replace"] = "refuse"
-) -> Iterator[LineReader]:
+def open_lines(path: str | Path, *, invalid: Invalid = "refuse") -> Iterator[LineReader]:
     """A LineReader over a file, or over standard input where the path is `-`.
 
     Raises:

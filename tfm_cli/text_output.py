@@ -1,8 +1,9 @@
 """The one writer of lines: as UTF-8, one stays one, a file appears when it is whole."""
 
 import contextlib
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,13 +12,20 @@ from tfm_cli.files import atomic_file
 from tfm_cli.terminal import visible
 
 
-def write_line(stream: BinaryIO, text: str) -> None:
-    """Write one line; a line feed inside the text becomes a blank, so that it stays one.
+def write_lines(stream: BinaryIO, texts: Iterable[str]) -> None:
+    """Write each text as a line; a line feed inside of one becomes a blank, so that it stays one.
 
     A terminal gets control characters as escapes; anything else gets the text as it is.
     """
-    line = visible(text) if stream.isatty() else text
-    stream.write(line.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
+    is_terminal = stream.isatty()
+    for text in texts:
+        line = visible(text) if is_terminal else text
+        stream.write(line.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
+
+
+def write_line(stream: BinaryIO, text: str) -> None:
+    """Write one line, as `write_lines` does."""
+    write_lines(stream, (text,))
 
 
 @contextlib.contextmanager
@@ -27,8 +35,9 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
         if sys.stdout is None:
             raise ResourceError("standard output: cannot be written: it is closed")
         try:
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
+            with _buffered(sys.stdout.buffer) as stream:
+                yield stream
+                stream.flush()
         except BrokenPipeError:
             raise
         except OSError as error:  # such as a full disk that the shell wrote to
@@ -37,3 +46,20 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
         return
     with atomic_file(path) as stream:
         yield stream
+
+
+@contextlib.contextmanager
+def _buffered(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """The stream, with a buffer where PYTHONUNBUFFERED took it away.
+
+    Without one, each line is a call of the system, and one that writes a part of it is no error.
+    """
+    if not isinstance(stream, io.RawIOBase):
+        yield stream
+        return
+    buffered = io.BufferedWriter(stream)
+    try:
+        yield buffered
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written was told
+            buffered.detach()

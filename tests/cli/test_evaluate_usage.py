@@ -170,7 +170,7 @@ def test_a_model_is_scored_as_its_translations_are(
         ("--model m", 2, "`--model` needs `--source`, the text to translate"),
         ("--model m --source hyp --precision fp8", 2, "`--precision` must be one of `auto`, "),
         ("--model m --source ref -o -", 2, "`--output` must be a file"),
-        ("--model m --source hyp -o ref", 2, "`--output ref` would overwrite what is read"),
+        ("--model m --source hyp -o ref", 2, "ref: is the same file as `ref`, which is read"),
         ("--model m --source short", 3, "short and ref do not align: 1 and 30 lines"),
         ("--model missing --source hyp", 4, "missing: there is no such model directory"),
         ("--model m --source hyp -o hyp/out", 5, "hyp/out: cannot be written"),

@@ -83,7 +83,7 @@ def test_dropped_pairs_are_told(run_tfm: RunTfm) -> None:
     result = run_tfm(["train", "-s", "a.en", "-t", "a.de", *SMALL_RUN, *limit])
 
     assert result.code == 0, result.err
-    told = "training text: 1 pairs, 2 + 2 pieces, 1 dropped: blank side, 2 dropped: too long\n"
+    told = "training text: 1 pair, 2 + 2 pieces, 1 dropped: blank side, 2 dropped: too long\n"
     assert told in result.err
     card = Path("model/README.md").read_text("utf-8")
     assert "| pairs | 1 (left out: 1 blank side, 2 too long) |" in card

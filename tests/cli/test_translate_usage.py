@@ -114,7 +114,10 @@ def test_output_that_is_the_input_is_refused(run_tfm: RunTfm, output: str) -> No
     result = run_tfm(["translate", "-i", "text", "-o", output])
 
     assert (result.code, result.out) == (2, "")
-    assert result.err == f"error: {output}: is the input as well; name another `--output`\n"
+    assert result.err == (
+        f"error: {output}: is the same file as `text`, which is read\n"
+        "hint: name another one with `--output`\n"
+    )
     assert Path("text").read_bytes() == b"one\n"
 
 

@@ -46,7 +46,7 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
         (text(GOOD[:999]), text(FAIR), "error: s and t do not align: 999 and 1000 lines"),
         (changed(GOOD, 17, "é").replace("é".encode(), b"ab\xff"), text(FAIR),
          "error: s:17: byte 3: 0xff is no UTF-8; 1 line of that kind"),
-        (text(GOOD), b"\0\0a\n" + text(FAIR[1:2]) * 0, "error: t: looks binary (NUL bytes), "
+        (text(GOOD), b"\0\0a\n" + text(FAIR[1:2]) * 0, "error: t: looks binary, "
          "wanted UTF-8 text"),
         (text(["", "a"]), text(["b", " "]), "error: valid: 0 usable pairs of 2, wanted at least "
          "one"),
@@ -77,13 +77,13 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
         (text([*[""] * 11, *GOOD[11:]]), text(FAIR),
          "warning: s:1: 11 pairs with a source without text (1.10 %)"),
         (changed(GOOD, 9, ""), changed(FAIR, 9, " "),
-         "note: s:9: 1 pairs with both sides without text (0.10 %)"),
+         "note: s:9: 1 pair with both sides without text (0.10 %)"),
         (text(FAIR[:20] + GOOD[20:]), text(FAIR),
          "note: s:1: 20 pairs with identical sides (2.00 %)"),
         (text(FAIR[:21] + GOOD[21:]), text(FAIR),
          "warning: s:1: 21 pairs with identical sides (2.10 %)"),
         (changed(GOOD, 1, "a " * 37), text(FAIR),
-         "note: valid: 1 pairs with one side more than 9 times as long as the other, in words "
+         "note: valid: 1 pair with one side more than 9 times as long as the other, in words "
          "(0.10 %)"),
         (text(["a " * 37] * 11 + GOOD[11:]), text(FAIR),
          "warning: valid: 11 pairs with one side more than 9 times as long as the other, in words "
@@ -116,7 +116,7 @@ def test_each_fault_is_told_with_its_level_and_place(
          ["note: valid: 50 further sources stand in the training corpus with another target "
           "(5.00 %)"]),
         (Overlap(1, 52),
-         ["warning: valid: 1 pairs stand in the training corpus as well (0.10 %)",
+         ["warning: valid: 1 pair stands in the training corpus as well (0.10 %)",
           "warning: valid: 51 further sources stand in the training corpus with another target "
           "(5.10 %)"]),
     ],

@@ -69,7 +69,7 @@ def test_dropped_pairs_are_told_by_reason(told: list[str]) -> None:
     with pytest.raises(DataError, match=r"valid\.en: 0 usable pairs, dropped: 1 too long"):
         load_corpora(settings, None, Path("model"))
 
-    text = "training text: 1 pairs, 2 + 2 pieces, 2 dropped: blank side, 1 dropped: too long"
+    text = "training text: 1 pair, 2 + 2 pieces, 2 dropped: blank side, 1 dropped: too long"
     assert text in told
 
 

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import tfm_cli
 from tfm_cli.errors import Interrupted, ResourceError, TfmError, ToldElsewhere
-from tfm_cli.terminal import visible
+from tfm_cli.terminal import told, visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
 
@@ -42,14 +42,14 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        typer.echo(str(stop), err=True)
+        typer.echo(told(str(stop)), err=True)
         raise typer.Exit(stop.exit_code) from stop
     except ToldElsewhere as silent:
         raise typer.Exit(silent.exit_code) from silent
     except TfmError as error:
-        typer.echo(f"error: {visible(str(error))}", err=True)
+        typer.echo(f"error: {told(str(error))}", err=True)
         if error.hint:
-            typer.echo(f"hint: {visible(error.hint)}", err=True)
+            typer.echo(f"hint: {told(error.hint)}", err=True)
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError as gone:
         raise typer.Exit(0) from gone  # the reader has all it wanted
@@ -61,11 +61,13 @@ def _told() -> Iterator[None]:
         raise
     except Exception as bug:  # the boundary: all else is a bug of ours
         if type(bug).__module__.startswith("typer."):  # usage errors, shown by Typer itself
+            if isinstance(message := getattr(bug, "message", None), str):
+                bug.message = told(message)  # type: ignore[attr-defined] # it has one
             raise
         if lack := _lack(bug):
             typer.echo(f"error: {lack}", err=True)
             raise typer.Exit(ResourceError.exit_code) from bug
-        traceback.print_exc()
+        typer.echo(visible(traceback.format_exc()), nl=False, err=True)
         typer.echo(f"error: this is a bug in tfm {tfm_cli.__version__}; {_ISSUES}", err=True)
         raise typer.Exit(70) from bug
 
@@ -76,7 +78,7 @@ def _lack(bug: Exception) -> str:
         return f"cannot write: {bug.strerror}"
     # Torch's own is told by its name, since torch may not be there.
     if isinstance(bug, MemoryError) or type(bug).__name__ == "OutOfMemoryError":
-        return f"out of memory: {visible(str(bug))}".removesuffix(": ")
+        return f"out of memory: {told(str(bug))}".removesuffix(": ")
     return ""
 
 

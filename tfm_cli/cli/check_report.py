@@ -9,7 +9,8 @@ from tfm_cli.corpus.file_facts import FileFacts, Seen
 from tfm_cli.corpus.findings import Finding
 from tfm_cli.corpus.inspection import CorpusInspection
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
-from tfm_cli.terminal import visible
+from tfm_cli.log import counted
+from tfm_cli.terminal import one_line, visible
 
 SIDES = ("source", "target")
 LEVELS = ("error", "warning", "note")
@@ -98,22 +99,28 @@ def as_text(reports: Sequence[CorpusReport]) -> str:
     """A table of files, a table of counts, and what is worth a word, with what to do."""
     files = [["", "file", "lines", "ends", "odd lines"]]
     files += [
-        [report.facts.name, file.path, "?" if file.problem else str(file.lines), _ends(file),
-         str(_odd(file))]
-        for report in reports for pair in report.facts.files for file in pair
-    ]  # fmt: skip
-    columns = [_column(report) for report in reports]
-    rows = [["", *(report.facts.name for report in reports)]]
-    rows += [[name, *(column[name] for column in columns)] for name in columns[0]]
+        [report.facts.name, one_line(file.path), *_file_cells(file)]
+        for report in reports
+        for pair in report.facts.files
+        for file in pair
+    ]
+    tables = [_aligned(files, left=2)]
+    # Of what could not be read there is nothing to count.
+    read = [report for report in reports if report.facts.pairs or not _has_problem(report)]
+    if read:
+        columns = [_column(report) for report in read]
+        rows = [["", *(report.facts.name for report in read)]]
+        rows += [[name, *(column[name] for column in columns)] for name in columns[0]]
+        tables.append(_aligned(rows, left=1))
     found = [finding for report in reports for finding in report.findings]
-    lines = [*_aligned(files, left=2), "", *_aligned(rows, left=1), ""]
+    lines = [line for table in tables for line in (*table, "")]
     for level in LEVELS:
         for finding in (one for one in found if one.level == level):
-            lines.append(f"{finding.level}: {finding.message}")
+            lines.append(f"{finding.level}: {one_line(finding.message)}")
             if level != "note":
                 lines.append(f"  {finding.hint}")
     counts = (_count(found, level) for level in LEVELS)
-    lines.append(", ".join(map(_counted, counts, LEVELS)))
+    lines.append(", ".join(map(counted, counts, LEVELS)))
     return visible("\n".join(lines))
 
 
@@ -147,6 +154,17 @@ def _column(report: CorpusReport) -> dict[str, str]:
     return column
 
 
+def _has_problem(report: CorpusReport) -> bool:
+    return any(file.problem for pair in report.facts.files for file in pair)
+
+
+def _file_cells(file: FileFacts) -> list[str]:
+    """Lines, line ends and odd lines; what was not read to its end has a ? for each."""
+    if file.problem:
+        return ["?", "?", "?"]
+    return [str(file.lines), _ends(file), str(_odd(file))]
+
+
 def _ends(file: FileFacts) -> str:
     return "LF, CRLF" if file.other_ends.count else file.line_end
 
@@ -166,10 +184,6 @@ def _share(count: int, whole: int) -> str:
 
 def _count(found: Sequence[Finding], level: str) -> int:
     return sum(finding.level == level for finding in found)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:

@@ -22,6 +22,7 @@ from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
 from tfm_cli.evaluation.scores import MetricOptions
 from tfm_cli.evaluation.significance import Method
+from tfm_cli.terminal import one_line
 from tfm_cli.text import open_lines
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def evaluate(
     search = {"beam_size": beam_size, "length_penalty": length_penalty}
     check_precision(precision)
     if output is not None:
-        check_output(output, [*references, *([source] if source else [])])
+        check_output(output, [*references, *([source] if source else [])], model)
 
     texts = _read_aligned(references, paths if source is None else [source])
     if model is not None and source is not None:
@@ -173,10 +174,11 @@ def evaluate(
         )
         if output is not None:
             keep(translations, output)
-        systems = [(str(model), translations)]
+        systems = [(one_line(str(model)), translations)]
     else:
-        systems = [(path, texts[path]) for path in paths]
+        systems = [(one_line(path), texts[path]) for path in paths]
     wanted = [texts[path] for path in references]
+    _warn_of_blanks(references, texts)
     first = systems[0][1]
 
     if sentence_level:
@@ -198,7 +200,7 @@ def evaluate(
         if method:
             num_samples = paired_bs_n if paired_bs else paired_ar_n
             comparison = significance.paired_test(
-                [(f"Baseline: {paths[0]}", first), *systems[1:]],
+                [(f"Baseline: {systems[0][0]}", first), *systems[1:]],
                 wanted,
                 method=method,
                 metrics=names,
@@ -248,6 +250,15 @@ def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str,
     for path, count in wrong.items():
         raise DataError(f"{path} and {first} do not align: {count} and {wanted} lines", hint=hint)
     return texts
+
+
+def _warn_of_blanks(references: Sequence[str], texts: dict[str, list[str]]) -> None:
+    """Say where a reference has no text: whatever is said there counts as wrong."""
+    for path in dict.fromkeys(references):
+        blank = [number for number, line in enumerate(texts[path], 1) if not line.strip()]
+        if blank:
+            told = "%s: blank references: %d (first: line %d)"
+            logger.warning(told, _name(path), len(blank), blank[0])
 
 
 def _name(path: str) -> str:

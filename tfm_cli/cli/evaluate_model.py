@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tfm_cli.text_output import open_output, write_line
+from tfm_cli.text_output import open_output, write_lines
 
 
 def translate(
@@ -42,5 +42,4 @@ def translate(
 def keep(translations: Sequence[str], output: Path) -> None:
     """Write translations to a file, one a line."""
     with open_output(output) as stream:
-        for translation in translations:
-            write_line(stream, translation)
+        write_lines(stream, translations)

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.errors import ConfigError
 from tfm_cli.evaluation.scores import METRICS
 from tfm_cli.files import check_writable
@@ -116,10 +117,9 @@ def check_usage(
             logger.warning("`%s` has no effect without %s", given[name], shown)
 
 
-def check_output(output: Path, read: Sequence[str]) -> None:
+def check_output(output: Path, read: Sequence[str], model: Path | None) -> None:
     """Refuse a place for translations that cannot be written, or that is one of the files read."""
     if str(output) == "-":
         raise ConfigError("`--output` must be a file: standard output is for the scores")
-    if output.resolve() in {Path(path).resolve() for path in read}:
-        raise ConfigError(f"`--output {output}` would overwrite what is read")
+    refuse_overwriting(output, [*read, *([] if model is None else model_files(model))])
     check_writable(output)

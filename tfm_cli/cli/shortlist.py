@@ -8,6 +8,7 @@ import typer
 
 from tfm_cli import log
 from tfm_cli.cli.options import flag
+from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.config import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
@@ -77,6 +78,7 @@ def shortlist(
 
     path = output or model / SHORTLIST_FILE
     load_config(model)
+    refuse_overwriting(path, [*source, *target, *model_files(model)])
     check_writable(path)
 
     from tfm_cli.corpus.parallel_text import read_pairs  # imports torch: seconds

@@ -13,10 +13,17 @@ import typer
 
 from tfm_cli import log
 from tfm_cli.cli.options import flag
-from tfm_cli.cli.tokenize_streams import convert_lines, given_inputs, lines_of, listed_inputs
+from tfm_cli.cli.overwriting import refuse_overwriting
+from tfm_cli.cli.tokenize_streams import (
+    check_output,
+    convert_lines,
+    given_inputs,
+    ids_of,
+    lines_of,
+    listed_inputs,
+)
 from tfm_cli.config import TokenizerConfig
 from tfm_cli.configcheck import Problems, from_mapping
-from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.files import atomic_file, check_writable
 from tfm_cli.text import LineReader
 
@@ -126,7 +133,7 @@ def train(
         byte_fallback=byte_fallback,
     )
     paths = listed_inputs(inputs)
-    model_path, vocab_path = _outputs(model_prefix)
+    model_path, vocab_path = _outputs(model_prefix, paths)
     readers: list[LineReader] = []
     with _ended_by_signals():
         model_bytes = train_tokenizer(
@@ -183,6 +190,7 @@ def encode(
     """
     log.setup(log.QUIET if quiet else log.NORMAL)
     paths = given_inputs(files, inputs)
+    check_output(paths, output, model)
     tokenizer = _load(model, side)
     rng = random.Random(seed)
 
@@ -227,6 +235,7 @@ def decode(
     """
     log.setup(log.QUIET if quiet else log.NORMAL)
     paths = given_inputs(files, inputs)
+    check_output(paths, output, model)
     tokenizer = _load(model, side)
 
     def from_pieces(lines: list[str], name: str, first: int) -> list[str]:
@@ -238,7 +247,7 @@ def decode(
     def from_ids(lines: list[str], name: str, first: int) -> list[str]:
         size = tokenizer.vocab_size
         return tokenizer.decode(
-            [_ids(line, f"{name}:{number}", size) for number, line in enumerate(lines, first)]
+            [ids_of(line, f"{name}:{number}", size) for number, line in enumerate(lines, first)]
         )
 
     convert_lines(paths, output, from_ids if input_format == "id" else from_pieces)
@@ -258,14 +267,13 @@ def _checked(**settings: bool | int | float | str) -> TokenizerConfig:
     return config.tokenizer
 
 
-def _outputs(prefix: str) -> tuple[Path, Path]:
+def _outputs(prefix: str, read: list[str]) -> tuple[Path, Path]:
     if not Path(prefix).name or prefix.endswith("/"):
         raise typer.BadParameter(f"`{prefix}` names no file", param_hint="--model-prefix")
     paths = Path(f"{prefix}.model"), Path(f"{prefix}.vocab")
     for path in paths:
+        refuse_overwriting(path, read, option="--model-prefix")
         check_writable(path)
-        if path.is_dir():
-            raise ResourceError(f"{path}: cannot be written: it is a directory")
     return paths
 
 
@@ -286,15 +294,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ids(line: str, place: str, vocab_size: int) -> list[int]:
-    ids = []
-    for word in line.split():
-        # int() would also take `+1`, `1_000` and the digits of other scripts.
-        if not (word.isascii() and word.isdigit()):
-            raise DataError(f"{place}: `{word[:40]}` is no id, wanted 0 to {vocab_size - 1}")
-        if len(word) > 9 or int(word) >= vocab_size:
-            raise DataError(f"{place}: id {word[:40]} is too large, wanted 0 to {vocab_size - 1}")
-        ids.append(int(word))
-    return ids

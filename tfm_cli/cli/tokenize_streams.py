@@ -6,10 +6,11 @@ from pathlib import Path
 
 import typer
 
+from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.errors import DataError
 from tfm_cli.files import check_writable
 from tfm_cli.text import LineReader, open_lines
-from tfm_cli.text_output import open_output, write_line
+from tfm_cli.text_output import open_output, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +55,21 @@ def lines_of(paths: list[str], readers: list[LineReader]) -> Iterator[str]:
         _tell(reader)
 
 
+def check_output(paths: list[str], output: str, model: Path) -> None:
+    """Refuse an output that cannot be written, or that is read as well."""
+    refuse_overwriting(output, [*paths, *model_files(model)])
+    check_writable(output)
+
+
 def convert_lines(paths: list[str], output: str, convert: Convert) -> None:
     """Write a line for each line of the inputs, in order; what has come is answered at once."""
-    check_writable(output)
     with open_output(output) as stream:
         for path in paths:
             with open_lines(path, invalid="replace") as reader:
                 while window := reader.window(_WINDOW_LINES):
                     number = reader.num_lines - len(window) + 1
                     for batch in _batches(window):
-                        for text in convert(batch, reader.name, number):
-                            write_line(stream, text)
+                        write_lines(stream, convert(batch, reader.name, number))
                         number += len(batch)
                     stream.flush()
             _tell(reader)
@@ -85,3 +90,20 @@ def _batches(lines: list[str]) -> Iterator[list[str]]:
 def _tell(reader: LineReader) -> None:
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
+
+
+def ids_of(line: str, place: str, vocab_size: int) -> list[int]:
+    """The ids on a line, which messages call by its place.
+
+    Raises:
+        DataError: one is no id.
+    """
+    ids = []
+    for word in line.split():
+        # int() would also take `+1`, `1_000` and the digits of other scripts.
+        if not (word.isascii() and word.isdigit()):
+            raise DataError(f"{place}: `{word[:40]}` is no id, wanted 0 to {vocab_size - 1}")
+        if len(word) > 9 or int(word) >= vocab_size:
+            raise DataError(f"{place}: id {word[:40]} is too large, wanted 0 to {vocab_size - 1}")
+        ids.append(int(word))
+    return ids

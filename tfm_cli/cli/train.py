@@ -23,6 +23,7 @@ from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
+from tfm_cli.terminal import visible
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def train(
     ] = None,
     max_length: Annotated[int | None, flag(DataConfig, "max_length")] = None,
     max_ratio: Annotated[float | None, flag(DataConfig, "max_ratio")] = None,
+    bad_utf8: Annotated[str | None, flag(DataConfig, "bad_utf8")] = None,
     data_cache: Annotated[
         str | None, flag(DataConfig, "cache", "--data-cache", metavar="DIR")
     ] = None,
@@ -181,6 +183,7 @@ def train(
             "pairs_format": pairs_format,
             "max_length": max_length,
             "max_ratio": max_ratio,
+            "bad_utf8": bad_utf8,
             "cache": data_cache,
             "workers": data_workers,
             "valid_source": valid_source or None,
@@ -218,7 +221,7 @@ def train(
     if tokenizer is not None and vocab_size is not None:
         raise ConfigError("`--tokenizer` and `--vocab-size` exclude each other")
     if dump_config:
-        sys.stdout.write(write_toml(config))
+        sys.stdout.write(visible(write_toml(config)))  # TOML spells the same text so
         return
 
     # One process alone imports no torch for it.

@@ -16,6 +16,7 @@ from tfm_cli.cli.options import (
     check_precision,
     flag,
 )
+from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.cli.translate_job import check_input, job_settings, run_job
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
@@ -228,7 +229,9 @@ def translate(
     if parallel.is_main:
         check_writable(output_path)
     with open_lines(input_path, invalid="replace") as reader:
-        usage.refuse_same_file(input_path, output_path)
+        used = [file for directory in models for file in model_files(directory)]
+        used += [] if table is None else [table]
+        refuse_overwriting(output_path, [input_path, *used])
 
         search = usage.search(load_config(models[0]).settings.search, chosen)
         typed = input_path == "-" and sys.stdin.isatty()

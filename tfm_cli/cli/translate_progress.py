@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfm_cli.cli.translate_stream import Work
-from tfm_cli.log import seconds_text
+from tfm_cli.log import counted, seconds_text
 from tfm_cli.progress import TimeLeft
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def progress_text(work: Work, left: float | None) -> str:
     share = "" if work.share is None else f" ({100 * work.share:.0f} %)"
     speed = work.lines / max(work.seconds, 1e-9)
     rest = "" if left is None else f", {seconds_text(left)} left"
-    return f"{work.lines} line{'' if work.lines == 1 else 's'}{share}, {speed:.1f} lines/s{rest}"
+    return f"{counted(work.lines, 'line')}{share}, {speed:.1f} lines/s{rest}"
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tfm_cli.errors import DataError
+from tfm_cli.log import counted
 from tfm_cli.parallel import Parallel
 from tfm_cli.text import LineReader
-from tfm_cli.text_output import write_line
+from tfm_cli.text_output import write_lines
 from tfm_cli.translation.input_lines import InputLine
 from tfm_cli.translation.render import Form, rendered
 from tfm_cli.translation.resumable_file import Output, Position
@@ -39,7 +40,7 @@ class Work:
     def __str__(self) -> str:
         seconds = max(self.seconds, 1e-9)
         return (
-            f"{self.lines} line{'' if self.lines == 1 else 's'} in {self.seconds:.1f} s: "
+            f"{counted(self.lines, 'line')} in {self.seconds:.1f} s: "
             f"{self.lines / seconds:.1f} lines/s, {self.pieces / seconds:.0f} target pieces/s"
         )
 
@@ -126,11 +127,15 @@ def translated_windows(
         under_way: gets what is given to the translator, until its translations are there.
     """
 
+    # There may be millions of blank lines, all of which are treated alike.
+    blank, blank_texts = understand("", name), list[str]()
+    are_numbered = form.n_best > 1
+
     def asked() -> Iterator[Lines]:
         for window in windows:
             before = window.start.lines
             lines = [
-                understand(text, f"{name}:{number}")
+                understand(text, f"{name}:{number}") if text else blank
                 for number, text in enumerate(window.texts, before + 1)
             ]
             if lines:
@@ -142,13 +147,14 @@ def translated_windows(
     with contextlib.closing(translator.translate_windows(asked())) as translated:
         for translations in translated:
             window, lines = under_way.popleft()
-            texts = [
-                text
-                for index, (line, one) in enumerate(
-                    zip(lines, translations, strict=True), window.start.lines
-                )
-                for text in rendered(line, one, index, form)
-            ]
+            texts = list[str]()
+            both = zip(lines, translations, strict=True)
+            for index, (line, one) in enumerate(both, window.start.lines):
+                if line is not blank or are_numbered:
+                    texts.extend(rendered(line, one, index, form))
+                else:
+                    blank_texts = blank_texts or list(rendered(line, one, index, form))
+                    texts += blank_texts
             yield Translated(window, texts, sum(one.num_pieces for one in translations))
 
 
@@ -204,8 +210,7 @@ def write_windows(
     """
     work, began = Work(), time.monotonic()
     for each in translated:
-        for text in each.texts:
-            write_line(output.stream, text)
+        write_lines(output.stream, each.texts)
         output.mark(each.window.end)
         work.lines += each.window.end.lines - each.window.start.lines
         work.pieces += each.pieces

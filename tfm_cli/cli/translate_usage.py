@@ -78,10 +78,3 @@ def search(settings: SearchConfig, chosen: Mapping[str, object]) -> SearchConfig
     if "beam_size" in chosen:
         return dataclasses.replace(found, n_best=min(found.n_best, found.beam_size))
     return dataclasses.replace(found, beam_size=max(found.n_best, found.beam_size))
-
-
-def refuse_same_file(input_path: str, output_path: str) -> None:
-    """Refuse an output that would take the place of the input."""
-    source, target = Path(input_path), Path(output_path)
-    if "-" not in (input_path, output_path) and target.exists() and source.samefile(target):
-        raise ConfigError(f"{output_path}: is the input as well; name another `--output`")

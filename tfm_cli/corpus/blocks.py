@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -146,23 +147,51 @@ class _Cutter:
         return count
 
 
-def block_pairs(block: Block) -> tuple[list[str], list[str], tuple[Mended, ...]]:
-    """The lines of each side of a block, and what was mended in each of its files.
+class BlockPairs(NamedTuple):
+    """The lines of each side of a block that belong together, and what became of the others."""
+
+    sources: list[str]
+    targets: list[str]
+    mended: tuple[Mended, ...]  # in each of its files
+    num_left_out: int  # pairs with a line that is no UTF-8
+
+
+def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
+    """The pairs of a block.
+
+    Args:
+        block: whole lines.
+        bad_utf8: what becomes of lines that are no UTF-8: `refuse`, `replace` or `drop-pair`.
 
     Raises:
-        DataError: a line is no UTF-8, or holds no pair; with file and line.
+        DataError: a line is no UTF-8 and that is refused, or holds no pair; with file and line.
     """
     mended = tuple(Mended() for _ in block.names)
-    sides = [_lines(block, side, mended[side]) for side in range(len(block.names))]
+    sides, left_out = [], set[int]()
+    for side in range(len(block.names)):
+        lines, invalid = _lines(block, side, mended[side], bad_utf8)
+        sides.append(lines)
+        if bad_utf8 == "drop-pair":
+            left_out.update(invalid)
     if len(sides) == 2:
-        return sides[0], sides[1], mended
-    pairs: list[Pair] = list(
-        pairs_of(sides[0], block.format, mended[0], name=block.names[0], num_lines=block.num_lines)
-    )
-    return [source for source, _ in pairs], [target for _, target in pairs], mended
+        sources, targets = sides
+    else:
+        for index in left_out:
+            sides[0][index] = ""  # nobody wants to know whether it holds a pair
+        pairs: list[Pair] = list(
+            pairs_of(
+                sides[0], block.format, mended[0], name=block.names[0], num_lines=block.num_lines
+            )
+        )
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+    if left_out:
+        kept = [index for index in range(len(sources)) if index not in left_out]
+        sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
+    return BlockPairs(sources, targets, mended, len(left_out))
 
 
-def _lines(block: Block, side: int, mended: Mended) -> list[str]:
+def _lines(block: Block, side: int, mended: Mended, bad_utf8: str) -> tuple[list[str], list[int]]:
+    """The lines of a side, and which of them are no UTF-8."""
     raw, crlf = block.sides[side], block.crlf[side]
     if len(raw) <= MAX_LINE_BYTES and b"\0" not in raw:  # so no line is too long, none has a NUL
         with contextlib.suppress(UnicodeDecodeError):
@@ -170,8 +199,29 @@ def _lines(block: Block, side: int, mended: Mended) -> list[str]:
             lines = (text.replace("\r\n", "\n") if crlf else text).split("\n")
             if not lines[-1]:  # what follows the last line feed
                 lines.pop()
-            return lines
-    reader = LineReader.within(raw, block.names[side], num_lines=block.num_lines, crlf=crlf)
-    lines = list(reader)
+            _note_other_ends(raw, mended, crlf=crlf, num_lines=block.num_lines)
+            return lines, []
+    reader = LineReader.within(
+        raw, block.names[side], num_lines=block.num_lines, crlf=crlf,
+        invalid="refuse" if bad_utf8 == "refuse" else "replace",
+    )  # fmt: skip
+    lines, invalid = [], list[int]()
+    for index, line in enumerate(reader):
+        lines.append(line)
+        if reader.mended.counts["invalid"] > len(invalid):
+            invalid.append(index)
+    if invalid and bad_utf8 == "drop-pair":
+        reader.mended.rename("invalid", "left_out")
     mended.merge(reader.mended)
-    return lines
+    return lines, invalid
+
+
+def _note_other_ends(raw: bytes, mended: Mended, *, crlf: bool, num_lines: int) -> None:
+    """Count the lines that end in the other way than the first one of the file."""
+    count = raw.count(b"\r\n")
+    if crlf:
+        count = raw.count(b"\n") - count
+    if count:
+        ended = raw.split(b"\n")[:-1]
+        first = next(i for i, line in enumerate(ended) if line.endswith(b"\r") != crlf)
+        mended.add("bare" if crlf else "crlf", num_lines + first + 1, count)

@@ -58,10 +58,11 @@ def encode_block(
         threads: of SentencePiece; 0 for as many as are worth it.
 
     Raises:
-        DataError: a line is no UTF-8, or holds no pair.
+        DataError: a line is no UTF-8 and that is refused, or holds no pair.
     """
     dropped: Counter[str] = Counter()
-    sources, targets, mended = block_pairs(block)
+    sources, targets, mended, num_left_out = block_pairs(block, bad_utf8=filters.bad_utf8)
+    dropped["invalid UTF-8"] += num_left_out
     sources, targets = kept_texts(sources, targets, filters, dropped)
     parts = [
         _encoded(sources[i : i + _LINES_AT_A_TIME], targets[i : i + _LINES_AT_A_TIME],

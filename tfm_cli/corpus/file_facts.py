@@ -117,7 +117,7 @@ class FileInspection:
         facts.line_end = "CRLF" if reader.has_crlf else "LF"
         facts.byte_order_mark = reader.has_bom
         facts.last_line_ends = not reader.lacks_last_feed
-        facts.binary = reader.looks_binary
+        facts.binary = bool(reader.looks_binary)
         facts.invalid_byte = reader.first_invalid
         facts.invalid = Seen()
         facts.invalid.add(mended.counts["invalid"], facts.path, mended.first.get("invalid"))

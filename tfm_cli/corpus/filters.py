@@ -21,6 +21,7 @@ class Filters:
         identical: leave out pairs of which both sides are the same text.
         duplicates: leave out pairs of texts that occurred before.
         bad_characters: leave out pairs with bad characters or separators, as of `characters`.
+        bad_utf8: what becomes of lines that are no UTF-8: `refuse`, `replace` or `drop-pair`.
     """
 
     max_length: int
@@ -28,6 +29,7 @@ class Filters:
     identical: bool = False
     duplicates: bool = False
     bad_characters: bool = False
+    bad_utf8: str = "refuse"
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
@@ -38,6 +40,7 @@ class Filters:
             identical=data.drop_identical,
             duplicates=data.drop_duplicates,
             bad_characters=data.drop_bad_characters,
+            bad_utf8=data.bad_utf8,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from tfm_cli.corpus.file_facts import LONG_LINE_BYTES, FileFacts, Seen
 from tfm_cli.corpus.inspection import CorpusInspection
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
+from tfm_cli.log import counted
 from tfm_cli.text import MAX_LINE_BYTES
 
 Level = Literal["error", "warning", "note"]
@@ -76,7 +77,7 @@ def _of_encoding(corpus: str, facts: FileFacts) -> Iterator[Finding]:
         hint = facts.hint or "give a text file that can be read"
         yield Finding("error", "unreadable", corpus, facts.problem, hint, path)
     if facts.binary:
-        told = f"{path}: looks binary (NUL bytes), wanted UTF-8 text"
+        told = f"{path}: looks binary, wanted UTF-8 text"
         yield Finding("error", "binary", corpus, told, "give a text file in UTF-8", path)
     if facts.invalid.count:
         told = f"{facts.invalid_byte} is no UTF-8; {_lines(facts.invalid.count)} of that kind"
@@ -136,21 +137,22 @@ def _of_pairs(corpus: CorpusInspection) -> Iterator[Finding]:
     for kind, seen in corpus.blank.items():
         if seen.count:
             sides = "both sides" if kind == "both" else f"a {kind}"
-            told = f"{seen.count} pairs with {sides} without text ({_percent(seen.count, pairs)})"
+            share = _percent(seen.count, pairs)
+            told = f"{_pairs(seen.count)} with {sides} without text ({share})"
             hint = "they are dropped; make sure that no line was lost on one side"
             yield _seen(_level(blank, pairs, MAX_BLANK), "blank", name, seen, told, hint)
     with_text = corpus.with_text
     if corpus.identical.count:
         count = corpus.identical.count
-        told = f"{count} pairs with identical sides ({_percent(count, with_text)})"
+        told = f"{_pairs(count)} with identical sides ({_percent(count, with_text)})"
         hint = "remove those that should have been translated: they teach to copy"
         level = _level(count, with_text, MAX_IDENTICAL)
         yield _seen(level, "identical_sides", name, corpus.identical, told, hint)
     far = corpus.ratios.beyond(FAR_APART)
     if far:
         told = (
-            f"{name}: {far} pairs with one side more than {FAR_APART} times as long as the other, "
-            f"in {corpus.unit} ({_percent(far, with_text)})"
+            f"{name}: {_pairs(far)} with one side more than {FAR_APART} times as long as the "
+            f"other, in {corpus.unit} ({_percent(far, with_text)})"
         )
         hint = "remove them; where a script has no blanks, count in pieces with `--tokenizer`"
         level = _level(far, with_text, MAX_FAR_APART)
@@ -163,23 +165,23 @@ def _of_repeats(
     name, pairs = corpus.name, corpus.with_text
     if repeats.pairs:
         share = _percent(repeats.pairs, pairs)
-        told = f"{name}: {repeats.pairs} pairs stand there before ({share})"
+        told = f"{name}: {_standing(repeats.pairs, 'pair')} there before ({share})"
         level = _level(repeats.pairs, pairs, MAX_REPEATS)
         yield Finding(level, "repeated_pair", name, told, "keep one of each, unless it is meant")
     if overlap is None:
         return
     if overlap.pairs:
         share = _percent(overlap.pairs, pairs)
-        told = f"{name}: {overlap.pairs} pairs stand in the training corpus as well ({share})"
+        told = (
+            f"{name}: {_standing(overlap.pairs, 'pair')} in the training corpus as well ({share})"
+        )
         spoils = overlap.pairs > MAX_OVERLAP * pairs
         hint = "remove them from the training corpus: scores on them mean nothing"
         yield Finding("error" if spoils else "warning", "overlap", name, told, hint)
     if overlap.sources > overlap.pairs:
         count = overlap.sources - overlap.pairs
-        told = (
-            f"{name}: {count} further sources stand in the training corpus with another target "
-            f"({_percent(count, pairs)})"
-        )
+        what = f"{_standing(count, 'further source')} in the training corpus with another target"
+        told = f"{name}: {what} ({_percent(count, pairs)})"
         level = _level(count, pairs, MAX_KNOWN_SOURCES)
         hint = "make sure that they are short and common"
         yield Finding(level, "known_source", name, told, hint)
@@ -188,7 +190,7 @@ def _of_repeats(
 def _of_pieces(corpus: CorpusInspection) -> Iterator[Finding]:
     if corpus.too_long.count:
         count = corpus.too_long.count
-        told = f"{count} pairs longer than the longest allowed ({_percent(count, corpus.pairs)})"
+        told = f"{_pairs(count)} longer than the longest allowed ({_percent(count, corpus.pairs)})"
         level = _level(count, corpus.pairs, MAX_TOO_LONG)
         hint = "they are dropped; raise `--max-length` or split them on both sides"
         yield _seen(level, "too_long", corpus.name, corpus.too_long, told, hint)
@@ -197,7 +199,8 @@ def _of_pieces(corpus: CorpusInspection) -> Iterator[Finding]:
         if unknown.count:
             causes = ", ".join(f"`{text}` {count}" for text, count in unknown.commonest(5))
             share = _percent(unknown.count, lengths.total)
-            told = f"{corpus.name}: {unknown.count} unknown {side} pieces ({share}): {causes}"
+            what = counted(unknown.count, f"unknown {side} piece")
+            told = f"{corpus.name}: {what} ({share}): {causes}"
             level = _level(unknown.count, lengths.total, MAX_UNKNOWN)
             hint = "learn the tokenizer with `--byte-fallback` or a higher character coverage"
             yield Finding(level, "unknown_piece", corpus.name, told, hint)
@@ -213,7 +216,15 @@ def _level(count: int, whole: int, limit: float) -> Level:
 
 
 def _lines(count: int) -> str:
-    return f"{count} line{'' if count == 1 else 's'}"
+    return counted(count, "line")
+
+
+def _pairs(count: int) -> str:
+    return counted(count, "pair")
+
+
+def _standing(count: int, what: str) -> str:
+    return f"{counted(count, what)} {'stands' if count == 1 else 'stand'}"
 
 
 def _percent(count: int, whole: int) -> str:

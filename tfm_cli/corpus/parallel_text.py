@@ -9,6 +9,7 @@ from tfm_cli.corpus.blocks import block_pairs, read_blocks
 from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.corpus.pair_formats import Pair
 from tfm_cli.errors import DataError
+from tfm_cli.log import counted
 from tfm_cli.mended import Mended
 from tfm_cli.progress import Show
 from tfm_cli.text import MAX_LINE_BYTES
@@ -34,12 +35,17 @@ def read_pairs(
 
 
 def read_corpus(
-    files: Sequence[CorpusFile], *, tell: bool = True, show: Show = lambda words, share: None
+    files: Sequence[CorpusFile],
+    *,
+    bad_utf8: str = "refuse",
+    tell: bool = True,
+    show: Show = lambda words, share: None,
 ) -> Iterator[Pair]:
     """The pairs of all files, in order.
 
     Args:
         files: with the text.
+        bad_utf8: as of `block_pairs`.
         tell: as of `read_pairs`.
         show: is called now and then with how far this is.
 
@@ -60,11 +66,11 @@ def read_corpus(
         for index in range(before, block.file):
             finish(index)
         before = block.file
-        sources, targets, found = block_pairs(block)
+        sources, targets, found, _ = block_pairs(block, bad_utf8=bad_utf8)
         for name, some in zip(block.names, found, strict=True):
             mended[block.file].setdefault(name, Mended()).merge(some)
         num_pairs += len(sources)
-        show(f"{num_pairs} pairs", block.share)
+        show(counted(num_pairs, "pair"), block.share)
         yield from zip(sources, targets, strict=True)
     for index in range(before, len(files)):
         finish(index)

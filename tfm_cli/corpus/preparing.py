@@ -13,6 +13,7 @@ from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.store import no_usable_pairs
 from tfm_cli.corpus.store_files import StoreWriter
 from tfm_cli.files import atomic_directory
+from tfm_cli.log import counted
 from tfm_cli.mended import Mended
 from tfm_cli.progress import shown_progress
 from tfm_cli.text import MAX_LINE_BYTES
@@ -64,7 +65,7 @@ def prepare(
             for name, some in zip(block.names, found.mended, strict=True):
                 mended.setdefault(name, Mended()).merge(some)
             speed = len(writer) / max(time.monotonic() - began, 1e-9)
-            show(f"{len(writer)} pairs, {speed:.0f} pairs/s", block.share)
+            show(f"{counted(len(writer), 'pair')}, {speed:.0f} pairs/s", block.share)
         if not len(writer):
             raise no_usable_pairs(", ".join(file.name for file in files), writer.dropped)
         writer.finish()

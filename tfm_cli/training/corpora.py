@@ -20,6 +20,7 @@ from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
 from tfm_cli.progress import shown_progress
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
@@ -111,8 +112,8 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             hint="set them higher",
         )
     logger.info(
-        "training text: %d pairs, %d + %d pieces%s",
-        len(train),
+        "training text: %s, %d + %d pieces%s",
+        counted(len(train), "pair"),
         train.source.lengths.sum(),
         train.target.lengths.sum(),
         _dropped(train),
@@ -122,7 +123,8 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         valid = PieceStore.build(
             valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
-        logger.info("validation text: %d pairs%s", len(valid_pairs), _dropped(valid))
+        told = counted(len(valid_pairs), "pair") + _dropped(valid)
+        logger.info("validation text: %s", told)
     own = None if data.cache else directory
     return Corpora(tokenizers, train, valid, valid_pairs, own)
 
@@ -170,7 +172,7 @@ def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
     except DataError as error:
         errors = [error]
         try:  # what is wrong with the training text should be told as well
-            for _ in read_corpus(files, tell=False):
+            for _ in read_corpus(files, bad_utf8=data.bad_utf8, tell=False):
                 pass
         except DataError as another:
             errors.append(another)
@@ -186,14 +188,17 @@ def _make_tokenizers(config: RunConfig, files: Sequence[CorpusFile]) -> Tokenize
         logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizers.vocab_sizes[1])
         return tokenizers
     if config.tokenizer.joint:
-        return TokenizerPair.joint(_learned(config, _lines(files, sides=(0, 1)), "tokenizer"))
+        return TokenizerPair.joint(_learned(config, files, (0, 1), "tokenizer"))
     return TokenizerPair(
-        _learned(config, _lines(files, sides=(0,)), "source tokenizer"),
-        _learned(config, _lines(files, sides=(1,)), "target tokenizer"),
+        _learned(config, files, (0,), "source tokenizer"),
+        _learned(config, files, (1,), "target tokenizer"),
     )
 
 
-def _learned(config: RunConfig, lines: Iterator[str], name: str) -> Tokenizer:
+def _learned(
+    config: RunConfig, files: Sequence[CorpusFile], sides: tuple[int, ...], name: str
+) -> Tokenizer:
+    lines = _lines(files, sides=sides, bad_utf8=config.data.bad_utf8)
     model_bytes = train_tokenizer(
         lines, config.tokenizer, seed=config.training.seed, soft_limit=True
     )
@@ -214,10 +219,10 @@ def _named_tokenizers(config: RunConfig) -> TokenizerPair:
     return tokenizers
 
 
-def _lines(files: Sequence[CorpusFile], *, sides: tuple[int, ...]) -> Iterator[str]:
+def _lines(files: Sequence[CorpusFile], *, sides: tuple[int, ...], bad_utf8: str) -> Iterator[str]:
     has_text = False
     with shown_progress("reading text to learn a tokenizer", logger) as show:
-        for pair in read_corpus(files, tell=0 in sides, show=show):
+        for pair in read_corpus(files, bad_utf8=bad_utf8, tell=0 in sides, show=show):
             has_text = has_text or bool(pair[0].strip() or pair[1].strip())
             for side in sides:
                 yield pair[side]

@@ -7,6 +7,7 @@ import tfm_cli
 from tfm_cli.config import RunConfig
 from tfm_cli.evaluation.scores import Score
 from tfm_cli.log import seconds_text
+from tfm_cli.terminal import visible
 from tfm_cli.training.state import TrainState
 
 
@@ -62,4 +63,4 @@ def model_card(
 
 def _cell(text: str) -> str:
     """Text in a table of Markdown, where a bar would end the cell, even inside of code."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return visible(text).replace("|", "\\|").replace("\n", " ")

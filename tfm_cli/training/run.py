@@ -14,7 +14,7 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
 from tfm_cli.errors import DivergedError, Interrupted
-from tfm_cli.log import seconds_text
+from tfm_cli.log import counted, seconds_text
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import save_config
 from tfm_cli.model_dir import weights_facts
@@ -253,13 +253,14 @@ def _say_what_begins(
     store, order = planner.store, planner.order
     plan = order.batches(0, 0)
     parts = [part for pairs in plan for part in planner.parts(pairs)]
-    many = f"{len(plan)}" if order.num_pools == 1 else f"about {len(plan) * order.num_pools}"
+    many = counted(len(plan) * order.num_pools, "batch", "batches")
+    many = many if order.num_pools == 1 else f"about {many}"
     place = f"{device}"
     if planner.world > 1:
         strategy = "fsdp" if config.parallel.strategy == "fsdp" else "ddp"
         place = f"{planner.world} processes ({strategy}), {device.type} each"
     logger.info(
-        "model: %s, %s parameters, %s on %s; %s batches an epoch, %.1f %% padding",
+        "model: %s, %s parameters, %s on %s; %s an epoch, %.1f %% padding",
         config.preset,
         f"{sum(p.numel() for p in model.parameters()):,}",
         str(dtype).removeprefix("torch."),

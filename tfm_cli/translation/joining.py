@@ -1,6 +1,7 @@
 """What was found for the segments of lines becomes a translation of each line."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.tokenizer import Tokenizer
@@ -30,36 +31,38 @@ def joined(
         word_scores: note the pieces and their log-probabilities.
         aligner: says which words became which; None to leave it.
     """
-    parts: list[dict[int, list[Hypothesis]]] = [{} for _ in lines]  # by line, then by part
-    sources: list[dict[int, list[int]]] = [{} for _ in lines]
+    parts: dict[int, dict[int, list[Hypothesis]]] = {}  # by line, then by part; none of blank lines
+    sources: dict[int, dict[int, list[int]]] = {}
     for batch, hypotheses in zip(batches, found, strict=True):
         for segment, of_segment in zip(batch, hypotheses, strict=True):
-            parts[segment.line][segment.part] = of_segment
-            sources[segment.line][segment.part] = segment.ids
+            parts.setdefault(segment.line, {})[segment.part] = of_segment
+            sources.setdefault(segment.line, {})[segment.part] = segment.ids
     # By line, candidate and part: the i-th best of each part together.
-    chosen = [
-        [
+    chosen = {
+        line: [
             [some[min(rank, len(some) - 1)] for _, some in sorted(of_line.items())]
             for rank in range(n_best)
         ]
-        for of_line in parts
-    ]
+        for line, of_line in parts.items()
+    }
+    blank = Translation("", (Candidate("", 0.0, 0.0),) * n_best, 0)
     translations = [
-        _joined_line(line, candidates, target, word_scores=word_scores)
-        for line, candidates in zip(lines, chosen, strict=True)
+        _joined_line(line, chosen[index], target, word_scores=word_scores)
+        if index in chosen
+        else (replace(blank, source=line) if line else blank)
+        for index, line in enumerate(lines)
     ]
     if aligner is None:
         return translations
-    by_line = [[ids for _, ids in sorted(of_line.items())] for of_line in sources]
-    return aligner.aligned(translations, by_line, chosen)
+    every, nothing = range(len(lines)), [list[Hypothesis]()] * n_best
+    ids = [[ids for _, ids in sorted(sources.get(line, {}).items())] for line in every]
+    return aligner.aligned(translations, ids, [chosen.get(line, nothing) for line in every])
 
 
 def _joined_line(
     line: str, candidates: list[list[Hypothesis]], target: Tokenizer, *, word_scores: bool
 ) -> Translation:
     """The translation of a line from the hypotheses of its parts, by candidate."""
-    if not candidates[0]:  # a blank line
-        return Translation(line, (Candidate("", 0.0, 0.0),) * len(candidates), 0)
     done = []
     for chosen in candidates:
         texts = target.decode([list(h.ids) for h in chosen])

@@ -26,6 +26,8 @@ class TagCheck:
             lines: of the source.
             first_number: what messages call the first of them.
         """
+        if self._tokenizer.vocabulary is None:  # as of most models, which know of no tags
+            return
         known = self._tokenizer.language_tags
         listed = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
         for number, line in enumerate(lines, first_number):
