@@ -194,11 +194,25 @@ class TrainingConfig:
     adam_epsilon: float = opt(1e-9, "Adam's guard against division by zero.", gt=0)
     weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0)
     clip_norm: float = opt(1.0, "Largest norm of the gradient; 0 leaves it as it is.", ge=0)
+    bad_updates: str = opt(
+        "skip",
+        "What becomes of an update whose loss or gradient is no finite number: it is left out, or "
+        "made once more at half the learning rate first, or training stops.",
+        choices=("skip", "retry", "stop"),
+        may_change=True,
+    )
+    max_bad_updates: int = opt(10, "Stop after this many of them in a row.", ge=1, may_change=True)
     ema_decay: float = opt(
         0.999, "Decay of the moving average of weights that is validated and kept; 0 for none.",
         ge=0, lt=1,
     )  # fmt: skip
     seed: int = opt(1, "Seed of all that is random.", ge=0, lt=2**31)
+    deterministic: bool = opt(
+        False,
+        "On a GPU, compute so that the same run gives the same weights to the bit: slower. On a "
+        "CPU it always does.",
+        may_change=True,
+    )
     device: str = opt("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", may_change=True)
     precision: str = opt(
         "auto",

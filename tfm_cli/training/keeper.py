@@ -20,6 +20,7 @@ from tfm_cli.training.output_dir import CARD_FILE, CHECKPOINTS, METRICS_FILE
 from tfm_cli.training.report import Display, MetricsFile
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation
+from tfm_cli.training.window import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,14 @@ class Keeper:
             self._goes_on_from = state.update
         self._signatures_said = False
 
-    def keep(self, event: Logged | Validated | SaveDue, display: Display) -> None:
+    def keep(self, event: Logged | Validated | SaveDue | Refused, display: Display) -> None:
         """Show an event, and write what it makes due."""
         if self._metrics is not None:
             self._note(event, self._metrics)
         if isinstance(event, Logged):
             display.logged(event)
+        elif isinstance(event, Refused):
+            display.refused(event)
         elif isinstance(event, Validated):
             display.validated(event)
             self._say_signatures(event.validation)
@@ -89,12 +92,14 @@ class Keeper:
                 parallel=self._learner.parallel,
             )
 
-    def last_good(self) -> str:
-        """Words that name the newest checkpoint."""
+    def last_good(self, before: int | None) -> str:
+        """Words that name the newest checkpoint, or the newest from before an update went wrong."""
         paths = checkpoint.all_paths(self._output / CHECKPOINTS)
+        if before is not None:
+            paths = [path for path in paths if path.name < f"update-{before:08d}"]
         return f"the last good checkpoint is `{paths[-1]}`" if paths else "no checkpoint was saved"
 
-    def _note(self, event: Logged | Validated | SaveDue, metrics: MetricsFile) -> None:
+    def _note(self, event: Logged | Validated | SaveDue | Refused, metrics: MetricsFile) -> None:
         if self._goes_on_from is not None and event.update > self._goes_on_from:
             self._goes_on_from = None
             metrics.drop_unscheduled()
