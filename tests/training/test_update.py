@@ -92,8 +92,8 @@ def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateSt
 class Run:
     """A model with all that an update changes, one healthy update old."""
 
-    def __init__(self, *, dropout: float = 0.0) -> None:
-        self.model = small_model(dropout)
+    def __init__(self, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        self.model = small_model(dropout).to(dtype)
         self.optimizer = make_optimizer(self.model, TrainingConfig())
         self.average = MovingAverage(self.model, 0.9)
         self.update(number=1)

@@ -178,9 +178,8 @@ def train(
                     yield save_due()
                 yield stop
                 return
-            # What a CPU computed can be looked at for nothing.
             retries = settings.bad_updates == "retry"
-            waits = device.type == "cpu" or retries or state.rate_halvings > 0
+            waits = retries or state.rate_halvings > 0 or _can_look(device)
             stats = made(plan, waits=waits)
             if retries and not stats.is_finite():
                 window.add(stats, plan, 0.0, is_retried=True)
@@ -206,10 +205,16 @@ def train(
                 yield logged()
             if validate is not None and state.update % config.validation.freq == 0:
                 yield judged(counted=True)
-            if state.update % settings.save_freq == 0:
+            # While it diverges, a checkpoint would push out those from before.
+            if state.update % settings.save_freq == 0 and not state.far_off_in_a_row:
                 saved_at = state.update
                 yield save_due()
             began = time.monotonic()
+
+
+def _can_look(device: torch.device) -> bool:
+    """Whether what a device computed can be looked at for nothing."""
+    return device.type == "cpu"
 
 
 def _is_due(update: int, config: RunConfig, *, validates: bool) -> bool:

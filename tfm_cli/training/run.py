@@ -284,6 +284,8 @@ def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) 
     kept = weights_facts(output)
     if kept is not None and metric in kept.scores:
         words.append(f"best {score_text(metric, kept.scores[metric])} at update {kept.update}")
+    if state.refused:
+        words.append(f"{state.refused} times no finite gradient")
     words.append(f"trained {seconds_text(state.train_seconds)}")
     words.append(f"model in `{output}`" if kept else f"no model in `{output}` yet")
     if not stopped.is_complete:
