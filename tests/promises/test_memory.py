@@ -79,7 +79,8 @@ def test_r15_update_is_the_same_wherever_memory_does_not_suffice(faults: Faults)
         for mine, wanted in zip(found, whole, strict=True):
             # The sums run in another order, and Adam divides by the root of their squares.
             torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-10)
-    assert tried >= 12
+    assert first == 4  # there are three batches
+    assert tried >= 9
 
 
 def test_r15_update_in_single_precision_is_the_same_but_for_rounding(faults: Faults) -> None:
