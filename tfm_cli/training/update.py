@@ -138,14 +138,13 @@ class _Gradients:
         """The same, or None where memory did not suffice; then there is less room from now on."""
         total = torch.zeros((), device=self.device)
         share = self.learner.num_averaged / self.target_pieces
-        if reach("gradient") == "nan":
-            share = math.nan
+        fault = math.nan if reach("gradient") == "nan" else 1.0
         for index, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), 1):
             batch = micro_batch.batch
             with self.learner.accumulating(is_last=index == len(micro_batches)):
                 for start, stop in self._parts(batch):
                     weight = share if micro_batch.counts else 0.0
-                    nll = self._part(batch, start, stop, key, weight)
+                    nll = self._part(batch, start, stop, key, weight * fault)
                     if nll is None:
                         self.room.make_smaller(batch, stop - start, self.device)
                         return None
