@@ -48,7 +48,7 @@ class ResourceError(TfmError):
 class DivergedError(TfmError):
     """Training met losses or gradients that are no finite numbers, or far from any use.
 
-    `since` is the first update that was, where that was not noticed at once.
+    `since` is the first update that showed it: what the one before made of the weights may be why.
     """
 
     exit_code = 6

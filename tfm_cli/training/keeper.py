@@ -92,12 +92,19 @@ class Keeper:
                 parallel=self._learner.parallel,
             )
 
-    def last_good(self, before: int | None) -> str:
-        """Words that name the newest checkpoint, or the newest from before an update went wrong."""
+    def last_good(self, since: int | None) -> str:
+        """Words that name the newest checkpoint whose weights made an update that went well.
+
+        Args:
+            since: the first update that did not; None where it is not known.
+        """
         paths = checkpoint.all_paths(self._output / CHECKPOINTS)
-        if before is not None:
-            paths = [path for path in paths if path.name < f"update-{before:08d}"]
-        return f"the last good checkpoint is `{paths[-1]}`" if paths else "no checkpoint was saved"
+        good = [p for p in paths if since is None or p.name < f"update-{since - 1:08d}"]
+        if good:
+            return f"the last good checkpoint is `{good[-1]}`"
+        if paths:
+            return f"the only checkpoint is `{paths[-1]}`, whose weights may be as bad already"
+        return "no checkpoint was saved"
 
     def _note(self, event: Logged | Validated | SaveDue | Refused, metrics: MetricsFile) -> None:
         if self._goes_on_from is not None and event.update > self._goes_on_from:

@@ -199,14 +199,18 @@ def train(
             state.train_seconds += seconds
             window.add(stats, plan, seconds)
 
-            if is_refused or _is_due(state.update, config, validates=validate is not None):
+            logs = state.update % settings.disp_freq == 0
+            validates = validate is not None and state.update % config.validation.freq == 0
+            # One may have been put off.
+            saves = state.update // settings.save_freq > saved_at // settings.save_freq
+            if is_refused or logs or validates or saves:
                 yield from window.settle()
-            if state.update % settings.disp_freq == 0:
+            if logs:
                 yield logged()
-            if validate is not None and state.update % config.validation.freq == 0:
+            if validates:
                 yield judged(counted=True)
-            # While it diverges, a checkpoint would push out those from before.
-            if state.update % settings.save_freq == 0 and not state.far_off_in_a_row:
+            # While it goes wrong, a checkpoint would push out those from before.
+            if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
                 saved_at = state.update
                 yield save_due()
             began = time.monotonic()
@@ -215,12 +219,6 @@ def train(
 def _can_look(device: torch.device) -> bool:
     """Whether what a device computed can be looked at for nothing."""
     return device.type == "cpu"
-
-
-def _is_due(update: int, config: RunConfig, *, validates: bool) -> bool:
-    """Whether something follows an update that needs to know all about it."""
-    often = [config.training.disp_freq, config.training.save_freq]
-    return any(update % each == 0 for each in [*often, *[config.validation.freq] * validates])
 
 
 def _adapt_rate(state: TrainState, *, is_refused: bool, retries: bool) -> None:

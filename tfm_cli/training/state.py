@@ -25,6 +25,7 @@ class TrainState:
     # What went wrong on the way, and what was made of it.
     refused: int = 0  # attempts at an update whose loss or gradient was no finite number
     refused_in_a_row: int = 0
+    refused_since: int = 0  # the update with which this row began
     far_off_in_a_row: int = 0  # updates whose loss was far above that of guessing
     rate_halvings: int = 0  # of the learning rate, after refused attempts
     good_since_halving: int = 0  # updates

@@ -90,6 +90,8 @@ class Window:
                 continue
             state.refused += 1
             state.refused_in_a_row += 1
+            if state.refused_in_a_row == 1:
+                state.refused_since = stats.number
             state.target_pieces -= stats.target_pieces
             state.window_pieces -= stats.target_pieces
             norm = float(stats.gradient_norm)
@@ -99,7 +101,9 @@ class Window:
             told = f"update {stats.number}: the loss is {loss:.4g} and the gradient norm {norm:.4g}"
             if state.refused_in_a_row > 1:
                 told += f", after {state.refused_in_a_row - 1} like it in a row"
-            raise DivergedError(f"{told}; the weights were not touched", hint=HINT)
+            raise DivergedError(
+                f"{told}; the weights were not touched", hint=HINT, since=state.refused_since
+            )
 
     def _check_loss(self, number: int, loss: float) -> None:
         count = self._state.far_off_in_a_row
