@@ -132,6 +132,9 @@ def train(
     device: Annotated[str | None, flag(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, flag(TrainingConfig, "precision")] = None,
     seed: Annotated[int | None, flag(TrainingConfig, "seed")] = None,
+    deterministic: Annotated[
+        bool | None, flag(TrainingConfig, "deterministic", "--deterministic/--no-deterministic")
+    ] = None,
     cpu_threads: Annotated[int | None, flag(TrainingConfig, "cpu_threads")] = None,
     dist_timeout: Annotated[
         int | None, flag(ParallelConfig, "timeout", "--dist-timeout", metavar="SECONDS")
@@ -205,6 +208,7 @@ def train(
             "device": device,
             "precision": precision,
             "seed": seed,
+            "deterministic": deterministic,
             "cpu_threads": cpu_threads,
             "pretrained_model": pretrained_model,
         },
