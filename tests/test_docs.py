@@ -64,6 +64,25 @@ def test_flags_in_the_readme_exist(run_tfm: RunTfm) -> None:
     assert named <= known
 
 
+def test_each_promise_names_tests_that_there_are() -> None:
+    rows = re.findall(r"^\| R(\d+) \| .*? \| (.*) \|$", README, flags=re.MULTILINE)
+    lacking = [
+        name
+        for _, shown in rows
+        for name in re.findall(r"`([^`]*)`", shown)
+        if not is_test(*name.split("::"))
+    ]
+
+    assert [int(number) for number, _ in rows] == list(range(1, 54))
+    assert all("::" in shown for _, shown in rows)
+    assert lacking == []
+
+
+def is_test(file: str, function: str) -> bool:
+    path = ROOT / "tests" / file
+    return path.is_file() and f"\ndef {function}(" in path.read_text(encoding="utf-8")
+
+
 def test_no_placeholder_is_left() -> None:
     words = {line.strip() for line in README.split("\n")}
 

@@ -15,7 +15,7 @@ __all__ = [
     "TokenizerConfig", "TrainingConfig", "ValidationConfig", "Value",
 ]  # fmt: skip
 
-# Arithmetic of the matrix products in translation; training has fewer.
+# Of the matrix products in translation; training has fewer.
 DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
@@ -28,9 +28,7 @@ class DataConfig:
         (), "Training text in the source language, plain, .gz, .zst or .xz.", may_change=True
     )
     target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
-    valid_source: tuple[str, ...] = opt(
-        (), "Validation text in the source language.", may_change=True
-    )
+    valid_source: tuple[str, ...] = opt((), "Validation text in the source.", may_change=True)
     valid_target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
     pairs: tuple[str, ...] = opt(
         (),

@@ -188,3 +188,19 @@ def test_vanished_directory_is_told(small: SmallRun, tmp_path: Path) -> None:
     assert "Traceback" not in result.err
     assert forked.run(words, small.command(tmp_path / "elsewhere")).code == 0
     assert left_behind(tmp_path / "elsewhere") == small.left
+
+
+def test_r06_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_later(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    renames = [each for each in small.operations if each.kind == "rename"]
+    number = next(n for n, each in enumerate(renames, 1) if each.path.name == "update-00000002")
+
+    result = with_fault(f"rename:{number}=eio", small, output, run_tfm, monkeypatch)
+
+    assert result.code == 0, result.err
+    told = f"warning: {output}/checkpoints/update-00000002: cannot be removed: Input/output error"
+    assert told in result.err
+    assert [path.name for path in checkpoints(output)] == ["update-00000006", "update-00000007"]
+    assert left_behind(output) == small.left

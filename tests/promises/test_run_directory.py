@@ -31,13 +31,13 @@ MAY_CHANGE = {
                  "save_retries", "keep_checkpoints", "deterministic", "bad_updates",
                  "max_bad_updates"},
     "validation": {"early_stopping"},
-    "parallel": {"strategy"},
+    "parallel": {"strategy", "timeout"},
     "search": set(),
 }  # fmt: skip
 # What decides on the weights: another value is another run.
 DECIDES = {
     "data": {"weights", "max_length", "max_ratio", "drop_identical", "drop_duplicates",
-             "drop_bad_characters"},
+             "drop_bad_characters", "bad_utf8"},
     "tokenizer": {"model", "vocab_size", "model_type", "character_coverage", "input_sentence_size",
                   "byte_fallback", "joint"},
     "model": {"encoder_layers", "decoder_layers", "width", "heads", "feed_forward_width", "dropout",
