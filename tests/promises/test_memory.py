@@ -2,7 +2,9 @@
 
 import itertools
 import json
-import re
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Result, TinyCorpus, invoke
-from tests.distributed import ranks
-from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
+from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
 from tests.training.test_update import Run, batch
 from tfm_cli import failpoint
 from tfm_cli.errors import ResourceError
@@ -203,51 +204,76 @@ def test_r15_run_that_goes_on_computes_in_the_same_parts(
     assert left_behind(tmp_path / "parts") == left_behind(tmp_path / "whole")
 
 
-# --- several processes --------------------------------------------------------------------------
+LIMITED = """
+import os, resource
+import torch
+from tfm_cli.cli import main
+from tfm_cli.training import loop, update
 
+def watched(*arguments, **named):
+    # From the third update to the fourth there is room for little more than there is in memory.
+    limit = resource.RLIM_INFINITY
+    if named["number"] in (3, 4):
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    try:
+        return update.update(*arguments, **named)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-def with_faults(text: str) -> Callable[[int], None]:
-    def prepare(rank: int) -> None:
-        import os
-
-        from tests.distributed.test_train import in_double as double
-
-        os.environ[failpoint.VARIABLE] = text
-        failpoint.begin_again()
-        double()
-
-    return prepare
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["2@1", "3@0", "4", "2@1=memory,micro_batch:3@1"])
-def test_r15_lack_of_one_process_changes_nothing_for_all(
-    where: str, text: list[str], tmp_path: Path
-) -> None:
-    command = ["train", *text, *RUN]
-    single = ranks.run(
-        tmp_path / "s", [*command, "-o", str(tmp_path / "one"), "--update-freq", "2"], world=1,
-        prepare=with_faults(""),
-    )  # fmt: skip
-
-    done = ranks.run(
-        tmp_path / "s", [*command, "-o", str(tmp_path / "two"), "--update-freq", "1"],
-        prepare=with_faults(f"micro_batch:{where}=memory"),
-    )  # fmt: skip
-
-    assert [each.code for each in [*single, *done]] == [0, 0, 0], done
-    assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-8)
+ROOM = int(os.environ["ROOM"])
+torch.set_num_threads(1)
+if ROOM:
+    loop.update = watched
+main()
+"""
 
 
 @pytest.mark.slow
-def test_r15_lack_where_weights_are_in_shards_is_told_and_ends_all(
-    text: list[str], tmp_path: Path
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory and /proc")
+def test_r15_run_learns_the_same_where_the_system_really_refuses_memory(
+    tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    command = ["train", *text, *RUN, "-o", str(tmp_path / "m"), "--set", "parallel.strategy=fsdp"]
+    flags = [
+        *tiny_corpus.train_arguments()[:4], *SMALL_RUN, "--max-updates", "6", "--disp-freq", "1",
+        "--max-tokens", "3000", "--update-freq", "1", "--set", "training.micro_batch=3000",
+    ]  # fmt: skip
+    for name, room in (("free", 0), ("tight", 4 << 20)):
+        command = ["train", *flags, "-o", str(tmp_path / name)]
+        # Each large block is asked of the system and given back.
+        environment = os.environ | {"ROOM": str(room)}
+        if room:
+            environment["MALLOC_MMAP_THRESHOLD_"] = "262144"
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, *command],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
-    done = ranks.run(tmp_path / "s", command, prepare=with_faults("micro_batch:3@1=memory"))
+    assert splits(tmp_path / "free") == 0
+    assert splits(tmp_path / "tight") >= 1
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("free", "tight")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
-    assert [each.code for each in done] == [5, 5]
-    said = done[0].err + done[1].err
-    assert re.search("^error: rank 1 of 2: cpu: out of memory$", said, re.MULTILINE)
-    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in said
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        RuntimeError(LACK),
+        RuntimeError("unable to mmap 6338392 bytes from file <m>: Cannot allocate memory (12)"),
+        MemoryError(),
+    ],
+)
+def test_r15_want_of_memory_is_never_taken_for_a_bug(
+    lack: Exception, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object, **named: object) -> None:
+        raise lack
+
+    monkeypatch.setattr("tfm_cli.translation.translator.Translator.load", load)
+
+    result = invoke(["translate", "-m", str(tiny_model)], "one\n")
+
+    assert result.code == 5
+    assert result.err.startswith("error: out of memory")
