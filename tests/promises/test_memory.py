@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Result, TinyCorpus, invoke
-from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
+from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
 from tests.training.test_update import Run, batch
 from tfm_cli import failpoint
 from tfm_cli.errors import ResourceError
@@ -202,59 +199,6 @@ def test_r15_run_that_goes_on_computes_in_the_same_parts(
 
     assert splits(tmp_path / "whole") == 2
     assert left_behind(tmp_path / "parts") == left_behind(tmp_path / "whole")
-
-
-LIMITED = """
-import os, resource
-import torch
-from tfm_cli.cli import main
-from tfm_cli.training import loop, update
-
-def watched(*arguments, **named):
-    # From the third update to the fourth there is room for little more than there is in memory.
-    limit = resource.RLIM_INFINITY
-    if named["number"] in (3, 4):
-        pages = int(open("/proc/self/statm").read().split()[0])
-        limit = pages * resource.getpagesize() + ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    try:
-        return update.update(*arguments, **named)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-ROOM = int(os.environ["ROOM"])
-torch.set_num_threads(1)
-if ROOM:
-    loop.update = watched
-main()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory and /proc")
-def test_r15_run_learns_the_same_where_the_system_really_refuses_memory(
-    tiny_corpus: TinyCorpus, tmp_path: Path
-) -> None:
-    flags = [
-        *tiny_corpus.train_arguments()[:4], *SMALL_RUN, "--max-updates", "6", "--disp-freq", "1",
-        "--max-tokens", "3000", "--update-freq", "1", "--set", "training.micro_batch=3000",
-    ]  # fmt: skip
-    for name, room in (("free", 0), ("tight", 4 << 20)):
-        command = ["train", *flags, "-o", str(tmp_path / name)]
-        # Each large block is asked of the system and given back.
-        environment = os.environ | {"ROOM": str(room)}
-        if room:
-            environment["MALLOC_MMAP_THRESHOLD_"] = "262144"
-        done = subprocess.run(
-            [sys.executable, "-c", LIMITED, *command],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-
-    assert splits(tmp_path / "free") == 0
-    assert splits(tmp_path / "tight") >= 1
-    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("free", "tight")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 @pytest.mark.parametrize(
