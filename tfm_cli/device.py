@@ -113,10 +113,11 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error says."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
     # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    words = ("can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
 def set_deterministic(wanted: bool) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Result, TinyCorpus, invoke
-from tests.distributed import ranks
 from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
 from tests.training.test_update import Run, batch
 from tfm_cli import failpoint
@@ -203,51 +201,23 @@ def test_r15_run_that_goes_on_computes_in_the_same_parts(
     assert left_behind(tmp_path / "parts") == left_behind(tmp_path / "whole")
 
 
-# --- several processes --------------------------------------------------------------------------
-
-
-def with_faults(text: str) -> Callable[[int], None]:
-    def prepare(rank: int) -> None:
-        import os
-
-        from tests.distributed.test_train import in_double as double
-
-        os.environ[failpoint.VARIABLE] = text
-        failpoint.begin_again()
-        double()
-
-    return prepare
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["2@1", "3@0", "4", "2@1=memory,micro_batch:3@1"])
-def test_r15_lack_of_one_process_changes_nothing_for_all(
-    where: str, text: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    "lack",
+    [
+        RuntimeError(LACK),
+        RuntimeError("unable to mmap 6338392 bytes from file <m>: Cannot allocate memory (12)"),
+        MemoryError(),
+    ],
+)
+def test_r15_want_of_memory_is_never_taken_for_a_bug(
+    lack: Exception, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["train", *text, *RUN]
-    single = ranks.run(
-        tmp_path / "s", [*command, "-o", str(tmp_path / "one"), "--update-freq", "2"], world=1,
-        prepare=with_faults(""),
-    )  # fmt: skip
+    def load(*arguments: object, **named: object) -> None:
+        raise lack
 
-    done = ranks.run(
-        tmp_path / "s", [*command, "-o", str(tmp_path / "two"), "--update-freq", "1"],
-        prepare=with_faults(f"micro_batch:{where}=memory"),
-    )  # fmt: skip
+    monkeypatch.setattr("tfm_cli.translation.translator.Translator.load", load)
 
-    assert [each.code for each in [*single, *done]] == [0, 0, 0], done
-    assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-8)
+    result = invoke(["translate", "-m", str(tiny_model)], "one\n")
 
-
-@pytest.mark.slow
-def test_r15_lack_where_weights_are_in_shards_is_told_and_ends_all(
-    text: list[str], tmp_path: Path
-) -> None:
-    command = ["train", *text, *RUN, "-o", str(tmp_path / "m"), "--set", "parallel.strategy=fsdp"]
-
-    done = ranks.run(tmp_path / "s", command, prepare=with_faults("micro_batch:3@1=memory"))
-
-    assert [each.code for each in done] == [5, 5]
-    said = done[0].err + done[1].err
-    assert re.search("^error: rank 1 of 2: cpu: out of memory$", said, re.MULTILINE)
-    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in said
+    assert result.code == 5
+    assert result.err.startswith("error: out of memory")

@@ -78,7 +78,8 @@ def _lack(bug: Exception) -> str:
         return f"cannot write: {bug.strerror}"
     # Torch's own is told by its name or, on a CPU, its words, since torch may not be there.
     named = isinstance(bug, MemoryError) or type(bug).__name__ == "OutOfMemoryError"
-    if named or (isinstance(bug, RuntimeError) and "can't allocate memory" in str(bug)):
+    words = ("can't allocate memory", "Cannot allocate memory")
+    if named or (isinstance(bug, (RuntimeError, OSError)) and any(w in str(bug) for w in words)):
         return f"out of memory: {told(str(bug))}".removesuffix(": ")
     return ""
 

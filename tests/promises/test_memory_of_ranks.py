@@ -1,0 +1,63 @@
+"""R15 with several processes: one that memory fails changes nothing, and keeps none waiting."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TinyCorpus
+from tests.distributed import ranks
+from tests.distributed.test_train import in_double
+from tests.promises.test_memory import RUN, assert_same_weights
+from tests.runs import write_part
+from tfm_cli import failpoint
+
+
+@pytest.fixture(scope="module")
+def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
+
+
+def with_faults(text: str) -> Callable[[int], None]:
+    def prepare(rank: int) -> None:
+        os.environ[failpoint.VARIABLE] = text
+        failpoint.begin_again()
+        in_double()
+
+    return prepare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["2@1", "3@0", "4", "2@1=memory,micro_batch:3@1"])
+def test_r15_lack_of_one_process_changes_nothing_for_all(
+    where: str, text: list[str], tmp_path: Path
+) -> None:
+    command = ["train", *text, *RUN]
+    single = ranks.run(
+        tmp_path / "s", [*command, "-o", str(tmp_path / "one"), "--update-freq", "2"], world=1,
+        prepare=with_faults(""),
+    )  # fmt: skip
+
+    done = ranks.run(
+        tmp_path / "s", [*command, "-o", str(tmp_path / "two"), "--update-freq", "1"],
+        prepare=with_faults(f"micro_batch:{where}=memory"),
+    )  # fmt: skip
+
+    assert [each.code for each in [*single, *done]] == [0, 0, 0], done
+    assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-8)
+
+
+@pytest.mark.slow
+def test_r15_lack_where_weights_are_in_shards_is_told_and_ends_all(
+    text: list[str], tmp_path: Path
+) -> None:
+    command = ["train", *text, *RUN, "-o", str(tmp_path / "m"), "--set", "parallel.strategy=fsdp"]
+
+    done = ranks.run(tmp_path / "s", command, prepare=with_faults("micro_batch:3@1=memory"))
+
+    assert [each.code for each in done] == [5, 5]
+    said = done[0].err + done[1].err
+    assert re.search("^error: rank 1 of 2: cpu: out of memory$", said, re.MULTILINE)
+    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in said
