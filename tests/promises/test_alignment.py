@@ -1,4 +1,4 @@
-"""Corpora whose sides have different numbers of lines: both counts are told, and nothing is done."""
+"""Corpora whose sides have different numbers of lines: both counts are told, nothing is done."""
 
 import gzip
 from collections.abc import Callable
