@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt bench bench-translate bench-prepare bench-train bench-memory golden clean
+.PHONY: help install demo test check fuzz fmt bench bench-translate bench-prepare bench-train
+.PHONY: bench-memory golden clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -30,6 +31,14 @@ check: $(VENV)/.installed-dev ## Lint, types, layers and fast tests: before each
 	$(BIN)/lint-imports
 	$(BIN)/python data/generate.py --check
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# make fuzz SECONDS=600 TARGETS='header tokenizer'; with atheris, if somebody installed it
+SECONDS ?= 60
+TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
+fuzz: $(VENV)/.installed-dev ## Feed what reads files of others with ever new bytes
+	for target in $(TARGETS); do \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target --seconds $(SECONDS) || exit 1; \
+	done
 
 fmt: $(VENV)/.installed-dev ## Format the code and mend what can be mended
 	$(BIN)/ruff format .

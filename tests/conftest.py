@@ -11,10 +11,13 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
+
+from tests import traps
 
 # Tests run side by side on few cores; processes that tests start have one thread each as well.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -79,6 +82,23 @@ TINY_SHAPE = [
     "--set", "tokenizer.byte_fallback=false",
     "--set", "tokenizer.model_type=word",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _traps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that tfm does in a test runs code out of a file, or opens a connection."""
+    load = torch.load
+
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        asked = "interop" in request.path.parts and options.get("weights_only") is True
+        assert asked, "torch.load is only for `tfm import --allow-pickle`"
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", guarded)
+    traps.set_traps()
+    traps.found.clear()
+    yield
+    assert not traps.found
 
 
 @pytest.fixture(autouse=True)

@@ -267,7 +267,8 @@ MAY_CHANGE = {
     "training.max_updates", "training.max_epochs", "training.max_time", "training.device",
     "training.cpu_threads", "training.disp_freq", "training.save_freq",
     "training.keep_checkpoints", "training.micro_batch", "training.activation_checkpointing",
-    "training.compile", "training.update_freq", "parallel.strategy",
+    "training.compile", "training.update_freq", "parallel.strategy", "parallel.timeout",
+    "training.deterministic", "training.bad_updates", "training.max_bad_updates",
     "validation.early_stopping",
 }  # fmt: skip
 

@@ -37,7 +37,8 @@ def test_each_change_is_told_in_order(tmp_path: Path) -> None:
         with durable.create(folder / "a") as stream:
             stream.write(b"some")
             durable.sync(stream)
-        with durable.append(folder / "a") as stream:
+        with durable.go_on(folder / "a") as stream:
+            stream.seek(4)
             stream.write(b"thing")
         durable.sync_directory(folder)
         durable.rename(folder / "a", folder / "b")
@@ -48,7 +49,7 @@ def test_each_change_is_told_in_order(tmp_path: Path) -> None:
         Operation("create", folder / "a"),
         Operation("write", folder / "a", data=b"some"),
         Operation("sync", folder / "a"),
-        Operation("append", folder / "a"),
+        Operation("open", folder / "a"),
         Operation("write", folder / "a", offset=4, data=b"thing"),
         Operation("sync_directory", folder),
         Operation("rename", folder / "a", folder / "b"),
@@ -68,7 +69,7 @@ def test_file_can_be_gone_on_with_anywhere(tmp_path: Path) -> None:
         stream.write(b"X")
 
     assert (tmp_path / "a").read_bytes() == b"abX"
-    assert [each.kind for each in told] == ["append", "write", "truncate", "write"]
+    assert [each.kind for each in told] == ["open", "write", "truncate", "write"]
 
 
 def test_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,7 @@ def test_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("point", "change"),
     [
         ("create", lambda place: durable.create(place / "new")),
-        ("create", lambda place: durable.append(place / "new")),
+        ("create", lambda place: durable.go_on(place / "new")),
         ("write", lambda place: durable.write_file(place / "new", b"text")),
         ("rename", lambda place: durable.rename(place / "old", place / "new")),
         ("remove", lambda place: durable.remove(place / "old")),

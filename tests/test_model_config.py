@@ -39,6 +39,7 @@ def saved(tmp_path: Path) -> Path:
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     header = json.loads(path.read_bytes())
+    del header["sha256"]  # as one does who changes it on purpose
     change(header)
     path.write_text(json.dumps(header), encoding="utf-8")
 
@@ -108,6 +109,29 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
     assert load_config(saved).settings.training.seed == 1
 
 
+@pytest.mark.parametrize("setting", [b'"beam_size": 4', b'"seed": 1'])
+def test_setting_that_is_not_the_saved_one_is_refused(setting: bytes, saved: Path) -> None:
+    path = saved / "config.json"
+    content = path.read_bytes()
+    assert setting in content
+
+    path.write_bytes(content.replace(setting, setting[:-1] + b"7"))
+    with pytest.raises(ModelError, match="is not what was saved: its SHA-256 differs") as caught:
+        load_config(saved)
+    assert "remove its line `sha256`" in str(caught.value.hint)
+
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(line for line in lines if b'"sha256"' not in line))
+    load_config(saved)
+
+
+def test_layout_of_the_config_does_not_matter(saved: Path) -> None:
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=None), encoding="utf-8")
+
+    assert load_config(saved).settings == CONFIG
+
+
 def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="none: there is no such model directory") as caught:
         load_config(tmp_path / "none")
@@ -124,9 +148,10 @@ def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:
         (b'{"format_version": 1,', "is torn or no model config"),
         (b"\xff", "is torn or no model config: 'utf-8'"),
         (b'{"format_version": NaN}', "is torn or no model config: NaN is no number"),
-        (b'{"a": 1, "a": 2}', "is torn or no model config: a name occurs twice"),
+        (b'{"a": 1, "a": 2}', "is torn or no model config: the name `a` occurs twice"),
         (b"[" * 100_000, "is torn or no model config"),
-        (b"[]", "is no model config: wanted a JSON object"),
+        (b"[]", "is torn or no model config: it is no JSON object"),
+        (b'{"format_version": 1e400}', "is torn or no model config: 1e400 is no finite number"),
         (b"{}", "is no model config: `format_version` is missing or no number"),
         (b'{"format_version": true}', "`format_version` is missing or no number"),
         (b" " * (1 << 20) + b"{}", "has 1048578 bytes, wanted at most 1048576"),
@@ -158,24 +183,34 @@ def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
     def spoil(header: dict[str, Any]) -> None:
         header["settings"]["model"]["heads"] = -1
         header["settings"]["model"]["wings"] = 2
-        header["vocab_size"] = 1e999
+        header["vocab_size"] = 1e9
+        header["evil"], header["worse"] = {}, []
         header["tokenizer_sha256"] = 5
         header["tokenizer_files"]["../a"] = ""
 
     edit(saved / "config.json", spoil)
-    path = saved / "config.json"
-    path.write_bytes(path.read_bytes().replace(b"Infinity", b"1e999"))
 
     with pytest.raises(ModelError) as caught:
         load_config(saved)
 
     assert str(caught.value).split("\n  ")[1:] == [
+        "evil: unknown name, beside 1 more",
         "model.heads: must be at least 1, got -1",
         "model.wings: unknown setting",
-        "vocab_size: must be between 2 and 1000000, got inf",
+        "vocab_size: must be between 2 and 1000000, got 1000000000.0",
         "tokenizer_sha256: must be a string",
         "tokenizer_files: names what is no tokenizer file: ../a",
     ]
+
+
+def test_very_many_settings_are_not_told_one_by_one(saved: Path) -> None:
+    names = {f"encoder_layer{number}": 1 for number in range(1001)}
+    edit(saved / "config.json", lambda header: header.update(settings={"model": names}))
+
+    with pytest.raises(ModelError) as caught:
+        load_config(saved)
+
+    assert str(caught.value).split("\n  ")[1:] == ["settings: must be at most 1000, got 1001"]
 
 
 def test_other_tokenizer_is_refused_with_both_hashes(saved: Path) -> None:

@@ -246,7 +246,7 @@ def test_a_model_over_64_mib_is_refused_unread(tmp_path: Path) -> None:
     with path.open("wb") as stream:
         stream.truncate(MAX_MODEL_BYTES + 1)
 
-    with pytest.raises(ModelError, match=r"has 67108865 bytes, wanted .* at most 67108864"):
+    with pytest.raises(ModelError, match=r"has 67108865 bytes, wanted at most 67108864"):
         Tokenizer.load(path)
 
 

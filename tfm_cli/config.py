@@ -183,11 +183,9 @@ class TrainingConfig:
         may_change=True,
     )
     update_freq: int = opt(
-        1,
-        "Batches whose gradients are summed for one update, in each process.",
-        ge=1,
-        may_change=True,
-    )
+        1, "Batches whose gradients are summed for one update, in each process.",
+        ge=1, may_change=True,
+    )  # fmt: skip
     learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
     lr_warmup: int = opt(
         4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1
@@ -200,11 +198,23 @@ class TrainingConfig:
     adam_epsilon: float = opt(1e-9, "Adam's guard against division by zero.", gt=0)
     weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0)
     clip_norm: float = opt(1.0, "Largest norm of the gradient; 0 leaves it as it is.", ge=0)
+    bad_updates: str = opt(
+        "skip",
+        "What becomes of an update whose loss or gradient is no finite number: it is left out, or "
+        "made once more at half the learning rate first, or training stops.",
+        choices=("skip", "retry", "stop"),
+        may_change=True,
+    )
+    max_bad_updates: int = opt(10, "Stop after this many of them in a row.", ge=1, may_change=True)
     ema_decay: float = opt(
         0.999, "Decay of the moving average of weights that is validated and kept; 0 for none.",
         ge=0, lt=1,
     )  # fmt: skip
     seed: int = opt(1, "Seed of all that is random.", ge=0, lt=2**31)
+    deterministic: bool = opt(
+        False, "Same run, same weights to the bit on a GPU too, but slower; a CPU always does.",
+        may_change=True,
+    )  # fmt: skip
     device: str = opt("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", may_change=True)
     precision: str = opt(
         "auto",
@@ -228,12 +238,9 @@ class TrainingConfig:
     disp_freq: int = opt(100, "Updates between progress lines.", ge=1, may_change=True)
     save_freq: int = opt(500, "Updates between checkpoints.", ge=1, may_change=True)
     save_retries: int = opt(
-        3,
-        "Checkpoints in a row that may fail, as on a full disk, before training stops; it goes on "
-        "with a warning until then.",
-        ge=0,
-        may_change=True,
-    )
+        3, "Checkpoints in a row that may fail, as on a full disk, before training stops.",
+        ge=0, may_change=True,
+    )  # fmt: skip
     keep_checkpoints: int = opt(2, "Newest checkpoints that are kept.", ge=2, may_change=True)
 
 
@@ -265,6 +272,14 @@ class ParallelConfig:
         "What each process keeps: all weights (ddp), or a part of each weight, its moments and its "
         "average (fsdp); auto is ddp.",
         choices=("auto", "ddp", "fsdp"),
+        may_change=True,
+    )
+    timeout: int = opt(
+        600,
+        "Seconds after which a process that is silent, or takes that long for a part of an update, "
+        "ends all of them.",
+        ge=1,
+        le=86_400,
         may_change=True,
     )
 

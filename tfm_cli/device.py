@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 
 import torch
@@ -108,6 +109,27 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         return
     with torch.autocast(device.type, dtype=dtype):
         yield
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says."""
+    # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Let operations give the same bits each time, or else be as fast as they can.
+
+    cuBLAS reads its part of it when it is first used, so this comes before any tensor on a GPU.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Nothing here reads memory before it writes it, and filling it takes time.
+        # PyTorch makes this attribute where no type checker sees it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(wanted)
 
 
 def set_cpu_threads(count: int) -> None:

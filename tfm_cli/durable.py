@@ -24,7 +24,7 @@ _BUFFER_BYTES = 1 << 20  # tensors come in large parts, lines in small ones
 class Operation:
     """A change that was made."""
 
-    kind: str  # create, write, truncate, sync, sync_directory, rename, remove, make_directory
+    kind: str  # create, open, write, truncate, sync, sync_directory, rename, remove, make_directory
     path: Path
     target: Path | None = None  # the new name, of a rename
     offset: int = 0  # where a write begins; the new size, of a truncation
@@ -65,10 +65,8 @@ class _File(io.FileIO):
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # whatever has bytes
         action = _reach("write")
         if action in ("short", "tear"):
-            view = view[: len(view) // 2]
-        offset = 0
-        if _watchers:
-            offset = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
+            view = view[: -(-len(view) // 2)]  # a file that takes nothing would be tried for ever
+        offset = self.tell() if _watchers else 0
         count = cast(int, super().write(view))  # fewer than wanted is for the buffer to go on with
         if action == "tear":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -97,19 +95,11 @@ def write_file(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def append(path: Path) -> BinaryIO:
-    """A file that grows at its end, made if there is none."""
-    _reach("create")
-    file = _File(path, "ab")
-    _tell(Operation("append", path))
-    return io.BufferedWriter(file)
-
-
 def go_on(path: Path) -> BinaryIO:
     """A file as it stands, made if there is none, open for reading and writing anywhere."""
     _reach("create")
     file = _File(path, "r+b", os.O_CREAT)
-    _tell(Operation("append", path))
+    _tell(Operation("open", path))
     return io.BufferedRandom(file, _BUFFER_BYTES)
 
 

@@ -46,9 +46,16 @@ class ResourceError(TfmError):
 
 
 class DivergedError(TfmError):
-    """Training met a loss or gradient that is not a finite number."""
+    """Training met losses or gradients that are no finite numbers, or far from any use.
+
+    `since` is the first update that showed it: what the one before made of the weights may be why.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, *, hint: str | None = None, since: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.since = since
 
 
 class Interrupted(TfmError):  # noqa: N818 - a signal is no error, and its exit code is 128 + number

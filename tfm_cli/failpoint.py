@@ -27,7 +27,7 @@ VARIABLE = "TFM_FAILPOINT"
 _SPELLING = re.compile(r"([a-z_]+):([1-9][0-9]{0,8})(\+?)(?:@([0-9]{1,6}))?=([a-z]+)")
 _ERRORS = {"enospc": errno.ENOSPC, "edquot": errno.EDQUOT, "eio": errno.EIO, "efbig": errno.EFBIG}
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
-_BY_CALLER = ("short", "nan")  # what only the place itself can do
+_BY_CALLER = ("short", "tear", "nan")  # what only the place itself can do
 _SLEEP_SECONDS = 1.0
 _ACTIONS = (*_ERRORS, *_SIGNALS, "memory", "sleep", *_BY_CALLER)
 
@@ -48,7 +48,8 @@ def reach(point: str) -> str:
     """Say that a point is reached; what was asked for happens here and now.
 
     Returns:
-        What the caller has to do itself: `short`, `nan`, or nothing.
+        What the caller has to do itself: `short`, to write half; `tear`, to write half and be
+        killed; `nan`; or nothing.
 
     Raises:
         OSError: that is what was asked for.

@@ -199,24 +199,6 @@ def _is_running(process_id: int) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def utf8_name(path: Path) -> Iterator[str]:
-    """A name under which a library can open a file for reading that takes names in UTF-8 only.
-
-    Names are bytes to the system, and may be no UTF-8.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with path.open("rb") as stream:
-            yield f"/dev/fd/{stream.fileno()}"
-    else:
-        yield str(path)
-
-
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, says that there is no room for what was written."""
     while error is not None:

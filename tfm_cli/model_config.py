@@ -10,16 +10,17 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
 import tfm_cli
 from tfm_cli.config import RunConfig
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import to_mapping
 from tfm_cli.errors import ModelError
-from tfm_cli.files import atomic_file, utf8_name
+from tfm_cli.files import atomic_file
+from tfm_cli.plain_file import read_plain
+from tfm_cli.plain_json import parse_object
 from tfm_cli.tokenizer import Tokenizer, read_model_file
 from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
+from tfm_cli.weights_file import WeightsFile
 
 FORMAT_VERSION = 2  # 2 has one tokenizer for each side, and search settings that 1 had not
 CONFIG_FILE = "config.json"
@@ -28,6 +29,11 @@ SHORTLIST_FILE = (
     "shortlist.safetensors"  # which pieces translations need; there if it was asked for
 )
 _MAX_CONFIG_BYTES = 1 << 20
+_MAX_SETTINGS = 1000  # of which each that is unknown is told, with the nearest name
+_KEYS = {
+    "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
+    "source_vocab_size", "settings",
+}  # fmt: skip
 
 
 class SavedConfig(NamedTuple):
@@ -54,6 +60,7 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
         "source_vocab_size": source_size,
         "settings": to_mapping(config),
     }
+    header = {"sha256": _sha256(header), **header}  # a line that can be removed, not the last one
     # A file name that is no UTF-8 has half surrogate pairs in it; JSON spells them as \udcxx.
     text = json.dumps(header, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     with atomic_file(directory / CONFIG_FILE) as stream:
@@ -67,7 +74,9 @@ def load_config(directory: Path) -> SavedConfig:
         ModelError: there is none, it is of a newer format, or holds what cannot be used.
     """
     path = regular_file(directory, CONFIG_FILE)
-    header = _upgraded(_read_json(path))
+    written = _read_json(path)
+    told_sha256 = written.pop("sha256", None)  # which format 1 had not
+    header = _upgraded(written)
     version = header.get("format_version")
     if type(version) is not int:
         raise ModelError(
@@ -81,12 +90,15 @@ def load_config(directory: Path) -> SavedConfig:
             hint="install a newer tfm",
         )
     problems = Problems()
-    settings = header.get("settings")
-    if isinstance(settings, dict):
-        config = from_mapping(settings, problems)
-    else:
-        config = RunConfig()
+    if unknown := sorted(set(header) - _KEYS):
+        problems.add(unknown[0][:60], f"unknown name, beside {len(unknown) - 1} more")
+    config, settings = RunConfig(), header.get("settings")
+    if not isinstance(settings, dict):
         problems.add("settings", "must be a table")
+    elif (count := _num_settings(settings)) > _MAX_SETTINGS:
+        problems.add("settings", f"must be at most {_MAX_SETTINGS}, got {count}")
+    else:
+        config = from_mapping(settings, problems)
     sizes = []
     for name in ("source_vocab_size", "vocab_size"):
         size = header.get(name)
@@ -103,11 +115,26 @@ def load_config(directory: Path) -> SavedConfig:
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
         problems.add("tokenizer_files", "must be a table of hashes")
     elif unknown := sorted(set(files) - set(TOKENIZER_FILES)):
-        problems.add("tokenizer_files", f"names what is no tokenizer file: {', '.join(unknown)}")
+        told = f"names what is no tokenizer file: {', '.join(unknown)[:60]}"
+        problems.add("tokenizer_files", told)
     if problems.lines:
         title = f"{path}: has settings that cannot be used"
         raise ModelError("\n  ".join([title, *problems.lines]))
+    if told_sha256 not in (None, _sha256(written)):
+        raise ModelError(
+            f"{path}: is not what was saved: its SHA-256 differs",
+            hint="copy it again; if it was changed on purpose, remove its line `sha256`",
+        )
     return SavedConfig(config, (sizes[0], sizes[1]), dict(files or {}), str(sha256))
+
+
+def _sha256(header: dict[str, Any]) -> str:
+    """Of what a header says, however it is laid out."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _num_settings(settings: dict[str, Any]) -> int:
+    return sum(len(table) if isinstance(table, dict) else 1 for table in settings.values())
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
@@ -153,18 +180,34 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
     return tokenizers
 
 
+def checked_weights(directory: Path) -> Path:
+    """The path of the weights file, whose header is one; PyTorch is not needed to say so.
+
+    Raises:
+        ModelError: it is missing, or torn.
+    """
+    path = regular_file(directory, WEIGHTS_FILE)
+    try:
+        WeightsFile(path).close()
+    except (OSError, ValueError) as error:
+        raise torn_weights(path, error) from error
+    return path
+
+
+def torn_weights(path: Path, error: Exception) -> ModelError:
+    """What is raised where a weights file cannot be read."""
+    hint = "copy it again, or go back to a checkpoint"
+    return ModelError(f"{path}: is torn or no safetensors file: {error}", hint=hint)
+
+
 def weights_identity(directory: Path) -> str:
     """A hash of what the weights file says of itself: the hashes of tensors and tokenizers.
 
     A torn file has one as well; whoever loads it tells what is wrong.
     """
     path, said = regular_file(directory, WEIGHTS_FILE), None
-    with (
-        contextlib.suppress(SafetensorError, OSError),
-        utf8_name(path) as name,
-        safe_open(name, "np") as file,
-    ):
-        said = file.metadata()
+    with contextlib.suppress(ValueError, OSError), WeightsFile(path) as file:
+        said = file.metadata
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,9 +230,9 @@ def _plus(sizes: tuple[int, int]) -> str:
 
 def is_saved_model(directory: Path) -> bool:
     """Whether there is a `config.json` that tfm wrote; many programs call a file so."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        header = json.loads((directory / CONFIG_FILE).read_bytes())
-        return isinstance(header, dict) and "tfm_version" in header
+    with contextlib.suppress(OSError, ValueError):
+        content = read_plain(directory / CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES)
+        return "tfm_version" in parse_object(content)
     return False
 
 
@@ -213,26 +256,12 @@ def regular_file(directory: Path, name: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        if size > _MAX_CONFIG_BYTES:
-            raise ModelError(f"{path}: has {size} bytes, wanted at most {_MAX_CONFIG_BYTES}")
-        text = path.read_bytes().decode("utf-8")
-        header = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        content = read_plain(path, max_bytes=_MAX_CONFIG_BYTES)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
+    try:
+        return parse_object(content)
+    except ValueError as error:
         raise ModelError(f"{path}: is torn or no model config: {error}") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{path}: is no model config: wanted a JSON object")
-    return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.files import atomic_file, utf8_name
+from tfm_cli.files import atomic_file
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import (
     CONFIG_FILE,
@@ -26,8 +25,11 @@ from tfm_cli.model_config import (
     load_config,
     load_tokenizers,
     regular_file,
+    torn_weights,
 )
+from tfm_cli.plain_json import parse_object
 from tfm_cli.tensor_file import write_tensors
+from tfm_cli.tensor_header import Values
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.weights_file import WeightsFile, values_sha256
 
@@ -101,13 +103,26 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
     saved = load_config(directory)
     tokenizers = load_tokenizers(directory, saved)
     shape = saved.settings.model
-    # On the meta device the shapes cost no memory: nothing is allocated before it is checked.
-    with torch.device("meta"):
+    shapes = weight_shapes(shape, saved.vocab_sizes)
+    weights = _load_weights(directory, shapes, shape, saved.tokenizer_sha256)
+    with torch.device("meta"):  # the weights take the place of what would be drawn
         transformer = build_transformer(shape, saved.vocab_sizes)
-    expected = transformer.state_dict()
-    weights = _load_weights(directory, expected, shape, saved.tokenizer_sha256)
     transformer.load_state_dict(weights, assign=True)
     return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval())
+
+
+def weight_shapes(config: ModelConfig, vocab_sizes: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a model; without memory or time for what it is."""
+    shallow = dataclasses.replace(config, encoder_layers=1, decoder_layers=1)
+    with torch.device("meta"):
+        found = build_transformer(shallow, vocab_sizes).state_dict()
+    layers = {"encoder_layers": config.encoder_layers, "decoder_layers": config.decoder_layers}
+    shapes = {}
+    for name, tensor in found.items():
+        stack, _, rest = name.partition(".0.")
+        names = [f"{stack}.{i}.{rest}" for i in range(layers[stack])] if stack in layers else [name]
+        shapes.update(dict.fromkeys(names, tuple(tensor.shape)))
+    return shapes
 
 
 def weights_facts(directory: Path) -> WeightsFacts | None:
@@ -116,64 +131,81 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
         return None
     path = regular_file(directory, WEIGHTS_FILE)
     try:
-        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+        with WeightsFile(path) as file:
             metadata = _metadata(file)
-        return WeightsFacts(int(metadata["update"]), dict(metadata["scores"]))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise _torn(path, error) from error
+    except (OSError, ValueError) as error:
+        raise torn_weights(path, error) from error
+    update, scores = metadata.get("update"), metadata.get("scores")
+    if (
+        type(update) is not int
+        or not isinstance(scores, dict)
+        or not all(map(_is_score, scores.values()))
+    ):
+        raise torn_weights(path, ValueError("it tells no update and no scores"))
+    return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def _load_weights(
-    directory: Path, expected: Mapping[str, Tensor], shape: ModelConfig, tokenizer_sha256: str
+    directory: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    shape: ModelConfig,
+    tokenizer_sha256: str,
 ) -> dict[str, Tensor]:
-    """The weights, in memory that is theirs."""
+    """The weights, in memory that is theirs; none of it is taken before all of the header fits."""
     path = regular_file(directory, WEIGHTS_FILE)
     try:
-        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+        with WeightsFile(path) as file:
             metadata = _metadata(file)
-            _check_header(path, file, metadata, expected, shape, tokenizer_sha256)
-        with WeightsFile(path) as weights_file:
-            contents = weights_file.read()
+            _check_header(path, file.tensors, metadata, expected, shape, tokenizer_sha256)
+            contents = file.read()
         weights = {
-            name: torch.frombuffer(contents[name], dtype=torch.float32).view(tensor.shape)
-            for name, tensor in expected.items()
+            name: torch.frombuffer(contents[name], dtype=torch.float32).view(wanted)
+            for name, wanted in expected.items()
         }
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _torn(path, error) from error
-    if weights_file.sha256(contents) != metadata.get("weights_sha256"):
+    except (OSError, ValueError) as error:
+        raise torn_weights(path, error) from error
+    if file.sha256(contents) != metadata.get("weights_sha256"):
         hint = "copy the file again"
         raise ModelError(f"{path}: the weights are not those that were saved", hint=hint)
-    bad = []
-    for name, tensor in weights.items():
-        # A sum costs a twentieth, and is finite only if all numbers are.
-        if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-            bad.append(name)
-    if bad:
+    if bad := not_finite(weights):
         raise ModelError(f"{path}: has values that are no finite numbers: {_listed(bad, ', ')}")
     return weights
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors with values that are no finite numbers."""
+    # A sum costs a twentieth, and is finite only if all numbers are.
+    return [
+        name
+        for name, tensor in tensors.items()
+        if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all())
+    ]
+
+
 def _check_header(
     path: Path,
-    file: Any,
+    found: Mapping[str, Values],
     metadata: Mapping[str, Any],
-    expected: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
     shape: ModelConfig,
     tokenizer_sha256: str,
 ) -> None:
     version = metadata.get("format_version", 0)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or version > FORMAT_VERSION:
         told = f"has format {version}, wanted at most {FORMAT_VERSION}"
         raise ModelError(f"{path}: {told}", hint="install a newer tfm")
-    found = set(file.keys())
     wrong = [f"{name}: missing" for name in expected if name not in found]
-    wrong += [f"{name}: unknown" for name in sorted(found - set(expected))]
-    for name in sorted(found & set(expected)):
-        entry, wanted = file.get_slice(name), tuple(expected[name].shape)
-        if tuple(entry.get_shape()) != wanted:
-            wrong.append(f"{name}: has shape {tuple(entry.get_shape())}, wanted {wanted}")
-        if entry.get_dtype() != "F32":
-            wrong.append(f"{name}: has type {entry.get_dtype()}, wanted F32")
+    wrong += [f"{name}: unknown" for name in sorted(found) if name not in expected]
+    for name, values in sorted(found.items()):
+        wanted = expected.get(name, values.shape)
+        if values.shape != wanted:
+            wrong.append(f"{name}: has shape {values.shape}, wanted {wanted}")
+        if values.dtype != "F32":
+            wrong.append(f"{name}: has type {values.dtype}, wanted F32")
     if not wrong:
         # The same tensors mean something else with another number of heads, for example. A shape
         # that an older format did not know of was what is now the default.
@@ -200,16 +232,8 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
     return table
 
 
-def _metadata(file: Any) -> dict[str, Any]:
-    metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-    if not isinstance(metadata, dict):
-        raise ValueError("its metadata is no JSON object")
-    return metadata
-
-
-def _torn(path: Path, error: Exception) -> ModelError:
-    hint = "copy it again, or go back to a checkpoint"
-    return ModelError(f"{path}: is torn or no safetensors file: {error}", hint=hint)
+def _metadata(file: WeightsFile) -> dict[str, Any]:
+    return parse_object(file.metadata.get(_METADATA_KEY, "{}").encode())
 
 
 def _listed(lines: list[str], separator: str = "\n  ") -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,12 +10,12 @@ from typing import Any, Self
 import sentencepiece
 
 from tfm_cli.errors import ModelError
+from tfm_cli.sentencepiece_file import MAX_MODEL_BYTES, check_model, read_model_file
 from tfm_cli.tokenizer_training import SILENT, reason_of, train_tokenizer
 from tfm_cli.vocabulary import Vocabulary
 
-__all__ = ["MAX_MODEL_BYTES", "Tokenizer", "train_tokenizer"]
+__all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
 
-MAX_MODEL_BYTES = 64 << 20
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
 _LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")  # what OPUS-MT's multilingual models start a line with
 
@@ -31,12 +30,15 @@ class Tokenizer:
         name: what messages call it.
 
     Raises:
-        ModelError: the bytes are no SentencePiece model, or it has no end-of-segment piece.
+        ModelError: the bytes are no SentencePiece model, or not one that SentencePiece itself would
+            write; or it has no end-of-segment piece.
+        ResourceError: the SentencePiece that is installed is one that crafted models can crash.
     """
 
     def __init__(
         self, model_bytes: bytes, vocabulary: Vocabulary | None = None, *, name: str = "tokenizer"
     ) -> None:
+        check_model(model_bytes, name=name)
         sentencepiece.SetMinLogLevel(SILENT)
         self.model_bytes = model_bytes
         self.vocabulary = vocabulary
@@ -272,22 +274,3 @@ def _utf8(texts: Iterable[str]) -> list[bytes]:
 
 def _threads(batch: Sequence[object]) -> int:
     return max(1, min(len(batch) // _LINES_PER_THREAD, os.cpu_count() or 1, 16))
-
-
-def read_model_file(path: Path) -> bytes:
-    """The content of a tokenizer's file.
-
-    Raises:
-        ModelError: the file is missing, unreadable, no regular file, or over 64 MiB.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or device might never end
-            found = "a directory" if path.is_dir() else "no regular file"
-            raise ModelError(f"{path}: is {found}, wanted a SentencePiece model")
-        if status.st_size > MAX_MODEL_BYTES:
-            found = f"{status.st_size} bytes, wanted a SentencePiece model"
-            raise ModelError(f"{path}: has {found} of at most {MAX_MODEL_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from tfm_cli.errors import ModelError
+from tfm_cli.plain_json import parse_json
 
 MAX_PIECES = 1_000_000
 
@@ -75,8 +76,8 @@ class Vocabulary:
             ModelError: it is torn, or not what `to_json` writes.
         """
         try:
-            table: Any = json.loads(content.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            table = parse_json(content, max_depth=2)
+        except ValueError as error:
             raise ModelError(f"{name}: is torn or no vocabulary: {error}") from error
         roles = ("eos", "unk", "start")
         if (

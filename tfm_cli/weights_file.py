@@ -1,35 +1,27 @@
 """The weights file on disk: read, and hashed while PyTorch is still imported.
 
-Knows nothing of PyTorch. Whether the header tells the truth is for safetensors to check.
+Knows nothing of PyTorch. The header is checked before anything is made of what it says.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-_MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
+from tfm_cli.plain_file import open_plain
+from tfm_cli.tensor_header import Values, parse_header
+
+# Twice what the deepest model needs, of 128 layers on each side.
+MAX_HEADER_BYTES = 1 << 20
 _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
 
 _PART_BYTES = 1 << 23  # that are in memory together while they are hashed
 
 Content = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
 _ahead: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """Of which type and shape a tensor is, and where in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 class WeightsFile:
@@ -39,32 +31,40 @@ class WeightsFile:
 
     Attributes:
         tensors: what is where, by name.
+        metadata: what else the file says of itself.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no file of tensors.
+        OSError: the file cannot be read, or is no regular one.
+        ValueError: it is no file of tensors, or says something else than it has.
     """
 
-    def __init__(self, path: Path) -> None:
-        # Without a buffer of Python's own, whose content could be older than the file's.
+    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
         with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(path.open("rb", buffering=0))
+            self._file = stack.enter_context(open_plain(path))
             self._identity = _identity(self._file.fileno())
+            file_size = self._identity.size
+            if file_size < 8:
+                raise ValueError(f"it has {file_size} bytes")
             size = int.from_bytes(self._file.read(8), "little")
-            if size > _MAX_HEADER_BYTES:
-                raise ValueError(f"its header has {size} bytes")
-            self.tensors = _tensors(self._file.read(size), 8 + size)
-            for name, values in self.tensors.items():
-                if not 8 + size <= values.begin <= values.end:
-                    raise ValueError(f"`{name}` begins before the values or behind its end")
-                if values.end > self._identity.size:
-                    raise ValueError(f"`{name}` ends beyond the file")
+            if size > file_size - 8:
+                raise ValueError(f"its header has {size} bytes, the file {file_size}")
+            if size > max_header_bytes:
+                wanted = f"wanted at most {max_header_bytes}"
+                raise ValueError(f"its header has {size} bytes, {wanted}")
+            header = bytearray(size)
+            self._read_into(memoryview(header), 8)
+            found = parse_header(bytes(header), start=8 + size, end=file_size)
+            self.tensors, self.metadata = found
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._open.close()
 
     def read(self) -> dict[str, bytearray]:
@@ -78,7 +78,8 @@ class WeightsFile:
         for name, values in self.tensors.items():
             contents[name] = bytearray(values.end - values.begin)
             self._read_into(memoryview(contents[name]), values.begin)
-        if _identity(self._file.fileno()) != self._identity:
+        # Its status changes also when another file takes its name, which is no matter here.
+        if _identity(self._file.fileno())[:-1] != self._identity[:-1]:
             raise ValueError("it was written to while it was read")
         return contents
 
@@ -105,6 +106,15 @@ class WeightsFile:
             (name, _type_name(values), values.shape, self._parts_of(values))
             for name, values in sorted(self.tensors.items())
         )
+
+    def sha256_of_file(self) -> str:
+        """The hash of all bytes of the file, its header too.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     def _parts_of(self, values: Values) -> Iterator[memoryview]:
         buffer = memoryview(bytearray(min(_PART_BYTES, values.end - values.begin)))
@@ -170,18 +180,3 @@ def _identity(file: int) -> _Identity:
     status = os.fstat(file)
     times = status.st_mtime_ns, status.st_ctime_ns
     return _Identity(status.st_dev, status.st_ino, status.st_size, *times)
-
-
-def _tensors(header: bytes, start: int) -> dict[str, Values]:
-    """What a header says of the tensors behind it, which begin at a place in the file."""
-    try:
-        table = json.loads(header)
-        table.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in table.items():
-            begin, end = map(int, entry["data_offsets"])
-            shape = tuple(int(size) for size in entry["shape"])
-            tensors[str(name)] = Values(str(entry["dtype"]), shape, start + begin, start + end)
-    except (AttributeError, KeyError, OverflowError, TypeError, RecursionError) as error:
-        raise ValueError(f"its header is none of tensors: {error}") from error
-    return tensors

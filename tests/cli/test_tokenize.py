@@ -256,7 +256,7 @@ def test_decode_refuses_what_is_no_id(line: str, complaint: str) -> None:
         (["-m", "m.model", "."], 3, "error: .: cannot be read: Is a directory\n"),
         (["-m", "no.model", "text"], 4, "no.model: cannot be read: No such file or directory"),
         (["-m", ".", "text"], 4, "tokenizer.model: cannot be read: No such file or directory"),
-        (["-m", "text", "text"], 4, "error: text: is no SentencePiece model\n"),
+        (["-m", "text", "text"], 4, "error: text: is no SentencePiece model: "),
         (["-m", "m.model", "text", "-o", "text/x"], 5, "text/x: cannot be written"),
         (["-m", "m.model", "text", "-o", "."], 5, ".: cannot be written"),
     ],

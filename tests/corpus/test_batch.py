@@ -92,6 +92,26 @@ def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list
     assert bool(keep.any(dim=0).all())
 
 
+@settings(max_examples=50, deadline=None)
+@given(pairs_of_ids, st.data())
+def test_rows_of_a_batch_are_as_they_are_in_it(
+    pairs: list[tuple[list[int], list[int]]], data: st.DataObject
+) -> None:
+    whole = batch([source for source, _ in pairs], [target for _, target in pairs])
+    start = data.draw(st.integers(0, len(pairs) - 1))
+    stop = data.draw(st.integers(start + 1, len(pairs)))
+
+    part = whole.rows(start, stop)
+
+    assert torch.equal(part.source, whole.source[start:stop])
+    assert torch.equal(part.target_in, whole.target_in[start:stop])
+    assert torch.equal(part.target_out, whole.target_out[start:stop])
+    assert (part.source_keep is None) == (whole.source_keep is None)
+    assert part.target_pieces == sum(len(target) + 1 for _, target in pairs[start:stop])
+    real = part.target_out.flatten()[part.target_places].tolist()
+    assert real == [piece for _, target in pairs[start:stop] for piece in [*target, EOS]]
+
+
 @pytest.mark.parametrize("sources", [[[5, 6], [7]], [[5], [7]]], ids=["padded", "whole"])
 def test_moving_a_batch_moves_all_of_it(sources: list[list[int]]) -> None:
     there = torch.device("meta")

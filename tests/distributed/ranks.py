@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,12 +30,23 @@ class Ended:
     err: str
 
 
+def codes(done: list[Ended]) -> list[int]:
+    return [each.code for each in done]
+
+
+def errors(done: list[Ended]) -> list[str]:
+    """What all of them together say went wrong."""
+    lines = [line for each in done for line in each.err.split("\n")]
+    return [line for line in lines if line.startswith("error: ")]
+
+
 @dataclass
 class Ranks:
     """Processes at work."""
 
     pids: list[int]
     directory: Path
+    codes: dict[int, int] = field(default_factory=dict)  # of those that have ended, as in `Ended`
 
     def error_output(self, rank: int) -> str:
         """What a process has written to standard error so far."""
@@ -52,25 +63,30 @@ class Ranks:
         """Send a signal to one of them."""
         os.kill(self.pids[rank], number)
 
-    def ended(self) -> list[Ended]:
-        """What became of each, by rank, once all have ended."""
-        codes: dict[int, int] = {}
+    def wait_for_end(self, wanted: int) -> None:
+        """Wait until a process has ended."""
         until = time.monotonic() + PATIENCE
-        while len(codes) < len(self.pids):
+        while wanted not in self.codes:
             for rank, pid in enumerate(self.pids):
-                if rank not in codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
+                if rank not in self.codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
                     code = os.waitstatus_to_exitcode(found[1])
-                    codes[rank] = 128 - code if code < 0 else code
+                    self.codes[rank] = 128 - code if code < 0 else code
             if time.monotonic() > until:
                 for rank, pid in enumerate(self.pids):
-                    if rank not in codes:
+                    if rank not in self.codes:
                         os.kill(pid, signal.SIGKILL)
                         os.waitpid(pid, 0)
-                raise AssertionError(f"still at work: all but {codes}")
+                words = [self.error_output(rank) for rank in range(len(self.pids))]
+                raise AssertionError(f"still at work: all but {self.codes}: {words}")
             time.sleep(0.01)
+
+    def ended(self) -> list[Ended]:
+        """What became of each, by rank, once all have ended."""
+        for rank in range(len(self.pids)):
+            self.wait_for_end(rank)
         return [
             Ended(
-                codes[rank],
+                self.codes[rank],
                 (self.directory / f"{rank}.out").read_text(encoding="utf-8"),
                 self.error_output(rank),
             )

@@ -37,7 +37,7 @@ MODELS = {
     # A tokenizer for each language over one vocabulary, and all else that format 2 brought.
     "model_v2": ("config.json", "source.model", "target.model", "vocab.json", "model.safetensors"),
 }
-LOSS_UPDATES = 20
+LOSS_UPDATES = 40
 # The paper's layers, and with all that can be chosen otherwise; dropout is on in both.
 LOSS_RUNS: dict[str, list[str]] = {
     "paper": [],

@@ -63,7 +63,7 @@ HUGGING_FACE: dict[str, tuple[Damage, str]] = {
         written("model.safetensors", pickle.dumps({"a": 1}, protocol=4) * 20),
         "is torn or no safetensors file",
     ),
-    "huge header": (safetensors_of_header(100 << 20), "has a header of 104857600 bytes"),
+    "huge header": (safetensors_of_header(100 << 20), "its header has 104857600 bytes, wanted"),
     "header of nothing": (safetensors_of_header(1000), "is torn or no safetensors file"),
     "other width": (
         lambda s: changed_json(s / "config.json", d_model=32), ", 16), wanted ("

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -131,6 +132,38 @@ def test_a_key_seeds_the_gpus_too_since_they_draw_their_own_bits(
     noise(123)
 
     assert seeded == {"cuda": 123, "mps": 123}
+
+
+@pytest.mark.parametrize("cuts", [[3], [1, 2, 5], [2, 6]])
+def test_parts_of_a_batch_have_the_masks_of_the_whole(cuts: list[int]) -> None:
+    x, shared = torch.rand(7, 5, 3) + 1, noise(5)
+    dropout = Dropout(0.4, shared).train()
+    whole = [dropout(x), dropout(x[:, :2])]
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    for start, stop in itertools.pairwise([0, *cuts, 7]):
+        shared.seed(5)
+        with shared.part(start, stop, of=7):
+            parts[0].append(dropout(x[start:stop]))
+            parts[1].append(dropout(x[start:stop, :2]))
+
+    assert all(torch.equal(torch.cat(p), w) for p, w in zip(parts, whole, strict=True))
+    shared.seed(5)
+    assert torch.equal(dropout(x), whole[0])  # nothing is left of it
+
+
+def test_parts_have_the_masks_of_the_whole_where_the_device_draws_them() -> None:
+    x, shared = torch.rand(7, 5) + 1, Noise()
+    torch.manual_seed(5)
+    whole = shared.dropped(x, 0.4)
+    found = []
+
+    for start, stop in ((0, 4), (4, 7)):
+        torch.manual_seed(5)
+        with shared.part(start, stop, of=7):
+            found.append(shared.dropped(x[start:stop], 0.4))
+
+    torch.testing.assert_close(torch.cat(found), whole, rtol=1e-6, atol=0)
 
 
 def test_gradient_is_the_mask() -> None:

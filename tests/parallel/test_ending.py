@@ -1,36 +1,14 @@
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed import ranks
+from tests.parallel.notes import Notes
 from tfm_cli.errors import ConfigError, DataError, Interrupted, ToldElsewhere
-from tfm_cli.parallel import Parallel
+from tfm_cli.parallel import Parallel, heartbeat
 from tfm_cli.parallel.ending import Ending, LostError, is_lost_connection
-
-
-class Store:
-    """What `torch.distributed` has for notes, here within one process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.notes: dict[str, Any] = {}
-
-    def add(self, name: str, amount: int) -> int:
-        with self._lock:
-            self.notes[name] = self.notes.get(name, 0) + amount
-            return int(self.notes[name])
-
-    def check(self, names: list[str]) -> bool:
-        return all(name in self.notes for name in names)
-
-    def set(self, name: str, value: str) -> None:
-        self.notes[name] = value
-
-    def get(self, name: str) -> str:
-        return str(self.notes[name])
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +26,7 @@ def _signals_as_before() -> Any:
     ],
 )  # fmt: skip
 def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code: int) -> None:
-    store = Store()
+    store = Notes()
     first, second = Ending(store, 0, 2), Ending(store, 1, 2)
 
     said = first.early(error)
@@ -62,7 +40,7 @@ def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code:
 
 
 def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> None:
-    second = Ending(Store(), 1, 2)
+    second = Ending(Notes(), 1, 2)
 
     said = second.early(DataError("x.en: does not exist", hint="make it"))
 
@@ -70,8 +48,9 @@ def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> No
     assert getattr(said, "hint", "") == "make it"
 
 
-def test_end_without_a_word_is_told_by_who_sees_it() -> None:
-    alone = Ending(Store(), 2, 3)
+def test_end_without_a_word_is_told_by_who_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
+    alone = Ending(Notes(), 2, 3)
 
     said = alone.early(LostError(2, 3, "rank 0"))
 
@@ -79,7 +58,7 @@ def test_end_without_a_word_is_told_by_who_sees_it() -> None:
 
 
 def test_without_the_store_each_speaks_for_itself() -> None:
-    class Gone(Store):
+    class Gone(Notes):
         def check(self, names: list[str]) -> bool:
             raise RuntimeError("connection reset")
 
@@ -92,7 +71,7 @@ def test_without_the_store_each_speaks_for_itself() -> None:
 
 
 def test_launcher_s_signal_does_not_cut_short_what_is_said() -> None:
-    Ending(Store(), 0, 2).early(ConfigError("wrong"))
+    Ending(Notes(), 0, 2).early(ConfigError("wrong"))
 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 

@@ -16,10 +16,15 @@ from tests.conftest import Result
 from tfm_cli.failpoint import begin_again
 
 PATIENCE = 120.0  # seconds, for a machine that has much else to do
+Prepare = Callable[[], object]  # called in the process, before the command
 
 
 def start(
-    directory: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    directory: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    prepare: Prepare = lambda: None,
 ) -> int:
     """Begin a command whose words go to `out` and `err` in a directory; returns its process."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -31,7 +36,7 @@ def start(
     if pid == 0:
         code = 99
         try:
-            code = _run(directory, list(arguments), environment or {})
+            code = _run(directory, list(arguments), environment or {}, prepare)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -54,10 +59,14 @@ def ended(pid: int, directory: Path, *, patience: float = PATIENCE) -> Result:
 
 
 def run(
-    directory: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    directory: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    prepare: Prepare = lambda: None,
 ) -> Result:
     """What becomes of a command."""
-    return ended(start(directory, arguments, environment), directory)
+    return ended(start(directory, arguments, environment, prepare=prepare), directory)
 
 
 def wait_for(condition: Callable[[], bool], *, patience: float = PATIENCE) -> None:
@@ -68,7 +77,9 @@ def wait_for(condition: Callable[[], bool], *, patience: float = PATIENCE) -> No
         time.sleep(0.01)
 
 
-def _run(directory: Path, arguments: list[str], environment: Mapping[str, str]) -> int:
+def _run(
+    directory: Path, arguments: list[str], environment: Mapping[str, str], prepare: Prepare
+) -> int:
     from tfm_cli.cli import main
 
     for number, kind in ((1, "out"), (2, "err")):
@@ -82,6 +93,7 @@ def _run(directory: Path, arguments: list[str], environment: Mapping[str, str]) 
     begin_again()
     sys.argv = ["tfm", *arguments]
     try:
+        prepare()
         main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

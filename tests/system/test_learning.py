@@ -1,4 +1,4 @@
-"""A small model must learn what a Transformer can learn: to copy and to turn round."""
+"""A small model must learn what a Transformer can learn: to copy, to turn round and to sort."""
 
 import random
 from collections.abc import Callable
@@ -24,17 +24,17 @@ RECIPE = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "max_updates"),
-    [(lambda words: words, 400), (lambda words: words[::-1], 600)],
-    ids=["copy", "reverse"],
+    [(list, 300), (lambda words: words[::-1], 500), (lambda words: sorted(words, key=int), 500)],
+    ids=["copy", "reverse", "sort"],
 )
-def test_task_is_learned_on_sequences_that_were_never_seen(
+def test_r18_task_is_learned_on_sequences_that_were_never_seen(
     task: Callable[[Line], Line], max_updates: int, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     chance, seen = random.Random(11), set()
     for name, count in (("test", 200), ("valid", 100), ("train", 4000)):
         lines: list[Line] = []
         while len(lines) < count:
-            line = [str(chance.randint(0, 29)) for _ in range(chance.randint(2, 8))]
+            line = [str(chance.randint(0, 19)) for _ in range(chance.randint(2, 7))]
             if tuple(line) not in seen:
                 seen.add(tuple(line))
                 lines.append(line)
@@ -52,9 +52,11 @@ def test_task_is_learned_on_sequences_that_were_never_seen(
 
     trained = run_tfm(["train", *named, *RECIPE, "--max-updates", str(max_updates)])
     result = run_tfm(
-        ["evaluate", str(tmp_path / "test.target"), "--model", files["-o"], "-b", "-w", "2",
-         "--source", str(tmp_path / "test.source"), "--device", "cpu", "-q"]
-    )  # fmt: skip
+        ["translate", "--model", files["-o"], "--device", "cpu", "--precision", "fp32"],
+        (tmp_path / "test.source").read_text(encoding="utf-8"),
+    )
 
     assert trained.code == 0, trained.err
-    assert float(result.out) > 95
+    wanted = (tmp_path / "test.target").read_text(encoding="utf-8").split("\n")[:-1]
+    right = sum(a == b for a, b in zip(result.out.split("\n"), wanted, strict=False))
+    assert right >= 0.99 * len(wanted), f"{right} of {len(wanted)}"

@@ -241,7 +241,7 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     learner.learn(1)
     learner.save(tmp_path)
 
-    with pytest.raises(ModelError, match="its weights are not of this model's shape"):
+    with pytest.raises(ModelError, match="has not the tensors of this model"):
         Learner(width=5).restore(newest(tmp_path))
 
 

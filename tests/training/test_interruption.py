@@ -1,7 +1,10 @@
+import os
 import signal
+import time
 
 import pytest
 
+from tfm_cli.training import interruption as interruption_module
 from tfm_cli.training.interruption import interruption, remember_signals
 from tfm_cli.training.state import TrainState
 
@@ -71,3 +74,56 @@ def test_signal_that_is_ignored_stays_ignored() -> None:
 
     assert found == 0
     assert handler == signal.SIG_IGN
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_under_a_launcher_the_same_signal_comes_twice_and_a_later_one_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setattr(interruption_module, "_SAME_SECONDS", 0.5)
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with remember_signals() as signalled:
+                os.write(theirs, b"ready")
+                while not signalled():
+                    time.sleep(0.01)
+                os.write(theirs, b"first")
+                time.sleep(60)
+        finally:
+            os._exit(99)
+
+    os.read(ours, 5)
+    os.kill(pid, signal.SIGTERM)
+    os.read(ours, 5)
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.6)
+    after_two = os.waitpid(pid, os.WNOHANG)[0]
+    os.kill(pid, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(ours)
+    os.close(theirs)
+
+    assert after_two == 0
+    assert code == 128 + signal.SIGTERM
+
+
+def test_under_a_launcher_what_comes_after_the_end_is_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    with remember_signals():
+        pass
+    untouched = {each: signal.getsignal(each) for each in before}
+    with remember_signals():
+        signal.raise_signal(signal.SIGTERM)
+    after = {each: signal.getsignal(each) for each in before}
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+    assert untouched == before
+    assert set(after.values()) == {signal.SIG_IGN}

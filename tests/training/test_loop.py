@@ -280,6 +280,6 @@ def test_weights_that_are_no_numbers_are_neither_judged_nor_saved() -> None:
             run.optimizer.state[weight]["exp_avg_sq"][7] = float("inf")
 
         with pytest.raises(DivergedError, match=r"update \d: ") as caught:
-            next(events)
+            list(events)
 
         assert "`--learn-rate`" in str(caught.value.hint)

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import math
@@ -11,6 +12,7 @@ from tests.runs import metrics
 from tfm_cli import log
 from tfm_cli.errors import ResourceError
 from tfm_cli.evaluation.scores import corpus_scores
+from tfm_cli.failpoint import VARIABLE, begin_again
 from tfm_cli.training.loop import Logged, Validated
 from tfm_cli.training.report import (
     Display,
@@ -109,8 +111,30 @@ def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
 
+    file.add(logged())
+
     with pytest.raises(ResourceError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
-        file.add(logged())
+        file.sync()
+
+
+def test_metrics_that_could_not_be_written_are_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+    file.add(logged(10))
+    with monkeypatch.context() as inside:
+        # The disk takes half of a line, and then nothing.
+        inside.setenv(VARIABLE, "write:1=short,write:2+=enospc")
+        begin_again()
+        with contextlib.suppress(ResourceError):
+            file.add(logged(20))
+        file.add(logged(30))
+    begin_again()
+
+    file.add(logged(40))
+    file.sync()
+
+    assert [line["update"] for line in metrics(tmp_path)] == [10, 20, 30, 40]
 
 
 def test_validations_off_schedule_can_be_dropped(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def with_value(value: int) -> Callable[[Tensor], Tensor]:
         (changed("frequent", lambda t: t[None]), r"and `frequent` \(1, 2\)"),
         (changed("seen", lambda t: t[:-1]), "and `seen`"),
         (changed("counts", lambda t: t[:, :1]), "`counts` has shape"),
-        (changed("counts", lambda t: t.float()), "`counts` has type torch.float32, wanted"),
+        (changed("counts", lambda t: t.float()), "`counts` has type F32, wanted I32"),
         (lambda tensors: tensors.pop("seen"), "is torn or no shortlist: has best, counts, freq"),
     ],
 )

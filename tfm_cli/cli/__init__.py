@@ -76,8 +76,9 @@ def _lack(bug: Exception) -> str:
     """What the machine lacks, where that is no bug; else nothing."""
     if isinstance(bug, OSError) and bug.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot write: {bug.strerror}"
-    # Torch's own is told by its name, since torch may not be there.
-    if isinstance(bug, MemoryError) or type(bug).__name__ == "OutOfMemoryError":
+    # Torch's own is told by its name or, on a CPU, its words, since torch may not be there.
+    named = isinstance(bug, MemoryError) or type(bug).__name__ == "OutOfMemoryError"
+    if named or (isinstance(bug, RuntimeError) and "can't allocate memory" in str(bug)):
         return f"out of memory: {told(str(bug))}".removesuffix(": ")
     return ""
 

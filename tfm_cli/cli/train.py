@@ -13,6 +13,7 @@ from tfm_cli.cli.options import flag
 from tfm_cli.config import (
     DataConfig,
     ModelConfig,
+    ParallelConfig,
     RunConfig,
     TokenizerConfig,
     TrainingConfig,
@@ -131,7 +132,13 @@ def train(
     device: Annotated[str | None, flag(TrainingConfig, "device")] = None,
     precision: Annotated[str | None, flag(TrainingConfig, "precision")] = None,
     seed: Annotated[int | None, flag(TrainingConfig, "seed")] = None,
+    deterministic: Annotated[
+        bool | None, flag(TrainingConfig, "deterministic", "--deterministic/--no-deterministic")
+    ] = None,
     cpu_threads: Annotated[int | None, flag(TrainingConfig, "cpu_threads")] = None,
+    dist_timeout: Annotated[
+        int | None, flag(ParallelConfig, "timeout", "--dist-timeout", metavar="SECONDS")
+    ] = None,
     pretrained_model: Annotated[
         str | None,
         flag(
@@ -201,10 +208,12 @@ def train(
             "device": device,
             "precision": precision,
             "seed": seed,
+            "deterministic": deterministic,
             "cpu_threads": cpu_threads,
             "pretrained_model": pretrained_model,
         },
         "validation": {"freq": valid_freq, "early_stopping": early_stopping, "metrics": metrics},
+        "parallel": {"timeout": dist_timeout},
     }
     config = resolve(
         preset=preset,
@@ -219,7 +228,10 @@ def train(
         sys.stdout.write(visible(write_toml(config)))  # TOML spells the same text so
         return
 
-    with parallel.connected():  # one process alone imports no torch for it
+    # One process alone imports no torch for it.
+    with parallel.connected(patience=config.parallel.timeout):
+        # What began again already is gone on with, when the launcher starts it after a failure.
+        overwrite = overwrite and not parallel.has_noted("begun")
         _train(config, output, overwrite=overwrite, parallel=parallel)
 
 

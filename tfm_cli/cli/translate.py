@@ -220,9 +220,8 @@ def translate(
     models = model or [Path("model")]
     from tfm_cli.model_config import (  # imports SentencePiece
         SHORTLIST_FILE,
-        WEIGHTS_FILE,
+        checked_weights,
         load_config,
-        regular_file,
     )
 
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
@@ -245,7 +244,7 @@ def translate(
         )  # fmt: skip
 
         for directory in models:
-            hash_ahead(regular_file(directory, WEIGHTS_FILE))
+            hash_ahead(checked_weights(directory))
         from tfm_cli.device import decoding_precision, resolve_device  # imports torch: seconds
 
         place = parallel.device(device)

@@ -49,7 +49,8 @@ def identity(shortlist: Path | None) -> str:
     """What tells a shortlist from others; empty for none, or a file that is not there."""
     if shortlist is None or not shortlist.is_file():
         return ""
-    return hashlib.sha256(shortlist.read_bytes()).hexdigest()[:12]
+    with shortlist.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 
 
 def input_form(

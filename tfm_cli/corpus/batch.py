@@ -31,6 +31,20 @@ class Batch:
         """The same batch in memory that a GPU can read by itself."""
         return self._with(Tensor.pin_memory)
 
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Some pairs of a batch that is on the CPU, as wide as they are there."""
+        width = self.target_out.shape[1]
+        places = self.target_places - start * width
+        places = places[(places >= 0) & (places < (stop - start) * width)]
+        return Batch(
+            self.source[start:stop],
+            None if self.source_keep is None else self.source_keep[start:stop],
+            self.target_in[start:stop],
+            self.target_out[start:stop],
+            places,
+            len(places),
+        )
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(
             change(self.source),

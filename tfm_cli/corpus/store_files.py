@@ -46,11 +46,14 @@ class StoreWriter:
         self._counts = [0] * num_files  # pairs of each file
         self._dropped: Counter[str] = Counter()
         self._open = ExitStack()
-        # With duplicates among them, all pairs are written first, and then those that stay.
-        self._begin(_FIRST if filters.duplicates else "")
         self._hashes: IO[bytes] | None = None
-        if filters.duplicates:
-            self._hashes = self._opened(directory / _HASHES)
+        with ExitStack() as on_failure:
+            on_failure.callback(self._open.close)
+            # With duplicates among them, all pairs are written first, and then those that stay.
+            self._begin(_FIRST if filters.duplicates else "")
+            if filters.duplicates:
+                self._hashes = self._opened(directory / _HASHES)
+            on_failure.pop_all()
 
     def __enter__(self) -> "StoreWriter":
         return self

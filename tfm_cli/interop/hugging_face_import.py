@@ -29,9 +29,9 @@ from tfm_cli.interop.hugging_face_vocabulary import read_tokenizers
 from tfm_cli.interop.source_files import has_file, read_json, source_file
 from tfm_cli.interop.width_order import from_halves
 from tfm_cli.model.positions import marian_sinusoids, sinusoids_in_halves
+from tfm_cli.weights_file import WeightsFile
 
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
-_MAX_HEADER_BYTES = 16 << 20
 _BIAS = "final_logits_bias"
 _SHARED, _SOURCE, _TARGET, _OUTPUT = (
     "model.shared.weight",
@@ -207,20 +207,18 @@ def _opened(directory: Path) -> Iterator[_Stored]:
 
 @contextlib.contextmanager
 def _opened_safetensors(path: Path) -> Iterator[_Stored]:
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        header_bytes = int.from_bytes(stream.read(8), "little")
-    if size < 8 or header_bytes > size - 8:
-        raise ModelError(f"{path}: is torn or no safetensors file")
-    if header_bytes > _MAX_HEADER_BYTES:
-        told = f"has a header of {header_bytes} bytes, wanted at most {_MAX_HEADER_BYTES}"
-        raise ModelError(f"{path}: {told}")
+    told = "is torn or no safetensors file"
+    try:
+        with WeightsFile(path):  # its header is checked before safetensors maps the file
+            pass
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: {told}: {error}") from error
     try:
         with safe_open(str(path), framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             yield _Stored(str(path), shapes, file.get_tensor)
     except SafetensorError as error:
-        raise ModelError(f"{path}: is torn or no safetensors file: {error}") from error
+        raise ModelError(f"{path}: {told}: {error}") from error
 
 
 def _unpickled(path: Path) -> _Stored:

@@ -1,6 +1,5 @@
 """Files of a directory that others made: none may lead out of it, never end, or be too large."""
 
-import json
 import os
 import stat
 from collections.abc import Iterable
@@ -8,6 +7,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tfm_cli.errors import ModelError
+from tfm_cli.plain_file import read_plain
+from tfm_cli.plain_json import parse_object
 
 MAX_JSON_BYTES = 32 << 20  # the vocabulary of a million pieces is smaller
 
@@ -71,12 +72,11 @@ def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
     """
     path = source_file(directory, name)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ModelError(f"{path}: has {size} bytes, wanted at most {max_bytes}")
-        return path.read_bytes()
+        return read_plain(path, max_bytes=max_bytes)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -90,20 +90,6 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     path = directory / name
     content = read_source(directory, name, max_bytes=MAX_JSON_BYTES)
     try:
-        table = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        return parse_object(content)
+    except ValueError as error:
         raise ModelError(f"{path}: is torn or no JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise ModelError(f"{path}: is no JSON object")
-    return table
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"`{name}` occurs twice")
-            seen.add(name)
-    return table

@@ -13,6 +13,7 @@ class Noise:
 
     def __init__(self) -> None:
         self._generator = torch.Generator()
+        self._part: tuple[int, int, int] | None = None  # first row, one past the last, of how many
 
     def seed(self, key: int) -> None:
         """Start the stream of masks that belongs to `key`, in [0, 2**63)."""
@@ -31,6 +32,37 @@ class Noise:
             yield
         finally:
             self._generator.set_state(present)
+
+    @contextlib.contextmanager
+    def part(self, start: int, stop: int, *, of: int) -> Iterator[None]:
+        """Inside, a batch is rows `start` to `stop` of one of `of` rows, and has their masks."""
+        self._part = (start, stop, of)
+        try:
+            yield
+        finally:
+            self._part = None
+
+    def keep(self, x: Tensor, threshold: int) -> Tensor:
+        """Ones where the random byte of an element of `x` is at least `threshold`, else zeros."""
+        shape, rows = self._whole(x)
+        keep = torch.empty(x.shape, dtype=x.dtype)
+        drawn = self.bytes(shape.numel()).view(shape)
+        return torch.ge(drawn[rows], threshold, out=keep)
+
+    def dropped(self, x: Tensor, rate: float) -> Tensor:
+        """`x` after the dropout of a device that draws its own random numbers."""
+        if self._part is None:
+            return F.dropout(x, rate)
+        shape, rows = self._whole(x)
+        _, keep = torch.native_dropout(x.new_empty(shape), rate, True)
+        return x * keep[rows] * (1 / (1 - rate))
+
+    def _whole(self, x: Tensor) -> tuple[torch.Size, slice]:
+        """The shape of the batch that `x` is a part of, and which rows it has of it."""
+        if self._part is None:
+            return x.shape, slice(None)
+        start, stop, of = self._part
+        return torch.Size((of, *x.shape[1:])), slice(start, stop)
 
     def state(self) -> Tensor:
         """Where the stream of a CPU's masks stands."""
@@ -64,8 +96,7 @@ class Dropout(nn.Module):
         if not self.training or self.rate == 0:
             return x
         if x.device.type != "cpu":
-            return F.dropout(x, self.rate)
+            return self._noise.dropped(x, self.rate)
         threshold = max(1, min(255, round(self.rate * 256)))
-        keep = torch.empty(x.shape, dtype=x.dtype)
-        torch.ge(self._noise.bytes(x.numel()).view(x.shape), threshold, out=keep)
+        keep = self._noise.keep(x, threshold)
         return x * keep.mul_(256 / (256 - threshold))

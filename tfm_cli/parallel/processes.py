@@ -12,13 +12,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tfm_cli.errors import ConfigError
-from tfm_cli.parallel.ending import Ending, LostError, is_lost_connection, leave_signals_alone
+from tfm_cli.parallel.ending import (
+    DEFAULT_PATIENCE,
+    Ending,
+    LostError,
+    is_lost_connection,
+    leave_signals_alone,
+)
+from tfm_cli.parallel.heartbeat import Whereabouts
+from tfm_cli.parallel.launcher import store_of_all_starts, watch_launcher
+from tfm_cli.parallel.meeting import met
 
 if TYPE_CHECKING:
     import torch
 
-_START = timedelta(minutes=10)  # until all processes are there
-_PATIENCE = timedelta(hours=12)  # for a window on a slow machine; whoever ends is noticed at once
+_PATIENCE = timedelta(hours=12)  # for a window on a slow machine; who is late is noticed before
 _MOST_WAITING = 2  # messages that a process may be ahead of who receives them
 
 
@@ -38,6 +46,9 @@ class Parallel:
         self._group: Any = None  # of torch.distributed
         self._gradient_group: Any = None  # … on which nothing but gradients and weights travel
         self._waiting: deque[list[Any]] = deque()
+        self._here = Whereabouts()
+        self._notes: Any = None  # a store
+        self._patience = timedelta(seconds=DEFAULT_PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -75,33 +86,31 @@ class Parallel:
         return name
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[None]:
+    def connected(self, *, patience: float = DEFAULT_PATIENCE) -> Iterator[None]:
         """Inside, the processes can talk; all must come to the end, or all fail.
 
         Where one fails, it says why, and the others raise ToldElsewhere with its exit code.
 
+        Args:
+            patience: seconds until a process is late: one that does not come, that is silent, such
+                as a stopped one, or that takes as long for what `at` says is bounded.
+
         Raises:
-            ResourceError: a process ended without a word.
+            ResourceError: a process ended without a word. One that is late is told, and ends this
+                process, from another thread.
         """
+        watch_launcher()
         if self.world == 1:
             yield
             return
         import torch.distributed as processes
-        from torch.distributed.rendezvous import rendezvous
 
-        try:
-            store, _, _ = next(rendezvous("env://", self.rank, self.world, timeout=_START))
-            processes.init_process_group(
-                "gloo",
-                store=processes.distributed_c10d.PrefixStore("gloo", store),
-                rank=self.rank,
-                world_size=self.world,
-                timeout=_START,
-            )
+        self._patience = timedelta(seconds=patience)
+        store = met(self.rank, self.world, patience=patience)
+        with self._told():
             self._group = processes.new_group(backend="gloo", timeout=_PATIENCE)
-        except RuntimeError as error:
-            raise LostError(self.rank, self.world) from error
-        ending = Ending(store, self.rank, self.world)
+        self._notes = store_of_all_starts(store)
+        ending = Ending(store, self.rank, self.world, self._here, patience)
         failed = False
         try:
             yield
@@ -124,6 +133,28 @@ class Parallel:
             if failed and self.is_main:
                 ending.wait_until_heard()
             ending.close()
+
+    def at(self, where: str, *, is_bounded: bool = False) -> None:
+        """Say what this process does now, such as `in update 7`, for what the others say of it.
+
+        Args:
+            where: fits behind `rank 1 of 2, `.
+            is_bounded: whether one that takes longer than the patience of the others is late.
+        """
+        self._here.at(where, is_bounded=is_bounded)
+
+    def moved(self) -> None:
+        """Say that what this process does goes on."""
+        self._here.steps += 1
+
+    def note(self, fact: str) -> None:
+        """Let those that the launcher starts instead of these, after a failure, know of a fact."""
+        if self._notes is not None:
+            self._notes.set(f"tfm/{fact}", "1")
+
+    def has_noted(self, fact: str) -> bool:
+        """Whether a process that was started before this one, or with it, noted a fact."""
+        return self._notes is not None and bool(self._notes.check([f"tfm/{fact}"]))
 
     def gradient_group(self, device: "torch.device") -> Any:
         """The processes as `torch.distributed` knows them, for tensors on a device; None if alone.
@@ -153,7 +184,7 @@ class Parallel:
         with self._told():
             # Whoever is late was waited for on the other group already.
             self._gradient_group = (
-                processes.new_group(backend="nccl", timeout=_START)
+                processes.new_group(backend="nccl", timeout=self._patience)
                 if device.type == "cuda"
                 else processes.new_group(backend="gloo", timeout=_PATIENCE)
             )
@@ -257,9 +288,12 @@ class Parallel:
 
     @contextlib.contextmanager
     def _told(self, rank: int | None = None) -> Iterator[None]:
-        """A lost connection becomes a ResourceError."""
+        """Inside, the others are waited for; a lost connection becomes a ResourceError."""
+        self._here.waits = True
         try:
             yield
+            self._here.waits = False
+            self._here.steps += 1
         except RuntimeError as error:
             if rank is None or rank == self.rank:
                 raise LostError(self.rank, self.world) from error

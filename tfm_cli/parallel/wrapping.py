@@ -1,8 +1,9 @@
-"""A model that several processes train: its gradients averaged, its tensors whole or in shards.
+"""A model that several processes train: its tensors whole or in shards.
 
-`ddp` keeps all weights on every process; `fsdp` (FSDP2) keeps a part of each, brings them together
-layer by layer while they are needed, and so trains what no single device could hold. What it needs
-of PyTorch takes a second or two to import, and is imported where shards are made.
+`ddp` keeps all weights on every process, and the gradients are added up by `gradients.add_up`;
+`fsdp` (FSDP2) keeps a part of each, brings them together layer by layer while they are needed, and
+so trains what no single device could hold. What it needs of PyTorch takes a second or two to
+import, and is imported where shards are made.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tfm_cli.parallel.processes import Parallel
 
@@ -24,9 +24,10 @@ def wrapped(
     parallel: Parallel,
     device: torch.device,
 ) -> nn.Module:
-    """What to call instead of a module, so that its gradients are averaged over all processes.
+    """What to call instead of a module that all processes train.
 
-    All begin with the weights of rank 0. One process alone calls the module itself.
+    All begin with the weights of rank 0. In shards, its gradients are averaged over the processes;
+    else each has those of its own batches.
 
     Args:
         module: on `device`, or with `fsdp` anywhere; there its parameters become shards on it.
@@ -41,10 +42,7 @@ def wrapped(
     for parameter in module.parameters():
         fill(parameter.detach(), parameter.detach(), parallel)
     if strategy == "ddp":
-        # All weights are equal already, and whatever the model has beside them is no tensor.
-        return DistributedDataParallel(
-            module, process_group=group, init_sync=False, gradient_as_bucket_view=True
-        )
+        return module  # all weights are equal already
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 
@@ -57,15 +55,10 @@ def wrapped(
 
 @contextlib.contextmanager
 def accumulating(module: Any, *, is_last: bool) -> Iterator[None]:
-    """Inside, gradients are added up here; those of the last pass are averaged over processes."""
+    """Inside, gradients are added up here; in shards, those of the last pass are averaged."""
     if hasattr(module, "set_requires_gradient_sync"):  # an FSDPModule
         module.set_requires_gradient_sync(is_last)
-        yield
-    elif isinstance(module, DistributedDataParallel) and not is_last:
-        with module.no_sync():
-            yield
-    else:
-        yield
+    yield
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -2,10 +2,15 @@
 
 import base64
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import torch
+
+import tfm_cli
 from tfm_cli.config import SECTIONS, RunConfig
 from tfm_cli.configcheck import shown
 from tfm_cli.errors import ConfigError
@@ -53,6 +58,22 @@ def setting_facts(config: RunConfig) -> dict[str, str]:
             if not is_place and name not in _OF_THE_MACHINE:
                 facts[name] = shown(getattr(table, field.name))
     return facts
+
+
+def code_facts(parallel: Parallel) -> dict[str, str]:
+    """What is computed by: of which versions, and of which text, our own code is."""
+    if parallel.world == 1:
+        return {}
+    digest = hashlib.sha256()
+    package = Path(tfm_cli.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {
+        "tfm": tfm_cli.__version__,
+        "tfm's code": digest.hexdigest()[:12],
+        "PyTorch": torch.__version__,
+    }
 
 
 def agreed_corpora(

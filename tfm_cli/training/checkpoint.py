@@ -8,56 +8,44 @@ counters, and a manifest with the hash of each file, written last. It is written
 renamed, and only then is an older one removed. Nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tfm_cli import durable
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.files import atomic_directory, is_full, remove_directory, utf8_name
+from tfm_cli.files import atomic_directory, is_full, remove_directory
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.wrapping import fill, full
 from tfm_cli.tensor_file import write_tensors
+from tfm_cli.training.checkpoint_reading import (
+    AVERAGE,
+    FORMAT_VERSION,
+    MANIFEST,
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    NewerFormatError,
+    check_fits,
+    read,
+)
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.state import TrainState
 
+__all__ = ["Checkpoint", "all_paths", "newest", "optimizer_tensors", "read", "restore", "save",
+           "whole"]  # fmt: skip
+
 logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
-_STATE = "state.json"
-_WEIGHTS, _AVERAGE, _OPTIMIZER = (
-    "model.safetensors",
-    "average.safetensors",
-    "optimizer.safetensors",
-)
-
-
-class _NewerFormatError(ModelError):
-    """Not torn, but for a later version: to go back behind it would throw work away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A verified checkpoint, read into memory."""
-
-    path: Path
-    state: TrainState
-    text_sha256: dict[str, str]  # of what was learned from, by what it is for
-    weights: dict[str, Tensor]
-    average: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
 
 
 def save(
@@ -83,9 +71,9 @@ def save(
     path = directory / f"update-{state.update:08d}"
     is_writer = parallel is None or parallel.is_main
     tensors: dict[str, dict[str, Tensor]] = {
-        _WEIGHTS: whole(dict(model.named_parameters()), wanted=is_writer),
-        _AVERAGE: whole(average.weights, wanted=is_writer),
-        _OPTIMIZER: whole(optimizer_tensors(model, optimizer), wanted=is_writer),
+        WEIGHTS: whole(dict(model.named_parameters()), wanted=is_writer),
+        AVERAGE: whole(average.weights, wanted=is_writer),
+        OPTIMIZER: whole(optimizer_tensors(model, optimizer), wanted=is_writer),
     }
     if not is_writer:
         return path
@@ -96,7 +84,6 @@ def save(
         if is_full(error):
             needed = sum(_num_bytes(table) for table in tensors.values())
             error.args = (f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free",)
-            error.hint = "make room and start the same command again: it goes on"
         raise
     _prune(directory, path, keep=keep)
     return path
@@ -108,13 +95,13 @@ def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: st
         for name, table in tensors.items():
             with durable.create(aside / name) as stream:
                 hashes[name] = write_tensors(stream, table)
-        hashes[_STATE] = hashlib.sha256(counters.encode()).hexdigest()
+        hashes[STATE] = hashlib.sha256(counters.encode()).hexdigest()
         manifest = {
             "format_version": FORMAT_VERSION,
             "torch_version": torch.__version__,
             "sha256": hashes,
         }
-        for name, text in ((_STATE, counters), (_MANIFEST, json.dumps(manifest, indent=2) + "\n")):
+        for name, text in ((STATE, counters), (MANIFEST, json.dumps(manifest, indent=2) + "\n")):
             durable.write_file(aside / name, text.encode())
 
 
@@ -138,6 +125,9 @@ def _prune(directory: Path, path: Path, *, keep: int) -> None:
             remove_directory(old)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
+    for trash in directory.glob(".update-*.trash"):  # what could not be removed whole before
+        with contextlib.suppress(OSError):
+            durable.remove_tree(trash)
 
 
 def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
@@ -172,7 +162,7 @@ def newest(directory: Path) -> Checkpoint | None:
     for path in reversed(paths):
         try:
             return read(path)
-        except _NewerFormatError:
+        except NewerFormatError:
             raise
         except ModelError as error:
             logger.warning("%s; passing over this checkpoint", error)
@@ -200,42 +190,6 @@ def _rescue(directory: Path) -> None:
                 continue  # half removed already: there is a newer one, or it was torn
 
 
-def read(path: Path) -> Checkpoint:
-    """The checkpoint in a folder.
-
-    Raises:
-        ModelError: it is torn, changed, or of a newer format; names the file.
-    """
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        version, hashes = manifest["format_version"], manifest["sha256"]
-        if version > FORMAT_VERSION:
-            told = f"{path}: has format {version}, wanted at most {FORMAT_VERSION}"
-            raise _NewerFormatError(told, hint="install a newer tfm")
-        for name in (_WEIGHTS, _AVERAGE, _OPTIMIZER, _STATE):
-            if _sha256(path / name) != hashes[name]:
-                raise ModelError(f"{path / name}: is not what was saved: its SHA-256 differs")
-        counters = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        return Checkpoint(
-            path,
-            TrainState.from_json(counters["state"]),
-            dict(counters["text_sha256"]),
-            _tensors(path / _WEIGHTS),
-            _tensors(path / _AVERAGE),
-            _tensors(path / _OPTIMIZER),
-        )
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}"
-        raise ModelError(f"{path}: is torn or no checkpoint: {reason}") from error
-    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise ModelError(f"{path}: is torn or no checkpoint: {error!r}") from error
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    with utf8_name(path) as name:
-        return load_file(name)
-
-
 def restore(
     checkpoint: Checkpoint | None,
     model: nn.Module,
@@ -250,10 +204,7 @@ def restore(
     parallel = parallel or Parallel()
     parameters = dict(model.named_parameters())
     if checkpoint is not None:
-        wanted = {name: tuple(p.shape) for name, p in parameters.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
-        if wanted != found:
-            raise ModelError(f"{checkpoint.path}: its weights are not of this model's shape")
+        check_fits(checkpoint, parameters, average.weights)
 
     def take(tensor: Tensor, table: str, name: str) -> Tensor:
         values = None if checkpoint is None else getattr(checkpoint, table)[name]
@@ -281,8 +232,3 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         moments: dict[str, Any] = optimizer.state.get(parameter, {})
         tensors.update({f"{name}/{key}": value for key, value in moments.items()})
     return tensors
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

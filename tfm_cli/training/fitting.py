@@ -7,7 +7,7 @@ import torch
 
 from tfm_cli.config import TrainingConfig
 from tfm_cli.corpus.batch import Batch
-from tfm_cli.device import arithmetic
+from tfm_cli.device import arithmetic, ran_out_of_memory
 from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.presets import PRESETS
@@ -80,7 +80,7 @@ def fit(
             for batch in parts:
                 _try(model, batch, has_moments=has_moments, device=device, dtype=dtype)
             return planner
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             model.zero_grad(set_to_none=True)
             if not ran_out_of_memory(error):
                 if undo_compilation(model, error):
@@ -112,12 +112,6 @@ def largest_parts(planner: Planner) -> list[Batch]:
     scores = [rows * (s * s + t * t + s * t) for rows, s, t in sizes]
     chosen = {places.index(max(places)), scores.index(max(scores))}
     return [planner.batch(parts[index]) for index in sorted(chosen)]
-
-
-def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what an error of PyTorch says."""
-    # On a CPU it is a plain RuntimeError, told by its words only.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def out_of_memory(device: torch.device) -> ResourceError:

@@ -3,46 +3,87 @@
 import contextlib
 import logging
 import math
+import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from tfm_cli.configcheck import duration_seconds
 from tfm_cli.parallel import Parallel
+from tfm_cli.parallel.launcher import is_launched
 from tfm_cli.training.loop import Stopped
 from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME_SECONDS = 3.0  # for a signal to all of a job, which its launcher hands on once more
 
 
 @contextlib.contextmanager
 def remember_signals() -> Iterator[Callable[[], int]]:
     """Inside, a first SIGINT or SIGTERM is remembered; a second one ends the process at once.
 
-    A signal that is ignored, as SIGINT is in the background of a script, stays ignored. Yields a
-    function that gives the number of the signal that came, 0 for none.
+    Under a launcher, what comes soon after the first is taken for the same one. A signal that is
+    ignored, as SIGINT is in the background of a script, stays ignored. Yields a function that gives
+    the number of the signal that came, 0 for none.
     """
     received: list[int] = []
     before = {each: signal.getsignal(each) for each in _SIGNALS}
     watched = [each for each in _SIGNALS if before[each] != signal.SIG_IGN]
+    launched = is_launched()
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for each in watched:
-            signal.signal(each, signal.SIG_DFL)
+        if received[1:]:
+            return
+        if not launched:
+            for each in watched:
+                signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
         logger.warning("%s: saving after this update; once more ends it at once", name)
 
-    for each in watched:
-        signal.signal(each, remember)
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
+    with _end_by_second(watched) if launched else contextlib.nullcontext():
         for each in watched:
-            signal.signal(each, before[each])
+            signal.signal(each, remember)
+        try:
+            yield lambda: received[0] if received else 0
+        finally:
+            for each in watched:  # all is saved: what the launcher hands on late is for nothing
+                signal.signal(each, signal.SIG_IGN if launched and received else before[each])
+
+
+@contextlib.contextmanager
+def _end_by_second(watched: Sequence[int]) -> Iterator[None]:
+    """Inside, a signal that comes some seconds after the first ends the process.
+
+    A thread sees to it: the handlers of signals wait for the main thread, which may itself wait for
+    another process.
+    """
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+
+    def watch() -> None:
+        until = math.inf
+        while number := os.read(ours, 1):  # Python writes each signal to the other end at once
+            if number[0] not in watched:
+                continue
+            if time.monotonic() > until:
+                os._exit(128 + number[0])
+            until = min(until, time.monotonic() + _SAME_SECONDS)
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(theirs)
+        thread.join()
+        os.close(ours)
 
 
 def interruption(

@@ -21,6 +21,7 @@ from tfm_cli.training.output_dir import CARD_FILE, CHECKPOINTS, METRICS_FILE
 from tfm_cli.training.report import Display, MetricsFile
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation
+from tfm_cli.training.window import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,14 @@ class Keeper:
         self._signatures_said = False
         self._failed_saves = 0  # in a row
 
-    def keep(self, event: Logged | Validated | SaveDue, display: Display) -> None:
+    def keep(self, event: Logged | Validated | SaveDue | Refused, display: Display) -> None:
         """Show an event, and write what it makes due."""
         if self._metrics is not None:
             self._note(event, self._metrics)
         if isinstance(event, Logged):
             display.logged(event)
+        elif isinstance(event, Refused):
+            display.refused(event)
         elif isinstance(event, Validated):
             display.validated(event)
             self._say_signatures(event.validation)
@@ -80,12 +83,21 @@ class Keeper:
         else:
             self._save_or_go_on(event)
 
-    def last_good(self) -> str:
-        """Words that name the newest checkpoint."""
-        paths = checkpoint.all_paths(self._output / CHECKPOINTS)
-        return f"the last good checkpoint is `{paths[-1]}`" if paths else "no checkpoint was saved"
+    def last_good(self, since: int | None) -> str:
+        """Words that name the newest checkpoint whose weights made an update that went well.
 
-    def _note(self, event: Logged | Validated | SaveDue, metrics: MetricsFile) -> None:
+        Args:
+            since: the first update that did not; None where it is not known.
+        """
+        paths = checkpoint.all_paths(self._output / CHECKPOINTS)
+        good = [p for p in paths if since is None or p.name < f"update-{since - 1:08d}"]
+        if good:
+            return f"the last good checkpoint is `{good[-1]}`"
+        if paths:
+            return f"the only checkpoint is `{paths[-1]}`, whose weights may be as bad already"
+        return "no checkpoint was saved"
+
+    def _note(self, event: Logged | Validated | SaveDue | Refused, metrics: MetricsFile) -> None:
         if self._goes_on_from is not None and event.update > self._goes_on_from:
             self._goes_on_from = None
             metrics.drop_unscheduled()
@@ -102,11 +114,14 @@ class Keeper:
             self._failed_saves += 1
             is_of_disk = isinstance(error.__cause__, OSError)
             retries = self._config.training.save_retries
-            if not is_of_disk or event.is_last or self._failed_saves > retries:
+            if not is_of_disk:
+                raise
+            if event.is_last or self._failed_saves > retries:
+                error.hint = f"make room, and the same command goes on; {self.last_good(None)}"
                 raise
             told = "%s; training goes on, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves
-            logger.warning(told, error, left, self.last_good())
+            logger.warning(told, error, left, self.last_good(None))
 
     def _save(self, update: int) -> None:
         if self._corpora.valid is None:  # nothing says which weights are best: the newest

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
+from tfm_cli.parallel.gradients import add_up
 from tfm_cli.parallel.wrapping import accumulating, full, wrapped
 from tfm_cli.training.loss import cross_entropy
 from tfm_cli.training.optim import MovingAverage
@@ -89,8 +90,20 @@ class Learner:
         return result
 
     def accumulating(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Inside, a loss is computed and its gradient; the last of an update reaches all."""
+        """Inside, a loss and its gradient are computed; shards are told which is the last."""
+        self.parallel.moved()
         return accumulating(self._objective, is_last=is_last)
+
+    @property
+    def num_averaged(self) -> int:
+        """Over how many processes gradients are averaged, where they are wanted summed."""
+        return self.parallel.world if self.is_sharded else 1
+
+    def add_up_gradients(self) -> None:
+        """Let each process have the sum of all gradients; shards have theirs already."""
+        group = None if self.is_sharded else self.parallel.gradient_group(self._device)
+        if group is not None:
+            add_up(self.model.parameters(), group)
 
     @property
     def judged(self) -> Transformer:

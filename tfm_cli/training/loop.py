@@ -1,5 +1,6 @@
 """The training loop: a generator of what happened, for others to show and to save."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,14 +9,20 @@ import torch
 
 from tfm_cli.config import RunConfig
 from tfm_cli.errors import DivergedError
-from tfm_cli.parallel import Parallel
+from tfm_cli.failpoint import reach
 from tfm_cli.parallel.wrapping import local
+from tfm_cli.training.alike import refuse_other_weights
 from tfm_cli.training.learner import Learner
 from tfm_cli.training.optim import MovingAverage
-from tfm_cli.training.plan import Planner, made_ready
+from tfm_cli.training.plan import Planner, UpdatePlan, made_ready
+from tfm_cli.training.room import Room
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.update import UpdateStats, refuse_diverged, update
+from tfm_cli.training.update import UpdateStats, update
 from tfm_cli.training.validate import Validation, is_better
+from tfm_cli.training.window import HINT, Refused, Window
+
+# After so many updates in a row that went well, a rate that was halved is doubled again.
+RECOVERY_UPDATES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class Stopped:
     validate_first: bool  # whether to judge the last weights before the end
 
 
-Event = Logged | Validated | SaveDue | Stopped
+Event = Logged | Validated | SaveDue | Refused | Stopped
 
 
 def train(
@@ -95,15 +102,52 @@ def train(
         dtype: arithmetic of the matrix products.
     """
     settings, metric = config.training, config.validation.metrics[0]
-    window = _Window(state, optimizer, learner.parallel)
-    # What a CPU computed can be looked at for nothing.
-    diverged = None if device.type == "cpu" else torch.zeros((), device=device)
+    vocab_size = learner.model.output_weight.shape[0]
+    window = Window(state, settings, learner.parallel, vocab_size=vocab_size)
+    room = Room(state.most_places, state.memory_splits)
     saved_at = state.update
+
+    def made(plan: UpdatePlan, *, waits: bool, attempt: int = 0) -> UpdateStats:
+        stats = update(
+            learner,
+            plan.micro_batches,
+            optimizer,
+            average,
+            target_pieces=plan.target_pieces,
+            number=state.update + 1,
+            peak_rate=settings.learn_rate * 0.5**state.rate_halvings,
+            warmup=settings.lr_warmup,
+            clip_norm=settings.clip_norm,
+            seed=settings.seed,
+            device=device,
+            dtype=dtype,
+            attempt=attempt,
+            waits=waits,
+            room=room,
+        )
+        state.most_places, state.memory_splits = room.most_places, room.splits
+        return stats
+
+    def logged() -> Logged:
+        assert window.last is not None
+        pieces = state.window_pieces
+        event = Logged(
+            update=state.update,
+            epoch=state.epoch + 1,
+            loss=state.window_nll / pieces if pieces else math.nan,
+            learn_rate=window.last.learn_rate,
+            pieces_per_second=pieces / max(state.window_seconds, 1e-9),
+            gradient_norm=float(window.last.gradient_norm),
+            seconds=state.train_seconds,
+        )
+        state.window_nll, state.window_pieces, state.window_seconds = 0.0, 0, 0.0
+        return event
 
     def judged(*, counted: bool) -> Validated:
         assert validate is not None
-        window.settle()
+        learner.parallel.at(f"in the validation after update {state.update}")
         refuse_non_finite(state.update, learner, average, optimizer)
+        refuse_other_weights(state.update, learner, average, optimizer)
         began = time.monotonic()
         with learner.judging(average):
             validation = validate()
@@ -120,57 +164,83 @@ def train(
         )
 
     def save_due(*, is_last: bool = False) -> SaveDue:
-        window.settle()
+        learner.parallel.at(f"at the checkpoint after update {state.update}")
         refuse_non_finite(state.update, learner, average, optimizer)
+        refuse_other_weights(state.update, learner, average, optimizer)
         return SaveDue(state.update, is_last)
 
     learner.model.train()
     with made_ready(lambda: planner.updates(state)) as plans:
         began = time.monotonic()
         for plan in plans:
+            learner.parallel.at(f"in update {state.update + 1}", is_bounded=True)
             state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
             stop = _completed(state, config) or interrupted()
             if stop is not None:
+                learner.parallel.at(f"at the end, after update {state.update}")
                 if stop.validate_first and validate and state.validated_update < state.update:
+                    yield from window.settle()
                     yield judged(counted=False)
                     saved_at = -1  # what was saved does not know of this validation
                 if saved_at < state.update:
+                    yield from window.settle()
                     yield save_due(is_last=True)
                 yield stop
                 return
-            stats = update(
-                learner,
-                plan.micro_batches,
-                optimizer,
-                average,
-                target_pieces=plan.target_pieces,
-                number=state.update + 1,
-                peak_rate=settings.learn_rate,
-                warmup=settings.lr_warmup,
-                clip_norm=settings.clip_norm,
-                seed=settings.seed,
-                device=device,
-                dtype=dtype,
-                diverged=diverged,
-            )
+            reach("update")
+            retries = settings.bad_updates == "retry"
+            waits = retries or state.rate_halvings > 0 or _can_look(device)
+            stats = made(plan, waits=waits)
+            if retries and not stats.is_finite():
+                window.add(stats, plan, 0.0, is_retried=True)
+                yield from window.settle()
+                state.rate_halvings += 1
+                stats = made(plan, waits=waits, attempt=1)
+            is_refused = waits and not stats.is_finite()
+            _adapt_rate(state, is_refused=is_refused, retries=retries)
             state.update += 1
+            if is_refused:  # as where nobody has looked yet
+                average.include(state.update)
             state.world = learner.parallel.world
             state.batches_per_update = planner.batches_per_update
             state.micro_batch = planner.micro_batch
             state.position += plan.num_batches
-            state.target_pieces += stats.target_pieces
             seconds = time.monotonic() - began
             state.train_seconds += seconds
-            window.add(stats, seconds)
+            window.add(stats, plan, seconds)
 
-            if state.update % settings.disp_freq == 0:
-                yield window.logged()
-            if validate is not None and state.update % config.validation.freq == 0:
+            logs = state.update % settings.disp_freq == 0
+            validates = validate is not None and state.update % config.validation.freq == 0
+            # One may have been put off.
+            saves = state.update // settings.save_freq > saved_at // settings.save_freq
+            if is_refused or logs or validates or saves:
+                yield from window.settle()
+            if logs:
+                yield logged()
+            if validates:
                 yield judged(counted=True)
-            if state.update % settings.save_freq == 0:
+            # While it goes wrong, a checkpoint would push out those from before.
+            if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
                 saved_at = state.update
                 yield save_due()
             began = time.monotonic()
+
+
+def _can_look(device: torch.device) -> bool:
+    """Whether what a device computed can be looked at for nothing."""
+    return device.type == "cpu"
+
+
+def _adapt_rate(state: TrainState, *, is_refused: bool, retries: bool) -> None:
+    """Halve the learning rate after an update that was refused; double it again in time."""
+    if is_refused:
+        state.rate_halvings += retries
+        state.good_since_halving = 0
+    elif state.rate_halvings:
+        state.good_since_halving += 1
+        if state.good_since_halving == RECOVERY_UPDATES:
+            state.rate_halvings -= 1
+            state.good_since_halving = 0
 
 
 def _completed(state: TrainState, config: RunConfig) -> Stopped | None:
@@ -204,52 +274,5 @@ def refuse_non_finite(
     if any(learner.parallel.highest([not bool(found.all())])):
         raise DivergedError(
             f"update {update}: there are weights that are no finite numbers",
-            hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
+            hint=HINT,
         )
-
-
-class _Window:
-    """Sums since the last progress line; they are read and added up only when they are needed."""
-
-    def __init__(
-        self, state: TrainState, optimizer: torch.optim.Optimizer, parallel: Parallel
-    ) -> None:
-        self._state = state
-        self._parallel = parallel
-        self._optimizer = optimizer
-        self._unread: list[UpdateStats] = []
-        self._last: UpdateStats | None = None
-
-    def add(self, stats: UpdateStats, seconds: float) -> None:
-        self._unread.append(stats)
-        self._last = stats
-        self._state.window_pieces += stats.target_pieces
-        self._state.window_seconds += seconds
-
-    def settle(self) -> None:
-        """Bring the state up to date.
-
-        Raises:
-            DivergedError: an update since the last time was none.
-        """
-        refuse_diverged(self._unread, self._optimizer, self._parallel)
-        for nll in self._parallel.sums([float(stats.nll) for stats in self._unread]):
-            self._state.window_nll += nll
-        self._unread.clear()
-
-    def logged(self) -> Logged:
-        """The progress line that is due; the next window begins."""
-        assert self._last is not None
-        self.settle()
-        state = self._state
-        event = Logged(
-            update=state.update,
-            epoch=state.epoch + 1,
-            loss=state.window_nll / state.window_pieces,
-            learn_rate=self._last.learn_rate,
-            pieces_per_second=state.window_pieces / max(state.window_seconds, 1e-9),
-            gradient_norm=float(self._last.gradient_norm),
-            seconds=state.train_seconds,
-        )
-        state.window_nll, state.window_pieces, state.window_seconds = 0.0, 0, 0.0
-        return event

@@ -39,6 +39,7 @@ class UpdatePlan:
     num_batches: int  # of all processes together
     target_pieces: int  # of all processes together
     micro_batches: tuple[MicroBatch, ...]  # of this process; as many as of any other
+    pairs: tuple[np.ndarray, ...] = ()  # of all processes, batch by batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +119,8 @@ class Planner:
         while len(micro_batches) < max(per_rank):
             micro_batches.append(MicroBatch(number, self._idle_batch(), counts=False))
         pieces = sum(int(self.store.target.lengths[pairs].sum()) for pairs in chosen)
-        return UpdatePlan(epoch, pool, position, len(chosen), pieces, tuple(micro_batches))
+        parts = tuple(micro_batches)
+        return UpdatePlan(epoch, pool, position, len(chosen), pieces, parts, tuple(chosen))
 
 
 @contextlib.contextmanager

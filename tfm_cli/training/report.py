@@ -19,13 +19,16 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_file
 from tfm_cli.log import seconds_text
 from tfm_cli.training.loop import Logged, Validated
+from tfm_cli.training.window import Refused
 
 logger = logging.getLogger(__name__)
+
+_KINDS = {Logged: "train", Validated: "valid", Refused: "refused"}
 
 
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that is too large for a number."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def logged_line(event: Logged) -> str:
@@ -55,12 +58,26 @@ def validated_line(event: Validated) -> str:
     )
 
 
+def refused_line(event: Refused) -> str:
+    """A line for an update that was refused, and what is made of it."""
+    then = "once more at half the learning rate" if event.is_retried else "left out"
+    shown = ", ".join(map(str, event.pairs)) + (", …" if event.num_pairs > len(event.pairs) else "")
+    plural = "s" if event.num_pairs > 1 else ""
+    return (
+        f"update {event.update}: {then}, as the loss is {event.loss:.4g} and the gradient norm "
+        f"{event.gradient_norm:.4g}; {event.num_pairs} training pair{plural}: {shown}; "
+        f"{event.count} refused so far"
+    )
+
+
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object for each progress line and each validation."""
+    """`metrics.jsonl`: an object for each progress line, validation and refused update."""
 
     def __init__(self, path: Path, *, update: int) -> None:
         """Go on after `update`: later lines, of a run that was cut off, are dropped."""
         self._path = path
+        self._size = 0  # bytes of the lines that were written
+        self._unwritten: list[bytes] = []
         self._keep_only(lambda facts: bool(facts["update"] <= update))
 
     def drop_unscheduled(self) -> None:
@@ -70,17 +87,27 @@ class MetricsFile:
         """
         self._keep_only(lambda facts: bool(facts.get("scheduled", True)))
 
-    def add(self, event: Logged | Validated) -> None:
+    def add(self, event: Logged | Validated | Refused) -> None:
         """Append what happened."""
-        fields: dict[str, Any] = {"event": "train" if isinstance(event, Logged) else "valid"}
+        fields: dict[str, Any] = {"event": _KINDS[type(event)]}
         fields |= {"update": event.update, "epoch": event.epoch}
-        if isinstance(event, Logged):
+        if isinstance(event, Refused):
+            fields |= {
+                "loss": event.loss,
+                "gradient_norm": event.gradient_norm,
+                "pairs": event.pairs,
+                "num_pairs": event.num_pairs,
+                "refused": event.count,
+                "retried": event.is_retried,
+            }
+        elif isinstance(event, Logged):
             fields |= {
                 "loss": event.loss,
                 "ppl": perplexity(event.loss),
                 "learn_rate": event.learn_rate,
                 "target_pieces_per_second": event.pieces_per_second,
                 "gradient_norm": event.gradient_norm,
+                "seconds": event.seconds,
             }
         else:
             fields |= event.validation.values
@@ -88,26 +115,38 @@ class MetricsFile:
             fields["scheduled"] = event.counted
             scores = event.validation.scores
             fields["signatures"] = {score.name: score.signature for score in scores}
-        fields["seconds"] = event.seconds
+            fields["seconds"] = event.seconds
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):
                 fields[name] = None  # JSON has no such number
-        try:
-            with durable.append(self._path) as stream:
-                stream.write(json.dumps(fields).encode() + b"\n")
-        except OSError as error:
-            raise self._not_written(error) from error
+        self._unwritten.append(json.dumps(fields).encode() + b"\n")
+        with contextlib.suppress(OSError):  # `sync` tries again before anything is made of it
+            self._write(synced=False)
 
     def sync(self) -> None:
-        """Make sure of all lines so far: no checkpoint should know of what is missing here."""
-        try:
-            with durable.append(self._path) as stream:
-                durable.sync(stream)
-        except OSError as error:
-            raise self._not_written(error) from error
+        """Make sure of all lines so far: no checkpoint should know of what is missing here.
 
-    def _not_written(self, error: OSError) -> ResourceError:
-        return ResourceError(f"{self._path}: cannot be written: {error.strerror}")
+        Raises:
+            ResourceError: they could not be written.
+        """
+        try:
+            self._write(synced=True)
+        except OSError as error:
+            told = f"{self._path}: cannot be written: {error.strerror}"
+            raise ResourceError(told) from error
+
+    def _write(self, *, synced: bool) -> None:
+        with durable.go_on(self._path) as stream:
+            if stream.seek(0, os.SEEK_END) > self._size:  # part of a line that did not fit
+                stream.seek(self._size)
+                stream.truncate()
+            stream.writelines(self._unwritten)
+            if synced:
+                durable.sync(stream)
+            else:
+                stream.flush()
+            self._size = stream.tell()
+            self._unwritten.clear()
 
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []
@@ -118,6 +157,7 @@ class MetricsFile:
                         kept.append(line + b"\n")
         with atomic_file(self._path) as stream:
             stream.writelines(kept)
+        self._size = sum(map(len, kept))
 
 
 class Display:
@@ -169,6 +209,11 @@ class Display:
             self._best = f" BLEU {event.validation.values['bleu']:.1f}"
         with self._above():
             logger.info("%s", validated_line(event))
+
+    def refused(self, event: Refused) -> None:
+        """Show that an update was refused."""
+        with self._above():
+            logger.warning("%s", refused_line(event))
 
     @contextlib.contextmanager
     def _above(self) -> Iterator[None]:

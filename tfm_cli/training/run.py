@@ -12,7 +12,13 @@ import torch
 from tfm_cli.config import RunConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
-from tfm_cli.device import resolve_device, resolve_precision, set_cpu_threads
+from tfm_cli.device import (
+    ran_out_of_memory,
+    resolve_device,
+    resolve_precision,
+    set_cpu_threads,
+    set_deterministic,
+)
 from tfm_cli.errors import DivergedError, Interrupted
 from tfm_cli.log import counted, seconds_text
 from tfm_cli.model.transformer import Transformer
@@ -25,6 +31,7 @@ from tfm_cli.training.agreement import (
     agreed_planner,
     agreed_state,
     check_alike,
+    code_facts,
     say_batches,
     setting_facts,
 )
@@ -35,7 +42,6 @@ from tfm_cli.training.fitting import (
     first_micro_batch,
     fit,
     out_of_memory,
-    ran_out_of_memory,
     settled_batches,
 )
 from tfm_cli.training.interruption import interruption, remember_signals
@@ -74,11 +80,12 @@ def run(
     """
     began = time.monotonic()
     parallel = parallel or Parallel()
+    set_deterministic(config.training.deterministic)
     device = resolve_device(parallel.device(config.training.device))
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
     facts = {"the device": device.type, "the arithmetic": str(dtype), **setting_facts(config)}
-    check_alike(facts, parallel)
+    check_alike(facts | code_facts(parallel), parallel)
 
     (goes_on,) = map(bool, parallel.highest([goes_on and parallel.is_main]))
     saved, settled, model = None, None, None
@@ -111,6 +118,7 @@ def run(
             output_dir.clear(output)
         output_dir.begin(output)
         save_config(output, config, tokenizers)
+        parallel.note("begun")
     if parallel.local_rank == 0:  # each machine has prepared its own
         corpora.forget_older()
 
@@ -161,9 +169,9 @@ def run(
                         keeper.keep(event, display)
             except DivergedError as error:
                 if parallel.is_main:
-                    error.hint = f"{error.hint}; {keeper.last_good()}"
+                    error.hint = f"{error.hint}; {keeper.last_good(error.since)}"
                 raise
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
                 raise out_of_memory(device) from error
@@ -266,6 +274,11 @@ def _say_what_begins(
         many,
         100 * padding_share(parts, store.source.lengths, store.target.lengths),
     )
+    if device.type != "cpu" and not config.training.deterministic:
+        logger.info(
+            "%s: the same run again may differ in the last digits; not with `--deterministic`",
+            device,
+        )
 
 
 def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:
@@ -274,6 +287,8 @@ def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) 
     kept = weights_facts(output)
     if kept is not None and metric in kept.scores:
         words.append(f"best {score_text(metric, kept.scores[metric])} at update {kept.update}")
+    if state.refused:
+        words.append(f"{state.refused} times no finite gradient")
     words.append(f"trained {seconds_text(state.train_seconds)}")
     words.append(f"model in `{output}`" if kept else f"no model in `{output}` yet")
     if not stopped.is_complete:

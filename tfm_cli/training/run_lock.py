@@ -69,12 +69,14 @@ def _taken(path: Path, output: Path) -> BinaryIO:
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 break
         stream.close()  # another process has just ended, and this was its lock
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    stream.truncate(0)
-    stream.write(
-        json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode()
-    )
-    stream.flush()
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(stream.close)
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        stream.truncate(0)
+        stream.write(json.dumps(facts).encode())
+        stream.flush()
+        on_failure.pop_all()
     return stream
 
 

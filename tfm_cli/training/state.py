@@ -1,6 +1,7 @@
 """Where a training run stands: all of it that is not a tensor."""
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,15 @@ class TrainState:
     best_update: int = 0
     stalled: int = 0  # validations since the best one
     validated_update: int = 0  # the newest update whose weights were judged
+    # What went wrong on the way, and what was made of it.
+    refused: int = 0  # attempts at an update whose loss or gradient was no finite number
+    refused_in_a_row: int = 0
+    refused_since: int = 0  # the update with which this row began
+    far_off_in_a_row: int = 0  # updates whose loss was far above that of guessing
+    rate_halvings: int = 0  # of the learning rate, after refused attempts
+    good_since_halving: int = 0  # updates
+    memory_splits: int = 0  # how often memory did not suffice for what was computed at once
+    most_places: int = 0  # that are computed at once since then, of both sides; 0 for any number
     # Since the last progress line, so that the next one is the same after a break.
     window_nll: float = 0.0  # summed negative log-likelihood
     window_pieces: int = 0  # target pieces
@@ -33,5 +43,18 @@ class TrainState:
 
     @staticmethod
     def from_json(table: dict[str, Any]) -> "TrainState":
-        """The counters that `to_json` gave."""
+        """The counters that `to_json` gave; one that was not known then has its default.
+
+        Raises:
+            ValueError: a name or a value that `to_json` never gives.
+        """
+        kinds = typing.get_type_hints(TrainState)
+        for name, value in table.items():
+            if name not in kinds:
+                raise ValueError(f"the counter `{name[:60]}` is not known")
+            accepted = (int,) if kinds[name] is int else (int, float)
+            if kinds[name] == float | None and value is None:
+                continue
+            if type(value) not in accepted or (kinds[name] is int and value < 0):
+                raise ValueError(f"the counter `{name}` is {str(value)[:20]}")
         return TrainState(**table)

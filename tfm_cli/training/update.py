@@ -1,19 +1,23 @@
 """One optimizer update: batches → gradients → clip → step."""
 
+import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tfm_cli.corpus.batch import Batch
 from tfm_cli.corpus.batching import random_key
-from tfm_cli.device import arithmetic
-from tfm_cli.errors import DivergedError
-from tfm_cli.parallel import Parallel
+from tfm_cli.device import arithmetic, ran_out_of_memory
+from tfm_cli.failpoint import reach
 from tfm_cli.parallel.wrapping import full
+from tfm_cli.training.fitting import out_of_memory
 from tfm_cli.training.learner import Learner
 from tfm_cli.training.optim import MovingAverage, learning_rate
 from tfm_cli.training.plan import MicroBatch
+from tfm_cli.training.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,14 @@ class UpdateStats:
     nll: Tensor  # scalar: summed negative log-likelihood of this process's part
     gradient_norm: Tensor  # scalar, before clipping
     learn_rate: float
+
+    def is_finite(self) -> bool:
+        """Whether the gradient was, or else the update was refused; a GPU is waited for.
+
+        A loss that is no finite number makes the gradient none. All processes find the same, since
+        the gradient is that of all of them.
+        """
+        return bool(self.gradient_norm.isfinite())
 
 
 def update(
@@ -41,12 +53,17 @@ def update(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    diverged: Tensor | None = None,
+    attempt: int = 0,
+    waits: bool = True,
+    room: Room | None = None,
 ) -> UpdateStats:
     """One optimizer update over some batches, weighting every target piece alike.
 
     Losses are summed and divided by the pieces of all of them together: a mean of per-batch means
     would give the pieces of short batches more weight.
+
+    Where loss or gradient is no finite number, the update is refused: weights and moments stay as
+    they are.
 
     Args:
         learner: its model is in training mode.
@@ -61,63 +78,109 @@ def update(
         seed: of the run.
         device: where the model is.
         dtype: arithmetic of the matrix products.
-        diverged: scalar on the device, which becomes 1 when loss or gradient is no finite number,
-            and from then on no update touches the weights. So a GPU need not be waited for; who
-            reads the results asks `refuse_diverged`. None asks at once.
+        attempt: how often this update was refused before; another one has other dropout.
+        waits: look at the gradient before the step, and leave the average alone too if it is not
+            finite. Else a fused optimizer looks, on the device, and a GPU need not be waited for;
+            the average then takes in the weights once more.
+        room: what memory is known to hold; changed where it holds less.
 
     Raises:
-        DivergedError: loss or gradient is no finite number; the weights were not touched. All
-            processes raise it.
+        ResourceError: memory does not suffice for a single pair, or in shards for a micro-batch.
     """
-    model, parallel = learner.model, learner.parallel
-    nll = torch.zeros((), device=device)
-    for index, micro_batch in enumerate(micro_batches, 1):
-        model.noise.seed(random_key("dropout", seed, number, micro_batch.number))
-        batch = micro_batch.batch.to(device)
-        # Gradients are averaged over processes, and are wanted summed.
-        share = parallel.world / target_pieces if micro_batch.counts else 0.0
-        with learner.accumulating(is_last=index == len(micro_batches)):
-            with arithmetic(device, dtype):
-                loss, batch_nll = learner.loss(batch)
-            # A loss that is no finite number makes the gradient none, which all processes see.
-            # PyTorch declares `backward` without types.
-            loss.backward(batch_nll * 0 + share)  # type: ignore[no-untyped-call]
-        if micro_batch.counts:
-            nll = nll + batch_nll
+    key = ("dropout", seed, number)
+    retried = (attempt,) if attempt else ()
+    gradients = _Gradients(learner, target_pieces, device, dtype, room or Room())
+    nll = gradients.of(micro_batches, [random_key(*key, m.number, *retried) for m in micro_batches])
+    learner.add_up_gradients()
     rate = learning_rate(number, peak=peak_rate, warmup=warmup)
-    stats = UpdateStats(number, target_pieces, nll, _clip(model, clip_norm), rate)
-    if diverged is None:
-        refuse_diverged([stats], optimizer, parallel)
-    else:
-        # A fused optimizer leaves all as it is where `found_inf` is not zero.
-        finite = stats.gradient_norm.isfinite()
-        torch.maximum(diverged, (~finite).to(diverged.dtype), out=diverged)
-        optimizer.grad_scale, optimizer.found_inf = None, diverged  # type: ignore[attr-defined]
+    stats = UpdateStats(number, target_pieces, nll, _clip(learner.model, clip_norm), rate)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.step()
+    if not waits:
+        # A fused optimizer leaves all as it is where `found_inf` is not zero.
+        refused = (~stats.gradient_norm.isfinite()).to(torch.float32)
+        optimizer.grad_scale, optimizer.found_inf = None, refused  # type: ignore[attr-defined]
+    is_made = not waits or stats.is_finite()
+    if is_made:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    average.include(number)
+    if is_made:
+        average.include(number)
     return stats
 
 
-def refuse_diverged(
-    made: Sequence[UpdateStats], optimizer: torch.optim.Optimizer, parallel: Parallel
-) -> None:
-    """Raise a DivergedError if the loss or gradient of an update was no finite number.
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    """Where gradients are computed and what of."""
 
-    All processes find the same, since the gradient is that of all of them.
-    """
-    for stats in made:
-        if bool(stats.gradient_norm.isfinite()):
-            continue
-        optimizer.zero_grad(set_to_none=True)
-        (nll,) = parallel.sums([float(stats.nll)])
-        raise DivergedError(
-            f"update {stats.number}: the loss is {nll / stats.target_pieces:.4g} and "
-            f"the gradient norm {float(stats.gradient_norm):.4g}; the weights were not touched",
-            hint="lower `--learn-rate` or lengthen `--lr-warmup`, and start again",
-        )
+    learner: Learner
+    target_pieces: int
+    device: torch.device
+    dtype: torch.dtype
+    room: Room
+
+    def of(self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]) -> Tensor:
+        """The summed negative log-likelihood of batches, whose gradients the model has then.
+
+        Where memory does not suffice for a batch, all gradients are computed anew, in parts of
+        batches: what a backward pass has left that was broken off must not count. Processes that
+        have all weights do nothing together here, so none waits for another that begins anew.
+        """
+        while True:
+            nll = self._sum(micro_batches, keys)
+            if nll is not None:
+                return nll
+            self.learner.model.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _sum(self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]) -> Tensor | None:
+        """The same, or None where memory did not suffice; then there is less room from now on."""
+        total = torch.zeros((), device=self.device)
+        share = self.learner.num_averaged / self.target_pieces
+        fault = math.nan if reach("gradient") == "nan" else 1.0
+        for index, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), 1):
+            batch = micro_batch.batch
+            with self.learner.accumulating(is_last=index == len(micro_batches)):
+                for start, stop in self._parts(batch):
+                    weight = share if micro_batch.counts else 0.0
+                    nll = self._part(batch, start, stop, key, weight * fault)
+                    if nll is None:
+                        self.room.make_smaller(batch, stop - start, self.device)
+                        return None
+                    if micro_batch.counts:
+                        total = total + nll
+        return total
+
+    def _parts(self, batch: Batch) -> list[tuple[int, int]]:
+        if self.learner.is_sharded:  # all processes compute the same number of them
+            return [(0, len(batch.source))]
+        return list(self.room.parts(batch))
+
+    def _part(self, batch: Batch, start: int, stop: int, key: int, weight: float) -> Tensor | None:
+        """The negative log-likelihood of some rows, None where memory does not suffice for them.
+
+        Their gradients are added to those that the model has.
+        """
+        noise, whole = self.learner.model.noise, len(batch.source)
+        is_whole = stop - start == whole
+        noise.seed(key)
+        try:
+            reach("micro_batch")
+            with contextlib.nullcontext() if is_whole else noise.part(start, stop, of=whole):
+                rows = (batch if is_whole else batch.rows(start, stop)).to(self.device)
+                with arithmetic(self.device, self.dtype):
+                    loss, nll = self.learner.loss(rows)
+                # A loss that is no finite number makes the gradient none, which all processes see.
+                # PyTorch declares `backward` without types.
+                loss.backward(nll * 0 + weight)  # type: ignore[no-untyped-call]
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if self.learner.is_sharded:  # the others are amid the same batch
+                raise out_of_memory(self.device) from error
+            return None
+        return nll
 
 
 def _clip(model: nn.Module, clip_norm: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 # B pairs, S source pieces, T target pieces, I words of the line, J words of its translation
 
-import contextlib
 import dataclasses
 import re
 from bisect import bisect_left, bisect_right
@@ -16,6 +15,7 @@ from torch import Tensor
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.corpus.batching import token_batches
 from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.device import ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.translation import Translation
@@ -152,9 +152,7 @@ class Aligner:
     def _of_batch(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """The weights (T, S) of each pair; a batch that memory cannot hold is halved."""
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-        with contextlib.ExitStack() as stack:
-            if len(pairs) > 1:
-                stack.enter_context(contextlib.suppress(torch.OutOfMemoryError))
+        try:
             weights = piece_weights(
                 self.models, self.tokenizers, sources, targets, device=self.device
             )
@@ -162,6 +160,9 @@ class Aligner:
                 weights[row, : len(target), : len(source)]
                 for row, (source, target) in enumerate(pairs)
             ]
+        except (RuntimeError, MemoryError) as error:
+            if len(pairs) == 1 or not ran_out_of_memory(error):
+                raise
         half = len(pairs) // 2
         return self._of_batch(pairs[:half]) + self._of_batch(pairs[half:])
 

@@ -1,6 +1,5 @@
 """How a batch of segments is searched: greedily, with a beam or by chance, in all its pieces."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +18,10 @@ from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
-from tfm_cli.device import arithmetic
+from tfm_cli.device import arithmetic, ran_out_of_memory
 from tfm_cli.engine.fixed_transformer import FixedTransformer
 from tfm_cli.errors import ResourceError
+from tfm_cli.failpoint import reach
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -70,8 +70,12 @@ class BatchSearch:
         Raises:
             ResourceError: memory cannot hold a single segment.
         """
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
+            reach("translate_batch")
             return self._whole(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
         # Only out here is the memory of the failed search free again.
         if len(batch) == 1:
             size = f"{len(batch[0].ids)} pieces with a beam of {self.settings.beam_size}"

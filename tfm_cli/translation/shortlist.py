@@ -4,20 +4,22 @@
 # N target pieces for each source piece, K frequent ones
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tfm_cli.errors import ModelError
-from tfm_cli.files import atomic_file, utf8_name
+from tfm_cli.files import atomic_file
+from tfm_cli.plain_json import parse_json
 from tfm_cli.tensor_file import write_tensors
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.weights_file import WeightsFile
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "tfm"
@@ -91,18 +93,26 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
         hint = "make one with `tfm shortlist`, or name another with `--shortlist-file`"
         raise ModelError(f"{path}: {found}", hint=hint)
     try:
-        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+        with WeightsFile(path) as file:
+            metadata = parse_json(file.metadata.get(_METADATA_KEY, "{}").encode())
             _check_metadata(path, metadata, tokenizers)
-            if set(file.keys()) != set(_NAMES):
-                raise ValueError(f"has {', '.join(sorted(file.keys()))}")
-            shortlist = Shortlist(**{name: file.get_tensor(name) for name in _NAMES})
-    except (SafetensorError, OSError, ValueError) as error:
+            if set(file.tensors) != set(_NAMES):
+                raise ValueError(f"has {', '.join(sorted(file.tensors))[:200]}")
+            shapes = {name: file.tensors[name].shape for name in _NAMES}
+            dtypes = {name: file.tensors[name].dtype for name in _NAMES}
+            if problem := _problem(shapes, dtypes, tokenizers.vocab_sizes[0]):
+                raise ModelError(f"{path}: is no shortlist of this model: {problem}")
+            contents = file.read()
+        shortlist = Shortlist(**{name: _integers(contents[name], shapes[name]) for name in _NAMES})
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: is torn or no shortlist: {error}", hint="make it anew with `tfm shortlist`"
         ) from error
-    if problem := _problem(shortlist, tokenizers.vocab_sizes):
-        raise ModelError(f"{path}: is no shortlist of this model: {problem}")
+    for name, least in (("best", -1), ("frequent", 0)):
+        ids, size = getattr(shortlist, name), tokenizers.vocab_sizes[1]
+        if ids.numel() and not least <= int(ids.min()) <= int(ids.max()) < size:
+            told = f"`{name}` has ids beyond the {size} of the vocabulary"
+            raise ModelError(f"{path}: is no shortlist of this model: {told}")
     return shortlist
 
 
@@ -123,22 +133,26 @@ def _check_metadata(path: Path, metadata: Any, tokenizers: TokenizerPair) -> Non
         )
 
 
-def _problem(shortlist: Shortlist, vocab_sizes: tuple[int, int]) -> str:
-    """What is wrong with the tensors; empty for nothing."""
-    source_size, target_size = vocab_sizes
-    best, counts, seen, frequent = (getattr(shortlist, name) for name in _NAMES)
-    for name in _NAMES:
-        if getattr(shortlist, name).dtype != torch.int32:
-            return f"`{name}` has type {getattr(shortlist, name).dtype}, wanted torch.int32"
-    shapes = tuple(tuple(tensor.shape) for tensor in (best, counts, seen, frequent))
-    if best.ndim != 2 or frequent.ndim != 1 or shapes[0][0] != source_size:
-        return f"`best` has shape {shapes[0]} and `frequent` {shapes[3]}"
-    if shapes[1] != shapes[0] or shapes[2] != (source_size,):
-        return f"`counts` has shape {shapes[1]} and `seen` {shapes[2]}"
-    for name, ids, least in (("best", best, -1), ("frequent", frequent, 0)):
-        if ids.numel() and not least <= int(ids.min()) <= int(ids.max()) < target_size:
-            return f"`{name}` has ids beyond the {target_size} of the vocabulary"
+def _problem(
+    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], source_size: int
+) -> str:
+    """What is wrong with the tensors that a header tells of; empty for nothing."""
+    for name, dtype in dtypes.items():
+        if dtype != "I32":
+            return f"`{name}` has type {dtype}, wanted I32"
+    best, counts, seen, frequent = (shapes[name] for name in _NAMES)
+    if len(best) != 2 or len(frequent) != 1 or best[0] != source_size:
+        return f"`best` has shape {best} and `frequent` {frequent}"
+    if counts != best or seen != (source_size,):
+        return f"`counts` has shape {counts} and `seen` {seen}"
     return ""
+
+
+def _integers(content: bytearray, shape: tuple[int, ...]) -> Tensor:
+    # There is nothing in an empty buffer that a tensor could be made of.
+    return torch.frombuffer(content or bytearray(4), dtype=torch.int32)[: math.prod(shape)].view(
+        shape
+    )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

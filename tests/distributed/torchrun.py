@@ -1,0 +1,139 @@
+"""Commands that torchrun starts, and the proof that nothing of them is left."""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0  # seconds, for a machine that has much else to do
+GONE_SECONDS = 5.0  # … within which all is gone when the launcher is
+_MARK = "TFM_TEST_JOB"
+
+
+@dataclass
+class Job:
+    """A launcher at work, and the processes that it started."""
+
+    launcher: subprocess.Popen[bytes]
+    directory: Path
+    mark: str
+
+    def words(self) -> str:
+        """What all of them have written to standard error."""
+        return (self.directory / "err").read_text(encoding="utf-8")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until one of them has written something."""
+        until = time.monotonic() + PATIENCE
+        while text not in self.words():
+            assert time.monotonic() < until, self.words()
+            assert self.launcher.poll() is None, self.words()
+            time.sleep(0.02)
+
+    def processes(self) -> dict[int, dict[str, str]]:
+        """All that have the job's mark in their environment, with that."""
+        found = {}
+        for path in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if path.name.isdigit() and self.mark.encode() in (path / "environ").read_bytes():
+                    rows = (path / "environ").read_bytes().decode().split("\0")
+                    found[int(path.name)] = dict(row.split("=", 1) for row in rows if "=" in row)
+        return found
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids by rank."""
+        found = self.processes().items()
+        return {int(each["RANK"]): pid for pid, each in found if "RANK" in each}
+
+    def shared_memory(self) -> set[Path]:
+        """What they have in `/dev/shm`, which would outlive them."""
+        lines = []
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                maps = Path(f"/proc/{pid}/maps").read_text()
+                lines += [
+                    line.rpartition(" ")[2] for line in maps.split("\n") if "/dev/shm" in line
+                ]
+        return {Path(each) for each in lines}
+
+    def ended(self) -> int:
+        """The launcher's exit code, once it has one; negative for a signal."""
+        try:
+            return self.launcher.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.words()) from None
+
+    def left(self, shared: set[Path]) -> list[str]:
+        """What is left after the time that is allowed: processes, temporary files, shared memory.
+
+        The launcher's folder for logs and PyTorch's for compiled code, both empty, are not ours.
+        """
+        until = time.monotonic() + GONE_SECONDS
+        while (running := self.processes()) and time.monotonic() < until:
+            time.sleep(0.05)
+        temporary = [
+            path.name
+            for path in (self.directory / "temp").iterdir()
+            if not path.name.startswith(("torchelastic_", "torchinductor_"))
+        ]
+        left = [f"process {pid}" for pid in running] + temporary
+        return left + [str(path) for path in shared if path.exists()]
+
+
+def gone_after(pid: int, patience: float) -> bool:
+    """Whether a process, which need not be ours, ends within some seconds."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@contextlib.contextmanager
+def start(
+    directory: Path,
+    command: Sequence[str],
+    *,
+    world: int = 2,
+    max_restarts: int = 0,
+    failpoint: str = "",
+) -> Iterator[Job]:
+    """Let a launcher start a command; what is left of it is killed in the end."""
+    mark = secrets.token_hex(8)
+    (directory / "temp").mkdir(parents=True)
+    environment = os.environ | {
+        _MARK: mark,
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(directory / "temp"),
+        "TFM_FAILPOINT": failpoint,
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",  # until a process that ignores the end is killed
+    }
+    with (directory / "err").open("wb") as err:
+        launcher = subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", str(world), "--max-restarts", str(max_restarts),
+                "-m", "tfm_cli", *command,
+            ],
+            env=environment, stdin=subprocess.DEVNULL, stdout=err, stderr=err, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+    job = Job(launcher, directory, mark)
+    try:
+        yield job
+    finally:
+        for pid in job.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        launcher.wait()

@@ -1,0 +1,70 @@
+"""The run of two processes that is broken in every way, and what it must come to all the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import TinyCorpus
+from tests.distributed import ranks
+from tests.runs import SMALL_RUN, left_behind, write_part
+from tfm_cli import durable
+from tfm_cli.failpoint import begin_again
+
+_OFTEN = ["--disp-freq", "1", "--valid-freq", "6", "--save-freq", "5", "--update-freq", "1"]
+UPDATES = 12
+
+
+@dataclass(frozen=True)
+class RanksRun:
+    """A run that never stopped: its text, what it left behind, its changes of the disk."""
+
+    text: list[str]
+    left: dict[str, Any]
+    operations: list[str]
+
+    def command(self, output: Path, *more: str, updates: int = UPDATES) -> list[str]:
+        """What follows `tfm`."""
+        return command(self.text, output, *more, updates=updates)
+
+    def number_within_save(self, update: int) -> int:
+        """The number of the change of the disk that would give a checkpoint its name."""
+        return 1 + self.operations.index(f"rename update-{update:08d}")
+
+
+def command(text: list[str], output: Path, *more: str, updates: int = UPDATES) -> list[str]:
+    """What follows `tfm`."""
+    flags = ["-o", str(output), "--max-updates", str(updates)]
+    return ["train", *text, *SMALL_RUN, *_OFTEN, *flags, *more]
+
+
+def unbroken(corpus: TinyCorpus, directory: Path) -> RanksRun:
+    """Let two processes make the run."""
+    text = write_part(corpus, directory, pairs=55)
+    told = directory / "operations"
+
+    def watch(rank: int) -> None:
+        def note(operation: durable.Operation) -> None:
+            with told.open("a", encoding="utf-8") as stream:
+                target = operation.target
+                stream.write(f"{operation.kind} {target.name if target else operation.path}\n")
+
+        if rank == 0:
+            durable._watchers.append(note)
+
+    done = ranks.run(directory / "s", command(text, directory / "model"), prepare=watch)
+    assert [each.code for each in done] == [0, 0], done
+    lines = told.read_text(encoding="utf-8").split("\n")[:-1]
+    return RanksRun(text, left_behind(directory / "model"), lines)
+
+
+def fault(text: str) -> Callable[[int], None]:
+    """Let a fault happen in forked processes, as `TFM_FAILPOINT` asks for it."""
+
+    def prepare(rank: int) -> None:
+        import os
+
+        os.environ["TFM_FAILPOINT"] = text
+        begin_again()
+
+    return prepare

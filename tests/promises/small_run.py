@@ -1,0 +1,58 @@
+"""The run that is broken in every way: two saves, a best model on schedule and one off it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import TinyCorpus, invoke
+from tests.runs import SMALL_RUN, left_behind, write_part
+from tfm_cli.durable import Operation, watched
+from tfm_cli.files import is_leftover
+from tfm_cli.training.run_lock import LOCK_FILE
+
+_OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2", "--max-updates", "7"]
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A run that never stopped: its command, its changes of the disk, what it left behind."""
+
+    text: list[str]
+    operations: list[Operation]
+    left: dict[str, Any]
+    output: Path
+
+    def command(self, output: Path, *more: str) -> list[str]:
+        """What follows `tfm`."""
+        return ["train", *self.text, *SMALL_RUN, *_OFTEN, "-o", str(output), *more]
+
+    def newest_committed(self, after: int) -> int:
+        """The update of the newest checkpoint that is made sure of after so many operations."""
+        newest, named = 0, 0
+        for each in self.operations[:after]:
+            if each.kind == "rename" and each.target and each.target.name.startswith("update-"):
+                named = int(each.target.name.removeprefix("update-"))
+            elif each.kind == "sync_directory" and each.path.name == "checkpoints":
+                newest = max(newest, named)
+        return newest
+
+
+def unbroken_run(corpus: TinyCorpus, directory: Path) -> SmallRun:
+    """Make the run, in this process."""
+    operations: list[Operation] = []
+    run = SmallRun(write_part(corpus, directory, pairs=55), operations, {}, directory / "model")
+    with watched(operations.append):
+        result = invoke(run.command(run.output))
+    assert result.code == 0, result.err
+    return SmallRun(run.text, operations, left_behind(run.output), run.output)
+
+
+def unfinished(output: Path) -> list[str]:
+    """What is in a run's directory that no reader should ever meet."""
+    return [
+        name
+        for _, folders, files in os.walk(output)
+        for name in (*folders, *files)
+        if is_leftover(name) or name == LOCK_FILE
+    ]

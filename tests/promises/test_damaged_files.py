@@ -1,0 +1,277 @@
+"""Torn, flipped, foreign files: refused by name, or without any effect; never loaded silently."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.conftest import RunTfm, TinyCorpus
+from tests.promises.damage import Harm, copied, cuts, flips, same
+from tests.test_tokenizer import serialized
+from tfm_cli.errors import ModelError
+from tfm_cli.model_dir import load_model, weights_sha256
+from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.training import checkpoint
+from tfm_cli.training.checkpoint_reading import NewerFormatError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two(tiny_model: Path, tmp_path: Path) -> list[Path]:
+    """Two checkpoints in a folder, the older first."""
+    paths = sorted((tiny_model / "checkpoints").iterdir())[-2:]
+    return [copied(path, tmp_path / "checkpoints" / path.name) for path in paths]
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """What a translation needs, and no more."""
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.model", "model.safetensors"):
+        shutil.copy(tiny_model / name, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_r5_cut_checkpoint_is_passed_over(two: list[Path], told: list[str]) -> None:
+    older, newer = two
+    for harm in list(cuts(newer)):
+        whole = (newer / harm.file).read_bytes()
+        (newer / harm.file).write_bytes(harm.content)
+
+        if harm.file == "manifest.json" and harm.content == whole[:-1]:  # a line feed is no loss
+            assert checkpoint.read(newer).path == newer
+        else:
+            found = checkpoint.newest(newer.parent)
+            assert found is not None
+            assert found.path == older, harm
+            assert told.pop().startswith(f"{newer / harm.file}: "), harm
+        (newer / harm.file).write_bytes(whole)
+
+
+MANY = pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mark.slow)])
+
+
+@MANY
+def test_r5_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
+    two: list[Path], number: int
+) -> None:
+    path = two[1]
+    wanted = checkpoint.read(path)
+    num_refused = 0
+    for harm in list(flips(path, number=number, seed=1)):
+        whole = (path / harm.file).read_bytes()
+        (path / harm.file).write_bytes(harm.content)
+        try:
+            found = checkpoint.read(path)
+        except NewerFormatError:  # of the digit that tells the format
+            assert harm.file == "manifest.json"
+            num_refused += 1
+        except ModelError as error:
+            named = str(error).startswith(f"{path / harm.file}: ") or harm.file == "manifest.json"
+            num_refused += named
+        else:
+            assert harm.file == "manifest.json", harm  # such as in the version of PyTorch there
+            assert found.state == wanted.state
+            assert same(found.weights, wanted.weights)
+            assert same(found.optimizer, wanted.optimizer)
+        (path / harm.file).write_bytes(whole)
+    assert num_refused >= 0.9 * number
+
+
+@pytest.mark.slow
+def test_r5_run_goes_on_from_the_checkpoint_before_and_says_so(
+    tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    output = tmp_path / "model"
+    shutil.copytree(tiny_model, output)
+    older, newer = sorted((output / "checkpoints").iterdir())[-2:]
+    content = bytearray((newer / "optimizer.safetensors").read_bytes())
+    content[len(content) // 2] ^= 4
+    (newer / "optimizer.safetensors").write_bytes(content)
+    settings = json.loads((output / "config.json").read_bytes())["settings"]
+    (tmp_path / "run.json").write_text(json.dumps(settings), encoding="utf-8")
+    arguments = ["train", "--output", str(output), *_arguments(tiny_corpus), "--max-updates", "301"]
+
+    result = run_tfm(arguments)
+
+    assert result.code == 0, result.err
+    assert f"{newer / 'optimizer.safetensors'}: is not what was saved: its SHA-256" in result.err
+    assert f"update {int(older.name.removeprefix('update-'))}" in result.err
+
+
+def _arguments(corpus: TinyCorpus) -> list[str]:
+    """What the shared tiny model was trained with."""
+    from tests.conftest import TINY_SHAPE
+
+    return [
+        *corpus.train_arguments(), *TINY_SHAPE, "--max-tokens", "512", "--lr", "5e-3",
+        "--lr-warmup", "50", "--valid-freq", "100", "--save-freq", "100", "--dropout", "0.0",
+        "--device", "cpu", "--set", "training.ema_decay=0.9",
+    ]  # fmt: skip
+
+
+def outcome(model: Path, harm: Harm, wanted: dict[str, Tensor]) -> str:
+    """Empty if what is loaded is what was saved; else what the refusal says."""
+    whole = (model / harm.file).read_bytes()
+    (model / harm.file).write_bytes(harm.content)
+    try:
+        found = load_model(model, CPU)
+    except ModelError as error:
+        return str(error)
+    finally:
+        (model / harm.file).write_bytes(whole)
+    assert same(found.transformer.state_dict(), wanted), harm
+    return ""
+
+
+@MANY
+def test_r5_damaged_model_directory_is_refused_by_name(model: Path, number: int) -> None:
+    loaded = load_model(model, CPU)
+    wanted = {name: tensor.clone() for name, tensor in loaded.transformer.state_dict().items()}
+    harms = [*cuts(model), *flips(model, number=number, seed=2)]
+
+    told = {harm: outcome(model, harm, wanted) for harm in harms}
+
+    for harm, message in told.items():
+        assert not message or message.startswith(f"{model / harm.file}: "), (harm, message)
+    harmless = [harm for harm, message in told.items() if not message]
+    # A line feed behind the settings, and numbers of the weights file that no translation asks for.
+    assert not [harm for harm in harmless if harm.file == "tokenizer.model"]
+    assert len(harmless) <= 4
+
+
+def test_r5_translation_with_a_damaged_model_ends_with_4(model: Path, run_tfm: RunTfm) -> None:
+    for name in ("config.json", "tokenizer.model", "model.safetensors"):
+        whole = (model / name).read_bytes()
+        (model / name).write_bytes(whole[: len(whole) // 2])
+
+        result = run_tfm(["translate", "--model", str(model), "--device", "cpu"], "one\n")
+
+        assert (result.code, result.out) == (4, "")
+        assert result.err.startswith(f"error: {model / name}: ")
+        (model / name).write_bytes(whole)
+
+
+def test_r43_other_tokenizer_of_the_same_size_is_refused_with_both_hashes(model: Path) -> None:
+    before = Tokenizer.load(model / "tokenizer.model")
+    pieces = [(piece.encode(), 1) for piece in before.pieces[4:-1]]
+    special = [(b"<pad>", 3), (b"<unk>", 2), (b"<s>", 3), (b"</s>", 3)]
+    other = Tokenizer(serialized(*special, *pieces, (b"other", 1)))
+    assert other.vocab_size == before.vocab_size
+    (model / "tokenizer.model").write_bytes(other.model_bytes)
+
+    with pytest.raises(ModelError, match=f"found SHA-256 {other.sha256}, wanted {before.sha256}"):
+        load_model(model, CPU)
+
+    config = json.loads((model / "config.json").read_bytes())
+    del config["sha256"]
+    config.update(tokenizer_sha256=other.sha256, tokenizer_files={"tokenizer.model": other.sha256})
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(
+        ModelError,
+        match=rf"model\.safetensors: was trained with another tokenizer: found SHA-256 "
+        rf"{before.sha256}, wanted {other.sha256}",
+    ):
+        load_model(model, CPU)
+
+
+def test_r44_newer_model_is_refused_with_who_made_it(model: Path, run_tfm: RunTfm) -> None:
+    config = json.loads((model / "config.json").read_bytes())
+    config.update(format_version=config["format_version"] + 1, tfm_version="9.9", more={})
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    result = run_tfm(["translate", "--model", str(model)], "one\n")
+
+    assert (result.code, result.out) == (4, "")
+    assert "has format 3, this is tfm" in result.err
+    assert "made by tfm 9.9" in result.err
+    assert "hint: install a newer tfm" in result.err
+
+
+def test_r44_newer_checkpoint_is_refused_and_not_gone_back_behind(two: list[Path]) -> None:
+    manifest = json.loads((two[1] / "manifest.json").read_bytes())
+    manifest.update(format_version=2, compressed=True)
+    (two[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    with pytest.raises(ModelError, match="has format 2, wanted at most 1") as caught:
+        checkpoint.newest(two[1].parent)
+    assert caught.value.hint == "install a newer tfm"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: m.update(compressed=True), "has the unknown name `compressed`"),
+        (lambda m: m.update(format_version=1.0), "`format_version` is missing or no number"),
+        (lambda m: m.update(format_version=True), "`format_version` is missing or no number"),
+        (lambda m: m["sha256"].update({"../x": "0"}), r"hashes of other files .*: `\.\./x`"),
+        (lambda m: m["sha256"].pop("state.json"), "hashes of other files .*: `state.json`"),
+        (lambda m: m.update(sha256=[]), "has no table of hashes"),
+    ],
+)
+def test_r44_unknown_names_in_a_manifest_are_refused(
+    two: list[Path], change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    path = two[1] / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+    with pytest.raises(ModelError, match=rf"manifest\.json: is torn or no checkpoint: .*{told}"):
+        checkpoint.read(two[1])
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of a checkpoint's file, and the manifest so that it knows of them."""
+    import hashlib
+
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+    manifest = json.loads((path.parent / "manifest.json").read_bytes())
+    manifest["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_r5_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
+    two: list[Path], told: list[str]
+) -> None:
+    name = "target_embedding.weight"
+    rewritten(two[1] / "model.safetensors", lambda table: table[name][3].fill_(float("nan")))
+
+    found = checkpoint.newest(two[1].parent)
+
+    assert found is not None
+    assert found.path == two[0]
+    assert f"model.safetensors: has values that are no finite numbers: {name}" in told[0]
+
+
+def test_r5_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path]) -> None:
+    path = two[1] / "average.safetensors"
+    rewritten(path, lambda table: table.update(extra=torch.ones(2, dtype=torch.float64)))
+
+    with pytest.raises(ModelError, match=r"average\.safetensors: extra has type F64"):
+        checkpoint.read(two[1])
+
+
+def test_r5_weights_that_are_no_numbers_are_refused_by_name(model: Path, run_tfm: RunTfm) -> None:
+    path = model / "model.safetensors"
+    with safe_open(str(path), framework="pt") as file:
+        header = json.loads(file.metadata()["tfm"])
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    tensors["target_embedding.weight"][0, 0] = float("nan")
+    header["weights_sha256"] = weights_sha256(tensors)
+    save_file(tensors, path, {"tfm": json.dumps(header)})
+
+    result = run_tfm(["translate", "--model", str(model)], "one\n")
+
+    assert (result.code, result.out) == (4, "")
+    assert "has values that are no finite numbers: target_embedding.weight" in result.err

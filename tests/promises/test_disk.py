@@ -1,0 +1,190 @@
+"""A disk that is full, refuses, or takes a part only: nothing is lost, and it is told."""
+
+import errno
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import Result, RunTfm, TinyCorpus
+from tests.promises import forked
+from tests.promises.small_run import SmallRun, unbroken_run, unfinished
+from tests.runs import checkpoints, left_behind
+from tfm_cli.failpoint import VARIABLE, begin_again
+
+PARTS = 12
+
+
+@pytest.fixture(scope="module")
+def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A run that never stopped."""
+    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    begin_again()
+
+
+def with_fault(
+    fault: str, small: SmallRun, output: Path, run_tfm: RunTfm, patch: pytest.MonkeyPatch
+) -> Result:
+    """What the run does when something on the disk fails."""
+    with patch.context() as inside:
+        inside.setenv(VARIABLE, fault)
+        begin_again()
+        result = run_tfm(small.command(output))
+    begin_again()
+    assert "Traceback" not in result.err
+    return result
+
+
+def ends_as_unbroken(
+    result: Result, small: SmallRun, output: Path, committed: int, run_tfm: RunTfm
+) -> None:
+    """Check that nothing was lost: it went on by itself, or the same command does."""
+    if result.code != 0:
+        assert result.code == 5, result.err
+        (error,) = (line for line in result.err.split("\n") if line.startswith("error: "))
+        assert "cannot be " in error
+        found = [int(path.name.removeprefix("update-")) for path in checkpoints(output)]
+        assert max(found, default=0) >= committed
+        result = run_tfm(small.command(output))
+        assert result.code == 0, result.err
+    assert left_behind(output) == small.left
+    # What could not be removed at the very end is removed when the directory is used again.
+    others = [name for name in unfinished(output) if not name.endswith(".trash")]
+    assert others == []
+
+
+@pytest.mark.parametrize(
+    ("point", "number", "committed"), [("write", 17, 2), ("sync", 12, 0), ("rename", 9, 2)]
+)
+def test_r04_full_disk_at_some_operations(
+    point: str,
+    number: int,
+    committed: int,
+    small: SmallRun,
+    run_tfm: RunTfm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "model"
+
+    result = with_fault(f"{point}:{number}=enospc", small, output, run_tfm, monkeypatch)
+
+    assert "No space left on device" in result.err
+    ends_as_unbroken(result, small, output, committed, run_tfm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["enospc", "eio"])
+@pytest.mark.parametrize("part", range(PARTS))
+def test_r04_every_operation_fails_once(
+    part: int,
+    error: str,
+    small: SmallRun,
+    run_tfm: RunTfm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # An error of the device is told as a full disk is: each is tried at every other operation.
+    first = 2 * part + (error == "eio")
+    for number in range(first + 1, len(small.operations) + 1, 2 * PARTS):
+        output = tmp_path / f"{number}" / "model"
+        result = with_fault(f"durable:{number}={error}", small, output, run_tfm, monkeypatch)
+        ends_as_unbroken(result, small, output, small.newest_committed(number - 1), run_tfm)
+
+
+def test_r04_every_write_is_short(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = with_fault("write:1+=short", small, tmp_path / "model", run_tfm, monkeypatch)
+
+    assert result.code == 0, result.err
+    assert left_behind(tmp_path / "model") == small.left
+
+
+@pytest.mark.parametrize("error", ["enospc", "edquot", "efbig"])
+def test_r04_training_goes_on_while_the_disk_is_full_and_stops_after_some_saves(
+    error: str, small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    number = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.parent.name.startswith(".update-00000004.") and each.kind == "create"
+    )
+    more = ["--save-freq", "1", "--valid-freq", "100", "--set", "training.save_retries=2"]
+
+    with monkeypatch.context() as inside:
+        inside.setenv(VARIABLE, f"durable:{number - 20}+={error}")
+        begin_again()
+        result = run_tfm(small.command(output, *more, "--set", "training.keep_checkpoints=9"))
+
+    assert result.code == 5
+    warnings = [line for line in result.err.split("\n") if "training goes on" in line]
+    assert len(warnings) == 2, result.err
+    assert "this may happen 1 more times in a row; the last good checkpoint is" in warnings[0]
+    assert "this may happen 0 more times in a row; the last good checkpoint is" in warnings[1]
+    assert "error: " in result.err
+    assert "hint: make room, and the same command goes on; the last good checkpoint" in result.err
+
+
+def test_r04_message_tells_how_much_is_needed_and_free(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    number = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.name == "optimizer.safetensors" and each.kind == "write"
+    )
+    files = checkpoints(small.output)[0].glob("*.safetensors")
+    needed = sum(4 * tensor.numel() for file in files for tensor in load_file(file).values())
+
+    result = with_fault(f"durable:{number}=enospc", small, output, run_tfm, monkeypatch)
+
+    told = f"{output}/checkpoints/update-00000002: cannot be written: No space left on device"
+    assert f"warning: {told}; it needs {needed:,} bytes, " in result.err
+    assert result.code == 0
+
+
+def test_r04_file_size_limit_of_the_system_is_told(small: SmallRun, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+
+    result = forked.run(
+        tmp_path / "words",
+        small.command(output),
+        prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000)),
+    )
+
+    assert result.code == 5, result.err
+    assert errno.EFBIG == 27
+    assert "cannot be written: File too large" in result.err
+    assert "Traceback" not in result.err
+    assert result.code != -signal.SIGXFSZ
+    forked.run(tmp_path / "words", small.command(output))
+    assert left_behind(output) == small.left
+
+
+def test_vanished_directory_is_told(small: SmallRun, tmp_path: Path) -> None:
+    output, words = tmp_path / "model", tmp_path / "words"
+    saving = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.parent.name.startswith(".update-00000004.")
+    )
+    pid = forked.start(words, small.command(output), {VARIABLE: f"durable:{saving}=sleep"})
+    forked.wait_for(lambda: "update      4" in (words / "err").read_text())
+    output.rename(tmp_path / "elsewhere")
+
+    result = forked.ended(pid, words)
+
+    assert result.code in (0, 5), result.err
+    assert "Traceback" not in result.err
+    assert forked.run(words, small.command(tmp_path / "elsewhere")).code == 0
+    assert left_behind(tmp_path / "elsewhere") == small.left

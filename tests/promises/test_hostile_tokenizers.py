@@ -1,0 +1,90 @@
+"""Crafted SentencePiece models, wherever a command takes one: refused, and tfm goes on living."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunTfm
+from tests.sentencepiece_bytes import MODEL, charsmap, delimited, piece
+from tfm_cli.tokenizer import MAX_MODEL_BYTES
+
+# The shapes of what was reported of SentencePiece, by the number of the report.
+CRAFTED: dict[str, tuple[bytes, str]] = {
+    "1263": (MODEL + piece(b"a" * 200_000), "its piece 4 has 200000 bytes, wanted 1 to 1024"),
+    "1265": (
+        MODEL
+        + delimited(
+            3, delimited(2, charsmap([1 << 10, 256 << 10 | 1 << 8] + [1 << 31 | 99] * 510))
+        ),
+        "a text beyond the last",
+    ),
+    "1267": (
+        MODEL + b"".join(piece(b"x" * n, kind=4) for n in range(1, 70)),
+        "more than 64 symbols that begin with each other",
+    ),
+    "1269": (
+        MODEL + delimited(3, delimited(2, charsmap([0x7FFFFC00] + [0] * 255))),
+        "unit 0 leads out of the table",
+    ),
+    "1272": (
+        MODEL + delimited(3, delimited(2, charsmap([0xFFFFFC00] + [0] * 255))),
+        "begins with a unit that is no beginning",
+    ),
+    "1308": (MODEL + piece(b"a\0b"), "none of them NUL"),
+}
+
+
+@pytest.mark.parametrize("report", CRAFTED)
+def test_r41_crafted_tokenizer_is_refused_by_every_command(
+    report: str, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    content, told = CRAFTED[report]
+    path = tmp_path / "crafted.model"
+    path.write_bytes(content)
+    for arguments in (
+        ["tokenize", "encode", "--model", str(path)],
+        ["train", "--output", str(tmp_path / "model"), "--tokenizer", str(path)],
+        ["check", "-s", "data/test.en", "-t", "data/test.fr", "--tokenizer", str(path)],
+    ):
+        result = run_tfm(arguments, "a\n")
+
+        assert (result.code, result.out) == (4, ""), (arguments, result.err)
+        assert result.err.startswith(f"error: {path}: is no SentencePiece model: ")
+        assert told in result.err
+    assert not (tmp_path / "model").exists()
+
+
+def test_r41_crafted_tokenizer_of_a_model_whose_hashes_fit_is_refused(
+    tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    """Hashes say that nothing was changed, not that who wrote them meant well."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model / name, model)
+    content, told = CRAFTED["1263"]
+    (model / "tokenizer.model").write_bytes(content)
+    config = json.loads((model / "config.json").read_bytes())
+    del config["sha256"]
+    sha256 = hashlib.sha256(content).hexdigest()
+    config.update(tokenizer_sha256=sha256, tokenizer_files={"tokenizer.model": sha256})
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    result = run_tfm(["translate", "--model", str(model)], "one\n")
+
+    assert (result.code, result.out) == (4, "")
+    assert told in result.err
+
+
+def test_r41_tokenizer_over_64_mib_is_refused_unread(tmp_path: Path, run_tfm: RunTfm) -> None:
+    path = tmp_path / "huge.model"
+    with path.open("wb") as stream:
+        stream.truncate(MAX_MODEL_BYTES + 1)
+
+    result = run_tfm(["tokenize", "encode", "--model", str(path)], "a\n")
+
+    assert (result.code, result.out) == (4, "")
+    assert "has 67108865 bytes, wanted at most 67108864 for a SentencePiece model" in result.err

@@ -1,0 +1,72 @@
+"""A translation to a file that is killed at any operation goes on to the same bytes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunTfm, TinyCorpus
+from tests.promises import forked
+from tfm_cli.durable import Operation, watched
+from tfm_cli.failpoint import VARIABLE
+from tfm_cli.translation import resumable_file
+
+
+def often() -> None:
+    """Let it be noted after each window how far the translation is."""
+    resumable_file.COMMIT_SECONDS = 0.0
+
+
+@pytest.fixture
+def command(tiny_model: Path, tiny_corpus: TinyCorpus) -> Callable[[Path], list[str]]:
+    def command_to(output: Path) -> list[str]:
+        model = ["-m", str(tiny_model), "--device", "cpu", "--cpu-threads", "1"]
+        windows = ["--buffer-size", "10", "--beam", "2"]
+        return ["translate", *model, *windows, "-i", tiny_corpus.path("test.en"), "-o", str(output)]
+
+    return command_to
+
+
+@pytest.fixture
+def operations(
+    command: Callable[[Path], list[str]],
+    run_tfm: RunTfm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[Operation]:
+    """What an unbroken translation changes on the disk."""
+    told: list[Operation] = []
+    monkeypatch.setattr(resumable_file, "COMMIT_SECONDS", 0.0)
+    with watched(told.append):
+        result = run_tfm(command(tmp_path / "whole"))
+    assert result.code == 0, result.err
+    return told
+
+
+@pytest.mark.parametrize(
+    "stride", [9, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"]
+)
+@pytest.mark.parametrize("action", ["kill", "enospc"])
+def test_r01_translation_goes_on_after_a_fault_at_operations(
+    action: str,
+    stride: int,
+    command: Callable[[Path], list[str]],
+    operations: list[Operation],
+    tmp_path: Path,
+) -> None:
+    whole = (tmp_path / "whole").read_bytes()
+    assert len(operations) > 20
+
+    for number in range(2, len(operations) + 1, stride):
+        place = tmp_path / f"{number}"
+        place.mkdir()
+        fault = {VARIABLE: f"durable:{number}={action}"}
+        broken = forked.run(place / "words", command(place / "out"), fault, prepare=often)
+
+        result = forked.run(place / "words", command(place / "out"), prepare=often)
+
+        assert broken.code in ((-9,) if action == "kill" else (0, 5)), broken.err
+        assert "Traceback" not in broken.err
+        assert result.code == 0, result.err
+        assert (place / "out").read_bytes() == whole
+        assert sorted(path.name for path in place.iterdir()) == ["out", "words"]

@@ -1,0 +1,253 @@
+"""R15: a batch that memory does not hold is computed in parts, to the same end."""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import Result, TinyCorpus, invoke
+from tests.distributed import ranks
+from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
+from tests.training.test_update import Run, batch
+from tfm_cli import failpoint
+from tfm_cli.errors import ResourceError
+from tfm_cli.training.room import Room
+
+LACK = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+UPDATES = 8
+RUN = [*SMALL_RUN, "--max-updates", str(UPDATES), "--valid-freq", "5", "--save-freq", "4"]
+Faults = Callable[[str], None]
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """`faults(text)`: from now on these happen."""
+
+    def set_off(text: str) -> None:
+        monkeypatch.setenv(failpoint.VARIABLE, text)
+        failpoint.begin_again()
+
+    yield set_off
+    monkeypatch.delenv(failpoint.VARIABLE, raising=False)
+    failpoint.begin_again()
+
+
+# --- one update ---------------------------------------------------------------------------------
+
+
+def batches() -> list[Any]:
+    """Of uneven lengths and odd numbers of pairs, so that padding and places matter."""
+    some = [(3, 1), (1, 4), (7, 2), (2, 9), (5, 5), (8, 1), (4, 4)]
+    return [batch(*some, seed=1), batch((9, 2), (6, 3), seed=2), batch(*some[1:4], seed=3)]
+
+
+def updated(text: str, faults: Faults, *, double: bool = True) -> tuple[list[torch.Tensor], int]:
+    """The weights after an update with dropout; and how often memory did not suffice."""
+    faults("")
+    run = Run(dropout=0.3, dtype=torch.float64 if double else torch.float32)
+    if not double:
+        # Adam makes steps of the usual size of gradients that are nothing but rounding.
+        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0)  # type: ignore[assignment]
+    faults(text)
+    room = Room()
+    rate = 0.01 if double else 1.0
+    stats = run.update(batches(), number=2, peak_rate=rate, room=room)
+    assert stats.is_finite()
+    return [p.detach() for p in run.model.parameters()], room.splits
+
+
+def test_r15_update_is_the_same_wherever_memory_does_not_suffice(faults: Faults) -> None:
+    """At each part in turn, and at each pair of parts, until there is none left."""
+    whole, _ = updated("", faults)
+    tried = 0
+    for first, then in itertools.product(range(1, 99), (None, 1, 2, 4)):
+        more = "" if then is None else f",micro_batch:{first + then}=memory"
+        try:
+            found, splits = updated(f"micro_batch:{first}=memory{more}", faults)
+        except ResourceError as error:  # the second one met a single pair
+            assert "a single pair" in str(error)  # noqa: PT017 - that is one of two right ends
+            continue
+        if not splits:
+            break
+        tried += splits
+        for mine, wanted in zip(found, whole, strict=True):
+            # The sums run in another order, and Adam divides by the root of their squares.
+            torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-10)
+    assert first == 4  # there are three batches
+    assert tried >= 9
+
+
+def test_r15_update_in_single_precision_is_the_same_but_for_rounding(faults: Faults) -> None:
+    whole, _ = updated("", faults, double=False)
+
+    found, splits = updated("micro_batch:1=memory", faults, double=False)
+
+    assert splits == 1
+    for mine, wanted in zip(found, whole, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-6)
+
+
+def test_r15_what_a_broken_off_backward_pass_left_does_not_count(faults: Faults) -> None:
+    whole, _ = updated("", faults)
+    run = Run(dropout=0.3, dtype=torch.float64)
+    calls = iter(range(99))
+
+    def lack(gradient: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 1:  # in the second batch, when half of the layers have gradients
+            raise RuntimeError(LACK)
+        return gradient
+
+    weight: Any = run.model.encoder_layers[0].feed_forward.outer.weight  # type: ignore[union-attr]
+    weight.register_hook(lack)
+    room = Room()
+
+    run.update(batches(), number=2, room=room)
+
+    assert room.splits == 1
+    for mine, wanted in zip(run.model.parameters(), whole, strict=True):
+        torch.testing.assert_close(mine.detach(), wanted, rtol=0, atol=1e-10)
+
+
+def test_r15_single_pair_without_memory_is_told(faults: Faults) -> None:
+    run = Run()
+    before = run.bits()
+    faults("micro_batch:1+=memory")
+
+    told = "cpu: out of memory for a single pair, of 9 source and 10 target pieces with padding"
+    with pytest.raises(ResourceError, match=told) as raised:
+        run.update(batches(), number=2)
+
+    assert raised.value.hint == "drop longer pairs by `--max-length`, or train a smaller model"
+    assert all(torch.equal(a, b) for a, b in zip(before, run.bits(), strict=True))
+
+
+# --- a run --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
+
+
+@pytest.fixture
+def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfm_cli.training import beginning, run
+
+    exact = beginning.fresh_model
+    monkeypatch.setattr(run, "fresh_model", lambda *arguments: exact(*arguments).double())
+
+
+def learn(text: list[str], output: Path, *flags: str) -> Result:
+    result = invoke(["train", *text, *RUN, "-o", str(output), *flags])
+    assert result.code == 0, result.err
+    return result
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints(output)[-1] / "model.safetensors")
+
+
+def assert_same_weights(ours: Path, theirs: Path, *, atol: float) -> None:
+    wanted = weights(theirs)
+    for name, tensor in weights(ours).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=atol)
+
+
+def splits(output: Path) -> int:
+    counters = json.loads((checkpoints(output)[-1] / "state.json").read_bytes())["state"]
+    return int(counters["memory_splits"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_double")
+def test_r15_run_ends_with_the_same_weights_wherever_memory_does_not_suffice(
+    text: list[str], faults: Faults, tmp_path: Path
+) -> None:
+    learn(text, tmp_path / "whole")
+    for number in range(1, 99):
+        faults(f"micro_batch:{number}=memory")
+        output = tmp_path / str(number)
+
+        result = learn(text, output)
+
+        if not splits(output):
+            break
+        assert splits(output) == 1
+        once = "warning: cpu: out of memory; computing less at once, to the same end\n"
+        assert result.err.count(once) == 1
+        # Adam divides by moments, of which the smallest have few equal digits.
+        assert_same_weights(output, tmp_path / "whole", atol=1e-8)
+    assert number > 14  # two batches an update, but the last of an epoch
+
+
+@pytest.mark.slow
+def test_r15_run_that_goes_on_computes_in_the_same_parts(
+    text: list[str], faults: Faults, tmp_path: Path
+) -> None:
+    lack = "micro_batch:2=memory,micro_batch:5=memory"
+    faults(lack)
+    learn(text, tmp_path / "whole")
+    faults(lack)
+    learn(text, tmp_path / "parts", "--max-updates", "5")
+
+    faults("")
+    learn(text, tmp_path / "parts")
+
+    assert splits(tmp_path / "whole") == 2
+    assert left_behind(tmp_path / "parts") == left_behind(tmp_path / "whole")
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+def with_faults(text: str) -> Callable[[int], None]:
+    def prepare(rank: int) -> None:
+        import os
+
+        from tests.distributed.test_train import in_double as double
+
+        os.environ[failpoint.VARIABLE] = text
+        failpoint.begin_again()
+        double()
+
+    return prepare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["2@1", "3@0", "4", "2@1=memory,micro_batch:3@1"])
+def test_r15_lack_of_one_process_changes_nothing_for_all(
+    where: str, text: list[str], tmp_path: Path
+) -> None:
+    command = ["train", *text, *RUN]
+    single = ranks.run(
+        tmp_path / "s", [*command, "-o", str(tmp_path / "one"), "--update-freq", "2"], world=1,
+        prepare=with_faults(""),
+    )  # fmt: skip
+
+    done = ranks.run(
+        tmp_path / "s", [*command, "-o", str(tmp_path / "two"), "--update-freq", "1"],
+        prepare=with_faults(f"micro_batch:{where}=memory"),
+    )  # fmt: skip
+
+    assert [each.code for each in [*single, *done]] == [0, 0, 0], done
+    assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-8)
+
+
+@pytest.mark.slow
+def test_r15_lack_where_weights_are_in_shards_is_told_and_ends_all(
+    text: list[str], tmp_path: Path
+) -> None:
+    command = ["train", *text, *RUN, "-o", str(tmp_path / "m"), "--set", "parallel.strategy=fsdp"]
+
+    done = ranks.run(tmp_path / "s", command, prepare=with_faults("micro_batch:3@1=memory"))
+
+    assert [each.code for each in done] == [5, 5]
+    said = done[0].err + done[1].err
+    assert re.search("^error: rank 1 of 2: cpu: out of memory$", said, re.MULTILINE)
+    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in said

@@ -1,0 +1,130 @@
+"""After a loss of power, whatever is gone of the unsynced, a run goes on from a checkpoint."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TinyCorpus
+from tests.promises import forked
+from tests.promises.disk_model import Tree, put, states
+from tests.promises.small_run import SmallRun, unbroken_run, unfinished
+from tests.runs import left_behind, metrics
+from tfm_cli.errors import ModelError
+from tfm_cli.model_dir import load_model, weights_facts
+from tfm_cli.training import checkpoint
+
+PARTS = 4
+
+
+@pytest.fixture(scope="module")
+def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A run that never stopped."""
+    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"))
+
+
+def different_states(small: SmallRun) -> list[tuple[int, Tree]]:
+    """Each state once, with the most operations that may lead to it."""
+    found = {
+        frozenset(tree.items()): (done, tree)
+        for done, tree in states(small.operations, small.output)
+    }
+    return list(found.values())
+
+
+def test_model_of_the_disk_has_all_that_is_reachable(small: SmallRun) -> None:
+    found = different_states(small)
+
+    # More than one for each operation, and the last is what the run left.
+    assert len(found) > len(small.operations) > 150
+    _, tree = found[-1]
+    real = {
+        str(path.relative_to(small.output)): path.read_bytes() if path.is_file() else None
+        for path in small.output.rglob("*")
+    }
+    assert {name: content for name, content in tree.items() if name != "."} == real
+
+
+@pytest.mark.slow
+def test_r02_every_state_after_a_loss_of_power_has_a_whole_checkpoint(
+    small: SmallRun, tmp_path: Path
+) -> None:
+    tried = 0
+    for number, (done, tree) in enumerate(different_states(small)):
+        output = tmp_path / f"{number}"
+        put(tree, output)
+
+        newest = checkpoint.newest(output / "checkpoints") if has_checkpoints(tree) else None
+
+        update = 0 if newest is None else newest.state.update
+        assert update >= small.newest_committed(done), (done, sorted(tree))
+        # What the checkpoint knows of was made sure of before: progress lines, and the best model.
+        if update:
+            told = [line["update"] for line in metrics_of(output) if line["update"] <= update]
+            assert told == [line["update"] for line in small.left["metrics"]][: len(told)]
+            assert told[-1] >= update - 1, told
+        if (output / "config.json").exists() and (output / "model.safetensors").exists():
+            facts = weights_facts(output)
+            assert facts is not None
+            assert load_model(output, torch.device("cpu"))
+        shutil.rmtree(output)
+        tried += 1
+    print(tried, "states")
+
+
+def has_checkpoints(tree: Tree) -> bool:
+    return any(name.startswith("checkpoints/update-") for name in tree)
+
+
+def metrics_of(output: Path) -> list[dict[str, int]]:
+    with contextlib.suppress(AssertionError, ValueError):
+        return metrics(output)
+    lines = (output / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    (output / "metrics.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    return metrics(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_r02_run_goes_on_from_states_after_a_loss_of_power(
+    part: int, small: SmallRun, tmp_path: Path
+) -> None:
+    for number, (_, tree) in list(enumerate(different_states(small)))[part * 9 :: PARTS * 9]:
+        output = tmp_path / f"{number}" / "model"
+        put(tree, output)
+
+        result = forked.run(output.with_name("words"), small.command(output))
+
+        assert result.code == 0, result.err
+        assert "Traceback" not in result.err
+        assert left_behind(output) == small.left
+        assert unfinished(output) == []
+
+
+def test_checkpoint_that_got_out_of_the_way_is_taken_back(small: SmallRun, tmp_path: Path) -> None:
+    run = tmp_path / "checkpoints"
+    shutil.copytree(small.output / "checkpoints", run)
+    (run / "update-00000007").rename(run / ".update-00000007.123.trash")
+
+    found = checkpoint.newest(run)
+
+    assert found is not None
+    assert found.state.update == 7
+    names = sorted(path.name for path in run.iterdir())
+    assert names == ["best-on-schedule", "update-00000006", "update-00000007"]
+
+
+def test_half_removed_checkpoint_is_not_taken_back(small: SmallRun, tmp_path: Path) -> None:
+    run = tmp_path / "checkpoints"
+    shutil.copytree(small.output / "checkpoints", run)
+    (run / "update-00000007").rename(run / ".update-00000007.123.trash")
+    (run / ".update-00000007.123.trash" / "optimizer.safetensors").unlink()
+
+    found = checkpoint.newest(run)
+
+    assert found is not None
+    assert found.state.update == 6
+    with pytest.raises(ModelError):
+        checkpoint.read(run / ".update-00000007.123.trash")

@@ -1,0 +1,162 @@
+"""Processes learn together what one alone does, whatever the corpus, and notice if they do not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TinyCorpus
+from tests.distributed import ranks
+from tests.promises.ranks_run import command
+from tests.runs import checkpoints, metrics, write_part
+
+
+@pytest.fixture(scope="module")
+def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=120)
+
+
+def recorded(path: Path) -> ranks.Prepare:
+    """Let each process write down which pairs each of its updates learns from."""
+
+    def prepare(rank: int) -> None:
+        from tfm_cli.training import loop, plan
+
+        pairs_of: dict[int, tuple[list[int], Any]] = {}  # by the identity of the batch, kept alive
+        batch_of = plan.Planner.batch
+        update = loop.update  # type: ignore[attr-defined]  # imported there
+
+        def batch(self: Any, pairs: Any) -> Any:
+            made = batch_of(self, pairs)
+            pairs_of[id(made)] = (pairs.tolist(), made)
+            return made
+
+        def noted(learner: Any, micro_batches: Any, *rest: Any, **named: Any) -> Any:
+            ids = [pairs_of[id(each.batch)][0] for each in micro_batches if each.counts]
+            with (path / f"{rank}.jsonl").open("a") as stream:
+                stream.write(json.dumps([named["number"], ids]) + "\n")
+            return update(learner, micro_batches, *rest, **named)
+
+        plan.Planner.batch = batch  # type: ignore[method-assign]  # that is the point
+        loop.update = noted  # type: ignore[attr-defined]  # imported there
+
+    path.mkdir(exist_ok=True)
+    return prepare
+
+
+def ids_by_update(path: Path) -> dict[int, list[int]]:
+    """The pairs of each update, over all processes, sorted."""
+    found: dict[int, list[int]] = {}
+    for file in path.glob("*.jsonl"):
+        for line in file.read_text().split("\n")[:-1]:
+            number, parts = json.loads(line)
+            found.setdefault(number, []).extend(pair for part in parts for pair in part)
+    return {number: sorted(ids) for number, ids in sorted(found.items())}
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in metrics(output) if line["event"] == "train"]
+
+
+@pytest.mark.slow
+def test_r12_any_number_of_processes_learns_from_the_same_pairs(
+    text: list[str], tmp_path: Path
+) -> None:
+    """1, 2 and 4 processes, and 1 → 2 → 1, with dropout, parts of batches and an average."""
+
+    def learn(name: str, world: int, updates: int = 20) -> None:
+        more = ["--update-freq", str(4 // world), "--set", "training.micro_batch=40"]
+        more += ["--valid-freq", "99", "--save-freq", "99"]
+        done = ranks.run(
+            tmp_path / "s", command(text, tmp_path / name, *more, updates=updates),
+            world=world, prepare=recorded(tmp_path / f"ids-{name}"),
+        )  # fmt: skip
+        assert [each.code for each in done] == [0] * world, done
+
+    learn("1", 1)
+    learn("2", 2)
+    learn("4", 4)
+    learn("1-2-1", 1, updates=7)
+    learn("1-2-1", 2, updates=13)
+    learn("1-2-1", 1)
+
+    wanted = ids_by_update(tmp_path / "ids-1")
+    assert list(wanted) == list(range(1, 21))
+    for name in ("2", "4", "1-2-1"):
+        assert ids_by_update(tmp_path / f"ids-{name}") == wanted
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_r50_epoch_of_any_number_of_batches_is_shared_out(
+    batches: int, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    """World − 1, world and world + 1 batches; the fewest pairs of validation, too."""
+    flags = write_part(tiny_corpus, tmp_path, pairs=batches, valid=1)
+    more = ["--max-tokens", "1"]  # each pair is a batch
+
+    for world in (1, 2):
+        done = ranks.run(
+            tmp_path / "s",
+            command(flags, tmp_path / f"{world}", *more, "--update-freq", str(2 // world)),
+            world=world, prepare=recorded(tmp_path / f"ids-{world}"),
+        )  # fmt: skip
+        assert [each.code for each in done] == [0] * world, done
+        assert f"; {batches} batches an epoch" in done[0].err
+
+    assert ids_by_update(tmp_path / "ids-2") == ids_by_update(tmp_path / "ids-1")
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
+def test_r51_other_code_is_refused_before_any_text_is_read(text: list[str], tmp_path: Path) -> None:
+    def older(rank: int) -> None:
+        if rank == 1:
+            import tfm_cli
+            from tfm_cli.training import agreement
+
+            tfm_cli.__version__ = "0.0.9"
+            agreement.torch.__version__ = "2.0"  # type: ignore[attr-defined]  # imported there
+
+    done = ranks.run(tmp_path / "s", command(text, tmp_path / "model"), prepare=older)
+
+    assert [each.code for each in done] == [2, 2]
+    told = done[0].err + done[1].err
+    assert "  rank 1: tfm is 0.0.9, on rank 0 " in told
+    assert f"  rank 1: PyTorch is 2.0, on rank 0 {torch.__version__}\n" in told
+    assert "training text" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of_average", "bit"), [(False, 1), (True, 1 << 20)])
+def test_r51_rank_with_another_bit_stops_all_before_the_save(
+    of_average: bool, bit: int, text: list[str], tmp_path: Path
+) -> None:
+    name = "encoder_layers.0.feed_forward.inner.weight"
+
+    def flip(rank: int) -> None:
+        from tfm_cli.training import loop
+
+        update = loop.update  # type: ignore[attr-defined]  # imported there
+
+        def flipped(learner: Any, batches: Any, optimizer: Any, average: Any, **more: Any) -> Any:
+            stats = update(learner, batches, optimizer, average, **more)
+            if rank == 1 and more["number"] == 7:
+                weights = average.weights if of_average else dict(learner.model.named_parameters())
+                weights[name].detach().view(torch.int32).flatten()[3] ^= bit
+            return stats
+
+        # Mypy sees that it is imported there, and another signature.
+        loop.update = flipped  # type: ignore[attr-defined, assignment]
+
+    more = ["--valid-freq", "50"]
+    done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *more), prepare=flip)
+
+    assert [each.code for each in done] == [6, 6], done
+    told = done[0].err + done[1].err
+    assert "error: update 10: there are other weights than on rank 0\n  rank 1 of 2: `" in told
+    assert f"`{name} (average)`\n" in told or not of_average  # no weight learned from it
+    assert "update-00000005`" in told.partition("hint: start the same again")[2]
+    assert [path.name for path in checkpoints(tmp_path / "model")] == ["update-00000005"]

@@ -1,0 +1,135 @@
+"""A process that is killed among several costs no bit; torchrun starts them again by itself."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TinyCorpus
+from tests.distributed import ranks, torchrun
+from tests.promises.ranks_run import RanksRun, fault, unbroken
+from tests.runs import checkpoints, left_behind
+from tfm_cli.config import DataConfig, TokenizerConfig
+from tfm_cli.corpus.encoders import encoders
+from tfm_cli.corpus.filters import Filters
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> RanksRun:
+    return unbroken(tiny_corpus, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(("update", "rank"), [(1, 0), (6, 1), (11, 0), (12, 1)])
+def test_r48_killed_at_an_update_the_same_command_ends_with_the_same_bits(
+    update: int, rank: int, whole: RanksRun, tmp_path: Path
+) -> None:
+    command = whole.command(tmp_path / "model")
+
+    killed = ranks.run(tmp_path / "s", command, prepare=fault(f"update:{update}@{rank}=kill"))
+    again = ranks.run(tmp_path / "s", command)
+
+    assert (killed[rank].code, killed[1 - rank].code) == (137, 5)
+    words = f"error: rank {1 - rank} of 2, in update {update}: rank {rank} ended before the work"
+    assert words in killed[1 - rank].err
+    assert [each.code for each in again] == [0, 0], again
+    assert left_behind(tmp_path / "model") == whole.left
+
+
+@pytest.mark.parametrize("before", [25, 4, 0])
+def test_r48_killed_during_a_save_the_same_command_ends_with_the_same_bits(
+    before: int, whole: RanksRun, tmp_path: Path
+) -> None:
+    number = whole.number_within_save(10) - before
+    command = whole.command(tmp_path / "model")
+
+    killed = ranks.run(tmp_path / "s", command, prepare=fault(f"durable:{number}@0=kill"))
+    saved = checkpoints(tmp_path / "model")[-1].name
+    again = ranks.run(tmp_path / "s", command)
+
+    assert [each.code for each in killed] == [137, 5]
+    assert saved == "update-00000005"
+    assert [each.code for each in again] == [0, 0], again
+    assert left_behind(tmp_path / "model") == whole.left
+
+
+@pytest.mark.parametrize("fails", ["save@0=kill", "update:8@1=stop"])
+def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
+    fails: str, whole: RanksRun, tmp_path: Path
+) -> None:
+    """`--overwrite` is for the first start: the next one goes on."""
+    failpoint = fails.replace("save", f"durable:{whole.number_within_save(10)}")
+    command = whole.command(tmp_path / "model", "--overwrite", "--dist-timeout", "8")
+
+    with torchrun.start(tmp_path / "job", command, max_restarts=3, failpoint=failpoint) as job:
+        job.wait_for("update      1 ")
+        shared = job.shared_memory()
+        code = job.ended()
+        words, left = job.words(), job.left(shared)
+
+    assert code == 0, words
+    assert f"going on after update 5 of `{tmp_path / 'model'}`" in words
+    assert words.count("tokenizer: learned") == 1
+    assert words.count("of 2, ") == 1  # who ended is said once
+    assert left_behind(tmp_path / "model") == whole.left
+    assert left == []
+
+
+def test_r53_nothing_outlives_a_launcher_that_was_killed_at_the_start(
+    whole: RanksRun, tmp_path: Path
+) -> None:
+    """While a tokenizer is learned, or processes prepare text."""
+    command = whole.command(tmp_path / "model", "--data-workers", "2", updates=99_999)
+
+    with torchrun.start(tmp_path / "job", command) as job:
+        job.wait_for("tokenizer: learned ")
+        job.launcher.send_signal(signal.SIGKILL)
+        job.ended()
+
+        assert job.left(set()) == []
+
+
+def test_r53_processes_that_prepare_text_end_with_the_one_that_asked(tmp_path: Path) -> None:
+    model = train_tokenizer(["a b c"] * 9, TokenizerConfig(vocab_size=270), seed=1, soft_limit=True)
+    pair = TokenizerPair.joint(Tokenizer(model))
+    pids = tmp_path / "pids"
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with encoders(pair, Filters.of(DataConfig()), workers=2) as encode:
+                each = [process._process.pid for process in encode._processes]
+                pids.with_suffix(".part").write_text(" ".join(map(str, each)))
+                pids.with_suffix(".part").rename(pids)
+                time.sleep(60)
+        finally:
+            os._exit(99)
+    while not pids.exists():
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    assert all(torchrun.gone_after(int(each), 5.0) for each in pids.read_text().split())
+
+
+def test_r53_nothing_outlives_a_launcher_that_was_killed(whole: RanksRun, tmp_path: Path) -> None:
+    command = whole.command(tmp_path / "model", "--save-freq", "500", updates=99_999)
+
+    with torchrun.start(tmp_path / "job", command) as job:
+        job.wait_for("update      7 ")
+        shared = job.shared_memory()
+        job.launcher.send_signal(signal.SIGKILL)
+        job.ended()
+        left, words = job.left(shared), job.words()
+    (saved,) = checkpoints(tmp_path / "model")
+    newest = int(saved.name.removeprefix("update-"))
+
+    assert left == []
+    assert "warning: the launcher is gone\n" in words
+    assert newest >= 7  # there was time to save
+    assert f"stopped after update {newest}: SIGTERM was received" in words

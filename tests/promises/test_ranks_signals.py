@@ -1,0 +1,74 @@
+"""A signal to one of several processes, or to all, stops all of them after the same update."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TinyCorpus
+from tests.distributed import ranks, torchrun
+from tests.promises.ranks_run import RanksRun, fault, unbroken
+from tests.runs import checkpoints, left_behind
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> RanksRun:
+    return unbroken(tiny_corpus, tmp_path_factory.mktemp("whole"))
+
+
+def newest(output: Path) -> int:
+    return int(checkpoints(output)[-1].name.removeprefix("update-"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_r03_signal_to_the_launcher_and_to_all_saves_and_leaves_nothing(
+    number: signal.Signals, whole: RanksRun, tmp_path: Path
+) -> None:
+    """SIGTERM comes to the ranks twice, by themselves and from the launcher: it is one."""
+    output = tmp_path / "model"
+    command = whole.command(output, "--save-freq", "500", updates=99_999)
+
+    with torchrun.start(tmp_path / "job", command) as job:
+        job.wait_for("update      7 ")
+        shared = job.shared_memory()
+        if number == signal.SIGTERM:
+            for pid in job.ranks().values():
+                os.kill(pid, number)
+        job.launcher.send_signal(number)
+        code = job.ended()
+        words, left = job.words(), job.left(shared)
+
+    assert code != 0
+    assert newest(output) >= 7
+    assert f"stopped after update {newest(output)}: {number.name} was received" in words
+    assert words.count("saving after this update; once more ends it at once") == 1
+    assert left == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_r03_second_signal_ends_all_at_once_with_the_old_checkpoint_whole(
+    rank: int, whole: RanksRun, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+
+    at_work = ranks.start(
+        tmp_path / "s", whole.command(output), prepare=fault(f"update:8@{1 - rank}=stop")
+    )
+    at_work.wait_for("update      7 ")
+    at_work.signal(rank, signal.SIGTERM)
+    time.sleep(0.3)
+    at_work.signal(rank, signal.SIGTERM)
+    at_work.wait_for_end(rank)
+    at_work.signal(1 - rank, signal.SIGCONT)
+    done = at_work.ended()
+    again = ranks.run(tmp_path / "s", whole.command(output))
+
+    assert done[rank].code == 128 + signal.SIGTERM
+    assert done[1 - rank].code == 5
+    assert f"rank {rank} ended before the work was done" in done[1 - rank].err
+    assert "going on after update 5 of " in again[0].err
+    assert left_behind(output) == whole.left
