@@ -84,3 +84,10 @@ def test_quoted_text_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str
 )  # fmt: skip
 def test_durations_are_written_as_a_person_does(seconds: float, text: str) -> None:
     assert log.seconds_text(seconds) == text
+
+
+def test_numbers_of_things_are_told_as_people_do() -> None:
+    found = [log.counted(count, "pair") for count in (0, 1, 2)]
+
+    assert found == ["0 pairs", "1 pair", "2 pairs"]
+    assert log.counted(3, "batch", "batches") == "3 batches"

@@ -186,3 +186,26 @@ def test_endless_line_needs_little_memory() -> None:
     assert len(line) == 1 << 17
     assert reader.mended.counts["clipped"] == 1
     assert peak < 4 << 20
+
+
+def test_line_ends_of_the_other_kind_are_counted_and_the_last_line_has_none() -> None:
+    for raw, kind, count, first in (
+        (b"a\nb\r\nc\r\nd\r", "crlf", 2, 2),
+        (b"a\r\nb\nc\r\nd\ne", "bare", 2, 2),
+        (b"a\r\nb\r\nc", "bare", 0, None),
+        (b"a\nb\nc\r", "crlf", 0, None),
+    ):
+        for pieces in ([raw], [raw[i : i + 1] for i in range(len(raw))]):
+            reader = reader_of(*pieces)
+
+            list(reader)
+
+            assert reader.mended.counts[kind] == count
+            assert reader.mended.first.get(kind) == first
+
+
+def test_cut_line_is_not_said_to_end_in_a_carriage_return() -> None:
+    reader = reader_of(b"a\nbcd\r\refgh\nabcd\r\n", max_line_bytes=4)
+
+    assert list(reader) == ["a", "bcd\r", "abcd"]
+    assert reader.mended.counts["crlf"] == 1  # the last one, of which all was read

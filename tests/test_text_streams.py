@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.text import LineReader, open_lines
-from tfm_cli.text_output import open_output, write_line
+from tfm_cli.text_output import open_output, write_line, write_lines
 
 
 def test_window_has_no_more_lines_than_asked_for() -> None:
@@ -147,3 +148,27 @@ def test_full_disk_behind_standard_output_is_told(monkeypatch: pytest.MonkeyPatc
             open_output("-") as stream,
         ):
             write_line(stream, "one")
+
+
+def test_lines_go_through_a_buffer_where_python_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bytes] = []
+
+    class Unbuffered(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, text: object) -> int:
+            calls.append(bytes(cast(bytes, text)[:3]))  # a part of it, as a system call may
+            return len(calls[-1])
+
+    class Stdout:
+        buffer = Unbuffered()
+
+    monkeypatch.setattr(sys, "stdout", Stdout)
+
+    with open_output("-") as stream:
+        write_lines(stream, ["one", "two"])
+        assert calls == []
+
+    assert b"".join(calls) == b"one\ntwo\n"
+    assert not Stdout.buffer.closed

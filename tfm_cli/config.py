@@ -70,8 +70,7 @@ class DataConfig:
     )
     bad_utf8: str = opt(
         "refuse",
-        "What becomes of training text that is no UTF-8: the run ends and names the byte, U+FFFD "
-        "takes its place, or the pair is dropped.",
+        "Training text that is no UTF-8 ends the run, gets U+FFFD instead, or drops its pair.",
         choices=("refuse", "replace", "drop-pair"),
     )
     cache: str = opt(

@@ -208,3 +208,25 @@ def test_torch_is_not_imported() -> None:
     assert "tfm_cli.corpus.inspection" in modules
     assert "torch" not in modules
     assert done.stdout.endswith("0 errors, 0 warnings, 0 notes\n")
+
+
+def test_what_cannot_be_read_has_no_column_of_zeros(
+    run_tfm: RunTfm, corpus: list[str], tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "none")
+
+    alone = run_tfm(["check", "-q", "-s", missing, "-t", missing])
+    beside = run_tfm(["check", "-q", *corpus, "--valid-source", missing, "--valid-target", missing])
+
+    assert (alone.code, beside.code) == (1, 1)
+    assert [line.split() for line in alone.out.split("\n")[:4]] == [
+        ["file", "lines", "ends", "odd", "lines"],
+        ["train", missing, "?", "?", "?"],
+        ["train", missing, "?", "?", "?"],
+        [],
+    ]
+    assert alone.out.split("\n")[4].startswith(f"error: {missing}: there is no such file")
+    assert "pairs" not in alone.out
+    columns = beside.out.split("\n\n")[1]
+    assert columns.split("\n")[0].split() == ["train"]
+    assert "usable" in columns
