@@ -12,6 +12,7 @@ import torch
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.runs import SMALL_RUN, checkpoints, metrics, write_part
+from tfm_cli.errors import ResourceError
 
 OFTEN = ["--disp-freq", "1", "--valid-freq", "50", "--save-freq", "5", "--update-freq", "1"]
 
@@ -155,6 +156,37 @@ def test_loss_of_one_that_is_no_number_is_found_where_only_the_device_knows_of_i
     (error,) = ranks.errors(done)
     assert "update 6: the loss is " in error
     assert " and the gradient norm nan; the weights were not touched" in error
+
+
+@pytest.mark.slow
+def test_disk_that_refuses_the_model_once_does_not_part_the_processes(
+    tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    """The others, which do not write, bring their shards for a checkpoint that is not written."""
+
+    def refuse(rank: int) -> None:
+        from tfm_cli.training import keeper
+
+        exact = keeper.save_weights  # type: ignore[attr-defined]  # imported there
+        calls = iter(range(100))
+
+        def full(*arguments: Any, **named: Any) -> None:
+            if next(calls) == 0:
+                raise ResourceError("no room") from OSError(28, "No space left on device")
+            exact(*arguments, **named)
+
+        keeper.save_weights = full  # type: ignore[attr-defined]  # imported there
+
+    text = write_part(tiny_corpus, tmp_path, pairs=55, valid=0)
+    flags = ["--set", "parallel.strategy=fsdp"]
+    done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *flags), prepare=refuse)
+
+    assert ranks.codes(done) == [0, 0]
+    assert "warning: no room; training goes on" in done[0].err
+    assert [path.name for path in checkpoints(tmp_path / "model")] == [
+        "update-00000010",
+        "update-00000012",
+    ]
 
 
 @pytest.mark.slow

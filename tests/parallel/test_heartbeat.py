@@ -69,6 +69,19 @@ def test_process_that_gets_no_further_is_late_only_where_it_has_so_long(clock: C
     assert late == "rank 1 got no further for 10 s"
 
 
+def test_process_that_has_done_its_part_may_be_silent(clock: Clock) -> None:
+    first, second = hearts(Whereabouts(), Whereabouts())
+    second.beat()
+    second.rest()
+    said = []
+
+    for _ in range(60):
+        clock.now += 0.5
+        said.append(first.beat())
+
+    assert set(said) == {""}
+
+
 def test_process_that_was_stopped_itself_begins_to_listen_anew(clock: Clock) -> None:
     first, second = hearts(Whereabouts(), Whereabouts())
     second.beat()

@@ -97,8 +97,13 @@ class Ending:
 
     def close(self) -> None:
         """Watch no more."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._watcher.join(_ANSWER_SECONDS)
+        with contextlib.suppress(RuntimeError):
+            if not self._ends:
+                self._heart.rest()
 
     def early(self, error: BaseException) -> BaseException:
         """What to raise for an error: itself where this process is the first that ends.

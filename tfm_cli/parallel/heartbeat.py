@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _BEAT_SECONDS = 0.5
+_DONE = -2  # the last beat of a process that has done its part
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Heart:
         return self._late(self._read(self.next_rank), now)
 
     def _late(self, found: _Heard, now: float) -> str:
-        if found.beat != self._heard.beat:
+        if found.beat != self._heard.beat or found.beat == _DONE:
             self._heard_at = now
         # It has all the time it wants for what no one else does at the same time.
         if found.steps != self._heard.steps or found.waits or not found.is_bounded:
@@ -95,6 +96,10 @@ class Heart:
             return ""
         what = "was not heard of" if is_silent else "got no further"
         return f"rank {self.next_rank} {what} for {self.patience:g} s"
+
+    def rest(self) -> None:
+        """Tell that all is done here, so that nobody minds the silence."""
+        self.store.set(_key(self.rank), json.dumps([_DONE]))
 
     def silent(self) -> str:
         """Words for the processes that have ceased to tell of themselves; nothing if none has.

@@ -70,11 +70,7 @@ def save(
     """
     path = directory / f"update-{state.update:08d}"
     is_writer = parallel is None or parallel.is_main
-    tensors: dict[str, dict[str, Tensor]] = {
-        WEIGHTS: whole(dict(model.named_parameters()), wanted=is_writer),
-        AVERAGE: whole(average.weights, wanted=is_writer),
-        OPTIMIZER: whole(optimizer_tensors(model, optimizer), wanted=is_writer),
-    }
+    tensors = gathered(model, average, optimizer, wanted=is_writer)
     if not is_writer:
         return path
     counters = {"state": state.to_json(), "text_sha256": dict(text_sha256)}
@@ -87,6 +83,17 @@ def save(
         raise
     _prune(directory, path, keep=keep)
     return path
+
+
+def gathered(
+    model: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer, *, wanted: bool
+) -> dict[str, dict[str, Tensor]]:
+    """All tensors of a checkpoint, by file; see `whole`."""
+    return {
+        WEIGHTS: whole(dict(model.named_parameters()), wanted=wanted),
+        AVERAGE: whole(average.weights, wanted=wanted),
+        OPTIMIZER: whole(optimizer_tensors(model, optimizer), wanted=wanted),
+    }
 
 
 def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: str) -> None:

@@ -124,15 +124,21 @@ class Keeper:
             logger.warning(told, error, left, self.last_good(None))
 
     def _save(self, update: int) -> None:
-        if self._corpora.valid is None:  # nothing says which weights are best: the newest
-            self._write_model(update, None)
-        if self._metrics is not None:
-            self._metrics.sync()
+        model, average, optimizer = self._learner.model, self._average, self._optimizer
+        try:
+            if self._corpora.valid is None:  # nothing says which weights are best: the newest
+                self._write_model(update, None)
+            if self._metrics is not None:
+                self._metrics.sync()
+        except ResourceError:
+            # The other processes know of nothing, and bring their shards.
+            checkpoint.gathered(model, average, optimizer, wanted=False)
+            raise
         checkpoint.save(
             self._output / CHECKPOINTS,
-            model=self._learner.model,
-            average=self._average,
-            optimizer=self._optimizer,
+            model=model,
+            average=average,
+            optimizer=optimizer,
             state=self._state,
             text_sha256=self._text_sha256,
             keep=self._config.training.keep_checkpoints,
