@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fuzz fmt bench bench-translate bench-prepare bench-train
+.PHONY: help install demo test check lint fuzz fmt bench bench-translate bench-prepare bench-train
 .PHONY: bench-memory golden clean
 
 help: ## List the targets
@@ -24,13 +24,15 @@ demo: $(VENV)/.installed ## Train on the sample corpus, score and translate: abo
 test: $(VENV)/.installed-dev ## Run all tests, slow ones too
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-check: $(VENV)/.installed-dev ## Lint, types, layers and fast tests: before each commit
+check: lint ## Lint, types, layers and fast tests: before each commit
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(VENV)/.installed-dev ## Lint, types, layers; no test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python data/generate.py --check
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # make fuzz SECONDS=600 TARGETS='header tokenizer'; with atheris, if somebody installed it
 SECONDS ?= 60
