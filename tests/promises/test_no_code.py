@@ -27,6 +27,7 @@ _KNOWN = {
     ("interop/hugging_face_import.py", "pickle"),  # the name of an error that torch raises
     ("interop/hugging_face_import.py", "torch.load"),  # if asked for; runs no code
     ("interop/npz_file.py", "np.load"),  # with allow_pickle=False
+    ("training/run_lock.py", "socket"),  # the name of this machine
 }
 
 
