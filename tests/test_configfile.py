@@ -269,6 +269,7 @@ MAY_CHANGE = {
     "training.keep_checkpoints", "training.micro_batch", "training.activation_checkpointing",
     "training.compile", "training.update_freq", "parallel.strategy", "parallel.timeout",
     "training.deterministic", "training.bad_updates", "training.max_bad_updates",
+    "training.save_retries",
     "validation.early_stopping",
 }  # fmt: skip
 
