@@ -64,7 +64,7 @@ def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
 ) -> None:
     """`--overwrite` is for the first start: the next one goes on."""
     failpoint = fails.replace("save", f"durable:{whole.number_within_save(10)}")
-    command = whole.command(tmp_path / "model", "--overwrite", "--dist-timeout", "8")
+    command = whole.command(tmp_path / "model", "--overwrite", "--dist-timeout", "20")
 
     with torchrun.start(tmp_path / "job", command, max_restarts=3, failpoint=failpoint) as job:
         job.wait_for("update      1 ")
