@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -115,6 +116,13 @@ def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
 
     with pytest.raises(ResourceError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
         file.sync()
+
+
+def test_metrics_that_are_no_file_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+
+    with pytest.raises(ResourceError, match=r"metrics\.jsonl: .* it is not a regular file"):
+        MetricsFile(tmp_path / "metrics.jsonl", update=0)
 
 
 def test_metrics_that_could_not_be_written_are_written_later(

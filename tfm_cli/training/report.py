@@ -150,6 +150,8 @@ class MetricsFile:
 
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []
+        if self._path.exists() and not self._path.is_file():  # a pipe would be waited for
+            raise ResourceError(f"{self._path}: cannot be written: it is not a regular file")
         if self._path.exists():
             for line in self._path.read_bytes().split(b"\n"):
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
