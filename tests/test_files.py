@@ -44,6 +44,17 @@ def test_failure_leaves_the_old_file_and_nothing_else(
     assert names(tmp_path) == ["text"]
 
 
+def test_want_of_memory_is_no_fault_of_the_output(tmp_path: Path) -> None:
+    lack = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with pytest.raises(OSError, match="Cannot allocate memory") as raised:  # noqa: SIM117 - one of them raises
+        with atomic_file(tmp_path / "text"):
+            raise lack
+
+    assert raised.value is lack
+    assert names(tmp_path) == []
+
+
 def test_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     (tmp_path / "text").touch()
     (tmp_path / "text").chmod(0o600)

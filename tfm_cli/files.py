@@ -82,7 +82,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         with _replacing(Path(os.path.realpath(place))) as stream:
             yield stream
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if not is_of_output(error):
             raise
         reason = "it is a directory" if isinstance(error, IsADirectoryError) else error.strerror
         raise ResourceError(f"{path}: cannot be written: {reason}") from error
@@ -197,6 +197,14 @@ def _is_running(process_id: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether an error amid the writing of an output says that it could not be written.
+
+    Not where its reader is gone, or where memory did not suffice for what was to be written.
+    """
+    return not isinstance(error, BrokenPipeError) and error.errno != errno.ENOMEM
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tfm_cli.errors import ResourceError
-from tfm_cli.files import atomic_file
+from tfm_cli.files import atomic_file, is_of_output
 from tfm_cli.terminal import visible
 
 
@@ -38,9 +38,9 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
             with _buffered(sys.stdout.buffer) as stream:
                 yield stream
                 stream.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:  # such as a full disk that the shell wrote to
+            if not is_of_output(error):
+                raise
             reason = error.strerror
             raise ResourceError(f"standard output: cannot be written: {reason}") from error
         return

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from tfm_cli import durable
 from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.files import is_of_output
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ def resumable_file(
         with ResumableFile(path, settings, overwrite=overwrite) as output:
             yield output
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if not is_of_output(error):
             raise
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
