@@ -24,7 +24,7 @@ def test_lines_may_be_counted_together_and_called_by_another_name() -> None:
 
     mended.add("invalid", 7, 3)
     mended.add("invalid", 9)
-    mended.rename("invalid", "left_out")
+    mended.count_as("invalid", "left_out")
 
     assert mended == Mended(Counter(left_out=4), {"left_out": 7})
     assert mended.notes(9) == [

@@ -21,7 +21,7 @@ class Mended:
         self.counts[kind] += count
         self.first.setdefault(kind, line)
 
-    def rename(self, kind: str, other: str) -> None:
+    def count_as(self, kind: str, other: str) -> None:
         """Call lines of a kind by another, of which there are none yet."""
         self.counts[other], self.first[other] = self.counts.pop(kind), self.first.pop(kind)
 

@@ -11,6 +11,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.promises.ranks_run import command
 from tests.runs import checkpoints, metrics, write_part
+from tfm_cli.log import counted
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_r50_epoch_of_any_number_of_batches_is_shared_out(
             world=world, prepare=recorded(tmp_path / f"ids-{world}"),
         )  # fmt: skip
         assert [each.code for each in done] == [0] * world, done
-        assert f"; {batches} batches an epoch" in done[0].err
+        assert f"; {counted(batches, 'batch', 'batches')} an epoch" in done[0].err
 
     assert ids_by_update(tmp_path / "ids-2") == ids_by_update(tmp_path / "ids-1")
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)

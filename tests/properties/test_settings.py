@@ -38,7 +38,7 @@ def _values(field: dataclasses.Field[Any], kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.floats(0.5, 100), max_size=3).map(tuple)
     if kind is bool:
         return st.booleans()
-    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+    text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9)
     return text if kind is str else st.lists(text, max_size=3).map(tuple)
 
 

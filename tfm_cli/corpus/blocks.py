@@ -211,7 +211,7 @@ def _lines(block: Block, side: int, mended: Mended, bad_utf8: str) -> tuple[list
         if reader.mended.counts["invalid"] > len(invalid):
             invalid.append(index)
     if invalid and bad_utf8 == "drop-pair":
-        reader.mended.rename("invalid", "left_out")
+        reader.mended.count_as("invalid", "left_out")
     mended.merge(reader.mended)
     return lines, invalid
 

@@ -19,6 +19,7 @@ from tfm_cli.weights_file import WeightsFile
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+TYPES = {"F32": torch.float32}  # that a run has its tensors in
 _HASHED = {WEIGHTS, AVERAGE, OPTIMIZER, STATE}
 _MAX_JSON_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
@@ -130,14 +131,14 @@ def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors in a file, in memory that is theirs."""
     try:
         with WeightsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
-            odd = [name for name, values in file.tensors.items() if values.dtype != "F32"]
+            odd = [name for name, values in file.tensors.items() if values.dtype not in TYPES]
             if odd:
                 raise ModelError(f"{path}: {odd[0]} has type {file.tensors[odd[0]].dtype}")
             _check_hash(path, file.sha256_of_file(), sha256)
             contents = file.read()
         return {
             # An empty buffer has nothing that a tensor could be made of.
-            name: torch.frombuffer(contents[name], dtype=torch.float32).view(values.shape)
+            name: torch.frombuffer(contents[name], dtype=TYPES[values.dtype]).view(values.shape)
             if contents[name]
             else torch.empty(values.shape)
             for name, values in file.tensors.items()
