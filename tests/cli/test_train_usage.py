@@ -90,7 +90,7 @@ def test_all_missing_files_are_told_at_once(run_tfm: RunTfm) -> None:
     ]
 
 
-def test_all_misaligned_files_are_told_at_once(run_tfm: RunTfm) -> None:
+def test_r20_all_misaligned_files_are_told_at_once(run_tfm: RunTfm) -> None:
     write("two", "one\ntwo\n")
     write("one", "one\n")
     files = ["-s", "two", "-s", "one", "-t", "one", "-t", "two", "-vs", "two", "-vt", "one"]

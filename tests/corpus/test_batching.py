@@ -65,7 +65,7 @@ def test_every_pair_is_in_exactly_one_batch_of_an_epoch(
 
 @settings(deadline=None)
 @given(corpus=corpora, max_tokens=budgets, seed=seeds, epoch=st.integers(0, 1000))
-def test_order_is_a_function_of_seed_and_epoch_alone(
+def test_r11_order_is_a_function_of_seed_and_epoch_alone(
     corpus: list[tuple[int, int]], max_tokens: int, seed: int, epoch: int
 ) -> None:
     source, target = sides(corpus)

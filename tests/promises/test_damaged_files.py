@@ -40,7 +40,7 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_r5_cut_checkpoint_is_passed_over(two: list[Path], told: list[str]) -> None:
+def test_r05_cut_checkpoint_is_passed_over(two: list[Path], told: list[str]) -> None:
     older, newer = two
     for harm in list(cuts(newer)):
         whole = (newer / harm.file).read_bytes()
@@ -60,7 +60,7 @@ MANY = pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mar
 
 
 @MANY
-def test_r5_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
+def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
     two: list[Path], number: int
 ) -> None:
     path = two[1]
@@ -87,7 +87,7 @@ def test_r5_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
 
 
 @pytest.mark.slow
-def test_r5_run_goes_on_from_the_checkpoint_before_and_says_so(
+def test_r05_run_goes_on_from_the_checkpoint_before_and_says_so(
     tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     output = tmp_path / "model"
@@ -133,7 +133,7 @@ def outcome(model: Path, harm: Harm, wanted: dict[str, Tensor]) -> str:
 
 
 @MANY
-def test_r5_damaged_model_directory_is_refused_by_name(model: Path, number: int) -> None:
+def test_r05_damaged_model_directory_is_refused_by_name(model: Path, number: int) -> None:
     loaded = load_model(model, CPU)
     wanted = {name: tensor.clone() for name, tensor in loaded.transformer.state_dict().items()}
     harms = [*cuts(model), *flips(model, number=number, seed=2)]
@@ -148,7 +148,7 @@ def test_r5_damaged_model_directory_is_refused_by_name(model: Path, number: int)
     assert len(harmless) <= 4
 
 
-def test_r5_translation_with_a_damaged_model_ends_with_4(model: Path, run_tfm: RunTfm) -> None:
+def test_r05_translation_with_a_damaged_model_ends_with_4(model: Path, run_tfm: RunTfm) -> None:
     for name in ("config.json", "tokenizer.model", "model.safetensors"):
         whole = (model / name).read_bytes()
         (model / name).write_bytes(whole[: len(whole) // 2])
@@ -241,7 +241,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None
     (path.parent / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_r5_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
+def test_r05_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
     two: list[Path], told: list[str]
 ) -> None:
     name = "target_embedding.weight"
@@ -254,7 +254,7 @@ def test_r5_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
     assert f"model.safetensors: has values that are no finite numbers: {name}" in told[0]
 
 
-def test_r5_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path]) -> None:
+def test_r05_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path]) -> None:
     path = two[1] / "average.safetensors"
     rewritten(path, lambda table: table.update(extra=torch.ones(2, dtype=torch.float64)))
 
@@ -262,7 +262,7 @@ def test_r5_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path])
         checkpoint.read(two[1])
 
 
-def test_r5_weights_that_are_no_numbers_are_refused_by_name(model: Path, run_tfm: RunTfm) -> None:
+def test_r05_weights_that_are_no_numbers_are_refused_by_name(model: Path, run_tfm: RunTfm) -> None:
     path = model / "model.safetensors"
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["tfm"])

@@ -66,7 +66,7 @@ def everything() -> dict[str, bytes]:
 @pytest.mark.usefixtures("_no_model_is_read")
 @pytest.mark.parametrize("output", ["text", "./text", "folder/../text", "link", "hard"])
 @pytest.mark.parametrize("name", TO_A_FILE)
-def test_r9_output_that_is_read_is_refused(
+def test_r09_output_that_is_read_is_refused(
     name: str, output: str, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
     before = everything()
@@ -85,7 +85,7 @@ def test_r9_output_that_is_read_is_refused(
 @pytest.mark.usefixtures("_no_model_is_read")
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.model"])
 @pytest.mark.parametrize("name", TO_A_FILE)
-def test_r9_output_that_is_a_file_of_the_model_is_refused(
+def test_r09_output_that_is_a_file_of_the_model_is_refused(
     name: str, file: str, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
     before = (tiny_model / file).read_bytes()
@@ -98,7 +98,7 @@ def test_r9_output_that_is_a_file_of_the_model_is_refused(
     assert (tiny_model / file).read_bytes() == before
 
 
-def test_r9_prefix_of_a_tokenizer_that_names_its_text_is_refused(run_tfm: RunTfm) -> None:
+def test_r09_prefix_of_a_tokenizer_that_names_its_text_is_refused(run_tfm: RunTfm) -> None:
     before = everything()
 
     result = run_tfm(COMMANDS["tokenize train"]("", "text"))
@@ -124,7 +124,7 @@ def test_r9_prefix_of_a_tokenizer_that_names_its_text_is_refused(run_tfm: RunTfm
     ids=["directory", "below a file", "deep below a file", "read-only", "too long"],
 )
 @pytest.mark.parametrize("name", ALL)
-def test_r9_output_that_cannot_be_written_is_told_before_any_work(
+def test_r09_output_that_cannot_be_written_is_told_before_any_work(
     name: str, output: str, reason: str, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
     suffix = ".model" if name == "tokenize train" else ""
@@ -159,7 +159,7 @@ def run_in_shell(command: str, user: int | None = None) -> subprocess.CompletedP
     ],
 )
 @pytest.mark.parametrize("name", ["translate", "tokenize encode"])
-def test_r9_redirected_streams_are_told_apart_too(
+def test_r09_redirected_streams_are_told_apart_too(
     name: str, redirection: str, told: str, tiny_model: Path
 ) -> None:
     done = run_in_shell(f"$TFM {name} -m {tiny_model} {redirection}")
@@ -171,7 +171,7 @@ def test_r9_redirected_streams_are_told_apart_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
-def test_r9_full_disk_is_one_line_and_no_success(name: str, tiny_model: Path) -> None:
+def test_r09_full_disk_is_one_line_and_no_success(name: str, tiny_model: Path) -> None:
     arguments = " ".join(COMMANDS[name](str(tiny_model), "/dev/full"))
 
     done = run_in_shell(f"$TFM {arguments} --quiet")
@@ -181,7 +181,7 @@ def test_r9_full_disk_is_one_line_and_no_success(name: str, tiny_model: Path) ->
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user for a moment")
-def test_r9_folder_without_permission_is_told() -> None:
+def test_r09_folder_without_permission_is_told() -> None:
     before = everything()
     os.seteuid(65534)
     try:
