@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import time
@@ -108,6 +109,37 @@ def test_under_a_launcher_the_same_signal_comes_twice_and_a_later_one_ends(
 
     assert after_two == 0
     assert code == 128 + signal.SIGTERM
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_second_signal_ends_a_process_that_waits_for_others_outside_of_python() -> None:
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with remember_signals(world=2):
+                os.write(theirs, b"ready")
+                # For minutes, and no handler of a signal is heard.
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+        finally:
+            os._exit(99)
+
+    os.read(ours, 5)
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.1)
+    after_one = os.waitpid(pid, os.WNOHANG)[0]
+    os.kill(pid, signal.SIGINT)
+    until = time.monotonic() + 30
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    os.close(ours)
+    os.close(theirs)
+
+    assert after_one == 0
+    assert os.waitstatus_to_exitcode(ended[1]) == 128 + signal.SIGINT
 
 
 def test_under_a_launcher_what_comes_after_the_end_is_ignored(

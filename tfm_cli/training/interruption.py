@@ -23,29 +23,34 @@ _SAME_SECONDS = 3.0  # for a signal to all of a job, which its launcher hands on
 
 
 @contextlib.contextmanager
-def remember_signals() -> Iterator[Callable[[], int]]:
+def remember_signals(world: int = 1) -> Iterator[Callable[[], int]]:
     """Inside, a first SIGINT or SIGTERM is remembered; a second one ends the process at once.
 
     Under a launcher, what comes soon after the first is taken for the same one. A signal that is
     ignored, as SIGINT is in the background of a script, stays ignored. Yields a function that gives
     the number of the signal that came, 0 for none.
+
+    Args:
+        world: number of processes at the same work, which wait for each other.
     """
     received: list[int] = []
     before = {each: signal.getsignal(each) for each in _SIGNALS}
     watched = [each for each in _SIGNALS if before[each] != signal.SIG_IGN]
     launched = is_launched()
+    waits = launched or world > 1
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if received[1:]:
             return
-        if not launched:
+        if not waits:
             for each in watched:
                 signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
         logger.warning("%s: saving after this update; once more ends it at once", name)
 
-    with _end_by_second(watched) if launched else contextlib.nullcontext():
+    same_seconds = _SAME_SECONDS if launched else 0.0
+    with _end_by_second(watched, same_seconds) if waits else contextlib.nullcontext():
         for each in watched:
             signal.signal(each, remember)
         try:
@@ -56,8 +61,8 @@ def remember_signals() -> Iterator[Callable[[], int]]:
 
 
 @contextlib.contextmanager
-def _end_by_second(watched: Sequence[int]) -> Iterator[None]:
-    """Inside, a signal that comes some seconds after the first ends the process.
+def _end_by_second(watched: Sequence[int], same_seconds: float) -> Iterator[None]:
+    """Inside, a signal that comes so many seconds after the first ends the process.
 
     A thread sees to it: the handlers of signals wait for the main thread, which may itself wait for
     another process.
@@ -70,9 +75,9 @@ def _end_by_second(watched: Sequence[int]) -> Iterator[None]:
         while number := os.read(ours, 1):  # Python writes each signal to the other end at once
             if number[0] not in watched:
                 continue
-            if time.monotonic() > until:
+            if time.monotonic() >= until:
                 os._exit(128 + number[0])
-            until = min(until, time.monotonic() + _SAME_SECONDS)
+            until = min(until, time.monotonic() + same_seconds)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()

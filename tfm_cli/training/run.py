@@ -139,7 +139,7 @@ def run(
     if goes_on:
         logger.info("going on after update %d of `%s`", state.update, output)
         say_batches(state, config.training.update_freq, parallel.world)
-    with remember_signals() as signalled:
+    with remember_signals(parallel.world) as signalled:
         events = train(
             learner,
             planner,
