@@ -95,8 +95,10 @@ def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_t
     for side, lines in sides.items():
         (tmp_path / f"first.{side}").write_text("\n".join([*lines[:4000], ""]), encoding="utf-8")
         (tmp_path / f"next.{side}").write_text("\n".join([*lines[4000:6000], ""]), encoding="utf-8")
-    valid = ["-vs", str(CORPUS / "val.en"), "-vt", str(CORPUS / "val.de"), "--device", "cpu",
-             "--cpu-threads", "1", "--valid-metrics", "loss"]  # fmt: skip
+        valid_lines = (CORPUS / f"val.{side}").read_text(encoding="utf-8").split("\n")[:300]
+        (tmp_path / f"valid.{side}").write_text("\n".join([*valid_lines, ""]), encoding="utf-8")
+    valid = ["-vs", str(tmp_path / "valid.en"), "-vt", str(tmp_path / "valid.de"),
+             "--device", "cpu", "--cpu-threads", "1", "--valid-metrics", "loss"]  # fmt: skip
 
     def train(text: str, output: str, *more: str) -> list[float]:
         """The validation losses of a run."""
@@ -109,8 +111,8 @@ def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_t
         return [line["loss"] for line in metrics(tmp_path / output) if line["event"] == "valid"]
 
     original = train(
-        "first", "ours", "--vocab-size", "1500", "--max-tokens", "1024", "--max-updates", "200",
-        "--valid-freq", "200", "--lr-warmup", "100", "--set", "training.ema_decay=0.98",
+        "first", "ours", "--vocab-size", "1500", "--max-tokens", "1024", "--max-updates", "120",
+        "--valid-freq", "120", "--lr-warmup", "100", "--set", "training.ema_decay=0.98",
     )[-1]  # fmt: skip
     assert (
         run_tfm(["export", str(tmp_path / "ours"), "--to", "hf", "-o", str(tmp_path / "hf")]).code
@@ -124,8 +126,8 @@ def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_t
         "next", "untouched", *tuning, "--lr", "1e-9", "--max-updates", "1", "--valid-freq", "1"
     )[-1]
     tuned = train(
-        "next", "tuned", *tuning, "--lr", "5e-4", "--lr-warmup", "20", "--max-updates", "60",
-        "--valid-freq", "30", "--max-tokens", "1024",
+        "next", "tuned", *tuning, "--lr", "5e-4", "--lr-warmup", "20", "--max-updates", "30",
+        "--valid-freq", "15", "--max-tokens", "1024",
     )  # fmt: skip
 
     assert untouched == pytest.approx(original, abs=0.002)

@@ -1,5 +1,6 @@
 """The run that is broken in every way: two saves, a best model on schedule and one off it."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from tfm_cli.durable import Operation, watched
 from tfm_cli.files import is_leftover
 from tfm_cli.training.run_lock import LOCK_FILE
 
-_OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2", "--max-updates", "7"]
+_OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class SmallRun:
     operations: list[Operation]
     left: dict[str, Any]
     output: Path
+    updates: int
 
     def command(self, output: Path, *more: str) -> list[str]:
         """What follows `tfm`."""
-        return ["train", *self.text, *SMALL_RUN, *_OFTEN, "-o", str(output), *more]
+        until = ["--max-updates", str(self.updates)]
+        return ["train", *self.text, *SMALL_RUN, *_OFTEN, *until, "-o", str(output), *more]
 
     def newest_committed(self, after: int) -> int:
         """The update of the newest checkpoint that is made sure of after so many operations."""
@@ -38,14 +41,15 @@ class SmallRun:
         return newest
 
 
-def unbroken_run(corpus: TinyCorpus, directory: Path) -> SmallRun:
-    """Make the run, in this process."""
+def unbroken_run(corpus: TinyCorpus, directory: Path, *, updates: int = 7) -> SmallRun:
+    """Make the run, in this process; one of five updates has all that happens in one of seven."""
     operations: list[Operation] = []
-    run = SmallRun(write_part(corpus, directory, pairs=55), operations, {}, directory / "model")
+    text = write_part(corpus, directory, pairs=55)
+    run = SmallRun(text, operations, {}, directory / "model", updates)
     with watched(operations.append):
         result = invoke(run.command(run.output))
     assert result.code == 0, result.err
-    return SmallRun(run.text, operations, left_behind(run.output), run.output)
+    return dataclasses.replace(run, left=left_behind(run.output))
 
 
 def unfinished(output: Path) -> list[str]:

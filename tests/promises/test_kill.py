@@ -20,7 +20,7 @@ PARTS = 16  # of all operations, so that several processes share them
 @pytest.fixture(scope="module")
 def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     """A run that never stopped."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"))
+    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"), updates=5)
 
 
 def killed(small: SmallRun, output: Path, number: int, action: str = "kill") -> None:
@@ -82,7 +82,7 @@ def test_r01_kill_at_random_times(small: SmallRun, tmp_path: Path) -> None:
         while code == -signal.SIGKILL:
             words = output.with_name("words")
             pid = forked.start(words, small.command(output))
-            time.sleep(chance.uniform(0, 1.5))
+            time.sleep(chance.uniform(0, 1))
             os.kill(pid, signal.SIGKILL)  # it waits to be asked for its end, so this is it
             result = forked.ended(pid, words)
             code, kills = result.code, kills + (result.code == -signal.SIGKILL)

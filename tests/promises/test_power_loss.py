@@ -22,7 +22,7 @@ PARTS = 4
 @pytest.fixture(scope="module")
 def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     """A run that never stopped."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"))
+    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"), updates=5)
 
 
 def different_states(small: SmallRun) -> list[tuple[int, Tree]]:
@@ -106,25 +106,25 @@ def test_r02_run_goes_on_from_states_after_a_loss_of_power(
 def test_checkpoint_that_got_out_of_the_way_is_taken_back(small: SmallRun, tmp_path: Path) -> None:
     run = tmp_path / "checkpoints"
     shutil.copytree(small.output / "checkpoints", run)
-    (run / "update-00000007").rename(run / ".update-00000007.123.trash")
+    (run / "update-00000005").rename(run / ".update-00000005.123.trash")
 
     found = checkpoint.newest(run)
 
     assert found is not None
-    assert found.state.update == 7
+    assert found.state.update == 5
     names = sorted(path.name for path in run.iterdir())
-    assert names == ["best-on-schedule", "update-00000006", "update-00000007"]
+    assert names == ["best-on-schedule", "update-00000004", "update-00000005"]
 
 
 def test_half_removed_checkpoint_is_not_taken_back(small: SmallRun, tmp_path: Path) -> None:
     run = tmp_path / "checkpoints"
     shutil.copytree(small.output / "checkpoints", run)
-    (run / "update-00000007").rename(run / ".update-00000007.123.trash")
-    (run / ".update-00000007.123.trash" / "optimizer.safetensors").unlink()
+    (run / "update-00000005").rename(run / ".update-00000005.123.trash")
+    (run / ".update-00000005.123.trash" / "optimizer.safetensors").unlink()
 
     found = checkpoint.newest(run)
 
     assert found is not None
-    assert found.state.update == 6
+    assert found.state.update == 4
     with pytest.raises(ModelError):
-        checkpoint.read(run / ".update-00000007.123.trash")
+        checkpoint.read(run / ".update-00000005.123.trash")

@@ -129,20 +129,14 @@ def made_ready(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[U
     ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_AHEAD)
     ended = threading.Event()
 
-    def put(item: UpdatePlan | BaseException) -> None:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
     def work() -> None:
         try:
             for plan in plans():
-                put(plan)
+                ready.put(plan)
                 if ended.is_set():
                     return
         except BaseException as error:
-            put(error)
+            ready.put(error)
 
     def taken() -> Iterator[UpdatePlan]:
         while True:
@@ -157,4 +151,8 @@ def made_ready(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[U
         yield taken()
     finally:
         ended.set()
+        # Room for what the thread may wait to put there; it then sees that this is the end.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ready.get_nowait()
         thread.join()
