@@ -1,5 +1,6 @@
 """What a run leaves on the disk: the best weights, their card, the metrics and checkpoints."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -152,10 +153,16 @@ class Keeper:
 
     def _take_back(self) -> None:
         kept = self._output / CHECKPOINTS / _ON_SCHEDULE
-        if kept.is_dir():
+        if not kept.is_dir():
+            return
+        try:
             for name in (WEIGHTS_FILE, CARD_FILE):
-                durable.rename(kept / name, self._output / name)
+                with contextlib.suppress(FileNotFoundError):  # taken already, by a run killed here
+                    durable.rename(kept / name, self._output / name)
+            durable.sync_directory(self._output)
             remove_directory(kept)
+        except OSError as error:
+            raise ResourceError(f"{kept}: cannot be taken back: {error.strerror}") from error
 
     def _say_signatures(self, validation: Validation) -> None:
         if not self._signatures_said:
