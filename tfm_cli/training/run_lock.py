@@ -38,7 +38,8 @@ def locked(output: Path) -> Iterator[None]:
         durable.make_directory(output)
         stream = _taken(path, output)
     except OSError as error:
-        raise ResourceError(f"{output}: cannot be written: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise ResourceError(f"{output}: cannot be written: {reason}") from error
     try:
         yield
     finally:
