@@ -99,6 +99,24 @@ def test_r04_every_operation_fails_once(
         ends_as_unbroken(result, small, output, small.newest_committed(number - 1), run_tfm)
 
 
+def test_r04_best_weights_that_are_refused_end_it_and_the_checkpoint_is_named(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    number = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.name.startswith(".model.safetensors.") and each.kind == "create"
+    )
+
+    result = with_fault(f"durable:{number}=enospc", small, output, run_tfm, monkeypatch)
+
+    assert "model.safetensors: cannot be written: No space left on device\nhint: " in result.err
+    told = f"the last good checkpoint is `{output / 'checkpoints' / 'update-00000002'}`"
+    assert f"hint: make room, and the same command goes on; {told}\n" in result.err
+    ends_as_unbroken(result, small, output, 2, run_tfm)
+
+
 def test_r04_every_write_is_short(
     small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,9 +78,7 @@ class Keeper:
             display.validated(event)
             self._say_signatures(event.validation)
             if event.is_best:
-                if self._writes and not event.counted and self._state.best_score is not None:
-                    self._set_aside()
-                self._write_model(event.update, event.validation)
+                self._keep_best(event)
         else:
             self._save_or_go_on(event)
 
@@ -106,6 +104,21 @@ class Keeper:
         if not isinstance(event, SaveDue):
             metrics.add(event)
 
+    def _keep_best(self, event: Validated) -> None:
+        """Write the best weights; they cannot be put off, since training moves on from them."""
+        try:
+            if self._writes and not event.counted and self._state.best_score is not None:
+                self._set_aside()
+            self._write_model(event.update, event.validation)
+        except ResourceError as error:
+            if isinstance(error.__cause__, OSError):
+                error.hint = self._hint()
+            raise
+
+    def _hint(self) -> str:
+        """What to do when the disk refuses."""
+        return f"make room, and the same command goes on; {self.last_good(None)}"
+
     def _save_or_go_on(self, event: SaveDue) -> None:
         """Save; if the disk refuses, the next time may be better, and the last one still counts."""
         try:
@@ -118,7 +131,7 @@ class Keeper:
             if not is_of_disk:
                 raise
             if event.is_last or self._failed_saves > retries:
-                error.hint = f"make room, and the same command goes on; {self.last_good(None)}"
+                error.hint = self._hint()
                 raise
             told = "%s; training goes on, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves
