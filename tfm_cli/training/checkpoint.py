@@ -127,9 +127,10 @@ def _free(directory: Path) -> int:
 
 def _prune(directory: Path, path: Path, *, keep: int) -> None:
     """Remove all but the newest up to `path`, which was just written."""
-    paths = all_paths(directory)
-    newest_index = paths.index(path)
-    for old in paths[: max(0, newest_index + 1 - keep)] + paths[newest_index + 1 :]:
+    others = all_paths(directory)  # it may be gone itself, if somebody moved the directory away
+    older = [other for other in others if other < path]
+    newer = [other for other in others if other > path]
+    for old in older[: max(0, len(older) + 1 - keep)] + newer:
         try:
             remove_directory(old)
         except OSError as error:

@@ -1,6 +1,7 @@
 """What a run leaves on the disk: the best weights, their card, the metrics and checkpoints."""
 
 import contextlib
+import errno
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tfm_cli import durable
 from tfm_cli.config import RunConfig
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
-from tfm_cli.model_config import WEIGHTS_FILE
+from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
@@ -107,6 +108,7 @@ class Keeper:
     def _keep_best(self, event: Validated) -> None:
         """Write the best weights; they cannot be put off, since training moves on from them."""
         try:
+            self._check_place()
             if self._writes and not event.counted and self._state.best_score is not None:
                 self._set_aside()
             self._write_model(event.update, event.validation)
@@ -114,6 +116,12 @@ class Keeper:
             if isinstance(error.__cause__, OSError):
                 error.hint = self._hint()
             raise
+
+    def _check_place(self) -> None:
+        """Refuse to make a directory anew that was moved away: no run could go on from it."""
+        if self._writes and not (self._output / CONFIG_FILE).exists():
+            told = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
+            raise ResourceError(told) from FileNotFoundError(errno.ENOENT, told)
 
     def _hint(self) -> str:
         """What to do when the disk refuses."""
@@ -140,6 +148,7 @@ class Keeper:
     def _save(self, update: int) -> None:
         model, average, optimizer = self._learner.model, self._average, self._optimizer
         try:
+            self._check_place()
             if self._corpora.valid is None:  # nothing says which weights are best: the newest
                 self._write_model(update, None)
             if self._metrics is not None:
