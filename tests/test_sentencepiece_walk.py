@@ -94,6 +94,9 @@ CHARSMAPS: dict[str, tuple[bytes, str]] = {
     "a table beyond its end": (charsmap([0] * 256, length=1 << 20), "table of 1048576 bytes"),
     "no table": (charsmap([]), "table of 0 bytes"),
     "half a block": (charsmap([0] * 100), "table of 400 bytes"),
+    "a text that lets memory run out": (
+        charsmap(trie(ord("a"), text_at=0), texts=b"x" * 257 + b"\0"), "text of more than 256 bytes"
+    ),
     "no texts": (charsmap([0] * 256, texts=b""), "table of 1024 bytes"),
     "texts without an end": (charsmap([0] * 256, texts=b"x"), "texts without an end"),
     "a value at the root (#1272)": (charsmap([1 << 31 | 0x7FFFFC00] + [0] * 255), "no beginning"),

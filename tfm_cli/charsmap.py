@@ -10,6 +10,7 @@ import hashlib
 import struct
 
 _MAX_BYTES = 1 << 20  # those that SentencePiece brings along have a fourth of it
+_MAX_TEXT_BYTES = 256  # of one; NFKC has none of 64, and lines get as many times as long
 _BLOCK = 256  # units, as many as a byte has values
 # SHA-256 of nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf, as SentencePiece 0.2 brings them along.
 _KNOWN = {
@@ -24,7 +25,7 @@ def check_charsmap(charsmap: bytes) -> bool:
     """Check a compiled table; returns False for one of those that SentencePiece brings along.
 
     Raises:
-        ValueError: a step or a text of it would lie outside of it.
+        ValueError: a step or a text of it would lie outside of it, or a text is far too long.
     """
     if len(charsmap) > _MAX_BYTES:
         raise ValueError(f"its normaliser has {len(charsmap)} bytes, wanted at most {_MAX_BYTES}")
@@ -48,6 +49,11 @@ def check_charsmap(charsmap: bytes) -> bool:
         target = place ^ ((unit >> 10) << ((unit & 0x200) >> 6))
         if target | (_BLOCK - 1) >= size:
             raise ValueError(f"its normaliser's unit {place} leads out of the table")
-        if unit >> 8 & 1 and units[target] & 0x7FFFFFFF >= len(texts):
-            raise ValueError(f"its normaliser's unit {place} has a text beyond the last")
+        if unit >> 8 & 1:
+            begin = units[target] & 0x7FFFFFFF
+            if begin >= len(texts):
+                raise ValueError(f"its normaliser's unit {place} has a text beyond the last")
+            if texts.find(b"\0", begin, begin + _MAX_TEXT_BYTES + 1) < 0:
+                told = f"has a text of more than {_MAX_TEXT_BYTES} bytes"
+                raise ValueError(f"its normaliser's unit {place} {told}")
     return True

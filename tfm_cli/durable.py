@@ -98,9 +98,12 @@ def write_file(path: Path, content: bytes) -> None:
 def go_on(path: Path) -> BinaryIO:
     """A file as it stands, made if there is none, open for reading and writing anywhere."""
     _reach("create")
-    file = _File(path, "r+b", os.O_CREAT)
+    with contextlib.ExitStack() as on_failure:
+        file = on_failure.enter_context(_File(path, "r+b", os.O_CREAT))
+        stream = io.BufferedRandom(file, _BUFFER_BYTES)  # refuses a pipe
+        on_failure.pop_all()
     _tell(Operation("open", path))
-    return io.BufferedRandom(file, _BUFFER_BYTES)
+    return stream
 
 
 def sync(stream: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.conftest import Result, RunTfm, TinyCorpus
 from tests.promises import forked
 from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import checkpoints, left_behind
+from tfm_cli.durable import Operation, watched
 from tfm_cli.failpoint import VARIABLE, begin_again
 
 PARTS = 12
@@ -103,6 +105,47 @@ def test_r04_every_operation_fails_once(
         output = tmp_path / f"{number}" / "model"
         result = with_fault(f"durable:{number}={error}", short, output, run_tfm, monkeypatch)
         ends_as_unbroken(result, short, output, short.newest_committed(number - 1), run_tfm)
+
+
+def test_r04_best_weights_that_are_refused_end_it_and_the_checkpoint_is_named(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    number = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.name.startswith(".model.safetensors.") and each.kind == "create"
+    )
+
+    result = with_fault(f"durable:{number}=enospc", small, output, run_tfm, monkeypatch)
+
+    assert "model.safetensors: cannot be written: No space left on device\nhint: " in result.err
+    told = f"the last good checkpoint is `{output / 'checkpoints' / 'update-00000002'}`"
+    assert f"hint: make room, and the same command goes on; {told}\n" in result.err
+    ends_as_unbroken(result, small, output, 2, run_tfm)
+
+
+@pytest.mark.parametrize("more", [[], ["--valid-freq", "100"]], ids=["best weights", "saves"])
+def test_r04_directory_that_was_moved_away_is_not_made_anew(
+    more: list[str], small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output, moved = tmp_path / "model", tmp_path / "moved"
+
+    def move(operation: Operation) -> None:
+        if operation.kind == "sync_directory" and checkpoints(output) and not moved.exists():
+            output.rename(moved)
+            (output / "checkpoints").mkdir(parents=True)  # as another program might
+
+    with watched(move):
+        result = run_tfm(small.command(output, *more))
+
+    assert result.code == 5, result.err
+    assert f"error: {output}: was moved or removed: there is no `config.json`\n" in result.err
+    assert not [path for path in output.rglob("*") if path.suffix == ".safetensors"]
+    shutil.rmtree(output)
+    moved.rename(output)
+    assert run_tfm(small.command(output, *more)).code == 0
+    assert more or left_behind(output) == small.left
 
 
 def test_r04_every_write_is_short(

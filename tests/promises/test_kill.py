@@ -2,16 +2,18 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TinyCorpus
+from tests.conftest import TinyCorpus, invoke
 from tests.promises import forked
 from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import checkpoints, left_behind
+from tfm_cli.durable import Operation, watched
 from tfm_cli.failpoint import VARIABLE
 
 PARTS = 16  # of all operations, so that several processes share them
@@ -49,6 +51,30 @@ def test_r01_kill_at_some_operations(number: int, small: SmallRun, tmp_path: Pat
     killed(small, tmp_path / "model", number)
 
     goes_on(small, tmp_path / "model", small.newest_committed(number - 1))
+
+
+@pytest.mark.parametrize("action", ["kill", "eio"])
+def test_r01_fault_while_the_best_weights_by_schedule_are_taken_back(
+    action: str, small: SmallRun, tmp_path: Path
+) -> None:
+    operations: list[Operation] = []
+    unbroken = shutil.copytree(small.output, tmp_path / "unbroken" / "model")
+    with watched(operations.append):
+        assert invoke(small.command(unbroken, "--max-updates", "9")).code == 0
+    places = [f"{each.path} {each.target}" for each in operations]
+    numbers = [number for number, place in enumerate(places, 1) if "best-on-schedule" in place]
+    assert len(numbers) >= 4  # two files, and their folder, which is renamed and removed
+
+    for number in numbers:
+        output = shutil.copytree(small.output, tmp_path / f"{number}" / "model")
+        command = small.command(output, "--max-updates", "9")
+        broken = forked.run(tmp_path / "words", command, {VARIABLE: f"durable:{number}={action}"})
+        result = forked.run(tmp_path / "words", command)
+
+        assert broken.code in (-signal.SIGKILL, 5, 0)
+        assert "Traceback" not in broken.err
+        assert result.code == 0, result.err
+        assert left_behind(output) == left_behind(unbroken)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -137,6 +138,34 @@ def test_checkpoint_that_was_passed_over_makes_way_for_the_next(tmp_path: Path) 
     learner.save(tmp_path)
 
     assert names(tmp_path) == ["update-00000004", "update-00000005"]
+
+
+def test_copy_by_another_name_is_neither_gone_on_from_nor_removed(tmp_path: Path) -> None:
+    learner = Learner()
+    for _ in range(2):
+        learner.learn(1)
+        learner.save(tmp_path)
+    copies = [tmp_path / "update-00000001-kept", tmp_path / "update-good"]
+    for copy in copies:
+        shutil.copytree(tmp_path / "update-00000001", copy)
+
+    found = newest(tmp_path)
+    for _ in range(2):
+        learner.learn(1)
+        learner.save(tmp_path)
+
+    assert found.state.update == 2
+    assert names(tmp_path) == ["update-00000003", "update-00000004"]
+    assert all((copy / "manifest.json").exists() for copy in copies)
+
+
+def test_no_checkpoint_but_by_another_name_is_an_error(tmp_path: Path) -> None:
+    learner = Learner()
+    learner.learn(1)
+    learner.save(tmp_path).rename(tmp_path / "update-good")
+
+    with pytest.raises(ModelError, match="`update-good` is no name of a checkpoint"):
+        checkpoint.newest(tmp_path)
 
 
 def test_saving_again_replaces_the_checkpoint(tmp_path: Path) -> None:

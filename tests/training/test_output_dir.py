@@ -46,6 +46,19 @@ def test_run_with_checkpoints_is_gone_on_with(output: Path) -> None:
     assert not has_run(CONFIG, output, overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["model", "model/../model", "linked"])
+def test_model_to_start_from_is_not_overwritten(name: str, output: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(output)
+    config = RunConfig(training=TrainingConfig(seed=3, pretrained_model=str(tmp_path / name)))
+    before = everything(tmp_path)
+
+    with pytest.raises(ConfigError, match="is the model to start from, which `--overwrite` would"):
+        has_run(config, output, overwrite=True)
+
+    assert everything(tmp_path) == before
+    assert not has_run(config, tmp_path / "other", overwrite=True)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("files", [["README.md"], ["a", ".git", "c", "d"], ["model.safetensors"]])
 def test_directory_with_other_files_is_refused(

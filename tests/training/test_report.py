@@ -107,6 +107,16 @@ def test_lines_of_a_run_that_was_cut_off_are_dropped(tmp_path: Path) -> None:
     assert [line["update"] for line in metrics(tmp_path)] == [10, 20, 25]
 
 
+def test_lines_that_are_no_metrics_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    line = b'{"update": 1}\n'
+    path.write_bytes(line + b"[" * 100_000 + b'\n\xff\n{"update": null}\n1\n')
+
+    MetricsFile(path, update=1)
+
+    assert path.read_bytes() == line
+
+
 def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
     (tmp_path / "metrics.jsonl").unlink()

@@ -1,8 +1,10 @@
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,22 @@ def test_holder_who_told_nothing_is_another_process(content: bytes, tmp_path: Pa
             pass
 
 
+def test_holder_who_is_about_to_tell_of_itself_is_waited_for(tmp_path: Path) -> None:
+    facts = {"pid": 7, "host": "there", "since": "2026-11-22"}
+    with (tmp_path / LOCK_FILE).open("wb", buffering=0) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        later = threading.Timer(0.1, stream.write, [json.dumps(facts).encode()])
+        later.start()
+
+        with (
+            pytest.raises(ResourceError, match="process 7 on there trains into it since 2026-11"),
+            locked(tmp_path),
+        ):
+            pass
+
+        later.join()
+
+
 def test_lock_of_a_killed_process_does_not_count(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path;"
@@ -75,4 +93,11 @@ def test_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ResourceError, match="is not a directory"), locked(tmp_path / "file" / "x"):
+        pass
+
+
+def test_lock_that_is_a_pipe_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK_FILE)
+
+    with pytest.raises(ResourceError, match=r"cannot be written: .*seekable"), locked(tmp_path):
         pass

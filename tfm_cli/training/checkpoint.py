@@ -47,6 +47,8 @@ __all__ = ["Checkpoint", "all_paths", "newest", "optimizer_tensors", "read", "re
 
 logger = logging.getLogger(__name__)
 
+_NAME = re.compile(r"update-[0-9]{8,}")
+
 
 def save(
     directory: Path,
@@ -125,9 +127,10 @@ def _free(directory: Path) -> int:
 
 def _prune(directory: Path, path: Path, *, keep: int) -> None:
     """Remove all but the newest up to `path`, which was just written."""
-    paths = all_paths(directory)
-    newest_index = paths.index(path)
-    for old in paths[: max(0, newest_index + 1 - keep)] + paths[newest_index + 1 :]:
+    others = all_paths(directory)  # it may be gone itself, if somebody moved the directory away
+    older = [other for other in others if other < path]
+    newer = [other for other in others if other > path]
+    for old in older[: max(0, len(older) + 1 - keep)] + newer:
         try:
             remove_directory(old)
         except OSError as error:
@@ -151,8 +154,11 @@ def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
 
 
 def all_paths(directory: Path) -> list[Path]:
-    """The checkpoints in a directory, whole or not, oldest first."""
-    return sorted(directory.glob("update-*"))
+    """The checkpoints in a directory, whole or not, oldest first.
+
+    A copy that somebody keeps by another name, such as `update-00000500-kept`, is none.
+    """
+    return sorted(path for path in directory.glob("update-*") if _NAME.fullmatch(path.name))
 
 
 def newest(directory: Path) -> Checkpoint | None:
@@ -161,8 +167,8 @@ def newest(directory: Path) -> Checkpoint | None:
     One that is not whole is passed over with a warning.
 
     Raises:
-        ModelError: there are checkpoints, but none of them is whole; or the newest is of a newer
-            format.
+        ModelError: there are checkpoints, but none of them is whole or has its name; or the newest
+            is of a newer format.
     """
     _rescue(directory)
     paths = all_paths(directory)
@@ -178,6 +184,12 @@ def newest(directory: Path) -> Checkpoint | None:
             f"{directory}: none of the {len(paths)} checkpoints is whole",
             hint="start again with `--overwrite`",
         )
+    if others := sorted(directory.glob("update-*")):
+        raise ModelError(
+            f"{directory}: `{others[0].name}` is no name of a checkpoint, wanted `update-` and 8 "
+            "digits",
+            hint="give it its name back, or start again with `--overwrite`",
+        )
     return None
 
 
@@ -189,7 +201,7 @@ def _rescue(directory: Path) -> None:
     present = all_paths(directory)
     for trash in sorted(directory.glob(".update-*.trash")):
         path = directory / trash.name.split(".")[1]
-        if re.fullmatch(r"update-[0-9]{8,}", path.name) and (not present or path > present[-1]):
+        if _NAME.fullmatch(path.name) and (not present or path > present[-1]):
             try:
                 read(trash)
                 durable.rename(trash, path)

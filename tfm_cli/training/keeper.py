@@ -1,5 +1,7 @@
 """What a run leaves on the disk: the best weights, their card, the metrics and checkpoints."""
 
+import contextlib
+import errno
 import logging
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from tfm_cli import durable
 from tfm_cli.config import RunConfig
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
-from tfm_cli.model_config import WEIGHTS_FILE
+from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
@@ -77,9 +79,7 @@ class Keeper:
             display.validated(event)
             self._say_signatures(event.validation)
             if event.is_best:
-                if self._writes and not event.counted and self._state.best_score is not None:
-                    self._set_aside()
-                self._write_model(event.update, event.validation)
+                self._keep_best(event)
         else:
             self._save_or_go_on(event)
 
@@ -105,6 +105,28 @@ class Keeper:
         if not isinstance(event, SaveDue):
             metrics.add(event)
 
+    def _keep_best(self, event: Validated) -> None:
+        """Write the best weights; they cannot be put off, since training moves on from them."""
+        try:
+            self._check_place()
+            if self._writes and not event.counted and self._state.best_score is not None:
+                self._set_aside()
+            self._write_model(event.update, event.validation)
+        except ResourceError as error:
+            if isinstance(error.__cause__, OSError):
+                error.hint = self._hint()
+            raise
+
+    def _check_place(self) -> None:
+        """Refuse to make a directory anew that was moved away: no run could go on from it."""
+        if self._writes and not (self._output / CONFIG_FILE).exists():
+            told = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
+            raise ResourceError(told) from FileNotFoundError(errno.ENOENT, told)
+
+    def _hint(self) -> str:
+        """What to do when the disk refuses."""
+        return f"make room, and the same command goes on; {self.last_good(None)}"
+
     def _save_or_go_on(self, event: SaveDue) -> None:
         """Save; if the disk refuses, the next time may be better, and the last one still counts."""
         try:
@@ -117,7 +139,7 @@ class Keeper:
             if not is_of_disk:
                 raise
             if event.is_last or self._failed_saves > retries:
-                error.hint = f"make room, and the same command goes on; {self.last_good(None)}"
+                error.hint = self._hint()
                 raise
             told = "%s; training goes on, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves
@@ -126,6 +148,7 @@ class Keeper:
     def _save(self, update: int) -> None:
         model, average, optimizer = self._learner.model, self._average, self._optimizer
         try:
+            self._check_place()
             if self._corpora.valid is None:  # nothing says which weights are best: the newest
                 self._write_model(update, None)
             if self._metrics is not None:
@@ -152,10 +175,16 @@ class Keeper:
 
     def _take_back(self) -> None:
         kept = self._output / CHECKPOINTS / _ON_SCHEDULE
-        if kept.is_dir():
+        if not kept.is_dir():
+            return
+        try:
             for name in (WEIGHTS_FILE, CARD_FILE):
-                durable.rename(kept / name, self._output / name)
+                with contextlib.suppress(FileNotFoundError):  # taken already, by a run killed here
+                    durable.rename(kept / name, self._output / name)
+            durable.sync_directory(self._output)
             remove_directory(kept)
+        except OSError as error:
+            raise ResourceError(f"{kept}: cannot be taken back: {error.strerror}") from error
 
     def _say_signatures(self, validation: Validation) -> None:
         if not self._signatures_said:

@@ -39,11 +39,17 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
 
     Raises:
         ResourceError: the directory could not be written.
-        ConfigError: it holds something else, a run with other settings, or a model that cannot
-            be gone on with.
+        ConfigError: it holds something else, a run with other settings, a model that cannot be
+            gone on with, or the one to start from.
         ModelError: its `config.json` is torn.
     """
     check_writable(output, folder=True)
+    pretrained = config.training.pretrained_model
+    if overwrite and pretrained and output.exists() and _is_same(Path(pretrained), output):
+        raise ConfigError(
+            f"{output}: is the model to start from, which `--overwrite` would remove",
+            hint="name another `--output`",
+        )
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if overwrite or CONFIG_FILE not in entries:
         foreign = [] if is_saved_model(output) else sorted(filter(_is_foreign, entries))
@@ -103,6 +109,10 @@ def _disk_errors(output: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or output
         raise ResourceError(f"{place}: cannot be changed: {error.strerror}") from error
+
+
+def _is_same(folder: Path, other: Path) -> bool:
+    return folder.exists() and folder.samefile(other)
 
 
 def _is_foreign(name: str) -> bool:

@@ -23,6 +23,8 @@ from tfm_cli.training.window import Refused
 
 logger = logging.getLogger(__name__)
 
+# What comes of a line that tfm did not write, or not as a whole.
+_NO_METRICS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _KINDS = {Logged: "train", Validated: "valid", Refused: "refused"}
 
 
@@ -154,7 +156,7 @@ class MetricsFile:
             raise ResourceError(f"{self._path}: cannot be written: it is not a regular file")
         if self._path.exists():
             for line in self._path.read_bytes().split(b"\n"):
-                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                with contextlib.suppress(*_NO_METRICS):
                     if wanted(json.loads(line)):
                         kept.append(line + b"\n")
         with atomic_file(self._path) as stream:

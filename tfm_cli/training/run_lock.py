@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from tfm_cli.files import check_writable
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".tfm-train.lock"
+_TELLING_SECONDS = 0.5  # from taking the lock to having told by whom it was taken
 
 
 @contextlib.contextmanager
@@ -38,7 +40,8 @@ def locked(output: Path) -> Iterator[None]:
         durable.make_directory(output)
         stream = _taken(path, output)
     except OSError as error:
-        raise ResourceError(f"{output}: cannot be written: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise ResourceError(f"{output}: cannot be written: {reason}") from error
     try:
         yield
     finally:
@@ -81,8 +84,12 @@ def _taken(path: Path, output: Path) -> BinaryIO:
 
 
 def _holder(stream: BinaryIO) -> str:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        facts = json.loads(stream.read(1 << 10))
-        pid, host, since = (str(facts[name])[:80] for name in ("pid", "host", "since"))
-        return f"process {pid} on {host} trains into it since {since}"
-    return "another process trains into it"
+    until = time.monotonic() + _TELLING_SECONDS
+    while True:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            facts = json.loads(os.pread(stream.fileno(), 1 << 10, 0))
+            pid, host, since = (str(facts[name])[:80] for name in ("pid", "host", "since"))
+            return f"process {pid} on {host} trains into it since {since}"
+        if time.monotonic() > until:
+            return "another process trains into it"
+        time.sleep(0.02)
