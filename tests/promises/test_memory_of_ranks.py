@@ -1,5 +1,6 @@
 """R15 with several processes: one that memory fails changes nothing, and keeps none waiting."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import pytest
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.test_train import in_double
+from tests.promises.ranks_run import command, fault
 from tests.promises.test_memory import RUN, assert_same_weights
-from tests.runs import write_part
+from tests.runs import checkpoints, left_behind, write_part
 from tfm_cli import failpoint
 
 
@@ -47,6 +49,29 @@ def test_r15_lack_of_one_process_changes_nothing_for_all(
 
     assert [each.code for each in [*single, *done]] == [0, 0, 0], done
     assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_r10_run_in_which_one_process_lacked_memory_goes_on_to_the_same_bits(
+    rank: int, text: list[str], tmp_path: Path
+) -> None:
+    """All compute no more at once from then on, whoever of them goes on."""
+    lack = fault(f"micro_batch:2@{rank}=memory")
+
+    def learn(name: str, updates: int, prepare: ranks.Prepare) -> None:
+        run = command(text, tmp_path / name, "--set", "training.micro_batch=64", updates=updates)
+        done = ranks.run(tmp_path / "s", run, prepare=prepare)
+        assert [each.code for each in done] == [0, 0], done
+
+    learn("unbroken", 10, lack)
+    learn("broken", 4, lack)
+    learn("broken", 10, fault(""))
+
+    state = json.loads((checkpoints(tmp_path / "broken")[-1] / "state.json").read_bytes())["state"]
+    assert state["memory_splits"] == 1
+    assert state["most_places"] > 0
+    assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "unbroken")
 
 
 @pytest.mark.slow

@@ -125,6 +125,9 @@ def train(
             waits=waits,
             room=room,
         )
+        # A run that goes on has one number for all of them.
+        if learner.parallel.world > 1 and not learner.is_sharded:
+            room.share(learner.parallel)
         state.most_places, state.memory_splits = room.most_places, room.splits
         return stats
 

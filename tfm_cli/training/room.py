@@ -8,8 +8,11 @@ import torch
 
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.errors import ResourceError
+from tfm_cli.parallel import Parallel
 
 logger = logging.getLogger(__name__)
+
+_ANY = 1 << 40  # places, more than any memory holds
 
 
 @dataclass(slots=True)
@@ -45,6 +48,11 @@ class Room:
         if not self.splits:
             logger.warning("%s: out of memory; computing less at once, to the same end", device)
         self.splits += 1
+
+    def share(self, processes: Parallel) -> None:
+        """Let all processes have the room that the one with the least has, as if they went on."""
+        most, self.splits = processes.highest([-(self.most_places or _ANY), self.splits])
+        self.most_places = -most % _ANY
 
     def _halves(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
         rows = stop - start
