@@ -15,6 +15,7 @@ from tests.promises.small_run import SmallRun, unbroken_run
 from tests.runs import left_behind
 from tfm_cli.config import SECTIONS, RunConfig
 from tfm_cli.configfile import changed_settings
+from tfm_cli.durable import watched
 from tfm_cli.failpoint import VARIABLE
 from tfm_cli.training.run_lock import LOCK_FILE
 
@@ -174,3 +175,29 @@ def test_r13_changed_text_is_refused_and_touched_text_is_not(
     assert "training text is not the one this run began with" in changed.err
     assert touched.code == 0, touched.err
     assert left_behind(output)["hashes"] == small.left["hashes"]
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_tokenizer_in_the_directory_itself_is_never_gone(
+    links: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    """It was put there by hand, and the run was told to use it."""
+    output = tmp_path / "model"
+    output.mkdir()
+    content = (small.output / "tokenizer.model").read_bytes()
+    place = tmp_path / "elsewhere" if links else output / "tokenizer.model"
+    place.write_bytes(content)
+    if links:
+        (output / "tokenizer.model").symlink_to(place)
+    use = ["--set", f"tokenizer.model={output}/tokenizer.model"]
+    command = small.command(output, *use)
+    there: list[bool] = []
+
+    with watched(lambda _: there.append(place.read_bytes() == content)):
+        result = run_tfm([*command, "--max-updates", "1"])
+        again = run_tfm([*command, "--max-updates", "2", "--overwrite"])
+
+    assert [result.code, again.code] == [0, 0], result.err + again.err
+    assert len(there) > 50
+    assert all(there)
+    assert "tokenizer: learned" not in result.err

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tfm_cli import durable
@@ -80,13 +80,19 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
     return False
 
 
-def clear(output: Path) -> None:
-    """Remove a model's files, and nothing else, so that a new run can begin."""
+def clear(output: Path, *, keep: Collection[str] = ()) -> None:
+    """Remove a model's files, and nothing else, so that a new run can begin.
+
+    Args:
+        output: of the run.
+        keep: the files that it replaces anyway; one may be what it was told to read.
+    """
     with _disk_errors(output):
         remove_directory(output / CHECKPOINTS)
         for name in _FILES:
-            if (output / name).is_symlink() or (output / name).exists():
-                durable.remove(output / name)
+            path = output / name
+            if path.is_symlink() or (path.exists() and name not in keep):
+                durable.remove(path)
 
 
 def begin(output: Path) -> None:

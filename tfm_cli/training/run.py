@@ -115,7 +115,7 @@ def run(
     state = agreed_state(TrainState() if saved is None else saved.state, parallel)
     if parallel.is_main:
         if not goes_on:
-            output_dir.clear(output)
+            output_dir.clear(output, keep=tokenizers.files())
         output_dir.begin(output)
         save_config(output, config, tokenizers)
         parallel.note("begun")
