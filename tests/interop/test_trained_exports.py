@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sample") / "model"
     result = invoke(
         ["train", "--output", str(directory), "--max-updates", "500", "--device", "cpu",
-         "--cpu-threads", "1", "--precision", "fp32"]
+         "--cpu-threads", "1", "--precision", "fp32", "--valid-metrics", "loss"]
     )  # fmt: skip
     assert result.code == 0, result.err
     return directory
