@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import gc
 import logging
 import os
@@ -15,12 +16,17 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from typer.testing import CliRunner
 
 from tests import traps
+from tfm_cli import failpoint
 
 # Tests run side by side on few cores; processes that tests start have one thread each as well.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# To make all commands out of their functions takes longer than most that is asked of them.
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 # A shell gives its background jobs SIGINT ignored, and they hand that on; tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -99,6 +105,13 @@ def _traps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     traps.found.clear()
     yield
     assert not traps.found
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_stays() -> Iterator[None]:
+    """A fault that a test asked for is asked for by no later one."""
+    yield
+    failpoint.begin_again()
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ from tests.bench.train_works import (
 )
 from tfm_cli.model.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(width=16, layers=2, heads=2, feed_forward_width=24, vocab_size=60, updates=2)
 
 

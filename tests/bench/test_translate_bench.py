@@ -21,6 +21,8 @@ from tests.bench.translate_works import (
 from tfm_cli.config import ModelConfig
 from tfm_cli.decoding.scoring import output_limit
 
+pytestmark = pytest.mark.slow
+
 BY_NAME = {work.name: work for work in WORKS}
 
 

@@ -83,6 +83,7 @@ def test_hostile_bytes_keep_their_lines_in_any_locale(
     assert told == (command == "translate")
 
 
+@pytest.mark.slow
 def test_reader_that_has_enough_ends_it_without_a_word(translate: list[str]) -> None:
     done = run_in_shell(
         f"yes one | {shlex.join(translate)} --quiet | head -n 2; echo ${{PIPESTATUS[1]}}"
@@ -92,6 +93,7 @@ def test_reader_that_has_enough_ends_it_without_a_word(translate: list[str]) -> 
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_line_typed_on_a_terminal_is_answered_before_the_next(translate: list[str]) -> None:
     keyboard, terminal = pty.openpty()
     process = subprocess.Popen(translate, stdin=terminal, stdout=terminal, stderr=terminal)
@@ -113,6 +115,7 @@ def test_line_typed_on_a_terminal_is_answered_before_the_next(translate: list[st
     os.close(keyboard)
 
 
+@pytest.mark.slow
 def test_line_sent_through_a_pipe_is_answered_and_an_interrupt_ends_it(
     translate: list[str],
 ) -> None:
@@ -159,6 +162,7 @@ def test_signal_leaves_the_old_output_and_nothing_half_written(
     assert (tmp_path / "out").read_bytes() == b"old\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "code", "message"),
     [

@@ -116,6 +116,7 @@ def test_without_text_it_trains_on_the_sample_and_says_so(
 # --- the score in the log is the score of the model -----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam_size", ["1", "3"])
 def test_score_in_the_log_is_what_evaluate_finds(
     beam_size: str, tiny_corpus: TinyCorpus, run_tfm: RunTfm

@@ -44,6 +44,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "packed"),
     [

@@ -20,6 +20,7 @@ def test_coarse_weights_keep_most_translations(tmp_path: Path) -> None:
     assert 0 < found.difference < 0.01
 
 
+@pytest.mark.slow
 def test_coarse_weights_that_compute_something_else_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     write_ctranslate2(tmp_path, random_model(seed=2), quantization="int8")

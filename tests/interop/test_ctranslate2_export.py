@@ -38,6 +38,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", slow_after(4, SHAPES), ids=str)
 def test_what_ctranslate2_loads_computes_and_finds_the_same(
     shape: dict[str, Any], tmp_path: Path

@@ -39,6 +39,7 @@ def written(directory: Path, name: str) -> Any:
     return json.loads((directory / name).read_text("utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", slow_after(3, [*SHAPES, {"renormalize": True}]), ids=str)
 def test_what_hugging_face_loads_computes_and_finds_the_same(
     shape: dict[str, Any], tmp_path: Path
@@ -78,6 +79,7 @@ def test_what_hugging_face_loads_computes_and_finds_the_same(
     assert theirs.generation_config.max_length == LIMIT + 2  # the start and </s>
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["joint", "shared", "separate", "padless"])
 def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) -> None:
     search = SearchConfig(beam_size=1, max_length_factor=2.0)

@@ -14,7 +14,8 @@ from tfm_cli.model_dir import load_model
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+# What transformers warns of is its own affair.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
 CPU = torch.device("cpu")

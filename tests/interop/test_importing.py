@@ -58,6 +58,7 @@ def test_hugging_face_model_is_verified_and_has_a_card(
     assert load_model(tmp_path / "model", CPU).config.model.activation == "swish"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_after(1, ["joint", "separate", "shared"]))
 @pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_halves", "sinusoidal_marian"])
 def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positions: str) -> None:
@@ -79,6 +80,7 @@ def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positio
     assert (after.start_id, after.banned_ids) == (before.start_id, before.banned_ids)
 
 
+@pytest.mark.slow
 def test_our_own_export_is_verified_when_it_comes_back(tmp_path: Path, probe: Path) -> None:
     model = random_model(max_positions=1024)
     export_model(saved(tmp_path / "ours", model), tmp_path / "theirs", to="hf", probe=probe)

@@ -116,6 +116,7 @@ def test_start_has_no_probability(directory: Path) -> None:
     assert float(ours.softmax(dim=-1)[..., -1].max()) < 1e-30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shared", "vocabularies"])
 def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")

@@ -26,7 +26,7 @@ from tfm_cli.interop.verification import (
 )
 from tfm_cli.model_dir import TrainedModel
 
-pytestmark = QUIET
+pytestmark = [QUIET, pytest.mark.slow]
 
 
 class Mirror:

@@ -1,5 +1,6 @@
 from typing import Any
 
+import pytest
 import torch
 
 from tests.interop.random_models import random_model
@@ -37,6 +38,7 @@ def test_only_what_knows_nothing_of_the_width_stays_as_it_is() -> None:
             assert not torch.equal(there[name], weights[name])
 
 
+@pytest.mark.slow
 def test_halves_compute_what_interleaved_sinusoids_did() -> None:
     source = torch.arange(4, 12).reshape(2, 4)
     target = torch.arange(5, 15).reshape(2, 5)

@@ -31,12 +31,6 @@ def short(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> 
     return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("short"), updates=5)
 
 
-@pytest.fixture(autouse=True)
-def _no_fault_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    begin_again()
-
-
 def with_fault(
     fault: str, small: SmallRun, output: Path, run_tfm: RunTfm, patch: pytest.MonkeyPatch
 ) -> Result:

@@ -187,14 +187,8 @@ def longer(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return left_behind(output)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_process_that_is_ended_by_a_signal_goes_on_to_the_bit(
     number: signal.Signals,
     text: list[str],

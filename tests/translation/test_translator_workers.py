@@ -60,6 +60,7 @@ def num_started(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "workers"),
     [
