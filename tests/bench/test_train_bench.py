@@ -92,7 +92,6 @@ def copy_weights(ours: Transformer, theirs: Any) -> None:
             give(theirs_layer.linear2, layer.feed_forward.outer)
 
 
-@pytest.mark.slow
 def test_tfm_and_a_peer_with_the_same_weights_learn_the_same() -> None:
     ours, theirs = Learning(job("tfm")), Learning(job("torch"))
     copy_weights(ours.side.model, theirs.side.peer.model)  # type: ignore[attr-defined] # of these
@@ -108,7 +107,7 @@ def test_tfm_and_a_peer_with_the_same_weights_learn_the_same() -> None:
     assert after[0] < before[0] - 0.01
 
 
-@pytest.mark.parametrize("peer", ["torch", pytest.param("hf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("peer", ["torch", "hf"])
 def test_losses_of_same_batches_agree_in_kind(peer: str) -> None:
     if peer == "hf":
         pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
@@ -207,7 +206,6 @@ def test_rounds_that_have_no_pair_are_no_ratio() -> None:
         ratios([1.0, 1.0], [1.0])
 
 
-@pytest.mark.slow
 def test_command_measures_a_work_and_writes_it_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,7 +223,6 @@ def test_command_measures_a_work_and_writes_it_down(
     assert sides[0]["pieces"] == sides[1]["pieces"]
 
 
-@pytest.mark.slow
 def test_side_that_fails_tells_why_and_the_others_go_on(capfd: pytest.CaptureFixture[str]) -> None:
     jobs = {"nobody": job("nobody", batching="own"), "torch": job("torch")}
 

@@ -13,6 +13,8 @@ from tests.runs import SMALL_RUN, left_behind, write_part
 from tfm_cli.training.update import update as make_update
 from tfm_cli.training.validate import mean_nll
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 40
 OFTEN = ["--valid-freq", "7", "--save-freq", "9", "--disp-freq", "3", "--early-stopping", "9"]
 
@@ -78,14 +80,6 @@ def test_unbroken_run_has_all_that_is_hard(unbroken: Unbroken) -> None:
     assert len({line["best"] for line in unbroken.left["metrics"] if line["event"] == "valid"}) == 2
 
 
-@pytest.mark.parametrize("update", [13])
-def test_r10_stop_after_an_update(
-    update: int, unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_stop(update, unbroken, tmp_path / "model", monkeypatch)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("update", range(1, UPDATES))
 def test_r10_stop_after_each_update(
     update: int, unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,7 +87,6 @@ def test_r10_stop_after_each_update(
     check_stop(update, unbroken, tmp_path / "model", monkeypatch)
 
 
-@pytest.mark.slow
 def test_r10_stop_after_all_updates_in_turn(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +105,7 @@ def test_r10_stop_after_all_updates_in_turn(
     assert told + lines_of(result) == unbroken.lines
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [2, 4])
 def test_r10_stop_in_the_middle_of_a_validation(
     number: int,
     unbroken: Unbroken,

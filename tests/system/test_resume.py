@@ -13,6 +13,8 @@ from tests.conftest import RunTfm, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
 from tfm_cli.training.update import update as make_update
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 14
 OFTEN = ["--valid-freq", "5", "--save-freq", "4", "--disp-freq", "3"]
 
@@ -55,9 +57,7 @@ def test_test_has_an_epoch_that_ends_in_an_odd_batch(unbroken: dict[str, Any]) -
     assert unbroken["state"]["epoch"] == 4
 
 
-@pytest.mark.parametrize(
-    "first", [1, *(pytest.param(first, marks=pytest.mark.slow) for first in (3, 5, 13)), 8]
-)
+@pytest.mark.parametrize("first", [1, 3, 5, 8, 13])
 def test_run_in_two_parts_leaves_what_one_run_leaves(
     first: int, text: list[str], unbroken: dict[str, Any], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
@@ -187,7 +187,6 @@ def longer(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return left_behind(output)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_process_that_is_ended_by_a_signal_goes_on_to_the_bit(
     number: signal.Signals,
