@@ -33,6 +33,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)  # after they were shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that may take longest, so that none of them is waited for at the end."""
+
+    def may_take(item: pytest.Item) -> int:
+        timeout = item.get_closest_marker("timeout")
+        return timeout.args[0] // 900 if timeout else 0
+
+    items.sort(key=may_take, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector leave alone what was imported: it stays, and it is much."""
     gc.collect()
@@ -160,21 +171,42 @@ def run_tfm() -> RunTfm:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory that translates the tiny corpus without a fault; do not change it."""
+    return _made_once("tiny", lambda place: _train_tiny(tiny_corpus, place), tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sample_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tfm train` makes of the sample corpus, in minutes; do not change it."""
+
+    def train(place: Path) -> None:
+        torch.set_num_threads(1)
+        result = invoke(["train", "--output", str(place)])
+        assert result.code == 0, result.err
+
+    return _made_once("sample", train, tmp_path_factory)
+
+
+def _made_once(
+    name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A directory that is made by the first of the test processes that needs it."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return _train_tiny(tiny_corpus, tmp_path_factory.mktemp("trained") / "model")
-    # The first of the processes that needs it trains it for all; the others wait.
+        place = tmp_path_factory.mktemp(name) / "made"
+        make(place)
+        return place
     shared = tmp_path_factory.getbasetemp().parent
-    with (shared / "trained.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "trained").exists():
+    place, aside = shared / name, shared / f"{name}.part"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
+        if not place.exists():
             with contextlib.suppress(FileNotFoundError):  # left by one that failed
-                shutil.rmtree(shared / "training")
-            _train_tiny(tiny_corpus, shared / "training")
-            (shared / "training").rename(shared / "trained")
-    return shared / "trained"
+                shutil.rmtree(aside)
+            make(aside)
+            aside.rename(place)
+    return place
 
 
-def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> Path:
+def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> None:
     torch.set_num_threads(1)
     arguments = [
         "train", *tiny_corpus.train_arguments(), "--output", str(directory), *TINY_SHAPE,
@@ -184,7 +216,6 @@ def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> Path:
     ]  # fmt: skip
     result = invoke(arguments)
     assert result.code == 0, result.err
-    return directory
 
 
 @pytest.fixture

@@ -97,8 +97,9 @@ def test_version_stands_in_the_changelog() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_shell_blocks_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
-    """In an empty folder with the sample corpus beside, one block after the other."""
+def test_shell_blocks_of_the_readme_run_as_they_stand(sample_model: Path, tmp_path: Path) -> None:
+    """One block after the other, beside the sample corpus; the run of the first is made already."""
+    shutil.copytree(sample_model, tmp_path / "model")
     shutil.copytree(ROOT / "data", tmp_path / "data")
     shutil.copy(ROOT / "Makefile", tmp_path / "Makefile")
     binaries = Path(sys.executable).parent

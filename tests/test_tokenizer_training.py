@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.config import TokenizerConfig
@@ -26,6 +26,7 @@ def learn(lines: list[str] = TEXT, *, seed: int = 1, **settings: int | float | s
     return train_tokenizer(lines, config, seed=seed)
 
 
+@settings(deadline=None)
 @given(
     lines=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=60),
     max_lines=st.integers(1, 30),

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.errors import ModelError
@@ -8,6 +8,7 @@ from tfm_cli.vocabulary import Vocabulary
 SPECIAL = ("</s>", "<unk>", "<pad>")
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, max_size=20))
 def test_what_is_written_is_read_back_the_same(pieces: list[str]) -> None:
     own = [piece for piece in pieces if piece not in SPECIAL]

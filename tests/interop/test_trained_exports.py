@@ -26,15 +26,8 @@ _LONGEST = 120  # pieces: longer than any limit that a line of the corpus has
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `tfm train` makes of the sample corpus in two thirds of its updates."""
-    directory = tmp_path_factory.mktemp("sample") / "model"
-    result = invoke(
-        ["train", "--output", str(directory), "--max-updates", "500", "--device", "cpu",
-         "--cpu-threads", "1", "--precision", "fp32", "--valid-metrics", "loss"]
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    return directory
+def model(sample_model: Path) -> Path:
+    return sample_model
 
 
 @pytest.fixture(scope="module")

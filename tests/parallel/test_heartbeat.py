@@ -44,6 +44,24 @@ def test_silent_process_is_late_when_patience_ends(clock: Clock) -> None:
     assert said[30] == "rank 1 was not heard of for 10 s"
 
 
+def test_silent_process_is_named_before_one_that_waits_for_it(clock: Clock) -> None:
+    places = [Whereabouts() for _ in range(3)]
+    for place in places:
+        place.at("in update 7", is_bounded=True)
+    first, silent, last = hearts(*places)
+    for heart in (first, silent, last):
+        heart.beat()
+
+    said = []
+    for _ in range(30):
+        clock.now += 0.5
+        said += [last.beat(), first.beat()]
+
+    found = [words for words in said if words]
+    assert found[0] == "rank 1 was not heard of for 10 s"
+    assert "rank 0 got no further for 10 s" in found  # should the other say nothing
+
+
 def test_process_that_gets_no_further_is_late_only_where_it_has_so_long(clock: Clock) -> None:
     place = Whereabouts()
     first, second = hearts(Whereabouts(), place)

@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.training.alike import checksums
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+@settings(deadline=None)  # other processes may have the core meanwhile
 @given(place=st.integers(0, 11), bit=st.integers(0, 63))
 def test_any_single_bit_changes_the_checksum(dtype: torch.dtype, place: int, bit: int) -> None:
     tensor = torch.arange(12).to(dtype).reshape(3, 4)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _BEAT_SECONDS = 0.5
+_AHEAD_SECONDS = 1.5  # of the silence of one over the want of progress of another
 _DONE = -2  # the last beat of a process that has done its part
 
 
@@ -92,7 +93,8 @@ class Heart:
             self._moved_at = now
         self._heard = found
         is_silent = now - self._heard_at > self.patience
-        if not is_silent and now - self._moved_at <= self.patience:
+        # It may itself wait for one that is silent, whose own listener shall be first to say so.
+        if not is_silent and now - self._moved_at <= self.patience + _AHEAD_SECONDS:
             return ""
         what = "was not heard of" if is_silent else "got no further"
         return f"rank {self.next_rank} {what} for {self.patience:g} s"
