@@ -17,8 +17,8 @@ _is_set = False
 _CODE = {
     # A pickle that names a class or a function; one without is data.
     "pickle.find_class": ("torch._inductor", "torch._dynamo", "multiprocessing", "concurrent"),
-    # Python's own files of compiled modules.
-    "marshal.load": (),
+    # Python's own files of compiled modules, and those that pytest made of plugins.
+    "marshal.load": ("_pytest.assertion.rewrite",),
     "marshal.loads": ("importlib", "zipimport", "_pytest.assertion.rewrite"),
 }
 # What processes that were forked off tell the one that started them: there is no file in between.
