@@ -2,10 +2,12 @@ import io
 import logging
 import random
 import re
+import signal
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -261,3 +263,29 @@ def test_the_ambient_random_state_is_neither_used_nor_changed() -> None:
     draw_sample(TEXT, max_lines=5, seed=1)
 
     assert random.getstate() == before
+
+
+def test_signals_have_their_default_effect_in_sentencepiece_unless_they_are_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    its_own = sentencepiece.SentencePieceTrainer.Train
+
+    def watched(**options: Any) -> None:
+        seen.extend(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM))
+        its_own(**options)
+
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "Train", watched)
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler),
+    }
+    try:
+        learn()
+        after = [signal.getsignal(each) for each in before]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    assert seen == [signal.SIG_IGN, signal.SIG_DFL]
+    assert after == [signal.SIG_IGN, signal.default_int_handler]

@@ -3,13 +3,16 @@
 The same lines and the same seed give the same bytes.
 """
 
+import contextlib
 import csv
 import heapq
 import io
 import logging
 import random
 import re
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,9 +157,10 @@ def train_tokenizer(
     }
     writer = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(sample.lines), model_writer=writer, **options
-        )
+        with _ended_by_signals():
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=iter(sample.lines), model_writer=writer, **options
+            )
     except MemoryError as error:
         hint = "set `input_sentence_size` lower"
         raise ResourceError("not enough memory to learn the tokenizer", hint=hint) from error
@@ -167,6 +171,26 @@ def train_tokenizer(
         told = "tokenizer: %d pieces instead of %d, the text yields no more"
         logger.info(told, num_pieces, config.vocab_size)
     return writer.getvalue()
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal end the process at once: SentencePiece does not let Python see it for minutes.
+
+    Nothing has been written yet. A signal that is ignored stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: handler for each, handler in handlers.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _num_pieces(model_bytes: bytes) -> int:

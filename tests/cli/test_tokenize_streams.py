@@ -215,7 +215,7 @@ def test_an_interrupt_ends_encoding() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_learning_and_leaves_nothing(number: signal.Signals) -> None:
+def test_a_signal_ends_reading_and_leaves_nothing(number: signal.Signals) -> None:
     os.mkfifo("pipe")
     with start("train", "-i", "pipe", "--model-prefix", "new", stderr=subprocess.PIPE) as program:
         with Path("pipe").open("wb"):  # waits until the program reads
@@ -223,6 +223,6 @@ def test_a_signal_ends_learning_and_leaves_nothing(number: signal.Signals) -> No
             program.wait(timeout=60)
 
         assert program.stderr
-        assert program.stderr.read() == b""
-    assert program.returncode == -number  # a shell calls it 128 + number
+        assert b"Traceback" not in program.stderr.read()
+    assert program.returncode == 128 + number
     assert not list(Path().glob("*new*"))

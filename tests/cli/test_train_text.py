@@ -218,3 +218,41 @@ def test_signal_during_preparation_leaves_nothing(number: int, tmp_path: Path) -
     assert process.returncode == 128 + number, told
     assert "Traceback" not in told
     assert not Path("model").exists()
+
+
+_SAYS_WHEN_IT_LEARNS = """
+import sentencepiece, sys
+from tfm_cli.cli import main
+learn = sentencepiece.SentencePieceTrainer.Train
+def says(**options):
+    print("it learns", file=sys.stderr, flush=True)
+    learn(**options)
+sentencepiece.SentencePieceTrainer.Train = says
+sys.argv[0] = "tfm"
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_a_tokenizer_is_learned_ends_it_at_once(
+    number: int, tiny_corpus: TinyCorpus, run_tfm: RunTfm
+) -> None:
+    """Python's own handlers would wait until SentencePiece is done."""
+    text = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
+    command = ["train", *text, *SHORT]
+    root = Path(preparing.__file__).parents[2]
+
+    with subprocess.Popen(
+        [sys.executable, "-c", _SAYS_WHEN_IT_LEARNS, *command],
+        stderr=subprocess.PIPE, env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        told = iter(process.stderr.readline, b"it learns\n")
+        assert b"" not in told
+        process.send_signal(number)
+        process.wait(timeout=60)
+    again = run_tfm(command)
+
+    assert process.returncode == -number  # a shell calls it 128 + number
+    assert again.code == 0, again.err

@@ -63,6 +63,16 @@ class Job:
                 ]
         return {Path(each) for each in lines}
 
+    def ports(self) -> set[str]:
+        """Those on which they wait for connections."""
+        sockets = set()
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                for path in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        sockets.add(str(path.readlink()))
+        return {port for port, inode in listening().items() if f"socket:[{inode}]" in sockets}
+
     def ended(self) -> int:
         """The launcher's exit code, once it has one; negative for a signal."""
         try:
@@ -70,8 +80,10 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(self.words()) from None
 
-    def left(self, shared: set[Path]) -> list[str]:
-        """What is left after the time that is allowed: processes, temporary files, shared memory.
+    def left(self, shared: set[Path], ports: set[str]) -> list[str]:
+        """What is left after the time that is allowed.
+
+        Processes, temporary files, and of shared memory and ports what was told of before.
 
         The launcher's folder for logs and PyTorch's for compiled code, both empty, are not ours.
         """
@@ -84,7 +96,19 @@ class Job:
             if not path.name.startswith(("torchelastic_", "torchinductor_"))
         ]
         left = [f"process {pid}" for pid in running] + temporary
+        left += [f"port {port}" for port in ports & listening().keys()]
         return left + [str(path) for path in shared if path.exists()]
+
+
+def listening() -> dict[str, str]:
+    """The ports of this machine on which somebody waits, and the inode of each one's socket."""
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().split("\n")[1:-1]:
+            columns = line.split()
+            if columns[3] == "0A":  # LISTEN
+                found[str(int(columns[1].rpartition(":")[2], 16))] = columns[9]
+    return found
 
 
 def gone_after(pid: int, patience: float) -> bool:

@@ -68,9 +68,9 @@ def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
 
     with torchrun.start(tmp_path / "job", command, max_restarts=3, failpoint=failpoint) as job:
         job.wait_for("update      1 ")
-        shared = job.shared_memory()
+        shared, ports = job.shared_memory(), job.ports()
         code = job.ended()
-        words, left = job.words(), job.left(shared)
+        words, left = job.words(), job.left(shared, ports)
 
     assert code == 0, words
     assert f"going on after update 5 of `{tmp_path / 'model'}`" in words
@@ -88,10 +88,12 @@ def test_r53_nothing_outlives_a_launcher_that_was_killed_at_the_start(
 
     with torchrun.start(tmp_path / "job", command) as job:
         job.wait_for("tokenizer: learned ")
+        ports = job.ports()
         job.launcher.send_signal(signal.SIGKILL)
         job.ended()
 
-        assert job.left(set()) == []
+        assert job.left(set(), ports) == []
+    assert ports
 
 
 def test_r53_processes_that_prepare_text_end_with_the_one_that_asked(tmp_path: Path) -> None:
@@ -122,14 +124,15 @@ def test_r53_nothing_outlives_a_launcher_that_was_killed(whole: RanksRun, tmp_pa
 
     with torchrun.start(tmp_path / "job", command) as job:
         job.wait_for("update      7 ")
-        shared = job.shared_memory()
+        shared, ports = job.shared_memory(), job.ports()
         job.launcher.send_signal(signal.SIGKILL)
         job.ended()
-        left, words = job.left(shared), job.words()
+        left, words = job.left(shared, ports), job.words()
     (saved,) = checkpoints(tmp_path / "model")
     newest = int(saved.name.removeprefix("update-"))
 
     assert left == []
+    assert ports
     assert "warning: the launcher is gone\n" in words
     assert newest >= 7  # there was time to save
     assert f"stopped after update {newest}: SIGTERM was received" in words

@@ -34,13 +34,13 @@ def test_r03_signal_to_the_launcher_and_to_all_saves_and_leaves_nothing(
 
     with torchrun.start(tmp_path / "job", command) as job:
         job.wait_for("update      7 ")
-        shared = job.shared_memory()
+        shared, ports = job.shared_memory(), job.ports()
         if number == signal.SIGTERM:
             for pid in job.ranks().values():
                 os.kill(pid, number)
         job.launcher.send_signal(number)
         code = job.ended()
-        words, left = job.words(), job.left(shared)
+        words, left = job.words(), job.left(shared, ports)
 
     assert code != 0
     assert newest(output) >= 7

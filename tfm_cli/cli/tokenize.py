@@ -1,11 +1,7 @@
 """`tfm tokenize`: learn a SentencePiece model, cut text into pieces, put pieces together again."""
 
-import contextlib
 import logging
 import random
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -135,22 +131,21 @@ def train(
     paths = listed_inputs(inputs)
     model_path, vocab_path = _outputs(model_prefix, paths)
     readers: list[LineReader] = []
-    with _ended_by_signals():
-        model_bytes = train_tokenizer(
-            lines_of(paths, readers),
-            config,
-            seed=random_seed,
-            threads=num_threads,
-            soft_limit=not hard_vocab_limit,
-            shuffle=shuffle_input_sentence,
-            max_line_bytes=max_sentence_length,
-            extra={
-                "split_digits": split_digits,
-                "normalization_rule_name": normalization_rule_name,
-                "user_defined_symbols": user_defined_symbols,
-                "control_symbols": control_symbols,
-            },
-        )
+    model_bytes = train_tokenizer(
+        lines_of(paths, readers),
+        config,
+        seed=random_seed,
+        threads=num_threads,
+        soft_limit=not hard_vocab_limit,
+        shuffle=shuffle_input_sentence,
+        max_line_bytes=max_sentence_length,
+        extra={
+            "split_digits": split_digits,
+            "normalization_rule_name": normalization_rule_name,
+            "user_defined_symbols": user_defined_symbols,
+            "control_symbols": control_symbols,
+        },
+    )
     pieces = Tokenizer(model_bytes, name=str(model_path)).scored_pieces
     with atomic_file(vocab_path) as stream:
         stream.write("".join(f"{piece}\t{score:g}\n" for piece, score in pieces).encode())
@@ -275,22 +270,3 @@ def _outputs(prefix: str, read: list[str]) -> tuple[Path, Path]:
         refuse_overwriting(path, read, option="--model-prefix")
         check_writable(path)
     return paths
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: SentencePiece does not let Python see it for minutes.
-
-    Only for work that has written nothing yet.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {
-        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
