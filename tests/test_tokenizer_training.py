@@ -89,6 +89,7 @@ def test_without_shuffling_the_first_lines_are_taken_and_the_rest_is_not_read() 
     assert next(lines) == TEXT[11]
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_sample() -> None:
     def much_text() -> Iterator[str]:
         for number in range(50_000):

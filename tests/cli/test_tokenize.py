@@ -210,6 +210,7 @@ def test_a_model_directory_stands_for_its_tokenizer() -> None:
     assert result.stdout.encode() == encode_to_file(b"on the mat\n")
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_seed_and_decodes_to_the_same_text() -> None:
     text = "".join(f"{line}\n" for line in TEXT).encode()
     flags = ("--nbest-size", "-1", "--alpha", "0.2", "--seed")

@@ -312,6 +312,7 @@ def test_scores_of_the_pieces_are_written(model: list[str], run_tfm: RunTfm) -> 
     assert len(n_best[1].split(" ||| ")) == 5
 
 
+@pytest.mark.slow
 def test_repetition_is_avoided_where_that_is_asked_for(model: list[str], run_tfm: RunTfm) -> None:
     text = "one one one one\n"
 

@@ -71,6 +71,7 @@ def test_pairs_are_counted_as_one_by_one(
     assert [facts.lines for facts in found.files[0]] == [len(sources), len(targets)]
 
 
+@pytest.mark.slow
 @hostile
 @given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(LINES)), max_size=20))
 def test_usable_pairs_are_those_that_training_keeps(
@@ -188,6 +189,7 @@ def peak(paths: tuple[list[str], list[str]]) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def assert_equal_runs(found: Path, wanted: Path) -> None:
         torch.testing.assert_close(own[name], tensor, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_r52_processes_with_all_weights_learn_what_one_learns(
     text: list[str], alone: Path, tmp_path: Path
 ) -> None:

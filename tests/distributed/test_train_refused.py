@@ -16,6 +16,7 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
     return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(text: list[str], tmp_path: Path) -> None:
     def its_own(rank: int) -> list[str]:
         more = ["--seed", "2", "--cpu-threads", "2"] if rank else ["--disp-freq", "9"]
@@ -85,6 +86,7 @@ def test_another_machine_needs_no_more_than_the_text(text: list[str], tmp_path: 
     assert [path.name for path in (tmp_path / "of 1").iterdir()] == ["corpus"]
 
 
+@pytest.mark.slow
 def test_standard_input_is_refused(text: list[str], tmp_path: Path) -> None:
     done = ranks.run(tmp_path / "s", ["train", "--pairs", "-", "-o", str(tmp_path / "model")])
 

@@ -92,6 +92,7 @@ def test_our_own_export_is_verified_when_it_comes_back(tmp_path: Path, probe: Pa
     assert back.tokenizers.files() == model.tokenizers.files()
 
 
+@pytest.mark.slow
 def test_notes_are_warnings(
     hugging_face: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, probe: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_notes_are_warnings(
     assert "`attention_dropout` of `0.1` is for training only and left out" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_model_is_replaced_only_if_asked_for(
     hugging_face: Path, tmp_path: Path, probe: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_model_is_replaced_only_if_asked_for(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_other_files_are_never_replaced(hugging_face: Path, tmp_path: Path, probe: Path) -> None:
     output = tmp_path / "model"
     import_model(str(hugging_face), output, probe=probe)
@@ -152,6 +155,7 @@ def test_empty_directory_is_filled(hugging_face: Path, tmp_path: Path, probe: Pa
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_is_no_source(tmp_path: Path) -> None:
     source = saved(tmp_path / "ours", random_model())
 

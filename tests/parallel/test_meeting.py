@@ -42,6 +42,7 @@ def test_what_earlier_processes_noted_in_the_launcher_s_store_is_not_read(tmp_pa
     assert [each.code for each in first] == [99, 99]  # an error that nobody turns into a code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1])
 def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> None:
     def meet(rank: int) -> None:
@@ -58,6 +59,7 @@ def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> No
     assert done[1 - missing].code == 0, done
 
 
+@pytest.mark.slow
 def test_launcher_that_is_gone_already_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_r45_reader_finds_one_of_the_saved_models_whole(most: int, tmp_path: Pat
     assert found <= {0, 1}
 
 
+@pytest.mark.slow
 def test_r45_what_was_open_stays_what_it_was(tmp_path: Path) -> None:
     """A new file takes the place of the old one, which those who read it still have."""
     writer = Writer(tmp_path, most=2)

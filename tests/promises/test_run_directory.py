@@ -115,6 +115,7 @@ def test_r07_changed_settings_are_listed(small: SmallRun, run_tfm: RunTfm, tmp_p
     assert left_behind(small.output) == before
 
 
+@pytest.mark.slow
 def test_r08_of_four_runs_in_one_directory_one_trains(small: SmallRun, tmp_path: Path) -> None:
     output = tmp_path / "model"
     # The first one to come waits a second once it has the lock.
