@@ -12,7 +12,7 @@ from tests.decoding.table_model import EOS, START, TableModel, brute_force, sour
 from tfm_cli.decoding import fixed_search as module
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.fixed_beams import BeamRules
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
 
 WIDEST = 256  # more than there are translations of 4 pieces
 
@@ -132,13 +132,16 @@ def test_equal_scores_keep_the_hypothesis_that_ended_first() -> None:
     assert_same([found], with_beams(model, [0], [5], rules))
 
 
-def test_model_that_gives_no_numbers_finds_nothing_and_ends() -> None:
-    model = TableModel(0)
-    model.logits[:] = math.nan
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_model_whose_scores_are_not_finite_is_refused(value: float) -> None:
+    model = TableModel(0, num_tables=2)
+    model.logits[1] = value
     rules = BeamRules(START, EOS, beam_size=2)
 
-    assert found_in(fixed_beams(FixedTable(model), rules), [0, 0], [5, 5]) == [[], []]
-    assert with_beams(model, [0, 0], [5, 5], rules) == [[], []]
+    with pytest.raises(NonFiniteScoresError):
+        found_in(fixed_beams(FixedTable(model), rules), [0, 1], [5, 5])
+    with pytest.raises(NonFiniteScoresError):
+        with_beams(model, [0, 1], [5, 5], rules)
 
 
 def test_batch_whose_memory_there_was_not_leaves_none_behind(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from tfm_cli.decoding.hypothesis import NonFiniteScoresError
 from tfm_cli.engine.output import OutputLayer, _Screen
 
 NONE = torch.tensor([], dtype=torch.long)
@@ -216,12 +217,21 @@ def test_being_ready_changes_nothing() -> None:
     assert early.best(hidden, NONE).tolist() == late.best(hidden, NONE).tolist()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 6])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @torch.inference_mode()
-def test_row_that_has_no_numbers_gets_some_piece() -> None:
-    hidden = torch.randn(6, 8)
-    hidden[2] = math.nan
+def test_state_that_is_not_finite_is_refused(value: float, rows: int) -> None:
+    hidden = torch.randn(rows, 8)
+    hidden[rows // 2, 3] = value
 
-    found = OutputLayer(torch.randn(70, 8), None, "fp32").best(hidden, torch.tensor([0]))
+    with pytest.raises(NonFiniteScoresError):
+        OutputLayer(torch.randn(70, 8), None, "fp32").best(hidden, torch.tensor([0]))
 
-    assert found.shape == (6,)
-    assert 0 <= int(found.min()) <= int(found.max()) < 70
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+@torch.inference_mode()
+def test_logits_that_overflow_are_refused(rows: int) -> None:
+    hidden = torch.full((rows, 8), 1e30)
+
+    with pytest.raises(NonFiniteScoresError):
+        OutputLayer(torch.full((70, 8), 1e30), None, "fp32").best(hidden, torch.tensor([0]))

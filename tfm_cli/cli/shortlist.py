@@ -86,21 +86,23 @@ def shortlist(
     from tfm_cli.model_dir import load_model
     from tfm_cli.translation.shortlist import save_shortlist
     from tfm_cli.translation.shortlist_building import build_shortlist
+    from tfm_cli.translation.useless_weights import useless_weights_refused
 
     place = resolve_device(device)
     set_cpu_threads(cpu_threads)
     trained = load_model(model, place)
-    table = build_shortlist(
-        read_pairs(source, target),
-        trained.transformer,
-        trained.tokenizers,
-        best=best,
-        frequent=frequent,
-        max_length=max_length,
-        max_tokens=max_tokens,
-        device=place,
-        name=", ".join([*source, *target]),
-    )
+    with useless_weights_refused(str(model)):
+        table = build_shortlist(
+            read_pairs(source, target),
+            trained.transformer,
+            trained.tokenizers,
+            best=best,
+            frequent=frequent,
+            max_length=max_length,
+            max_tokens=max_tokens,
+            device=place,
+            name=", ".join([*source, *target]),
+        )
     save_shortlist(path, table, trained.tokenizers)
     known = int((table.seen > 0).sum())
     logger.info("%s: knows %d of %d source pieces", path, known, len(table.seen))

@@ -14,7 +14,13 @@ from tfm_cli.decoding.constraints import (
     only_forced,
     padded_prefixes,
 )
-from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.hypothesis import (
+    Hypothesis,
+    NonFiniteScoresError,
+    StateT,
+    StepModel,
+    refuse_non_finite,
+)
 from tfm_cli.decoding.leading import leading
 from tfm_cli.decoding.scoring import length_norm
 
@@ -66,6 +72,9 @@ def beam_search(
         prefixes: pieces that the translation of each segment begins with, scored like any other,
             at most as many as its limit; empty for none.
         piece_scores: note the log-probability of each piece of a hypothesis.
+
+    Raises:
+        NonFiniteScoresError: the model gives scores that are not finite numbers.
     """
     device = source.device
     finished: list[list[Hypothesis]] = [[] for _ in limits]
@@ -142,6 +151,8 @@ def beam_search(
         if beam_size > 1:
             state.reorder(origin)
         beam = origin.shape[1]
+    if not all(finished):  # each hypothesis had a sum of scores that overflowed
+        raise NonFiniteScoresError
     return [sorted(found, key=lambda h: -h.score)[:beam_size] for found in finished]
 
 
@@ -183,6 +194,7 @@ def _continuations(
     eos = logits[:, eos_id].clone()
     logits, allowed = constraints.weigh(logits, written, forced)  # (R, V) each
     total = (allowed if renormalize else logits).logsumexp(dim=1, keepdim=True)  # (R, 1)
+    refuse_non_finite(total)
     logits = allowed if forced is None else only_forced(allowed, forced)
     if bool(at_limit.any()):
         possible = logits[:, eos_id]

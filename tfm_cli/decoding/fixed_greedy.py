@@ -49,6 +49,7 @@ class FixedGreedy:
         self._lineage = integers(segments, 1, room)  # 0 for the steps taken, -1 behind
         self._limit = integers(segments)
         self._lengths = integers(segments)  # pieces written before </s> or the limit
+        self._is_finite = torch.ones(segments, dtype=torch.bool, device=device)
         self.done = torch.zeros(segments, dtype=torch.bool, device=device)
 
     def begin(self, limits: Sequence[int]) -> None:
@@ -57,6 +58,7 @@ class FixedGreedy:
         self._newest.fill_(self._rules.start_id)
         self._lineage.fill_(-1)
         self._lengths.zero_()
+        self._is_finite.fill_(True)
         self._limit[: len(limits)] = sent(limits, self._limit.device)
         torch.eq(self._limit, 0, out=self.done)
 
@@ -68,6 +70,7 @@ class FixedGreedy:
             (self._newest, other._newest),
             (self._limit, other._limit),
             (self._lengths, other._lengths),
+            (self._is_finite, other._is_finite),
             (self.done, other.done),
             (self._pieces[:, :room], other._pieces),
             (self._lineage[:, :, :room], other._lineage),
@@ -79,7 +82,8 @@ class FixedGreedy:
         """Write one more piece for each segment that needs one."""
         self._lineage.index_fill_(2, self._position, 0)
         logits = model.fixed_step(self._newest, self._position, self._lineage, state)  # (B, V)
-        piece = logits.index_fill_(1, self._banned, -math.inf).argmax(dim=1)  # (B,)
+        best, piece = logits.index_fill_(1, self._banned, -math.inf).max(dim=1)  # (B,) each
+        self._is_finite.logical_and_(best.isfinite() | self.done)
         self._newest.copy_(piece)
         self._pieces.index_copy_(1, self._position, piece[:, None])
         self._position.add_(1)
@@ -89,13 +93,22 @@ class FixedGreedy:
         self.done.logical_or_(self._lengths >= self._limit)
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
-        """Gives what was written for these segments, without scores, when it has come."""
+        """Gives what was written for these segments, without scores, when it has come.
+
+        A segment whose logits were not finite has no hypothesis.
+        """
         chosen = sent(segments, self.done.device)
-        lengths, pieces = (
-            ReadBack(each.index_select(0, chosen)) for each in (self._lengths, self._pieces)
-        )
-        nothing = float("nan")
-        return lambda: [
-            [Hypothesis(tuple(ids[:length]), nothing, nothing)]
-            for length, ids in zip(lengths.wait().tolist(), pieces.wait().tolist(), strict=True)
+        coming = [
+            ReadBack(each.index_select(0, chosen))
+            for each in (self._lengths, self._pieces, self._is_finite)
         ]
+        nothing = float("nan")
+
+        def hypotheses() -> list[list[Hypothesis]]:
+            of_segments = zip(*(each.wait().tolist() for each in coming), strict=True)
+            return [
+                [Hypothesis(tuple(ids[:length]), nothing, nothing)] if is_finite else []
+                for length, ids, is_finite in of_segments
+            ]
+
+        return hypotheses

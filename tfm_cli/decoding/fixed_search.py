@@ -20,7 +20,7 @@ from tfm_cli.decoding.fixed_steps import (
     few_sizes,
     source_room,
 )
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
 from tfm_cli.decoding.step_graph import ReadBack, Recorder, StepGraph, sent
 
 _ASK_EVERY = 4  # steps after which the device is asked what is done
@@ -74,12 +74,18 @@ class FixedSearch(Generic[FixedT, RowsT]):
             source: (B, S) ids.
             source_keep: (B, 1, 1, S), False at padding; None if there is none.
             limits: most pieces of each segment's translation, without </s>.
+
+        Raises:
+            NonFiniteScoresError: the model gives scores that are not finite numbers.
         """
         try:
-            return self._search(source, source_keep, limits)
+            found = self._search(source, source_keep, limits)
         except torch.OutOfMemoryError:
             self._stages.clear()  # a smaller batch needs their memory
             raise
+        if not all(found):  # what has no finite score is no hypothesis
+            raise NonFiniteScoresError
+        return found
 
     def _search(
         self, source: Tensor, source_keep: Tensor | None, limits: Sequence[int]

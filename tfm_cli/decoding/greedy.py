@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.leading import leading
 
 # Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest
@@ -24,7 +24,11 @@ class GreedyModel(StepModel[StateT], Protocol):
     """A model that finds the likeliest piece by itself, with less work."""
 
     def step_greedily(self, pieces: Tensor, state: StateT, banned: Tensor) -> Tensor:
-        """The likeliest piece (R,) after the newest (R,) of each row, none of the banned ids."""
+        """The likeliest piece (R,) after the newest (R,) of each row, none of the banned ids.
+
+        Raises:
+            NonFiniteScoresError: the scores are not finite numbers.
+        """
 
 
 def greedy_search(
@@ -47,6 +51,9 @@ def greedy_search(
         start_id: what every translation is a continuation of.
         eos_id: ends a translation.
         banned_ids: never written.
+
+    Raises:
+        NonFiniteScoresError: the model gives scores that are not finite numbers.
     """
     banned = torch.tensor(list(banned_ids), dtype=torch.long, device=source.device)
     written: list[list[int]] = [[] for _ in limits]
@@ -66,7 +73,9 @@ def greedy_search(
             pieces = greedy.step_greedily(pieces, state, banned)  # (B,)
         else:
             logits = model.step(pieces, state).index_fill(1, banned, -torch.inf)  # (B, V)
-            pieces = leading(logits, 1)[1][:, 0]
+            best, likeliest = leading(logits, 1)  # (B, 1) each
+            refuse_non_finite(best)
+            pieces = likeliest[:, 0]
         newest, staying = pieces.tolist(), []
         for row in open_rows:
             segment = rows[row]

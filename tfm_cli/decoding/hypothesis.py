@@ -8,6 +8,20 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 
+class NonFiniteScoresError(ArithmeticError):
+    """A model's scores are not finite numbers, so its weights are of no use."""
+
+    def __init__(self, message: str = "the scores of the next token are not finite") -> None:
+        super().__init__(message)
+
+
+def refuse_non_finite(values: Tensor) -> None:
+    """Raise a NonFiniteScoresError if a value is not a finite number."""
+    # A sum costs less, and is finite only if all values are.
+    if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
+        raise NonFiniteScoresError
+
+
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A translation in pieces, without </s>."""

@@ -13,7 +13,7 @@ from tfm_cli.decoding.constraints import (
     only_forced,
     padded_prefixes,
 )
-from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.scoring import length_norm
 
 _COLDEST = 1e-6  # no draw is left by then, and single precision still divides by it
@@ -62,6 +62,9 @@ def sample(
         repetition_penalty: see `beam_search`.
         prefixes: see `beam_search`.
         piece_scores: see `beam_search`.
+
+    Raises:
+        NonFiniteScoresError: the model gives scores that are not finite numbers.
     """
     device = source.device
     # All the chance there is, drawn beforehand: (B, longest)
@@ -84,6 +87,7 @@ def sample(
             logits = logits.float()
         forced = forced_pieces(prefix, pieces.shape[1] - 1, 1)
         logits, allowed = constraints.weigh(logits, pieces[:, 1:], forced)  # (B, V) each
+        refuse_non_finite(logits.amax(dim=1))
         log_probs = (allowed if renormalize else logits).log_softmax(dim=1)
         sorted_probs, sorted_pieces = _likeliest(
             allowed if forced is None else only_forced(allowed, forced),
@@ -103,7 +107,9 @@ def sample(
         for row, (segment, step) in enumerate(zip(open_segments, steps, strict=True)):
             if step >= limits[segment]:
                 piece[row] = eos_id
-        gained = log_probs.gather(1, piece)[:, 0].tolist()
+        gain = log_probs.gather(1, piece)[:, 0]  # (B,)
+        refuse_non_finite(gain)
+        gained = gain.tolist()
         staying = []
         for row, (segment, new) in enumerate(zip(open_segments, piece[:, 0].tolist(), strict=True)):
             gains[segment].append(gained[row])

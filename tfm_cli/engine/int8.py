@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tfm_cli.decoding.hypothesis import refuse_non_finite
+
 LARGEST = 127.0  # of a signed byte, without -128, so that both signs reach equally far
 _TOGETHER = 524_288  # numbers whose intermediate results stay in the processor's own memory
 _SMALLEST_PEAK = 1e-12  # a row of zeros has some scale as well
@@ -107,7 +109,11 @@ class Int8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Maps (M, K) to (M, N), fp32 both."""
-        y: Tensor = self._product(x, self._packed)
+        try:
+            y: Tensor = self._product(x, self._packed)
+        except RuntimeError:  # FBGEMM finds no scale for what is not finite
+            refuse_non_finite(x)
+            raise
         return y
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tfm_cli.decoding.hypothesis import NonFiniteScoresError
 from tfm_cli.engine.int8 import LARGEST, int8_linear
 from tfm_cli.engine.linear import Linear, output_linear
 
@@ -60,8 +61,13 @@ class OutputLayer:
         Args:
             hidden: (R, D).
             banned: ids that are not chosen.
+
+        Raises:
+            NonFiniteScoresError: a hidden state or the largest logit is not finite.
         """
         screen = self.prepare_best()
+        if not math.isfinite(float(torch.linalg.vector_norm(hidden, math.inf))):
+            raise NonFiniteScoresError
         if len(hidden) == 1:
             return self._best_of_one(hidden[0], screen.candidates_of_one(hidden, banned))
         row, piece = screen.candidates(hidden, banned)  # (m,) each
@@ -72,8 +78,9 @@ class OutputLayer:
             exact += self._bias.index_select(0, piece)
         best = exact.new_full((len(hidden),), -math.inf).scatter_reduce_(0, row, exact, "amax")
         wins = exact == best.index_select(0, row)
+        if not bool(best.isfinite().all()):  # also of a row without candidates
+            raise NonFiniteScoresError
         # Of equal ones the first, as `argmax` does.
-        # A row that has no numbers has no candidates, and gets the last.
         found = piece.new_full((len(hidden),), len(self._weight) - 1)
         return found.scatter_reduce_(0, row[wins], piece[wins], "amin")
 
@@ -82,10 +89,12 @@ class OutputLayer:
         if len(pieces) == 1:
             return pieces
         if not len(pieces):
-            return pieces.new_full((1,), len(self._weight) - 1)
+            raise NonFiniteScoresError
         exact = torch.mv(self._weight.index_select(0, pieces), hidden)  # (m,)
         if self._bias is not None:
             exact += self._bias.index_select(0, pieces)
+        if not bool(exact.isfinite().all()):
+            raise NonFiniteScoresError
         return pieces.index_select(0, exact.argmax(0, keepdim=True))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tfm_cli.config import RunConfig
+from tfm_cli.decoding.hypothesis import NonFiniteScoresError
 from tfm_cli.errors import DivergedError
 from tfm_cli.failpoint import reach
 from tfm_cli.parallel.wrapping import local
@@ -152,8 +153,15 @@ def train(
         refuse_non_finite(state.update, learner, average, optimizer)
         refuse_other_weights(state.update, learner, average, optimizer)
         began = time.monotonic()
-        with learner.judging(average):
-            validation = validate()
+        try:
+            with learner.judging(average):
+                validation = validate()
+        except NonFiniteScoresError as error:
+            raise DivergedError(
+                f"the validation after update {state.update}: {error}",
+                hint=HINT,
+                since=state.update,
+            ) from error
         state.train_seconds += time.monotonic() - began
         state.validated_update = state.update
         score = validation.values[metric]

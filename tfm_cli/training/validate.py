@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tfm_cli.corpus.batch import Batch
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
 from tfm_cli.device import arithmetic
 from tfm_cli.evaluation.scores import Score, corpus_scores
 from tfm_cli.model.transformer import Transformer
@@ -55,6 +55,9 @@ def validator(
         device: where the model is.
         dtype: arithmetic of the matrix products.
         parallel: the processes, all of which have the same weights.
+
+    The function raises a NonFiniteScoresError, on all processes, if the model computes no finite
+    numbers.
     """
     processes = parallel or Parallel()
 
@@ -66,6 +69,8 @@ def validator(
             values["loss"] = mean_nll(
                 model, batches, device=device, dtype=dtype, parallel=processes
             )
+            if not math.isfinite(values["loss"]):
+                raise NonFiniteScoresError(f"the loss is {values['loss']}")
         scored = [metric for metric in metrics if metric != "loss"]
         if scored:
             hypotheses = [
@@ -120,13 +125,19 @@ def _searched(
 ) -> list[Found]:
     """What is found for each batch, whichever process looked for it."""
 
-    def ids(batch: list[Segment]) -> list[list[list[int]]]:
-        return [[list(each.ids) for each in some] for some in search(batch)]
+    def ids(batch: list[Segment]) -> list[list[list[int]]] | None:
+        try:
+            return [[list(each.ids) for each in some] for some in search(batch)]
+        except NonFiniteScoresError:  # for all processes to raise: some have other batches
+            return None
 
+    shares = shared_out(batches, ids, parallel)
+    if None in shares:
+        raise NonFiniteScoresError
     # Nobody asks how good validation's translations are.
     return [
         [[Hypothesis(tuple(ids), math.nan, math.nan) for ids in some] for some in found]
-        for found in shared_out(batches, ids, parallel)
+        for found in shares
     ]
 
 

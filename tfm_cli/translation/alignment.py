@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.corpus.batching import token_batches
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, refuse_non_finite
 from tfm_cli.device import ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -55,6 +55,9 @@ def piece_weights(
         sources: ids of each source, without </s>.
         targets: ids of its translation, without </s>.
         device: where the models are.
+
+    Raises:
+        NonFiniteScoresError: the attention is not made of finite numbers.
     """
     batch = make_batch(
         [np.asarray(ids, dtype=np.int64) for ids in sources],
@@ -74,6 +77,7 @@ def piece_weights(
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         weights[row, len(target) :] = 0
         weights[row, :, len(source) :] = 0
+    refuse_non_finite(weights)
     return weights
 
 

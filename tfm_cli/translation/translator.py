@@ -24,6 +24,7 @@ from tfm_cli.translation.searching import BatchSearch, Found, fixed_search, is_p
 from tfm_cli.translation.segments import Segment, Segmenter
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.useless_weights import useless_weights_refused
 from tfm_cli.translation.window import Lines
 from tfm_cli.translation.workers import Group, Workers, num_workers
 
@@ -55,6 +56,7 @@ class Translator:
             wherever nothing is asked for that needs others.
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
+        name: what messages call the model, or the models that translate together.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Translator:
         fixed_steps: bool = False,
         workers: int = 1,
         worker_threads: int = 1,
+        name: str = "the model",
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
@@ -104,6 +107,7 @@ class Translator:
             shortlist=shortlist,
             fixed=fixed,
         )
+        self._name = name
         self._window_lines = search.buffer_size
         self._num_workers = workers
         self._worker_threads = worker_threads
@@ -183,6 +187,7 @@ class Translator:
             fixed_steps=place.type == "cuda",
             workers=count,
             worker_threads=threads,
+            name=", ".join(map(str, [model_dir, *others])),
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
@@ -210,13 +215,14 @@ class Translator:
 
         Raises:
             DataError: a prefix has more pieces than a segment may have.
+            ModelError: the weights compute no finite numbers, which `search_all` gets to know as
+                a NonFiniteScoresError.
         """
         batches = self._segmenter.batches(Lines(lines, prefixes))
-        if search_all is None:
-            found = [self._search_batch(one) for one in batches]
-        else:
-            found = search_all(self._search_batch, batches)
-        return self._joined(lines, batches, found)
+        if search_all is not None:
+            return self._joined(lines, batches, search_all(self._search_batch, batches))
+        with useless_weights_refused(self._name):
+            return self._joined(lines, batches, [self._search_batch(one) for one in batches])
 
     def translate_windows(
         self, windows: Iterable[Lines]
@@ -229,6 +235,7 @@ class Translator:
 
         Raises:
             DataError: as `windows` does, or a prefix is too long; what was before is given out.
+            ModelError: the weights compute no finite numbers.
         """
         under_way: deque[tuple[Sequence[str], list[list[Segment]], Group[Found]]] = deque()
         search = Workers(self._search_batch, most=self._num_workers, threads=self._worker_threads)
@@ -236,7 +243,9 @@ class Translator:
         def oldest(most_left: int) -> Iterator[list[Translation]]:
             while under_way and (len(under_way) > most_left or not under_way[0][2].missing):
                 lines, batches, group = under_way.popleft()
-                yield self._joined(lines, batches, search.finish(group))
+                with useless_weights_refused(self._name):
+                    translations = self._joined(lines, batches, search.finish(group))
+                yield translations
 
         with search:
             try:
