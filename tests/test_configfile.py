@@ -77,6 +77,7 @@ def test_tiny_without_a_corpus_learns_the_sample_in_its_own_way() -> None:
 
     assert sample.training.max_updates == SAMPLE_RUN["training"]["max_updates"]
     assert own.training.max_updates == PRESETS["tiny"]["training"]["max_updates"]
+    assert (sample.preset, own.preset) == ("sample", "tiny")
 
 
 def test_what_a_pretrained_model_was_made_with_replaces_the_preset(tmp_path: Path) -> None:

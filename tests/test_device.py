@@ -10,6 +10,7 @@ from tfm_cli.device import (
     resolve_device,
     resolve_precision,
     set_cpu_threads,
+    validation_precision,
 )
 from tfm_cli.errors import ConfigError, ResourceError
 
@@ -80,6 +81,24 @@ def test_name_of_no_precision_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "device", "wanted"),
+    [
+        ("auto", "cpu", torch.float32),
+        ("bf16", "cpu", torch.bfloat16),
+        ("fp32", "cpu", torch.float32),
+        ("auto", "cuda", torch.bfloat16),
+        ("fp32", "cuda", torch.float32),
+    ],
+)
+def test_validation_on_a_cpu_is_in_fp32_unless_bf16_was_asked_for(
+    name: str, device: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_fast_bf16", lambda device: True)
+
+    assert validation_precision(name, torch.device(device)) == wanted
+
+
+@pytest.mark.parametrize(
     ("capabilities", "wanted"),
     [
         ({"avx512_bf16": True}, torch.bfloat16),
@@ -90,7 +109,33 @@ def test_name_of_no_precision_is_refused(name: str) -> None:
 def test_cpu_takes_bf16_where_it_has_instructions_for_it(
     capabilities: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+
+    assert resolve_precision("auto", torch.device("cpu")) == wanted
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("isa", "wanted"),
+    [
+        ("AVX2", torch.float32),
+        ("avx512_core_vnni", torch.float32),
+        ("AVX512_CORE_BF16", torch.bfloat16),
+        ("AVX10_1_512_AMX", torch.bfloat16),
+        ("DEFAULT", torch.bfloat16),
+        ("", torch.bfloat16),
+    ],
+)
+def test_bf16_that_onednn_was_told_to_leave_out_is_not_taken(
+    name: str, isa: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, isa)
 
     assert resolve_precision("auto", torch.device("cpu")) == wanted
 
@@ -127,7 +172,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 @pytest.mark.parametrize(
     ("name", "device", "fast", "wanted"),
     [
-        ("auto", CPU, True, "bf16"),
+        ("auto", CPU, True, "fp32"),
         ("auto", CPU, False, "fp32"),
         ("auto", GPU, True, "bf16"),
         ("auto", GPU, False, "fp32"),

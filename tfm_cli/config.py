@@ -215,7 +215,8 @@ class TrainingConfig:
     device: str = opt("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", may_change=True)
     precision: str = opt(
         "auto",
-        "Arithmetic of the matrix products: bf16 where the device is faster with it, or fp32.",
+        "Arithmetic of training's matrix products: bf16, fp32, or auto, which is bf16 where the "
+        "device is faster with it. Validation on a CPU is in fp32 unless bf16 is asked for.",
         choices=("auto", "fp32", "bf16"),
     )
     compile: str = opt(

@@ -11,7 +11,7 @@ from typing import Any
 from tfm_cli.config import SECTIONS, RunConfig, Value
 from tfm_cli.configcheck import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
-from tfm_cli.presets import PRESETS, SAMPLE_RUN
+from tfm_cli.presets import PRESETS, SAMPLE, SAMPLE_RUN
 
 Overrides = Mapping[str, Mapping[str, object]]
 
@@ -42,7 +42,7 @@ def resolve(
     from_file = read_toml(file) if file else {}
     named_in_file = from_file.pop("preset", None)
     chosen = preset or (named_in_file if named_in_file is not None else "tiny")
-    if not isinstance(chosen, str) or chosen not in PRESETS:
+    if not isinstance(chosen, str) or chosen not in (*PRESETS, SAMPLE):
         problems.add("preset", f"unknown preset {shown(chosen)}{nearest(str(chosen), PRESETS)}")
         chosen = "tiny"
     given: list[Mapping[str, Any]] = [
@@ -50,9 +50,19 @@ def resolve(
         _parse_assignments(assignments, problems),
         flags or {},
     ]
-    layers = [PRESETS[chosen], *given]
-    if chosen == "tiny" and not any(_names_a_corpus(layer) for layer in given):
-        layers.insert(1, SAMPLE_RUN)
+    has_corpus = any(_names_a_corpus(layer) for layer in given)
+    if has_corpus and SAMPLE in (chosen, named_in_file):
+        place = "`--preset`" if preset == SAMPLE else str(file)
+        raise ConfigError(
+            f"{place}: holds the recipe of the sample corpus (preset `{SAMPLE}`), but other "
+            "training text is named",
+            hint="name the text when you write the file: "
+            "`tfm train -s SOURCE -t TARGET --dump-config > run.toml`",
+        )
+    if chosen in ("tiny", SAMPLE) and not has_corpus:
+        chosen, layers = SAMPLE, [PRESETS["tiny"], SAMPLE_RUN, *given]
+    else:
+        layers = [PRESETS[chosen], *given]
     directory = _merged(given, Problems())["training"].get("pretrained_model")
     if pretrained is not None and directory and isinstance(directory, str):
         layers.insert(1, pretrained(directory))

@@ -42,10 +42,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of matrix products: `auto` takes bf16 where the device is faster with it.
+    """Return the arithmetic of training's matrix products.
+
+    `auto` is bf16 where the device is faster with it, processors included, else fp32.
 
     Raises:
-        ConfigError: no arithmetic has such a name, or the device does not have it.
+        ConfigError: the name is unknown, or the device lacks that precision.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"unknown precision `{name}`, wanted auto, fp32 or bf16")
@@ -56,17 +58,31 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def validation_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of validation in a run whose training precision is `name`.
+
+    `auto` is fp32 on every CPU, as in `decoding_precision`: a score must not depend on the
+    processor. Otherwise validation computes as training does.
+    """
+    if name == "auto" and device.type == "cpu":
+        return torch.float32
+    return resolve_precision(name, device)
+
+
 def decoding_precision(name: str, device: torch.device) -> str:
-    """`fp32`, `bf16`, `fp16` or `int8` for translating; `auto` as in `resolve_precision`.
+    """Return `fp32`, `bf16`, `fp16` or `int8` for translating.
+
+    `auto` is fp32 on every CPU, so that a model translates alike on all of them, and bf16 on GPUs
+    that have it.
 
     Raises:
-        ConfigError: no arithmetic has such a name, or the device does not have it.
+        ConfigError: the name is unknown, or the device lacks that precision.
     """
     if name not in DECODING_PRECISIONS:
         wanted = ", ".join(DECODING_PRECISIONS)
         raise ConfigError(f"unknown precision `{name}`, wanted one of {wanted}")
     if name == "auto":
-        return "bf16" if _fast_bf16(device) else "fp32"
+        return "bf16" if device.type != "cpu" and _fast_bf16(device) else "fp32"
     if name == "int8" and device.type != "cpu":
         hint = "use bf16 or fp16 there, or `--device cpu`"
         raise ConfigError(f"`--precision int8` is for CPUs, not for `{device}`", hint=hint)
@@ -76,6 +92,11 @@ def decoding_precision(name: str, device: torch.device) -> str:
     if name == "bf16":
         _check_bf16(device, "fp16 or fp32")
     return name
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """Return the name that `--precision` has for an arithmetic."""
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def _check_bf16(device: torch.device, others: str) -> None:
@@ -91,10 +112,20 @@ def _check_bf16(device: torch.device, others: str) -> None:
         logger.warning("this processor has no bf16 and computes it far slower than fp32")
 
 
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave bf16 out, whatever the processor has.
+_ISA_WITHOUT_BF16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+)  # fmt: skip
+
+
 def _fast_bf16(device: torch.device) -> bool:
+    """Return True if the device multiplies matrices faster in bf16 than in fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
+        isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+        if isa.upper() in _ISA_WITHOUT_BF16:
+            return False
         # torch 2.11 has no such function yet; there, fp32 it is.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

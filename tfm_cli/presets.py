@@ -49,6 +49,10 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     },
 }
 
+# The preset of a run on the sample corpus: `tiny` with the values below. It is taken where no text
+# is named, and refused where one is.
+SAMPLE = "sample"
+
 # What `tiny` changes when it learns the sample corpus: a run of two minutes on two cores.
 SAMPLE_RUN: dict[str, dict[str, Value]] = {
     "tokenizer": {"vocab_size": 2000},

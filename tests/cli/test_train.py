@@ -44,7 +44,7 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
         r"tokenizer: learned 24 pieces",
         r"training text: 20 pairs, \d+ \+ \d+ pieces",
         r"validation text: 2 pairs",
-        r"model: tiny, [\d,]+ parameters, float32 on cpu; \d+ batches an epoch, [\d.]+ % padding",
+        r"model: tiny, [\d,]+ parameters, \w+ on cpu; \d+ batches an epoch, [\d.]+ % padding",
         r"update      2  epoch   2  loss +[\d.]+  ppl +[\d.]+  lr [\d.e-]+  tgt-tok/s .*",
         r"update      4  epoch .*",
         r"valid       4  epoch   \d  bleu [\d.]+  chrf [\d.]+  loss [\d.]+  ppl .*  best",
@@ -109,7 +109,7 @@ def test_without_text_it_trains_on_the_sample_and_says_so(
 
     assert result.code == 0, result.err
     first = result.err.split("\n")[0]
-    assert first == "no training text is named: training preset `tiny` on the sample corpus"
+    assert first == "no training text is named: training on the sample corpus, preset `sample`"
     assert "the sample corpus of tfm" in Path("model/README.md").read_text("utf-8")
 
 
@@ -167,7 +167,9 @@ def test_metrics_may_be_listed_or_repeated(run_tfm: RunTfm) -> None:
     assert once.out == twice.out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--preset", "base", "-s", "a", "-t", "b"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--preset", "small"], ["--preset", "base", "-s", "a", "-t", "b"]]
+)
 def test_dumped_settings_give_the_same_settings(arguments: list[str], run_tfm: RunTfm) -> None:
     more = ["--dropout", "0.25", "--set", "search.beam_size=7", "--max-time", "2h"]
     dumped = run_tfm(["train", "--dump-config", *arguments, *more])
@@ -191,6 +193,42 @@ def test_dumped_settings_train_the_same_model(text: list[str], run_tfm: RunTfm) 
     files = [Path(name) / "model.safetensors" for name in ("by-flags", "by-file")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert load_config(Path("by-file")) == load_config(Path("by-flags"))
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--preset", "tiny"], ["--set", "training.max_updates=5"]], ids=str
+)
+def test_recipe_of_the_sample_never_meets_other_text(
+    more: list[str], text: list[str], run_tfm: RunTfm
+) -> None:
+    write("run.toml", run_tfm(["train", "--dump-config"]).out)
+
+    result = run_tfm(["train", "--config", "run.toml", *text, *more, "-o", "model"])
+
+    assert result.code == 2
+    assert result.err.startswith("error: run.toml: holds the recipe of the sample corpus")
+    assert "tfm train -s SOURCE -t TARGET --dump-config" in result.err
+    assert not Path("model").exists()
+
+
+@pytest.mark.parametrize("key", ["source", "pairs"])
+def test_recipe_of_the_sample_in_a_file_that_names_other_text_is_refused(
+    key: str, run_tfm: RunTfm
+) -> None:
+    sample = run_tfm(["train", "--dump-config"]).out
+    write("run.toml", sample.replace(f"\n{key} = []", f'\n{key} = ["mine"]'))
+
+    result = run_tfm(["train", "--config", "run.toml", "--dump-config"])
+
+    assert result.code == 2
+    assert "run.toml: holds the recipe of the sample corpus" in result.err
+
+
+def test_preset_of_the_sample_is_refused_for_other_text(run_tfm: RunTfm) -> None:
+    result = run_tfm(["train", "--preset", "sample", "-s", "a", "-t", "b", "--dump-config"])
+
+    assert result.code == 2
+    assert "`--preset`: holds the recipe of the sample corpus" in result.err
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,11 +1,14 @@
 """Devices and precisions that a machine does not have: said at once, with what it has."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import RunTfm, TinyCorpus
+from tfm_cli import device as devices
+from tfm_cli.training import run, validate
 
 
 @pytest.fixture(autouse=True)
@@ -94,5 +97,41 @@ def test_r47_auto_takes_the_processor_and_says_so(
     translated = run_tfm([*commands["translate"][:-1], str(tmp_path / "text")])
 
     assert trained.code == translated.code == 0
-    assert "float32 on cpu; " in trained.err
+    assert "fp32 on cpu; " in trained.err
     assert (tmp_path / "text").is_file()
+
+
+@pytest.mark.parametrize(
+    ("fast", "flags", "trained", "validated"),
+    [
+        (True, [], "bf16", torch.float32),
+        (False, [], "fp32", torch.float32),
+        (True, ["--precision", "bf16"], "bf16", torch.bfloat16),
+        (True, ["--precision", "fp32"], "fp32", torch.float32),
+    ],
+)
+def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
+    fast: bool, flags: list[str], trained: str, validated: torch.dtype,
+    commands: dict[str, list[str]], tmp_path: Path, run_tfm: RunTfm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[torch.dtype] = []
+
+    def validator(*arguments: Any, dtype: torch.dtype, **options: Any) -> Any:
+        seen.append(dtype)
+        return validate.validator(*arguments, dtype=dtype, **options)
+
+    monkeypatch.setattr(run, "validator", validator)
+    monkeypatch.setattr(devices, "_fast_bf16", lambda place: fast)
+    small = ["--vocab-size", "40", "--set", "tokenizer.model_type=word", "--set", "model.width=16"]
+    small += ["--set", "tokenizer.byte_fallback=false", "--set", "model.heads=2"]
+    _, _, source, _, target, _, output = commands["train"]
+    valid = ["--valid-source", source, "--valid-target", target]
+
+    result = run_tfm([*commands["train"], *small, *valid, *flags, "--max-updates", "1"])
+
+    assert result.code == 0, result.err
+    assert f"parameters, {trained} on cpu; " in result.err
+    card = Path(output, "README.md").read_text(encoding="utf-8")
+    assert f"| arithmetic | {trained} on cpu |" in card
+    assert seen == [validated]

@@ -60,8 +60,10 @@ def _fits_together(config: RunConfig) -> RunConfig:
     """The settings, but for those that must agree with others."""
     num_files = max(1, len(config.data.source) + len(config.data.pairs))
     weights = (*config.data.weights, *[1.0] * num_files)[:num_files]
+    has_text = config.data.source or config.data.pairs
     return dataclasses.replace(
         config,
+        preset="sample" if config.preset == "tiny" and not has_text else config.preset,
         data=dataclasses.replace(
             config.data,
             target=config.data.source,

@@ -13,6 +13,7 @@ SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu", "chrf"
 
 def card(config: RunConfig, **other: Any) -> str:
     facts: dict[str, Any] = {
+        "arithmetic": "bf16 on cpu",
         "num_parameters": 1_234_567,
         "vocab_sizes": (8000, 8000),
         "num_pairs": 20_000,
@@ -43,6 +44,7 @@ def test_card_tells_what_a_reader_asks_first() -> None:
         "| parameters | 1,234,567 |",
         "| pieces | 8,000 |",
         "| trained | 2000 updates, 9,876,543 target pieces, 2h01m |",
+        "| arithmetic | bf16 on cpu |",
         "| these weights | after update 1500, moving average 0.999 |",
         "## Scores on the validation text (beam 3)",
         "| loss | 1.2346 | nats per target piece |",

@@ -13,16 +13,16 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 import tfm_cli
+from tfm_cli.cli.options import CommandGroup
 from tfm_cli.errors import Interrupted, ResourceError, TfmError, ToldElsewhere
 from tfm_cli.terminal import told, visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
 
 
-class Cli(TyperGroup):
+class Cli(CommandGroup):
     """Runs commands; every kind of failure gets its message and exit code here."""
 
     def make_context(self, *arguments: Any, **more: Any) -> Any:
@@ -99,7 +99,6 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": _hyph
 
 app = typer.Typer(
     cls=Cli,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=SETTINGS,

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from tfm_cli.config import DECODING_PRECISIONS
 from tfm_cli.configcheck import coerce
@@ -28,9 +29,21 @@ CPU_THREADS: Any = typer.Option(
 PRECISION: Any = typer.Option(
     metavar="NAME",
     show_default=False,
-    help="Arithmetic of the matrix products: auto (bf16 where the device is faster with it, else "
-    "fp32), fp32, bf16, fp16 on GPUs, int8 on CPUs. [default: auto]",
+    help="Arithmetic of the matrix products: auto (fp32 on CPUs; bf16 on GPUs that have it), fp32, "
+    "bf16, fp16 on GPUs, int8 on CPUs. [default: auto]",
 )
+
+
+class CommandGroup(TyperGroup):
+    """A command with subcommands; without arguments it prints its help and ends with success."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments that stand before the subcommand."""
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
 
 _METAVARS: dict[type, str] = {int: "N", float: "X"}
 

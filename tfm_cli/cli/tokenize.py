@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import flag
+from tfm_cli.cli.options import CommandGroup, flag
 from tfm_cli.cli.overwriting import refuse_overwriting
 from tfm_cli.cli.tokenize_streams import (
     check_output,
@@ -49,7 +49,7 @@ Side = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=CommandGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Cut text into pieces with SentencePiece: learn a model, encode, decode.",

@@ -247,8 +247,10 @@ def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parall
         goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
         corpora.check_inputs(config)
         if not (config.data.source or config.data.pairs):
-            told = "no training text is named: training preset `%s` on the sample corpus"
-            logger.info(told, config.preset)
+            logger.info(
+                "no training text is named: training on the sample corpus, preset `%s`",
+                config.preset,
+            )
 
         from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 

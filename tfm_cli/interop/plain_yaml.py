@@ -33,6 +33,9 @@ def parse_yaml(content: bytes, place: str) -> Any:
         documents = _Reader(events, yaml, place).documents()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         told = " ".join(str(error).split())
+        if "nesting depth" in told:  # libyaml of PyYAML 6.0.4 refuses 1,000 levels by itself
+            told = f"{place}: is nested deeper than {_MAX_DEPTH} levels"
+            raise ModelError(told) from error
         raise ModelError(f"{place}: is torn or no YAML: {told}") from error
     if len(documents) != 1:
         raise ModelError(f"{place}: has {len(documents)} YAML documents, wanted 1")

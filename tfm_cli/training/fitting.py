@@ -10,7 +10,7 @@ from tfm_cli.corpus.batch import Batch
 from tfm_cli.device import arithmetic, ran_out_of_memory
 from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.presets import PRESETS
+from tfm_cli.presets import PRESETS, SAMPLE
 from tfm_cli.training.compiling import undo_compilation
 from tfm_cli.training.learner import batch_loss
 from tfm_cli.training.plan import Planner
@@ -29,7 +29,8 @@ def settled_batches(settings: TrainingConfig, preset: str) -> TrainingConfig:
     """
     if settings.max_tokens:
         return settings
-    tokens = PRESETS[preset]["training"].get("max_tokens", TrainingConfig.max_tokens)
+    base = "tiny" if preset == SAMPLE else preset
+    tokens = PRESETS[base]["training"].get("max_tokens", TrainingConfig.max_tokens)
     assert isinstance(tokens, int)
     tokens *= settings.update_freq
     return dataclasses.replace(settings, max_tokens=tokens, update_freq=1)

@@ -49,8 +49,11 @@ class Keeper:
         average: MovingAverage,
         optimizer: torch.optim.Optimizer,
         state: TrainState,
+        *,
+        arithmetic: str,
     ) -> None:
         self._config = config
+        self._arithmetic = arithmetic
         self._output = output
         self._corpora = corpora
         self._learner = learner
@@ -207,6 +210,7 @@ class Keeper:
         card = model_card(
             self._config,
             self._state,
+            arithmetic=self._arithmetic,
             num_parameters=sum(p.numel() for p in self._learner.model.parameters()),
             vocab_sizes=self._corpora.tokenizers.vocab_sizes,
             num_pairs=len(self._corpora.train),

@@ -15,6 +15,7 @@ def model_card(
     config: RunConfig,
     state: TrainState,
     *,
+    arithmetic: str,
     num_parameters: int,
     vocab_sizes: tuple[int, int],
     num_pairs: int,
@@ -23,7 +24,10 @@ def model_card(
     values: dict[str, float],
     scores: Sequence[Score],
 ) -> str:
-    """Markdown that says what a reader of the model's folder would ask first."""
+    """Return Markdown that answers what a reader of the model's folder would ask first.
+
+    `arithmetic` names the precision and the kind of device that the run computes with.
+    """
     model, data = config.model, config.data
     corpus = (
         ", ".join(data.source + data.target + data.pairs) or "the sample corpus of tfm (generated)"
@@ -39,6 +43,7 @@ def model_card(
         ("pieces", " + ".join(f"{size:,}" for size in dict.fromkeys(vocab_sizes))),
         ("trained", f"{state.update} updates, {state.target_pieces:,} target pieces, "
                     f"{seconds_text(state.train_seconds)}"),
+        ("arithmetic", arithmetic),
         ("these weights", f"after update {update}"
                           + (f", moving average {config.training.ema_decay}"
                              if config.training.ema_decay else "")),

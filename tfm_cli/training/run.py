@@ -13,11 +13,13 @@ from tfm_cli.config import RunConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import (
+    precision_name,
     ran_out_of_memory,
     resolve_device,
     resolve_precision,
     set_cpu_threads,
     set_deterministic,
+    validation_precision,
 )
 from tfm_cli.errors import DivergedError, Interrupted
 from tfm_cli.log import counted, seconds_text
@@ -122,7 +124,16 @@ def run(
     if parallel.local_rank == 0:  # each machine has prepared its own
         corpora.forget_older()
 
-    keeper = Keeper(config, output, corpora, learner, average, optimizer, state)
+    keeper = Keeper(
+        config,
+        output,
+        corpora,
+        learner,
+        average,
+        optimizer,
+        state,
+        arithmetic=f"{precision_name(dtype)} on {device.type}",
+    )
     planner = _planner(config, corpora, corpora.train, device, parallel, before=state.micro_batch)
     if not learner.is_sharded:  # there, a process that ran out of memory would leave others waiting
         may_shrink = not config.training.micro_batch
@@ -147,7 +158,7 @@ def run(
             average,
             state,
             config,
-            validate=_validation(config, corpora, learner, device, dtype),
+            validate=_validation(config, corpora, learner, device),
             interrupted=interruption(
                 state,
                 signalled,
@@ -190,10 +201,10 @@ def _validation(
     corpora: Corpora,
     learner: Learner,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> Callable[[], Validation] | None:
     if corpora.valid is None:
         return None
+    dtype = validation_precision(config.training.precision, device)
     planner = _planner(config, corpora, corpora.valid, device)
     batches = [
         planner.batch(part)
@@ -269,7 +280,7 @@ def _say_what_begins(
         "model: %s, %s parameters, %s on %s; %s an epoch, %.1f %% padding",
         config.preset,
         f"{sum(p.numel() for p in model.parameters()):,}",
-        str(dtype).removeprefix("torch."),
+        precision_name(dtype),
         place,
         many,
         100 * padding_share(parts, store.source.lengths, store.target.lengths),
