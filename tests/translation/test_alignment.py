@@ -153,6 +153,18 @@ def test_words_of_a_split_line_count_from_its_beginning(
     assert hard(translator_of(max_length=max_length), ["one", line]) == [diagonal(1), diagonal(11)]
 
 
+def test_word_of_two_parts_without_a_blank_between_has_one_row(translator_of: TranslatorOf) -> None:
+    line = "日本語日本語日本語"
+    translator = translator_of(max_length=6)
+
+    (translation,) = translator.translate([line])
+
+    assert translation.text == line
+    (row,) = translation.candidates[0].alignment
+    (whole,) = next(iter(translator_of().translate([line]))).candidates[0].alignment
+    assert row == pytest.approx(whole, abs=1e-6)
+
+
 def test_words_that_were_cut_off_have_no_part(translator_of: TranslatorOf) -> None:
     assert hard(translator_of(max_length=8, on_long="cut"), ["one two three"]) == [diagonal(2)]
 

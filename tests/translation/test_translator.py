@@ -151,6 +151,31 @@ def test_text_without_blanks_is_split_after_a_sentence(
     assert sorted(echo.pieces_at_once()) == [len("文日本語日本語"), len("▁日本語日本語。")]
 
 
+def test_parts_of_text_without_blanks_are_joined_without(
+    translator_of: TranslatorOf, echo: Echo
+) -> None:
+    line = "日本語日本語。文日本語日本語"
+
+    assert texts(translator_of(max_length=12), [line]) == [line]
+
+
+@pytest.mark.parametrize("on_long", ["split", "cut"])
+@pytest.mark.parametrize("longest", range(5, 12))
+def test_no_character_spelled_in_bytes_is_cut(
+    translator_of: TranslatorOf, echo: Echo, on_long: str, longest: int
+) -> None:
+    (found,) = texts(translator_of(max_length=longest, on_long=on_long), ["o☃ñ☃é☃☃"])
+
+    assert "o☃ñ☃é☃☃".startswith(found.replace(" ", ""))
+    assert on_long == "cut" or len(found.replace(" ", "")) == 7
+
+
+def test_no_line_is_split_after_an_abbreviation(translator_of: TranslatorOf, echo: Echo) -> None:
+    texts(translator_of(max_length=16), ["one two St. Two three four"])
+
+    assert len("▁one▁two▁St.") not in echo.pieces_at_once()
+
+
 def test_long_line_is_cut_where_asked(
     translator_of: TranslatorOf, echo: Echo, told: list[str]
 ) -> None:

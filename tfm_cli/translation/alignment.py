@@ -18,6 +18,7 @@ from tfm_cli.decoding.hypothesis import Hypothesis, refuse_non_finite
 from tfm_cli.device import ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.seams import separators
 from tfm_cli.translation.translation import Translation
 
 Ids = Sequence[int] | np.ndarray  # of the pieces of a segment, without </s>
@@ -128,11 +129,16 @@ class Aligner:
             columns = [words[places] for places in _places(parts, tag)]  # (S, I) each
             alignments = []
             for chosen in candidates:
-                by_part = [
-                    self._target_words(hypothesis.ids) @ next(weights) @ part  # (J, I)
-                    for hypothesis, part in zip(chosen, columns, strict=True)
+                ids = [hypothesis.ids for hypothesis in chosen]
+                texts = self.tokenizers.target.decode(ids)
+                shares = [
+                    self._target_words(*each) for each in zip(ids, texts, strict=True)
+                ]  # (J, T) each
+                rows = [
+                    _mean(share) @ next(weights) @ part  # (J, I)
+                    for share, part in zip(shares, columns, strict=True)
                 ]
-                alignments.append(tuple(tuple(row) for part in by_part for row in part.tolist()))
+                alignments.append(_joined_rows(texts, shares, rows))
             aligned = tuple(
                 dataclasses.replace(candidate, alignment=alignment)
                 for candidate, alignment in zip(translation.candidates, alignments, strict=True)
@@ -170,11 +176,44 @@ class Aligner:
         half = len(pairs) // 2
         return self._of_batch(pairs[:half]) + self._of_batch(pairs[half:])
 
-    def _target_words(self, ids: Sequence[int]) -> Tensor:
-        """The share that each piece has in each word of the translation, (J, T)."""
-        (text,) = self.tokenizers.target.decode([ids])
-        words = _membership(text, self.tokenizers.target.decode_spans(ids)).T  # (J, T)
-        return words / words.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    def _target_words(self, ids: Sequence[int], text: str) -> Tensor:
+        """Return how much of each piece each word of the translation has, (J, T)."""
+        return _membership(text, self.tokenizers.target.decode_spans(ids)).T
+
+
+def _mean(share: Tensor) -> Tensor:
+    """Return the share that each piece has in each word, (J, T), from that of words in pieces."""
+    return share / share.sum(dim=1, keepdim=True).clamp(min=1e-9)
+
+
+def _joined_rows(
+    texts: Sequence[str], shares: Sequence[Tensor], rows: Sequence[Tensor]
+) -> tuple[tuple[float, ...], ...]:
+    """Return the rows (I,) of the words of all parts together.
+
+    A word that goes on in the next part, as where no blank stands between them, has the mean of
+    its pieces.
+
+    Args:
+        texts: of each part.
+        shares: of words in pieces, (J, T) for each part.
+        rows: of the words of each part, (J, I).
+    """
+    found: list[Tensor] = []
+    num_pieces, before = 0.0, " "  # of the last word; what ends in it
+    for text, separator, share, part in zip(texts, separators(texts), shares, rows, strict=True):
+        counts = share.sum(dim=1).tolist()
+        goes_on = not (separator or before.isspace() or text[:1].isspace())
+        for index, (count, row) in enumerate(zip(counts, part, strict=True)):
+            if goes_on and index == 0 and found:
+                total = max(num_pieces + count, 1e-9)
+                found[-1] = (found[-1] * num_pieces + row * count) / total
+                num_pieces += count
+            else:
+                found.append(row)
+                num_pieces = count
+        before = text[-1:] or before
+    return tuple(tuple(row.tolist()) for row in found)
 
 
 def _places(parts: Sequence[Sequence[int]], tag: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.translation.alignment import Aligner
+from tfm_cli.translation.seams import join_texts
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.translation import Candidate, Translation
 
@@ -73,7 +74,7 @@ def _joined_line(
             ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
             pieces = [target.pieces[i] for i in ids]
         scores = tuple(score for h in chosen for score in h.piece_scores)
-        text = " ".join(filter(None, texts))
+        text = join_texts(texts)
         done.append(Candidate(text, score, total, tuple(pieces), scores))
     num_pieces = sum(len(hypothesis.ids) + 1 for hypothesis in candidates[0])
     return Translation(line, tuple(done), num_pieces)

@@ -1,6 +1,7 @@
 """Lines become segments, what a model translates in one go, and segments become batches."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from tfm_cli.corpus.batching import random_key, token_batches
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.language_tags import TagCheck
-from tfm_cli.translation.splitting import split
+from tfm_cli.translation.splitting import rate_cuts, split
 from tfm_cli.translation.window import Lines
 
 logger = logging.getLogger(__name__)
+
+_CONTINUATION_BYTE = re.compile("<0x[89AB][0-9A-F]>")  # a piece that goes on with a character
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,14 @@ class Segmenter:
         found = f"line {line_number} has {len(ids)} pieces, more than {longest}"
         logger.warning("%s: %s", found, what)
         if self._on_long == "cut":
-            return [ids[:longest]]
+            return [ids[: self._whole_characters(ids, longest)]]
         tokenizer = self._tokenizers.source
-        pieces = tokenizer.encode_pieces([line])[0]
-        return split(ids, pieces, longest, tag=1 if tokenizer.language_tag(line) else 0)
+        cuts = rate_cuts(line, tokenizer.encode_spans([line])[0])
+        return split(ids, cuts, longest, tag=1 if tokenizer.language_tag(line) else 0)
+
+    def _whole_characters(self, ids: Sequence[int], most: int) -> int:
+        """Return how many of the first `most` ids end with a whole character."""
+        pieces, end = self._tokenizers.source.pieces, most
+        while end > 1 and _CONTINUATION_BYTE.fullmatch(pieces[ids[end]]):
+            end -= 1
+        return end

@@ -1,38 +1,109 @@
 """Where a line that is too long for the model is cut into segments."""
 
-_SENTENCE_ENDS = (".", "!", "?", ";")  # where a blank follows
-_WIDE_ENDS = ("。", "！", "？")  # whatever follows
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+
+from tfm_cli.scripts import script_without_blanks
+from tfm_cli.translation.sentences import clause_ends, sentence_ends
+
+# Zero-width joiner, variation selectors, skin tones and tags belong to the character before them.
+_CONTINUES = re.compile("[\u200d\ufe00-\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
+_JOINER = "\u200d"
+_ZERO_WIDTH_BLANK = "\u200b"  # which Khmer, Thai and Burmese text may have between words
+_NO_BREAK = "\u00a0\u2007\u202f"
 
 
-def split(ids: list[int], pieces: list[str], longest: int, *, tag: int = 0) -> list[list[int]]:
-    """The ids in parts of at most `longest`, cut after sentences or between words if possible.
+class Cut(IntEnum):
+    """How good it is to cut before a piece; a higher one is better."""
+
+    CHARACTER = 0  # inside a character, which several pieces spell
+    CLUSTER = 1  # before a mark of the character before, or inside an emoji
+    WORD = 2  # between two characters of a word
+    LETTER = 3  # between two characters, of which one is of a script without blanks
+    BLANK = 4  # between words
+    CLAUSE = 5  # after a comma, colon or semicolon
+    SENTENCE = 6
+
+
+def split(
+    ids: Sequence[int], cuts: Sequence[Cut], longest: int, *, tag: int = 0
+) -> list[list[int]]:
+    """Return the ids in parts of at most `longest`, each ended at the best place there is.
+
+    Of several places that are equally good the last one is taken. A place in the first half of a
+    part is taken only to keep a character whole, since the parts would become too many.
 
     Args:
-        ids: of the line.
-        pieces: the same as text.
+        ids: pieces of the line.
+        cuts: how good a cut before each of them is, as `rate_cuts` finds it.
         longest: most ids of a part, more than `tag`.
-        tag: how many at the start say the target language, which each part must do.
+        tag: how many at the start are repeated at the start of every part, as a language tag is.
     """
-    head, room = ids[:tag], longest - tag
-    start, parts = tag, []
+    head, room = list(ids[:tag]), longest - tag
+    start, parts = min(tag, len(ids)), []
     while len(ids) - start > room:
-        end = start + _best_cut(pieces[start : start + room + 1])
-        parts.append(head + ids[start:end])
+        end = _best_end(cuts, start, room)
+        parts.append(head + list(ids[start:end]))
         start = end
-    return [*parts, head + ids[start:]]
+    return [*parts, head + list(ids[start:])]
 
 
-def _best_cut(pieces: list[str]) -> int:
-    """Where to cut before the last of these pieces: after a sentence, else between words.
+def _best_end(cuts: Sequence[Cut], start: int, room: int) -> int:
+    """Return the best end of a part of at most `room` pieces that begins at `start`."""
+    last = start + room
+    middle = start + max(1, (room + 1) // 2)
+    best = max(range(middle, last + 1), key=lambda place: (cuts[place], place))
+    if cuts[best] > Cut.CHARACTER:
+        return best
+    earlier = [place for place in range(start + 1, middle) if cuts[place] > Cut.CHARACTER]
+    return earlier[-1] if earlier else last
 
-    A cut in the first half is no good, since the parts would become too many.
+
+def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
+    """Return how good a cut before each piece of a line is.
+
+    Args:
+        line: the text.
+        spans: where each piece stands in it, as `Tokenizer.encode_spans` finds it.
     """
-    places = range(max(1, len(pieces) // 2), len(pieces))
-    word_starts = [i for i in places if pieces[i].startswith("▁")]
-    after_sentence = [
-        i
-        for i in places
-        if pieces[i - 1].endswith(_WIDE_ENDS)
-        or (pieces[i].startswith("▁") and pieces[i - 1].endswith(_SENTENCE_ENDS))
-    ]
-    return (after_sentence or word_starts or places)[-1]
+    better = dict.fromkeys(_starts(line, clause_ends(line)), Cut.CLAUSE)
+    better |= dict.fromkeys(_starts(line, sentence_ends(line)), Cut.SENTENCE)
+    cuts = []
+    begin_before, end_before = 0, 0
+    for begin, end in spans:
+        # Of the pieces that spell one character all but the last have no text of their own.
+        if begin_before == end_before or begin >= len(line):
+            cuts.append(Cut.CHARACTER)
+        elif not line[begin_before:end_before].strip():  # a blank belongs to what is behind it
+            cuts.append(Cut.WORD)
+        else:
+            cuts.append(better.get(begin) or _between(line[begin - 1], line[begin]))
+        begin_before, end_before = begin, end
+    return cuts
+
+
+def _starts(line: str, ends: Iterable[int]) -> Iterable[int]:
+    """Yield where a cut is after one of these ends: there, or behind some of the blanks there."""
+    for end in ends:
+        yield end
+        while end < len(line) and line[end].isspace():
+            end += 1
+            yield end
+
+
+def _between(before: str, after: str) -> Cut:
+    """Return how good a cut between two characters is where neither sentence nor clause ends."""
+    if _CONTINUES.match(after) or before == _JOINER or unicodedata.category(after)[0] == "M":
+        return Cut.CLUSTER
+    if any(
+        (each.isspace() and each not in _NO_BREAK) or each == _ZERO_WIDTH_BLANK
+        for each in (before, after)
+    ):
+        return Cut.BLANK
+    is_between = script_without_blanks(before) or script_without_blanks(after)
+    # Marks that close something stay with what they close.
+    if is_between and unicodedata.category(after) not in ("Pe", "Pf", "Po"):
+        return Cut.LETTER
+    return Cut.WORD
