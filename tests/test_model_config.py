@@ -169,10 +169,10 @@ def test_config_that_is_none_is_refused_by_name(content: bytes, told: str, tmp_p
 
 
 def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
-    edit(saved / "config.json", lambda header: header.update(format_version=3, tfm_version="9.9"))
+    edit(saved / "config.json", lambda header: header.update(format_version=4, tfm_version="9.9"))
 
     with pytest.raises(
-        ModelError, match=r"has format 3, this is tfm .* made by tfm 9\.9"
+        ModelError, match=r"has format 4, this is tfm .* made by tfm 9\.9"
     ) as caught:
         load_config(saved)
 

@@ -216,9 +216,9 @@ def test_weights_of_another_tokenizer_are_refused(model: Path, tmp_path: Path) -
 
 
 def test_weights_of_a_newer_format_are_refused(model: Path) -> None:
-    rewrite(model, metadata=lambda header: header.update(format_version=3))
+    rewrite(model, metadata=lambda header: header.update(format_version=4))
 
-    assert refusal(model) == "model.safetensors: has format 3, wanted at most 2"
+    assert refusal(model) == "model.safetensors: has format 4, wanted at most 3"
 
 
 def test_weights_of_another_program_are_refused(model: Path) -> None:

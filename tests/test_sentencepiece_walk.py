@@ -129,10 +129,10 @@ def test_normalisers_of_sentencepiece_are_known() -> None:
         normalizer = sentencepiece.SentencePieceNormalizer(rule_name=name)
         found = [
             value
-            for field, _, value in module._fields(normalizer.serialized_model_proto())
+            for field, _, value in module.fields(normalizer.serialized_model_proto())
             if field == 3 and isinstance(value, bytes)
         ]
-        for table in (v for f, _, v in module._fields(found[0]) if f == 2 and isinstance(v, bytes)):
+        for table in (v for f, _, v in module.fields(found[0]) if f == 2 and isinstance(v, bytes)):
             assert not check_charsmap(table)
             known = known - {name}
     assert not known

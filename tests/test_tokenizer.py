@@ -21,9 +21,10 @@ texts = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]
 
 
 def learned(model_type: str, normalization: str) -> Tokenizer:
-    config = TokenizerConfig(vocab_size=330, model_type=model_type)
-    extra = {"normalization_rule_name": normalization}
-    return Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True, extra=extra))
+    config = TokenizerConfig(
+        vocab_size=330, model_type=model_type, normalization_rule_name=normalization
+    )
+    return Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
 
 
 MODELS = {

@@ -165,7 +165,7 @@ def test_nothing_is_printed_and_no_file_written(
 )
 def test_no_usable_line_is_an_error(lines: list[str], counts: str) -> None:
     with pytest.raises(DataError, match=f"0 usable lines to learn a tokenizer from: {counts}"):
-        learn(lines)
+        learn(lines, normalization_rule_name="nmt_nfkc")
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe", "word"])
@@ -228,12 +228,56 @@ def test_long_lines_are_left_out_and_counted(
         ({"user_defined_symbols": "x,<s>,</s>"}, "the model has these .* already: `<s>`, `</s>`"),
         ({"control_symbols": "<unk>"}, "the model has these symbols already: `<unk>`"),
         ({"user_defined_symbols": "x,x"}, "cannot be learned: x is already defined"),
-        ({"normalization_rule_name": "nfc"}, "cannot be learned: no precompiled charsmap"),
     ],
 )
 def test_a_wrong_option_is_refused(extra: dict[str, str | bool], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train_tokenizer(TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, extra=extra)
+
+
+@pytest.mark.parametrize("symbols", ["a b", "<x>, <y>", "x,<y> ", '"a, b"', "x, "])
+def test_user_defined_symbol_with_a_blank_is_refused(symbols: str) -> None:
+    extra: dict[str, str | bool] = {"user_defined_symbols": symbols}
+
+    with pytest.raises(ConfigError, match="no text yields these symbols, which have a blank: `"):
+        train_tokenizer(TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, extra=extra)
+
+
+@pytest.mark.parametrize("symbols", ["mat", "x▁y", "▁on▁the", "▁MAT"])
+def test_symbol_that_no_text_yields_is_refused(symbols: str) -> None:
+    extra: dict[str, str | bool] = {"user_defined_symbols": symbols}
+    config = TokenizerConfig(vocab_size=SIZE, model_type="word", normalization_rule_name="nfkc_cf")
+
+    with pytest.raises(ConfigError, match=f"no text yields these symbols: `{symbols}`") as caught:
+        train_tokenizer(TEXT, config, seed=1, soft_limit=True, extra=extra)
+
+    assert caught.value.hint == "write `▁` before a word, or choose another `model_type`"
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe", "char", "word"])
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc_cf"])
+def test_symbol_that_is_not_refused_is_one_piece(model_type: str, rule: str) -> None:
+    inside = ["<X>", "mat", "on▁the", "a\u00a0b", "，", "z\ty"]
+    symbols = ["▁<x>", "▁mat"] if model_type == "word" else inside
+    config = TokenizerConfig(
+        vocab_size=SIZE + 40, model_type=model_type, normalization_rule_name=rule,
+    )  # fmt: skip
+
+    model = train_tokenizer(
+        TEXT, config, seed=1, soft_limit=True, extra={"user_defined_symbols": ",".join(symbols)}
+    )
+
+    lines = ["5 " + symbol.replace("▁", " ") + " 5" for symbol in symbols]
+    for symbol, pieces in zip(symbols, Tokenizer(model).encode_pieces(lines), strict=True):
+        assert symbol in pieces
+
+
+def test_control_symbol_may_have_a_blank() -> None:
+    extra: dict[str, str | bool] = {"control_symbols": "a b"}
+
+    model = train_tokenizer(TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, extra=extra)
+
+    assert "a b" in Tokenizer(model).pieces
 
 
 def test_further_options_reach_sentencepiece() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import struct
 
 _MAX_BYTES = 1 << 20  # those that SentencePiece brings along have a fourth of it
-_MAX_TEXT_BYTES = 256  # of one; NFKC has none of 64, and lines get as many times as long
+MAX_TEXT_BYTES = 256  # of one; NFKC has none of 64, and lines get as many times as long
 _BLOCK = 256  # units, as many as a byte has values
 # SHA-256 of nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf, as SentencePiece 0.2 brings them along.
 _KNOWN = {
@@ -53,7 +53,7 @@ def check_charsmap(charsmap: bytes) -> bool:
             begin = units[target] & 0x7FFFFFFF
             if begin >= len(texts):
                 raise ValueError(f"its normaliser's unit {place} has a text beyond the last")
-            if texts.find(b"\0", begin, begin + _MAX_TEXT_BYTES + 1) < 0:
-                told = f"has a text of more than {_MAX_TEXT_BYTES} bytes"
+            if texts.find(b"\0", begin, begin + MAX_TEXT_BYTES + 1) < 0:
+                told = f"has a text of more than {MAX_TEXT_BYTES} bytes"
                 raise ValueError(f"its normaliser's unit {place} {told}")
     return True

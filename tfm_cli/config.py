@@ -11,9 +11,13 @@ from tfm_cli.search_config import SearchConfig
 from tfm_cli.setting import Value, opt
 
 __all__ = [
-    "DECODING_PRECISIONS", "SECTIONS", "DataConfig", "ModelConfig", "RunConfig", "SearchConfig",
-    "TokenizerConfig", "TrainingConfig", "ValidationConfig", "Value",
+    "DECODING_PRECISIONS", "NORMALIZATION_RULES", "SECTIONS", "DataConfig", "ModelConfig",
+    "RunConfig", "SearchConfig", "TokenizerConfig", "TrainingConfig", "ValidationConfig", "Value",
+    "is_rule_file", "settings_before",
 ]  # fmt: skip
+
+# SentencePiece's names of rules that change characters before text is cut into pieces.
+NORMALIZATION_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 
 # Of the matrix products in translation; training has fewer.
 DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -103,6 +107,13 @@ class TokenizerConfig:
         1_000_000,
         "Lines that the subword model is learned from, drawn at random; bounds the memory.",
         ge=1,
+    )
+    normalization_rule_name: str = opt(
+        "identity",
+        "Rule that changes characters before text is cut into pieces, and so in translations too: "
+        "identity (none), nfkc, nmt_nfkc, nfkc_cf, nmt_nfkc_cf (cf folds case), or a .tsv file of "
+        "rules, whose tokenizer takes up to a second longer to load.",
+        before="nmt_nfkc",
     )
     byte_fallback: bool = opt(True, "Spell unknown characters as UTF-8 bytes.")
     joint: bool = opt(
@@ -297,3 +308,18 @@ class RunConfig:
 
 
 SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "preset")
+
+
+def is_rule_file(rule: str) -> bool:
+    """Return True if a normalization rule is the path of a file, and no name."""
+    return rule.endswith(".tsv")
+
+
+def settings_before() -> dict[str, dict[str, Value]]:
+    """Return what models and runs of formats before 3 have for settings which these lack."""
+    values: dict[str, dict[str, Value]] = {}
+    for section in SECTIONS:
+        for field in dataclasses.fields(getattr(RunConfig(), section)):
+            if field.metadata["before"] is not None:
+                values.setdefault(section, {})[field.name] = field.metadata["before"]
+    return values

@@ -10,7 +10,14 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tfm_cli.config import SECTIONS, DataConfig, RunConfig, Value
+from tfm_cli.config import (
+    NORMALIZATION_RULES,
+    SECTIONS,
+    DataConfig,
+    RunConfig,
+    Value,
+    is_rule_file,
+)
 from tfm_cli.errors import ConfigError
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
@@ -122,6 +129,11 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
     if not (config.tokenizer.joint or brings_tokenizers) and config.model.tied_embeddings & 1:
         told = f"must be 2 or 0 without tokenizer.joint, got {config.model.tied_embeddings}"
         problems.add("model.tied_embeddings", f"{told}: an id means another piece on each side")
+    rule = config.tokenizer.normalization_rule_name
+    if rule not in NORMALIZATION_RULES and not is_rule_file(rule):
+        listed = ", ".join(f"`{name}`" for name in NORMALIZATION_RULES)
+        told = f"must be one of {listed} or a file that ends in `.tsv`, got {shown(rule)}"
+        problems.add("tokenizer.normalization_rule_name", told + nearest(rule, NORMALIZATION_RULES))
     if not _DEVICE.fullmatch(config.training.device):
         told = f"must be auto, cpu, cuda, cuda:N or mps, got {shown(config.training.device)}"
         problems.add("training.device", told)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfm_cli.config import SECTIONS, RunConfig, Value
+from tfm_cli.config import SECTIONS, RunConfig, Value, settings_before
 from tfm_cli.configcheck import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
 from tfm_cli.presets import PRESETS, SAMPLE, SAMPLE_RUN
@@ -23,6 +23,7 @@ def resolve(
     assignments: Iterable[str] = (),
     flags: Overrides | None = None,
     pretrained: Callable[[str], Overrides] | None = None,
+    begun: RunConfig | None = None,
 ) -> RunConfig:
     """The run's settings: built-in default < preset < file < `--set` < flag.
 
@@ -33,6 +34,8 @@ def resolve(
         flags: values by section and name, already of the right type; None where not given.
         pretrained: looks up what the model to start from was made with, by its directory; that
             replaces the preset's values.
+        begun: the settings of the run that is to be resumed; one that had another default then
+            keeps it.
 
     Raises:
         ConfigError: names every unknown setting with its nearest neighbour, every wrong type and
@@ -63,6 +66,8 @@ def resolve(
         chosen, layers = SAMPLE, [PRESETS["tiny"], SAMPLE_RUN, *given]
     else:
         layers = [PRESETS[chosen], *given]
+    if begun is not None:
+        layers.insert(1, _kept_from(begun))
     directory = _merged(given, Problems())["training"].get("pretrained_model")
     if pretrained is not None and directory and isinstance(directory, str):
         layers.insert(1, pretrained(directory))
@@ -70,6 +75,18 @@ def resolve(
     config = from_mapping({"preset": chosen, **merged}, problems)
     problems.raise_if_any()
     return config
+
+
+def _kept_from(begun: RunConfig) -> Overrides:
+    """Return the settings of a run that have the value which was built in before its setting."""
+    return {
+        section: {
+            name: value
+            for name, value in table.items()
+            if getattr(getattr(begun, section), name) == value
+        }
+        for section, table in settings_before().items()
+    }
 
 
 def _merged(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tfm_cli
-from tfm_cli.config import RunConfig
+from tfm_cli.config import RunConfig, settings_before
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import to_mapping
 from tfm_cli.errors import ModelError
@@ -22,7 +22,9 @@ from tfm_cli.tokenizer import Tokenizer, read_model_file
 from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 from tfm_cli.weights_file import WeightsFile
 
-FORMAT_VERSION = 2  # 2 has one tokenizer for each side, and search settings that 1 had not
+# 2 has one tokenizer for each side, and search settings that 1 had not; 3 has the settings that
+# `settings_before` lists.
+FORMAT_VERSION = 3
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHORTLIST_FILE = (
@@ -139,9 +141,17 @@ def _num_settings(settings: dict[str, Any]) -> int:
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
     """The same header as a newer format spells it."""
-    if header.get("format_version") != 1:
+    version, settings = header.get("format_version"), header.get("settings")
+    if version in (1, 2) and isinstance(settings, dict):
+        older = {
+            section: {**table, **settings.get(section, {})}
+            for section, table in settings_before().items()
+            if isinstance(settings.get(section, {}), dict)
+        }
+        settings = {**settings, **older}
+        header = {**header, "settings": settings}
+    if version != 1:
         return header
-    settings = header.get("settings")
     if isinstance(settings, dict) and isinstance(settings.get("search"), dict):
         search = {"length_norm": "wu", "early_stopping": False, **settings["search"]}
         settings = {**settings, "search": search}

@@ -1,6 +1,8 @@
 """A SentencePiece model that others may have made: read from its file, and checked before use."""
 
 import errno
+import logging
+import time
 from pathlib import Path
 
 from tfm_cli.errors import ModelError
@@ -10,11 +12,14 @@ from tfm_cli.sentencepiece_walk import walk_model
 
 MAX_MODEL_BYTES = 64 << 20
 
+logger = logging.getLogger(__name__)
+
 
 def check_model(model: bytes, *, name: str) -> None:
     """Raise an error unless SentencePiece may be given this serialized model.
 
-    A model that changes characters by a table of its own is tried in a child process first.
+    A model that changes characters by a table of its own is tried in a child process first, and
+    the log says how long that took.
 
     Raises:
         ModelError: it has something that SentencePiece would not write, or crashed the child.
@@ -23,7 +28,13 @@ def check_model(model: bytes, *, name: str) -> None:
     check_version()
     try:
         if walk_model(model):
-            try_in_child(model)
+            began = time.monotonic()
+            if try_in_child(model):
+                logger.info(
+                    "%s: has normalization rules of its own, with which each process tries it in "
+                    "a child first, which took %.1f s",
+                    name, time.monotonic() - began,
+                )  # fmt: skip
     except ValueError as error:
         raise ModelError(f"{name}: is no SentencePiece model: {error}") from error
 

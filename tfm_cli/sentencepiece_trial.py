@@ -50,8 +50,11 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"[0-9]+", version)[:3]))
 
 
-def try_in_child(model: bytes) -> None:
+def try_in_child(model: bytes) -> bool:
     """Load a model in a process of its own, which may crash, and let it encode what it can.
+
+    Returns:
+        False if this process has tried the same model before.
 
     Raises:
         ValueError: it crashed, or did not end.
@@ -59,7 +62,7 @@ def try_in_child(model: bytes) -> None:
     """
     sha256 = hashlib.sha256(model).hexdigest()
     if sha256 in _passed:
-        return
+        return False
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _PROGRAM],
@@ -73,3 +76,4 @@ def try_in_child(model: bytes) -> None:
         told = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
         raise ValueError(f"SentencePiece crashed when it read it, with {told}")
     _passed.add(sha256)
+    return True

@@ -23,9 +23,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _USER_DEFINED = 4
 
 # Fields by number, as the description of the format has them.
-_PIECES, _TRAINER, _NORMALIZER, _SAMPLES, _DENORMALIZER = 1, 2, 3, 4, 5
+_PIECES, _TRAINER, NORMALIZER, _SAMPLES, _DENORMALIZER = 1, 2, 3, 4, 5
 _PIECE, _SCORE, _TYPE = 1, 2, 3
-_MODEL_TYPE, _CHARSMAP = 3, 2
+_MODEL_TYPE, CHARSMAP = 3, 2
 
 Field = tuple[int, int, bytes | int]  # number, how it is written, value
 
@@ -38,7 +38,7 @@ def walk_model(model: bytes) -> bytes:
     """
     at, num_pieces, user_defined = _plain_pieces(model)
     unusual, num_samples = b"", 0
-    for number, _, value in _fields(model, at):
+    for number, _, value in fields(model, at):
         if not isinstance(value, bytes):
             raise ValueError(f"its field {number} is a number")
         if number == _PIECES:
@@ -48,7 +48,7 @@ def walk_model(model: bytes) -> bytes:
                 user_defined.append(piece)
         elif number == _TRAINER:
             _walk_words(value, {_MODEL_TYPE: (1, 4)})
-        elif number in (_NORMALIZER, _DENORMALIZER):
+        elif number in (NORMALIZER, _DENORMALIZER):
             unusual += _walk_normalizer(value)
         elif number == _SAMPLES:
             num_samples += len(value)
@@ -104,7 +104,7 @@ def _plain_pieces(model: bytes) -> tuple[int, int, list[bytes]]:
 def _walk_piece(message: bytes, index: int) -> tuple[bytes, int]:
     """The text of a piece, and its type."""
     piece, kind, score = b"", 1, 0.0
-    for number, form, value in _fields(message):
+    for number, form, value in fields(message):
         if number == _PIECE and isinstance(value, bytes):
             piece = value
         elif number == _SCORE and form == _FIXED32 and isinstance(value, bytes):
@@ -126,7 +126,7 @@ def _walk_piece(message: bytes, index: int) -> tuple[bytes, int]:
 def _walk_words(message: bytes, ranges: dict[int, tuple[int, int]]) -> None:
     """Check numbers and words of a specification."""
     lengths: dict[int, int] = {}
-    for number, form, value in _fields(message):
+    for number, form, value in fields(message):
         if isinstance(value, int):
             low, high = ranges.get(number, (0, (1 << 64) - 1))
             if not low <= value <= high:
@@ -140,8 +140,8 @@ def _walk_words(message: bytes, ranges: dict[int, tuple[int, int]]) -> None:
 def _walk_normalizer(message: bytes) -> bytes:
     """What changes characters, unless SentencePiece brings it along itself."""
     unusual = b""
-    for number, form, value in _fields(message):
-        if number == _CHARSMAP and isinstance(value, bytes) and form == _BYTES:
+    for number, form, value in fields(message):
+        if number == CHARSMAP and isinstance(value, bytes) and form == _BYTES:
             if value and check_charsmap(value):
                 unusual += value
         elif isinstance(value, bytes) and len(value) > _MAX_TEXT_BYTES:
@@ -162,7 +162,7 @@ def _check_nesting(symbols: list[bytes]) -> None:
             raise ValueError(f"it has more than {_MAX_NESTED} symbols that begin with each other")
 
 
-def _fields(message: bytes, at: int = 0) -> Iterator[Field]:
+def fields(message: bytes, at: int = 0) -> Iterator[Field]:
     """The fields of a message from some place on, one after the other.
 
     Raises:

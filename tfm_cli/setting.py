@@ -16,6 +16,7 @@ def opt(
     lt: float | None = None,
     choices: tuple[Value, ...] | None = None,
     may_change: bool = False,
+    before: Value | None = None,
 ) -> Any:
     """A field of a section.
 
@@ -26,6 +27,7 @@ def opt(
         choices: the legal values, where they are few.
         may_change: a run may be resumed with another value, since it alters no result that was
             already reached. All other settings must stay as they were.
+        before: the value that models and runs of formats before 3 have, which lack the setting.
     """
     metadata = {
         "help": help_text,
@@ -35,5 +37,6 @@ def opt(
         "lt": lt,
         "choices": choices,
         "may_change": may_change,
+        "before": before,
     }
     return field(default=default, metadata=metadata)

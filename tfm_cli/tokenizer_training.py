@@ -12,14 +12,15 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sentencepiece
 
-from tfm_cli.config import TokenizerConfig
+from tfm_cli.config import TokenizerConfig, is_rule_file
 from tfm_cli.errors import ConfigError, DataError, ResourceError, TfmError
+from tfm_cli.normalization import check_rule, trainer_options, without_rule_file_name
 
 # Learning takes 10 to 80 times as much memory as its text: a gigabyte for this much of usual text.
 MAX_SAMPLE_BYTES = 48 << 20
@@ -31,6 +32,7 @@ THREADS = 16
 SILENT = 3  # SentencePiece's log level: fatal errors only
 SPECIAL_IDS = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3}
 _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")  # SentencePiece's own spellings of them
+_BLANK = "▁"  # what SentencePiece writes for it
 _BYTE_PIECES = 256
 
 logger = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ def train_tokenizer(
 
     Args:
         lines: text without line feeds; any number, a sample of it is held in memory.
-        config: size and kind of the model; `config.model` is not looked at.
+        config: size and kind of the model, and its normalization; `config.model` is not looked at.
         seed: of the sample.
         threads: another number gives a unigram model whose scores differ in the last digits.
         soft_limit: where the text yields fewer pieces than asked for, learn those.
@@ -123,11 +125,13 @@ def train_tokenizer(
         extra: further options of SentencePiece's trainer, by their own names.
 
     Raises:
-        DataError: no line is usable.
+        DataError: no line is usable, or the file of normalization rules is not.
         ConfigError: the text does not yield so many pieces, or needs more, or an option is wrong.
         ResourceError: memory ran out.
     """
-    symbols = _own_symbols(extra or {})
+    user_defined, control = _own_symbols(extra or {})
+    rule = config.normalization_rule_name
+    check_rule(rule)
     sample = draw_sample(
         lines, max_lines=config.input_sentence_size, seed=seed, shuffle=shuffle,
         max_line_bytes=max_line_bytes, max_bytes=max_sample_bytes,
@@ -157,20 +161,25 @@ def train_tokenizer(
     }
     writer = io.BytesIO()
     try:
-        with _ended_by_signals():
+        with trainer_options(rule) as normalization, _ended_by_signals():
             sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=iter(sample.lines), model_writer=writer, **options
-            )
+                sentence_iterator=iter(sample.lines), model_writer=writer,
+                **options, **normalization,
+            )  # fmt: skip
     except MemoryError as error:
         hint = "set `input_sentence_size` lower"
         raise ResourceError("not enough memory to learn the tokenizer", hint=hint) from error
     except (RuntimeError, ValueError) as error:
-        raise _explained(error, config, sample, num_symbols=len(symbols)) from error
-    num_pieces = _num_pieces(writer.getvalue())
+        raise _explained(error, config, sample, num_symbols=len(user_defined + control)) from error
+    model = writer.getvalue()
+    if is_rule_file(rule):
+        model = without_rule_file_name(model)
+    num_pieces = _num_pieces(model)
     if num_pieces < config.vocab_size:
         told = "tokenizer: %d pieces instead of %d, the text yields no more"
         logger.info(told, num_pieces, config.vocab_size)
-    return writer.getvalue()
+    _check_yielded(model, user_defined, config.model_type)
+    return model
 
 
 @contextlib.contextmanager
@@ -199,16 +208,40 @@ def _num_pieces(model_bytes: bytes) -> int:
     return int(processor.GetPieceSize())
 
 
-def _own_symbols(extra: Mapping[str, str | bool]) -> list[str]:
-    """The caller's symbols; a special piece among them would lose its meaning, or its text."""
-    symbols: list[str] = []
-    for option in ("user_defined_symbols", "control_symbols"):
-        listed = str(extra.get(option, ""))
-        symbols += next(csv.reader([listed])) if listed else []
+def _own_symbols(extra: Mapping[str, str | bool]) -> tuple[list[str], list[str]]:
+    """Return the caller's user-defined and control symbols; refuse those that could not work."""
+    listed = [str(extra.get(name, "")) for name in ("user_defined_symbols", "control_symbols")]
+    user_defined, control = (next(csv.reader([each])) if each else [] for each in listed)
+    symbols = user_defined + control
     clashes = [f"`{symbol}`" for symbol in symbols if symbol in _SPECIAL_PIECES]
     if clashes:
         raise ConfigError(f"the model has these symbols already: {', '.join(clashes)}")
-    return symbols
+    with_blank = [f"`{symbol}`" for symbol in user_defined if " " in symbol]
+    if with_blank:
+        raise ConfigError(
+            f"no text yields these symbols, which have a blank: {', '.join(with_blank)}",
+            hint=f"leave the blank out, or write `{_BLANK}` for it",
+        )
+    return user_defined, control
+
+
+def _check_yielded(model: bytes, symbols: Sequence[str], model_type: str) -> None:
+    """Refuse user-defined symbols that the model never makes of text."""
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model)
+    never = []
+    for symbol in symbols:
+        text = symbol.replace(_BLANK, " ")
+        # Blanks at the ends of a line are lost, and some models cut at blanks only.
+        lines = [text, f"a{text}a", f"a {text} a"]
+        if not any(symbol in pieces for pieces in processor.Encode(lines, return_type=str)):
+            never.append(f"`{symbol}`")
+    if never:
+        told = f"no text yields these symbols: {', '.join(never)}"
+        hint = None
+        if model_type == "word":
+            hint = f"write `{_BLANK}` before a word, or choose another `model_type`"
+        raise ConfigError(told, hint=hint)
 
 
 def reason_of(error: Exception) -> str:

@@ -66,7 +66,7 @@ def test_train_writes_what_spm_train_writes() -> None:
 
     sentencepiece.SentencePieceTrainer.Train(
         input="text", model_prefix="theirs", vocab_size=320, byte_fallback=True, minloglevel=3,
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+        normalization_rule_name="identity", pad_id=0, unk_id=1, bos_id=2, eos_id=3,
     )  # fmt: skip
     assert (result.exit_code, result.output) == (0, "")
     assert Path("new.vocab").read_bytes() == Path("theirs.vocab").read_bytes()
@@ -143,6 +143,9 @@ def test_a_soft_limit_learns_what_the_text_yields() -> None:
         (["-i", "text", "--model-type", "unigran"], 2, "got `unigran`; did you mean `unigram`?"),
         (["-i", "text", "--character-coverage", "0"], 2, "character_coverage: must be above 0"),
         (["-i", "text", "--user-defined-symbols", "<s>"], 2, "these symbols already: `<s>`"),
+        (["-i", "text", "--user-defined-symbols", "<x>, mat"], 2, "have a blank: ` mat`"),
+        (["-i", "text", "--normalization-rule-name", "nfk"], 2, "did you mean `nfkc`?"),
+        (["-i", "text", "--normalization-rule-name", "no.tsv"], 3, "no.tsv: cannot be read: No s"),
         (["-i", "text", "--model-prefix", "out/"], 2, "`out/` names no file"),
         (["-i", "no,nor"], 3, "error: no: there is no such file\n  nor: there is no such file\n"),
         (["-i", "."], 3, ".: cannot be read: Is a directory"),

@@ -52,7 +52,11 @@ def test_pair_with_a_blank_side_is_dropped_and_counted(tokenizer: Tokenizer) -> 
     assert store.dropped == {"blank side": 3}
 
 
-def test_pair_that_the_normaliser_makes_blank_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
+def test_pair_that_the_normaliser_makes_blank_is_dropped_and_counted() -> None:
+    settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False,
+                               normalization_rule_name="nmt_nfkc")  # fmt: skip
+    tokenizer = Tokenizer(train_tokenizer([WORDS], settings, seed=1, soft_limit=True))
+
     store = build([("\u200b", "a"), ("b", "c")], tokenizer)
 
     assert len(store) == 1

@@ -40,7 +40,7 @@ DECIDES = {
     "data": {"weights", "max_length", "max_ratio", "drop_identical", "drop_duplicates",
              "drop_bad_characters", "bad_utf8"},
     "tokenizer": {"model", "vocab_size", "model_type", "character_coverage", "input_sentence_size",
-                  "byte_fallback", "joint"},
+                  "byte_fallback", "joint", "normalization_rule_name"},
     "model": {"encoder_layers", "decoder_layers", "width", "heads", "feed_forward_width", "dropout",
               "norm", "positions", "max_positions", "activation", "tied_embeddings",
               "scale_embeddings", "output_bias"},

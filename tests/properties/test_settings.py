@@ -73,7 +73,12 @@ def _fits_together(config: RunConfig) -> RunConfig:
             max_ratio=config.data.max_ratio and max(1.0, config.data.max_ratio),
             max_length=config.data.max_length % 1000 + 2,
         ),
-        tokenizer=dataclasses.replace(config.tokenizer, model="", joint=True),
+        tokenizer=dataclasses.replace(
+            config.tokenizer,
+            model="",
+            joint=True,
+            normalization_rule_name=f"{config.tokenizer.normalization_rule_name}.tsv",
+        ),
         model=dataclasses.replace(config.model, width=64, heads=4, max_positions=1_000_000),
         training=dataclasses.replace(config.training, max_time="20m", device="cuda:1"),
         search=dataclasses.replace(config.search, max_length=256, max_length_factor=1.5, n_best=1),

@@ -68,8 +68,8 @@ def echo(
     ]
 
 
-def tokenizer_of(*, vocabulary: bool) -> Tokenizer:
-    config = TokenizerConfig(vocab_size=300, model_type="char")
+def tokenizer_of(*, vocabulary: bool, rule: str) -> Tokenizer:
+    config = TokenizerConfig(vocab_size=300, model_type="char", normalization_rule_name=rule)
     tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
     if not vocabulary:
         return tokenizer
@@ -82,9 +82,10 @@ TranslatorOf = Callable[..., Translator]
 
 @pytest.fixture(params=[False, True], ids=["sentencepiece", "vocabulary"])
 def translator_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TranslatorOf:
-    tokenizers = TokenizerPair.joint(tokenizer_of(vocabulary=request.param))
-
-    def make(*, on_long: str = "split", model: Any = None, **search: float) -> Translator:
+    def make(
+        *, on_long: str = "split", model: Any = None, rule: str = "identity", **search: float
+    ) -> Translator:
+        tokenizers = TokenizerPair.joint(tokenizer_of(vocabulary=request.param, rule=rule))
         transformer = Transformer(
             tokenizers.target.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
             feed_forward_width=4,
@@ -123,12 +124,13 @@ LINES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
 @pytest.mark.parametrize("max_length", [256, 12, 5])
 def test_words_of_an_echo_are_aligned_with_themselves(
-    translator_of: TranslatorOf, max_length: int
+    translator_of: TranslatorOf, max_length: int, rule: str
 ) -> None:
     """Whatever the blanks, unknown characters and parts: words are what stands between blanks."""
-    translator = translator_of(max_length=max_length, max_tokens=60)
+    translator = translator_of(max_length=max_length, max_tokens=60, rule=rule)
 
     for translation in translator.translate(LINES):
         if len(translation.text.split()) == len(translation.source.split()):
@@ -141,7 +143,9 @@ def test_words_of_an_echo_are_aligned_with_themselves(
 def test_word_that_the_normaliser_takes_apart_is_one_on_the_line(
     translator_of: TranslatorOf,
 ) -> None:
-    assert hard(translator_of(), ["a\u200bb c"]) == [[(0, 0), (0, 1), (1, 2)]]  # a b c
+    assert hard(translator_of(rule="nmt_nfkc"), ["a\u200bb c"]) == [
+        [(0, 0), (0, 1), (1, 2)]
+    ]  # a b c
 
 
 @pytest.mark.parametrize("max_length", [15, 24, 31])
@@ -186,7 +190,7 @@ def test_what_went_to_the_end_is_missing_and_a_word_has_the_mean_of_its_pieces(
 
 
 def test_language_tag_is_the_first_word_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = tokenizer_of(vocabulary=True)
+    tokenizer = tokenizer_of(vocabulary=True, rule="identity")
     aligner = Aligner([Diagonal()], TokenizerPair.joint(tokenizer), CPU, 1000)  # type: ignore[list-item]
     line = ">>deu<< one two three"
     ((tag, *ids),) = tokenizer.encode([line])

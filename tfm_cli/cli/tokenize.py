@@ -94,9 +94,8 @@ def train(
     ] = 4192,
     split_digits: Annotated[bool, typer.Option(help="Make every digit a piece.")] = False,
     normalization_rule_name: Annotated[
-        Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"],
-        typer.Option(help="How text is normalised first; cf also folds case."),
-    ] = "nmt_nfkc",
+        str, flag(TokenizerConfig, "normalization_rule_name", metavar="NAME|FILE")
+    ] = _DEFAULTS.normalization_rule_name,
     user_defined_symbols: Annotated[
         str, typer.Option(help="Symbols, as a,b, that are always one piece.", show_default=False)
     ] = "",
@@ -127,6 +126,7 @@ def train(
         character_coverage=character_coverage,
         input_sentence_size=input_sentence_size,
         byte_fallback=byte_fallback,
+        normalization_rule_name=normalization_rule_name,
     )
     paths = listed_inputs(inputs)
     model_path, vocab_path = _outputs(model_prefix, paths)
@@ -141,7 +141,6 @@ def train(
         max_line_bytes=max_sentence_length,
         extra={
             "split_digits": split_digits,
-            "normalization_rule_name": normalization_rule_name,
             "user_defined_symbols": user_defined_symbols,
             "control_symbols": control_symbols,
         },

@@ -20,7 +20,7 @@ from tfm_cli.config import (
     ValidationConfig,
 )
 from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
-from tfm_cli.errors import ConfigError
+from tfm_cli.errors import ConfigError, ModelError
 from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
 from tfm_cli.terminal import visible
@@ -78,6 +78,9 @@ def train(
         str | None, flag(TokenizerConfig, "model", "--tokenizer", metavar="FILE")
     ] = None,
     vocab_size: Annotated[int | None, flag(TokenizerConfig, "vocab_size", shown=False)] = None,
+    normalization_rule_name: Annotated[
+        str | None, flag(TokenizerConfig, "normalization_rule_name", metavar="NAME|FILE")
+    ] = None,
     max_updates: Annotated[
         int | None,
         flag(TrainingConfig, "max_updates", "--max-updates", "--max-update", shown=False),
@@ -192,7 +195,11 @@ def train(
             "valid_source": valid_source or None,
             "valid_target": valid_target or None,
         },
-        "tokenizer": {"model": tokenizer, "vocab_size": vocab_size},
+        "tokenizer": {
+            "model": tokenizer,
+            "vocab_size": vocab_size,
+            "normalization_rule_name": normalization_rule_name,
+        },
         "model": {"dropout": dropout},
         "training": {
             "max_updates": max_updates,
@@ -221,9 +228,13 @@ def train(
         assignments=assignments or (),
         flags=flags,
         pretrained=lambda directory: _pretrained(Path(directory), output),
+        begun=None if overwrite else _begun(output),
     )
     if tokenizer is not None and vocab_size is not None:
         raise ConfigError("`--tokenizer` and `--vocab-size` exclude each other")
+    for name, given in (("tokenizer", tokenizer), ("pretrained-model", pretrained_model)):
+        if given is not None and normalization_rule_name is not None:
+            raise ConfigError(f"`--{name}` and `--normalization-rule-name` exclude each other")
     if dump_config:
         sys.stdout.write(visible(write_toml(config)))  # TOML spells the same text so
         return
@@ -245,7 +256,7 @@ def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parall
         )
     with run_lock.locked(output) if parallel.is_main else contextlib.nullcontext():
         goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
-        corpora.check_inputs(config)
+        corpora.check_inputs(config, learns=parallel.is_main and not goes_on)
         if not (config.data.source or config.data.pairs):
             logger.info(
                 "no training text is named: training on the sample corpus, preset `%s`",
@@ -255,6 +266,16 @@ def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parall
         from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
         run(config, output, goes_on=goes_on, parallel=parallel)
+
+
+def _begun(output: Path) -> RunConfig | None:
+    """The settings of the run in a directory, if there is one."""
+    from tfm_cli.model_config import CONFIG_FILE, load_config
+
+    with contextlib.suppress(ModelError):  # which is told when the directory is looked at
+        if (output / CONFIG_FILE).exists():
+            return load_config(output).settings
+    return None
 
 
 def _pretrained(directory: Path, output: Path) -> Overrides:

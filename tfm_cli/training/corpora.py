@@ -22,6 +22,7 @@ from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
+from tfm_cli.normalization import check_rule
 from tfm_cli.progress import shown_progress
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -55,11 +56,15 @@ class Corpora:
             remove_others(self.prepared)
 
 
-def check_inputs(config: RunConfig) -> None:
+def check_inputs(config: RunConfig, *, learns: bool = True) -> None:
     """Raise an error that names every file of a run that cannot be read; before any work.
 
+    Args:
+        config: names the files.
+        learns: whether this process learns the tokenizer, unless there is one.
+
     Raises:
-        DataError: text that is missing or cannot be read twice.
+        DataError: text that is missing or cannot be read twice, or no rules of normalization.
         ModelError: the tokenizer that was named is none.
         ResourceError: the sample corpus is wanted, but not installed.
     """
@@ -69,6 +74,8 @@ def check_inputs(config: RunConfig) -> None:
     check_files(data.source + data.target + pairs + data.valid_source + data.valid_target)
     if config.tokenizer.model:
         _named_tokenizers(config)
+    elif learns and not config.training.pretrained_model:
+        check_rule(config.tokenizer.normalization_rule_name)
 
 
 def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Path) -> Corpora:
