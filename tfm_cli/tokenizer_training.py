@@ -162,10 +162,10 @@ def train_tokenizer(
     writer = io.BytesIO()
     try:
         with trainer_options(rule) as normalization, _ended_by_signals():
+            options.update(normalization)
             sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=iter(sample.lines), model_writer=writer,
-                **options, **normalization,
-            )  # fmt: skip
+                sentence_iterator=iter(sample.lines), model_writer=writer, **options
+            )
     except MemoryError as error:
         hint = "set `input_sentence_size` lower"
         raise ResourceError("not enough memory to learn the tokenizer", hint=hint) from error
