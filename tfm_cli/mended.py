@@ -9,8 +9,8 @@ class Mended:
     """Counts of lines by kind; a class because it is added to while lines are read.
 
     Kinds are `invalid`, `left_out` (invalid as well, but gone with its pair), `clipped`, `nul`,
-    `columns`; `bare`: a line that ends in LF alone where the first one ends in CRLF; and `crlf`:
-    the other way round.
+    `columns`, `repeated` (a name of a JSON object); `bare`: a line that ends in LF alone where the
+    first one ends in CRLF; and `crlf`: the other way round.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -39,6 +39,7 @@ class Mended:
             "clipped": f"lines cut at {max_line_bytes} bytes",
             "nul": "lines with NUL characters, removed",
             "columns": "lines with more than two columns, of which the first two count",
+            "repeated": "objects with a name more than once, of which the last value counts",
             "bare": "lines that end in LF, while the first one ends in CRLF",
             "crlf": "lines that end in CRLF, while the first one ends in LF; their CR is kept",
         }

@@ -275,6 +275,88 @@ def test_objects_become_text_where_text_is_asked_for(model: list[str], run_tfm: 
     assert run_tfm([*model, "--json-input"], text).out == "eins zwei\n\n\n"
 
 
+def test_each_line_of_an_object_s_text_is_translated_and_the_breaks_stay(
+    model: list[str], run_tfm: RunTfm
+) -> None:
+    texts = {
+        "one\ntwo\n\nthree": "eins\nzwei\n\ndrei",
+        "\r\none\r\n two\n\r": "\r\neins\r\nzwei\n\r",
+        "one\u2028two\u2029": "eins\u2028zwei\u2029",
+        "\n\n": "\n\n",
+        "one": "eins",
+    }
+    given = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+    result = run_tfm([*model, "--json-input", "--format", "json"], given)
+    as_text = run_tfm([*model, "--json-input"], given)
+
+    found = [json.loads(line)["translation"] for line in lines_of(result.out)]
+    assert found == list(texts.values())
+    assert lines_of(as_text.out) == [" ".join(each.split()) for each in found]
+
+
+def test_lines_of_a_text_share_scores_candidates_and_alignment_as_parts_of_a_line_do(
+    model: list[str], run_tfm: RunTfm
+) -> None:
+    flags = ["--format", "json", "--n-best", "2", "--word-scores", "--alignment", "hard"]
+    lines = run_tfm([*model, *flags], "one two\nthree\n").out
+
+    result = run_tfm([*model, *flags, "--json-input"], '{"text": "\\none two\\n\\nthree"}\n')
+
+    first, second = (json.loads(line) for line in lines_of(lines))
+    whole = json.loads(result.out)
+    assert whole["translation"] == "\neins zwei\n\ndrei"
+    assert whole["score"] == pytest.approx((first["score"] + second["score"]) / 2, abs=2e-4)
+    assert whole["pieces"] == first["pieces"] + second["pieces"]
+    assert whole["word_scores"] == first["word_scores"] + second["word_scores"]
+    assert whole["alignment"] == [[0, 0], [1, 1], [2, 2]]
+    for rank in (0, 1):
+        texts = [each["n_best"][rank]["translation"] for each in (first, second)]
+        assert whole["n_best"][rank]["translation"] == f"\n{texts[0]}\n\n{texts[1]}"
+
+
+def test_prefix_begins_the_first_line_with_text_or_each_line_has_its_own(
+    model: list[str], run_tfm: RunTfm
+) -> None:
+    objects = [
+        {"text": "\none\ntwo", "target_prefix": "neun"},
+        {"text": "one\n\ntwo", "target_prefix": "\r\n\r\nneun"},
+    ]
+    given = "".join(json.dumps(each) + "\n" for each in objects)
+
+    result = run_tfm([*model, "--json-input", "--format", "json"], given)
+
+    first, second = (json.loads(line)["translation"].split("\n") for line in lines_of(result.out))
+    assert (first[0], first[2]) == ("", "zwei")
+    assert first[1].startswith("neun")
+    assert second[:2] == ["eins", ""]
+    assert second[2].startswith("neun")
+
+
+def test_lost_values_of_an_object_are_told_once_for_each_name(
+    model: list[str], run_tfm: RunTfm
+) -> None:
+    given = (
+        '{"text": "one"}\n{"text": "one", "text": "two", "score": 1}\n'
+        '{"text": "one", "text": "three", "score": 1, "translation": "?", "alignment": 2}\n'
+    )
+
+    result = run_tfm([*model, "-q", "--json-input", "--format", "json"], given)
+    as_text = run_tfm([*model, "-q", "--json-input"], given)
+
+    told = "the name `text` occurs more than once, and its last value counts"
+    repeated = f"warning: standard input:2: {told}"
+    assert result.err.splitlines() == [
+        repeated,
+        "warning: standard input:2: the input has a field `score`, which the output replaces",
+        "warning: standard input:3: the input has a field `translation`, which the output replaces",
+    ]
+    found = [json.loads(line) for line in lines_of(result.out)]
+    assert [each["translation"] for each in found] == ["eins", "zwei", "drei"]
+    assert found[2]["alignment"] == 2
+    assert as_text.err.splitlines() == [repeated]
+
+
 @pytest.mark.parametrize(
     ("flags", "line", "message"),
     [

@@ -23,6 +23,18 @@ def test_first_two_columns_are_the_sides_and_others_are_counted() -> None:
     ]
 
 
+def test_objects_with_a_repeated_name_are_counted() -> None:
+    mended = Mended()
+    lines = ['{"source": "a", "target": "b"}', '{"source": "a", "source": "c", "target": "b"}']
+
+    found = pairs(lines, "jsonl", mended)
+
+    assert found == [("a", "b"), ("c", "b")]
+    assert mended.notes(9) == [
+        "objects with a name more than once, of which the last value counts: 1 (first: line 12)"
+    ]
+
+
 def test_line_of_one_column_is_refused_with_its_number() -> None:
     with pytest.raises(DataError) as caught:
         pairs(["a\tb", "a b"], "tsv")

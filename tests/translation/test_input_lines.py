@@ -70,11 +70,38 @@ def test_blank_line_is_blank_text(blank: str) -> None:
     assert from_json(blank, "in:1") == InputLine("")
 
 
-def test_line_feed_and_nul_of_a_string_are_none_of_a_segment() -> None:
-    line = from_json(r'{"source": "a\nb\u0000c", "target_prefix": "d\ne"}', "in:1")
+def test_lines_of_a_string_stay_apart_and_nul_is_left_out() -> None:
+    line = from_json(r'{"source": "a\nb\u0000c\n", "target_prefix": "d\ne"}', "in:1")
 
-    assert (line.source, line.target_prefix) == ("a bc", "d e")
-    assert line.fields == {"source": "a\nb\0c", "target_prefix": "d\ne"}
+    assert (line.source, line.target_prefix) == ("a\nbc\n", "d\ne")
+    assert line.fields == {"source": "a\nb\0c\n", "target_prefix": "d\ne"}
+
+
+@pytest.mark.parametrize("each", ["\n", "\r\n", "\r", "\u2028", "\u2029", "\x85", "\v", "\f"])
+def test_every_break_of_a_string_is_one(each: str) -> None:
+    text = f"{each}a{each}{each}b{each}"
+
+    line = from_json(json.dumps({"text": text}), "in:1")
+
+    assert (line.source, line.breaks) == ("\na\n\nb\n", (each,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "prefix", "number"), [("a", "d\ne", 2), ("a\n\nb", "d\ne", 2), ("\na", "d\n", 1)]
+)
+def test_line_of_a_prefix_needs_a_line_of_the_source(source: str, prefix: str, number: int) -> None:
+    fields = {"source": source, "target_prefix": prefix}
+    told = f"line {number} of `target_prefix` has text, line {number} of the source none"
+
+    with pytest.raises(DataError, match=f"^in:3: {told}$"):
+        from_json(json.dumps(fields), "in:3")
+
+
+def test_repeated_names_are_noted_at_any_depth() -> None:
+    line = from_json('{"text": "a", "x": [{"y": 1, "y": 2}], "text": "b", "text": "c"}', "in:1")
+
+    assert sorted(line.repeated) == ["text", "y"]
+    assert line.source == "c"
 
 
 def test_null_is_no_prefix() -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from tfm_cli.errors import DataError
 from tfm_cli.log import counted
 from tfm_cli.parallel import Parallel
+from tfm_cli.terminal import one_line
 from tfm_cli.text import LineReader
 from tfm_cli.text_output import write_lines
 from tfm_cli.translation.input_lines import InputLine
-from tfm_cli.translation.render import Form, rendered
+from tfm_cli.translation.render import Form, rendered, written_fields
 from tfm_cli.translation.resumable_file import Output, Position
 from tfm_cli.translation.window import Lines
 
@@ -107,6 +108,34 @@ class WindowReader:
             position, number = end, number + 1
 
 
+class FieldCheck:
+    """Warns of JSON fields whose values are lost, once for each name.
+
+    Args:
+        form: of the output.
+    """
+
+    def __init__(self, form: Form) -> None:
+        self._written = written_fields(form) if form.kind == "json" else frozenset[str]()
+        self._told: set[tuple[str, str]] = set()
+
+    def __call__(self, line: InputLine, place: str) -> None:
+        """Warn of what a line has twice, and of what the output has instead of it."""
+        if line.fields is None:
+            return
+        for name in line.repeated:
+            self._tell(
+                place, name, "the name `%s` occurs more than once, and its last value counts"
+            )
+        for name in sorted(self._written & line.fields.keys()):
+            self._tell(place, name, "the input has a field `%s`, which the output replaces")
+
+    def _tell(self, place: str, name: str, told: str) -> None:
+        if (name, told) not in self._told:
+            self._told.add((name, told))
+            logger.warning(f"%s: {told}", place, one_line(name)[:60])
+
+
 def translated_windows(
     windows: Iterator[Window],
     translator: "Translator",
@@ -130,6 +159,7 @@ def translated_windows(
     # There may be millions of blank lines, all of which are treated alike.
     blank, blank_texts = understand("", name), list[str]()
     are_numbered = form.n_best > 1
+    check_fields = FieldCheck(form)
 
     def asked() -> Iterator[Lines]:
         for window in windows:
@@ -138,6 +168,8 @@ def translated_windows(
                 understand(text, f"{name}:{number}") if text else blank
                 for number, text in enumerate(window.texts, before + 1)
             ]
+            for number, line in enumerate(lines, before + 1):
+                check_fields(line, f"{name}:{number}")
             if lines:
                 under_way.append((window, lines))
             yield Lines(

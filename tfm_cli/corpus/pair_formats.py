@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tfm_cli.corpus.corpus_files import Format
 from tfm_cli.errors import DataError
@@ -18,7 +19,7 @@ def pairs_of(
     Args:
         lines: text without line feeds.
         held: `tsv` or `jsonl`.
-        mended: counts lines with more than two columns.
+        mended: counts lines with more than two columns, and objects with a name twice.
         name: what messages call the file.
         num_lines: those before the first of `lines`.
 
@@ -36,13 +37,21 @@ def pairs_of(
                 mended.add("columns", number)
             yield columns[0], columns[1]
         else:
-            yield _from_object(line, name, number)
+            yield _from_object(line, mended, name, number)
 
 
-def _from_object(line: str, name: str, number: int) -> Pair:
+def _from_object(line: str, mended: Mended, name: str, number: int) -> Pair:
     wanted = "wanted an object with `source` and `target`"
+    is_repeated = False
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal is_repeated
+        fields = dict(pairs)
+        is_repeated = is_repeated or len(fields) < len(pairs)
+        return fields
+
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=table)
     except json.JSONDecodeError as error:
         reason = f"{error.msg[:1].lower()}{error.msg[1:]}".removesuffix(" at")
         told = f"is no JSON: {reason} at character {error.pos + 1}"
@@ -51,6 +60,8 @@ def _from_object(line: str, name: str, number: int) -> Pair:
         raise _error(name, number, f"cannot be understood as JSON, {wanted}") from error
     if not isinstance(found, dict):
         raise _error(name, number, f"is no object, {wanted}")
+    if is_repeated:
+        mended.add("repeated", number)
     missing = [f"`{side}`" for side in ("source", "target") if side not in found]
     if missing and "translation" in found:
         told = "has `translation`, which does not say which language is the source"

@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from tfm_cli.device import ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.seams import separators
+from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.text_lines import text_lines
 from tfm_cli.translation.translation import Translation
 
 Ids = Sequence[int] | np.ndarray  # of the pieces of a segment, without </s>
@@ -101,32 +104,38 @@ class Aligner:
     def aligned(
         self,
         translations: Sequence[Translation],
-        sources: Sequence[Sequence[Sequence[int]]],
+        segments: Sequence[Sequence[Segment]],
         hypotheses: Sequence[Sequence[Sequence[Hypothesis]]],
     ) -> list[Translation]:
         """The translations with the alignments of all their candidates.
 
         Args:
             translations: of a window.
-            sources: by line and part, the ids that were translated.
+            segments: by line and part, what was translated.
             hypotheses: by line, candidate and part, what they became.
         """
         pairs = [
-            (source, hypothesis.ids)
-            for parts, candidates in zip(sources, hypotheses, strict=True)
+            (segment.ids, hypothesis.ids)
+            for parts, candidates in zip(segments, hypotheses, strict=True)
             for chosen in candidates
-            for source, hypothesis in zip(parts, chosen, strict=True)
+            for segment, hypothesis in zip(parts, chosen, strict=True)
         ]
         weights = iter(self._weights(pairs))
-        spans = self.tokenizers.source.encode_spans([t.source for t in translations])
+        source = self.tokenizers.source
+        lines_of = [text_lines(translation.source, source) for translation in translations]
+        spans = iter(source.encode_spans([each.text for lines in lines_of for each in lines]))
         done = []
-        for translation, parts, candidates, line_spans in zip(
-            translations, sources, hypotheses, spans, strict=True
+        for translation, lines, parts, candidates in zip(
+            translations, lines_of, segments, hypotheses, strict=True
         ):
-            line = translation.source
-            words = _membership(line, line_spans)  # (pieces of the line, I)
-            tag = 1 if self.tokenizers.source.language_tag(line) else 0
-            columns = [words[places] for places in _places(parts, tag)]  # (S, I) each
+            columns = []  # (S, I) each
+            for index, line in enumerate(lines):
+                places = [line.span_in_text(*span) for span in next(spans)]
+                words = _membership(translation.source, places)  # (pieces of the line, I)
+                own = [segment.ids for segment in parts if segment.text_line == index]
+                tag = 1 if source.language_tag(line.text) else 0
+                columns += [words[places] for places in _places(own, tag)]
+            first_parts = [bisect_left([p.text_line for p in parts], i) for i in range(len(lines))]
             alignments = []
             for chosen in candidates:
                 ids = [hypothesis.ids for hypothesis in chosen]
@@ -138,7 +147,11 @@ class Aligner:
                     _mean(share) @ next(weights) @ part  # (J, I)
                     for share, part in zip(shares, columns, strict=True)
                 ]
-                alignments.append(_joined_rows(texts, shares, rows))
+                joined = [
+                    _joined_rows(texts[begin:end], shares[begin:end], rows[begin:end])
+                    for begin, end in pairwise([*first_parts, len(parts)])
+                ]
+                alignments.append(tuple(row for line_rows in joined for row in line_rows))
             aligned = tuple(
                 dataclasses.replace(candidate, alignment=alignment)
                 for candidate, alignment in zip(translation.candidates, alignments, strict=True)

@@ -1,11 +1,14 @@
 """What stands on a line of input: text, columns, or a JSON object."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from tfm_cli.errors import DataError
+from tfm_cli.translation.text_lines import unified
 
 _SOURCE_FIELDS = ("source", "text")  # ours, and Sockeye's
 _PREFIX_FIELD = "target_prefix"
@@ -19,6 +22,8 @@ class InputLine:
     target_prefix: str = ""  # what the translation begins with
     columns: tuple[str, ...] = ()
     fields: Mapping[str, Any] | None = None  # None where the input is no JSON
+    breaks: tuple[str, ...] = ()  # what the line feeds of a source of several lines stand for
+    repeated: tuple[str, ...] = ()  # names that an object has more than once
 
 
 def from_forced(line: str, place: str) -> InputLine:
@@ -69,12 +74,16 @@ def from_json(line: str, place: str) -> InputLine:
         place: what messages call it.
 
     Raises:
-        DataError: it is no object, or has no such source, or a field of the three is no string.
+        DataError: it is no object, or has no such source, or a field of the three is no string; or
+            the prefix has text on a line where the source has none.
     """
     if not line.strip():
         return InputLine("")
+    repeated: list[str] = []
     try:
-        fields = json.loads(line, parse_constant=_refuse)
+        fields = json.loads(
+            line, parse_constant=_refuse, object_pairs_hook=partial(_table, repeated=repeated)
+        )
         json.dumps(fields, allow_nan=False)  # what cannot be written again is found out here
     except json.JSONDecodeError as error:
         message = f"{place}: is no JSON object: character {error.colno}: {error.msg}"
@@ -93,13 +102,30 @@ def from_json(line: str, place: str) -> InputLine:
     for field, text in ((name, fields[name]), (_PREFIX_FIELD, prefix)):
         if not isinstance(text, str):
             raise DataError(f"{place}: `{field}` is no string")
-    return InputLine(_segment(fields[name]), _segment(prefix), (), fields)
+    source, breaks = unified(fields[name].replace("\0", ""))
+    prefix, _ = unified(prefix.replace("\0", ""))
+    _check_prefix(source, prefix, place)
+    return InputLine(source, prefix, (), fields, breaks, tuple(dict.fromkeys(repeated)))
+
+
+def _check_prefix(source: str, prefix: str, place: str) -> None:
+    """Refuse a prefix of several lines that does not fit the lines of its source."""
+    if "\n" not in prefix:
+        return
+    lines = source.split("\n")
+    for number, each in enumerate(prefix.split("\n"), 1):
+        if each.strip() and not (number <= len(lines) and lines[number - 1].strip()):
+            told = f"line {number} of `{_PREFIX_FIELD}` has text, line {number} of the source none"
+            raise DataError(f"{place}: {told}")
+
+
+def _table(pairs: list[tuple[str, Any]], *, repeated: list[str]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        repeated += [name for name, count in counts.items() if count > 1]
+    return table
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"`{constant}` is no JSON")
-
-
-def _segment(text: str) -> str:
-    """Text as a line can hold it."""
-    return text.replace("\n", " ").replace("\0", "")

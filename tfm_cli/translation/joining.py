@@ -33,11 +33,11 @@ def joined(
         aligner: says which words became which; None to leave it.
     """
     parts: dict[int, dict[int, list[Hypothesis]]] = {}  # by line, then by part; none of blank lines
-    sources: dict[int, dict[int, list[int]]] = {}
+    sources: dict[int, dict[int, Segment]] = {}
     for batch, hypotheses in zip(batches, found, strict=True):
         for segment, of_segment in zip(batch, hypotheses, strict=True):
             parts.setdefault(segment.line, {})[segment.part] = of_segment
-            sources.setdefault(segment.line, {})[segment.part] = segment.ids
+            sources.setdefault(segment.line, {})[segment.part] = segment
     # By line, candidate and part: the i-th best of each part together.
     chosen = {
         line: [
@@ -46,22 +46,38 @@ def joined(
         ]
         for line, of_line in parts.items()
     }
+    segments = {
+        line: [segment for _, segment in sorted(of_line.items())]
+        for line, of_line in sources.items()
+    }
     blank = Translation("", (Candidate("", 0.0, 0.0),) * n_best, 0)
     translations = [
-        _joined_line(line, chosen[index], target, word_scores=word_scores)
+        _joined_line(line, segments[index], chosen[index], target, word_scores=word_scores)
         if index in chosen
-        else (replace(blank, source=line) if line else blank)
+        else (_blank_line(blank, line) if line else blank)
         for index, line in enumerate(lines)
     ]
     if aligner is None:
         return translations
     every, nothing = range(len(lines)), [list[Hypothesis]()] * n_best
-    ids = [[ids for _, ids in sorted(sources.get(line, {}).items())] for line in every]
-    return aligner.aligned(translations, ids, [chosen.get(line, nothing) for line in every])
+    parts_of = [segments.get(line, []) for line in every]
+    return aligner.aligned(translations, parts_of, [chosen.get(line, nothing) for line in every])
+
+
+def _blank_line(blank: Translation, line: str) -> Translation:
+    """The translation of a line, or of lines, without text."""
+    text = "\n" * line.count("\n")
+    candidates = tuple(replace(candidate, text=text) for candidate in blank.candidates)
+    return replace(blank, source=line, candidates=candidates)
 
 
 def _joined_line(
-    line: str, candidates: list[list[Hypothesis]], target: Tokenizer, *, word_scores: bool
+    line: str,
+    segments: list[Segment],
+    candidates: list[list[Hypothesis]],
+    target: Tokenizer,
+    *,
+    word_scores: bool,
 ) -> Translation:
     """The translation of a line from the hypotheses of its parts, by candidate."""
     done = []
@@ -74,7 +90,10 @@ def _joined_line(
             ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
             pieces = [target.pieces[i] for i in ids]
         scores = tuple(score for h in chosen for score in h.piece_scores)
-        text = join_texts(texts)
+        by_line: list[list[str]] = [[] for _ in range(line.count("\n") + 1)]
+        for segment, text in zip(segments, texts, strict=True):
+            by_line[segment.text_line].append(text)
+        text = "\n".join(join_texts(some) for some in by_line)
         done.append(Candidate(text, score, total, tuple(pieces), scores))
     num_pieces = sum(len(hypothesis.ids) + 1 for hypothesis in candidates[0])
     return Translation(line, tuple(done), num_pieces)

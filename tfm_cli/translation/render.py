@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tfm_cli.errors import ConfigError
 from tfm_cli.translation.input_lines import InputLine
+from tfm_cli.translation.text_lines import on_one_line, restored
 from tfm_cli.translation.translation import Candidate, Translation
 
 
@@ -37,7 +38,7 @@ def as_text(line: InputLine, translation: Translation, form: Form) -> Iterator[s
     """The translation: `[columns<TAB>][score<TAB>]translation[ ||| 0-0 …][ ||| WordScores= …]`."""
     best = translation.candidates[0]
     # A translation with a tab in it would be two columns.
-    text = best.text.replace("\t", " ") if line.columns else best.text
+    text = best.text.replace("\t", " ") if line.columns else on_one_line(best.text)
     text = " ||| ".join([text, *_extras(best, form)])
     score = [f"{best.score:.4f}"] if form.with_score else []
     yield "\t".join([*line.columns, *score, text])
@@ -49,7 +50,7 @@ def as_n_best(translation: Translation, index: int, form: Form) -> Iterator[str]
     Alignments and scores of the pieces stand before the features, as Marian writes them.
     """
     for candidate in translation.candidates:
-        fields = [str(index), candidate.text, *_extras(candidate, form)]
+        fields = [str(index), on_one_line(candidate.text), *_extras(candidate, form)]
         fields += [f"logprob={candidate.log_probability:.4f}", f"{candidate.score:.4f}"]
         yield " ||| ".join(fields)
 
@@ -62,14 +63,14 @@ def as_json(line: InputLine, translation: Translation, form: Form) -> Iterator[s
     best = translation.candidates[0]
     given = {"source": translation.source} if line.fields is None else line.fields
     fields: dict[str, Any] = dict(given)
-    fields |= {"translation": best.text, "score": round(best.score, 4)}
+    fields |= {"translation": restored(best.text, line.breaks), "score": round(best.score, 4)}
     if form.word_scores:
         fields["log_probability"] = round(best.log_probability, 4)
     fields |= _more(best, form)
     if form.n_best > 1:
         fields["n_best"] = [
             {
-                "translation": candidate.text,
+                "translation": restored(candidate.text, line.breaks),
                 "score": round(candidate.score, 4),
                 "log_probability": round(candidate.log_probability, 4),
                 **_more(candidate, form),
@@ -82,6 +83,15 @@ def as_json(line: InputLine, translation: Translation, form: Form) -> Iterator[s
     except UnicodeEncodeError:  # half a surrogate pair, which only an escape can spell
         text = json.dumps(fields)
     yield text
+
+
+def written_fields(form: Form) -> frozenset[str]:
+    """Return the names of the fields that are written to JSON, whatever the input has there."""
+    names = {"translation", "score"}
+    names |= {"n_best"} if form.n_best > 1 else set()
+    names |= {"alignment"} if form.alignment is not None else set()
+    names |= {"log_probability", "pieces", "word_scores"} if form.word_scores else set()
+    return frozenset(names)
 
 
 def _more(candidate: Candidate, form: Form) -> dict[str, Any]:

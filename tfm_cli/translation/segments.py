@@ -13,6 +13,7 @@ from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.language_tags import TagCheck
 from tfm_cli.translation.splitting import rate_cuts, split
+from tfm_cli.translation.text_lines import text_lines
 from tfm_cli.translation.window import Lines
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Segment:
     ids: list[int]
     seed: int
     prefix: list[int]  # what the translation begins with
+    text_line: int = 0  # index within the text, where that has several lines
 
 
 class Segmenter:
@@ -70,14 +72,7 @@ class Segmenter:
         if before is not None:
             self._lines_before = before
         self._tag_check.check(lines, self._lines_before + 1)
-        prefix_ids = self._encoded_prefixes(prefixes) if any(prefixes) else [[]] * len(lines)
-        segments = [
-            Segment(line, part, number, part_ids, seed, [] if part else prefix_ids[line])
-            for line, ids in enumerate(self._tokenizers.source.encode(lines))
-            for number in [self._lines_before + line + 1]
-            for part, part_ids in enumerate(self._parts(ids, lines[line], number))
-            for seed in [random_key("sample", self._seed, number, part)]
-        ]
+        segments = self._segments(lines, prefixes if any(prefixes) else [""] * len(lines))
         self._lines_before += len(lines)
         segments.sort(key=lambda segment: -len(segment.ids))
         lengths = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int64)
@@ -85,16 +80,51 @@ class Segmenter:
             segments[batch] for batch in token_batches(lengths, lengths, max_tokens=self._budget)
         ]
 
-    def _encoded_prefixes(self, prefixes: Sequence[str]) -> list[list[int]]:
+    def _segments(self, lines: Sequence[str], prefixes: Sequence[str]) -> list[Segment]:
+        """The segments of all lines, in order."""
+        source = self._tokenizers.source
+        texts = [
+            (index, place, each.text)
+            for index, line in enumerate(lines)
+            for place, each in enumerate(text_lines(line, source))
+        ]
+        prefix_ids = self._encoded_prefixes(prefixes)
+        segments: list[Segment] = []
+        last = -1  # the line of the last segment
+        for (index, place, text), ids in zip(
+            texts, source.encode([text for _, _, text in texts]), strict=True
+        ):
+            number = self._lines_before + index + 1
+            for within, part_ids in enumerate(self._parts(ids, text, number)):
+                is_first = index != last
+                part = 0 if is_first else segments[-1].part + 1
+                seed = random_key("sample", self._seed, number, part)
+                beginning: list[int] = []
+                if len(prefix_ids[index]) > 1:  # a prefix of several lines begins line by line
+                    if within == 0 and place < len(prefix_ids[index]):
+                        beginning = prefix_ids[index][place]
+                elif is_first:
+                    beginning = prefix_ids[index][0]
+                segments.append(Segment(index, part, number, part_ids, seed, beginning, place))
+                last = index
+        return segments
+
+    def _encoded_prefixes(self, prefixes: Sequence[str]) -> list[list[list[int]]]:
+        """The ids of each line of each prefix."""
+        if not any(prefixes):
+            return [[[]]] * len(prefixes)
         target = self._tokenizers.target
-        encoded = target.encode(prefixes)
-        for number, ids in enumerate(encoded, self._lines_before + 1):
+        texts = [prefix.split("\n") for prefix in prefixes]
+        numbers = [n for n, text in enumerate(texts, self._lines_before + 1) for _ in text]
+        encoded = target.encode([line for text in texts for line in text])
+        for number, ids in zip(numbers, encoded, strict=True):
             if len(ids) > self._longest:
                 found = f"{len(ids)} pieces, more than {self._longest}"
                 raise DataError(f"line {number}: the target prefix has {found}")
             if target.unk_id in ids:
                 logger.warning("line %d: the target prefix has unknown characters", number)
-        return encoded
+        rows = iter(encoded)
+        return [[next(rows) for _ in text] for text in texts]
 
     def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
         """The segments of a line: none for a blank one, several for an over-long one."""

@@ -1,0 +1,43 @@
+import pytest
+
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.translation.text_lines import on_one_line, restored, text_lines, unified
+from tfm_cli.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def tagged() -> Tokenizer:
+    config = TokenizerConfig(vocab_size=20, byte_fallback=False)
+    model = train_tokenizer(["abc def"], config, seed=1, soft_limit=True)
+    pieces = ("</s>", "<unk>", *Tokenizer(model).pieces[4:], ">>deu<<", ">>fra<<", "<pad>")
+    return Tokenizer(model, Vocabulary(pieces))
+
+
+@pytest.mark.parametrize("text", ["", "a", "\n", "\r\na\n\r\u2028b\x85", "\n\n a\r\r\n"])
+def test_breaks_come_back(text: str) -> None:
+    plain, breaks = unified(text)
+
+    assert plain.count("\n") == len(breaks)
+    assert restored(plain, breaks) == text
+
+
+def test_blank_lines_are_left_out_on_one_line() -> None:
+    assert on_one_line("\na\n\nb c\n") == "a b c"
+    assert on_one_line("a  b") == "a  b"
+
+
+def test_line_without_a_tag_has_the_one_before_it(tagged: Tokenizer) -> None:
+    text = "a\n>>deu<< b\n\nc\n>>fra<<\n d"
+
+    lines = text_lines(text, tagged)
+
+    assert [line.text for line in lines] == [
+        "a", ">>deu<< b", "", ">>deu<< c", "", ">>fra<<  d",
+    ]  # fmt: skip
+    for line in lines:
+        begin, end = line.span_in_text(len(line.text) - 1, len(line.text)) if line.text else (0, 0)
+        assert text[begin:end] == line.text[-1:]
+    begin, end = lines[3].span_in_text(0, len(">>deu<<"))
+    assert text[begin:end] == ">>deu<<"
+    assert text[: lines[3].begin].count("\n") == 3
