@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.odd_files import KINDS, make_odd
 from tfm_cli import durable
 from tfm_cli.durable import Operation, watched
 from tfm_cli.failpoint import VARIABLE, begin_again
+from tfm_cli.plain_file import NotPrivateError
 
 PACKAGE = Path(__file__).parents[1] / "tfm_cli"
 # What changes no file that is to stay: temporary ones, which nobody else sees.
@@ -72,6 +74,33 @@ def test_file_can_be_gone_on_with_anywhere(tmp_path: Path) -> None:
     assert [each.kind for each in told] == ["open", "write", "truncate", "write"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_private_file_is_not_opened_through_what_is_none(kind: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    make_odd(kind, tmp_path / "lock", victim)
+
+    with pytest.raises(NotPrivateError, match=r"it is|Is a directory") as raised:
+        durable.go_on(tmp_path / "lock")
+
+    assert raised.value.filename == str(tmp_path / "lock")
+    assert victim.read_bytes() == b"theirs"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link"])
+def test_new_file_takes_no_name_that_is_taken(kind: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    make_odd(kind, tmp_path / "new", victim)
+
+    with pytest.raises(FileExistsError):
+        durable.create(tmp_path / "new")
+
+    assert victim.read_bytes() == b"theirs"
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask("write:1=short", monkeypatch)
     told: list[Operation] = []
@@ -104,6 +133,7 @@ def test_each_change_can_be_refused(
         # The first operation of writing a file is its creation.
         number = 2 if (name, point) == ("durable", "write") else 1
         ask(f"{name}:{number}=enospc", monkeypatch)
+        (tmp_path / "new").unlink(missing_ok=True)
 
         with pytest.raises(OSError, match="No space left") as raised:
             change(tmp_path)

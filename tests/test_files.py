@@ -1,6 +1,8 @@
 import errno
+import fcntl
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -10,8 +12,21 @@ from typing import BinaryIO
 
 import pytest
 
+from tests.odd_files import make_odd
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.files import atomic_directory, atomic_file, check_writable, remove_directory
+from tfm_cli.files import (
+    atomic_directory,
+    atomic_file,
+    check_writable,
+    remove_directory,
+    temporary_directory,
+    temporary_file,
+)
+from tfm_cli.ownership import is_empty_directory, temporary_name
+
+
+def has_old(directory: Path) -> bool:
+    return (directory / "old").is_file()
 
 
 def names(directory: Path) -> list[str]:
@@ -154,11 +169,36 @@ def test_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
 
-    with atomic_directory(tmp_path / "folder") as aside:
+    with atomic_directory(tmp_path / "folder", may_replace=has_old) as aside:
         (aside / "new").touch()
 
     assert names(tmp_path / "folder") == ["new"]
     assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link to a folder", "link to nothing"])
+def test_what_is_not_ours_is_never_replaced_by_a_folder(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "folder"
+
+    def fill(aside: Path) -> None:
+        (aside / "new").touch()  # it comes while the folder is written
+        if kind == "folder":
+            place.mkdir()
+            (place / "theirs").write_bytes(b"theirs")
+        elif kind == "file":
+            place.write_bytes(b"theirs")
+        else:
+            (tmp_path / "elsewhere").mkdir()
+            (tmp_path / "elsewhere" / "theirs").write_bytes(b"theirs")
+            place.symlink_to("elsewhere" if kind == "link to a folder" else "nothing")
+
+    message = f"{place}: cannot be written: something stands there that was not made by tfm"
+    with pytest.raises(ResourceError, match=message), atomic_directory(place) as aside:
+        fill(aside)
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path.read_bytes() for path in files] == [b"theirs"]
+    assert names(tmp_path) == (["elsewhere", "folder"] if "link" in kind else ["folder"])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -192,10 +232,21 @@ def test_removed_folder_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one").touch()
 
-    remove_directory(tmp_path / "folder")
-    remove_directory(tmp_path / "none")
+    assert remove_directory(tmp_path / "folder", is_ours=lambda path: path.name == "folder")
+    assert remove_directory(tmp_path / "none", is_ours=is_empty_directory)
 
     assert names(tmp_path) == []
+
+
+def test_folder_that_is_not_ours_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one").touch()
+    (tmp_path / "link").symlink_to("folder")
+
+    assert not remove_directory(tmp_path / "folder", is_ours=is_empty_directory)
+    assert not remove_directory(tmp_path / "link", is_ours=is_empty_directory)
+
+    assert names(tmp_path / "folder") == ["one"]
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -264,24 +315,108 @@ def test_closed_standard_output_is_told_beforehand(monkeypatch: pytest.MonkeyPat
         check_writable("-")
 
 
-def test_what_killed_processes_left_of_a_folder_is_swept_out(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    swept = [f".folder.{gone.pid}.part", f".folder.{gone.pid}.trash"]
-    kept = [f".folder.{os.getppid()}.part", f".other.{gone.pid}.part", f".folder.{gone.pid}.parts",
-            f".folderx.{gone.pid}.part", ".folder.part", ".folder.x.part", "folder.1.part",
-            f".folder.{'9' * 30}.part"]  # fmt: skip
-    for name in swept + kept:
+def test_what_killed_processes_left_is_swept_out(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tfm_cli.files import atomic_directory, atomic_file\n"
+        "with atomic_directory(Path(sys.argv[1])) as aside, atomic_file(sys.argv[2]) as stream:\n"
+        "    (aside / 'one').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", program, f"{tmp_path}/folder", f"{tmp_path}/text"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    others = [temporary_name("other"), "folder.tfm-0123456789abcdef.part", ".folder.part",
+              ".folder.tfm-0123.part", f".folder.{os.getpid()}.part"]  # fmt: skip
+    for name in others:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").touch()
-    (tmp_path / f".folder.{gone.pid + 1}.part").symlink_to("elsewhere")
+    link = temporary_name("folder")
+    (tmp_path / link).symlink_to("elsewhere")
 
-    with atomic_directory(tmp_path / "folder") as aside:
-        (aside / "one").touch()
-        assert not any((tmp_path / name).exists() for name in swept)
+    with atomic_directory(tmp_path / "folder") as aside, atomic_file(tmp_path / "text"):
+        (aside / "two").touch()
 
-    assert names(tmp_path) == sorted([*kept, "folder", f".folder.{gone.pid + 1}.part"])
-    assert all((tmp_path / name / "weights").exists() for name in kept)
+    assert names(tmp_path) == sorted([*others, link, "folder", "text"])
+    assert names(tmp_path / "folder") == ["two"]
+
+
+def test_what_another_process_writes_is_not_swept_out(tmp_path: Path) -> None:
+    folder, text = tmp_path / "folder", tmp_path / "text"
+    with temporary_directory(folder) as first, temporary_file(text) as (second, _):
+        with atomic_directory(folder), atomic_file(text):
+            pass
+
+        assert names(tmp_path) == sorted(["folder", "text", first.name, second.name])
+
+    assert names(tmp_path) == ["folder", "text"]
+
+
+def test_nothing_is_swept_out_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    left = temporary_name("folder"), temporary_name("text")
+    (tmp_path / left[0]).mkdir()
+    (tmp_path / left[1]).touch()
+
+    with atomic_directory(tmp_path / "folder"), atomic_file(tmp_path / "text"):
+        pass
+
+    assert names(tmp_path) == sorted([*left, "folder", "text"])
+
+
+def test_file_that_is_taken_for_left_over_as_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    made: list[str] = []
+
+    def swept_before_it_is_locked(descriptor: int, operation: int) -> None:
+        made.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        if len(made) == 1:
+            Path(made[0]).unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", swept_before_it_is_locked)
+
+    with atomic_file(tmp_path / "text") as stream:
+        stream.write(b"whole")
+
+    assert (tmp_path / "text").read_bytes() == b"whole"
+    assert len(set(made)) == 2
+    assert names(tmp_path) == ["text"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder", "socket"])
+def test_own_file_is_not_written_through_what_is_none(tmp_path: Path, kind: str) -> None:
+    place, victim = tmp_path / "card", tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    make_odd(kind, place, victim)
+    before = place.lstat()
+
+    with (
+        pytest.raises(ResourceError, match=f"{place}: cannot be written: (it is|Is a)"),
+        atomic_file(place, follow=False),
+    ):
+        pass
+
+    assert victim.read_bytes() == b"theirs"
+    assert names(tmp_path) == ["card", "victim"]
+    assert place.lstat().st_ino == before.st_ino
+
+
+def test_other_names_of_an_own_file_keep_the_old_content(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"old")
+    (tmp_path / "backup").hardlink_to(tmp_path / "model")
+
+    with atomic_file(tmp_path / "model", follow=False) as stream:
+        stream.write(b"new")
+
+    assert (tmp_path / "backup").read_bytes() == b"old"
+    assert (tmp_path / "model").read_bytes() == b"new"
 
 
 def test_errors_name_the_folder_and_not_where_it_is_written_aside(tmp_path: Path) -> None:

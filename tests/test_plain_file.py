@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.plain_file import open_plain, read_plain
+from tests.odd_files import KINDS, make_odd
+from tfm_cli.plain_file import (
+    NotPrivateError,
+    check_private,
+    open_plain,
+    read_plain,
+    read_private,
+)
 
 
 def num_open() -> int:
@@ -69,3 +76,29 @@ def test_file_that_becomes_a_pipe_is_refused_when_it_is_open(
 
     monkeypatch.undo()
     assert num_open() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_private_file_is_not_read_through_what_is_none(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"theirs")
+    make_odd(kind, tmp_path / "journal", tmp_path / "victim")
+    before = num_open()
+
+    for read in (check_private, lambda path: read_private(path, max_bytes=10)):
+        with pytest.raises(NotPrivateError) as raised:
+            read(tmp_path / "journal")
+        assert raised.value.filename == str(tmp_path / "journal")
+
+    assert num_open() == before
+
+
+def test_private_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+    (tmp_path / "journal").write_bytes(b"content")
+
+    assert check_private(tmp_path / "journal")
+    assert not check_private(tmp_path / "none")
+    assert read_private(tmp_path / "journal", max_bytes=7) == b"content"
+    with pytest.raises(ValueError, match="has 7 bytes, wanted at most 6"):
+        read_private(tmp_path / "journal", max_bytes=6)
+    with pytest.raises(FileNotFoundError):
+        read_private(tmp_path / "none", max_bytes=6)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from tfm_cli.failpoint import reach
+from tfm_cli.plain_file import check_private, check_private_status
 
 _BUFFER_BYTES = 1 << 20  # tensors come in large parts, lines in small ones
 
@@ -58,7 +59,6 @@ class _File(io.FileIO):
 
     def __init__(self, path: Path, mode: str, flags: int = 0) -> None:
         self._path = path
-        # A file that stands there already must not be a pipe, which would wait for a reader.
         super().__init__(path, mode, opener=lambda name, own: os.open(name, own | flags, 0o666))
 
     def write(self, data: object) -> int:
@@ -82,9 +82,13 @@ class _File(io.FileIO):
 
 
 def create(path: Path) -> BinaryIO:
-    """A new, empty file, open for writing; what stood under the name is gone."""
+    """Create an empty file and open it for writing.
+
+    Raises:
+        FileExistsError: the name is taken, if only by a link.
+    """
     _reach("create")
-    file = _File(path, "wb")
+    file = _File(path, "wb", os.O_EXCL | os.O_NOFOLLOW)
     _tell(Operation("create", path))
     return io.BufferedWriter(file, _BUFFER_BYTES)
 
@@ -96,11 +100,19 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def go_on(path: Path) -> BinaryIO:
-    """A file as it stands, made if there is none, open for reading and writing anywhere."""
+    """Open a private file (see `plain_file`) as it stands for reading and writing; create it if
+    there is none.
+
+    Raises:
+        NotPrivateError: its name leads to something else.
+    """
+    check_private(path)  # before it is opened, as that alone can do something to a device
     _reach("create")
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     with contextlib.ExitStack() as on_failure:
-        file = on_failure.enter_context(_File(path, "r+b", os.O_CREAT))
-        stream = io.BufferedRandom(file, _BUFFER_BYTES)  # refuses a pipe
+        file = on_failure.enter_context(_File(path, "r+b", flags))
+        check_private_status(os.fstat(file.fileno()), path)
+        stream = io.BufferedRandom(file, _BUFFER_BYTES)
         on_failure.pop_all()
     _tell(Operation("open", path))
     return stream
@@ -162,4 +174,15 @@ def make_directory(path: Path) -> None:
     make_directory(path.parent)
     _reach("make_directory")
     path.mkdir(exist_ok=True)
+    _tell(Operation("make_directory", path))
+
+
+def make_new_directory(path: Path) -> None:
+    """Make a folder in one that exists.
+
+    Raises:
+        FileExistsError: the name is taken, if only by a link.
+    """
+    _reach("make_directory")
+    path.mkdir()
     _tell(Operation("make_directory", path))

@@ -7,18 +7,23 @@ file or the new one. The changes themselves are made by `durable`.
 import contextlib
 import errno
 import os
-import re
-import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from tfm_cli import durable
 from tfm_cli.errors import ResourceError, TfmError
-
-_LEFTOVER = re.compile(r"\..*\.[0-9]+\.(part|trash)")  # as `_aside` names it
+from tfm_cli.ownership import (
+    cannot_be_written,
+    is_empty_directory,
+    sweep,
+    temporary_name,
+    try_lock,
+)
+from tfm_cli.plain_file import NotPrivateError, check_private
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
@@ -64,139 +69,209 @@ def _why_not_writable(place: Path, *, folder: bool) -> str:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name only when it was written and synced whole.
+def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator[BinaryIO]:
+    """Open a binary file that appears under its name only when it was written and synced whole.
 
-    A symbolic link stays one, and what it points to is replaced. A pipe or a device cannot be
-    replaced: it is written to as it stands.
+    What processes that ended left of their attempts at the same file is swept out.
+
+    Args:
+        path: of the file.
+        follow: write through a path that a person typed: a symbolic link stays one, and what it
+            points to is replaced; a pipe or a device is written to as it stands. Without it, the
+            path is that of a file of ours, and whatever is no regular file is refused.
 
     Raises:
-        ResourceError: it could not be written; whatever stood under the name is untouched.
+        ResourceError: it could not be written, or something stands under the name that is not to be
+            replaced; whatever stood there is untouched.
     """
     place = Path(path)
     try:
-        if place.exists() and not place.is_file():
-            with place.open("wb") as stream:
-                yield stream
-            return
-        with _replacing(Path(os.path.realpath(place))) as stream:
+        if follow:
+            if place.exists() and not place.is_file():
+                with place.open("wb") as stream:
+                    yield stream
+                return
+            place = Path(os.path.realpath(place))
+        else:
+            check_own(place)
+        with replacing(place) as stream:
             yield stream
     except OSError as error:
         if not is_of_output(error):
             raise
-        reason = "it is a directory" if isinstance(error, IsADirectoryError) else error.strerror
-        raise ResourceError(f"{path}: cannot be written: {reason}") from error
+        raise cannot_be_written(path, error) from error
+
+
+def check_own(path: Path) -> None:
+    """Raise a NotPrivateError if a name in a directory of ours leads to no regular file in it.
+
+    Other names of the file do no harm: it is replaced, never written to.
+    """
+    try:
+        check_private(path)
+    except NotPrivateError as error:
+        if error.errno != errno.EMLINK:
+            raise
 
 
 @contextlib.contextmanager
-def _replacing(place: Path) -> Iterator[BinaryIO]:
-    aside = _aside(place)
+def temporary_file(place: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Create a file beside `place` that no other process has, held by a lock inside the block.
+
+    At the end it is removed, unless it was renamed.
+    """
+    aside, stream = _held_file(place)
     try:
-        durable.make_directory(place.parent)
-        with durable.create(aside) as stream:
-            if place.exists():
-                shutil.copymode(place, aside)
-            yield stream
-            durable.sync(stream)
+        with stream:
+            yield aside, stream
+    finally:
+        _remove_quietly(aside)
+
+
+def _held_file(place: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        aside = place.with_name(temporary_name(place.name))
+        stream = durable.create(aside)
+        if _is_held(aside, stream.fileno()):
+            return aside, stream
+        stream.close()
+
+
+@contextlib.contextmanager
+def temporary_directory(place: Path) -> Iterator[Path]:
+    """Make a directory beside `place` that no other process has, held by a lock inside the block.
+
+    At the end it is removed, unless it was renamed.
+    """
+    while True:
+        aside = place.with_name(temporary_name(place.name))
+        durable.make_new_directory(aside)
+        descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if _is_held(aside, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield aside
+    finally:
+        _remove_quietly(aside)
+        os.close(descriptor)
+
+
+def _is_held(aside: Path, descriptor: int) -> bool:
+    """Lock what was just made; False if another process took it for left over before that."""
+    if try_lock(descriptor) is False:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), aside.lstat())
+    return False
+
+
+@contextlib.contextmanager
+def replacing(place: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that takes the place of another one when it was written and synced whole.
+
+    Errors are those of the system, and a link under the name is replaced itself.
+    """
+    durable.make_directory(place.parent)
+    sweep(place.parent, [place.name])
+    with temporary_file(place) as (aside, stream):
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(stream.fileno(), stat.S_IMODE(place.lstat().st_mode))
+        yield stream
+        durable.sync(stream)
         durable.rename(aside, place)
         durable.sync_directory(place.parent)
-    finally:
-        if aside.exists():
-            with contextlib.suppress(OSError):
-                durable.remove(aside)
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when all in it was written and synced.
+def atomic_directory(
+    path: Path, *, may_replace: Callable[[Path], bool] = is_empty_directory
+) -> Iterator[Path]:
+    """Make a directory that appears under its name only when all in it was written and synced.
 
-    What killed processes left of their attempts at the same folder is swept out. Messages of
-    errors in between name the folder, not where it is written aside.
+    What processes that ended left of their attempts at the same directory is swept out. Messages
+    of errors in between name the directory, not where it is written aside.
+
+    Args:
+        path: of the directory.
+        may_replace: whether that which stands under the name, when all is written, is ours.
 
     Raises:
-        ResourceError: it could not be written; a folder that stood under the name is untouched.
+        ResourceError: it could not be written, or something stands under the name that is not to be
+            replaced; whatever stood there is untouched.
     """
-    aside = _aside(path)
     try:
         durable.make_directory(path.parent)
-        _sweep(path)
-        _remove_quietly(aside)
-        durable.make_directory(aside)
-        yield aside
-        for file in sorted(aside.iterdir()):
-            with file.open("rb") as stream:
-                durable.sync(stream)
-        durable.sync_directory(aside)
-        _take_place(aside, path)
-        durable.sync_directory(path.parent)
+        sweep(path.parent, [path.name])
+        with temporary_directory(path) as aside:
+            try:
+                yield aside
+            except TfmError as error:
+                error.args = (str(error).replace(str(aside), str(path)),)
+                raise
+            for file in sorted(aside.iterdir()):
+                with file.open("rb") as stream:
+                    durable.sync(stream)
+            durable.sync_directory(aside)
+            _take_place(aside, path, may_replace)
+            durable.sync_directory(path.parent)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResourceError(f"{path}: cannot be written: {reason}") from error
-    except TfmError as error:
-        error.args = (str(error).replace(str(aside), str(path)),)
-        raise
-    finally:
-        _remove_quietly(aside)
+        raise cannot_be_written(path, error) from error
 
 
-def _take_place(aside: Path, path: Path) -> None:
-    """Give a folder its name; one that has it gets out of the way, and back if need be."""
-    trash = _aside(path, "trash")
-    if path.exists():
-        durable.rename(path, trash)
-    try:
+def _take_place(aside: Path, path: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Give a directory its name; one that has it gets out of the way, and back if need be."""
+    if not os.path.lexists(path):
         durable.rename(aside, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            trash.replace(path)
-        raise
-    _remove_quietly(trash)
+        return
+    with _out_of_the_way(path, may_replace) as trash:
+        try:
+            durable.rename(aside, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                trash.replace(path)
+            raise
 
 
-def remove_directory(path: Path) -> None:
-    """Remove a folder; it loses its name first, so that half of it never looks like a whole one."""
-    if path.exists():
-        trash = _aside(path, "trash")
-        _remove_quietly(trash)
+def remove_directory(path: Path, *, is_ours: Callable[[Path], bool]) -> bool:
+    """Remove a directory, if it is there and ours.
+
+    It loses its name first, so that half of it never looks like a whole one.
+
+    Returns:
+        False if it is not ours: then it is left as it is.
+    """
+    if not os.path.lexists(path):
+        return True
+    if not is_ours(path):
+        return False
+    with _out_of_the_way(path, is_ours):
+        return True
+
+
+@contextlib.contextmanager
+def _out_of_the_way(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Rename a directory of ours, and remove it at the end."""
+    if not is_ours(path):
+        told = "something stands there that was not made by tfm"
+        raise FileExistsError(errno.EEXIST, told, str(path))
+    trash = path.with_name(temporary_name(path.name, "trash"))
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try_lock(descriptor)  # so that nobody takes it for left over before it is decided on
         durable.rename(path, trash)
+        yield trash
         _remove_quietly(trash)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_quietly(path: Path) -> None:
     """Remove what nobody will miss; what cannot be removed now is swept out another time."""
-    if path.exists():
-        with contextlib.suppress(OSError):
-            durable.remove_tree(path)
-
-
-def _aside(place: Path, kind: str = "part") -> Path:
-    # The longest name a file can have leaves no room for more, so it is cut.
-    return place.with_name(f".{place.name[:50]}.{os.getpid()}.{kind}")
-
-
-def is_leftover(name: str) -> bool:
-    """Whether a file or folder has the name of something that was being written or removed."""
-    return _LEFTOVER.fullmatch(name) is not None
-
-
-def _sweep(place: Path) -> None:
-    """Remove the folders that killed processes left beside a folder they were to write."""
-    pattern = re.compile(re.escape(f".{place.name[:50]}.") + r"([0-9]{1,9})\.(?:part|trash)")
-    with contextlib.suppress(OSError):  # such as where nothing may be listed: then it stays
-        for path in place.parent.iterdir():
-            found = pattern.fullmatch(path.name)
-            if found and not _is_running(int(found[1])) and path.is_dir():
-                _remove_quietly(path)
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)  # asks only
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
+    if not os.path.lexists(path):
+        return
+    with contextlib.suppress(OSError):
+        durable.remove_tree(path)
 
 
 def is_of_output(error: OSError) -> bool:

@@ -50,7 +50,7 @@ class SavedConfig(NamedTuple):
 def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -> None:
     """Write what does not change while a model learns: its settings and its tokenizers."""
     for name, content in tokenizers.files().items():
-        with atomic_file(directory / name) as stream:
+        with atomic_file(directory / name, follow=False) as stream:
             stream.write(content)
     source_size, target_size = tokenizers.vocab_sizes
     header = {
@@ -65,7 +65,7 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
     header = {"sha256": _sha256(header), **header}  # a line that can be removed, not the last one
     # A file name that is no UTF-8 has half surrogate pairs in it; JSON spells them as \udcxx.
     text = json.dumps(header, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    with atomic_file(directory / CONFIG_FILE) as stream:
+    with atomic_file(directory / CONFIG_FILE, follow=False) as stream:
         stream.write(text + b"\n")
 
 

@@ -80,7 +80,7 @@ def save_weights(
         "weights_sha256": weights_sha256(tensors),
         **dataclasses.asdict(facts),
     }
-    with atomic_file(directory / WEIGHTS_FILE) as stream:
+    with atomic_file(directory / WEIGHTS_FILE, follow=False) as stream:
         write_tensors(stream, tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 

@@ -15,6 +15,7 @@ from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DataError
+from tfm_cli.ownership import temporary_name
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 
@@ -121,7 +122,7 @@ def test_what_was_half_prepared_is_not_taken_for_a_corpus(
     files: tuple[CorpusFile, ...], cached: Any
 ) -> None:
     store, directory = cached(files)
-    directory.rename(directory.with_name(f".{directory.name}.999999999.part"))
+    directory.rename(directory.with_name(temporary_name(directory.name)))
 
     assert cached(files)[0].sha256() == store.sha256()
     assert sorted(p.name for p in directory.parent.iterdir()) == sorted(
@@ -228,7 +229,7 @@ def test_others_are_removed_but_what_is_known_of_files(
 ) -> None:
     cached(files, Filters(8))
     _, directory = cached(files)
-    (directory.parent / ".x.123.part").mkdir()
+    (directory.parent / f".{directory.name}.123.part").mkdir()
     (directory.parent / ".stdin.123.part").write_bytes(b"of\tof\n")
 
     remove_others(directory)

@@ -9,7 +9,7 @@ from typing import Any
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tfm_cli.durable import Operation, watched
-from tfm_cli.files import is_leftover
+from tfm_cli.ownership import is_temporary
 from tfm_cli.training.run_lock import LOCK_FILE
 
 _OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2"]
@@ -58,5 +58,5 @@ def unfinished(output: Path) -> list[str]:
         name
         for _, folders, files in os.walk(output)
         for name in (*folders, *files)
-        if is_leftover(name) or name == LOCK_FILE
+        if is_temporary(name) or name == LOCK_FILE
     ]

@@ -99,5 +99,10 @@ def test_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_lock_that_is_a_pipe_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / LOCK_FILE)
 
-    with pytest.raises(ResourceError, match=r"cannot be written: .*seekable"), locked(tmp_path):
+    with (
+        pytest.raises(
+            ResourceError, match="cannot be written: it is not a regular file, but a pipe"
+        ),
+        locked(tmp_path),
+    ):
         pass

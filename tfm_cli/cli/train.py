@@ -243,10 +243,17 @@ def train(
     with parallel.connected(patience=config.parallel.timeout):
         # What began again already is gone on with, when the launcher starts it after a failure.
         overwrite = overwrite and not parallel.has_noted("begun")
-        _train(config, output, overwrite=overwrite, parallel=parallel)
+        _train(config, output, overwrite=overwrite, parallel=parallel, config_file=config_file)
 
 
-def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parallel) -> None:
+def _train(
+    config: RunConfig,
+    output: Path,
+    *,
+    overwrite: bool,
+    parallel: Parallel,
+    config_file: Path | None,
+) -> None:
     from tfm_cli.training import corpora, output_dir, run_lock
 
     if parallel.world > 1 and "-" in config.data.pairs:
@@ -254,8 +261,16 @@ def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parall
             f"`--pairs -`: {parallel.world} processes cannot all read it",
             hint="name a file that each of them can read",
         )
-    with run_lock.locked(output) if parallel.is_main else contextlib.nullcontext():
+    if parallel.is_main:  # before even a lock is written there
+        more = [config_file] if config_file else []
+        output_dir.check_place(config, output, overwrite=overwrite)
+        output_dir.check_inputs_stay(config, output, goes_on=True, more=more)
+    with contextlib.ExitStack() as inside:
+        if parallel.is_main:
+            inside.enter_context(run_lock.locked(output))
         goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
+        if parallel.is_main:
+            output_dir.check_inputs_stay(config, output, goes_on=goes_on)
         corpora.check_inputs(config, learns=parallel.is_main and not goes_on)
         if not (config.data.source or config.data.pairs):
             logger.info(
@@ -265,6 +280,8 @@ def _train(config: RunConfig, output: Path, *, overwrite: bool, parallel: Parall
 
         from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
+        if parallel.is_main and not goes_on:
+            inside.enter_context(output_dir.marked(output))
         run(config, output, goes_on=goes_on, parallel=parallel)
 
 

@@ -19,7 +19,8 @@ from tfm_cli.corpus.preparing import prepare
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.corpus.store_files import FORMAT, open_store
 from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.files import atomic_file, is_leftover, remove_directory
+from tfm_cli.files import atomic_file, remove_directory
+from tfm_cli.ownership import is_prepared_name, is_prepared_text, is_temporary, sweep
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def cached_store(
                 raise
         changed = [file.name for file in files if not known.still_has(file)]
         if changed:
-            remove_directory(directory)
+            remove_directory(directory, is_ours=is_prepared_text)
             raise DataError(f"{', '.join(changed)}: was changed while it was read")
     return open_store(directory, weights), directory
 
@@ -132,9 +133,9 @@ class FileHashes:
     def save(self) -> None:
         """Remember for the next time, if there is anything new and it can be written."""
         if self._is_new:
-            lasting = [(k, v) for k, v in self._known.items() if not is_leftover(Path(k).name)]
+            lasting = [(k, v) for k, v in self._known.items() if not is_temporary(Path(k).name)]
             newest = dict(lasting[-_MOST_FILES:])
-            with suppress(ResourceError), atomic_file(self.path) as stream:
+            with suppress(ResourceError), atomic_file(self.path, follow=False) as stream:
                 stream.write(json.dumps(newest, indent=0).encode())
 
     def _of(self, path: Path, name: str) -> str:
@@ -185,12 +186,16 @@ def _key(
 
 
 def remove_others(directory: Path) -> None:
-    """Remove what else is in a cache: prepared for an older text or tokenizer, or in part."""
-    for path in directory.parent.iterdir():
-        if path.name not in (directory.name, _FILES) and not path.is_symlink():
-            if path.is_dir():
-                with suppress(OSError):
-                    durable.remove_tree(path)
-            elif is_leftover(path.name):  # such as a copy of standard input
-                with suppress(OSError):
-                    durable.remove(path)
+    """Remove what else was prepared in a cache: for an older text or tokenizer, or in part.
+
+    The cache belongs to a run, which is the only one. What is not proven to be ours stays.
+    """
+    cache = directory.parent
+    stale = [path for path in sorted(cache.iterdir()) if is_prepared_text(path)]
+    with suppress(OSError):
+        for path in stale:
+            if path.name != directory.name:
+                durable.remove_tree(path)
+    stems = {path.name.split(".")[1] for path in cache.iterdir() if is_temporary(path.name)}
+    ours = [stem for stem in stems if stem in ("stdin", "files") or is_prepared_name(stem)]
+    sweep(cache, [*ours, _FILES], of_0_1=True)

@@ -15,6 +15,7 @@ from tfm_cli.corpus.store_files import StoreWriter
 from tfm_cli.files import atomic_directory
 from tfm_cli.log import counted
 from tfm_cli.mended import Mended
+from tfm_cli.ownership import is_prepared_text
 from tfm_cli.progress import shown_progress
 from tfm_cli.text import MAX_LINE_BYTES
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -52,7 +53,7 @@ def prepare(
     """
     mended: dict[str, Mended] = {}
     with (
-        atomic_directory(directory) as aside,
+        atomic_directory(directory, may_replace=is_prepared_text) as aside,
         StoreWriter(
             aside, vocab_sizes=tokenizers.vocab_sizes, filters=filters, num_files=len(files)
         ) as writer,

@@ -17,7 +17,7 @@ import torch
 import tfm_cli
 from tfm_cli import durable
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
-from tfm_cli.files import atomic_directory, check_writable, is_leftover
+from tfm_cli.files import atomic_directory, check_writable
 from tfm_cli.interop.foreign import ImportedModel
 from tfm_cli.interop.hub import download, is_hub_name
 from tfm_cli.interop.hugging_face_import import PICKLE, WEIGHTS, read_hugging_face
@@ -27,6 +27,7 @@ from tfm_cli.interop.marian_import import read_marian, source_names
 from tfm_cli.interop.source_files import has_file, read_json, source_file
 from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, is_saved_model, save_config
 from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
+from tfm_cli.ownership import is_temporary
 from tfm_cli.terminal import visible
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 
@@ -138,7 +139,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """
     check_writable(output, folder=True)
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(n for n in entries - _KNOWN if not is_leftover(n))
+    foreign = sorted(n for n in entries - _KNOWN if not is_temporary(n))
     if entries and (foreign or not is_saved_model(output)):
         shown = ", ".join(f"`{n}`" for n in (foreign or sorted(entries))[:3])
         raise ConfigError(

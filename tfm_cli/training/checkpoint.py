@@ -8,11 +8,9 @@ counters, and a manifest with the hash of each file, written last. It is written
 renamed, and only then is an older one removed. Nothing is pickled.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from tfm_cli import durable
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import atomic_directory, is_full, remove_directory
+from tfm_cli.ownership import is_checkpoint, is_checkpoint_name
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.wrapping import fill, full
 from tfm_cli.tensor_file import write_tensors
@@ -40,14 +39,13 @@ from tfm_cli.training.checkpoint_reading import (
     read,
 )
 from tfm_cli.training.optim import MovingAverage
+from tfm_cli.training.output_dir import sweep_checkpoints
 from tfm_cli.training.state import TrainState
 
 __all__ = ["Checkpoint", "all_paths", "newest", "optimizer_tensors", "read", "restore", "save",
            "whole"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"update-[0-9]{8,}")
 
 
 def save(
@@ -99,7 +97,7 @@ def gathered(
 
 
 def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: str) -> None:
-    with atomic_directory(path) as aside:
+    with atomic_directory(path, may_replace=is_checkpoint) as aside:
         hashes = {}
         for name, table in tensors.items():
             with durable.create(aside / name) as stream:
@@ -132,12 +130,11 @@ def _prune(directory: Path, path: Path, *, keep: int) -> None:
     newer = [other for other in others if other > path]
     for old in older[: max(0, len(older) + 1 - keep)] + newer:
         try:
-            remove_directory(old)
+            if not remove_directory(old, is_ours=is_checkpoint):
+                logger.warning("%s: has no `%s`, so it is left as it is", old, MANIFEST)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
-    for trash in directory.glob(".update-*.trash"):  # what could not be removed whole before
-        with contextlib.suppress(OSError):
-            durable.remove_tree(trash)
+    sweep_checkpoints(directory)
 
 
 def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
@@ -158,7 +155,7 @@ def all_paths(directory: Path) -> list[Path]:
 
     A copy that somebody keeps by another name, such as `update-00000500-kept`, is none.
     """
-    return sorted(path for path in directory.glob("update-*") if _NAME.fullmatch(path.name))
+    return sorted(path for path in directory.glob("update-*") if is_checkpoint_name(path.name))
 
 
 def newest(directory: Path) -> Checkpoint | None:
@@ -201,7 +198,7 @@ def _rescue(directory: Path) -> None:
     present = all_paths(directory)
     for trash in sorted(directory.glob(".update-*.trash")):
         path = directory / trash.name.split(".")[1]
-        if _NAME.fullmatch(path.name) and (not present or path > present[-1]):
+        if is_checkpoint_name(path.name) and (not present or path > present[-1]):
             try:
                 read(trash)
                 durable.rename(trash, path)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.files import temporary_file
 from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
 from tfm_cli.normalization import check_rule
@@ -144,20 +144,16 @@ def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, 
         return
     if sys.stdin is None:
         raise DataError("standard input: cannot be read: it is closed")
-    copy = cache / f".stdin.{os.getpid()}.part"
-    with nothing_left_of_failure(cache):
+    with nothing_left_of_failure(cache), contextlib.ExitStack() as held:
         try:
-            try:
-                durable.make_directory(cache)
-                with durable.create(copy) as stream:
-                    shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
-            except OSError as error:
-                told = f"{cache}: cannot be written: {error.strerror}"
-                raise ResourceError(told) from error
-            yield training_files(data, standard_input=str(copy))
-        finally:
-            with contextlib.suppress(OSError):
-                durable.remove(copy)
+            durable.make_directory(cache)
+            copy, stream = held.enter_context(temporary_file(cache / "stdin"))
+            shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
+            stream.flush()
+        except OSError as error:
+            told = f"{cache}: cannot be written: {error.strerror}"
+            raise ResourceError(told) from error
+        yield training_files(data, standard_input=str(copy))
 
 
 def with_sample(data: DataConfig) -> DataConfig:

@@ -19,18 +19,19 @@ from tfm_cli.training.learner import Learner
 from tfm_cli.training.loop import Logged, SaveDue, Validated
 from tfm_cli.training.model_card import model_card
 from tfm_cli.training.optim import MovingAverage
-from tfm_cli.training.output_dir import CARD_FILE, CHECKPOINTS, METRICS_FILE
+from tfm_cli.training.output_dir import (
+    CARD_FILE,
+    CHECKPOINTS,
+    METRICS_FILE,
+    ON_SCHEDULE,
+    is_set_aside,
+)
 from tfm_cli.training.report import Display, MetricsFile
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation
 from tfm_cli.training.window import Refused
 
 logger = logging.getLogger(__name__)
-
-# A run that ends between two scheduled validations judges its last weights too and keeps them if
-# they are best. The best ones by schedule wait here: a run that goes on takes them back, and so
-# leaves to the byte what it would have left had it never stopped.
-_ON_SCHEDULE = "best-on-schedule"
 
 
 class Keeper:
@@ -172,12 +173,13 @@ class Keeper:
         )
 
     def _set_aside(self) -> None:
-        with atomic_directory(self._output / CHECKPOINTS / _ON_SCHEDULE) as aside:
+        place = self._output / CHECKPOINTS / ON_SCHEDULE
+        with atomic_directory(place, may_replace=is_set_aside) as aside:
             for name in (WEIGHTS_FILE, CARD_FILE):
                 durable.write_file(aside / name, (self._output / name).read_bytes())
 
     def _take_back(self) -> None:
-        kept = self._output / CHECKPOINTS / _ON_SCHEDULE
+        kept = self._output / CHECKPOINTS / ON_SCHEDULE
         if not kept.is_dir():
             return
         try:
@@ -185,7 +187,7 @@ class Keeper:
                 with contextlib.suppress(FileNotFoundError):  # taken already, by a run killed here
                     durable.rename(kept / name, self._output / name)
             durable.sync_directory(self._output)
-            remove_directory(kept)
+            remove_directory(kept, is_ours=is_set_aside)
         except OSError as error:
             raise ResourceError(f"{kept}: cannot be taken back: {error.strerror}") from error
 
@@ -219,5 +221,5 @@ class Keeper:
             values=values,
             scores=validation.scores if validation else (),
         )
-        with atomic_file(self._output / CARD_FILE) as stream:
+        with atomic_file(self._output / CARD_FILE, follow=False) as stream:
             stream.write(card.encode("utf-8", "backslashreplace"))

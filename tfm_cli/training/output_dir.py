@@ -1,22 +1,40 @@
 """The directory a run writes: whether there is a run to go on with, and what may be replaced."""
 
 import contextlib
+import json
 import logging
-from collections.abc import Collection, Iterator
+import os
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+import tfm_cli
 from tfm_cli import durable
 from tfm_cli.config import RunConfig
 from tfm_cli.configfile import changed_settings
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.files import check_writable, is_leftover, remove_directory
+from tfm_cli.files import atomic_file, check_own, check_writable, remove_directory
 from tfm_cli.model_config import (
     CONFIG_FILE,
     SHORTLIST_FILE,
     WEIGHTS_FILE,
-    is_saved_model,
     load_config,
 )
+from tfm_cli.ownership import (
+    MARKER_FILE,
+    cannot_be_written,
+    holds_marker,
+    holds_model,
+    holds_only,
+    is_checkpoint,
+    is_checkpoint_name,
+    is_prepared_name,
+    is_prepared_text,
+    is_temporary,
+    is_temporary_of,
+    sweep,
+)
+from tfm_cli.plain_file import NotPrivateError, check_private
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 from tfm_cli.training.run_lock import LOCK_FILE
 
@@ -26,10 +44,15 @@ CHECKPOINTS = "checkpoints"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
 CORPUS = "corpus"
+# A run that ends between two scheduled validations judges its last weights too and keeps them if
+# they are best. The best ones by schedule wait here: a run that resumes takes them back, and so
+# leaves to the byte what it would have left had it never stopped.
+ON_SCHEDULE = "best-on-schedule"
 # The settings go last when all is removed, so that what is left is still known as ours.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
-# What can stand there without `config.json`, when a run was killed while it began.
-_BEGINNING = (*TOKENIZER_FILES, CHECKPOINTS, CORPUS, LOCK_FILE)
+_CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
+_HASHES_FILE = "files.json"  # of a data cache
+_COPY_OF_STDIN = "stdin"
 
 
 def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
@@ -43,7 +66,7 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
             gone on with, or the one to start from.
         ModelError: its `config.json` is torn.
     """
-    check_writable(output, folder=True)
+    check_place(config, output, overwrite=overwrite)
     pretrained = config.training.pretrained_model
     if overwrite and pretrained and output.exists() and _is_same(Path(pretrained), output):
         raise ConfigError(
@@ -52,13 +75,6 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
         )
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if overwrite or CONFIG_FILE not in entries:
-        foreign = [] if is_saved_model(output) else sorted(filter(_is_foreign, entries))
-        if foreign:
-            shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
-            raise ConfigError(
-                f"{output}: is not empty and holds no model: {shown}",
-                hint="name another `--output`",
-            )
         return False
     changes = changed_settings(load_config(output).settings, config)
     if changes:
@@ -80,19 +96,192 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
     return False
 
 
+def check_place(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output directory that is not ours to change; nothing in it is touched.
+
+    It must be new, be empty, hold a `config.json` of ours, or be marked as that of a run that
+    began. What a run of version 0.1 left, that was killed before its `config.json`, is accepted if
+    each entry is proven to be of it.
+
+    Raises:
+        ResourceError: it could not be written, or a name that is ours leads to something else.
+        ConfigError: it holds something else, or a link where a directory of ours would be.
+    """
+    check_writable(output, folder=True)
+    if not output.is_dir():
+        return
+    _refuse_links(config, output)
+    entries = sorted(path.name for path in output.iterdir())
+    is_ours = holds_model(output) or holds_marker(output)
+    if is_ours or (CONFIG_FILE in entries and not overwrite):  # what is torn is told by its reader
+        return
+    began = LOCK_FILE in entries or any(map(is_temporary, entries))
+    foreign = [name for name in entries if not _is_of_beginning(output / name, began=began)]
+    if foreign:
+        shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
+        raise ConfigError(
+            f"{output}: is not empty and holds no model: {shown}",
+            hint="name another `--output`",
+        )
+
+
+def _refuse_links(config: RunConfig, output: Path) -> None:
+    """Refuse names of ours that lead elsewhere: what is written there is not for this directory."""
+    for name in (CHECKPOINTS, *(() if config.data.cache else (CORPUS,))):
+        path = output / name
+        if path.is_symlink():
+            hint = "link the whole output directory instead"
+            if name == CORPUS:
+                hint = "remove the link, and name the place by `--data-cache`"
+            raise ConfigError(f"{path}: is a symbolic link, wanted a directory", hint=hint)
+        if os.path.lexists(path) and not path.is_dir():
+            raise ConfigError(f"{path}: is not a directory", hint="name another `--output`")
+    for name in (*_FILES, LOCK_FILE, MARKER_FILE):
+        check = check_private if name in _CHANGED_IN_PLACE else check_own
+        try:
+            check(output / name)
+        except NotPrivateError as error:
+            raise cannot_be_written(output, error) from error
+
+
+def _is_of_beginning(path: Path, *, began: bool) -> bool:
+    """Return True for an entry that a run may leave that was killed before its `config.json`.
+
+    Args:
+        path: of the entry.
+        began: whether something else shows that there was such a run.
+    """
+    name = path.name
+    if name in (LOCK_FILE, MARKER_FILE):
+        return True
+    if any(is_temporary_of(name, file, of_0_1=True) for file in (*_FILES, MARKER_FILE)):
+        return True
+    if name in TOKENIZER_FILES:
+        return began
+    if name == CHECKPOINTS:
+        return all(is_temporary(entry.name) for entry in path.iterdir())
+    return name == CORPUS and all(map(_is_of_cache, path.iterdir()))
+
+
+def _is_of_cache(path: Path) -> bool:
+    if path.name == _HASHES_FILE:
+        return stat.S_ISREG(path.lstat().st_mode)
+    return is_prepared_text(path) or (
+        is_temporary(path.name) and _is_name_of_cache(path.name.split(".")[1])
+    )
+
+
+def _is_name_of_cache(name: str) -> bool:
+    return name in ("files", _COPY_OF_STDIN) or is_prepared_name(name)
+
+
+def check_inputs_stay(
+    config: RunConfig, output: Path, *, goes_on: bool, more: Iterable[str | Path] = ()
+) -> None:
+    """Refuse an output directory whose files a run would replace or remove while it reads them.
+
+    Other inputs may lie in it: they stay as they are.
+
+    Args:
+        config: names the inputs.
+        output: of the run.
+        goes_on: whether a run is resumed, which reads no pretrained model and keeps its
+            tokenizers.
+        more: inputs that the settings do not name.
+
+    Raises:
+        ConfigError: names the input.
+    """
+    data = config.data
+    inputs = [*data.source, *data.target, *data.pairs, *data.valid_source, *data.valid_target]
+    inputs += [str(path) for path in more]
+    inputs += [data.cache] if data.cache else []
+    models = [config.tokenizer.model]
+    models += [] if goes_on else [config.training.pretrained_model]
+    for model in filter(None, models):
+        inputs.append(model)
+        if Path(model).is_dir():
+            inputs += [f"{model}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES)]
+    replaced = _replaced(config, Path(os.path.realpath(output)), goes_on=goes_on)
+    for name in inputs:
+        place = Path(os.path.realpath(name))
+        if name != "-" and os.path.lexists(place):
+            found = [path for path in replaced if place.is_relative_to(path)]
+            if found:
+                raise ConfigError(
+                    f"{output}: would replace or remove `{name}`, which is read",
+                    hint="name another `--output`",
+                )
+
+
+def _replaced(config: RunConfig, output: Path, *, goes_on: bool) -> list[Path]:
+    """Return what a run replaces or removes in its output directory."""
+    names = [*_FILES, LOCK_FILE, MARKER_FILE]
+    if goes_on:  # what is the same is not written again
+        names = [name for name in names if name not in TOKENIZER_FILES]
+    paths = [output / name for name in names]
+    for folder, is_ours in ((CHECKPOINTS, _is_of_run), (CORPUS, is_prepared_text)):
+        if folder == CHECKPOINTS or not config.data.cache:
+            with contextlib.suppress(OSError):
+                paths += [path for path in (output / folder).iterdir() if is_ours(path)]
+    return paths
+
+
+def _is_of_run(path: Path) -> bool:
+    return is_checkpoint(path) or is_set_aside(path)
+
+
+def is_set_aside(path: Path) -> bool:
+    """Return True for the best model by schedule, which was set aside among the checkpoints."""
+    return path.name == ON_SCHEDULE and holds_only(path, (WEIGHTS_FILE, CARD_FILE))
+
+
+@contextlib.contextmanager
+def marked(output: Path) -> Iterator[None]:
+    """Mark a directory that exists as ours, before anything else is written into it.
+
+    The mark is taken off by `unmark`, when the settings are saved, which tell the same; or at the
+    end, where nothing was made.
+    """
+    with atomic_file(output / MARKER_FILE, follow=False) as stream:
+        stream.write(json.dumps({"tfm_version": tfm_cli.__version__}).encode() + b"\n")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            others = {path.name for path in output.iterdir()} - {MARKER_FILE, LOCK_FILE}
+            if not others or CONFIG_FILE in others:
+                unmark(output)
+
+
+def unmark(output: Path) -> None:
+    """Take the mark of a run that began off a directory, if there is one."""
+    if os.path.lexists(output / MARKER_FILE):
+        with _disk_errors(output):
+            durable.remove(output / MARKER_FILE)
+
+
 def clear(output: Path, *, keep: Collection[str] = ()) -> None:
     """Remove a model's files, and nothing else, so that a new run can begin.
 
     Args:
         output: of the run.
-        keep: the files that it replaces anyway; one may be what it was told to read.
+        keep: the files that it replaces anyway.
     """
+    checkpoints = output / CHECKPOINTS
     with _disk_errors(output):
-        remove_directory(output / CHECKPOINTS)
+        if checkpoints.is_dir():
+            for path in sorted(filter(is_checkpoint, checkpoints.iterdir())):
+                remove_directory(path, is_ours=is_checkpoint)
+            if is_set_aside(checkpoints / ON_SCHEDULE):
+                remove_directory(checkpoints / ON_SCHEDULE, is_ours=is_set_aside)
+            sweep_checkpoints(checkpoints)
+            if not any(checkpoints.iterdir()):
+                durable.remove(checkpoints)
         for name in _FILES:
-            path = output / name
-            if path.is_symlink() or (path.exists() and name not in keep):
-                durable.remove(path)
+            if name not in keep and os.path.lexists(output / name):
+                check_own(output / name)
+                durable.remove(output / name)
 
 
 def begin(output: Path) -> None:
@@ -100,11 +289,16 @@ def begin(output: Path) -> None:
     with _disk_errors(output):
         for directory in (output, output / CHECKPOINTS):
             durable.make_directory(directory)
-            for path in (p for p in directory.iterdir() if is_leftover(p.name)):
-                if path.is_dir():
-                    remove_directory(path)
-                else:
-                    durable.remove(path)
+        sweep(output, [*_FILES, MARKER_FILE, CHECKPOINTS], of_0_1=True)
+        sweep_checkpoints(output / CHECKPOINTS)
+
+
+def sweep_checkpoints(directory: Path) -> None:
+    """Remove what killed runs left of checkpoints that they wrote or removed."""
+    with contextlib.suppress(OSError):
+        names = {path.name.split(".")[1] for path in directory.iterdir() if is_temporary(path.name)}
+        ours = [name for name in names if is_checkpoint_name(name) or name == ON_SCHEDULE]
+        sweep(directory, ours, of_0_1=True)
 
 
 @contextlib.contextmanager
@@ -112,6 +306,8 @@ def _disk_errors(output: Path) -> Iterator[None]:
     """What the disk or its permissions refuse becomes a ResourceError."""
     try:
         yield
+    except NotPrivateError as error:
+        raise cannot_be_written(output, error) from error
     except OSError as error:
         place = error.filename or output
         raise ResourceError(f"{place}: cannot be changed: {error.strerror}") from error
@@ -119,7 +315,3 @@ def _disk_errors(output: Path) -> Iterator[None]:
 
 def _is_same(folder: Path, other: Path) -> bool:
     return folder.exists() and folder.samefile(other)
-
-
-def _is_foreign(name: str) -> bool:
-    return name not in _BEGINNING and not is_leftover(name)

@@ -1,6 +1,7 @@
 """What a person and a program get to see of a training run."""
 
 import contextlib
+import io
 import json
 import logging
 import math
@@ -18,6 +19,8 @@ from tfm_cli import durable
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_file
 from tfm_cli.log import seconds_text
+from tfm_cli.ownership import cannot_be_written
+from tfm_cli.plain_file import open_private
 from tfm_cli.training.loop import Logged, Validated
 from tfm_cli.training.window import Refused
 
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # What comes of a line that tfm did not write, or not as a whole.
 _NO_METRICS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MAX_LINE_BYTES = 1 << 20
 _KINDS = {Logged: "train", Validated: "valid", Refused: "refused"}
 
 
@@ -150,16 +154,23 @@ class MetricsFile:
             self._size = stream.tell()
             self._unwritten.clear()
 
+    def _lines(self) -> Iterator[bytes]:
+        try:
+            with io.BufferedReader(open_private(self._path)) as stream:
+                while line := stream.readline(_MAX_LINE_BYTES):
+                    yield line
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise cannot_be_written(self._path, error) from error
+
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []
-        if self._path.exists() and not self._path.is_file():  # a pipe would be waited for
-            raise ResourceError(f"{self._path}: cannot be written: it is not a regular file")
-        if self._path.exists():
-            for line in self._path.read_bytes().split(b"\n"):
-                with contextlib.suppress(*_NO_METRICS):
-                    if wanted(json.loads(line)):
-                        kept.append(line + b"\n")
-        with atomic_file(self._path) as stream:
+        for line in self._lines():
+            with contextlib.suppress(*_NO_METRICS):
+                if wanted(json.loads(line)):
+                    kept.append(line.removesuffix(b"\n") + b"\n")
+        with atomic_file(self._path, follow=False) as stream:
             stream.writelines(kept)
         self._size = sum(map(len, kept))
 

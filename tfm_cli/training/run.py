@@ -120,6 +120,7 @@ def run(
             output_dir.clear(output, keep=tokenizers.files())
         output_dir.begin(output)
         save_config(output, config, tokenizers)
+        output_dir.unmark(output)
         parallel.note("begun")
     if parallel.local_rank == 0:  # each machine has prepared its own
         corpora.forget_older()

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from tfm_cli import durable
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import check_writable
+from tfm_cli.ownership import cannot_be_written
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def locked(output: Path) -> Iterator[None]:
 
     Raises:
         ResourceError: another process trains into it: names that process, its machine and since
-            when; or the directory cannot be written.
+            when; or the directory, or the lock in it, cannot be written.
     """
     check_writable(output, folder=True)
     missing = [folder for folder in (output, *output.parents) if not folder.exists()]
@@ -40,8 +41,7 @@ def locked(output: Path) -> Iterator[None]:
         durable.make_directory(output)
         stream = _taken(path, output)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResourceError(f"{output}: cannot be written: {reason}") from error
+        raise cannot_be_written(output, error) from error
     try:
         yield
     finally:
@@ -69,7 +69,7 @@ def _taken(path: Path, output: Path) -> BinaryIO:
             logger.warning("%s: no lock against a second run: %s", output, error.strerror)
             return stream
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(stream.fileno()), path.lstat()):
                 break
         stream.close()  # another process has just ended, and this was its lock
     with contextlib.ExitStack() as on_failure:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +20,16 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from tfm_cli import durable
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.files import is_of_output
+from tfm_cli.files import is_of_output, replacing
+from tfm_cli.ownership import cannot_be_written, sweep
+from tfm_cli.plain_file import NotPrivateError, check_private, read_private
+from tfm_cli.plain_json import parse_object
 
 logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 5.0  # work that is lost at most, and that is worth being kept
 _FORMAT = 1
+_MAX_JOURNAL_BYTES = 1 << 20
 _LONGEST_NAME = 200  # bytes; the file system allows 255
 
 
@@ -90,10 +94,12 @@ class ResumableFile:
         self._settings = json.loads(json.dumps(settings))  # as it comes back from the disk
         self._clock = clock
         durable.make_directory(self._place.parent)
+        check_private(self._journal)
         self.stream = self._locked()
+        sweep(self._place.parent, [self._journal.name])
         try:
-            if self._place.exists():
-                shutil.copymode(self._place, self._partial)
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(self.stream.fileno(), stat.S_IMODE(self._place.lstat().st_mode))
             self.start, num_bytes = self._begun(overwrite=overwrite)
             self.stream.seek(num_bytes)
             self.stream.truncate()
@@ -131,12 +137,8 @@ class ResumableFile:
             "position": dataclasses.asdict(position),
             "bytes": num_bytes,
         }
-        aside = _beside(self._place, "progress.new")  # one name, so that a kill leaves one at most
-        with durable.create(aside) as stream:
+        with replacing(self._journal) as stream:
             stream.write(json.dumps(progress, indent=1).encode() + b"\n")
-            durable.sync(stream)
-        durable.rename(aside, self._journal)
-        durable.sync_directory(self._place.parent)
         self._committed = self._done
         self._last_commit = self._clock()
 
@@ -178,7 +180,7 @@ class ResumableFile:
             except OSError:  # such as a file system without locks
                 return stream
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(stream.fileno()), self._partial.stat()):
+                if os.path.samestat(os.fstat(stream.fileno()), self._partial.lstat()):
                     return stream
             stream.close()  # the other one has just finished, and this is its output
 
@@ -218,7 +220,7 @@ def resumable_file(
     except OSError as error:
         if not is_of_output(error):
             raise
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+        raise cannot_be_written(path, error) from error
 
 
 def _forget(journal: Path) -> None:
@@ -236,13 +238,15 @@ def _beside(place: Path, kind: str) -> Path:
 def _read(journal: Path) -> tuple[dict[str, Any], Position, int] | None:
     """Settings, position and size that a journal tells; None where there is none that is ours."""
     try:
-        progress = json.loads(journal.read_bytes())
+        progress = parse_object(read_private(journal, max_bytes=_MAX_JOURNAL_BYTES))
         if progress["format"] == _FORMAT:
             settings, position = dict(progress["settings"]), Position(**progress["position"])
             return settings, position, int(progress["bytes"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except NotPrivateError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     logger.warning("%s: does not tell where to go on; it begins again", journal)
     return None
