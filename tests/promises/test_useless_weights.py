@@ -172,3 +172,17 @@ def test_validation_without_finite_numbers_is_divergence(
 
     assert result.code == 6, (result.code, result.err[-800:])
     assert "validation" in result.err
+
+
+@pytest.mark.filterwarnings("ignore")  # of what is imported for the verification
+@pytest.mark.parametrize("to", ["hf", "ctranslate2"])
+def test_export_refuses_weights_that_compute_no_numbers(
+    to: str, tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    pytest.importorskip({"hf": "transformers"}.get(to, to), reason="pip install 'tfm-cli[dev]'")
+    model = _damaged(tiny_model, tmp_path / "damaged", "all")
+
+    result = run_tfm(["export", str(model), "--to", to, "--output", str(tmp_path / "out")])
+
+    _assert_refused(result.code, result.out, result.err, model)
+    assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.probe import probe_lines
 from tfm_cli.interop.verification import verify_coarse, verify_ctranslate2, verify_hugging_face
 from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.translation.useless_weights import useless_weights_refused
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def export_model(
     model = load_model(model_dir, torch.device("cpu"))
     _REFUSE[to](model)
     lines = probe_lines(model, probe, seed=_SEED)
-    with atomic_directory(output) as aside:
+    with useless_weights_refused(str(model_dir)), atomic_directory(output) as aside:
         if to == "hf":
             write_hugging_face(aside, model)
             verified = verify_hugging_face(model, aside, lines)

@@ -30,6 +30,7 @@ from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weigh
 from tfm_cli.ownership import is_temporary
 from tfm_cli.terminal import visible
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
+from tfm_cli.translation.useless_weights import useless_weights_refused
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def import_model(
     for note in imported.notes:
         logger.warning("%s", note)
     origin = _Origin(name, kind, weights_file, _sha256(source_file(directory, weights_file)))
-    with atomic_directory(output) as aside:
+    with useless_weights_refused(name), atomic_directory(output) as aside:
         model = _written(aside, imported)
         verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
         card = visible(_card(model, origin, imported.notes, verified))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tfm_cli.corpus.batch import make_batch, pad_source
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, refuse_non_finite
 from tfm_cli.interop.runtime import Ids
 from tfm_cli.model_dir import TrainedModel
 
@@ -31,7 +31,11 @@ class OurSide:
         self._bans_before_softmax = bans_before_softmax
 
     def logits(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> list[Tensor]:
-        """Of each next piece of given targets, padded together: (T, V) for each segment."""
+        """Of each next piece of given targets, padded together: (T, V) for each segment.
+
+        Raises:
+            NonFiniteScoresError: they are not finite numbers.
+        """
         batch = make_batch(
             [np.asarray(ids, dtype=np.int64) for ids in sources],
             [np.asarray(ids, dtype=np.int64) for ids in targets],
@@ -40,6 +44,7 @@ class OurSide:
             source_eos_id=self._pair.source.eos_id,
         )
         logits = self._transformer(batch.source, batch.source_keep, batch.target_in)  # (B, T, V)
+        refuse_non_finite(logits)
         return [logits[row, : len(target) + 1] for row, target in enumerate(targets)]
 
     def search(
