@@ -8,7 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tfm_cli.search_config import SearchConfig
-from tfm_cli.setting import Value, opt
+from tfm_cli.setting import MOST, Value, opt
 
 __all__ = [
     "DECODING_PRECISIONS", "NORMALIZATION_RULES", "SECTIONS", "DataConfig", "ModelConfig",
@@ -49,7 +49,7 @@ class DataConfig:
     weights: tuple[float, ...] = opt(
         (),
         "How often an epoch has the pairs of each training file, in order; without any, all once.",
-        gt=0,
+        ge=0.001,
         le=100,
     )
     max_length: int = opt(
@@ -101,12 +101,13 @@ class TokenizerConfig:
         "unigram", "Kind of subword model.", choices=("unigram", "bpe", "char", "word")
     )
     character_coverage: float = opt(
-        0.9995, "Share of the characters that get a piece of their own.", gt=0, le=1
+        0.9995, "Share of the characters that get a piece of their own.", ge=0.001, le=1
     )
     input_sentence_size: int = opt(
         1_000_000,
         "Lines that the subword model is learned from, drawn at random; bounds the memory.",
         ge=1,
+        le=MOST,
     )
     normalization_rule_name: str = opt(
         "identity",
@@ -166,10 +167,14 @@ class TrainingConfig:
     """How the model learns, and for how long."""
 
     max_updates: int = opt(
-        100_000, "Stop after this many updates; 0 for no limit.", ge=0, may_change=True
+        100_000, "Stop after this many updates; 0 for no limit.", ge=0, le=MOST, may_change=True
     )
     max_epochs: int = opt(
-        0, "Stop after this many passes over the corpus; 0 for no limit.", ge=0, may_change=True
+        0,
+        "Stop after this many passes over the corpus; 0 for no limit.",
+        ge=0,
+        le=MOST,
+        may_change=True,
     )
     pretrained_model: str = opt("", "Model directory whose weights and tokenizer to start from.")
     max_time: str = opt(
@@ -192,20 +197,24 @@ class TrainingConfig:
     )
     update_freq: int = opt(
         1, "Batches whose gradients are summed for one update, in each process.",
-        ge=1, may_change=True,
+        ge=1, le=1_000_000, may_change=True,
     )  # fmt: skip
-    learn_rate: float = opt(7e-4, "Highest learning rate, reached at the end of warm-up.", gt=0)
+    learn_rate: float = opt(
+        7e-4, "Highest learning rate, reached at the end of warm-up.", ge=1e-20, le=1e10
+    )
     lr_warmup: int = opt(
-        4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1
+        4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1, le=MOST
     )
     label_smoothing: float = opt(
         0.1, "Probability mass that the target spreads over all pieces.", ge=0, lt=1
     )
     adam_beta1: float = opt(0.9, "Decay of Adam's mean of gradients.", ge=0, lt=1)
     adam_beta2: float = opt(0.98, "Decay of Adam's mean of squared gradients.", ge=0, lt=1)
-    adam_epsilon: float = opt(1e-9, "Adam's guard against division by zero.", gt=0)
-    weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0)
-    clip_norm: float = opt(1.0, "Largest norm of the gradient; 0 leaves it as it is.", ge=0)
+    adam_epsilon: float = opt(1e-9, "Adam's guard against division by zero.", ge=1e-30, le=1)
+    weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0, le=1000)
+    clip_norm: float = opt(
+        1.0, "Largest norm of the gradient; 0 leaves it as it is.", ge=0, le=1e30
+    )
     bad_updates: str = opt(
         "skip",
         "What becomes of an update whose loss or gradient is no finite number: it is left out, or "
@@ -213,7 +222,9 @@ class TrainingConfig:
         choices=("skip", "retry", "stop"),
         may_change=True,
     )
-    max_bad_updates: int = opt(10, "Stop after this many of them in a row.", ge=1, may_change=True)
+    max_bad_updates: int = opt(
+        10, "Stop after this many of them in a row.", ge=1, le=MOST, may_change=True
+    )
     ema_decay: float = opt(
         0.999, "Decay of the moving average of weights that is validated and kept; 0 for none.",
         ge=0, lt=1,
@@ -244,20 +255,22 @@ class TrainingConfig:
     cpu_threads: int = opt(
         0, "Threads on a CPU; 0 takes one for each core.", ge=0, le=1024, may_change=True
     )
-    disp_freq: int = opt(100, "Updates between progress lines.", ge=1, may_change=True)
-    save_freq: int = opt(500, "Updates between checkpoints.", ge=1, may_change=True)
+    disp_freq: int = opt(100, "Updates between progress lines.", ge=1, le=MOST, may_change=True)
+    save_freq: int = opt(500, "Updates between checkpoints.", ge=1, le=MOST, may_change=True)
     save_retries: int = opt(
         3, "Checkpoints in a row that may fail, as on a full disk, before training stops.",
-        ge=0, may_change=True,
+        ge=0, le=MOST, may_change=True,
     )  # fmt: skip
-    keep_checkpoints: int = opt(2, "Newest checkpoints that are kept.", ge=2, may_change=True)
+    keep_checkpoints: int = opt(
+        2, "Newest checkpoints that are kept.", ge=2, le=MOST, may_change=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """How the model is judged while it learns; the best one so far is what gets kept."""
 
-    freq: int = opt(500, "Updates between validations.", ge=1)
+    freq: int = opt(500, "Updates between validations.", ge=1, le=MOST)
     metrics: tuple[str, ...] = opt(
         ("bleu", "chrf", "loss"),
         "Measures on the validation text; the first one decides what is best.",
@@ -267,6 +280,7 @@ class ValidationConfig:
         10,
         "Stop after this many validations without a better first metric; 0 never stops.",
         ge=0,
+        le=MOST,
         may_change=True,
     )
     beam_size: int = opt(1, "Beam of the validation translations; 1 is greedy.", ge=1, le=256)

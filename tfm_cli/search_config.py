@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tfm_cli.setting import opt
+from tfm_cli.setting import MOST, opt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class SearchConfig:
         1.0,
         "Divides the positive logits of pieces already written, multiplies the negative ones; 1 "
         "leaves them as they are (Keskar et al. 2019).",
-        gt=0,
+        ge=0.01,
         le=1000,
     )
     max_length: int = opt(
@@ -44,12 +44,14 @@ class SearchConfig:
     max_length_factor: float = opt(
         3.0,
         "A translation has at most this many pieces for each source piece, plus 10.",
-        gt=0,
+        ge=0.001,
         le=1000,
     )
-    max_tokens: int = opt(4096, "Source pieces in a batch, times the beam.", ge=1)
-    buffer_size: int = opt(4096, "Most lines read ahead, sorted and translated together.", ge=1)
-    top_k: int = opt(0, "Sample among this many likeliest pieces; 0 for all.", ge=0)
-    top_p: float = opt(1.0, "Sample among the likeliest pieces of this total mass.", gt=0, le=1)
-    temperature: float = opt(1.0, "Divides the logits before sampling.", gt=0)
+    max_tokens: int = opt(4096, "Source pieces in a batch, times the beam.", ge=1, le=MOST)
+    buffer_size: int = opt(
+        4096, "Most lines read ahead, sorted and translated together.", ge=1, le=MOST
+    )
+    top_k: int = opt(0, "Sample among this many likeliest pieces; 0 for all.", ge=0, le=MOST)
+    top_p: float = opt(1.0, "Sample among the likeliest pieces of this total mass.", ge=1e-6, le=1)
+    temperature: float = opt(1.0, "Divides the logits before sampling.", ge=1e-6, le=1000)
     seed: int = opt(1, "Seed of the sampling.", ge=0, lt=2**31)

@@ -3,6 +3,9 @@
 from dataclasses import field
 from typing import Any
 
+# Of what is counted: more than anybody will see, and few enough for 64 bits.
+MOST = 10**12
+
 Value = bool | int | float | str | tuple[str, ...] | tuple[float, ...]
 
 

@@ -141,7 +141,7 @@ def test_a_soft_limit_learns_what_the_text_yields() -> None:
         (["-i", "text", "--vocab-size", "260"], 2, "`vocab_size` is 260, but the characters"),
         (["-i", "text", "--vocab-size", "1"], 2, "Invalid value for '--vocab-size'"),
         (["-i", "text", "--model-type", "unigran"], 2, "got `unigran`; did you mean `unigram`?"),
-        (["-i", "text", "--character-coverage", "0"], 2, "character_coverage: must be above 0"),
+        (["-i", "text", "--character-coverage", "0"], 2, "for '--character-coverage'"),
         (["-i", "text", "--user-defined-symbols", "<s>"], 2, "these symbols already: `<s>`"),
         (["-i", "text", "--user-defined-symbols", "<x>, mat"], 2, "have a blank: ` mat`"),
         (["-i", "text", "--normalization-rule-name", "nfk"], 2, "did you mean `nfkc`?"),

@@ -41,13 +41,13 @@ def test_all_wrong_settings_are_told_at_once(run_tfm: RunTfm) -> None:
 
     told = fails(
         run_tfm, "-c", "run.toml", "--set", "model.width=wide", "-s", "a", "--max-time", "soon",
-        "--device", "gpu", "--lr", "nan", code=2,
+        "--device", "gpu", "--set", "training.clip_norm=nan", code=2,
     )  # fmt: skip
 
     assert told == [
         "error: the settings have 7 problems",
         "  model.width: must be a whole number, got `wide`",
-        "  training.learn_rate: must be a finite number, got nan",
+        "  training.clip_norm: must be a finite number, got nan",
         "  training.max_update: unknown setting; did you mean `max_updates`?",
         "  training.seed: must be at least 0, got -1",
         "  data.target: must be as many files as data.source, got 0 and 1",

@@ -62,7 +62,13 @@ def evaluate(
     ] = "exp",
     smooth_value: Annotated[
         float | None,
-        typer.Option("--smooth-value", "-sv", help="For floor and add-k. [default: 0.1 and 1]"),
+        typer.Option(
+            "--smooth-value",
+            "-sv",
+            min=0,
+            max=1_000_000,
+            help="For floor and add-k. [default: 0.1 and 1]",
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Do not warn of hypotheses that look tokenized.")
@@ -78,7 +84,7 @@ def evaluate(
         bool, typer.Option("--confidence", "-ci", help="Give the 95% interval, by a bootstrap.")
     ] = False,
     confidence_n: Annotated[
-        int, typer.Option("--confidence-n", "-cin", min=2, help="Its resamples.")
+        int, typer.Option("--confidence-n", "-cin", min=2, max=1_000_000, help="Its resamples.")
     ] = 1000,
     paired_bs: Annotated[
         bool,
@@ -87,14 +93,14 @@ def evaluate(
         ),
     ] = False,
     paired_bs_n: Annotated[
-        int, typer.Option("--paired-bs-n", "-pbsn", min=1, help="Its resamples.")
+        int, typer.Option("--paired-bs-n", "-pbsn", min=1, max=1_000_000, help="Its resamples.")
     ] = 1000,
     paired_ar: Annotated[
         bool,
         typer.Option("--paired-ar", "-par", help="The same by approximate randomization."),
     ] = False,
     paired_ar_n: Annotated[
-        int, typer.Option("--paired-ar-n", "-parn", min=1, help="Its trials.")
+        int, typer.Option("--paired-ar-n", "-parn", min=1, max=1_000_000, help="Its trials.")
     ] = 10000,
     sentence_level: Annotated[
         bool, typer.Option("--sentence-level", "-sl", help="Score each line by itself.")
@@ -115,7 +121,9 @@ def evaluate(
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 if the first metric of the first system is below this (ter: above)."
+            min=-1_000_000,
+            max=1_000_000,
+            help="Exit with 1 if the first metric of the first system is below this (ter: above).",
         ),
     ] = None,
     model: Annotated[
@@ -161,7 +169,7 @@ def evaluate(
         chrf_word_order=chrf_word_order,
     )
     scores.check_options(names, options)
-    check_usage(given_flags(ctx), names, num_systems=len(paths), fail_under=fail_under)
+    check_usage(given_flags(ctx), names, num_systems=len(paths))
     search = {"beam_size": beam_size, "length_penalty": length_penalty}
     check_precision(precision)
     if output is not None:

@@ -1,7 +1,6 @@
 """How `tfm evaluate` may be called: sacreBLEU's lists of values, and which flags go together."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,7 @@ def systems_once(paths: Sequence[str], *, paired: bool) -> list[str]:
     return systems
 
 
-def check_usage(
-    given: Mapping[str, str], names: Sequence[str], *, num_systems: int, fail_under: float | None
-) -> None:
+def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: int) -> None:
     """Refuse what contradicts itself, all at once; warn of what has no effect."""
     problems = []
     if "model" not in given:
@@ -105,8 +102,6 @@ def check_usage(
             problems.append(f"`{given[name]}` is for one system, got {num_systems}")
     if "sentence_level" in given and len(names) > 1:
         problems.append(f"`--sentence-level` is for one metric, got {len(names)}")
-    if fail_under is not None and not math.isfinite(fail_under):
-        problems.append(f"`--fail-under` must be a finite number, got {fail_under}")
     if len(problems) > 1:
         raise ConfigError("\n  ".join([f"the command has {len(problems)} problems", *problems]))
     if problems:

@@ -86,9 +86,17 @@ def flag(
     if auto:
         bounds = {"parser": _number_or_auto}
     elif field.type in (int, float):
-        bounds = {"min": field.metadata["ge"], "max": field.metadata["le"]}
+        # An open end is let through here, and refused with the other settings.
+        bounds = {
+            "min": _first_given(field.metadata["ge"], field.metadata["gt"]),
+            "max": _first_given(field.metadata["le"], field.metadata["lt"]),
+        }
     declared = names or (f"--{name.replace('_', '-')}",)
     return typer.Option(*declared, help=text, metavar=metavar, show_default=False, **bounds)
+
+
+def _first_given(*bounds: float | None) -> float | None:
+    return next((bound for bound in bounds if bound is not None), None)
 
 
 def _number_or_auto(text: str) -> int:

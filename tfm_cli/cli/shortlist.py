@@ -53,7 +53,10 @@ def shortlist(
     frequent: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Most frequent target pieces, which any translation may have."
+            metavar="N",
+            min=0,
+            max=1_000_000,
+            help="Most frequent target pieces, which any translation may have.",
         ),
     ] = 100,
     max_length: Annotated[int, flag(DataConfig, "max_length")] = DataConfig().max_length,

@@ -87,10 +87,12 @@ def train(
         bool, typer.Option(help="Draw those lines at random; else take the first ones.")
     ] = True,
     random_seed: Annotated[
-        int, typer.Option("--random-seed", "--seed", help="Seed of the drawing.")
+        int,
+        typer.Option("--random-seed", "--seed", min=0, max=2**31 - 1, help="Seed of the drawing."),
     ] = 1,
     max_sentence_length: Annotated[
-        int, typer.Option(min=1, help="Longer lines, in bytes, are left out and counted.")
+        int,
+        typer.Option(min=1, max=2**30, help="Longer lines, in bytes, are left out and counted."),
     ] = 4192,
     split_digits: Annotated[bool, typer.Option(help="Make every digit a piece.")] = False,
     normalization_rule_name: Annotated[
@@ -175,7 +177,7 @@ def encode(
         float,
         typer.Option(min=0, max=1, help="Sampling: smoothing (unigram) or dropout (bpe)."),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the sampling.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Cut text into pieces: a line in, a line out, blanks between the pieces.

@@ -103,7 +103,9 @@ def translate(
     ] = False,
     tsv_column: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Which column is the source. [default: 1]"),
+        typer.Option(
+            metavar="N", min=1, max=1_000_000, help="Which column is the source. [default: 1]"
+        ),
     ] = None,
     json_input: Annotated[
         bool,
