@@ -47,9 +47,9 @@ def test_all_wrong_settings_are_told_at_once(run_tfm: RunTfm) -> None:
     assert told == [
         "error: the settings have 7 problems",
         "  model.width: must be a whole number, got `wide`",
-        "  training.clip_norm: must be a finite number, got nan",
         "  training.max_update: unknown setting; did you mean `max_updates`?",
         "  training.seed: must be at least 0, got -1",
+        "  training.clip_norm: must be a finite number, got nan",
         "  data.target: must be as many files as data.source, got 0 and 1",
         "  training.device: must be auto, cpu, cuda, cuda:N or mps, got `gpu`",
         "  training.max_time: must be a duration such as 90s, 20m or 2h, got `soon`",
