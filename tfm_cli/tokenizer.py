@@ -19,6 +19,8 @@ __all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
 _LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")  # what OPUS-MT's multilingual models start a line with
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a piece that stands for a byte
+
 
 class Tokenizer:
     """A SentencePiece model: lines to ids or pieces, and back.
@@ -101,6 +103,21 @@ class Tokenizer:
             return tuple(sorted(self.vocabulary.ids[piece] for piece in self.vocabulary.banned))
         special = {int(self._processor.pad_id()), self.unk_id, self.start_id}
         return tuple(sorted(special - {-1, self.eos_id}))
+
+    @property
+    def byte_values(self) -> dict[int, int]:
+        """The byte, 0 to 255, that a piece stands for, by id; empty without byte fallback."""
+        spelled = {i: piece for i, piece in enumerate(self.pieces) if _BYTE.fullmatch(piece)}
+        ids = list(spelled)
+        if not ids:
+            return {}
+        own_ids = ids if self.vocabulary is None else self._processor.PieceToId([*spelled.values()])
+        are_bytes = self._processor.IsByte(own_ids)
+        return {
+            i: int(spelled[i][3:5], 16)
+            for i, is_byte in zip(ids, are_bytes, strict=True)
+            if is_byte
+        }
 
     @property
     def language_tags(self) -> tuple[str, ...]:

@@ -39,9 +39,11 @@ class TableModel:
     The first id of a segment's source says which tables it has.
     """
 
-    def __init__(self, seed: int, *, num_tables: int = 1, spread: float = 1.5) -> None:
+    def __init__(
+        self, seed: int, *, num_tables: int = 1, spread: float = 1.5, vocab: int = VOCAB
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        shape = (num_tables, 8, VOCAB, VOCAB, VOCAB)
+        shape = (num_tables, 8, vocab, vocab, vocab)
         self.logits = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
         self.rows_of_steps: list[int] = []
 
@@ -95,7 +97,7 @@ def brute_force(
     return sorted(
         (
             Hypothesis(ids, total, total / base**length_penalty)
-            for ids in _sequences(limit, banned)
+            for ids in _sequences(limit, banned, model.logits.shape[-1])
             for base in [len(ids) + 1 if norm_kind == "power" else (5 + len(ids) + 1) / 6]
             for total in [forced_log_probability(model, table, ids)]
         ),
@@ -103,7 +105,7 @@ def brute_force(
     )
 
 
-def _sequences(limit: int, banned: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    pieces = [piece for piece in range(VOCAB) if piece != EOS and piece not in banned]
+def _sequences(limit: int, banned: Sequence[int], vocab: int) -> Iterator[tuple[int, ...]]:
+    pieces = [piece for piece in range(vocab) if piece != EOS and piece not in banned]
     for length in range(limit + 1):
         yield from itertools.product(pieces, repeat=length)

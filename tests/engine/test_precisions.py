@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from tests.engine.small_models import (
     EOS,
@@ -115,6 +116,9 @@ def test_greedy_search_in_fewer_bits_follows_its_own_hidden_states(
         pieces = prepared.step_greedily(pieces, state, banned)
 
         assert pieces.tolist() == logits.index_fill(1, banned, -math.inf).argmax(1).tolist()
+        # Where that piece may not follow: the logits that it was chosen by, of some rows.
+        again = prepared.last_logits(state, torch.tensor([len(pieces) - 1, 0]))
+        assert_close(again.double(), logits[[-1, 0]], atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()

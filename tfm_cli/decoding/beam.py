@@ -23,6 +23,7 @@ from tfm_cli.decoding.hypothesis import (
 )
 from tfm_cli.decoding.leading import leading
 from tfm_cli.decoding.scoring import length_norm
+from tfm_cli.decoding.utf8 import Spelling, Utf8
 
 
 def beam_search(
@@ -42,6 +43,7 @@ def beam_search(
     no_repeat_ngram_size: int = 0,
     repetition_penalty: float = 1.0,
     prefixes: Sequence[Sequence[int]] = (),
+    utf8: Utf8 | None = None,
     piece_scores: bool = False,
 ) -> list[list[Hypothesis]]:
     """Up to `beam_size` hypotheses for each segment, best first; at least one.
@@ -70,7 +72,12 @@ def beam_search(
         repetition_penalty: divides the positive logits of pieces already written and multiplies
             the negative ones (Keskar et al. 2019, arXiv:1909.05858).
         prefixes: pieces that the translation of each segment begins with, scored like any other,
-            at most as many as its limit; empty for none.
+            at most as many as its limit; empty for none. One that ends inside a character is
+            continued to its end, beyond the limit if need be.
+        utf8: lets byte pieces spell nothing but valid UTF-8: a hypothesis neither ends nor goes on
+            with another piece inside a character, and begins none that the limit would cut off.
+            `no_repeat_ngram_size` gives way where a character could not be ended otherwise. None
+            for no such constraint. Scores are the model's in either case.
         piece_scores: note the log-probability of each piece of a hypothesis.
 
     Raises:
@@ -79,6 +86,9 @@ def beam_search(
     device = source.device
     finished: list[list[Hypothesis]] = [[] for _ in limits]
     open_segments = list(range(len(limits)))  # indices of the segments still open
+    spelling = None
+    if utf8 is not None:
+        limits, spelling = utf8.limits(limits, prefixes), Spelling(utf8, len(limits))
     limit = torch.tensor(limits, device=device)  # (B,)
     constraints = Constraints(
         torch.tensor(list(banned_ids), dtype=torch.long, device=device),
@@ -96,11 +106,11 @@ def beam_search(
     while open_segments:
         segments = len(open_segments)
         logits = model.step(pieces[:, :, -1].reshape(-1), state)  # (R, V)
-        at_limit = (limit < pieces.shape[2]).repeat_interleave(beam)  # (R,)
+        room = limit - (pieces.shape[2] - 1)  # (B,) pieces that may still be written
         log_probs, candidates = _continuations(
-            logits, 2 * beam_size, eos_id=eos_id, constraints=constraints, at_limit=at_limit,
-            renormalize=renormalize, written=pieces[:, :, 1:].flatten(0, 1),
-            forced=forced_pieces(prefix, pieces.shape[2] - 1, beam),
+            logits, 2 * beam_size, constraints=constraints, room=room, renormalize=renormalize,
+            written=pieces[:, :, 1:].flatten(0, 1),
+            forced=forced_pieces(prefix, pieces.shape[2] - 1, beam), spelling=spelling,
         )  # fmt: skip  # (R, C) each
         totals = scores.view(-1, 1) + log_probs  # (R, C)
         totals = totals.view(segments, -1)  # (B, K * C)
@@ -130,6 +140,8 @@ def beam_search(
         if piece_scores:
             gains = _extended(gains, origin, gain.gather(1, going_on))  # (B, K, t + 1)
 
+        if spelling is not None:
+            spelling.grow(origin, piece)
         hopes = scores.max(dim=1).values / norm  # (B,)
         staying = [
             row
@@ -147,6 +159,8 @@ def beam_search(
             pieces, limit = pieces[kept], limit[kept]
             prefix = None if prefix is None else prefix[kept]
             gains = gains[kept]
+            if spelling is not None:
+                spelling.keep(kept)
         pieces = _extended(pieces, origin, piece)  # (B, K, t + 1)
         if beam_size > 1:
             state.reorder(origin)
@@ -179,26 +193,36 @@ def _continuations(
     logits: Tensor,
     count: int,
     *,
-    eos_id: int,
     constraints: Constraints,
-    at_limit: Tensor,
+    room: Tensor,
     renormalize: bool,
     written: Tensor,
     forced: Tensor | None,
+    spelling: Spelling | None,
 ) -> tuple[Tensor, Tensor]:
     """The likeliest next pieces of each row and their log-probabilities, (R, C) each.
 
     Only these few are normalised: the log-softmax of all V logits is never written out.
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    eos_id = constraints.eos_id
     eos = logits[:, eos_id].clone()
     logits, allowed = constraints.weigh(logits, written, forced)  # (R, V) each
     total = (allowed if renormalize else logits).logsumexp(dim=1, keepdim=True)  # (R, 1)
     refuse_non_finite(total)
-    logits = allowed if forced is None else only_forced(allowed, forced)
+    plain, logits = logits, allowed if forced is None else only_forced(allowed, forced)
+    at_limit = (room < 1).repeat_interleave(len(logits) // len(room))  # (R,)
     if bool(at_limit.any()):
         possible = logits[:, eos_id]
         logits = logits.masked_fill(at_limit[:, None], -math.inf)
         logits[:, eos_id] = torch.where(at_limit, eos, possible)
-    best, pieces = leading(logits, min(count, logits.shape[1]))  # (R, C) each
+    count = min(count, logits.shape[1])
+    best, pieces = leading(logits, count)  # (R, C) each
+    if spelling is not None:
+        rows = spelling.wrong_rows(best, pieces, room, forced)  # (r,)
+        if rows is not None:
+            restricted, stuck = spelling.restricted(logits, plain, rows, room)
+            best[rows], pieces[rows] = leading(restricted, count)
+            if renormalize and len(stuck):
+                total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
     return best - total, pieces

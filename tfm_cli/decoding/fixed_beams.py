@@ -18,6 +18,7 @@ from tfm_cli.decoding.fixed_steps import FixedStepModel, FixedT
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.scoring import length_norm
 from tfm_cli.decoding.step_graph import ReadBack, sent
+from tfm_cli.decoding.utf8 import FixedSpelling, Utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class BeamRules:
     norm_kind: str = "power"
     early_stopping: bool = False
     renormalize: bool = False
+    utf8: Utf8 | None = None
 
 
 class FixedBeams:
@@ -51,6 +53,8 @@ class FixedBeams:
         norms = [length_norm(t + 1, rules.length_penalty, rules.norm_kind) for t in range(room)]
         self._norms = torch.tensor(norms, dtype=torch.float64, device=device)  # (n,)
         self._slots = torch.arange(beams, device=device)  # (K,)
+        utf8 = rules.utf8
+        self._spelling = None if utf8 is None else FixedSpelling(utf8, segments, beams)
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
@@ -79,6 +83,8 @@ class FixedBeams:
         self._lineage.fill_(-1)
         self._limit[: len(limits)] = sent(limits, self._limit.device)
         self.done.fill_(False)
+        if self._spelling is not None:
+            self._spelling.begin()
         self._end_scores.fill_(-math.inf)
 
     def take(self, other: "FixedBeams", segments: Tensor) -> None:
@@ -100,6 +106,8 @@ class FixedBeams:
         ):
             mine.copy_(theirs.index_select(0, segments))
         self._lineage[:, :, room:] = -1
+        if self._spelling is not None and other._spelling is not None:
+            self._spelling.take(other._spelling, segments)
 
     def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
         """Write one more piece of each hypothesis, and note those that have ended."""
@@ -137,6 +145,8 @@ class FixedBeams:
         eos = log_probs[:, eos_id].clone()  # (R,)
         if not self._rules.renormalize:
             log_probs.index_fill_(1, self._banned, -math.inf)
+        if self._spelling is not None:
+            log_probs = self._spelling.forbid_(log_probs, self._limit - self._position)
         best, pieces = log_probs.topk(min(count, log_probs.shape[1]), dim=1)  # (R, C) each
         at_limit = (self._limit <= self._position)[:, None]  # (B, 1)
         at_limit = at_limit.expand(-1, self._rules.beam_size).reshape(-1)  # (R,)
@@ -173,6 +183,8 @@ class FixedBeams:
 
     def _grow(self, origin: Tensor, piece: Tensor) -> None:
         """Let beam k of each segment be what beam `origin[:, k]` was, and a new piece behind."""
+        if self._spelling is not None:
+            self._spelling.grow(origin, piece)
         self._lineage.copy_(_of_beams(self._lineage, origin))
         self._pieces.copy_(_of_beams(self._pieces, origin))
         self._pieces.index_copy_(2, self._position, piece[:, :, None])

@@ -15,6 +15,7 @@ from torch import Tensor
 from tfm_cli.decoding.fixed_steps import FixedStepModel, FixedT
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.step_graph import ReadBack, sent
+from tfm_cli.decoding.utf8 import FixedSpelling, Utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class GreedyRules:
     start_id: int
     eos_id: int
     banned_ids: Sequence[int] = ()
+    utf8: Utf8 | None = None
 
 
 class FixedGreedy:
@@ -39,6 +41,7 @@ class FixedGreedy:
     def __init__(self, segments: int, room: int, rules: GreedyRules, device: torch.device) -> None:
         self._rules = rules
         self._banned = sent(rules.banned_ids, device)
+        self._spelling = None if rules.utf8 is None else FixedSpelling(rules.utf8, segments, 1)
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
@@ -47,6 +50,7 @@ class FixedGreedy:
         self._newest = integers(segments)  # (B,)
         self._pieces = integers(segments, room)
         self._lineage = integers(segments, 1, room)  # 0 for the steps taken, -1 behind
+        self._origin = integers(segments, 1)  # one row each, which continues itself
         self._limit = integers(segments)
         self._lengths = integers(segments)  # pieces written before </s> or the limit
         self._is_finite = torch.ones(segments, dtype=torch.bool, device=device)
@@ -61,6 +65,8 @@ class FixedGreedy:
         self._is_finite.fill_(True)
         self._limit[: len(limits)] = sent(limits, self._limit.device)
         torch.eq(self._limit, 0, out=self.done)
+        if self._spelling is not None:
+            self._spelling.begin()
 
     def take(self, other: "FixedGreedy", segments: Tensor) -> None:
         """Become what these segments (B,) of a search with no more room are."""
@@ -77,13 +83,20 @@ class FixedGreedy:
         ):
             mine.copy_(theirs.index_select(0, segments))
         self._lineage[:, :, room:] = -1
+        if self._spelling is not None and other._spelling is not None:
+            self._spelling.take(other._spelling, segments)
 
     def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
         """Write one more piece for each segment that needs one."""
         self._lineage.index_fill_(2, self._position, 0)
         logits = model.fixed_step(self._newest, self._position, self._lineage, state)  # (B, V)
-        best, piece = logits.index_fill_(1, self._banned, -math.inf).max(dim=1)  # (B,) each
+        logits = logits.index_fill_(1, self._banned, -math.inf)
+        if self._spelling is not None:
+            logits = self._spelling.forbid_(logits, self._limit - self._position)
+        best, piece = logits.max(dim=1)  # (B,) each
         self._is_finite.logical_and_(best.isfinite() | self.done)
+        if self._spelling is not None:
+            self._spelling.grow(self._origin, piece[:, None])
         self._newest.copy_(piece)
         self._pieces.index_copy_(1, self._position, piece[:, None])
         self._position.add_(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.leading import leading
+from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
 
 # Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest
 # is moved then, which costs more than a step's attention.
@@ -30,6 +31,12 @@ class GreedyModel(StepModel[StateT], Protocol):
             NonFiniteScoresError: the scores are not finite numbers.
         """
 
+    def last_logits(self, state: StateT, rows: Tensor) -> Tensor:
+        """Logits (r, V) of the last step for these rows (r,), single precision or better.
+
+        Theirs is the choice of `step_greedily`; what comes back is the caller's to write into.
+        """
+
 
 def greedy_search(
     model: StepModel[StateT],
@@ -40,6 +47,7 @@ def greedy_search(
     start_id: int,
     eos_id: int,
     banned_ids: Sequence[int] = (),
+    utf8: Utf8 | None = None,
 ) -> list[Hypothesis]:
     """A hypothesis for each segment; its score and log-probability are NaN.
 
@@ -51,6 +59,7 @@ def greedy_search(
         start_id: what every translation is a continuation of.
         eos_id: ends a translation.
         banned_ids: never written.
+        utf8: see `beam_search`.
 
     Raises:
         NonFiniteScoresError: the model gives scores that are not finite numbers.
@@ -62,6 +71,7 @@ def greedy_search(
     pieces = torch.full((len(limits),), start_id, device=source.device)  # (B,)
     state = model.start(source, source_keep)
     greedy = model if isinstance(model, GreedyModel) else None
+    spelling = None if utf8 is None else GreedySpelling(utf8)
     while open_rows:
         if len(open_rows) <= _WORTH_MOVING * len(rows):
             kept = torch.tensor(open_rows, device=source.device)
@@ -77,6 +87,20 @@ def greedy_search(
             refuse_non_finite(best)
             pieces = likeliest[:, 0]
         newest, staying = pieces.tolist(), []
+        if spelling is not None and spelling.is_near(newest):
+            room = {row: limits[rows[row]] - len(written[rows[row]]) for row in open_rows}
+            wrong = [
+                row for row in open_rows if not spelling.fits(rows[row], newest[row], room[row])
+            ]
+            if wrong:
+                places = torch.tensor(wrong, device=source.device)
+                some = logits[places] if greedy is None else greedy.last_logits(state, places)
+                some = some.index_fill_(1, banned, -torch.inf)  # (r, V)
+                spelling.forbid_(some, [rows[row] for row in wrong], [room[row] for row in wrong])
+                pieces = pieces.index_copy(0, places, leading(some, 1)[1][:, 0])
+                newest = pieces.tolist()
+            for row in open_rows:
+                spelling.grow(rows[row], newest[row])
         for row in open_rows:
             segment = rows[row]
             if newest[row] != eos_id:

@@ -15,6 +15,7 @@ from tfm_cli.decoding.constraints import (
 )
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.scoring import length_norm
+from tfm_cli.decoding.utf8 import Spelling, Utf8
 
 _COLDEST = 1e-6  # no draw is left by then, and single precision still divides by it
 
@@ -38,6 +39,7 @@ def sample(
     no_repeat_ngram_size: int = 0,
     repetition_penalty: float = 1.0,
     prefixes: Sequence[Sequence[int]] = (),
+    utf8: Utf8 | None = None,
     piece_scores: bool = False,
 ) -> list[Hypothesis]:
     """One drawn hypothesis for each segment; its probabilities are the model's own.
@@ -61,12 +63,16 @@ def sample(
         no_repeat_ngram_size: see `beam_search`.
         repetition_penalty: see `beam_search`.
         prefixes: see `beam_search`.
+        utf8: see `beam_search`.
         piece_scores: see `beam_search`.
 
     Raises:
         NonFiniteScoresError: the model gives scores that are not finite numbers.
     """
     device = source.device
+    spelling = None
+    if utf8 is not None:
+        limits, spelling = utf8.limits(limits, prefixes), Spelling(utf8, len(limits))
     # All the chance there is, drawn beforehand: (B, longest)
     draws = [_uniforms(seed, limit + 1) for seed, limit in zip(seeds, limits, strict=True)]
     open_segments = list(range(len(limits)))
@@ -88,12 +94,23 @@ def sample(
         forced = forced_pieces(prefix, pieces.shape[1] - 1, 1)
         logits, allowed = constraints.weigh(logits, pieces[:, 1:], forced)  # (B, V) each
         refuse_non_finite(logits.amax(dim=1))
-        log_probs = (allowed if renormalize else logits).log_softmax(dim=1)
-        sorted_probs, sorted_pieces = _likeliest(
-            allowed if forced is None else only_forced(allowed, forced),
-            temperature=temperature, top_k=top_k, top_p=top_p,
-        )  # fmt: skip
+        shared = allowed if renormalize else logits  # (B, V) that the probability is shared among
+        if forced is not None:
+            allowed = only_forced(allowed, forced)
         steps = [len(written[segment]) for segment in open_segments]
+        if spelling is not None:
+            ends = [limits[segment] for segment in open_segments]
+            room = torch.tensor(ends, device=device) - (pieces.shape[1] - 1)  # (B,)
+            free = torch.ones_like(room) if forced is None else forced < 0
+            rows = free.nonzero()[:, 0]  # (r,)
+            restricted, stuck = spelling.restricted(allowed, logits, rows, room)
+            allowed = allowed.index_copy(0, rows, restricted)
+            if renormalize and len(stuck):
+                shared = shared.index_copy(0, stuck, logits[stuck])
+        log_probs = shared.log_softmax(dim=1)
+        sorted_probs, sorted_pieces = _likeliest(
+            allowed, temperature=temperature, top_k=top_k, top_p=top_p
+        )
         chance = torch.tensor(
             [draws[segment][step] for segment, step in zip(open_segments, steps, strict=True)],
             device=device,
@@ -117,6 +134,8 @@ def sample(
                 written[segment].append(new)
                 staying.append(row)
         pieces = torch.cat((pieces, piece), dim=1)  # (B, t + 1)
+        if spelling is not None:
+            spelling.grow(torch.zeros_like(piece), piece)
         if len(staying) < len(open_segments):
             open_segments = [open_segments[row] for row in staying]
             if open_segments:
@@ -124,6 +143,8 @@ def sample(
                 pieces = pieces[kept]
                 prefix = None if prefix is None else prefix[kept]
                 state.keep(kept)
+                if spelling is not None:
+                    spelling.keep(kept)
     drawn_hypotheses = []
     for ids, each in zip(written, gains, strict=True):
         total = sum(each)

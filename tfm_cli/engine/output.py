@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tfm_cli.decoding.hypothesis import NonFiniteScoresError
 from tfm_cli.engine.int8 import LARGEST, int8_linear
@@ -54,6 +55,10 @@ class OutputLayer:
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, V) of hidden states (R, D)."""
         return self.prepare_logits()(hidden)
+
+    def exact_logits(self, hidden: Tensor) -> Tensor:
+        """(R, V) of hidden states (R, D) in fp32, whatever the precision of `logits`."""
+        return F.linear(hidden, self._weight, self._bias)
 
     def best(self, hidden: Tensor, banned: Tensor) -> Tensor:
         """The ids (R,) of the largest logits of hidden states (R, D), as fp32 has them.

@@ -131,7 +131,13 @@ class PreparedTransformer:
             state: what `start` gave.
             banned: ids that are never chosen.
         """
-        return self._output.best(self._hidden(pieces, state), banned)
+        state.newest = self._hidden(pieces, state)
+        return self._output.best(state.newest, banned)
+
+    def last_logits(self, state: PreparedState, rows: Tensor) -> Tensor:
+        """Logits (r, V) of the last step of `step_greedily` for these rows (r,), in fp32."""
+        assert state.newest is not None, "only `step_greedily` keeps what they are made of"
+        return self._output.exact_logits(state.newest[rows])
 
     def restricted(self, ids: Tensor) -> "PreparedTransformer":
         """The same model with logits (R, U) for these target ids (U,) alone."""

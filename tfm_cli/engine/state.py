@@ -61,6 +61,7 @@ class PreparedState:
     entries: int = 0  # n
     ancestry: Tensor | None = None  # (B, K, n), 0 for a beam's own entries, else -inf; None: all
     length: int = 0  # steps taken
+    newest: Tensor | None = None  # (R, D), the last output of the decoder in greedy search
 
     def open(self, beams: int) -> None:
         """Make room for an entry of each beam, which then counts as the newest."""

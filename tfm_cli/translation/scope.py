@@ -13,6 +13,7 @@ from torch import Tensor
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
 from tfm_cli.decoding.shortlisted import Lists, Shortlisted
+from tfm_cli.decoding.utf8 import Utf8
 
 _MOST = 0.75  # share of the vocabulary above which a model gives all logits: little would be saved
 
@@ -82,6 +83,12 @@ class Scope:
     def specials(self, ids: Sequence[int]) -> list[int]:
         """Special pieces in these ids."""
         return list(ids) if self.lists is None else [self.special.index(piece) for piece in ids]
+
+    def utf8(self, constraint: Utf8 | None) -> Utf8 | None:
+        """The constraint on byte pieces in these ids, given the one of the vocabulary."""
+        if constraint is None or self.lists is None:
+            return constraint
+        return constraint.within(self.lists.ids)
 
     def prefix(self, segment: int, ids: Sequence[int]) -> list[int]:
         """What a segment's translation begins with, all of which it may write, in these ids."""

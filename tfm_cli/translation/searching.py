@@ -18,6 +18,7 @@ from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.device import arithmetic, ran_out_of_memory
 from tfm_cli.engine.fixed_transformer import FixedTransformer
 from tfm_cli.errors import ResourceError
@@ -47,6 +48,7 @@ class BatchSearch:
         scores: whether somebody asks how good hypotheses are.
         word_scores: … and each piece of them.
         shortlist: the pieces that translations are searched among; else the whole vocabulary.
+        utf8: the constraint on the byte pieces of the target vocabulary; None where it has none.
         fixed: searches by the same settings wherever nothing but them is asked for; None to do
             without.
     """
@@ -61,6 +63,7 @@ class BatchSearch:
     scores: bool
     word_scores: bool
     shortlist: Shortlist | None
+    utf8: Utf8 | None = None
     fixed: FixedSearch[Any, Any] | None = None
 
     @torch.inference_mode()
@@ -132,11 +135,12 @@ class BatchSearch:
         model = scope.model(self.models)
         start_id, eos_id = scope.specials([target.start_id, target.eos_id])
         banned_ids = scope.specials(target.banned_ids)
+        utf8 = scope.utf8(self.utf8)
         is_greedy = is_plainly_greedy(settings, sampling=self.sampling, scores=self.scores)
         if is_greedy and not any(prefixes):
             greedy = greedy_search(
                 model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
-                banned_ids=banned_ids,
+                banned_ids=banned_ids, utf8=utf8,
             )  # fmt: skip
             return [[hypothesis] for hypothesis in greedy]
         if self.sampling:
@@ -158,6 +162,7 @@ class BatchSearch:
                 no_repeat_ngram_size=settings.no_repeat_ngram_size,
                 repetition_penalty=settings.repetition_penalty,
                 prefixes=prefixes,
+                utf8=utf8,
                 piece_scores=self.word_scores,
             )
             return [[hypothesis] for hypothesis in drawn]
@@ -177,6 +182,7 @@ class BatchSearch:
             no_repeat_ngram_size=settings.no_repeat_ngram_size,
             repetition_penalty=settings.repetition_penalty,
             prefixes=prefixes,
+            utf8=utf8,
             piece_scores=self.word_scores,
         )
 
@@ -186,6 +192,7 @@ def fixed_search(
     target: Tokenizer,
     settings: SearchConfig,
     *,
+    utf8: Utf8 | None = None,
     scores: bool,
     device: torch.device,
     dtype: torch.dtype,
@@ -198,7 +205,7 @@ def fixed_search(
         return None
     model = FixedTransformer(transformer, dtype)
     if is_plainly_greedy(settings, sampling=False, scores=scores):
-        greedy = GreedyRules(target.start_id, target.eos_id, target.banned_ids)
+        greedy = GreedyRules(target.start_id, target.eos_id, target.banned_ids, utf8)
         return FixedSearch(
             model, partial(FixedGreedy, rules=greedy, device=device), beams=1, device=device
         )
@@ -211,6 +218,7 @@ def fixed_search(
         norm_kind=settings.length_norm,
         early_stopping=settings.early_stopping,
         renormalize=settings.renormalize,
+        utf8=utf8,
     )
     rows_of = partial(FixedBeams, rules=rules, device=device)
     return FixedSearch(model, rows_of, beams=settings.beam_size, device=device)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tfm_cli.config import SearchConfig
+from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.device import decoding_precision, resolve_device, set_cpu_threads
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.errors import ConfigError, DataError, ModelError
@@ -88,10 +89,14 @@ class Translator:
         if prepare is not None:
             greedy = is_plainly_greedy(search, sampling=sampling, scores=scores)
             models = [PreparedTransformer(one, prepare, greedy=greedy) for one in transformers]
+        target = tokenizers.target
+        utf8 = Utf8.of(
+            target.byte_values, target.vocab_size, banned_ids=target.banned_ids, device=device
+        )
         fixed = None
         if fixed_steps and not (others or sampling or word_scores):
             fixed = fixed_search(
-                transformer, tokenizers.target, search, scores=scores, device=device, dtype=dtype
+                transformer, target, search, utf8=utf8, scores=scores, device=device, dtype=dtype
             )
         most_pieces = min(map(_most_positions, transformers))
         self._search_batch = BatchSearch(
@@ -105,6 +110,7 @@ class Translator:
             scores=scores,
             word_scores=word_scores,
             shortlist=shortlist,
+            utf8=utf8,
             fixed=fixed,
         )
         self._name = name

@@ -1,0 +1,28 @@
+"""Models that were never trained and like to spell: most of what they write are byte pieces."""
+
+import torch
+
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+
+
+def spelling_tokenizer() -> Tokenizer:
+    """256 byte pieces and few others."""
+    config = TokenizerConfig(vocab_size=290, model_type="bpe")
+    text = ["one two three four five six seven eight nine"] * 20
+    return Tokenizer(train_tokenizer(text, config, seed=1, soft_limit=True))
+
+
+def spelling_transformer(tokenizer: Tokenizer, seed: int) -> Transformer:
+    """Random weights, larger where a piece stands for a byte of more than ASCII."""
+    torch.manual_seed(seed)
+    transformer = Transformer(
+        tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=16, heads=2,
+        feed_forward_width=16,
+    )  # fmt: skip
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    spelling = [i for i, value in tokenizer.byte_values.items() if value >= 0x80]
+    transformer.target_embedding.weight.data[spelling] *= 3
+    return transformer.eval()

@@ -1,0 +1,165 @@
+"""Whatever the model, the search and the limits: translations are valid UTF-8."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
+from tfm_cli.config import SearchConfig, TokenizerConfig
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.shortlist import Shortlist
+from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.translator import Translator
+from tfm_cli.vocabulary import Vocabulary
+
+CPU = torch.device("cpu")
+LINES = ["one two", "three", "four five six seven", "eight 日本", "😀 nine"]
+
+
+@pytest.fixture(scope="module", params=["own order", "another order"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """Byte pieces as SentencePiece has them, or in another order."""
+    own = spelling_tokenizer()
+    if request.param == "own order":
+        return own
+    pieces = ("<pad>", *reversed([piece for piece in own.pieces if piece != "<pad>"]))
+    return Tokenizer(own.model_bytes, Vocabulary(pieces, banned=("<pad>", "<unk>")))
+
+
+@pytest.fixture(scope="module")
+def transformers(tokenizer: Tokenizer) -> list[Transformer]:
+    return [spelling_transformer(tokenizer, seed) for seed in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def translated(
+    transformers: list[Transformer], tokenizer: Tokenizer, lines: list[str],
+    prefixes: list[str] | None = None, *, shortlist: Shortlist | None = None, **how: Any,
+) -> list[Translation]:  # fmt: skip
+    flags = {
+        name: how.pop(name)
+        for name in ("sampling", "scores", "word_scores", "alignment", "fixed_steps", "prepare")
+        if name in how
+    }
+    translator = Translator(
+        transformers[0], TokenizerPair.joint(tokenizer), search=SearchConfig(**how), device=CPU,
+        others=transformers[1:], shortlist=shortlist, **flags,
+    )  # fmt: skip
+    return translator.translate_window(lines, prefixes or ())
+
+
+def assert_valid(translations: list[Translation]) -> None:
+    """U+FFFD stands where the bytes of a piece are no character."""
+    texts = [candidate.text for each in translations for candidate in each.candidates]
+    assert not [text for text in texts if "\ufffd" in text]
+    # Random models spell: else there would be nothing to be valid.
+    assert re.search(r"[^\x00-\x7f]", "".join(texts))
+
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "beam": {},
+    "wide": {"beam_size": 12, "n_best": 12},
+    "greedy": {"beam_size": 1, "scores": False},
+    "greedy with scores": {"beam_size": 1},
+    "sampling": {"sampling": True, "beam_size": 1},
+    "cold sampling": {"sampling": True, "beam_size": 1, "top_k": 5, "temperature": 0.5},
+    "n-grams": {"no_repeat_ngram_size": 2},
+    "n-grams in samples": {"no_repeat_ngram_size": 1, "sampling": True, "beam_size": 1},
+    "penalty": {"repetition_penalty": 2.0},
+    "renormalised": {"renormalize": True},
+    "early": {"early_stopping": True, "length_norm": "wu"},
+    "word scores": {"word_scores": True},
+    "alignment": {"alignment": True},
+    "fixed beam": {"fixed_steps": True},
+    "fixed greedy": {"fixed_steps": True, "beam_size": 1, "scores": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("search", "prepare"),
+    [(search, None) for search in SEARCHES]
+    + [(search, "fp32") for search in SEARCHES if "fixed" not in search]
+    + [("beam", "int8"), ("greedy", "int8"), ("sampling", "int8")],
+)
+def test_every_search_writes_valid_text(
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str, prepare: str | None
+) -> None:
+    how = SEARCHES[search]
+    for factor in (0.01, 0.3, 2.0):  # limits that fall on every byte of a character
+        found = translated(
+            transformers[:1], tokenizer, LINES, prepare=prepare, max_length_factor=factor, **how
+        )
+        if factor == 2.0:
+            assert_valid(found)
+        assert not [each.text for each in found if "\ufffd" in each.text]
+
+
+@pytest.mark.parametrize("search", ["beam", "greedy", "sampling", "n-grams"])
+def test_several_models_write_valid_text(
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str
+) -> None:
+    assert_valid(translated(transformers, tokenizer, LINES, **SEARCHES[search]))
+
+
+@pytest.mark.parametrize("search", ["beam", "greedy", "sampling", "n-grams"])
+def test_shortlists_of_some_bytes_lead_to_valid_text(
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str
+) -> None:
+    """Each source piece brings a few bytes along, often without those that end a character."""
+    size = tokenizer.vocab_size
+    byte_ids = torch.tensor([*tokenizer.byte_values])
+    generator = torch.Generator().manual_seed(3)
+    best = byte_ids[torch.randint(len(byte_ids), (size, 12), generator=generator)].int()
+    counts = torch.ones_like(best)
+    ids = [i for i, piece in enumerate(tokenizer.pieces) if piece.isalpha()][:3]
+    shortlist = Shortlist(best, counts, counts[:, 0], torch.tensor(ids).int())
+
+    found = translated(transformers[:1], tokenizer, LINES, shortlist=shortlist, **SEARCHES[search])
+
+    assert not [each.text for each in found if "\ufffd" in each.text]
+
+
+@pytest.mark.parametrize("search", ["beam", "greedy", "sampling"])
+def test_text_behind_a_prefix_in_bytes_is_valid(
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str
+) -> None:
+    prefixes = ["日本", "😀", "é", "one", ""]
+
+    found = translated(transformers[:1], tokenizer, LINES, prefixes, **SEARCHES[search])
+
+    assert_valid(found)
+    for translation, prefix in zip(found, prefixes, strict=True):
+        assert translation.text.startswith(prefix)
+
+
+def test_pieces_of_bytes_are_known_by_their_kind_and_not_by_their_name() -> None:
+    config = TokenizerConfig(
+        vocab_size=30, model_type="char", byte_fallback=False,
+    )  # fmt: skip
+    without = Tokenizer(train_tokenizer(["<0x41> <0xE3>"] * 9, config, seed=1, soft_limit=True))
+    named = Vocabulary((*without.pieces, "<0xE3>"), start="<s>", banned=("<s>", "<unk>"))
+
+    assert without.byte_values == {}
+    assert Tokenizer(without.model_bytes, named).byte_values == {}
+
+
+def test_pieces_of_bytes_are_found_in_any_order(tokenizer: Tokenizer) -> None:
+    values = tokenizer.byte_values
+
+    assert sorted(values.values()) == list(range(256))
+    assert all(tokenizer.pieces[i] == f"<0x{value:02X}>" for i, value in values.items())
+    assert tokenizer.decode(
+        [[{v: i for i, v in values.items()}[byte] for byte in "猫".encode()]]
+    ) == ["猫"]
