@@ -24,6 +24,12 @@ from tfm_cli.plain_json import parse_object
 CONFIG_FILE = "config.json"
 MARKER_FILE = ".tfm-run.json"  # of a run that has not written its `config.json` yet
 CHECKPOINT_MANIFEST = "manifest.json"
+CHECKPOINT_FILES = (  # beside the manifest
+    "model.safetensors",
+    "average.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
 PREPARED_FACTS = "store.json"
 
 _MAX_FACTS_BYTES = 1 << 20
@@ -116,9 +122,18 @@ def _sweep_one(path: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return True for a directory that has the name of a checkpoint, and a manifest or nothing."""
+    """Return True for a directory that is a checkpoint by its name and by what is in it.
+
+    That is a manifest; or, where the manifest was lost, all other files of a checkpoint and no
+    others; or nothing.
+    """
     return is_checkpoint_name(path.name) and (
-        _has_file(path, CHECKPOINT_MANIFEST) or is_empty_directory(path)
+        _has_file(path, CHECKPOINT_MANIFEST)
+        or (
+            holds_only(path, CHECKPOINT_FILES)
+            and all(_has_file(path, name) for name in CHECKPOINT_FILES)
+        )
+        or is_empty_directory(path)
     )
 
 

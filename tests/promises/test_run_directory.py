@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
+from tests.odd_files import KINDS, make_odd
 from tests.promises import forked
-from tests.promises.small_run import SmallRun, unbroken_run
+from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import left_behind
 from tfm_cli.config import SECTIONS, RunConfig
 from tfm_cli.configfile import changed_settings
-from tfm_cli.durable import watched
 from tfm_cli.failpoint import VARIABLE
 from tfm_cli.training.run_lock import LOCK_FILE
 
@@ -138,7 +140,12 @@ def test_r08_of_four_runs_in_one_directory_one_trains(small: SmallRun, tmp_path:
 
 def test_r08_lock_of_a_killed_run_does_not_block(small: SmallRun, tmp_path: Path) -> None:
     output, words = tmp_path / "model", tmp_path / "words"
-    pid = forked.start(words, small.command(output), {VARIABLE: "durable:60=stop"})
+    saving = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.parent.name.startswith(".update-00000002.")
+    )
+    pid = forked.start(words, small.command(output), {VARIABLE: f"durable:{saving}=stop"})
     forked.wait_for(lambda: "update      2" in (words / "err").read_text())
 
     refused = forked.run(tmp_path / "other", small.command(output))
@@ -191,14 +198,264 @@ def test_tokenizer_in_the_directory_itself_is_never_gone(
     if links:
         (output / "tokenizer.model").symlink_to(place)
     use = ["--set", f"tokenizer.model={output}/tokenizer.model"]
-    command = small.command(output, *use)
-    there: list[bool] = []
+    before = snapshot(tmp_path)
 
-    with watched(lambda _: there.append(place.read_bytes() == content)):
-        result = run_tfm([*command, "--max-updates", "1"])
-        again = run_tfm([*command, "--max-updates", "2", "--overwrite"])
+    for more in ([], ["--overwrite"]):
+        result = run_tfm([*small.command(output, *use), *more])
 
-    assert [result.code, again.code] == [0, 0], result.err + again.err
-    assert len(there) > 50
-    assert all(there)
-    assert "tokenizer: learned" not in result.err
+        assert result.code in (2, 5)
+        assert f"{output}" in result.err
+        assert "tokenizer.model" in result.err
+        assert snapshot(tmp_path) == before
+
+
+def snapshot(root: Path) -> dict[str, tuple[str, bytes]]:
+    """All that is under a folder: links by what they say, files by their content."""
+    found = {}
+    for path in root.rglob("*"):
+        status = path.lstat()
+        content = b""
+        if path.is_symlink():
+            content = str(path.readlink()).encode()
+        elif path.is_file():
+            content = path.read_bytes()
+        found[str(path.relative_to(root))] = (oct(status.st_mode), content)
+    return found
+
+
+def project(small: SmallRun, place: Path) -> list[str]:
+    """Make a folder in which somebody works, with text and checkpoints; returns flags."""
+    flags = list(small.text)
+    (place / "corpus" / "en-fr").mkdir(parents=True)
+    (place / "checkpoints" / "other").mkdir(parents=True)
+    (place / "checkpoints" / "other" / "best.pt").write_bytes(b"weights of theirs")
+    for index, name in enumerate(flags):
+        if not name.startswith("-"):
+            flags[index] = str(shutil.copy(name, place / "corpus" / "en-fr"))
+    return flags
+
+
+def command_with(small: SmallRun, text: list[str], output: Path, *more: str) -> list[str]:
+    return dataclasses.replace(small, text=text).command(output, *more)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_folder_of_somebody_is_refused_before_any_work(
+    overwrite: list[str], small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    text = project(small, tmp_path)
+    before = snapshot(tmp_path)
+
+    result = run_tfm(command_with(small, text, tmp_path, *overwrite))
+
+    assert result.code == 2
+    assert result.err == (
+        f"error: {tmp_path}: is not empty and holds no model: `checkpoints`, `corpus`\n"
+        "hint: name another `--output`\n"
+    )
+    assert snapshot(tmp_path) == before
+
+
+def test_what_is_not_proven_to_be_ours_outlives_a_run_and_its_overwriting(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    assert run_tfm(small.command(output, "--max-updates", "2")).code == 0
+    text = project(small, output)
+    for name in (
+        "corpus/notes.txt",
+        "corpus/00/x",
+        f"corpus/{'0' * 32}/their.ids",
+        "checkpoints/update-notes.txt",
+        "checkpoints/update-00000001-kept/manifest.json",
+        "checkpoints/update-00000001/thesis.tex",
+        "notes.txt",
+        ".notes.7.part",
+    ):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_bytes(b"theirs")
+    ours = re.compile(r"\.(model|json|jsonl|safetensors)$|README|/[0-9a-f]{32}/(source|target)\.")
+    kept = {k: v for k, v in snapshot(output).items() if v[1] and not ours.search(k)}
+    kept |= {k: v for k, v in snapshot(output).items() if v[1] == b"theirs"}
+    assert len(kept) == 13
+
+    results = [
+        run_tfm(command_with(small, text, output)),
+        run_tfm(command_with(small, text, output, "--overwrite", "--seed", "9")),
+    ]
+
+    assert [result.code for result in results] == [0, 0], results
+    assert {k: v for k, v in snapshot(output).items() if k in kept} == kept
+
+
+INPUTS = {
+    "source": ("-s", "checkpoints/update-00000002/state.json"),
+    "pairs": ("--pairs", "metrics.jsonl"),
+    "validation": ("-vs", "README.md"),
+    "config": ("--config", "README.md"),
+    "tokenizer": ("--tokenizer", "tokenizer.model"),
+    "tokenizer's model": ("--tokenizer", ""),
+    "pretrained model": ("--pretrained-model", ""),
+    "data cache": ("--data-cache", "checkpoints/update-00000002"),
+    "lock": ("-s", ".tfm-train.lock"),
+}
+
+
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("name", INPUTS)
+def test_input_that_the_output_would_replace_is_refused(
+    name: str, links: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    shutil.copytree(small.output, output)
+    (output / "checkpoints" / "update-00000006").rename(output / "checkpoints/update-00000002")
+    flag, place = INPUTS[name]
+    if name == "lock":
+        (output / place).write_bytes(b"text\n")
+    given = output / place
+    if name == "config":
+        given.write_bytes(b"")
+    if links:
+        given = tmp_path / "link"
+        given.symlink_to(output / place)
+    before = snapshot(tmp_path)
+
+    command = ["train", "-o", str(output), "--overwrite", flag, str(given), "--max-updates", "1"]
+    if flag in ("-s", "-vs"):
+        command += [{"-s": "-t", "-vs": "-vt"}[flag], str(given)]
+    if flag == "-vs":
+        command += small.text[:4]
+    result = run_tfm(command)
+
+    assert result.code == 2, result.err
+    assert f"{given}" in result.err or name == "pretrained model"
+    assert "which is read" in result.err or "which `--overwrite` would remove" in result.err
+    assert snapshot(tmp_path) == before
+
+
+PRIVATE = [".tfm-train.lock", ".tfm-run.json", "metrics.jsonl", "README.md", "config.json",
+           "model.safetensors", "tokenizer.model", "shortlist.safetensors"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_file_that_leads_elsewhere_is_refused_by_name(
+    name: str, kind: str, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output, victim = tmp_path / "model", tmp_path / "victim"
+    shutil.copytree(small.output, output)
+    if (output / name).exists():
+        (output / name).rename(victim)
+    else:
+        victim.write_bytes(b"theirs")
+    make_odd(kind, output / name, victim)
+    if kind == "hard link" and name not in (".tfm-train.lock", "metrics.jsonl"):
+        return  # what is replaced, and never written to, may have other names
+    before = snapshot(tmp_path)
+
+    for more in ([], ["--overwrite"]):
+        result = run_tfm(small.command(output, "--max-updates", "9", *more))
+
+        assert result.code == 5, result.err
+        assert f"error: {output / name}: cannot be written: " in result.err
+        assert snapshot(tmp_path) == before
+
+
+def test_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    shutil.copytree(small.output, output)
+    place = output / "checkpoints" / "best-on-schedule"
+    place.mkdir(exist_ok=True)
+    (place / "thesis.tex").touch()
+    before = snapshot(tmp_path)
+
+    result = run_tfm(small.command(output, "--max-updates", "9"))
+
+    assert result.code == 2
+    assert f"error: {place}: has what tfm did not write there: `thesis.tex`\n" in result.err
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+@pytest.mark.parametrize("name", ["corpus", "checkpoints"])
+def test_folder_of_ours_that_is_a_link_is_refused_by_name(
+    name: str, dangling: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    shutil.copytree(small.output, output)
+    (output / name).rename(elsewhere)
+    (elsewhere / "theirs").mkdir()
+    (output / name).symlink_to("nowhere" if dangling else elsewhere)
+    before = snapshot(tmp_path)
+
+    for more in ([], ["--overwrite"]):
+        result = run_tfm(small.command(output, *more))
+
+        assert result.code == 2, result.err
+        assert f"error: {output / name}: is a symbolic link, wanted a directory\n" in result.err
+        assert ("`--data-cache`" in result.err) == (name == "corpus")
+        assert snapshot(tmp_path) == before
+    if name == "corpus" and not dangling:
+        cached = run_tfm(small.command(output, "--data-cache", str(elsewhere)))
+        assert cached.code == 0, cached.err
+        assert (elsewhere / "theirs").is_dir()
+
+
+def test_link_to_an_output_directory_is_followed(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+
+    result = run_tfm(small.command(tmp_path / "link"))
+
+    assert result.code == 0, result.err
+    assert (tmp_path / "link").is_symlink()
+    assert left_behind(tmp_path / "real") == small.left
+
+
+def test_run_that_was_killed_before_its_settings_were_saved_begins_again(
+    small: SmallRun, tmp_path: Path
+) -> None:
+    saved = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.kind == "rename" and each.target == small.output / "config.json"
+    )
+    marked = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.kind == "rename" and each.target == small.output / ".tfm-run.json"
+    )
+    before = {each.path.name for each in small.operations[: marked - 1]}
+    assert before <= {"model", ".tfm-train.lock"} | {small.operations[marked - 1].path.name}
+    for number in (1, 2, marked - 1, marked, marked + 1, saved):
+        output = tmp_path / f"{number}" / "model"
+        fault = {VARIABLE: f"durable:{number}=kill"}
+        killed = forked.run(output.with_name("words"), small.command(output), fault)
+        assert killed.code == -signal.SIGKILL
+
+        result = forked.run(output.with_name("words"), small.command(output))
+
+        assert result.code == 0, result.err
+        assert left_behind(output) == small.left
+        assert not (output / ".tfm-run.json").exists()
+
+
+def test_run_of_0_1_that_was_killed_before_its_settings_were_saved_begins_again(
+    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    shutil.copytree(small.output / "corpus", output / "corpus")
+    shutil.copy(small.output / "tokenizer.model", output)
+    (output / "checkpoints").mkdir()
+    (output / ".config.json.123.part").write_bytes(b"{")
+    (output / ".tfm-train.lock").write_bytes(b'{"pid": 123, "host": "h", "since": "2026"}')
+
+    result = run_tfm(small.command(output))
+
+    assert result.code == 0, result.err
+    assert left_behind(output) == small.left
+    assert unfinished(output) == []

@@ -304,7 +304,7 @@ def test_checkpoint_that_cannot_be_written_leaves_those_before(
 def test_old_checkpoint_that_cannot_be_removed_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
-    def fail(path: Path) -> None:
+    def fail(path: Path, *, is_ours: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     learner = Learner()

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from tfm_cli.errors import ModelError
 from tfm_cli.model_dir import not_finite
+from tfm_cli.ownership import CHECKPOINT_FILES, CHECKPOINT_MANIFEST
 from tfm_cli.plain_file import read_plain
 from tfm_cli.plain_json import parse_object
 from tfm_cli.training.state import TrainState
 from tfm_cli.weights_file import WeightsFile
 
 FORMAT_VERSION = 1
-MANIFEST, STATE = "manifest.json", "state.json"
-WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+MANIFEST = CHECKPOINT_MANIFEST
+WEIGHTS, AVERAGE, OPTIMIZER, STATE = CHECKPOINT_FILES
 TYPES = {"F32": torch.float32}  # that a run has its tensors in
-_HASHED = {WEIGHTS, AVERAGE, OPTIMIZER, STATE}
+_HASHED = set(CHECKPOINT_FILES)
 _MAX_JSON_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
 _MAX_NAMED = 8

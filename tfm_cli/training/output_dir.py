@@ -136,6 +136,15 @@ def _refuse_links(config: RunConfig, output: Path) -> None:
             raise ConfigError(f"{path}: is a symbolic link, wanted a directory", hint=hint)
         if os.path.lexists(path) and not path.is_dir():
             raise ConfigError(f"{path}: is not a directory", hint="name another `--output`")
+    place = output / CHECKPOINTS / ON_SCHEDULE
+    if os.path.lexists(place) and not is_set_aside(place):
+        odd = (
+            sorted({path.name for path in place.iterdir()} - {WEIGHTS_FILE, CARD_FILE})
+            if place.is_dir()
+            else []
+        )
+        told = f"has what tfm did not write there: `{odd[0]}`" if odd else "is not a directory"
+        raise ConfigError(f"{place}: {told}", hint="move it away, or name another `--output`")
     for name in (*_FILES, LOCK_FILE, MARKER_FILE):
         check = check_private if name in _CHANGED_IN_PLACE else check_own
         try:
@@ -205,13 +214,11 @@ def check_inputs_stay(
     replaced = _replaced(config, Path(os.path.realpath(output)), goes_on=goes_on)
     for name in inputs:
         place = Path(os.path.realpath(name))
-        if name != "-" and os.path.lexists(place):
-            found = [path for path in replaced if place.is_relative_to(path)]
-            if found:
-                raise ConfigError(
-                    f"{output}: would replace or remove `{name}`, which is read",
-                    hint="name another `--output`",
-                )
+        if name != "-" and any(place.is_relative_to(path) for path in replaced):
+            raise ConfigError(
+                f"{output}: would replace or remove `{name}`, which is read",
+                hint="name another `--output`",
+            )
 
 
 def _replaced(config: RunConfig, output: Path, *, goes_on: bool) -> list[Path]:
