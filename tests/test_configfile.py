@@ -177,8 +177,17 @@ def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
         (b"a = " + b"1" * 5000, r"run.toml: is no TOML: .*digits"),
         (b"a = " + b"[" * 100_000, r"run.toml: is no TOML: .*recursion"),
         (b"a = '\xff'", r"run.toml: byte 6 is no UTF-8"),
+        (b"[model]\n" + b"a." * 60_000 + b"a = 1", r"a key of more than 8 parts \(at line 2\)"),
+        (b"[" + b"a ." * 60_000 + b"a]", r"a key of more than 8 parts \(at line 1\)"),
+        (b"x = {" + b"'a'\t.\t\"b.c\"." * 60_000 + b"a = 1}", r"a key of more than 8 parts"),
+        (b'x = """\n\n"""\n' + b"a." * 9 + b"a = 1", r"at line 4\)"),
+        (b"x = 1\n#" + b"-" * (1 << 20), r"run.toml: has more than 1048576 bytes"),
+        (b'x = "' + b'\\"' * 400_000, r"run.toml: is no TOML"),
+        (b"x = " + b"a" * 1_000_000, r"run.toml: is no TOML"),
+        (b"x = " + b"'" * 1_000_000, r"run.toml: is no TOML"),
     ],
 )
+@pytest.mark.timeout(20)
 def test_file_that_is_no_toml_is_refused_with_the_place(
     content: bytes, told: str, tmp_path: Path
 ) -> None:
@@ -319,3 +328,16 @@ def test_settings_are_checked_without_importing_torch() -> None:
     )
 
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.timeout(20)
+def test_value_with_a_key_of_many_parts_is_a_text() -> None:
+    value = "{" + "a." * 60_000 + "a = 1}"
+
+    assert resolve(assignments=[f"data.cache={value}"]).data.cache == value
+
+
+def test_dots_in_strings_and_comments_are_no_parts_of_keys(tmp_path: Path) -> None:
+    text = "# a.b.c.d.e.f.g.h.i.j.k\n[data]\ncache = '1.2.3.4.5.6.7.8.9.10' # a.b.c.d.e.f.g.h.i.j\n"
+
+    assert resolve(file=toml(tmp_path, text)).data.cache == "1.2.3.4.5.6.7.8.9.10"

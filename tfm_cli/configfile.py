@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,21 @@ from tfm_cli.config import SECTIONS, RunConfig, Value, settings_before
 from tfm_cli.configcheck import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
 from tfm_cli.presets import PRESETS, SAMPLE, SAMPLE_RUN
+
+_MAX_TOML_BYTES = 1 << 20
+_MAX_KEY_PARTS = 8  # of settings there are two
+# One that is not ended goes as far as it may, so that no character is looked at twice.
+_STRING_OR_COMMENT = re.compile(
+    r"""
+    "{3} (?: \\. | [^\\] )*? (?: "{3} | \Z )
+    | '{3} .*? (?: '{3} | \Z )
+    | " (?: \\. | [^"\\\n] )*+ "?
+    | ' [^'\n]*+ '?
+    | \# [^\n]*+
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_MAX_KEY_PARTS}}}")
 
 Overrides = Mapping[str, Mapping[str, object]]
 
@@ -127,7 +143,7 @@ def _parse_assignments(assignments: Iterable[str], problems: Problems) -> dict[s
 def _parse_value(section: str, name: str, text: str) -> object:
     """A value as TOML has it; what is no such value is a string: a shell needs no quotes then."""
     try:
-        table = tomllib.loads(f"value = {text}")
+        table = _parse_toml(f"value = {text}")
     except (ValueError, RecursionError):  # ValueError: also a number of too many digits
         return text
     kind = typing.get_type_hints(RunConfig).get(section)
@@ -143,16 +159,36 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or is no TOML; names file, line and column.
+        ConfigError: it cannot be read, is too large, or is no TOML; names file, line and column.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_TOML_BYTES + 1)
+        if len(content) > _MAX_TOML_BYTES:
+            raise ConfigError(
+                f"{path}: has more than {_MAX_TOML_BYTES} bytes, which no settings have"
+            )
+        return _parse_toml(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start + 1} is no UTF-8") from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise ConfigError(f"{path}: is no TOML: {error}") from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Return the tables of a text; the memory for a key grows with the square of its parts.
+
+    Raises:
+        ValueError: it is no TOML, or a key has too many parts.
+        RecursionError: it is nested too deeply.
+    """
+    keys = _STRING_OR_COMMENT.sub(lambda match: "s" + "\n" * match[0].count("\n"), text)
+    if deep := _DEEP_KEY.search(keys):
+        line = keys.count("\n", 0, deep.start()) + 1
+        raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts (at line {line})")
+    return tomllib.loads(text)
 
 
 def write_toml(config: RunConfig) -> str:

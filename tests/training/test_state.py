@@ -1,12 +1,16 @@
+import dataclasses
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.training.state import TrainState
 
 _COUNTS = st.integers(0, 2**53)
-_NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+_SCORES = st.floats(-1e300, 1e300)
+_SUMS = st.floats(0, 1e300)
+_SECONDS = st.floats(0, 1e12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -17,14 +21,14 @@ _NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
         epoch=_COUNTS,
         position=_COUNTS,
         target_pieces=_COUNTS,
-        train_seconds=_NUMBERS,
-        best_score=st.none() | _NUMBERS,
+        train_seconds=_SECONDS,
+        best_score=st.none() | _SCORES,
         best_update=_COUNTS,
         stalled=_COUNTS,
         validated_update=_COUNTS,
-        window_nll=_NUMBERS,
+        window_nll=_SUMS,
         window_pieces=_COUNTS,
-        window_seconds=_NUMBERS,
+        window_seconds=_SECONDS,
     )
 )
 def test_state_comes_back_from_json_to_the_bit(state: TrainState) -> None:
@@ -38,3 +42,38 @@ def test_fresh_state_has_done_nothing() -> None:
 
     assert state.best_score is None
     assert not any(value for value in state.to_json().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_seconds", 10**400),
+        ("train_seconds", 1e308),
+        ("train_seconds", -1e300),
+        ("train_seconds", -0.5),
+        ("window_seconds", 1e13),
+        ("window_nll", -1.0),
+        ("window_nll", 1e301),
+        ("best_score", 10**400),
+        ("best_score", -1e301),
+        ("update", 2**53 + 1),
+        ("update", 10**400),
+        ("update", -1),
+        ("update", True),
+        ("epoch", 1.0),
+        ("most_places", 2**40),
+        ("rate_halvings", 10**5000),
+    ],
+    ids=lambda value: str(value)[:12] if isinstance(value, str) else f"{float(min(value, 1e99)):g}",
+)
+def test_number_that_no_run_reaches_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"the counter `{name}` is "):
+        TrainState.from_json({name: value})
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainState)])
+def test_every_counter_is_bounded(field: str) -> None:
+    with pytest.raises(ValueError, match=f"the counter `{field}` is "):
+        TrainState.from_json({field: 10**400})
+    with pytest.raises(ValueError, match=f"the counter `{field}` is "):
+        TrainState.from_json({field: -(10**400)})

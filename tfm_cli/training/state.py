@@ -1,9 +1,15 @@
 """Where a training run stands: all of it that is not a tensor."""
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any
+
+_MOST_COUNTED = 2**53
+_MOST_PLACES = 2**40 - 1  # see `room.py`
+_LONGEST_SECONDS = 1e12
+_LARGEST_SUM = 1e300
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +61,26 @@ class TrainState:
             accepted = (int,) if kinds[name] is int else (int, float)
             if kinds[name] == float | None and value is None:
                 continue
-            if type(value) not in accepted or (kinds[name] is int and value < 0):
-                raise ValueError(f"the counter `{name}` is {str(value)[:20]}")
+            lowest, highest = _bounds(name, kinds[name])
+            if type(value) not in accepted or not lowest <= value <= highest:
+                told = f"{value:.3g}" if isinstance(value, float) else _shortened(value)
+                raise ValueError(
+                    f"the counter `{name}` is {told}, wanted {lowest:.3g} to {highest:.3g}"
+                )
         return TrainState(**table)
+
+
+def _bounds(name: str, kind: Any) -> tuple[float, float]:
+    """Return the least and the greatest value that a run can reach."""
+    if kind is int:
+        return 0, _MOST_PLACES if name in ("most_places", "micro_batch") else _MOST_COUNTED
+    if name.endswith("_seconds"):
+        return 0, _LONGEST_SECONDS
+    return (-_LARGEST_SUM if name == "best_score" else 0), _LARGEST_SUM
+
+
+def _shortened(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _MOST_COUNTED:
+        # Python refuses to write out very long ones.
+        return f"a number of about {round(math.log10(abs(value)))} digits"
+    return str(value)[:20]
