@@ -33,8 +33,31 @@ def array_bytes(array: np.ndarray) -> bytes:
 
 
 def header_of(shape: str) -> bytes:
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+    return header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117))
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + f"{text}\n".encode()
+
+
+# Of what `ast`, `tokenize` or NumPy raise each has been something else than a ValueError.
+HEADERS = {
+    "signs": "-" * 9000 + "1",
+    "parentheses": "(" * 9000,
+    "sums": "1+" * 4000 + "1",
+    "open string": "'''",
+    "open table": "{",
+    "indentation": "\n  x\n y",
+    "names of two types": "{1: 2, 'a': 3}",
+    "list for a name": "{[]: 1}",
+    "type of one part": "{'descr': ('<f4',), 'fortran_order': False, 'shape': (1,), }",
+    "truth for a size": "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }",
+    "unknown type": "{'descr': '<q9', 'fortran_order': False, 'shape': (1,), }",
+    "type twice": "{'descr': '<f4', 'descr': '<f4', 'shape': (1,), }",
+    "no type": "{'descr': False, 'fortran_order': False, 'shape': (1,), }",
+    "digits": "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1" * 9000 + ",), }",
+    "commas": "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "," * 9000 + "), }",
+}
 
 
 def decoder_of(text: str) -> Damage:
@@ -64,6 +87,14 @@ MARIAN: dict[str, tuple[Damage, str]] = {
     "bomb": (
         npz_with("evil", header_of("(16777216,)") + bytes(1 << 26), compressed=True),
         "`evil` unpacks from",
+    ),
+    **{
+        f"header of {kind}": (npz_with("evil", header(text)), "`evil` is torn or no array")
+        for kind, text in HEADERS.items()
+    },
+    "header cut off": (npz_with("evil", b"\x93NUMPY\x01\x00\x09"), "`evil` is torn or no array"),
+    "header of a gigabyte": (
+        npz_with("evil", b"\x93NUMPY\x02\x00\x00\x00\x00\x40"), "`evil` is torn or no array"
     ),
     "twice": (npz_with("Wemb", array_bytes(np.ones(1))), "has `Wemb` twice"),
     "unknown": (npz_with("evil", array_bytes(np.ones(3, dtype=np.float32))), "evil: unknown"),

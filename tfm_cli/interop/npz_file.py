@@ -1,6 +1,8 @@
 """An `.npz` archive whose sizes and types are known before any of it is read."""
 
 import math
+import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,6 +22,19 @@ _MAX_TEXT_BYTES = 1 << 20
 _MAX_RATIO = 100
 _SMALL = 1 << 20
 _FLOAT_BYTES = (2, 4, 8)
+_MAX_HEADER_BYTES = 10_000  # as NumPy has it
+_LENGTHS = {(1, 0): "<H", (2, 0): "<I"}  # of the header, by version of the format
+# NumPy would have Python parse a header, of which some are too much for `ast` or `tokenize`.
+_ITEM = re.compile(
+    r"""
+    \s*+ '(?P<name> descr | fortran_order | shape)' \s*+ : \s*+
+    (?: '(?P<type> [<>|=]? [A-Za-z?] [0-9]{0,9} )'
+      | True | False
+      | \( (?P<shape> (?: \s*+ [0-9]{1,19}+ L? \s*+ (?: , | (?=\)) ) )*+ ) \s*+ \)
+    ) \s*+ (?: , \s*+ | (?=\}) )
+    """,
+    re.VERBOSE | re.ASCII,
+)
 
 
 class NpzFile:
@@ -95,7 +110,7 @@ class NpzFile:
             with self._archive.open(member) as stream:
                 shape, dtype, header_bytes = _header(stream)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
-                NotImplementedError, RuntimeError, SyntaxError) as error:  # fmt: skip
+                NotImplementedError, RuntimeError) as error:  # fmt: skip
             raise ModelError(f"{self.path}: `{name}` is torn or no array: {error}") from error
         if dtype.hasobject or dtype.kind not in "fiub":
             told = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
@@ -116,12 +131,41 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type and own size of an array's header."""
+    """Return shape, type and own size of an array's header.
+
+    Raises:
+        ValueError: it is not one that NumPy writes of an array without fields.
+    """
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in _LENGTHS:
         raise ValueError(f"version {version} of the format")
+    length_format = _LENGTHS[version]
+    content = stream.read(struct.calcsize(length_format))
+    if len(content) < struct.calcsize(length_format):
+        raise ValueError("the header is cut off")
+    (length,) = struct.unpack(length_format, content)
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"the header has {length} bytes, wanted at most {_MAX_HEADER_BYTES}")
+    text = stream.read(length).decode("latin-1")
+    fields = _fields(text)
+    shape = tuple(int(size.strip(" \t\nL")) for size in fields["shape"].split(",") if size.strip())
+    try:
+        dtype = np.dtype(fields["descr"])
+    except TypeError as error:
+        raise ValueError(f"the type `{fields['descr']}` is not known") from error
     return shape, dtype, stream.tell()
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return type and shape of a header as they are written."""
+    fields: dict[str, str] = {}
+    place = 1
+    while text.startswith("{") and (item := _ITEM.match(text, place)):
+        if item["name"] in fields:
+            break
+        fields[item["name"]] = next(filter(None, (item["type"], item["shape"])), "")
+        place = item.end()
+    rest = text[place:].strip()
+    if rest != "}" or len(fields) != 3 or not fields["descr"]:
+        raise ValueError(f"the header is not one of numbers: {text[:60]!r}")
+    return fields
