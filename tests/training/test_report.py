@@ -128,11 +128,33 @@ def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
         file.sync()
 
 
-def test_metrics_that_are_no_file_are_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "metrics.jsonl")
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["pipe", "symbolic link", "hard link"])
+def test_metrics_that_are_no_file_of_the_run_are_refused(kind: str, tmp_path: Path) -> None:
+    path, victim = tmp_path / "metrics.jsonl", tmp_path / "victim"
+    victim.write_bytes(b"mine\n")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "hard link":
+        path.hardlink_to(victim)
+    else:
+        path.symlink_to(victim)
 
-    with pytest.raises(ResourceError, match=r"metrics\.jsonl: .* it is not a regular file"):
-        MetricsFile(tmp_path / "metrics.jsonl", update=0)
+    with pytest.raises(ResourceError, match=rf"metrics\.jsonl: cannot be written: .*{kind}"):
+        MetricsFile(path, update=0)
+
+    assert victim.read_bytes() == b"mine\n"
+    assert path.is_symlink() == (kind == "symbolic link")
+
+
+def test_line_that_is_too_long_is_dropped_and_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first, last = b'{"update": 1}\n', b'{"update": 2}'
+    path.write_bytes(first + b'{"update": 1, "x": "' + b"x" * (3 << 20) + b'"}\n' + last)
+
+    MetricsFile(path, update=2)
+
+    assert path.read_bytes() == first + last + b"\n"
 
 
 def test_metrics_that_could_not_be_written_are_written_later(

@@ -37,7 +37,7 @@ def test_second_one_is_told_who_holds_it(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff" * 2000])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff" * 2000, b"[" * 2000])
 def test_holder_who_told_nothing_is_another_process(content: bytes, tmp_path: Path) -> None:
     with locked(tmp_path):
         (tmp_path / LOCK_FILE).write_bytes(content)

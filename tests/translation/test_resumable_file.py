@@ -33,6 +33,13 @@ def write(output: ResumableFile, text: bytes, lines: int) -> None:
     output.mark(Position(lines, f"hash of {lines}", 64))
 
 
+def journal(**changes: object) -> bytes:
+    """Return the journal that `kill` leaves, with some facts changed."""
+    position = {"lines": 1, "sha256": "hash of 1", "window_lines": 64}
+    facts = {"format": 1, "settings": SETTINGS, "position": position, "bytes": 5} | changes
+    return json.dumps(facts).encode()
+
+
 def kill(path: Path, clock: Clock) -> None:
     """Write two lines, of which one is made sure of, and end as SIGKILL would."""
     output = ResumableFile(path, SETTINGS, clock=clock)
@@ -146,9 +153,29 @@ def test_job_begins_again_where_that_is_asked_for(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 99}', b'{"format": 1}'])
+NO_PLACE = "does not tell where to go on"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is damaged: Expecting value: line 1 column 1 (char 0)"),
+        (b"[]", "is damaged: it is no JSON object"),
+        (b"[" * 200_000, "is damaged: it is nested deeper than 8 levels"),
+        (b'{"format": 99}', NO_PLACE),
+        (b'{"format": 1}', NO_PLACE),
+        (journal(bytes=-1), NO_PLACE),
+        (journal(bytes="5"), NO_PLACE),
+        (journal(settings=[["a", 1]]), NO_PLACE),
+        (journal(position={"lines": 1}), NO_PLACE),
+        (journal(position={"lines": True, "sha256": "", "window_lines": 0}), NO_PLACE),
+        (journal(position={"lines": -1, "sha256": "", "window_lines": 0}), NO_PLACE),
+        (journal(position={"lines": 1, "sha256": [], "window_lines": 0}), NO_PLACE),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) and len(value) > 1000 else repr(value)[:60],
+)
 def test_journal_that_is_none_begins_again_with_a_word(
-    tmp_path: Path, told: list[str], content: bytes
+    tmp_path: Path, told: list[str], content: bytes, reason: str
 ) -> None:
     kill(tmp_path / "out", Clock())
     (tmp_path / ".out.progress").write_bytes(content)
@@ -156,8 +183,7 @@ def test_journal_that_is_none_begins_again_with_a_word(
     with resumable_file(tmp_path / "out", SETTINGS) as output:
         assert output.start == Position()
 
-    journal = tmp_path / ".out.progress"
-    assert told == [f"{journal}: does not tell where to go on; it begins again"]
+    assert told == [f"{tmp_path / '.out.progress'}: {reason}; it begins again"]
     assert (tmp_path / "out").read_bytes() == b""
 
 

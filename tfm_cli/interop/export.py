@@ -1,6 +1,5 @@
 """`tfm export`: a model leaves for another toolkit, and appears there only when it was checked."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.probe import probe_lines
 from tfm_cli.interop.verification import verify_coarse, verify_ctranslate2, verify_hugging_face
 from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.plain_file import read_plain
+from tfm_cli.plain_json import parse_object
 from tfm_cli.translation.useless_weights import useless_weights_refused
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _REFUSE = {
     "ctranslate2": ctranslate2_export.refuse_inexpressible,
 }
 _SEED = 1
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 def export_model(
@@ -116,10 +118,8 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
 def _is_export(directory: Path, to: str) -> bool:
     """Whether a directory holds a model of the target's kind, as far as its settings tell."""
     try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(config, dict):
+        config = parse_object(read_plain(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES))
+    except (OSError, ValueError):
         return False
     if to == "hf":
         return config.get("model_type") == "marian" and (directory / "model.safetensors").exists()

@@ -16,6 +16,7 @@ from tfm_cli import durable
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import check_writable
 from tfm_cli.ownership import cannot_be_written
+from tfm_cli.plain_json import parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,8 @@ def _taken(path: Path, output: Path) -> BinaryIO:
 def _holder(stream: BinaryIO) -> str:
     until = time.monotonic() + _TELLING_SECONDS
     while True:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            facts = json.loads(os.pread(stream.fileno(), 1 << 10, 0))
+        with contextlib.suppress(ValueError, KeyError):
+            facts = parse_object(os.pread(stream.fileno(), 1 << 10, 0))
             pid, host, since = (str(facts[name])[:80] for name in ("pid", "host", "since"))
             return f"process {pid} on {host} trains into it since {since}"
         if time.monotonic() > until:

@@ -22,14 +22,13 @@ from tfm_cli import durable
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import is_of_output, replacing
 from tfm_cli.ownership import cannot_be_written, sweep
-from tfm_cli.plain_file import NotPrivateError, check_private, read_private
-from tfm_cli.plain_json import parse_object
+from tfm_cli.plain_file import check_private
+from tfm_cli.private_json import read_private_json
 
 logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 5.0  # work that is lost at most, and that is worth being kept
 _FORMAT = 1
-_MAX_JOURNAL_BYTES = 1 << 20
 _LONGEST_NAME = 200  # bytes; the file system allows 255
 
 
@@ -40,6 +39,9 @@ class Position:
     lines: int = 0
     sha256: str = hashlib.sha256().hexdigest()  # of these lines, with a line feed each
     window_lines: int = 0  # most lines of the next window; 0 for the first
+
+
+_POSITION = {"lines": int, "sha256": str, "window_lines": int}
 
 
 class Output(Protocol):
@@ -237,17 +239,20 @@ def _beside(place: Path, kind: str) -> Path:
 
 def _read(journal: Path) -> tuple[dict[str, Any], Position, int] | None:
     """Settings, position and size that a journal tells; None where there is none that is ours."""
-    try:
-        progress = parse_object(read_private(journal, max_bytes=_MAX_JOURNAL_BYTES))
-        if progress["format"] == _FORMAT:
-            settings, position = dict(progress["settings"]), Position(**progress["position"])
-            return settings, position, int(progress["bytes"])
-    except FileNotFoundError:
+    check_private(journal)  # else it would be replaced
+    progress = read_private_json(journal, otherwise="it begins again")
+    if progress is None:
         return None
-    except NotPrivateError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    settings, position, size = (progress.get(name) for name in ("settings", "position", "bytes"))
+    if (
+        progress.get("format") == _FORMAT
+        and isinstance(settings, dict)
+        and isinstance(position, dict)
+        and {name: type(value) for name, value in position.items()} == _POSITION
+        and type(size) is int
+        and min(position["lines"], position["window_lines"], size) >= 0
+    ):
+        return settings, Position(**position), size
     logger.warning("%s: does not tell where to go on; it begins again", journal)
     return None
 
