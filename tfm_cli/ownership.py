@@ -74,15 +74,19 @@ def _stem(name: str, *, of_0_1: bool) -> str | None:
     return found[1] if found else None
 
 
-def try_lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file or directory against other processes, without waiting.
+
+    Args:
+        descriptor: of the file or directory.
+        shared: let others have a shared lock on it as well.
 
     Returns:
         True if it is held now, False if another process holds it, None where the file system has
         no locks.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

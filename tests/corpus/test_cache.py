@@ -1,3 +1,4 @@
+import fcntl
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DataError
+from tfm_cli.files import temporary_directory
 from tfm_cli.ownership import temporary_name
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -239,7 +241,120 @@ def test_others_are_removed_but_what_is_known_of_files(
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": 1}', b'{"x": [1, 2]}'])
+def test_text_that_another_run_uses_is_not_removed(
+    files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, used = cached(files, Filters(8))
+    _, directory = cached(files)
+
+    remove_others(directory)
+    assert used.exists()
+
+    del store
+    with monkeypatch.context() as inside:
+        inside.setattr(fcntl, "flock", lambda *_: os.close(-1))  # no locks
+        remove_others(directory)
+    assert used.exists()
+
+    remove_others(directory)
+    assert not used.exists()
+
+
+def test_leftovers_of_any_text_are_swept_unless_they_are_held(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
+) -> None:
+    cache = tmp_path / "out" / "cache"
+    other, key = cache / ("0" * 32), "1" * 32
+    cache.mkdir(parents=True)
+    for name in (temporary_name(key), temporary_name(key, "trash")):
+        (cache / name).mkdir()
+    (cache / temporary_name("stdin")).touch()
+    (cache / f".{key}.lock").touch()
+    kept = [".x.tfm-0123456789abcdef.part", f".{key}.7.part", ".notes", "mine"]
+    for name in kept:  # somebody else's, or of version 0.1, which held no locks
+        (cache / name).touch()
+
+    with temporary_directory(other) as held:
+        _, directory = cached(files)
+        found = {path.name for path in cache.iterdir()}
+
+    assert found == {*kept, held.name, directory.name, "files.json"}
+
+
+@pytest.mark.timeout(10)
+def test_remembered_hashes_that_are_a_pipe_are_not_waited_for(
+    files: tuple[CorpusFile, ...], cached: Any, told: list[str]
+) -> None:
+    store, directory = cached(files)
+    path = directory.parent / "files.json"
+    path.unlink()
+    os.mkfifo(path)
+    told.clear()
+
+    assert cached(files)[0].sha256() == store.sha256()
+
+    assert len(told) == 1
+    assert told[0].startswith(f"{path}: cannot be read: ")
+    assert told[0].endswith("; it is treated as absent")
+    assert path.is_fifo()
+
+
+def test_remembered_hashes_that_are_a_link_leave_what_it_points_to(
+    files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_bytes(b"{}")
+    (tmp_path / "out" / "cache").mkdir(parents=True)
+    path = tmp_path / "out" / "cache" / "files.json"
+    path.symlink_to(tmp_path / "victim")
+
+    cached(files)
+
+    assert (tmp_path / "victim").read_bytes() == b"{}"
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize("change", ["size", "time", "length", "digest", "kind"])
+def test_remembered_hash_that_cannot_be_one_is_forgotten(
+    change: str, files: tuple[CorpusFile, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "files.json"
+    hashes = FileHashes(path)
+    wanted = hashes.of(files[0])
+    hashes.save()
+    found = json.loads(path.read_bytes())
+    for entry in found.values():
+        if change == "length":
+            entry.append(0)
+        else:
+            index = {"size": 0, "time": 1}.get(change, 4)
+            entry[index] = {"digest": "x" * 64, "kind": 5}.get(change, True)
+    path.write_text(json.dumps(found), encoding="utf-8")
+
+    assert FileHashes(path).of(files[0]) == wanted
+
+
+def test_as_many_hashes_are_remembered_as_are_read_again(tmp_path: Path, told: list[str]) -> None:
+    hashes = FileHashes(tmp_path / "files.json")
+    paths = []
+    for number in range(40):
+        folder = tmp_path / ("x" * 200) / f"{number:03}{'y' * 200}"
+        folder.mkdir(parents=True)
+        paths.append(write(folder / "z", [b"of"]))
+    hashes.of(CorpusFile(tuple(paths), tuple(paths), "tsv"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_BYTES", 8000)
+        hashes.save()
+
+    assert 4000 < (tmp_path / "files.json").stat().st_size < 8000
+    assert paths[-1] in json.loads((tmp_path / "files.json").read_bytes())
+    assert paths[0] not in json.loads((tmp_path / "files.json").read_bytes())
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"x": 1}', b'{"x": [1, 2]}', DEEP])
 def test_remembered_hashes_that_are_torn_are_forgotten(
     content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -96,13 +97,89 @@ def test_torn_corpus_is_refused(name: str, kind: str, directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"format": 9}, {"pairs": "x"}, {"files": [2]}, {"files": []}, {"pieces": [1]}]
+    "changes",
+    [
+        {"format": 9},
+        {"pairs": "x"},
+        {"files": [2]},
+        {"files": []},
+        {"files": [10**400]},
+        {"files": [-3, 6]},
+        {"files": 3},
+        {"pieces": [1]},
+        {"pieces": None},
+        {"pieces": [True, 1]},
+        {"id_types": ["O", "O"]},
+        {"id_types": [["<u2"], {}]},
+        {"length_type": ["<u2"]},
+        {"vocab_sizes": [1e9, 2]},
+        {"dropped": ["a"]},
+        {"dropped": {"a": "b"}},
+        {"dropped": {"\n# a": 1}},
+        {"sha256": None},
+        {"sha256": "x"},
+    ],
+    ids=repr,
 )
 def test_facts_that_do_not_fit_are_refused(changes: dict[str, object], directory: Path) -> None:
     path = directory / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
 
     with pytest.raises(DataError, match="is no whole corpus"):
+        open_store(directory, ())
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["store.json", "source.ids", "target.lengths"])
+def test_pipe_or_link_for_a_file_is_damage_and_not_waited_for(
+    name: str, directory: Path, tmp_path: Path
+) -> None:
+    whole = (directory / name).rename(tmp_path / "whole")
+    os.mkfifo(directory / name)
+    with pytest.raises(DataError, match=r"store: is no whole corpus: NotPrivateError.*a pipe"):
+        open_store(directory, ())
+
+    (directory / name).unlink()
+    (directory / name).symlink_to(whole)
+    with pytest.raises(
+        DataError, match=r"store: is no whole corpus: NotPrivateError.*a symbolic link"
+    ):
+        open_store(directory, ())
+
+
+def test_facts_that_are_nested_or_large_are_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (directory / "store.json").read_bytes()
+    (directory / "store.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(DataError, match="nested deeper than 8 levels"):
+        open_store(directory, ())
+
+    (directory / "store.json").write_bytes(whole)
+    monkeypatch.setattr(store_files, "_MAX_FACTS_BYTES", len(whole) - 1)
+    with pytest.raises(DataError, match="bytes, wanted at most"):
+        open_store(directory, ())
+
+
+def test_corpus_of_another_tokenizer_or_limit_is_refused(directory: Path) -> None:
+    longest = int(open_store(directory, ()).source.lengths.max()) - 1
+    open_store(directory, (1.0,), max_length=longest)
+
+    with pytest.raises(DataError, match=r"was made for .* pieces, wanted"):
+        open_store(directory, (), vocab_sizes=(1, 2))
+    with pytest.raises(DataError, match="lengths of the source are out of range"):
+        open_store(directory, (), max_length=longest - 1)
+    with pytest.raises(DataError, match="has 1 files, wanted 2"):
+        open_store(directory, (1.0, 1.0))
+
+
+def test_lengths_below_one_are_refused(directory: Path) -> None:
+    path = directory / "source.lengths"
+    lengths = np.fromfile(path, np.uint16)
+    lengths[:2] = 0, lengths[:2].sum()
+    lengths.tofile(path)
+
+    with pytest.raises(DataError, match="lengths of the source are out of range"):
         open_store(directory, ())
 
 

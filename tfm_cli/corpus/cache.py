@@ -4,10 +4,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import sentencepiece
@@ -15,12 +17,19 @@ import sentencepiece
 from tfm_cli import durable
 from tfm_cli.corpus.corpus_files import CorpusFile
 from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.key_lock import key_lock, sweep_locks
 from tfm_cli.corpus.preparing import prepare
 from tfm_cli.corpus.store import PieceStore
-from tfm_cli.corpus.store_files import FORMAT, open_store
+from tfm_cli.corpus.store_files import FORMAT, open_store, unused
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.files import atomic_file, remove_directory
-from tfm_cli.ownership import is_prepared_name, is_prepared_text, is_temporary, sweep
+from tfm_cli.ownership import (
+    is_prepared_name,
+    is_prepared_text,
+    is_temporary,
+    sweep,
+)
+from tfm_cli.private_json import MAX_BYTES, read_private_json
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
@@ -28,6 +37,7 @@ logger = logging.getLogger(__name__)
 _FILES = "files.json"
 _MOST_FILES = 1000  # whose hashes are remembered
 _CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def cached_store(
@@ -56,25 +66,35 @@ def cached_store(
         ResourceError: the cache cannot be written.
     """
     known = FileHashes(cache / _FILES)
+    opened = partial(
+        open_store,
+        weights=weights,
+        vocab_sizes=tokenizers.vocab_sizes,
+        max_length=filters.max_length,
+    )
     directory = cache / _key([known.of(file) for file in files], files, tokenizers, filters)
     with nothing_left_of_failure(cache):
         known.save()
-        if directory.exists():
+        with suppress(DataError):  # there is none, or it is told below what is wrong with it
+            return opened(directory), directory
+        with key_lock(directory):
+            _sweep(cache)
+            if directory.exists():
+                try:
+                    return opened(directory), directory  # another run has made it meanwhile
+                except DataError as error:
+                    logger.warning("%s; it is made anew", error)
             try:
-                return open_store(directory, weights), directory
-            except DataError as error:
-                logger.warning("%s; it is made anew", error)
-        try:
-            prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
-        except ResourceError:
-            # Two runs that put the same corpus there at the same moment: one of them is refused.
-            if not _is_whole(directory):
-                raise
-        changed = [file.name for file in files if not known.still_has(file)]
-        if changed:
-            remove_directory(directory, is_ours=is_prepared_text)
-            raise DataError(f"{', '.join(changed)}: was changed while it was read")
-    return open_store(directory, weights), directory
+                prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+            except ResourceError:
+                # Without locks, another run may have put the same text there at the same moment.
+                if not _is_whole(directory):
+                    raise
+            changed = [file.name for file in files if not known.still_has(file)]
+            if changed:
+                remove_directory(directory, is_ours=is_prepared_text)
+                raise DataError(f"{', '.join(changed)}: was changed while it was read")
+            return opened(directory), directory
 
 
 def _is_whole(directory: Path) -> bool:
@@ -109,13 +129,8 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, list[object]] = {}
-        with suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                self._known = {
-                    k: v for k, v in found.items() if isinstance(v, list) and len(v) == 5
-                }
+        found = read_private_json(path) or {}
+        self._known: dict[str, list[object]] = {k: v for k, v in found.items() if _is_entry(v)}
         self._is_new = False
 
     def of(self, file: CorpusFile) -> list[str]:
@@ -134,9 +149,11 @@ class FileHashes:
         """Remember for the next time, if there is anything new and it can be written."""
         if self._is_new:
             lasting = [(k, v) for k, v in self._known.items() if not is_temporary(Path(k).name)]
-            newest = dict(lasting[-_MOST_FILES:])
+            del lasting[:-_MOST_FILES]
+            while len(content := json.dumps(dict(lasting), indent=0).encode()) > MAX_BYTES:
+                del lasting[: len(lasting) // 2 + 1]  # paths can be long; more is not read again
             with suppress(ResourceError), atomic_file(self.path, follow=False) as stream:
-                stream.write(json.dumps(newest, indent=0).encode())
+                stream.write(content)
 
     def _of(self, path: Path, name: str) -> str:
         place = _place(path)
@@ -155,6 +172,15 @@ class FileHashes:
         except OSError as error:
             raise DataError(f"{name}: cannot be read: {error.strerror}") from error
         return str(entry[-1])
+
+
+def _is_entry(value: object) -> bool:
+    """Return True for what `_mark` gives, and a digest."""
+    return (
+        isinstance(value, list)
+        and [type(each) for each in value] == [int, int, int, int, str]
+        and _DIGEST.fullmatch(value[-1]) is not None
+    )
 
 
 def _place(path: str | Path) -> str:
@@ -188,14 +214,21 @@ def _key(
 def remove_others(directory: Path) -> None:
     """Remove what else was prepared in a cache: for an older text or tokenizer, or in part.
 
-    The cache belongs to a run, which is the only one. What is not proven to be ours stays.
+    The cache belongs to a run, which is the only one. What is not proven to be ours stays, and so
+    does a text that another run uses, which was told to share this cache.
     """
     cache = directory.parent
-    stale = [path for path in sorted(cache.iterdir()) if is_prepared_text(path)]
+    for path in sorted(cache.iterdir()):
+        if path.name != directory.name and is_prepared_text(path):
+            with suppress(OSError), unused(path):
+                remove_directory(path, is_ours=is_prepared_text)
     with suppress(OSError):
-        for path in stale:
-            if path.name != directory.name:
-                durable.remove_tree(path)
+        _sweep(cache, of_0_1=True)
+
+
+def _sweep(cache: Path, *, of_0_1: bool = False) -> None:
+    """Remove what killed runs left in a cache, whichever text they were preparing."""
+    sweep_locks(cache)
     stems = {path.name.split(".")[1] for path in cache.iterdir() if is_temporary(path.name)}
-    ours = [stem for stem in stems if stem in ("stdin", "files") or is_prepared_name(stem)]
-    sweep(cache, [*ours, _FILES], of_0_1=True)
+    ours = [stem for stem in stems if stem == "stdin" or is_prepared_name(stem)]
+    sweep(cache, [*ours, _FILES], of_0_1=of_0_1)

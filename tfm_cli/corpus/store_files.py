@@ -1,10 +1,15 @@
 """A corpus on disk: arrays as raw numbers, mapped and not read; `store.json` says what they are."""
 
+import errno
 import json
 import mmap
+import os
+import re
+import weakref
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +23,9 @@ from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
+from tfm_cli.ownership import try_lock
+from tfm_cli.plain_file import open_private, read_private
+from tfm_cli.plain_json import parse_object
 
 FORMAT = 2
 FACTS_FILE = "store.json"
@@ -25,6 +33,10 @@ _SIDES = ("source", "target")
 _KINDS = ("ids", "lengths", "starts")
 _HASHES, _FIRST = "pairs.hashes", "first"
 _PAIRS_AT_A_TIME = 1 << 18
+_MAX_FACTS_BYTES = 16 << 20  # a count for each training file
+_DIGEST = re.compile("[0-9a-f]{64}")
+_REASON = re.compile("[A-Za-z0-9 -]{1,40}")  # why pairs were dropped; it is shown
+_TYPES = tuple(np.dtype(kind).str for kind in (np.uint16, np.int32))  # see `id_type`
 
 
 class StoreWriter:
@@ -159,62 +171,172 @@ class StoreWriter:
                 durable.remove(path)
 
 
-def open_store(directory: Path, weights: Sequence[float]) -> PieceStore:
-    """The corpus that a StoreWriter wrote.
+def open_store(
+    directory: Path,
+    weights: Sequence[float],
+    *,
+    vocab_sizes: tuple[int, int] | None = None,
+    max_length: int | None = None,
+) -> PieceStore:
+    """The corpus that a StoreWriter wrote; as long as it is used, `unused` is not for it.
 
     Args:
         directory: its folder.
         weights: how often an epoch has the pairs of each file; none for all once.
+        vocab_sizes: those that it has to have.
+        max_length: most pieces that a segment may have.
 
     Raises:
         DataError: it is torn: a file is missing, or is not as large as it should be, or lengths
             are not those that were written. Single ids are looked at when they are gathered.
     """
+    with ExitStack() as on_failure:
+        try:
+            descriptor = _in_use(directory)
+        except OSError as error:
+            raise damaged(str(directory), f"{type(error).__name__}: {error}") from error
+        on_failure.callback(os.close, descriptor)
+        store = _opened(directory, weights, vocab_sizes, max_length)
+        on_failure.pop_all()
+    weakref.finalize(store, os.close, descriptor)
+    return store
+
+
+@contextmanager
+def unused(directory: Path) -> Iterator[None]:
+    """Inside, no process has the corpus open, nor opens it.
+
+    Raises:
+        OSError: a process has it open, or that cannot be known, as where there are no locks.
+    """
+    with open_private(directory / FACTS_FILE) as file:
+        if not try_lock(file.fileno()):
+            raise BlockingIOError(errno.EWOULDBLOCK, "is in use", str(directory))
+        yield
+
+
+def _in_use(directory: Path) -> int:
+    """Return an open file whose lock keeps a corpus from being removed."""
+    with open_private(directory / FACTS_FILE) as file:
+        if try_lock(file.fileno(), shared=True) is False:
+            raise BlockingIOError(errno.EWOULDBLOCK, "is being removed", str(directory))
+        return os.dup(file.fileno())  # which has the lock as well
+
+
+def _opened(
+    directory: Path,
+    weights: Sequence[float],
+    vocab_sizes: tuple[int, int] | None,
+    max_length: int | None,
+) -> PieceStore:
     try:
-        facts: dict[str, Any] = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise damaged(str(directory), f"has format {facts['format']}, wanted {FORMAT}")
-        num_pairs = int(facts["pairs"])
+        facts = _facts(directory)
+        if weights and len(weights) != len(facts.files):
+            raise damaged(str(directory), f"has {len(facts.files)} files, wanted {len(weights)}")
+        if vocab_sizes is not None and tuple(facts.vocab_sizes) != vocab_sizes:
+            raise damaged(
+                str(directory), f"was made for {facts.vocab_sizes} pieces, wanted {vocab_sizes}"
+            )
         maps: list[mmap.mmap] = []
         sides = []
-        columns = (facts[name] for name in ("pieces", "id_types", "vocab_sizes"))
-        for side, num_pieces, kind, vocab_size in zip(_SIDES, *columns, strict=True):
+        for side, num_pieces, kind, vocab_size in zip(
+            _SIDES, facts.pieces, facts.id_types, facts.vocab_sizes, strict=True
+        ):
             shapes = (
                 ("ids", num_pieces, kind),
-                ("starts", num_pairs + 1, np.int64),
-                ("lengths", num_pairs, facts["length_type"]),
+                ("starts", facts.pairs + 1, np.dtype(np.int64)),
+                ("lengths", facts.pairs, facts.length_type),
             )
             arrays = [
-                _mapped(_path(directory, "", side, name), count, np.dtype(of), maps)
+                _mapped(_path(directory, "", side, name), count, of, maps)
                 for name, count, of in shapes
             ]
             own = maps[-len(shapes) :][:2]  # lengths are looked at as a whole
             _, starts, lengths = arrays
-            told = starts[0], starts[-1], lengths.sum(dtype=np.int64) - num_pairs
+            if lengths.min() < 1 or (max_length is not None and lengths.max() > max_length + 1):
+                raise damaged(str(directory), f"lengths of the {side} are out of range")
+            told = starts[0], starts[-1], lengths.sum(dtype=np.int64) - facts.pairs
             if told != (0, num_pieces, num_pieces):
                 raise damaged(str(directory), f"lengths of the {side} do not sum up to its pieces")
             sides.append(
                 Segments(
                     *arrays,
                     release=partial(_let_go, own),
-                    vocab_size=int(vocab_size),
+                    vocab_size=vocab_size,
                     name=str(directory),
                 )
             )
-        ends = np.cumsum(facts["files"]).tolist()
-        if ends[-1] != num_pairs:
-            raise damaged(str(directory), f"`{FACTS_FILE}` contradicts itself")
-        each = list(weights) or [1.0] * len(ends)
-        firsts = [0, *ends[:-1]]
-        spans = [CorpusSpan(*span) for span in zip(firsts, ends, each, strict=True)]
-        dropped: Counter[str] = Counter(facts["dropped"])
-        sha256 = str(facts["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError) as error:
         raise damaged(str(directory), f"{type(error).__name__}: {error}") from error
+    ends = np.cumsum(facts.files).tolist()
+    firsts = [0, *ends[:-1]]
+    each = list(weights) or [1.0] * len(ends)
+    spans = [CorpusSpan(*span) for span in zip(firsts, ends, each, strict=True)]
 
     return PieceStore(
-        sides[0], sides[1], dropped, spans=spans, sha256=sha256, release=partial(_let_go, maps)
+        sides[0],
+        sides[1],
+        Counter(facts.dropped),
+        spans=spans,
+        sha256=facts.sha256,
+        release=partial(_let_go, maps),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What `store.json` tells, checked."""
+
+    pairs: int
+    pieces: list[int]  # of each side, like the next two
+    id_types: list[np.dtype[Any]]
+    vocab_sizes: list[int]
+    length_type: np.dtype[Any]
+    files: list[int]  # pairs of each
+    dropped: dict[str, int]
+    sha256: str
+
+
+def _facts(directory: Path) -> _Facts:
+    """Read and check `store.json`.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or its content is wrong.
+    """
+    path = directory / FACTS_FILE
+    table = parse_object(read_private(path, max_bytes=_MAX_FACTS_BYTES))
+    if table.get("format") != FORMAT:
+        raise ValueError(f"`{FACTS_FILE}` has format {table.get('format')!r:.60}, wanted {FORMAT}")
+    counts = {"pairs": [table.get("pairs")], "dropped": table.get("dropped")}
+    if isinstance(counts["dropped"], dict):
+        counts["dropped"] = list(counts["dropped"].values())
+    counts |= {name: table.get(name) for name in ("pieces", "vocab_sizes", "files")}
+    kinds = table.get("id_types"), [table.get("length_type")]
+    for name, values in counts.items():
+        if not isinstance(values, list) or not all(map(_is_count, values)):
+            raise ValueError(f"`{FACTS_FILE}`: `{name}` is missing or no count")
+    if not all(_REASON.fullmatch(reason) for reason in table["dropped"]):
+        raise ValueError(f"`{FACTS_FILE}`: `dropped` names no reason")
+    if not all(isinstance(kind, list) and all(k in _TYPES for k in kind) for kind in kinds):
+        raise ValueError(f"`{FACTS_FILE}` names unknown types of numbers")
+    if not isinstance(table.get("sha256"), str) or not _DIGEST.fullmatch(table["sha256"]):
+        raise ValueError(f"`{FACTS_FILE}`: `sha256` is missing or no hash")
+    if not table["files"] or sum(table["files"]) != table["pairs"]:
+        raise ValueError(f"`{FACTS_FILE}` contradicts itself")
+    return _Facts(
+        pairs=table["pairs"],
+        pieces=table["pieces"],
+        id_types=[np.dtype(kind) for kind in table["id_types"]],
+        vocab_sizes=table["vocab_sizes"],
+        length_type=np.dtype(table["length_type"]),
+        files=table["files"],
+        dropped=table["dropped"],
+        sha256=table["sha256"],
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _let_go(maps: Sequence[mmap.mmap]) -> None:
@@ -225,12 +347,12 @@ def _let_go(maps: Sequence[mmap.mmap]) -> None:
 
 
 def _mapped(path: Path, count: int, kind: np.dtype[Any], maps: list[mmap.mmap]) -> np.ndarray:
-    size = path.stat().st_size
-    if size != count * kind.itemsize or not size:
-        raise damaged(
-            str(path.parent), f"`{path.name}` has {size} bytes of {count * kind.itemsize}"
-        )
-    with path.open("rb") as stream:
+    with open_private(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != count * kind.itemsize or not size:
+            raise damaged(
+                str(path.parent), f"`{path.name}` has {size} bytes of {count * kind.itemsize}"
+            )
         maps.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     return np.frombuffer(maps[-1], dtype=kind)
 
