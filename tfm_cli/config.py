@@ -11,13 +11,19 @@ from tfm_cli.search_config import SearchConfig
 from tfm_cli.setting import MOST, Value, opt
 
 __all__ = [
-    "DECODING_PRECISIONS", "NORMALIZATION_RULES", "SECTIONS", "DataConfig", "ModelConfig",
-    "RunConfig", "SearchConfig", "TokenizerConfig", "TrainingConfig", "ValidationConfig", "Value",
-    "is_rule_file", "settings_before",
+    "BLEU_TOKENIZERS", "DECODING_PRECISIONS", "NORMALIZATION_RULES", "SECTIONS", "DataConfig",
+    "ModelConfig", "RunConfig", "SearchConfig", "TokenizerConfig", "TrainingConfig",
+    "ValidationConfig", "Value", "is_rule_file", "settings_before",
 ]  # fmt: skip
 
 # SentencePiece's names of rules that change characters before text is cut into pieces.
 NORMALIZATION_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
+
+# sacreBLEU's tokenizers of BLEU, as of its version 2.6.
+BLEU_TOKENIZERS = (
+    "none", "zh", "13a", "intl", "char", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200",
+    "spBLEU-1K",
+)  # fmt: skip
 
 # Of the matrix products in translation; training has fewer.
 DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -273,12 +279,21 @@ class ValidationConfig:
     freq: int = opt(500, "Updates between validations.", ge=1, le=MOST)
     metrics: tuple[str, ...] = opt(
         ("bleu", "chrf", "loss"),
-        "Measures on the validation text; the first one decides what is best.",
+        "Measures on the validation text; the first one decides what is best, and where it is "
+        "equal, the next one.",
         choices=("bleu", "chrf", "loss"),
+    )
+    tokenize: str = opt(
+        "auto",
+        "Tokenizer of BLEU, by sacreBLEU's name; auto takes zh, char or 13a by the script of the "
+        "validation text.",
+        choices=("auto", *BLEU_TOKENIZERS),
+        decided=True,
+        before="13a",  # sacreBLEU's default
     )
     early_stopping: int = opt(
         10,
-        "Stop after this many validations without a better first metric; 0 never stops.",
+        "Stop after this many validations that were no better than the best; 0 never stops.",
         ge=0,
         le=MOST,
         may_change=True,

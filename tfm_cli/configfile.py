@@ -225,6 +225,7 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
         before, after = getattr(old, section), getattr(new, section)
         for field in dataclasses.fields(before):
             was, now = getattr(before, field.name), getattr(after, field.name)
-            if was != now and not field.metadata["may_change"]:
+            is_open = field.metadata["decided"] and now == "auto"
+            if was != now and not (field.metadata["may_change"] or is_open):
                 changes.append(f"{section}.{field.name}: {shown(was)} → {shown(now)}")
     return changes

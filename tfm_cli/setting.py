@@ -20,6 +20,7 @@ def opt(
     choices: tuple[Value, ...] | None = None,
     may_change: bool = False,
     before: Value | None = None,
+    decided: bool = False,
 ) -> Any:
     """A field of a section.
 
@@ -31,6 +32,8 @@ def opt(
         may_change: a run may be resumed with another value, since it alters no result that was
             already reached. All other settings must stay as they were.
         before: the value that models and runs of formats before 3 have, which lack the setting.
+        decided: `auto` is replaced by what suits the text when a run begins, and saved as that; a
+            run that is resumed keeps it.
     """
     metadata = {
         "help": help_text,
@@ -41,5 +44,6 @@ def opt(
         "choices": choices,
         "may_change": may_change,
         "before": before,
+        "decided": decided,
     }
     return field(default=default, metadata=metadata)

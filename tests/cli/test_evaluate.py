@@ -172,6 +172,46 @@ def test_columns_on_standard_input_are_warned_of() -> None:
     assert "warning: standard input has columns, but is scored as one system" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [("彼は図書館へ行きました。", "char"), ("他们今天去学校。", "zh"), ("วันนี้เราไปโรงเรียน", "char")],
+)
+def test_text_without_blanks_is_warned_of_and_scored_as_sacrebleu_does(
+    line: str, flag: str
+) -> None:
+    write("unblanked", [line, line[:-2]])
+
+    result = run("unblanked -i unblanked -b")
+
+    assert result.stdout.encode() == sacrebleu_prints("unblanked -i unblanked -b")
+    assert "warning: unblanked: the references are " in result.stderr
+    assert f"use `-tok {flag}`\n" in result.stderr
+    for quiet in (f"-tok {flag}", "-tok 13a", "-m chrf"):
+        assert "warning" not in run(f"unblanked -i unblanked -b {quiet}").stderr
+    wanted = sacrebleu_prints(f"unblanked -i unblanked -b -tok {flag}")
+    assert run(f"unblanked -i unblanked -b -tok {flag}").stdout.encode() == wanted
+
+
+def test_text_with_blanks_is_not_warned_of() -> None:
+    assert "warning" not in run("ref -i ref -b").stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("flores200", "flores200sacrebleuspm"), ("ko-mecab", "tfm-cli[mecab]")]
+)
+def test_tokenizer_that_lacks_something_is_refused_before_any_reading(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "mecab_ko", None)
+
+    result = run(f"ref -i missing -tok {name}")
+
+    assert result.exit_code == 5
+    assert told in result.stderr
+    assert result.stdout == ""
+
+
 def test_tokenized_hypotheses_are_warned_of_unless_forced() -> None:
     write("tokenized", ["a ."] * 100)
 

@@ -49,7 +49,7 @@ DECIDES = {
     "training": {"pretrained_model", "max_tokens", "learn_rate", "lr_warmup", "label_smoothing",
                  "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "clip_norm",
                  "ema_decay", "seed", "precision"},
-    "validation": {"freq", "metrics", "beam_size"},
+    "validation": {"freq", "metrics", "tokenize", "beam_size"},
     "parallel": set(),
     "search": {"beam_size", "length_penalty", "length_norm", "early_stopping", "renormalize",
                "n_best", "no_repeat_ngram_size", "repetition_penalty", "max_length",

@@ -23,6 +23,7 @@ _SECONDS = st.floats(0, 1e12)
         target_pieces=_COUNTS,
         train_seconds=_SECONDS,
         best_score=st.none() | _SCORES,
+        best_others=st.lists(_SCORES, max_size=3),
         best_update=_COUNTS,
         stalled=_COUNTS,
         validated_update=_COUNTS,
@@ -77,3 +78,9 @@ def test_every_counter_is_bounded(field: str) -> None:
         TrainState.from_json({field: 10**400})
     with pytest.raises(ValueError, match=f"the counter `{field}` is "):
         TrainState.from_json({field: -(10**400)})
+
+
+@pytest.mark.parametrize("value", [1.0, "1", None, {}, [[1.0]], [None], [True], [0.0] * 101])
+def test_other_scores_that_were_never_written_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="the counter `best_others`"):
+        TrainState.from_json({"best_others": value})

@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import pytest
+import sacrebleu
 import torch
 
 from tests.conftest import TinyCorpus
@@ -128,4 +129,42 @@ def test_model_is_left_in_training_mode(trained: TrainedModel, tiny_corpus: Tiny
 def test_score_should_rise_and_loss_should_fall(
     metric: str, value: float, best: float | None, wanted: bool
 ) -> None:
-    assert is_better(metric, value, best) == wanted
+    assert is_better({metric: value}, best) == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "wanted"),
+    [
+        ({"bleu": 5.0, "chrf": 20.0, "loss": 9.0}, [10.0, 1.0], True),
+        ({"bleu": 5.0, "chrf": 10.0, "loss": 0.5}, [10.0, 1.0], True),
+        ({"bleu": 5.0, "chrf": 10.0, "loss": 1.0}, [10.0, 1.0], False),
+        ({"bleu": 5.0, "chrf": 9.0, "loss": 0.5}, [10.0, 1.0], False),
+        ({"bleu": 4.0, "chrf": 20.0, "loss": 0.5}, [10.0, 1.0], False),
+        ({"bleu": 5.0, "chrf": math.nan, "loss": 0.5}, [10.0, 1.0], False),
+        ({"bleu": 5.0, "chrf": 20.0}, [], False),  # of a run that did not keep them
+    ],
+)
+def test_ties_are_broken_by_the_next_metric(
+    values: dict[str, float], others: list[float], wanted: bool
+) -> None:
+    assert is_better(values, 5.0, others) == wanted
+
+
+def test_bleu_has_the_tokenizer_that_was_chosen(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    translator = Translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
+    )
+    sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
+    judge = validator(
+        trained.transformer, [], sources, references, translator,
+        metrics=["bleu"], tokenize="char", device=CPU, dtype=torch.float32,
+    )  # fmt: skip
+
+    found = judge()
+
+    hypotheses = [each.text for each in translator.translate(sources)]
+    wanted = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char")
+    assert found.values == {"bleu": wanted.score}
+    assert "|tok:char|" in found.scores[0].signature

@@ -20,6 +20,11 @@ from tfm_cli.cli.options import PRECISION, WORKERS, check_precision, flag
 from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
+from tfm_cli.evaluation.bleu_tokenizer import (
+    DEFAULT_TOKENIZER,
+    check_available,
+    suited_tokenizer,
+)
 from tfm_cli.evaluation.scores import MetricOptions
 from tfm_cli.evaluation.significance import Method
 from tfm_cli.terminal import one_line
@@ -169,6 +174,8 @@ def evaluate(
         chrf_word_order=chrf_word_order,
     )
     scores.check_options(names, options)
+    if "bleu" in names:
+        check_available(tokenize)
     check_usage(given_flags(ctx), names, num_systems=len(paths))
     search = {"beam_size": beam_size, "length_penalty": length_penalty}
     check_precision(precision)
@@ -187,6 +194,8 @@ def evaluate(
         systems = [(one_line(path), texts[path]) for path in paths]
     wanted = [texts[path] for path in references]
     _warn_of_blanks(references, texts)
+    if "bleu" in names and tokenize is None:
+        _warn_of_script(references[0], wanted[0])
     first = systems[0][1]
 
     if sentence_level:
@@ -267,6 +276,17 @@ def _warn_of_blanks(references: Sequence[str], texts: dict[str, list[str]]) -> N
         if blank:
             told = "%s: blank references: %d (first: line %d)"
             logger.warning(told, _name(path), len(blank), blank[0])
+
+
+def _warn_of_script(path: str, lines: Sequence[str]) -> None:
+    """Warn where BLEU would take a whole sentence for one word."""
+    suited = suited_tokenizer(lines)
+    if suited.tokenizer != DEFAULT_TOKENIZER:
+        logger.warning(
+            "%s: %s, but BLEU's tokenizer %s takes what stands between blanks for a word; "
+            "use `-tok %s`",
+            _name(path), suited.reason, DEFAULT_TOKENIZER, suited.tokenizer,
+        )  # fmt: skip
 
 
 def _name(path: str) -> str:

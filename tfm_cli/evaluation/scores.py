@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.evaluation.bleu_tokenizer import check_available
 
 if TYPE_CHECKING:  # sacreBLEU takes 0.2 s to import, which `--help` need not wait for
     from sacrebleu.metrics.base import Metric
@@ -116,7 +117,7 @@ def corpus_scores(
     Raises:
         ConfigError: an unknown metric, tokenizer or smoothing method, or a seed that is none.
         DataError: nothing to score, or not as many hypotheses as references.
-        ResourceError: the tokenizer needs a package or a download that is not there.
+        ResourceError: the tokenizer needs a package or a file that is not there.
     """
     check_aligned(hypotheses, references)
     built = build_metrics(metrics, references, options)
@@ -224,6 +225,7 @@ def _build(name: str, references: Sequence[Sequence[str]], options: MetricOption
         )
     if name == "ter":
         return TER(references=references)
+    check_available(options.tokenize)
     try:
         return BLEU(
             lowercase=options.lowercase,
@@ -234,7 +236,7 @@ def _build(name: str, references: Sequence[Sequence[str]], options: MetricOption
             effective_order=options.effective_order,
             references=references,
         )
-    except (ImportError, RuntimeError, OSError) as error:  # its package or its model is not there
+    except (ImportError, RuntimeError, OSError, AssertionError) as error:  # another dictionary
         reason = " ".join(str(error).split())
         message = f"the tokenizer `{options.tokenize}` cannot be used: {reason}"
         raise ResourceError(message) from error

@@ -2,15 +2,18 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.errors import ConfigError
+from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, suited_tokenizer
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import load_config, load_tokenizers
 from tfm_cli.model_dir import build_transformer, load_model
+from tfm_cli.parallel import Parallel
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.training.fitting import settled_batches
 
@@ -34,6 +37,35 @@ def settled_parts(
     model.load_state_dict(pretrained.transformer.state_dict())
     logger.info("starting from the weights and the tokenizers of `%s`", directory)
     return pretrained.tokenizers, model
+
+
+def with_bleu_tokenizer(
+    config: RunConfig,
+    output: Path,
+    references: Sequence[str],
+    *,
+    goes_on: bool,
+    parallel: Parallel,
+) -> RunConfig:
+    """Return the settings with BLEU's tokenizer decided: as the run began, or by the references.
+
+    Args:
+        config: all settings.
+        output: of the run; rank 0 alone reads it.
+        references: of the validation text; without any, nothing is decided.
+        goes_on: whether the run is resumed.
+        parallel: the processes, which all get the same.
+    """
+    chosen = config.validation.tokenize
+    if parallel.is_main and goes_on:
+        chosen = load_config(output).settings.validation.tokenize
+    if chosen == "auto" and references:
+        chosen, reason = suited_tokenizer(references)
+        if chosen != DEFAULT_TOKENIZER and "bleu" in config.validation.metrics:
+            logger.info("BLEU's tokenizer: %s, since %s (`validation.tokenize`)", chosen, reason)
+    chosen = parallel.shared(chosen.encode()).decode()
+    validation = dataclasses.replace(config.validation, tokenize=chosen)
+    return dataclasses.replace(config, validation=validation)
 
 
 def fresh_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:

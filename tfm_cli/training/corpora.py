@@ -19,6 +19,7 @@ from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
+from tfm_cli.evaluation.bleu_tokenizer import check_available
 from tfm_cli.files import temporary_file
 from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
@@ -66,7 +67,8 @@ def check_inputs(config: RunConfig, *, learns: bool = True) -> None:
     Raises:
         DataError: text that is missing or cannot be read twice, or no rules of normalization.
         ModelError: the tokenizer that was named is none.
-        ResourceError: the sample corpus is wanted, but not installed.
+        ResourceError: the sample corpus is wanted, but not installed; or a package or a file that
+            the tokenizer of BLEU needs.
     """
     data = with_sample(config.data)
     training_files(data)
@@ -76,6 +78,8 @@ def check_inputs(config: RunConfig, *, learns: bool = True) -> None:
         _named_tokenizers(config)
     elif learns and not config.training.pretrained_model:
         check_rule(config.tokenizer.normalization_rule_name)
+    if data.valid_target and "bleu" in config.validation.metrics:
+        check_available(config.validation.tokenize)
 
 
 def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Path) -> Corpora:

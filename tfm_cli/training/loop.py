@@ -102,7 +102,7 @@ def train(
         device: where the model is.
         dtype: arithmetic of the matrix products.
     """
-    settings, metric = config.training, config.validation.metrics[0]
+    settings = config.training
     vocab_size = learner.model.output_weight.shape[0]
     window = Window(state, settings, learner.parallel, vocab_size=vocab_size)
     room = Room(state.most_places, state.memory_splits)
@@ -164,10 +164,10 @@ def train(
             ) from error
         state.train_seconds += time.monotonic() - began
         state.validated_update = state.update
-        score = validation.values[metric]
-        better = is_better(metric, score, state.best_score)
+        better = is_better(validation.values, state.best_score, state.best_others)
         if counted and better:
-            state.best_score, state.best_update, state.stalled = score, state.update, 0
+            state.best_score, *state.best_others = validation.values.values()
+            state.best_update, state.stalled = state.update, 0
         elif counted:
             state.stalled += 1
         return Validated(

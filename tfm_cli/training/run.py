@@ -37,7 +37,12 @@ from tfm_cli.training.agreement import (
     say_batches,
     setting_facts,
 )
-from tfm_cli.training.beginning import check_same_text, fresh_model, settled_parts
+from tfm_cli.training.beginning import (
+    check_same_text,
+    fresh_model,
+    settled_parts,
+    with_bleu_tokenizer,
+)
 from tfm_cli.training.compiling import compile_layers, should_compile
 from tfm_cli.training.corpora import Corpora, load_corpora
 from tfm_cli.training.fitting import (
@@ -96,6 +101,8 @@ def run(
         settled, model = settled_parts(config, output, goes_on=goes_on)
     corpora = agreed_corpora(partial(load_corpora, config, output=output), settled, parallel)
     tokenizers = corpora.tokenizers
+    references = [target for _, target in corpora.valid_pairs]
+    config = with_bleu_tokenizer(config, output, references, goes_on=goes_on, parallel=parallel)
     if model is None:
         model = fresh_model(config, tokenizers)
     model.recomputes_activations = config.training.activation_checkpointing
@@ -223,6 +230,7 @@ def _validation(
         [target for _, target in corpora.valid_pairs],
         translator,
         metrics=config.validation.metrics,
+        tokenize=config.validation.tokenize,
         device=device,
         dtype=dtype,
         parallel=learner.parallel,

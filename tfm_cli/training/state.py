@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _MOST_COUNTED = 2**53
 _MOST_PLACES = 2**40 - 1  # see `room.py`
 _LONGEST_SECONDS = 1e12
 _LARGEST_SUM = 1e300
+_MOST_METRICS = 100
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class TrainState:
     target_pieces: int = 0  # learned from so far
     train_seconds: float = 0.0  # spent on updates and validation so far
     best_score: float | None = None  # of the first validation metric
+    best_others: list[float] = field(default_factory=list)  # of the others, which break ties
     best_update: int = 0
     stalled: int = 0  # validations since the best one
     validated_update: int = 0  # the newest update whose weights were judged
@@ -58,15 +60,21 @@ class TrainState:
         for name, value in table.items():
             if name not in kinds:
                 raise ValueError(f"the counter `{name[:60]}` is not known")
-            accepted = (int,) if kinds[name] is int else (int, float)
             if kinds[name] == float | None and value is None:
                 continue
+            values = [value]
+            if kinds[name] == list[float]:
+                if not isinstance(value, list) or len(value) > _MOST_METRICS:
+                    raise ValueError(f"the counter `{name}` is {_shortened(value)}, wanted a list")
+                values = value
+            accepted = (int,) if kinds[name] is int else (int, float)
             lowest, highest = _bounds(name, kinds[name])
-            if type(value) not in accepted or not lowest <= value <= highest:
-                told = f"{value:.3g}" if isinstance(value, float) else _shortened(value)
-                raise ValueError(
-                    f"the counter `{name}` is {told}, wanted {lowest:.3g} to {highest:.3g}"
-                )
+            for each in values:
+                if type(each) not in accepted or not lowest <= each <= highest:
+                    told = f"{each:.3g}" if isinstance(each, float) else _shortened(each)
+                    raise ValueError(
+                        f"the counter `{name}` is {told}, wanted {lowest:.3g} to {highest:.3g}"
+                    )
         return TrainState(**table)
 
 
@@ -76,7 +84,7 @@ def _bounds(name: str, kind: Any) -> tuple[float, float]:
         return 0, _MOST_PLACES if name in ("most_places", "micro_batch") else _MOST_COUNTED
     if name.endswith("_seconds"):
         return 0, _LONGEST_SECONDS
-    return (-_LARGEST_SUM if name == "best_score" else 0), _LARGEST_SUM
+    return (-_LARGEST_SUM if name in ("best_score", "best_others") else 0), _LARGEST_SUM
 
 
 def _shortened(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
 from tfm_cli.device import arithmetic
-from tfm_cli.evaluation.scores import Score, corpus_scores
+from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER
+from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.learner import batch_loss
@@ -37,6 +38,7 @@ def validator(
     translator: Translator,
     *,
     metrics: Sequence[str],
+    tokenize: str = DEFAULT_TOKENIZER,
     device: torch.device,
     dtype: torch.dtype,
     parallel: Parallel | None = None,
@@ -52,6 +54,7 @@ def validator(
         references: its translation, raw.
         translator: of the same model, the one that users run.
         metrics: of `loss` (negative log-likelihood of a target piece), `bleu` and `chrf`.
+        tokenize: the tokenizer of BLEU.
         device: where the model is.
         dtype: arithmetic of the matrix products.
         parallel: the processes, all of which have the same weights.
@@ -60,6 +63,7 @@ def validator(
     numbers.
     """
     processes = parallel or Parallel()
+    options = MetricOptions(tokenize=tokenize)
 
     def validate() -> Validation:
         model.eval()
@@ -79,7 +83,7 @@ def validator(
                     source_lines, search_all=partial(_searched, parallel=processes)
                 )
             ]
-            scores = corpus_scores(hypotheses, [references], metrics=scored)
+            scores = corpus_scores(hypotheses, [references], metrics=scored, options=options)
             values.update(zip(scored, (score.value for score in scores), strict=True))
         model.train()
         return Validation({metric: values[metric] for metric in metrics}, tuple(scores))
@@ -141,10 +145,23 @@ def _searched(
     ]
 
 
-def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a value beats the best so far; a loss should fall, a score should rise."""
-    if not math.isfinite(value):
-        return False
-    if best is None:
-        return True
-    return value < best if metric == "loss" else value > best
+def is_better(
+    values: Mapping[str, float], best: float | None, best_others: Sequence[float] = ()
+) -> bool:
+    """Return True if a validation beats the best one so far; a loss should fall, a score rise.
+
+    The first metric decides, and where it is equal, the next one.
+
+    Args:
+        values: by metric, in order.
+        best: of the first metric; None before the first validation.
+        best_others: of the other metrics; none where they were not kept.
+    """
+    for metric, value, other in zip(values, values.values(), (best, *best_others), strict=False):
+        if not math.isfinite(value):
+            return False
+        if other is None:
+            return True
+        if value != other:
+            return value < other if metric == "loss" else value > other
+    return False
