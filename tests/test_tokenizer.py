@@ -50,6 +50,37 @@ def normalised(tokenizer: Tokenizer, text: str) -> str:
     return str(reference(tokenizer).Normalize(text)).replace("▁", " ").removeprefix(" ")
 
 
+def single_blanks(text: str) -> str:
+    return " ".join(word for word in text.split(" ") if word)
+
+
+@every_model
+@settings(max_examples=30, deadline=None)
+@given(lines=st.lists(st.text(st.sampled_from("a ▁ ½ ﬁ 日\u00a0\u200b\tz"), max_size=6)))
+def test_lines_that_are_not_restored_are_those_that_decode_to_others(
+    tokenizer: Tokenizer, lines: list[str]
+) -> None:
+    ids = tokenizer.encode(lines)
+
+    found = tokenizer.not_restored(lines, ids)
+
+    restored = list(zip(lines, tokenizer.decode(ids), strict=True))
+    assert found == [
+        (index, text)
+        for index, (line, text) in enumerate(restored)
+        if single_blanks(line) != single_blanks(text)
+    ]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if "identity" in kind])
+@settings(max_examples=50, deadline=None)
+@given(text=texts.filter(lambda text: "▁" not in text))
+def test_text_without_a_rule_comes_back_but_for_blanks(kind: str, text: str) -> None:
+    tokenizer = MODELS[kind]
+
+    assert tokenizer.decode(tokenizer.encode([text])) == [single_blanks(text)]
+
+
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if "word" not in kind])
 @settings(max_examples=30, deadline=None)
 @given(text=texts)

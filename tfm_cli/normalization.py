@@ -16,10 +16,11 @@ from tfm_cli.charsmap import MAX_TEXT_BYTES, check_charsmap
 from tfm_cli.config import is_rule_file
 from tfm_cli.errors import DataError
 from tfm_cli.plain_file import read_plain
-from tfm_cli.sentencepiece_walk import CHARSMAP, NORMALIZER, fields
+from tfm_cli.sentencepiece_walk import CHARSMAP, DENORMALIZER, NORMALIZER, fields
 
 MAX_RULE_FILE_BYTES = 4 << 20
 _HEXADECIMAL = re.compile(r"(?:U\+)?([0-9A-Fa-f]{1,8})")
+_BLANK_RULES = (3, 4, 5)  # of a normalizer, on unless it was switched off: about blanks
 _RULE_FILE_NAME = 6  # the field of a normalizer in which SentencePiece notes the file's path
 
 
@@ -49,6 +50,17 @@ def trainer_options(rule: str) -> Iterator[dict[str, str]]:
         _check_compiled(copy, rule)
         stream.seek(0)  # where a second opening shares the position of the first
         yield {"normalization_rule_tsv": copy}
+
+
+def changes_characters(model: bytes) -> bool:
+    """Return True unless a serialized model cuts and joins text as it is, but for blanks."""
+    for number, _, value in fields(model):
+        if number in (NORMALIZER, DENORMALIZER) and isinstance(value, bytes):
+            for inner, _, setting in fields(value):
+                is_table = inner == CHARSMAP and bool(setting)
+                if is_table or (inner in _BLANK_RULES and not setting):
+                    return True
+    return False
 
 
 def without_rule_file_name(model: bytes) -> bytes:

@@ -23,7 +23,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _USER_DEFINED = 4
 
 # Fields by number, as the description of the format has them.
-_PIECES, _TRAINER, NORMALIZER, _SAMPLES, _DENORMALIZER = 1, 2, 3, 4, 5
+_PIECES, _TRAINER, NORMALIZER, _SAMPLES, DENORMALIZER = 1, 2, 3, 4, 5
 _PIECE, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, CHARSMAP = 3, 2
 
@@ -48,7 +48,7 @@ def walk_model(model: bytes) -> bytes:
                 user_defined.append(piece)
         elif number == _TRAINER:
             _walk_words(value, {_MODEL_TYPE: (1, 4)})
-        elif number in (NORMALIZER, _DENORMALIZER):
+        elif number in (NORMALIZER, DENORMALIZER):
             unusual += _walk_normalizer(value)
         elif number == _SAMPLES:
             num_samples += len(value)

@@ -1,5 +1,6 @@
 """Text to pieces and back with SentencePiece: load a model, encode, decode."""
 
+import functools
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ from typing import Any, Self
 import sentencepiece
 
 from tfm_cli.errors import ModelError
+from tfm_cli.normalization import changes_characters
 from tfm_cli.sentencepiece_file import MAX_MODEL_BYTES, check_model, read_model_file
 from tfm_cli.tokenizer_training import SILENT, reason_of, train_tokenizer
 from tfm_cli.vocabulary import Vocabulary
@@ -183,6 +185,33 @@ class Tokenizer:
             spans.append(head + [(begin + shift, end + shift) for begin, end in text["offsets"]])
         return spans
 
+    @functools.cached_property
+    def changes_characters(self) -> bool:
+        """Whether decoding may not give back what was encoded, though each piece is known."""
+        return changes_characters(self.model_bytes)
+
+    def not_restored(
+        self, lines: Sequence[str], encoded: Sequence[Sequence[int]]
+    ) -> list[tuple[int, str]]:
+        """Return the index of each line that its ids do not decode to, with what they decode to.
+
+        Runs of blanks count as one and blanks at the ends as none, as in SentencePiece. A language
+        tag may be missing, since decoders do not write it.
+        """
+        suspects: Sequence[int] = range(len(lines))
+        if not self.changes_characters:  # decoding would take a third as long as encoding
+            unk_id = self.unk_id
+            suspects = [i for i, line in enumerate(lines) if "▁" in line or unk_id in encoded[i]]
+        restored = self.decode([encoded[index] for index in suspects])
+        changed = []
+        for index, text in zip(suspects, restored, strict=True):
+            line = lines[index]
+            if text != line and plain_blanks(text) != plain_blanks(line):
+                (untagged,) = self._tags([line])[1]
+                if plain_blanks(text) != plain_blanks(untagged):
+                    changed.append((index, text))
+        return changed
+
     def _tags(self, lines: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:
         """The language tag of each line, if it has one, and what is left of the line."""
         if self.vocabulary is None:
@@ -282,6 +311,11 @@ class Tokenizer:
         )
         # Byte pieces can spell a line feed, or bytes that are no UTF-8.
         return [text.decode("utf-8", "replace").replace("\n", " ") for text in texts]
+
+
+def plain_blanks(text: str) -> str:
+    """Return a text with single blanks only, and none at its ends."""
+    return " ".join(filter(None, text.split(" ")))
 
 
 def _utf8(texts: Iterable[str]) -> list[bytes]:

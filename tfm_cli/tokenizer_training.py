@@ -273,4 +273,4 @@ def _explained(
         needed = len(_SPECIAL_PIECES) + num_symbols + (_BYTE_PIECES if config.byte_fallback else 0)
         message = f"`vocab_size` is {asked}, but the special pieces alone need {needed}"
         return ConfigError(message, hint=f"set `vocab_size` above {needed}")
-    return ConfigError(f"the tokenizer cannot be learned: {reason_of(error)}")
+    return ConfigError(f"the tokenizer cannot be learned: {reason_of(error) or complaint}")

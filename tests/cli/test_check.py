@@ -130,7 +130,9 @@ def test_model_and_its_tokenizer_count_the_same_pieces(
     )  # fmt: skip
 
     assert by_model["corpora"] == by_file["corpora"]
-    assert by_model["findings"] == by_file["findings"]
+    assert [{**finding, "hint": ""} for finding in by_model["findings"]] == [
+        {**finding, "hint": ""} for finding in by_file["findings"]
+    ]
     train, test = by_model["corpora"]["train"], by_model["corpora"]["test"]
     # Of this model every word is a piece.
     words = report(run_tfm, *corpus)["corpora"]["train"]
@@ -138,11 +140,87 @@ def test_model_and_its_tokenizer_count_the_same_pieces(
     assert (train["unit"], words["unit"]) == ("pieces", "words")
     assert train["pieces"]["too_long"]["count"] == 600 - train["usable_pairs"] > 0
     assert test["pieces"]["unknown"]["source"] == {
-        "count": 2, "commonest": [{"text": "ö", "count": 1}, {"text": "日", "count": 1}],
+        "count": 2, "file": odd[1], "line": 1,
+        "commonest": [{"text": "ö", "count": 1}, {"text": "日", "count": 1}],
     }  # fmt: skip
     messages = [finding["message"] for finding in by_model["findings"]]
-    assert "test: 2 unknown source pieces (66.67 %): `ö` 1, `日` 1" in messages
+    assert f"{odd[1]}:1: 2 unknown source pieces (66.67 %): `ö` 1, `日` 1" in messages
     assert any(" pairs longer than the longest allowed" in message for message in messages)
+
+
+def test_lines_that_a_tokenizer_changes_are_counted_with_the_first(
+    run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.en").write_text("one\n\nhalf ½\n½ km²\n" + "x\n" * 96, encoding="utf-8")
+    Path("a.zh").write_text("一\n二\n\n（三），四\n" + "x\n" * 96, encoding="utf-8")
+    learn = ["tokenize", "train", "-i", "a.en,a.zh", "--vocab-size", "300", "-q",
+             "--no-hard-vocab-limit"]  # fmt: skip
+    run_tfm([*learn, "--model-prefix", "as-it-is"])
+    run_tfm([*learn, "--model-prefix", "nfkc", "--normalization-rule-name", "nfkc"])
+    files = ["-s", "a.en", "-t", "a.zh"]
+
+    found = report(run_tfm, *files, "--tokenizer", "nfkc.model")
+    plain = report(run_tfm, *files, "--tokenizer", "as-it-is.model")
+    text = run_tfm(["check", *files, "--tokenizer", "nfkc.model"])
+
+    changed = {
+        "source": {"count": 1, "file": "a.en", "line": 4, "text": "½ km²", "becomes": "1⁄2 km2"},
+        "target": {
+            "count": 1,
+            "file": "a.zh",
+            "line": 4,
+            "text": "（三），四",
+            "becomes": "(三),四",
+        },
+    }
+    assert found["corpora"]["train"]["pieces"]["changed"] == changed
+    told = [finding for finding in found["findings"] if finding["code"] == "changed_line"]
+    assert [(each["level"], each["file"], each["line"]) for each in told] == [
+        ("warning", "a.en", 4), ("warning", "a.zh", 4),
+    ]  # fmt: skip
+    assert told[1]["message"] == (
+        "a.zh:4: 1 line of the target changed by the tokenizer (1.02 %): "
+        "`（三），四` becomes `(三),四`"
+    )
+    assert told[1]["hint"] == "learn the tokenizer with `--normalization-rule-name identity`"
+    assert "source lines changed by the tokenizer" in text.out
+    assert f"warning: {told[1]['message']}\n  {told[1]['hint']}\n" in text.out
+    for side in ("source", "target"):
+        nothing = {**BLANKS, "text": None, "becomes": None}
+        assert plain["corpora"]["train"]["pieces"]["changed"][side] == nothing
+    assert "changed_line" not in [finding["code"] for finding in plain["findings"]]
+
+
+def test_hint_fits_a_model_that_is_given(
+    run_tfm: RunTfm, tiny_model: Path, corpus: list[str], tmp_path: Path
+) -> None:
+    odd = [str(tmp_path / "odd")] * 2
+    Path(odd[0]).write_text("one 日 two\n", encoding="utf-8")
+    files = [*corpus, "--test-source", odd[0], "--test-target", odd[1]]
+    (tmp_path / "run.toml").write_text(
+        f"[training]\npretrained_model = {json.dumps(str(tiny_model))}\n", encoding="utf-8"
+    )
+
+    hints = [
+        [
+            (finding["line"], finding["hint"])
+            for finding in report(run_tfm, *files, *flags)["findings"]
+            if finding["code"] == "unknown_piece"
+        ]
+        for flags in (
+            ["--model", str(tiny_model)],
+            ["--config", str(tmp_path / "run.toml")],
+            ["--tokenizer", str(tiny_model)],
+        )
+    ]
+
+    assert hints[0] == hints[1]
+    assert len(hints[0]) == len(hints[2]) == 2
+    for line, hint in hints[0]:
+        assert line == 1
+        assert hint.startswith("the vocabulary of a trained model cannot grow: ")
+    assert all("--byte-fallback" in hint for _, hint in hints[2])
 
 
 def test_files_may_stand_in_a_file_of_settings(

@@ -145,3 +145,20 @@ def test_unknown_rule_is_refused_with_the_nearest(run_tfm: RunTfm) -> None:
         "tokenizer.normalization_rule_name: must be one of `identity`, `nfkc`, `nmt_nfkc`, "
         "`nfkc_cf`, `nmt_nfkc_cf` or a file that ends in `.tsv`, got `nfkd`; did you mean `nfkc`?"
     ) in told
+
+
+def test_log_counts_the_lines_that_are_changed_with_the_first(run_tfm: RunTfm) -> None:
+    assert "changes" not in train(run_tfm)
+
+    told = train(run_tfm, RULE, "nmt_nfkc", "-o", "other")
+    assert (
+        "warning: training text: the tokenizer changes 40 of 40 target lines (100.0 %), first "
+        "a.fa:1: `کتاب\u200cها ½ km²，` becomes `کتاب ها 1⁄2 km2,`; set "
+        "`tokenizer.normalization_rule_name` to `identity`\n"
+    ) in told
+
+    told = run_tfm(
+        [*(flag for flag in COMMAND if flag not in ("--vocab-size", "60")), "--max-updates", "1",
+         "-o", "third", "--tokenizer", "other"]
+    ).err  # fmt: skip
+    assert "learn the tokenizer with `--normalization-rule-name identity`\n" in told

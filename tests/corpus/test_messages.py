@@ -41,6 +41,7 @@ def assert_equal(found: EncodedBlock, wanted: EncodedBlock) -> None:
         np.testing.assert_array_equal(one, other)
     assert found.dropped == wanted.dropped
     assert found.mended == wanted.mended
+    assert found.round_trips == wanted.round_trips
 
 
 def test_process_answers_what_the_function_gives(tokenizers: TokenizerPair) -> None:
@@ -55,6 +56,8 @@ def test_process_answers_what_the_function_gives(tokenizers: TokenizerPair) -> N
 
     wanted = encode_block(BLOCK, tokenizers, filters, threads=1)
     assert wanted.ids[0].tolist() == [4, 3, 2]
+    assert wanted.round_trips[1].unknown == 0
+    assert wanted.round_trips[0].lines == 2
     assert wanted.mended[0] == Mended(Counter(nul=1), {"nul": 9})
     answers.seek(0)
     for _ in range(2):

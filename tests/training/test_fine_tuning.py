@@ -51,6 +51,28 @@ def test_fine_tuning_starts_with_the_weights_and_the_tokenizer(
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)  # the rate is tiny
 
 
+def test_unknown_pieces_of_the_training_text_are_told_once_with_file_and_line(
+    text: list[str], output: Path, tiny_model: Path, run_tfm: RunTfm
+) -> None:
+    path = Path(text[3])
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert "einhundert" not in " ".join(lines)
+    lines[4] = "einhundert zwei"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    (unknown, pieces) = (1, sum(len(line.split()) for line in lines))
+
+    result = run_tfm(fine_tuning(text, output, tiny_model))
+
+    assert result.code == 0, result.err
+    told = [line for line in result.err.split("\n") if "does not know" in line]
+    assert told == [
+        f"warning: training text: the tokenizer does not know {unknown} of {pieces} target pieces "
+        f"({100 * unknown / pieces:.1f} %) and changes 1 of 20 target lines (5.0 %), first "
+        f"{path}:5: `einhundert`; the vocabulary of a trained model cannot grow: replace this text "
+        "on both sides, leave its pairs out, or train a new model"
+    ]
+
+
 def test_fine_tuning_that_was_stopped_goes_on(
     text: list[str], output: Path, tiny_model: Path, run_tfm: RunTfm
 ) -> None:

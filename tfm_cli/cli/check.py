@@ -19,6 +19,7 @@ from tfm_cli.errors import CheckError, ConfigError
 if TYPE_CHECKING:
     from tfm_cli.cli.check_report import CorpusReport
     from tfm_cli.corpus.inspection import CorpusInspection
+    from tfm_cli.corpus.round_trip import Origin
     from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,9 @@ def check(
     )
     corpora = _corpora(config, test)
     named = str(model) if model is not None else tokenizer or config.tokenizer.model
+    origin: Origin = "named"
+    if model is not None or (not named and config.training.pretrained_model):
+        origin, named = "model", str(model or config.training.pretrained_model)
     tokenizers = None
     if named:
         from tfm_cli.model_config import named_tokenizers
@@ -111,7 +115,7 @@ def check(
         tokenizers = named_tokenizers(Path(named))
     from tfm_cli.cli import check_report
 
-    reports = _reports(corpora, tokenizers, config.data.max_length)
+    reports = _reports(corpora, tokenizers, config.data.max_length, origin)
     if output_format == "json":
         limit = config.data.max_length
         typer.echo(check_report.as_json(reports, tokenizer=named or None, max_length=limit))
@@ -140,7 +144,10 @@ def _corpora(config: RunConfig, test: tuple[list[str], list[str]]) -> list[Corpu
 
 
 def _reports(
-    corpora: Sequence[Corpus], tokenizers: "TokenizerPair | None", max_length: int
+    corpora: Sequence[Corpus],
+    tokenizers: "TokenizerPair | None",
+    max_length: int,
+    origin: "Origin",
 ) -> list["CorpusReport"]:
     from tfm_cli.cli.check_report import CorpusReport
     from tfm_cli.corpus.findings import findings_of
@@ -170,7 +177,8 @@ def _reports(
         known = None
         if train is not None and corpus is not train:
             known = overlap(corpus.hashes, train.hashes)
-        reports.append(CorpusReport(corpus, twice, known, findings_of(corpus, twice, known)))
+        findings = findings_of(corpus, twice, known, origin=origin)
+        reports.append(CorpusReport(corpus, twice, known, findings))
     for corpus in found:
         corpus.hashes.close()
     return reports

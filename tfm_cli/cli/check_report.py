@@ -9,6 +9,7 @@ from tfm_cli.corpus.file_facts import FileFacts, Seen
 from tfm_cli.corpus.findings import Finding
 from tfm_cli.corpus.inspection import CorpusInspection
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
+from tfm_cli.corpus.round_trip import Place
 from tfm_cli.log import counted
 from tfm_cli.terminal import one_line, visible
 
@@ -67,13 +68,23 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
             "too_long": dataclasses.asdict(facts.too_long),
             "unknown": {
                 side: {
-                    "count": unknown.count,
+                    **_first(facts, index, trip.unknown, trip.first_unknown),
                     "commonest": [
                         {"text": text, "count": count}
                         for text, count in unknown.commonest(_COMMONEST)
                     ],
                 }
-                for side, unknown in zip(SIDES, facts.unknown, strict=True)
+                for index, (side, unknown, trip) in enumerate(
+                    zip(SIDES, facts.unknown, facts.round_trips, strict=True)
+                )
+            },
+            "changed": {
+                side: {
+                    **_first(facts, index, trip.changed, trip.first_changed),
+                    "text": trip.first_changed.text if trip.first_changed else None,
+                    "becomes": trip.first_changed.becomes if trip.first_changed else None,
+                }
+                for index, (side, trip) in enumerate(zip(SIDES, facts.round_trips, strict=True))
             },
         }
     return {
@@ -93,6 +104,12 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
         "ratio": ratio,
         "pieces": pieces,
     }
+
+
+def _first(facts: CorpusInspection, side: int, count: int, place: Place | None) -> dict[str, Any]:
+    if place is None:
+        return {"count": count, "file": None, "line": None}
+    return {"count": count, "file": facts.files[place.file][side].path, "line": place.line}
 
 
 def as_text(reports: Sequence[CorpusReport]) -> str:
@@ -151,6 +168,8 @@ def _column(report: CorpusReport) -> dict[str, str]:
         column["too long"] = _share(facts.too_long.count, facts.pairs)
         for side, unknown, counts in zip(SIDES, facts.unknown, facts.lengths, strict=True):
             column[f"unknown {side} pieces"] = _share(unknown.count, counts.total)
+        for side, trip in zip(SIDES, facts.round_trips, strict=True):
+            column[f"{side} lines changed by the tokenizer"] = _share(trip.changed, trip.lines)
     return column
 
 

@@ -154,6 +154,7 @@ class BlockPairs(NamedTuple):
     targets: list[str]
     mended: tuple[Mended, ...]  # in each of its files
     num_left_out: int  # pairs with a line that is no UTF-8
+    numbers: Sequence[int]  # of the line that each pair stands on
 
 
 def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
@@ -184,10 +185,13 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
             )
         )
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+    first = block.num_lines + 1
+    numbers: Sequence[int] = range(first, first + len(sources))
     if left_out:
         kept = [index for index in range(len(sources)) if index not in left_out]
         sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
-    return BlockPairs(sources, targets, mended, len(left_out))
+        numbers = [numbers[index] for index in kept]
+    return BlockPairs(sources, targets, mended, len(left_out), numbers)
 
 
 def _lines(block: Block, side: int, mended: Mended, bad_utf8: str) -> tuple[list[str], list[int]]:

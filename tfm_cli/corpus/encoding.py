@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tfm_cli.corpus.blocks import Block, block_pairs
 from tfm_cli.corpus.filters import Filters, kept_lengths, kept_texts
+from tfm_cli.corpus.round_trip import RoundTrip
 from tfm_cli.mended import Mended
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -27,6 +29,7 @@ class EncodedBlock:
         hashes: of the texts of each pair; empty unless duplicates are looked for.
         dropped: pairs that were left out, by reason.
         mended: what was mended in each of the block's files.
+        round_trips: what the source and the target lose, before pairs are left out by length.
     """
 
     ids: tuple[np.ndarray, np.ndarray]
@@ -34,6 +37,9 @@ class EncodedBlock:
     hashes: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
     mended: tuple[Mended, ...] = ()
+    round_trips: tuple[RoundTrip, RoundTrip] = field(
+        default_factory=lambda: (RoundTrip(), RoundTrip())
+    )
 
 
 def id_type(vocab_size: int) -> np.dtype[np.generic]:
@@ -61,34 +67,46 @@ def encode_block(
         DataError: a line is no UTF-8 and that is refused, or holds no pair.
     """
     dropped: Counter[str] = Counter()
-    sources, targets, mended, num_left_out = block_pairs(block, bad_utf8=filters.bad_utf8)
-    dropped["invalid UTF-8"] += num_left_out
-    sources, targets = kept_texts(sources, targets, filters, dropped)
+    read = block_pairs(block, bad_utf8=filters.bad_utf8)
+    dropped["invalid UTF-8"] += read.num_left_out
+    sources, targets = kept_texts(read.sources, read.targets, filters, dropped)
+    trips = RoundTrip(), RoundTrip()
+
+    def place(index: int) -> tuple[int, int]:
+        # Equal pairs are kept or left out alike, so the first one stands where this one does.
+        wanted = sources[index], targets[index]
+        places = enumerate(zip(read.sources, read.targets, strict=True))
+        return block.file, read.numbers[next(i for i, pair in places if pair == wanted)]
+
     parts = [
-        _encoded(sources[i : i + _LINES_AT_A_TIME], targets[i : i + _LINES_AT_A_TIME],
-                 tokenizers, filters, dropped, threads=threads)
+        _encoded((sources, targets), slice(i, i + _LINES_AT_A_TIME),
+                 tokenizers, filters, dropped, trips, place, threads=threads)
         for i in range(0, max(1, len(sources)), _LINES_AT_A_TIME)
     ]  # fmt: skip
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return EncodedBlock(
-        (columns[0], columns[1]), (columns[2], columns[3]), columns[4], dropped, mended
+        (columns[0], columns[1]), (columns[2], columns[3]), columns[4], dropped, read.mended, trips
     )
 
 
 def _encoded(
-    sources: list[str],
-    targets: list[str],
+    texts: tuple[list[str], list[str]],
+    part: slice,
     tokenizers: TokenizerPair,
     filters: Filters,
     dropped: Counter[str],
+    trips: tuple[RoundTrip, RoundTrip],
+    place: Callable[[int], tuple[int, int]],
     *,
     threads: int,
 ) -> tuple[np.ndarray, ...]:
-    """Ids and lengths of both sides, and hashes, of the pairs that may stay."""
-    sides = ((tokenizers.source, sources), (tokenizers.target, targets))
+    """Ids and lengths of both sides, and hashes, of the pairs of a part that may stay."""
+    sources, targets = texts[0][part], texts[1][part]
+    sides = ((tokenizers.source, sources, trips[0]), (tokenizers.target, targets, trips[1]))
     flat, lengths = [], []
-    for tokenizer, lines in sides:
+    for tokenizer, lines, trip in sides:
         ids = tokenizer.encode(lines, threads=threads)
+        trip.add(tokenizer, lines, ids, place=lambda index: place(part.start + index))
         lengths.append(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
         total = int(lengths[-1].sum())
         kind = id_type(tokenizer.vocab_size)

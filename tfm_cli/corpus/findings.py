@@ -7,6 +7,14 @@ from typing import Literal
 from tfm_cli.corpus.file_facts import LONG_LINE_BYTES, FileFacts, Seen
 from tfm_cli.corpus.inspection import CorpusInspection
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
+from tfm_cli.corpus.round_trip import (
+    MAX_CHANGED,
+    MAX_UNKNOWN,
+    Origin,
+    Place,
+    advice_on_changed,
+    advice_on_unknown,
+)
 from tfm_cli.log import counted
 from tfm_cli.text import MAX_LINE_BYTES
 
@@ -20,7 +28,6 @@ MAX_BLANK = 0.01  # dropped, and a sign of lines that were lost on one side
 MAX_IDENTICAL = 0.02  # teaches to copy; names, numbers and headings are alike in any corpus
 MAX_FAR_APART = 0.01  # beyond nine times as long: hardly a translation
 MAX_BAD_CHARACTERS = 0.001  # of lines: beyond, it is no accident
-MAX_UNKNOWN = 0.001  # of pieces: each is text that the model cannot see or say
 MAX_TOO_LONG = 0.01  # of pairs, which training drops
 FAR_APART = 9
 
@@ -42,7 +49,11 @@ class Finding:
 
 
 def findings_of(
-    corpus: CorpusInspection, repeats: Repeats, overlap: Overlap | None
+    corpus: CorpusInspection,
+    repeats: Repeats,
+    overlap: Overlap | None,
+    *,
+    origin: Origin = "named",
 ) -> list[Finding]:
     """All that is worth a word about a corpus, errors first.
 
@@ -50,12 +61,13 @@ def findings_of(
         corpus: what was found in it.
         repeats: what it has twice.
         overlap: what of it stands in the training corpus.
+        origin: where the tokenizers are from, on which depends what can be done.
     """
     found = [
         *(finding for pair in corpus.files for finding in _of_files(corpus.name, *pair)),
         *_of_pairs(corpus),
         *_of_repeats(corpus, repeats, overlap),
-        *_of_pieces(corpus),
+        *_of_pieces(corpus, origin),
     ]
     order: Mapping[Level, int] = {"error": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda finding: order[finding.level])
@@ -187,23 +199,38 @@ def _of_repeats(
         yield Finding(level, "known_source", name, told, hint)
 
 
-def _of_pieces(corpus: CorpusInspection) -> Iterator[Finding]:
+def _of_pieces(corpus: CorpusInspection, origin: Origin) -> Iterator[Finding]:
     if corpus.too_long.count:
         count = corpus.too_long.count
         told = f"{_pairs(count)} longer than the longest allowed ({_percent(count, corpus.pairs)})"
         level = _level(count, corpus.pairs, MAX_TOO_LONG)
         hint = "they are dropped; raise `--max-length` or split them on both sides"
         yield _seen(level, "too_long", corpus.name, corpus.too_long, told, hint)
-    sides = zip(("source", "target"), corpus.unknown or (), corpus.lengths, strict=False)
-    for side, unknown, lengths in sides:
-        if unknown.count:
+    if corpus.tokenizers is None or corpus.unknown is None:
+        return
+    pair = (corpus.tokenizers.source, corpus.tokenizers.target)
+    columns = zip(("source", "target"), pair, corpus.unknown, corpus.round_trips, strict=True)
+    for index, (side, tokenizer, unknown, trip) in enumerate(columns):
+        if trip.first_unknown is not None:
             causes = ", ".join(f"`{text}` {count}" for text, count in unknown.commonest(5))
-            share = _percent(unknown.count, lengths.total)
-            what = counted(unknown.count, f"unknown {side} piece")
-            told = f"{corpus.name}: {what} ({share}): {causes}"
-            level = _level(unknown.count, lengths.total, MAX_UNKNOWN)
-            hint = "learn the tokenizer with `--byte-fallback` or a higher character coverage"
-            yield Finding(level, "unknown_piece", corpus.name, told, hint)
+            share = _percent(trip.unknown, trip.pieces)
+            told = f"{counted(trip.unknown, f'unknown {side} piece')} ({share}): {causes}"
+            level = _level(trip.unknown, trip.pieces, MAX_UNKNOWN)
+            seen = _first(corpus, index, trip.first_unknown, trip.unknown)
+            hint = advice_on_unknown(origin)
+            yield _seen(level, "unknown_piece", corpus.name, seen, told, hint)
+        if trip.first_changed is not None and not trip.is_explained(tokenizer):
+            share = _percent(trip.changed, trip.lines)
+            what = f"{_lines(trip.changed)} of the {side} changed by the tokenizer ({share})"
+            told = f"{what}: `{trip.first_changed.text}` becomes `{trip.first_changed.becomes}`"
+            level = _level(trip.changed, trip.lines, MAX_CHANGED)
+            seen = _first(corpus, index, trip.first_changed, trip.changed)
+            hint = advice_on_changed(origin, tokenizer)
+            yield _seen(level, "changed_line", corpus.name, seen, told, hint)
+
+
+def _first(corpus: CorpusInspection, side: int, place: Place, count: int) -> Seen:
+    return Seen(count, corpus.files[place.file][side].path, place.line)
 
 
 def _seen(level: Level, code: str, corpus: str, seen: Seen, told: str, hint: str) -> Finding:

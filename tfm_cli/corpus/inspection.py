@@ -9,6 +9,7 @@ import numpy as np
 from tfm_cli.corpus.file_facts import FileFacts, FileInspection, Seen
 from tfm_cli.corpus.length_counts import LengthCounts, RatioCounts
 from tfm_cli.corpus.line_hashes import LineHashes
+from tfm_cli.corpus.round_trip import RoundTrip
 from tfm_cli.corpus.unknown_pieces import UnknownPieces
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -34,6 +35,8 @@ class CorpusInspection:
         usable: pairs that training would learn from; without tokenizers, those with text.
         blank: pairs with a blank source only, a blank target only, both blank.
         too_long: pairs with more than `max_length` pieces on a side.
+        tokenizers: those that lengths are counted by, if any.
+        round_trips: what these make the source and the target lose.
     """
 
     def __init__(self, name: str, tokenizers: TokenizerPair | None, *, max_length: int) -> None:
@@ -49,7 +52,8 @@ class CorpusInspection:
         self.ratios = RatioCounts()
         self.hashes = LineHashes()
         self.unknown: tuple[UnknownPieces, UnknownPieces] | None = None
-        self._tokenizers = tokenizers
+        self.tokenizers = tokenizers
+        self.round_trips = RoundTrip(), RoundTrip()
         self._max_length = max_length
         if tokenizers is not None:
             self.unknown = UnknownPieces(tokenizers.source), UnknownPieces(tokenizers.target)
@@ -57,7 +61,7 @@ class CorpusInspection:
     @property
     def unit(self) -> str:
         """What lengths are counted in."""
-        return "words" if self._tokenizers is None else "pieces"
+        return "words" if self.tokenizers is None else "pieces"
 
     def read(self, source_path: str, target_path: str, progress: Progress) -> None:
         """Look at all of a file and at its translation."""
@@ -80,14 +84,15 @@ class CorpusInspection:
         self._add(self.identical, np.array(list(map(str.__eq__, *texts)), bool), full, path, line)
         self.with_text += len(full)
         self.hashes.add(*texts)
-        if self._tokenizers is None:
+        if self.tokenizers is None:
             counts = _word_counts(texts[0]), _word_counts(texts[1])
         else:
             # The lines as they are, as in training: a normaliser may turn a blank into text.
             lines = [sources[index] for index in full], [targets[index] for index in full]
-            counts = self._piece_counts(lines, self._tokenizers)
+            numbers = [line + index for index in full]
+            counts = self._piece_counts(lines, self.tokenizers, numbers)
         some = (counts[0] > 0) & (counts[1] > 0)  # a normaliser may leave nothing of a line
-        if self._tokenizers is not None:
+        if self.tokenizers is not None:
             long = some & (np.maximum(*counts) > self._max_length)
             self._add(self.too_long, long, full, path, line)
             self.usable += int(some.sum() - long.sum())
@@ -110,14 +115,17 @@ class CorpusInspection:
             seen.add(len(places), path, line + indexes[places[0]])
 
     def _piece_counts(
-        self, lines: tuple[list[str], list[str]], tokenizers: TokenizerPair
+        self, lines: tuple[list[str], list[str]], tokenizers: TokenizerPair, numbers: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         assert self.unknown is not None
         counts = []
+        file = len(self.files) - 1
         pair = (tokenizers.source, tokenizers.target)
-        for texts, tokenizer, unknown in zip(lines, pair, self.unknown, strict=True):
+        columns = zip(lines, pair, self.unknown, self.round_trips, strict=True)
+        for texts, tokenizer, unknown, trip in columns:
             encoded = tokenizer.encode(texts)
             unknown.add(texts, encoded)
+            trip.add(tokenizer, texts, encoded, place=lambda index: (file, numbers[index]))
             counts.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         return counts[0], counts[1]
 

@@ -9,6 +9,7 @@ from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoding import EncodedBlock
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.frames import Frame
+from tfm_cli.corpus.round_trip import RoundTrip
 from tfm_cli.errors import DataError
 from tfm_cli.mended import Mended
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -47,6 +48,7 @@ def of_encoded(found: EncodedBlock) -> Frame:
         "types": [array.dtype.str for array in arrays],
         "dropped": dict(found.dropped),
         "mended": [[dict(mended.counts), mended.first] for mended in found.mended],
+        "round_trips": [trip.to_json() for trip in found.round_trips],
     }
     return header, [array.tobytes() for array in arrays]
 
@@ -69,7 +71,8 @@ def to_encoded(frame: Frame) -> EncodedBlock:
         np.frombuffer(blob, dtype=kind) for blob, kind in zip(blobs, header["types"], strict=True)
     )
     mended = tuple(Mended(Counter(counts), first) for counts, first in header["mended"])
+    trip, other = (RoundTrip.from_json(table) for table in header["round_trips"])
     return EncodedBlock(
         (source, target), (source_lengths, target_lengths), hashes,
-        Counter(header["dropped"]), mended,
+        Counter(header["dropped"]), mended, (trip, other),
     )  # fmt: skip

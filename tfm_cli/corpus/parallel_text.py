@@ -66,7 +66,7 @@ def read_corpus(
         for index in range(before, block.file):
             finish(index)
         before = block.file
-        sources, targets, found, _ = block_pairs(block, bad_utf8=bad_utf8)
+        sources, targets, found, *_ = block_pairs(block, bad_utf8=bad_utf8)
         for name, some in zip(block.names, found, strict=True):
             mended[block.file].setdefault(name, Mended()).merge(some)
         num_pairs += len(sources)

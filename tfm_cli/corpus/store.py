@@ -10,6 +10,7 @@ import numpy as np
 
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import id_type, length_type
+from tfm_cli.corpus.round_trip import RoundTrip
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -121,6 +122,7 @@ class PieceStore:
         source, target: the two sides.
         dropped: pairs that were left out, by reason.
         spans: the pairs of each training file, in their order; without any, all are of one.
+        round_trips: what source and target lost when they were encoded, where that was counted.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class PieceStore:
         *,
         spans: Sequence[CorpusSpan] = (),
         sha256: str = "",
+        round_trips: Sequence[RoundTrip] = (),
         release: Callable[[], None] = lambda: None,
     ) -> None:
         """As above; `sha256` where it is known, `release` for what is mapped."""
@@ -138,6 +141,7 @@ class PieceStore:
         self.target = target
         self.dropped = dropped
         self.spans = tuple(spans)
+        self.round_trips = tuple(round_trips)
         self._sha256 = sha256
         self._release = release
 

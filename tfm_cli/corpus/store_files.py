@@ -22,6 +22,7 @@ from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
 from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.round_trip import RoundTrip
 from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
 from tfm_cli.ownership import try_lock
 from tfm_cli.plain_file import open_private, read_private
@@ -57,6 +58,7 @@ class StoreWriter:
         self._filters = filters
         self._counts = [0] * num_files  # pairs of each file
         self._dropped: Counter[str] = Counter()
+        self._round_trips = RoundTrip(), RoundTrip()
         self._open = ExitStack()
         self._hashes: IO[bytes] | None = None
         with ExitStack() as on_failure:
@@ -86,6 +88,8 @@ class StoreWriter:
         self._append(found.ids, found.lengths)
         self._counts[file] += len(found.lengths[0])
         self._dropped.update(found.dropped)
+        for trip, later in zip(self._round_trips, found.round_trips, strict=True):
+            trip.merge(later)
         if self._hashes is not None:
             self._hashes.write(found.hashes.tobytes())
 
@@ -103,6 +107,7 @@ class StoreWriter:
             "length_type": length_type(self._filters.max_length).str,
             "files": self._counts,
             "dropped": dict(self._dropped),
+            "round_trips": [trip.to_json() for trip in self._round_trips],
             "sha256": corpus_sha256(*(digest.hexdigest() for digest in self._digests)),
         }
         text = json.dumps(facts, indent=1) + "\n"
@@ -279,6 +284,7 @@ def _opened(
         Counter(facts.dropped),
         spans=spans,
         sha256=facts.sha256,
+        round_trips=facts.round_trips,
         release=partial(_let_go, maps),
     )
 
@@ -295,6 +301,7 @@ class _Facts:
     files: list[int]  # pairs of each
     dropped: dict[str, int]
     sha256: str
+    round_trips: tuple[RoundTrip, ...]  # none of a corpus that 0.1.0 prepared
 
 
 def _facts(directory: Path) -> _Facts:
@@ -323,6 +330,9 @@ def _facts(directory: Path) -> _Facts:
         raise ValueError(f"`{FACTS_FILE}`: `sha256` is missing or no hash")
     if not table["files"] or sum(table["files"]) != table["pairs"]:
         raise ValueError(f"`{FACTS_FILE}` contradicts itself")
+    trips = table.get("round_trips", [])
+    if not isinstance(trips, list) or len(trips) not in (0, len(_SIDES)):
+        raise ValueError(f"`{FACTS_FILE}`: `round_trips` are not of both sides")
     return _Facts(
         pairs=table["pairs"],
         pieces=table["pieces"],
@@ -332,6 +342,7 @@ def _facts(directory: Path) -> _Facts:
         files=table["files"],
         dropped=table["dropped"],
         sha256=table["sha256"],
+        round_trips=tuple(map(RoundTrip.from_json, trips)),
     )
 
 

@@ -16,6 +16,14 @@ from tfm_cli.corpus.cache import cached_store, nothing_left_of_failure, remove_o
 from tfm_cli.corpus.corpus_files import CorpusFile, training_files
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
+from tfm_cli.corpus.round_trip import (
+    MAX_CHANGED,
+    MAX_UNKNOWN,
+    Origin,
+    Place,
+    advice_on_changed,
+    advice_on_unknown,
+)
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
@@ -129,6 +137,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         train.target.lengths.sum(),
         _dropped(train),
     )
+    _tell_losses(train, tokenizers, files, _origin(config))
     valid = None
     if valid_pairs:
         valid = PieceStore.build(
@@ -236,6 +245,55 @@ def _lines(files: Sequence[CorpusFile], *, sides: tuple[int, ...], bad_utf8: str
     if not has_text:
         names = ", ".join(name for file in files for name in file.names)
         raise DataError(f"{names}: no line has any text")
+
+
+def _origin(config: RunConfig) -> Origin:
+    if config.training.pretrained_model:
+        return "model"
+    return "named" if config.tokenizer.model else "learned"
+
+
+def _tell_losses(
+    store: PieceStore, tokenizers: TokenizerPair, files: Sequence[CorpusFile], origin: Origin
+) -> None:
+    """Log what of the training text the tokenizers cannot spell, or write in another form."""
+    sides = zip(
+        ("source", "target"),
+        (tokenizers.source, tokenizers.target),
+        store.round_trips,
+        strict=False,
+    )
+    for index, (side, tokenizer, trip) in enumerate(sides):
+        many = f"{trip.changed} of {trip.lines} {side} lines ({_percent(trip.changed, trip.lines)})"
+        first = trip.first_unknown
+        if first is not None:
+            told = f"does not know {trip.unknown} of {trip.pieces} {side} pieces "
+            told += f"({_percent(trip.unknown, trip.pieces)})"
+            if trip.is_explained(tokenizer):
+                told += f" and changes {many}"
+            told += f", first {_place(first, index, files)}: `{first.text}`"
+            is_grave = trip.unknown > MAX_UNKNOWN * trip.pieces
+            _log_loss(told, advice_on_unknown(origin), is_grave=is_grave)
+        first = trip.first_changed
+        if first is not None and not trip.is_explained(tokenizer):
+            told = f"changes {many}, first {_place(first, index, files)}: "
+            told += f"`{first.text}` becomes `{first.becomes}`"
+            is_grave = trip.changed > MAX_CHANGED * trip.lines
+            _log_loss(told, advice_on_changed(origin, tokenizer), is_grave=is_grave)
+
+
+def _log_loss(told: str, advice: str, *, is_grave: bool) -> None:
+    level = logging.WARNING if is_grave else logging.INFO
+    logger.log(level, "training text: the tokenizer %s; %s", told, advice)
+
+
+def _percent(count: int, whole: int) -> str:
+    return f"{100 * count / max(1, whole):.1f} %"
+
+
+def _place(place: Place, side: int, files: Sequence[CorpusFile]) -> str:
+    names = files[place.file].names if place.file < len(files) else ("?",)
+    return f"{names[min(side, len(names) - 1)]}:{place.line}"
 
 
 def _dropped(store: PieceStore) -> str:
