@@ -147,7 +147,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.
-    words = ("can't allocate memory", "Cannot allocate memory")
+    words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
     return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 

@@ -72,15 +72,41 @@ def _told() -> Iterator[None]:
         raise typer.Exit(70) from bug
 
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "failed to map segment",
+    "cannot map zero-fill pages",
+)
+
+
 def _lack(bug: Exception) -> str:
-    """What the machine lacks, where that is no bug; else nothing."""
+    """Return what the machine lacks, where that is no bug; else nothing."""
+    words = told(str(bug))
+    if isinstance(bug, ImportError):
+        name, path = bug.name or "", Path(bug.path or "")
+        if path.suffix in (".so", ".pyd", ".dylib"):  # whose name says nothing of its package
+            name = f"{path.parent.name}.{name}"
+        if name.partition(".")[0] == "tfm_cli":
+            return ""
+        # NumPy writes a page about it, with the reason under this title.
+        reason = str(bug).partition("Original error was:")[2] or str(bug)
+        words = told(reason.strip().partition("\n")[0])
+        return f"{f'`{told(name)}`' if name else 'a library'} cannot be imported: {words}"
     if isinstance(bug, OSError) and bug.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot write: {bug.strerror}"
+    if isinstance(bug, OSError) and bug.errno in (errno.EMFILE, errno.ENFILE):
+        return f"cannot open more files: {bug.strerror}"
+    if isinstance(bug, RuntimeError) and "can't start new thread" in words:
+        return f"cannot start a thread or process: {words}"
     # Torch's own is told by its name or, on a CPU, its words, since torch may not be there.
     named = isinstance(bug, MemoryError) or type(bug).__name__ == "OutOfMemoryError"
-    words = ("can't allocate memory", "Cannot allocate memory")
-    if named or (isinstance(bug, (RuntimeError, OSError)) and any(w in str(bug) for w in words)):
-        return f"out of memory: {told(str(bug))}".removesuffix(": ")
+    if named or (
+        isinstance(bug, (RuntimeError, OSError))
+        and any(each in words.lower() for each in _OUT_OF_MEMORY)
+    ):
+        return f"out of memory: {words}".removesuffix(": ")
     return ""
 
 
