@@ -102,6 +102,14 @@ def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator[BinaryIO]:
         raise cannot_be_written(path, error) from error
 
 
+def refuse_odd_file(path: Path) -> None:
+    """Raise a ResourceError where `check_own` finds that a file of ours leads elsewhere."""
+    try:
+        check_own(path)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+
+
 def check_own(path: Path) -> None:
     """Raise a NotPrivateError if a name in a directory of ours leads to no regular file in it.
 

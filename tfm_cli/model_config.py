@@ -238,14 +238,6 @@ def _plus(sizes: tuple[int, int]) -> str:
     return str(sizes[0]) if sizes[0] == sizes[1] else f"{sizes[0]} + {sizes[1]}"
 
 
-def is_saved_model(directory: Path) -> bool:
-    """Whether there is a `config.json` that tfm wrote; many programs call a file so."""
-    with contextlib.suppress(OSError, ValueError):
-        content = read_plain(directory / CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES)
-        return "tfm_version" in parse_object(content)
-    return False
-
-
 def regular_file(directory: Path, name: str) -> Path:
     """The path of a file in a model directory, which must be there and be a plain file."""
     path = directory / name

@@ -17,12 +17,22 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tfm_cli import durable
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.plain_file import NotPrivateError, read_plain, read_private
 from tfm_cli.plain_json import parse_object
 
 CONFIG_FILE = "config.json"
 MARKER_FILE = ".tfm-run.json"  # of a run that has not written its `config.json` yet
+EXPORT_FILE = ".tfm-export.json"  # of a directory for another toolkit
+CHECKPOINTS = "checkpoints"
+# A run that ends between two scheduled validations judges its last weights too and keeps them if
+# they are best. The best ones by schedule wait here: a run that resumes takes them back, and so
+# leaves to the byte what it would have left had it never stopped.
+ON_SCHEDULE = "best-on-schedule"
+BEST_FILES = ("model.safetensors", "README.md")
+CORPUS = "corpus"
+CACHE_HASHES = "files.json"
+CACHE_TEMPORARIES = (CACHE_HASHES, "stdin")
 CHECKPOINT_MANIFEST = "manifest.json"
 CHECKPOINT_FILES = (  # beside the manifest
     "model.safetensors",
@@ -184,6 +194,65 @@ def holds_marker(directory: Path) -> bool:
         content = read_private(directory / MARKER_FILE, max_bytes=_MAX_FACTS_BYTES)
         return "tfm_version" in parse_object(content)
     return False
+
+
+def holds_export(directory: Path) -> bool:
+    """Return True if a directory has the marker of an export, which other programs do not write."""
+    with contextlib.suppress(OSError, ValueError):
+        content = read_private(directory / EXPORT_FILE, max_bytes=_MAX_FACTS_BYTES)
+        return "tfm_version" in parse_object(content)
+    return False
+
+
+def is_own_file(path: Path, names: Collection[str]) -> bool:
+    """Return True for a regular file, not a link to one, with one of the names that are ours."""
+    return path.name in names and stat.S_ISREG(path.lstat().st_mode)
+
+
+def is_checkpoints(path: Path) -> bool:
+    """Return True for a directory of checkpoints, in which there is nothing else."""
+    return (
+        path.name == CHECKPOINTS
+        and _is_directory(path)
+        and all(
+            is_checkpoint(entry) or is_set_aside(entry) or is_temporary(entry.name)
+            for entry in path.iterdir()
+        )
+    )
+
+
+def is_set_aside(path: Path) -> bool:
+    """Return True for the best model by schedule, which was set aside among the checkpoints."""
+    return path.name == ON_SCHEDULE and holds_only(path, BEST_FILES)
+
+
+def is_cache(path: Path) -> bool:
+    """Return True for a directory of prepared texts, in which there is nothing else."""
+    return path.name == CORPUS and _is_directory(path) and all(map(_is_of_cache, path.iterdir()))
+
+
+def _is_of_cache(path: Path) -> bool:
+    return (
+        is_own_file(path, [CACHE_HASHES])
+        or is_prepared_text(path)
+        or any(is_temporary_of(path.name, name, of_0_1=True) for name in CACHE_TEMPORARIES)
+        or (is_temporary(path.name) and is_prepared_name(path.name.split(".")[1]))
+    )
+
+
+def refuse_replacing(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse an output directory that is replaced as a whole, where an input lies in it.
+
+    Raises:
+        ConfigError: names the input.
+    """
+    place = Path(os.path.realpath(output))
+    for path in inputs:
+        if Path(os.path.realpath(path)).is_relative_to(place):
+            raise ConfigError(
+                f"{output}: would replace or remove `{path}`, which is read",
+                hint="name another `--output`",
+            )
 
 
 def cannot_be_written(path: Path | str, error: OSError) -> ResourceError:

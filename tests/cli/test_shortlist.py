@@ -61,6 +61,23 @@ def test_table_can_stand_elsewhere(
     assert result.out == "eins zwei\n"
 
 
+def test_table_of_a_model_is_not_written_through_a_link(
+    model: Path, corpus: list[str], tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    place, victim = model / "shortlist.safetensors", tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    place.symlink_to(victim)
+
+    result = run_tfm(["shortlist", "-m", str(model), *corpus, "--device", "cpu"])
+    asked = run_tfm(["shortlist", "-m", str(model), *corpus, "-o", str(place), "--device", "cpu"])
+
+    assert result.code == 5
+    assert f"error: {place}: cannot be written: it is a symbolic link\n" in result.err
+    assert asked.code == 0, asked.err
+    assert victim.read_bytes() != b"theirs"  # the path was typed, so the link is followed
+    assert place.is_symlink()
+
+
 def test_model_without_a_table_is_told_what_to_do(model: Path, run_tfm: RunTfm) -> None:
     result = run_tfm(["translate", "-m", str(model), "--shortlist"], "one\n")
 

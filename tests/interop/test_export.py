@@ -208,6 +208,72 @@ def test_a_foreign_directory_is_never_replaced(
     assert mine.read_text() == "my precious"
 
 
+def test_model_of_another_program_with_the_same_files_is_never_replaced(
+    save: Save, tmp_path: Path, unverified: None
+) -> None:
+    model = save(random_model())
+    export_model(model, tmp_path / "out", to="hf")
+    (tmp_path / "out" / ".tfm-export.json").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    with pytest.raises(ConfigError, match=r"holds what no such export has: `config\.json`"):
+        export_model(model, tmp_path / "out", to="hf", overwrite=True)
+
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_export_with_a_link_in_it_is_never_replaced(
+    save: Save, tmp_path: Path, unverified: None
+) -> None:
+    model = save(random_model())
+    export_model(model, tmp_path / "out", to="hf")
+    (tmp_path / "out" / "vocab.json").rename(tmp_path / "theirs")
+    (tmp_path / "out" / "vocab.json").symlink_to(tmp_path / "theirs")
+
+    with pytest.raises(ConfigError, match=r"holds what no such export has: `vocab\.json`"):
+        export_model(model, tmp_path / "out", to="hf", overwrite=True)
+
+    assert (tmp_path / "out" / "vocab.json").is_symlink()
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_export_that_holds_an_input_is_never_replaced(
+    links: bool, save: Save, tmp_path: Path, unverified: None
+) -> None:
+    model = save(random_model())
+    export_model(model, tmp_path / "out", to="hf")
+    probe = tmp_path / "out" / "vocab.json"
+    if links:
+        probe = tmp_path / "probe"
+        probe.symlink_to(tmp_path / "out" / "vocab.json")
+    before = probe.read_bytes()
+
+    with pytest.raises(ConfigError, match=f"would replace or remove `{probe}`, which is read"):
+        export_model(model, tmp_path / "out", to="hf", overwrite=True, probe=probe)
+
+    assert probe.read_bytes() == before
+
+
+def test_what_comes_while_an_export_is_written_is_not_replaced(
+    save: Save, tmp_path: Path, unverified: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save(random_model())
+    export_model(model, tmp_path / "out", to="hf")
+    write = export.write_hugging_face
+
+    def written_slowly(directory: Path, trained: TrainedModel) -> None:
+        (tmp_path / "out" / "thesis.tex").write_text("years of work")
+        write(directory, trained)
+
+    monkeypatch.setattr(export, "write_hugging_face", written_slowly)
+
+    with pytest.raises(ResourceError, match="something stands there that was not made by tfm"):
+        export_model(model, tmp_path / "out", to="hf", overwrite=True)
+
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
 def test_an_empty_directory_is_filled_and_a_link_stays_one(
     save: Save, tmp_path: Path, unverified: None
 ) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,38 @@ def test_foreign_model_is_never_replaced(hugging_face: Path, tmp_path: Path, pro
 
     with pytest.raises(ConfigError, match=r"holds more than a model: `config.json`"):
         import_model(str(hugging_face), output, overwrite=True, probe=probe)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/other/best.pt", "corpus/en-fr/s.en", "README.md/x"])
+def test_folders_of_somebody_are_never_replaced(
+    name: str, hugging_face: Path, tmp_path: Path, probe: Path
+) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "config.json").write_text('{"tfm_version": "0.1.0"}')
+    (output / "model.safetensors").touch()
+    (output / name).parent.mkdir(parents=True)
+    (output / name).write_text("years of work")
+
+    with pytest.raises(ConfigError, match=f"holds more than a model: `{name.split('/')[0]}`"):
+        import_model(str(hugging_face), output, overwrite=True, probe=probe)
+
+    assert (output / name).read_text() == "years of work"
+
+
+def test_model_that_holds_an_input_is_never_replaced(hugging_face: Path, tmp_path: Path) -> None:
+    output, source = tmp_path / "model", tmp_path / "source"
+    output.mkdir()
+    (output / "config.json").write_text('{"tfm_version": "0.1.0"}')
+    shutil.copytree(hugging_face, source)
+    (source / "model.safetensors").rename(output / "model.safetensors")
+    (source / "model.safetensors").symlink_to(output / "model.safetensors")
+    before = (output / "model.safetensors").read_bytes()
+
+    with pytest.raises(ConfigError, match=r"would replace or remove `.*model\.safetensors`, which"):
+        import_model(str(source), output, overwrite=True)
+
+    assert (output / "model.safetensors").read_bytes() == before
 
 
 def test_empty_directory_is_filled(hugging_face: Path, tmp_path: Path, probe: Path) -> None:

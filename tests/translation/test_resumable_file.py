@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.odd_files import KINDS, make_odd
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.ownership import is_temporary_of
 from tfm_cli.translation import resumable_file as module
@@ -320,3 +321,28 @@ def test_long_names_have_files_of_their_own(tmp_path: Path) -> None:
 
     assert [(tmp_path / name).read_bytes() for name in (first, second)] == [b"1\n", b"2\n"]
     assert names(tmp_path) == [first, second]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [".out.partial", ".out.progress"])
+def test_private_file_that_leads_elsewhere_is_refused_and_left(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    (tmp_path / "out").write_bytes(b"old")
+    make_odd(kind, tmp_path / name, victim)
+    before = (tmp_path / name).lstat()
+
+    told = f"{tmp_path / name}: cannot be written: (it is|Is a)"
+    for overwrite in (False, True):
+        with (
+            pytest.raises(ResourceError, match=told),
+            resumable_file(tmp_path / "out", SETTINGS, overwrite=overwrite),
+        ):
+            pass
+
+    assert (tmp_path / name).lstat().st_ino == before.st_ino
+    assert victim.read_bytes() == b"theirs"
+    assert (tmp_path / "out").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out", "victim"])

@@ -11,7 +11,7 @@ from tfm_cli.cli.options import flag
 from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.config import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.files import check_writable
+from tfm_cli.files import check_writable, refuse_odd_file
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def shortlist(
     load_config(model)
     refuse_overwriting(path, [*source, *target, *model_files(model)])
     check_writable(path)
+    if output is None:
+        refuse_odd_file(path)
 
     from tfm_cli.corpus.parallel_text import read_pairs  # imports torch: seconds
     from tfm_cli.device import resolve_device, set_cpu_threads
@@ -106,6 +108,6 @@ def shortlist(
             device=place,
             name=", ".join([*source, *target]),
         )
-    save_shortlist(path, table, trained.tokenizers)
+    save_shortlist(path, table, trained.tokenizers, follow=output is not None)
     known = int((table.seen > 0).sum())
     logger.info("%s: knows %d of %d source pieces", path, known, len(table.seen))

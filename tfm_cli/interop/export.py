@@ -3,10 +3,12 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+import tfm_cli
 from tfm_cli import durable
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.scoring import output_limit
@@ -18,6 +20,7 @@ from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.probe import probe_lines
 from tfm_cli.interop.verification import verify_coarse, verify_ctranslate2, verify_hugging_face
 from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.ownership import EXPORT_FILE, holds_export, is_own_file, refuse_replacing
 from tfm_cli.plain_file import read_plain
 from tfm_cli.plain_json import parse_object
 from tfm_cli.translation.useless_weights import useless_weights_refused
@@ -73,10 +76,17 @@ def export_model(
         raise ctranslate2_export.missing_ctranslate2()
     output = Path(os.path.realpath(output))
     check_output(output, to, overwrite=overwrite)
+    inputs = [model_dir, *([probe] if probe else [])]
+    inputs += model_dir.iterdir() if model_dir.is_dir() else []
+    refuse_replacing(output, inputs)
     model = load_model(model_dir, torch.device("cpu"))
     _REFUSE[to](model)
     lines = probe_lines(model, probe, seed=_SEED)
-    with useless_weights_refused(str(model_dir)), atomic_directory(output) as aside:
+    replaceable = partial(may_replace, to=to)
+    with (
+        useless_weights_refused(str(model_dir)),
+        atomic_directory(output, may_replace=replaceable) as aside,
+    ):
         if to == "hf":
             write_hugging_face(aside, model)
             verified = verify_hugging_face(model, aside, lines)
@@ -87,6 +97,8 @@ def export_model(
             logger.info("%s", verified)
         if quantization is not None:
             _quantise(aside, model, quantization, lines)
+        marker = json.dumps({"tfm_version": tfm_cli.__version__, "to": to})
+        durable.write_file(aside / EXPORT_FILE, marker.encode() + b"\n")
         size = sum(path.stat().st_size for path in aside.iterdir())
     logger.info("wrote %s: %.1f MB", output, size / 1e6)
     if to == "ctranslate2":
@@ -102,10 +114,10 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
     """
     check_writable(output, folder=True)
     entries = sorted(output.iterdir()) if output.is_dir() else []
-    foreign = [path.name for path in entries if path.name not in _FILES[to] or not path.is_file()]
-    if entries and not foreign and not _is_export(output, to):
-        foreign = [path.name for path in entries]
-    if foreign:
+    if entries and not may_replace(output, to):
+        names = (*_FILES[to], EXPORT_FILE)
+        foreign = [path.name for path in entries if not is_own_file(path, names)]
+        foreign = foreign or [path.name for path in entries]
         listed = ", ".join(f"`{name}`" for name in foreign[:3])
         raise ConfigError(
             f"{output}: holds what no such export has: {listed}", hint="name another `--output`"
@@ -113,6 +125,14 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
     if entries and not overwrite:
         hint = "use `--overwrite` to replace it, or name another `--output`"
         raise ConfigError(f"{output}: holds an export", hint=hint)
+
+
+def may_replace(directory: Path, to: str) -> bool:
+    """Return True for an empty directory, or one with an export of this kind and nothing else."""
+    entries = list(directory.iterdir())
+    names = (*_FILES[to], EXPORT_FILE)
+    is_all_ours = all(is_own_file(path, names) for path in entries)
+    return not entries or (is_all_ours and holds_export(directory) and _is_export(directory, to))
 
 
 def _is_export(directory: Path, to: str) -> bool:

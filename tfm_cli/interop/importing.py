@@ -25,9 +25,16 @@ from tfm_cli.interop.hugging_face_reader import shown
 from tfm_cli.interop.import_check import verify_import
 from tfm_cli.interop.marian_import import read_marian, source_names
 from tfm_cli.interop.source_files import has_file, read_json, source_file
-from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE, is_saved_model, save_config
+from tfm_cli.model_config import CONFIG_FILE, SHORTLIST_FILE, WEIGHTS_FILE, save_config
 from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
-from tfm_cli.ownership import is_temporary
+from tfm_cli.ownership import (
+    holds_model,
+    is_cache,
+    is_checkpoints,
+    is_own_file,
+    is_temporary_of,
+    refuse_replacing,
+)
 from tfm_cli.terminal import visible
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 from tfm_cli.translation.useless_weights import useless_weights_refused
@@ -36,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 HUGGING_FACE, MARIAN = "Hugging Face Marian", "Marian"
 _CARD_FILE = "README.md"
-# What may stand in a directory that is replaced: a model, and what its training left.
-_KNOWN = {CONFIG_FILE, WEIGHTS_FILE, _CARD_FILE, "metrics.jsonl", "checkpoints", *TOKENIZER_FILES}
+# Files that may stand in a directory that is replaced: of a model, and of its training.
+_KNOWN = (CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, _CARD_FILE, "metrics.jsonl", *TOKENIZER_FILES)
 
 
 def import_model(
@@ -70,6 +77,8 @@ def import_model(
     output = Path(os.path.realpath(output))
     check_output(output, overwrite=overwrite)
     directory = _directory(source, allow_pickle=allow_pickle)
+    inputs = [directory, *directory.iterdir(), *([probe] if probe else [])]
+    refuse_replacing(output, inputs)
     kind = kind_of(directory)
     name = visible(directory.resolve().name if Path(source).is_dir() else source)
     logger.info("reading `%s` (%s)", name, kind)
@@ -88,7 +97,7 @@ def import_model(
     for note in imported.notes:
         logger.warning("%s", note)
     origin = _Origin(name, kind, weights_file, _sha256(source_file(directory, weights_file)))
-    with useless_weights_refused(name), atomic_directory(output) as aside:
+    with useless_weights_refused(name), atomic_directory(output, may_replace=may_replace) as aside:
         model = _written(aside, imported)
         verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
         card = visible(_card(model, origin, imported.notes, verified))
@@ -139,10 +148,10 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         ResourceError: it could not be written.
     """
     check_writable(output, folder=True)
-    entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(n for n in entries - _KNOWN if not is_temporary(n))
-    if entries and (foreign or not is_saved_model(output)):
-        shown = ", ".join(f"`{n}`" for n in (foreign or sorted(entries))[:3])
+    entries = sorted(output.iterdir()) if output.is_dir() else []
+    if entries and not may_replace(output):
+        foreign = [path for path in entries if not _is_of_model(path)] or entries
+        shown = ", ".join(f"`{path.name}`" for path in foreign[:3])
         raise ConfigError(
             f"{output}: is not empty and holds more than a model: {shown}",
             hint="name another `--output`",
@@ -150,6 +159,21 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if entries and not overwrite:
         hint = "use `--overwrite` to replace it, or name another `--output`"
         raise ConfigError(f"{output}: holds a model", hint=hint)
+
+
+def may_replace(directory: Path) -> bool:
+    """Return True for an empty directory, or one with a model of ours and nothing else."""
+    entries = list(directory.iterdir())
+    return not entries or (holds_model(directory) and all(map(_is_of_model, entries)))
+
+
+def _is_of_model(path: Path) -> bool:
+    return (
+        is_own_file(path, _KNOWN)
+        or is_checkpoints(path)
+        or is_cache(path)
+        or any(is_temporary_of(path.name, name, of_0_1=True) for name in _KNOWN)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,10 @@ from tfm_cli.files import temporary_file
 from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
 from tfm_cli.normalization import check_rule
+from tfm_cli.ownership import CORPUS
 from tfm_cli.progress import shown_progress
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.training.output_dir import CORPUS
 
 logger = logging.getLogger(__name__)
 

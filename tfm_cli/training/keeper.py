@@ -13,19 +13,14 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
 from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
+from tfm_cli.ownership import CHECKPOINTS, ON_SCHEDULE, is_set_aside
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
 from tfm_cli.training.learner import Learner
 from tfm_cli.training.loop import Logged, SaveDue, Validated
 from tfm_cli.training.model_card import model_card
 from tfm_cli.training.optim import MovingAverage
-from tfm_cli.training.output_dir import (
-    CARD_FILE,
-    CHECKPOINTS,
-    METRICS_FILE,
-    ON_SCHEDULE,
-    is_set_aside,
-)
+from tfm_cli.training.output_dir import CARD_FILE, METRICS_FILE
 from tfm_cli.training.report import Display, MetricsFile
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validate import Validation

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -21,15 +20,19 @@ from tfm_cli.model_config import (
     load_config,
 )
 from tfm_cli.ownership import (
+    CHECKPOINTS,
+    CORPUS,
     MARKER_FILE,
+    ON_SCHEDULE,
     cannot_be_written,
     holds_marker,
     holds_model,
-    holds_only,
+    is_cache,
     is_checkpoint,
     is_checkpoint_name,
-    is_prepared_name,
+    is_checkpoints,
     is_prepared_text,
+    is_set_aside,
     is_temporary,
     is_temporary_of,
     sweep,
@@ -40,19 +43,11 @@ from tfm_cli.training.run_lock import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
-CORPUS = "corpus"
-# A run that ends between two scheduled validations judges its last weights too and keeps them if
-# they are best. The best ones by schedule wait here: a run that resumes takes them back, and so
-# leaves to the byte what it would have left had it never stopped.
-ON_SCHEDULE = "best-on-schedule"
 # The settings go last when all is removed, so that what is left is still known as ours.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
-_HASHES_FILE = "files.json"  # of a data cache
-_COPY_OF_STDIN = "stdin"
 
 
 def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
@@ -167,21 +162,9 @@ def _is_of_beginning(path: Path, *, began: bool) -> bool:
         return True
     if name in TOKENIZER_FILES:
         return began
-    if name == CHECKPOINTS:
-        return all(is_temporary(entry.name) for entry in path.iterdir())
-    return name == CORPUS and all(map(_is_of_cache, path.iterdir()))
-
-
-def _is_of_cache(path: Path) -> bool:
-    if path.name == _HASHES_FILE:
-        return stat.S_ISREG(path.lstat().st_mode)
-    return is_prepared_text(path) or (
-        is_temporary(path.name) and _is_name_of_cache(path.name.split(".")[1])
-    )
-
-
-def _is_name_of_cache(name: str) -> bool:
-    return name in ("files", _COPY_OF_STDIN) or is_prepared_name(name)
+    if name == CHECKPOINTS:  # what is in it needs the settings
+        return is_checkpoints(path) and all(is_temporary(entry.name) for entry in path.iterdir())
+    return is_cache(path)
 
 
 def check_inputs_stay(
@@ -236,11 +219,6 @@ def _replaced(config: RunConfig, output: Path, *, goes_on: bool) -> list[Path]:
 
 def _is_of_run(path: Path) -> bool:
     return is_checkpoint(path) or is_set_aside(path)
-
-
-def is_set_aside(path: Path) -> bool:
-    """Return True for the best model by schedule, which was set aside among the checkpoints."""
-    return path.name == ON_SCHEDULE and holds_only(path, (WEIGHTS_FILE, CARD_FILE))
 
 
 @contextlib.contextmanager

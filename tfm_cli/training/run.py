@@ -26,6 +26,7 @@ from tfm_cli.log import counted, seconds_text
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import save_config
 from tfm_cli.model_dir import weights_facts
+from tfm_cli.ownership import CHECKPOINTS
 from tfm_cli.parallel import Parallel
 from tfm_cli.training import checkpoint, output_dir
 from tfm_cli.training.agreement import (
@@ -97,7 +98,7 @@ def run(
     (goes_on,) = map(bool, parallel.highest([goes_on and parallel.is_main]))
     saved, settled, model = None, None, None
     if parallel.is_main:
-        saved = checkpoint.newest(output / output_dir.CHECKPOINTS) if goes_on else None
+        saved = checkpoint.newest(output / CHECKPOINTS) if goes_on else None
         settled, model = settled_parts(config, output, goes_on=goes_on)
     corpora = agreed_corpora(partial(load_corpora, config, output=output), settled, parallel)
     tokenizers = corpora.tokenizers

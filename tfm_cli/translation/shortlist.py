@@ -74,11 +74,20 @@ class Shortlist:
         return allowed[:, :-1]
 
 
-def save_shortlist(path: Path, shortlist: Shortlist, tokenizers: TokenizerPair) -> None:
-    """Write a table, tied to the tokenizers whose pieces it knows."""
+def save_shortlist(
+    path: Path, shortlist: Shortlist, tokenizers: TokenizerPair, *, follow: bool = True
+) -> None:
+    """Write a table, tied to the tokenizers whose pieces it knows.
+
+    Args:
+        path: of the file.
+        shortlist: what is written.
+        tokenizers: of the model.
+        follow: see `atomic_file`.
+    """
     tensors = {name: getattr(shortlist, name).contiguous() for name in _NAMES}
     metadata = {"format_version": FORMAT_VERSION, "tokenizer_sha256": tokenizers.sha256}
-    with atomic_file(path) as stream:
+    with atomic_file(path, follow=follow) as stream:
         write_tensors(stream, tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 
