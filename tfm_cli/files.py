@@ -122,6 +122,12 @@ def check_own(path: Path) -> None:
             raise
 
 
+def keep_permissions(place: Path, stream: BinaryIO) -> None:
+    """Give an open file the permissions of the one that it is going to replace, if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.fchmod(stream.fileno(), stat.S_IMODE(place.lstat().st_mode))
+
+
 @contextlib.contextmanager
 def temporary_file(place: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Create a file beside `place` that no other process has, held by a lock inside the block.
@@ -183,8 +189,7 @@ def replacing(place: Path) -> Iterator[BinaryIO]:
     durable.make_directory(place.parent)
     sweep(place.parent, [place.name])
     with temporary_file(place) as (aside, stream):
-        with contextlib.suppress(FileNotFoundError):
-            os.fchmod(stream.fileno(), stat.S_IMODE(place.lstat().st_mode))
+        keep_permissions(place, stream)
         yield stream
         durable.sync(stream)
         durable.rename(aside, place)

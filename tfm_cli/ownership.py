@@ -47,6 +47,7 @@ _LONGEST_STEM = 50  # the longest name that a file can have leaves no room for m
 _TEMPORARY = re.compile(r"\.(.*)\.tfm-[0-9a-f]{16}\.(?:part|trash)", re.DOTALL)
 _TEMPORARY_OF_0_1 = re.compile(r"\.(.*)\.[0-9]{1,10}\.(?:part|trash)", re.DOTALL)  # by process
 _CHECKPOINT = re.compile(r"update-[0-9]{8,}")
+_LOCK_OF_CACHE = re.compile(r"\.[0-9a-f]{32}\.lock")
 _PREPARED = re.compile(r"[0-9a-f]{32}")
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -234,6 +235,7 @@ def is_cache(path: Path) -> bool:
 def _is_of_cache(path: Path) -> bool:
     return (
         is_own_file(path, [CACHE_HASHES])
+        or (_LOCK_OF_CACHE.fullmatch(path.name) is not None and is_own_file(path, [path.name]))
         or is_prepared_text(path)
         or any(is_temporary_of(path.name, name, of_0_1=True) for name in CACHE_TEMPORARIES)
         or (is_temporary(path.name) and is_prepared_name(path.name.split(".")[1]))

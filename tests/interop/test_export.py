@@ -259,7 +259,7 @@ def test_what_comes_while_an_export_is_written_is_not_replaced(
 ) -> None:
     model = save(random_model())
     export_model(model, tmp_path / "out", to="hf")
-    write = export.write_hugging_face
+    write = hugging_face_export.write_hugging_face
 
     def written_slowly(directory: Path, trained: TrainedModel) -> None:
         (tmp_path / "out" / "thesis.tex").write_text("years of work")

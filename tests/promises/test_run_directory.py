@@ -240,7 +240,7 @@ def command_with(small: SmallRun, text: list[str], output: Path, *more: str) -> 
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_folder_of_somebody_is_refused_before_any_work(
+def test_r09_folder_of_somebody_is_refused_before_any_work(
     overwrite: list[str], small: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     text = project(small, tmp_path)
@@ -256,7 +256,7 @@ def test_folder_of_somebody_is_refused_before_any_work(
     assert snapshot(tmp_path) == before
 
 
-def test_what_is_not_proven_to_be_ours_outlives_a_run_and_its_overwriting(
+def test_r09_what_is_not_proven_to_be_ours_outlives_a_run_and_its_overwriting(
     small: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
@@ -303,7 +303,7 @@ INPUTS = {
 
 @pytest.mark.parametrize("links", [False, True])
 @pytest.mark.parametrize("name", INPUTS)
-def test_input_that_the_output_would_replace_is_refused(
+def test_r09_input_that_the_output_would_replace_is_refused(
     name: str, links: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
@@ -339,7 +339,7 @@ PRIVATE = [".tfm-train.lock", ".tfm-run.json", "metrics.jsonl", "README.md", "co
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PRIVATE)
-def test_private_file_that_leads_elsewhere_is_refused_by_name(
+def test_r09_private_file_that_leads_elsewhere_is_refused_by_name(
     name: str, kind: str, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output, victim = tmp_path / "model", tmp_path / "victim"

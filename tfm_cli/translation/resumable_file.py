@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from tfm_cli import durable
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.files import is_of_output, replacing
+from tfm_cli.files import is_of_output, keep_permissions, replacing
 from tfm_cli.ownership import cannot_be_written, sweep
 from tfm_cli.plain_file import check_private
 from tfm_cli.private_json import read_private_json
@@ -100,8 +99,7 @@ class ResumableFile:
         self.stream = self._locked()
         sweep(self._place.parent, [self._journal.name])
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(self.stream.fileno(), stat.S_IMODE(self._place.lstat().st_mode))
+            keep_permissions(self._place, self.stream)
             self.start, num_bytes = self._begun(overwrite=overwrite)
             self.stream.seek(num_bytes)
             self.stream.truncate()
