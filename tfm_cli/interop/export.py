@@ -1,5 +1,6 @@
 """`tfm export`: a model leaves for another toolkit, and appears there only when it was checked."""
 
+import json
 import logging
 import os
 from collections.abc import Sequence
