@@ -3,7 +3,9 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import RunTfm, TinyCorpus
 from tfm_cli.cli.translate import translate
 from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.hypothesis import Hypothesis
 
 
 @pytest.fixture
@@ -195,6 +198,25 @@ def test_long_line_is_split_or_cut_with_a_warning(model: list[str], run_tfm: Run
     assert split.err == "warning: line 1 has 4 pieces, more than 2: split\n"
     assert cut.out == "eins zwei\n"
     assert cut.err == "warning: line 1 has 4 pieces, more than 2: cut\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--json-input"]])
+def test_translation_that_lacks_sentences_is_warned_of_once(
+    model: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    def short(*arguments: Any, **others: Any) -> list[list[Hypothesis]]:
+        return [[replace(each, ids=each.ids[:1]) for each in some]
+                for some in beam_search(*arguments, **others)]  # fmt: skip
+
+    monkeypatch.setattr("tfm_cli.translation.searching.beam_search", short)
+    lines = ["one", "two . three . four . five . six . one .", "one . two . three . four ."]
+    if flags:
+        lines = [json.dumps({"text": line}) for line in lines]
+
+    result = run_tfm([*model, "-q", *flags], "".join(f"{line}\n" for line in lines))
+
+    (told,) = lines_of(result.err)
+    assert told.startswith("warning: line 2: 6 sentences became 1, so its translation may lack")
 
 
 def test_setting_of_the_sampling_is_idle_without_it(model: list[str], run_tfm: RunTfm) -> None:

@@ -56,6 +56,7 @@ def test_no_sentence_is_cut_and_most_ends_are_found(
         ("„Komm!“ Er kam.", ["„Komm!“", "Er kam."]),
         ("Wait... What?! No.", ["Wait...", "What?!", "No."]),
         ('"Go." He left.', ['"Go."', "He left."]),
+        ("it went. it ... came! did it?", ["it went.", "it ... came!", "did it?"]),
     ],
 )
 def test_ends_of_all_scripts_are_found(text: str, wanted: list[str]) -> None:

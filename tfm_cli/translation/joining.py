@@ -8,6 +8,7 @@ from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.seams import join_texts
 from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.shortfall import ShortfallWatch
 from tfm_cli.translation.translation import Candidate, Translation
 
 
@@ -20,6 +21,7 @@ def joined(
     n_best: int,
     word_scores: bool,
     aligner: Aligner | None = None,
+    watch: ShortfallWatch | None = None,
 ) -> list[Translation]:
     """The translation of each line.
 
@@ -31,6 +33,7 @@ def joined(
         n_best: translations of a line.
         word_scores: note the pieces and their log-probabilities.
         aligner: says which words became which; None to leave it.
+        watch: warns of translations that are far too short; None to leave it.
     """
     parts: dict[int, dict[int, list[Hypothesis]]] = {}  # by line, then by part; none of blank lines
     sources: dict[int, dict[int, Segment]] = {}
@@ -57,6 +60,15 @@ def joined(
         else (_blank_line(blank, line) if line else blank)
         for index, line in enumerate(lines)
     ]
+    if watch is not None:
+        for line in sorted(chosen):
+            watch.look(
+                segments[line][0].number,
+                lines[line],
+                translations[line].text,
+                source_tokens=sum(len(segment.ids) for segment in segments[line]),
+                target_tokens=sum(len(hypothesis.ids) for hypothesis in chosen[line][0]),
+            )
     if aligner is None:
         return translations
     every, nothing = range(len(lines)), [list[Hypothesis]()] * n_best

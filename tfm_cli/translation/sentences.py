@@ -24,6 +24,7 @@ _END = re.compile(
     rf"(?:[{_NARROW}{_WIDE}]|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)+"
     rf"(?:[{_CLOSING}]|“(?=\s|$)|[ \u00a0\u202f]»(?=[\s.,!?]|$))*"
 )
+_MARKS = re.compile(rf"[{_NARROW}{_WIDE}]+")
 _CLAUSE_END = re.compile(rf"[{_CLAUSE}]+[{_CLOSING}]*")
 _NEXT = re.compile(rf"[\s{_OPENING}]*")
 _WORD = re.compile(rf"[^\s{_OPENING}]*\Z")
@@ -67,12 +68,18 @@ def sentence_ends(text: str) -> list[int]:
     number, is left out.
     """
     ends = []
+    has_capitals = text != text.lower()
     length = len(text.rstrip())
     for match in _END.finditer(text, 0, length):
         end = match.end()
-        if end < length and _is_end(text, match):
+        if end < length and _is_end(text, match, has_capitals=has_capitals):
             ends.append(end)
     return ends
+
+
+def count_marks(text: str) -> int:
+    """Return how often there are marks that may end a sentence."""
+    return len(_MARKS.findall(text))
 
 
 def clause_ends(text: str) -> list[int]:
@@ -88,7 +95,14 @@ def clause_ends(text: str) -> list[int]:
     return ends
 
 
-def _is_end(text: str, match: re.Match[str]) -> bool:
+def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
+    """Return True if a sentence ends at these marks.
+
+    Args:
+        text: of which this is not the end.
+        match: the marks.
+        has_capitals: whether a sentence would begin with a capital letter.
+    """
     marks, end = match[0], match.end()
     has_blank = text[end].isspace()
     start = _NEXT.match(text, end)
@@ -99,9 +113,10 @@ def _is_end(text: str, match: re.Match[str]) -> bool:
         # A quotation within a sentence goes on with a particle or a comma.
         is_quoted = marks[-1] not in _WIDE and marks[-1] not in _NARROW
         return not (is_quoted and (text[end] in "とっって、，,;；" or following.islower()))
-    if not has_blank or following.islower():
+    is_ellipsis = marks[:2] == ".." or marks[0] in "…‥"
+    if not has_blank or (following.islower() and (has_capitals or is_ellipsis)):
         return False
-    if marks[0] != "." or marks[:2] == "..":
+    if marks[0] != "." or is_ellipsis:
         return True
     before = text[max(0, match.start() - 40) : match.start()]
     return not _is_abbreviation(before, following, is_closed=len(marks) > 1)

@@ -23,6 +23,7 @@ from tfm_cli.translation.joining import joined
 from tfm_cli.translation.scope import Restrictable
 from tfm_cli.translation.searching import BatchSearch, Found, fixed_search, is_plainly_greedy
 from tfm_cli.translation.segments import Segment, Segmenter
+from tfm_cli.translation.shortfall import ShortfallWatch
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist
 from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.useless_weights import useless_weights_refused
@@ -58,6 +59,7 @@ class Translator:
         workers: processes that translate side by side, once there is work for several; on a CPU.
         worker_threads: of each of several, inside an operation.
         name: what messages call the model, or the models that translate together.
+        warns_of_shortfalls: warn of the first translation that is far too short for its line.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Translator:
         workers: int = 1,
         worker_threads: int = 1,
         name: str = "the model",
+        warns_of_shortfalls: bool = False,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
@@ -133,6 +136,7 @@ class Translator:
             n_best=search.n_best,
             word_scores=word_scores,
             aligner=aligner,
+            watch=ShortfallWatch() if warns_of_shortfalls else None,
         )
 
     @staticmethod
@@ -194,6 +198,7 @@ class Translator:
             workers=count,
             worker_threads=threads,
             name=", ".join(map(str, [model_dir, *others])),
+            warns_of_shortfalls=True,
         )
 
     def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
