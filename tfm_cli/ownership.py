@@ -43,6 +43,7 @@ CHECKPOINT_FILES = (  # beside the manifest
 PREPARED_FACTS = "store.json"
 
 _MAX_FACTS_BYTES = 1 << 20
+_END_OF_CARD = b"All settings are in `config.json`.\n"
 _LONGEST_STEM = 50  # the longest name that a file can have leaves no room for more
 _TEMPORARY = re.compile(r"\.(.*)\.tfm-[0-9a-f]{16}\.(?:part|trash)", re.DOTALL)
 _TEMPORARY_OF_0_1 = re.compile(r"\.(.*)\.[0-9]{1,10}\.(?:part|trash)", re.DOTALL)  # by process
@@ -208,6 +209,22 @@ def holds_export(directory: Path) -> bool:
 def is_own_file(path: Path, names: Collection[str]) -> bool:
     """Return True for a regular file, not a link to one, with one of the names that are ours."""
     return path.name in names and stat.S_ISREG(path.lstat().st_mode)
+
+
+def is_card(path: Path) -> bool:
+    """Return True for a model card as `tfm` writes it, for an empty file, and where there is none.
+
+    What somebody else wrote under the name, or added to a card, has another beginning or end.
+    """
+    try:
+        content = read_plain(path, max_bytes=_MAX_FACTS_BYTES)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    begins = content.startswith((b"# A translation model\n", b"# An imported translation model\n"))
+    is_signed = b"\n| made by | tfm " in content
+    return not content or (begins and is_signed and content.endswith(_END_OF_CARD))
 
 
 def is_checkpoints(path: Path) -> bool:

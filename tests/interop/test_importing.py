@@ -148,7 +148,9 @@ def test_foreign_model_is_never_replaced(hugging_face: Path, tmp_path: Path, pro
         import_model(str(hugging_face), output, overwrite=True, probe=probe)
 
 
-@pytest.mark.parametrize("name", ["checkpoints/other/best.pt", "corpus/en-fr/s.en", "README.md/x"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/other/best.pt", "corpus/en-fr/s.en", "README.md/x", "README.md"]
+)
 def test_folders_of_somebody_are_never_replaced(
     name: str, hugging_face: Path, tmp_path: Path, probe: Path
 ) -> None:
@@ -156,7 +158,7 @@ def test_folders_of_somebody_are_never_replaced(
     output.mkdir()
     (output / "config.json").write_text('{"tfm_version": "0.1.0"}')
     (output / "model.safetensors").touch()
-    (output / name).parent.mkdir(parents=True)
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
     (output / name).write_text("years of work")
 
     with pytest.raises(ConfigError, match=f"holds more than a model: `{name.split('/')[0]}`"):

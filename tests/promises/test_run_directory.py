@@ -378,6 +378,26 @@ def test_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("added", [False, True])
+def test_readme_of_somebody_is_left_as_it_is(
+    added: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    shutil.copytree(small.output, output)
+    card = (output / "README.md").read_bytes() if added else b""
+    (output / "README.md").write_bytes(card + b"# My notes\n")
+
+    results = [
+        run_tfm(small.command(output, "--max-updates", "9")),
+        run_tfm(small.command(output, "--overwrite", "--seed", "9")),
+    ]
+
+    assert [result.code for result in results] == [0, 0], results
+    told = "README.md: is no model card of tfm, so it is left as it is"
+    assert results[1].err.count(told) == 1
+    assert (output / "README.md").read_bytes() == card + b"# My notes\n"
+
+
 @pytest.mark.parametrize("dangling", [False, True])
 @pytest.mark.parametrize("name", ["corpus", "checkpoints"])
 def test_folder_of_ours_that_is_a_link_is_refused_by_name(

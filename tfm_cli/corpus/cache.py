@@ -131,6 +131,9 @@ class FileHashes:
         self.path = path
         found = read_private_json(path) or {}
         self._known: dict[str, list[object]] = {k: v for k, v in found.items() if _is_entry(v)}
+        self._is_theirs = bool(found) and not self._known
+        if self._is_theirs:
+            logger.warning("%s: was not made by tfm, so it is left as it is", path)
         self._is_new = False
 
     def of(self, file: CorpusFile) -> list[str]:
@@ -147,7 +150,7 @@ class FileHashes:
 
     def save(self) -> None:
         """Remember for the next time, if there is anything new and it can be written."""
-        if self._is_new:
+        if self._is_new and not self._is_theirs:
             lasting = [(k, v) for k, v in self._known.items() if not is_temporary(Path(k).name)]
             del lasting[:-_MOST_FILES]
             while len(content := json.dumps(dict(lasting), indent=0).encode()) > MAX_BYTES:

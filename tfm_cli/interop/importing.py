@@ -30,6 +30,7 @@ from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weigh
 from tfm_cli.ownership import (
     holds_model,
     is_cache,
+    is_card,
     is_checkpoints,
     is_own_file,
     is_temporary_of,
@@ -169,7 +170,7 @@ def may_replace(directory: Path) -> bool:
 
 def _is_of_model(path: Path) -> bool:
     return (
-        is_own_file(path, _KNOWN)
+        (is_own_file(path, _KNOWN) and (path.name != _CARD_FILE or is_card(path)))
         or is_checkpoints(path)
         or is_cache(path)
         or any(is_temporary_of(path.name, name, of_0_1=True) for name in _KNOWN)

@@ -13,7 +13,7 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, remove_directory
 from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
-from tfm_cli.ownership import CHECKPOINTS, ON_SCHEDULE, is_set_aside
+from tfm_cli.ownership import CHECKPOINTS, ON_SCHEDULE, is_card, is_set_aside
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
 from tfm_cli.training.learner import Learner
@@ -64,6 +64,7 @@ class Keeper:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
             self._goes_on_from = state.update
         self._signatures_said = False
+        self._card_said = False
         self._failed_saves = 0  # in a row
 
     def keep(self, event: Logged | Validated | SaveDue | Refused, display: Display) -> None:
@@ -170,15 +171,20 @@ class Keeper:
     def _set_aside(self) -> None:
         place = self._output / CHECKPOINTS / ON_SCHEDULE
         with atomic_directory(place, may_replace=is_set_aside) as aside:
-            for name in (WEIGHTS_FILE, CARD_FILE):
+            for name in self._best_files(self._output):
                 durable.write_file(aside / name, (self._output / name).read_bytes())
+
+    def _best_files(self, place: Path) -> list[str]:
+        """Return the files of the best model, without a card that somebody else wrote."""
+        has_card = is_card(self._output / CARD_FILE) and (place / CARD_FILE).exists()
+        return [WEIGHTS_FILE, CARD_FILE] if has_card else [WEIGHTS_FILE]
 
     def _take_back(self) -> None:
         kept = self._output / CHECKPOINTS / ON_SCHEDULE
         if not kept.is_dir():
             return
         try:
-            for name in (WEIGHTS_FILE, CARD_FILE):
+            for name in self._best_files(kept):
                 with contextlib.suppress(FileNotFoundError):  # taken already, by a run killed here
                     durable.rename(kept / name, self._output / name)
             durable.sync_directory(self._output)
@@ -216,5 +222,11 @@ class Keeper:
             values=values,
             scores=validation.scores if validation else (),
         )
+        if not is_card(self._output / CARD_FILE):
+            if not self._card_said:
+                told = "%s: is no model card of tfm, so it is left as it is"
+                logger.warning(told, self._output / CARD_FILE)
+            self._card_said = True
+            return
         with atomic_file(self._output / CARD_FILE, follow=False) as stream:
             stream.write(card.encode("utf-8", "backslashreplace"))

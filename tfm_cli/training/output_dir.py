@@ -28,6 +28,7 @@ from tfm_cli.ownership import (
     holds_marker,
     holds_model,
     is_cache,
+    is_card,
     is_checkpoint,
     is_checkpoint_name,
     is_checkpoints,
@@ -264,7 +265,8 @@ def clear(output: Path, *, keep: Collection[str] = ()) -> None:
             if not any(checkpoints.iterdir()):
                 durable.remove(checkpoints)
         for name in _FILES:
-            if name not in keep and os.path.lexists(output / name):
+            is_theirs = name == CARD_FILE and not is_card(output / name)
+            if name not in keep and not is_theirs and os.path.lexists(output / name):
                 check_own(output / name)
                 durable.remove(output / name)
 
