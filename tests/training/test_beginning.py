@@ -149,6 +149,21 @@ def test_tokenizer_that_lacks_something_ends_the_run_before_any_work(
     assert not (output / "config.json").exists()
 
 
+def test_tokenizer_of_a_resumed_run_that_lacks_something_is_told_at_once(
+    command: Command, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    run_tfm(command(output, 2))
+    monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
+    rewrite_config(output, lambda settings: settings["validation"].update(tokenize="flores200"))
+
+    result = run_tfm(command(output, 4))
+
+    assert result.code == 5
+    assert "the tokenizer `flores200` needs the file " in result.err
+    assert "going on after" not in result.err
+
+
 def test_first_of_equal_models_is_not_kept_where_the_next_metric_is_better(
     command: Command, run_tfm: RunTfm, tmp_path: Path
 ) -> None:

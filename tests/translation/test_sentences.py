@@ -70,7 +70,7 @@ def test_ends_of_all_scripts_are_found(text: str, wanted: list[str]) -> None:
         "J. R. R. Tolkien", "am 3. Oktober", "3.5 percent", "www.example.org", "version 2.0.1",
         "No. 5", "e.V. München", "т. е. Москва", "ул. Садовая", "А. С. Пушкин", "п. 5", "डॉ. शर्मा",
         "д. 5", "“Run!” she said", "M. Dupont", "p. ej. Madrid", "EE. UU. Mexicanos", "Nr. 7",
-        "wait ... for me", "３．５", "何？！",
+        "wait ... for me", "Mme.\u00a0Dupont", "S.\u202f5", "３．５", "何？！",
     ],
 )  # fmt: skip
 def test_what_ends_no_sentence_is_left(text: str) -> None:

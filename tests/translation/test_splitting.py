@@ -29,6 +29,9 @@ def cut(tokenizer: Tokenizer, line: str, longest: int) -> list[str]:
         ("क्या वह गया। नहीं वह", 16, ["क्या वह गया।", "नहीं वह"]),
         ("日本語の文。次の文次の", 11, ["日本語の文。", "次の文次の"]),
         ("「日本語の文。」次の文", 14, ["「日本語の文。」", "次の文"]),
+        ("The cat sat St. It", 17, ["The cat sat", "St. It"]),
+        ("The cat z. B. ran", 15, ["The cat", "z. B. ran"]),
+        ("The cat sat 1\u00a0000", 16, ["The cat sat", "1\u00a0000"]),
     ],
 )
 def test_line_is_cut_at_the_best_place(line: str, longest: int, wanted: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, suited_tokenizer
+from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, suited_tokenizer
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import load_config, load_tokenizers
 from tfm_cli.model_dir import build_transformer, load_model
@@ -55,6 +55,9 @@ def with_bleu_tokenizer(
         references: of the validation text; without any, nothing is decided.
         goes_on: whether the run is resumed.
         parallel: the processes, which all get the same.
+
+    Raises:
+        ResourceError: this machine lacks a package or a file that the tokenizer needs.
     """
     chosen = config.validation.tokenize
     if parallel.is_main and goes_on:
@@ -64,6 +67,8 @@ def with_bleu_tokenizer(
         if chosen != DEFAULT_TOKENIZER and "bleu" in config.validation.metrics:
             logger.info("BLEU's tokenizer: %s, since %s (`validation.tokenize`)", chosen, reason)
     chosen = parallel.shared(chosen.encode()).decode()
+    if references and "bleu" in config.validation.metrics:
+        check_available(chosen)  # a run may be resumed on another machine
     validation = dataclasses.replace(config.validation, tokenize=chosen)
     return dataclasses.replace(config, validation=validation)
 

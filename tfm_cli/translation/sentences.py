@@ -14,6 +14,8 @@ _WIDE = (
     "\u3002\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d\uaa5e"
     "\uaa5f\uaaf0\uaaf1\uabeb\ufe12\ufe15\ufe16\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
 )
+# Blanks that hold together what is before and behind them.
+NO_BREAK = "\u00a0\u2007\u202f"
 _CLAUSE = ";:,،؛၊、，；：､﹐﹔﹕፣፤፥፦᠂᠈།·՝"
 _CLOSING = "\"'”’»)\\]}」』）】〉》〕］｝｣›"
 _OPENING = "\"'“‘«‹„‚(\\[{「『（【〈《〔［｛｢¿¡—–-"
@@ -104,7 +106,7 @@ def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
         has_capitals: whether a sentence would begin with a capital letter.
     """
     marks, end = match[0], match.end()
-    has_blank = text[end].isspace()
+    has_blank = text[end].isspace() and text[end] not in NO_BREAK
     start = _NEXT.match(text, end)
     following = text[start.end() : start.end() + 1] if start else ""
     if any(mark in _WIDE for mark in marks):

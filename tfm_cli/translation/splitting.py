@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from tfm_cli.scripts import script_without_blanks
-from tfm_cli.translation.sentences import clause_ends, sentence_ends
+from tfm_cli.translation.sentences import NO_BREAK, clause_ends, sentence_ends
 
 # Zero-width joiner, variation selectors, skin tones and tags belong to the character before them.
 _CONTINUES = re.compile("[\u200d\ufe00-\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 _JOINER = "\u200d"
 _ZERO_WIDTH_BLANK = "\u200b"  # which Khmer, Thai and Burmese text may have between words
-_NO_BREAK = "\u00a0\u2007\u202f"
 
 
 class Cut(IntEnum):
@@ -22,9 +21,10 @@ class Cut(IntEnum):
     CLUSTER = 1  # before a mark of the character before, or inside an emoji
     WORD = 2  # between two characters of a word
     LETTER = 3  # between two characters, of which one is of a script without blanks
-    BLANK = 4  # between words
-    CLAUSE = 5  # after a comma, colon or semicolon
-    SENTENCE = 6
+    ABBREVIATION = 4  # between words, after a full stop that ends no sentence
+    BLANK = 5  # between words
+    CLAUSE = 6  # after a comma, colon or semicolon
+    SENTENCE = 7
 
 
 def split(
@@ -79,7 +79,7 @@ def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
         elif not line[begin_before:end_before].strip():  # a blank belongs to what is behind it
             cuts.append(Cut.WORD)
         else:
-            cuts.append(better.get(begin) or _between(line[begin - 1], line[begin]))
+            cuts.append(better.get(begin) or _between(line, begin))
         begin_before, end_before = begin, end
     return cuts
 
@@ -93,15 +93,18 @@ def _starts(line: str, ends: Iterable[int]) -> Iterable[int]:
             yield end
 
 
-def _between(before: str, after: str) -> Cut:
+def _between(line: str, place: int) -> Cut:
     """Return how good a cut between two characters is where neither sentence nor clause ends."""
+    before, after = line[place - 1], line[place]
     if _CONTINUES.match(after) or before == _JOINER or unicodedata.category(after)[0] == "M":
         return Cut.CLUSTER
     if any(
-        (each.isspace() and each not in _NO_BREAK) or each == _ZERO_WIDTH_BLANK
+        (each.isspace() and each not in NO_BREAK) or each == _ZERO_WIDTH_BLANK
         for each in (before, after)
     ):
-        return Cut.BLANK
+        while place > 1 and line[place - 1].isspace():
+            place -= 1
+        return Cut.ABBREVIATION if line[place - 1] == "." else Cut.BLANK
     is_between = script_without_blanks(before) or script_without_blanks(after)
     # Marks that close something stay with what they close.
     if is_between and unicodedata.category(after) not in ("Pe", "Pf", "Po"):
