@@ -1,6 +1,8 @@
 import hashlib
+import io
 
 import pytest
+import sentencepiece
 
 from tfm_cli.config import TokenizerConfig
 from tfm_cli.errors import ModelError
@@ -142,3 +144,93 @@ def test_what_is_no_language_tag_is_text(line: str, tokenizer: Tokenizer) -> Non
 def test_language_tag_is_text_to_a_tokenizer_without_a_vocabulary() -> None:
     assert Tokenizer(ONE).language_tag(">>deu<< abc") == ""
     assert Tokenizer(ONE).language_tags == ()
+
+
+# --- language tags of a SentencePiece model ------------------------------------------------------
+
+
+TAGS = (">>deu<<", ">>fra<<")
+TAGGED_TEXT = [f"{tag} abc fed {number}" for number in range(50) for tag in TAGS] + ["one two"] * 9
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe", "char", "word"])
+def tagged(request: pytest.FixtureRequest) -> Tokenizer:
+    config = TokenizerConfig(vocab_size=90, byte_fallback=False, model_type=request.param)
+    return Tokenizer(
+        train_tokenizer(TAGGED_TEXT, config, seed=1, soft_limit=True, tags=lambda: TAGS)
+    )
+
+
+def test_learned_language_tag_is_one_piece_as_of_a_vocabulary(tagged: Tokenizer) -> None:
+    rest = tagged.encode(["abc fed"])[0]
+
+    assert tagged.language_tags == TAGS
+    ids = {tag: tagged.piece_ids([tag])[0] for tag in TAGS}
+    assert len({*ids.values(), tagged.unk_id}) == 3
+    for tag in TAGS:
+        for line in (f"{tag} abc fed", f"{tag}abc fed", f"{tag}  abc fed"):
+            assert tagged.encode([line])[0] == [ids[tag], *rest]
+            assert tagged.piece_ids(tagged.encode_pieces([line])[0]) == [ids[tag], *rest]
+            assert tagged.encode_spans([line])[0][0] == (0, len(tag))
+            assert len(tagged.encode_spans([line])[0]) == 1 + len(rest)
+            assert tagged.tag_length(line) == 1
+        assert tagged.encode([tag])[0] == [ids[tag]]
+        assert tagged.marian_pieces[ids[tag]] == tag
+        (pieces,) = tagged.encode_pieces([f"{tag} abc fed"])
+        assert Tokenizer(tagged.model_bytes).decode_pieces([pieces]) == [f"{tag} abc fed"]
+
+
+def test_unknown_tag_of_a_learned_model_is_one_unknown_piece(tagged: Tokenizer) -> None:
+    line = ">>xyz<< abc fed"
+
+    assert tagged.language_tag(line) == ">>xyz<<"
+    assert tagged.encode([line, "abc", ""]) == [
+        [tagged.unk_id, *tagged.encode(["abc fed"])[0]], tagged.encode(["abc"])[0], [],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sampling_keeps_a_learned_tag(kind: str) -> None:
+    config = TokenizerConfig(vocab_size=90, byte_fallback=False, model_type=kind)
+    model = train_tokenizer(TAGGED_TEXT, config, seed=1, soft_limit=True, tags=lambda: TAGS)
+    tokenizer = Tokenizer(model)
+
+    for seed in range(9):
+        pieces = tokenizer.sample_pieces(">>fra<< abc", seed=seed)
+        assert tokenizer.piece_ids(pieces[:1]) == tokenizer.piece_ids([">>fra<<"])
+
+
+def test_user_defined_symbol_that_is_a_tag_is_a_tag() -> None:
+    config = TokenizerConfig(vocab_size=90, byte_fallback=False)
+    model = train_tokenizer(
+        TAGGED_TEXT, config, seed=1, soft_limit=True,
+        extra={"user_defined_symbols": ">>fra<<,abc"},
+    )  # fmt: skip
+
+    assert Tokenizer(model).language_tags == (">>fra<<",)
+    assert Tokenizer(model).encode_pieces([">>fra<< abc"])[0][0] == "▁>>fra<<"
+    assert "abc" in Tokenizer(model).pieces
+
+
+def sentencepiece_own(symbol: str) -> Tokenizer:
+    """A tokenizer as earlier versions learned it: the tag has no blank before it."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TAGGED_TEXT), model_writer=written, vocab_size=90,
+        hard_vocab_limit=False, minloglevel=3, user_defined_symbols=[symbol],
+    )  # fmt: skip
+    return Tokenizer(written.getvalue())
+
+
+def test_tag_without_a_blank_is_cut_as_before_and_still_a_tag() -> None:
+    tokenizer = sentencepiece_own(">>fra<<")
+
+    assert tokenizer.encode_pieces([">>fra<< abc"])[0][:2] == ["▁", ">>fra<<"]
+    assert tokenizer.language_tags == (">>fra<<",)
+    assert tokenizer.tag_length(">>fra<< abc") == 2
+    assert tokenizer.tag_length(">>xyz<< abc") == tokenizer.tag_length("abc >>fra<<") == 0
+    assert tokenizer.reads_tags_as_text
+
+
+def test_learned_piece_that_looks_like_a_tag_is_none() -> None:
+    assert sentencepiece_own("x").language_tags == ()

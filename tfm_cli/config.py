@@ -58,6 +58,12 @@ class DataConfig:
         ge=0.001,
         le=100,
     )
+    tags: tuple[str, ...] = opt(
+        (),
+        "Language tags, such as `>>fra<<`, with which source lines begin: one piece each of a "
+        "tokenizer that is learned. Without any, those of the text, if a tenth of its lines begin "
+        "with one; `none` makes them text.",
+    )
     max_length: int = opt(
         256,
         "Training pairs with more pieces than this on a side are dropped and counted.",

@@ -19,6 +19,7 @@ from tfm_cli.config import (
     is_rule_file,
 )
 from tfm_cli.errors import ConfigError
+from tfm_cli.language_tags import LANGUAGE_TAG, NO_TAGS
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -79,6 +80,10 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
     if data.weights and len(data.weights) != files:
         told = f"must be as many numbers as training files, got {len(data.weights)} and {files}"
         problems.add("data.weights", told)
+    wrong = [tag for tag in data.tags if not LANGUAGE_TAG.fullmatch(tag)]
+    if wrong and data.tags != (NO_TAGS,):
+        told = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {shown(wrong[0])}"
+        problems.add("data.tags", told)
     if 0 < data.max_ratio < 1:
         problems.add("data.max_ratio", f"must be 0 or at least 1, got {data.max_ratio}")
 

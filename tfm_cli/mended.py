@@ -10,7 +10,8 @@ class Mended:
 
     Kinds are `invalid`, `left_out` (invalid as well, but gone with its pair), `clipped`, `nul`,
     `columns`, `repeated` (a name of a JSON object); `bare`: a line that ends in LF alone where the
-    first one ends in CRLF; and `crlf`: the other way round.
+    first one ends in CRLF; and `crlf`: the other way round. Of a source that needs language tags,
+    nothing is mended, but they are noted as well: `untagged`, `unknown_tag`, `text_tag`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)

@@ -65,6 +65,17 @@ def walk_model(model: bytes) -> bytes:
     return unusual
 
 
+def user_defined_pieces(model: bytes) -> list[str]:
+    """Return the user-defined pieces of a serialized model that was walked through before."""
+    at, _, user_defined = _plain_pieces(model)
+    for number, _, value in fields(model, at):
+        if number == _PIECES and isinstance(value, bytes):
+            piece, kind = _walk_piece(value, 0)
+            if kind == _USER_DEFINED:
+                user_defined.append(piece)
+    return [piece.decode("utf-8", "replace") for piece in user_defined]
+
+
 def _plain_pieces(model: bytes) -> tuple[int, int, list[bytes]]:
     """Where the first piece stands that is not written as most are, and what was before it.
 

@@ -11,15 +11,16 @@ from typing import Any, Self
 import sentencepiece
 
 from tfm_cli.errors import ModelError
+from tfm_cli.language_tags import LANGUAGE_TAG, leading_tag
 from tfm_cli.normalization import changes_characters
 from tfm_cli.sentencepiece_file import MAX_MODEL_BYTES, check_model, read_model_file
-from tfm_cli.tokenizer_training import SILENT, reason_of, train_tokenizer
+from tfm_cli.sentencepiece_walk import user_defined_pieces
+from tfm_cli.tokenizer_training import SILENT, TAG_MARK, reason_of, train_tokenizer
 from tfm_cli.vocabulary import Vocabulary
 
 __all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
 
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
-_LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")  # what OPUS-MT's multilingual models start a line with
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a piece that stands for a byte
 
@@ -29,9 +30,11 @@ class Tokenizer:
 
     Args:
         model_bytes: a serialized SentencePiece model.
-        vocabulary: the order and the special pieces, where they are not SentencePiece's own. A
-            language tag that starts a line, such as `>>deu<<`, is then one piece.
+        vocabulary: the order and the special pieces, where they are not SentencePiece's own.
         name: what messages call it.
+
+    A language tag that starts a line, such as `>>deu<<`, is one piece, known or not, whatever
+    follows it. To a model without a vocabulary that has no piece such as `▁>>deu<<`, tags are text.
 
     Raises:
         ModelError: the bytes are no SentencePiece model, or not one that SentencePiece itself would
@@ -55,6 +58,10 @@ class Tokenizer:
             told = f": {reason}" if reason else ""
             raise ModelError(f"{name}: is no SentencePiece model{told}") from error
         self.pieces = tuple(pieces) if vocabulary is None else vocabulary.pieces
+        self._tag_pieces = _tag_pieces(self.pieces, None if vocabulary else model_bytes)
+        self._cuts_tags = vocabulary is not None or any(
+            piece.startswith(TAG_MARK) for piece in self._tag_pieces.values()
+        )
         if self.eos_id < 0:
             hint = "train the model without `eos_id=-1`"
             raise ModelError(f"{name}: has no `</s>`, wanted a piece that ends a line", hint=hint)
@@ -124,9 +131,18 @@ class Tokenizer:
     @property
     def language_tags(self) -> tuple[str, ...]:
         """The target languages of a multilingual model, such as `>>deu<<`; none of most models."""
-        if self.vocabulary is None:
-            return ()
-        return tuple(piece for piece in self.pieces if _LANGUAGE_TAG.fullmatch(piece))
+        return tuple(self._tag_pieces)
+
+    @property
+    def reads_tags_as_text(self) -> bool:
+        """Whether SentencePiece cuts the tags, too, so that it decides on their pieces."""
+        return not self._cuts_tags
+
+    @property
+    def marian_pieces(self) -> tuple[str, ...]:
+        """The pieces as Marian's tokenizers call them: a tag's is the tag itself."""
+        tags = {piece: tag for tag, piece in self._tag_pieces.items()}
+        return tuple(tags.get(piece, piece) for piece in self.pieces) if tags else self.pieces
 
     @property
     def sha256(self) -> str:
@@ -149,6 +165,15 @@ class Tokenizer:
         if self.vocabulary is not None:
             return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines, threads=threads)]
         threads = threads or _threads(lines)
+        if self._cuts_tags:
+            tags, texts = self._tags(lines)
+            if any(tags):
+                rows = self._sentencepiece_ids(texts, threads)
+                heads = (self.piece_ids([tag]) if tag else [] for tag in tags)
+                return [head + row for head, row in zip(heads, rows, strict=True)]
+        return self._sentencepiece_ids(lines, threads)
+
+    def _sentencepiece_ids(self, lines: Sequence[str], threads: int) -> list[list[int]]:
         ids: list[list[int]]
         try:
             ids = self._processor.Encode(list(lines), return_type=int, num_threads=threads)
@@ -163,7 +188,7 @@ class Tokenizer:
             _utf8(texts), return_type=bytes, num_threads=threads or _threads(texts)
         )
         return [
-            tag + [piece.decode("utf-8", "replace") for piece in pieces]
+            self._head(tag) + [piece.decode("utf-8", "replace") for piece in pieces]
             for tag, pieces in zip(tags, encoded, strict=True)
         ]
 
@@ -180,8 +205,8 @@ class Tokenizer:
         )  # fmt: skip
         spans = []
         for tag, text in zip(tags, mapped, strict=True):
-            head = [(0, len(piece)) for piece in tag]
-            shift = sum(map(len, tag))
+            head = [(0, len(tag))] if tag else []
+            shift = len(tag)
             spans.append(head + [(begin + shift, end + shift) for begin, end in text["offsets"]])
         return spans
 
@@ -207,26 +232,39 @@ class Tokenizer:
         for index, text in zip(suspects, restored, strict=True):
             line = lines[index]
             if text != line and plain_blanks(text) != plain_blanks(line):
-                (untagged,) = self._tags([line])[1]
-                if plain_blanks(text) != plain_blanks(untagged):
+                before, after = map(plain_blanks, self._tags([line, text])[1])
+                if before not in (plain_blanks(text), after):
                     changed.append((index, text))
         return changed
 
-    def _tags(self, lines: Sequence[str]) -> tuple[list[list[str]], Sequence[str]]:
-        """The language tag of each line, if it has one, and what is left of the line."""
-        if self.vocabulary is None:
-            return [[]] * len(lines), lines
-        found = [_LANGUAGE_TAG.match(line) for line in lines]
-        tags = [[match[0]] if match else [] for match in found]
-        texts = [
-            line[match.end() :] if match else line for line, match in zip(lines, found, strict=True)
-        ]
-        return tags, texts
+    def _tags(self, lines: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+        """The language tag of each line, "" without one, and what is left of the line."""
+        if not self._cuts_tags:
+            return [""] * len(lines), lines
+        tags = [leading_tag(line) for line in lines]
+        return tags, [line[len(tag) :] for line, tag in zip(lines, tags, strict=True)]
+
+    def _head(self, tag: str) -> list[str]:
+        """The piece of a tag."""
+        return [self._tag_pieces.get(tag, tag)] if tag else []
 
     def language_tag(self, line: str) -> str:
-        """The language tag that a line starts with; empty without one, or without a vocabulary."""
-        tags, _ = self._tags([line])
-        return tags[0][0] if tags[0] else ""
+        """Return the language tag that a line starts with, known or not.
+
+        It is empty without one, and where tags are text.
+        """
+        tag = leading_tag(line)
+        return tag if self._cuts_tags or tag in self._tag_pieces else ""
+
+    def tag_length(self, line: str) -> int:
+        """Return how many pieces at the start of a line are its language tag.
+
+        That is one, but where SentencePiece cuts the tag it writes a blank before it.
+        """
+        tag = self.language_tag(line)
+        if not tag or self._cuts_tags:
+            return 1 if tag else 0
+        return self.encode_pieces([line])[0].index(tag) + 1
 
     def sample_pieces(
         self, line: str, *, seed: int, nbest_size: int = -1, alpha: float = 0.1
@@ -254,10 +292,12 @@ class Tokenizer:
         except RuntimeError as error:
             reason = reason_of(error) or str(error)
             raise ModelError(f"the tokenizer cannot sample: {reason}") from error
-        return tags[0] + [piece.decode("utf-8", "replace") for piece in pieces]
+        return self._head(tags[0]) + [piece.decode("utf-8", "replace") for piece in pieces]
 
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
-        """Id of each piece; the unknown id for what is no piece."""
+        """Id of each piece; the unknown id for what is no piece. A language tag is one."""
+        if self._tag_pieces:
+            pieces = [self._tag_pieces.get(piece, piece) for piece in pieces]
         if self.vocabulary is not None:
             ids, unk_id = self.vocabulary.ids, self.unk_id
             return [ids.get(piece, unk_id) for piece in pieces]
@@ -316,6 +356,23 @@ class Tokenizer:
 def plain_blanks(text: str) -> str:
     """Return a text with single blanks only, and none at its ends."""
     return " ".join(filter(None, text.split(" ")))
+
+
+def _tag_pieces(pieces: Sequence[str], model_bytes: bytes | None) -> dict[str, str]:
+    """The piece of each language tag.
+
+    Args:
+        pieces: of the tokenizer.
+        model_bytes: of SentencePiece, where the pieces are its own: tags are then user-defined.
+    """
+    found = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(TAG_MARK))]
+    if model_bytes is None:
+        return {piece: piece for piece in found if not piece.startswith(TAG_MARK)}
+    user_defined = set(user_defined_pieces(model_bytes)) if found else set()
+    # A tag with a blank before it, as in text, goes before one without.
+    found.sort(key=lambda piece: piece.startswith(TAG_MARK))
+    tags = {piece.removeprefix(TAG_MARK): piece for piece in found if piece in user_defined}
+    return dict(sorted(tags.items()))
 
 
 def _utf8(texts: Iterable[str]) -> list[bytes]:

@@ -12,7 +12,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import sentencepiece
 
 from tfm_cli.config import TokenizerConfig, is_rule_file
 from tfm_cli.errors import ConfigError, DataError, ResourceError, TfmError
+from tfm_cli.language_tags import LANGUAGE_TAG
 from tfm_cli.normalization import check_rule, trainer_options, without_rule_file_name
 
 # Learning takes 10 to 80 times as much memory as its text: a gigabyte for this much of usual text.
@@ -33,6 +34,9 @@ SILENT = 3  # SentencePiece's log level: fatal errors only
 SPECIAL_IDS = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3}
 _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")  # SentencePiece's own spellings of them
 _BLANK = "▁"  # what SentencePiece writes for it
+# What stands before a language tag in its piece: a tag begins a line, before which SentencePiece
+# puts a blank, so that it would otherwise be two pieces.
+TAG_MARK = _BLANK
 _BYTE_PIECES = 256
 
 logger = logging.getLogger(__name__)
@@ -110,6 +114,7 @@ def train_tokenizer(
     max_line_bytes: int = MAX_LINE_BYTES,
     max_sample_bytes: int = MAX_SAMPLE_BYTES,
     extra: Mapping[str, str | bool] | None = None,
+    tags: Callable[[], Sequence[str]] = tuple,
 ) -> bytes:
     """A serialized SentencePiece model: pad 0, unk 1, <s> 2, </s> 3; same input, same bytes.
 
@@ -123,6 +128,8 @@ def train_tokenizer(
         max_line_bytes: a longer line is left out.
         max_sample_bytes: most text that is learned from.
         extra: further options of SentencePiece's trainer, by their own names.
+        tags: gives the language tags, each of which becomes one piece; called when all lines were
+            read. User-defined symbols that look like tags are tags as well.
 
     Raises:
         DataError: no line is usable, or the file of normalization rules is not.
@@ -146,8 +153,11 @@ def train_tokenizer(
     num_usable = sample.num_read - sample.num_blank - sample.num_too_long
     if len(sample.lines) < num_usable:
         logger.info("tokenizer: learning from %d of %d lines", len(sample.lines), num_usable)
+    found = [tag for tag in tags() if tag not in user_defined]
+    user_defined = [*map(_tag_piece, user_defined), *map(_tag_piece, found)]
     options: dict[str, Any] = {
         **(extra or {}),
+        "user_defined_symbols": user_defined,
         **SPECIAL_IDS,
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
@@ -223,6 +233,11 @@ def _own_symbols(extra: Mapping[str, str | bool]) -> tuple[list[str], list[str]]
             hint=f"leave the blank out, or write `{_BLANK}` for it",
         )
     return user_defined, control
+
+
+def _tag_piece(symbol: str) -> str:
+    """Return the piece of a language tag; what is none stays as it is."""
+    return TAG_MARK + symbol if LANGUAGE_TAG.fullmatch(symbol) else symbol
 
 
 def _check_yielded(model: bytes, symbols: Sequence[str], model_type: str) -> None:

@@ -1,7 +1,9 @@
+import io
 import random
 from collections.abc import Callable, Sequence
 
 import pytest
+import sentencepiece
 import torch
 from torch import Tensor
 
@@ -298,8 +300,12 @@ def test_prefix_is_that_of_the_first_part_and_the_limit_leaves_it_room(
 # --- language tags -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tagged(tokenizer: Tokenizer) -> Tokenizer:
+@pytest.fixture(params=["vocabulary", "learned"])
+def tagged(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Tokenizer:
+    if request.param == "learned":
+        config = TokenizerConfig(vocab_size=300, model_type="char")
+        tags = (">>deu<<", ">>fra<<")
+        return Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True, tags=lambda: tags))
     vocabulary = Vocabulary(("</s>", "<unk>", *tokenizer.pieces[4:], ">>deu<<", ">>fra<<", "<pad>"))
     return Tokenizer(tokenizer.model_bytes, vocabulary)
 
@@ -321,13 +327,13 @@ def test_language_tag_reaches_the_model_as_one_piece(
 
     ((ids,),) = echo.batches
     assert len(ids) == 1 + len("▁one")
-    assert ids[0] == tagged.pieces.index(">>deu<<")
+    assert ids[0] == tagged.piece_ids([">>deu<<"])[0]
 
 
 def test_each_part_of_an_over_long_line_says_its_target_language(
     multilingual: Translator, tagged: Tokenizer, echo: Echo
 ) -> None:
-    tag = tagged.pieces.index(">>deu<<")
+    (tag,) = tagged.piece_ids([">>deu<<"])
     (whole,) = tagged.encode([">>deu<< " + "one two. " * 100])
 
     list(multilingual.translate([">>deu<< " + "one two. " * 100]))
@@ -349,3 +355,35 @@ def test_missing_and_unknown_language_tags_are_told_once_each(
         "line 3: does not say its target language, such as >>deu<< at its start",
         "line 4: `>>xyz<<` is no target language: the model knows >>deu<<, >>fra<<",
     ]
+
+
+def test_lines_of_a_text_have_the_tag_of_the_line_before_them(
+    multilingual: Translator, tagged: Tokenizer, echo: Echo
+) -> None:
+    list(multilingual.translate([">>deu<< one\ntwo\n\n>>fra<< one\ntwo"]))
+
+    lines = [">>deu<< one", ">>deu<< two", ">>fra<< one", ">>fra<< two"]
+    found = [list(ids) for batch in echo.batches for ids in batch]
+    assert sorted(found) == sorted(tagged.encode(lines))
+
+
+def test_tag_of_an_older_tokenizer_is_on_every_part(tokenizer: Tokenizer, echo: Echo) -> None:
+    """SentencePiece puts a blank before a tag that was learned without one."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT), model_writer=written, vocab_size=300, model_type="char",
+        hard_vocab_limit=False, user_defined_symbols=[">>deu<<"], minloglevel=3,
+    )  # fmt: skip
+    older = Tokenizer(written.getvalue())
+    transformer = Transformer(
+        older.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+        feed_forward_width=4,
+    ).eval()  # fmt: skip
+    pair = TokenizerPair.joint(older)
+    translator = Translator(transformer, pair, search=SearchConfig(max_length=9), device=CPU)
+
+    list(translator.translate([">>deu<< one two four"]))
+
+    parts = [[older.pieces[i] for i in ids] for batch in echo.batches for ids in batch]
+    assert len(parts) > 1
+    assert all(part[:2] == ["▁", ">>deu<<"] and len(part) <= 9 for part in parts)

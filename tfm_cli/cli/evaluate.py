@@ -185,8 +185,9 @@ def evaluate(
     texts = _read_aligned(references, paths if source is None else [source])
     if model is not None and source is not None:
         translations = translate(
-            texts[source], model, search, device=device, precision=precision, workers=workers
-        )
+            texts[source], model, search, name=source, device=device, precision=precision,
+            workers=workers,
+        )  # fmt: skip
         if output is not None:
             keep(translations, output)
         systems = [(one_line(str(model)), translations)]

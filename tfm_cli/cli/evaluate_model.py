@@ -12,6 +12,7 @@ def translate(
     model: Path,
     search: Mapping[str, float | None],
     *,
+    name: str,
     device: str,
     precision: str,
     workers: int,
@@ -22,6 +23,7 @@ def translate(
         lines: to translate.
         model: directory.
         search: settings of the search, None where they are the model's own.
+        name: what warnings call the lines.
         device: where to compute.
         precision: of the arithmetic.
         workers: processes, see `Translator.load`.
@@ -36,7 +38,7 @@ def translate(
     translator = Translator.load(
         model, search=settings, device=device, precision=precision, workers=workers, scores=False
     )
-    return [translation.text for translation in translator.translate(lines)]
+    return [translation.text for translation in translator.translate(lines, name=name)]
 
 
 def keep(translations: Sequence[str], output: Path) -> None:

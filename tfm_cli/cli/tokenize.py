@@ -21,6 +21,7 @@ from tfm_cli.cli.tokenize_streams import (
 from tfm_cli.config import TokenizerConfig
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.files import atomic_file, check_writable
+from tfm_cli.language_tags import TagCounts, listed
 from tfm_cli.text import LineReader
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ def train(
     paths = listed_inputs(inputs)
     model_path, vocab_path = _outputs(model_prefix, paths)
     readers: list[LineReader] = []
+    counts = TagCounts()
     model_bytes = train_tokenizer(
-        lines_of(paths, readers),
+        counts.watch(lines_of(paths, readers)),
         config,
         seed=random_seed,
         threads=num_threads,
@@ -146,8 +148,12 @@ def train(
             "user_defined_symbols": user_defined_symbols,
             "control_symbols": control_symbols,
         },
+        tags=lambda: counts.tags,
     )
-    pieces = Tokenizer(model_bytes, name=str(model_path)).scored_pieces
+    tokenizer = Tokenizer(model_bytes, name=str(model_path))
+    pieces = tokenizer.scored_pieces
+    if tags := tokenizer.language_tags:
+        logger.info("language tags, a piece each: %s", listed(tags))
     with atomic_file(vocab_path) as stream:
         stream.write("".join(f"{piece}\t{score:g}\n" for piece, score in pieces).encode())
     with atomic_file(model_path) as stream:

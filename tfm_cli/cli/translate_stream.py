@@ -172,9 +172,8 @@ def translated_windows(
                 check_fields(line, f"{name}:{number}")
             if lines:
                 under_way.append((window, lines))
-            yield Lines(
-                [line.source for line in lines], [line.target_prefix for line in lines], before
-            )
+            sources = [line.source for line in lines]
+            yield Lines(sources, [line.target_prefix for line in lines], before, name)
 
     with contextlib.closing(translator.translate_windows(asked())) as translated:
         for translations in translated:

@@ -11,6 +11,7 @@ import numpy as np
 from tfm_cli.corpus.blocks import Block, block_pairs
 from tfm_cli.corpus.filters import Filters, kept_lengths, kept_texts
 from tfm_cli.corpus.round_trip import RoundTrip
+from tfm_cli.corpus.source_tags import SourceTags
 from tfm_cli.mended import Mended
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -30,6 +31,7 @@ class EncodedBlock:
         dropped: pairs that were left out, by reason.
         mended: what was mended in each of the block's files.
         round_trips: what the source and the target lose, before pairs are left out by length.
+        tags: source lines by their language tags, before pairs are left out.
     """
 
     ids: tuple[np.ndarray, np.ndarray]
@@ -40,6 +42,7 @@ class EncodedBlock:
     round_trips: tuple[RoundTrip, RoundTrip] = field(
         default_factory=lambda: (RoundTrip(), RoundTrip())
     )
+    tags: SourceTags = field(default_factory=SourceTags)
 
 
 def id_type(vocab_size: int) -> np.dtype[np.generic]:
@@ -70,6 +73,8 @@ def encode_block(
     read = block_pairs(block, bad_utf8=filters.bad_utf8)
     dropped["invalid UTF-8"] += read.num_left_out
     sources, targets = kept_texts(read.sources, read.targets, filters, dropped)
+    tags = SourceTags()
+    tags.add(tokenizers.source, read.sources, place=lambda index: (block.file, read.numbers[index]))
     trips = RoundTrip(), RoundTrip()
 
     def place(index: int) -> tuple[int, int]:
@@ -85,7 +90,13 @@ def encode_block(
     ]  # fmt: skip
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return EncodedBlock(
-        (columns[0], columns[1]), (columns[2], columns[3]), columns[4], dropped, read.mended, trips
+        (columns[0], columns[1]),
+        (columns[2], columns[3]),
+        columns[4],
+        dropped,
+        read.mended,
+        trips,
+        tags,
     )
 
 

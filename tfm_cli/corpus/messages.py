@@ -10,6 +10,7 @@ from tfm_cli.corpus.encoding import EncodedBlock
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.frames import Frame
 from tfm_cli.corpus.round_trip import RoundTrip
+from tfm_cli.corpus.source_tags import SourceTags
 from tfm_cli.errors import DataError
 from tfm_cli.mended import Mended
 from tfm_cli.tokenizer_pair import TokenizerPair
@@ -49,6 +50,7 @@ def of_encoded(found: EncodedBlock) -> Frame:
         "dropped": dict(found.dropped),
         "mended": [[dict(mended.counts), mended.first] for mended in found.mended],
         "round_trips": [trip.to_json() for trip in found.round_trips],
+        "tags": found.tags.to_json(),
     }
     return header, [array.tobytes() for array in arrays]
 
@@ -75,4 +77,5 @@ def to_encoded(frame: Frame) -> EncodedBlock:
     return EncodedBlock(
         (source, target), (source_lengths, target_lengths), hashes,
         Counter(header["dropped"]), mended, (trip, other),
+        SourceTags.from_json(header["tags"]),
     )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import id_type, length_type
 from tfm_cli.corpus.round_trip import RoundTrip
+from tfm_cli.corpus.source_tags import SourceTags
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -123,6 +124,7 @@ class PieceStore:
         dropped: pairs that were left out, by reason.
         spans: the pairs of each training file, in their order; without any, all are of one.
         round_trips: what source and target lost when they were encoded, where that was counted.
+        tags: source lines by their language tags, where they were counted.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class PieceStore:
         spans: Sequence[CorpusSpan] = (),
         sha256: str = "",
         round_trips: Sequence[RoundTrip] = (),
+        tags: SourceTags | None = None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
         """As above; `sha256` where it is known, `release` for what is mapped."""
@@ -142,6 +145,7 @@ class PieceStore:
         self.dropped = dropped
         self.spans = tuple(spans)
         self.round_trips = tuple(round_trips)
+        self.tags = tags or SourceTags()
         self._sha256 = sha256
         self._release = release
 

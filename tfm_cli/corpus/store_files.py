@@ -23,6 +23,7 @@ from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.round_trip import RoundTrip
+from tfm_cli.corpus.source_tags import SourceTags
 from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
 from tfm_cli.ownership import try_lock
 from tfm_cli.plain_file import open_private, read_private
@@ -59,6 +60,7 @@ class StoreWriter:
         self._counts = [0] * num_files  # pairs of each file
         self._dropped: Counter[str] = Counter()
         self._round_trips = RoundTrip(), RoundTrip()
+        self._tags = SourceTags()
         self._open = ExitStack()
         self._hashes: IO[bytes] | None = None
         with ExitStack() as on_failure:
@@ -88,6 +90,7 @@ class StoreWriter:
         self._append(found.ids, found.lengths)
         self._counts[file] += len(found.lengths[0])
         self._dropped.update(found.dropped)
+        self._tags.merge(found.tags)
         for trip, later in zip(self._round_trips, found.round_trips, strict=True):
             trip.merge(later)
         if self._hashes is not None:
@@ -108,6 +111,7 @@ class StoreWriter:
             "files": self._counts,
             "dropped": dict(self._dropped),
             "round_trips": [trip.to_json() for trip in self._round_trips],
+            "tags": self._tags.to_json(),
             "sha256": corpus_sha256(*(digest.hexdigest() for digest in self._digests)),
         }
         text = json.dumps(facts, indent=1) + "\n"
@@ -285,6 +289,7 @@ def _opened(
         spans=spans,
         sha256=facts.sha256,
         round_trips=facts.round_trips,
+        tags=facts.tags,
         release=partial(_let_go, maps),
     )
 
@@ -302,6 +307,7 @@ class _Facts:
     dropped: dict[str, int]
     sha256: str
     round_trips: tuple[RoundTrip, ...]  # none of a corpus that 0.1.0 prepared
+    tags: SourceTags
 
 
 def _facts(directory: Path) -> _Facts:
@@ -343,6 +349,7 @@ def _facts(directory: Path) -> _Facts:
         dropped=table["dropped"],
         sha256=table["sha256"],
         round_trips=tuple(map(RoundTrip.from_json, trips)),
+        tags=SourceTags.from_json(table["tags"]) if "tags" in table else SourceTags(),
     )
 
 

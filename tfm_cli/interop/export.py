@@ -95,7 +95,7 @@ def export_model(
             write_ctranslate2(aside, model, quantization=None)
             verified = verify_ctranslate2(model, aside, lines)
         if verified is not None:
-            logger.info("%s", verified)
+            logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
         if quantization is not None:
             _quantise(aside, model, quantization, lines)
         marker = json.dumps({"tfm_version": tfm_cli.__version__, "to": to})
@@ -155,7 +155,7 @@ def _quantise(
         durable.remove(path)
     write_ctranslate2(directory, model, quantization=quantization)
     coarseness = verify_coarse(model, directory, lines)
-    keeps_most = 2 * coarseness.kept >= coarseness.lines
+    keeps_most = 2 * coarseness.kept >= coarseness.lines > 0
     logger.log(logging.INFO if keeps_most else logging.WARNING, "%s: %s", quantization, coarseness)
 
 

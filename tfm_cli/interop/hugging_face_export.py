@@ -77,6 +77,9 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     if search.repetition_penalty != 1:
         # Theirs bears on log-probabilities, and on the start as well.
         logger.warning("search.repetition_penalty: is computed otherwise there, and was left out")
+    if _may_know_tags_as_text(pair.source):
+        told = "if lines of the training text began with language tags, such as `>>fra<<`"
+        logger.warning("tokenizers: %s, MarianTokenizer reads them as unknown", told)
     if shape.positions == "sinusoidal_marian":
         where = "`embed_positions` in model.safetensors"
         logger.warning("model.positions: a runtime must read `sinusoidal_marian` from %s", where)
@@ -108,9 +111,31 @@ def refuse_inexpressible(model: TrainedModel) -> None:
         unk = f"`{source.pieces[source.unk_id]}` has the id {source.unk_id}"
         there = f"which is `{target.pieces[source.unk_id]}` in the target"
         problems.append(f"tokenizers: MarianTokenizer would leave it out: {unk}, {there}")
+    problems += _unreadable_tags(source)
     if problems:
         title = "the model cannot be written as Hugging Face Marian"
         raise ConfigError("\n  ".join([title, *problems]))
+
+
+def _may_know_tags_as_text(source: Tokenizer) -> bool:
+    """Return True if a tokenizer without tags learned what they are spelled with."""
+    if source.language_tags or not source.reads_tags_as_text:
+        return False
+    begins = any(piece.removeprefix("▁").startswith(">>") for piece in source.pieces)
+    return begins and any(piece.endswith("<<") for piece in source.pieces)
+
+
+def _unreadable_tags(source: Tokenizer) -> list[str]:
+    """Return what is wrong with language tags, which MarianTokenizer cuts off by itself."""
+    tags = source.language_tags
+    if tags and source.reads_tags_as_text:
+        (pieces,) = source.encode_pieces([tags[0]])
+        spelled = ", ".join(f"`{piece}`" for piece in pieces)
+        told = f"MarianTokenizer has one piece for a language tag, got {spelled}"
+        return [f"tokenizers: {told}: learn the tokenizer anew with `tfm train`"]
+    if len(set(source.marian_pieces)) < len(source.pieces):
+        return ["tokenizers: MarianTokenizer has one piece for a language tag, got two"]
+    return []
 
 
 def hugging_face_tensors(model: TrainedModel, positions: int) -> dict[str, Tensor]:
@@ -238,7 +263,7 @@ def _limit(search: SearchConfig) -> int:
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:
-    return {piece: index for index, piece in enumerate(tokenizer.pieces)}
+    return {piece: index for index, piece in enumerate(tokenizer.marian_pieces)}
 
 
 def _json(table: dict[str, Any]) -> bytes:

@@ -1,6 +1,5 @@
 """The tokenizers of a Hugging Face Marian directory, as a pair of ours."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from tfm_cli.errors import ModelError
 from tfm_cli.interop.hugging_face_options import Options
 from tfm_cli.interop.hugging_face_reader import shown
 from tfm_cli.interop.source_files import has_file, missing_files, read_json, read_source
+from tfm_cli.language_tags import LANGUAGE_TAG
 from tfm_cli.tokenizer import MAX_MODEL_BYTES, Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.vocabulary import Vocabulary
@@ -18,7 +18,6 @@ SOURCE_PIECES, TARGET_PIECES = "vocab.json", "target_vocab.json"
 SOURCE_MODEL, TARGET_MODEL = "source.spm", "target.spm"
 _ROLES = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 _MAX_NAMED = 8
-_TAG = re.compile(r">>[^<>\s]+<<")
 
 
 def read_tokenizers(
@@ -111,7 +110,7 @@ def _added(directory: Path, settings: Mapping[str, Any], known: set[str]) -> lis
     return wrong + [
         f"{file}: adds the piece `{piece}` to those of {SOURCE_PIECES}"
         for file, piece in dict.fromkeys(added)
-        if piece not in known and not _TAG.fullmatch(piece)
+        if piece not in known and not LANGUAGE_TAG.fullmatch(piece)
     ]
 
 
@@ -220,7 +219,7 @@ def _is_own(model: bytes, vocabulary: Vocabulary, *, decodes: bool) -> bool:
     except ModelError:  # no </s> of its own, or no model at all, which is told of elsewhere
         return False
     ids = vocabulary.ids
-    if plain.pieces != vocabulary.pieces or plain.eos_id != ids[vocabulary.eos]:
+    if plain.marian_pieces != vocabulary.pieces or plain.eos_id != ids[vocabulary.eos]:
         return False
     if plain.unk_id != ids[vocabulary.unk]:
         return False

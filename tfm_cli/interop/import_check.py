@@ -46,7 +46,7 @@ def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: 
         found = verify_hugging_face(model, _without_marks(directory, Path(aside)), lines)
     if found is None:
         return "not verified: transformers is not installed, or cannot be used"
-    logger.info("%s", found)
+    logger.log(logging.WARNING if found.is_empty else logging.INFO, "%s", found)
     return str(found)
 
 
@@ -74,10 +74,11 @@ def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> s
         runtime = ctranslate2_runtime.CTranslate2Runtime(
             converted, twin.tokenizers, most_pieces=_MOST_PIECES
         )
-        told = str(compare(twin, runtime, lines))
+        found = compare(twin, runtime, lines)
+    told = str(found)
     if model.config.model.positions == "sinusoidal_marian":
         told += " (with the positions that it gives every model)"
-    logger.info("%s", told)
+    logger.log(logging.WARNING if found.is_empty else logging.INFO, "%s", told)
     return told
 
 

@@ -4,8 +4,10 @@
 
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ _COARSEST = 1.0  # mean difference of log-probabilities; a translation at random
 _BATCH = 16
 _MOST_PIECES = 100  # of a source or a translation: enough to show a difference
 _LONGEST_TARGET = 16  # of those that are given
+_MARIAN_TAG = re.compile(r">>.+<<")  # what MarianTokenizer takes for a language tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,24 @@ class Verification:
     difference: float  # the largest between two logits
     near_ties: int  # translations that differ but are equally good
     unfinished: int  # lines whose beams met the longest length, where programs differ by design
+    # Lines whose cutting into pieces was not compared, by the reason.
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to compare, or no line whose cutting could be."""
+        return sum(self.left_out.values()) >= self.lines
 
     def __str__(self) -> str:
+        if not self.lines:
+            return f"not verified with {self.against}: the probe has no line with a piece"
         told = (
-            f"verified with {self.against} on {_many(self.lines, 'line')}: logits at most "
-            f"{self.difference:.1e} apart, same greedy"
+            f"{'not ' if self.is_empty else ''}verified with {self.against} on "
+            f"{_many(self.lines, 'line')}: "
         )
+        if self.is_empty:
+            told += "no line's cutting into pieces was compared; "
+        told += f"logits at most {self.difference:.1e} apart, same greedy"
         compared = self.lines - self.unfinished
         if not self.unfinished:
             told += f" and beam-{BEAM_SIZE} pieces"
@@ -52,7 +67,10 @@ class Verification:
             told += f" pieces, same beam-{BEAM_SIZE} pieces on the {compared} whose beams end"
         else:
             told += f" pieces; no beam of {BEAM_SIZE} ends, so none was compared"
-        return told + (f" (but for {_many(self.near_ties, 'near tie')})" if self.near_ties else "")
+        told += f" (but for {_many(self.near_ties, 'near tie')})" if self.near_ties else ""
+        for reason, count in self.left_out.items():
+            told += f"; the cutting of {_many(count, 'line')} was left out: {reason}"
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +82,8 @@ class Coarseness:
     lines: int
 
     def __str__(self) -> str:
+        if not self.lines:
+            return "not compared: the probe has no line with a piece"
         return (
             f"log-probabilities {self.difference:.2g} apart in the mean, "
             f"{self.kept} of {_many(self.lines, 'line')} keep their translation"
@@ -146,7 +166,7 @@ def verify_coarse(model: TrainedModel, directory: Path, lines: Sequence[str]) ->
         kept += sum(
             ours[0].ids == theirs[:limit] for ours, theirs in zip(wanted, found, strict=True)
         )
-    difference = float(torch.cat(apart).mean())
+    difference = float(torch.cat(apart).mean()) if apart else 0.0
     if not difference <= _COARSEST:
         told = f"found log-probabilities {difference:.2g} apart in the mean"
         raise _mismatch(runtime, "with coarser weights", f"{told}, wanted at most {_COARSEST:g}")
@@ -163,7 +183,7 @@ def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Veri
     lines = [line for line in lines if line.strip()]
     source, target = model.tokenizers.source, model.tokenizers.target
     us = OurSide(model, bans_before_softmax=runtime.bans_before_softmax)
-    _compare_source_ids(source, runtime, lines)
+    left_out = _compare_source_ids(source, runtime, lines)
     sources = _sources(source, runtime, lines)
     limit = _limit(sources, runtime)
     chance = random.Random(1)
@@ -189,7 +209,9 @@ def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Veri
                         place = f"probe line {start + row + 1}, beam {beam_size}"
                         raise _other_pieces(runtime, target, place, ours[0].ids, theirs, gap)
                     near_ties += 1
-    return Verification(runtime.name, len(sources), difference, near_ties, unfinished)
+    return Verification(
+        runtime.name, len(sources), difference, near_ties, unfinished, dict(left_out)
+    )
 
 
 def _gap(
@@ -213,25 +235,37 @@ def _refuse_if_apart(runtime: Runtime, line: int, pieces: Sequence[str], apart: 
         raise _mismatch(runtime, place, told)
 
 
-def _compare_source_ids(tokenizer: Tokenizer, runtime: Runtime, lines: Sequence[str]) -> None:
+def _compare_source_ids(
+    tokenizer: Tokenizer, runtime: Runtime, lines: Sequence[str]
+) -> Counter[str]:
+    """Compare how both sides cut lines, but those that they read differently by design.
+
+    Returns:
+        How many lines were left out, by the reason.
+    """
     # Elsewhere a special piece that is spelled out in a text is taken for itself, and so is what
     # looks like a language tag at its start, whether the model knows such tags or not.
     ids = {tokenizer.eos_id, tokenizer.unk_id, tokenizer.start_id, *tokenizer.banned_ids}
     special = [tokenizer.pieces[index] for index in ids]
-    plain = [
-        (number, line)
-        for number, line in enumerate(lines, 1)
-        if not any(piece in line for piece in special)
-        and not (line.startswith(">>") and tokenizer.vocabulary is None)
-    ]
-    found = runtime.encode([line for _, line in plain])
+    left_out: Counter[str] = Counter()
+    plain = []
+    for number, line in enumerate(lines, 1):
+        tag = _MARIAN_TAG.match(line)
+        if any(piece in line for piece in special):
+            left_out["special pieces stand in them, which are not read as text there"] += 1
+        elif (tag[0] if tag else "") != tokenizer.language_tag(line):
+            left_out["they begin with what is read as a language tag there alone"] += 1
+        else:
+            plain.append((number, line))
+    texts = [line for _, line in plain]
+    found = runtime.encode(texts) if texts else []
     if found is None:
-        return
-    wanted = tokenizer.encode([line for _, line in plain])
-    for (number, _), theirs, ours in zip(plain, found, wanted, strict=True):
+        return Counter()
+    for (number, _), theirs, ours in zip(plain, found, tokenizer.encode(texts), strict=True):
         if theirs != tuple(ours):
             place = f"probe line {number}, piece {_first_difference(ours, theirs) + 1}"
             raise _mismatch(runtime, place, f"found ids {list(theirs)}, wanted {ours}")
+    return left_out
 
 
 def _sources(tokenizer: Tokenizer, runtime: Runtime, lines: Sequence[str]) -> list[Ids]:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tfm_cli import durable
@@ -25,21 +26,26 @@ from tfm_cli.corpus.round_trip import (
     advice_on_unknown,
 )
 from tfm_cli.corpus.sample import sample_path
+from tfm_cli.corpus.source_tags import SourceTags, told_of_unknown, told_of_untagged
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.evaluation.bleu_tokenizer import check_available
 from tfm_cli.files import temporary_file
+from tfm_cli.language_tags import NO_TAGS, TagCounts, listed
 from tfm_cli.log import counted
 from tfm_cli.model_config import named_tokenizers
 from tfm_cli.normalization import check_rule
 from tfm_cli.ownership import CORPUS
 from tfm_cli.progress import shown_progress
+from tfm_cli.text import open_lines
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
+
+_LINES_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         learns_tokenizer = tokenizers is None and not config.tokenizer.model
         if tokenizers is None:
             tokenizers = _make_tokenizers(config, files)
+        _check_tags(data, tokenizers.source)
         train, directory = cached_store(
             cache,
             files,
@@ -138,6 +145,11 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         _dropped(train),
     )
     _tell_losses(train, tokenizers, files, _origin(config))
+    advice = ""
+    if _origin(config) == "learned" and not data.tags:
+        advice = "list them in `data.tags` if they are tags"
+    _tell_tags(train.tags, tokenizers.source, [file.name for file in files], advice=advice)
+    _tell_tags_of_validation(data.valid_source, tokenizers.source)
     valid = None
     if valid_pairs:
         valid = PieceStore.build(
@@ -147,6 +159,56 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         logger.info("validation text: %s", told)
     own = None if data.cache else directory
     return Corpora(tokenizers, train, valid, valid_pairs, own)
+
+
+def _check_tags(data: DataConfig, tokenizer: Tokenizer) -> None:
+    """Raise a ConfigError if the settings name tags that the tokenizer has not."""
+    lacking = [tag for tag in data.tags if tag not in (NO_TAGS, *tokenizer.language_tags)]
+    if lacking:
+        raise ConfigError(
+            f"data.tags: the tokenizer has no piece for {listed(lacking)}",
+            hint="leave them out, or learn a tokenizer with them",
+        )
+
+
+def _tell_tags(
+    tags: SourceTags, tokenizer: Tokenizer, names: Sequence[str], *, advice: str = ""
+) -> None:
+    """Warn of source lines whose language tag is missing or unknown.
+
+    Args:
+        tags: what was counted.
+        tokenizer: of the source.
+        names: of the files.
+        advice: what to do where the tokenizer knows no tags.
+    """
+    for count, first, told in (
+        (tags.untagged, tags.first_untagged, told_of_untagged),
+        (tags.unknown, tags.first_unknown, told_of_unknown),
+    ):
+        if first is not None:
+            name = names[first.file] if first.file < len(names) else "?"
+            words = told(tokenizer)
+            words += f"; {advice}" if advice and not tokenizer.language_tags else ""
+            have = "has" if count == 1 else "have"
+            logger.warning(
+                "%s:%d: %d of %d source lines %s %s",
+                name, first.line, count, tags.lines, have, words,
+            )  # fmt: skip
+
+
+def _numbered(file: int, first: int, index: int) -> tuple[int, int]:
+    return file, first + index
+
+
+def _tell_tags_of_validation(paths: Sequence[str], tokenizer: Tokenizer) -> None:
+    tags = SourceTags()
+    for file, path in enumerate(paths):
+        with open_lines(path, invalid="replace") as reader:
+            while lines := reader.window(_LINES_AT_A_TIME):
+                first = reader.num_lines - len(lines) + 1
+                tags.add(tokenizer, lines, place=partial(_numbered, file, first))
+    _tell_tags(tags, tokenizer, paths)
 
 
 @contextlib.contextmanager
@@ -214,11 +276,21 @@ def _make_tokenizers(config: RunConfig, files: Sequence[CorpusFile]) -> Tokenize
 def _learned(
     config: RunConfig, files: Sequence[CorpusFile], sides: tuple[int, ...], name: str
 ) -> Tokenizer:
-    lines = _lines(files, sides=sides, bad_utf8=config.data.bad_utf8)
+    counts = TagCounts()
+    lines = _lines(files, sides=sides, bad_utf8=config.data.bad_utf8, counts=counts)
+    given = config.data.tags
+
+    def tags() -> Sequence[str]:
+        if 0 not in sides or given == (NO_TAGS,):
+            return ()
+        return given or counts.tags
+
     model_bytes = train_tokenizer(
-        lines, config.tokenizer, seed=config.training.seed, soft_limit=True
+        lines, config.tokenizer, seed=config.training.seed, soft_limit=True, tags=tags
     )
     tokenizer = Tokenizer(model_bytes, name=name)
+    if known := tokenizer.language_tags:
+        logger.info("%s: language tags, a piece each: %s", name, listed(known))
     logger.info("%s: learned %d pieces", name, tokenizer.vocab_size)
     return tokenizer
 
@@ -235,11 +307,15 @@ def _named_tokenizers(config: RunConfig) -> TokenizerPair:
     return tokenizers
 
 
-def _lines(files: Sequence[CorpusFile], *, sides: tuple[int, ...], bad_utf8: str) -> Iterator[str]:
+def _lines(
+    files: Sequence[CorpusFile], *, sides: tuple[int, ...], bad_utf8: str, counts: TagCounts
+) -> Iterator[str]:
+    """The lines of some sides of all files; the tags of source lines are counted."""
     has_text = False
     with shown_progress("reading text to learn a tokenizer", logger) as show:
         for pair in read_corpus(files, bad_utf8=bad_utf8, tell=0 in sides, show=show):
             has_text = has_text or bool(pair[0].strip() or pair[1].strip())
+            counts.add(pair[0])
             for side in sides:
                 yield pair[side]
     if not has_text:

@@ -133,7 +133,7 @@ class Aligner:
                 places = [line.span_in_text(*span) for span in next(spans)]
                 words = _membership(translation.source, places)  # (pieces of the line, I)
                 own = [segment.ids for segment in parts if segment.text_line == index]
-                tag = 1 if source.language_tag(line.text) else 0
+                tag = source.tag_length(line.text)
                 columns += [words[places] for places in _places(own, tag)]
             first_parts = [bisect_left([p.text_line for p in parts], i) for i in range(len(lines))]
             alignments = []

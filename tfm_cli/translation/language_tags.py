@@ -1,15 +1,16 @@
-"""Lines that do not say what a multilingual model wants to know, or say it to one that is not."""
+"""Warnings of lines whose language tag is missing or unknown."""
 
 import logging
 from collections.abc import Sequence
 
+from tfm_cli.language_tags import leading_tag, listed
 from tfm_cli.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 
 class TagCheck:
-    """Warns of language tags, of each once; a class because it knows what it has told.
+    """Warns of language tags that are missing or unknown, of each once.
 
     Args:
         tokenizer: of the source.
@@ -17,27 +18,42 @@ class TagCheck:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._known = frozenset(tokenizer.language_tags)
         self._told: set[str] = set()  # "" for a line without one
 
-    def check(self, lines: Sequence[str], first_number: int) -> None:
-        """Warn of tags that a multilingual model does not know or does not find.
+    def check(self, lines: Sequence[str], first_number: int, *, name: str = "") -> None:
+        """Warn of tags that the model does not know, and of lines without one that need it.
 
         Args:
-            lines: of the source.
+            lines: of the source; of a text of several lines, the first one with text counts.
             first_number: what messages call the first of them.
+            name: what messages call the file.
         """
-        if self._tokenizer.vocabulary is None:  # as of most models, which know of no tags
-            return
-        known = self._tokenizer.language_tags
-        listed = ", ".join(known[:8]) + (" …" if len(known) > 8 else "")
+        known = self._known
         for number, line in enumerate(lines, first_number):
-            tag = self._tokenizer.language_tag(line)
-            if tag in known or tag in self._told or not line.strip():
+            if not line or (not known and not line.lstrip("\n").startswith(">>")):
                 continue
-            if tag:
-                told = f"the model knows {listed}" if known else "the model has one target language"
-                logger.warning("line %d: `%s` is no target language: %s", number, tag, told)
-            elif known:
-                told = "line %d: does not say its target language, such as %s at its start"
-                logger.warning(told, number, known[0])
-            self._told.add(tag)
+            texts = line.split("\n") if "\n" in line else [line]
+            tags = [leading_tag(text) for text in texts if text.strip()]
+            # A line without a tag has that of the line before it.
+            for tag in {*tags[:1], *filter(None, tags)} - known - self._told:
+                place = f"{name}:{number}" if name else f"line {number}"
+                self._tell(tag, place)
+
+    def _tell(self, tag: str, place: str) -> None:
+        if not tag and not self._known:
+            return
+        self._told.add(tag)
+        tags = self._tokenizer.language_tags
+        if not tag:
+            told = "%s: does not say its target language, such as %s at its start"
+            logger.warning(told, place, tags[0])
+        elif tags:
+            told = f"the model knows {listed(tags)}"
+            logger.warning("%s: `%s` is no target language: %s", place, tag, told)
+        elif self._tokenizer.reads_tags_as_text:
+            told = "the model knows no language tags and reads it as text"
+            logger.warning("%s: `%s` is no target language: %s", place, tag, told)
+        else:
+            told = "the model has one target language"
+            logger.warning("%s: `%s` is no target language: %s", place, tag, told)

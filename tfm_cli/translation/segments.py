@@ -68,10 +68,11 @@ class Segmenter:
         Raises:
             DataError: a prefix has more pieces than a segment may have.
         """
-        lines, prefixes, before = window
+        lines, prefixes, before, name = window
         if before is not None:
             self._lines_before = before
-        self._tag_check.check(lines, self._lines_before + 1)
+        if name is not None:
+            self._tag_check.check(lines, self._lines_before + 1, name=name)
         segments = self._segments(lines, prefixes if any(prefixes) else [""] * len(lines))
         self._lines_before += len(lines)
         segments.sort(key=lambda segment: -len(segment.ids))
@@ -140,7 +141,7 @@ class Segmenter:
             return [ids[: self._whole_characters(ids, longest)]]
         tokenizer = self._tokenizers.source
         cuts = rate_cuts(line, tokenizer.encode_spans([line])[0])
-        return split(ids, cuts, longest, tag=1 if tokenizer.language_tag(line) else 0)
+        return split(ids, cuts, longest, tag=tokenizer.tag_length(line))
 
     def _whole_characters(self, ids: Sequence[int], most: int) -> int:
         """Return how many of the first `most` ids end with a whole character."""

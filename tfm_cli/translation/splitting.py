@@ -38,9 +38,10 @@ def split(
     Args:
         ids: pieces of the line.
         cuts: how good a cut before each of them is, as `rate_cuts` finds it.
-        longest: most ids of a part, more than `tag`.
+        longest: most ids of a part; of the tag, no more is repeated than leaves room for one.
         tag: how many at the start are repeated at the start of every part, as a language tag is.
     """
+    tag = min(tag, longest - 1)
     head, room = list(ids[:tag]), longest - tag
     start, parts = min(tag, len(ids)), []
     while len(ids) - start > room:

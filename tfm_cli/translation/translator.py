@@ -201,11 +201,17 @@ class Translator:
             warns_of_shortfalls=True,
         )
 
-    def translate(self, lines: Iterable[str]) -> Iterator[Translation]:
-        """One translation for each line, in order, read and translated a window at a time."""
+    def translate(self, lines: Iterable[str], *, name: str = "") -> Iterator[Translation]:
+        """One translation for each line, in order, read and translated a window at a time.
+
+        Args:
+            lines: to translate; one with line feeds is translated line by line.
+            name: what warnings call the text.
+        """
         iterator, size = iter(lines), self._window_lines
         windows = iter(lambda: list(islice(iterator, size)), [])
-        for translations in self.translate_windows(map(Lines, windows)):
+        named = (Lines(window, name=name) for window in windows)
+        for translations in self.translate_windows(named):
             yield from translations
 
     def translate_window(

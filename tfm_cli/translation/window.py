@@ -10,3 +10,5 @@ class Lines(NamedTuple):
     lines: Sequence[str]
     prefixes: Sequence[str] = ()  # what each translation begins with, empty for none
     before: int | None = None  # lines of the input; None: those that were translated so far
+    # What messages call the input; "" for nothing; None where its tags were checked before.
+    name: str | None = None

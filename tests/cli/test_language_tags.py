@@ -1,0 +1,277 @@
+"""Language tags of a model that `tfm train` made, from its text to the toolkits it leaves for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_SHAPE, RunTfm, invoke
+from tfm_cli.model_config import load_config, load_tokenizers
+from tfm_cli.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of what is imported for the verification
+
+WORDS = {"one": ("un", "eins"), "two": ("deux", "zwei"), "three": ("trois", "drei")}
+TAGS = (">>fra<<", ">>deu<<")
+
+Train = Callable[..., list[str]]
+
+
+def write(directory: Path, name: str, lines: list[str]) -> str:
+    (directory / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(directory / name)
+
+
+def pairs(tagged: list[str]) -> tuple[list[str], list[str]]:
+    """Source and target lines; `tagged` are the source lines."""
+    targets = []
+    for line in tagged:
+        side = 1 if line.startswith(TAGS[1]) else 0
+        targets.append(" ".join(WORDS[word][side] for word in line.split() if word in WORDS))
+    return tagged, targets
+
+
+GOOD = [
+    f"{tag} {first} {second}" for tag in TAGS for first in WORDS for second in WORDS
+] * 4  # fmt: skip
+
+
+def trained(directory: Path, lines: list[str], *flags: str, valid: list[str] | None = None) -> str:
+    """Train for an update in a directory; returns what was told."""
+    source, target = pairs(lines)
+    arguments = ["-s", write(directory, "s", source), "-t", write(directory, "t", target)]
+    if valid is not None:
+        source, target = pairs(valid)
+        arguments += ["-vs", write(directory, "vs", source), "-vt", write(directory, "vt", target)]
+    result = invoke([
+        "train", *arguments, "-o", str(directory / "model"), *flags, "--max-updates", "1",
+        "--device", "cpu", "--precision", "fp32",
+    ])  # fmt: skip
+    assert result.code == 0, result.err
+    return result.err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tagged")
+    told = trained(directory, GOOD, *TINY_SHAPE)
+    assert "tokenizer: language tags, a piece each: >>deu<<, >>fra<<\n" in told
+    assert "warning: " not in told
+    return directory / "model"
+
+
+def source_tokenizer(model: Path) -> Tokenizer:
+    return load_tokenizers(model, load_config(model)).source
+
+
+# --- training ---
+
+
+def test_tags_of_the_training_text_are_pieces(model: Path) -> None:
+    assert source_tokenizer(model).language_tags == tuple(sorted(TAGS))
+
+
+def test_each_side_may_have_its_own_tokenizer(tmp_path: Path) -> None:
+    flags = ["--set", "tokenizer.joint=false", "--set", "model.tied_embeddings=2"]
+    trained(tmp_path, GOOD, *TINY_SHAPE, *flags)
+
+    pair = load_tokenizers(tmp_path / "model", load_config(tmp_path / "model"))
+    assert pair.source.language_tags == tuple(sorted(TAGS))
+    assert pair.target.language_tags == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [('[">>fra<<", ">>spa<<"]', (">>fra<<", ">>spa<<")), ("none", ())],
+)
+def test_setting_of_the_tags_goes_before_the_text(
+    given: str, known: tuple[str, ...], tmp_path: Path
+) -> None:
+    told = trained(tmp_path, GOOD, *TINY_SHAPE, "--set", f"data.tags={given}")
+
+    assert source_tokenizer(tmp_path / "model").language_tags == known
+    source = tmp_path / "s"
+    if known:
+        wrong = "36 of 72 source lines have a language tag that the tokenizer does not know"
+        assert f"warning: {source}:10: {wrong}: it knows >>fra<<, >>spa<<\n" in told
+    else:
+        wrong = "72 of 72 source lines have what looks like a language tag at the start"
+        assert f"warning: {source}:1: {wrong}, which the tokenizer reads as text\n" in told
+
+
+def test_few_lines_with_tags_are_text_and_told(tmp_path: Path) -> None:
+    plain = [line.removeprefix(TAGS[0] + " ") for line in GOOD if line.startswith(TAGS[0])]
+
+    told = trained(tmp_path, [*plain, f"{TAGS[0]} one"], *TINY_SHAPE)
+
+    assert source_tokenizer(tmp_path / "model").language_tags == ()
+    wrong = "1 of 37 source lines has what looks like a language tag at the start"
+    advice = "which the tokenizer reads as text; list them in `data.tags` if they are tags"
+    assert f"warning: {tmp_path / 's'}:37: {wrong}, {advice}\n" in told
+
+
+@pytest.mark.parametrize("given", ["fra", ">>f r<<", '[">>fra<<", "none"]', ">><<"])
+def test_what_is_no_tag_is_a_wrong_setting(given: str, run_tfm: RunTfm, tmp_path: Path) -> None:
+    result = run_tfm(["train", "-o", str(tmp_path / "m"), "--set", f"data.tags={given}"])
+
+    assert result.code == 2
+    assert "data.tags: must be tags such as `>>fra<<`, or `none`, got `" in result.err
+
+
+def test_lines_without_their_tag_are_told_once_where_a_tagged_model_learns_more(
+    model: Path, tmp_path: Path
+) -> None:
+    lines = ["", *GOOD[:5], "one two", ">>xyz<< two", "three", ">>xyz<< one"]
+
+    told = trained(
+        tmp_path, lines, "--pretrained-model", str(model), valid=[GOOD[0], "two", ">>abc<< one"]
+    )
+
+    source, valid = tmp_path / "s", tmp_path / "vs"
+    missing = "no language tag at the start, such as >>deu<<"
+    unknown = "a language tag that the tokenizer does not know: it knows >>deu<<, >>fra<<"
+    assert [line for line in told.split("\n") if " source lines ha" in line] == [
+        f"warning: {source}:7: 2 of 9 source lines have {missing}",
+        f"warning: {source}:8: 2 of 9 source lines have {unknown}",
+        f"warning: {valid}:2: 1 of 3 source lines has {missing}",
+        f"warning: {valid}:3: 1 of 3 source lines has {unknown}",
+    ]
+
+
+def test_tag_that_the_tokenizer_has_not_cannot_be_asked_for(
+    model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    source, target = pairs(GOOD)
+    result = run_tfm([
+        "train", "-s", write(tmp_path, "s", source), "-t", write(tmp_path, "t", target),
+        "-o", str(tmp_path / "m"), "--pretrained-model", str(model), "--device", "cpu",
+        "--set", 'data.tags=[">>fra<<", ">>spa<<"]',
+    ])  # fmt: skip
+
+    assert result.code == 2
+    assert "error: data.tags: the tokenizer has no piece for >>spa<<\n" in result.err
+
+
+def test_tokenize_train_finds_the_tags_too(run_tfm: RunTfm, tmp_path: Path) -> None:
+    source, target = pairs(GOOD)
+    text = [write(tmp_path, "s", source), write(tmp_path, "t", target)]
+
+    result = run_tfm([
+        "tokenize", "train", "-i", ",".join(text), "--model-prefix", str(tmp_path / "m"),
+        "--vocab-size", "300", "--no-hard-vocab-limit",
+    ])  # fmt: skip
+
+    assert result.code == 0, result.err
+    assert "language tags, a piece each: >>deu<<, >>fra<<\n" in result.err
+    assert Tokenizer.load(tmp_path / "m.model").language_tags == tuple(sorted(TAGS))
+
+
+# --- translation ---
+
+
+def test_missing_and_unknown_tags_are_told_with_file_and_line(
+    model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "in", [">>fra<< one", "", "one", ">>xyz<< one", "two", ">>xyz<< two"])
+
+    result = run_tfm(["translate", "-m", str(model), "-i", path, "-q", "--device", "cpu"])
+
+    assert result.err.splitlines() == [
+        f"warning: {path}:3: does not say its target language, such as >>deu<< at its start",
+        f"warning: {path}:4: `>>xyz<<` is no target language: the model knows >>deu<<, >>fra<<",
+    ]
+
+
+def test_model_without_tags_reads_them_as_text_and_says_so(
+    tiny_model: Path, run_tfm: RunTfm
+) -> None:
+    result = run_tfm(
+        ["translate", "-m", str(tiny_model), "-q", "--device", "cpu"], "one\n>>fra<< one\n"
+    )
+
+    told = "the model knows no language tags and reads it as text"
+    assert result.err == (f"warning: standard input:2: `>>fra<<` is no target language: {told}\n")
+
+
+# --- other toolkits ---
+
+
+@pytest.mark.slow
+def test_marian_tokenizer_reads_the_tags_and_they_come_back(
+    model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
+    out, back = tmp_path / "out", tmp_path / "back"
+
+    done = run_tfm(["export", str(model), "--to", "hf", "-o", str(out)])
+    returned = run_tfm(["import", str(out), "-o", str(back), "-q"])
+
+    assert done.code == returned.code == 0, done.err + returned.err
+    assert done.err.startswith("verified with transformers ")
+    source = source_tokenizer(model)
+    theirs = transformers.MarianTokenizer.from_pretrained(out)
+    lines = [">>fra<< one two", ">>deu<<two", ">>deu<<", ">>xyz<< one", "one"]
+    assert theirs(lines).input_ids == [[*ids, source.eos_id] for ids in source.encode(lines)]
+    assert (back / "tokenizer.model").read_bytes() == (model / "tokenizer.model").read_bytes()
+
+
+def test_pieces_of_sentencepiece_are_what_ctranslate2_wants(
+    model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+    import sentencepiece
+
+    out = tmp_path / "out"
+
+    done = run_tfm(["export", str(model), "--to", "ctranslate2", "-o", str(out)])
+
+    assert done.code == 0, done.err
+    processor = sentencepiece.SentencePieceProcessor(str(out / "source.spm"))
+    vocabulary = json.loads((out / "shared_vocabulary.json").read_text("utf-8"))
+    pieces = processor.Encode(">>fra<< one two", out_type=str)
+    ids = source_tokenizer(model).encode([">>fra<< one two"])[0]
+    assert [vocabulary.index(piece) for piece in pieces] == ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tiny", "tagged"])
+def test_probe_of_lines_that_others_read_otherwise_verifies_nothing(
+    kind: str, tiny_model: Path, model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
+    used = tiny_model if kind == "tiny" else model
+    lines = [">>fra<< one", ">>fra<< two"] if kind == "tiny" else [">>fra<< one <<", "</s>"]
+    probe = write(tmp_path, "probe", lines)
+
+    done = run_tfm(
+        ["export", str(used), "--to", "hf", "-o", str(tmp_path / "out"), "--probe", probe]
+    )
+
+    assert done.code == 0, done.err
+    assert "warning: not verified with transformers " in done.err
+    assert "no line's cutting into pieces was compared" in done.err
+    reason = "they begin with what is read as a language tag there alone"
+    assert ("2 lines" if kind == "tiny" else "1 line") + f" was left out: {reason}" in done.err
+
+
+def test_tag_that_sentencepiece_cuts_is_refused_by_hugging_face(
+    run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    """As earlier versions learned it, with a blank before it."""
+    import sentencepiece
+
+    source, target = pairs(GOOD)
+    with (tmp_path / "m.model").open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter([*source, *target]), model_writer=stream, vocab_size=100,
+            hard_vocab_limit=False, user_defined_symbols=list(TAGS), minloglevel=3,
+        )  # fmt: skip
+    shape = TINY_SHAPE[2:-4]
+    trained(tmp_path, GOOD, *shape, "--tokenizer", str(tmp_path / "m.model"))
+
+    result = run_tfm(["export", str(tmp_path / "model"), "--to", "hf", "-o", str(tmp_path / "out")])
+
+    assert result.code == 2
+    assert "MarianTokenizer has one piece for a language tag, got `▁`, `>>deu<<`" in result.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,68 @@
+"""Language tags, such as `>>fra<<`: what a line of the source is to be translated into."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")
+NO_TAGS = "none"  # the setting by which tags are text like any other
+
+# In a text of which fewer lines begin with a tag they are taken for text: `>>next<<` is in any web.
+MIN_TAGGED_SHARE = 0.1
+_MAX_TAGS = 1000
+_MAX_TAG_LENGTH = 64
+
+
+def leading_tag(line: str) -> str:
+    """Return the language tag that a line begins with; "" without one."""
+    if not line.startswith(">>"):
+        return ""
+    match = LANGUAGE_TAG.match(line)
+    return match[0] if match else ""
+
+
+class TagCounts:
+    """Counts of the language tags that lines begin with.
+
+    Attributes:
+        num_lines: lines with text so far.
+        num_tagged: those that begin with a tag.
+    """
+
+    def __init__(self) -> None:
+        self.num_lines = 0
+        self.num_tagged = 0
+        self._tags: Counter[str] = Counter()
+
+    def add(self, line: str) -> None:
+        """Count a line; one without text does not count."""
+        tag = leading_tag(line)
+        if tag:
+            self.num_tagged += 1
+            if len(tag) <= _MAX_TAG_LENGTH and (tag in self._tags or len(self._tags) <= _MAX_TAGS):
+                self._tags[tag] += 1
+        elif not line.strip():
+            return
+        self.num_lines += 1
+
+    def watch(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines, and count each."""
+        for line in lines:
+            self.add(line)
+            yield line
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether these tags are the target languages of a text, and not odd text."""
+        share = self.num_tagged / max(1, self.num_lines)
+        return share >= MIN_TAGGED_SHARE and 0 < len(self._tags) <= _MAX_TAGS
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The target languages of the text; none where it is not tagged."""
+        return tuple(sorted(self._tags)) if self.is_tagged else ()
+
+
+def listed(tags: Sequence[str]) -> str:
+    """Return tags as messages list them: the first few."""
+    return ", ".join(tags[:8]) + (" …" if len(tags) > 8 else "")
