@@ -140,6 +140,20 @@ def test_words_of_an_echo_are_aligned_with_themselves(
             pytest.fail(f"{translation.source!r} became {translation.text!r}")
 
 
+@pytest.mark.parametrize("max_length", [256, 12, 7, 5])
+def test_each_word_of_a_translation_has_a_row(translator_of: TranslatorOf, max_length: int) -> None:
+    lines = [
+        *LINES,
+        "日本語日本語。日本語 one two three日本語",
+        "one☃two☃three" * 3,
+        "三 日本。語 三",
+    ]
+
+    for translation in translator_of(max_length=max_length, max_tokens=60).translate(lines):
+        (candidate,) = translation.candidates
+        assert len(candidate.alignment) == len(candidate.text.split()), translation.source
+
+
 def test_word_that_the_normaliser_takes_apart_is_one_on_the_line(
     translator_of: TranslatorOf,
 ) -> None:

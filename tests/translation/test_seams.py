@@ -25,4 +25,10 @@ from tfm_cli.translation.seams import join_texts
     ],
 )  # fmt: skip
 def test_parts_are_joined_as_their_script_is_written(texts: list[str], wanted: str) -> None:
-    assert join_texts(texts) == wanted
+    assert join_texts(texts, [False] * len(texts)) == wanted
+
+
+def test_word_of_several_parts_is_one() -> None:
+    assert join_texts(["see https://a", ".org/b", "now"], [False, True, False]) == (
+        "see https://a.org/b now"
+    )

@@ -148,7 +148,12 @@ class Aligner:
                     for share, part in zip(shares, columns, strict=True)
                 ]
                 joined = [
-                    _joined_rows(texts[begin:end], shares[begin:end], rows[begin:end])
+                    _joined_rows(
+                        texts[begin:end],
+                        [segment.goes_on for segment in parts[begin:end]],
+                        shares[begin:end],
+                        rows[begin:end],
+                    )
                     for begin, end in pairwise([*first_parts, len(parts)])
                 ]
                 alignments.append(tuple(row for line_rows in joined for row in line_rows))
@@ -200,7 +205,10 @@ def _mean(share: Tensor) -> Tensor:
 
 
 def _joined_rows(
-    texts: Sequence[str], shares: Sequence[Tensor], rows: Sequence[Tensor]
+    texts: Sequence[str],
+    goes_on: Sequence[bool],
+    shares: Sequence[Tensor],
+    rows: Sequence[Tensor],
 ) -> tuple[tuple[float, ...], ...]:
     """Return the rows (I,) of the words of all parts together.
 
@@ -209,16 +217,19 @@ def _joined_rows(
 
     Args:
         texts: of each part.
+        goes_on: whether each part of the line begins in the middle of a word.
         shares: of words in pieces, (J, T) for each part.
         rows: of the words of each part, (J, I).
     """
     found: list[Tensor] = []
     num_pieces, before = 0.0, " "  # of the last word; what ends in it
-    for text, separator, share, part in zip(texts, separators(texts), shares, rows, strict=True):
+    for text, separator, share, part in zip(
+        texts, separators(texts, goes_on), shares, rows, strict=True
+    ):
         counts = share.sum(dim=1).tolist()
-        goes_on = not (separator or before.isspace() or text[:1].isspace())
+        is_same_word = not (separator or before.isspace() or text[:1].isspace())
         for index, (count, row) in enumerate(zip(counts, part, strict=True)):
-            if goes_on and index == 0 and found:
+            if is_same_word and index == 0 and found:
                 total = max(num_pieces + count, 1e-9)
                 found[-1] = (found[-1] * num_pieces + row * count) / total
                 num_pieces += count

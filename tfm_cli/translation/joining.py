@@ -102,10 +102,13 @@ def _joined_line(
             ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
             pieces = [target.pieces[i] for i in ids]
         scores = tuple(score for h in chosen for score in h.piece_scores)
-        by_line: list[list[str]] = [[] for _ in range(line.count("\n") + 1)]
+        by_line: list[list[tuple[str, bool]]] = [[] for _ in range(line.count("\n") + 1)]
         for segment, text in zip(segments, texts, strict=True):
-            by_line[segment.text_line].append(text)
-        text = "\n".join(join_texts(some) for some in by_line)
+            by_line[segment.text_line].append((text, segment.goes_on))
+        text = "\n".join(
+            join_texts([text for text, _ in some], [goes_on for _, goes_on in some])
+            for some in by_line
+        )
         done.append(Candidate(text, score, total, tuple(pieces), scores))
     num_pieces = sum(len(hypothesis.ids) + 1 for hypothesis in candidates[0])
     return Translation(line, tuple(done), num_pieces)

@@ -12,7 +12,7 @@ from tfm_cli.corpus.batching import random_key, token_batches
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.language_tags import TagCheck
-from tfm_cli.translation.splitting import rate_cuts, split
+from tfm_cli.translation.splitting import Part, split_line
 from tfm_cli.translation.text_lines import text_lines
 from tfm_cli.translation.window import Lines
 
@@ -32,6 +32,7 @@ class Segment:
     seed: int
     prefix: list[int]  # what the translation begins with
     text_line: int = 0  # index within the text, where that has several lines
+    goes_on: bool = False  # begins in the middle of a word
 
 
 class Segmenter:
@@ -96,7 +97,7 @@ class Segmenter:
             texts, source.encode([text for _, _, text in texts]), strict=True
         ):
             number = self._lines_before + index + 1
-            for within, part_ids in enumerate(self._parts(ids, text, number)):
+            for within, (part_ids, goes_on) in enumerate(self._parts(ids, text, number)):
                 is_first = index != last
                 part = 0 if is_first else segments[-1].part + 1
                 seed = random_key("sample", self._seed, number, part)
@@ -106,7 +107,9 @@ class Segmenter:
                         beginning = prefix_ids[index][place]
                 elif is_first:
                     beginning = prefix_ids[index][0]
-                segments.append(Segment(index, part, number, part_ids, seed, beginning, place))
+                segments.append(
+                    Segment(index, part, number, part_ids, seed, beginning, place, goes_on)
+                )
                 last = index
         return segments
 
@@ -127,21 +130,21 @@ class Segmenter:
         rows = iter(encoded)
         return [[next(rows) for _ in text] for text in texts]
 
-    def _parts(self, ids: list[int], line: str, line_number: int) -> list[list[int]]:
-        """The segments of a line: none for a blank one, several for an over-long one."""
+    def _parts(self, ids: list[int], line: str, line_number: int) -> list[Part]:
+        """Return the parts of a line: none of a blank one, several of an over-long one."""
         longest = self._longest
         if not ids or not line.strip():
             return []
         if len(ids) <= longest:
-            return [ids]
+            return [Part(ids)]
         what = "split" if self._on_long == "split" else "cut"
         found = f"line {line_number} has {len(ids)} pieces, more than {longest}"
         logger.warning("%s: %s", found, what)
         if self._on_long == "cut":
-            return [ids[: self._whole_characters(ids, longest)]]
+            return [Part(ids[: self._whole_characters(ids, longest)])]
         tokenizer = self._tokenizers.source
-        cuts = rate_cuts(line, tokenizer.encode_spans([line])[0])
-        return split(ids, cuts, longest, tag=tokenizer.tag_length(line))
+        spans = tokenizer.encode_spans([line])[0]
+        return split_line(line, ids, spans, longest, tag=tokenizer.tag_length(line))
 
     def _whole_characters(self, ids: Sequence[int], most: int) -> int:
         """Return how many of the first `most` ids end with a whole character."""

@@ -4,8 +4,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
-from tfm_cli.scripts import script_without_blanks
+from tfm_cli.scripts import belongs_without_blanks, script_without_blanks
 from tfm_cli.translation.sentences import NO_BREAK, clause_ends, sentence_ends
 
 # Zero-width joiner, variation selectors, skin tones and tags belong to the character before them.
@@ -25,6 +26,33 @@ class Cut(IntEnum):
     BLANK = 5  # between words
     CLAUSE = 6  # after a comma, colon or semicolon
     SENTENCE = 7
+
+
+class Part(NamedTuple):
+    """A part of a line."""
+
+    ids: list[int]
+    goes_on: bool = False  # begins in the middle of a word, of a script that has blanks
+
+
+def split_line(
+    line: str, ids: Sequence[int], spans: Sequence[tuple[int, int]], longest: int, *, tag: int = 0
+) -> list[Part]:
+    """Return the parts of a line; for the arguments see `split` and `rate_cuts`."""
+    parts, place = list[Part](), tag
+    for part in split(ids, rate_cuts(line, spans), longest, tag=tag):
+        goes_on = bool(parts) and _is_in_word(line, spans[place][0])
+        parts.append(Part(part, goes_on))
+        place += len(part) - tag
+    return parts
+
+
+def _is_in_word(line: str, place: int) -> bool:
+    """Return True if a place is between two characters of a word, which blanks would separate."""
+    return not any(
+        each.isspace() or each == _ZERO_WIDTH_BLANK or belongs_without_blanks(each)
+        for each in line[place - 1 : place + 1]
+    )
 
 
 def split(
