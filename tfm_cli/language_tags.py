@@ -34,16 +34,21 @@ class TagCounts:
         self.num_tagged = 0
         self._tags: Counter[str] = Counter()
 
-    def add(self, line: str) -> None:
-        """Count a line; one without text does not count."""
+    def add(self, line: str) -> str | None:
+        """Count a line, but one without text; returns its tag, "" without one, or None if blank."""
         tag = leading_tag(line)
         if tag:
             self.num_tagged += 1
             if len(tag) <= _MAX_TAG_LENGTH and (tag in self._tags or len(self._tags) <= _MAX_TAGS):
                 self._tags[tag] += 1
         elif not line.strip():
-            return
+            return None
         self.num_lines += 1
+        return tag
+
+    def num_known(self, tags: Iterable[str]) -> int:
+        """Return how many lines begin with one of some tags."""
+        return sum(self._tags[tag] for tag in tags)
 
     def watch(self, lines: Iterable[str]) -> Iterator[str]:
         """Yield the lines, and count each."""

@@ -41,6 +41,7 @@ def test_report_has_the_same_keys_always(run_tfm: RunTfm, corpus: list[str]) -> 
     assert list(train) == [
         "files", "pairs", "pairs_with_text", "usable_pairs", "blank", "identical_sides", "repeats",
         "overlap_with_train", "unit", "lengths", "ratio", "pieces",
+        "language_tags",
     ]  # fmt: skip
     assert train["blank"] == {"source": BLANKS, "target": BLANKS, "both": BLANKS}
     assert set(train["repeats"]) == {"pairs", "sources", "several_targets"}

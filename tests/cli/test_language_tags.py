@@ -139,6 +139,20 @@ def test_lines_without_their_tag_are_told_once_where_a_tagged_model_learns_more(
     ]
 
 
+def test_lines_without_their_tag_are_told_of_prepared_text_too(model: Path, tmp_path: Path) -> None:
+    flags = ["--pretrained-model", str(model), "--data-cache", str(tmp_path / "cache")]
+    lines = [*GOOD[:5], "one two"]
+
+    told = [
+        trained(tmp_path, lines, *flags, "--overwrite", "--set", f"data.workers={workers}")
+        for workers in (1, 1)
+    ]
+
+    missing = "1 of 6 source lines has no language tag at the start, such as >>deu<<"
+    assert f"warning: {tmp_path / 's'}:6: {missing}\n" in told[0]
+    assert f"warning: {tmp_path / 's'}:6: {missing}\n" in told[1]
+
+
 def test_tag_that_the_tokenizer_has_not_cannot_be_asked_for(
     model: Path, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
@@ -275,3 +289,54 @@ def test_tag_that_sentencepiece_cuts_is_refused_by_hugging_face(
     assert result.code == 2
     assert "MarianTokenizer has one piece for a language tag, got `▁`, `>>deu<<`" in result.err
     assert not (tmp_path / "out").exists()
+
+
+# --- checking ---
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_check_tells_of_missing_and_unknown_tags(
+    with_model: bool, model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    train, valid = pairs([*GOOD[:18], "", "one", "two"]), pairs(["one", ">>xyz<< two", GOOD[0]])
+    arguments = [
+        "-s", write(tmp_path, "s", train[0]), "-t", write(tmp_path, "t", train[1]),
+        "-vs", write(tmp_path, "vs", valid[0]), "-vt", write(tmp_path, "vt", valid[1]),
+        *(["--model", str(model)] if with_model else []),
+    ]  # fmt: skip
+
+    result = run_tfm(["check", *arguments, "--format", "json"])
+
+    report = json.loads(result.out)
+    found = [each for each in report["findings"] if each["code"] in ("untagged", "unknown_tag")]
+    known = "the tokenizer does not know: it knows" if with_model else (
+        "the training corpus does not have: it has"
+    )  # fmt: skip
+    missing = "no language tag at the start, such as >>deu<<"
+    assert [(each["level"], each["message"]) for each in found] == [
+        ("warning", f"{tmp_path / 's'}:20: 2 source lines (10.00 %) with {missing}"),
+        ("warning", f"{tmp_path / 'vs'}:1: 1 source line (33.33 %) with {missing}"),
+        (
+            "warning",
+            f"{tmp_path / 'vs'}:2: 1 source line (33.33 %) with a language tag that {known} "
+            ">>deu<<, >>fra<<",
+        ),
+    ]
+    tags = report["corpora"]["valid"]["language_tags"]
+    assert tags == {
+        "known": [">>deu<<", ">>fra<<"],
+        "untagged": {"count": 1, "file": str(tmp_path / "vs"), "line": 1},
+        "unknown": {"count": 1, "file": str(tmp_path / "vs"), "line": 2},
+    }
+
+
+def test_check_takes_few_lines_with_tags_for_text(run_tfm: RunTfm, tmp_path: Path) -> None:
+    source, target = ["one"] * 30 + [">>next<< one"], ["un"] * 31
+
+    result = run_tfm([
+        "check", "-s", write(tmp_path, "s", source), "-t", write(tmp_path, "t", target),
+        "--format", "json",
+    ])  # fmt: skip
+
+    (found,) = (each for each in json.loads(result.out)["findings"] if "tag" in each["code"])
+    assert (found["level"], found["code"], found["line"]) == ("note", "unknown_tag", 31)

@@ -92,6 +92,41 @@ def test_what_was_found_fits_a_line() -> None:
     )
 
 
+def test_what_was_left_out_is_told_with_the_reason() -> None:
+    plain = Verification("transformers 5.0", 3, 2e-6, 0, 0)
+
+    some = dataclasses.replace(plain, left_out={"they are odd": 2})
+    every = dataclasses.replace(plain, left_out={"they are odd": 2, "they are long": 1})
+
+    assert str(some) == f"{plain}; the cutting of 2 lines was left out: they are odd"
+    assert not some.is_empty
+    assert every.is_empty
+    assert str(every).startswith(
+        "not verified with transformers 5.0 on 3 lines: no line's cutting into pieces was "
+        "compared; logits at most 2.0e-06 apart"
+    )
+    assert str(dataclasses.replace(plain, lines=0)) == (
+        "not verified with transformers 5.0: the probe has no line with a piece"
+    )
+
+
+def test_lines_that_are_read_otherwise_by_design_are_counted() -> None:
+    model = random_model()
+    lines = ["the cat", "a </s> b", f"{TAG} x", ">>a b<< c", ">> a"]
+
+    found = compare(model, Mirror(model), lines)
+
+    assert sorted(found.left_out.values()) == [1, 2]
+    assert not found.is_empty
+    assert compare(model, Mirror(model), [TAG]).is_empty
+
+
+def test_nothing_is_verified_without_a_piece() -> None:
+    model = random_model()
+
+    assert compare(model, Mirror(model), []).is_empty
+
+
 def test_other_ids_of_a_source_are_a_mismatch() -> None:
     model = random_model()
     mirror = Mirror(model)

@@ -177,8 +177,11 @@ def _reports(
         known = None
         if train is not None and corpus is not train:
             known = overlap(corpus.hashes, train.hashes)
-        findings = findings_of(corpus, twice, known, origin=origin)
-        reports.append(CorpusReport(corpus, twice, known, findings))
+        tags = (train or corpus).tags.counts.tags
+        if tokenizers is not None:
+            tags = tokenizers.source.language_tags
+        findings = findings_of(corpus, twice, known, origin=origin, known_tags=tags)
+        reports.append(CorpusReport(corpus, twice, known, findings, tags))
     for corpus in found:
         corpus.hashes.close()
     return reports

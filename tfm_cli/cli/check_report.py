@@ -10,6 +10,7 @@ from tfm_cli.corpus.findings import Finding
 from tfm_cli.corpus.inspection import CorpusInspection
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
 from tfm_cli.corpus.round_trip import Place
+from tfm_cli.corpus.source_tags import Place as TagPlace
 from tfm_cli.log import counted
 from tfm_cli.terminal import one_line, visible
 
@@ -26,6 +27,7 @@ class CorpusReport:
     repeats: Repeats
     overlap: Overlap | None
     findings: Sequence[Finding]
+    known_tags: Sequence[str] = ()  # of the tokenizer or, without one, of the training corpus
 
 
 def as_json(reports: Sequence[CorpusReport], *, tokenizer: str | None, max_length: int) -> str:
@@ -46,6 +48,7 @@ def as_json(reports: Sequence[CorpusReport], *, tokenizer: str | None, max_lengt
 
 def _corpus_table(report: CorpusReport) -> dict[str, Any]:
     facts, overlap = report.facts, report.overlap
+    tags = facts.tags.against(report.known_tags)
     lengths = {
         side: {
             "total": counts.total,
@@ -103,10 +106,17 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
         "lengths": lengths,
         "ratio": ratio,
         "pieces": pieces,
+        "language_tags": {
+            "known": list(report.known_tags),
+            "untagged": _first(facts, 0, tags.untagged, tags.first_untagged),
+            "unknown": _first(facts, 0, tags.unknown, tags.first_unknown),
+        },
     }
 
 
-def _first(facts: CorpusInspection, side: int, count: int, place: Place | None) -> dict[str, Any]:
+def _first(
+    facts: CorpusInspection, side: int, count: int, place: Place | TagPlace | None
+) -> dict[str, Any]:
     if place is None:
         return {"count": count, "file": None, "line": None}
     return {"count": count, "file": facts.files[place.file][side].path, "line": place.line}

@@ -1,6 +1,6 @@
 """What the facts about a corpus mean: which would spoil a run, and what to do about them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,9 @@ from tfm_cli.corpus.round_trip import (
     advice_on_changed,
     advice_on_unknown,
 )
+from tfm_cli.corpus.source_tags import Place as TagPlace
+from tfm_cli.corpus.source_tags import told_of_unknown, told_of_untagged
+from tfm_cli.language_tags import listed
 from tfm_cli.log import counted
 from tfm_cli.text import MAX_LINE_BYTES
 
@@ -54,6 +57,7 @@ def findings_of(
     overlap: Overlap | None,
     *,
     origin: Origin = "named",
+    known_tags: Sequence[str] = (),
 ) -> list[Finding]:
     """All that is worth a word about a corpus, errors first.
 
@@ -62,12 +66,14 @@ def findings_of(
         repeats: what it has twice.
         overlap: what of it stands in the training corpus.
         origin: where the tokenizers are from, on which depends what can be done.
+        known_tags: language tags of the tokenizer or, without one, of the training corpus.
     """
     found = [
         *(finding for pair in corpus.files for finding in _of_files(corpus.name, *pair)),
         *_of_pairs(corpus),
         *_of_repeats(corpus, repeats, overlap),
         *_of_pieces(corpus, origin),
+        *_of_tags(corpus, known_tags),
     ]
     order: Mapping[Level, int] = {"error": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda finding: order[finding.level])
@@ -229,7 +235,34 @@ def _of_pieces(corpus: CorpusInspection, origin: Origin) -> Iterator[Finding]:
             yield _seen(level, "changed_line", corpus.name, seen, told, hint)
 
 
-def _first(corpus: CorpusInspection, side: int, place: Place, count: int) -> Seen:
+def _of_tags(corpus: CorpusInspection, known: Sequence[str]) -> Iterator[Finding]:
+    tags = corpus.tags.against(known)
+    if tags.first_untagged is not None:
+        seen = _first(corpus, 0, tags.first_untagged, tags.untagged)
+        told = f"{_sources(tags.untagged, tags.lines)} with {told_of_untagged(known)}"
+        hint = "begin each line of the source with the tag of its target language"
+        yield _seen("warning", "untagged", corpus.name, seen, told, hint)
+    if tags.first_unknown is None:
+        return
+    seen = _first(corpus, 0, tags.first_unknown, tags.unknown)
+    level: Level = "warning" if known or corpus.tags.counts.is_tagged else "note"
+    hint = "use the tags that are known, or train a new model with these"
+    if corpus.tokenizers is not None:
+        what = told_of_unknown(corpus.tokenizers.source)
+    elif known:
+        what = f"a language tag that the training corpus does not have: it has {listed(known)}"
+    else:
+        what = "what looks like a language tag at the start"
+        hint = "list them in `data.tags` if they are tags; else they are text"
+    told = f"{_sources(tags.unknown, tags.lines)} with {what}"
+    yield _seen(level, "unknown_tag", corpus.name, seen, told, hint)
+
+
+def _sources(count: int, whole: int) -> str:
+    return f"{counted(count, 'source line')} ({_percent(count, whole)})"
+
+
+def _first(corpus: CorpusInspection, side: int, place: Place | TagPlace, count: int) -> Seen:
     return Seen(count, corpus.files[place.file][side].path, place.line)
 
 

@@ -10,6 +10,7 @@ from tfm_cli.corpus.file_facts import FileFacts, FileInspection, Seen
 from tfm_cli.corpus.length_counts import LengthCounts, RatioCounts
 from tfm_cli.corpus.line_hashes import LineHashes
 from tfm_cli.corpus.round_trip import RoundTrip
+from tfm_cli.corpus.source_tags import TagPlaces
 from tfm_cli.corpus.unknown_pieces import UnknownPieces
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -37,6 +38,7 @@ class CorpusInspection:
         too_long: pairs with more than `max_length` pieces on a side.
         tokenizers: those that lengths are counted by, if any.
         round_trips: what these make the source and the target lose.
+        tags: language tags of source lines.
     """
 
     def __init__(self, name: str, tokenizers: TokenizerPair | None, *, max_length: int) -> None:
@@ -54,6 +56,7 @@ class CorpusInspection:
         self.unknown: tuple[UnknownPieces, UnknownPieces] | None = None
         self.tokenizers = tokenizers
         self.round_trips = RoundTrip(), RoundTrip()
+        self.tags = TagPlaces()
         self._max_length = max_length
         if tokenizers is not None:
             self.unknown = UnknownPieces(tokenizers.source), UnknownPieces(tokenizers.target)
@@ -76,6 +79,7 @@ class CorpusInspection:
 
     def _look_at(self, sources: list[str], targets: list[str], path: str, line: int) -> None:
         self.pairs += len(sources)
+        self.tags.add(sources, file=len(self.files) - 1, first_number=line)
         texts = [source.strip() for source in sources], [target.strip() for target in targets]
         full = [index for index, pair in enumerate(zip(*texts, strict=True)) if all(pair)]
         if len(full) < len(sources):

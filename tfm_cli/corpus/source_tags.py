@@ -1,11 +1,13 @@
 """Lines of the source whose language tag is missing, or unknown to the tokenizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Self
 
-from tfm_cli.language_tags import leading_tag, listed
+from tfm_cli.language_tags import TagCounts, leading_tag, listed
 from tfm_cli.tokenizer import Tokenizer
+
+_MAX_PLACES = 1000
 
 
 class Place(NamedTuple):
@@ -83,13 +85,50 @@ class SourceTags:
         return cls(lines, untagged, unknown, *places)
 
 
-def told_of_untagged(tokenizer: Tokenizer) -> str:
-    """Return what lines without a tag have done wrong."""
-    return f"no language tag at the start, such as {tokenizer.language_tags[0]}"
+class TagPlaces:
+    """Language tags of source lines, where those that are known may be found out later.
+
+    Attributes:
+        counts: of all lines.
+    """
+
+    def __init__(self) -> None:
+        self.counts = TagCounts()
+        self._first: dict[str, Place] = {}  # line of each tag; of "", that of a line without one
+        self._first_other: Place | None = None  # that has no room there
+
+    def add(self, lines: Sequence[str], *, file: int, first_number: int) -> None:
+        """Count the lines of a file from this number on."""
+        for number, line in enumerate(lines, first_number):
+            tag = self.counts.add(line)
+            if tag is None or tag in self._first:
+                continue
+            if len(self._first) <= _MAX_PLACES:
+                self._first[tag] = Place(file, number)
+            elif self._first_other is None:
+                self._first_other = Place(file, number)
+
+    def against(self, known: Collection[str]) -> SourceTags:
+        """Return what is missing or unknown where these tags are known."""
+        unknown = [place for tag, place in self._first.items() if tag and tag not in known]
+        unknown += [self._first_other] if self._first_other else []
+        untagged = self.counts.num_lines - self.counts.num_tagged if known else 0
+        return SourceTags(
+            self.counts.num_lines,
+            untagged,
+            self.counts.num_tagged - self.counts.num_known(known),
+            self._first.get("") if untagged else None,
+            min(unknown, default=None),
+        )
+
+
+def told_of_untagged(known: Sequence[str]) -> str:
+    """Return what lines without one of the known tags have."""
+    return f"no language tag at the start, such as {known[0]}"
 
 
 def told_of_unknown(tokenizer: Tokenizer) -> str:
-    """Return what lines with an unknown tag have done wrong."""
+    """Return what lines with a tag have that the tokenizer does not know."""
     if tags := tokenizer.language_tags:
         return f"a language tag that the tokenizer does not know: it knows {listed(tags)}"
     if tokenizer.reads_tags_as_text:

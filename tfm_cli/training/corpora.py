@@ -182,18 +182,17 @@ def _tell_tags(
         names: of the files.
         advice: what to do where the tokenizer knows no tags.
     """
-    for count, first, told in (
-        (tags.untagged, tags.first_untagged, told_of_untagged),
-        (tags.unknown, tags.first_unknown, told_of_unknown),
-    ):
+    known = tokenizer.language_tags
+    kinds = [(tags.untagged, tags.first_untagged, told_of_untagged(known) if known else "")]
+    words = told_of_unknown(tokenizer) + (f"; {advice}" if advice and not known else "")
+    kinds.append((tags.unknown, tags.first_unknown, words))
+    for count, first, told in kinds:
         if first is not None:
             name = names[first.file] if first.file < len(names) else "?"
-            words = told(tokenizer)
-            words += f"; {advice}" if advice and not tokenizer.language_tags else ""
             have = "has" if count == 1 else "have"
             logger.warning(
                 "%s:%d: %d of %d source lines %s %s",
-                name, first.line, count, tags.lines, have, words,
+                name, first.line, count, tags.lines, have, told,
             )  # fmt: skip
 
 

@@ -1,0 +1,66 @@
+import pytest
+
+from tfm_cli.config import TokenizerConfig
+from tfm_cli.corpus.source_tags import Place, SourceTags, TagPlaces
+from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+
+LINES = ["", ">>fra<< a", "b", "  ", ">>xyz<< c", "d", ">>fra<< e", ">>abc<< f"]
+COUNTED = SourceTags(6, 2, 2, Place(1, 12), Place(1, 14))
+
+
+@pytest.fixture(scope="module")
+def tagged() -> Tokenizer:
+    config = TokenizerConfig(vocab_size=30, byte_fallback=False)
+    text = ["a b c d e f"] * 9
+    return Tokenizer(
+        train_tokenizer(text, config, seed=1, soft_limit=True, tags=lambda: (">>fra<<",))
+    )
+
+
+def test_lines_are_counted_with_the_first_of_each_kind(tagged: Tokenizer) -> None:
+    counts = SourceTags()
+
+    counts.add(tagged, LINES, place=lambda index: (1, 10 + index))
+
+    assert counts == COUNTED
+    assert SourceTags.from_json(counts.to_json()) == counts
+
+
+def test_later_parts_are_merged_behind() -> None:
+    counts = SourceTags(1)
+
+    counts.merge(COUNTED)
+    counts.merge(SourceTags(1, 1, 1, Place(2, 1), Place(2, 1)))
+
+    assert counts == SourceTags(8, 3, 3, Place(1, 12), Place(1, 14))
+
+
+def test_known_tags_may_be_found_out_later() -> None:
+    places = TagPlaces()
+
+    places.add(LINES, file=1, first_number=10)
+
+    assert places.against([">>fra<<"]) == COUNTED
+    assert places.against([]) == SourceTags(6, 0, 4, None, Place(1, 11))
+
+
+def test_more_tags_than_can_be_held_are_still_counted() -> None:
+    places = TagPlaces()
+
+    places.add([f">>{number}<< a" for number in range(5000)], file=0, first_number=1)
+
+    found = places.against([f">>{number}<<" for number in range(900)])
+    assert (found.lines, found.unknown, found.first_unknown) == (5000, 4100, Place(0, 901))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None, [], {}, {"lines": 1}, COUNTED.to_json() | {"lines": -1},
+        COUNTED.to_json() | {"first_unknown": [1]}, COUNTED.to_json() | {"first_untagged": "ab"},
+        COUNTED.to_json() | {"unknown": 1 << 70}, COUNTED.to_json() | {"more": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_count_is_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match="language tag"):
+        SourceTags.from_json(wrong)
