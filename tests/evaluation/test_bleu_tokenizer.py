@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import sacrebleu
 import sentencepiece
+from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 
 from tfm_cli.config import BLEU_TOKENIZERS
-from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.evaluation import bleu_tokenizer
 from tfm_cli.evaluation.bleu_tokenizer import check_available, suited_tokenizer
 from tfm_cli.evaluation.scores import MetricOptions, corpus_scores
@@ -148,6 +149,15 @@ def test_tokenizer_whose_file_is_there_is_used(
 
     assert score.value == pytest.approx(100)
     assert f"|tok:{name}|" in score.signature
+
+
+def test_tokenizer_that_an_older_sacrebleu_lacks_is_refused(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(SPM_MODELS, "spBLEU-1K")
+
+    with pytest.raises(ConfigError, match=r"sacreBLEU [0-9.]+ has no tokenizer `spBLEU-1K`"):
+        check_available("spBLEU-1K")
 
 
 @pytest.mark.parametrize("kind", ["torn", "pipe", "folder"])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.scripts import count_scripts
 from tfm_cli.sentencepiece_file import check_model, read_model_file
 
@@ -47,6 +47,7 @@ def check_available(tokenizer: str | None) -> None:
     """Check that a tokenizer has the packages and files that it needs; nothing is downloaded.
 
     Raises:
+        ConfigError: the sacreBLEU that is installed does not have it.
         ResourceError: a package or a file is missing.
         ModelError: the file is no SentencePiece model.
     """
@@ -86,10 +87,12 @@ def _model_file(tokenizer: str | None) -> tuple[Path, str] | None:
     """Return where sacreBLEU looks for a tokenizer's model, and where that is found in the web."""
     if tokenizer in (None, *_PACKAGES, "none", "zh", "13a", "intl", "char"):
         return None
+    import sacrebleu
     from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
     from sacrebleu.utils import SACREBLEU_DIR
 
     if tokenizer not in SPM_MODELS:
-        return None
+        told = f"sacreBLEU {sacrebleu.__version__} has no tokenizer `{tokenizer}`"
+        raise ConfigError(told, hint="pip install --upgrade sacrebleu")
     address = str(SPM_MODELS[tokenizer]["url"])
     return Path(SACREBLEU_DIR, "models", address.rpartition("/")[2]), address
