@@ -66,6 +66,16 @@ class Interrupted(TfmError):  # noqa: N818 - a signal is no error, and its exit 
         self.exit_code = 128 + signal_number
 
 
+class OutOfTime(BaseException):
+    """The time that the command was given is over; whatever it was doing ends here.
+
+    Like KeyboardInterrupt it is no Exception: it may come at any place, and nothing on the way out
+    should take it for an error that can be dealt with.
+    """
+
+    exit_code = 0
+
+
 class ToldElsewhere(TfmError):  # noqa: N818 - what went wrong is said by another process
     """This process ends because of another one, which says why; nothing is shown."""
 

@@ -5,8 +5,8 @@ The same lines and the same seed give the same bytes.
 
 import contextlib
 import csv
+import dataclasses
 import heapq
-import io
 import logging
 import random
 import re
@@ -14,7 +14,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sentencepiece
 
@@ -22,6 +21,7 @@ from tfm_cli.config import TokenizerConfig, is_rule_file
 from tfm_cli.errors import ConfigError, DataError, ResourceError, TfmError
 from tfm_cli.language_tags import LANGUAGE_TAG
 from tfm_cli.normalization import check_rule, trainer_options, without_rule_file_name
+from tfm_cli.tokenizer_process import learned, learned_apart
 
 # Learning takes 10 to 80 times as much memory as its text: a gigabyte for this much of usual text.
 MAX_SAMPLE_BYTES = 48 << 20
@@ -38,6 +38,8 @@ _BLANK = "▁"  # what SentencePiece writes for it
 # puts a blank, so that it would otherwise be two pieces.
 TAG_MARK = _BLANK
 _BYTE_PIECES = 256
+# More text than this is learned from in a process of its own: a megabyte takes about a second.
+_ALONE_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +157,7 @@ def train_tokenizer(
         logger.info("tokenizer: learning from %d of %d lines", len(sample.lines), num_usable)
     found = [tag for tag in tags() if tag not in user_defined]
     user_defined = [*map(_tag_piece, user_defined), *map(_tag_piece, found)]
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         **(extra or {}),
         "user_defined_symbols": user_defined,
         **SPECIAL_IDS,
@@ -169,19 +171,21 @@ def train_tokenizer(
         "num_threads": threads,
         "minloglevel": SILENT,
     }
-    writer = io.BytesIO()
+    # The lines are gone once a process of its own has them.
+    facts = dataclasses.replace(sample, lines=[])
     try:
-        with trainer_options(rule) as normalization, _ended_by_signals():
+        with trainer_options(rule) as normalization:
             options.update(normalization)
-            sentencepiece.SentencePieceTrainer.Train(
-                sentence_iterator=iter(sample.lines), model_writer=writer, **options
-            )
+            if sum(map(len, sample.lines)) > _ALONE_BYTES:
+                model = learned_apart(sample.lines, options)
+            else:
+                with _ended_by_signals():
+                    model = learned(sample.lines, options)
     except MemoryError as error:
         hint = "set `input_sentence_size` lower"
         raise ResourceError("not enough memory to learn the tokenizer", hint=hint) from error
     except (RuntimeError, ValueError) as error:
-        raise _explained(error, config, sample, num_symbols=len(user_defined + control)) from error
-    model = writer.getvalue()
+        raise _explained(error, config, facts, num_symbols=len(user_defined + control)) from error
     if is_rule_file(rule):
         model = without_rule_file_name(model)
     num_pieces = _num_pieces(model)

@@ -16,7 +16,7 @@ import typer
 
 import tfm_cli
 from tfm_cli.cli.options import CommandGroup
-from tfm_cli.errors import Interrupted, ResourceError, TfmError, ToldElsewhere
+from tfm_cli.errors import Interrupted, OutOfTime, ResourceError, TfmError, ToldElsewhere
 from tfm_cli.terminal import told, visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
@@ -41,7 +41,7 @@ def _told() -> Iterator[None]:
     """The one place where an exception becomes words on stderr and an exit code."""
     try:
         yield
-    except Interrupted as stop:
+    except (Interrupted, OutOfTime) as stop:
         typer.echo(told(str(stop)), err=True)
         raise typer.Exit(stop.exit_code) from stop
     except ToldElsewhere as silent:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from tfm_cli.errors import ConfigError, ModelError
 from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
 from tfm_cli.terminal import visible
+from tfm_cli.training.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +180,7 @@ def train(
     \b
     Example:  tfm train -s train.en -t train.de --valid-source dev.en --valid-target dev.de
     """
+    began = time.monotonic()
     parallel = Parallel.from_environment()
     log.setup((log.QUIET if quiet else log.NORMAL) if parallel.is_main else log.SILENT)
     metrics = [m.strip() for given in valid_metrics or [] for m in given.split(",")] or None
@@ -239,11 +242,19 @@ def train(
         sys.stdout.write(visible(write_toml(config)))  # TOML spells the same text so
         return
 
+    limit = TimeLimit(config.training.max_time, began=began)
     # One process alone imports no torch for it.
-    with parallel.connected(patience=config.parallel.timeout):
+    with limit.alarm(), parallel.connected(patience=config.parallel.timeout):
         # What began again already is gone on with, when the launcher starts it after a failure.
         overwrite = overwrite and not parallel.has_noted("begun")
-        _train(config, output, overwrite=overwrite, parallel=parallel, config_file=config_file)
+        _train(
+            config,
+            output,
+            overwrite=overwrite,
+            parallel=parallel,
+            config_file=config_file,
+            limit=limit,
+        )
 
 
 def _train(
@@ -253,6 +264,7 @@ def _train(
     overwrite: bool,
     parallel: Parallel,
     config_file: Path | None,
+    limit: TimeLimit,
 ) -> None:
     from tfm_cli.training import corpora, output_dir, run_lock
 
@@ -282,7 +294,7 @@ def _train(
 
         if parallel.is_main and not goes_on:
             inside.enter_context(output_dir.marked(output))
-        run(config, output, goes_on=goes_on, parallel=parallel)
+        run(config, output, goes_on=goes_on, parallel=parallel, limit=limit)
 
 
 def _begun(output: Path) -> RunConfig | None:

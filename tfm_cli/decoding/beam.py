@@ -22,6 +22,7 @@ from tfm_cli.decoding.hypothesis import (
     refuse_non_finite,
 )
 from tfm_cli.decoding.leading import leading
+from tfm_cli.decoding.loops import REPEATED_PIECES, is_loop
 from tfm_cli.decoding.scoring import length_norm
 from tfm_cli.decoding.utf8 import Spelling, Utf8
 
@@ -45,6 +46,7 @@ def beam_search(
     prefixes: Sequence[Sequence[int]] = (),
     utf8: Utf8 | None = None,
     piece_scores: bool = False,
+    stops_loops: bool = False,
 ) -> list[list[Hypothesis]]:
     """Up to `beam_size` hypotheses for each segment, best first; at least one.
 
@@ -79,6 +81,7 @@ def beam_search(
             `no_repeat_ngram_size` gives way where a character could not be ended otherwise. None
             for no such constraint. Scores are the model's in either case.
         piece_scores: note the log-probability of each piece of a hypothesis.
+        stops_loops: end a hypothesis that repeats the same few pieces, as if at its limit.
 
     Raises:
         NonFiniteScoresError: the model gives scores that are not finite numbers.
@@ -107,10 +110,14 @@ def beam_search(
         segments = len(open_segments)
         logits = model.step(pieces[:, :, -1].reshape(-1), state)  # (R, V)
         room = limit - (pieces.shape[2] - 1)  # (B,) pieces that may still be written
+        loops = None
+        if stops_loops and pieces.shape[2] > REPEATED_PIECES:
+            rows = pieces[:, :, 1:].flatten(0, 1).tolist()
+            loops = torch.tensor([is_loop(row) for row in rows], device=device)  # (R,)
         log_probs, candidates = _continuations(
             logits, 2 * beam_size, constraints=constraints, room=room, renormalize=renormalize,
             written=pieces[:, :, 1:].flatten(0, 1),
-            forced=forced_pieces(prefix, pieces.shape[2] - 1, beam), spelling=spelling,
+            forced=forced_pieces(prefix, pieces.shape[2] - 1, beam), spelling=spelling, loops=loops,
         )  # fmt: skip  # (R, C) each
         totals = scores.view(-1, 1) + log_probs  # (R, C)
         totals = totals.view(segments, -1)  # (B, K * C)
@@ -199,6 +206,7 @@ def _continuations(
     written: Tensor,
     forced: Tensor | None,
     spelling: Spelling | None,
+    loops: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The likeliest next pieces of each row and their log-probabilities, (R, C) each.
 
@@ -212,6 +220,8 @@ def _continuations(
     refuse_non_finite(total)
     plain, logits = logits, allowed if forced is None else only_forced(allowed, forced)
     at_limit = (room < 1).repeat_interleave(len(logits) // len(room))  # (R,)
+    if loops is not None:
+        at_limit |= loops
     if bool(at_limit.any()):
         possible = logits[:, eos_id]
         logits = logits.masked_fill(at_limit[:, None], -math.inf)

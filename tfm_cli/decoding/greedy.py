@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.leading import leading
+from tfm_cli.decoding.loops import is_loop
 from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
 
 # Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest
@@ -48,6 +49,7 @@ def greedy_search(
     eos_id: int,
     banned_ids: Sequence[int] = (),
     utf8: Utf8 | None = None,
+    stops_loops: bool = False,
 ) -> list[Hypothesis]:
     """A hypothesis for each segment; its score and log-probability are NaN.
 
@@ -60,6 +62,7 @@ def greedy_search(
         eos_id: ends a translation.
         banned_ids: never written.
         utf8: see `beam_search`.
+        stops_loops: end a translation that repeats the same few pieces, as if at its limit.
 
     Raises:
         NonFiniteScoresError: the model gives scores that are not finite numbers.
@@ -105,7 +108,10 @@ def greedy_search(
             segment = rows[row]
             if newest[row] != eos_id:
                 written[segment].append(newest[row])
-                if len(written[segment]) < limits[segment]:
+                ends = stops_loops and is_loop(written[segment])
+                if ends and spelling is not None:
+                    ends = spelling.fits(segment, eos_id, 1)
+                if len(written[segment]) < limits[segment] and not ends:
                     staying.append(row)
         open_rows = staying
     nothing = float("nan")

@@ -99,6 +99,7 @@ def interruption(
     began: float,
     clock: Callable[[], float] = time.monotonic,
     parallel: Parallel | None = None,
+    saving_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Callable[[], Stopped | None]:
     """A function that says why to stop now; None to go on.
 
@@ -111,13 +112,16 @@ def interruption(
         began: when it began, by `clock`.
         clock: seconds.
         parallel: the processes, all of which ask at the same time.
+        saving_seconds: how long the checkpoint at the end is expected to take.
     """
     processes = parallel or Parallel()
     limit = duration_seconds(max_time) or math.inf
     first = state.update
 
     def interrupted() -> Stopped | None:
-        number, is_late = processes.highest([signalled(), clock() - began >= limit])
+        number, is_late = processes.highest(
+            [signalled(), clock() - began + saving_seconds() >= limit]
+        )
         if number:
             reason = f"{signal.Signals(number).name} was received"
             return Stopped(reason, is_complete=False, validate_first=False)

@@ -17,7 +17,7 @@ from tfm_cli.ownership import CHECKPOINTS, ON_SCHEDULE, is_card, is_set_aside
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
 from tfm_cli.training.learner import Learner
-from tfm_cli.training.loop import Logged, SaveDue, Validated
+from tfm_cli.training.loop import Logged, SaveDue, Unjudged, Validated
 from tfm_cli.training.model_card import model_card
 from tfm_cli.training.optim import MovingAverage
 from tfm_cli.training.output_dir import CARD_FILE, METRICS_FILE
@@ -67,7 +67,9 @@ class Keeper:
         self._card_said = False
         self._failed_saves = 0  # in a row
 
-    def keep(self, event: Logged | Validated | SaveDue | Refused, display: Display) -> None:
+    def keep(
+        self, event: Logged | Validated | Unjudged | SaveDue | Refused, display: Display
+    ) -> None:
         """Show an event, and write what it makes due."""
         if self._metrics is not None:
             self._note(event, self._metrics)
@@ -80,6 +82,8 @@ class Keeper:
             self._say_signatures(event.validation)
             if event.is_best:
                 self._keep_best(event)
+        elif isinstance(event, Unjudged):
+            self._keep_best(event)
         else:
             self._save_or_go_on(event)
 
@@ -97,21 +101,25 @@ class Keeper:
             return f"the only checkpoint is `{paths[-1]}`, whose weights may be as bad already"
         return "no checkpoint was saved"
 
-    def _note(self, event: Logged | Validated | SaveDue | Refused, metrics: MetricsFile) -> None:
+    def _note(
+        self, event: Logged | Validated | Unjudged | SaveDue | Refused, metrics: MetricsFile
+    ) -> None:
         if self._goes_on_from is not None and event.update > self._goes_on_from:
             self._goes_on_from = None
             metrics.drop_unscheduled()
             self._take_back()
-        if not isinstance(event, SaveDue):
+        if not isinstance(event, SaveDue | Unjudged):
             metrics.add(event)
 
-    def _keep_best(self, event: Validated) -> None:
+    def _keep_best(self, event: Validated | Unjudged) -> None:
         """Write the best weights; they cannot be put off, since training moves on from them."""
+        validation = event.validation if isinstance(event, Validated) else None
+        is_by_schedule = isinstance(event, Validated) and event.counted
         try:
             self._check_place()
-            if self._writes and not event.counted and self._state.best_score is not None:
+            if self._writes and not is_by_schedule and self._state.best_score is not None:
                 self._set_aside()
-            self._write_model(event.update, event.validation)
+            self._write_model(event.update, validation)
         except ResourceError as error:
             if isinstance(error.__cause__, OSError):
                 error.hint = self._hint()

@@ -9,7 +9,7 @@ import torch
 
 from tfm_cli.config import RunConfig
 from tfm_cli.decoding.hypothesis import NonFiniteScoresError
-from tfm_cli.errors import DivergedError
+from tfm_cli.errors import DivergedError, OutOfTime
 from tfm_cli.failpoint import reach
 from tfm_cli.parallel.wrapping import local
 from tfm_cli.training.alike import refuse_other_weights
@@ -52,6 +52,13 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True)
+class Unjudged:
+    """No validation was finished, so the newest weights are the model, without scores."""
+
+    update: int
+
+
+@dataclass(frozen=True, slots=True)
 class SaveDue:
     """Now is the time to write a checkpoint; the state is what it should hold."""
 
@@ -68,7 +75,7 @@ class Stopped:
     validate_first: bool  # whether to judge the last weights before the end
 
 
-Event = Logged | Validated | SaveDue | Refused | Stopped
+Event = Logged | Validated | Unjudged | SaveDue | Refused | Stopped
 
 
 def train(
@@ -97,7 +104,9 @@ def train(
         average: moving average of the weights, which is what gets validated.
         state: where the run stands; changed in place.
         config: all settings.
-        validate: judges the model's present weights; None without validation text.
+        validate: judges the model's present weights; None without validation text. Where it raises
+            OutOfTime, training ends as if the validation had not begun, and the run that goes on
+            makes it.
         interrupted: why to stop now, such as a signal; None to go on.
         device: where the model is.
         dtype: arithmetic of the matrix products.
@@ -106,7 +115,8 @@ def train(
     vocab_size = learner.model.output_weight.shape[0]
     window = Window(state, settings, learner.parallel, vocab_size=vocab_size)
     room = Room(state.most_places, state.memory_splits)
-    saved_at = state.update
+    first = saved_at = state.update
+    cut: Stopped | None = None  # by the end of the time, amid a validation
 
     def made(plan: UpdatePlan, *, waits: bool, attempt: int = 0) -> UpdateStats:
         stats = update(
@@ -147,7 +157,9 @@ def train(
         state.window_nll, state.window_pieces, state.window_seconds = 0.0, 0, 0.0
         return event
 
-    def judged(*, counted: bool) -> Validated:
+    def judged(*, counted: bool) -> Validated | None:
+        """Judge the weights; None where the time was up before it was done."""
+        nonlocal cut
         assert validate is not None
         learner.parallel.at(f"in the validation after update {state.update}")
         refuse_non_finite(state.update, learner, average, optimizer)
@@ -162,6 +174,12 @@ def train(
                 hint=HINT,
                 since=state.update,
             ) from error
+        except OutOfTime as stop:
+            needs = "" if state.update > first else ", which needs more"
+            cut = Stopped(
+                f"{stop} amid the validation{needs}", is_complete=False, validate_first=False
+            )
+            return None
         state.train_seconds += time.monotonic() - began
         state.validated_update = state.update
         better = is_better(validation.values, state.best_score, state.best_others)
@@ -180,8 +198,26 @@ def train(
         refuse_other_weights(state.update, learner, average, optimizer)
         return SaveDue(state.update, is_last)
 
+    def cut_off() -> Iterator[Event]:
+        """The end of the time amid a validation.
+
+        What is saved stands where the validation began, at its update and in its epoch.
+        """
+        assert cut is not None
+        if state.best_score is None:
+            yield Unjudged(state.update)
+        if saved_at < state.update:
+            yield save_due(is_last=True)
+        yield cut
+
     learner.model.train()
     with made_ready(lambda: planner.updates(state)) as plans:
+        if validate is not None and _owes_validation(state, config.validation.freq):
+            if (event := judged(counted=True)) is None:
+                yield from cut_off()
+                return
+            yield event
+            yield save_due()  # what was saved does not know of it
         began = time.monotonic()
         for plan in plans:
             learner.parallel.at(f"in update {state.update + 1}", is_bounded=True)
@@ -191,7 +227,10 @@ def train(
                 learner.parallel.at(f"at the end, after update {state.update}")
                 if stop.validate_first and validate and state.validated_update < state.update:
                     yield from window.settle()
-                    yield judged(counted=False)
+                    if (event := judged(counted=False)) is None:
+                        yield from cut_off()
+                        return
+                    yield event
                     saved_at = -1  # what was saved does not know of this validation
                 if saved_at < state.update:
                     yield from window.settle()
@@ -229,12 +268,21 @@ def train(
             if logs:
                 yield logged()
             if validates:
-                yield judged(counted=True)
+                if (event := judged(counted=True)) is None:
+                    yield from cut_off()
+                    return
+                yield event
             # While it goes wrong, a checkpoint would push out those from before.
             if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
                 saved_at = state.update
                 yield save_due()
             began = time.monotonic()
+
+
+def _owes_validation(state: TrainState, freq: int) -> bool:
+    """Return True if the run stopped amid a validation that was due by schedule."""
+    is_due = state.update > 0 and state.update % freq == 0
+    return is_due and state.validated_update < state.update
 
 
 def _can_look(device: torch.device) -> bool:

@@ -55,11 +55,12 @@ from tfm_cli.training.fitting import (
 from tfm_cli.training.interruption import interruption, remember_signals
 from tfm_cli.training.keeper import Keeper
 from tfm_cli.training.learner import Learner
-from tfm_cli.training.loop import Stopped, train
+from tfm_cli.training.loop import SaveDue, Stopped, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import Planner
 from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
+from tfm_cli.training.time_limit import TimeLimit
 from tfm_cli.training.validate import Validation, validator
 from tfm_cli.translation.translator import Translator
 
@@ -67,7 +68,12 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    config: RunConfig, output: Path, *, goes_on: bool, parallel: Parallel | None = None
+    config: RunConfig,
+    output: Path,
+    *,
+    goes_on: bool,
+    parallel: Parallel | None = None,
+    limit: TimeLimit | None = None,
 ) -> None:
     """Train as the settings say until there is a reason to stop.
 
@@ -77,6 +83,7 @@ def run(
         goes_on: whether it holds a run to go on with, as `output_dir.has_run` found; else what
             is left of another model in it is removed. Rank 0 decides.
         parallel: the processes that train together, connected.
+        limit: when the command has to end; by default counted from now.
 
     Raises:
         ConfigError: the text is not the one the run began with, or processes do not agree.
@@ -86,7 +93,7 @@ def run(
         DivergedError: loss or gradient was no finite number.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
-    began = time.monotonic()
+    limit = limit or TimeLimit(config.training.max_time)
     parallel = parallel or Parallel()
     set_deterministic(config.training.deterministic)
     device = resolve_device(parallel.device(config.training.device))
@@ -159,6 +166,7 @@ def run(
     if goes_on:
         logger.info("going on after update %d of `%s`", state.update, output)
         say_batches(state, config.training.update_freq, parallel.world)
+    limit.disarm()  # from here on there is something to save
     with remember_signals(parallel.world) as signalled:
         events = train(
             learner,
@@ -167,13 +175,14 @@ def run(
             average,
             state,
             config,
-            validate=_validation(config, corpora, learner, device),
+            validate=_validation(config, corpora, learner, device, limit),
             interrupted=interruption(
                 state,
                 signalled,
                 max_time=config.training.max_time,
-                began=began,
+                began=limit.began,
                 parallel=parallel,
+                saving_seconds=lambda: limit.saving_seconds,
             ),
             device=device,
             dtype=dtype,
@@ -185,8 +194,11 @@ def run(
                 for event in events:
                     if isinstance(event, Stopped):
                         stopped = event
-                    else:
-                        keeper.keep(event, display)
+                        continue
+                    began = time.monotonic()
+                    keeper.keep(event, display)
+                    if isinstance(event, SaveDue):
+                        limit.saving_seconds = time.monotonic() - began
             except DivergedError as error:
                 if parallel.is_main:
                     error.hint = f"{error.hint}; {keeper.last_good(error.since)}"
@@ -210,6 +222,7 @@ def _validation(
     corpora: Corpora,
     learner: Learner,
     device: torch.device,
+    limit: TimeLimit,
 ) -> Callable[[], Validation] | None:
     if corpora.valid is None:
         return None
@@ -223,7 +236,15 @@ def _validation(
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     model = learner.judged
-    translator = Translator(model, corpora.tokenizers, search=search, device=device, dtype=dtype)
+    translator = Translator(
+        model,
+        corpora.tokenizers,
+        search=search,
+        device=device,
+        dtype=dtype,
+        stops_loops=True,
+        check=limit.check,
+    )
     return validator(
         model,
         batches,
@@ -235,6 +256,7 @@ def _validation(
         device=device,
         dtype=dtype,
         parallel=learner.parallel,
+        check=limit.check,
     )
 
 

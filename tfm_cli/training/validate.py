@@ -12,6 +12,7 @@ import torch
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
 from tfm_cli.device import arithmetic
+from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER
 from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores
 from tfm_cli.model.transformer import Transformer
@@ -42,6 +43,7 @@ def validator(
     device: torch.device,
     dtype: torch.dtype,
     parallel: Parallel | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Callable[[], Validation]:
     """A function that judges the model's present weights by each of `metrics`.
 
@@ -58,6 +60,8 @@ def validator(
         device: where the model is.
         dtype: arithmetic of the matrix products.
         parallel: the processes, all of which have the same weights.
+        check: called between the steps of the work; what it raises cuts the validation off, on all
+            processes if it is OutOfTime.
 
     The function raises a NonFiniteScoresError, on all processes, if the model computes no finite
     numbers.
@@ -67,11 +71,17 @@ def validator(
 
     def validate() -> Validation:
         model.eval()
+        try:
+            return judged()
+        finally:
+            model.train()
+
+    def judged() -> Validation:
         values: dict[str, float] = {}
         scores: list[Score] = []
         if "loss" in metrics:
             values["loss"] = mean_nll(
-                model, batches, device=device, dtype=dtype, parallel=processes
+                model, batches, device=device, dtype=dtype, parallel=processes, check=check
             )
             if not math.isfinite(values["loss"]):
                 raise NonFiniteScoresError(f"the loss is {values['loss']}")
@@ -83,9 +93,9 @@ def validator(
                     source_lines, search_all=partial(_searched, parallel=processes)
                 )
             ]
+            check()
             scores = corpus_scores(hypotheses, [references], metrics=scored, options=options)
             values.update(zip(scored, (score.value for score in scores), strict=True))
-        model.train()
         return Validation({metric: values[metric] for metric in metrics}, tuple(scores))
 
     return validate
@@ -99,10 +109,12 @@ def mean_nll(
     device: torch.device,
     dtype: torch.dtype,
     parallel: Parallel | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> float:
     """Negative log-likelihood of a target piece, </s> included; perplexity is its exponential."""
 
     def nll_of(batch: Batch) -> float:
+        check()
         with arithmetic(device, dtype):
             _, nll = batch_loss(model, batch.to(device), label_smoothing=0.0)
         return float(nll)
@@ -118,9 +130,19 @@ def shared_out(jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parall
         jobs: the same on all of them.
         work: does a job; gives numbers, strings or lists of them.
         parallel: the processes.
+
+    Raises:
+        OutOfTime: one of them has no more time.
     """
-    own = [work(job) for job in jobs[parallel.rank :: parallel.world]]
+    own: list[Any] | None = None
+    stop = OutOfTime("another process has no more time")
+    try:
+        own = [work(job) for job in jobs[parallel.rank :: parallel.world]]
+    except OutOfTime as own_stop:
+        stop = own_stop
     shares = [json.loads(share) for share in parallel.gathered(json.dumps(own).encode())]
+    if None in shares:
+        raise stop
     return [shares[i % parallel.world][i // parallel.world] for i in range(len(jobs))]
 
 

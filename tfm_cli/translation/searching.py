@@ -1,6 +1,6 @@
 """How a batch of segments is searched: greedily, with a beam or by chance, in all its pieces."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from tfm_cli.decoding.fixed_beams import BeamRules, FixedBeams
 from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
 from tfm_cli.decoding.fixed_search import FixedSearch
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.decoding.utf8 import Utf8
@@ -51,6 +51,8 @@ class BatchSearch:
         utf8: the constraint on the byte pieces of the target vocabulary; None where it has none.
         fixed: searches by the same settings wherever nothing but them is asked for; None to do
             without.
+        stops_loops: end a hypothesis that repeats the same few pieces; by greedy and beam search.
+        check: called before each step; what it raises ends the search.
     """
 
     models: Sequence[Restrictable]
@@ -65,6 +67,8 @@ class BatchSearch:
     shortlist: Shortlist | None
     utf8: Utf8 | None = None
     fixed: FixedSearch[Any, Any] | None = None
+    stops_loops: bool = False
+    check: Callable[[], None] | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: list[Segment]) -> Found:
@@ -133,6 +137,8 @@ class BatchSearch:
         """What is found a step at a time, each of which may be of any shape."""
         settings, target = self.settings, self.tokenizers.target
         model = scope.model(self.models)
+        if self.check is not None:
+            model = _Checked(model, self.check)
         start_id, eos_id = scope.specials([target.start_id, target.eos_id])
         banned_ids = scope.specials(target.banned_ids)
         utf8 = scope.utf8(self.utf8)
@@ -141,6 +147,7 @@ class BatchSearch:
             greedy = greedy_search(
                 model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
                 banned_ids=banned_ids, utf8=utf8,
+                stops_loops=self.stops_loops,
             )  # fmt: skip
             return [[hypothesis] for hypothesis in greedy]
         if self.sampling:
@@ -184,7 +191,26 @@ class BatchSearch:
             prefixes=prefixes,
             utf8=utf8,
             piece_scores=self.word_scores,
+            stops_loops=self.stops_loops,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A model that calls `check` before each step."""
+
+    model: StepModel[Any]
+    check: Callable[[], None]
+
+    def start(self, source: Tensor, source_keep: Tensor | None) -> Any:
+        """Read the source, as the model does."""
+        self.check()
+        return self.model.start(source, source_keep)
+
+    def step(self, pieces: Tensor, state: Any) -> Tensor:
+        """Return the model's logits of what follows the newest piece of each row."""
+        self.check()
+        return self.model.step(pieces, state)
 
 
 def fixed_search(

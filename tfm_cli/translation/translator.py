@@ -60,6 +60,8 @@ class Translator:
         worker_threads: of each of several, inside an operation.
         name: what messages call the model, or the models that translate together.
         warns_of_shortfalls: warn of the first translation that is far too short for its line.
+        stops_loops: end a translation that repeats the same few pieces, see `decoding.loops`.
+        check: called before each step of a search; what it raises ends the search.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Translator:
         worker_threads: int = 1,
         name: str = "the model",
         warns_of_shortfalls: bool = False,
+        stops_loops: bool = False,
+        check: Callable[[], None] | None = None,
     ) -> None:
         if search.n_best > search.beam_size:
             found = f"{search.n_best} and {search.beam_size}"
@@ -115,6 +119,8 @@ class Translator:
             shortlist=shortlist,
             utf8=utf8,
             fixed=fixed,
+            stops_loops=stops_loops,
+            check=check,
         )
         self._name = name
         self._window_lines = search.buffer_size
