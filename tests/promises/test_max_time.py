@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
-from tfm_cli.decoding import greedy
+from tfm_cli.decoding.loops import is_loop
 from tfm_cli.errors import OutOfTime
 from tfm_cli.training.time_limit import TimeLimit
 
@@ -149,7 +148,9 @@ def most_seconds(max_time: float) -> float:
     return max_time + MOST_LATE + (time.monotonic() - began)
 
 
-def ended_after(arguments: list[str], **named: Any) -> tuple[float, subprocess.CompletedProcess]:
+def ended_after(
+    arguments: list[str], **named: Any
+) -> tuple[float, subprocess.CompletedProcess[str]]:
     """Seconds that `tfm` took, and how it ended; no process of its group is left."""
     began = time.monotonic()
     process = subprocess.Popen(
@@ -227,7 +228,6 @@ def test_loops_are_ended_whatever_the_time(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow clock shortens nothing: the scores of two runs of different speed are the same."""
-    is_loop: Callable[..., bool] = greedy.is_loop
     ended = []
 
     def slow(ids: list[int]) -> bool:
@@ -235,7 +235,7 @@ def test_loops_are_ended_whatever_the_time(
         ended.append(is_loop(ids))
         return ended[-1]
 
-    monkeypatch.setattr(greedy, "is_loop", slow)
+    monkeypatch.setattr("tfm_cli.decoding.greedy.is_loop", slow)
     result = invoke(unbroken.command(tmp_path / "model", "--max-time", "1h"))
 
     assert result.code == 0, result.err
