@@ -151,6 +151,11 @@ def test_tokenizer_whose_file_is_there_is_used(
     assert f"|tok:{name}|" in score.signature
 
 
+@pytest.mark.parametrize("name", [None, "auto", "none", "zh", "13a", "intl", "char"])
+def test_other_tokenizers_need_nothing(name: str | None, offline: Path) -> None:
+    check_available(name)
+
+
 def test_tokenizer_that_an_older_sacrebleu_lacks_is_refused(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def _is_installed(module: str) -> bool:
 
 def _model_file(tokenizer: str | None) -> tuple[Path, str] | None:
     """Return where sacreBLEU looks for a tokenizer's model, and where that is found in the web."""
-    if tokenizer in (None, *_PACKAGES, "none", "zh", "13a", "intl", "char"):
+    if tokenizer in (None, *_PACKAGES, "auto", "none", "zh", "13a", "intl", "char"):
         return None
     import sacrebleu
     from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
