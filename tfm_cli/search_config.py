@@ -27,7 +27,13 @@ class SearchConfig:
         False,
         "Share the probability of pieces that are never written among the others.",
     )
-    n_best: int = opt(1, "Translations printed for each line; at most the beam size.", ge=1, le=256)
+    n_best: int = opt(
+        1,
+        "Different translations printed for each line, at most the beam size; with sampling, "
+        "samples.",
+        ge=1,
+        le=256,
+    )
     no_repeat_ngram_size: int = opt(
         0, "No run of this many pieces is written twice in a translation; 0 for any.", ge=0, le=256
     )

@@ -180,6 +180,21 @@ def test_sampling_is_the_same_for_a_seed(model: list[str], run_tfm: RunTfm) -> N
     assert run_tfm([*hot, "--top-k", "1"], text).out == "eins zwei drei\n" * 5
 
 
+def test_n_best_list_of_samples_has_as_many_as_asked_for(model: list[str], run_tfm: RunTfm) -> None:
+    hot = [*model, "--sampling", "--temperature", "5"]
+
+    one = run_tfm([*hot], "one two three\n\n").out
+    several = run_tfm([*hot, "--n-best", "20"], "one two three\n\n").out
+    rows = [line.split(" ||| ") for line in lines_of(several)]
+    found = json.loads(lines_of(run_tfm([*hot, "--n-best", "20", "-f", "json"], "one\n").out)[0])
+
+    assert [row[0] for row in rows] == ["0"] * 20 + ["1"] * 20
+    assert [rows[0][1], rows[20][1]] == lines_of(one)
+    assert len({row[1] for row in rows[:20]}) > 1
+    assert len(found["n_best"]) == 20
+    assert found["translation"] == found["n_best"][0]["translation"]
+
+
 def test_greedy_is_a_beam_of_one(model: list[str], run_tfm: RunTfm) -> None:
     text = "one two three\n"
 

@@ -14,8 +14,12 @@ def spelling_tokenizer() -> Tokenizer:
     return Tokenizer(train_tokenizer(text, config, seed=1, soft_limit=True))
 
 
-def spelling_transformer(tokenizer: Tokenizer, seed: int) -> Transformer:
-    """Random weights, larger where a piece stands for a byte of more than ASCII."""
+def spelling_transformer(tokenizer: Tokenizer, seed: int, *, twins: bool = False) -> Transformer:
+    """Random weights, larger where a piece stands for a byte of more than ASCII.
+
+    With `twins`, letters are likely, and the byte of each little less than the letter, so that a
+    text has many spellings.
+    """
     torch.manual_seed(seed)
     transformer = Transformer(
         tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=16, heads=2,
@@ -23,6 +27,15 @@ def spelling_transformer(tokenizer: Tokenizer, seed: int) -> Transformer:
     )  # fmt: skip
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    spelling = [i for i, value in tokenizer.byte_values.items() if value >= 0x80]
-    transformer.target_embedding.weight.data[spelling] *= 3
+    weight, values = transformer.target_embedding.weight.data, tokenizer.byte_values
+    if twins:
+        for i, value in values.items():
+            if chr(value) in tokenizer.pieces and chr(value).isalpha():
+                letter = tokenizer.pieces.index(chr(value))
+                weight[letter] *= 2
+                weight[i] = 0.8 * weight[letter]
+            else:
+                weight[i] /= 3
+    else:
+        weight[[i for i, value in values.items() if value >= 0x80]] *= 3
     return transformer.eval()

@@ -235,7 +235,7 @@ def translate(
         used += [] if table is None else [table]
         refuse_overwriting(output_path, [input_path, *used])
 
-        search = usage.search(load_config(models[0]).settings.search, chosen)
+        search = usage.search(load_config(models[0]).settings.search, chosen, sampling=sampling)
         typed = input_path == "-" and sys.stdin.isatty()
         if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")

@@ -22,9 +22,10 @@ def beam_size(given: int | None, *, greedy: bool, sampling: bool, n_best: int | 
     if not (greedy or sampling):
         return given
     name = "--greedy" if greedy else "--sampling"
-    for other, value in (("--beam-size", given), ("--n-best", n_best)):
-        if value not in (None, 1):
-            raise ConfigError(f"`{name}` and `{other} {value}` exclude each other")
+    if given not in (None, 1):
+        raise ConfigError(f"`{name}` and `--beam-size {given}` exclude each other")
+    if greedy and n_best not in (None, 1):
+        raise ConfigError(f"`--greedy` and `--n-best {n_best}` exclude each other")
     return 1
 
 
@@ -38,7 +39,7 @@ def check_search(chosen: Mapping[str, object], *, sampling: bool) -> None:
     for name, value in chosen.items():
         check_setting(SearchConfig, name, value)
     size, best = chosen.get("beam_size"), chosen.get("n_best")
-    if isinstance(size, int) and isinstance(best, int) and best > size:
+    if isinstance(size, int) and isinstance(best, int) and best > size and not sampling:
         raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {best} and {size}")
     for name in ("top_k", "top_p", "temperature", "seed"):
         if name in chosen and not sampling:
@@ -71,10 +72,17 @@ def input_form(
     return lambda line, place: InputLine(line)
 
 
-def search(settings: SearchConfig, chosen: Mapping[str, object]) -> SearchConfig:
-    """The model's own settings but for what was chosen; the beam has room for the n best."""
+def search(
+    settings: SearchConfig, chosen: Mapping[str, object], *, sampling: bool = False
+) -> SearchConfig:
+    """The model's own settings but for what was chosen; the beam has room for the n best.
+
+    Of samples there is one unless more are asked for.
+    """
     # Checked at run time against the fields' own types, which mypy cannot see.
     found = dataclasses.replace(settings, **chosen)  # type: ignore[arg-type]
+    if sampling:
+        return found if "n_best" in chosen else dataclasses.replace(found, n_best=1)
     if "beam_size" in chosen:
         return dataclasses.replace(found, n_best=min(found.n_best, found.beam_size))
     return dataclasses.replace(found, beam_size=max(found.n_best, found.beam_size))

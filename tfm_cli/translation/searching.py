@@ -1,7 +1,7 @@
 """How a batch of segments is searched: greedily, with a beam or by chance, in all its pieces."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
+from tfm_cli.corpus.batching import random_key
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.fixed_beams import BeamRules, FixedBeams
 from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
 from tfm_cli.decoding.fixed_search import FixedSearch
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.hypothesis import Hypothesis, StepModel
+from tfm_cli.decoding.n_best import different_texts
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.decoding.utf8 import Utf8
@@ -74,12 +76,27 @@ class BatchSearch:
     def __call__(self, batch: list[Segment]) -> Found:
         """Hypotheses of each segment, best first; a batch that memory cannot hold is halved.
 
+        Of an n-best list they have different texts. Sampling draws them independently of each
+        other, and they stand in the order in which they were drawn.
+
         Raises:
             ResourceError: memory cannot hold a single segment.
         """
+        count = self.settings.n_best
+        if not self.sampling or count == 1:
+            return self._halved(batch)
+        found = self._halved(
+            [_of_draw(segment, draw) for segment in batch for draw in range(count)]
+        )
+        return [
+            [hypothesis for (hypothesis,) in found[start : start + count]]
+            for start in range(0, len(found), count)
+        ]
+
+    def _halved(self, batch: list[Segment]) -> Found:
         try:
             reach("translate_batch")
-            return self._whole(batch)
+            return self._best(batch)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -91,11 +108,39 @@ class BatchSearch:
                 hint="lower `--beam-size` or `--max-length`, or use `--device cpu`",
             )
         half = len(batch) // 2
-        return self(batch[:half]) + self(batch[half:])
+        return self._halved(batch[:half]) + self._halved(batch[half:])
 
-    def _whole(self, batch: list[Segment]) -> Found:
+    def _best(self, batch: list[Segment]) -> Found:
+        """Hypotheses of each segment; of different texts where a list of them is wanted."""
+        beam_size, count = self.settings.beam_size, self.settings.n_best
+        if self.sampling or count == 1:
+            return self._whole(batch, beam_size)
+
+        def search(which: Sequence[int], width: int) -> Found:
+            if width == beam_size:
+                return self._whole(batch, beam_size)
+            # As many rows at a time as before.
+            together = max(1, len(batch) * beam_size // width)
+            found: Found = []
+            for start in range(0, len(which), together):
+                some = [batch[segment] for segment in which[start : start + together]]
+                try:
+                    found += self._whole(some, width)
+                except (RuntimeError, MemoryError) as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    found += [[] for _ in some]
+            return found
+
+        return different_texts(
+            search,
+            lambda hypotheses: self.tokenizers.target.decode([list(h.ids) for h in hypotheses]),
+            segments=len(batch), count=count, beam_size=beam_size,
+        )  # fmt: skip
+
+    def _whole(self, batch: list[Segment], beam_size: int) -> Found:
         scope = self._scope(batch)
-        found = self._found(batch, scope)
+        found = self._found(batch, scope, beam_size)
         return [[scope.restored(i, each) for each in some] for i, some in enumerate(found)]
 
     def _scope(self, batch: list[Segment]) -> Scope:
@@ -110,7 +155,7 @@ class BatchSearch:
         special = [target.eos_id, target.start_id, *target.banned_ids]
         return Scope.of(allowed.to(self.device), special)
 
-    def _found(self, batch: list[Segment], scope: Scope) -> Found:
+    def _found(self, batch: list[Segment], scope: Scope, beam_size: int) -> Found:
         source, source_keep = pad_source([s.ids for s in batch], self.tokenizers.source.eos_id)
         source = source.to(self.device)
         source_keep = None if source_keep is None else source_keep.to(self.device)
@@ -120,10 +165,13 @@ class BatchSearch:
             for segment in batch
             for longest in [output_limit(len(segment.ids), self.settings.max_length_factor)]
         ]
-        if self.fixed is not None and scope.lists is None and not any(prefixes):
+        has_usual_shape = beam_size == self.settings.beam_size and scope.lists is None
+        if self.fixed is not None and has_usual_shape and not any(prefixes):
             return self.fixed(source, source_keep, limits=limits)
         with arithmetic(self.device, self.dtype):
-            return self._stepwise(batch, scope, source, source_keep, prefixes, limits)
+            return self._stepwise(
+                batch, scope, source, source_keep, prefixes, limits, beam_size=beam_size
+            )
 
     def _stepwise(
         self,
@@ -133,6 +181,8 @@ class BatchSearch:
         source_keep: Tensor | None,
         prefixes: list[list[int]],
         limits: list[int],
+        *,
+        beam_size: int,
     ) -> Found:
         """What is found a step at a time, each of which may be of any shape."""
         settings, target = self.settings, self.tokenizers.target
@@ -181,7 +231,7 @@ class BatchSearch:
             start_id=start_id,
             eos_id=eos_id,
             banned_ids=banned_ids,
-            beam_size=settings.beam_size,
+            beam_size=beam_size,
             length_penalty=settings.length_penalty,
             norm_kind=settings.length_norm,
             early_stopping=settings.early_stopping,
@@ -211,6 +261,11 @@ class _Checked:
         """Return the model's logits of what follows the newest piece of each row."""
         self.check()
         return self.model.step(pieces, state)
+
+
+def _of_draw(segment: Segment, draw: int) -> Segment:
+    """The segment with the seed of one of its samples, the first of which has its own."""
+    return replace(segment, seed=random_key("draw", segment.seed, draw)) if draw else segment
 
 
 def fixed_search(

@@ -1,5 +1,6 @@
 """Lines in, translations out, in order, whatever their number, length and content."""
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.device import decoding_precision, resolve_device, set_cpu_threads
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.log import counted
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_dir import load_model
@@ -29,6 +31,8 @@ from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.useless_weights import useless_weights_refused
 from tfm_cli.translation.window import Lines
 from tfm_cli.translation.workers import Group, Workers, num_workers
+
+logger = logging.getLogger(__name__)
 
 SearchAll = Callable[[Callable[[list[Segment]], Found], Sequence[list[Segment]]], list[Found]]
 
@@ -88,7 +92,7 @@ class Translator:
         stops_loops: bool = False,
         check: Callable[[], None] | None = None,
     ) -> None:
-        if search.n_best > search.beam_size:
+        if search.n_best > search.beam_size and not sampling:
             found = f"{search.n_best} and {search.beam_size}"
             raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
         transformers = [transformer, *others]
@@ -129,7 +133,7 @@ class Translator:
         self._segmenter = Segmenter(
             tokenizers,
             search,
-            beam_size=1 if sampling else search.beam_size,
+            beam_size=search.n_best if sampling else search.beam_size,
             on_long=on_long,
             longest=min(search.max_length, most_pieces),
         )
@@ -141,9 +145,12 @@ class Translator:
             target=tokenizers.target,
             n_best=search.n_best,
             word_scores=word_scores,
+            are_samples=sampling,
             aligner=aligner,
             watch=ShortfallWatch() if warns_of_shortfalls else None,
         )
+        self._n_best = search.n_best
+        self._has_told_of_few = False  # candidates
 
     @staticmethod
     def load(
@@ -243,9 +250,9 @@ class Translator:
         """
         batches = self._segmenter.batches(Lines(lines, prefixes))
         if search_all is not None:
-            return self._joined(lines, batches, search_all(self._search_batch, batches))
+            return self._finished(lines, batches, search_all(self._search_batch, batches))
         with useless_weights_refused(self._name):
-            return self._joined(lines, batches, [self._search_batch(one) for one in batches])
+            return self._finished(lines, batches, [self._search_batch(one) for one in batches])
 
     def translate_windows(
         self, windows: Iterable[Lines]
@@ -267,7 +274,7 @@ class Translator:
             while under_way and (len(under_way) > most_left or not under_way[0][2].missing):
                 lines, batches, group = under_way.popleft()
                 with useless_weights_refused(self._name):
-                    translations = self._joined(lines, batches, search.finish(group))
+                    translations = self._finished(lines, batches, search.finish(group))
                 yield translations
 
         with search:
@@ -281,6 +288,25 @@ class Translator:
                 yield from oldest(0)
                 raise
             yield from oldest(0)
+
+    def _finished(
+        self, lines: Sequence[str], batches: Sequence[Sequence[Segment]], found: Sequence[Found]
+    ) -> list[Translation]:
+        """The translations of a window; told once is that a line has fewer than were wanted."""
+        translations = self._joined(lines, batches, found)
+        if self._n_best == 1 or self._has_told_of_few:
+            return translations
+        numbers = {segment.line: segment.number for batch in batches for segment in batch}
+        for index, number in sorted(numbers.items()):
+            count = len(translations[index].candidates)
+            if count < self._n_best:
+                logger.warning(
+                    "line %d: a wider search finds no more than %s; asked for were %d",
+                    number, counted(count, "different translation"), self._n_best,
+                )  # fmt: skip
+                self._has_told_of_few = True
+                break
+        return translations
 
 
 def _most_positions(transformer: Transformer) -> int:

@@ -1,0 +1,233 @@
+"""N-best lists of lines: different texts, and samples as many as are asked for."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
+from tfm_cli.config import SearchConfig
+from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.sampling import sample
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation import searching as module
+from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.translator import Translator
+
+CPU = torch.device("cpu")
+LINES = ["one two", "", "three", "four five six seven"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return spelling_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def twins(tokenizer: Tokenizer) -> Transformer:
+    """A model to which the byte of a letter is little less likely than the letter."""
+    return spelling_transformer(tokenizer, 2, twins=True)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def translated(
+    transformer: Transformer, tokenizer: Tokenizer, lines: Sequence[str], **how: Any
+) -> list[Translation]:
+    flags = {
+        name: how.pop(name)
+        for name in ("sampling", "word_scores", "alignment", "fixed_steps")
+        if name in how
+    }
+    translator = Translator(
+        transformer, TokenizerPair.joint(tokenizer), device=CPU,
+        search=SearchConfig(**{"max_length_factor": 0.01, **how}), **flags,
+    )  # fmt: skip
+    return translator.translate_window(lines)
+
+
+def texts_of(translation: Translation) -> list[str]:
+    return [candidate.text for candidate in translation.candidates]
+
+
+@pytest.mark.parametrize("how", [{}, {"fixed_steps": True}, {"length_penalty": 0.0}], ids=str)
+def test_no_text_stands_twice_in_a_list(
+    twins: Transformer, tokenizer: Tokenizer, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, blank, *others = translated(twins, tokenizer, LINES, n_best=6, beam_size=6, **how)
+
+    for translation in (one, *others):
+        assert len(set(texts_of(translation))) == 6
+        scores = [candidate.score for candidate in translation.candidates]
+        assert scores == sorted(scores, reverse=True)
+    assert texts_of(blank) == [""] * 6
+    # The beam alone finds the same text again.
+    monkeypatch.setattr(
+        module, "different_texts", lambda search, *_, segments, beam_size, **__: search(
+            range(segments), beam_size
+        ),
+    )  # fmt: skip
+    plain = translated(twins, tokenizer, LINES, n_best=6, beam_size=6, **how)
+    assert min(len(set(texts_of(plain[i]))) for i in (0, 2, 3)) < 6
+    assert [texts_of(plain[i])[0] for i in (0, 2, 3)] == [
+        texts_of(translation)[0] for translation in (one, *others)
+    ]
+
+
+def test_scores_of_pieces_and_alignments_are_those_of_each_candidate(
+    twins: Transformer, tokenizer: Tokenizer
+) -> None:
+    (found,) = translated(
+        twins, tokenizer, LINES[:1], n_best=5, beam_size=5, word_scores=True, alignment=True
+    )
+
+    for candidate in found.candidates:
+        assert sum(candidate.word_scores) == pytest.approx(candidate.log_probability, abs=1e-4)
+        assert len(candidate.pieces) == len(candidate.word_scores)
+        assert len(candidate.alignment) == len(candidate.text.split())
+    assert len(set(texts_of(found))) == 5
+
+
+def test_candidates_of_a_split_line_have_different_texts(
+    twins: Transformer, tokenizer: Tokenizer
+) -> None:
+    line = "one two three four five six seven eight nine"
+
+    (found,) = translated(
+        twins, tokenizer, [line], n_best=8, beam_size=8, max_length=10, alignment=True
+    )
+
+    assert len(set(texts_of(found))) == 8
+    scores = [candidate.score for candidate in found.candidates]
+    assert scores == sorted(scores, reverse=True)
+
+
+class FewTexts:
+    """Stands for `beam_search`: each segment has a few texts, whatever the beam."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        self.ids = [tuple(ids) for ids in tokenizer.encode(texts)]
+        self.beams: list[tuple[int, int]] = []
+
+    def __call__(
+        self, model: object, source: torch.Tensor, keep: object, *, limits: Sequence[int],
+        beam_size: int, **others: object,
+    ) -> list[list[Hypothesis]]:  # fmt: skip
+        self.beams.append((len(limits), beam_size))
+        some = [
+            Hypothesis(self.ids[rank % len(self.ids)], -rank, -rank / 2)
+            for rank in range(beam_size)
+        ]
+        return [some for _ in limits]
+
+
+def test_fewer_texts_than_asked_for_are_told_once(
+    twins: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
+) -> None:  # fmt: skip
+    few = FewTexts(tokenizer, ["one", "two"])
+    monkeypatch.setattr(module, "beam_search", few)
+
+    found = translated(twins, tokenizer, ["", "one", "two", "three"], n_best=3, beam_size=4)
+
+    assert [texts_of(each) for each in found] == [["", "", ""]] + [["one", "two"]] * 3
+    message = "line 2: a wider search finds no more than 2 different translations; asked for were 3"
+    assert told == [message]
+    assert [width for _, width in few.beams] == sorted(width for _, width in few.beams)
+    assert few.beams[-1] == (1, 1024)
+    assert all(rows * width <= max(3 * 4, width) for rows, width in few.beams)
+
+
+def test_parts_with_few_texts_give_all_their_choices(
+    twins: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "beam_search", FewTexts(tokenizer, ["one", "two"]))
+    line = "one two three four five"
+
+    (found,) = translated(twins, tokenizer, [line], n_best=4, beam_size=4, max_length=6)
+
+    scores = [candidate.score for candidate in found.candidates]
+    assert len(set(texts_of(found))) == 4
+    assert scores == sorted(scores, reverse=True)
+    assert len(texts_of(found)[0].split()) > 1
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_as_many_samples_as_asked_for_the_first_as_alone(
+    twins: Transformer, tokenizer: Tokenizer
+) -> None:
+    how: dict[str, Any] = {"sampling": True, "beam_size": 1, "seed": 3}
+
+    found = translated(twins, tokenizer, LINES, n_best=5, **how)
+
+    alone = translated(twins, tokenizer, LINES, **how)
+    fewer = translated(twins, tokenizer, LINES, n_best=3, **how)
+    assert [len(each.candidates) for each in found] == [5] * 4
+    assert [each.candidates[:1] for each in found] == [each.candidates for each in alone]
+    assert [each.candidates[:3] for each in found] == [each.candidates for each in fewer]
+    assert len(set(texts_of(found[0]))) > 1
+    assert texts_of(found[1]) == [""] * 5
+
+
+def test_samples_may_be_equal(twins: Transformer, tokenizer: Tokenizer) -> None:
+    """Draws are independent of each other; a list without repeats would be of another kind."""
+    found = translated(
+        twins, tokenizer, LINES, sampling=True, beam_size=1, n_best=4, temperature=1e-3
+    )
+
+    assert [len(set(texts_of(each))) for each in found] == [1] * 4
+    assert [len(texts_of(each)) for each in found] == [4] * 4
+
+
+def test_samples_do_not_depend_on_the_neighbours(twins: Transformer, tokenizer: Tokenizer) -> None:
+    how: dict[str, Any] = {"sampling": True, "beam_size": 1, "n_best": 3}
+
+    together = translated(twins, tokenizer, LINES, **how)
+    small = translated(twins, tokenizer, LINES, max_tokens=1, **how)
+
+    assert [texts_of(each) for each in together] == [texts_of(each) for each in small]
+
+
+def test_samples_that_memory_does_not_hold_together_are_drawn_in_parts(
+    twins: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"sampling": True, "beam_size": 1, "n_best": 4}
+    wanted = translated(twins, tokenizer, LINES, **how)
+    rows: list[int] = []
+
+    def small(model: Any, source: torch.Tensor, *others: Any, **options: Any) -> Any:
+        if len(source) > 2:
+            raise torch.OutOfMemoryError
+        rows.append(len(source))
+        return sample(model, source, *others, **options)
+
+    monkeypatch.setattr(module, "sample", small)
+
+    found = translated(twins, tokenizer, LINES, **how)
+
+    assert [texts_of(each) for each in found] == [texts_of(each) for each in wanted]
+    assert sum(rows) == 12
+
+
+def test_samples_of_a_split_line_are_joined_in_the_order_of_the_draws(
+    twins: Transformer, tokenizer: Tokenizer
+) -> None:
+    how: dict[str, Any] = {"sampling": True, "beam_size": 1, "max_length": 10}
+    line = "one two three four five six seven"
+
+    (found,) = translated(twins, tokenizer, [line], n_best=3, **how)
+
+    (alone,) = translated(twins, tokenizer, [line], **how)
+    assert found.candidates[0] == alone.candidates[0]
+    assert len(found.candidates) == 3
