@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import RunTfm, TinyCorpus
+from tfm_cli.cli import translate_stream
 from tfm_cli.cli.translate import translate
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.hypothesis import Hypothesis
@@ -330,6 +331,22 @@ def test_each_line_of_an_object_s_text_is_translated_and_the_breaks_stay(
     found = [json.loads(line)["translation"] for line in lines_of(result.out)]
     assert found == list(texts.values())
     assert lines_of(as_text.out) == [" ".join(each.split()) for each in found]
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_texts_of_very_many_lines_are_translated_by_and_by(
+    most: int, model: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["one\ntwo", "three", "", "one\n\ntwo\nthree\n", "two\nthree", "one"]
+    given = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    command = [*model, "--json-input", "--n-best", "2"]
+    wanted = run_tfm(command, given)
+
+    monkeypatch.setattr(translate_stream, "_MOST_TEXT_LINES", most)
+    result = run_tfm(command, given)
+
+    assert result.out == wanted.out
+    assert [line.split(" ")[0] for line in lines_of(result.out)[::2]] == list("012345")
 
 
 def test_lines_of_a_text_share_scores_candidates_and_alignment_as_parts_of_a_line_do(

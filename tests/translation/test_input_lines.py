@@ -83,7 +83,8 @@ def test_every_break_of_a_string_is_one(each: str) -> None:
 
     line = from_json(json.dumps({"text": text}), "in:1")
 
-    assert (line.source, line.breaks) == ("\na\n\nb\n", (each,) * 4)
+    assert line.source == "\na\n\nb\n"
+    assert line.breaks == (() if each == "\n" else (each,) * 4)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def tagged() -> Tokenizer:
 def test_breaks_come_back(text: str) -> None:
     plain, breaks = unified(text)
 
-    assert plain.count("\n") == len(breaks)
+    assert len(breaks) in (0, plain.count("\n"))
     assert restored(plain, breaks) == text
 
 
@@ -30,14 +30,14 @@ def test_blank_lines_are_left_out_on_one_line() -> None:
 def test_line_without_a_tag_has_the_one_before_it(tagged: Tokenizer) -> None:
     text = "a\n>>deu<< b\n\nc\n>>fra<<\n d"
 
-    lines = text_lines(text, tagged)
+    lines = list(text_lines(text, tagged))
 
-    assert [line.text for line in lines] == [
-        "a", ">>deu<< b", "", ">>deu<< c", "", ">>fra<<  d",
+    assert [(line.index, line.text) for line in lines] == [
+        (0, "a"), (1, ">>deu<< b"), (3, ">>deu<< c"), (5, ">>fra<<  d"),
     ]  # fmt: skip
     for line in lines:
-        begin, end = line.span_in_text(len(line.text) - 1, len(line.text)) if line.text else (0, 0)
+        begin, end = line.span_in_text(len(line.text) - 1, len(line.text))
         assert text[begin:end] == line.text[-1:]
-    begin, end = lines[3].span_in_text(0, len(">>deu<<"))
+        assert text[: line.begin].count("\n") == line.index
+    begin, end = lines[2].span_in_text(0, len(">>deu<<"))
     assert text[begin:end] == ">>deu<<"
-    assert text[: lines[3].begin].count("\n") == 3

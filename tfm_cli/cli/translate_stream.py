@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_WINDOW = 16  # lines; later windows are larger, up to --buffer-size
+_MOST_TEXT_LINES = 1 << 14  # of texts that are translated together, beyond one for each
 
 
 @dataclass(slots=True)
@@ -66,7 +67,9 @@ class Translated:
     pieces: int
 
 
-UnderWay = deque[tuple[Window, list[InputLine]]]  # what is being translated, oldest first
+# What is being translated, oldest first: a window and some of its lines, and whether they are its
+# last ones.
+UnderWay = deque[tuple[Window, list[InputLine], bool]]
 
 
 class WindowReader:
@@ -170,23 +173,44 @@ def translated_windows(
             ]
             for number, line in enumerate(lines, before + 1):
                 check_fields(line, f"{name}:{number}")
-            if lines:
-                under_way.append((window, lines))
-            sources = [line.source for line in lines]
-            yield Lines(sources, [line.target_prefix for line in lines], before, name)
+            done = 0
+            for some in parted(lines):
+                sources = [line.source for line in some]
+                prefixes = [line.target_prefix for line in some]
+                if some:
+                    under_way.append((window, some, done + len(some) == len(lines)))
+                yield Lines(sources, prefixes, before + done, name)
+                done += len(some)
 
     with contextlib.closing(translator.translate_windows(asked())) as translated:
+        texts, num_pieces, num_done = list[str](), 0, 0  # of a window
         for translations in translated:
-            window, lines = under_way.popleft()
-            texts = list[str]()
+            window, lines, is_end = under_way.popleft()
             both = zip(lines, translations, strict=True)
-            for index, (line, one) in enumerate(both, window.start.lines):
+            for index, (line, one) in enumerate(both, window.start.lines + num_done):
                 if line is not blank or are_numbered:
                     texts.extend(rendered(line, one, index, form))
                 else:
                     blank_texts = blank_texts or list(rendered(line, one, index, form))
                     texts += blank_texts
-            yield Translated(window, texts, sum(one.num_pieces for one in translations))
+            num_pieces += sum(one.num_pieces for one in translations)
+            num_done += len(lines)
+            if is_end:
+                yield Translated(window, texts, num_pieces)
+                texts, num_pieces, num_done = [], 0, 0
+
+
+def parted(lines: list[InputLine]) -> Iterator[list[InputLine]]:
+    """Yield the lines of a window, in several lists where their texts have very many lines."""
+    some, held = list[InputLine](), 0
+    for line in lines:
+        count = line.source.count("\n") if line.fields is not None else 0
+        if some and held + count > _MOST_TEXT_LINES:
+            yield some
+            some, held = [], 0
+        some.append(line)
+        held += count
+    yield some
 
 
 def of_all_ranks(

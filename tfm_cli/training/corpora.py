@@ -146,7 +146,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
     )
     _tell_losses(train, tokenizers, files, _origin(config))
     advice = ""
-    if _origin(config) == "learned" and not data.tags:
+    if learns_tokenizer and not data.tags:
         advice = "list them in `data.tags` if they are tags"
     _tell_tags(train.tags, tokenizers.source, [file.name for file in files], advice=advice)
     _tell_tags_of_validation(data.valid_source, tokenizers.source)

@@ -122,20 +122,23 @@ class Aligner:
         ]
         weights = iter(self._weights(pairs))
         source = self.tokenizers.source
-        lines_of = [text_lines(translation.source, source) for translation in translations]
+        lines_of = [list(text_lines(translation.source, source)) for translation in translations]
         spans = iter(source.encode_spans([each.text for lines in lines_of for each in lines]))
         done = []
         for translation, lines, parts, candidates in zip(
             translations, lines_of, segments, hypotheses, strict=True
         ):
             columns = []  # (S, I) each
-            for index, line in enumerate(lines):
+            of_line: dict[int, list[int]] = {}  # the parts of each line of the text
+            for place, segment in enumerate(parts):
+                of_line.setdefault(segment.text_line, []).append(place)
+            for line in lines:
                 places = [line.span_in_text(*span) for span in next(spans)]
                 words = _membership(translation.source, places)  # (pieces of the line, I)
-                own = [segment.ids for segment in parts if segment.text_line == index]
+                own = [parts[place].ids for place in of_line.get(line.index, [])]
                 tag = source.tag_length(line.text)
                 columns += [words[places] for places in _places(own, tag)]
-            first_parts = [bisect_left([p.text_line for p in parts], i) for i in range(len(lines))]
+            first_parts = [places[0] for places in of_line.values()]
             alignments = []
             for chosen in candidates:
                 ids = [hypothesis.ids for hypothesis in chosen]

@@ -8,6 +8,8 @@ from tfm_cli.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+_MOST_TOLD = 8  # tags that are warned of
+
 
 class TagCheck:
     """Warns of language tags that are missing or unknown, of each once.
@@ -36,14 +38,17 @@ class TagCheck:
             texts = line.split("\n") if "\n" in line else [line]
             tags = [leading_tag(text) for text in texts if text.strip()]
             # A line without a tag has that of the line before it.
-            for tag in {*tags[:1], *filter(None, tags)} - known - self._told:
-                place = f"{name}:{number}" if name else f"line {number}"
-                self._tell(tag, place)
+            for tag in dict.fromkeys((*tags[:1], *filter(None, tags))):
+                if tag not in known and tag not in self._told and len(self._told) <= _MOST_TOLD:
+                    self._tell(tag, f"{name}:{number}" if name else f"line {number}")
 
     def _tell(self, tag: str, place: str) -> None:
         if not tag and not self._known:
             return
         self._told.add(tag)
+        if len(self._told) > _MOST_TOLD:
+            logger.warning("%s: `%s` is no target language either; others are not told", place, tag)
+            return
         tags = self._tokenizer.language_tags
         if not tag:
             told = "%s: does not say its target language, such as %s at its start"

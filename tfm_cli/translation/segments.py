@@ -86,9 +86,9 @@ class Segmenter:
         """The segments of all lines, in order."""
         source = self._tokenizers.source
         texts = [
-            (index, place, each.text)
+            (index, each.index, each.text)
             for index, line in enumerate(lines)
-            for place, each in enumerate(text_lines(line, source))
+            for each in text_lines(line, source)
         ]
         prefix_ids = self._encoded_prefixes(prefixes)
         segments: list[Segment] = []

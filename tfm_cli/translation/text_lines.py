@@ -1,6 +1,8 @@
 """Texts of several lines, as JSON strings can be: each line is translated, and the breaks stay."""
 
 import re
+import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tfm_cli.tokenizer import Tokenizer
@@ -12,7 +14,8 @@ _BREAK = re.compile("\r\n|[\n\v\f\r\x85\u2028\u2029]")
 class TextLine(NamedTuple):
     """A line of a text, ready to be encoded."""
 
-    text: str  # with a language tag of its own, or the one of a line before it; "" for a blank line
+    text: str  # with a language tag of its own, or the one of a line before it
+    index: int  # of the line in the text
     begin: int  # where the line begins in the text
     # Where the inherited tag stands in the text, and the length of what was put before the line.
     tag_begin: int = 0
@@ -27,9 +30,11 @@ class TextLine(NamedTuple):
 
 
 def unified(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return a text with a line feed for each break, and the breaks as they were."""
-    breaks = tuple(_BREAK.findall(text))
-    return (_BREAK.sub("\n", text) if breaks else text), breaks
+    """Return a text with a line feed for each break, and the breaks, unless all are line feeds."""
+    breaks = tuple(map(sys.intern, _BREAK.findall(text)))
+    if breaks.count("\n") == len(breaks):
+        return text, ()
+    return _BREAK.sub("\n", text), breaks
 
 
 def restored(text: str, breaks: tuple[str, ...]) -> str:
@@ -45,8 +50,8 @@ def on_one_line(text: str) -> str:
     return " ".join(filter(None, text.split("\n"))) if "\n" in text else text
 
 
-def text_lines(text: str, tokenizer: Tokenizer) -> list[TextLine]:
-    """Return the lines of a text, which line feeds separate.
+def text_lines(text: str, tokenizer: Tokenizer) -> Iterator[TextLine]:
+    """Yield the lines of a text, which line feeds separate, but those that are blank.
 
     A line without a language tag has the tag of the nearest line before it that has one. A line
     of a tag alone only sets the tag.
@@ -56,18 +61,16 @@ def text_lines(text: str, tokenizer: Tokenizer) -> list[TextLine]:
         tokenizer: of the source.
     """
     if "\n" not in text:
-        return [TextLine(text, 0)]
-    lines = []
+        yield TextLine(text, 0, 0)
+        return
     begin, tag, tag_begin = 0, "", 0
-    for line in text.split("\n"):
+    for index, line in enumerate(text.split("\n")):
         own = tokenizer.language_tag(line)
         if own:
             tag, tag_begin = own, begin
-        if not line[len(own) :].strip():
-            lines.append(TextLine("", begin))
-        elif own or not tag:
-            lines.append(TextLine(line, begin))
-        else:
-            lines.append(TextLine(f"{tag} {line}", begin, tag_begin, len(tag) + 1))
+        if line[len(own) :].strip():
+            if own or not tag:
+                yield TextLine(line, index, begin)
+            else:
+                yield TextLine(f"{tag} {line}", index, begin, tag_begin, len(tag) + 1)
         begin += len(line) + 1
-    return lines
