@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +130,28 @@ def test_r54_what_was_learned_by_heart_has_the_highest_score(
 
     assert [float(score) for score in scores.replace("[", " ").replace("]", " ")
             .replace(",", " ").split()] == [100.0, 100.0]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_r54_exports_read_and_write_the_same_text(learned: Learned, tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
+    probe = ["--probe", learned.path("source")]
+    for to in ("hf", "ctranslate2"):
+        result = invoke(["export", learned.path("model"), "--to", to, *probe,
+                         "--output", str(tmp_path / to)])  # fmt: skip
+        assert result.code == 0, result.err
+        assert f"on {len(TEXTS)} lines: logits at most" in result.err
+    run("import", str(tmp_path / "hf"), *probe, "--output", str(tmp_path / "back"))
+
+    source = (learned.place / "source").read_bytes().decode()
+    model = ["--model", str(tmp_path / "back"), "--device", "cpu"]
+    assert run("translate", *model, stdin=source).split("\n")[:-1] == [*PAIRS.values()]
+
+    other, tokenizer = (
+        kind.from_pretrained(tmp_path / "hf")
+        for kind in (transformers.MarianMTModel, transformers.MarianTokenizer)
+    )
+    inputs = tokenizer(source.split("\n")[:-1], return_tensors="pt", padding=True)
+    written = other.generate(**inputs, num_beams=1)
+    assert tokenizer.batch_decode(written, skip_special_tokens=True) == [*PAIRS.values()]
