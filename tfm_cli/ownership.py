@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from tfm_cli import durable
@@ -257,6 +257,16 @@ def _is_of_cache(path: Path) -> bool:
         or any(is_temporary_of(path.name, name, of_0_1=True) for name in CACHE_TEMPORARIES)
         or (is_temporary(path.name) and is_prepared_name(path.name.split(".")[1]))
     )
+
+
+@contextlib.contextmanager
+def looking_at(place: Path) -> Iterator[None]:
+    """Turn what the system refuses to show of a directory into a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        told = f"{error.filename or place}: cannot be read: {error.strerror or error}"
+        raise ResourceError(told, hint="name another `--output`") from error
 
 
 def refuse_replacing(output: Path, inputs: Iterable[str | Path]) -> None:

@@ -135,7 +135,8 @@ def make(shape: str, folder: Path, model: Path, *, exports: Sequence[str], updat
     if missing:
         loaded = load_model(model, torch.device("cpu"))
         for name in missing:
-            with atomic_directory(folder / name) as aside:
+            # The whole folder is the benchmark's own.
+            with atomic_directory(folder / name, may_replace=Path.is_dir) as aside:
                 export(loaded, name, aside)
 
 

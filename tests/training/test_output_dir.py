@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.model_config import save_config
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.training.output_dir import begin, clear, has_run
+from tfm_cli.training.output_dir import begin, check_place, clear, has_run
 
 CONFIG = RunConfig(training=TrainingConfig(seed=3))
 
@@ -197,3 +198,23 @@ def test_file_that_cannot_be_removed_is_told(output: Path, monkeypatch: pytest.M
 
     with pytest.raises(ResourceError, match=r"model\.safetensors: cannot be changed: Permission"):
         clear(output)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user for a moment")
+@pytest.mark.parametrize("folder", ["", "checkpoints", "checkpoints/best-on-schedule", "corpus"])
+def test_folder_that_cannot_be_looked_into_is_told(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # from here on, folders around it need no permission
+    tmp_path.chmod(0o755)
+    output = Path("model")
+    (output / folder).mkdir(parents=True)
+    (output / folder).chmod(0o333)
+    if folder:
+        output.chmod(0o777)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ResourceError, match="cannot be read: Permission denied"):
+            check_place(CONFIG, output)
+    finally:
+        os.seteuid(0)

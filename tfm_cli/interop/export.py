@@ -21,7 +21,7 @@ from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.probe import probe_lines
 from tfm_cli.interop.verification import verify_coarse, verify_ctranslate2, verify_hugging_face
 from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.ownership import EXPORT_FILE, holds_export, is_own_file, refuse_replacing
+from tfm_cli.ownership import EXPORT_FILE, holds_export, is_own_file, looking_at, refuse_replacing
 from tfm_cli.plain_file import read_plain
 from tfm_cli.plain_json import parse_object
 from tfm_cli.translation.useless_weights import useless_weights_refused
@@ -114,14 +114,18 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
         ResourceError: it could not be written.
     """
     check_writable(output, folder=True)
-    entries = sorted(output.iterdir()) if output.is_dir() else []
-    if entries and not may_replace(output, to):
+    with looking_at(output):
+        entries = sorted(output.iterdir()) if output.is_dir() else []
+        is_ours = not entries or may_replace(output, to)
+    if not is_ours:
         names = (*_FILES[to], EXPORT_FILE)
         foreign = [path.name for path in entries if not is_own_file(path, names)]
         foreign = foreign or [path.name for path in entries]
         listed = ", ".join(f"`{name}`" for name in foreign[:3])
         raise ConfigError(
-            f"{output}: holds what no such export has: {listed}", hint="name another `--output`"
+            f"{output}: holds what no such export has: {listed}",
+            hint="name another `--output`; what tfm is not known to have made has to be removed "
+            "by hand",
         )
     if entries and not overwrite:
         hint = "use `--overwrite` to replace it, or name another `--output`"

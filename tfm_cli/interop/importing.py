@@ -34,6 +34,7 @@ from tfm_cli.ownership import (
     is_checkpoints,
     is_own_file,
     is_temporary_of,
+    looking_at,
     refuse_replacing,
 )
 from tfm_cli.terminal import visible
@@ -149,9 +150,11 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         ResourceError: it could not be written.
     """
     check_writable(output, folder=True)
-    entries = sorted(output.iterdir()) if output.is_dir() else []
-    if entries and not may_replace(output):
+    with looking_at(output):
+        entries = sorted(output.iterdir()) if output.is_dir() else []
+        is_ours = not entries or may_replace(output)
         foreign = [path for path in entries if not _is_of_model(path)] or entries
+    if not is_ours:
         shown = ", ".join(f"`{path.name}`" for path in foreign[:3])
         raise ConfigError(
             f"{output}: is not empty and holds more than a model: {shown}",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tfm_cli
 from tfm_cli import durable
-from tfm_cli.config import RunConfig
+from tfm_cli.config import RunConfig, is_rule_file
 from tfm_cli.configfile import changed_settings
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import atomic_file, check_own, check_writable, remove_directory
@@ -36,6 +36,7 @@ from tfm_cli.ownership import (
     is_set_aside,
     is_temporary,
     is_temporary_of,
+    looking_at,
     sweep,
 )
 from tfm_cli.plain_file import NotPrivateError, check_private
@@ -106,13 +107,14 @@ def check_place(config: RunConfig, output: Path, *, overwrite: bool = False) -> 
     check_writable(output, folder=True)
     if not output.is_dir():
         return
-    _refuse_links(config, output)
-    entries = sorted(path.name for path in output.iterdir())
-    is_ours = holds_model(output) or holds_marker(output)
-    if is_ours or (CONFIG_FILE in entries and not overwrite):  # what is torn is told by its reader
-        return
-    began = LOCK_FILE in entries or any(map(is_temporary, entries))
-    foreign = [name for name in entries if not _is_of_beginning(output / name, began=began)]
+    with looking_at(output):
+        _refuse_links(config, output)
+        entries = sorted(path.name for path in output.iterdir())
+        is_ours = holds_model(output) or holds_marker(output)
+        if is_ours or (CONFIG_FILE in entries and not overwrite):  # its reader tells if it is torn
+            return
+        began = LOCK_FILE in entries or any(map(is_temporary, entries))
+        foreign = [name for name in entries if not _is_of_beginning(output / name, began=began)]
     if foreign:
         shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
         raise ConfigError(
@@ -189,6 +191,8 @@ def check_inputs_stay(
     inputs = [*data.source, *data.target, *data.pairs, *data.valid_source, *data.valid_target]
     inputs += [str(path) for path in more]
     inputs += [data.cache] if data.cache else []
+    rule = config.tokenizer.normalization_rule_name
+    inputs += [rule] if is_rule_file(rule) else []
     models = [config.tokenizer.model]
     models += [] if goes_on else [config.training.pretrained_model]
     for model in filter(None, models):
