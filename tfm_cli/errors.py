@@ -1,5 +1,10 @@
 """What can go wrong, in the user's terms, and the exit code of each kind."""
 
+import signal
+
+# Those that ask a process to end: a key, a scheduler, a terminal or connection that is gone.
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class TfmError(Exception):
     """Something the user can put right; shown without a traceback.

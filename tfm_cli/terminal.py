@@ -1,6 +1,12 @@
 """What a terminal is shown: text that cannot steer it."""
 
+import errno
+import io
 import re
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # C0 but for tab and line feed, DEL, C1, the characters that turn the direction of writing, and
 # what stands for bytes of a file name that are no UTF-8.
@@ -26,3 +32,24 @@ def told(text: str) -> str:
 def one_line(text: str) -> str:
     """A name as it stands in a table or beside a score: as `visible`, without line feeds."""
     return visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
+
+
+class _LastingFile(io.FileIO):
+    """A terminal that may be gone one day; what is written to it then is lost."""
+
+    def write(self, content: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(content).nbytes
+
+
+def lasting_terminal(stream: TextIO) -> TextIO:
+    """Return a stream to the same terminal that has no errors once the terminal is gone.
+
+    When a connection is dropped, a program should save its work and not fail at telling so.
+    """
+    binary = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(binary, encoding="utf-8", errors=stream.errors, line_buffering=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import sentencepiece
 
 from tfm_cli.config import TokenizerConfig, is_rule_file
-from tfm_cli.errors import ConfigError, DataError, ResourceError, TfmError
+from tfm_cli.errors import END_SIGNALS, ConfigError, DataError, ResourceError, TfmError
 from tfm_cli.language_tags import LANGUAGE_TAG
 from tfm_cli.normalization import check_rule, trainer_options, without_rule_file_name
 from tfm_cli.tokenizer_process import learned, learned_apart
@@ -205,7 +205,7 @@ def _ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {each: signal.getsignal(each) for each in END_SIGNALS}
     before = {each: handler for each, handler in handlers.items() if callable(handler)}
     for number in before:
         signal.signal(number, signal.SIG_DFL)

@@ -137,8 +137,11 @@ def test_line_sent_through_a_pipe_is_answered_and_an_interrupt_ends_it(
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n")],
-)
+    [
+        (signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n"),
+        (signal.SIGHUP, 129, b"hung up\n"),
+    ],
+)  # fmt: skip
 def test_signal_leaves_the_old_output_and_nothing_half_written(
     encode: list[str], tmp_path: Path, number: int, code: int, word: bytes
 ) -> None:

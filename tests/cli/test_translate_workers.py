@@ -140,8 +140,11 @@ def test_killed_process_ends_the_command_with_a_word(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n")],
-)
+    [
+        (signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n"),
+        (signal.SIGHUP, 129, b"hung up\n"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("group", [False, True])
 def test_signal_is_told_once_and_ends_all(
     at_work: tuple["subprocess.Popen[bytes]", list[int]],

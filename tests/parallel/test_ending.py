@@ -13,9 +13,10 @@ from tfm_cli.parallel.ending import Ending, LostError, is_lost_connection
 
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Any:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

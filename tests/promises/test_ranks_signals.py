@@ -24,7 +24,7 @@ def newest(output: Path) -> int:
     return int(checkpoints(output)[-1].name.removeprefix("update-"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_r03_signal_to_the_launcher_and_to_all_saves_and_leaves_nothing(
     number: signal.Signals, whole: RanksRun, tmp_path: Path
 ) -> None:

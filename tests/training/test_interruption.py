@@ -46,7 +46,7 @@ def test_signal_stops_at_once_without_judging() -> None:
     assert not stop.validate_first
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_is_remembered_and_the_second_is_left_to_the_system(
     number: signal.Signals,
 ) -> None:
@@ -61,20 +61,57 @@ def test_first_signal_is_remembered_and_the_second_is_left_to_the_system(
     assert none_yet == 0
     assert found == number
     assert handlers == (signal.SIG_DFL, signal.SIG_DFL)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_signal_that_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
 
     with remember_signals() as signalled:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         found = signalled()
-        handler = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
+        handler = signal.getsignal(number)
+    signal.signal(number, before)
 
     assert found == 0
     assert handler == signal.SIG_IGN
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("world", [1, 2])
+def test_dropped_connection_is_told_twice_and_a_later_signal_ends(
+    world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption_module, "_SAME_SECONDS", 0.5)
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with remember_signals(world) as signalled:
+                os.write(theirs, b"ready")
+                while not signalled():
+                    time.sleep(0.01)
+                os.write(theirs, b"first")
+                for _ in range(600):
+                    time.sleep(0.1)
+        finally:
+            os._exit(99)
+
+    os.read(ours, 5)
+    os.kill(pid, signal.SIGHUP)
+    os.read(ours, 5)
+    os.kill(pid, signal.SIGHUP)
+    time.sleep(0.6)
+    after_two = os.waitpid(pid, os.WNOHANG)[0]
+    os.kill(pid, signal.SIGHUP)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(ours)
+    os.close(theirs)
+
+    assert after_two == 0
+    assert code in (-signal.SIGHUP, 128 + signal.SIGHUP)  # a shell calls both 129
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -204,7 +204,7 @@ def test_processes_end_with_the_work_whatever_they_do(pids: list[int]) -> None:
     assert all(is_gone(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_mean_the_process_that_started_the_others(number: int) -> None:
     def signalled(job: int) -> int:
         os.kill(os.getpid(), number)

@@ -17,7 +17,7 @@ import typer
 import tfm_cli
 from tfm_cli.cli.options import CommandGroup
 from tfm_cli.errors import Interrupted, OutOfTime, ResourceError, TfmError, ToldElsewhere
-from tfm_cli.terminal import told, visible
+from tfm_cli.terminal import lasting_terminal, told, visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
 
@@ -174,19 +174,26 @@ def main() -> None:
     """Run `tfm`; UTF-8 on every stream whatever the locale says."""
     if sys.stderr is None:  # closed by the caller: what nobody reads goes nowhere
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+    elif sys.stderr.isatty():
+        sys.stderr = lasting_terminal(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.captureWarnings(True)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _ended_by_signal)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else `nohup` had it ignored
+        signal.signal(signal.SIGHUP, _ended_by_signal)
     try:
         app(prog_name="tfm")
     finally:
         _let_go_of_stdout()
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("terminated", signal_number=number)
+def _ended_by_signal(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # which comes from the shell and once more from the system
+        signal.signal(number, signal.SIG_IGN)
+    told = "hung up" if number == signal.SIGHUP else "terminated"
+    raise Interrupted(told, signal_number=number)
 
 
 def _let_go_of_stdout() -> None:

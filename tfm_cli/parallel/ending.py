@@ -218,10 +218,11 @@ def _exit_code(error: BaseException) -> int:
 
 
 def leave_signals_alone() -> None:
-    """Ignore SIGTERM from now on.
+    """Ignore SIGTERM and SIGHUP from now on.
 
-    A launcher sends it to all the others as soon as one process has ended; what they have to say
-    and their exit codes should not be lost by it.
+    A launcher sends one of them to all the others as soon as one process has ended; what they have
+    to say and their exit codes should not be lost by it.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)

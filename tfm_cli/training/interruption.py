@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from tfm_cli.configcheck import duration_seconds
+from tfm_cli.errors import END_SIGNALS
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.launcher import is_launched
 from tfm_cli.training.loop import Stopped
@@ -18,34 +19,41 @@ from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SAME_SECONDS = 3.0  # for a signal to all of a job, which its launcher hands on once more
+_SAME_SECONDS = 3.0  # for a signal to all of a job, which a launcher or a shell hands on once more
 
 
 @contextlib.contextmanager
 def remember_signals(world: int = 1) -> Iterator[Callable[[], int]]:
-    """Inside, a first SIGINT or SIGTERM is remembered; a second one ends the process at once.
+    """Inside, a first signal to end is remembered; a second one ends the process at once.
 
-    Under a launcher, what comes soon after the first is taken for the same one. A signal that is
-    ignored, as SIGINT is in the background of a script, stays ignored. Yields a function that gives
-    the number of the signal that came, 0 for none.
+    Under a launcher, what comes soon after the first is taken for the same one. So is a second
+    SIGHUP: of a connection that is gone, the shell tells its jobs, and so does the system. A signal
+    that is ignored, as SIGINT is in the background of a script and SIGHUP by `nohup`, stays
+    ignored. Yields a function that gives the number of the signal that came, 0 for none.
 
     Args:
         world: number of processes at the same work, which wait for each other.
     """
     received: list[int] = []
-    before = {each: signal.getsignal(each) for each in _SIGNALS}
-    watched = [each for each in _SIGNALS if before[each] != signal.SIG_IGN]
+    received_at = math.inf
+    before = {each: signal.getsignal(each) for each in END_SIGNALS}
+    watched = [each for each in END_SIGNALS if before[each] != signal.SIG_IGN]
     launched = is_launched()
     waits = launched or world > 1
 
     def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal received_at
         received.append(number)
         if received[1:]:
+            if not waits and time.monotonic() - received_at >= _SAME_SECONDS:  # another SIGHUP
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             return
+        received_at = time.monotonic()
         if not waits:
             for each in watched:
-                signal.signal(each, signal.SIG_DFL)
+                if not number == each == signal.SIGHUP:
+                    signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
         logger.warning("%s: saving after this update; once more ends it at once", name)
 
@@ -62,7 +70,7 @@ def remember_signals(world: int = 1) -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def _end_by_second(watched: Sequence[int], same_seconds: float) -> Iterator[None]:
-    """Inside, a signal that comes so many seconds after the first ends the process.
+    """Inside, a signal that comes so many seconds after the first, or more, ends the process.
 
     A thread sees to it: the handlers of signals wait for the main thread, which may itself wait for
     another process.
@@ -77,7 +85,8 @@ def _end_by_second(watched: Sequence[int], same_seconds: float) -> Iterator[None
                 continue
             if time.monotonic() >= until:
                 os._exit(128 + number[0])
-            until = min(until, time.monotonic() + same_seconds)
+            same = _SAME_SECONDS if number[0] == signal.SIGHUP else same_seconds
+            until = min(until, time.monotonic() + same)
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()

@@ -91,7 +91,7 @@ def run(
         ModelError: no checkpoint is whole, or the model to start from cannot be used.
         ResourceError: memory, disk or device do not suffice.
         DivergedError: loss or gradient was no finite number.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
     limit = limit or TimeLimit(config.training.max_time)
     parallel = parallel or Parallel()

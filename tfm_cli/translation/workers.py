@@ -20,7 +20,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from tfm_cli.cores import available_cores
 from tfm_cli.device import set_cpu_threads
-from tfm_cli.errors import ConfigError, ResourceError, TfmError
+from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ AnswerT = TypeVar("AnswerT")
 
 _AT_HAND = 2  # jobs of a worker: the one it works on, and the next, so that it never waits for us
 _MOST = 16  # workers that nobody asked for: each needs memory for its batch
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def num_workers(asked: int, *, device: str, cpu_threads: int) -> int:
@@ -202,7 +201,7 @@ class Workers(Generic[JobT, AnswerT]):
 
     def _forked(self, ours: Connection, theirs: Connection) -> int:
         # A signal between the fork and what the worker makes of it would find our own handlers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
         try:
             with warnings.catch_warnings():
                 # Python 3.12 warns if there are threads, such as the one that shows progress. What
@@ -224,7 +223,7 @@ class Workers(Generic[JobT, AnswerT]):
         """Be a worker: answer jobs until nobody is left to send any."""
         code = 1
         try:
-            for number in _SIGNALS:  # they mean the process that started us
+            for number in END_SIGNALS:  # they mean the process that started us
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             gc.freeze()  # looking for garbage in what is shared would copy it
