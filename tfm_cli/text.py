@@ -8,9 +8,9 @@ import io
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Literal, Self, TypeVar
 
 from tfm_cli.byte_stream import (
     OTHER_BOMS,
@@ -32,6 +32,13 @@ _PAUSE_SECONDS = 0.02
 _WINDOW_SECONDS = 0.5  # a pipe that never pauses but is slow is answered this often
 _WINDOW_CHARACTERS = 1 << 23
 _SIGNATURES = (*MAGIC, UTF8_BOM, *OTHER_BOMS)
+
+
+# Of a text that is held as a whole, such as that of a validation.
+MOST_HELD_LINES = 1_000_000
+MOST_HELD_CHARACTERS = 1 << 30
+
+TextT = TypeVar("TextT", str, tuple[str, str])
 
 
 class LineReader:
@@ -298,3 +305,29 @@ def open_lines(path: str | Path, *, invalid: Invalid = "refuse") -> Iterator[Lin
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         yield LineReader(stream, str(path), invalid=invalid)
+
+
+def held_in_memory(lines: Iterable[TextT], name: str) -> list[TextT]:
+    """Return the lines, or pairs of lines, of a text that is held in memory as a whole.
+
+    Args:
+        lines: are counted while they are read, so that a small compressed file fills no memory.
+        name: of the text, for messages.
+
+    Raises:
+        DataError: there are more than a million, or more than a gigabyte of them.
+    """
+    held: list[TextT] = []
+    characters = 0
+    for line in lines:
+        held.append(line)
+        characters += len(line) if isinstance(line, str) else sum(map(len, line))
+        if len(held) > MOST_HELD_LINES or characters > MOST_HELD_CHARACTERS:
+            found = f"{MOST_HELD_LINES:,} lines"
+            if characters > MOST_HELD_CHARACTERS:
+                found = f"{MOST_HELD_CHARACTERS:,} characters"
+            raise DataError(
+                f"{name}: has more than {found}, which is more than is held in memory at once",
+                hint="give a part of it: a few thousand lines measure as well",
+            )
+    return held

@@ -28,7 +28,7 @@ from tfm_cli.evaluation.bleu_tokenizer import (
 from tfm_cli.evaluation.scores import MetricOptions
 from tfm_cli.evaluation.significance import Method
 from tfm_cli.terminal import one_line
-from tfm_cli.text import open_lines
+from tfm_cli.text import held_in_memory, open_lines
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +298,7 @@ def _read(path: str) -> list[str]:
     if path == "-" and sys.stdin.isatty():
         logger.info("type or paste the translations, a segment a line; Ctrl-D ends them")
     with open_lines(path) as reader:
-        lines = list(reader)
+        lines = held_in_memory(reader, reader.name)
         for note in reader.notes():
             logger.warning("%s: %s", reader.name, note)
     tabs = {line.count("\t") for line in lines}

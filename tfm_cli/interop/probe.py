@@ -7,7 +7,7 @@ from pathlib import Path
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.model_dir import TrainedModel
-from tfm_cli.text import open_lines
+from tfm_cli.text import held_in_memory, open_lines
 from tfm_cli.tokenizer import Tokenizer
 
 NUM_LINES = 24
@@ -38,7 +38,7 @@ def probe_lines(model: TrainedModel, probe_file: Path | None, *, seed: int) -> l
         found = _sample(tokenizer) or _drawn(tokenizer, random.Random(seed))
     else:
         with open_lines(probe_file) as reader:
-            found = [line for line in reader if line.strip()]
+            found = held_in_memory((line for line in reader if line.strip()), reader.name)
         if not found:
             raise DataError(f"{probe_file}: has no line to verify the model with")
     tags = tokenizer.language_tags

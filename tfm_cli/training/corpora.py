@@ -37,7 +37,7 @@ from tfm_cli.model_config import named_tokenizers
 from tfm_cli.normalization import check_rule
 from tfm_cli.ownership import CORPUS
 from tfm_cli.progress import shown_progress
-from tfm_cli.text import open_lines
+from tfm_cli.text import held_in_memory, open_lines
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 
@@ -245,7 +245,8 @@ def with_sample(data: DataConfig) -> DataConfig:
 
 def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
     try:
-        pairs = list(read_pairs(data.valid_source, data.valid_target))
+        name = ", ".join(data.valid_source)
+        pairs = held_in_memory(read_pairs(data.valid_source, data.valid_target), name)
     except DataError as error:
         errors = [error]
         try:  # what is wrong with the training text should be told as well
