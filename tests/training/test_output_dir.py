@@ -9,7 +9,13 @@ from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.model_config import save_config
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.training.output_dir import begin, check_place, clear, has_run
+from tfm_cli.training.output_dir import (
+    begin,
+    check_inputs_stay,
+    check_place,
+    clear,
+    has_run,
+)
 
 CONFIG = RunConfig(training=TrainingConfig(seed=3))
 
@@ -198,6 +204,42 @@ def test_file_that_cannot_be_removed_is_told(output: Path, monkeypatch: pytest.M
 
     with pytest.raises(ResourceError, match=r"model\.safetensors: cannot be changed: Permission"):
         clear(output)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/update-00000005/state.json"])
+def test_standard_input_that_would_be_replaced_is_refused(
+    name: str, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output / "checkpoints/update-00000005/manifest.json").touch()
+    (output / name).touch()
+    (output / "notes").touch()
+    config = RunConfig(data=DataConfig(pairs=("-",)))
+
+    with (output / "notes").open() as notes:
+        monkeypatch.setattr("sys.stdin", notes)
+        check_inputs_stay(config, output, goes_on=True)
+    with (output / name).open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(ConfigError, match="would replace or remove standard input, which is"):
+            check_inputs_stay(config, output, goes_on=True)
+
+
+@pytest.mark.parametrize("name", [".notes.123.part", "notes"])
+def test_tokenizer_of_somebody_is_not_taken_for_that_of_a_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"theirs")
+    (tmp_path / name).touch()
+
+    with pytest.raises(ConfigError, match="is not empty and holds no model: "):
+        check_place(CONFIG, tmp_path)
+
+
+def test_mark_of_a_run_does_not_cover_the_settings_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / ".tfm-run.json").write_text('{"tfm_version": "1"}', encoding="utf-8")
+    check_place(CONFIG, tmp_path, overwrite=True)
+    (tmp_path / "config.json").write_text('{"model_type": "marian"}', encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"holds no model: `config\.json`"):
+        check_place(CONFIG, tmp_path, overwrite=True)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user for a moment")

@@ -147,6 +147,19 @@ def test_metrics_that_are_no_file_of_the_run_are_refused(kind: str, tmp_path: Pa
     assert path.is_symlink() == (kind == "symbolic link")
 
 
+def test_backup_by_a_link_that_is_made_meanwhile_stays_as_it_is(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+    file.add(logged(1))
+    (tmp_path / "backup").hardlink_to(tmp_path / "metrics.jsonl")
+    before = (tmp_path / "backup").read_bytes()
+
+    file.add(logged(2))
+    file.sync()
+
+    assert (tmp_path / "backup").read_bytes() == before
+    assert [line["update"] for line in metrics(tmp_path)] == [1, 2]
+
+
 def test_line_that_is_too_long_is_dropped_and_not_held(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     first, last = b'{"update": 1}\n', b'{"update": 2}'

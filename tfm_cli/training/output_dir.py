@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -110,10 +111,13 @@ def check_place(config: RunConfig, output: Path, *, overwrite: bool = False) -> 
     with looking_at(output):
         _refuse_links(config, output)
         entries = sorted(path.name for path in output.iterdir())
-        is_ours = holds_model(output) or holds_marker(output)
-        if is_ours or (CONFIG_FILE in entries and not overwrite):  # its reader tells if it is torn
+        if CONFIG_FILE in entries:
+            is_ours = holds_model(output) or not overwrite  # its reader tells if it is torn
+        else:
+            is_ours = holds_marker(output)
+        if is_ours:
             return
-        began = LOCK_FILE in entries or any(map(is_temporary, entries))
+        began = LOCK_FILE in entries or any(map(_is_temporary, entries))
         foreign = [name for name in entries if not _is_of_beginning(output / name, began=began)]
     if foreign:
         shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
@@ -161,13 +165,18 @@ def _is_of_beginning(path: Path, *, began: bool) -> bool:
     name = path.name
     if name in (LOCK_FILE, MARKER_FILE):
         return True
-    if any(is_temporary_of(name, file, of_0_1=True) for file in (*_FILES, MARKER_FILE)):
+    if _is_temporary(name):
         return True
     if name in TOKENIZER_FILES:
         return began
     if name == CHECKPOINTS:  # what is in it needs the settings
         return is_checkpoints(path) and all(is_temporary(entry.name) for entry in path.iterdir())
     return is_cache(path)
+
+
+def _is_temporary(name: str) -> bool:
+    """Return True for the temporary name of a file that a run writes."""
+    return any(is_temporary_of(name, file, of_0_1=True) for file in (*_FILES, MARKER_FILE))
 
 
 def check_inputs_stay(
@@ -202,11 +211,25 @@ def check_inputs_stay(
     replaced = _replaced(config, Path(os.path.realpath(output)), goes_on=goes_on)
     for name in inputs:
         place = Path(os.path.realpath(name))
-        if name != "-" and any(place.is_relative_to(path) for path in replaced):
+        if name == "-":
+            is_replaced, name = _is_stdin_among(replaced), "standard input"
+        else:
+            is_replaced, name = any(map(place.is_relative_to, replaced)), f"`{name}`"
+        if is_replaced:
             raise ConfigError(
-                f"{output}: would replace or remove `{name}`, which is read",
+                f"{output}: would replace or remove {name}, which is read",
                 hint="name another `--output`",
             )
+
+
+def _is_stdin_among(paths: Iterable[Path]) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+        status = os.fstat(sys.stdin.fileno())
+        for path in paths:
+            files = [path, *path.rglob("*")] if path.is_dir() else [path]
+            if any(os.path.samestat(status, each.lstat()) for each in files if each.exists()):
+                return True
+    return False
 
 
 def _replaced(config: RunConfig, output: Path, *, goes_on: bool) -> list[Path]:

@@ -1,11 +1,13 @@
 """What a person and a program get to see of a training run."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tfm_cli import durable
 from tfm_cli.errors import ResourceError
-from tfm_cli.files import atomic_file
+from tfm_cli.files import atomic_file, replacing
 from tfm_cli.log import seconds_text
 from tfm_cli.ownership import cannot_be_written
-from tfm_cli.plain_file import open_private
+from tfm_cli.plain_file import NotPrivateError, check_private, open_private
 from tfm_cli.training.loop import Logged, Validated
 from tfm_cli.training.window import Refused
 
@@ -142,6 +144,7 @@ class MetricsFile:
             raise ResourceError(told) from error
 
     def _write(self, *, synced: bool) -> None:
+        self._leave_links()
         with durable.go_on(self._path) as stream:
             if stream.seek(0, os.SEEK_END) > self._size:  # part of a line that did not fit
                 stream.seek(self._size)
@@ -153,6 +156,16 @@ class MetricsFile:
                 stream.flush()
             self._size = stream.tell()
             self._unwritten.clear()
+
+    def _leave_links(self) -> None:
+        """Go on with a copy where the file got another name meanwhile, such as in a backup."""
+        try:
+            check_private(self._path)
+        except NotPrivateError as error:
+            if error.errno != errno.EMLINK:
+                raise
+            with self._path.open("rb") as linked, replacing(self._path) as stream:
+                shutil.copyfileobj(linked, stream)
 
     def _lines(self) -> Iterator[bytes]:
         try:
