@@ -347,7 +347,7 @@ SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "pre
 
 def is_rule_file(rule: str) -> bool:
     """Return True if a normalization rule is the path of a file, and no name."""
-    return rule.endswith(".tsv")
+    return rule.lower().endswith(".tsv")
 
 
 def settings_before() -> dict[str, dict[str, Value]]:

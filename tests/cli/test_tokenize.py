@@ -110,7 +110,7 @@ def test_train_reads_plain_gzip_several_files_and_standard_input_alike(
 def test_underscores_are_taken_for_hyphens() -> None:
     spelled = [
         "train", "--input=text", "--model_prefix=new", "--vocab_size", "300",
-        "--model_type=bpe", "--normalization_rule_name=identity", "--no-byte_fallback",
+        "--model_type=bpe", "--normalization_rule_name=nmt-nfkc", "--no-byte_fallback",
     ]  # fmt: skip
 
     assert tokenize(*spelled).exit_code == 0

@@ -51,7 +51,7 @@ def test_text_is_learned_as_it_is_unless_asked_otherwise(run_tfm: RunTfm) -> Non
     train(run_tfm)
     assert restored() == TEXT
 
-    train(run_tfm, RULE, "nmt_nfkc", "--overwrite")
+    train(run_tfm, RULE, "nmt-nfkc", "--overwrite")
     assert restored() == "کتاب ها 1⁄2 km2,"
 
     train(run_tfm, "--set", "tokenizer.normalization_rule_name=nfkc", "--overwrite")

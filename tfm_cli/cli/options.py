@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tfm_cli.config import DECODING_PRECISIONS
+from tfm_cli.config import DECODING_PRECISIONS, NORMALIZATION_RULES
 from tfm_cli.configcheck import coerce
 from tfm_cli.errors import ConfigError
 
@@ -106,6 +106,12 @@ def _number_or_auto(text: str) -> int:
         return int(text)
     except ValueError:
         raise typer.BadParameter(f"wanted a whole number or `auto`, got `{text}`") from None
+
+
+def rule_name(rule: str) -> str:
+    """Return a normalization rule as the settings spell it: `nmt-nfkc` is `nmt_nfkc`."""
+    spelled = rule.replace("-", "_")
+    return spelled if spelled in NORMALIZATION_RULES else rule
 
 
 def check_precision(name: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import CommandGroup, flag
+from tfm_cli.cli.options import CommandGroup, flag, rule_name
 from tfm_cli.cli.overwriting import refuse_overwriting
 from tfm_cli.cli.tokenize_streams import (
     check_output,
@@ -129,7 +129,7 @@ def train(
         character_coverage=character_coverage,
         input_sentence_size=input_sentence_size,
         byte_fallback=byte_fallback,
-        normalization_rule_name=normalization_rule_name,
+        normalization_rule_name=rule_name(normalization_rule_name),
     )
     paths = listed_inputs(inputs)
     model_path, vocab_path = _outputs(model_prefix, paths)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import flag
+from tfm_cli.cli.options import flag, rule_name
 from tfm_cli.config import (
     DataConfig,
     ModelConfig,
@@ -201,7 +201,8 @@ def train(
         "tokenizer": {
             "model": tokenizer,
             "vocab_size": vocab_size,
-            "normalization_rule_name": normalization_rule_name,
+            "normalization_rule_name": normalization_rule_name
+            and rule_name(normalization_rule_name),
         },
         "model": {"dropout": dropout},
         "training": {
