@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,13 @@ def test_rules_are_read_from_a_regular_file_only(kind: str, tmp_path: Path) -> N
 
     with pytest.raises(DataError, match=r"own\.tsv: cannot be read: "):
         check_rule(str(path))
+
+
+def test_sentencepiece_says_nothing_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text("FF0C\t2C\n", encoding="utf-8")
+    program = f"from tfm_cli.normalization import check_rule; check_rule({str(path)!r})"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+    assert (done.stdout, done.stderr) == (b"", b"")

@@ -18,6 +18,7 @@ from tfm_cli.errors import DataError
 from tfm_cli.plain_file import read_plain
 from tfm_cli.sentencepiece_walk import CHARSMAP, DENORMALIZER, NORMALIZER, fields
 
+SILENT = 3  # SentencePiece's log level: fatal errors only
 MAX_RULE_FILE_BYTES = 4 << 20
 _HEXADECIMAL = re.compile(r"(?:U\+)?([0-9A-Fa-f]{1,8})")
 _BLANK_RULES = (3, 4, 5)  # of a normalizer, on unless it was switched off: about blanks
@@ -117,6 +118,7 @@ def _code_points(column: str, place: str) -> str:
 
 def _check_compiled(copy: str, name: str) -> None:
     """Compile rules on trial, so that a model is not learned in vain."""
+    sentencepiece.SetMinLogLevel(SILENT)
     try:
         compiled = sentencepiece.SentencePieceNormalizer(rule_tsv=copy).serialized_model_proto()
         for number, _, value in fields(compiled):

@@ -20,7 +20,12 @@ import sentencepiece
 from tfm_cli.config import TokenizerConfig, is_rule_file
 from tfm_cli.errors import END_SIGNALS, ConfigError, DataError, ResourceError, TfmError
 from tfm_cli.language_tags import LANGUAGE_TAG
-from tfm_cli.normalization import check_rule, trainer_options, without_rule_file_name
+from tfm_cli.normalization import (
+    SILENT,
+    check_rule,
+    trainer_options,
+    without_rule_file_name,
+)
 from tfm_cli.tokenizer_process import learned, learned_apart
 
 # Learning takes 10 to 80 times as much memory as its text: a gigabyte for this much of usual text.
@@ -30,7 +35,6 @@ MAX_LINE_BYTES = 4192  # SentencePiece's own default of max_sentence_length
 # of a unigram model's scores. One fixed number, SentencePiece's default, gives every machine the
 # same model, however many cores it has.
 THREADS = 16
-SILENT = 3  # SentencePiece's log level: fatal errors only
 SPECIAL_IDS = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3}
 _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")  # SentencePiece's own spellings of them
 _BLANK = "▁"  # what SentencePiece writes for it
