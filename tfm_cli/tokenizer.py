@@ -12,10 +12,10 @@ import sentencepiece
 
 from tfm_cli.errors import ModelError
 from tfm_cli.language_tags import LANGUAGE_TAG, leading_tag
-from tfm_cli.normalization import changes_characters
+from tfm_cli.normalization import SILENT, changes_characters
 from tfm_cli.sentencepiece_file import MAX_MODEL_BYTES, check_model, read_model_file
 from tfm_cli.sentencepiece_walk import user_defined_pieces
-from tfm_cli.tokenizer_training import SILENT, TAG_MARK, reason_of, train_tokenizer
+from tfm_cli.tokenizer_training import TAG_MARK, reason_of, train_tokenizer
 from tfm_cli.vocabulary import Vocabulary
 
 __all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
