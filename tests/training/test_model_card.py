@@ -94,3 +94,13 @@ def test_sample_corpus_is_told_by_name() -> None:
 @pytest.mark.parametrize("dropped", [{}, {"blank side": 0}])
 def test_nothing_left_out_is_not_told(dropped: dict[str, int]) -> None:
     assert "| pairs | 20000 |" in card(CONFIG, dropped=dropped)
+
+
+def test_name_of_a_file_injects_neither_markdown_nor_html() -> None:
+    name = "<img src=x onerror=alert(1)>\\|`[a](http://b)` **x**\n# y.en"
+
+    text = card(RunConfig(data=DataConfig(source=(name,), target=("b.fr",))))
+
+    (row,) = [line for line in text.split("\n") if line.startswith("| training text |")]
+    assert not set(row[len("| training text |") : -1]) & set("\\|<>`*[]")
+    assert "alert(1)" in row

@@ -25,6 +25,7 @@ from tfm_cli.interop.hugging_face_reader import shown
 from tfm_cli.interop.import_check import verify_import
 from tfm_cli.interop.marian_import import read_marian, source_names
 from tfm_cli.interop.source_files import has_file, read_json, source_file
+from tfm_cli.markdown import code, plain
 from tfm_cli.model_config import CONFIG_FILE, SHORTLIST_FILE, WEIGHTS_FILE, save_config
 from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
 from tfm_cli.ownership import (
@@ -238,24 +239,20 @@ def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: 
     """Markdown that says where a model is from and how far it was checked."""
     shape = model.config.model
     rows = [
-        ("from", f"{origin.name} ({origin.kind})"),
-        ("weights", f"`{origin.weights_file}`, SHA-256 `{origin.sha256}`"),
+        ("from", plain(f"{origin.name} ({origin.kind})")),
+        ("weights", f"{code(origin.weights_file)}, SHA-256 {code(origin.sha256)}"),
         ("shape", f"{_shape(model)}, {shape.norm}-norm, {shape.positions} positions, "
                   f"{shape.activation}"),
-        ("verified", verified.removeprefix("verified ")),
+        ("verified", plain(verified.removeprefix("verified "))),
         ("date", time.strftime("%Y-%m-%d")),
         ("made by", f"tfm {tfm_cli.__version__}"),
     ]  # fmt: skip
     tags = model.tokenizers.source.language_tags
     if tags:
-        rows.insert(3, ("target languages", " ".join(f"`{tag}`" for tag in tags)))
+        rows.insert(3, ("target languages", " ".join(map(code, tags))))
     lines = ["# An imported translation model", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
-    lines += [f"\n- {_cell(note)}" for note in notes]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines += [f"\n- {plain(note)}" for note in notes]
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["The licence is that of the original model. All settings are in `config.json`."]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -7,7 +7,7 @@ import tfm_cli
 from tfm_cli.config import RunConfig
 from tfm_cli.evaluation.scores import Score
 from tfm_cli.log import seconds_text
-from tfm_cli.terminal import visible
+from tfm_cli.markdown import code, plain
 from tfm_cli.training.state import TrainState
 
 
@@ -51,7 +51,7 @@ def model_card(
         ("made by", f"tfm {tfm_cli.__version__}"),
     ]  # fmt: skip
     lines = ["# A translation model", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+    lines += [f"| {name} | {plain(value)} |" for name, value in rows]
     if values:
         beam = config.validation.beam_size
         lines += ["", f"## Scores on the validation text (beam {beam})", ""]
@@ -59,13 +59,8 @@ def model_card(
         signatures = {score.name.lower(): score.signature for score in scores}
         for name, value in values.items():
             signature = next((s for n, s in signatures.items() if n.startswith(name)), "")
-            lines.append(f"| {name} | {value:.2f} | `{_cell(signature)}` |" if signature
+            lines.append(f"| {name} | {value:.2f} | {code(signature)} |" if signature
                          else f"| {name} | {value:.4f} | nats per target piece |")  # fmt: skip
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["All settings are in `config.json`."]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Text in a table of Markdown, where a bar would end the cell, even inside of code."""
-    return visible(text).replace("|", "\\|").replace("\n", " ")
