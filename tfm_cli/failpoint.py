@@ -25,7 +25,13 @@ from tfm_cli.errors import ConfigError
 
 VARIABLE = "TFM_FAILPOINT"
 _SPELLING = re.compile(r"([a-z_]+):([1-9][0-9]{0,8})(\+?)(?:@([0-9]{1,6}))?=([a-z]+)")
-_ERRORS = {"enospc": errno.ENOSPC, "edquot": errno.EDQUOT, "eio": errno.EIO, "efbig": errno.EFBIG}
+_ERRORS = {
+    "enospc": errno.ENOSPC,
+    "edquot": errno.EDQUOT,
+    "efbig": errno.EFBIG,
+    "eio": errno.EIO,
+    "erofs": errno.EROFS,
+}
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 _BY_CALLER = ("short", "tear", "nan")  # what only the place itself can do
 _SLEEP_SECONDS = 1.0

@@ -32,13 +32,18 @@ def short(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def with_fault(
-    fault: str, small: SmallRun, output: Path, run_tfm: RunTfm, patch: pytest.MonkeyPatch
+    fault: str,
+    small: SmallRun,
+    output: Path,
+    run_tfm: RunTfm,
+    patch: pytest.MonkeyPatch,
+    *more: str,
 ) -> Result:
     """What the run does when something on the disk fails."""
     with patch.context() as inside:
         inside.setenv(VARIABLE, fault)
         begin_again()
-        result = run_tfm(small.command(output))
+        result = run_tfm(small.command(output, *more))
     begin_again()
     assert "Traceback" not in result.err
     return result
@@ -135,11 +140,43 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
 
     assert result.code == 5, result.err
     assert f"error: {output}: was moved or removed: there is no `config.json`\n" in result.err
+    hint = f"hint: move the directory back to `{output}`, and the same command goes on; "
+    assert hint in result.err
+    assert "make room" not in result.err
+    assert "no checkpoint was saved" not in result.err
     assert not [path for path in output.rglob("*") if path.suffix == ".safetensors"]
     shutil.rmtree(output)
     moved.rename(output)
     assert run_tfm(small.command(output, *more)).code == 0
     assert more or left_behind(output) == small.left
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("enospc", "make room"), ("eio", "see to the disk"), ("erofs", "make `{output}` writable")],
+)
+def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
+    error: str,
+    told: str,
+    small: SmallRun,
+    run_tfm: RunTfm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "model"
+    more = ["--save-freq", "1", "--valid-freq", "100", "--set", "training.save_retries=0"]
+    number = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.parent.name.startswith(".update-00000002.") and each.kind == "create"
+    )
+
+    result = with_fault(f"durable:{number}+={error}", small, output, run_tfm, monkeypatch, *more)
+
+    assert result.code == 5, result.err
+    again = "and give the same command again; it begins anew: no checkpoint was saved"
+    assert f"hint: {told.format(output=output)}, {again}\n" in result.err
+    assert "goes on" not in result.err
 
 
 def test_r04_every_write_is_short(

@@ -10,7 +10,7 @@ import torch
 from tfm_cli import durable
 from tfm_cli.config import RunConfig
 from tfm_cli.errors import ResourceError
-from tfm_cli.files import atomic_directory, atomic_file, remove_directory
+from tfm_cli.files import atomic_directory, atomic_file, is_full, remove_directory
 from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE
 from tfm_cli.model_dir import WeightsFacts, save_weights
 from tfm_cli.ownership import CHECKPOINTS, ON_SCHEDULE, is_card, is_set_aside
@@ -99,7 +99,7 @@ class Keeper:
             return f"the last good checkpoint is `{good[-1]}`"
         if paths:
             return f"the only checkpoint is `{paths[-1]}`, whose weights may be as bad already"
-        return "no checkpoint was saved"
+        return "no checkpoint was saved" if not self._is_gone() else "its checkpoints went with it"
 
     def _note(
         self, event: Logged | Validated | Unjudged | SaveDue | Refused, metrics: MetricsFile
@@ -122,18 +122,35 @@ class Keeper:
             self._write_model(event.update, validation)
         except ResourceError as error:
             if isinstance(error.__cause__, OSError):
-                error.hint = self._hint()
+                error.hint = self._hint(error.__cause__)
             raise
 
     def _check_place(self) -> None:
         """Refuse to make a directory anew that was moved away: no run could go on from it."""
-        if self._writes and not (self._output / CONFIG_FILE).exists():
+        if self._writes and self._is_gone():
             told = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
             raise ResourceError(told) from FileNotFoundError(errno.ENOENT, told)
 
-    def _hint(self) -> str:
-        """What to do when the disk refuses."""
-        return f"make room, and the same command goes on; {self.last_good(None)}"
+    def _is_gone(self) -> bool:
+        return not (self._output / CONFIG_FILE).exists()
+
+    def _hint(self, cause: OSError) -> str:
+        """Return what to do when the disk refuses, as far as the cause tells."""
+        if self._is_gone():
+            return (
+                f"move the directory back to `{self._output}`, and the same command goes on; "
+                "without it, that command begins anew"
+            )
+        first = "see to the disk"
+        if is_full(cause):
+            first = "make room"
+        elif cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            first = f"make `{self._output}` writable"
+        if not checkpoint.all_paths(self._output / CHECKPOINTS):
+            return (
+                f"{first}, and give the same command again; it begins anew: no checkpoint was saved"
+            )
+        return f"{first}, and the same command goes on; {self.last_good(None)}"
 
     def _save_or_go_on(self, event: SaveDue) -> None:
         """Save; if the disk refuses, the next time may be better, and the last one still counts."""
@@ -142,12 +159,11 @@ class Keeper:
             self._failed_saves = 0
         except ResourceError as error:
             self._failed_saves += 1
-            is_of_disk = isinstance(error.__cause__, OSError)
             retries = self._config.training.save_retries
-            if not is_of_disk:
+            if not isinstance(error.__cause__, OSError):
                 raise
             if event.is_last or self._failed_saves > retries:
-                error.hint = self._hint()
+                error.hint = self._hint(error.__cause__)
                 raise
             told = "%s; training goes on, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves

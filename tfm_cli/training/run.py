@@ -335,5 +335,6 @@ def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) 
     words.append(f"trained {seconds_text(state.train_seconds)}")
     words.append(f"model in `{output}`" if kept else f"no model in `{output}` yet")
     if not stopped.is_complete:
-        words.append("the same command goes on")
+        is_saved = bool(checkpoint.all_paths(output / CHECKPOINTS))
+        words.append(f"the same command {'goes on' if is_saved else 'begins anew'}")
     return "; ".join(words)
