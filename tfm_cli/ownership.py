@@ -41,6 +41,10 @@ CHECKPOINT_FILES = (  # beside the manifest
     "state.json",
 )
 PREPARED_FACTS = "store.json"
+PREPARED_FILES = (
+    PREPARED_FACTS,
+    *(f"{side}.{kind}" for side in ("source", "target") for kind in ("ids", "lengths", "starts")),
+)
 
 _MAX_FACTS_BYTES = 1 << 20
 _END_OF_CARD = b"All settings are in `config.json`.\n"
@@ -140,16 +144,18 @@ def _sweep_one(path: Path) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Return True for a directory that is a checkpoint by its name and by what is in it.
 
-    That is a manifest; or, where the manifest was lost, all other files of a checkpoint and no
-    others; or nothing.
+    That is nothing; or the files of a checkpoint and no others, among them the manifest or, where
+    that was lost, all the rest. With a file of somebody else's in it, it is no more ours alone.
     """
     return is_checkpoint_name(path.name) and (
-        _has_file(path, CHECKPOINT_MANIFEST)
+        is_empty_directory(path)
         or (
-            holds_only(path, CHECKPOINT_FILES)
-            and all(_has_file(path, name) for name in CHECKPOINT_FILES)
+            holds_only(path, (*CHECKPOINT_FILES, CHECKPOINT_MANIFEST))
+            and (
+                _has_file(path, CHECKPOINT_MANIFEST)
+                or all(_has_file(path, name) for name in CHECKPOINT_FILES)
+            )
         )
-        or is_empty_directory(path)
     )
 
 
@@ -159,9 +165,13 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def is_prepared_text(path: Path) -> bool:
-    """Return True for a directory that a data cache named by a hash, with its facts or empty."""
+    """Return True for a directory that a data cache named by a hash, with its facts or empty.
+
+    With anything else in it than a prepared text has, it is no more ours alone.
+    """
     return is_prepared_name(path.name) and (
-        _has_file(path, PREPARED_FACTS) or is_empty_directory(path)
+        is_empty_directory(path)
+        or (_has_file(path, PREPARED_FACTS) and holds_only(path, PREPARED_FILES))
     )
 
 

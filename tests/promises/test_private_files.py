@@ -19,6 +19,7 @@ FAST = [
     ("train with a shared cache", "pipe", "cache/files.json"),
     ("translate", "link", "to/.o.partial"),
     ("translate", "pipe", "to/.o.progress"),
+    ("translate", "unreadable", "model/shortlist.safetensors"),
 ]
 
 

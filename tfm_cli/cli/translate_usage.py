@@ -1,5 +1,6 @@
 """What `tfm translate` refuses before its work, and what it makes of its flags."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 from tfm_cli.cli.options import check_setting
 from tfm_cli.config import SearchConfig
 from tfm_cli.errors import ConfigError
+from tfm_cli.plain_file import open_plain
 from tfm_cli.translation.input_lines import InputLine, from_columns, from_forced, from_json
 
 logger = logging.getLogger(__name__)
@@ -47,11 +49,11 @@ def check_search(chosen: Mapping[str, object], *, sampling: bool) -> None:
 
 
 def identity(shortlist: Path | None) -> str:
-    """What tells a shortlist from others; empty for none, or a file that is not there."""
-    if shortlist is None or not shortlist.is_file():
-        return ""
-    with shortlist.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    """What tells a shortlist from others; empty for none, or a file that cannot be read."""
+    if shortlist is not None:
+        with contextlib.suppress(OSError), open_plain(shortlist) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return ""
 
 
 def input_form(
