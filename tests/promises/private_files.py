@@ -292,7 +292,7 @@ def _learns_a_tokenizer(corpus: TinyCorpus, folder: Path) -> Scene:
 def _exports(corpus: TinyCorpus, folder: Path) -> Scene:
     _world(corpus, folder)
     shutil.copytree(GOLDEN, folder / "golden")
-    command = ["export", "-m", "golden", "--to", "hf", "-o", "to", "--overwrite"]
+    command = ["export", "golden", "--to", "hf", "-o", "to", "--overwrite"]
 
     def unverified() -> None:
         PATCH.setattr("tfm_cli.interop.export.verify_hugging_face", lambda *_: None)
