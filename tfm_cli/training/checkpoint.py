@@ -131,7 +131,9 @@ def _prune(directory: Path, path: Path, *, keep: int) -> None:
     for old in older[: max(0, len(older) + 1 - keep)] + newer:
         try:
             if not remove_directory(old, is_ours=is_checkpoint):
-                logger.warning("%s: has no `%s`, so it is left as it is", old, MANIFEST)
+                logger.warning(
+                    "%s: holds other files than a checkpoint, so it is left as it is", old
+                )
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
     sweep_checkpoints(directory)
