@@ -6,6 +6,7 @@ from tfm_cli.corpus.characters import (
     SEPARATORS,
     bad_kinds,
     has_bad_character,
+    is_blank,
     is_plain,
     separator_kinds,
 )
@@ -65,3 +66,23 @@ def test_kinds_of_a_line_are_each_told_once() -> None:
     assert bad_kinds(line) == list(BAD_KINDS)
     assert separator_kinds(line) == ["NEL", "LS"]
     assert (bad_kinds("a\u00a0b"), separator_kinds("\u200b\t")) == ([], [])
+
+
+def test_nothing_that_can_be_seen_is_blank() -> None:
+    seen = "LMNPS"  # letters, marks, numbers, punctuation, symbols
+    invisible = {"\u034f", "\u115f", "\u1160", "\u17b4", "\u17b5", "\u3164", "\uffa0"}
+    invisible |= {"\u180b", "\u180c", "\u180d", "\u180f", *map(chr, range(0xFE00, 0xFE10))}
+    invisible |= {chr(point) for point in range(0xE0000, 0xE1000)}
+    for character in EVERY:
+        category = unicodedata.category(character)
+        if category[0] in seen and character not in invisible:
+            assert not is_blank(character), hex(ord(character))
+            assert not is_blank(f" \u200b{character}")
+        elif category in ("Zs", "Zl", "Zp", "Cc"):
+            assert is_blank(character), hex(ord(character))
+
+
+def test_characters_of_no_width_are_blank_by_themselves() -> None:
+    for text in ("", " ", "\u200b", "\ufeff", "\u200c\u200d", "\u00ad \u2060", "\x01\x7f"):
+        assert is_blank(text)
+    assert not is_blank("\u0600")  # a sign of Arabic that is seen, though Unicode calls it a format

@@ -102,7 +102,11 @@ def test_segments_of_a_window_are_batched_by_length_within_the_budget(
         assert len(batch) * (len(batch[0]) + 1) * 2 <= 200
 
 
-@pytest.mark.parametrize("blank", ["", " ", "\t", " \t ", "\u3000", "\u2028", "\x85", "\ufeff"])
+@pytest.mark.parametrize(
+    "blank",
+    ["", " ", "\t", " \t ", "\u3000", "\u2028", "\x85", "\ufeff", "\u200b", "\u200c \u200d",
+     "\u00ad\u2060", "\x01\x7f"],
+)  # fmt: skip
 def test_blank_line_gives_a_blank_line_without_the_model(
     translator_of: TranslatorOf, echo: Echo, blank: str
 ) -> None:

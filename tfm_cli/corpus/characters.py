@@ -29,6 +29,12 @@ _BAD = {
 }
 BAD_KINDS = tuple(_BAD)
 
+# What Unicode calls Default_Ignorable_Code_Point: of no width where it stands alone.
+_IGNORABLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff"
+)
+_NOTHING_TO_SEE = re.compile(rf"[\s\x00-\x1f\x7f-\x9f{_IGNORABLE}]*")
 _SEPARATOR = re.compile(f"[{''.join(SEPARATORS)}]")
 _ANY_BAD = re.compile(f"[{''.join(_BAD.values())}]")
 _EACH_BAD = {kind: re.compile(f"[{characters}]") for kind, characters in _BAD.items()}
@@ -42,6 +48,11 @@ def is_plain(line: str) -> bool:
     # Printable are all characters but controls, separators other than the blank, private use,
     # format characters and what is not assigned; U+FFFD is the one bad character among them.
     return line.isprintable() and "\ufffd" not in line
+
+
+def is_blank(line: str) -> bool:
+    """Return True if there is nothing to see: white space, controls and characters of no width."""
+    return _NOTHING_TO_SEE.fullmatch(line) is not None
 
 
 def separator_kinds(line: str) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batching import random_key, token_batches
+from tfm_cli.corpus.characters import is_blank
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.language_tags import TagCheck
@@ -133,7 +134,7 @@ class Segmenter:
     def _parts(self, ids: list[int], line: str, line_number: int) -> list[Part]:
         """Return the parts of a line: none of a blank one, several of an over-long one."""
         longest = self._longest
-        if not ids or not line.strip():
+        if not ids or is_blank(line):
             return []
         if len(ids) <= longest:
             return [Part(ids)]
