@@ -49,7 +49,7 @@ def hidden() -> list[str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_leftovers_of_a_killed_command_are_swept_by_the_next(
+def test_r56_leftovers_of_a_killed_command_are_swept_by_the_next(
     name: str, run: Callable[..., Result]
 ) -> None:
     for _ in range(2):  # twice, so that leftovers would grow
@@ -65,7 +65,7 @@ def test_leftovers_of_a_killed_command_are_swept_by_the_next(
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_what_another_process_is_writing_is_not_swept(
+def test_r56_what_another_process_is_writing_is_not_swept(
     name: str, run: Callable[..., Result]
 ) -> None:
     place = Path("to") / ("o.model" if name == "tokenize train" else "o")
@@ -79,7 +79,7 @@ def test_what_another_process_is_writing_is_not_swept(
         assert hidden() == [held.name]
 
 
-def test_names_that_are_somebody_elses_are_not_swept(run: Callable[..., Result]) -> None:
+def test_r56_names_that_are_somebody_elses_are_not_swept(run: Callable[..., Result]) -> None:
     kept = [".o.part", ".o.1.part", ".other.tfm-0123456789abcdef.part", ".o.tfm-0123.part"]
     for name in kept:
         (Path("to") / name).write_bytes(b"mine\n")

@@ -65,7 +65,7 @@ def check(scene: Scene, kind: str, name: str, place: Path) -> list[str]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("scene", "kind", "name"), FAST)
-def test_nothing_around_an_output_changes(
+def test_r55_nothing_around_an_output_changes(
     scene: str, kind: str, name: str, scenes: Callable[[str], Scene], tmp_path: Path
 ) -> None:
     assert check(scenes(scene), kind, name, tmp_path) == []
@@ -75,7 +75,7 @@ def test_nothing_around_an_output_changes(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_nothing_around_an_output_changes_whatever_is_in_the_way(
+def test_r55_nothing_around_an_output_changes_whatever_is_in_the_way(
     scene: str, kind: str, scenes: Callable[[str], Scene], tmp_path: Path
 ) -> None:
     found = scenes(scene)

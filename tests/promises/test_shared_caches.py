@@ -65,7 +65,7 @@ def start_preparing(arguments: list[str], words: Path) -> int:
     return pid
 
 
-def test_run_waits_for_another_one_that_prepares_the_same_text(
+def test_r56_run_waits_for_another_one_that_prepares_the_same_text(
     text: list[str], tmp_path: Path
 ) -> None:
     first = start_preparing(command(text, tmp_path / "a"), tmp_path / "words a")
@@ -88,7 +88,7 @@ def test_run_waits_for_another_one_that_prepares_the_same_text(
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
 
-def test_run_leaves_alone_what_another_one_prepares_of_another_text(
+def test_r56_run_leaves_alone_what_another_one_prepares_of_another_text(
     text: list[str], tmp_path: Path
 ) -> None:
     first = start_preparing(command(text, tmp_path / "a"), tmp_path / "words a")
@@ -106,7 +106,7 @@ def test_run_leaves_alone_what_another_one_prepares_of_another_text(
     assert unfinished(tmp_path / "cache") == []
 
 
-def test_what_a_killed_run_left_is_swept_by_the_next_one_of_any_text(
+def test_r56_what_a_killed_run_left_is_swept_by_the_next_one_of_any_text(
     text: list[str], tmp_path: Path
 ) -> None:
     killed = {VARIABLE: PREPARING.replace("stop", "kill")}
@@ -130,7 +130,7 @@ def without_locks() -> None:
     PATCH.setattr(fcntl, "flock", refuse)
 
 
-def test_nothing_is_swept_where_the_file_system_has_no_locks(
+def test_r56_nothing_is_swept_where_the_file_system_has_no_locks(
     text: list[str], tmp_path: Path
 ) -> None:
     first = start_preparing(command(text, tmp_path / "a"), tmp_path / "words a")
@@ -158,7 +158,7 @@ def may_unshare() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not may_unshare(), reason="needs leave to make namespaces of processes")
 @pytest.mark.parametrize("more", [[], ["--set", "data.drop_identical=true"]], ids=["same", "other"])
-def test_runs_in_two_namespaces_of_processes_do_not_meet(
+def test_r56_runs_in_two_namespaces_of_processes_do_not_meet(
     more: list[str], text: list[str], tmp_path: Path
 ) -> None:
     def begun(place: str, words: Path, *more: str) -> "subprocess.Popen[bytes]":
