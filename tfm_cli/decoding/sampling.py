@@ -94,20 +94,17 @@ def sample(
         forced = forced_pieces(prefix, pieces.shape[1] - 1, 1)
         logits, allowed = constraints.weigh(logits, pieces[:, 1:], forced)  # (B, V) each
         refuse_non_finite(logits.amax(dim=1))
-        shared = allowed if renormalize else logits  # (B, V) that the probability is shared among
+        log_probs = (allowed if renormalize else logits).log_softmax(dim=1)  # (B, V)
         if forced is not None:
             allowed = only_forced(allowed, forced)
         steps = [len(written[segment]) for segment in open_segments]
         if spelling is not None:
             ends = [limits[segment] for segment in open_segments]
             room = torch.tensor(ends, device=device) - (pieces.shape[1] - 1)  # (B,)
-            free = torch.ones_like(room) if forced is None else forced < 0
-            rows = free.nonzero()[:, 0]  # (r,)
-            restricted, stuck = spelling.restricted(allowed, logits, rows, room)
-            allowed = allowed.index_copy(0, rows, restricted)
+            allowed = allowed.clone() if allowed is logits else allowed
+            stuck = spelling.forbid_(allowed, logits, room, forced)
             if renormalize and len(stuck):
-                shared = shared.index_copy(0, stuck, logits[stuck])
-        log_probs = shared.log_softmax(dim=1)
+                log_probs[stuck] = logits[stuck].log_softmax(dim=1)
         sorted_probs, sorted_pieces = _likeliest(
             allowed, temperature=temperature, top_k=top_k, top_p=top_p
         )

@@ -142,20 +142,25 @@ class Utf8:
         """
         return self._rules(states, room).gather(2, kinds)
 
-    def forbid_(self, logits: Tensor, states: Tensor, room: Tensor) -> Tensor:
+    def forbid_(
+        self, logits: Tensor, states: Tensor, room: Tensor, is_free: Tensor | None = None
+    ) -> Tensor:
         """Set the logits of pieces that may not follow to -inf, in place, and return them.
 
         Args:
             logits: (R, V).
             states: (B, K) of the hypotheses.
             room: (B,) as in `allows`.
+            is_free: (R,) rows that this is done for; None for all.
         """
         segments, beams = states.shape
         places = self.places[:, None].expand(segments, beams, -1).flatten(0, 1)  # (R, N)
         kinds = self.kinds.gather(1, self.places)[:, None].expand(segments, beams, -1)  # (B, K, N)
         allowed = self.allows(states, room, kinds).flatten(0, 1)  # (R, N)
-        spelled = logits.gather(1, places).masked_fill(~allowed, -torch.inf)  # (R, N)
         is_inside = (states != BETWEEN).flatten()  # (R,)
+        if is_free is not None:
+            allowed, is_inside = allowed | ~is_free[:, None], is_inside & is_free
+        spelled = logits.gather(1, places).masked_fill(~allowed, -torch.inf)  # (R, N)
         if bool(is_inside.any()):
             logits[is_inside] = -torch.inf
         return logits.scatter_(1, places, spelled)
@@ -251,6 +256,21 @@ class Spelling:
             without = utf8.keep(stuck).forbid_(plain[rows[stuck]], states[stuck], room[stuck])
             found[stuck] = without
         return found, rows[stuck]
+
+    def forbid_(self, logits: Tensor, plain: Tensor, room: Tensor, forced: Tensor | None) -> Tensor:
+        """Set the logits of pieces that may not follow to -inf, where each segment has one row.
+
+        The arguments are those of `wrong_rows` and `restricted`, and so are the rows (r,) that it
+        returns.
+        """
+        is_free = None if forced is None else forced < 0
+        states = self.states(1)
+        self._utf8.forbid_(logits, states, room, is_free)
+        rows = states[:, 0].nonzero()[:, 0]
+        stuck = rows[logits[rows].amax(dim=1) == -torch.inf] if len(rows) else rows
+        if len(stuck):
+            logits[stuck] = self._utf8.keep(stuck).forbid_(plain[stuck], states[stuck], room[stuck])
+        return stuck
 
     def grow(self, origin: Tensor, pieces: Tensor) -> None:
         """Let hypothesis k continue hypothesis `origin[:, k]` by a piece, (B, K) each."""
