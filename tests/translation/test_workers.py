@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tfm_cli.errors import ResourceError
+from tfm_cli.translation import workers as module
 from tfm_cli.translation.workers import Workers
 
 
@@ -266,3 +268,88 @@ def test_ignored_children_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> Non
             assert workers.finish(workers.begin([1, 2, 3])) == [1, 4, 9]
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_TOLD_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 1.0)
+
+
+def stops_at_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return number
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("_hasty")
+def test_stopped_process_is_named_and_ended(
+    pids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Workers(stops_at_two, most=2, threads=1) as workers,
+        pytest.raises(ResourceError, match=r"PID \d+, was stopped for 1 s") as caught,
+    ):
+        workers.finish(workers.begin([1, 2, 3, 4]))
+
+    (warned,) = [record.getMessage() for record in caplog.records]
+    stopped = re.search(r"PID (\d+)", str(caught.value))
+    assert stopped is not None
+    assert int(stopped[1]) in pids
+    assert warned == (
+        f"a process that translates is stopped: `kill -CONT {stopped[1]}` lets it go on"
+    )
+    assert all(map(is_gone, pids))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("_hasty")
+def test_process_that_is_stopped_while_jobs_wait_for_room_in_its_pipe_is_named(
+    pids: list[int],
+) -> None:
+    def echo(text: str) -> str:
+        time.sleep(0.01)
+        return text
+
+    with Workers(echo, most=2, threads=1) as workers:
+        workers.finish(workers.begin(["a", "b"]))
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ResourceError, match="was stopped for 1 s"):
+            workers.finish(workers.begin(["x" * 1_000_000] * 8))
+
+    assert all(map(is_gone, pids))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("_hasty")
+def test_process_that_goes_on_in_time_costs_nothing(
+    pids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    def go_on() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+    with Workers(stops_at_two, most=2, threads=1) as workers:
+        group = workers.begin([1, 2, 3, 4])
+        goes_on = threading.Timer(0.5, go_on)
+        goes_on.start()
+        answers = workers.finish(group)
+        goes_on.join()
+
+    assert answers == [1, 2, 3, 4]
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_process_that_takes_long_is_not_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    def slowly(number: int) -> int:
+        time.sleep(1.5)
+        return number
+
+    with Workers(slowly, most=2, threads=1) as workers:
+        assert workers.finish(workers.begin([1, 2])) == [1, 2]
+
+    assert not caplog.records

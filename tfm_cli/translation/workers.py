@@ -28,6 +28,9 @@ JobT = TypeVar("JobT")
 AnswerT = TypeVar("AnswerT")
 
 _AT_HAND = 2  # jobs of a worker: the one it works on, and the next, so that it never waits for us
+_LOOK_SECONDS = 0.5  # between two looks whether a worker is stopped
+_TOLD_SECONDS = 10.0  # after which one that is stopped is told of
+_PATIENCE_SECONDS = 60.0  # … and ended
 _MOST = 16  # workers that nobody asked for: each needs memory for its batch
 
 
@@ -79,7 +82,8 @@ class Workers(Generic[JobT, AnswerT]):
 
     What was in memory then, such as weights in whatever arrangement, is shared and never copied.
     Jobs and answers go through pipes, so they have to be plain: no tensors. Processes end with
-    this object, and with this process, however that ends. One alone does its jobs here.
+    this object, and with this process, however that ends. One alone does its jobs here. A process
+    that something stops is told of after ten seconds, and ended after a minute.
 
     Args:
         work: does a job.
@@ -93,6 +97,9 @@ class Workers(Generic[JobT, AnswerT]):
         self._threads = threads
         self._workers: list[_Worker[AnswerT]] = []
         self._waiting: deque[tuple[Group[AnswerT], int, JobT]] = deque()
+        self._overdue: set[int] = set()  # processes that were stopped for too long
+        self._closed = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +110,9 @@ class Workers(Generic[JobT, AnswerT]):
         error: BaseException | None,
         place: TracebackType | None,
     ) -> None:
+        self._closed.set()
+        if self._watcher is not None:
+            self._watcher.join()
         # They own nothing that would be lost.
         for worker in self._workers:
             worker.connection.close()
@@ -115,7 +125,7 @@ class Workers(Generic[JobT, AnswerT]):
         """Have jobs done, behind those begun before; a single one is not worth a first process.
 
         Raises:
-            ResourceError: a worker was killed.
+            ResourceError: a worker was killed, or stopped for too long.
         """
         group: Group[AnswerT] = Group(len(jobs))
         self._waiting.extend((group, place, job) for place, job in enumerate(jobs))
@@ -130,7 +140,7 @@ class Workers(Generic[JobT, AnswerT]):
         """The answers to all jobs of a group, in order; of several failures the first is raised.
 
         Raises:
-            ResourceError: a worker was killed.
+            ResourceError: a worker was killed, or stopped for too long.
         """
         while group.missing:
             self._turn()
@@ -181,6 +191,12 @@ class Workers(Generic[JobT, AnswerT]):
         self._workers.remove(worker)
         worker.connection.close()
         code = _exit_code(worker.pid)
+        if worker.pid in self._overdue:
+            return ResourceError(
+                f"a process that translates, PID {worker.pid}, was stopped for "
+                f"{_PATIENCE_SECONDS:g} s",
+                hint="see what stopped it, and give the same command again",
+            )
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         hint = "if memory ran out, lower `--workers` or `--max-tokens`"
         return ResourceError(f"a process that translates {how}", hint=hint)
@@ -197,7 +213,30 @@ class Workers(Generic[JobT, AnswerT]):
             logger.warning("cannot start another process: %s; %s", error.strerror, instead)
             return None
         self._workers.append(worker)
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="workers", daemon=True)
+            self._watcher.start()
         return worker
+
+    def _watch(self) -> None:
+        """End workers that are stopped for too long.
+
+        A thread sees to it: the main one may wait for such a worker, to send as well as to receive.
+        The time is counted in looks, since it does not pass while this process is stopped as well.
+        """
+        looks: dict[int, int] = {}
+        told = max(1, round(_TOLD_SECONDS / _LOOK_SECONDS))
+        while not self._closed.wait(_LOOK_SECONDS):
+            for pid in [worker.pid for worker in list(self._workers)]:
+                looks[pid] = looks.get(pid, 0) + 1 if _is_stopped(pid) else 0
+                if looks[pid] == told:
+                    logger.warning(
+                        "a process that translates is stopped: `kill -CONT %d` lets it go on", pid
+                    )
+                if looks[pid] * _LOOK_SECONDS >= _PATIENCE_SECONDS:
+                    self._overdue.add(pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def _forked(self, ours: Connection, theirs: Connection) -> int:
         # A signal between the fork and what the worker makes of it would find our own handlers.
@@ -272,6 +311,15 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(told)
     return error
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return True if a process that this one started is stopped now."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # it has ended
+        return False
+    return found is not None
 
 
 def _exit_code(pid: int) -> int:
