@@ -269,6 +269,22 @@ def test_probe_of_lines_that_others_read_otherwise_verifies_nothing(
     assert ("2 lines" if kind == "tiny" else "1 line") + f" was left out: {reason}" in done.err
 
 
+def test_tags_that_were_learned_as_text_are_told_at_the_export(
+    run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    """As all tags of a model that earlier versions trained."""
+    shape = ["--vocab-size", "320", *TINY_SHAPE[2:-4]]
+    trained(tmp_path, GOOD, *shape, "--set", "data.tags=none")
+
+    done = run_tfm(["export", str(tmp_path / "model"), "--to", "hf", "-o", str(tmp_path / "out")])
+
+    assert done.code == 0, done.err
+    assert (
+        "warning: tokenizers: language tags such as `>>fra<<` are text to this model, but unknown "
+        "to MarianTokenizer: translate no lines with them there\n"
+    ) in done.err
+
+
 def test_tag_that_sentencepiece_cuts_is_refused_by_hugging_face(
     run_tfm: RunTfm, tmp_path: Path
 ) -> None:

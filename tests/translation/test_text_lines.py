@@ -32,12 +32,12 @@ def test_line_without_a_tag_has_the_one_before_it(tagged: Tokenizer) -> None:
 
     lines = list(text_lines(text, tagged))
 
-    assert [(line.index, line.text) for line in lines] == [
+    assert [(line.number, line.text) for line in lines] == [
         (0, "a"), (1, ">>deu<< b"), (3, ">>deu<< c"), (5, ">>fra<<  d"),
     ]  # fmt: skip
     for line in lines:
         begin, end = line.span_in_text(len(line.text) - 1, len(line.text))
         assert text[begin:end] == line.text[-1:]
-        assert text[: line.begin].count("\n") == line.index
+        assert text[: line.begin].count("\n") == line.number
     begin, end = lines[2].span_in_text(0, len(">>deu<<"))
     assert text[begin:end] == ">>deu<<"

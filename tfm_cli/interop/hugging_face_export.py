@@ -78,8 +78,10 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
         # Theirs bears on log-probabilities, and on the start as well.
         logger.warning("search.repetition_penalty: is computed otherwise there, and was left out")
     if _may_know_tags_as_text(pair.source):
-        told = "if lines of the training text began with language tags, such as `>>fra<<`"
-        logger.warning("tokenizers: %s, MarianTokenizer reads them as unknown", told)
+        logger.warning(
+            "tokenizers: language tags such as `>>fra<<` are text to this model, but unknown to "
+            "MarianTokenizer: translate no lines with them there"
+        )
     if shape.positions == "sinusoidal_marian":
         where = "`embed_positions` in model.safetensors"
         logger.warning("model.positions: a runtime must read `sinusoidal_marian` from %s", where)
@@ -118,11 +120,10 @@ def refuse_inexpressible(model: TrainedModel) -> None:
 
 
 def _may_know_tags_as_text(source: Tokenizer) -> bool:
-    """Return True if a tokenizer without tags learned what they are spelled with."""
+    """Return True if a tokenizer without tags learned that words begin as tags do."""
     if source.language_tags or not source.reads_tags_as_text:
         return False
-    begins = any(piece.removeprefix("▁").startswith(">>") for piece in source.pieces)
-    return begins and any(piece.endswith("<<") for piece in source.pieces)
+    return any(piece.startswith("▁>>") for piece in source.pieces)
 
 
 def _unreadable_tags(source: Tokenizer) -> list[str]:

@@ -135,7 +135,7 @@ class Aligner:
             for line in lines:
                 places = [line.span_in_text(*span) for span in next(spans)]
                 words = _membership(translation.source, places)  # (pieces of the line, I)
-                own = [parts[place].ids for place in of_line.get(line.index, [])]
+                own = [parts[place].ids for place in of_line.get(line.number, [])]
                 tag = source.tag_length(line.text)
                 columns += [words[places] for places in _places(own, tag)]
             first_parts = [places[0] for places in of_line.values()]

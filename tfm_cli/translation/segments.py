@@ -87,7 +87,7 @@ class Segmenter:
         """The segments of all lines, in order."""
         source = self._tokenizers.source
         texts = [
-            (index, each.index, each.text)
+            (index, each.number, each.text)
             for index, line in enumerate(lines)
             for each in text_lines(line, source)
         ]

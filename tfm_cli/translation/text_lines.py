@@ -15,7 +15,7 @@ class TextLine(NamedTuple):
     """A line of a text, ready to be encoded."""
 
     text: str  # with a language tag of its own, or the one of a line before it
-    index: int  # of the line in the text
+    number: int  # of the line in the text, from 0
     begin: int  # where the line begins in the text
     # Where the inherited tag stands in the text, and the length of what was put before the line.
     tag_begin: int = 0
