@@ -21,6 +21,7 @@ import sentencepiece
 
 import tfm_cli
 from tfm_cli.errors import ResourceError
+from tfm_cli.stop_watch import StopWatch
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _FAILED = 3  # the exit code with which SentencePiece's complaint comes instead of a model
@@ -65,6 +66,8 @@ def learned_apart(lines: list[bytes], options: Mapping[str, object]) -> bytes:
         raise ResourceError(told) from error
     assert process.stdin is not None
     assert process.stdout is not None
+    stop_watch = StopWatch("the process that learns the tokenizer")
+    stop_watch.add(process.pid)
     try:
         with contextlib.suppress(BrokenPipeError), process.stdin as requests:
             requests.write(json.dumps(dict(options)).encode() + b"\n")
@@ -74,9 +77,12 @@ def learned_apart(lines: list[bytes], options: Mapping[str, object]) -> bytes:
         answer = process.stdout.read()
         code = process.wait()
     finally:
+        stop_watch.close()
         process.kill()
         process.wait()
         process.stdout.close()
+    if reason := stop_watch.reason(process.pid):
+        raise reason
     if code == _FAILED:
         kind, words = json.loads(answer)
         raise MemoryError if kind == MemoryError.__name__ else RuntimeError(words)

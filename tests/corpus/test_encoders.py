@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tfm_cli import stop_watch
 from tfm_cli.corpus import encoders
 from tfm_cli.corpus.corpus_files import CorpusFile
 from tfm_cli.corpus.filters import Filters
@@ -27,8 +29,8 @@ def test_process_that_is_killed_is_told(
 ) -> None:
     before = encoders._Process.__init__
 
-    def killed(self: encoders._Process, tokenizers: TokenizerPair, filters: Filters) -> None:
-        before(self, tokenizers, filters)
+    def killed(self: encoders._Process, *arguments: Any) -> None:
+        before(self, *arguments)
         self._process.kill()
 
     monkeypatch.setattr(encoders._Process, "__init__", killed)
@@ -37,6 +39,29 @@ def test_process_that_is_killed_is_told(
         prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
 
     assert "--data-workers" in str(caught.value.hint)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.timeout(60)
+def test_process_that_is_stopped_is_named(
+    two_files: tuple[CorpusFile, ...],
+    bytes_pair: TokenizerPair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = encoders._Process.__init__
+
+    def stopped(self: encoders._Process, *arguments: Any) -> None:
+        before(self, *arguments)
+        self._process.send_signal(signal.SIGSTOP)
+
+    monkeypatch.setattr(encoders._Process, "__init__", stopped)
+    monkeypatch.setattr(stop_watch, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(stop_watch, "_PATIENCE_SECONDS", 0.5)
+
+    with pytest.raises(ResourceError, match=r"prepares text, PID \d+, was stopped for 0\.5 s"):
+        prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
+
     assert not (tmp_path / "store").exists()
 
 
@@ -57,7 +82,7 @@ def test_process_ends_with_the_one_that_asked() -> None:
         "import os, signal, sys; from tfm_cli.corpus import encoders; "
         "from tfm_cli.corpus.filters import Filters; from tfm_cli.tokenizer_pair import *\n"
         "class Nothing:\n    def files(self): return {}\n"
-        "one = encoders._Process(Nothing(), Filters(9))\n"
+        "one = encoders._Process(Nothing(), Filters(9), encoders.StopWatch('x'))\n"
         "print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
 

@@ -9,8 +9,8 @@ from typing import NoReturn
 import pytest
 import torch
 
+from tfm_cli import stop_watch as module
 from tfm_cli.errors import ResourceError
-from tfm_cli.translation import workers as module
 from tfm_cli.translation.workers import Workers
 
 

@@ -17,6 +17,7 @@ from tfm_cli.corpus.encoding import EncodedBlock, encode_block
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.frames import read_frame, write_frame
 from tfm_cli.errors import ResourceError, TfmError
+from tfm_cli.stop_watch import StopWatch
 from tfm_cli.tokenizer_pair import TokenizerPair
 
 _AT_HAND = 2  # blocks of a process: the one it works on, and the next
@@ -38,8 +39,10 @@ def encoders(tokenizers: TokenizerPair, filters: Filters, *, workers: int) -> It
     """
     with contextlib.ExitStack() as stack:
         processes = []
+        stop_watch = StopWatch("a process that prepares text")
+        stack.callback(stop_watch.close)
         for _ in range(workers):
-            process = _Process(tokenizers, filters)
+            process = _Process(tokenizers, filters, stop_watch)
             stack.callback(process.end)
             processes.append(process)
         yield Encode(tokenizers, filters, processes)
@@ -109,7 +112,7 @@ class Encode:
 class _Process:
     """A process that encodes blocks, one at a time."""
 
-    def __init__(self, tokenizers: TokenizerPair, filters: Filters) -> None:
+    def __init__(self, tokenizers: TokenizerPair, filters: Filters, stop_watch: StopWatch) -> None:
         package = Path(tfm_cli.__file__).parent.parent
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         try:
@@ -125,6 +128,8 @@ class _Process:
                 f"cannot start a process to prepare text: {error.strerror}",
                 hint="set `--data-workers` lower",
             ) from error
+        self._stop_watch = stop_watch
+        stop_watch.add(self._process.pid)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
@@ -136,7 +141,7 @@ class _Process:
 
         Raises:
             DataError: a line is no UTF-8, or holds no pair.
-            ResourceError: it was killed.
+            ResourceError: it was killed, or stopped for too long.
         """
         try:
             write_frame(self._requests, *messages.of_block(block))
@@ -145,6 +150,8 @@ class _Process:
             answer = None
         if answer is None:
             code = self._process.wait()
+            if reason := self._stop_watch.reason(self._process.pid):
+                raise reason
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             hint = "if memory ran out, set `--data-workers` lower"
             raise ResourceError(f"a process that prepares text {how}", hint=hint)

@@ -21,6 +21,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 from tfm_cli.cores import available_cores
 from tfm_cli.device import set_cpu_threads
 from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
+from tfm_cli.stop_watch import StopWatch
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ JobT = TypeVar("JobT")
 AnswerT = TypeVar("AnswerT")
 
 _AT_HAND = 2  # jobs of a worker: the one it works on, and the next, so that it never waits for us
-_LOOK_SECONDS = 0.5  # between two looks whether a worker is stopped
-_TOLD_SECONDS = 10.0  # after which one that is stopped is told of
-_PATIENCE_SECONDS = 60.0  # … and ended
 _MOST = 16  # workers that nobody asked for: each needs memory for its batch
 
 
@@ -97,9 +95,7 @@ class Workers(Generic[JobT, AnswerT]):
         self._threads = threads
         self._workers: list[_Worker[AnswerT]] = []
         self._waiting: deque[tuple[Group[AnswerT], int, JobT]] = deque()
-        self._overdue: set[int] = set()  # processes that were stopped for too long
-        self._closed = threading.Event()
-        self._watcher: threading.Thread | None = None
+        self._stop_watch = StopWatch("a process that translates")
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +106,7 @@ class Workers(Generic[JobT, AnswerT]):
         error: BaseException | None,
         place: TracebackType | None,
     ) -> None:
-        self._closed.set()
-        if self._watcher is not None:
-            self._watcher.join()
+        self._stop_watch.close()
         # They own nothing that would be lost.
         for worker in self._workers:
             worker.connection.close()
@@ -191,12 +185,8 @@ class Workers(Generic[JobT, AnswerT]):
         self._workers.remove(worker)
         worker.connection.close()
         code = _exit_code(worker.pid)
-        if worker.pid in self._overdue:
-            return ResourceError(
-                f"a process that translates, PID {worker.pid}, was stopped for "
-                f"{_PATIENCE_SECONDS:g} s",
-                hint="see what stopped it, and give the same command again",
-            )
+        if reason := self._stop_watch.reason(worker.pid):
+            return reason
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         hint = "if memory ran out, lower `--workers` or `--max-tokens`"
         return ResourceError(f"a process that translates {how}", hint=hint)
@@ -213,30 +203,8 @@ class Workers(Generic[JobT, AnswerT]):
             logger.warning("cannot start another process: %s; %s", error.strerror, instead)
             return None
         self._workers.append(worker)
-        if self._watcher is None:
-            self._watcher = threading.Thread(target=self._watch, name="workers", daemon=True)
-            self._watcher.start()
+        self._stop_watch.add(worker.pid)
         return worker
-
-    def _watch(self) -> None:
-        """End workers that are stopped for too long.
-
-        A thread sees to it: the main one may wait for such a worker, to send as well as to receive.
-        The time is counted in looks, since it does not pass while this process is stopped as well.
-        """
-        looks: dict[int, int] = {}
-        told = max(1, round(_TOLD_SECONDS / _LOOK_SECONDS))
-        while not self._closed.wait(_LOOK_SECONDS):
-            for pid in [worker.pid for worker in list(self._workers)]:
-                looks[pid] = looks.get(pid, 0) + 1 if _is_stopped(pid) else 0
-                if looks[pid] == told:
-                    logger.warning(
-                        "a process that translates is stopped: `kill -CONT %d` lets it go on", pid
-                    )
-                if looks[pid] * _LOOK_SECONDS >= _PATIENCE_SECONDS:
-                    self._overdue.add(pid)
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
 
     def _forked(self, ours: Connection, theirs: Connection) -> int:
         # A signal between the fork and what the worker makes of it would find our own handlers.
@@ -311,15 +279,6 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(told)
     return error
-
-
-def _is_stopped(pid: int) -> bool:
-    """Return True if a process that this one started is stopped now."""
-    try:
-        found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # it has ended
-        return False
-    return found is not None
 
 
 def _exit_code(pid: int) -> int:
