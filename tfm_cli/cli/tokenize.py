@@ -115,7 +115,8 @@ def train(
 ) -> None:
     """Learn a SentencePiece model from text.
 
-    The flags are SentencePiece's own. The special pieces are <pad> 0, <unk> 1, <s> 2, </s> 3.
+    The flags are SentencePiece's own. By default, bytes spell unknown characters, and no rule
+    normalises the text, unlike in SentencePiece. The special pieces are <pad> 0, <unk> 1, <s> 2, </s> 3.
     The same text and flags give the same file.
 
     Example:  tfm tokenize train -i train.de,train.en --model-prefix ende --vocab-size 8000
