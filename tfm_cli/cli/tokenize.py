@@ -116,8 +116,8 @@ def train(
     """Learn a SentencePiece model from text.
 
     The flags are SentencePiece's own. By default, bytes spell unknown characters, and no rule
-    normalises the text, unlike in SentencePiece. The special pieces are <pad> 0, <unk> 1, <s> 2, </s> 3.
-    The same text and flags give the same file.
+    normalises the text, unlike in SentencePiece. The special pieces are <pad> 0, <unk> 1, <s> 2,
+    </s> 3. The same text and flags give the same file.
 
     Example:  tfm tokenize train -i train.de,train.en --model-prefix ende --vocab-size 8000
     """
