@@ -87,3 +87,18 @@ def test_r55_nothing_around_an_output_changes_whatever_is_in_the_way(
     ]
 
     assert wrong == []
+
+
+def test_damaged_model_that_was_set_aside_does_not_replace_another_one(
+    scenes: Callable[[str], Scene], tmp_path: Path
+) -> None:
+    here = scenes("train goes on").copied(tmp_path / "world")
+    aside = here.folder / "model" / "checkpoints" / "best-on-schedule"
+    aside.mkdir(exist_ok=True)
+    (aside / "model.safetensors").write_bytes(b"damaged")
+
+    result = here.run()
+
+    assert result.code == 0, result.err
+    assert "the best model by schedule is lost" in result.err
+    assert (here.folder / "model" / "model.safetensors").stat().st_size > 1000

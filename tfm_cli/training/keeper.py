@@ -9,10 +9,10 @@ import torch
 
 from tfm_cli import durable
 from tfm_cli.config import RunConfig
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import atomic_directory, atomic_file, is_full, remove_directory
 from tfm_cli.model_config import CONFIG_FILE, WEIGHTS_FILE
-from tfm_cli.model_dir import WeightsFacts, save_weights
+from tfm_cli.model_dir import WeightsFacts, save_weights, weights_facts
 from tfm_cli.ownership import CHECKPOINTS, ON_SCHEDULE, is_card, is_set_aside
 from tfm_cli.training import checkpoint
 from tfm_cli.training.corpora import Corpora
@@ -206,6 +206,11 @@ class Keeper:
     def _take_back(self) -> None:
         kept = self._output / CHECKPOINTS / ON_SCHEDULE
         if not kept.is_dir():
+            return
+        try:
+            weights_facts(kept)
+        except ModelError as error:
+            logger.warning("%s; the best model by schedule is lost", error)
             return
         try:
             for name in self._best_files(kept):
