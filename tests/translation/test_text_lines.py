@@ -28,7 +28,7 @@ def test_blank_lines_are_left_out_on_one_line() -> None:
 
 
 def test_line_without_a_tag_has_the_one_before_it(tagged: Tokenizer) -> None:
-    text = "a\n>>deu<< b\n\nc\n>>fra<<\n d"
+    text = "a\n>>deu<< b\n\u200b\nc\n>>fra<< \ufeff\n d"
 
     lines = list(text_lines(text, tagged))
 

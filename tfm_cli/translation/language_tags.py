@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from tfm_cli.corpus.characters import is_blank
 from tfm_cli.language_tags import leading_tag, listed
 from tfm_cli.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ class TagCheck:
             if not line or (not known and not line.lstrip("\n").startswith(">>")):
                 continue
             texts = line.split("\n") if "\n" in line else [line]
-            tags = [leading_tag(text) for text in texts if text.strip()]
+            tags = [leading_tag(text) for text in texts if not is_blank(text)]
             # A line without a tag has that of the line before it.
             for tag in dict.fromkeys((*tags[:1], *filter(None, tags))):
                 if tag not in known and tag not in self._told and len(self._told) <= _MOST_TOLD:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tfm_cli.corpus.characters import is_blank
 from tfm_cli.tokenizer import Tokenizer
 
 # The mandatory breaks of Unicode (UAX #14).
@@ -68,7 +69,7 @@ def text_lines(text: str, tokenizer: Tokenizer) -> Iterator[TextLine]:
         own = tokenizer.language_tag(line)
         if own:
             tag, tag_begin = own, begin
-        if line[len(own) :].strip():
+        if not is_blank(line[len(own) :]):
             if own or not tag:
                 yield TextLine(line, index, begin)
             else:
