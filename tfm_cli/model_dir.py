@@ -138,6 +138,7 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
     update, scores = metadata.get("update"), metadata.get("scores")
     if (
         type(update) is not int
+        or not 0 <= update <= 2**53
         or not isinstance(scores, dict)
         or not all(map(_is_score, scores.values()))
     ):

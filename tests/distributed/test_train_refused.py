@@ -113,3 +113,20 @@ def test_refusal_of_rank_0_ends_all(text: list[str], tmp_path: Path) -> None:
     assert "holds a run with other settings; 1 change" in error
     assert ranks.codes(again) == [0, 0]
     assert sum(line["event"] == "train" for line in metrics(tmp_path / "model")) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_weights_that_compute_no_numbers_in_a_validation_end_all_by_divergence(
+    strategy: str, tiny_corpus: TinyCorpus, tmp_path: Path
+) -> None:
+    text = write_part(tiny_corpus, tmp_path, pairs=55, valid=6)
+    more = ["--lr", "1e10", "--lr-warmup", "1", "--valid-freq", "2", "--valid-metrics", "bleu"]
+    more += ["--set", "training.ema_decay=0", "--set", f"parallel.strategy={strategy}"]
+
+    done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *more))
+
+    assert ranks.codes(done) == [6, 6]
+    (told,) = ranks.errors(done)
+    assert "lower `--learn-rate`" in done[0].err + done[1].err
+    assert "the validation after update 2: " in told

@@ -13,7 +13,7 @@ from tests.interop.marian_directories import (
 )
 from tests.interop.random_models import random_model, slow_after
 from tfm_cli.errors import ConfigError, DataError, ResourceError
-from tfm_cli.interop import hub
+from tfm_cli.interop import hub, importing
 from tfm_cli.interop.export import export_model
 from tfm_cli.interop.hugging_face_export import write_hugging_face
 from tfm_cli.interop.hugging_face_import import read_hugging_face
@@ -264,3 +264,16 @@ def test_without_yaml_marian_cannot_be_read(
         import_model(str(marian), tmp_path / "model")
 
     assert "tfm-cli[marian]" in str(caught.value.hint)
+
+
+def test_card_of_a_model_with_an_odd_name_holds_neither_markdown_nor_html() -> None:
+    origin = importing._Origin("<img src=x>|\\|[a](http://b)`*x*`", "Hugging Face", "a`b", "0" * 64)
+
+    card = importing._card(random_model(), origin, ["notes <b>of</b> `others`|"], "verified *so*")
+
+    begins = ("| from |", "| weights |", "| verified |", "- notes")
+    lines = [line for line in card.split("\n") if line.startswith(begins)]
+    assert len(lines) == len(begins)
+    hash_code = "`" + "0" * 64 + "`"
+    shown = "".join(line.strip("|- ").replace(hash_code, "") for line in lines)
+    assert not set(shown) & set("\\<>`*[]")
