@@ -15,6 +15,7 @@ from tfm_cli.training.output_dir import (
     check_place,
     clear,
     has_run,
+    marked,
 )
 
 CONFIG = RunConfig(training=TrainingConfig(seed=3))
@@ -222,6 +223,39 @@ def test_standard_input_that_would_be_replaced_is_refused(
         monkeypatch.setattr("sys.stdin", stream)
         with pytest.raises(ConfigError, match="would replace or remove standard input, which is"):
             check_inputs_stay(config, output, goes_on=True)
+
+
+def test_mark_goes_where_nothing_was_made_and_stays_where_something_was(tmp_path: Path) -> None:
+    def fail() -> None:
+        assert (tmp_path / ".tfm-run.json").is_file()
+        raise ValueError("nothing was made")
+
+    def fail_later() -> None:
+        (tmp_path / "corpus").mkdir()
+        raise ValueError("something was made")
+
+    with pytest.raises(ValueError, match="nothing"), marked(tmp_path):
+        fail()
+    assert everything(tmp_path) == []
+
+    with pytest.raises(ValueError, match="something"), marked(tmp_path):
+        fail_later()
+    assert everything(tmp_path) == [".tfm-run.json", "corpus"]
+    check_place(CONFIG, tmp_path)
+
+
+def test_mark_that_cannot_be_removed_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def fail() -> None:
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise ValueError("the reason")
+
+    with pytest.raises(ValueError, match="the reason"), marked(tmp_path):
+        fail()
 
 
 @pytest.mark.parametrize("name", [".notes.123.part", "notes"])

@@ -261,7 +261,7 @@ def marked(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ResourceError):  # what went wrong before is told
             others = {path.name for path in output.iterdir()} - {MARKER_FILE, LOCK_FILE}
             if not others or CONFIG_FILE in others:
                 unmark(output)
