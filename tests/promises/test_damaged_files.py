@@ -191,7 +191,7 @@ def test_r44_newer_model_is_refused_with_who_made_it(model: Path, run_tfm: RunTf
     result = run_tfm(["translate", "--model", str(model)], "one\n")
 
     assert (result.code, result.out) == (4, "")
-    assert "has format 3, this is tfm" in result.err
+    assert "has format 4, this is tfm" in result.err
     assert "made by tfm 9.9" in result.err
     assert "hint: install a newer tfm" in result.err
 
