@@ -183,6 +183,11 @@ def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
         (b'x = """\n\n"""\n' + b"a." * 9 + b"a = 1", r"at line 4\)"),
         (b"x = 1\n#" + b"-" * (1 << 20), r"run.toml: has more than 1048576 bytes"),
         (b'x = "' + b'\\"' * 400_000, r"run.toml: is no TOML"),
+        (b"[model]\n" + b"".join(b"a%d=1\n" % i for i in range(80_000)), "has 80000 settings"),
+        (
+            b"".join(b"[a%d]\n" % i for i in range(80_000)),
+            "has 80000 settings, wanted at most 1000",
+        ),
         (b"x = " + b"a" * 1_000_000, r"run.toml: is no TOML"),
         (b"x = " + b"'" * 1_000_000, r"run.toml: is no TOML"),
     ],

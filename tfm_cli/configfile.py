@@ -15,6 +15,7 @@ from tfm_cli.errors import ConfigError
 from tfm_cli.presets import PRESETS, SAMPLE, SAMPLE_RUN
 
 _MAX_TOML_BYTES = 1 << 20
+_MAX_SETTINGS = 1000  # each that is not known is compared with all that are
 _MAX_KEY_PARTS = 8  # of settings there are two
 # One that is not ended goes as far as it may, so that no character is looked at twice.
 _STRING_OR_COMMENT = re.compile(
@@ -168,13 +169,19 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path}: has more than {_MAX_TOML_BYTES} bytes, which no settings have"
             )
-        return _parse_toml(content.decode("utf-8-sig"))
+        tables = _parse_toml(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start + 1} is no UTF-8") from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise ConfigError(f"{path}: is no TOML: {error}") from error
+    count = sum(len(table) if isinstance(table, dict) else 1 for table in tables.values())
+    if max(count, len(tables)) > _MAX_SETTINGS:
+        raise ConfigError(
+            f"{path}: has {max(count, len(tables))} settings, wanted at most {_MAX_SETTINGS}"
+        )
+    return tables
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
