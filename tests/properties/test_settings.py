@@ -70,6 +70,7 @@ def _fits_together(config: RunConfig) -> RunConfig:
             valid_source=(),
             valid_target=(),
             weights=weights if config.data.weights else (),
+            tags=tuple(f">>t{number}<<" for number in range(len(config.data.tags))),
             max_ratio=config.data.max_ratio and max(1.0, config.data.max_ratio),
             max_length=config.data.max_length % 1000 + 2,
         ),

@@ -3,10 +3,12 @@
 import re
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfm_cli.corpus.characters import is_blank
-from tfm_cli.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tfm_cli.tokenizer import Tokenizer
 
 # The mandatory breaks of Unicode (UAX #14).
 _BREAK = re.compile("\r\n|[\n\v\f\r\x85\u2028\u2029]")
@@ -51,7 +53,7 @@ def on_one_line(text: str) -> str:
     return " ".join(filter(None, text.split("\n"))) if "\n" in text else text
 
 
-def text_lines(text: str, tokenizer: Tokenizer) -> Iterator[TextLine]:
+def text_lines(text: str, tokenizer: "Tokenizer") -> Iterator[TextLine]:
     """Yield the lines of a text, which line feeds separate, but those that are blank.
 
     A line without a language tag has the tag of the nearest line before it that has one. A line
