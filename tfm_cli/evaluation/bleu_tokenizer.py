@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.scripts import count_scripts
-from tfm_cli.sentencepiece_file import check_model, read_model_file
 
 DEFAULT_TOKENIZER = (
     "13a"  # sacreBLEU's own choice, which takes what stands between blanks for a word
@@ -70,6 +69,8 @@ def check_available(tokenizer: str | None) -> None:
             hint=f"download {address} and save it under that name",
         )
     try:
+        from tfm_cli.sentencepiece_file import check_model, read_model_file
+
         check_model(read_model_file(path), name=str(path))
     except ModelError as error:
         error.hint = error.hint or f"download {address} again"
