@@ -109,6 +109,40 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
     assert load_config(saved).settings.training.seed == 1
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value", "wanted"),
+    [
+        ("training", "save_freq", 2**63 - 1, 10**12),
+        ("training", "max_updates", 10**400, 10**12),
+        ("training", "learn_rate", 1e12, 1e10),
+        ("training", "adam_epsilon", 1e-300, 1e-30),
+        ("search", "buffer_size", 10**15, 10**12),
+        ("search", "temperature", 1e300, 1000),
+        ("search", "repetition_penalty", 1e-300, 0.01),
+    ],
+)
+def test_number_that_was_saved_when_it_had_no_bound_becomes_the_nearest_legal_one(
+    section: str, name: str, value: float, wanted: float, saved: Path
+) -> None:
+    def change(header: dict[str, Any]) -> None:
+        header["settings"][section][name] = value
+
+    edit(saved / "config.json", change)
+
+    assert getattr(getattr(load_config(saved).settings, section), name) == wanted
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", True, None])
+def test_number_that_never_was_legal_stays_refused(value: object, saved: Path) -> None:
+    def change(header: dict[str, Any]) -> None:
+        header["settings"]["training"]["save_freq"] = value
+
+    edit(saved / "config.json", change)
+
+    with pytest.raises(ModelError, match=r"training\.save_freq: must be "):
+        load_config(saved)
+
+
 @pytest.mark.parametrize("setting", [b'"beam_size": 4', b'"seed": 1'])
 def test_setting_that_is_not_the_saved_one_is_refused(setting: bytes, saved: Path) -> None:
     path = saved / "config.json"

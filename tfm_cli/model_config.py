@@ -4,20 +4,23 @@ All of it is read without importing torch, so that commands can tell what is wro
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
 import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tfm_cli
-from tfm_cli.config import RunConfig, settings_before
+from tfm_cli.config import SECTIONS, RunConfig, settings_before
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import to_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files import atomic_file
 from tfm_cli.plain_file import read_plain
 from tfm_cli.plain_json import parse_object
+from tfm_cli.setting import MOST
 from tfm_cli.tokenizer import Tokenizer, read_model_file
 from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 from tfm_cli.weights_file import WeightsFile
@@ -31,6 +34,11 @@ SHORTLIST_FILE = (
     "shortlist.safetensors"  # which pieces translations need; there if it was asked for
 )
 _MAX_CONFIG_BYTES = 1 << 20
+# Settings that models were saved with when they had no such bounds; some count up to `MOST`.
+_ONCE_OPEN = {
+    "learn_rate", "adam_epsilon", "weight_decay", "clip_norm", "update_freq", "character_coverage",
+    "temperature", "top_p", "repetition_penalty", "max_length_factor",
+}  # fmt: skip
 _MAX_SETTINGS = 1000  # of which each that is unknown is told, with the nearest name
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
@@ -100,7 +108,7 @@ def load_config(directory: Path) -> SavedConfig:
     elif (count := _num_settings(settings)) > _MAX_SETTINGS:
         problems.add("settings", f"must be at most {_MAX_SETTINGS}, got {count}")
     else:
-        config = from_mapping(settings, problems)
+        config = from_mapping(_bounded(settings), problems)
     sizes = []
     for name in ("source_vocab_size", "vocab_size"):
         size = header.get(name)
@@ -133,6 +141,22 @@ def load_config(directory: Path) -> SavedConfig:
 def _sha256(header: dict[str, Any]) -> str:
     """Of what a header says, however it is laid out."""
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with the nearest legal number where there was no bound once."""
+    bounded = dict(settings)
+    for section in SECTIONS:
+        table = settings.get(section)
+        if not isinstance(table, dict):
+            continue
+        bounded[section] = dict(table)
+        for field in dataclasses.fields(getattr(RunConfig(), section)):
+            value, bounds = table.get(field.name), field.metadata
+            was_open = bounds["le"] == MOST or field.name in _ONCE_OPEN
+            if was_open and type(value) in (int, float) and 0 < value < math.inf:
+                bounded[section][field.name] = min(max(value, bounds["ge"]), bounds["le"])
+    return bounded
 
 
 def _num_settings(settings: dict[str, Any]) -> int:
