@@ -152,9 +152,11 @@ def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
             continue
         bounded[section] = dict(table)
         for field in dataclasses.fields(getattr(RunConfig(), section)):
-            value, bounds = table.get(field.name), field.metadata
+            value: Any = table.get(field.name)
+            bounds = field.metadata
             was_open = bounds["le"] == MOST or field.name in _ONCE_OPEN
-            if was_open and type(value) in (int, float) and 0 < value < math.inf:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if was_open and is_number and 0 < value < math.inf:
                 bounded[section][field.name] = min(max(value, bounds["ge"]), bounds["le"])
     return bounded
 

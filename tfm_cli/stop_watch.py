@@ -71,7 +71,9 @@ class StopWatch:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Return True if a process that this one started is stopped now."""
+    """Return True if a process that this one started is stopped now, where that can be known."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return False
     try:
         found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # it has ended
