@@ -46,8 +46,9 @@ fmt: $(VENV)/.installed-dev ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# make bench ARGS='--pairs 200000 2000000' for whole runs
 bench: $(VENV)/.installed ## Measure speed and memory of training and translation
-	$(BIN)/python tests/bench/bench.py
+	$(BIN)/python tests/bench/bench.py $(ARGS)
 
 # make bench-translate ARGS='--threads 2 --arrangements'
 bench-translate: $(VENV)/.installed-bench ## Measure translation against CTranslate2 and Hugging Face

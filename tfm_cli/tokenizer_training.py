@@ -28,8 +28,8 @@ from tfm_cli.normalization import (
 )
 from tfm_cli.tokenizer_process import learned, learned_apart
 
-# Learning takes 10 to 80 times as much memory as its text: a gigabyte for this much of usual text.
-MAX_SAMPLE_BYTES = 48 << 20
+# Learning takes 10 to 80 times as much memory as its text: 0.8 GB for this much of usual text.
+MAX_SAMPLE_BYTES = 40 << 20
 MAX_LINE_BYTES = 4192  # SentencePiece's own default of max_sentence_length
 # The threads of a training share out floating-point sums, so their number alters the last digits
 # of a unigram model's scores. One fixed number, SentencePiece's default, gives every machine the

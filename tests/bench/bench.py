@@ -3,19 +3,22 @@
 Random weights and random pieces, of the lengths of the sample corpus or of `--source` and
 `--target`, so that nothing but the work itself is measured: reading, tokenisation and loading are
 left out. Translations are as long as their source: random weights hardly ever end one. Each case
-has a process of its own, since a peak of memory never goes down again. Nothing here passes or
-fails; machines differ and are noisy, so compare rows of one table only.
+has a process of its own, whose memory, with that of all processes it starts, is sampled. Nothing
+here passes or fails; machines differ and are noisy, so compare rows of one table only.
+
+With `--pairs N …` whole runs of `tfm train` on so many made-up pairs are measured instead: reading,
+learning a tokenizer, preparing and 100 updates.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.decoding.beam import beam_search
+from tfm_cli.device import resolve_precision
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.training.learner import Learner
@@ -67,7 +71,37 @@ def best_of(times: int, work: Callable[[], int]) -> tuple[int, float]:
     return count, best
 
 
-def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[str, float]:
+def tree_mib(pid: int) -> float:
+    """Resident memory of a process and of all that it started, as Linux counts it."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(each) for task in tasks for each in (task / "children").read_text().split()]
+    except (OSError, IndexError):  # it ended just now
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20) + sum(map(tree_mib, children))
+
+
+def watched(command: Sequence[str]) -> tuple[bytes, float]:
+    """What a command printed, and the most memory that its processes held together."""
+    peak = 0.0
+    with (
+        tempfile.TemporaryFile() as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as process,
+    ):
+        while process.poll() is None:
+            peak = max(peak, tree_mib(process.pid))
+            time.sleep(0.05)
+        out.seek(0)
+        printed = out.read()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return printed, peak
+
+
+def bench_training(
+    preset: str, precision: str, source: np.ndarray, target: np.ndarray
+) -> dict[str, float]:
     """Target pieces a second of whole updates, dropout and optimizer included."""
     config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
     vocab_size, budget = VOCAB_SIZES[preset], 4096 if preset == "tiny" else 1024
@@ -85,7 +119,8 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
             eos_id=EOS_ID,
         )
 
-    batches = [batch(pairs) for pairs in plan[: 6 if preset == "tiny" else 3]]
+    # Enough for batches of many sizes, as a real run has them.
+    batches = [batch(pairs) for pairs in plan[: 24 if preset == "tiny" else 6]]
     number = 0
 
     def epoch() -> int:
@@ -104,12 +139,12 @@ def bench_training(preset: str, source: np.ndarray, target: np.ndarray) -> dict[
                 clip_norm=1.0,
                 seed=1,
                 device=torch.device("cpu"),
-                dtype=torch.float32,
+                dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
             )
         return sum(one.target_pieces for one in batches)
 
     epoch()
-    pieces, seconds = best_of(3, epoch)
+    pieces, seconds = best_of(2, epoch)
     return {
         "pieces_per_second": pieces / seconds,
         "batch": budget,
@@ -158,13 +193,9 @@ def run_case(case: str, source: np.ndarray, target: np.ndarray) -> dict[str, flo
     """One row of the table, in this process."""
     kind, preset, *rest = case.split("/")
     if kind == "train":
-        result = bench_training(preset, source, target)
-    else:
-        beam_size, batch_size = int(rest[0]), int(rest[1])
-        result = bench_translation(preset, source, beam_size=beam_size, batch_size=batch_size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    result["peak_mib"] = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    return result
+        return bench_training(preset, rest[0], source, target)
+    beam_size, batch_size = int(rest[0]), int(rest[1])
+    return bench_translation(preset, source, beam_size=beam_size, batch_size=batch_size)
 
 
 def in_own_process(case: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -172,9 +203,27 @@ def in_own_process(case: str, arguments: argparse.Namespace) -> dict[str, float]
     command = [sys.executable, __file__, "--case", case]
     command += ["--source", arguments.source, "--target", arguments.target]
     command += ["--threads", str(arguments.threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    row: dict[str, float] = json.loads(done.stdout)
-    return row
+    printed, peak = watched(command)
+    row: dict[str, float] = json.loads(printed)
+    return row | {"peak_mib": peak}
+
+
+def whole_runs(numbers: Sequence[int]) -> None:
+    """Print the time and the most memory of whole runs on so many made-up pairs."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.bench.prepare import Text
+
+    print("\n| pairs | seconds | peak memory |\n|---:|---:|---:|", flush=True)
+    for number in numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            for seed, name in enumerate(("a", "b"), 1):
+                Text(seed).write(Path(folder) / name, number)
+            command = [sys.executable, "-m", "tfm_cli", "train", "-s", f"{folder}/a", "-t",
+                       f"{folder}/b", "-o", f"{folder}/model", "--max-updates", "100"]  # fmt: skip
+            began = time.monotonic()
+            _, peak = watched(command)
+            seconds = time.monotonic() - began
+        print(f"| {number:,} | {seconds:.0f} | {peak:.0f} MiB |", flush=True)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -193,8 +242,15 @@ def report(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
+    precisions = ["fp32"]
+    if resolve_precision("auto", torch.device("cpu")) == torch.bfloat16:
+        precisions.append("bf16")
+    else:
+        print("| train, bf16 | | this processor has none | | |")
     for preset in ("tiny", "base"):
-        row(f"train {preset}", in_own_process(f"train/{preset}", arguments), "pieces")
+        for precision in precisions:
+            found = in_own_process(f"train/{preset}/{precision}", arguments)
+            row(f"train {preset}, {precision}", found, "pieces")
     for preset in ("tiny", "base"):
         for beam_size, name in ((1, "greedy"), (4, "beam 4")):
             alone = in_own_process(f"translate/{preset}/{beam_size}/1", arguments)
@@ -216,6 +272,7 @@ def main() -> None:
     parser.add_argument("--source", help="text that gives lengths")
     parser.add_argument("--target", help="its translation")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pairs", type=int, nargs="*", default=[], help="measure whole runs")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.source = arguments.source or sample_path("train.en")
@@ -223,7 +280,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if not Path(arguments.source).is_file() or not Path(arguments.target).is_file():
         parser.error("--source and --target must be files")
-    if arguments.case:
+    if arguments.pairs:
+        whole_runs(arguments.pairs)
+    elif arguments.case:
         source, target = lengths(arguments.source, arguments.target)
         print(json.dumps(run_case(arguments.case, source, target)))
     else:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention, attention_weights
 from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.linear import Linear
 from tfm_cli.model.positions import RotaryPositions
 from tfm_cli.model.state import LayerState
 
@@ -31,8 +32,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = activation
         rows = 2 * inner_width if activation == "swiglu" else inner_width  # the gate is apart
-        self.inner = nn.Linear(width, rows)
-        self.outer = nn.Linear(inner_width, width)
+        self.inner = Linear(width, rows)
+        self.outer = Linear(inner_width, width)
 
     def reset_parameters(self) -> None:
         """Glorot initialisation; the gate of SwiGLU by itself."""

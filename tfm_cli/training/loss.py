@@ -1,12 +1,14 @@
 """Label-smoothed cross-entropy, summed over target pieces, in memory that V does not rule."""
 
-# N target pieces, D model width, V vocabulary, C pieces of a chunk
+# N target pieces, D model width, V vocabulary, C pieces of a chunk, P the same with padding
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tfm_cli.model.linear import compiles_sizes, few_rows_within, padded_rows
 
 # Logits of a chunk on a CPU: 2**22 of them are 16 MB in fp32. Products of too few rows are slow, as
 # each reads and writes the whole gradient of the output matrix: with 65 rows of 32,000 logits the
@@ -62,6 +64,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocab_size = weight.shape[0]
         budget = _CHUNK_LOGITS_GPU if hidden.is_cuda else _CHUNK_LOGITS
         rows = max(_LEAST_ROWS, budget // vocab_size)
+        pads = compiles_sizes(hidden)
+        if pads:
+            rows = few_rows_within(rows)
         exact = torch.promote_types(weight.dtype, torch.float32)  # of sums and exponentials
         hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
         weight_gradient = torch.zeros_like(weight) if wants_gradient else None
@@ -73,14 +78,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         nll = hidden.new_zeros((), dtype=exact)
         for start in range(0, len(targets), rows):
             h, y = hidden[start : start + rows], targets[start : start + rows]  # (C, D), (C,)
-            logits = F.linear(h, weight, bias).to(exact)  # (C, V)
-            highest = logits.amax(dim=1, keepdim=True)  # (C, 1)
-            right = logits.gather(1, y[:, None])  # (C, 1)
-            powers = logits.sub_(highest).exp_()  # (C, V), in the place of the logits
-            total = powers.sum(dim=1, keepdim=True)  # (C, 1)
-            log_total = total.log() + highest  # (C, 1)
+            count = len(y)
+            wide = padded_rows(h) if pads else h  # (P, D)
+            logits = F.linear(wide, weight, bias).to(exact)  # (P, V)
+            highest = logits.amax(dim=1, keepdim=True)  # (P, 1)
+            right = logits[:count].gather(1, y[:, None])  # (C, 1)
+            powers = logits.sub_(highest).exp_()  # (P, V), in the place of the logits
+            total = powers.sum(dim=1, keepdim=True)  # (P, 1)
+            powers[count:] = 0.0  # what is padded adds nothing to the gradients
+            log_total = (total.log() + highest)[:count]  # (C, 1)
             chunk_nll = (log_total - right).sum()
-            mean_logits = h.to(exact) @ mean_weight + mean_bias  # (C,)
+            with torch.autocast(hidden.device.type, enabled=False):
+                mean_logits = h.to(exact) @ mean_weight + mean_bias  # (C,)
             smooth = (log_total[:, 0] - mean_logits).sum()  # mean over V of -log p
             nll += chunk_nll
             loss += (1 - smoothing) * chunk_nll + smoothing * smooth
@@ -88,9 +97,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = powers / total - target distribution. The first term goes
                 # through the two products, with the division on their short sides.
                 part = hidden_gradient[start : start + rows]
-                part.copy_((powers @ weight) / total)  # (C, D)
+                part.copy_(((powers @ weight) / total)[:count])  # (C, D)
                 part -= (1 - smoothing) * weight[y] + smoothing * mean_weight
-                _add_product(weight_gradient, powers.t(), h / total)
+                _add_product(weight_gradient, powers.t(), wide / total)
                 if bias_gradient is not None:
                     bias_gradient += powers.t() @ total[:, 0].reciprocal()  # (V,)
         if weight_gradient is not None:
