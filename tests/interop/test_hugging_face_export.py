@@ -185,7 +185,9 @@ def test_marians_own_positions_are_written_as_a_table_and_told(
 def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
     for penalty in (0.0, 1.0):
         search = SearchConfig(length_norm="wu", length_penalty=penalty)
-        write_hugging_face(tmp_path, random_model(search=search))
+        directory = tmp_path / str(penalty)
+        directory.mkdir()
+        write_hugging_face(directory, random_model(search=search))
 
     assert told == ["search.length_norm: `wu` is not known there, `power` was written"]
 
@@ -193,9 +195,11 @@ def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
 def test_runs_that_are_not_repeated_are_written_where_there_are_any(tmp_path: Path) -> None:
     for size, wanted in ((0, None), (3, 3)):
         search = SearchConfig(no_repeat_ngram_size=size)
-        write_hugging_face(tmp_path, random_model(search=search))
+        directory = tmp_path / str(size)
+        directory.mkdir()
+        write_hugging_face(directory, random_model(search=search))
 
-        found = written(tmp_path, "generation_config.json").get("no_repeat_ngram_size")
+        found = written(directory, "generation_config.json").get("no_repeat_ngram_size")
         assert found == wanted
 
 
