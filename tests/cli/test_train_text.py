@@ -162,8 +162,8 @@ def test_weights_stand_in_the_spans(
     seen: list[Any] = []
     before = store_files.open_store
 
-    def watched(*arguments: Any) -> Any:
-        store = before(*arguments)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        store = before(*arguments, **options)
         seen.append([(span.first, span.end, span.weight) for span in store.spans])
         return store
 
@@ -182,11 +182,11 @@ def test_weights_that_leave_nothing_for_an_epoch_are_refused(
 ) -> None:
     text = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
 
-    result = run_tfm(["train", *text, *SHORT, "--set", "data.weights=[1e-9]"])
+    result = run_tfm(["train", *text, *SHORT, "--set", "data.weights=[1e-3]"])
 
     assert result.code == 2
     assert result.err.endswith(
-        "error: data.weights: an epoch would have 6e-07 of 600 pairs, wanted 1\n"
+        "error: data.weights: an epoch would have 0.6 of 600 pairs, wanted 1\n"
         "hint: set them higher\n"
     )
 

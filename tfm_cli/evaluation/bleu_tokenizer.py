@@ -68,6 +68,9 @@ def check_available(tokenizer: str | None) -> None:
             f"the tokenizer `{tokenizer}` needs the file {path}, which is not there",
             hint=f"download {address} and save it under that name",
         )
+    # This imports SentencePiece, which `tfm --help` does without.
+    from tfm_cli.sentencepiece_file import check_model, read_model_file
+
     try:
         from tfm_cli.sentencepiece_file import check_model, read_model_file
 
