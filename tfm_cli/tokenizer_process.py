@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import sentencepiece
 
@@ -27,7 +27,7 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _FAILED = 3  # the exit code with which SentencePiece's complaint comes instead of a model
 
 
-def learned(lines: Iterable[bytes], options: Mapping[str, object]) -> bytes:
+def learned(lines: Iterable[bytes], options: Mapping[str, Any]) -> bytes:
     """Return the model that SentencePiece learns here, as its trainer writes it.
 
     Raises:
@@ -40,7 +40,7 @@ def learned(lines: Iterable[bytes], options: Mapping[str, object]) -> bytes:
     return writer.getvalue()
 
 
-def learned_apart(lines: list[bytes], options: Mapping[str, object]) -> bytes:
+def learned_apart(lines: list[bytes], options: Mapping[str, Any]) -> bytes:
     """Return what `learned` would, from a process of its own, which ends with this call.
 
     Args:
@@ -95,7 +95,7 @@ def learned_apart(lines: list[bytes], options: Mapping[str, object]) -> bytes:
     return answer
 
 
-def _descriptors(options: Mapping[str, object]) -> list[int]:
+def _descriptors(options: Mapping[str, Any]) -> list[int]:
     """Return the open files that options name, which the other process needs as well."""
     names = [str(value) for value in options.values()]
     return [int(each.rpartition("/")[2]) for each in names if each.startswith("/dev/fd/")]
