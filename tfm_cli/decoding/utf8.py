@@ -57,7 +57,9 @@ def next_state(state: int, kind: int) -> int:
     return _NEXT.get((state, kind), _FIRST.get(kind, BETWEEN))
 
 
-_AFTER = [[next_state(state, kind) for kind in range(_NUM_KINDS)] for state in range(_NUM_STATES)]
+_AFTER = torch.tensor(
+    [[next_state(state, kind) for kind in range(_NUM_KINDS)] for state in range(_NUM_STATES)]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class Utf8:
 
     def after(self, states: Tensor, kinds: Tensor) -> Tensor:
         """Return the states after one more piece of these kinds, (B, K) for (B, K) each."""
-        return states.new_tensor(_AFTER)[states, kinds]
+        return _AFTER.to(states.device)[states, kinds]
 
     def limits(self, limits: Sequence[int], prefixes: Sequence[Sequence[int]]) -> list[int]:
         """Return the limits, raised where a prefix ends inside a character that has no room."""
@@ -276,10 +278,14 @@ class Spelling:
         """Let hypothesis k continue hypothesis `origin[:, k]` by a piece, (B, K) each."""
         if self._states is None and not self._is_near:
             return
-        before = torch.zeros_like(pieces)
+        kinds = self._utf8.kinds_of(pieces)  # (B, K)
         if self._states is not None:
             before = self._states.gather(1, origin)
-        states = self._utf8.after(before, self._utf8.kinds_of(pieces))  # (B, K)
+        elif bool(kinds.any()):
+            before = torch.zeros_like(pieces)
+        else:
+            return
+        states = self._utf8.after(before, kinds)
         self._states = states if bool(states.any()) else None
 
     def keep(self, segments: Tensor) -> None:
@@ -353,7 +359,7 @@ class FixedSpelling:
     def __init__(self, utf8: Utf8, segments: int, beams: int) -> None:
         (may,), (kinds,) = utf8.may, utf8.kinds
         self._forbidden = ~may[:, kinds]  # (Q, V)
-        self._after = kinds.new_tensor(_AFTER)[:, kinds].flatten()  # (states * V,)
+        self._after = _AFTER.to(kinds.device)[:, kinds].flatten()  # (states * V,)
         self._vocab_size = len(kinds)
         self._states = kinds.new_zeros(segments, beams)
 
@@ -399,7 +405,7 @@ def _may(kinds: Tensor) -> Tensor:
     for state, (following, after) in _CONTINUATIONS.items():
         is_possible = available[:, list(following)].any(dim=1)  # (B,)
         missing[:, state] = torch.where(is_possible, missing[:, after] + 1, _UNREACHABLE)
-    needed = 1 + missing[:, kinds.new_tensor(_AFTER)]  # (B, states, T)
+    needed = 1 + missing[:, _AFTER.to(kinds.device)]  # (B, states, T)
     needed[:, :, WHOLE] = 0  # it may be </s>
     is_valid = torch.zeros(_NUM_STATES, _NUM_KINDS, dtype=torch.bool)
     is_valid[tuple(zip(*_NEXT, strict=True))] = True
