@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,18 @@ def test_threads_that_the_environment_allows_are_a_limit(
 
 def test_this_machine_has_a_core() -> None:
     assert available_cores() >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the threads of a process")
+def test_numpy_is_imported_without_threads_of_its_own() -> None:
+    code = (
+        "import os; from tfm_cli.cores import import_numpy; import_numpy(); import numpy; "
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["1", "None"]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # of numpy, read as it is imported
 _SYSTEM = Path("/")  # where `proc` and `sys` are
 
 
@@ -24,6 +25,22 @@ def available_cores(root: Path = _SYSTEM, *, heeds_openmp: bool = True) -> int:
         with contextlib.suppress(ValueError):
             limits.append(int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
     return max(1, min(limits))
+
+
+def import_numpy() -> None:
+    """Import numpy, without the threads that its OpenBLAS would start, one for each core.
+
+    Nothing here multiplies matrices by numpy. PyTorch comes later, and where it has an OpenBLAS of
+    its own, as on ARM, that one should not be told to use one thread.
+    """
+    before = os.environ.get(BLAS_THREADS)
+    os.environ[BLAS_THREADS] = "1"
+    import numpy as np  # noqa: F401 - it reads the variable now
+
+    if before is None:
+        del os.environ[BLAS_THREADS]
+    else:
+        os.environ[BLAS_THREADS] = before
 
 
 def _num_cores(root: Path) -> int:

@@ -7,6 +7,7 @@ needs PyTorch.
 
 import contextlib
 import ctypes
+import gc
 import io
 import json
 import os
@@ -74,6 +75,7 @@ def learned_apart(lines: list[bytes], options: Mapping[str, Any]) -> bytes:
             for line in lines:
                 requests.write(line + b"\n")
         lines.clear()
+        gc.collect()  # gives back what the sample took, which Python would else keep for tuples
         answer = process.stdout.read()
         code = process.wait()
     finally:

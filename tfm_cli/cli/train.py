@@ -21,6 +21,7 @@ from tfm_cli.config import (
     ValidationConfig,
 )
 from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
+from tfm_cli.cores import import_numpy
 from tfm_cli.errors import ConfigError, ModelError
 from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
@@ -267,6 +268,7 @@ def _train(
     config_file: Path | None,
     limit: TimeLimit,
 ) -> None:
+    import_numpy()
     from tfm_cli.training import corpora, output_dir, run_lock
 
     if parallel.world > 1 and "-" in config.data.pairs:

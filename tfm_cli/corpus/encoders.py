@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import tfm_cli
+from tfm_cli.cores import BLAS_THREADS
 from tfm_cli.corpus import messages
 from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoding import EncodedBlock, encode_block
@@ -121,7 +122,7 @@ class _Process:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tfm_cli.corpus.encoder_process"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path}, process_group=0,
+                env={**os.environ, "PYTHONPATH": path, BLAS_THREADS: "1"}, process_group=0,
             )  # fmt: skip
         except OSError as error:
             raise ResourceError(
