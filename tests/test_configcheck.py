@@ -40,7 +40,7 @@ def problems_of(tables: dict[str, Any]) -> list[str]:
         ({"data": {"source": [1]}}, "data.source: must be a list of strings, got [1]"),
         ({"data": {"weights": "a"}}, "data.weights: must be a list of numbers, got `a`"),
         ({"data": {"weights": [True]}}, "data.weights: must be a list of numbers, got [True]"),
-        ({"data": {"weights": [0]}}, "data.weights: must be at least 0.001, got 0.0"),
+        ({"data": {"weights": [0]}}, "data.weights: must be at least 1e-12, got 0.0"),
         ({"data": {"weights": [100.5]}}, "data.weights: must be at most 100, got 100.5"),
         ({"data": {"weights": ["nan"]}}, "data.weights: must be a finite number, got nan"),
         (

@@ -114,7 +114,7 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
     [
         ("training", "save_freq", 2**63 - 1, 10**12),
         ("training", "max_updates", 10**400, 10**12),
-        ("training", "learn_rate", 1e12, 1e10),
+        ("training", "learn_rate", 1e39, 1e38),
         ("training", "adam_epsilon", 1e-300, 1e-30),
         ("search", "buffer_size", 10**15, 10**12),
         ("search", "temperature", 1e300, 1000),

@@ -55,7 +55,7 @@ class DataConfig:
     weights: tuple[float, ...] = opt(
         (),
         "How often an epoch has the pairs of each training file, in order; without any, all once.",
-        ge=0.001,
+        ge=1e-12,
         le=100,
     )
     tags: tuple[str, ...] = opt(
@@ -212,7 +212,7 @@ class TrainingConfig:
         ge=1, le=1_000_000, may_change=True,
     )  # fmt: skip
     learn_rate: float = opt(
-        7e-4, "Highest learning rate, reached at the end of warm-up.", ge=1e-20, le=1e10
+        7e-4, "Highest learning rate, reached at the end of warm-up.", ge=1e-20, le=1e38
     )
     lr_warmup: int = opt(
         4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1, le=MOST
