@@ -9,9 +9,11 @@ from tests.conftest import TinyCorpus
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.store import PieceStore
+from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.training.validate import Validation, is_better, mean_nll, validator
+from tfm_cli.parallel import Parallel
+from tfm_cli.training.validate import Validation, is_better, mean_nll, shared_out, validator
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
@@ -168,3 +170,57 @@ def test_bleu_has_the_tokenizer_that_was_chosen(
     wanted = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char")
     assert found.values == {"bleu": wanted.score}
     assert "|tok:char|" in found.scores[0].signature
+
+
+class TwoProcesses(Parallel):
+    """Rank 0 of two, which is told what rank 1 has."""
+
+    def __init__(self, other: bytes) -> None:
+        super().__init__(rank=0, world=2)
+        self.sent: list[bytes] = []
+        self._other = other
+
+    def gathered(self, message: bytes) -> list[bytes]:
+        self.sent.append(message)
+        return [message, self._other]
+
+
+def test_process_that_has_no_more_time_cuts_off_all_of_them() -> None:
+    other_is_cut_off = TwoProcesses(b"null")
+    is_cut_off = TwoProcesses(b"[2, 4]")
+
+    def no_time(job: int) -> int:
+        if job == 3:
+            raise OutOfTime("1s passed")
+        return job
+
+    with pytest.raises(OutOfTime):
+        shared_out([1, 2, 3, 4], lambda job: job, other_is_cut_off)
+    with pytest.raises(OutOfTime, match="1s passed"):
+        shared_out([1, 2, 3, 4], no_time, is_cut_off)
+
+    # The other one waits for an answer, and gets one.
+    assert other_is_cut_off.sent == [b"[1, 3]"]
+    assert is_cut_off.sent == [b"null"]
+
+
+def test_validation_that_is_cut_off_leaves_the_model_in_training(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    def check() -> None:
+        raise OutOfTime
+
+    translator = Translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
+    )
+    judge = validator(
+        trained.transformer, batches(trained, tiny_corpus, size=8), tiny_corpus.lines("valid.en"),
+        tiny_corpus.lines("valid.de"), translator, metrics=["loss"], device=CPU,
+        dtype=torch.float32, check=check,
+    )  # fmt: skip
+
+    with pytest.raises(OutOfTime):
+        judge()
+
+    assert trained.transformer.training
+    trained.transformer.eval()
