@@ -430,3 +430,17 @@ def test_errors_name_the_folder_and_not_where_it_is_written_aside(tmp_path: Path
         fail(aside)
 
     assert caught.value.hint == "look at it"
+
+
+def test_link_that_leads_to_itself_is_refused_and_left(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.symlink_to("out")
+
+    told = "out: cannot be written: Too many levels of symbolic links"
+    with pytest.raises(ResourceError, match=told), atomic_file(path) as stream:
+        stream.write(b"new")
+    with pytest.raises(ResourceError, match=told):
+        check_writable(path)
+
+    assert path.is_symlink()
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]

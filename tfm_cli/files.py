@@ -55,7 +55,7 @@ def _why_not_writable(place: Path, *, folder: bool) -> str:
             return "no permission to write in it" if folder else "it is read-only"
         if folder or not place.is_file():
             return ""
-    parent = Path(os.path.realpath(place)).parent
+    parent = link_target(place).parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
@@ -66,6 +66,18 @@ def _why_not_writable(place: Path, *, folder: bool) -> str:
     # A file without a name, where the system has them: nothing is left of it, whatever happens.
     with tempfile.TemporaryFile(dir=parent):
         return ""
+
+
+def link_target(path: str | Path) -> Path:
+    """Return the path that a path leads to once all symbolic links are followed.
+
+    Raises:
+        OSError: the links lead in a circle.
+    """
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():  # a loop is where `realpath` gives up
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
 
 
 @contextlib.contextmanager
@@ -91,7 +103,7 @@ def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator[BinaryIO]:
                 with place.open("wb") as stream:
                     yield stream
                 return
-            place = Path(os.path.realpath(place))
+            place = link_target(place)
         else:
             check_own(place)
         with replacing(place) as stream:

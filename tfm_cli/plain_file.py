@@ -10,6 +10,7 @@ import stat
 from io import FileIO
 from pathlib import Path
 
+NOT_OURS = "tfm is not known to have made it"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 

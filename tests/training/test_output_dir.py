@@ -294,3 +294,19 @@ def test_folder_that_cannot_be_looked_into_is_told(
             check_place(CONFIG, output)
     finally:
         os.seteuid(0)
+
+
+@pytest.mark.parametrize("is_model", [False, True])
+def test_file_of_somebody_else_with_the_name_of_the_marker_is_refused_and_left(
+    is_model: bool, output: Path, tmp_path: Path
+) -> None:
+    place = output if is_model else tmp_path / "new"
+    place.mkdir(exist_ok=True)
+    (place / ".tfm-run.json").write_bytes(b"theirs")
+
+    for overwrite in (False, True):
+        told = ".tfm-run.json: cannot be written: tfm is not known to have made it"
+        with pytest.raises(ResourceError, match=told):
+            has_run(CONFIG, place, overwrite=overwrite)
+
+    assert (place / ".tfm-run.json").read_bytes() == b"theirs"

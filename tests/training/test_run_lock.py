@@ -106,3 +106,27 @@ def test_lock_that_is_a_pipe_is_told(tmp_path: Path) -> None:
         locked(tmp_path),
     ):
         pass
+
+
+def test_file_of_somebody_else_with_the_name_of_the_lock_is_refused_and_left(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / LOCK_FILE).write_bytes(b"theirs")
+
+    told = f"{LOCK_FILE}: cannot be written: tfm is not known to have made it"
+    with pytest.raises(ResourceError, match=told), locked(tmp_path):
+        pass
+
+    assert (tmp_path / LOCK_FILE).read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"pid": 12', b'{"pid": 12, "host": "h", "since": "2026"}']
+)
+def test_lock_that_a_killed_run_left_is_taken(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_bytes(content)
+
+    with locked(tmp_path):
+        assert (tmp_path / LOCK_FILE).stat().st_size > 20
+
+    assert not (tmp_path / LOCK_FILE).exists()

@@ -53,7 +53,7 @@ def kill(path: Path, clock: Clock) -> None:
 def test_file_appears_when_it_is_whole_and_nothing_else_stays(tmp_path: Path) -> None:
     with resumable_file(tmp_path / "new" / "out", SETTINGS) as output:
         write(output, b"eins\n", 1)
-        assert names(tmp_path / "new") == [".out.partial"]
+        assert names(tmp_path / "new") == [".out.partial", ".out.progress"]
 
     assert (tmp_path / "new" / "out").read_bytes() == b"eins\n"
     assert names(tmp_path / "new") == ["out"]
@@ -147,7 +147,7 @@ def test_job_begins_again_where_that_is_asked_for(tmp_path: Path) -> None:
 
     with resumable_file(tmp_path / "out", {"--beam-size": 5}, overwrite=True) as output:
         assert output.start == Position()
-        assert not (tmp_path / ".out.progress").exists()
+        assert json.loads((tmp_path / ".out.progress").read_bytes())["bytes"] == 0
         write(output, b"1\n", 1)
 
     assert (tmp_path / "out").read_bytes() == b"1\n"
@@ -194,7 +194,7 @@ def test_journal_of_a_job_that_was_finished_means_nothing(tmp_path: Path) -> Non
 
     with resumable_file(tmp_path / "out", SETTINGS) as output:
         assert output.start == Position()
-        assert not (tmp_path / ".out.progress").exists()
+        assert json.loads((tmp_path / ".out.progress").read_bytes())["bytes"] == 0
 
 
 def test_second_process_is_refused_and_the_first_is_not_disturbed(tmp_path: Path) -> None:
@@ -248,21 +248,23 @@ def test_file_system_without_locks_is_written_to(
 def test_content_is_on_the_disk_before_the_journal_tells_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[str] = []
+    steps: list[tuple[str, int]] = []
     clock, sync = Clock(), os.fsync
 
     def synced(descriptor: int) -> None:
-        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        steps.extend(f"has {p.name}" for p in tmp_path.glob(".out.progress"))
+        told = json.loads((tmp_path / ".out.progress").read_bytes())["bytes"]
+        steps.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, told))
         sync(descriptor)
 
     output = ResumableFile(tmp_path / "out", SETTINGS, clock=clock)
+    assert json.loads((tmp_path / ".out.progress").read_bytes())["bytes"] == 0
     monkeypatch.setattr(os, "fsync", synced)
     clock.now = module.COMMIT_SECONDS
     write(output, b"eins\n", 1)
 
-    assert steps[:3:2] == [".out.partial", tmp_path.name]
-    assert is_temporary_of(steps[1], ".out.progress")
+    assert steps[::2] == [(".out.partial", 0), (tmp_path.name, 5)]
+    assert is_temporary_of(steps[1][0], ".out.progress")
+    assert steps[1][1] == 0
     assert json.loads((tmp_path / ".out.progress").read_bytes())["bytes"] == 5
     output.stream.close()
 
@@ -346,3 +348,49 @@ def test_private_file_that_leads_elsewhere_is_refused_and_left(
     assert victim.read_bytes() == b"theirs"
     assert (tmp_path / "out").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out", "victim"])
+
+
+def test_file_of_somebody_else_with_the_name_of_a_begun_one_is_refused_and_left(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".out.partial").write_bytes(b"theirs")
+
+    told = f"{tmp_path / '.out.partial'}: cannot be written: tfm is not known to have made it"
+    with (
+        pytest.raises(ResourceError, match=told) as refused,
+        resumable_file(tmp_path / "out", SETTINGS),
+    ):
+        pass
+
+    assert names(tmp_path) == [".out.partial"]
+    assert (tmp_path / ".out.partial").read_bytes() == b"theirs"
+    assert "--overwrite" in str(refused.value.hint)
+    with resumable_file(tmp_path / "out", SETTINGS, overwrite=True) as output:
+        write(output, b"eins\n", 1)
+    assert (tmp_path / "out").read_bytes() == b"eins\n"
+
+
+def test_job_killed_before_anything_was_made_sure_of_begins_again(tmp_path: Path) -> None:
+    output = ResumableFile(tmp_path / "out", SETTINGS)
+    write(output, b"eins\n", 1)
+    output.stream.close()
+    assert (tmp_path / ".out.partial").read_bytes() == b"eins\n"
+
+    with resumable_file(tmp_path / "out", {"--beam-size": 5}) as again:
+        assert again.start == Position()
+        write(again, b"zwei\n", 1)
+
+    assert (tmp_path / "out").read_bytes() == b"zwei\n"
+    assert names(tmp_path) == ["out"]
+
+
+def test_link_that_leads_to_itself_is_refused_and_left(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("out")
+
+    with (
+        pytest.raises(ResourceError, match="out: cannot be written: Too many levels"),
+        resumable_file(tmp_path / "out", SETTINGS),
+    ):
+        pass
+
+    assert names(tmp_path) == ["out"]

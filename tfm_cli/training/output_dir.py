@@ -1,6 +1,7 @@
 """The directory a run writes: whether there is a run to go on with, and what may be replaced."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -40,7 +41,7 @@ from tfm_cli.ownership import (
     looking_at,
     sweep,
 )
-from tfm_cli.plain_file import NotPrivateError, check_private
+from tfm_cli.plain_file import NOT_OURS, NotPrivateError, check_private
 from tfm_cli.tokenizer_pair import TOKENIZER_FILES
 from tfm_cli.training.run_lock import LOCK_FILE
 
@@ -153,6 +154,9 @@ def _refuse_links(config: RunConfig, output: Path) -> None:
             check(output / name)
         except NotPrivateError as error:
             raise cannot_be_written(output, error) from error
+    marker = output / MARKER_FILE
+    if os.path.lexists(marker) and not holds_marker(output):
+        raise cannot_be_written(output, NotPrivateError(errno.EEXIST, NOT_OURS, str(marker)))
 
 
 def _is_of_beginning(path: Path, *, began: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import logging
@@ -16,11 +17,13 @@ from tfm_cli import durable
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import check_writable
 from tfm_cli.ownership import cannot_be_written
+from tfm_cli.plain_file import NOT_OURS, NotPrivateError
 from tfm_cli.plain_json import parse_object
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".tfm-train.lock"
+_BEGINNING = b'{"pid": '
 _TELLING_SECONDS = 0.5  # from taking the lock to having told by whom it was taken
 
 
@@ -75,6 +78,8 @@ def _taken(path: Path, output: Path) -> BinaryIO:
         stream.close()  # another process has just ended, and this was its lock
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(stream.close)
+        if os.pread(stream.fileno(), len(_BEGINNING), 0) not in (b"", _BEGINNING):
+            raise NotPrivateError(errno.EEXIST, NOT_OURS, str(path))
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
         stream.truncate(0)

@@ -1,7 +1,8 @@
 """An output file that is written over hours: a killed job goes on where it stopped.
 
-While it grows it stands beside its place as `.NAME.partial`, and `.NAME.progress` says how much of
-it is done, by which settings and of which input. The old file stays until the new one is whole.
+While it grows it stands beside its place as `.NAME.partial`, and `.NAME.progress` records how much
+of it is done, by which settings and of which input. The old file stays until the new one is whole.
+The journal is written first: without one, a partial file that has content is somebody else's.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from tfm_cli import durable
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.files import is_of_output, keep_permissions, replacing
+from tfm_cli.files import is_of_output, keep_permissions, link_target, replacing
 from tfm_cli.ownership import cannot_be_written, sweep
-from tfm_cli.plain_file import check_private
+from tfm_cli.plain_file import NOT_OURS, check_private
 from tfm_cli.private_json import read_private_json
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class ResumableFile:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shown = path
-        self._place = Path(os.path.realpath(path))
+        self._place = link_target(path)
         self._partial = _beside(self._place, "partial")
         self._journal = _beside(self._place, "progress")
         self._settings = json.loads(json.dumps(settings))  # as it comes back from the disk
@@ -101,9 +102,14 @@ class ResumableFile:
         try:
             keep_permissions(self._place, self.stream)
             self.start, num_bytes = self._begun(overwrite=overwrite)
+            if not self.start.lines:
+                self._record(self.start, 0)
             self.stream.seek(num_bytes)
             self.stream.truncate()
         except BaseException:
+            with contextlib.suppress(OSError):
+                if not os.fstat(self.stream.fileno()).st_size:  # it may have been made just now
+                    durable.remove(self._partial)
             self.stream.close()
             raise
         self._done = self._committed = (self.start, num_bytes)
@@ -130,7 +136,12 @@ class ResumableFile:
 
     def _commit(self) -> None:
         durable.sync(self.stream)  # first what was written, then that it was
-        position, num_bytes = self._done
+        self._record(*self._done)
+        self._committed = self._done
+        self._last_commit = self._clock()
+
+    def _record(self, position: Position, num_bytes: int) -> None:
+        """Write the journal anew."""
         progress = {
             "format": _FORMAT,
             "settings": self._settings,
@@ -139,8 +150,6 @@ class ResumableFile:
         }
         with replacing(self._journal) as stream:
             stream.write(json.dumps(progress, indent=1).encode() + b"\n")
-        self._committed = self._done
-        self._last_commit = self._clock()
 
     def _finish(self) -> None:
         durable.sync(self.stream)
@@ -159,6 +168,7 @@ class ResumableFile:
         if not lines:
             with contextlib.suppress(OSError):
                 durable.remove(self._partial)
+                _forget(self._journal)
         elif lines > self.start.lines:
             told = "%s: %d lines are done and kept; the same command goes on after them"
             logger.warning(told, self._shown, lines)
@@ -186,11 +196,14 @@ class ResumableFile:
 
     def _begun(self, *, overwrite: bool) -> tuple[Position, int]:
         """Where to go on, in the input and in the output."""
-        progress = None if overwrite else _read(self._journal)
         size = os.fstat(self.stream.fileno()).st_size
-        if progress is None or progress[2] > size:
-            # A journal goes before what it tells of, so that none tells of something else.
-            _forget(self._journal)
+        if size and not overwrite and not self._journal.exists():
+            raise ResourceError(
+                f"{self._partial}: cannot be written: {NOT_OURS}",
+                hint="move it away, name another `--output`, or replace it by `--overwrite`",
+            )
+        progress = None if overwrite else _read(self._journal)
+        if progress is None or progress[2] > size or not progress[1].lines:
             return Position(), 0
         settings, position, num_bytes = progress
         changes = _changes(settings, self._settings)
