@@ -287,6 +287,11 @@ class LineReader:
             return line.decode("utf-8", errors="replace")
 
 
+def is_typed(path: str | Path) -> bool:
+    """Return True if a path is that of standard input, and a person types it at a terminal."""
+    return str(path) == "-" and sys.stdin is not None and sys.stdin.isatty()
+
+
 @contextlib.contextmanager
 def open_lines(path: str | Path, *, invalid: Invalid = "refuse") -> Iterator[LineReader]:
     """A LineReader over a file, or over standard input where the path is `-`.

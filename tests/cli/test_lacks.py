@@ -84,6 +84,7 @@ def test_library_that_cannot_be_imported_is_a_lack(content: str, tmp_path: Path)
         (RuntimeError("std::bad_alloc"), "out of memory: std::bad_alloc"),
         (OSError("libgomp.so.1: cannot allocate memory in static TLS block"), "out of memory: "),
         (RuntimeError("can't start new thread"), "cannot start a thread or process: "),
+        (OSError(27, "File too large"), "cannot write: File too large"),
         (OSError(24, "Too many open files"), "cannot open more files: Too many open files"),
         (BlockingIOError(11, "Resource temporarily unavailable"), ""),
         (ModuleNotFoundError("No module named 'tfm_cli.x'", name="tfm_cli.x"), ""),

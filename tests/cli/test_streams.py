@@ -212,3 +212,28 @@ def test_torch_is_not_imported_for_what_needs_none(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
 
     assert done.returncode == 0
+
+
+NO_STDIN = (3, "error: standard input: cannot be read: it is closed\n")
+NO_STDOUT = (5, "error: standard output: cannot be written: it is closed\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "expected"),
+    [
+        ("evaluate text", "<&-", NO_STDIN),
+        ("evaluate text -i text", ">&-", NO_STDOUT),
+        ("check -q -s text -t text", ">&-", NO_STDOUT),
+        ("train --dump-config", ">&-", NO_STDOUT),
+    ],
+)
+def test_closed_stream_is_told_by_each_command(
+    arguments: str, redirection: str, expected: tuple[int, str], tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("one two\n", encoding="utf-8")
+    command = f"{shlex.join([sys.executable, '-m', 'tfm_cli'])} {arguments} {redirection}"
+
+    done = run_in_shell(f"cd {shlex.quote(str(tmp_path))} && {command}")
+
+    assert (done.returncode, done.stderr) == expected

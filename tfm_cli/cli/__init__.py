@@ -72,6 +72,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(70) from bug
 
 
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -94,7 +95,7 @@ def _lack(bug: Exception) -> str:
         reason = str(bug).partition("Original error was:")[2] or str(bug)
         words = told(reason.strip().partition("\n")[0])
         return f"{f'`{told(name)}`' if name else 'a library'} cannot be imported: {words}"
-    if isinstance(bug, OSError) and bug.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(bug, OSError) and bug.errno in _NOT_WRITTEN:
         return f"cannot write: {bug.strerror}"
     if isinstance(bug, OSError) and bug.errno in (errno.EMFILE, errno.ENFILE):
         return f"cannot open more files: {bug.strerror}"

@@ -15,6 +15,7 @@ from tfm_cli.cli.translate_stream import Work
 from tfm_cli.config import DataConfig, RunConfig
 from tfm_cli.configfile import resolve
 from tfm_cli.errors import CheckError, ConfigError
+from tfm_cli.files import check_writable
 
 if TYPE_CHECKING:
     from tfm_cli.cli.check_report import CorpusReport
@@ -103,6 +104,7 @@ def check(
             },
         },
     )
+    check_writable("-")
     corpora = _corpora(config, test)
     named = str(model) if model is not None else tokenizer or config.tokenizer.model
     origin: Origin = "named"

@@ -1,7 +1,6 @@
 """`tfm evaluate`: what sacreBLEU says of translations, in its own words, letters and formats."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,8 +26,9 @@ from tfm_cli.evaluation.bleu_tokenizer import (
 )
 from tfm_cli.evaluation.scores import MetricOptions
 from tfm_cli.evaluation.significance import Method
+from tfm_cli.files import check_writable
 from tfm_cli.terminal import one_line
-from tfm_cli.text import held_in_memory, open_lines
+from tfm_cli.text import held_in_memory, is_typed, open_lines
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,7 @@ def evaluate(
     check_usage(given_flags(ctx), names, num_systems=len(paths))
     search = {"beam_size": beam_size, "length_penalty": length_penalty}
     check_precision(precision)
+    check_writable("-")
     if output is not None:
         check_output(output, [*references, *([source] if source else [])], model)
 
@@ -295,7 +296,7 @@ def _name(path: str) -> str:
 
 
 def _read(path: str) -> list[str]:
-    if path == "-" and sys.stdin.isatty():
+    if is_typed(path):
         logger.info("type or paste the translations, a segment a line; Ctrl-D ends them")
     with open_lines(path) as reader:
         lines = held_in_memory(reader, reader.name)

@@ -23,6 +23,7 @@ from tfm_cli.config import (
 from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
 from tfm_cli.cores import import_numpy
 from tfm_cli.errors import ConfigError, ModelError
+from tfm_cli.files import check_writable
 from tfm_cli.parallel import Parallel
 from tfm_cli.presets import PRESETS
 from tfm_cli.terminal import visible
@@ -241,6 +242,7 @@ def train(
         if given is not None and normalization_rule_name is not None:
             raise ConfigError(f"`--{name}` and `--normalization-rule-name` exclude each other")
     if dump_config:
+        check_writable("-")
         sys.stdout.write(visible(write_toml(config)))  # TOML spells the same text so
         return
 

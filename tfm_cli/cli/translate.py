@@ -1,7 +1,6 @@
 """`tfm translate`: lines in, translations out."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +21,7 @@ from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import check_writable
 from tfm_cli.parallel import Parallel
-from tfm_cli.text import open_lines
+from tfm_cli.text import is_typed, open_lines
 from tfm_cli.translation.render import Form, alignment_kind
 from tfm_cli.weights_file import hash_ahead
 
@@ -236,7 +235,7 @@ def translate(
         refuse_overwriting(output_path, [input_path, *used])
 
         search = usage.search(load_config(models[0]).settings.search, chosen, sampling=sampling)
-        typed = input_path == "-" and sys.stdin.isatty()
+        typed = is_typed(input_path)
         if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")
 

@@ -10,6 +10,7 @@ from typing import Any
 from tfm_cli.cli.translate_stream import Work
 from tfm_cli.log import counted, seconds_text
 from tfm_cli.progress import TimeLeft
+from tfm_cli.text import is_typed
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def shown_progress(
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[Work], None]]:
     """Shows how far the work is, where a terminal has no translations to show."""
-    typed = input_path == "-" and sys.stdin.isatty()
+    typed = is_typed(input_path)
     if typed or not logger.isEnabledFor(logging.INFO):
         yield lambda work: None
         return
