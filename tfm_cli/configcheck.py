@@ -7,6 +7,7 @@ import operator
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -84,6 +85,8 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
     if wrong and data.tags != (NO_TAGS,):
         told = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {shown(wrong[0])}"
         problems.add("data.tags", told)
+    elif repeated := [tag for tag, count in Counter(data.tags).items() if count > 1]:
+        problems.add("data.tags", f"has {shown(repeated[0])} more than once")
     if 0 < data.max_ratio < 1:
         problems.add("data.max_ratio", f"must be 0 or at least 1, got {data.max_ratio}")
 

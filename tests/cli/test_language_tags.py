@@ -119,6 +119,15 @@ def test_what_is_no_tag_is_a_wrong_setting(given: str, run_tfm: RunTfm, tmp_path
     assert "data.tags: must be tags such as `>>fra<<`, or `none`, got `" in result.err
 
 
+def test_tag_that_is_listed_twice_is_a_wrong_setting(run_tfm: RunTfm, tmp_path: Path) -> None:
+    given = 'data.tags=[">>fra<<", ">>deu<<", ">>fra<<"]'
+
+    result = run_tfm(["train", "-o", str(tmp_path / "m"), "--set", given])
+
+    assert result.code == 2
+    assert "data.tags: has `>>fra<<` more than once" in result.err
+
+
 def test_lines_without_their_tag_are_told_once_where_a_tagged_model_learns_more(
     model: Path, tmp_path: Path
 ) -> None:

@@ -413,6 +413,18 @@ def test_lost_values_of_an_object_are_told_once_for_each_name(
     assert as_text.err.splitlines() == [repeated]
 
 
+def test_changed_characters_of_an_object_are_told_once(model: list[str], run_tfm: RunTfm) -> None:
+    given = '{"text": "one"}\n' + r'{"text": "two\u0000\ud800"}' + "\n"
+
+    result = run_tfm([*model, "-q", "--json-input"], given * 2)
+
+    assert result.code == 0
+    assert result.err.splitlines() == [
+        "warning: standard input:2: `text` has NUL characters, which are removed",
+        "warning: standard input:2: `text` has half of a surrogate pair, which is read as `?`",
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "line", "message"),
     [

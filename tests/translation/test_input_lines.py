@@ -105,6 +105,22 @@ def test_repeated_names_are_noted_at_any_depth() -> None:
     assert line.source == "c"
 
 
+def test_characters_that_cannot_be_translated_are_noted() -> None:
+    line = from_json(
+        r'{"text": "a\ud83db", "target_prefix": "\udc00\u0000", "id": "\u0000\ud800"}', "in:1"
+    )
+    whole = from_json(r'{"text": "\ud83d\ude00", "target_prefix": "x"}', "in:1")
+
+    assert line.has_nul == ("target_prefix",)
+    assert line.has_surrogates == ("text", "target_prefix")
+    assert whole.has_nul == whole.has_surrogates == ()
+
+
+def test_message_of_a_long_number_has_no_advice_for_programmers() -> None:
+    with pytest.raises(DataError, match=r"value has 5000 digits$"):
+        from_json('{"source": "one", "x": ' + "9" * 5000 + "}", "in:4")
+
+
 def test_null_is_no_prefix() -> None:
     assert from_json('{"source": "a", "target_prefix": null}', "in:1").target_prefix == ""
 

@@ -112,7 +112,7 @@ class WindowReader:
 
 
 class FieldCheck:
-    """Warns of JSON fields whose values are lost, once for each name.
+    """Warns of JSON fields whose values are lost or changed, once for each name.
 
     Args:
         form: of the output.
@@ -123,13 +123,17 @@ class FieldCheck:
         self._told: set[tuple[str, str]] = set()
 
     def __call__(self, line: InputLine, place: str) -> None:
-        """Warn of what a line has twice, and of what the output has instead of it."""
+        """Warn of values that occur twice, cannot be read as they are, or are replaced."""
         if line.fields is None:
             return
         for name in line.repeated:
             self._tell(
                 place, name, "the name `%s` occurs more than once, and its last value counts"
             )
+        for name in line.has_nul:
+            self._tell(place, name, "`%s` has NUL characters, which are removed")
+        for name in line.has_surrogates:
+            self._tell(place, name, "`%s` has half of a surrogate pair, which is read as `?`")
         for name in sorted(self._written & line.fields.keys()):
             self._tell(place, name, "the input has a field `%s`, which the output replaces")
 

@@ -72,8 +72,6 @@ def check_available(tokenizer: str | None) -> None:
     from tfm_cli.sentencepiece_file import check_model, read_model_file
 
     try:
-        from tfm_cli.sentencepiece_file import check_model, read_model_file
-
         check_model(read_model_file(path), name=str(path))
     except ModelError as error:
         error.hint = error.hint or f"download {address} again"

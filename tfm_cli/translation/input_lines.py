@@ -1,6 +1,7 @@
 """What stands on a line of input: text, columns, or a JSON object."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tfm_cli.translation.text_lines import unified
 
 _SOURCE_FIELDS = ("source", "text")  # ours, and Sockeye's
 _PREFIX_FIELD = "target_prefix"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # an escape of JSON may spell one without the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class InputLine:
     fields: Mapping[str, Any] | None = None  # None where the input is no JSON
     breaks: tuple[str, ...] = ()  # what the line feeds of a source of several lines stand for
     repeated: tuple[str, ...] = ()  # names that an object has more than once
+    has_nul: tuple[str, ...] = ()  # fields from which NUL characters were removed
+    has_surrogates: tuple[str, ...] = ()  # fields with half of a surrogate pair
 
 
 def from_forced(line: str, place: str) -> InputLine:
@@ -89,7 +93,8 @@ def from_json(line: str, place: str) -> InputLine:
         message = f"{place}: is no JSON object: character {error.colno}: {error.msg}"
         raise DataError(message) from error
     except ValueError as error:  # numbers that are none, or have too many digits
-        raise DataError(f"{place}: has a number that cannot be kept: {error}") from error
+        reason = str(error).partition(";")[0]  # the rest is advice for programmers
+        raise DataError(f"{place}: has a number that cannot be kept: {reason}") from error
     except RecursionError as error:
         raise DataError(f"{place}: has objects or lists nested too deeply") from error
     if not isinstance(fields, dict):
@@ -99,13 +104,22 @@ def from_json(line: str, place: str) -> InputLine:
         raise DataError(f"{place}: has neither `source` nor `text`")
     prefix = fields.get(_PREFIX_FIELD)
     prefix = "" if prefix is None else prefix  # programs write null for what they do not have
-    for field, text in ((name, fields[name]), (_PREFIX_FIELD, prefix)):
+    texts = {name: fields[name], _PREFIX_FIELD: prefix}
+    for field, text in texts.items():
         if not isinstance(text, str):
             raise DataError(f"{place}: `{field}` is no string")
     source, breaks = unified(fields[name].replace("\0", ""))
     prefix, _ = unified(prefix.replace("\0", ""))
     _check_prefix(source, prefix, place)
-    return InputLine(source, prefix, (), fields, breaks, tuple(dict.fromkeys(repeated)))
+    return InputLine(
+        source,
+        prefix,
+        fields=fields,
+        breaks=breaks,
+        repeated=tuple(dict.fromkeys(repeated)),
+        has_nul=tuple(field for field, text in texts.items() if "\0" in text),
+        has_surrogates=tuple(field for field, text in texts.items() if _SURROGATE.search(text)),
+    )
 
 
 def _check_prefix(source: str, prefix: str, place: str) -> None:
