@@ -48,6 +48,7 @@ def test_no_sentence_is_cut_and_most_ends_are_found(
         ("彼は「終わった。」と言った。走れ！", ["彼は「終わった。」と言った。", "走れ！"]),
         ("「行こう。」「はい。」", ["「行こう。」", "「はい。」"]),
         ("ሄደ። መጣ።", ["ሄደ።", "መጣ።"]),
+        ("ሄደ፡፡ መጣ፡፡ ቤት፡ነው፡፡", ["ሄደ፡፡", "መጣ፡፡", "ቤት፡ነው፡፡"]),
         ("သွားတယ်။လာတယ်။", ["သွားတယ်။", "လာတယ်။"]),
         ("ទៅ។ មក។", ["ទៅ។", "មក។"]),
         ("سب گئے۔ وہ آئے۔", ["سب گئے۔", "وہ آئے۔"]),
@@ -70,7 +71,9 @@ def test_ends_of_all_scripts_are_found(text: str, wanted: list[str]) -> None:
         "J. R. R. Tolkien", "am 3. Oktober", "3.5 percent", "www.example.org", "version 2.0.1",
         "No. 5", "e.V. München", "т. е. Москва", "ул. Садовая", "А. С. Пушкин", "п. 5", "डॉ. शर्मा",
         "д. 5", "“Run!” she said", "M. Dupont", "p. ej. Madrid", "EE. UU. Mexicanos", "Nr. 7",
-        "wait ... for me", "Mme.\u00a0Dupont", "S.\u202f5", "３．５", "何？！",
+        "TP. Hồ Chí Minh", "PGS. TS. Nguyễn", "திரு. குமார்", "মো. রহমান", "ড. রহমান", "Jl. Sudirman",
+        "esim. Helsinki", "க. அன்பழகன்", "t.ex. Malmö", "wait . . . Then", "wait ... for me",
+        "Mme.\u00a0Dupont", "S.\u202f5", "３．５", "何？！",
     ],
 )  # fmt: skip
 def test_what_ends_no_sentence_is_left(text: str) -> None:

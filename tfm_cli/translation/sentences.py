@@ -14,6 +14,8 @@ _WIDE = (
     "\u3002\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d\uaa5e"
     "\uaa5f\uaaf0\uaaf1\uabeb\ufe12\ufe15\ufe16\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
 )
+_TYPED = "\u1361\u1361"  # the Ethiopic full stop `።` as many keyboards write it
+_UNCONDITIONAL = frozenset(_WIDE + _TYPED)
 # Blanks that hold together what is before and behind them.
 NO_BREAK = "\u00a0\u2007\u202f"
 _CLAUSE = ";:,،؛၊、，；：､﹐﹔﹕፣፤፥፦᠂᠈།·՝"
@@ -23,10 +25,10 @@ _OPENING = "\"'“‘«‹„‚(\\[{「『（【〈《〔［｛｢¿¡—–-"
 # A semicolon ends a question in Greek. A mark that closes a quotation in one language opens one in
 # another, so that some close only where a blank is behind them.
 _END = re.compile(
-    rf"(?:[{_NARROW}{_WIDE}]|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)+"
+    rf"(?:[{_NARROW}{_WIDE}]|{_TYPED}|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)+"
     rf"(?:[{_CLOSING}]|“(?=\s|$)|[ \u00a0\u202f]»(?=[\s.,!?]|$))*"
 )
-_MARKS = re.compile(rf"[{_NARROW}{_WIDE}]+")
+_MARKS = re.compile(rf"(?:[{_NARROW}{_WIDE}]|{_TYPED})+")
 _CLAUSE_END = re.compile(rf"[{_CLAUSE}]+[{_CLOSING}]*")
 _NEXT = re.compile(rf"[\s{_OPENING}]*")
 _WORD = re.compile(rf"[^\s{_OPENING}]*\Z")
@@ -51,6 +53,8 @@ _ABBREVIATIONS = _words(
     alm
     ул пр пл пер просп им рис стр см ср гг вв тов проф акад доц инж табл гл изд обл респ руб коп
     млн млрд тыс чел вул бул напр св ред
+    tp ts ths gs pgs bs ks esim mm ym jne mim toim kirj prov dl dna
+    திரு திருமதி মো মোছা মি
     κ κα δρ βλ σελ αρ डॉ श्री प्रो पं कु सं
     """
 )
@@ -109,11 +113,11 @@ def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
     has_blank = text[end].isspace() and text[end] not in NO_BREAK
     start = _NEXT.match(text, end)
     following = text[start.end() : start.end() + 1] if start else ""
-    if any(mark in _WIDE for mark in marks):
+    if any(mark in _UNCONDITIONAL for mark in marks):
         if marks == "\uff0e" and following.isdigit():
             return False
         # A quotation within a sentence goes on with a particle or a comma.
-        is_quoted = marks[-1] not in _WIDE and marks[-1] not in _NARROW
+        is_quoted = marks[-1] not in _UNCONDITIONAL and marks[-1] not in _NARROW
         return not (is_quoted and (text[end] in "とっって、，,;；" or following.islower()))
     is_ellipsis = marks[:2] == ".." or marks[0] in "…‥"
     if not has_blank or (following.islower() and (has_capitals or is_ellipsis)):
@@ -121,6 +125,8 @@ def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
     if marks[0] != "." or is_ellipsis:
         return True
     before = text[max(0, match.start() - 40) : match.start()]
+    if following == "." or before.endswith(". "):  # an ellipsis with blanks
+        return False
     return not _is_abbreviation(before, following, is_closed=len(marks) > 1)
 
 
@@ -144,5 +150,5 @@ def _is_abbreviation(before: str, following: str, *, is_closed: bool) -> bool:
 def _is_letter(word: str) -> bool:
     """Return True for a single letter of an alphabet, with the marks on it."""
     base = unicodedata.normalize("NFD", word)[:1]
-    is_alphabetic = base.lower() != base.upper() or "\u0590" <= base <= "\u06ff"
+    is_alphabetic = base.lower() != base.upper() or "\u0590" <= base <= "\u0dff"
     return len(word) == 1 and is_alphabetic
