@@ -295,7 +295,7 @@ def test_remembered_hashes_that_are_a_pipe_are_not_waited_for(
 
     assert len(told) == 1
     assert told[0].startswith(f"{path}: cannot be read: ")
-    assert told[0].endswith("; it is treated as absent")
+    assert told[0].endswith("; it is left as it is, and treated as absent")
     assert path.is_fifo()
 
 
@@ -354,8 +354,27 @@ def test_as_many_hashes_are_remembered_as_are_read_again(tmp_path: Path, told: l
 DEEP = b"[" * 200_000
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", DEEP])
-def test_remembered_hashes_that_are_torn_are_forgotten(
+@pytest.mark.parametrize(
+    "content", [b"[]", b'["a.png"]', b"\xff", DEEP, b'["' + b"a" * (2 << 20) + b'"]'], ids=len
+)
+def test_files_json_that_holds_no_hashes_is_left_as_it_is(
+    content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, told: list[str]
+) -> None:
+    path = tmp_path / "files.json"
+    path.write_bytes(content)
+
+    hashes = FileHashes(path)
+    found = hashes.of(files[0])
+    hashes.save()
+
+    assert found[0] == found[1] != ""
+    assert path.read_bytes() == content
+    assert len(told) == 1
+    assert told[0].endswith("; it is left as it is, and treated as absent")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}"])
+def test_remembered_hashes_that_are_empty_are_written_anew(
     content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "files.json"

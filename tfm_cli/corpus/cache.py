@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _FILES = "files.json"
 _MOST_FILES = 1000  # whose hashes are remembered
+_LEFT = "it is left as it is, and treated as absent"
 _CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -124,15 +126,17 @@ class FileHashes:
     """Hashes of files' content, remembered while size, times and inode stay; a class: it remembers.
 
     Args:
-        path: where they are remembered; what cannot be read there is forgotten.
+        path: where they are remembered; a file there that is not known to be ours is left as it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = read_private_json(path) or {}
-        self._known: dict[str, list[object]] = {k: v for k, v in found.items() if _is_entry(v)}
-        self._is_theirs = bool(found) and not self._known
-        if self._is_theirs:
+        found = read_private_json(path, otherwise=_LEFT) if _has_bytes(path) else {}
+        self._known: dict[str, list[object]] = {
+            k: v for k, v in (found or {}).items() if _is_entry(v)
+        }
+        self._is_theirs = found is None or (found != {} and not self._known)
+        if found and self._is_theirs:
             logger.warning("%s: was not made by tfm, so it is left as it is", path)
         self._is_new = False
 
@@ -175,6 +179,13 @@ class FileHashes:
         except OSError as error:
             raise DataError(f"{name}: cannot be read: {error.strerror}") from error
         return str(entry[-1])
+
+
+def _has_bytes(path: Path) -> bool:
+    """Return False where there is no file, or an empty one, which nobody misses."""
+    with suppress(OSError):
+        return not stat.S_ISREG((status := path.lstat()).st_mode) or status.st_size > 0
+    return False
 
 
 def _is_entry(value: object) -> bool:
