@@ -237,3 +237,20 @@ def test_closed_stream_is_told_by_each_command(
     done = run_in_shell(f"cd {shlex.quote(str(tmp_path))} && {command}")
 
     assert (done.returncode, done.stderr) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_that_comes_while_python_exits_ends_it_without_a_traceback(number: int) -> None:
+    code = (
+        "import atexit, os, sys\n"
+        f"atexit.register(os.kill, os.getpid(), {int(number)})\n"
+        "from tfm_cli.cli import main\n"
+        "sys.argv = ['tfm', '--version']\n"
+        "main()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=PATIENCE, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (-number, b"")

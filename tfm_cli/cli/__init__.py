@@ -16,7 +16,14 @@ import typer
 
 import tfm_cli
 from tfm_cli.cli.options import CommandGroup
-from tfm_cli.errors import Interrupted, OutOfTime, ResourceError, TfmError, ToldElsewhere
+from tfm_cli.errors import (
+    END_SIGNALS,
+    Interrupted,
+    OutOfTime,
+    ResourceError,
+    TfmError,
+    ToldElsewhere,
+)
 from tfm_cli.terminal import lasting_terminal, told, visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
@@ -188,6 +195,9 @@ def main() -> None:
         app(prog_name="tfm")
     finally:
         _let_go_of_stdout()
+        for number in END_SIGNALS:  # while Python exits, a handler that raises prints a traceback
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _ended_by_signal(number: int, frame: FrameType | None) -> None:
