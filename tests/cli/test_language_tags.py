@@ -365,3 +365,15 @@ def test_check_takes_few_lines_with_tags_for_text(run_tfm: RunTfm, tmp_path: Pat
 
     (found,) = (each for each in json.loads(result.out)["findings"] if "tag" in each["code"])
     assert (found["level"], found["code"], found["line"]) == ("note", "unknown_tag", 31)
+
+
+def test_prefix_of_a_line_that_is_a_tag_alone_is_refused(model: Path, run_tfm: RunTfm) -> None:
+    flags = ["translate", "--model", str(model), "--device", "cpu", "-q", "--json-input"]
+    given = r'{"text": ">>fra<<\none two", "target_prefix": "%s"}' + "\n"
+
+    lost = run_tfm(flags, given % r"one\ntwo")
+    kept = run_tfm(flags, given % r"\ntwo")
+
+    assert (lost.code, lost.out, kept.code) == (3, "", 0)
+    assert "line 1: line 1 of the target prefix has text, line 1 of the source has none" in lost.err
+    assert kept.out.startswith("two")

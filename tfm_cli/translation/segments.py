@@ -92,6 +92,7 @@ class Segmenter:
             for each in text_lines(line, source)
         ]
         prefix_ids = self._encoded_prefixes(prefixes)
+        self._check_prefixes(prefix_ids, {(index, place) for index, place, _ in texts})
         segments: list[Segment] = []
         last = -1  # the line of the last segment
         for (index, place, text), ids in zip(
@@ -130,6 +131,19 @@ class Segmenter:
                 logger.warning("line %d: the target prefix has unknown characters", number)
         rows = iter(encoded)
         return [[next(rows) for _ in text] for text in texts]
+
+    def _check_prefixes(
+        self, prefix_ids: Sequence[Sequence[Sequence[int]]], with_text: set[tuple[int, int]]
+    ) -> None:
+        """Refuse a prefix of several lines with text where the source has a tag alone, or none."""
+        for index, rows in enumerate(prefix_ids):
+            for place, ids in enumerate(rows):
+                if len(rows) > 1 and ids and (index, place) not in with_text:
+                    number = self._lines_before + index + 1
+                    raise DataError(
+                        f"line {number}: line {place + 1} of the target prefix has text, line "
+                        f"{place + 1} of the source has none to translate"
+                    )
 
     def _parts(self, ids: list[int], line: str, line_number: int) -> list[Part]:
         """Return the parts of a line: none of a blank one, several of an over-long one."""
