@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")
 NO_TAGS = "none"  # the setting by which tags are text like any other
 
-# In a text of which fewer lines begin with a tag they are taken for text: `>>next<<` is in any web.
+# Where fewer lines begin with a tag, tags are taken for text: web text has `>>next<<` and the like.
 MIN_TAGGED_SHARE = 0.1
 _MAX_TAGS = 1000
 _MAX_TAG_LENGTH = 64
@@ -35,7 +35,7 @@ class TagCounts:
         self._tags: Counter[str] = Counter()
 
     def add(self, line: str) -> str | None:
-        """Count a line, but one without text; returns its tag, "" without one, or None if blank."""
+        """Count a line and return its tag, "" without one; a blank line is not counted: None."""
         tag = leading_tag(line)
         if tag:
             self.num_tagged += 1
@@ -58,13 +58,13 @@ class TagCounts:
 
     @property
     def is_tagged(self) -> bool:
-        """Whether these tags are the target languages of a text, and not odd text."""
+        """Return True if these tags name the target languages of a text, and are not odd text."""
         share = self.num_tagged / max(1, self.num_lines)
         return share >= MIN_TAGGED_SHARE and 0 < len(self._tags) <= _MAX_TAGS
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The target languages of the text; none where it is not tagged."""
+        """Return the tags of the text; none where it is not tagged."""
         return tuple(sorted(self._tags)) if self.is_tagged else ()
 
 

