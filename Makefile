@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint fuzz fmt bench bench-translate bench-prepare bench-train
+.PHONY: help install demo test torture check lint fuzz fmt bench bench-translate bench-prepare bench-train
 .PHONY: bench-memory golden clean
 
 help: ## List the targets
@@ -21,11 +21,14 @@ demo: $(VENV)/.installed ## Train on the sample corpus, score and translate: abo
 	head -n 4 data/combinations.en
 	head -n 4 data/combinations.en | $(BIN)/tfm translate --model demo-model --beam 4
 
-test: $(VENV)/.installed-dev ## Run all tests, slow ones too
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.installed-dev ## Run the tests, slow ones too
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not torture"
+
+torture: $(VENV)/.installed-dev ## Run the tests that `make test` leaves out: before a release
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m torture
 
 check: lint ## Lint, types, layers and fast tests: before each commit
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not torture"
 
 lint: $(VENV)/.installed-dev ## Lint, types, layers; no test
 	$(BIN)/ruff format --check .

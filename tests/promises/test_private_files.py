@@ -71,7 +71,7 @@ def test_r55_nothing_around_an_output_changes(
     assert check(scenes(scene), kind, name, tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scene", SCENES)
