@@ -31,6 +31,8 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)  # type
 # A shell gives its background jobs SIGINT ignored, and they hand that on; tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as `nohup` leaves it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled
@@ -212,7 +214,7 @@ def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> None:
         "train", *tiny_corpus.train_arguments(), "--output", str(directory), *TINY_SHAPE,
         "--max-updates", "300", "--max-tokens", "512", "--lr", "5e-3", "--lr-warmup", "50",
         "--valid-freq", "100", "--save-freq", "100", "--dropout", "0.0", "--device", "cpu",
-        "--set", "training.ema_decay=0.9",
+        "--set", "training.ema_decay=0.9", "--precision", "fp32",  # alike on every processor
     ]  # fmt: skip
     result = invoke(arguments)
     assert result.code == 0, result.err

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from tfm_cli.config import DataConfig, RunConfig, TrainingConfig
+from tfm_cli.config import DataConfig, RunConfig, TokenizerConfig, TrainingConfig, ValidationConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.agreement import (
@@ -10,6 +10,7 @@ from tfm_cli.training.agreement import (
     check_alike,
     say_batches,
     setting_facts,
+    with_kept_settings,
 )
 from tfm_cli.training.state import TrainState
 
@@ -84,3 +85,40 @@ def test_other_number_of_batches_is_told_with_what_would_keep_it(
     say_batches(TrainState(batches_per_update=before), update_freq, world)
 
     assert told == ([] if line is None else [line])
+
+
+class Second(Parallel):
+    """Rank 1 of two, who hears what rank 0 says."""
+
+    def __init__(self, of_rank_0: RunConfig) -> None:
+        super().__init__(1, 2)
+        self._of_rank_0 = of_rank_0
+
+    def shared(self, message: bytes) -> bytes:
+        said: list[bytes] = []
+
+        class First(Parallel):
+            def shared(self, message: bytes) -> bytes:
+                said.append(message)
+                return message
+
+        with_kept_settings(self._of_rank_0, First())
+        return said[0]
+
+
+def test_settings_that_a_resumed_run_keeps_are_those_of_rank_0_on_all() -> None:
+    resumed = RunConfig(
+        tokenizer=TokenizerConfig(normalization_rule_name="nmt_nfkc"),
+        validation=ValidationConfig(tokenize="13a"),
+    )
+    elsewhere = RunConfig()
+    assert setting_facts(elsewhere) != setting_facts(resumed)
+
+    assert setting_facts(with_kept_settings(elsewhere, Second(resumed))) == setting_facts(resumed)
+
+
+def test_setting_that_a_process_was_given_stays_and_is_told() -> None:
+    resumed = RunConfig(validation=ValidationConfig(tokenize="13a"))
+    given = RunConfig(validation=ValidationConfig(tokenize="char"))
+
+    assert with_kept_settings(given, Second(resumed)).validation.tokenize == "char"

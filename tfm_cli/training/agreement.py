@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import tfm_cli
-from tfm_cli.config import SECTIONS, RunConfig
+from tfm_cli.config import SECTIONS, RunConfig, settings_before
 from tfm_cli.configcheck import shown
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
@@ -45,6 +45,27 @@ def check_alike(facts: Mapping[str, str], parallel: Parallel) -> None:
             "\n  ".join(["the processes do not agree on what to do", *lines]),
             hint="give all of them the same settings and the same text",
         )
+
+
+def with_kept_settings(config: RunConfig, parallel: Parallel) -> RunConfig:
+    """Return the settings with those that rank 0 keeps from the run that it resumes.
+
+    A run keeps the defaults with which it began. Only rank 0 is sure to have its directory; the
+    other processes, which may be on other machines, have the defaults of today.
+    """
+    names = settings_before()
+    own = {
+        section: {name: getattr(getattr(config, section), name) for name in table}
+        for section, table in names.items()
+    }
+    kept = json.loads(parallel.shared(json.dumps(own).encode()))
+    defaults = RunConfig()
+    changed = {}
+    for section, table in own.items():
+        default = getattr(defaults, section)
+        new = {n: kept[section][n] for n, value in table.items() if value == getattr(default, n)}
+        changed[section] = dataclasses.replace(getattr(config, section), **new)
+    return dataclasses.replace(config, **changed)
 
 
 def setting_facts(config: RunConfig) -> dict[str, str]:

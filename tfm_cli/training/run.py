@@ -37,6 +37,7 @@ from tfm_cli.training.agreement import (
     code_facts,
     say_batches,
     setting_facts,
+    with_kept_settings,
 )
 from tfm_cli.training.beginning import (
     check_same_text,
@@ -99,6 +100,7 @@ def run(
     device = resolve_device(parallel.device(config.training.device))
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
+    config = with_kept_settings(config, parallel)
     facts = {"the device": device.type, "the arithmetic": str(dtype), **setting_facts(config)}
     check_alike(facts | code_facts(parallel), parallel)
 
