@@ -36,8 +36,9 @@ class StopWatch:
         """Watch one more process, which this one started."""
         self._pids = (*self._pids, pid)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="stopped", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._watch, name="stopped", daemon=True)
+            thread.start()
+            self._thread = thread  # only now: a signal amid the start leaves nothing to join
 
     def close(self) -> None:
         """Watch no more."""
