@@ -24,7 +24,8 @@ def model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> 
         "--set", "model.positions=sinusoidal_halves",
         "--max-updates", "300", "--max-tokens", "512", "--lr", "5e-3", "--lr-warmup", "50",
         "--valid-freq", "100", "--save-freq", "100", "--dropout", "0.0", "--device", "cpu",
-        "--set", "training.ema_decay=0.9",
+        "--set", "training.ema_decay=0.9", "--cpu-threads", "1",
+        "--precision", "fp32",  # alike on every processor
     ]  # fmt: skip
     result = invoke(arguments)
     assert result.code == 0, result.err
