@@ -1,5 +1,6 @@
 """What may be named as the source of an import, and how it is told what is wrong with a name."""
 
+import html
 import os
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def test_name_steers_no_terminal_and_no_card(
 
     card = card_of(tmp_path / "model")
     assert "\x1b" not in card
-    assert "| a\\u001b[2J b (Hugging Face Marian) |" in card
+    shown = html.unescape(card)  # what a reader of the Markdown sees
+    assert "| a\\u001b[2J\\u000ab (Hugging Face Marian) |" in shown
 
 
 @pytest.mark.parametrize(
