@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from tests import traps
 from tfm_cli import failpoint
+from tfm_cli.errors import END_SIGNALS
 
 # Tests run side by side on few cores; processes that tests start have one thread each as well.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -118,6 +119,15 @@ def _traps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     traps.found.clear()
     yield
     assert not traps.found
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A test that ignores signals in its own process does not leave them ignored."""
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

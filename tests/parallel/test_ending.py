@@ -1,6 +1,5 @@
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -9,14 +8,6 @@ from tests.parallel.notes import Notes
 from tfm_cli.errors import ConfigError, DataError, Interrupted, ToldElsewhere
 from tfm_cli.parallel import Parallel, heartbeat
 from tfm_cli.parallel.ending import Ending, LostError, is_lost_connection
-
-
-@pytest.fixture(autouse=True)
-def _signals_as_before() -> Any:
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

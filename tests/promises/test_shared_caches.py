@@ -72,7 +72,7 @@ def test_r56_run_waits_for_another_one_that_prepares_the_same_text(
     second = forked.start(
         tmp_path / "words b",
         command(text, tmp_path / "b"),
-        {VARIABLE: PREPARING},  # which it never reaches
+        {VARIABLE: PREPARING},  # which it reaches only after it has waited
         prepare=as_process_7,
     )
     words = tmp_path / "words b" / "err"
@@ -80,6 +80,7 @@ def test_r56_run_waits_for_another_one_that_prepares_the_same_text(
 
     os.kill(first, signal.SIGCONT)
     results = [forked.ended(first, tmp_path / "words a")]
+    forked.wait_for(lambda: state(second) in "TZ")
     os.kill(second, signal.SIGCONT)
     results.append(forked.ended(second, tmp_path / "words b"))
 
