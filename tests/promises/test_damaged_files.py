@@ -114,7 +114,7 @@ def _arguments(corpus: TinyCorpus) -> list[str]:
     return [
         *corpus.train_arguments(), *TINY_SHAPE, "--max-tokens", "512", "--lr", "5e-3",
         "--lr-warmup", "50", "--valid-freq", "100", "--save-freq", "100", "--dropout", "0.0",
-        "--device", "cpu", "--set", "training.ema_decay=0.9",
+        "--device", "cpu", "--precision", "fp32", "--set", "training.ema_decay=0.9",
     ]  # fmt: skip
 
 

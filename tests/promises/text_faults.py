@@ -223,7 +223,9 @@ def assert_answered(fault: Fault, command: Command, model: Path, folder: Path) -
     assert result.code == (3 if refused else 0), result.err
     # What came before the damage was answered already.
     assert len(lines) <= fault.lines if refused else len(lines) == fault.lines
-    assert re.match(fault.lenient or "$", result.err), result.err
+    # What a model makes of garbage may look like lost text, and which garbage does is the model's.
+    told = re.sub(r"warning: line \d+: .* may lack text; .*\n", "", result.err)
+    assert re.match(fault.lenient or "$", told), result.err
     if not fault.shifted:
         words = {"translate": "eins fünf", "encode": "▁one ▁five", "decode": "one five"}
         assert [lines[0], lines[2]] == words[command.__name__].split()
