@@ -1,11 +1,17 @@
-"""What search gives back, and what it asks of a model."""
+"""What search gives back, and what it asks of a model.
+
+Imports no PyTorch: the native engine, which does without, gives back the same.
+"""
 
 # B segments, R rows (K for each segment, so R = B * K), V vocabulary
 
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NonFiniteScoresError(ArithmeticError):
