@@ -14,7 +14,8 @@ from tests.promises.hostile_models import HOSTILE, made
 from tfm_cli.config import ModelConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.model_config import named_tokenizers
-from tfm_cli.model_dir import build_transformer, load_model, weight_shapes
+from tfm_cli.model_dir import build_transformer, load_model
+from tfm_cli.model_weights import weight_shapes
 from tfm_cli.training import checkpoint
 
 MOST_SECONDS, MOST_BYTES = 1.0, 200 << 20

@@ -109,6 +109,8 @@ TFM_API const char* tfm_error(void);
 
 TFM_API int32_t tfm_model_new(const TfmModelOptions* options, TfmModel** model);
 // Pack one tensor by its name in a model directory, (rows, columns) or (rows,) with columns = 0.
+// TFM_NON_FINITE if a value is no finite number; other tensors may still be given, so that the
+// caller can name all that are of no use.
 TFM_API int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, int64_t rows,
                                  int64_t columns);
 // Pieces that are never written; for each target piece the byte it stands for, or -1: (V,) or NULL.
