@@ -1,24 +1,29 @@
-from collections.abc import Callable
+import ctypes
+import importlib.machinery
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tfm_cli import device as module
-from tfm_cli.device import (
-    arithmetic,
-    decoding_precision,
-    resolve_device,
-    resolve_precision,
-    set_cpu_threads,
-    validation_precision,
-)
+from tfm_cli.device import Device, decoding_precision, resolve_device
 from tfm_cli.errors import ConfigError, ResourceError
 
 
-def pretend(patch: pytest.MonkeyPatch, *, gpus: int = 0, mps: bool = False) -> None:
+def pretend(
+    patch: pytest.MonkeyPatch, *, gpus: int = 0, mps: bool = False, build: str = "cuda"
+) -> None:
+    """Let the machine have GPUs, and PyTorch be built for them or not."""
+    patch.setattr(module, "driver_gpus", lambda: gpus)
+    patch.setattr(module, "torch_build", lambda: build)
     patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     patch.setattr(torch.cuda, "device_count", lambda: gpus)
-    patch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    patch.setattr(module, "has_mps", lambda: mps)
 
 
 @pytest.mark.parametrize(
@@ -29,18 +34,20 @@ def test_auto_takes_the_best_there_is(
 ) -> None:
     pretend(monkeypatch, gpus=gpus, mps=mps)
 
-    assert resolve_device("auto") == torch.device(wanted)
+    assert resolve_device("auto") == Device(wanted)
 
 
 def test_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, gpus=2, mps=True)
 
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    assert resolve_device("mps") == torch.device("mps")
+    assert resolve_device("cpu") == Device("cpu")
+    assert resolve_device("cuda:1") == Device("cuda", 1)
+    assert resolve_device("mps") == Device("mps")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:-1", "meta", "xpu", "cpu,cuda"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "cuda:-1", "meta", "xpu", "cpu,cuda", "cpu:0", "mps:1", "cuda:"]
+)
 def test_name_of_no_device_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown device `{name}`, wanted auto, cpu, cuda"):
         resolve_device(name)
@@ -62,111 +69,9 @@ def test_device_that_the_machine_lacks_is_refused_with_what_it_has(
     assert "--device auto" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_auto_precision_is_what_the_device_is_fastest_with(
-    fast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_fast_bf16", lambda device: fast)
-    cpu = torch.device("cpu")
-
-    assert resolve_precision("auto", cpu) == (torch.bfloat16 if fast else torch.float32)
-    assert resolve_precision("fp32", cpu) == torch.float32
-    assert resolve_precision("bf16", cpu) == torch.bfloat16
-
-
-@pytest.mark.parametrize("name", ["int3", "", "FP32"])
-def test_name_of_no_precision_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown precision `{name}`, wanted auto, fp32 or bf16"):
-        resolve_precision(name, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "wanted"),
-    [
-        ("auto", "cpu", torch.float32),
-        ("bf16", "cpu", torch.bfloat16),
-        ("fp32", "cpu", torch.float32),
-        ("auto", "cuda", torch.bfloat16),
-        ("fp32", "cuda", torch.float32),
-    ],
-)
-def test_validation_on_a_cpu_is_in_fp32_unless_bf16_was_asked_for(
-    name: str, device: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_fast_bf16", lambda device: True)
-
-    assert validation_precision(name, torch.device(device)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "wanted"),
-    [
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({"avx2": True}, torch.float32),
-    ],
-)
-def test_cpu_takes_bf16_where_it_has_instructions_for_it(
-    capabilities: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-
-    assert resolve_precision("auto", torch.device("cpu")) == wanted
-
-
-@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
-@pytest.mark.parametrize(
-    ("isa", "wanted"),
-    [
-        ("AVX2", torch.float32),
-        ("avx512_core_vnni", torch.float32),
-        ("AVX512_CORE_BF16", torch.bfloat16),
-        ("AVX10_1_512_AMX", torch.bfloat16),
-        ("DEFAULT", torch.bfloat16),
-        ("", torch.bfloat16),
-    ],
-)
-def test_bf16_that_onednn_was_told_to_leave_out_is_not_taken(
-    name: str, isa: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    capabilities = {"avx512_bf16": True}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv(name, isa)
-
-    assert resolve_precision("auto", torch.device("cpu")) == wanted
-
-
-def test_cpu_of_an_older_torch_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-
-    assert resolve_precision("auto", torch.device("cpu")) == torch.float32
-
-
-def test_products_are_in_the_precision_and_weights_as_they_are() -> None:
-    weight = torch.ones(2, 2)
-
-    with arithmetic(torch.device("cpu"), torch.bfloat16):
-        low = weight @ weight
-    with arithmetic(torch.device("cpu"), torch.float32):
-        high = weight @ weight
-
-    assert (low.dtype, high.dtype, weight.dtype) == (torch.bfloat16, torch.float32, torch.float32)
-
-
-def test_number_of_threads_is_set_or_left() -> None:
-    set_cpu_threads(1)
-    set_cpu_threads(0)
-
-    assert torch.get_num_threads() == 1
-
-
 # --- precision of translating --------------------------------------------------------------------
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU = Device("cpu"), Device("cuda", 0)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +92,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
     ],
 )
 def test_precision_of_translating(
-    name: str, device: torch.device, fast: bool, wanted: str,
+    name: str, device: Device, fast: bool, wanted: str,
     monkeypatch: pytest.MonkeyPatch, told: list[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(module, "_fast_bf16", lambda device: fast)
+    capability = (8, 0) if fast else (7, 5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
     assert decoding_precision(name, device) == wanted
     assert told == []
@@ -207,14 +113,11 @@ def test_gpu_takes_bf16_where_it_has_units_for_it(
     assert decoding_precision("auto", GPU) == wanted
 
 
-@pytest.mark.parametrize("resolve", [decoding_precision, resolve_precision])
-def test_bf16_is_refused_on_a_gpu_without_it(
-    resolve: Callable[[str, torch.device], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
 
     with pytest.raises(ConfigError) as caught:
-        resolve("bf16", GPU)
+        decoding_precision("bf16", GPU)
 
     wanted = "`--precision bf16` is for GPUs of compute capability 8.0 or more"
     assert str(caught.value) == f"{wanted}, `cuda:0` has 7.5"
@@ -231,9 +134,13 @@ def test_name_of_no_precision_of_translating_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "mps"])
-def test_int8_is_refused_where_there_is_no_such_arithmetic(device: str) -> None:
+def test_int8_is_refused_where_there_is_no_such_arithmetic(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, gpus=1, mps=True)
+
     with pytest.raises(ConfigError) as caught:
-        decoding_precision("int8", torch.device(device))
+        decoding_precision("int8", resolve_device(device))
 
     assert str(caught.value) == f"`--precision int8` is for CPUs, not for `{device}`"
     assert caught.value.hint == "use bf16 or fp16 there, or `--device cpu`"
@@ -247,10 +154,118 @@ def test_fp16_is_refused_on_cpus() -> None:
     assert caught.value.hint == "use int8, or bf16 on a processor that has it"
 
 
-def test_bf16_on_a_processor_without_it_is_told(
-    monkeypatch: pytest.MonkeyPatch, told: list[str]
-) -> None:
-    monkeypatch.setattr(module, "_fast_bf16", lambda device: False)
+# --- without PyTorch -----------------------------------------------------------------------------
 
-    assert decoding_precision("bf16", CPU) == "bf16"
-    assert told == ["this processor has no bf16 and computes it far slower than fp32"]
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [("", "PyTorch is not installed"), ("cpu", "PyTorch is a build without CUDA")],
+)
+def test_gpu_that_pytorch_cannot_use_is_told_once_and_the_cpu_serves(
+    build: str, reason: str, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    pretend(monkeypatch, gpus=1, build=build)
+    monkeypatch.setattr(module, "_told", set())
+
+    assert [resolve_device("auto"), resolve_device("auto")] == [Device("cpu")] * 2
+    assert told == [f"this machine has a GPU, but {reason}: computing on the CPU"]
+
+
+@pytest.mark.parametrize(
+    ("build", "lacks"),
+    [("", "PyTorch, which is not installed"), ("cpu", "a PyTorch built with CUDA")],
+)
+def test_gpu_that_was_named_needs_a_pytorch_for_it(
+    build: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, gpus=2, build=build)
+
+    with pytest.raises(ResourceError) as caught:
+        resolve_device("cuda:1")
+
+    assert str(caught.value) == f"the device `cuda:1` needs {lacks}"
+    assert caught.value.hint == "install it with `pip install torch`"
+
+
+@pytest.mark.parametrize(
+    ("text", "build"),
+    [
+        ("cuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n", "cuda"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'\n", "hip"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None\n", "cpu"),
+        ("cuda = '11.8'\n", "cuda"),
+        ("", "cpu"),
+    ],
+)
+def test_what_pytorch_was_built_for_is_read_from_its_version(
+    text: str, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "version.py").write_text(text, encoding="utf-8")
+    spec = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+
+    assert module.torch_build() == build
+
+
+def test_missing_pytorch_is_no_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    assert module.torch_build() == ""
+
+
+def driver(path: str, *, gpus: int = 3, status: int = 0) -> Any:
+    """Return what stands for CUDA's driver."""
+
+    def count_devices(count: Any) -> int:
+        count._obj.value = gpus
+        return 0
+
+    return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=count_devices)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 3), ("0,1,2", 3), ("", 0), ("-1", 0), (" -1,0", 0)]
+)
+def test_driver_is_not_asked_where_it_may_show_no_gpu(
+    visible: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", driver)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert module.driver_gpus() == count
+
+
+@pytest.mark.parametrize(
+    "library", [lambda path: driver(path, status=100), lambda path: SimpleNamespace()]
+)
+def test_driver_that_does_not_work_shows_no_gpu(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", library)
+
+    assert module.driver_gpus() == 0
+
+
+def test_machine_without_the_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> object:
+        raise OSError(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+
+    assert module.driver_gpus() == 0
+
+
+def test_cpu_is_found_without_importing_pytorch() -> None:
+    program = (
+        "import sys\n"
+        "from tfm_cli.device import decoding_precision, resolve_device\n"
+        "assert decoding_precision('auto', resolve_device('auto')) == 'fp32'\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+    )
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(sys.path)}
+
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)

@@ -1,75 +1,80 @@
-"""Where to compute and how precisely."""
+"""Devices and precisions by name; which there are is found out without PyTorch where that can be.
+
+A machine without a GPU needs no PyTorch to translate, and importing it takes seconds.
+"""
 
 import contextlib
+import ctypes
+import importlib.util
 import logging
 import os
-from collections.abc import Iterator
-
-import torch
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 from tfm_cli.config import DECODING_PRECISIONS
 from tfm_cli.errors import ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 
+INSTALL_TORCH = "install it with `pip install torch`"
 
-def resolve_device(name: str) -> torch.device:
-    """The device called `auto` (cuda, else mps, else cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
+_told: set[str] = set()  # what was said once already
+_DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; else libcuda.so.1
+_LEAST_BF16 = (8, 0)  # compute capability
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device by its name, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+CPU = Device("cpu")
+
+
+def resolve_device(name: str) -> Device:
+    """Return the device called `auto` (cuda, else mps, else cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
         ConfigError: no device has such a name.
-        ResourceError: this machine lacks it; names what it has.
+        ResourceError: this machine lacks it, or PyTorch, which computes on it.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps"):
+        if num_gpus():
+            return Device("cuda")
+        if has_mps():
+            return Device("mps")
+        _tell_of_idle_gpus()
+        return CPU
+    found = re.fullmatch(r"(cpu|mps|cuda)(?::([0-9]{1,4}))?", name)
+    if found is None or (found[2] is not None and found[1] != "cuda"):
         raise ConfigError(f"unknown device `{name}`, wanted auto, cpu, cuda, cuda:N or mps")
-    num_gpus = torch.cuda.device_count()
-    missing = device.type == "cuda" and (device.index or 0) >= num_gpus
-    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
-        seen = ["cpu", *(f"cuda:{i}" for i in range(num_gpus))]
-        raise ResourceError(
-            f"there is no device `{name}`; this machine has {', '.join(seen)}",
-            hint="use `--device auto` to take the best there is",
-        )
+    device = Device(found[1], None if found[2] is None else int(found[2]))
+    if device == CPU:
+        return device
+    count = num_gpus()
+    is_there = has_mps() if device.type == "mps" else (device.index or 0) < count
+    if not is_there:
+        seen = ["cpu", *(f"cuda:{i}" for i in range(count))]
+        hint = "use `--device auto` to take the best there is"
+        build = torch_build()
+        if device.type == "cuda" and build != "cuda" and driver_gpus() > (device.index or 0):
+            lacks = "PyTorch, which is not installed" if not build else "a PyTorch built with CUDA"
+            raise ResourceError(f"the device `{name}` needs {lacks}", hint=INSTALL_TORCH)
+        told = f"there is no device `{name}`; this machine has {', '.join(seen)}"
+        raise ResourceError(told, hint=hint)
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the arithmetic of training's matrix products.
-
-    `auto` is bf16 where the device is faster with it, processors included, else fp32.
-
-    Raises:
-        ConfigError: the name is unknown, or the device lacks that precision.
-    """
-    if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"unknown precision `{name}`, wanted auto, fp32 or bf16")
-    if name == "bf16":
-        _check_bf16(device, "fp32")
-    if name == "fp32" or (name == "auto" and not _fast_bf16(device)):
-        return torch.float32
-    return torch.bfloat16
-
-
-def validation_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the arithmetic of validation in a run whose training precision is `name`.
-
-    `auto` is fp32 on every CPU, as in `decoding_precision`: a score must not depend on the
-    processor. Otherwise validation computes as training does.
-    """
-    if name == "auto" and device.type == "cpu":
-        return torch.float32
-    return resolve_precision(name, device)
-
-
-def decoding_precision(name: str, device: torch.device) -> str:
+def decoding_precision(name: str, device: Device) -> str:
     """Return `fp32`, `bf16`, `fp16` or `int8` for translating.
 
     `auto` is fp32 on every CPU, so that a model translates alike on all of them, and bf16 on GPUs
@@ -82,7 +87,8 @@ def decoding_precision(name: str, device: torch.device) -> str:
         wanted = ", ".join(DECODING_PRECISIONS)
         raise ConfigError(f"unknown precision `{name}`, wanted one of {wanted}")
     if name == "auto":
-        return "bf16" if device.type != "cpu" and _fast_bf16(device) else "fp32"
+        has_bf16 = device.type == "cuda" and gpu_capability(device) >= _LEAST_BF16
+        return "bf16" if has_bf16 else "fp32"
     if name == "int8" and device.type != "cpu":
         hint = "use bf16 or fp16 there, or `--device cpu`"
         raise ConfigError(f"`--precision int8` is for CPUs, not for `{device}`", hint=hint)
@@ -90,81 +96,97 @@ def decoding_precision(name: str, device: torch.device) -> str:
         hint = "use int8, or bf16 on a processor that has it"
         raise ConfigError("`--precision fp16` is for GPUs; CPUs compute it far slower", hint=hint)
     if name == "bf16":
-        _check_bf16(device, "fp16 or fp32")
+        check_gpu_bf16(device, "fp16 or fp32")
     return name
 
 
-def precision_name(dtype: torch.dtype) -> str:
-    """Return the name that `--precision` has for an arithmetic."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+def check_gpu_bf16(device: Device, others: str) -> None:
+    """Raise a ConfigError if a GPU has no bf16.
 
-
-def _check_bf16(device: torch.device, others: str) -> None:
-    """Refuse bf16 on a GPU that has none, and warn where it is slow."""
-    if device.type == "cuda" and not _fast_bf16(device):
-        major, minor = torch.cuda.get_device_capability(device)
-        raise ConfigError(
-            f"`--precision bf16` is for GPUs of compute capability 8.0 or more, `{device}` has "
-            f"{major}.{minor}",
-            hint=f"use {others} there",
-        )
-    if device.type == "cpu" and not _fast_bf16(device):
-        logger.warning("this processor has no bf16 and computes it far slower than fp32")
-
-
-# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave bf16 out, whatever the processor has.
-_ISA_WITHOUT_BF16 = (
-    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
-)  # fmt: skip
-
-
-def _fast_bf16(device: torch.device) -> bool:
-    """Return True if the device multiplies matrices faster in bf16 than in fp32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
-        if isa.upper() in _ISA_WITHOUT_BF16:
-            return False
-        # torch 2.11 has no such function yet; there, fp32 it is.
-        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
-
-
-@contextlib.contextmanager
-def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Matrix products inside are computed in `dtype`; weights stay as they are."""
-    if dtype == torch.float32:
-        yield
-        return
-    with torch.autocast(device.type, dtype=dtype):
-        yield
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.
-    words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
-    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
-
-
-def set_deterministic(wanted: bool) -> None:
-    """Let operations give the same bits each time, or else be as fast as they can.
-
-    cuBLAS reads its part of it when it is first used, so this comes before any tensor on a GPU.
+    Args:
+        device: any.
+        others: precisions that the hint names.
     """
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Nothing here reads memory before it writes it, and filling it takes time.
-        # PyTorch makes this attribute where no type checker sees it.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(wanted)
+    if device.type != "cuda" or (capability := gpu_capability(device)) >= _LEAST_BF16:
+        return
+    major, minor = capability
+    raise ConfigError(
+        f"`--precision bf16` is for GPUs of compute capability 8.0 or more, `{device}` has "
+        f"{major}.{minor}",
+        hint=f"use {others} there",
+    )
 
 
-def set_cpu_threads(count: int) -> None:
-    """Use this many threads inside an operation; 0 leaves one for each core."""
-    if count:
-        torch.set_num_threads(count)
+def gpu_capability(device: Device) -> tuple[int, int]:
+    """Return the compute capability of a GPU that PyTorch uses."""
+    import torch
+
+    return torch.cuda.get_device_capability(str(device))
+
+
+def num_gpus() -> int:
+    """Return the number of GPUs that PyTorch can use; it is imported where there may be one."""
+    build = torch_build()
+    if build != "hip" and not (build == "cuda" and driver_gpus()):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def has_mps() -> bool:
+    """Return True if PyTorch can use the GPU of an Apple processor."""
+    if sys.platform != "darwin" or platform.machine() != "arm64" or not torch_build():
+        return False
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def torch_build() -> str:
+    """Return what the installed PyTorch was built for: `cuda`, `hip` or `cpu`; empty for none.
+
+    Its file `version.py` is read, not executed.
+    """
+    found = None
+    with contextlib.suppress(ImportError, ValueError):  # ValueError: None stands in for it
+        found = importlib.util.find_spec("torch")
+    if found is None or not found.origin:
+        return ""
+    text = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
+    for kind in ("cuda", "hip"):
+        if re.search(rf"^{kind}\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
+            return kind
+    return "cpu"
+
+
+def driver_gpus() -> int:
+    """Return the number of GPUs that CUDA's driver shows; it heeds CUDA_VISIBLE_DEVICES itself.
+
+    Source: CUDA Driver API, `cuInit` and `cuDeviceGetCount`.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
+        return 0
+    try:
+        driver = ctypes.CDLL(_DRIVERS.get(sys.platform, "libcuda.so.1"))
+        count = ctypes.c_int()
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return 0
+    except (OSError, AttributeError):
+        return 0
+    return count.value
+
+
+def _tell_of_idle_gpus() -> None:
+    """Say once, where there is a GPU that the installed PyTorch cannot use, that it stays idle."""
+    build = torch_build()
+    if build == "hip" or not driver_gpus():
+        return
+    reasons = {"": "PyTorch is not installed", "cpu": "PyTorch is a build without CUDA"}
+    reason = reasons.get(build, "PyTorch cannot use it")
+    if reason not in _told:
+        _told.add(reason)
+        logger.warning("this machine has a GPU, but %s: computing on the CPU", reason)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 import tfm_cli
+from tfm_cli.arithmetic import resolve_precision
 from tfm_cli.config import TrainingConfig
 from tfm_cli.configfile import resolve
 from tfm_cli.corpus.batch import Batch, make_batch, pad_source
@@ -32,7 +33,6 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.sample import sample_path
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.device import resolve_precision
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.training.learner import Learner

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfm_cli.corpus.batching import BatchOrder, token_batches
+from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.token_batches import token_batches
 
 UNK_ID, PAD_ID, START_ID, EOS_ID = range(4)
 NUM_SPECIAL = 4
@@ -77,7 +78,7 @@ def torch_plan(source: np.ndarray, target: np.ndarray, max_tokens: int) -> Plan:
     plan = []
     for pairs in _pools(len(source), round(100 * max_tokens / target.mean())):
         ordered = pairs[np.argsort(target[pairs], kind="stable")]
-        lengths = target[ordered]
+        lengths = target[ordered].tolist()
         plan += [ordered[part] for part in token_batches(lengths, lengths, max_tokens=max_tokens)]
     return plan
 
@@ -101,14 +102,15 @@ def shuffled_plan(source: np.ndarray, target: np.ndarray, max_tokens: int) -> Pl
     """In random order, with a budget of padded pieces at which so many are real."""
     pairs = _shuffled(len(source))
     wanted = max(1, round(target.sum() / max_tokens))
+    sides = source[pairs].tolist(), target[pairs].tolist()
     low, high = max_tokens, 16 * max_tokens
     while low < high:
         budget = (low + high) // 2
-        if len(token_batches(source[pairs], target[pairs], max_tokens=budget)) > wanted:
+        if len(token_batches(*sides, max_tokens=budget)) > wanted:
             low = budget + 1
         else:
             high = budget
-    return [pairs[part] for part in token_batches(source[pairs], target[pairs], max_tokens=low)]
+    return [pairs[part] for part in token_batches(*sides, max_tokens=low)]
 
 
 PLANS: dict[str, Cut] = {

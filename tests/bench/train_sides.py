@@ -31,10 +31,10 @@ from tests.bench.train_pairs import (
 from tests.bench.train_peers import PEER_MODELS
 from tests.bench.train_tricks import left_out
 from tests.bench.train_works import MICRO_BATCH, Shape
+from tfm_cli.arithmetic import resolve_precision
 from tfm_cli.config import TrainingConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
-from tfm_cli.device import resolve_precision
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.learner import Learner, batch_loss
 from tfm_cli.training.optim import MovingAverage, make_optimizer

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.corpus.batching import BatchOrder, CorpusSpan, padding_share, random_key, token_batches
+from tfm_cli.corpus.batching import BatchOrder, CorpusSpan, padding_share
+from tfm_cli.corpus.random_key import random_key
+from tfm_cli.corpus.token_batches import token_batches
 
 MULTI30K = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "multi30k"
 
@@ -188,7 +190,7 @@ def test_a_pair_beyond_the_budget_is_a_batch_of_its_own(place: int) -> None:
     source = np.insert(np.array([5, 5]), place, 7)
     target = np.insert(target, place, 99)
 
-    slices = token_batches(source, target, max_tokens=16)
+    slices = token_batches(source.tolist(), target.tolist(), max_tokens=16)
 
     alone = [s for s in slices if s.stop - s.start == 1 and target[s.start] == 99]
     assert len(alone) == 1
@@ -201,7 +203,7 @@ def test_batches_of_given_pairs_follow_on_each_other_and_are_as_long_as_can_be(
 ) -> None:
     source, target = sides(corpus)
 
-    slices = token_batches(source, target, max_tokens=max_tokens)
+    slices = token_batches(source.tolist(), target.tolist(), max_tokens=max_tokens)
 
     borders = [0, *(s.stop for s in slices)]
     assert [s.start for s in slices] == borders[:-1]

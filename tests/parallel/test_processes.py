@@ -5,7 +5,7 @@ import torch
 
 from tests.distributed import ranks
 from tfm_cli.errors import ConfigError
-from tfm_cli.parallel import Parallel
+from tfm_cli.parallel import Parallel, processes
 
 LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
@@ -62,8 +62,7 @@ def test_numbers_that_do_not_fit_are_refused(
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(
     monkeypatch: pytest.MonkeyPatch, gpus: int, world: int, name: str, device: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(processes, "num_gpus", lambda: gpus)
 
     assert Parallel(3 if world > 1 else 0, world, 3).device(name) == device
 

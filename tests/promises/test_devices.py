@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli import device as devices
+from tfm_cli import arithmetic, device
 from tfm_cli.training import run, validate
 
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(device, "num_gpus", lambda: 0)
+    monkeypatch.setattr(device, "driver_gpus", lambda: 0)
+    monkeypatch.setattr(device, "has_mps", lambda: False)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
         return validate.validator(*arguments, dtype=dtype, **options)
 
     monkeypatch.setattr(run, "validator", validator)
-    monkeypatch.setattr(devices, "_fast_bf16", lambda place: fast)
+    monkeypatch.setattr(arithmetic, "_fast_bf16", lambda place: fast)
     small = ["--vocab-size", "40", "--set", "tokenizer.model_type=word", "--set", "model.width=16"]
     small += ["--set", "tokenizer.byte_fallback=false", "--set", "model.heads=2"]
     _, _, source, _, target, _, output = commands["train"]

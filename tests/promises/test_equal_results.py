@@ -13,10 +13,10 @@ import torch
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
-from tfm_cli import failpoint
+from tfm_cli import device, failpoint
+from tfm_cli.arithmetic import set_deterministic
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import make_batch
-from tfm_cli.device import set_deterministic
 from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.translation.translation import Candidate
 from tfm_cli.translation.translator import Translator
@@ -65,12 +65,12 @@ def test_r16_determinism_is_asked_for_before_a_gpu_is(
 ) -> None:
     asked: list[tuple[bool, str | None]] = []
 
-    def no_gpu() -> bool:
+    def no_gpu() -> int:
         deterministic = torch.are_deterministic_algorithms_enabled()
         asked.append((deterministic, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-        return False
+        return 0
 
-    monkeypatch.setattr(torch.cuda, "is_available", no_gpu)
+    monkeypatch.setattr(device, "num_gpus", no_gpu)
     text = write_part(tiny_corpus, tmp_path, pairs=20, valid=0)
     shape = [*SMALL_RUN, "-o", str(tmp_path / "m"), "--max-updates", "1", "--device", "auto"]
 

@@ -86,14 +86,17 @@ def shortlist(
     if output is None:
         refuse_odd_file(path)
 
-    from tfm_cli.corpus.parallel_text import read_pairs  # imports torch: seconds
-    from tfm_cli.device import resolve_device, set_cpu_threads
+    import torch  # seconds
+
+    from tfm_cli.arithmetic import set_cpu_threads
+    from tfm_cli.corpus.parallel_text import read_pairs
+    from tfm_cli.device import resolve_device
     from tfm_cli.model_dir import load_model
     from tfm_cli.translation.shortlist import save_shortlist
     from tfm_cli.translation.shortlist_building import build_shortlist
     from tfm_cli.translation.useless_weights import useless_weights_refused
 
-    place = resolve_device(device)
+    place = torch.device(str(resolve_device(device)))
     set_cpu_threads(cpu_threads)
     trained = load_model(model, place)
     with useless_weights_refused(str(model)):

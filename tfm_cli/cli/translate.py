@@ -246,7 +246,7 @@ def translate(
 
         for directory in models:
             hash_ahead(checked_weights(directory))
-        from tfm_cli.device import decoding_precision, resolve_device  # imports torch: seconds
+        from tfm_cli.device import decoding_precision, resolve_device
 
         place = parallel.device(device)
         if precision == "auto":  # which may be another one where the same job goes on

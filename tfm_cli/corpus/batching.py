@@ -1,19 +1,15 @@
 """Which pairs make which batch: an order that is a pure function of seed and epoch."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tfm_cli.corpus.random_key import random_key
+from tfm_cli.corpus.token_batches import token_batches
+
 POOL_PAIRS = 1 << 19
 _BLOCK_PAIRS = 1 << 8  # neighbours on the disk that stay in one pool
-
-
-def random_key(*parts: int | str) -> int:
-    """A number in [0, 2**63) that depends on all parts, the same on every machine."""
-    text = "\0".join(str(part) for part in parts).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,9 @@ class BatchOrder:
         target = self._target[members].astype(np.int32)[places]
         # Source lengths rise within one target length and fall within the next: no jump between.
         order = np.lexsort((np.where(target % 2, source, -source), target))
-        batches = token_batches(source[order], target[order], max_tokens=self._max_tokens)
+        batches = token_batches(
+            source[order].tolist(), target[order].tolist(), max_tokens=self._max_tokens
+        )
         ordered = shuffled[order]
         return [ordered[batches[i]] for i in random.permutation(len(batches))]
 
@@ -126,27 +124,6 @@ def _uniform(indices: np.ndarray, key: int) -> np.ndarray:
         x ^= x >> np.uint64(31)
     uniform: np.ndarray = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return uniform
-
-
-def token_batches(
-    source_lengths: np.ndarray, target_lengths: np.ndarray, *, max_tokens: int
-) -> list[slice]:
-    """Slices of consecutive pairs that keep within the budget of `BatchOrder`."""
-    batches = []
-    start, widest_source, widest_target = 0, 0, 0
-    for end, (source, target) in enumerate(
-        zip(source_lengths.tolist(), target_lengths.tolist(), strict=True)
-    ):
-        widest_source, widest_target = max(widest_source, source), max(widest_target, target)
-        size = end - start + 1
-        if size > 1 and (
-            size * widest_target > max_tokens or size * widest_source > 2 * max_tokens
-        ):
-            batches.append(slice(start, end))
-            start, widest_source, widest_target = end, source, target
-    if len(source_lengths):
-        batches.append(slice(start, len(source_lengths)))
-    return batches
 
 
 def padding_share(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfm_cli.arithmetic import arithmetic
 from tfm_cli.decoding.fixed_steps import Shape
-from tfm_cli.device import arithmetic
 from tfm_cli.engine.fixed_layers import Cache, FixedDecoderLayer, Here
 from tfm_cli.model.layers import DecoderLayer
 from tfm_cli.model.positions import LearnedPositions, rotations

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tfm_cli.device import num_gpus
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel.ending import (
     DEFAULT_PATIENCE,
@@ -78,11 +79,8 @@ class Parallel:
 
     def device(self, name: str) -> str:
         """The device of this process, where each has its own and no one was named."""
-        if self.world > 1 and name in ("auto", "cuda"):
-            import torch
-
-            if torch.cuda.is_available():
-                return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+        if self.world > 1 and name in ("auto", "cuda") and (count := num_gpus()):
+            return f"cuda:{self.local_rank % count}"
         return name
 
     @contextlib.contextmanager

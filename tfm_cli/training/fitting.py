@@ -5,9 +5,9 @@ import logging
 
 import torch
 
+from tfm_cli.arithmetic import arithmetic, ran_out_of_memory
 from tfm_cli.config import TrainingConfig
 from tfm_cli.corpus.batch import Batch
-from tfm_cli.device import arithmetic, ran_out_of_memory
 from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.presets import PRESETS, SAMPLE

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfm_cli.corpus.batch import Batch, flat_batch
-from tfm_cli.corpus.batching import BatchOrder, token_batches
+from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.corpus.store import FlatSegments, PieceStore
+from tfm_cli.corpus.token_batches import token_batches
 from tfm_cli.training.state import TrainState
 
 # How many updates are made ready ahead: one that waits while the next one is built.
@@ -85,7 +86,8 @@ class Planner:
 
     def parts(self, pairs: np.ndarray) -> list[np.ndarray]:
         """The pairs of a batch, cut where more than `micro_batch` pieces would be computed."""
-        source, target = self.store.source.lengths[pairs], self.store.target.lengths[pairs]
+        sides = self.store.source, self.store.target
+        source, target = (side.lengths[pairs].tolist() for side in sides)
         return [pairs[part] for part in token_batches(source, target, max_tokens=self.micro_batch)]
 
     def batch(self, pairs: np.ndarray) -> Batch:

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from tfm_cli.config import RunConfig
-from tfm_cli.corpus.batching import BatchOrder, padding_share
-from tfm_cli.corpus.store import PieceStore
-from tfm_cli.device import (
+from tfm_cli.arithmetic import (
     precision_name,
     ran_out_of_memory,
-    resolve_device,
     resolve_precision,
     set_cpu_threads,
     set_deterministic,
     validation_precision,
 )
+from tfm_cli.config import RunConfig
+from tfm_cli.corpus.batching import BatchOrder, padding_share
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.device import resolve_device
 from tfm_cli.errors import DivergedError, Interrupted
 from tfm_cli.log import counted, seconds_text
 from tfm_cli.model.transformer import Transformer
@@ -97,7 +97,7 @@ def run(
     limit = limit or TimeLimit(config.training.max_time)
     parallel = parallel or Parallel()
     set_deterministic(config.training.deterministic)
-    device = resolve_device(parallel.device(config.training.device))
+    device = torch.device(str(resolve_device(parallel.device(config.training.device))))
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
     config = with_kept_settings(config, parallel)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tfm_cli.arithmetic import arithmetic, ran_out_of_memory
 from tfm_cli.corpus.batch import Batch
-from tfm_cli.corpus.batching import random_key
-from tfm_cli.device import arithmetic, ran_out_of_memory
+from tfm_cli.corpus.random_key import random_key
 from tfm_cli.failpoint import reach
 from tfm_cli.parallel.wrapping import full
 from tfm_cli.training.fitting import out_of_memory

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from tfm_cli.arithmetic import arithmetic
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
-from tfm_cli.device import arithmetic
 from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER
 from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tfm_cli.arithmetic import ran_out_of_memory
 from tfm_cli.corpus.batch import make_batch
-from tfm_cli.corpus.batching import token_batches
+from tfm_cli.corpus.token_batches import token_batches
 from tfm_cli.decoding.hypothesis import Hypothesis, refuse_non_finite
-from tfm_cli.device import ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.seams import separators
@@ -171,7 +171,7 @@ class Aligner:
         """The weights (T, S) of each pair, which are batched by length."""
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
         source_lengths, target_lengths = (
-            np.array([len(pairs[i][side]) + 1 for i in order], dtype=np.int64) for side in (0, 1)
+            [len(pairs[i][side]) + 1 for i in order] for side in (0, 1)
         )
         found: list[Tensor] = [torch.empty(0)] * len(pairs)
         for batch in token_batches(source_lengths, target_lengths, max_tokens=self.max_tokens):

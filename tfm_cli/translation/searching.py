@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfm_cli.arithmetic import arithmetic, ran_out_of_memory
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.corpus.batching import random_key
+from tfm_cli.corpus.random_key import random_key
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.fixed_beams import BeamRules, FixedBeams
 from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
@@ -21,7 +22,6 @@ from tfm_cli.decoding.n_best import different_texts
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.decoding.utf8 import Utf8
-from tfm_cli.device import arithmetic, ran_out_of_memory
 from tfm_cli.engine.fixed_transformer import FixedTransformer
 from tfm_cli.errors import ResourceError
 from tfm_cli.failpoint import reach

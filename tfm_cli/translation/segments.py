@@ -5,11 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tfm_cli.config import SearchConfig
-from tfm_cli.corpus.batching import random_key, token_batches
 from tfm_cli.corpus.characters import is_blank
+from tfm_cli.corpus.random_key import random_key
+from tfm_cli.corpus.token_batches import token_batches
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.language_tags import TagCheck
@@ -78,7 +77,7 @@ class Segmenter:
         segments = self._segments(lines, prefixes if any(prefixes) else [""] * len(lines))
         self._lines_before += len(lines)
         segments.sort(key=lambda segment: -len(segment.ids))
-        lengths = np.array([len(segment.ids) + 1 for segment in segments], dtype=np.int64)
+        lengths = [len(segment.ids) + 1 for segment in segments]
         return [
             segments[batch] for batch in token_batches(lengths, lengths, max_tokens=self._budget)
         ]

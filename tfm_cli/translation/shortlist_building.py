@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from tfm_cli.corpus.batching import token_batches
 from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.token_batches import token_batches
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.alignment import piece_weights
@@ -69,7 +69,7 @@ def build_shortlist(
     written = np.zeros(target_size, dtype=np.int64)
     links: Counter[int] = Counter()  # by source id * V + target id
     order = np.lexsort((store.source.lengths, store.target.lengths))
-    lengths = store.source.lengths[order], store.target.lengths[order]
+    lengths = store.source.lengths[order].tolist(), store.target.lengths[order].tolist()
     told, done = time.monotonic(), 0
     for batch in token_batches(*lengths, max_tokens=max_tokens):
         sources = [store.source[i] for i in order[batch]]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from tfm_cli.arithmetic import set_cpu_threads, warn_of_slow_bf16
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.utf8 import Utf8
-from tfm_cli.device import decoding_precision, resolve_device, set_cpu_threads
+from tfm_cli.device import decoding_precision, resolve_device
 from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.errors import ConfigError, DataError, ModelError
 from tfm_cli.log import counted
@@ -186,8 +187,11 @@ class Translator:
         count = num_workers(workers, device=place.type, cpu_threads=cpu_threads)
         threads = cpu_threads or 1
         set_cpu_threads(1 if count > 1 else threads)
-        model = load_model(model_dir, place)
-        fellows = [load_model(directory, place) for directory in others]
+        where = torch.device(str(place))
+        if chosen == "bf16":
+            warn_of_slow_bf16(where)
+        model = load_model(model_dir, where)
+        fellows = [load_model(directory, where) for directory in others]
         for directory, fellow in zip(others, fellows, strict=True):
             if fellow.tokenizers.sha256 != model.tokenizers.sha256:
                 told = f"{directory}: has other tokenizers than {model_dir}"
@@ -199,7 +203,7 @@ class Translator:
             search=search or model.config.search,
             sampling=sampling,
             on_long=on_long,
-            device=place,
+            device=where,
             dtype=torch.float32 if is_prepared else _DTYPES[chosen],
             others=[fellow.transformer for fellow in fellows],
             scores=scores,

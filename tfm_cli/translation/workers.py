@@ -18,8 +18,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
+from tfm_cli.arithmetic import set_cpu_threads
 from tfm_cli.cores import available_cores
-from tfm_cli.device import set_cpu_threads
 from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
 from tfm_cli.stop_watch import StopWatch
 

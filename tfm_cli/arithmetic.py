@@ -1,0 +1,115 @@
+"""PyTorch's part of a device: the arithmetic of matrix products, memory, threads."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+
+from tfm_cli.device import Device, check_gpu_bf16
+from tfm_cli.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of training's matrix products.
+
+    `auto` is bf16 where the device is faster with it, processors included, else fp32.
+
+    Raises:
+        ConfigError: the name is unknown, or the device lacks that precision.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"unknown precision `{name}`, wanted auto, fp32 or bf16")
+    if name == "bf16":
+        _check_bf16(device, "fp32")
+    if name == "fp32" or (name == "auto" and not _fast_bf16(device)):
+        return torch.float32
+    return torch.bfloat16
+
+
+def validation_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the arithmetic of validation in a run whose training precision is `name`.
+
+    `auto` is fp32 on every CPU, as in `decoding_precision`: a score must not depend on the
+    processor. Otherwise validation computes as training does.
+    """
+    if name == "auto" and device.type == "cpu":
+        return torch.float32
+    return resolve_precision(name, device)
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """Return the name that `--precision` has for an arithmetic."""
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def _check_bf16(device: torch.device, others: str) -> None:
+    check_gpu_bf16(Device(device.type, device.index), others)
+    warn_of_slow_bf16(device)
+
+
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Say where a processor computes bf16 without instructions for it."""
+    if device.type == "cpu" and not _fast_bf16(device):
+        logger.warning("this processor has no bf16 and computes it far slower than fp32")
+
+
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave bf16 out, whatever the processor has.
+_ISA_WITHOUT_BF16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+)  # fmt: skip
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    """Return True if the device multiplies matrices faster in bf16 than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+        if isa.upper() in _ISA_WITHOUT_BF16:
+            return False
+        # torch 2.11 has no such function yet; there, fp32 it is.
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+@contextlib.contextmanager
+def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Matrix products inside are computed in `dtype`; weights stay as they are."""
+    if dtype == torch.float32:
+        yield
+        return
+    with torch.autocast(device.type, dtype=dtype):
+        yield
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.
+    words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Let operations give the same bits each time, or else be as fast as they can.
+
+    cuBLAS reads its part of it when it is first used, so this comes before any tensor on a GPU.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Nothing here reads memory before it writes it, and filling it takes time.
+        # PyTorch makes this attribute where no type checker sees it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(wanted)
+
+
+def set_cpu_threads(count: int) -> None:
+    """Use this many threads inside an operation; 0 leaves one for each core."""
+    if count:
+        torch.set_num_threads(count)
