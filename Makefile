@@ -86,14 +86,21 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	$(PIP) install '$(TORCH)'
 	touch $@
 
-$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+# The engine is compiled where there is a C++ compiler; TFM_REQUIRE_NATIVE=1 makes its lack an error.
+NATIVE := $(wildcard tfm_cli/native/*.cpp tfm_cli/native/*.h) tfm_cli/native/CMakeLists.txt
+TELL := @$(BIN)/tfm --version | grep -q 'engine: native' || $(BIN)/tfm --version >&2
+
+$(VENV)/.installed: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(PIP) install --editable .
+	$(TELL)
 	touch $@
 
-$(VENV)/.installed-bench: pyproject.toml $(VENV)/.torch
+$(VENV)/.installed-bench: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(PIP) install --editable '.[hf,ctranslate2]'
+	$(TELL)
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
+$(VENV)/.installed-dev: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(PIP) install --editable '.[dev]'
+	$(TELL)
 	touch $@ $(VENV)/.installed

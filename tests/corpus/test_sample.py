@@ -30,7 +30,7 @@ def test_checkout_has_it_beside_the_package(package: Path) -> None:
 
 def test_installed_package_has_it_inside(package: Path) -> None:
     put(package.parent / "data")  # somebody else's, where packages are installed
-    path = put(package / "sample")
+    path = put(package / "data")
 
     assert sample.sample_path("train.en") == str(path)
 

@@ -125,7 +125,9 @@ def _hyphens(name: str) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"tfm {tfm_cli.__version__}")
+        from tfm_cli.native import library
+
+        typer.echo(f"tfm {tfm_cli.__version__}\n{told(library.description())}")
         raise typer.Exit
 
 
@@ -143,7 +145,12 @@ app = typer.Typer(
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version and the CPU engine.",
+        ),
     ] = False,
 ) -> None:
     """Neural machine translation: raw text in, raw text out.

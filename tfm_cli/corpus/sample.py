@@ -14,7 +14,7 @@ def sample_path(name: str) -> str:
         ResourceError: it was not installed with the package.
     """
     # Inside an installed package, or beside it in a checkout.
-    for directory in (_PACKAGE / "sample", _PACKAGE.parent / "data"):
+    for directory in (_PACKAGE / "data", _PACKAGE.parent / "data"):
         if (directory / name).is_file():
             return str(directory / name)
     raise ResourceError(
