@@ -1,0 +1,249 @@
+// Vectors of floats and integers by the vector extensions of GCC and Clang: -march sets their width.
+//
+// Few operations need an intrinsic. Where the order of rounding matters, which is wherever two code
+// paths must give the same bits, products are added by multiply_add and not left to the compiler.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define TFM_INLINE inline __attribute__((always_inline))
+
+namespace tfm {
+
+#if defined(__AVX512F__)
+constexpr int VL = 16;  // floats of a vector
+#elif defined(__AVX2__)
+constexpr int VL = 8;
+#else
+constexpr int VL = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+typedef uint8_t vb __attribute__((vector_size(VL)));
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+static TFM_INLINE vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
+static TFM_INLINE vi load_int(const void* p) { vi v; std::memcpy(&v, p, sizeof v); return v; }
+static TFM_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+static TFM_INLINE void store_int(void* p, vi v) { std::memcpy(p, &v, sizeof v); }
+static TFM_INLINE vf broadcast(float x) { return x - vf{}; }
+static TFM_INLINE vi broadcast(int32_t x) { return x - vi{}; }
+// The first `count` < VL floats and zeros: no byte behind them is read or written.
+static TFM_INLINE vf load_first(const float* p, int count) {
+  vf v = {};
+  std::memcpy(&v, p, size_t(count) * 4);
+  return v;
+}
+static TFM_INLINE void store_first(float* p, vf v, int count) { std::memcpy(p, &v, size_t(count) * 4); }
+
+static TFM_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+static TFM_INLINE vi max(vi a, vi b) { return a > b ? a : b; }
+static TFM_INLINE vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+static TFM_INLINE vi lanes() {
+  vi v;
+  for (int i = 0; i < VL; i++) v[i] = i;
+  return v;
+}
+
+// a * b + c, rounded once where the processor can.
+static TFM_INLINE vf multiply_add(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+static TFM_INLINE float multiply_add(float a, float b, float c) {
+#if defined(__AVX512F__) || defined(__FMA__) || defined(__ARM_NEON)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The lower and the upper half of the lanes of a vector.
+#if defined(__AVX512F__)
+typedef float half_vf __attribute__((vector_size(32)));
+static TFM_INLINE half_vf low_lanes(vf v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+static TFM_INLINE half_vf high_lanes(vf v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+#endif
+typedef float four_floats __attribute__((vector_size(16)));
+#if defined(__AVX2__)
+typedef float eight_floats __attribute__((vector_size(32)));
+static TFM_INLINE four_floats low_lanes(eight_floats v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
+static TFM_INLINE four_floats high_lanes(eight_floats v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+#endif
+
+// The upper half of the lanes added to the lower, until one is left: one fixed order.
+static TFM_INLINE float sum(four_floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+#if defined(__AVX2__)
+static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lanes(v)); }
+#endif
+#if defined(__AVX512F__)
+static TFM_INLINE float sum(vf v) { return sum(low_lanes(v) + high_lanes(v)); }
+#endif
+// Of numbers that are no NaN.
+static TFM_INLINE float largest(vf v) {
+  for (int half = VL / 2; half >= 1; half /= 2) {
+    vi from = lanes() ^ half;
+    v = max(v, __builtin_shuffle(v, from));
+  }
+  return v[0];
+}
+static TFM_INLINE int32_t largest(vi v) {
+  for (int half = VL / 2; half >= 1; half /= 2) {
+    vi from = lanes() ^ half;
+    v = max(v, __builtin_shuffle(v, from));
+  }
+  return v[0];
+}
+// Whether a lane of a is at least that of b.
+static TFM_INLINE bool any_at_least(vf a, vf b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GE_OQ)) != 0;
+#else
+  vi m = a >= b;
+  return (m[0] | m[1] | m[2] | m[3]) != 0;
+#endif
+}
+
+// e^x to about 2 units in the last place; 0 below -87.3 becomes e^-87.3, NaN stays NaN.
+// Source: expf of the Cephes library (Moshier).
+static TFM_INLINE vf exp(vf x) {
+  x = x < -87.3f ? broadcast(-87.3f) : x;
+  x = x > 88.3f ? broadcast(88.3f) : x;
+  const vf magic = broadcast(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
+  vf shifted = multiply_add(x, broadcast(1.44269504088896341f), magic);
+  vf n = shifted - magic;
+  vf r = multiply_add(n, broadcast(-0.693359375f), x);
+  r = multiply_add(n, broadcast(2.12194440e-4f), r);
+  vf p = multiply_add(r, broadcast(1.9875691500e-4f), broadcast(1.3981999507e-3f));
+  p = multiply_add(p, r, broadcast(8.3334519073e-3f));
+  p = multiply_add(p, r, broadcast(4.1665795894e-2f));
+  p = multiply_add(p, r, broadcast(1.6666665459e-1f));
+  p = multiply_add(p, r, broadcast(5.0000001201e-1f));
+  p = multiply_add(p, r * r, r) + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_scalef_ps(__mmask16(-1), (__m512)p, (__m512)n);
+#else
+  vf power = (vf)(((vi)shifted << 23) + (vi)p);  // the low bits of `shifted` are n
+  return x == x ? power : x;
+#endif
+}
+
+static TFM_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
+static TFM_INLINE vf swish(vf x) { return x / (1.0f + exp(-x)); }
+
+// Off by at most 3e-7. Source: the rational approximation of Eigen (generic_fast_erf).
+static TFM_INLINE vf erf(vf x) {
+  x = x < -4.0f ? broadcast(-4.0f) : x;
+  x = x > 4.0f ? broadcast(4.0f) : x;
+  vf y = x * x;
+  vf p = multiply_add(y, broadcast(-2.72614225801306e-10f), broadcast(2.77068142495902e-08f));
+  p = multiply_add(p, y, broadcast(-2.10102402082508e-06f));
+  p = multiply_add(p, y, broadcast(-5.69250639462346e-05f));
+  p = multiply_add(p, y, broadcast(-7.34990630326855e-04f));
+  p = multiply_add(p, y, broadcast(-2.95459980854025e-03f));
+  p = multiply_add(p, y, broadcast(-1.60960333262415e-02f));
+  vf q = multiply_add(y, broadcast(-1.45660718464996e-05f), broadcast(-2.13374055278905e-04f));
+  q = multiply_add(q, y, broadcast(-1.68282697438203e-03f));
+  q = multiply_add(q, y, broadcast(-7.37332916720468e-03f));
+  q = multiply_add(q, y, broadcast(-1.42647390514189e-02f));
+  return x * p / q;
+}
+// The exact form, with erf. Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+static TFM_INLINE vf gelu(vf x) {
+  vf half = 0.5f * x;
+  return multiply_add(half, erf(x * 0.70710678118654752f), half);
+}
+
+// What is added to an activation of 8 bits. The dot product of x86 takes unsigned bytes times signed
+// ones; that of ARM signed ones alone.
+#if defined(__ARM_NEON)
+constexpr int kZeroPoint = 0;
+#else
+constexpr int kZeroPoint = 128;
+#endif
+
+// sums + the sum of 4 products of bytes in each lane of 32 bits, exact.
+static TFM_INLINE vi dot_of_4(vi sums, vi activations, vi weights) {
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+  return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)activations, (__m512i)weights);
+#elif defined(__AVX512BW__)
+  const __m512i low = _mm512_set1_epi16(0xff);
+  __m512i ue = _mm512_and_si512((__m512i)activations, low), uo = _mm512_srli_epi16((__m512i)activations, 8);
+  __m512i se = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)weights, 8), 8), so = _mm512_srai_epi16((__m512i)weights, 8);
+  return sums + (vi)_mm512_add_epi32(_mm512_madd_epi16(ue, se), _mm512_madd_epi16(uo, so));
+#elif defined(__AVXVNNI__)
+  return (vi)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)activations, (__m256i)weights);
+#elif defined(__AVX2__)
+  // Even and odd bytes are widened to 16 bits apart: a sum of two products of bytes would not fit there.
+  const __m256i low = _mm256_set1_epi16(0xff);
+  __m256i ue = _mm256_and_si256((__m256i)activations, low), uo = _mm256_srli_epi16((__m256i)activations, 8);
+  __m256i se = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)weights, 8), 8), so = _mm256_srai_epi16((__m256i)weights, 8);
+  return sums + (vi)_mm256_add_epi32(_mm256_madd_epi16(ue, se), _mm256_madd_epi16(uo, so));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (vi)vdotq_s32((int32x4_t)sums, (int8x16_t)activations, (int8x16_t)weights);
+#else
+  for (int b = 0; b < 4; b++) {
+    vi w = (vi)((vu)weights << (24 - 8 * b)) >> 24;
+    vi a = kZeroPoint ? (activations >> (8 * b)) & 255 : (vi)((vu)activations << (24 - 8 * b)) >> 24;
+    sums += a * w;
+  }
+  return sums;
+#endif
+}
+
+// bfloat16 is the upper half of a float. The two of a lane of 32 bits: the lower and the upper half.
+static TFM_INLINE vf lower_half(vi pairs) { return (vf)((vu)pairs << 16); }
+static TFM_INLINE vf upper_half(vi pairs) { return (vf)((vu)pairs & 0xffff0000u); }
+// Rounded to the nearest, ties to even, in the upper half; NaN stays NaN.
+static TFM_INLINE vu round_to_bf16(vf x) {
+  vu bits = (vu)x;
+  vu rounded = bits + (0x7fffu + ((bits >> 16) & 1u));
+  return (vu)(x == x ? (vf)rounded : (vf)(bits | 0x400000u));
+}
+static TFM_INLINE vi pair_of_bf16(vf lower, vf upper) {
+  return (vi)((round_to_bf16(lower) >> 16) | (round_to_bf16(upper) & 0xffff0000u));
+}
+static TFM_INLINE uint16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return uint16_t((bits | 0x400000u) >> 16);
+  return uint16_t((bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16);
+}
+static TFM_INLINE float from_bf16(uint16_t half) {
+  uint32_t bits = uint32_t(half) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+constexpr bool kHasBf16 = true;
+// sums + the sum of 2 products of bf16 in each lane.
+static TFM_INLINE vf dot_of_2(vf sums, vi activations, vi weights) {
+  return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)activations, (__m512bh)weights);
+}
+#else
+constexpr bool kHasBf16 = false;
+#endif
+
+}  // namespace tfm
