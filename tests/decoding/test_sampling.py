@@ -13,8 +13,10 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
+from tfm_cli.decoding import sampling
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.random_numbers import uniform
 from tfm_cli.decoding.sampling import sample
 
 
@@ -158,3 +160,113 @@ def test_scores_are_the_models_own_whatever_was_drawn_among(how: dict[str, float
         norm = (len(hypothesis.ids) + 1) ** 0.6
         assert math.isclose(hypothesis.log_probability, total, rel_tol=1e-9)
         assert math.isclose(hypothesis.score, total / norm, rel_tol=1e-9)
+
+
+def drawn_by(
+    logits: list[float], chance: float, *, temperature: float = 1.0, top_k: int = 0,
+    top_p: float = 1.0,
+) -> int:  # fmt: skip
+    """The piece that a number in [0, 1) draws."""
+    table = torch.tensor([logits])
+    return int(sampling._drawn(table, [chance], temperature=temperature, top_k=top_k, top_p=top_p))
+
+
+def shares_by(logits: list[float], **how: float) -> list[float]:
+    """How often each piece is drawn by the numbers 1/2000, 3/2000 …, as shares."""
+    chances = [(2 * number + 1) / 2000 for number in range(1000)]
+    counts = Counter(drawn_by(logits, chance, **how) for chance in chances)  # type: ignore[arg-type]
+    return [counts[piece] / 1000 for piece in range(len(logits))]
+
+
+def test_pieces_lie_in_the_order_of_their_ids() -> None:
+    logits = [math.log(share) for share in (0.25, 0.125, 0.5, 0.125)]
+
+    drawn = [drawn_by(logits, chance) for chance in (0.0, 0.24, 0.26, 0.37, 0.38, 0.87, 0.88)]
+
+    assert drawn == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_a_border_belongs_to_the_piece_behind_it() -> None:
+    assert drawn_by([0.0, 0.0], 0.5) == 1
+
+
+def test_pieces_without_mass_are_never_drawn() -> None:
+    logits = [-math.inf, 0.0, -math.inf, 0.0, -math.inf]
+
+    assert [drawn_by(logits, chance) for chance in (0.0, 0.4999, 0.5, 1 - 2**-53)] == [1, 1, 3, 3]
+
+
+def test_number_rounded_up_to_the_whole_mass_draws_the_last_piece_with_any() -> None:
+    assert drawn_by([0.0, 0.0, -math.inf], 1.0) == 1
+
+
+@pytest.mark.parametrize(("top_k", "wanted"), [
+    (0, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+    (1, [1, 0, 0, 0]),
+    (3, [1 / 3, 1 / 3, 1 / 3, 0]),
+    (4, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+    (9, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+])  # fmt: skip
+def test_lower_ids_are_kept_of_equally_likely_pieces(top_k: int, wanted: list[float]) -> None:
+    assert shares_by([1.0] * 4, top_k=top_k) == pytest.approx(wanted, abs=1e-3)
+    if top_k < 4:
+        cut = shares_by([1.0] * 4, top_p=(top_k or 4) / 4)
+        assert cut == pytest.approx(wanted, abs=1e-3)
+
+
+def test_mass_of_top_p_is_that_of_the_top_k() -> None:
+    logits = [math.log(share) for share in (0.1, 0.5, 0.15, 0.25)]
+
+    # 0.5 and 0.25 of 0.9, without the least: they reach 0.83, and the next is needed for 0.85.
+    assert shares_by(logits, top_k=3, top_p=0.8)[2] == 0
+    assert shares_by(logits, top_k=3, top_p=0.85)[2] == pytest.approx(1 / 6, abs=1e-3)
+
+
+def test_draw_of_a_step_is_that_of_its_seed_and_number() -> None:
+    model = TableModel(3)
+    limits, seed = [3], 11
+
+    (found,) = draw(model, [0], [seed], limits=limits)
+
+    ids: list[int] = []
+    while len(ids) < 3:
+        older, newest = [START, START, *ids][-2:]
+        logits = model.logits[0, len(ids), older, newest].tolist()
+        piece = drawn_by(logits, uniform(seed, len(ids)))
+        if piece == EOS:
+            break
+        ids.append(piece)
+    assert found.ids == tuple(ids)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.9}])
+def test_counts_of_whole_translations_fit_their_probabilities(how: dict[str, float]) -> None:
+    """Chi-square of 4,000 translations of at most two pieces against the exact probabilities."""
+    model = TableModel(5)
+
+    drawn = draw(model, [0] * 4000, list(range(4000)), limits=[2] * 4000, **how)  # type: ignore[arg-type]
+
+    def after(ids: tuple[int, ...]) -> list[float]:
+        older, newest = [START, START, *ids][-2:]
+        logits = model.logits[0, len(ids), older, newest] / how.get("temperature", 1.0)
+        probs = logits.softmax(0)
+        order = probs.argsort(descending=True)[: int(how.get("top_k", VOCAB))]
+        before = probs[order].cumsum(0) - probs[order]
+        order = order[before < how.get("top_p", 1.0)]
+        kept = torch.zeros(VOCAB, dtype=torch.float64)
+        kept[order] = probs[order]
+        return (kept / kept.sum()).tolist()  # type: ignore[no-any-return]
+
+    first, wanted = after(()), {}
+    wanted[()] = first[EOS]
+    for one in (1, 2, 3):
+        second = after((one,))
+        wanted[(one,)] = first[one] * second[EOS]
+        for two in (1, 2, 3):
+            wanted[(one, two)] = first[one] * second[two]
+    counts = Counter(hypothesis.ids for hypothesis in drawn)
+    assert {ids for ids, share in wanted.items() if not share}.isdisjoint(counts)
+    value = sum(
+        (counts[ids] - 4000 * share) ** 2 / (4000 * share) for ids, share in wanted.items() if share
+    )
+    assert value < 39.1  # 99.99 % of values with 12 degrees of freedom; fewer with fewer pieces

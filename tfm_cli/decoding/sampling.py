@@ -1,6 +1,6 @@
 """Sampling: each next piece is drawn by its probability, among the likeliest if so asked."""
 
-# B segments still open, V vocabulary, t pieces written
+# B segments still open, V vocabulary, C pieces that are left to draw from, t pieces written
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ from tfm_cli.decoding.constraints import (
     padded_prefixes,
 )
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
+from tfm_cli.decoding.random_numbers import uniform
 from tfm_cli.decoding.scoring import length_norm
 from tfm_cli.decoding.utf8 import Spelling, Utf8
 
-_COLDEST = 1e-6  # no draw is left by then, and single precision still divides by it
+_COLDEST = 1e-6  # no draw is left by then, and a difference of logits divided by it is finite
 
 
 def sample(
@@ -49,7 +50,8 @@ def sample(
         source: (B, S) ids.
         source_keep: (B, 1, 1, S), False at padding; None if there is none.
         limits: most pieces of each segment's translation, without </s>, which is then forced.
-        seeds: one for each segment, so that what is drawn does not depend on its neighbours.
+        seeds: one for each segment, of 64 bits. Its draw at a step is a function of the seed and
+            the number of the step, so that it does not depend on its neighbours.
         start_id: what every translation is a continuation of.
         eos_id: ends a translation.
         banned_ids: never drawn.
@@ -73,8 +75,6 @@ def sample(
     spelling = None
     if utf8 is not None:
         limits, spelling = utf8.limits(limits, prefixes), Spelling(utf8, len(limits))
-    # All the chance there is, drawn beforehand: (B, longest)
-    draws = [_uniforms(seed, limit + 1) for seed, limit in zip(seeds, limits, strict=True)]
     open_segments = list(range(len(limits)))
     written: list[list[int]] = [[] for _ in limits]
     gains: list[list[float]] = [[] for _ in limits]  # log-probabilities of the pieces
@@ -105,19 +105,12 @@ def sample(
             stuck = spelling.forbid_(allowed, logits, room, forced)
             if renormalize and len(stuck):
                 log_probs[stuck] = logits[stuck].log_softmax(dim=1)
-        sorted_probs, sorted_pieces = _likeliest(
-            allowed, temperature=temperature, top_k=top_k, top_p=top_p
-        )
-        chance = torch.tensor(
-            [draws[segment][step] for segment, step in zip(open_segments, steps, strict=True)],
-            device=device,
-            dtype=sorted_probs.dtype,
-        )  # (B,)
-        cumulative = sorted_probs.cumsum(dim=1)  # (B, V)
-        mass = cumulative[:, -1] * chance  # (B,)
-        drawn = (cumulative <= mass[:, None]).sum(dim=1)  # (B,) first place beyond the mass
-        drawn = drawn.minimum((sorted_probs > 0).sum(dim=1) - 1)
-        piece = sorted_pieces.gather(1, drawn[:, None])  # (B, 1)
+        chances = [
+            uniform(seeds[segment], step)
+            for segment, step in zip(open_segments, steps, strict=True)
+        ]
+        piece = _drawn(allowed, chances, temperature=temperature, top_k=top_k, top_p=top_p)
+        piece = piece.to(device)  # (B, 1)
         for row, (segment, step) in enumerate(zip(open_segments, steps, strict=True)):
             if step >= limits[segment]:
                 piece[row] = eos_id
@@ -151,19 +144,32 @@ def sample(
     return drawn_hypotheses
 
 
-def _likeliest(
-    logits: Tensor, *, temperature: float, top_k: int, top_p: float
-) -> tuple[Tensor, Tensor]:
-    """Probabilities, likeliest first and zero where cut off, and their pieces, (B, C) each."""
-    count = min(top_k or logits.shape[1], logits.shape[1])
-    best, pieces = logits.topk(count, dim=1)  # (B, C)
+def _drawn(
+    logits: Tensor, chances: Sequence[float], *, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    """Return the piece of each row that is drawn by a number in [0, 1), (B, 1).
+
+    The pieces that are left stand in the order of their ids, each as wide as it is likely, and the
+    number says how far along them to go. In this order, unlike that of their probabilities, another
+    way of rounding the logits moves the borders between pieces a little and swaps none of them.
+    """
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # an MPS device has no double precision
+    logits = logits.double()  # (B, V)
     # Relative to the likeliest, whose 0 stays 0 however cold it gets.
-    probs = ((best - best[:, :1]) / max(temperature, _COLDEST)).softmax(dim=1)
-    before = probs.cumsum(dim=1) - probs  # mass of the likelier ones, so 0 for the first
-    return probs.masked_fill(before >= top_p, 0.0), pieces
-
-
-def _uniforms(seed: int, count: int) -> list[float]:
-    generator = torch.Generator().manual_seed(seed)
-    numbers: list[float] = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
-    return numbers
+    weights = ((logits - logits.amax(dim=1, keepdim=True)) / max(temperature, _COLDEST)).exp()
+    if top_k or top_p < 1:
+        # The lower id first where two are equally likely.
+        pieces = logits.sort(dim=1, descending=True, stable=True).indices  # (B, V)
+        pieces = pieces[:, : top_k or None]  # (B, C)
+        kept = weights.gather(1, pieces)  # (B, C)
+        mass = kept.cumsum(dim=1)  # (B, C)
+        # The mass of the likelier ones, 0 for the first, decides.
+        kept[:, 1:].masked_fill_(mass[:, :-1] >= top_p * mass[:, -1:], 0.0)
+        weights = torch.zeros_like(weights).scatter_(1, pieces, kept)  # (B, V)
+    ends = weights.cumsum(dim=1)  # (B, V)
+    whole = ends[:, -1:].contiguous()  # (B, 1)
+    chance = torch.tensor(chances, dtype=torch.float64, device=logits.device)[:, None]  # (B, 1)
+    place = torch.searchsorted(ends, whole * chance, right=True)  # (B, 1)
+    # A product that is rounded up to the whole mass belongs to the last piece that has any.
+    return place.minimum(torch.searchsorted(ends, whole))  # (B, 1)
