@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -18,7 +18,7 @@ from tfm_cli.tensor_header import Values, parse_header
 MAX_HEADER_BYTES = 1 << 20
 _TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
 
-_PART_BYTES = 1 << 23  # that are in memory together while they are hashed
+_PART_BYTES = 1 << 20  # that are in memory together while they are hashed
 
 Content = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
 _ahead: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
@@ -78,10 +78,24 @@ class WeightsFile:
         for name, values in self.tensors.items():
             contents[name] = bytearray(values.end - values.begin)
             self._read_into(memoryview(contents[name]), values.begin)
+        self.check_unchanged()
+        return contents
+
+    def read_tensor(self, name: str, into: memoryview) -> None:
+        """Read the values of one tensor into the beginning of a buffer.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it ends too early.
+        """
+        values = self.tensors[name]
+        self._read_into(into[: values.end - values.begin], values.begin)
+
+    def check_unchanged(self) -> None:
+        """Raise a ValueError if the file was written to since it was opened."""
         # Its status changes also when another file takes its name, which is no matter here.
         if _identity(self._file.fileno())[:-1] != self._identity[:-1]:
             raise ValueError("it was written to while it was read")
-        return contents
 
     def sha256(self, contents: Mapping[str, bytearray]) -> str:
         """What `values_sha256` says of what was read, or `hash_ahead` has found already."""
@@ -94,6 +108,29 @@ class WeightsFile:
             (name, _type_name(values), values.shape, [memoryview(contents[name])])
             for name, values in sorted(self.tensors.items())
         )
+
+    def hash_beside(self) -> Callable[[], str]:
+        """Begin to hash the file beside what the caller does, unless `hash_ahead` has begun.
+
+        Returns:
+            A function that waits for the hash, which is that of `hash_from_disk`, and raises the
+            same. The file is to be open until then.
+        """
+        thread, found = _ahead.pop(self._identity, (None, []))
+        if thread is None:
+
+            def hashing() -> None:
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(self.hash_from_disk())
+
+            thread = threading.Thread(target=hashing, daemon=True)
+            thread.start()
+
+        def finished() -> str:
+            thread.join()
+            return found[0] if found else self.hash_from_disk()
+
+        return finished
 
     def hash_from_disk(self) -> str:
         """The same hash of a file that is not to stay in memory.
@@ -124,10 +161,10 @@ class WeightsFile:
             yield part
 
     def _read_into(self, part: memoryview, start: int) -> None:
-        self._file.seek(start)
+        """Fill a buffer from a place of the file; several threads may do so at once."""
         done = 0
         while done < len(part):
-            count = self._file.readinto(part[done:])
+            count = os.preadv(self._file.fileno(), [part[done:]], start + done)
             if not count:
                 raise ValueError(f"it ends after {start + done} bytes")
             done += count

@@ -1,0 +1,266 @@
+"""Packed weights of a model: from a model directory, without PyTorch, or from memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import weakref
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfm_cli.config import ModelConfig, RunConfig
+from tfm_cli.decoding.hypothesis import NonFiniteScoresError
+from tfm_cli.errors import ResourceError
+from tfm_cli.model_config import (
+    WEIGHTS_FILE,
+    SavedConfig,
+    load_config,
+    load_tokenizers,
+    regular_file,
+    torn_weights,
+)
+from tfm_cli.model_weights import (
+    Shape,
+    changed_weights,
+    checked_header,
+    useless_weights,
+    weight_shapes,
+)
+from tfm_cli.native import structures
+from tfm_cli.native.library import Library, load
+from tfm_cli.native.structures import ModelOptions
+from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.weights_file import WeightsFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LARGE_BYTES = 1 << 24  # of a tensor whose buffer is given back at once
+
+
+class NativeModel:
+    """A Transformer in the memory of the engine, which threads and forked processes share.
+
+    Attributes:
+        library: of the engine.
+        config: the settings of the model.
+        tokenizers: of the model.
+        name: what messages call it.
+        num_bytes: of the packed weights.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        config: RunConfig,
+        tokenizers: TokenizerPair,
+        *,
+        precision: str,
+        name: str,
+    ) -> None:
+        """An empty model; the constructors below put weights into it."""
+        self.library, self.config, self.tokenizers, self.name = library, config, tokenizers, name
+        self.num_bytes = 0
+        handle = ctypes.c_void_p()
+        options = _options(config.model, tokenizers, precision)
+        self._check(library.functions.tfm_model_new(options, handle))
+        self._handle = handle
+        self._free = weakref.finalize(self, library.functions.tfm_model_free, handle)
+        self._free.atexit = False  # the system does so faster
+
+    @staticmethod
+    def load(
+        directory: Path, *, precision: str = "fp32", library: Library | None = None
+    ) -> NativeModel:
+        """Return the model in a directory.
+
+        Args:
+            directory: that `tfm train` or `tfm import` wrote.
+            precision: `fp32`, `bf16` or `int8`, of the matrix products.
+            library: of the engine; else the best one for this processor.
+
+        Raises:
+            ModelError: something is missing, torn, of a newer format, or does not belong together;
+                names the file, what was found and what was wanted.
+            ResourceError: there is no engine, or no memory for the weights.
+        """
+        saved = load_config(directory)
+        tokenizers = load_tokenizers(directory, saved)
+        model = NativeModel(
+            library or load(), saved.settings, tokenizers, precision=precision, name=str(directory)
+        )
+        path = regular_file(directory, WEIGHTS_FILE)
+        try:
+            with WeightsFile(path) as file:
+                model._read(path, file, saved)
+        except (OSError, ValueError) as error:
+            raise torn_weights(path, error) from error
+        except MemoryError as error:
+            raise model._no_memory() from error
+        model._finish()
+        return model
+
+    @staticmethod
+    def from_weights(
+        weights: Mapping[str, Tensor],
+        config: RunConfig,
+        tokenizers: TokenizerPair,
+        *,
+        precision: str = "fp32",
+        name: str = "the model",
+        library: Library | None = None,
+    ) -> NativeModel:
+        """Return the model with these weights, such as a Transformer's `state_dict`.
+
+        Args:
+            weights: by name, on any device; others may be among them.
+            config: the settings of the model.
+            tokenizers: of the model.
+            precision: as for `load`.
+            name: what messages call it.
+            library: as for `load`.
+
+        Raises:
+            NonFiniteScoresError: a weight is no finite number.
+            ResourceError: there is no engine, or no memory for the weights.
+        """
+        model = NativeModel(library or load(), config, tokenizers, precision=precision, name=name)
+        for wanted, shape in weight_shapes(config.model, tokenizers.vocab_sizes).items():
+            # Nothing is copied that is as it should be.
+            tensor = weights[wanted].detach().cpu().float().contiguous()
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{wanted} has shape {tuple(tensor.shape)}, wanted {shape}")
+            if not model._pack(wanted, shape, tensor.data_ptr()):
+                raise NonFiniteScoresError(f"{wanted} has values that are no finite numbers")
+        model._finish()
+        return model
+
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        """The engine's model."""
+        if not self._free.alive:
+            raise ValueError(f"{self.name}: the model was closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Free the weights now rather than when nothing refers to them; no search may run."""
+        self._free()
+
+    def _read(self, path: Path, file: WeightsFile, saved: SavedConfig) -> None:
+        """Pack the weights of a file, a tensor at a time, while a thread hashes it."""
+        metadata = checked_header(path, file, saved)
+        sha256 = file.hash_beside()
+        shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
+        size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}
+        bad, buffer = set(), None
+        # The largest first: when their buffers are needed, little else is.
+        for name in sorted(shapes, key=lambda name: -size[name]):
+            if buffer is None or len(buffer) > _LARGE_BYTES:
+                buffer = None  # before there is another one
+                buffer = _Buffer(size[name])
+            file.read_tensor(name, buffer.view)
+            if not self._pack(name, shapes[name], buffer.address):
+                bad.add(name)
+        is_saved = sha256() == metadata.get("weights_sha256")
+        file.check_unchanged()
+        if not is_saved:
+            raise changed_weights(path)
+        if bad:
+            raise useless_weights(path, [name for name in shapes if name in bad])
+
+    def _pack(self, name: str, shape: Shape, address: int) -> bool:
+        """Return False if a value of the tensor is no finite number."""
+        rows, columns = shape if len(shape) == 2 else (shape[0], 0)
+        status = self.library.functions.tfm_model_tensor(
+            self._handle, name.encode(), address, rows, columns
+        )
+        if status == structures.NON_FINITE:
+            return False
+        self._check(status)
+        return True
+
+    def _finish(self) -> None:
+        target, functions = self.tokenizers.target, self.library.functions
+        banned = array("i", target.banned_ids)
+        address, count = banned.buffer_info()
+        banned_ids = ctypes.cast(address, ctypes.POINTER(ctypes.c_int32))
+        self._check(
+            functions.tfm_model_vocabulary(self._handle, banned_ids, count, _byte_values(target))
+        )
+        self._check(functions.tfm_model_finish(self._handle))
+        self.num_bytes = functions.tfm_model_bytes(self._handle)
+
+    def _check(self, status: int) -> None:
+        if status == structures.NO_MEMORY:
+            raise self._no_memory()
+        if status != structures.OK:
+            raise RuntimeError(error_of(self.library, status))
+
+    def _no_memory(self) -> ResourceError:
+        hint = "use `--precision int8`, which needs about a quarter of what fp32 does"
+        return ResourceError(f"{self.name}: there is no memory for its weights", hint=hint)
+
+
+class _Buffer:
+    """Memory for a tensor that is on its way; given back with the object.
+
+    Raises:
+        MemoryError: there is none.
+    """
+
+    def __init__(self, size: int) -> None:
+        try:
+            # Not filled with zeros first, as a bytearray would be.
+            self._memory = mmap.mmap(-1, size)
+        except OSError as error:
+            raise MemoryError from error
+        self.view = memoryview(self._memory)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+
+def error_of(library: Library, status: int) -> str:
+    """Return what the engine says of a call that returned this status."""
+    told = library.functions.tfm_error() or b""
+    return f"{library.path.name}: status {status}: {told.decode(errors='replace')}"
+
+
+def _options(shape: ModelConfig, tokenizers: TokenizerPair, precision: str) -> ModelOptions:
+    source_size, target_size = tokenizers.vocab_sizes
+    return ModelOptions(
+        encoder_layers=shape.encoder_layers,
+        decoder_layers=shape.decoder_layers,
+        width=shape.width,
+        encoder_heads=shape.heads,
+        decoder_heads=shape.heads,
+        encoder_feed_forward_width=shape.feed_forward_width,
+        decoder_feed_forward_width=shape.feed_forward_width,
+        source_vocab_size=source_size,
+        target_vocab_size=target_size,
+        norm=structures.NORMS[shape.norm],
+        activation=structures.ACTIVATIONS[shape.activation],
+        positions=structures.POSITIONS[shape.positions],
+        max_positions=shape.max_positions,
+        tied_embeddings=shape.tied_embeddings,
+        scale_embeddings=shape.scale_embeddings,
+        output_bias=shape.output_bias,
+        start_id=tokenizers.target.start_id,
+        eos_id=tokenizers.target.eos_id,
+        precision=structures.PRECISIONS[precision],
+    )
+
+
+def _byte_values(target: Tokenizer) -> Any:
+    """Return the byte that each piece stands for, or -1, as an array; None if none does."""
+    by_id = target.byte_values
+    if not by_id:
+        return None
+    values = (ctypes.c_int16 * target.vocab_size)(*[-1] * target.vocab_size)
+    for piece_id, value in by_id.items():
+        values[piece_id] = value
+    return values
