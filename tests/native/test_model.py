@@ -29,7 +29,6 @@ from tfm_cli.model_dir import (
     save_weights,
     weights_sha256,
 )
-from tfm_cli.native import model as module
 from tfm_cli.native.library import Library
 from tfm_cli.native.model import NativeModel
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
@@ -301,7 +300,7 @@ def test_want_of_memory_is_told(
     def none(*_: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(module.mmap, "mmap", none)
+    monkeypatch.setattr("mmap.mmap", none)
 
     with pytest.raises(ResourceError, match="there is no memory for its weights"):
         NativeModel.load(directory, library=library)
