@@ -1,0 +1,78 @@
+// Embeddings of pieces.
+//
+// V vocabulary, D width
+#pragma once
+#include "allocation.h"
+#include "matrix_product.h"
+#include "vectors.h"
+
+namespace tfm {
+
+// Row n of a packed matrix (N, K), which is the weight of one output: x (K,).
+inline void packed_row(const Linear& matrix, int n, float* x) {
+  const int32_t* from = matrix.weights + size_t(n / NR) * size_t(matrix.steps) * NR + n % NR;
+  for (int k = 0, step = 0; k < matrix.K; step++, from += NR) {
+    if (matrix.precision == Precision::fp32) {
+      std::memcpy(x + k++, from, 4);
+    } else if (matrix.precision == Precision::bf16) {
+      const uint32_t pair = uint32_t(*from);
+      x[k++] = from_bf16(uint16_t(pair));
+      if (k < matrix.K) x[k++] = from_bf16(uint16_t(pair >> 16));
+    } else {
+      int8_t four[4];
+      std::memcpy(four, from, 4);
+      for (int i = 0; i < 4 && k < matrix.K; i++) x[k++] = float(four[i]) * matrix.scales[n];
+    }
+  }
+}
+
+class Embedding {
+ public:
+  // Rows of the output layer's matrix (V, D), which is packed for products.
+  void share(const Linear* matrix) { shared = matrix; }
+
+  // Rows of a matrix (V, D) of its own; in int8 with a scale for each row.
+  void pack(Arena& arena, const float* data, int V, int D, Precision p) {
+    width = D;
+    precision = p;
+    const size_t size = size_t(V) * size_t(D);
+    if (p == Precision::int8) {
+      bytes = arena.take<int8_t>(size);
+      scales = arena.take<float>(size_t(V));
+      for (int v = 0; v < V; v++) scales[v] = quantize_weights(data + size_t(v) * size_t(D), D, bytes + size_t(v) * size_t(D));
+    } else if (p == Precision::bf16) {
+      halves = arena.take<uint16_t>(size);
+      for (size_t i = 0; i < size; i++) halves[i] = to_bf16(data[i]);
+    } else {
+      floats = arena.take<float>(size);
+      std::memcpy(floats, data, size * sizeof(float));
+    }
+  }
+
+  // x (D,) = scale * the embedding of a piece.
+  void look_up(int id, float scale, float* x) const {
+    if (shared != nullptr) {
+      packed_row(*shared, id, x);
+      for (int d = 0; d < shared->K; d++) x[d] *= scale;
+      return;
+    }
+    const size_t at = size_t(id) * size_t(width);
+    if (precision == Precision::int8)
+      for (int d = 0; d < width; d++) x[d] = float(bytes[at + size_t(d)]) * scales[id] * scale;
+    else if (precision == Precision::bf16)
+      for (int d = 0; d < width; d++) x[d] = from_bf16(halves[at + size_t(d)]) * scale;
+    else
+      for (int d = 0; d < width; d++) x[d] = floats[at + size_t(d)] * scale;
+  }
+
+ private:
+  const Linear* shared = nullptr;
+  int width = 0;  // D
+  Precision precision = Precision::fp32;
+  float* floats = nullptr;
+  uint16_t* halves = nullptr;
+  int8_t* bytes = nullptr;
+  float* scales = nullptr;  // (V,) of the bytes
+};
+
+}  // namespace tfm

@@ -1,0 +1,419 @@
+// The output layer: logits of the next piece, or no more of them than search needs.
+//
+// What search looks for is found while the logits of a few pieces are in registers: they are not
+// written to memory unless they are asked for.
+//
+// R rows, D width, V vocabulary
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "allocation.h"
+#include "matrix_product.h"
+#include "vectors.h"
+
+namespace tfm {
+
+// A logit in 8 bits is off by two sums of roundings, each spread evenly over a step. One logit in
+// 10^15 is off by more than 8 standard deviations.
+constexpr float kDeviations = 8;
+
+// Memory that the output layer works with, of one thread.
+struct OutputScratch {
+  struct Candidate {
+    float logit;
+    int32_t id;
+  };
+  // Pieces of a row that may have the largest logit, and how low those can be.
+  struct Screened {
+    float bound, error;
+    Vector<Candidate> found;
+  };
+  RowBuffer inputs;
+  Vector<Screened> screened;
+  Buffer rows, candidates;
+
+  size_t bytes() const { return inputs.bytes() + rows.bytes() + candidates.bytes(); }
+  void release() {
+    inputs.release();
+    rows.release();
+    candidates.release();
+    screened = Vector<Screened>();
+  }
+};
+
+class OutputLayer {
+ public:
+  void pack(Arena& arena, const float* data, int V, int D, Precision precision);
+  void set_bias(const float* values);
+  // These are never the best nor among the leading.
+  void ban(const int32_t* ids, int count);
+  void finish(Arena& arena);
+
+  // (V, D), whose rows are the embeddings of target pieces as well where they are tied.
+  const Linear& matrix() const { return layer; }
+  int size() const { return layer.N; }
+
+  // All logits (R, V) of hidden states (R, D), the banned ones too; rows of `out` are `stride` apart.
+  void logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const;
+
+  // The ids (R,) of the largest logits, the lowest of equals; false if the scores are not finite.
+  bool best(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const;
+
+  // The `count` largest logits of each row and their ids, (R, count), largest first and the lowest
+  // id of equals first; where there are fewer pieces, -inf and -1. The logarithm of the sum of the
+  // exponentials (R,) counts the banned pieces unless `renormalize`; NaN if a score is not finite.
+  void leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
+               float* log_sum_exp, float* values, int32_t* ids) const;
+
+  // Log-probabilities (R,) of one piece of each row, ids (R,), as `leading` gives them.
+  void log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
+                         float* out) const;
+
+  // Logits (n,) of these pieces, ascending, of one row.
+  void logits_of(OutputScratch& scratch, const float* hidden, const int32_t* ids, int n, float* out) const;
+
+ private:
+  struct Screen;
+  struct Largest;
+  struct Leader;
+  struct Lead;
+  struct Forced;
+
+  // One panel of the matrix by itself.
+  static Linear panel_of(const Linear& from, int panel);
+  bool best_by_screen(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const;
+  int likeliest(const Rows& row, const OutputScratch::Screened& screened) const;
+
+  Linear layer;    // in the model's precision
+  Linear masked;   // the same with a bias of -inf for banned pieces
+  Linear screen;   // the same in int8, where the model's precision is a higher one
+  bool has_screen = false, is_finite = true;
+  float longest = 0, widest = 0;  // of the rows: the norm and the step, times kDeviations / sqrt(12)
+  Vector<uint8_t> is_banned;      // (V,)
+};
+
+// ---- weights ----
+
+inline void OutputLayer::pack(Arena& arena, const float* data, int V, int D, Precision precision) {
+  layer.pack(arena, data, V, D, precision, -kInfinity);
+  is_banned.assign(size_t(V), 0);
+  has_screen = precision != Precision::int8;
+  if (!has_screen) return;
+  screen.pack(arena, data, V, D, Precision::int8, -kInfinity);
+  for (int v = 0; v < V; v++) {
+    vf squares = {};
+    const float* row = data + size_t(v) * size_t(D);
+    int d = 0;
+    for (; d + VL <= D; d += VL) squares += load(row + d) * load(row + d);
+    if (d < D) squares += load_first(row + d, D - d) * load_first(row + d, D - d);
+    longest = std::max(longest, sum(squares));
+    widest = std::max(widest, screen.scales[v]);
+  }
+  const float deviations = kDeviations / std::sqrt(12.0f);
+  longest = std::sqrt(longest) * deviations;
+  widest *= deviations;
+}
+
+inline void OutputLayer::set_bias(const float* values) {
+  layer.set_bias(values);
+  if (has_screen) screen.set_bias(values);
+}
+
+inline void OutputLayer::ban(const int32_t* ids, int count) {
+  for (int i = 0; i < count; i++) is_banned[size_t(ids[i])] = 1;
+}
+
+inline void OutputLayer::finish(Arena& arena) {
+  masked = layer;
+  masked.bias = arena.take<float>(size_t(layer.panels) * NR);
+  for (int v = 0; v < layer.panels * NR; v++) {
+    const bool is_open = v < layer.N && !is_banned[size_t(v)];
+    masked.bias[v] = is_open ? layer.bias[v] : -kInfinity;
+    if (has_screen) screen.bias[v] = masked.bias[v];
+  }
+  const float* scales = has_screen ? screen.scales : layer.scales;
+  for (int v = 0; v < layer.N; v++)
+    is_finite &= std::isfinite(scales[v]) && std::isfinite(layer.bias[v]);
+}
+
+// ---- all logits ----
+
+struct StoreLogits {
+  float* y;
+  long stride;
+  int size;  // V
+  TFM_INLINE void operator()(int row, int column, vf v) const {
+    float* to = y + row * stride + column;
+    column + VL <= size ? store(to, v) : store_first(to, v, size - column);
+  }
+};
+
+inline void OutputLayer::logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const {
+  StoreLogits epilogue{out, stride, layer.N};
+  multiply(scratch.inputs.rows(hidden, layer.K, R, layer), R, layer, epilogue);
+}
+
+inline Linear OutputLayer::panel_of(const Linear& from, int panel) {
+  Linear part = from;
+  const int first = panel * NR;
+  part.N = std::min(NR, from.N - first);
+  part.panels = 1;
+  part.weights += size_t(panel) * size_t(from.steps) * NR;
+  part.bias += first;
+  if (part.scales != nullptr) part.scales += first;
+  if (part.offsets != nullptr) part.offsets += first;
+  return part;
+}
+
+inline void OutputLayer::logits_of(OutputScratch& scratch, const float* hidden, const int32_t* ids, int n, float* out) const {
+  const Rows row = scratch.inputs.rows(hidden, layer.K, 1, layer);
+  float logits[NR];
+  for (int i = 0, last = -1; i < n; i++) {
+    const int panel = ids[i] / NR;
+    if (panel != last) {
+      Store epilogue{logits, NR};
+      multiply(row, 1, panel_of(layer, panel), epilogue);
+      last = panel;
+    }
+    out[i] = logits[ids[i] % NR];
+  }
+}
+
+// ---- the largest logit ----
+
+// One of several rows by itself.
+inline Rows row_of(const Rows& rows, int r, const Linear& layer) {
+  Rows row = rows;
+  row.x += r * rows.stride;
+  if (rows.bytes != nullptr) row.bytes += long(r) * layer.steps * 4;
+  if (rows.scales != nullptr) row.scales += r;
+  if (rows.pairs != nullptr) row.pairs += long(r) * layer.steps;
+  return row;
+}
+
+// Keeps the largest logit of each row, the first of equals.
+struct OutputLayer::Largest {
+  struct Row {
+    float logit;
+    int32_t id;
+  };
+  Row* rows;
+  TFM_INLINE void operator()(int row, int column, vf v) const {
+    if (__builtin_expect(any_at_least(v, broadcast(rows[row].logit)), 0)) note(rows[row], column, v);
+  }
+  static __attribute__((noinline)) void note(Row& row, int column, vf v) {
+    for (int j = 0; j < VL; j++)
+      if (v[j] > row.logit) row = {v[j], column + j};
+  }
+};
+
+// Keeps the pieces whose logit in 8 bits is near enough to the largest so far to be the largest in
+// truth.
+struct OutputLayer::Screen {
+  OutputScratch::Screened* rows;
+  TFM_INLINE void operator()(int row, int column, vf v) const {
+    if (__builtin_expect(any_at_least(v, broadcast(rows[row].bound)), 0)) note(rows[row], column, v);
+  }
+  static __attribute__((noinline)) void note(OutputScratch::Screened& row, int column, vf v) {
+    row.bound = std::max(row.bound, tfm::largest(v) - row.error);
+    for (int j = 0; j < VL; j++)
+      if (v[j] >= row.bound && v[j] > -kInfinity) row.found.push_back({v[j], column + j});
+  }
+};
+
+inline bool OutputLayer::best(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const {
+  if (!is_finite) return false;
+  if (has_screen) return best_by_screen(scratch, hidden, R, ids);
+  Largest::Row* rows = scratch.rows.get<Largest::Row>(size_t(R));
+  for (int r = 0; r < R; r++) rows[r] = {-kInfinity, -1};
+  Largest epilogue{rows};
+  multiply(scratch.inputs.rows(hidden, layer.K, R, masked), R, masked, epilogue);
+  for (int r = 0; r < R; r++) {
+    if (!std::isfinite(rows[r].logit)) return false;
+    ids[r] = rows[r].id;
+  }
+  return true;
+}
+
+inline bool OutputLayer::best_by_screen(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const {
+  const int D = layer.K;
+  const Rows rounded = scratch.inputs.rows(hidden, D, R, screen);
+  if (scratch.screened.size() < size_t(R)) scratch.screened.resize(size_t(R));
+  for (int r = 0; r < R; r++) {
+    const float* x = hidden + long(r) * D;
+    vf squares = {};
+    int d = 0;
+    for (; d + VL <= D; d += VL) squares += load(x + d) * load(x + d);
+    if (d < D) squares += load_first(x + d, D - d) * load_first(x + d, D - d);
+    const float error = std::sqrt(sum(squares)) * widest + rounded.scales[r] * longest;
+    if (!std::isfinite(error)) return false;
+    scratch.screened[size_t(r)].error = 2 * error;
+    scratch.screened[size_t(r)].bound = -kInfinity;
+    scratch.screened[size_t(r)].found.clear();
+  }
+  Screen epilogue{scratch.screened.data()};
+  multiply(rounded, R, screen, epilogue);
+  const Rows exact = scratch.inputs.rows(hidden, D, R, masked);
+  for (int r = 0; r < R; r++) {
+    ids[r] = likeliest(row_of(exact, r, masked), scratch.screened[size_t(r)]);
+    if (ids[r] < 0) return false;
+  }
+  return true;
+}
+
+// The candidate with the largest logit in the model's precision.
+inline int OutputLayer::likeliest(const Rows& row, const OutputScratch::Screened& screened) const {
+  int32_t id = -1, remaining = 0;
+  for (const auto& candidate : screened.found)
+    if (candidate.logit >= screened.bound) {
+      remaining++;
+      id = candidate.id;
+    }
+  if (remaining <= 1) return id;
+  float logits[NR], most = -kInfinity;
+  int last = -1;
+  id = -1;
+  for (const auto& candidate : screened.found) {
+    if (candidate.logit < screened.bound) continue;
+    const int panel = candidate.id / NR;
+    if (panel != last) {
+      Store epilogue{logits, NR};
+      multiply(row, 1, panel_of(masked, panel), epilogue);
+      last = panel;
+    }
+    const float logit = logits[candidate.id % NR];
+    if (logit > most) {
+      most = logit;
+      id = candidate.id;
+    }
+  }
+  return std::isfinite(most) ? id : -1;
+}
+
+// ---- the leading logits and the sum of all ----
+
+// What is known of a row: the sum of exponentials so far, relative to the largest logit so far, and
+// the largest logits.
+struct OutputLayer::Leader {
+  vf total;
+  float largest;
+  float bar;  // what a logit must exceed or equal to be among the leading
+  int wanted, found;
+  OutputScratch::Candidate* leading;  // sorted up to kSorted of them; else in no order
+
+  static constexpr int kSorted = 64;
+  // Room for `wanted` candidates; many are sorted out now and then.
+  static int room(int wanted) { return wanted <= kSorted ? wanted : 2 * wanted + VL; }
+
+  void start(int count, OutputScratch::Candidate* memory) {
+    total = vf{};
+    largest = bar = -kInfinity;
+    wanted = count;
+    found = 0;
+    leading = memory;
+  }
+  float log_sum_exp() const { return largest + std::log(sum(total)); }
+
+  void add(float logit, int32_t id) {
+    if (wanted > kSorted) {
+      leading[found++] = {logit, id};
+      return;
+    }
+    if (found == wanted && !comes_first({logit, id}, leading[found - 1])) return;
+    int i = found < wanted ? found++ : found - 1;
+    for (; i > 0 && comes_first({logit, id}, leading[i - 1]); i--) leading[i] = leading[i - 1];
+    leading[i] = {logit, id};
+    if (found == wanted) bar = leading[found - 1].logit;
+  }
+  // Leave the leading ones of many.
+  void thin_out() {
+    if (wanted <= kSorted || found <= wanted) return;
+    std::nth_element(leading, leading + wanted - 1, leading + found, comes_first);
+    found = wanted;
+    bar = leading[wanted - 1].logit;
+  }
+  void finish(float* values, int32_t* ids) {
+    thin_out();
+    std::sort(leading, leading + found, comes_first);
+    for (int i = 0; i < wanted; i++) {
+      values[i] = i < found ? leading[i].logit : -kInfinity;
+      ids[i] = i < found ? leading[i].id : -1;
+    }
+  }
+  static bool comes_first(const OutputScratch::Candidate& a, const OutputScratch::Candidate& b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+  }
+};
+
+struct OutputLayer::Lead {
+  Leader* rows;
+  const uint8_t* is_banned;
+  TFM_INLINE void operator()(int row, int column, vf v) const {
+    Leader& leader = rows[row];
+    if (__builtin_expect(any_at_least(v, broadcast(leader.bar)), 0)) note(leader, column, v);
+    leader.total += tfm::exp(v - leader.largest);
+  }
+  __attribute__((noinline)) void note(Leader& leader, int column, vf v) const {
+    const float most = tfm::largest(v);
+    if (most > leader.largest) {
+      if (leader.largest > -kInfinity) leader.total *= std::exp(leader.largest - most);
+      leader.largest = most;
+    }
+    for (int j = 0; j < VL; j++)
+      if (v[j] >= leader.bar && v[j] > -kInfinity && !is_banned[column + j]) leader.add(v[j], column + j);
+    if (leader.wanted > Leader::kSorted && leader.found > 2 * leader.wanted) leader.thin_out();
+  }
+};
+
+inline void OutputLayer::leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
+                                 float* log_sum_exp, float* values, int32_t* ids) const {
+  Leader* rows = scratch.rows.get<Leader>(size_t(R));
+  const size_t room = size_t(Leader::room(count));
+  auto* memory = scratch.candidates.get<OutputScratch::Candidate>(size_t(R) * room);
+  for (int r = 0; r < R; r++) rows[r].start(count, memory + size_t(r) * room);
+  const Linear& chosen = renormalize ? masked : layer;
+  Lead epilogue{rows, is_banned.data()};
+  multiply(scratch.inputs.rows(hidden, layer.K, R, chosen), R, chosen, epilogue);
+  for (int r = 0; r < R; r++) {
+    log_sum_exp[r] = is_finite ? rows[r].log_sum_exp() : kNaN;
+    rows[r].finish(values + long(r) * count, ids + long(r) * count);
+  }
+}
+
+// ---- the logit of one piece and the sum of all ----
+
+struct OutputLayer::Forced {
+  struct Row {
+    vf total;
+    float largest, logit;
+    int32_t id;
+  };
+  Row* rows;
+  TFM_INLINE void operator()(int r, int column, vf v) const {
+    Row& row = rows[r];
+    if (__builtin_expect(any_at_least(v, broadcast(row.largest)), 0)) note(row, v);
+    row.total += tfm::exp(v - row.largest);
+    if (__builtin_expect(uint32_t(row.id - column) < uint32_t(VL), 0)) row.logit = v[row.id - column];
+  }
+  static __attribute__((noinline)) void note(Row& row, vf v) {
+    const float most = tfm::largest(v);
+    if (most > row.largest) {
+      if (row.largest > -kInfinity) row.total *= std::exp(row.largest - most);
+      row.largest = most;
+    }
+  }
+};
+
+inline void OutputLayer::log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
+                                           float* out) const {
+  Forced::Row* rows = scratch.rows.get<Forced::Row>(size_t(R));
+  for (int r = 0; r < R; r++) rows[r] = {vf{}, -kInfinity, kNaN, ids[r]};
+  Forced epilogue{rows};
+  multiply(scratch.inputs.rows(hidden, layer.K, R, layer), R, layer, epilogue);
+  for (int r = 0; r < R; r++)
+    out[r] = is_finite ? rows[r].logit - (rows[r].largest + std::log(sum(rows[r].total))) : kNaN;
+}
+
+}  // namespace tfm

@@ -1,0 +1,524 @@
+// The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, figure 1), one step at a time.
+//
+// Rows are ragged: there is no padding, the encoder reads the pieces of all segments end to end, and
+// each row of the decoder has a length of its own.
+//
+// B segments, S source pieces, M rows of the encoder, R rows of the decoder, D width, H heads,
+// E = D / H, F feed-forward width, V vocabulary, K beam
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "allocation.h"
+#include "attention.h"
+#include "embedding.h"
+#include "encoder_attention.h"
+#include "failure.h"
+#include "interface.h"
+#include "layers.h"
+#include "output_layer.h"
+#include "positions.h"
+
+namespace tfm {
+
+// The hypotheses of one segment: rows that stand together.
+struct Group {
+  int32_t segment, first_row, num_rows, position;
+};
+
+struct SelfAttention {
+  Linear projection;  // query, key, value: (3D, D)
+  Linear output;
+  Residual residual;
+};
+
+struct CrossAttention {
+  Linear query;   // (D, D)
+  Linear memory;  // key, value: (2D, D)
+  Linear output;
+  Residual residual;
+};
+
+struct EncoderLayer {
+  SelfAttention self_attention;
+  FeedForward feed_forward;
+};
+
+struct DecoderLayer {
+  SelfAttention self_attention;
+  CrossAttention cross_attention;
+  FeedForward feed_forward;
+};
+
+// What a model remembers of a batch, and memory to work with. Of one thread.
+struct State {
+  struct Segment {
+    int source_length;  // S
+    int memory_room;    // entries
+    long memory_at;     // where its entries begin in the memory of each layer
+    int room;           // entries for the pieces written
+    long at;
+  };
+  std::vector<Segment> segments;
+  int beam = 1;
+  long memory_size = 0, size = 0;        // numbers of one layer, keys or values
+  Buffer memory_caches, caches;    // keys and values of each layer, of floats or bf16
+  PositionTable positions;
+  RotationTable encoder_rotations, decoder_rotations;
+  Scratch scratch;
+  OutputScratch output;
+
+  void release() {
+    memory_caches.release();
+    caches.release();
+    scratch.release();
+    output.release();
+  }
+  size_t bytes() const {
+    return memory_caches.bytes() + caches.bytes() + positions.bytes() + encoder_rotations.bytes() +
+           decoder_rotations.bytes() + scratch.bytes() + output.bytes();
+  }
+};
+
+// Where `step` adds the weights of the cross-attention of one decoder layer, mean over heads.
+struct AttentionProbe {
+  int layer;
+  float* const* weights;  // (R,) rows of S each
+};
+
+class Transformer {
+ public:
+  explicit Transformer(const TfmModelOptions& options);
+  Transformer(const Transformer&) = delete;
+  Transformer& operator=(const Transformer&) = delete;
+
+  // Take a tensor by its name in the state_dict of tfm_cli.model.transformer.Transformer.
+  void take(const char* name, const float* data, int64_t rows, int64_t columns);
+  void finish();
+
+  // Read the source; what comes back is ready for the first step.
+  void encode(State& state, const TfmBatch& batch, const int32_t* limits, int beam) const;
+
+  // What the output layer sees, (R, D), of the newest pieces (R,) of each row.
+  //   ancestors: of each row the beams whose entries it descends from, position + 1 long; null for
+  //   beams of 1.
+  // Groups may be of one segment, at positions that follow each other.
+  void step(State& state, const Group* groups, int num_groups, const int32_t* pieces,
+            const uint8_t* const* ancestors, float* hidden,
+            const AttentionProbe* probe = nullptr) const;
+
+  // Pieces that are never written.
+  void ban(const int32_t* ids, int count) { banned.insert(banned.end(), ids, ids + count); }
+
+  const OutputLayer& output() const { return output_layer; }
+  const TfmModelOptions& options() const { return settings; }
+  int64_t bytes() const;
+  // Bytes that the caches of a segment take at most.
+  int64_t segment_bytes(int source_length, int limit, int beam) const;
+
+ private:
+  struct Tensor {
+    int64_t rows, columns;
+    std::function<void(const float*)> take;
+    bool is_there = false;
+  };
+
+  void expect(const std::string& name, int64_t rows, int64_t columns,
+              std::function<void(const float*)> take);
+  void expect_linear(const std::string& name, int64_t rows, int64_t columns,
+                     std::vector<std::pair<Linear*, int>> parts);
+  void expect_residual(const std::string& name, Residual& residual);
+  void expect_feed_forward(const std::string& name, FeedForward& layer, int inner_width);
+  void expect_norm(const std::string& name, LayerNorm& norm);
+  void expect_embeddings();
+
+  long cache_numbers(int entries) const;
+  bool has_half_caches() const { return settings.precision != TFM_FP32; }
+  template <class T>
+  void encode(State& state, const TfmBatch& batch) const;
+  template <class T>
+  void remember(State& state, const float* x, int from, int to) const;
+  void encode_rows(State& state, const int* lengths, int num_segments, float* x, int M) const;
+  template <class T>
+  void step(State& state, const Group* groups, int num_groups, int R,
+            const uint8_t* const* ancestors, float* x, const AttentionProbe* probe) const;
+  template <class T>
+  Cache<T> cache(State& state, int layer, int segment) const;
+  template <class T>
+  Cache<T> memory_cache(State& state, int layer, int segment) const;
+  void embed(State& state, const Embedding& embedding, const Vector<float>& learned, int id,
+             int position, float* x) const;
+
+  TfmModelOptions settings;
+  int D, encoder_width, decoder_width;  // the latter two of a head
+  float embedding_scale;
+  Embedding source_embedding, target_embedding;
+  Vector<float> source_positions, target_positions;  // learned: (P, D)
+  std::vector<EncoderLayer> encoder;
+  std::vector<DecoderLayer> decoder;
+  LayerNorm encoder_norm, decoder_norm;  // of pre-norm stacks
+  OutputLayer output_layer;
+  Vector<float> output_bias;
+  Vector<int32_t> banned;
+  Arena arena;  // holds all of the above
+  std::map<std::string, Tensor> tensors;
+  std::map<Linear*, Vector<float>> biases;  // which may come before their matrix
+};
+
+// ---- weights ----
+
+inline Transformer::Transformer(const TfmModelOptions& options) : settings(options) {
+  D = options.width;
+  encoder_width = D / options.encoder_heads;
+  decoder_width = D / options.decoder_heads;
+  embedding_scale = options.scale_embeddings ? (float)std::sqrt((double)D) : 1.0f;
+  encoder.resize(options.encoder_layers);
+  decoder.resize(options.decoder_layers);
+  expect_embeddings();
+  for (int i = 0; i < options.encoder_layers; i++) {
+    const std::string name = "encoder_layers." + std::to_string(i) + ".";
+    EncoderLayer& layer = encoder[i];
+    expect_linear(name + "self_attention.projection", 3 * D, D, {{&layer.self_attention.projection, 3 * D}});
+    expect_linear(name + "self_attention.output", D, D, {{&layer.self_attention.output, D}});
+    expect_residual(name + "self_attention_norm", layer.self_attention.residual);
+    expect_feed_forward(name, layer.feed_forward, options.encoder_feed_forward_width);
+  }
+  for (int i = 0; i < options.decoder_layers; i++) {
+    const std::string name = "decoder_layers." + std::to_string(i) + ".";
+    DecoderLayer& layer = decoder[i];
+    CrossAttention& cross = layer.cross_attention;
+    expect_linear(name + "self_attention.projection", 3 * D, D, {{&layer.self_attention.projection, 3 * D}});
+    expect_linear(name + "self_attention.output", D, D, {{&layer.self_attention.output, D}});
+    expect_residual(name + "self_attention_norm", layer.self_attention.residual);
+    expect_linear(name + "cross_attention.projection", 3 * D, D, {{&cross.query, D}, {&cross.memory, 2 * D}});
+    expect_linear(name + "cross_attention.output", D, D, {{&cross.output, D}});
+    expect_residual(name + "cross_attention_norm", cross.residual);
+    expect_feed_forward(name, layer.feed_forward, options.decoder_feed_forward_width);
+  }
+  if (options.norm == TFM_PRE_NORM) {
+    expect_norm("encoder_norm", encoder_norm);
+    expect_norm("decoder_norm", decoder_norm);
+  }
+}
+
+inline void Transformer::expect(const std::string& name, int64_t rows, int64_t columns,
+                                std::function<void(const float*)> take) {
+  tensors[name] = Tensor{rows, columns, std::move(take)};
+}
+
+// A linear map whose rows are, one after the other, those of `parts`.
+inline void Transformer::expect_linear(const std::string& name, int64_t rows, int64_t columns,
+                                       std::vector<std::pair<Linear*, int>> parts) {
+  const Precision precision = Precision(settings.precision);
+  expect(name + ".weight", rows, columns, [=](const float* data) {
+    int64_t from = 0;
+    for (auto [linear, count] : parts) {
+      linear->pack(arena, data + from * columns, count, (int)columns, precision);
+      from += count;
+    }
+  });
+  expect(name + ".bias", rows, 0, [=](const float* data) {
+    int64_t from = 0;
+    for (auto [linear, count] : parts) {
+      biases[linear].assign(data + from, data + from + count);
+      from += count;
+    }
+  });
+}
+
+inline void Transformer::expect_norm(const std::string& name, LayerNorm& norm) {
+  expect(name + ".weight", D, 0, [=, &norm](const float* data) { norm.set(norm.gain, data, D); });
+  expect(name + ".bias", D, 0, [=, &norm](const float* data) { norm.set(norm.bias, data, D); });
+}
+
+inline void Transformer::expect_residual(const std::string& name, Residual& residual) {
+  residual.is_pre = settings.norm == TFM_PRE_NORM;
+  expect_norm(name + ".norm", residual.norm);
+}
+
+inline void Transformer::expect_feed_forward(const std::string& name, FeedForward& layer, int inner_width) {
+  layer.activation = settings.activation;
+  layer.width = D;
+  layer.inner_width = inner_width;
+  const int rows = settings.activation == TFM_SWIGLU ? 2 * inner_width : inner_width;
+  expect_linear(name + "feed_forward.inner", rows, D, {{&layer.inner, rows}});
+  expect_linear(name + "feed_forward.outer", D, inner_width, {{&layer.outer, D}});
+  expect_residual(name + "feed_forward_norm", layer.residual);
+}
+
+inline void Transformer::expect_embeddings() {
+  const int V = settings.target_vocab_size;
+  const Precision precision = Precision(settings.precision);
+  const bool source_is_tied = settings.tied_embeddings & 1, output_is_tied = settings.tied_embeddings & 2;
+  expect("target_embedding.weight", V, D, [=](const float* data) {
+    if (output_is_tied) {
+      output_layer.pack(arena, data, V, D, precision);
+      target_embedding.share(&output_layer.matrix());
+    } else {
+      target_embedding.pack(arena, data, V, D, precision);
+    }
+  });
+  if (!output_is_tied)
+    expect("output.weight", V, D, [=](const float* data) { output_layer.pack(arena, data, V, D, precision); });
+  if (!source_is_tied)
+    expect("source_embedding.weight", settings.source_vocab_size, D, [=](const float* data) {
+      source_embedding.pack(arena, data, settings.source_vocab_size, D, precision);
+    });
+  if (settings.output_bias)
+    expect("output_bias", V, 0, [=](const float* data) { output_bias.assign(data, data + V); });
+  if (settings.positions == TFM_LEARNED) {
+    const size_t count = (size_t)settings.max_positions * D;
+    expect("source_positions.embedding.weight", settings.max_positions, D,
+           [=](const float* data) { source_positions.assign(data, data + count); });
+    expect("target_positions.embedding.weight", settings.max_positions, D,
+           [=](const float* data) { target_positions.assign(data, data + count); });
+  }
+}
+
+inline bool all_finite(const float* values, int64_t count) {
+  vf total = {};  // of zeros, unless there is an infinity or NaN
+  int64_t i = 0;
+  for (; i + VL <= count; i += VL) total += load(values + i) * 0.0f;
+  if (i < count) total += load_first(values + i, int(count - i)) * 0.0f;
+  return sum(total) == 0;
+}
+
+inline void Transformer::take(const char* name, const float* data, int64_t rows, int64_t columns) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) refuse("the model has no tensor `%.100s`", name);
+  Tensor& tensor = found->second;
+  if (tensor.rows != rows || tensor.columns != columns)
+    refuse("`%.100s` must be (%ld, %ld), got (%ld, %ld)", name, (long)tensor.rows,
+           (long)tensor.columns, (long)rows, (long)columns);
+  if (tensor.is_there) refuse("`%.100s` was given before", name);
+  const int64_t size = rows * std::max<int64_t>(columns, 1);
+  if (!all_finite(data, size)) throw Failure(TFM_NON_FINITE, ("`" + std::string(name) + "` has values that are not finite").c_str());
+  tensor.take(data);
+  tensor.is_there = true;
+}
+
+inline void Transformer::finish() {
+  for (const auto& [name, tensor] : tensors)
+    if (!tensor.is_there) refuse("the model lacks the tensor `%.100s`", name.c_str());
+  for (const auto& [linear, bias] : biases) linear->set_bias(bias.data());
+  biases.clear();
+  if (!output_bias.empty()) output_layer.set_bias(output_bias.data());
+  output_layer.ban(banned.data(), int(banned.size()));
+  output_layer.finish(arena);
+}
+
+inline int64_t Transformer::bytes() const {
+  return int64_t(arena.bytes() + (source_positions.size() + target_positions.size()) * sizeof(float));
+}
+
+// ---- reading the source ----
+
+// Numbers that the keys, or the values, of so many entries take.
+inline long Transformer::cache_numbers(int entries) const {
+  return long(has_half_caches() ? cache_size<uint16_t>(settings.decoder_heads, decoder_width, entries)
+                                : cache_size<float>(settings.decoder_heads, decoder_width, entries));
+}
+
+inline int64_t Transformer::segment_bytes(int source_length, int limit, int beam) const {
+  const int64_t entries = source_length + int64_t(limit + 1) * beam;
+  const int64_t numbers = cache_numbers(1) * entries;  // of the keys or the values of a layer
+  return numbers * 2 * settings.decoder_layers * int64_t(has_half_caches() ? sizeof(uint16_t) : sizeof(float));
+}
+
+template <class T>
+Cache<T> Transformer::cache(State& state, int layer, int segment) const {
+  const State::Segment& own = state.segments[segment];
+  T* keys = state.caches.get<T>(0) + 2 * layer * state.size + own.at;
+  return {keys, keys + state.size, own.room};
+}
+
+template <class T>
+Cache<T> Transformer::memory_cache(State& state, int layer, int segment) const {
+  const State::Segment& own = state.segments[segment];
+  T* keys = state.memory_caches.get<T>(0) + 2 * layer * state.memory_size + own.memory_at;
+  return {keys, keys + state.memory_size, own.memory_room};
+}
+
+inline void Transformer::embed(State& state, const Embedding& embedding,
+                               const Vector<float>& learned, int id, int position,
+                               float* x) const {
+  embedding.look_up(id, embedding_scale, x);
+  if (settings.positions == TFM_ROTARY) return;
+  const float* encoding;
+  if (settings.positions == TFM_LEARNED) {
+    if (position >= settings.max_positions)
+      refuse("the model has %d learned positions, the segment needs %d", settings.max_positions, position + 1);
+    encoding = &learned[(size_t)position * D];
+  } else {
+    encoding = state.positions.of(position, D, settings.positions);
+  }
+  for (int d = 0; d < D; d++) x[d] += encoding[d];
+}
+
+inline void Transformer::encode(State& state, const TfmBatch& batch, const int32_t* limits, int beam) const {
+  const int B = batch.num_segments;
+  state.beam = beam;
+  state.segments.resize(B);
+  state.memory_size = state.size = 0;
+  for (int b = 0; b < B; b++) {
+    State::Segment& own = state.segments[b];
+    own.source_length = batch.source_lengths[b];
+    if (settings.positions == TFM_LEARNED && own.source_length > settings.max_positions)
+      refuse("the model has %d learned positions, the segment needs %d", settings.max_positions, own.source_length);
+    own.memory_room = own.source_length;
+    own.room = (limits[b] + 1) * beam;
+    own.memory_at = state.memory_size;
+    own.at = state.size;
+    state.memory_size += cache_numbers(own.memory_room);
+    state.size += cache_numbers(own.room);
+  }
+  const size_t number = has_half_caches() ? sizeof(uint16_t) : sizeof(float);
+  const size_t both = 2 * size_t(settings.decoder_layers) * number;
+  state.memory_caches.get<char>(both * size_t(state.memory_size));
+  state.caches.get<char>(both * size_t(state.size));
+  state.scratch.is_finite = true;
+  has_half_caches() ? encode<uint16_t>(state, batch) : encode<float>(state, batch);
+  if (!state.scratch.is_finite) refuse_non_finite();
+}
+
+// Segments are read in groups whose intermediate results stay in the processor's own memory.
+constexpr int ENCODED_ROWS = 256;
+
+template <class T>
+void Transformer::encode(State& state, const TfmBatch& batch) const {
+  const Embedding& embedding = settings.tied_embeddings & 1 ? target_embedding : source_embedding;
+  const long stride = padded(D);
+  const int32_t* ids = batch.source_ids;
+  for (int from = 0, to = 0; from < batch.num_segments; from = to) {
+    int M = 0;
+    while (to < batch.num_segments && (to == from || M + batch.source_lengths[to] <= ENCODED_ROWS))
+      M += batch.source_lengths[to++];
+    float* x = state.scratch.rows.get<float>(M * stride);  // (M, D)
+    int row = 0;
+    for (int b = from; b < to; b++)
+      for (int s = 0; s < batch.source_lengths[b]; s++, row++)
+        embed(state, embedding, source_positions, *ids++, s, x + row * stride);
+    encode_rows(state, batch.source_lengths + from, to - from, x, M);
+    remember<T>(state, x, from, to);
+  }
+}
+
+// x (M, D), the rows of several segments, through the encoder.
+inline void Transformer::encode_rows(State& state, const int* lengths, int num_segments, float* x, int M) const {
+  Scratch& scratch = state.scratch;
+  const int H = settings.encoder_heads, E = encoder_width;
+  const long stride = padded(D), wide = padded(3 * D);
+  float* projected = scratch.projected.get<float>(M * wide);
+  float* attended = scratch.attended.get<float>(M * stride);
+  for (const EncoderLayer& layer : encoder) {
+    const SelfAttention& attention = layer.self_attention;
+    const float* seen = attention.residual.enter(scratch, x, M);
+    scratch.product(seen, stride, M, attention.projection, Store{projected, wide});  // (M, 3D)
+    int first = 0;
+    for (int b = 0; b < num_segments; first += lengths[b++]) {
+      float* own = projected + first * wide;
+      if (settings.positions == TFM_ROTARY)
+        for (int s = 0; s < lengths[b]; s++)
+          state.encoder_rotations.turn(own + s * wide, 2 * H, E, s);
+      attend_all(scratch, own, wide, lengths[b], H, E, attended + first * stride, stride);
+    }
+    scratch.product(attended, stride, M, attention.output, Add{x, stride});
+    attention.residual.leave(scratch, x, M);
+    layer.feed_forward.apply(scratch, x, M);
+  }
+  if (settings.norm == TFM_PRE_NORM) scratch.normalise(encoder_norm, x, x, stride, M);
+}
+
+// Keys and values of the encoder's output x (M, D) of some segments, for all decoder layers.
+template <class T>
+void Transformer::remember(State& state, const float* x, int from, int to) const {
+  const long stride = padded(D), wide = padded(2 * D);
+  int M = 0;
+  for (int b = from; b < to; b++) M += state.segments[b].source_length;
+  float* projected = state.scratch.projected.get<float>(M * wide);
+  for (size_t i = 0; i < decoder.size(); i++) {
+    state.scratch.product(x, stride, M, decoder[i].cross_attention.memory, Store{projected, wide});  // (M, 2D)
+    const float* row = projected;
+    for (int b = from; b < to; b++)
+      for (int s = 0; s < state.segments[b].source_length; s++, row += wide)
+        store(memory_cache<T>(state, i, b), settings.decoder_heads, decoder_width, s, row, row + D);
+  }
+}
+
+// ---- a step of the decoder ----
+
+inline void Transformer::step(State& state, const Group* groups, int num_groups,
+                              const int32_t* pieces, const uint8_t* const* ancestors,
+                              float* hidden, const AttentionProbe* probe) const {
+  int R = 0;
+  for (int g = 0; g < num_groups; g++) R += groups[g].num_rows;
+  const long stride = padded(D);
+  float* x = state.scratch.rows.get<float>(R * stride);  // (R, D)
+  for (int g = 0; g < num_groups; g++)
+    for (int r = groups[g].first_row; r < groups[g].first_row + groups[g].num_rows; r++)
+      embed(state, target_embedding, target_positions, pieces[r], groups[g].position, x + r * stride);
+  has_half_caches() ? step<uint16_t>(state, groups, num_groups, R, ancestors, x, probe)
+                    : step<float>(state, groups, num_groups, R, ancestors, x, probe);
+  if (settings.norm == TFM_PRE_NORM) state.scratch.normalise(decoder_norm, x, x, stride, R);
+  if (!state.scratch.is_finite) refuse_non_finite();
+  for (int r = 0; r < R; r++) memcpy(hidden + (long)r * D, x + r * stride, D * sizeof(float));
+}
+
+template <class T>
+void Transformer::step(State& state, const Group* groups, int num_groups, int R,
+                       const uint8_t* const* ancestors, float* x, const AttentionProbe* probe) const {
+  Scratch& scratch = state.scratch;
+  const int H = settings.decoder_heads, E = decoder_width, K = state.beam;
+  const long stride = padded(D), wide = padded(3 * D);
+  float* projected = scratch.projected.get<float>(R * wide);
+  float* attended = scratch.attended.get<float>(R * stride);
+  int longest = 0;
+  for (int g = 0; g < num_groups; g++)
+    longest = std::max({longest, groups[g].position + 1, state.segments[groups[g].segment].source_length});
+  float* scores = scratch.scores.get<float>(attention_scratch(longest, E));
+  for (int i = 0; i < (int)decoder.size(); i++) {
+    const SelfAttention& self = decoder[i].self_attention;
+    const float* seen = self.residual.enter(scratch, x, R);
+    scratch.product(seen, stride, R, self.projection, Store{projected, wide});  // (R, 3D)
+    for (int g = 0; g < num_groups; g++) {
+      const Group& group = groups[g];
+      for (int k = 0; k < group.num_rows; k++) {
+        float* query = projected + (group.first_row + k) * wide;
+        if (settings.positions == TFM_ROTARY)
+          state.decoder_rotations.turn(query, 2 * H, E, group.position);  // query and key
+        store(cache<T>(state, i, group.segment), H, E, group.position * K + k, query + D, query + 2 * D);
+      }
+    }
+    for (int g = 0; g < num_groups; g++) {
+      const Group& group = groups[g];
+      for (int r = group.first_row; r < group.first_row + group.num_rows; r++)
+        attend(projected + r * wide, cache<T>(state, i, group.segment), H, E, group.position + 1, K,
+               ancestors ? ancestors[r] : nullptr, attended + r * stride, scores);
+    }
+    scratch.product(attended, stride, R, self.output, Add{x, stride});
+    self.residual.leave(scratch, x, R);
+
+    const CrossAttention& cross = decoder[i].cross_attention;
+    seen = cross.residual.enter(scratch, x, R);
+    scratch.product(seen, stride, R, cross.query, Store{projected, stride});  // (R, D)
+    for (int g = 0; g < num_groups; g++) {
+      const Group& group = groups[g];
+      const int S = state.segments[group.segment].source_length;
+      for (int r = group.first_row; r < group.first_row + group.num_rows; r++) {
+        float* weights = probe && probe->layer == i ? probe->weights[r] : nullptr;
+        attend(projected + r * stride, memory_cache<T>(state, i, group.segment), H, E, S, 1, nullptr,
+               attended + r * stride, scores, weights);
+      }
+    }
+    scratch.product(attended, stride, R, cross.output, Add{x, stride});
+    cross.residual.leave(scratch, x, R);
+    decoder[i].feed_forward.apply(scratch, x, R);
+  }
+}
+
+}  // namespace tfm
