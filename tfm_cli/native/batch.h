@@ -1,0 +1,80 @@
+// What a caller gives is checked before it is used.
+//
+// B segments, S source pieces, V vocabulary
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "failure.h"
+#include "interface.h"
+
+namespace tfm {
+
+constexpr int32_t kMostSegments = 1 << 20;
+constexpr int32_t kLongest = 1 << 24;  // pieces; more would be a mistake, and sums might overflow
+constexpr int32_t kMostBeams = 256;    // the number of one is kept in a byte
+
+inline void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value < least || value > most)
+    refuse("%s must be between %lld and %lld, got %lld", name, (long long)least, (long long)most, (long long)value);
+}
+
+inline void check_ids(const char* name, const int32_t* ids, int64_t count, int32_t size) {
+  if (count > 0 && !ids) refuse("%s: there are none", name);
+  for (int64_t i = 0; i < count; i++)
+    if (ids[i] < 0 || ids[i] >= size) refuse("%s: id %d of a vocabulary of %d", name, ids[i], size);
+}
+
+// The pieces of all segments.
+inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t count, int32_t least) {
+  int64_t sum = 0;
+  for (int32_t b = 0; b < count; b++) {
+    check_range(name, lengths[b], least, kLongest);
+    sum += lengths[b];
+  }
+  return sum;
+}
+
+inline void check_sources(const TfmBatch& batch, const TfmModelOptions& model) {
+  check_range("num_segments", batch.num_segments, 0, kMostSegments);
+  if (batch.num_segments > 0 && (!batch.source_ids || !batch.source_lengths)) refuse("a batch without sources");
+  const int64_t count = checked_sum("source_lengths", batch.source_lengths, batch.num_segments, 1);
+  check_ids("source_ids", batch.source_ids, count, model.source_vocab_size);
+}
+
+// What a search needs besides.
+inline void check_batch(const TfmBatch& batch, const TfmModelOptions& model, const TfmSearchOptions& options) {
+  check_sources(batch, model);
+  const int32_t B = batch.num_segments;
+  if (B > 0 && !batch.limits) refuse("a batch without limits");
+  checked_sum("limits", batch.limits, B, 0);
+  if (batch.prefix_lengths)
+    check_ids("prefix_ids", batch.prefix_ids, checked_sum("prefix_lengths", batch.prefix_lengths, B, 0), model.target_vocab_size);
+  if (options.sampling && B > 0 && !batch.seeds) refuse("sampling without seeds");
+  if (!batch.allowed_lengths) return;
+  checked_sum("allowed_lengths", batch.allowed_lengths, B, 0);
+  const int32_t* ids = batch.allowed_ids;
+  for (int32_t b = 0; b < B; b++) {
+    const int32_t count = batch.allowed_lengths[b];
+    check_ids("allowed_ids", ids, count, model.target_vocab_size);
+    for (int32_t i = 1; i < count; i++)
+      if (ids[i] <= ids[i - 1]) refuse("allowed_ids must ascend, got %d after %d", ids[i], ids[i - 1]);
+    if (count > 0) ids += count;
+  }
+}
+
+inline void check_options(const TfmSearchOptions& options) {
+  const auto check_number = [](const char* name, double value, double least, double most) {
+    if (!(value >= least && value <= most)) refuse("%s must be between %g and %g, got %g", name, least, most, value);
+  };
+  check_range("beam_size", options.beam_size, 1, kMostBeams);
+  check_range("no_repeat_ngram_size", options.no_repeat_ngram_size, 0, kLongest);
+  check_number("length_penalty", options.length_penalty, -100, 100);
+  check_number("repetition_penalty", options.repetition_penalty, 1e-6, 1e6);
+  if (!options.sampling) return;
+  check_range("top_k", options.top_k, 0, INT32_MAX);
+  check_number("top_p", options.top_p, 0, 1);
+  check_number("temperature", options.temperature, 0, 1e6);
+}
+
+}  // namespace tfm

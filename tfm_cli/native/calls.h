@@ -1,0 +1,41 @@
+// What a call of interface.h does before and after its work: errors become a status and a text.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <stdexcept>
+
+#include "failure.h"
+#include "interface.h"
+
+namespace tfm {
+
+// What tfm_error gives. Of a fixed size, since a call may fail for want of memory.
+inline thread_local char last_error[256] = "";
+
+inline int32_t failed(int32_t status, const char* text) {
+  snprintf(last_error, sizeof last_error, "%s", text);
+  return status;
+}
+
+// The status of what `body` does; nothing that it throws goes further.
+template <class Body>
+int32_t guarded(Body&& body) noexcept {
+  try {
+    body();
+    return TFM_OK;
+  } catch (const Failure& failure) {
+    return failed(failure.status, failure.what());
+  } catch (const std::bad_alloc&) {
+    return failed(TFM_NO_MEMORY, "out of memory");
+  } catch (const std::length_error&) {  // a vector longer than there are addresses
+    return failed(TFM_NO_MEMORY, "out of memory");
+  } catch (const std::exception& error) {
+    return failed(TFM_DEFECT, error.what());
+  } catch (...) {
+    return failed(TFM_DEFECT, "an unknown fault");
+  }
+}
+
+}  // namespace tfm

@@ -1,0 +1,125 @@
+// What a process says before it dies of a fault inside the engine.
+//
+// Handlers of signals belong to the process: they are there while a thread that has a note is inside
+// a call, and then what was there before is there again. A fault of any other thread is dealt with as
+// if they were not. They only do what POSIX allows in a handler (signal-safety(7)).
+#pragma once
+#include <cstdio>
+#include <cstring>
+
+#include "allocation.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <mutex>
+#endif
+
+namespace tfm {
+
+// Of this thread; empty for none.
+inline thread_local char crash_note[2048] = "";
+
+inline void set_crash_note(const char* text) { snprintf(crash_note, sizeof crash_note, "%s", text ? text : ""); }
+
+#if defined(__unix__) || defined(__APPLE__)
+
+constexpr int kDefect = 70;  // exit code of a fault of the program, as in tfm_cli/cli
+constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+constexpr int kNumFaults = 4;
+constexpr size_t kFaultStack = size_t{64} << 10;  // the stack of a thread may be what overflowed
+
+// Threads inside a call that have a note. A handler must not ask for memory, which a first look at a
+// thread_local may do.
+struct NotedCall {
+  std::atomic<const char*> note{nullptr};  // null for a place that is free
+  std::atomic<pthread_t> thread{};
+};
+constexpr int kMostCalls = 256;  // more threads go without
+
+struct FaultHandlers {
+  std::mutex mutex;
+  int num_calls = 0;
+  NotedCall calls[kMostCalls];
+  struct sigaction before[kNumFaults];
+};
+inline FaultHandlers fault_handlers;
+
+inline const char* note_of_call() {
+  for (const NotedCall& call : fault_handlers.calls)
+    if (const char* note = call.note; note && pthread_equal(call.thread, pthread_self())) return note;
+  return nullptr;
+}
+
+inline void on_fault(int number, siginfo_t* info, void*) {
+  const bool is_sent = info->si_code <= 0;  // by a process, not by an instruction
+  const char* note = note_of_call();
+  if (note && !is_sent) {
+    const size_t length = strlen(note);
+    ssize_t written = write(STDERR_FILENO, note, length);
+    if (length && note[length - 1] != '\n') written = write(STDERR_FILENO, "\n", 1);
+    (void)written;
+    _exit(kDefect);
+  }
+  // The same fault comes again once this handler returns.
+  for (int i = 0; i < kNumFaults; i++)
+    if (kFaults[i] == number) sigaction(number, &fault_handlers.before[i], nullptr);
+  if (is_sent) raise(number);
+}
+
+// Alive during a call.
+class CrashGuard {
+ public:
+  // stack: kept by the caller from call to call.
+  explicit CrashGuard(Buffer& stack) {
+    if (!crash_note[0]) return;
+    stack_t own = {};
+    own.ss_sp = stack.get<char>(kFaultStack);
+    own.ss_size = kFaultStack;
+    const std::lock_guard<std::mutex> lock(fault_handlers.mutex);
+    for (NotedCall& call : fault_handlers.calls) {
+      if (call.note) continue;
+      call.thread = pthread_self();
+      call.note = crash_note;
+      call_ = &call;
+      break;
+    }
+    if (!call_) return;
+    has_stack_ = sigaltstack(&own, &stack_before_) == 0;
+    if (fault_handlers.num_calls++) return;
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    for (int i = 0; i < kNumFaults; i++) sigaction(kFaults[i], &action, &fault_handlers.before[i]);
+  }
+  ~CrashGuard() {
+    if (!call_) return;
+    const std::lock_guard<std::mutex> lock(fault_handlers.mutex);
+    if (--fault_handlers.num_calls == 0)
+      for (int i = 0; i < kNumFaults; i++) sigaction(kFaults[i], &fault_handlers.before[i], nullptr);
+    call_->note = nullptr;
+    if (has_stack_) sigaltstack(&stack_before_, nullptr);
+  }
+  CrashGuard(const CrashGuard&) = delete;
+  CrashGuard& operator=(const CrashGuard&) = delete;
+
+ private:
+  NotedCall* call_ = nullptr;
+  bool has_stack_ = false;
+  stack_t stack_before_ = {};
+};
+
+#else
+
+class CrashGuard {
+ public:
+  explicit CrashGuard(Buffer&) {}
+};
+
+#endif
+
+}  // namespace tfm

@@ -1,0 +1,669 @@
+// Search for the best target pieces: greedy, beam and sampling, a batch at a time.
+//
+// The rules are those of `decoding/beam.py`, `greedy.py` and `sampling.py`; what is different is that
+// hypotheses that cannot lead anywhere are not followed, and that a row whose next piece nothing but
+// the model bears on never has its logits written out. Which way a row goes depends on itself alone.
+// Of equal scores the hypothesis that ranked higher comes first, then the piece with the lower id.
+//
+// B segments, K beam, R rows (hypotheses that grow, of all segments), V vocabulary, D width of a model,
+// M models, C candidates of a row, N pieces among which a row is searched, t pieces written
+#pragma once
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+
+#include "allocation.h"
+#include "batch.h"
+#include "choices.h"
+#include "constraints.h"
+#include "failure.h"
+#include "interface.h"
+#include "output_layer.h"
+#include "random.h"
+#include "transformer.h"
+
+namespace tfm {
+
+// A translation in pieces, without </s>.
+struct Hypothesis {
+  Vector<int32_t> ids;
+  double log_probability, score;
+  Vector<float> piece_scores;
+};
+
+// What a search needs besides its hypotheses; kept from one batch to the next.
+struct SearchMemory {
+  Vector<std::unique_ptr<State>> states;  // (M,)
+  Buffer hidden, gathered, logits, log_sums, values, ids, candidates;
+  Vector<Choice> found;
+  Vector<float> kept;
+  Vector<int32_t> repeats, distinct;
+  Draw draw;
+
+  size_t bytes() const {
+    size_t total = hidden.bytes() + gathered.bytes() + logits.bytes() + log_sums.bytes() + values.bytes() +
+                   ids.bytes() + candidates.bytes();
+    for (const auto& state : states) total += state->bytes();
+    return total;
+  }
+  void release() {
+    states.clear();
+    for (Buffer* buffer : {&hidden, &gathered, &logits, &log_sums, &values, &ids, &candidates}) buffer->release();
+  }
+};
+
+// How hypotheses of different lengths are compared; n pieces including </s>.
+//
+// Source: Wu et al. 2016, arXiv:1609.08144, equation 14, for `wu_norm`.
+inline double length_norm(int n, const TfmSearchOptions& options) {
+  return std::pow(options.wu_norm ? (5 + n) / 6.0 : double(n), options.length_penalty);
+}
+
+class Search {
+ public:
+  // models: (M,) over `vocabulary`.
+  Search(const Transformer* const* models, int num_models, const Vocabulary& vocabulary,
+         const TfmSearchOptions& options, SearchMemory& memory)
+      : models_(models), num_models_(num_models), vocabulary_(vocabulary), options_(options), memory_(memory),
+        eos_(models[0]->options().eos_id), start_(models[0]->options().start_id), beam_(options.sampling ? 1 : options.beam_size),
+        is_scored_(options.sampling || options.scores || options.piece_scores || options.beam_size > 1),
+        most_candidates_(is_scored_ && !options.sampling ? int(std::min<int64_t>(2 * int64_t(beam_), vocabulary.size())) : 1) {}
+
+  // The hypotheses of each segment, best first; at least one.
+  Vector<Vector<Hypothesis>> run(const TfmBatch& batch) {
+    begin(batch);
+    encode(batch);
+    open_.erase(std::remove_if(open_.begin(), open_.end(), [&](int32_t b) { return close_if_ended(segments_[size_t(b)]); }),
+                open_.end());
+    while (!open_.empty()) {
+      check_stop();
+      step();
+      if (options_.sampling) draw_next();
+      else find_candidates();
+      size_t kept = 0;
+      for (size_t i = 0; i < open_.size(); i++) {
+        Segment& segment = segments_[size_t(open_[i])];
+        if (options_.sampling ? goes_on(segment) : advance(segment)) open_[kept++] = open_[i];
+      }
+      open_.resize(kept);
+    }
+    Vector<Vector<Hypothesis>> all;
+    all.reserve(segments_.size());
+    for (Segment& segment : segments_) {
+      if (segment.finished.empty()) refuse_non_finite();  // each hypothesis had scores that overflowed
+      all.push_back(std::move(segment.finished));
+    }
+    return all;
+  }
+
+ private:
+  // A hypothesis that grows.
+  struct Row {
+    Vector<int32_t> ids;        // (t,)
+    Vector<uint8_t> ancestors;  // (t + 1,) the beams whose entries of the caches are its own
+    Vector<float> gains;        // (t,) log-probabilities of the pieces, where asked for
+    float total = 0;            // log-probability
+    double exact_total = 0;     // of sampling, in double
+    uint8_t state = kBetween;   // of the character that it is inside of
+    bool is_ending = false;     // nothing but </s> may follow
+  };
+  struct Candidate {
+    float gain;  // log-probability; 0 where nobody asks
+    int32_t piece;
+  };
+  struct Segment {
+    int32_t index;
+    int limit;
+    const int32_t* prefix;
+    int prefix_length;
+    uint64_t seed;
+    Vector<int32_t> list;  // its shortlist; empty for all pieces
+    Pieces pieces;
+    Spelling own_spelling;
+    const Spelling* spelling;
+    int written = 0;          // t
+    int first_row = 0;        // of this step
+    Vector<Row> rows, next;   // (K,) each at most; `next` is working memory
+    Vector<Hypothesis> finished;  // best first, at most K
+
+    int room() const { return limit - written; }
+    int32_t forced() const { return written < prefix_length ? prefix[written] : -1; }
+  };
+
+  // ---- before the first step ----
+
+  void begin(const TfmBatch& batch) {
+    const size_t B = size_t(batch.num_segments);
+    segments_.clear();
+    segments_.resize(B);
+    open_.clear();
+    const int32_t* prefix = batch.prefix_ids;
+    const int32_t* allowed = batch.allowed_ids;
+    for (size_t b = 0; b < B; b++) {
+      Segment& segment = segments_[b];
+      segment.index = int32_t(b);
+      segment.prefix = prefix;
+      segment.prefix_length = batch.prefix_lengths ? batch.prefix_lengths[b] : 0;
+      if (prefix) prefix += segment.prefix_length;
+      segment.limit = vocabulary_.raised_limit(batch.limits[b], segment.prefix, segment.prefix_length);
+      segment.seed = batch.seeds ? batch.seeds[b] : 0;
+      segment.pieces = {nullptr, vocabulary_.size()};
+      segment.spelling = &vocabulary_.spelling();
+      const int num_allowed = batch.allowed_lengths ? batch.allowed_lengths[b] : 0;
+      if (num_allowed > 0) {
+        restrict_to(segment, allowed, num_allowed);
+        allowed += num_allowed;
+      }
+      segment.rows.resize(1);  // all hypotheses are the same before the first piece, so one is enough
+      segment.rows[0].ancestors.push_back(0);
+      segment.rows[0].is_ending = is_ending(segment, segment.rows[0]);
+      open_.push_back(int32_t(b));
+    }
+  }
+
+  // Let a segment write these pieces, those that every segment has, and those of its prefix. Banned
+  // ones among them are not written, but have a share of the probability.
+  void restrict_to(Segment& segment, const int32_t* allowed, int count) {
+    Vector<int32_t>& list = segment.list;
+    list.assign(allowed, allowed + count);
+    list.insert(list.end(), {eos_, start_});
+    list.insert(list.end(), vocabulary_.banned().begin(), vocabulary_.banned().end());
+    list.insert(list.end(), segment.prefix, segment.prefix + segment.prefix_length);
+    std::sort(list.begin(), list.end());
+    list.erase(std::unique(list.begin(), list.end()), list.end());
+    segment.pieces = {list.data(), int(list.size())};
+    segment.own_spelling = vocabulary_.spelling(segment.pieces);
+    segment.spelling = &segment.own_spelling;
+  }
+
+  void encode(const TfmBatch& batch) {
+    Vector<int32_t> limits;  // (B,)
+    for (const Segment& segment : segments_) limits.push_back(segment.limit);
+    while (memory_.states.size() < size_t(num_models_)) {
+      check_failpoint();
+      memory_.states.push_back(std::make_unique<State>());
+    }
+    last_check_ = std::chrono::steady_clock::now();
+    for (int m = 0; m < num_models_; m++) {
+      models_[m]->encode(*memory_.states[size_t(m)], batch, limits.data(), beam_);
+      check_stop();
+    }
+  }
+
+  // Greedy search needs no step for an end that is forced, since nobody asks how likely it is.
+  bool close_if_ended(Segment& segment) {
+    Row& row = segment.rows[0];
+    // A character that is not whole has to be ended first.
+    const bool ends = row.is_ending && (segment.room() < 1 || row.state == kBetween || segment.forced() >= 0);
+    if (is_scored_ || !ends) return false;
+    segment.finished.push_back({std::move(row.ids), kNaN, kNaN, {}});
+    return true;
+  }
+
+  // Called between steps, at most every 50 ms: whoever is asked may have to wait for a lock.
+  void check_stop() {
+    if (!options_.should_stop) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_check_ < std::chrono::milliseconds(50)) return;
+    if (options_.should_stop()) throw Failure(TFM_STOPPED, "the search was stopped");
+    last_check_ = std::chrono::steady_clock::now();
+  }
+
+  // ---- a step of the models ----
+
+  void step() {
+    groups_.clear();
+    newest_.clear();
+    ancestors_.clear();
+    rows_.clear();
+    for (int32_t index : open_) {
+      Segment& segment = segments_[size_t(index)];
+      segment.first_row = int(rows_.size());
+      groups_.push_back({index, segment.first_row, int32_t(segment.rows.size()), segment.written});
+      for (Row& row : segment.rows) {
+        newest_.push_back(row.ids.empty() ? start_ : row.ids.back());
+        ancestors_.push_back(row.ancestors.data());
+        rows_.push_back({&segment, &row});
+      }
+    }
+    size_t size = 0;
+    for (int m = 0; m < num_models_; m++) size += rows_.size() * size_t(width(m));
+    float* hidden = memory_.hidden.get<float>(size);
+    hidden_.clear();
+    for (int m = 0; m < num_models_; m++) {  // (R, D) each
+      hidden_.push_back(hidden);
+      models_[m]->step(*memory_.states[size_t(m)], groups_.data(), int(groups_.size()), newest_.data(),
+                       beam_ > 1 ? ancestors_.data() : nullptr, hidden);
+      hidden += rows_.size() * size_t(width(m));
+    }
+    counts_.assign(rows_.size(), 0);
+    candidates_ = memory_.candidates.get<Candidate>(rows_.size() * size_t(most_candidates_));  // (R, C)
+  }
+
+  int width(int m) const { return models_[m]->options().width; }
+
+  // ---- the likeliest next pieces of each row ----
+
+  void find_candidates() {
+    plain_.clear();
+    others_.clear();
+    for (int r = 0; r < int(rows_.size()); r++) (is_plain(r) ? plain_ : others_).push_back({r, kNaN});
+    if (!plain_.empty()) is_scored_ ? find_leading() : find_best();
+    with_logits(others_, [&](const Task& task, float* logits) { find_in_logits(task, logits); });
+  }
+
+  // Whether nothing bears on the next piece of a row but the model, the bans and its end.
+  bool is_plain(int r) {
+    const Segment& segment = *rows_[size_t(r)].segment;
+    const Row& row = *rows_[size_t(r)].row;
+    if (num_models_ > 1 || segment.pieces.ids || segment.forced() >= 0) return false;
+    if (options_.repetition_penalty != 1 && !row.ids.empty()) return false;
+    find_repeats(row.ids, options_.no_repeat_ngram_size, memory_.repeats);
+    return memory_.repeats.empty();
+  }
+
+  void find_best() {
+    int32_t* ids = memory_.ids.get<int32_t>(plain_.size());  // (R,)
+    if (!output(0).best(hidden_of_plain(), int(plain_.size()), ids)) refuse_non_finite();
+    for (size_t i = 0; i < plain_.size(); i++) {
+      const int r = plain_[i].row;
+      counts_[size_t(r)] = 1;
+      candidates_[r] = {0, ids[i]};
+      if (is_wrong(r)) others_.push_back({r, 0});
+    }
+  }
+
+  void find_leading() {
+    const int R = int(plain_.size()), C = most_candidates_;
+    const float* hidden = hidden_of_plain();
+    float* log_sums = memory_.log_sums.get<float>(size_t(R));          // (R,)
+    float* values = memory_.values.get<float>(size_t(R) * size_t(C));  // (R, C)
+    int32_t* ids = memory_.ids.get<int32_t>(size_t(R) * size_t(C));    // (R, C)
+    output(0).leading(hidden, R, C, options_.renormalize != 0, log_sums, values, ids);
+    for (int i = 0; i < R; i++) {
+      const int r = plain_[size_t(i)].row;
+      if (!std::isfinite(log_sums[i])) refuse_non_finite();
+      Candidate* own = candidates_ + int64_t(r) * C;
+      int& count = counts_[size_t(r)];
+      if (rows_[size_t(r)].row->is_ending) {
+        float logit;
+        output(0).logits_of(hidden + int64_t(i) * width(0), &eos_, 1, &logit);
+        if (logit > -kInfinity) own[count++] = {logit - log_sums[i], eos_};
+      } else {
+        const float* value = values + int64_t(i) * C;
+        for (; count < C && value[count] > -kInfinity; count++)
+          own[count] = {value[count] - log_sums[i], ids[int64_t(i) * C + count]};
+      }
+      if (is_wrong(r)) others_.push_back({r, log_sums[i]});
+    }
+  }
+
+  // Whether a candidate of a row may not follow where it is inside a character, or would begin one.
+  bool is_wrong(int r) const {
+    if (vocabulary_.bytes().empty()) return false;
+    const Segment& segment = *rows_[size_t(r)].segment;
+    if (segment.forced() >= 0) return false;
+    const int state = rows_[size_t(r)].row->state;
+    const Candidate* own = candidates_ + int64_t(r) * most_candidates_;
+    return std::any_of(own, own + counts_[size_t(r)], [&](const Candidate& each) {
+      return !segment.spelling->may(state, segment.room(), vocabulary_.kind(each.piece));
+    });
+  }
+
+  // A row whose logits are looked through, and their log-sum-exp where that is known, else NaN.
+  struct Task {
+    int row;
+    float log_sum;
+  };
+
+  const float* hidden_of_plain() {
+    if (plain_.size() == rows_.size()) return hidden_[0];
+    return gathered(plain_.data(), plain_.size(), 0);
+  }
+
+  const float* gathered(const Task* tasks, size_t count, int m) {
+    const size_t D = size_t(width(m));
+    float* out = memory_.gathered.get<float>(count * D);  // (R, D)
+    for (size_t i = 0; i < count; i++) std::copy_n(hidden_[size_t(m)] + size_t(tasks[i].row) * D, D, out + i * D);
+    return out;
+  }
+
+  // Call `use(task, logits (N,))` for each row; the logits of several models are those of their mean.
+  template <class Use>
+  void with_logits(const Vector<Task>& tasks, Use use) {
+    const size_t V = size_t(vocabulary_.size());
+    const size_t stride = round_up(V, 64);
+    // So many rows at a time that their logits stay in the processor's own memory.
+    const size_t most = std::max<size_t>(1, (size_t(1) << 20) / (stride * size_t(num_models_)));
+    for (size_t from = 0, to; from < tasks.size(); from = to) {
+      const Task* some = tasks.data() + from;
+      to = from + 1;
+      const Pieces& pieces = rows_[size_t(some->row)].segment->pieces;
+      if (!pieces.ids)
+        while (to < tasks.size() && to - from < most && !rows_[size_t(tasks[to].row)].segment->pieces.ids) to++;
+      const size_t count = to - from;
+      float* logits = memory_.logits.get<float>(count * size_t(num_models_) * stride);  // (M, R, V)
+      for (int m = 0; m < num_models_; m++) {
+        float* own = logits + size_t(m) * count * stride;
+        if (pieces.ids) output(m).logits_of(hidden_[size_t(m)] + int64_t(some->row) * width(m), pieces.ids, pieces.count, own);
+        else output(m).logits(gathered(some, count, m), int(count), own, long(stride));
+      }
+      for (size_t i = 0; i < count; i++) {
+        float* own = logits + i * stride;
+        if (num_models_ > 1) {
+          each_model_.clear();
+          for (int m = 0; m < num_models_; m++) each_model_.push_back(own + size_t(m) * count * stride);
+          log_mean(each_model_.data(), num_models_, pieces.count);
+        }
+        use(some[i], own);
+      }
+    }
+  }
+
+  const OutputLayer& output(int m) const { return models_[m]->output(); }
+
+  // The logits (N,) of a row as those of pieces that may be written, in place, and the log-sum-exp
+  // that makes log-probabilities of them. Source: `Constraints.weigh` of `decoding/constraints.py`.
+  class Weighed {
+   public:
+    Weighed(Search& search, const Task& task, float* logits)
+        : search_(search), segment_(*search.rows_[size_t(task.row)].segment), row_(*search.rows_[size_t(task.row)].row),
+          logits_(logits), eos_place_(segment_.pieces.place(search.eos_)), eos_logit_(logits[eos_place_]),
+          log_sum_(task.log_sum) {
+      const TfmSearchOptions& options = search.options_;
+      if (options.repetition_penalty != 1)
+        penalize(logits, segment_.pieces, row_.ids, float(options.repetition_penalty), search.memory_.distinct);
+      const bool is_known = !std::isnan(task.log_sum);
+      // Inside a character what is forbidden may have to be allowed after all.
+      const bool may_be_lifted = options.renormalize && row_.state != kBetween;
+      if (may_be_lifted || (!is_known && (!options.renormalize || options.sampling))) lifted_log_sum_ = sum();
+      if (!is_known && !options.renormalize) log_sum_ = lifted_log_sum_;
+      forbid();
+      if (!is_known && options.renormalize) log_sum_ = sum();
+    }
+
+    const Pieces& pieces() const { return segment_.pieces; }
+    int eos_place() const { return eos_place_; }
+    float eos_logit() const { return eos_logit_; }  // whatever forbids it
+    float log_sum() const { return log_sum_; }
+
+    // Let nothing but valid UTF-8 follow.
+    void restrict() {
+      search_.vocabulary_.forbid(logits_, segment_.pieces, *segment_.spelling, row_.state, segment_.room(),
+                                 search_.memory_.kept);
+    }
+    bool has_any() const {
+      return std::any_of(logits_, logits_ + segment_.pieces.count, [](float logit) { return logit > -kInfinity; });
+    }
+    // The same inside a character that could not be ended otherwise: what forbids repetitions gives way.
+    void restrict_alone() {
+      for (size_t i = forbidden_.size(); i-- > 0;) logits_[forbidden_[i].place] = forbidden_[i].value;
+      forbidden_.clear();
+      if (search_.options_.renormalize) log_sum_ = lifted_log_sum_;
+      restrict();
+    }
+
+   private:
+    float sum() const {
+      const float log_sum = log_sum_exp(logits_, segment_.pieces.count).total();
+      if (!std::isfinite(log_sum)) refuse_non_finite();
+      return log_sum;
+    }
+
+    void forbid() {
+      const float eos = logits_[eos_place_];
+      for (int32_t piece : search_.vocabulary_.banned()) forbid(piece);
+      const int size = search_.options_.no_repeat_ngram_size;
+      if (size > 0 && int(row_.ids.size()) >= size) {
+        find_repeats(row_.ids, size, search_.memory_.repeats);
+        for (int32_t piece : search_.memory_.repeats) forbid(piece);
+        logits_[eos_place_] = eos;  // so that every row can end
+      }
+      const int place = segment_.forced() < 0 ? -1 : segment_.pieces.place(segment_.forced());
+      const auto first = std::find_if(forbidden_.begin(), forbidden_.end(), [&](const Choice& each) { return each.place == place; });
+      if (first != forbidden_.end()) logits_[place] = first->value;
+    }
+    void forbid(int32_t piece) {
+      const int place = segment_.pieces.place(piece);
+      if (place < 0) return;
+      forbidden_.push_back({logits_[place], place});
+      logits_[place] = -kInfinity;
+    }
+
+    Search& search_;
+    const Segment& segment_;
+    const Row& row_;
+    float* logits_;
+    const int eos_place_;
+    const float eos_logit_;
+    float log_sum_, lifted_log_sum_ = kNaN;  // the latter with all that is forbidden
+    Vector<Choice> forbidden_;               // what was there, in the order in which it went
+  };
+
+  // Source: `_continuations` of `decoding/beam.py`.
+  void find_in_logits(const Task& task, float* logits) {
+    const int r = task.row;
+    const Segment& segment = *rows_[size_t(r)].segment;
+    const Row& row = *rows_[size_t(r)].row;
+    Weighed weighed(*this, task, logits);
+    const int32_t forced = segment.forced();
+    Vector<Choice>& found = memory_.found;
+    if (row.is_ending) {
+      found.assign(1, {weighed.eos_logit(), weighed.eos_place()});
+    } else if (forced >= 0) {
+      const int place = weighed.pieces().place(forced);
+      found.assign(1, {logits[place], place});
+    } else {
+      find_largest(logits, weighed.pieces().count, most_candidates_, found);
+    }
+    note(r, weighed, found);
+    if (!is_wrong(r)) return;
+    bool is_stuck = row.is_ending;  // and inside a character, or its end would not be wrong
+    if (!is_stuck) {
+      weighed.restrict();
+      find_largest(logits, weighed.pieces().count, most_candidates_, found);
+      is_stuck = found.empty();
+    }
+    if (is_stuck) {
+      weighed.restrict_alone();
+      find_largest(logits, weighed.pieces().count, most_candidates_, found);
+    }
+    note(r, weighed, found);
+  }
+
+  void note(int r, const Weighed& weighed, const Vector<Choice>& found) {
+    int& count = counts_[size_t(r)];
+    count = 0;
+    Candidate* own = candidates_ + int64_t(r) * most_candidates_;
+    for (const Choice& each : found)
+      if (each.value > -kInfinity)
+        own[count++] = {is_scored_ ? each.value - weighed.log_sum() : 0, weighed.pieces().piece(each.place)};
+  }
+
+  // ---- what becomes of a segment ----
+
+  // Take the best continuations of a segment; whether it needs more steps.
+  bool advance(Segment& segment) {
+    const int K = int(segment.rows.size());
+    const double norm = is_scored_ ? length_norm(segment.written + 1, options_) : 1;
+    int heads[kMostBeams] = {};  // of the candidates of each row the first that is not taken
+    uint16_t uses[kMostBeams] = {};
+    chosen_.clear();
+    // The best 2K of all, of which K at least do not end; those of a row stand in order.
+    for (int taken = 0; taken < 2 * beam_ && int(chosen_.size()) < beam_; taken++) {
+      int best = -1;
+      float best_total = -kInfinity;
+      for (int k = 0; k < K; k++) {
+        if (heads[k] == counts_[size_t(segment.first_row + k)]) continue;
+        const float total = segment.rows[size_t(k)].total + candidate(segment, k, heads[k]).gain;
+        if (total > best_total) {
+          best = k;
+          best_total = total;
+        }
+      }
+      if (best < 0) break;
+      const Candidate& next = candidate(segment, best, heads[best]++);
+      if (next.piece != eos_) {
+        chosen_.push_back({best, best_total, next});
+        uses[best]++;
+      } else if (taken < beam_) {
+        finish(segment, segment.rows[size_t(best)], best_total, norm, next.gain);
+      }
+    }
+    if (chosen_.empty()) return false;
+    const double hope = double(chosen_[0].total / float(norm));
+    if (is_decided(segment, hope)) return false;
+    grow(segment, uses);
+    return !close_if_ended(segment);
+  }
+
+  const Candidate& candidate(const Segment& segment, int k, int i) const {
+    return candidates_[int64_t(segment.first_row + k) * most_candidates_ + i];
+  }
+
+  // Whether a segment needs no more steps, when the best growing hypothesis now scores `hope`.
+  bool is_decided(const Segment& segment, double hope) const {
+    if (int(segment.finished.size()) < beam_) return false;
+    if (options_.early_stopping || beam_ == 1) return true;
+    return segment.finished.back().score >= hope;
+  }
+
+  // The rows of the next step; `uses`: how many of them continue each of the present ones.
+  void grow(Segment& segment, uint16_t* uses) {
+    const int K = int(chosen_.size());
+    if (int(segment.next.size()) < K) segment.next.resize(size_t(K));
+    segment.written++;
+    for (int k = 0; k < K; k++) {
+      const Chosen& chosen = chosen_[size_t(k)];
+      Row& from = segment.rows[size_t(chosen.origin)];
+      Row& to = segment.next[size_t(k)];
+      if (--uses[chosen.origin] == 0) {  // nobody else continues it
+        to.ids.swap(from.ids);
+        to.ancestors.swap(from.ancestors);
+        to.gains.swap(from.gains);
+      } else {
+        to.ids = from.ids;
+        to.ancestors = from.ancestors;
+        to.gains = from.gains;
+      }
+      to.total = chosen.total;
+      to.ids.push_back(chosen.next.piece);  // (t + 1,)
+      if (beam_ > 1) to.ancestors.push_back(uint8_t(k));
+      if (options_.piece_scores) to.gains.push_back(chosen.next.gain);
+      to.state = next_state(from.state, vocabulary_.kind(chosen.next.piece));
+      to.is_ending = is_ending(segment, to);
+    }
+    segment.rows.swap(segment.next);
+    if (int(segment.rows.size()) > K) segment.rows.resize(size_t(K));
+  }
+
+  bool is_ending(const Segment& segment, const Row& row) const {
+    return segment.room() < 1 || (options_.stops_loops && !options_.sampling && is_loop(row.ids));
+  }
+
+  void finish(Segment& segment, const Row& row, double total, double norm, float gain) {
+    Hypothesis hypothesis{row.ids, kNaN, kNaN, {}};
+    if (is_scored_) {
+      hypothesis.log_probability = total;
+      hypothesis.score = total / norm;
+      if (options_.piece_scores) {
+        hypothesis.piece_scores = row.gains;
+        hypothesis.piece_scores.push_back(gain);  // (t + 1,)
+      }
+    }
+    // Behind all that score as much. More than K are never asked for.
+    Vector<Hypothesis>& finished = segment.finished;
+    const auto place = std::find_if(finished.begin(), finished.end(), [&](const Hypothesis& other) {
+      return other.score < hypothesis.score;
+    });
+    finished.insert(place, std::move(hypothesis));
+    if (int(finished.size()) > beam_) finished.pop_back();
+  }
+
+  // ---- sampling: `decoding/sampling.py` ----
+
+  void draw_next() {
+    others_.clear();
+    for (int r = 0; r < int(rows_.size()); r++) others_.push_back({r, kNaN});
+    with_logits(others_, [&](const Task& task, float* logits) {
+      const Segment& segment = *rows_[size_t(task.row)].segment;
+      candidates_[task.row] = drawn(segment, *rows_[size_t(task.row)].row, task, logits);
+      counts_[size_t(task.row)] = 1;
+    });
+  }
+
+  Candidate drawn(const Segment& segment, const Row& row, const Task& task, float* logits) {
+    Weighed weighed(*this, task, logits);
+    int place = weighed.eos_place();
+    if (!row.is_ending && segment.forced() >= 0) {
+      place = weighed.pieces().place(segment.forced());
+    } else if (!row.is_ending) {
+      if (!vocabulary_.bytes().empty()) {
+        weighed.restrict();
+        if (row.state != kBetween && !weighed.has_any()) weighed.restrict_alone();
+      }
+      const double chance = uniform(segment.seed, uint64_t(segment.written));
+      place = memory_.draw(logits, weighed.pieces().count, chance, options_.temperature, options_.top_k, options_.top_p);
+      if (place < 0) refuse_non_finite();
+    }
+    const float gain = logits[place] - weighed.log_sum();
+    if (!std::isfinite(gain)) refuse_non_finite();
+    return {gain, weighed.pieces().piece(place)};
+  }
+
+  // Whether a segment needs more steps after what was drawn.
+  bool goes_on(Segment& segment) {
+    Row& row = segment.rows[0];
+    const Candidate& next = candidates_[segment.first_row];
+    row.exact_total += double(next.gain);
+    if (next.piece == eos_) {
+      finish(segment, row, row.exact_total, length_norm(segment.written + 1, options_), next.gain);
+      return false;
+    }
+    row.ids.push_back(next.piece);  // (t + 1,)
+    if (options_.piece_scores) row.gains.push_back(next.gain);
+    row.state = next_state(row.state, vocabulary_.kind(next.piece));
+    segment.written++;
+    row.is_ending = is_ending(segment, row);
+    return true;
+  }
+
+  struct Chosen {
+    int origin;
+    float total;
+    Candidate next;
+  };
+  struct Place {
+    Segment* segment;
+    Row* row;
+  };
+
+  const Transformer* const* models_;
+  const int num_models_;
+  const Vocabulary& vocabulary_;
+  const TfmSearchOptions& options_;
+  SearchMemory& memory_;
+  const int32_t eos_, start_;
+  const int beam_;               // K
+  const bool is_scored_;         // whether log-probabilities are computed
+  const int most_candidates_;    // C
+  Vector<Segment> segments_;     // (B,)
+  Vector<int32_t> open_;         // segments that need more steps
+  std::chrono::steady_clock::time_point last_check_;
+
+  // Of a step.
+  Vector<Group> groups_;
+  Vector<Place> rows_;                  // (R,)
+  Vector<int32_t> newest_;              // (R,)
+  Vector<const uint8_t*> ancestors_;    // (R,)
+  Vector<float*> hidden_, each_model_;  // (M,)
+  Vector<int> counts_;                  // (R,) candidates of each row
+  Candidate* candidates_ = nullptr;     // (R, C)
+  Vector<Task> plain_, others_;
+  Vector<Chosen> chosen_;
+};
+
+}  // namespace tfm
