@@ -27,6 +27,7 @@ inline void check_ids(const char* name, const int32_t* ids, int64_t count, int32
 
 // The pieces of all segments.
 inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t count, int32_t least) {
+  if (count > 0 && !lengths) refuse("%s: there are none", name);
   int64_t sum = 0;
   for (int32_t b = 0; b < count; b++) {
     check_range(name, lengths[b], least, kLongest);
@@ -37,7 +38,6 @@ inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t cou
 
 inline void check_sources(const TfmBatch& batch, const TfmModelOptions& model) {
   check_range("num_segments", batch.num_segments, 0, kMostSegments);
-  if (batch.num_segments > 0 && (!batch.source_ids || !batch.source_lengths)) refuse("a batch without sources");
   const int64_t count = checked_sum("source_lengths", batch.source_lengths, batch.num_segments, 1);
   check_ids("source_ids", batch.source_ids, count, model.source_vocab_size);
 }
@@ -46,11 +46,10 @@ inline void check_sources(const TfmBatch& batch, const TfmModelOptions& model) {
 inline void check_batch(const TfmBatch& batch, const TfmModelOptions& model, const TfmSearchOptions& options) {
   check_sources(batch, model);
   const int32_t B = batch.num_segments;
-  if (B > 0 && !batch.limits) refuse("a batch without limits");
   checked_sum("limits", batch.limits, B, 0);
   if (batch.prefix_lengths)
     check_ids("prefix_ids", batch.prefix_ids, checked_sum("prefix_lengths", batch.prefix_lengths, B, 0), model.target_vocab_size);
-  if (options.sampling && B > 0 && !batch.seeds) refuse("sampling without seeds");
+  if (options.sampling && B > 0 && !batch.seeds) refuse("seeds: there are none");
   if (!batch.allowed_lengths) return;
   checked_sum("allowed_lengths", batch.allowed_lengths, B, 0);
   const int32_t* ids = batch.allowed_ids;

@@ -1,61 +1,33 @@
 // The functions of interface.h, compiled once for each instruction set.
 #include "interface.h"
 
-#include <cmath>
 #include <memory>
-#include <new>
 
+#include "batch.h"
+#include "calls.h"
+#include "constraints.h"
+#include "crash_note.h"
 #include "failure.h"
+#include "search.h"
 #include "teacher_forcing.h"
 #include "transformer.h"
+#include "workspace.h"
 
 // Packed weights, and whether they are all there.
 struct TfmModel {
   explicit TfmModel(const TfmModelOptions& options) : transformer(options) {}
   tfm::Transformer transformer;
+  std::unique_ptr<tfm::Vocabulary> vocabulary;
   bool is_finished = false;
-};
-
-struct TfmWorkspace {
-  tfm::State state;
 };
 
 namespace {
 
-using tfm::Failure;
+using tfm::check_ids;
+using tfm::check_range;
+using tfm::checked_sum;
+using tfm::guarded;
 using tfm::refuse;
-
-thread_local char last_error[256];
-
-// What `body` does; a failure becomes a status and a text.
-template <class Body>
-int32_t guarded(Body body) {
-  int32_t status = TFM_DEFECT;
-  try {
-    body();
-    return TFM_OK;
-  } catch (const Failure& failure) {
-    status = failure.status;
-    snprintf(last_error, sizeof last_error, "%s", failure.what());
-  } catch (const std::bad_alloc&) {
-    status = TFM_NO_MEMORY;
-    snprintf(last_error, sizeof last_error, "there is not enough memory");
-  } catch (const std::exception& error) {
-    snprintf(last_error, sizeof last_error, "%s", error.what());
-  } catch (...) {
-    snprintf(last_error, sizeof last_error, "an unknown exception");
-  }
-  return status;
-}
-
-// ---- checks ----
-
-constexpr int kMostPieces = 1 << 22;  // of a segment
-
-void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
-  if (value < least || value > most)
-    refuse("%s must be between %lld and %lld, got %lld", name, (long long)least, (long long)most, (long long)value);
-}
 
 void check_options(const TfmModelOptions& o) {
   check_range("encoder_layers", o.encoder_layers, 0, 1000);
@@ -85,37 +57,27 @@ void check_options(const TfmModelOptions& o) {
     refuse("tied source and target need vocabularies of one size, got %d and %d", o.source_vocab_size, o.target_vocab_size);
 }
 
-void check_ids(const char* name, const int32_t* ids, int64_t count, int vocab_size) {
-  if (count > 0 && ids == nullptr) refuse("%s is missing", name);
-  for (int64_t i = 0; i < count; i++)
-    if (ids[i] < 0 || ids[i] >= vocab_size) refuse("%s has %d, the vocabulary %d pieces", name, ids[i], vocab_size);
-}
-
-// The number of pieces of all segments together.
-int64_t check_lengths(const char* name, const int32_t* lengths, int num_segments, int least) {
-  if (num_segments > 0 && lengths == nullptr) refuse("%s is missing", name);
-  int64_t total = 0;
-  for (int b = 0; b < num_segments; b++) {
-    check_range(name, lengths[b], least, kMostPieces);
-    total += lengths[b];
-  }
-  return total;
-}
-
-void check_source(const TfmModel& model, const TfmBatch& batch) {
-  check_range("num_segments", batch.num_segments, 0, 1 << 20);
-  const int64_t total = check_lengths("source_lengths", batch.source_lengths, batch.num_segments, 1);
-  check_ids("source_ids", batch.source_ids, total, model.transformer.options().source_vocab_size);
-}
-
 void check_finished(const TfmModel* model) {
   if (model == nullptr) refuse("there is no model");
   if (!model->is_finished) refuse("the model is not finished");
 }
 
+// Models that search together, and what they search over.
+void check_models(const TfmModel* const* models, int32_t num_models) {
+  if (!models) refuse("no models");
+  tfm::check_range("num_models", num_models, 1, 1024);
+  for (int32_t m = 0; m < num_models; m++) {
+    if (!models[m] || !models[m]->is_finished) refuse("model %d is not finished", m);
+    const TfmModelOptions &own = models[m]->transformer.options(), &first = models[0]->transformer.options();
+    if (own.source_vocab_size != first.source_vocab_size || own.target_vocab_size != first.target_vocab_size ||
+        own.start_id != first.start_id || own.eos_id != first.eos_id)
+      refuse("model %d has another vocabulary than the first", m);
+  }
+}
+
 }  // namespace
 
-const char* tfm_error(void) { return last_error; }
+const char* tfm_error(void) { return tfm::last_error; }
 
 int32_t tfm_model_new(const TfmModelOptions* options, TfmModel** model) {
   return guarded([&] {
@@ -135,13 +97,17 @@ int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, i
   });
 }
 
-int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t num_banned, const int16_t*) {
+int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t num_banned, const int16_t* byte_values) {
   return guarded([&] {
     if (model == nullptr) refuse("an argument is missing");
     if (model->is_finished) refuse("the model is finished");
+    if (model->vocabulary) refuse("the vocabulary was given before");
+    const int32_t size = model->transformer.options().target_vocab_size;
     check_range("num_banned", num_banned, 0, 1 << 24);
-    check_ids("banned_ids", banned_ids, num_banned, model->transformer.options().target_vocab_size);
-    model->transformer.ban(banned_ids, num_banned);
+    check_ids("banned_ids", banned_ids, num_banned, size);
+    for (int32_t i = 0; byte_values && i < size; i++) check_range("byte_values", byte_values[i], -1, 255);
+    tfm::check_failpoint();
+    model->vocabulary = std::make_unique<tfm::Vocabulary>(banned_ids, num_banned, byte_values, size);
   });
 }
 
@@ -149,6 +115,12 @@ int32_t tfm_model_finish(TfmModel* model) {
   return guarded([&] {
     if (model == nullptr) refuse("an argument is missing");
     if (model->is_finished) refuse("the model is finished");
+    if (!model->vocabulary) {
+      tfm::check_failpoint();
+      model->vocabulary = std::make_unique<tfm::Vocabulary>(nullptr, 0, nullptr, model->transformer.options().target_vocab_size);
+    }
+    const tfm::Vector<int32_t>& banned = model->vocabulary->banned();
+    model->transformer.ban(banned.data(), int(banned.size()));
     model->transformer.finish();
     model->is_finished = true;
   });
@@ -159,25 +131,41 @@ void tfm_model_free(TfmModel* model) { delete model; }
 
 int32_t tfm_workspace_new(TfmWorkspace** workspace) {
   return guarded([&] {
-    if (workspace == nullptr) refuse("an argument is missing");
+    if (!workspace) refuse("no place for the workspace");
     *workspace = nullptr;
     tfm::check_failpoint();
     *workspace = new TfmWorkspace;
   });
 }
-int64_t tfm_workspace_bytes(const TfmWorkspace* workspace) { return workspace ? int64_t(workspace->state.bytes()) : 0; }
+
+int64_t tfm_workspace_bytes(const TfmWorkspace* workspace) { return workspace ? workspace->bytes() : 0; }
+
 void tfm_workspace_trim(TfmWorkspace* workspace) {
-  if (workspace) workspace->state.release();
+  if (workspace) workspace->trim();
 }
+
 void tfm_workspace_free(TfmWorkspace* workspace) { delete workspace; }
+
 void tfm_fail_allocation(int64_t n) { tfm::fail_allocation(n); }
 
 int64_t tfm_segment_bytes(const TfmModel* model, int32_t source_length, int32_t limit, int32_t beam_size) {
   return model ? model->transformer.segment_bytes(source_length, limit, beam_size) : 0;
 }
 
-int32_t tfm_search(const TfmModel* const*, int32_t, TfmWorkspace*, const TfmSearchOptions*, const TfmBatch*, TfmResult*) {
-  return guarded([&] { throw Failure(TFM_DEFECT, "not there yet"); });
+int32_t tfm_search(const TfmModel* const* models, int32_t num_models, TfmWorkspace* workspace,
+                   const TfmSearchOptions* options, const TfmBatch* batch, TfmResult* result) {
+  return guarded([&] {
+    if (!workspace || !options || !batch || !result) refuse("an argument is missing");
+    *result = {};
+    check_models(models, num_models);
+    tfm::check_options(*options);
+    tfm::check_batch(*batch, models[0]->transformer.options(), *options);
+    const tfm::CrashGuard guard(workspace->fault_stack);
+    tfm::Vector<const tfm::Transformer*> transformers;  // (M,)
+    for (int32_t m = 0; m < num_models; m++) transformers.push_back(&models[m]->transformer);
+    tfm::Search search(transformers.data(), num_models, *models[0]->vocabulary, *options, workspace->memory);
+    *result = workspace->result(search.run(*batch), options->piece_scores != 0);
+  });
 }
 
 int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch, const int32_t* target_ids,
@@ -185,13 +173,14 @@ int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch
   return guarded([&] {
     if (workspace == nullptr || batch == nullptr) refuse("an argument is missing");
     check_finished(model);
-    check_source(*model, *batch);
     const TfmModelOptions& options = model->transformer.options();
-    const int64_t total = check_lengths("target_lengths", target_lengths, batch->num_segments, 0);
+    tfm::check_sources(*batch, options);
+    const int64_t total = checked_sum("target_lengths", target_lengths, batch->num_segments, 0);
     check_ids("target_ids", target_ids, total, options.target_vocab_size);
     if (attention) check_range("layer", layer, 0, options.decoder_layers - 1);
-    tfm::force(model->transformer, workspace->state, *batch, target_ids, target_lengths, log_probabilities, layer, attention);
+    const tfm::CrashGuard guard(workspace->fault_stack);
+    tfm::force(model->transformer, workspace->memory.state(0), *batch, target_ids, target_lengths, log_probabilities, layer, attention);
   });
 }
 
-void tfm_crash_note(const char*) {}
+void tfm_crash_note(const char* text) { tfm::set_crash_note(text); }

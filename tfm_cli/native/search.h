@@ -43,6 +43,14 @@ struct SearchMemory {
   Vector<int32_t> repeats, distinct;
   Draw draw;
 
+  // Of model m.
+  State& state(int m) {
+    while (states.size() <= size_t(m)) {
+      check_failpoint();
+      states.push_back(std::make_unique<State>());
+    }
+    return *states[size_t(m)];
+  }
   size_t bytes() const {
     size_t total = hidden.bytes() + gathered.bytes() + logits.bytes() + log_sums.bytes() + values.bytes() +
                    ids.bytes() + candidates.bytes();
@@ -182,13 +190,9 @@ class Search {
   void encode(const TfmBatch& batch) {
     Vector<int32_t> limits;  // (B,)
     for (const Segment& segment : segments_) limits.push_back(segment.limit);
-    while (memory_.states.size() < size_t(num_models_)) {
-      check_failpoint();
-      memory_.states.push_back(std::make_unique<State>());
-    }
     last_check_ = std::chrono::steady_clock::now();
     for (int m = 0; m < num_models_; m++) {
-      models_[m]->encode(*memory_.states[size_t(m)], batch, limits.data(), beam_);
+      models_[m]->encode(memory_.state(m), batch, limits.data(), beam_);
       check_stop();
     }
   }
@@ -235,7 +239,7 @@ class Search {
     hidden_.clear();
     for (int m = 0; m < num_models_; m++) {  // (R, D) each
       hidden_.push_back(hidden);
-      models_[m]->step(*memory_.states[size_t(m)], groups_.data(), int(groups_.size()), newest_.data(),
+      models_[m]->step(memory_.state(m), groups_.data(), int(groups_.size()), newest_.data(),
                        beam_ > 1 ? ancestors_.data() : nullptr, hidden);
       hidden += rows_.size() * size_t(width(m));
     }
@@ -267,7 +271,7 @@ class Search {
 
   void find_best() {
     int32_t* ids = memory_.ids.get<int32_t>(plain_.size());  // (R,)
-    if (!output(0).best(hidden_of_plain(), int(plain_.size()), ids)) refuse_non_finite();
+    if (!output(0).best(scratch(0), hidden_of_plain(), int(plain_.size()), ids)) refuse_non_finite();
     for (size_t i = 0; i < plain_.size(); i++) {
       const int r = plain_[i].row;
       counts_[size_t(r)] = 1;
@@ -282,7 +286,7 @@ class Search {
     float* log_sums = memory_.log_sums.get<float>(size_t(R));          // (R,)
     float* values = memory_.values.get<float>(size_t(R) * size_t(C));  // (R, C)
     int32_t* ids = memory_.ids.get<int32_t>(size_t(R) * size_t(C));    // (R, C)
-    output(0).leading(hidden, R, C, options_.renormalize != 0, log_sums, values, ids);
+    output(0).leading(scratch(0), hidden, R, C, options_.renormalize != 0, log_sums, values, ids);
     for (int i = 0; i < R; i++) {
       const int r = plain_[size_t(i)].row;
       if (!std::isfinite(log_sums[i])) refuse_non_finite();
@@ -290,7 +294,7 @@ class Search {
       int& count = counts_[size_t(r)];
       if (rows_[size_t(r)].row->is_ending) {
         float logit;
-        output(0).logits_of(hidden + int64_t(i) * width(0), &eos_, 1, &logit);
+        output(0).logits_of(scratch(0), hidden + int64_t(i) * width(0), &eos_, 1, &logit);
         if (logit > -kInfinity) own[count++] = {logit - log_sums[i], eos_};
       } else {
         const float* value = values + int64_t(i) * C;
@@ -348,8 +352,10 @@ class Search {
       float* logits = memory_.logits.get<float>(count * size_t(num_models_) * stride);  // (M, R, V)
       for (int m = 0; m < num_models_; m++) {
         float* own = logits + size_t(m) * count * stride;
-        if (pieces.ids) output(m).logits_of(hidden_[size_t(m)] + int64_t(some->row) * width(m), pieces.ids, pieces.count, own);
-        else output(m).logits(gathered(some, count, m), int(count), own, long(stride));
+        if (pieces.ids)
+          output(m).logits_of(scratch(m), hidden_[size_t(m)] + int64_t(some->row) * width(m), pieces.ids, pieces.count, own);
+        else
+          output(m).logits(scratch(m), gathered(some, count, m), int(count), own, long(stride));
       }
       for (size_t i = 0; i < count; i++) {
         float* own = logits + i * stride;
@@ -364,6 +370,7 @@ class Search {
   }
 
   const OutputLayer& output(int m) const { return models_[m]->output(); }
+  OutputScratch& scratch(int m) { return memory_.state(m).output; }
 
   // The logits (N,) of a row as those of pieces that may be written, in place, and the log-sum-exp
   // that makes log-probabilities of them. Source: `Constraints.weigh` of `decoding/constraints.py`.
