@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tfm_cli.config import SECTIONS, RunConfig
+from tfm_cli.config import SECTIONS, ModelConfig, RunConfig, StackShape
 from tfm_cli.configcheck import Problems, coerce, from_mapping
 from tfm_cli.model_dir import build_transformer
 from tfm_cli.presets import PRESETS, SAMPLE_RUN
@@ -55,6 +55,23 @@ TABLE_3 = {
     "base": (6, 512, 2048, 8, 0.1, 0.1, 100_000, 65e6),
     "big": (6, 1024, 4096, 16, 0.3, 0.1, 300_000, 213e6),
 }
+
+
+def test_decoder_is_as_the_encoder_where_nothing_else_is_said() -> None:
+    shape = ModelConfig(encoder_layers=3, decoder_layers=1, width=32, heads=4)
+
+    assert shape.encoder == StackShape(3, 4, 2048)
+    assert shape.decoder == StackShape(1, 4, 2048)
+    assert dataclasses.replace(shape, decoder_heads=4, decoder_feed_forward_width=2048) == shape
+
+
+def test_decoder_may_have_heads_and_feed_forward_layers_of_its_own() -> None:
+    shape = ModelConfig(
+        heads=4, feed_forward_width=160, decoder_heads=6, decoder_feed_forward_width=224
+    )
+
+    assert shape.encoder == StackShape(6, 4, 160)
+    assert shape.decoder == StackShape(6, 6, 224)
 
 
 @pytest.mark.parametrize("name", TABLE_3)

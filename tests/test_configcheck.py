@@ -85,6 +85,15 @@ def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], tol
             "(rotary positions turn pairs)",
         ),
         (
+            {"model": {"width": 12, "heads": 4, "decoder_heads": 5}},
+            "model.decoder_heads: must divide model.width, got 5 and 12",
+        ),
+        (
+            {"model": {"width": 12, "heads": 3, "decoder_heads": 4, "positions": "rotary"}},
+            "model.decoder_heads: must leave an even width for each head, got 3 "
+            "(rotary positions turn pairs)",
+        ),
+        (
             {"model": {"positions": "learned", "max_positions": 100}},
             "model.max_positions: must be at least 779, got 100: data.max_length, "
             "search.max_length and search.max_length_factor allow so many",

@@ -10,6 +10,7 @@ import pytest
 from tfm_cli.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.model_config import (
+    FORMAT_VERSION,
     WEIGHTS_FILE,
     load_config,
     load_tokenizers,
@@ -67,6 +68,33 @@ def test_format_1_is_read_as_what_it_meant(saved: Path) -> None:
     assert config.settings.search.length_norm == "wu"
     assert not config.settings.search.early_stopping
     assert load_tokenizers(saved, config).is_joint
+
+
+def test_model_with_one_shape_for_both_sides_is_saved_as_older_versions_know_it(
+    tmp_path: Path,
+) -> None:
+    same = ModelConfig(width=32, heads=2, decoder_heads=2, decoder_feed_forward_width=2048)
+
+    save_config(tmp_path, RunConfig(model=same), TokenizerPair.joint(tokenizer()))
+
+    header = json.loads((tmp_path / "config.json").read_bytes())
+    assert header["format_version"] == 3
+    assert not {"decoder_heads", "decoder_feed_forward_width"} & set(header["settings"]["model"])
+    assert load_config(tmp_path).settings.model == ModelConfig(width=32, heads=2)
+
+
+@pytest.mark.parametrize("change", [{"decoder_heads": 4}, {"decoder_feed_forward_width": 48}])
+def test_model_with_another_decoder_is_saved_in_a_format_that_older_versions_refuse(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    config = RunConfig(model=ModelConfig(width=32, heads=2, **change))
+
+    save_config(tmp_path, config, TokenizerPair.joint(tokenizer()))
+
+    header = json.loads((tmp_path / "config.json").read_bytes())
+    assert header["format_version"] == 4
+    assert change.items() <= header["settings"]["model"].items()
+    assert load_config(tmp_path).settings == config
 
 
 def test_two_tokenizers_are_saved_and_loaded(tmp_path: Path) -> None:
@@ -203,11 +231,14 @@ def test_config_that_is_none_is_refused_by_name(content: bytes, told: str, tmp_p
 
 
 def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
-    edit(saved / "config.json", lambda header: header.update(format_version=4, tfm_version="9.9"))
+    newer = FORMAT_VERSION + 1
+    edit(
+        saved / "config.json",
+        lambda header: header.update(format_version=newer, tfm_version="9.9"),
+    )
 
-    with pytest.raises(
-        ModelError, match=r"has format 4, this is tfm .* made by tfm 9\.9"
-    ) as caught:
+    told = rf"has format {newer}, this is tfm .* made by tfm 9\.9"
+    with pytest.raises(ModelError, match=told) as caught:
         load_config(saved)
 
     assert caught.value.hint == "install a newer tfm"

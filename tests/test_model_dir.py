@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from tfm_cli.config import ModelConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model_config import save_config
+from tfm_cli.model.layers import DecoderLayer, EncoderLayer
+from tfm_cli.model_config import FORMAT_VERSION, save_config
 from tfm_cli.model_dir import (
     WeightsFacts,
     build_transformer,
@@ -182,6 +184,7 @@ def test_config_of_a_model_of_another_shape_is_refused(model: Path, tmp_path: Pa
     ("change", "told"),
     [
         ({"heads": 2}, "model.heads: was 4 in training, is 2"),
+        ({"decoder_heads": 2}, "model.decoder_heads: was 0 in training, is 2"),
         ({"activation": "gelu"}, "model.activation: was relu in training, is gelu"),
         ({"positions": "rotary"}, "model.positions: was sinusoidal in training, is rotary"),
     ],
@@ -208,6 +211,33 @@ def test_dropout_does_not_matter_to_a_trained_model(model: Path) -> None:
     assert load_model(model, CPU).config.model.dropout == 0.5
 
 
+def test_decoder_of_another_shape_is_saved_and_loaded(tmp_path: Path) -> None:
+    shape = dataclasses.replace(SHAPE, decoder_heads=2, decoder_feed_forward_width=12)
+    write(tmp_path, shape)
+
+    model = load_model(tmp_path, CPU)
+
+    assert model.config.model == shape
+    encoder, decoder = model.transformer.encoder_layers[0], model.transformer.decoder_layers[1]
+    assert isinstance(encoder, EncoderLayer)
+    assert isinstance(decoder, DecoderLayer)
+    assert (encoder.self_attention.heads, encoder.feed_forward.outer.in_features) == (4, 8)
+    assert (decoder.self_attention.heads, decoder.cross_attention.heads) == (2, 2)
+    assert decoder.feed_forward.outer.in_features == 12
+    assert format_of_weights(tmp_path) == 4
+
+
+def test_weights_of_one_shape_for_both_sides_are_in_the_format_that_older_versions_read(
+    model: Path,
+) -> None:
+    assert format_of_weights(model) == 3
+
+
+def format_of_weights(directory: Path) -> object:
+    with safe_open(str(directory / "model.safetensors"), framework="pt") as file:
+        return json.loads(file.metadata()["tfm"])["format_version"]
+
+
 def test_weights_of_another_tokenizer_are_refused(model: Path, tmp_path: Path) -> None:
     write(tmp_path / "other", words="v w x y z")
     shutil.copy(tmp_path / "other" / "model.safetensors", model)
@@ -216,9 +246,11 @@ def test_weights_of_another_tokenizer_are_refused(model: Path, tmp_path: Path) -
 
 
 def test_weights_of_a_newer_format_are_refused(model: Path) -> None:
-    rewrite(model, metadata=lambda header: header.update(format_version=4))
+    newer = FORMAT_VERSION + 1
+    rewrite(model, metadata=lambda header: header.update(format_version=newer))
 
-    assert refusal(model) == "model.safetensors: has format 4, wanted at most 3"
+    told = f"model.safetensors: has format {newer}, wanted at most {FORMAT_VERSION}"
+    assert refusal(model) == told
 
 
 def test_weights_of_another_program_are_refused(model: Path) -> None:

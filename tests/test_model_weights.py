@@ -19,6 +19,8 @@ def shapes(draw: st.DrawFn) -> tuple[ModelConfig, tuple[int, int]]:
         width=heads * draw(st.sampled_from((2, 4, 6))),
         heads=heads,
         feed_forward_width=draw(st.integers(1, 9)),
+        decoder_heads=draw(st.sampled_from((0, 1))),
+        decoder_feed_forward_width=draw(st.integers(0, 9)),
         norm=draw(st.sampled_from(("post", "pre"))),
         positions=draw(
             st.sampled_from(

@@ -134,6 +134,15 @@ class TokenizerConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StackShape:
+    """The shape of the encoder or of the decoder, with nothing left to be looked up."""
+
+    layers: int
+    heads: int
+    feed_forward_width: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of the Transformer; the defaults are the base model of Vaswani et al. 2017."""
@@ -144,6 +153,16 @@ class ModelConfig:
     heads: int = opt(8, "Attention heads; must divide the width.", ge=1, le=256)
     feed_forward_width: int = opt(
         2048, "Inner width of the feed-forward layers (d_ff).", ge=1, le=65536
+    )
+    decoder_heads: int = opt(
+        0, "Attention heads of the decoder, where it has others; 0 for `heads`.", ge=0, le=256
+    )
+    decoder_feed_forward_width: int = opt(
+        0,
+        "Inner width of the decoder's feed-forward layers, where it is another; 0 for "
+        "`feed_forward_width`.",
+        ge=0,
+        le=65536,
     )
     dropout: float = opt(
         0.1, "Dropout on embeddings and on the output of each sub-layer.", ge=0, lt=1
@@ -172,6 +191,27 @@ class ModelConfig:
     )
     scale_embeddings: bool = opt(True, "Multiply embeddings by the square root of the width.")
     output_bias: bool = opt(False, "Learn a bias for each logit.")
+
+    def __post_init__(self) -> None:
+        # The same shape has one spelling, so that settings are equal if shapes are.
+        if self.decoder_heads == self.heads:
+            object.__setattr__(self, "decoder_heads", 0)
+        if self.decoder_feed_forward_width == self.feed_forward_width:
+            object.__setattr__(self, "decoder_feed_forward_width", 0)
+
+    @property
+    def encoder(self) -> StackShape:
+        """Return the shape of the encoder."""
+        return StackShape(self.encoder_layers, self.heads, self.feed_forward_width)
+
+    @property
+    def decoder(self) -> StackShape:
+        """Return the shape of the decoder."""
+        return StackShape(
+            self.decoder_layers,
+            self.decoder_heads or self.heads,
+            self.decoder_feed_forward_width or self.feed_forward_width,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

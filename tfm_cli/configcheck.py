@@ -108,12 +108,17 @@ def _with_listed_weights(table: Any, problems: Problems) -> Any:
 
 def _check_shape(config: RunConfig, problems: Problems) -> None:
     data, model, search = config.data, config.model, config.search
-    if model.width % model.heads:
-        told = f"must divide model.width, got {model.heads} and {model.width}"
-        problems.add("model.heads", told)
-    elif model.positions == "rotary" and model.width // model.heads % 2:
-        told = f"must leave an even width for each head, got {model.width // model.heads}"
-        problems.add("model.heads", f"{told} (rotary positions turn pairs)")
+    for place, heads in (
+        ("model.heads", model.heads),
+        ("model.decoder_heads", model.decoder_heads),
+    ):
+        if not heads:
+            continue  # those of the encoder
+        if model.width % heads:
+            problems.add(place, f"must divide model.width, got {heads} and {model.width}")
+        elif model.positions == "rotary" and model.width // heads % 2:
+            told = f"must leave an even width for each head, got {model.width // heads}"
+            problems.add(place, f"{told} (rotary positions turn pairs)")
     if model.positions == "sinusoidal_marian" and model.width % 2:
         problems.add("model.width", f"must be even for Marian's sinusoids, got {model.width}")
     if model.positions == "learned":

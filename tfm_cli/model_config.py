@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tfm_cli
-from tfm_cli.config import SECTIONS, RunConfig, settings_before
+from tfm_cli.config import SECTIONS, ModelConfig, RunConfig, settings_before
 from tfm_cli.configcheck import Problems, from_mapping
 from tfm_cli.configfile import to_mapping
 from tfm_cli.errors import ModelError
@@ -26,8 +27,8 @@ from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 from tfm_cli.weights_file import WeightsFile
 
 # 2 has one tokenizer for each side, and search settings that 1 had not; 3 has the settings that
-# `settings_before` lists.
-FORMAT_VERSION = 3
+# `settings_before` lists; 4 has decoders whose layers have a shape of their own.
+FORMAT_VERSION = 4
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHORTLIST_FILE = (
@@ -40,6 +41,7 @@ _ONCE_OPEN = {
     "temperature", "top_p", "repetition_penalty", "max_length_factor",
 }  # fmt: skip
 _MAX_SETTINGS = 1000  # of which each that is unknown is told, with the nearest name
+_LATER = ("decoder_heads", "decoder_feed_forward_width")  # settings that format 4 brought; 0: none
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
     "source_vocab_size", "settings",
@@ -55,20 +57,35 @@ class SavedConfig(NamedTuple):
     tokenizer_sha256: str  # of all of them together
 
 
+def needed_format(shape: ModelConfig) -> int:
+    """Return the oldest format that can say what a model of this shape is.
+
+    An older tfm then reads whatever means the same to it, and refuses the rest by its number.
+    """
+    return 4 if shape.decoder_heads or shape.decoder_feed_forward_width else 3
+
+
+def without_later(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a model without those that format 3 lacks, where these say nothing."""
+    return {name: value for name, value in table.items() if value or name not in _LATER}
+
+
 def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -> None:
     """Write what does not change while a model learns: its settings and its tokenizers."""
     for name, content in tokenizers.files().items():
         with atomic_file(directory / name, follow=False) as stream:
             stream.write(content)
     source_size, target_size = tokenizers.vocab_sizes
+    settings = to_mapping(config)
+    settings["model"] = without_later(settings["model"])
     header = {
-        "format_version": FORMAT_VERSION,
+        "format_version": needed_format(config.model),
         "tfm_version": tfm_cli.__version__,
         "tokenizer_files": tokenizers.sha256_by_file(),
         "tokenizer_sha256": tokenizers.sha256,
         "vocab_size": target_size,
         "source_vocab_size": source_size,
-        "settings": to_mapping(config),
+        "settings": settings,
     }
     header = {"sha256": _sha256(header), **header}  # a line that can be removed, not the last one
     # A file name that is no UTF-8 has half surrogate pairs in it; JSON spells them as \udcxx.

@@ -17,13 +17,14 @@ from tfm_cli.config import ModelConfig, RunConfig
 from tfm_cli.files import atomic_file
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_config import (
-    FORMAT_VERSION,
     WEIGHTS_FILE,
     SavedConfig,
     load_config,
     load_tokenizers,
+    needed_format,
     regular_file,
     torn_weights,
+    without_later,
 )
 from tfm_cli.model_weights import (
     METADATA_KEY,
@@ -76,8 +77,8 @@ def save_weights(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {
-        "format_version": FORMAT_VERSION,
-        "model": shape_of(shape),
+        "format_version": needed_format(shape),
+        "model": without_later(shape_of(shape)),
         "tokenizer_sha256": tokenizers.sha256,
         "weights_sha256": weights_sha256(tensors),
         **dataclasses.asdict(facts),

@@ -43,10 +43,10 @@ def weight_shapes(config: ModelConfig, vocab_sizes: tuple[int, int]) -> dict[str
     if config.positions == "learned":
         shapes["source_positions.embedding.weight"] = positions
         shapes["target_positions.embedding.weight"] = positions
-    stacks = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
-    for stack, num_layers in stacks.items():
-        for layer in range(num_layers):
-            for name, shape in _layer(config, stack):
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    for stack, of_stack in stacks.items():
+        for layer in range(of_stack.layers):
+            for name, shape in _layer(config, stack, of_stack.feed_forward_width):
                 shapes[f"{stack}_layers.{layer}.{name}"] = shape
     if config.norm == "pre":
         for stack in stacks:
@@ -55,9 +55,9 @@ def weight_shapes(config: ModelConfig, vocab_sizes: tuple[int, int]) -> dict[str
     return shapes
 
 
-def _layer(config: ModelConfig, stack: str) -> Iterator[tuple[str, Shape]]:
-    """Yield names and shapes of the weights of a layer."""
-    width, inner = config.width, config.feed_forward_width
+def _layer(config: ModelConfig, stack: str, inner: int) -> Iterator[tuple[str, Shape]]:
+    """Yield names and shapes of the weights of a layer, whose inner width is given."""
+    width = config.width
     attentions = (
         ("self_attention", "cross_attention") if stack == "decoder" else ("self_attention",)
     )

@@ -11,11 +11,12 @@ from tfm_cli.model.transformer import Transformer
 VOCAB, START, EOS = 40, 2, 3
 SHAPES: list[dict[str, Any]] = [
     {},
-    {"norm": "pre", "activation": "swiglu", "positions": "rotary", "tied_embeddings": 0},
+    {"norm": "pre", "activation": "swiglu", "positions": "rotary", "tied_embeddings": 0,
+     "decoder_heads": 2, "decoder_feed_forward_width": 40},
     {"activation": "gelu", "positions": "learned", "tied_embeddings": 2, "output_bias": True},
     {"activation": "swish", "positions": "sinusoidal_halves", "tied_embeddings": 1},
     {"encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False, "norm": "pre"},
-]
+]  # fmt: skip
 every_shape = pytest.mark.parametrize(
     "shape",
     [*SHAPES[:2], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[2:])],

@@ -28,10 +28,11 @@ def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as OPUS-MT distributes them; do not change it."""
     pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
     pair = random_tokenizers("shared")
-    model = hugging_face_model(pair)
+    model = hugging_face_model(pair, decoder_ffn_dim=40)
     without_padding_row(model)
     directory = tmp_path_factory.mktemp("marian") / "opus"
-    return write_marian_directory(directory, marian_arrays(model), pair)
+    options = {"transformer_decoder_dim_ffn": "40"}
+    return write_marian_directory(directory, marian_arrays(model), pair, **options)
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"norm": "pre", "activation": "swiglu", "positions": "learned"},
     {"norm": "pre", "activation": "gelu", "positions": "rotary", "scale_embeddings": False},
-    {"positions": "rotary", "heads": 4, "output_bias": True},
+    {"positions": "rotary", "heads": 4, "output_bias": True, "decoder_heads": 2,
+     "decoder_feed_forward_width": 40},
     {"tied_embeddings": 0, "positions": "sinusoidal_marian", "activation": "swish"},
     {"tied_embeddings": 1, "encoder_layers": 1, "decoder_layers": 3, "output_bias": True},
     {"tied_embeddings": 2, "positions": "sinusoidal_halves"},
@@ -35,7 +36,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tokenizers": "separate", "tied_embeddings": 2},
     {"tokenizers": "vocabularies", "tied_embeddings": 0, "output_bias": True},
     {"tokenizers": "padless"},
-]
+]  # fmt: skip
 
 
 @pytest.mark.slow

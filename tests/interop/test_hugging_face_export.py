@@ -28,6 +28,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tied_embeddings": 2, "positions": "sinusoidal_marian", "activation": "gelu"},
     {"tied_embeddings": 0, "encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False},
     {"tokenizers": "shared", "activation": "swish", "output_bias": True},
+    {"heads": 4, "decoder_heads": 2, "decoder_feed_forward_width": 40},
     {"tokenizers": "separate", "tied_embeddings": 2, "output_bias": True},
     {"tokenizers": "separate", "tied_embeddings": 0, "positions": "sinusoidal_marian"},
     {"tokenizers": "vocabularies", "tied_embeddings": 2},

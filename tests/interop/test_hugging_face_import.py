@@ -30,6 +30,11 @@ LIMIT = 20  # pieces of a translation, on both sides
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, swish": ("shared", {"encoder_layers": 2, "decoder_layers": 1}),
+    "decoder of its own": (
+        "shared",
+        {"d_model": 48, "encoder_ffn_dim": 160, "decoder_ffn_dim": 224,
+         "encoder_attention_heads": 4, "decoder_attention_heads": 6},
+    ),
     "output tied, relu": (
         "shared",
         {"share_encoder_decoder_embeddings": False, "activation_function": "relu"},
@@ -40,7 +45,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "vocabularies",
         {"tie_word_embeddings": False, "scale_embedding": False, "encoder_layers": 1},
     ),
-}
+}  # fmt: skip
 
 
 def transformer_of(imported: ImportedModel) -> Transformer:

@@ -103,7 +103,7 @@ def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
     changed_json(
         directory / "config.json",
         normalize_before=True, add_final_layer_norm=True, normalize_embedding=True,
-        activation_function="mish", static_position_embeddings=False, decoder_ffn_dim=48,
+        activation_function="mish", static_position_embeddings=False, decoder_ffn_dim=-48,
     )  # fmt: skip
     changed_json(directory / "generation_config.json", forced_bos_token_id=3)
 
@@ -123,7 +123,10 @@ def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
         ({"model_type": "bart"}, "`model_type` is `bart`, wanted `marian`"),
         ({"model_type": None}, "`model_type` is missing, wanted `marian`"),
         ({"architectures": ["MarianForCausalLM"]}, "`architectures` is"),
-        ({"decoder_attention_heads": 4}, "`decoder_attention_heads` is `4`, but"),
+        ({"decoder_attention_heads": 3}, "`decoder_attention_heads` must divide `d_model`"),
+        ({"decoder_attention_heads": 0}, "`decoder_attention_heads` must be at least 1, got 0"),
+        ({"decoder_ffn_dim": 0}, "`decoder_ffn_dim` must be at least 1, got 0"),
+        ({"decoder_ffn_dim": None}, "`decoder_ffn_dim` is missing"),
         ({"encoder_attention_heads": 3, "decoder_attention_heads": 3}, "must divide `d_model`"),
         ({"d_model": None}, "`d_model` is missing"),
         ({"d_model": 0}, "`d_model` must be at least 2, got 0"),

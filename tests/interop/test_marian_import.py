@@ -31,7 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of 
 
 # Kind of tokenizers, settings of `MarianMTModel`, and the same as Marian's options.
 SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "all tied": ("shared", {}, {}),
+    "all tied, decoder of its own": (
+        "shared", {"decoder_ffn_dim": 40}, {"transformer_decoder_dim_ffn": "40"},
+    ),
     "output tied, relu": (
         "vocabularies",
         {"activation_function": "relu", "decoder_layers": 1},

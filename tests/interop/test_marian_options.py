@@ -75,7 +75,7 @@ def test_without_decoder_yml_the_only_files_are_taken(directory: Path) -> None:
         ({"transformer_postprocess_emb": "nd"}, "normalises elsewhere"),
         ({"transformer_preprocess": "n"}, "normalises elsewhere"),
         ({"transformer_ffn_depth": "3"}, "`transformer-ffn-depth` is `3`, wanted `2`"),
-        ({"transformer_decoder_dim_ffn": "48"}, "`transformer-decoder-dim-ffn` is `48`"),
+        ({"transformer_decoder_dim_ffn": "-8"}, "`transformer-decoder-dim-ffn` must be at least"),
         ({"transformer_train_position_embeddings": "true"}, "`transformer-train-position"),
         ({"transformer_tied_layers": "[1, 1]"}, "`transformer-tied-layers` is"),
         ({"transformer_new_thing": "true"}, "`transformer-new-thing` is `true`, wanted it off"),

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -228,6 +229,9 @@ def test_rotary_positions_keep_every_length() -> None:
     assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-14, atol=0)
 
 
-def test_rotary_positions_refuse_heads_of_odd_width() -> None:
+@pytest.mark.parametrize("heads", [{"heads": 2}, {"heads": 3, "decoder_heads": 2}])
+def test_rotary_positions_refuse_heads_of_odd_width(heads: dict[str, int]) -> None:
+    shape: dict[str, Any] = {"width": 6, "encoder_layers": 1, "decoder_layers": 1, **heads}
+
     with pytest.raises(ValueError, match="rotary positions need heads of even width, got 3"):
-        Transformer(10, width=6, heads=2, encoder_layers=1, decoder_layers=1, positions="rotary")
+        Transformer(10, positions="rotary", **shape)

@@ -16,6 +16,7 @@ from tfm_cli.model.transformer import Transformer
 from tfm_cli.presets import PRESETS
 
 WIDTH, HEADS, INNER, VOCAB = 16, 4, 24, 30
+DECODER_HEADS, DECODER_INNER = 2, 40
 
 every_tying = pytest.mark.parametrize("tied", [0, 1, 2, 3])
 
@@ -45,10 +46,9 @@ def with_uneven_weights(model: Transformer) -> Transformer:
 class TorchTransformer(nn.Module):
     """The same model, made of PyTorch's own `nn.Transformer`."""
 
-    def __init__(self, *, norm: str, activation: str) -> None:
+    def __init__(self, *, norm: str, activation: str, heads: int, inner: int) -> None:
         super().__init__()
         options: dict[str, Any] = {
-            "dim_feedforward": INNER,
             "dropout": 0.0,
             "activation": activation,
             "batch_first": True,
@@ -63,13 +63,13 @@ class TorchTransformer(nn.Module):
             WIDTH,
             HEADS,
             custom_encoder=nn.TransformerEncoder(
-                nn.TransformerEncoderLayer(WIDTH, HEADS, **options),
+                nn.TransformerEncoderLayer(WIDTH, HEADS, INNER, **options),
                 3,
                 norm=last_norm(),
                 enable_nested_tensor=False,
             ),
             custom_decoder=nn.TransformerDecoder(
-                nn.TransformerDecoderLayer(WIDTH, HEADS, **options), 2, norm=last_norm()
+                nn.TransformerDecoderLayer(WIDTH, heads, inner, **options), 2, norm=last_norm()
             ),
             batch_first=True,
         )
@@ -118,12 +118,22 @@ def torch_names(model: Transformer) -> Iterator[tuple[str, str]]:
         yield name, theirs
 
 
-@pytest.mark.parametrize(("norm", "activation"), [("post", "relu"), ("pre", "gelu")])
+@pytest.mark.parametrize(
+    ("norm", "activation", "heads", "inner"),
+    [
+        ("post", "relu", HEADS, INNER),
+        ("pre", "gelu", HEADS, INNER),
+        ("post", "relu", DECODER_HEADS, DECODER_INNER),
+    ],
+)
 def test_logits_and_gradients_equal_those_of_torch_with_the_same_weights(
-    norm: str, activation: str
+    norm: str, activation: str, heads: int, inner: int
 ) -> None:
-    model = with_uneven_weights(small_model(norm=norm, activation=activation))
-    reference = TorchTransformer(norm=norm, activation=activation).double()
+    """`heads` and `inner` are the decoder's."""
+    shape = {"decoder_heads": heads, "decoder_feed_forward_width": inner}
+    model = with_uneven_weights(small_model(norm=norm, activation=activation, **shape))
+    reference = TorchTransformer(norm=norm, activation=activation, heads=heads, inner=inner)
+    reference = reference.double()
     theirs = dict(reference.named_parameters())
     names = list(torch_names(model))
     for our_name, their_name in names:

@@ -39,7 +39,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPE = ModelConfig(
     encoder_layers=1, decoder_layers=2, width=16, heads=4, feed_forward_width=8, norm="pre",
     positions="rotary", activation="gelu", tied_embeddings=2, output_bias=True,
-    scale_embeddings=False,
+    scale_embeddings=False, decoder_heads=2, decoder_feed_forward_width=12,
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_engine_is_told_of_the_shape_and_the_vocabulary(directory: Path, library
     options = library.functions.stub_options(model.handle).contents
     assert {name: getattr(options, name) for name, _ in options._fields_} == {
         "encoder_layers": 1, "decoder_layers": 2, "width": 16, "encoder_heads": 4,
-        "decoder_heads": 4, "encoder_feed_forward_width": 8, "decoder_feed_forward_width": 8,
+        "decoder_heads": 2, "encoder_feed_forward_width": 8, "decoder_feed_forward_width": 12,
         "source_vocab_size": target.vocab_size, "target_vocab_size": target.vocab_size,
         "norm": 1, "activation": 1, "positions": 4, "max_positions": 1024, "tied_embeddings": 2,
         "scale_embeddings": 0, "output_bias": 1, "start_id": target.start_id,

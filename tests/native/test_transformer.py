@@ -63,9 +63,10 @@ def packed(model: Transformer, *, precision: str = "fp32", **shape: Any) -> Iter
         decoder_layers=len(model.decoder_layers),
         width=width,
         encoder_heads=shape["heads"],
-        decoder_heads=shape["heads"],
+        decoder_heads=shape.get("decoder_heads") or shape["heads"],
         encoder_feed_forward_width=shape["feed_forward_width"],
-        decoder_feed_forward_width=shape["feed_forward_width"],
+        decoder_feed_forward_width=shape.get("decoder_feed_forward_width")
+        or shape["feed_forward_width"],
         source_vocab_size=len(source.weight),
         target_vocab_size=target_size,
         norm=NORMS[shape.get("norm", "post")],
@@ -152,12 +153,16 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
     if positions == "rotary" or positions == "sinusoidal_marian":
         head_width += head_width % 2
     tied = draw(st.integers(0, 3))
+    width = heads * head_width
+    other_heads = [n for n in range(1, 9) if width % (2 * n if positions == "rotary" else n) == 0]
     return {
         "encoder_layers": draw(st.integers(1, 3)),
         "decoder_layers": draw(st.integers(1, 3)),
-        "width": heads * head_width,
+        "width": width,
         "heads": heads,
         "feed_forward_width": draw(st.integers(1, 80)),
+        "decoder_heads": draw(st.sampled_from([0, *other_heads])),
+        "decoder_feed_forward_width": draw(st.sampled_from([0, 7, 48])),
         "norm": draw(st.sampled_from(sorted(NORMS))),
         "activation": draw(st.sampled_from(sorted(ACTIVATIONS))),
         "positions": positions,

@@ -16,6 +16,7 @@ from tests.conftest import RunTfm, TinyCorpus
 from tests.promises.damage import Harm, copied, cuts, flips, same
 from tests.test_tokenizer import serialized
 from tfm_cli.errors import ModelError
+from tfm_cli.model_config import FORMAT_VERSION
 from tfm_cli.model_dir import load_model, weights_sha256
 from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.training import checkpoint
@@ -185,13 +186,13 @@ def test_r43_other_tokenizer_of_the_same_size_is_refused_with_both_hashes(model:
 
 def test_r44_newer_model_is_refused_with_who_made_it(model: Path, run_tfm: RunTfm) -> None:
     config = json.loads((model / "config.json").read_bytes())
-    config.update(format_version=config["format_version"] + 1, tfm_version="9.9", more={})
+    config.update(format_version=FORMAT_VERSION + 1, tfm_version="9.9", more={})
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
     result = run_tfm(["translate", "--model", str(model)], "one\n")
 
     assert (result.code, result.out) == (4, "")
-    assert "has format 4, this is tfm" in result.err
+    assert f"has format {FORMAT_VERSION + 1}, this is tfm" in result.err
     assert "made by tfm 9.9" in result.err
     assert "hint: install a newer tfm" in result.err
 

@@ -80,7 +80,13 @@ def _fits_together(config: RunConfig) -> RunConfig:
             joint=True,
             normalization_rule_name=f"{config.tokenizer.normalization_rule_name}.tsv",
         ),
-        model=dataclasses.replace(config.model, width=64, heads=4, max_positions=1_000_000),
+        model=dataclasses.replace(
+            config.model,
+            width=64,
+            heads=4,
+            decoder_heads=2 if config.model.decoder_heads else 0,
+            max_positions=1_000_000,
+        ),
         training=dataclasses.replace(config.training, max_time="20m", device="cuda:1"),
         search=dataclasses.replace(config.search, max_length=256, max_length_factor=1.5, n_best=1),
     )

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_card_tells_what_a_reader_asks_first() -> None:
     ):
         assert told in text
     assert text.endswith("`config.json`.\n")
+
+
+def test_card_tells_a_decoder_that_has_a_shape_of_its_own() -> None:
+    shape = dataclasses.replace(CONFIG.model, decoder_heads=4, decoder_feed_forward_width=1536)
+
+    text = card(dataclasses.replace(CONFIG, model=shape))
+
+    assert "| shape | 4+2 layers, width 128, 8+4 heads, feed-forward 2048+1536, post" in text
 
 
 def test_each_score_has_its_signature() -> None:

@@ -51,7 +51,8 @@ class PreparedTransformer:
         source, scale = transformer.source_embedding or target, transformer.embedding_scale
         self._embed_source = Embedding(source.weight, scale, transformer.source_positions)
         self._embed_target = Embedding(target.weight, scale, transformer.target_positions)
-        self._heads = decoder[0].self_attention.heads
+        self._encoder_heads = encoder[0].self_attention.heads
+        self._heads = decoder[0].self_attention.heads  # of the decoder
         self._encoder = [
             (
                 SelfAttention(
@@ -85,13 +86,14 @@ class PreparedTransformer:
         mask = source.new_zeros(len(source), 1, 1, source.shape[1], dtype=torch.float32)
         if source_keep is not None:
             mask.masked_fill_(~source_keep, -math.inf)
+        encoder_mask = mask.expand(-1, self._encoder_heads, -1, -1).contiguous()  # (B, H, 1, S)
         mask = mask.expand(-1, self._heads, -1, -1).contiguous()  # (B, H, 1, S)
         layers = self._empty_caches(*source.shape)
         # A group of segments whose intermediate results stay in the processor's own memory.
         together = max(1, _ENCODED_ROWS // source.shape[1])
         for start in range(0, len(source), together):
             group = slice(start, start + together)
-            encoded = self._encode(source[group], mask[group])  # (B' * S, D)
+            encoded = self._encode(source[group], encoder_mask[group])  # (B' * S, D)
             for layer, (_, attention, _) in zip(layers, self._decoder, strict=True):
                 keys, values = attention.remember(encoded, len(mask[group]))
                 layer.memory_keys[group], layer.memory_values[group] = keys, values

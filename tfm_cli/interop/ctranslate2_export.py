@@ -103,8 +103,8 @@ def _spec(model: TrainedModel) -> Any:
     if shape.positions == "rotary":
         options |= {"rotary_dim": 0, "rotary_interleave": True}
     spec = specs.TransformerSpec(
-        specs.TransformerEncoderSpec(shape.encoder_layers, shape.heads, **options),
-        specs.TransformerDecoderSpec(shape.decoder_layers, shape.heads, **options),
+        specs.TransformerEncoderSpec(shape.encoder.layers, shape.encoder.heads, **options),
+        specs.TransformerDecoderSpec(shape.decoder.layers, shape.decoder.heads, **options),
     )
     for path, values in _variables(model).items():
         _set(spec, path, values)

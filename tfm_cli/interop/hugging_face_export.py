@@ -189,10 +189,10 @@ def _config(shape: ModelConfig, pair: TokenizerPair, positions: int) -> dict[str
         "bos_token_id": None,
         **_special_ids(pair),
     }
-    for side, depth in (("encoder", shape.encoder_layers), ("decoder", shape.decoder_layers)):
-        table[f"{side}_layers"] = depth
-        table[f"{side}_attention_heads"] = shape.heads
-        table[f"{side}_ffn_dim"] = shape.feed_forward_width
+    for side, stack in (("encoder", shape.encoder), ("decoder", shape.decoder)):
+        table[f"{side}_layers"] = stack.layers
+        table[f"{side}_attention_heads"] = stack.heads
+        table[f"{side}_ffn_dim"] = stack.feed_forward_width
     if shape.positions != "sinusoidal_halves":
         table[POSITIONS_KEY] = shape.positions
     return table

@@ -22,6 +22,11 @@ _MODEL = {
     "dropout": ("dropout", 0.1),
     "scale_embedding": ("scale_embeddings", False),
 }
+# What the decoder has of its own, with the bounds of the encoder's: here 0 has a meaning.
+_DECODER = {
+    "decoder_attention_heads": ("heads", MISSING),
+    "decoder_ffn_dim": ("feed_forward_width", MISSING),
+}
 _SEARCH = {
     "num_beams": ("beam_size", 1),
     "length_penalty": ("length_penalty", 1.0),
@@ -110,22 +115,19 @@ def read_options(
     """
     reader = OptionsReader(config, generation, complaints)
     model = reader.settings(ModelConfig, _MODEL, config, CONFIG)
+    decoder = reader.settings(ModelConfig, _DECODER, config, CONFIG)
     search = reader.settings(SearchConfig, _SEARCH, reader.search, reader.search_file)
     reader.check_neutral(config, _NEUTRAL, CONFIG)
     reader.check_neutral(reader.search, _NEUTRAL_GENERATION, reader.search_file)
     reader.check_forced_end()
-    for ours, theirs in (("encoder_attention_heads", "decoder_attention_heads"),
-                         ("encoder_ffn_dim", "decoder_ffn_dim")):  # fmt: skip
-        if config.get(ours) != config.get(theirs):
-            told = f"is {shown(config.get(theirs))}, but `{ours}` is {shown(config.get(ours))}"
-            complaints.append(f"{CONFIG}: `{theirs}` {told}")
     for alias, name in _ALIASES.items():
         if alias in config and config[alias] != config.get(name):
             told = f"is {shown(config[alias])}, but `{name}` is {shown(config.get(name))}"
             complaints.append(f"{CONFIG}: `{alias}` {told}")
-    width, heads = model.get("width", 0), model.get("heads", 1)
-    if width % heads:
-        complaints.append(f"{CONFIG}: `encoder_attention_heads` must divide `d_model`")
+    for side, stack in (("encoder", model), ("decoder", decoder)):
+        if model.get("width", 0) % stack.get("heads", 1):
+            complaints.append(f"{CONFIG}: `{side}_attention_heads` must divide `d_model`")
+    model |= {f"decoder_{name}": value for name, value in decoder.items()}
 
     activation = config.get("activation_function")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:

@@ -229,9 +229,16 @@ def _shape(model: TrainedModel) -> str:
     shape = model.config.model
     count = sum(p.numel() for p in model.transformer.parameters())
     pieces = " + ".join(f"{n:,}" for n in dict.fromkeys(model.tokenizers.vocab_sizes))
+    heads, inner = (
+        "+".join(map(str, dict.fromkeys(sizes)))
+        for sizes in (
+            (shape.encoder.heads, shape.decoder.heads),
+            (shape.encoder.feed_forward_width, shape.decoder.feed_forward_width),
+        )
+    )
     return (
         f"{shape.encoder_layers}+{shape.decoder_layers} layers, width {shape.width}, "
-        f"{shape.heads} heads, {count:,} parameters, {pieces} pieces"
+        f"{heads} heads, feed-forward {inner}, {count:,} parameters, {pieces} pieces"
     )
 
 

@@ -15,7 +15,9 @@ _SHAPE = {
     "dim-emb": "width",
     "transformer-heads": "heads",
     "transformer-dim-ffn": "feed_forward_width",
+    "transformer-decoder-dim-ffn": "decoder_feed_forward_width",  # 0 for that of the encoder, too
 }
+_LATER = {"transformer-decoder-dim-ffn": "0"}  # older models lack what came later
 _SEARCH = {
     "beam-size": ("beam_size", "12"),
     "normalize": ("length_penalty", "0"),
@@ -66,7 +68,7 @@ def model_settings(options: Mapping[str, Any], complaints: list[str]) -> dict[st
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     model: dict[str, Any] = {"output_bias": True}
     for theirs, ours in _SHAPE.items():
-        number = _number(options.get(theirs), whole=True)
+        number = _number(options.get(theirs, _LATER.get(theirs)), whole=True)
         value, complaint = coerce(number, fields[ours].type, fields[ours].metadata)
         if complaint:
             complaints.append(f"{MODEL}: `{theirs}` {complaint}")
@@ -83,11 +85,6 @@ def model_settings(options: Mapping[str, Any], complaints: list[str]) -> dict[st
         if activation == "gelu":
             told += " (Marian's is x · sigmoid(1.702 x))"
         complaints.append(f"{MODEL}: `transformer-ffn-activation` {told}")
-    decoder_width = options.get("transformer-decoder-dim-ffn", "0")
-    if decoder_width not in ("0", options.get("transformer-dim-ffn")):
-        told = f"is {_shown(decoder_width)}, wanted that of the encoder"
-        complaints.append(f"{MODEL}: `transformer-decoder-dim-ffn` {told}")
-
     ties = {name: _is_on(options.get(name)) for name in
             ("tied-embeddings", "tied-embeddings-src", "tied-embeddings-all")}  # fmt: skip
     source_is_tied = ties["tied-embeddings-all"] or ties["tied-embeddings-src"]

@@ -27,9 +27,11 @@ class Transformer(nn.Module):
         vocab_size: target pieces; ids are 0 … vocab_size - 1.
         source_vocab_size: source pieces; None where there is one vocabulary for both.
         encoder_layers, decoder_layers: depth of the stacks.
-        width: of embeddings and layers (d_model); a multiple of `heads`.
+        width: of embeddings and layers (d_model); a multiple of `heads` and `decoder_heads`.
         heads: attention heads.
         feed_forward_width: inner width of the feed-forward layers (d_ff).
+        decoder_heads: attention heads of the decoder, towards the source too; 0 for `heads`.
+        decoder_feed_forward_width: the decoder's; 0 for `feed_forward_width`.
         dropout: rate on embeddings and sub-layer outputs.
         norm: `post` as in the paper, or `pre`.
         positions: `sinusoidal` as in the paper, `sinusoidal_halves` or `sinusoidal_marian` (see
@@ -55,6 +57,8 @@ class Transformer(nn.Module):
         width: int = 512,
         heads: int = 8,
         feed_forward_width: int = 2048,
+        decoder_heads: int = 0,
+        decoder_feed_forward_width: int = 0,
         dropout: float = 0.1,
         norm: str = "post",
         positions: str = "sinusoidal",
@@ -70,8 +74,9 @@ class Transformer(nn.Module):
         if source_is_tied and source_vocab_size != vocab_size:
             found = f"{source_vocab_size} and {vocab_size}"
             raise ValueError(f"tied source and target need vocabularies of one size, got {found}")
-        if positions == "rotary" and width // heads % 2:
-            raise ValueError(f"rotary positions need heads of even width, got {width // heads}")
+        for count in (heads, decoder_heads or heads):
+            if positions == "rotary" and width // count % 2:
+                raise ValueError(f"rotary positions need heads of even width, got {width // count}")
         self.noise = Noise()
         self.recomputes_activations = False
         self.embedding_scale = math.sqrt(width) if scale_embeddings else 1.0
@@ -109,8 +114,8 @@ class Transformer(nn.Module):
         def decoder_layer() -> DecoderLayer:
             return DecoderLayer(
                 width=width,
-                heads=heads,
-                feed_forward_width=feed_forward_width,
+                heads=decoder_heads or heads,
+                feed_forward_width=decoder_feed_forward_width or feed_forward_width,
                 dropout=dropout,
                 norm=norm,
                 activation=activation,

@@ -37,7 +37,8 @@ def model_card(
         ("training text", corpus),
         ("pairs", f"{num_pairs}" + (f" (left out: {left_out})" if left_out else "")),
         ("shape", f"{model.encoder_layers}+{model.decoder_layers} layers, width {model.width}, "
-                  f"{model.heads} heads, feed-forward {model.feed_forward_width}, "
+                  f"{_both(model.encoder.heads, model.decoder.heads)} heads, feed-forward "
+                  f"{_both(model.encoder.feed_forward_width, model.decoder.feed_forward_width)}, "
                   f"{model.norm}-norm, {model.positions} positions, {model.activation}"),
         ("parameters", f"{num_parameters:,}"),
         ("pieces", " + ".join(f"{size:,}" for size in dict.fromkeys(vocab_sizes))),
@@ -64,3 +65,7 @@ def model_card(
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["All settings are in `config.json`."]
     return "\n".join(lines) + "\n"
+
+
+def _both(encoder: int, decoder: int) -> str:
+    return str(encoder) if encoder == decoder else f"{encoder}+{decoder}"
