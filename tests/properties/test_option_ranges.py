@@ -22,7 +22,8 @@ CORES = ("--cpu-threads", "--num-threads", "--workers", "--data-workers")
 
 
 def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         if hasattr(command, "commands"):
             yield from _commands(command, (*path, name))
         else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import signal
@@ -29,8 +30,34 @@ from tfm_cli.terminal import lasting_terminal, told, visible
 _ISSUES = "if it persists, please report it together with the command and the lines above"
 
 
+# Each command by its name, in the order of `--help`: its module in this package, and what is in it.
+_COMMANDS = {
+    "check": ("check", "check"),
+    "train": ("train", "train"),
+    "translate": ("translate", "translate"),
+    "evaluate": ("evaluate", "evaluate"),
+    "import": ("import_model", "import_model"),
+    "export": ("export_model", "export_model"),
+    "shortlist": ("shortlist", "shortlist"),
+    "tokenize": ("tokenize", "app"),
+}
+
+
 class Cli(CommandGroup):
-    """Runs commands; every kind of failure gets its message and exit code here."""
+    """Runs commands; every kind of failure gets its message and exit code here.
+
+    A command is imported when it is asked for: the others would take longer than `tfm --version`.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by its name; None if there is none."""
+        if cmd_name in _COMMANDS and cmd_name not in self.commands:
+            self.commands[cmd_name] = _command(cmd_name)
+        return self.commands.get(cmd_name)
 
     def make_context(self, *arguments: Any, **more: Any) -> Any:
         """Parse the command line; what `--help` and `--version` print is written here."""
@@ -77,6 +104,19 @@ def _told() -> Iterator[None]:
         typer.echo(visible(traceback.format_exc()), nl=False, err=True)
         typer.echo(f"error: this is a bug in tfm {tfm_cli.__version__}; {_ISSUES}", err=True)
         raise typer.Exit(70) from bug
+
+
+def _command(name: str) -> Any:
+    """Return a command, imported and made ready to parse its arguments."""
+    module_name, attribute = _COMMANDS[name]
+    module = importlib.import_module(f"tfm_cli.cli.{module_name}")
+    found = getattr(module, attribute)
+    group = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        group.add_typer(found, name=name)
+    else:
+        group.command(name, cls=getattr(module, "COMMAND_CLASS", None))(found)
+    return typer.main.get_group(group).commands[name]
 
 
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -157,32 +197,6 @@ def _root(
 
     Train a Transformer on parallel text, translate with it, and score the translations.
     """
-
-
-def _register() -> None:
-    from tfm_cli.cli import (
-        check,
-        evaluate,
-        evaluate_usage,
-        export_model,
-        import_model,
-        shortlist,
-        tokenize,
-        train,
-        translate,
-    )
-
-    app.add_typer(tokenize.app, name="tokenize")
-    app.command("check")(check.check)
-    app.command("train")(train.train)
-    app.command("translate")(translate.translate)
-    app.command("evaluate", cls=evaluate_usage.EvaluateCommand)(evaluate.evaluate)
-    app.command("import")(import_model.import_model)
-    app.command("export")(export_model.export_model)
-    app.command("shortlist")(shortlist.shortlist)
-
-
-_register()
 
 
 def main() -> None:

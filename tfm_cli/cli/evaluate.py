@@ -10,6 +10,7 @@ import typer
 from tfm_cli import log
 from tfm_cli.cli.evaluate_model import keep, translate
 from tfm_cli.cli.evaluate_usage import (
+    EvaluateCommand,
     check_output,
     check_usage,
     given_flags,
@@ -32,6 +33,7 @@ from tfm_cli.text import held_in_memory, is_typed, open_lines
 
 logger = logging.getLogger(__name__)
 
+COMMAND_CLASS = EvaluateCommand
 _TRAINING = TrainingConfig()
 
 
