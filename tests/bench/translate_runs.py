@@ -162,8 +162,7 @@ class Bench:
         if side == "tfm":
             command = ["-m", "tfm_cli", "translate", "--greedy", "--quiet", "--device", "cpu"]
             command += ["--model", directory, "--input", str(source), "--output", str(output)]
-            command += ["--precision", precision, "--cpu-threads", str(arrangement.threads)]
-            command += ["--workers", str(arrangement.workers)]
+            command += ["--precision", precision, "--workers", str(arrangement.workers)]
         else:
             precision = work.compute_types[-1]
             command = [str(PEER_COMMAND), directory, str(source), str(output)]

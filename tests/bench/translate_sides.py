@@ -59,7 +59,7 @@ class Tfm:
             max_tokens=max(1, round(job["batch"] * job["source_length"] * beam_size)),
         )
         options: dict[str, Any] = {
-            "device": "cpu", "precision": self.precision, "cpu_threads": job["threads"],
+            "device": "cpu", "precision": self.precision,
             "workers": job["workers"], "scores": False,
         }  # fmt: skip
 

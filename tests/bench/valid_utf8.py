@@ -5,7 +5,6 @@
 Searches with and without each of them take turns in one process of one thread.
 """
 
-import dataclasses
 import statistics
 import sys
 import time
@@ -16,9 +15,11 @@ from unittest.mock import patch
 
 import torch
 
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig
 from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.translation import searching
+from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator
 
 LINES = 100
@@ -29,13 +30,14 @@ def translator_of(
     model: TrainedModel, *, is_free: bool, sampling: bool = False, **search: Any
 ) -> Translator:
     """Return a translator; a free one has no constraint on byte pieces."""
-    translator = Translator(
+    translator = torch_translator(
         model.transformer, model.tokenizers, search=SearchConfig(**search), sampling=sampling,
-        device=torch.device("cpu"), prepare="fp32", scores=search["beam_size"] > 1,
+        device=torch.device("cpu"), scores=search["beam_size"] > 1,
     )  # fmt: skip
     if is_free:
-        free = dataclasses.replace(translator._search_batch, utf8=None)
-        translator._search_batch = free
+        engine = translator._engine
+        assert isinstance(engine, TorchEngine)
+        engine._utf8 = None
     return translator
 
 

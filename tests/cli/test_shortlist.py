@@ -130,10 +130,9 @@ def test_table_of_all_pieces_changes_nothing_to_the_bit(
 ) -> None:
     tokenizers = load_model(model, CPU).tokenizers
     source_size, size = tokenizers.vocab_sizes
-    none = torch.full((source_size, 0), -1, dtype=torch.int32)
-    every = torch.arange(size, dtype=torch.int32)
-    seen = torch.ones(source_size, dtype=torch.int32)
-    save_shortlist(tmp_path / "table", Shortlist(none, none, seen, every), tokenizers)
+    none: list[list[int]] = [[]] * source_size
+    table = Shortlist.of(none, none, [1] * source_size, range(size))
+    save_shortlist(tmp_path / "table", table, tokenizers)
     lines = tiny_corpus.lines("test.en")[:10]
     prefixes = ["", "neun"] * 5
 
@@ -151,7 +150,7 @@ def test_translations_with_a_table_do_not_depend_on_neighbours_or_window(
     table = load_shortlist(model / "shortlist.safetensors", tokenizers)
     (nine,), (eins,) = tokenizers.source.encode(["nine", "eins"])
     assert nine != eins
-    seen = table.seen.clone()
+    seen = table.seen[:]
     seen[nine] = 0  # a line with it may be written with any piece
     save_shortlist(model / "table", dataclasses.replace(table, seen=seen), tokenizers)
     lines = [*tiny_corpus.lines("test.en")[:12], "", "nine", "one"]

@@ -19,7 +19,7 @@ PATIENCE = 120  # seconds, for a machine that has much else to do
 
 @pytest.fixture
 def translate(tiny_model: Path) -> list[str]:
-    flags = ["--device", "cpu", "--precision", "fp32", "--cpu-threads", "1"]
+    flags = ["--device", "cpu", "--precision", "fp32", "--workers", "1"]
     return [*TFM, "translate", "--model", str(tiny_model), *flags]
 
 

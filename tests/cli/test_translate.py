@@ -113,7 +113,7 @@ def test_flags_go_by_the_names_that_people_know(
         asked.update(options)
         return beam_search(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tfm_cli.translation.searching.beam_search", remember)
+    monkeypatch.setattr("tfm_cli.translation.torch_engine.beam_search", remember)
 
     result = run_tfm([*model, *flags.split()], "one\n")
 
@@ -226,7 +226,7 @@ def test_translation_that_lacks_sentences_is_warned_of_once(
         return [[replace(each, ids=each.ids[:1]) for each in some]
                 for some in beam_search(*arguments, **others)]  # fmt: skip
 
-    monkeypatch.setattr("tfm_cli.translation.searching.beam_search", short)
+    monkeypatch.setattr("tfm_cli.translation.torch_engine.beam_search", short)
     lines = ["one", "two . three . four . five . six . one .", "one . two . three . four ."]
     if flags:
         lines = [json.dumps({"text": line}) for line in lines]

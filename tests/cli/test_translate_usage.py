@@ -176,3 +176,13 @@ class TestWithAModel:
         assert "in.gz: the gzip data is damaged or cut off after line" in result.err
         assert (tmp_path / "out").read_bytes() == b"old\n"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in.gz", "out"]
+
+
+@pytest.mark.parametrize("command", ["translate", "shortlist -s a -t b"])
+def test_threads_of_a_process_are_gone_and_workers_named_instead(
+    run_tfm: RunTfm, command: str
+) -> None:
+    result = run_tfm([*command.split(), "--cpu-threads", "2"])
+
+    assert result.code == 2
+    assert "a process computes with one thread; use `--workers N` for N cores" in result.err

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from tests.interop.others import LIMIT, QUIET, hugging_face, translations
 from tests.interop.random_models import TAG, lines, random_model, random_tokenizers, slow_after
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ConfigError
@@ -17,7 +18,6 @@ from tfm_cli.interop.hugging_face_export import FILES, write_hugging_face
 from tfm_cli.model_dir import TrainedModel
 from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation.translator import Translator
 from tfm_cli.vocabulary import Vocabulary
 
 pytestmark = QUIET
@@ -86,9 +86,7 @@ def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) ->
     search = SearchConfig(beam_size=1, max_length_factor=2.0)
     model = random_model(tokenizers=kind, tied_embeddings=2, search=search)
     text = lines(12, seed=9)
-    translator = Translator(
-        model.transformer, model.tokenizers, search=search, device=torch.device("cpu")
-    )
+    translator = torch_translator(model.transformer, model.tokenizers, search=search)
     write_hugging_face(tmp_path, model)
     theirs, tokenizer = hugging_face(tmp_path)
     batch = tokenizer(text, return_tensors="pt", padding=True)

@@ -50,7 +50,7 @@ def translated(model: Path, source: list[str], **how: Any) -> tuple[list[str], s
     """The translations, and which of the lines were ended by the limit on their length."""
     saved = load_config(model).settings.search
     search = dataclasses.replace(saved, **how)
-    translator = Translator.load(model, search=search, device="cpu", cpu_threads=1)
+    translator = Translator.load(model, search=search, device="cpu")
     pieces = load_tokenizers(model, load_config(model)).source.encode(source)
     found = list(translator.translate(source))
     limits = [output_limit(len(ids), search.max_length_factor) for ids in pieces]

@@ -255,7 +255,7 @@ def _translates(corpus: TinyCorpus, folder: Path) -> Scene:
     (folder / "text").write_text(lines, encoding="utf-8")
     (folder / "to").mkdir()
     command = ["translate", "-m", "model", "-i", "text", "-o", "to/o", "--device", "cpu"]
-    command += ["--cpu-threads", "1", "--buffer-size", "4", "--beam", "2", "--shortlist"]
+    command += ["--workers", "1", "--buffer-size", "4", "--beam", "2", "--shortlist"]
     _made(folder, ["shortlist", "-m", "model", "-s", "train.en", "-t", "train.de"])
     names = ["to/.o.partial", "to/.o.progress", "to/.o.progress.new"]
     names += [str(path.relative_to(folder)) for path in (folder / "model").glob("*")]

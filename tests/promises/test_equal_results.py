@@ -13,13 +13,13 @@ import torch
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
+from tests.translation.torch_translator import torch_translator
 from tfm_cli import device, failpoint
 from tfm_cli.arithmetic import set_deterministic
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.translation.translation import Candidate
-from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
 NUM_LINES = 320
@@ -116,7 +116,9 @@ def translated(
 ) -> list[Candidate]:
     """In batches of as many lines as a window has."""
     search = SearchConfig(beam_size=beam_size, buffer_size=window, max_tokens=1_000_000)
-    translator = Translator(trained.transformer, trained.tokenizers, search=search, device=CPU)
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=search, device=CPU
+    )
     torch.set_num_threads(threads)
     return [found.candidates[0] for found in translator.translate(lines)]
 

@@ -20,7 +20,7 @@ def often() -> None:
 @pytest.fixture
 def command(tiny_model: Path, tiny_corpus: TinyCorpus) -> Callable[[Path], list[str]]:
     def command_to(output: Path) -> list[str]:
-        model = ["-m", str(tiny_model), "--device", "cpu", "--cpu-threads", "1"]
+        model = ["-m", str(tiny_model), "--device", "cpu", "--workers", "1"]
         windows = ["--buffer-size", "10", "--beam", "2"]
         return ["translate", *model, *windows, "-i", tiny_corpus.path("test.en"), "-o", str(output)]
 

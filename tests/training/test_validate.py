@@ -6,6 +6,7 @@ import sacrebleu
 import torch
 
 from tests.conftest import TinyCorpus
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.store import PieceStore
@@ -14,7 +15,6 @@ from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.validate import Validation, is_better, mean_nll, shared_out, validator
-from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,9 @@ def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Bat
 
 def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> Validation:
     search = SearchConfig(beam_size=2)
-    translator = Translator(trained.transformer, trained.tokenizers, search=search, device=CPU)
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=search, device=CPU
+    )
     return validator(
         trained.transformer,
         batches(trained, corpus, size=8),
@@ -82,7 +84,9 @@ def test_scores_are_those_of_the_translations(
     trained: TrainedModel, tiny_corpus: TinyCorpus
 ) -> None:
     search = SearchConfig(beam_size=2)
-    translator = Translator(trained.transformer, trained.tokenizers, search=search, device=CPU)
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=search, device=CPU
+    )
     hypotheses = [each.text for each in translator.translate(tiny_corpus.lines("valid.en"))]
     wanted = corpus_scores(hypotheses, [tiny_corpus.lines("valid.de")], metrics=["chrf", "bleu"])
 
@@ -155,7 +159,7 @@ def test_ties_are_broken_by_the_next_metric(
 def test_bleu_has_the_tokenizer_that_was_chosen(
     trained: TrainedModel, tiny_corpus: TinyCorpus
 ) -> None:
-    translator = Translator(
+    translator = torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
     )
     sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
@@ -210,7 +214,7 @@ def test_validation_that_is_cut_off_leaves_the_model_in_training(
     def check() -> None:
         raise OutOfTime
 
-    translator = Translator(
+    translator = torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
     )
     judge = validator(

@@ -2,9 +2,12 @@
 
 import torch
 
-from tfm_cli.config import TokenizerConfig
+from tfm_cli.config import ModelConfig, TokenizerConfig
 from tfm_cli.model.transformer import Transformer
+from tfm_cli.model_dir import build_transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+
+SHAPE = ModelConfig(encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_forward_width=16)
 
 
 def spelling_tokenizer() -> Tokenizer:
@@ -21,10 +24,8 @@ def spelling_transformer(tokenizer: Tokenizer, seed: int, *, twins: bool = False
     text has many spellings.
     """
     torch.manual_seed(seed)
-    transformer = Transformer(
-        tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=16, heads=2,
-        feed_forward_width=16,
-    )  # fmt: skip
+    size = tokenizer.vocab_size
+    transformer = build_transformer(SHAPE, (size, size))
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     weight, values = transformer.target_embedding.weight.data, tokenizer.byte_values

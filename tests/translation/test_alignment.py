@@ -5,17 +5,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation import searching as module
-from tfm_cli.translation import translator as translator_module
-from tfm_cli.translation.alignment import Aligner, alignment_layer
+from tfm_cli.translation import torch_engine as module
+from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
 from tfm_cli.translation.render import alignment_pairs
+from tfm_cli.translation.search_engine import SearchOptions, alignment_layer
 from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator
 from tfm_cli.vocabulary import Vocabulary
 
@@ -91,18 +93,27 @@ def translator_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
             feed_forward_width=4,
         ).eval()  # fmt: skip
         config = SearchConfig(**search)  # type: ignore[arg-type]
-        models: Any = [model or Diagonal()]
-
-        def aligner_of(*others: object) -> Aligner:
-            return Aligner(models, tokenizers, CPU, config.max_tokens)
-
-        monkeypatch.setattr(translator_module, "Aligner", aligner_of)
-        return Translator(
+        diagonal = model or Diagonal()
+        monkeypatch.setattr(
+            transformer, "cross_attention_weights", diagonal.cross_attention_weights
+        )
+        return torch_translator(
             transformer, tokenizers, search=config, on_long=on_long, device=CPU, alignment=True
         )
 
     monkeypatch.setattr(module, "beam_search", echo)
     return make
+
+
+def engine_of(tokenizer: Tokenizer) -> TorchEngine:
+    """Return an engine whose attention is that of `Diagonal`."""
+    transformer = Transformer(
+        tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
+        feed_forward_width=4,
+    ).eval()  # fmt: skip
+    transformer.cross_attention_weights = Diagonal().cross_attention_weights  # type: ignore[assignment]
+    options = SearchOptions(settings=SearchConfig())
+    return TorchEngine([transformer], TokenizerPair.joint(tokenizer), options, device=CPU)
 
 
 def hard(
@@ -203,9 +214,10 @@ def test_what_went_to_the_end_is_missing_and_a_word_has_the_mean_of_its_pieces(
     assert torch.tensor(translation.candidates[0].alignment).tolist() == [[0.75, 0], [0, 0.75]]
 
 
-def test_language_tag_is_the_first_word_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_language_tag_is_the_first_word_in_every_part() -> None:
     tokenizer = tokenizer_of(vocabulary=True, rule="identity")
-    aligner = Aligner([Diagonal()], TokenizerPair.joint(tokenizer), CPU, 1000)  # type: ignore[list-item]
+    pair = TokenizerPair.joint(tokenizer)
+    aligner = Aligner(engine_of(tokenizer), pair, 1000)
     line = ">>deu<< one two three"
     ((tag, *ids),) = tokenizer.encode([line])
     parts = [[tag, *ids[:4]], [tag, *ids[4:]]]
@@ -237,5 +249,5 @@ def test_one_segment_that_memory_cannot_hold_is_an_error(translator_of: Translat
     model = Diagonal()
     model.too_many = 1
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryError):
         hard(translator_of(model=model), ["one two"])

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation import searching as module
+from tfm_cli.translation import searching
+from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.translation import Translation
-from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
 LINES = ["one two", "", "three", "four five six seven"]
@@ -48,7 +49,7 @@ def translated(
         for name in ("sampling", "word_scores", "alignment", "fixed_steps")
         if name in how
     }
-    translator = Translator(
+    translator = torch_translator(
         transformer, TokenizerPair.joint(tokenizer), device=CPU,
         search=SearchConfig(**{"max_length_factor": 0.01, **how}), **flags,
     )  # fmt: skip
@@ -72,7 +73,7 @@ def test_no_text_stands_twice_in_a_list(
     assert texts_of(blank) == [""] * 6
     # The beam alone finds the same text again.
     monkeypatch.setattr(
-        module, "different_texts", lambda search, *_, segments, beam_size, **__: search(
+        searching, "different_texts", lambda search, *_, segments, beam_size, **__: search(
             range(segments), beam_size
         ),
     )  # fmt: skip

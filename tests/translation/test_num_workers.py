@@ -11,31 +11,31 @@ from tfm_cli.translation.workers import num_workers
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "cpu_threads", "count"),
+    ("asked", "device", "count"),
     [
-        (0, "cpu", 0, 6), (0, "cpu", 1, 1), (0, "cpu", 2, 1), (0, "cuda", 0, 1), (0, "mps", 0, 1),
-        (1, "cpu", 0, 1), (1, "cuda", 0, 1), (3, "cpu", 0, 3), (3, "cpu", 2, 3), (40, "cpu", 0, 40),
+        (0, "cpu", 6), (0, "cuda", 1), (0, "mps", 1), (1, "cpu", 1), (1, "cuda", 1),
+        (3, "cpu", 3), (40, "cpu", 40),
     ],
 )  # fmt: skip
 def test_number_of_workers_suits_the_machine_unless_it_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: int, device: str, cpu_threads: int, count: int
+    monkeypatch: pytest.MonkeyPatch, asked: int, device: str, count: int
 ) -> None:
     monkeypatch.setattr(module, "available_cores", lambda: 6)
 
-    assert num_workers(asked, device=device, cpu_threads=cpu_threads) == count
+    assert num_workers(asked, device=device) == count
 
 
 def test_large_machine_is_not_filled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_cores", lambda: 128)
 
-    assert num_workers(0, device="cpu", cpu_threads=0) == 16
+    assert num_workers(0, device="cpu") == 16
 
 
 def test_workers_on_another_device_are_refused() -> None:
     message = "^`--workers 2` is for a CPU, and the device is cuda$"
 
     with pytest.raises(ConfigError, match=message) as caught:
-        num_workers(2, device="cuda", cpu_threads=0)
+        num_workers(2, device="cuda")
 
     assert caught.value.hint == "leave it out, or use `--device cpu`"
 
@@ -48,9 +48,9 @@ def test_system_that_cannot_share_a_model_has_one_process(
     if platform == "win32":
         monkeypatch.delattr(os, "fork")
 
-    assert num_workers(0, device="cpu", cpu_threads=0) == 1
-    assert num_workers(1, device="cpu", cpu_threads=0) == 1
+    assert num_workers(0, device="cpu") == 1
+    assert num_workers(1, device="cpu") == 1
     message = "^`--workers 2`: this system cannot share a model among processes$"
     with pytest.raises(ResourceError, match=message) as caught:
-        num_workers(2, device="cpu", cpu_threads=0)
-    assert caught.value.hint == "use `--cpu-threads` instead"
+        num_workers(2, device="cpu")
+    assert caught.value.hint == "leave it out"

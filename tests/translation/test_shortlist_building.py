@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from tests.conftest import TinyCorpus
+from tfm_cli.config import SearchConfig
 from tfm_cli.errors import DataError
 from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.shortlist_building import build_shortlist
+from tfm_cli.translation.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 
@@ -21,9 +24,11 @@ def trained(tiny_model: Path) -> TrainedModel:
 def built(
     trained: TrainedModel, pairs: list[tuple[str, str]], *, best: int = 5, frequent: int = 3
 ) -> Shortlist:
+    options = SearchOptions(settings=SearchConfig())
+    engine = TorchEngine([trained.transformer], trained.tokenizers, options, device=CPU)
     return build_shortlist(
-        pairs, trained.transformer, trained.tokenizers, best=best, frequent=frequent,
-        max_length=50, max_tokens=40, device=CPU, name="corpus",
+        pairs, engine, trained.tokenizers, best=best, frequent=frequent, max_length=50,
+        max_tokens=40, name="corpus",
     )  # fmt: skip
 
 
@@ -66,7 +71,8 @@ def test_table_is_what_counting_pair_by_pair_gives(
     for piece in range(source_side.vocab_size):
         rare = [(t, count) for t, count in links[piece].items() if t not in frequent]
         wanted = sorted(rare, key=lambda item: (-item[1], item[0]))[:5]
-        found = zip(table.best[piece].tolist(), table.counts[piece].tolist(), strict=True)
+        places = slice(piece * table.width, (piece + 1) * table.width)
+        found = zip(table.best[places], table.counts[places], strict=True)
         assert [pair for pair in found if pair[0] >= 0] == wanted
 
 
@@ -80,7 +86,7 @@ def test_translation_of_each_word_is_on_its_list(
 
     for word, translation in (("one", "eins"), ("seven", "sieben"), ("nine", "neun")):
         ((piece,), (wanted,)) = source.encode([word])[0], target.encode([translation])[0]
-        assert wanted in table.best[piece].tolist()
+        assert wanted in table.needed(piece)
 
 
 def test_all_frequent_leaves_lists_empty(
@@ -88,7 +94,8 @@ def test_all_frequent_leaves_lists_empty(
 ) -> None:
     table = built(trained, pairs, frequent=1000)
 
-    assert table.best.shape == (trained.tokenizers.source.vocab_size, 0)
+    assert table.width == 0
+    assert len(table.seen) == trained.tokenizers.source.vocab_size
     assert len(table.frequent) == len(
         set(" ".join(target for source, target in pairs if source).split())
     )

@@ -7,13 +7,14 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation import searching as module
+from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.translator import Translator
 from tfm_cli.vocabulary import Vocabulary
 
@@ -67,7 +68,7 @@ def translator_of(tokenizer: Tokenizer) -> Callable[..., Translator]:
         ).eval()  # fmt: skip
         config = SearchConfig(**search)  # type: ignore[arg-type]
         tokenizers = TokenizerPair.joint(tokenizer)
-        return Translator(transformer, tokenizers, search=config, on_long=on_long, device=CPU)
+        return torch_translator(transformer, tokenizers, search=config, on_long=on_long, device=CPU)
 
     return make
 
@@ -271,7 +272,7 @@ def test_prefix_with_unknown_characters_is_told(echo: Echo, told: list[str]) -> 
         feed_forward_width=4,
     ).eval()  # fmt: skip
     pair = TokenizerPair.joint(tokenizer)
-    translator = Translator(transformer, pair, search=SearchConfig(), device=CPU)
+    translator = torch_translator(transformer, pair, search=SearchConfig(), device=CPU)
 
     translator.translate_window(["one", "two"], ["one", "猫"])
 
@@ -320,7 +321,7 @@ def multilingual(tagged: Tokenizer, echo: Echo) -> Translator:
         feed_forward_width=4,
     ).eval()  # fmt: skip
     pair = TokenizerPair(tagged, tagged)
-    return Translator(transformer, pair, search=SearchConfig(), device=CPU)
+    return torch_translator(transformer, pair, search=SearchConfig(), device=CPU)
 
 
 def test_language_tag_reaches_the_model_as_one_piece(
@@ -383,7 +384,7 @@ def test_tag_of_an_older_tokenizer_is_on_every_part(tokenizer: Tokenizer, echo: 
         feed_forward_width=4,
     ).eval()  # fmt: skip
     pair = TokenizerPair.joint(older)
-    translator = Translator(transformer, pair, search=SearchConfig(max_length=9), device=CPU)
+    translator = torch_translator(transformer, pair, search=SearchConfig(max_length=9), device=CPU)
 
     list(translator.translate([">>deu<< one two four"]))
 

@@ -10,14 +10,16 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.decoding.replay import ReplayedStep
+from tests.translation.torch_translator import torch_translator
+from tfm_cli import model_dir
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding import fixed_search as fixed_search_module
 from tfm_cli.decoding.fixed_beams import FixedBeams
 from tfm_cli.decoding.fixed_greedy import FixedGreedy
 from tfm_cli.decoding.fixed_search import FixedSearch
+from tfm_cli.device import Device
 from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.translation import searching
-from tfm_cli.translation import translator as module
+from tfm_cli.translation import torch_engine, translator
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.translator import Translator
@@ -52,7 +54,7 @@ def fixed_limits(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
 def translator_of(
     trained: TrainedModel, *, fixed_steps: bool, scores: bool = True, **search: Any
 ) -> Translator:
-    return Translator(
+    return torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(**search), device=CPU,
         scores=scores, fixed_steps=fixed_steps,
     )  # fmt: skip
@@ -115,7 +117,7 @@ def test_what_needs_other_steps_is_searched_as_before(
     flags = {name: search.pop(name) for name in ("sampling", "word_scores") if name in search}
 
     def translated(*, fixed_steps: bool) -> list[str]:
-        translator = Translator(
+        translator = torch_translator(
             trained.transformer, trained.tokenizers, search=SearchConfig(**search), device=CPU,
             fixed_steps=fixed_steps, **flags,
         )  # fmt: skip
@@ -128,7 +130,7 @@ def test_what_needs_other_steps_is_searched_as_before(
 def test_several_models_are_searched_as_before(
     trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
 ) -> None:
-    translator = Translator(
+    translator = torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
         others=[trained.transformer], fixed_steps=True,
     )  # fmt: skip
@@ -154,11 +156,10 @@ def test_batches_with_a_shortlist_are_searched_as_before(
     trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
 ) -> None:
     size = trained.tokenizers.source.vocab_size
-    none = torch.full((size, 1), -1).int()
-    shortlist = Shortlist(none, none * 0, none[:, 0] * 0 + 1, torch.arange(4, 14).int())
+    shortlist = Shortlist.of([[-1]] * size, [[0]] * size, [1] * size, range(4, 14))
 
     def translated(*, fixed_steps: bool) -> list[Translation]:
-        translator = Translator(
+        translator = torch_translator(
             trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
             shortlist=shortlist, fixed_steps=fixed_steps,
         )  # fmt: skip
@@ -179,7 +180,7 @@ def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
                 raise torch.OutOfMemoryError
             super().__init__(segments, *others, **options)
 
-    monkeypatch.setattr(searching, "FixedBeams", Large)
+    monkeypatch.setattr(torch_engine, "FixedBeams", Large)
 
     assert_same(list(translator_of(trained, fixed_steps=True).translate(lines)), wanted)
 
@@ -196,9 +197,9 @@ def test_gpus_with_graphs_have_steps_of_fixed_shapes(
     def noting(*model: Any, device: torch.device, dtype: torch.dtype, **others: Any) -> None:
         asked.append((device, dtype))
 
-    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device(name))
-    monkeypatch.setattr(module, "load_model", lambda directory, _: load_model(directory, CPU))
-    monkeypatch.setattr(module, "fixed_search", noting)
+    monkeypatch.setattr(translator, "resolve_device", Device)
+    monkeypatch.setattr(model_dir, "load_model", lambda directory, _: load_model(directory, CPU))
+    monkeypatch.setattr(torch_engine, "fixed_search", noting)
 
     Translator.load(tiny_model, device=device, precision=precision)
 
@@ -212,7 +213,7 @@ def test_gpus_with_graphs_have_steps_of_fixed_shapes(
 def test_greedy_search_has_steps_of_its_own_where_nobody_asks_for_scores(
     trained: TrainedModel, beam_size: int, scores: bool, rows: type
 ) -> None:
-    search = searching.fixed_search(
+    search = torch_engine.fixed_search(
         trained.transformer, trained.tokenizers.target, SearchConfig(beam_size=beam_size),
         scores=scores, device=CPU, dtype=torch.float32,
     )  # fmt: skip

@@ -1,8 +1,6 @@
 """Greedy translation without scores: the same texts, found with less work."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +8,18 @@ import pytest
 import torch
 
 from tests.conftest import TinyCorpus
+from tests.translation.native_translator import needs_native
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.translation import searching as module
+from tfm_cli.native.library import LIBRARY, NONE
+from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.translator import Translator
 
 
 @pytest.fixture
 def num_greedy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many segments each greedy search had."""
+    """How many segments each greedy search of PyTorch had, which is what searches."""
+    monkeypatch.setenv(LIBRARY, NONE)
     sizes: list[int] = []
 
     def counting(model: Any, source: torch.Tensor, *others: Any, **options: Any) -> Any:
@@ -29,12 +30,21 @@ def num_greedy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        (NONE, "fp32"),
+        pytest.param("", "fp32", marks=needs_native),
+        pytest.param("", "int8", marks=needs_native),
+    ],
+)
 @pytest.mark.parametrize("max_tokens", [60, 4096])
 def test_texts_are_the_same_without_scores(
-    tiny_model: Path, tiny_corpus: TinyCorpus, num_greedy: list[int], precision: str,
-    max_tokens: int,
+    tiny_model: Path, tiny_corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch, engine: str,
+    precision: str, max_tokens: int,
 ) -> None:  # fmt: skip
+    if engine:
+        monkeypatch.setenv(LIBRARY, engine)
     search = SearchConfig(beam_size=1, max_tokens=max_tokens, buffer_size=20)
     lines = [*tiny_corpus.lines("test.en"), "", "one " * 40, "one"]
 
@@ -48,12 +58,21 @@ def test_texts_are_the_same_without_scores(
         assert [math.isnan(score) for score in told] == unknown
         return [translation.text for translation in translations]
 
-    scored = translated(scores=True)
-    assert num_greedy == []
-    plain = translated(scores=False)
+    assert translated(scores=False) == translated(scores=True)
 
-    assert plain == scored
-    assert sum(num_greedy) == len(lines) - 1
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_pytorch_searches_greedily_where_nobody_asks_for_scores(
+    tiny_model: Path, tiny_corpus: TinyCorpus, num_greedy: list[int], scores: bool
+) -> None:
+    translator = Translator.load(
+        tiny_model, search=SearchConfig(beam_size=1), device="cpu", scores=scores
+    )
+    lines = tiny_corpus.lines("test.en")
+
+    translator.translate_window(lines)
+
+    assert sum(num_greedy) == (0 if scores else len(lines))
 
 
 @pytest.mark.parametrize(
@@ -87,24 +106,3 @@ def test_prefixes_are_left_to_others(tiny_model: Path, num_greedy: list[int]) ->
     assert forced.text.startswith("neun")
     assert free.text == "eins zwei"
     assert num_greedy == [1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_compiler_is_not_imported(tiny_model: Path, precision: str) -> None:
-    """It would make the start two seconds longer."""
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from tfm_cli.translation.translator import Translator\n"
-        "translator = Translator.load(\n"
-        "    Path(sys.argv[1]), device='cpu', precision=sys.argv[2], scores=False\n"
-        ")\n"
-        "print([t.text for t in translator.translate(['one two'])])\n"
-        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])\n"
-    )
-    command = [sys.executable, "-c", script, str(tiny_model), precision]
-
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-
-    assert found.stdout == "['eins zwei']\n[]\n"

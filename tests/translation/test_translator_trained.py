@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import TinyCorpus
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig
 from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.translation.translation import Translation
@@ -29,7 +30,7 @@ def lines(tiny_corpus: TinyCorpus) -> list[str]:
 
 def translator_of(trained: TrainedModel, **search: float) -> Translator:
     config = SearchConfig(**search)  # type: ignore[arg-type]
-    return Translator(
+    return torch_translator(
         trained.transformer, trained.tokenizers, search=config, device=CPU, word_scores=True
     )
 
@@ -40,7 +41,7 @@ def translate(trained: TrainedModel, lines: list[str], **search: float) -> list[
 
 def draw(trained: TrainedModel, lines: list[str], **search: float) -> list[Translation]:
     config = SearchConfig(beam_size=1, temperature=4.0, **search)  # type: ignore[arg-type]
-    translator = Translator(
+    translator = torch_translator(
         trained.transformer, trained.tokenizers, search=config, sampling=True, device=CPU
     )
     return list(translator.translate(lines))
@@ -136,7 +137,7 @@ def test_prefix_that_the_model_would_write_anyway_changes_nothing(trained: Train
 
 def test_draws_begin_with_their_prefixes(trained: TrainedModel) -> None:
     config = SearchConfig(beam_size=1, temperature=4.0)
-    translator = Translator(
+    translator = torch_translator(
         trained.transformer, trained.tokenizers, search=config, sampling=True, device=CPU
     )
 
@@ -175,7 +176,7 @@ def test_penalty_keeps_from_repeating(trained: TrainedModel) -> None:
 
 
 def test_model_with_itself_translates_as_alone(trained: TrainedModel, lines: list[str]) -> None:
-    together = Translator(
+    together = torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
         others=[trained.transformer],
     )  # fmt: skip

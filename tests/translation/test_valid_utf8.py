@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
+from tests.translation.native_translator import native_translator, needs_native
+from tests.translation.spelling_models import SHAPE, spelling_tokenizer, spelling_transformer
+from tests.translation.torch_translator import torch_translator
 from tfm_cli.config import SearchConfig, TokenizerConfig
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.translation import Translation
-from tfm_cli.translation.translator import Translator
 from tfm_cli.vocabulary import Vocabulary
 
-CPU = torch.device("cpu")
 LINES = ["one two", "three", "four five six seven", "eight 日本", "😀 nine"]
 
 
@@ -46,18 +46,28 @@ def _threads() -> Iterator[None]:
 
 def translated(
     transformers: list[Transformer], tokenizer: Tokenizer, lines: list[str],
-    prefixes: list[str] | None = None, *, shortlist: Shortlist | None = None, **how: Any,
+    prefixes: list[str] | None = None, *, shortlist: Shortlist | None = None, native: str = "",
+    **how: Any,
 ) -> list[Translation]:  # fmt: skip
     flags = {
         name: how.pop(name)
-        for name in ("sampling", "scores", "word_scores", "alignment", "fixed_steps", "prepare")
+        for name in ("sampling", "scores", "word_scores", "alignment", "fixed_steps")
         if name in how
     }
-    translator = Translator(
-        transformers[0], TokenizerPair.joint(tokenizer), search=SearchConfig(**how), device=CPU,
-        others=transformers[1:], shortlist=shortlist, **flags,
-    )  # fmt: skip
+    pair, search = TokenizerPair.joint(tokenizer), SearchConfig(**how)
+    if native:
+        translator = native_translator(
+            transformers, pair, SHAPE, search=search, precision=native, shortlist=shortlist, **flags
+        )
+    else:
+        translator = torch_translator(
+            transformers[0], pair, search=search, others=transformers[1:], shortlist=shortlist,
+            **flags,
+        )  # fmt: skip
     return translator.translate_window(lines, prefixes or ())
+
+
+NATIVE = ["", pytest.param("fp32", marks=needs_native)]  # PyTorch, and the native engine
 
 
 def assert_valid(translations: list[Translation]) -> None:
@@ -86,36 +96,43 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "fixed greedy": {"fixed_steps": True, "beam_size": 1, "scores": False},
 }
 
+CASES: list[Any] = [(search, "") for search in SEARCHES]
+CASES += [
+    pytest.param(search, precision, marks=needs_native)
+    for precision, searches in (
+        ("fp32", [search for search in SEARCHES if "fixed" not in search]),
+        ("int8", ["beam", "greedy", "sampling"]),
+    )
+    for search in searches
+]
 
-@pytest.mark.parametrize(
-    ("search", "prepare"),
-    [(search, None) for search in SEARCHES]
-    + [(search, "fp32") for search in SEARCHES if "fixed" not in search]
-    + [("beam", "int8"), ("greedy", "int8"), ("sampling", "int8")],
-)
+
+@pytest.mark.parametrize(("search", "native"), CASES)
 def test_every_search_writes_valid_text(
-    transformers: list[Transformer], tokenizer: Tokenizer, search: str, prepare: str | None
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str, native: str
 ) -> None:
     how = SEARCHES[search]
     for factor in (0.01, 0.3, 2.0):  # limits that fall on every byte of a character
         found = translated(
-            transformers[:1], tokenizer, LINES, prepare=prepare, max_length_factor=factor, **how
+            transformers[:1], tokenizer, LINES, native=native, max_length_factor=factor, **how
         )
         if factor == 2.0:
             assert_valid(found)
         assert not [each.text for each in found if "\ufffd" in each.text]
 
 
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("search", ["beam", "greedy", "sampling", "n-grams"])
 def test_several_models_write_valid_text(
-    transformers: list[Transformer], tokenizer: Tokenizer, search: str
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str, native: str
 ) -> None:
-    assert_valid(translated(transformers, tokenizer, LINES, **SEARCHES[search]))
+    assert_valid(translated(transformers, tokenizer, LINES, native=native, **SEARCHES[search]))
 
 
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("search", ["beam", "greedy", "sampling", "n-grams"])
 def test_shortlists_of_some_bytes_lead_to_valid_text(
-    transformers: list[Transformer], tokenizer: Tokenizer, search: str
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str, native: str
 ) -> None:
     """Each source piece brings a few bytes along, often without those that end a character."""
     size = tokenizer.vocab_size
@@ -124,20 +141,25 @@ def test_shortlists_of_some_bytes_lead_to_valid_text(
     best = byte_ids[torch.randint(len(byte_ids), (size, 12), generator=generator)].int()
     counts = torch.ones_like(best)
     ids = [i for i, piece in enumerate(tokenizer.pieces) if piece.isalpha()][:3]
-    shortlist = Shortlist(best, counts, counts[:, 0], torch.tensor(ids).int())
+    shortlist = Shortlist.of(best.tolist(), counts.tolist(), [1] * size, ids)
 
-    found = translated(transformers[:1], tokenizer, LINES, shortlist=shortlist, **SEARCHES[search])
+    how = SEARCHES[search]
+    found = translated(
+        transformers[:1], tokenizer, LINES, shortlist=shortlist, native=native, **how
+    )
 
     assert not [each.text for each in found if "\ufffd" in each.text]
 
 
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("search", ["beam", "greedy", "sampling"])
 def test_text_behind_a_prefix_in_bytes_is_valid(
-    transformers: list[Transformer], tokenizer: Tokenizer, search: str
+    transformers: list[Transformer], tokenizer: Tokenizer, search: str, native: str
 ) -> None:
     prefixes = ["日本", "😀", "é", "one", ""]
 
-    found = translated(transformers[:1], tokenizer, LINES, prefixes, **SEARCHES[search])
+    how = SEARCHES[search]
+    found = translated(transformers[:1], tokenizer, LINES, prefixes, native=native, **how)
 
     assert_valid(found)
     for translation, prefix in zip(found, prefixes, strict=True):

@@ -14,6 +14,10 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.translation.workers import Workers
 
 
+def at_once() -> None:
+    """Begin without any preparation."""
+
+
 def square(number: int) -> int:
     time.sleep(0.001 * (number % 3))
     return number * number
@@ -46,7 +50,7 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_answers_are_in_the_order_of_the_jobs(most: int) -> None:
-    with Workers(square, most=most, threads=1) as workers:
+    with Workers(square, most=most, begin=at_once) as workers:
         groups = [workers.begin(range(start, start + 20)) for start in (0, 20, 40)]
         answers = [workers.finish(group) for group in (groups[2], groups[0], groups[1])]
 
@@ -60,7 +64,7 @@ def test_jobs_are_shared_out_among_as_many_processes_as_asked_for() -> None:
         time.sleep(0.01)
         return os.getpid()
 
-    with Workers(slowly, most=3, threads=1) as workers:
+    with Workers(slowly, most=3, begin=at_once) as workers:
         pids = set(workers.finish(workers.begin(range(12))))
 
     assert len(pids) == 3
@@ -68,7 +72,7 @@ def test_jobs_are_shared_out_among_as_many_processes_as_asked_for() -> None:
 
 
 def test_no_more_processes_than_jobs() -> None:
-    with Workers(own_pid, most=5, threads=1) as workers:
+    with Workers(own_pid, most=5, begin=at_once) as workers:
         pids = set(workers.finish(workers.begin([1, 2])))
 
     assert len(pids) == 2
@@ -76,12 +80,12 @@ def test_no_more_processes_than_jobs() -> None:
 
 @pytest.mark.parametrize(("most", "jobs"), [(1, 4), (4, 1), (4, 0)])
 def test_one_job_or_one_process_is_done_here(most: int, jobs: int) -> None:
-    with Workers(own_pid, most=most, threads=1) as workers:
+    with Workers(own_pid, most=most, begin=at_once) as workers:
         assert workers.finish(workers.begin(range(jobs))) == [os.getpid()] * jobs
 
 
 def test_single_job_goes_to_a_process_once_there_are_some() -> None:
-    with Workers(own_pid, most=2, threads=1) as workers:
+    with Workers(own_pid, most=2, begin=at_once) as workers:
         workers.finish(workers.begin([1, 2]))
 
         assert os.getpid() not in workers.finish(workers.begin([3]))
@@ -89,7 +93,7 @@ def test_single_job_goes_to_a_process_once_there_are_some() -> None:
 
 def test_what_was_in_memory_is_shared() -> None:
     table = [0]
-    workers: Workers[int, int] = Workers(lambda place: table[place], most=2, threads=1)
+    workers: Workers[int, int] = Workers(lambda place: table[place], most=2, begin=at_once)
     table[0] = 7
 
     with workers:
@@ -104,7 +108,7 @@ def test_large_jobs_and_answers_do_not_block_each_other() -> None:
 
     jobs = [str(number) * 300_000 for number in range(8)]  # pipes hold far less
 
-    with Workers(echo, most=2, threads=1) as workers:
+    with Workers(echo, most=2, begin=at_once) as workers:
         assert workers.finish(workers.begin(jobs)) == [text * 2 for text in jobs]
 
 
@@ -116,7 +120,7 @@ def test_failure_is_raised_as_itself_and_the_first_of_several(most: int) -> None
         time.sleep(0.005)
         return number
 
-    with Workers(work, most=most, threads=1) as workers:
+    with Workers(work, most=most, begin=at_once) as workers:
         before, group = workers.begin([0, 2]), workers.begin([4, 5, 6, 7])
 
         assert workers.finish(before) == [0, 2]
@@ -131,7 +135,7 @@ def test_bug_tells_where_in_the_other_process_it_is() -> None:
         return 1 // number
 
     with (
-        Workers(buggy, most=2, threads=1) as workers,
+        Workers(buggy, most=2, begin=at_once) as workers,
         pytest.raises(ZeroDivisionError) as caught,
     ):
         workers.finish(workers.begin([0, 1]))
@@ -149,7 +153,7 @@ def test_error_that_no_pipe_can_carry_is_told_in_words() -> None:
         raise LocalError("from afar")
 
     with (
-        Workers(work, most=2, threads=1) as workers,
+        Workers(work, most=2, begin=at_once) as workers,
         pytest.raises(RuntimeError, match="LocalError: from afar"),
     ):
         workers.finish(workers.begin([0, 1]))
@@ -163,7 +167,10 @@ def test_killed_process_is_told_and_no_other_is_left(number: int, pids: list[int
         time.sleep(60)
         return job
 
-    with pytest.raises(ResourceError) as caught, Workers(work, most=3, threads=1) as workers:
+    with (
+        pytest.raises(ResourceError) as caught,
+        Workers(work, most=3, begin=at_once) as workers,
+    ):
         workers.finish(workers.begin(range(3)))
 
     assert str(caught.value) == f"a process that translates was killed by signal {number}"
@@ -173,7 +180,7 @@ def test_killed_process_is_told_and_no_other_is_left(number: int, pids: list[int
 
 
 def test_process_that_was_killed_while_idle_is_told(pids: list[int]) -> None:
-    with Workers(square, most=2, threads=1) as workers:
+    with Workers(square, most=2, begin=at_once) as workers:
         workers.finish(workers.begin([1, 2]))
         os.kill(pids[0], signal.SIGKILL)
 
@@ -187,7 +194,7 @@ def test_process_that_ends_by_itself_is_told() -> None:
 
     message = "a process that translates ended with exit code 3"
     with (
-        Workers(leave, most=2, threads=1) as workers,
+        Workers(leave, most=2, begin=at_once) as workers,
         pytest.raises(ResourceError, match=message),
     ):
         workers.finish(workers.begin([1, 2]))
@@ -198,7 +205,7 @@ def test_processes_end_with_the_work_whatever_they_do(pids: list[int]) -> None:
         time.sleep(seconds)
         return seconds
 
-    with Workers(sleep, most=2, threads=1) as workers:
+    with Workers(sleep, most=2, begin=at_once) as workers:
         workers.begin([60, 60, 60])
         assert not any(is_gone(pid) for pid in pids)
 
@@ -212,7 +219,7 @@ def test_signals_mean_the_process_that_started_the_others(number: int) -> None:
         os.kill(os.getpid(), number)
         return job
 
-    with Workers(signalled, most=2, threads=1) as workers:
+    with Workers(signalled, most=2, begin=at_once) as workers:
         assert workers.finish(workers.begin([1, 2, 3])) == [1, 2, 3]
 
 
@@ -231,7 +238,7 @@ def test_work_is_done_though_the_system_refuses_processes(
 
     monkeypatch.setattr(os, "fork", refuse)
 
-    with Workers(square, most=3, threads=1) as workers:
+    with Workers(square, most=3, begin=at_once) as workers:
         assert workers.finish(workers.begin(range(6))) == [0, 1, 4, 9, 16, 25]
 
     instead = "1 in all" if allowed else "translating in this one"
@@ -247,13 +254,16 @@ def test_threads_of_the_process_that_starts_others_do_no_harm() -> None:
     def wait() -> None:
         ended.wait(60)
 
+    def two_threads() -> None:
+        torch.set_num_threads(2)
+
     ended = threading.Event()
     other = threading.Thread(target=wait)
     other.start()
     torch.set_num_threads(2)
     torch.ones(512, 512).mm(torch.ones(512, 512))  # OpenMP has started its threads
 
-    with Workers(product, most=2, threads=2) as workers:
+    with Workers(product, most=2, begin=two_threads) as workers:
         answers = workers.finish(workers.begin([256, 256, 256]))
 
     ended.set()
@@ -264,7 +274,7 @@ def test_threads_of_the_process_that_starts_others_do_no_harm() -> None:
 def test_ignored_children_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        with Workers(square, most=2, threads=1) as workers:
+        with Workers(square, most=2, begin=at_once) as workers:
             assert workers.finish(workers.begin([1, 2, 3])) == [1, 4, 9]
     finally:
         signal.signal(signal.SIGCHLD, before)
@@ -289,7 +299,7 @@ def test_stopped_process_is_named_and_ended(
     pids: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        Workers(stops_at_two, most=2, threads=1) as workers,
+        Workers(stops_at_two, most=2, begin=at_once) as workers,
         pytest.raises(ResourceError, match=r"PID \d+, was stopped for 1 s") as caught,
     ):
         workers.finish(workers.begin([1, 2, 3, 4]))
@@ -313,7 +323,7 @@ def test_process_that_is_stopped_while_jobs_wait_for_room_in_its_pipe_is_named(
         time.sleep(0.01)
         return text
 
-    with Workers(echo, most=2, threads=1) as workers:
+    with Workers(echo, most=2, begin=at_once) as workers:
         workers.finish(workers.begin(["a", "b"]))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -332,7 +342,7 @@ def test_process_that_goes_on_in_time_costs_nothing(
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
 
-    with Workers(stops_at_two, most=2, threads=1) as workers:
+    with Workers(stops_at_two, most=2, begin=at_once) as workers:
         group = workers.begin([1, 2, 3, 4])
         goes_on = threading.Timer(0.5, go_on)
         goes_on.start()
@@ -349,7 +359,7 @@ def test_process_that_takes_long_is_not_stopped(caplog: pytest.LogCaptureFixture
         time.sleep(1.5)
         return number
 
-    with Workers(slowly, most=2, threads=1) as workers:
+    with Workers(slowly, most=2, begin=at_once) as workers:
         assert workers.finish(workers.begin([1, 2])) == [1, 2]
 
     assert not caplog.records

@@ -29,7 +29,7 @@ def translate(
         workers: processes, see `Translator.load`.
     """
     from tfm_cli.model_config import load_config
-    from tfm_cli.translation.translator import Translator  # imports torch: 3 s, so not at the top
+    from tfm_cli.translation.translator import Translator
 
     given = {name: value for name, value in search.items() if value is not None}
     settings = load_config(model)[0].search

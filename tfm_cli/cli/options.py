@@ -15,16 +15,21 @@ WORKERS: Any = typer.Option(
     min=0,
     max=1024,
     show_default=False,
-    help="Processes that translate side by side on a CPU, sharing the weights; 0 takes one for "
+    help="Processes that work side by side on a CPU, sharing the weights; 0 takes one for "
     "each core, once there is work for several. [default: 0]",
 )
-CPU_THREADS: Any = typer.Option(
-    metavar="N",
-    min=0,
-    max=1024,
-    show_default=False,
-    help="Threads inside an operation on a CPU; 0 takes one. Given without `--workers`, a single "
-    "process translates. [default: 0]",
+
+
+def _no_cpu_threads(value: int | None) -> None:
+    if value is not None:
+        raise typer.BadParameter(
+            "a process computes with one thread; use `--workers N` for N cores"
+        )
+
+
+# Scripts that were written for 0.1.0 get to know what to write instead.
+NO_CPU_THREADS: Any = typer.Option(
+    "--cpu-threads", hidden=True, callback=_no_cpu_threads, metavar="N"
 )
 PRECISION: Any = typer.Option(
     metavar="NAME",

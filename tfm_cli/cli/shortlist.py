@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tfm_cli import log
-from tfm_cli.cli.options import flag
+from tfm_cli.cli.options import NO_CPU_THREADS, WORKERS, flag
 from tfm_cli.cli.overwriting import model_files, refuse_overwriting
 from tfm_cli.config import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
@@ -62,7 +62,8 @@ def shortlist(
     max_length: Annotated[int, flag(DataConfig, "max_length")] = DataConfig().max_length,
     max_tokens: Annotated[int, flag(TrainingConfig, "max_tokens")] = TrainingConfig().max_tokens,
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
-    cpu_threads: Annotated[int, flag(TrainingConfig, "cpu_threads")] = 0,
+    workers: Annotated[int, WORKERS] = 0,
+    cpu_threads: Annotated[int | None, NO_CPU_THREADS] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
 ) -> None:
     """Note which pieces translate which, for `tfm translate --shortlist`.
@@ -86,31 +87,30 @@ def shortlist(
     if output is None:
         refuse_odd_file(path)
 
-    import torch  # seconds
-
-    from tfm_cli.arithmetic import set_cpu_threads
     from tfm_cli.corpus.parallel_text import read_pairs
     from tfm_cli.device import resolve_device
-    from tfm_cli.model_dir import load_model
+    from tfm_cli.translation.loading import load_models
+    from tfm_cli.translation.search_engine import SearchOptions
     from tfm_cli.translation.shortlist import save_shortlist
     from tfm_cli.translation.shortlist_building import build_shortlist
     from tfm_cli.translation.useless_weights import useless_weights_refused
+    from tfm_cli.translation.workers import num_workers
 
-    place = torch.device(str(resolve_device(device)))
-    set_cpu_threads(cpu_threads)
-    trained = load_model(model, place)
+    place = resolve_device(device)
+    count = num_workers(workers, device=place.type)
+    models = load_models([model], place, "fp32")
     with useless_weights_refused(str(model)):
         table = build_shortlist(
             read_pairs(source, target),
-            trained.transformer,
-            trained.tokenizers,
+            models.engine(SearchOptions(settings=models.config.search)),
+            models.tokenizers,
             best=best,
             frequent=frequent,
             max_length=max_length,
             max_tokens=max_tokens,
-            device=place,
             name=", ".join([*source, *target]),
+            workers=count,
         )
-    save_shortlist(path, table, trained.tokenizers, follow=output is not None)
-    known = int((table.seen > 0).sum())
+    save_shortlist(path, table, models.tokenizers, follow=output is not None)
+    known = sum(count > 0 for count in table.seen)
     logger.info("%s: knows %d of %d source pieces", path, known, len(table.seen))

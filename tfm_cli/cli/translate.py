@@ -9,7 +9,7 @@ import typer
 from tfm_cli import log
 from tfm_cli.cli import translate_usage as usage
 from tfm_cli.cli.options import (
-    CPU_THREADS,
+    NO_CPU_THREADS,
     PRECISION,
     WORKERS,
     check_precision,
@@ -168,7 +168,7 @@ def translate(
     device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
     precision: Annotated[str, PRECISION] = "auto",
     workers: Annotated[int, WORKERS] = 0,
-    cpu_threads: Annotated[int, CPU_THREADS] = 0,
+    cpu_threads: Annotated[int | None, NO_CPU_THREADS] = None,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -262,7 +262,6 @@ def translate(
                 on_long=on_long,
                 device=place,
                 precision=precision,
-                cpu_threads=cpu_threads,
                 others=models[1:],
                 word_scores=word_scores,
                 scores=with_score or word_scores or output_format == "json" or form.n_best > 1,

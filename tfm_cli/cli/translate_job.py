@@ -62,17 +62,12 @@ def job_settings(
         search: how translations are looked for.
         form: of the output.
         sampling: whether they are drawn.
-        precision: of the matrix products; what `int8` finds depends on what is batched together.
+        precision: of the matrix products.
         others: flags by their names in Python.
     """
     from tfm_cli.model_config import weights_identity  # imports SentencePiece
 
     settings = dataclasses.asdict(search) | dataclasses.asdict(form)
-    if precision == "int8":
-        sizes = ", ".join(
-            f"--{name.replace('_', '-')} {getattr(search, name)}" for name in _SPEED_ONLY
-        )
-        precision = f"int8 ({sizes})"
     for name in (*_SPEED_ONLY, *(() if sampling else _SAMPLING_ONLY)):
         del settings[name]
     settings["format"] = settings.pop("kind")

@@ -63,6 +63,8 @@ from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
 from tfm_cli.training.validate import Validation, validator
+from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
@@ -238,15 +240,9 @@ def _validation(
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     model = learner.judged
-    translator = Translator(
-        model,
-        corpora.tokenizers,
-        search=search,
-        device=device,
-        dtype=dtype,
-        stops_loops=True,
-        check=limit.check,
-    )
+    options = SearchOptions(settings=search, scores=False, stops_loops=True, check=limit.check)
+    engine = TorchEngine([model], corpora.tokenizers, options, device=device, dtype=dtype)
+    translator = Translator(engine, corpora.tokenizers, options)
     return validator(
         model,
         batches,

@@ -18,7 +18,7 @@ from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.learner import batch_loss
-from tfm_cli.translation.searching import Found
+from tfm_cli.translation.search_engine import Found
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.translator import Translator
 

@@ -1,6 +1,6 @@
 """Which words of a line its translation came from, by the model's own attention."""
 
-# B pairs, S source pieces, T target pieces, I words of the line, J words of its translation
+# S source pieces, T target pieces, I words of the line, J words of its translation
 
 import dataclasses
 import re
@@ -8,81 +8,25 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from tfm_cli.arithmetic import ran_out_of_memory
-from tfm_cli.corpus.batch import make_batch
 from tfm_cli.corpus.token_batches import token_batches
-from tfm_cli.decoding.hypothesis import Hypothesis, refuse_non_finite
-from tfm_cli.model.transformer import Transformer
+from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.seams import separators
+from tfm_cli.translation.search_engine import Matrix, SearchEngine
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.text_lines import text_lines
 from tfm_cli.translation.translation import Translation
 
-Ids = Sequence[int] | np.ndarray  # of the pieces of a segment, without </s>
+Ids = Sequence[int]  # of the pieces of a segment, without </s>
 
 
-def alignment_layer(decoder_layers: int) -> int:
-    """Which decoder layer's attention says where a piece came from: the last but one, from 0.
+class Words(NamedTuple):
+    """The words of a text that a piece is part of, in equal shares."""
 
-    Garg et al. 2019 (arXiv:1909.02074) found it the best. So it is here: of the links that IBM
-    model 1 finds in both directions on Multi30k, a model of four layers had 28, 65, 78 and 72 %, by
-    layer, at the step that writes the piece. The first layer knows too little of what is to be
-    written, so it is chosen only where there is no other.
-    """
-    return max(decoder_layers - 2, min(decoder_layers - 1, 1))
-
-
-@torch.inference_mode()
-def piece_weights(
-    models: Sequence[Transformer],
-    tokenizers: TokenizerPair,
-    sources: Sequence[Ids],
-    targets: Sequence[Ids],
-    *,
-    device: torch.device,
-) -> Tensor:
-    """How much each target piece came from each source piece, (B, T, S), on the CPU.
-
-    The attention of the step that writes the piece, mean over heads and models, in single
-    precision. A row sums to less than 1: what went to </s> of the source is left out. Places of
-    padding are 0.
-
-    Args:
-        models: which have read the whole pair (teacher forcing).
-        tokenizers: of the models.
-        sources: ids of each source, without </s>.
-        targets: ids of its translation, without </s>.
-        device: where the models are.
-
-    Raises:
-        NonFiniteScoresError: the attention is not made of finite numbers.
-    """
-    batch = make_batch(
-        [np.asarray(ids, dtype=np.int64) for ids in sources],
-        [np.asarray(ids, dtype=np.int64) for ids in targets],
-        start_id=tokenizers.target.start_id,
-        eos_id=tokenizers.target.eos_id,
-        source_eos_id=tokenizers.source.eos_id,
-    ).to(device)
-    found = [
-        model.cross_attention_weights(
-            batch.source, batch.source_keep, batch.target_in,
-            layer=alignment_layer(len(model.decoder_layers)),
-        )
-        for model in models
-    ]  # fmt: skip
-    weights = torch.stack(found).mean(dim=0).float().cpu()[:, :-1, :-1]  # (B, T, S)
-    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        weights[row, len(target) :] = 0
-        weights[row, :, len(source) :] = 0
-    refuse_non_finite(weights)
-    return weights
+    first: int
+    num_words: int  # 0 for a piece that is part of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +34,13 @@ class Aligner:
     """Says of finished translations which words of the line their words came from.
 
     Args:
-        models: that translate together.
+        engine: the models that translate together.
         tokenizers: of the models.
-        device: where the models are.
         max_tokens: pieces in a batch.
     """
 
-    models: Sequence[Transformer]
+    engine: SearchEngine
     tokenizers: TokenizerPair
-    device: torch.device
     max_tokens: int
 
     def aligned(
@@ -128,33 +70,36 @@ class Aligner:
         for translation, lines, parts, candidates in zip(
             translations, lines_of, segments, hypotheses, strict=True
         ):
-            columns = []  # (S, I) each
+            columns: list[list[Words]] = []  # of the pieces of each part
             of_line: dict[int, list[int]] = {}  # the parts of each line of the text
             for place, segment in enumerate(parts):
                 of_line.setdefault(segment.text_line, []).append(place)
             for line in lines:
                 places = [line.span_in_text(*span) for span in next(spans)]
-                words = _membership(translation.source, places)  # (pieces of the line, I)
+                words = words_of_pieces(translation.source, places)  # of the pieces of the line
                 own = [parts[place].ids for place in of_line.get(line.number, [])]
                 tag = source.tag_length(line.text)
-                columns += [words[places] for places in _places(own, tag)]
+                columns += [[words[i] for i in places] for places in _places(own, tag)]
+            num_words = len(translation.source.split())
             first_parts = [places[0] for places in of_line.values()]
             alignments = []
             for chosen in candidates:
                 ids = [hypothesis.ids for hypothesis in chosen]
                 texts = self.tokenizers.target.decode(ids)
-                shares = [
-                    self._target_words(*each) for each in zip(ids, texts, strict=True)
-                ]  # (J, T) each
+                written = [
+                    words_of_pieces(text, self.tokenizers.target.decode_spans(some))
+                    for some, text in zip(ids, texts, strict=True)
+                ]
                 rows = [
-                    _mean(share) @ next(weights) @ part  # (J, I)
-                    for share, part in zip(shares, columns, strict=True)
+                    word_rows(
+                        next(weights), of_source, of_target, shape=(len(text.split()), num_words)
+                    )
+                    for text, of_source, of_target in zip(texts, columns, written, strict=True)
                 ]
                 joined = [
                     _joined_rows(
                         texts[begin:end],
                         [segment.goes_on for segment in parts[begin:end]],
-                        shares[begin:end],
                         rows[begin:end],
                     )
                     for begin, end in pairwise([*first_parts, len(parts)])
@@ -167,51 +112,83 @@ class Aligner:
             done.append(dataclasses.replace(translation, candidates=aligned))
         return done
 
-    def _weights(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
+    def _weights(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Matrix]:
         """The weights (T, S) of each pair, which are batched by length."""
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
         source_lengths, target_lengths = (
             [len(pairs[i][side]) + 1 for i in order] for side in (0, 1)
         )
-        found: list[Tensor] = [torch.empty(0)] * len(pairs)
+        found: list[Matrix] = [()] * len(pairs)
         for batch in token_batches(source_lengths, target_lengths, max_tokens=self.max_tokens):
             some = order[batch]
             for i, weights in zip(some, self._of_batch([pairs[i] for i in some]), strict=True):
                 found[i] = weights
         return found
 
-    def _of_batch(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
+    def _of_batch(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Matrix]:
         """The weights (T, S) of each pair; a batch that memory cannot hold is halved."""
-        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
         try:
-            weights = piece_weights(
-                self.models, self.tokenizers, sources, targets, device=self.device
+            return self.engine.attention(
+                [source for source, _ in pairs], [target for _, target in pairs]
             )
-            return [
-                weights[row, : len(target), : len(source)]
-                for row, (source, target) in enumerate(pairs)
-            ]
-        except (RuntimeError, MemoryError) as error:
-            if len(pairs) == 1 or not ran_out_of_memory(error):
+        except MemoryError:
+            if len(pairs) == 1:
                 raise
         half = len(pairs) // 2
         return self._of_batch(pairs[:half]) + self._of_batch(pairs[half:])
 
-    def _target_words(self, ids: Sequence[int], text: str) -> Tensor:
-        """Return how much of each piece each word of the translation has, (J, T)."""
-        return _membership(text, self.tokenizers.target.decode_spans(ids)).T
+
+class Rows(NamedTuple):
+    """Of each word of a translation: how much of it there is, and where that came from."""
+
+    num_pieces: list[float]  # (J,)
+    origins: list[list[float]]  # (J, I)
 
 
-def _mean(share: Tensor) -> Tensor:
-    """Return the share that each piece has in each word, (J, T), from that of words in pieces."""
-    return share / share.sum(dim=1, keepdim=True).clamp(min=1e-9)
+def word_rows(
+    weights: Matrix,
+    of_source: Sequence[Words],
+    of_target: Sequence[Words],
+    *,
+    shape: tuple[int, int],
+) -> Rows:
+    """Return how much each word of a translation came from each word of its line.
+
+    A word has the mean of its pieces, and gets the sum of what went to its pieces.
+
+    Args:
+        weights: of each target piece to each source piece, (T, S).
+        of_source: words of the line that each source piece is part of.
+        of_target: words of the translation that each target piece is part of.
+        shape: numbers of words of the translation and of the line, J and I.
+    """
+    total, num_words = shape
+    num_pieces = [0.0] * total
+    origins = [[0.0] * num_words for _ in range(total)]
+    for row, (first, count) in zip(weights, of_target, strict=True):
+        if not count:
+            continue
+        to_words = [0.0] * num_words
+        for weight, (word, shares) in zip(row, of_source, strict=True):
+            if shares == 1:  # nearly always
+                to_words[word] += weight
+            else:
+                for place in range(word, word + shares):
+                    to_words[place] += weight / shares
+        for word in range(first, first + count):
+            num_pieces[word] += 1 / count
+            origin = origins[word]
+            for place, weight in enumerate(to_words):
+                origin[place] += weight / count
+    means = [
+        [weight / count if count else 0.0 for weight in origin]
+        for origin, count in zip(origins, num_pieces, strict=True)
+    ]
+    return Rows(num_pieces, means)
 
 
 def _joined_rows(
-    texts: Sequence[str],
-    goes_on: Sequence[bool],
-    shares: Sequence[Tensor],
-    rows: Sequence[Tensor],
+    texts: Sequence[str], goes_on: Sequence[bool], parts: Sequence[Rows]
 ) -> tuple[tuple[float, ...], ...]:
     """Return the rows (I,) of the words of all parts together.
 
@@ -221,26 +198,25 @@ def _joined_rows(
     Args:
         texts: of each part.
         goes_on: whether each part of the line begins in the middle of a word.
-        shares: of words in pieces, (J, T) for each part.
-        rows: of the words of each part, (J, I).
+        parts: the rows of the words of each part.
     """
-    found: list[Tensor] = []
+    found: list[list[float]] = []
     num_pieces, before = 0.0, " "  # of the last word; what ends in it
-    for text, separator, share, part in zip(
-        texts, separators(texts, goes_on), shares, rows, strict=True
-    ):
-        counts = share.sum(dim=1).tolist()
+    for text, separator, part in zip(texts, separators(texts, goes_on), parts, strict=True):
         is_same_word = not (separator or before.isspace() or text[:1].isspace())
-        for index, (count, row) in enumerate(zip(counts, part, strict=True)):
+        for index, (count, row) in enumerate(zip(*part, strict=True)):
             if is_same_word and index == 0 and found:
                 total = max(num_pieces + count, 1e-9)
-                found[-1] = (found[-1] * num_pieces + row * count) / total
+                found[-1] = [
+                    (one * num_pieces + other * count) / total
+                    for one, other in zip(found[-1], row, strict=True)
+                ]
                 num_pieces += count
             else:
                 found.append(row)
                 num_pieces = count
         before = text[-1:] or before
-    return tuple(tuple(row.tolist()) for row in found)
+    return tuple(map(tuple, found))
 
 
 def _places(parts: Sequence[Sequence[int]], tag: int) -> list[list[int]]:
@@ -253,8 +229,8 @@ def _places(parts: Sequence[Sequence[int]], tag: int) -> list[list[int]]:
     return places
 
 
-def _membership(text: str, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """The share of each piece that each word of a text has, (pieces, words).
+def words_of_pieces(text: str, spans: Sequence[tuple[int, int]]) -> list[Words]:
+    """Return the words of a text that each piece is part of.
 
     Words stand between blanks, as in `str.split`. A piece that has nothing of a word, such as a
     blank by itself, belongs to the word behind it.
@@ -265,9 +241,9 @@ def _membership(text: str, spans: Sequence[tuple[int, int]]) -> Tensor:
     """
     words = [match.span() for match in re.finditer(r"\S+", text)]
     begins, ends = [begin for begin, _ in words], [end for _, end in words]
-    share = torch.zeros(len(spans), len(words))
-    for piece, (begin, end) in enumerate(spans):
+    found = []
+    for begin, end in spans:
         first = bisect_right(ends, begin)  # the first word that ends behind the piece's begin
         last = max(first + 1, bisect_left(begins, end))
-        share[piece, first:last] = 1
-    return share / share.sum(dim=1, keepdim=True).clamp(min=1)
+        found.append(Words(first, max(0, min(last, len(words)) - first)))
+    return found

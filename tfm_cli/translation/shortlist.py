@@ -1,23 +1,16 @@
 """Which target pieces the pieces of a source are likely to need: a table in a file."""
 
-# B segments, S pieces of the longest source, P of the source vocabulary, V of the target's,
-# N target pieces for each source piece, K frequent ones
-
 import json
-import math
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from tfm_cli.errors import ModelError
 from tfm_cli.files import atomic_file
 from tfm_cli.plain_json import parse_json
-from tfm_cli.tensor_file import write_tensors
+from tfm_cli.tensor_writer import Stored, write_arrays
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.weights_file import WeightsFile
 
@@ -28,50 +21,71 @@ _NAMES = ("best", "counts", "seen", "frequent")
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """What translations of each source piece were seen; all tensors are of int32.
+    """What translations of each source piece were seen; all arrays are of 32-bit integers.
 
     Attributes:
-        best: (P, N) target ids that stood for each source piece, the most frequent first, but for
-            those of `frequent`; -1 where there are fewer.
+        best: (P, N), row by row, target ids that stood for each source piece, the most frequent
+            first, but for those of `frequent`; -1 where there are fewer.
         counts: (P, N) how often they did, 0 where there are fewer.
         seen: (P,) how often the source piece was there at all.
         frequent: (K,) the target pieces that were written most often.
     """
 
-    best: Tensor
-    counts: Tensor
-    seen: Tensor
-    frequent: Tensor
+    best: "array[int]"
+    counts: "array[int]"
+    seen: "array[int]"
+    frequent: "array[int]"
+    _needed: dict[int, tuple[int, ...]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    @staticmethod
+    def of(
+        best: Sequence[Sequence[int]],
+        counts: Sequence[Sequence[int]],
+        seen: Sequence[int],
+        frequent: Sequence[int],
+    ) -> "Shortlist":
+        """Return the table with these rows, one for each source piece."""
+        rows = [array("i", (value for row in table for value in row)) for table in (best, counts)]
+        return Shortlist(rows[0], rows[1], array("i", seen), array("i", frequent))
+
+    @property
+    def width(self) -> int:
+        """Most target pieces for a source piece, N."""
+        return len(self.best) // len(self.seen)
+
+    def needed(self, piece: int) -> tuple[int, ...]:
+        """Return the target ids that stood for a source piece, the most frequent first."""
+        found = self._needed.get(piece)
+        if found is None:
+            row = self.best[piece * self.width : (piece + 1) * self.width]
+            found = self._needed[piece] = tuple(target for target in row if target >= 0)
+        return found
 
     def allowed(
-        self,
-        sources: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        tokenizers: TokenizerPair,
-    ) -> Tensor:
-        """What the translation of each segment may be written with, (B, V) booleans.
+        self, source: Sequence[int], prefix: Sequence[int], tokenizers: TokenizerPair
+    ) -> list[int] | None:
+        """Return the ids that the translation of a segment may be written with; None for any.
 
-        That is what any of its pieces needs, the frequent pieces, the end, and what it is forced
+        They are what any of its pieces needs, the frequent pieces, the end, and what it is forced
         to begin with; where languages share a vocabulary, also its own pieces, which names and
         numbers keep. A segment with a piece that the table has never seen may have any.
+
+        Args:
+            source: the pieces of the segment.
+            prefix: what its translation begins with.
+            tokenizers: of the model.
         """
-        target = tokenizers.target
-        pieces, keep = _padded(sources)  # (B, S) each
-        allowed = torch.zeros(len(sources), target.vocab_size + 1, dtype=torch.bool)
-        needed = self.best[pieces]  # (B, S, N)
-        # What is no piece goes to one column too many.
-        needed = needed.where((needed >= 0) & keep[:, :, None], target.vocab_size)
-        allowed.scatter_(1, needed.flatten(1).long(), True)
-        allowed[:, self.frequent.long()] = True
-        allowed[:, target.eos_id] = True
-        if any(prefixes):
-            forced, given = _padded(prefixes)
-            allowed.scatter_(1, forced.masked_fill(~given, target.eos_id), True)
+        pieces = set(source)
+        if not all(self.seen[piece] for piece in pieces):
+            return None
+        ids = {tokenizers.target.eos_id, *self.frequent, *prefix}
+        for piece in pieces:
+            ids.update(self.needed(piece))
         if tokenizers.shares_vocabulary:
-            allowed.scatter_(1, pieces.masked_fill(~keep, target.eos_id), True)
-        unknown = ((self.seen[pieces] == 0) & keep).any(dim=1)  # (B,)
-        allowed[unknown] = True
-        return allowed[:, :-1]
+            ids |= pieces
+        return None if len(ids) == tokenizers.target.vocab_size else sorted(ids)
 
 
 def save_shortlist(
@@ -85,10 +99,15 @@ def save_shortlist(
         tokenizers: of the model.
         follow: see `atomic_file`.
     """
-    tensors = {name: getattr(shortlist, name).contiguous() for name in _NAMES}
+    num_pieces, width = len(shortlist.seen), shortlist.width
+    shapes = ((num_pieces, width), (num_pieces, width), (num_pieces,), (len(shortlist.frequent),))
+    arrays = {
+        name: Stored("I32", shape, [memoryview(getattr(shortlist, name))])
+        for name, shape in zip(_NAMES, shapes, strict=True)
+    }
     metadata = {"format_version": FORMAT_VERSION, "tokenizer_sha256": tokenizers.sha256}
     with atomic_file(path, follow=follow) as stream:
-        write_tensors(stream, tensors, {_METADATA_KEY: json.dumps(metadata)})
+        write_arrays(stream, arrays, {_METADATA_KEY: json.dumps(metadata)})
 
 
 def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
@@ -112,14 +131,14 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
             if problem := _problem(shapes, dtypes, tokenizers.vocab_sizes[0]):
                 raise ModelError(f"{path}: is no shortlist of this model: {problem}")
             contents = file.read()
-        shortlist = Shortlist(**{name: _integers(contents[name], shapes[name]) for name in _NAMES})
+        shortlist = Shortlist(*(_integers(contents[name]) for name in _NAMES))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: is torn or no shortlist: {error}", hint="make it anew with `tfm shortlist`"
         ) from error
     for name, least in (("best", -1), ("frequent", 0)):
         ids, size = getattr(shortlist, name), tokenizers.vocab_sizes[1]
-        if ids.numel() and not least <= int(ids.min()) <= int(ids.max()) < size:
+        if ids and not least <= min(ids) <= max(ids) < size:
             told = f"`{name}` has ids beyond the {size} of the vocabulary"
             raise ModelError(f"{path}: is no shortlist of this model: {told}")
     return shortlist
@@ -157,15 +176,7 @@ def _problem(
     return ""
 
 
-def _integers(content: bytearray, shape: tuple[int, ...]) -> Tensor:
-    # There is nothing in an empty buffer that a tensor could be made of.
-    return torch.frombuffer(content or bytearray(4), dtype=torch.int32)[: math.prod(shape)].view(
-        shape
-    )
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids side by side, 0 behind their ends, and where there are any, (B, S) each."""
-    columns = list(zip_longest(*rows, fillvalue=-1))
-    ids = torch.tensor(columns, dtype=torch.long).view(-1, len(rows)).T  # (B, S)
-    return ids.clamp(min=0), ids >= 0
+def _integers(content: bytearray) -> "array[int]":
+    found = array("i")
+    found.frombytes(content)
+    return found

@@ -5,37 +5,39 @@
 
 import logging
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain, islice
 
 import numpy as np
-import torch
 
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.corpus.token_batches import token_batches
-from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation.alignment import piece_weights
+from tfm_cli.translation.search_engine import Matrix, SearchEngine
 from tfm_cli.translation.shortlist import Shortlist
+from tfm_cli.translation.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 _ORIGINS = 3  # source pieces that a target piece counts for
 _SECONDS = 10  # between lines that say how far it is
+_TOGETHER = 8  # batches that each process is given at a time
 
 
-@torch.inference_mode()
 def build_shortlist(
     pairs: Iterable[tuple[str, str]],
-    transformer: Transformer,
+    engine: SearchEngine,
     tokenizers: TokenizerPair,
     *,
     best: int,
     frequent: int,
     max_length: int,
     max_tokens: int,
-    device: torch.device,
     name: str,
+    workers: int = 1,
 ) -> Shortlist:
     """The table of a parallel corpus.
 
@@ -47,14 +49,14 @@ def build_shortlist(
 
     Args:
         pairs: lines and their translations.
-        transformer: on `device`, in evaluation mode.
+        engine: the model.
         tokenizers: of the model.
         best: most target pieces for a source piece.
         frequent: target pieces that every translation may be written with.
         max_length: longer pairs, in pieces of either side, are left out.
         max_tokens: target pieces in a batch.
-        device: where to compute.
         name: what messages call the corpus.
+        workers: processes that read side by side; on a CPU.
 
     Raises:
         DataError: no pair is left.
@@ -71,29 +73,77 @@ def build_shortlist(
     order = np.lexsort((store.source.lengths, store.target.lengths))
     lengths = store.source.lengths[order].tolist(), store.target.lengths[order].tolist()
     told, done = time.monotonic(), 0
-    for batch in token_batches(*lengths, max_tokens=max_tokens):
-        sources = [store.source[i] for i in order[batch]]
-        targets = [store.target[i] for i in order[batch]]
-        weights = piece_weights([transformer], tokenizers, sources, targets, device=device)
-        most, places = weights.topk(min(_ORIGINS, weights.shape[2]), dim=2)  # (B, T, 3)
-        for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            rows, which = (most[row] > 0).nonzero(as_tuple=True)  # padding came from nowhere
-            origin = source[places[row][rows, which].numpy()].astype(np.int64)
-            links.update((origin * target_size + target[rows.numpy()]).tolist())
-        seen += np.bincount(np.concatenate(sources), minlength=source_size)
-        written += np.bincount(np.concatenate(targets), minlength=target_size)
-        done += len(sources)
-        if time.monotonic() - told > _SECONDS:
-            told = time.monotonic()
-            logger.info("%d of %d pairs read", done, len(store))
+    batches = iter(token_batches(*lengths, max_tokens=max_tokens))
+    with Workers(
+        partial(_links, engine=engine, target_size=target_size),
+        most=workers, begin=engine.begin_process,
+    ) as processes:  # fmt: skip
+        while some := list(islice(batches, _TOGETHER * workers)):
+            jobs = [
+                (
+                    [store.source[i].tolist() for i in order[batch]],
+                    [store.target[i].tolist() for i in order[batch]],
+                )
+                for batch in some
+            ]
+            for found in processes.finish(processes.begin(jobs)):
+                links.update(found)
+            for sources, targets in jobs:
+                seen += np.bincount(list(chain.from_iterable(sources)), minlength=source_size)
+                written += np.bincount(list(chain.from_iterable(targets)), minlength=target_size)
+                done += len(sources)
+            if time.monotonic() - told > _SECONDS:
+                told = time.monotonic()
+                logger.info("%d of %d pairs read", done, len(store))
     counted = np.array(sorted(links.items()), dtype=np.int64)  # (pairs of pieces, 2)
     often = np.argsort(-written, kind="stable")[:frequent]
     often = often[written[often] > 0]
     counted = counted[~np.isin(counted[:, 0] % target_size, often)]
     origin, target = np.divmod(counted[:, 0], target_size)
     best_ids, counts = _best(origin, target, counted[:, 1], rows=source_size, most=best)
-    tensors = (torch.from_numpy(x.astype(np.int32)) for x in (best_ids, counts, seen, often))
-    return Shortlist(*tensors)
+    return Shortlist(*(_array(x) for x in (best_ids, counts, seen, often)))
+
+
+def _links(
+    pairs: tuple[Sequence[list[int]], Sequence[list[int]]],
+    *,
+    engine: SearchEngine,
+    target_size: int,
+) -> list[int]:
+    """The pieces that belong together in some pairs, as source id * V + target id."""
+    sources, targets = pairs
+    found = list[int]()
+    for weights, source, target in zip(
+        _attention(engine, sources, targets), sources, targets, strict=True
+    ):
+        shares = np.asarray(weights)  # (T, S)
+        places = np.argsort(-shares, axis=1, kind="stable")[:, :_ORIGINS]  # (T, 3)
+        rows, which = np.nonzero(np.take_along_axis(shares, places, axis=1) > 0)
+        origin = np.array(source, dtype=np.int64)[places[rows, which]]
+        found += (origin * target_size + np.array(target, dtype=np.int64)[rows]).tolist()
+    return found
+
+
+def _attention(
+    engine: SearchEngine, sources: Sequence[list[int]], targets: Sequence[list[int]]
+) -> list[Matrix]:
+    """The weights (T, S) of each pair; a batch that memory cannot hold is halved."""
+    try:
+        return engine.attention(sources, targets)
+    except MemoryError:
+        if len(sources) == 1:
+            raise
+    half = len(sources) // 2
+    return [
+        *_attention(engine, sources[:half], targets[:half]),
+        *_attention(engine, sources[half:], targets[half:]),
+    ]
+
+
+def _array(values: np.ndarray) -> "array[int]":
+    found = array("i")
+    found.frombytes(np.ascontiguousarray(values, dtype=np.int32).tobytes())
+    return found
 
 
 def _best(

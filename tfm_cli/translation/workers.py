@@ -18,7 +18,6 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
-from tfm_cli.arithmetic import set_cpu_threads
 from tfm_cli.cores import available_cores
 from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
 from tfm_cli.stop_watch import StopWatch
@@ -32,14 +31,12 @@ _AT_HAND = 2  # jobs of a worker: the one it works on, and the next, so that it 
 _MOST = 16  # workers that nobody asked for: each needs memory for its batch
 
 
-def num_workers(asked: int, *, device: str, cpu_threads: int) -> int:
+def num_workers(asked: int, *, device: str) -> int:
     """How many processes are to translate.
 
     Args:
-        asked: 0 for what suits the machine: on a CPU one for each core, but one in all where
-            `cpu_threads` were asked for.
+        asked: 0 for what suits the machine: on a CPU one for each core.
         device: its type.
-        cpu_threads: of each process, 0 where that was left open.
 
     Raises:
         ConfigError: several are no use on this device.
@@ -48,14 +45,14 @@ def num_workers(asked: int, *, device: str, cpu_threads: int) -> int:
     # The frameworks of macOS do not survive it.
     can_fork = hasattr(os, "fork") and sys.platform != "darwin"
     if not asked:
-        alone = device != "cpu" or cpu_threads or not can_fork
+        alone = device != "cpu" or not can_fork
         return 1 if alone else min(available_cores(), _MOST)
     if asked > 1 and device != "cpu":
         message = f"`--workers {asked}` is for a CPU, and the device is {device}"
         raise ConfigError(message, hint="leave it out, or use `--device cpu`")
     if asked > 1 and not can_fork:
         message = f"`--workers {asked}`: this system cannot share a model among processes"
-        raise ResourceError(message, hint="use `--cpu-threads` instead")
+        raise ResourceError(message, hint="leave it out")
     return asked
 
 
@@ -86,13 +83,15 @@ class Workers(Generic[JobT, AnswerT]):
     Args:
         work: does a job.
         most: processes.
-        threads: of each, inside an operation.
+        begin: called once in each process that was forked off.
     """
 
-    def __init__(self, work: Callable[[JobT], AnswerT], *, most: int, threads: int) -> None:
+    def __init__(
+        self, work: Callable[[JobT], AnswerT], *, most: int, begin: Callable[[], None]
+    ) -> None:
         self._work = work
         self._most = most
-        self._threads = threads
+        self._begin = begin
         self._workers: list[_Worker[AnswerT]] = []
         self._waiting: deque[tuple[Group[AnswerT], int, JobT]] = deque()
         self._stop_watch = StopWatch("a process that translates")
@@ -250,7 +249,7 @@ class Workers(Generic[JobT, AnswerT]):
 
     def _answer(self, jobs: "SimpleQueue[JobT]", connection: Connection) -> None:
         try:
-            set_cpu_threads(self._threads)
+            self._begin()
             while True:
                 job = jobs.get()
                 message: tuple[bool, object]

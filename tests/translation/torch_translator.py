@@ -1,0 +1,44 @@
+"""Translators of models in PyTorch that are in memory, for tests."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tfm_cli.config import SearchConfig
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.shortlist import Shortlist
+from tfm_cli.translation.torch_engine import TorchEngine
+from tfm_cli.translation.translator import Translator
+
+CPU = torch.device("cpu")
+
+
+def torch_translator(
+    transformer: Any,
+    tokenizers: TokenizerPair,
+    *,
+    search: SearchConfig,
+    others: Sequence[Any] = (),
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    fixed_steps: bool = False,
+    sampling: bool = False,
+    scores: bool = True,
+    word_scores: bool = False,
+    shortlist: Shortlist | None = None,
+    stops_loops: bool = False,
+    check: Callable[[], None] | None = None,
+    **how: Any,
+) -> Translator:
+    """Return a translator; `how` are arguments of `Translator`."""
+    options = SearchOptions(
+        settings=search, sampling=sampling, scores=scores, word_scores=word_scores,
+        shortlist=shortlist, stops_loops=stops_loops, check=check,
+    )  # fmt: skip
+    engine = TorchEngine(
+        [transformer, *others], tokenizers, options,
+        device=device, dtype=dtype, fixed_steps=fixed_steps,
+    )  # fmt: skip
+    return Translator(engine, tokenizers, options, **how)

@@ -1,0 +1,113 @@
+"""The native engine as the search engine: on CPUs, without PyTorch."""
+
+# T target pieces, S source pieces
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from tfm_cli.config import ModelConfig
+from tfm_cli.native.model import NativeModel
+from tfm_cli.native.search import NativeSearch, Segments
+from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.translation.search_engine import (
+    Found,
+    Matrix,
+    SearchOptions,
+    alignment_layer,
+    output_limits,
+)
+from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.shortlist import Shortlist
+
+logger = logging.getLogger(__name__)
+
+
+class NativeEngine:
+    """Models that translate together; a class because searches share its memory.
+
+    Args:
+        models: over the same vocabulary.
+        options: how they are searched.
+    """
+
+    place = "the CPU"
+
+    def __init__(self, models: Sequence[NativeModel], options: SearchOptions) -> None:
+        self._models = models
+        self._options = options
+        self.most_pieces = min(_most_positions(model.config.model) for model in models)
+        self._search = NativeSearch(
+            models,
+            options.settings,
+            sampling=options.sampling,
+            scores=options.scores,
+            piece_scores=options.word_scores,
+            stops_loops=options.stops_loops,
+            check=options.check,
+        )
+        self._readers = [NativeSearch([model], options.settings) for model in models]
+
+    def begin_process(self) -> None:
+        """Do nothing: weights are shared, and caches are made when they are needed."""
+
+    def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
+        """Return hypotheses of each segment, best first."""
+        options = self._options
+        prefixes = [segment.prefix for segment in batch]
+        segments = Segments(
+            sources=[segment.ids for segment in batch],
+            limits=output_limits(batch, options.settings, self.most_pieces),
+            prefixes=prefixes if any(prefixes) else None,
+            seeds=[segment.seed for segment in batch] if options.sampling else None,
+            allowed=_allowed(batch, options.shortlist, self._models[0].tokenizers),
+        )
+        return self._search(segments, beam_size=beam_size)
+
+    def attention(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[Matrix]:
+        """Return how much each target piece of each pair came from each source piece, (T, S)."""
+        of_models = [
+            reader.attention(
+                sources, targets, layer=alignment_layer(model.config.model.decoder_layers)
+            )
+            for model, reader in zip(self._models, self._readers, strict=True)
+        ]  # (T + 1, S + 1) of each pair
+        if len(of_models) == 1:
+            return [[row[:-1] for row in weights[:-1]] for weights in of_models[0]]
+        return [_mean(weights) for weights in zip(*of_models, strict=True)]
+
+
+def warn_of_slow_bf16(model: NativeModel) -> None:
+    """Say where a processor computes bf16 without instructions for it."""
+    if not model.library.has_bf16:
+        logger.warning("this processor has no bf16 and computes it no faster than fp32")
+
+
+def _allowed(
+    batch: Sequence[Segment], shortlist: Shortlist | None, tokenizers: TokenizerPair
+) -> list[list[int]] | None:
+    if shortlist is None:
+        return None
+    target = tokenizers.target
+    special = {target.eos_id, target.start_id, *target.banned_ids}
+    found = []
+    for segment in batch:
+        ids = shortlist.allowed(segment.ids, segment.prefix, tokenizers)
+        found.append([] if ids is None else sorted(special.union(ids)))
+    return found
+
+
+def _most_positions(shape: ModelConfig) -> int:
+    """Return the most pieces of a segment that a model can place, on either side."""
+    # </s> of the source and the start of the target need a position as well.
+    return shape.max_positions - 1 if shape.positions == "learned" else sys.maxsize
+
+
+def _mean(matrices: Sequence[Matrix]) -> Matrix:
+    """Return the mean over models, without the row and the column of </s>."""
+    return [
+        [sum(values) / len(values) for values in zip(*rows, strict=True)][:-1]
+        for rows in list(zip(*matrices, strict=True))[:-1]
+    ]
