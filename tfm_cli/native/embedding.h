@@ -11,7 +11,7 @@ namespace tfm {
 // Row n of a packed matrix (N, K), which is the weight of one output: x (K,).
 inline void packed_row(const Linear& matrix, int n, float* x) {
   const int32_t* from = matrix.weights + size_t(n / NR) * size_t(matrix.steps) * NR + n % NR;
-  for (int k = 0, step = 0; k < matrix.K; step++, from += NR) {
+  for (int k = 0; k < matrix.K; from += NR) {
     if (matrix.precision == Precision::fp32) {
       std::memcpy(x + k++, from, 4);
     } else if (matrix.precision == Precision::bf16) {

@@ -97,18 +97,27 @@ static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lan
 #if defined(__AVX512F__)
 static TFM_INLINE float sum(vf v) { return sum(low_lanes(v) + high_lanes(v)); }
 #endif
+// Lane i of the result is lane i ^ half.
+template <class V>
+static TFM_INLINE V exchanged(V v, int half) {
+#if defined(__clang__)
+  V out;
+  for (int i = 0; i < VL; i++) out[i] = v[i ^ half];
+  return out;
+#else
+  return __builtin_shuffle(v, lanes() ^ half);
+#endif
+}
 // Of numbers that are no NaN.
 static TFM_INLINE float largest(vf v) {
   for (int half = VL / 2; half >= 1; half /= 2) {
-    vi from = lanes() ^ half;
-    v = max(v, __builtin_shuffle(v, from));
+    v = max(v, exchanged(v, half));
   }
   return v[0];
 }
 static TFM_INLINE int32_t largest(vi v) {
   for (int half = VL / 2; half >= 1; half /= 2) {
-    vi from = lanes() ^ half;
-    v = max(v, __builtin_shuffle(v, from));
+    v = max(v, exchanged(v, half));
   }
   return v[0];
 }
