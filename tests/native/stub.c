@@ -71,6 +71,21 @@ int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, i
   return TFM_OK;
 }
 
+int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes,
+                               const float* scales, int64_t rows, int64_t columns) {
+  double sum = 0;
+  for (int64_t i = 0; i < rows * columns; i++) sum += bytes[i] * scales[i / columns];
+  strcpy(model->names[model->num_tensors], name);
+  model->sums[model->num_tensors++] = sum;
+  return TFM_OK;
+}
+
+int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes,
+                     float* scales) {
+  (void)data, (void)rows, (void)columns, (void)bytes, (void)scales;
+  return TFM_DEFECT;
+}
+
 int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t num_banned,
                              const int16_t* byte_values) {
   (void)banned_ids;

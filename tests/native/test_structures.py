@@ -43,6 +43,8 @@ TYPES = {
     "const int16_t*": ctypes.POINTER(ctypes.c_int16),
     "const uint64_t*": ctypes.POINTER(ctypes.c_uint64),
     "const double*": ctypes.POINTER(ctypes.c_double),
+    "int8_t*": ctypes.POINTER(ctypes.c_int8),
+    "const int8_t*": ctypes.POINTER(ctypes.c_int8),
     "float*": ctypes.POINTER(ctypes.c_float),
     "const float*": ctypes.POINTER(ctypes.c_float),
     "TfmModel*": ctypes.c_void_p,
@@ -57,6 +59,8 @@ TYPES = {
     "const TfmBatch*": ctypes.POINTER(structures.Batch),
     "TfmResult*": ctypes.POINTER(structures.Result),
 }
+
+BUFFERS = (ctypes.POINTER(ctypes.c_int8), ctypes.POINTER(ctypes.c_float))
 
 
 def code() -> str:
@@ -116,12 +120,11 @@ def test_functions_take_and_return_what_the_header_says() -> None:
         types = [re.sub(r"\s*\w+$", "", one) for one in types]
         found[name] = (TYPES[result], tuple(map(TYPES.__getitem__, types)))
     # Memory of another's, by its address: ctypes takes the address of a buffer for it.
-    result, arguments = structures.FUNCTIONS["tfm_model_tensor"]
-    wanted = dict(structures.FUNCTIONS)
-    assert arguments[2] is ctypes.c_void_p
-    wanted["tfm_model_tensor"] = (
-        result,
-        (*arguments[:2], ctypes.POINTER(ctypes.c_float), *arguments[3:]),
-    )
+    for name in ("tfm_model_tensor", "tfm_model_bytes_tensor", "tfm_quantize"):
+        result, arguments = found[name]
+        found[name] = (
+            result,
+            tuple(ctypes.c_void_p if one in BUFFERS else one for one in arguments),
+        )
 
-    assert found == wanted
+    assert found == structures.FUNCTIONS

@@ -49,6 +49,16 @@ class Embedding {
     }
   }
 
+  // The same in int8, with the bytes (V, D) and their scales (V,) as they are.
+  void pack_bytes(Arena& arena, const int8_t* rows, const float* row_scales, int V, int D) {
+    width = D;
+    precision = Precision::int8;
+    bytes = arena.take<int8_t>(size_t(V) * size_t(D));
+    scales = arena.take<float>(size_t(V));
+    std::memcpy(bytes, rows, size_t(V) * size_t(D));
+    std::memcpy(scales, row_scales, size_t(V) * sizeof(float));
+  }
+
   // x (D,) = scale * the embedding of a piece.
   void look_up(int id, float scale, float* x) const {
     if (shared != nullptr) {

@@ -97,6 +97,26 @@ int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, i
   });
 }
 
+int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes, const float* scales,
+                               int64_t rows, int64_t columns) {
+  return guarded([&] {
+    if (model == nullptr || name == nullptr || bytes == nullptr || scales == nullptr) refuse("an argument is missing");
+    if (model->is_finished) refuse("the model is finished");
+    model->transformer.take_bytes(name, bytes, scales, rows, columns);
+  });
+}
+
+int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes, float* scales) {
+  return guarded([&] {
+    if (data == nullptr || bytes == nullptr || scales == nullptr) refuse("an argument is missing");
+    check_range("rows", rows, 0, 1 << 24);
+    check_range("columns", columns, 1, 1 << 24);
+    for (int64_t i = 0; i < rows; i++)
+      scales[i] = tfm::quantize_weights(data + i * columns, size_t(columns), bytes + i * columns);
+    tfm::check_finite("data", scales, rows);
+  });
+}
+
 int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t num_banned, const int16_t* byte_values) {
   return guarded([&] {
     if (model == nullptr) refuse("an argument is missing");

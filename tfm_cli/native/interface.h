@@ -113,6 +113,12 @@ TFM_API int32_t tfm_model_new(const TfmModelOptions* options, TfmModel** model);
 // caller can name all that are of no use.
 TFM_API int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, int64_t rows,
                                  int64_t columns);
+// The same of a matrix that was quantized before, in a model whose products are in int8.
+TFM_API int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes,
+                                       const float* scales, int64_t rows, int64_t columns);
+// Bytes (rows, columns) of a matrix and the scale of each row: what a product in int8 makes of it.
+TFM_API int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes,
+                             float* scales);
 // Pieces that are never written; for each target piece the byte it stands for, or -1: (V,) or NULL.
 TFM_API int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t num_banned,
                                      const int16_t* byte_values);

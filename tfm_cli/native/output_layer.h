@@ -46,6 +46,7 @@ struct OutputScratch {
 class OutputLayer {
  public:
   void pack(Arena& arena, const float* data, int V, int D, Precision precision);
+  void pack_bytes(Arena& arena, const int8_t* bytes, const float* scales, int V, int D);
   void set_bias(const float* values);
   // These are never the best nor among the leading.
   void ban(const int32_t* ids, int count);
@@ -114,6 +115,12 @@ inline void OutputLayer::pack(Arena& arena, const float* data, int V, int D, Pre
   const float deviations = kDeviations / std::sqrt(12.0f);
   longest = std::sqrt(longest) * deviations;
   widest *= deviations;
+}
+
+inline void OutputLayer::pack_bytes(Arena& arena, const int8_t* bytes, const float* scales, int V, int D) {
+  layer.pack_bytes(arena, bytes, scales, V, D, -kInfinity);
+  is_banned.assign(size_t(V), 0);
+  has_screen = false;
 }
 
 inline void OutputLayer::set_bias(const float* values) {

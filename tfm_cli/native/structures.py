@@ -122,6 +122,11 @@ FUNCTIONS = {
     "tfm_error": (c_char_p, ()),
     "tfm_model_new": (c_int32, (POINTER(ModelOptions), POINTER(c_void_p))),
     "tfm_model_tensor": (c_int32, (c_void_p, c_char_p, c_void_p, c_int64, c_int64)),
+    "tfm_model_bytes_tensor": (
+        c_int32,
+        (c_void_p, c_char_p, c_void_p, c_void_p, c_int64, c_int64),
+    ),
+    "tfm_quantize": (c_int32, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
     "tfm_model_vocabulary": (c_int32, (c_void_p, _Int32s, c_int32, POINTER(c_int16))),
     "tfm_model_finish": (c_int32, (c_void_p,)),
     "tfm_model_bytes": (c_int64, (c_void_p,)),

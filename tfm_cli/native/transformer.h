@@ -99,6 +99,8 @@ class Transformer {
 
   // Take a tensor by its name in the state_dict of tfm_cli.model.transformer.Transformer.
   void take(const char* name, const float* data, int64_t rows, int64_t columns);
+  // The same of a matrix that was quantized before, with a scale for each row; for int8 alone.
+  void take_bytes(const char* name, const int8_t* bytes, const float* scales, int64_t rows, int64_t columns);
   void finish();
 
   // Read the source; what comes back is ready for the first step.
@@ -125,8 +127,10 @@ class Transformer {
   struct Tensor {
     int64_t rows, columns;
     std::function<void(const float*)> take;
+    std::function<void(const int8_t*, const float*)> take_bytes = nullptr;  // of matrices that products use
     bool is_there = false;
   };
+  Tensor& arriving(const char* name, int64_t rows, int64_t columns);
 
   void expect(const std::string& name, int64_t rows, int64_t columns,
               std::function<void(const float*)> take);
@@ -222,6 +226,13 @@ inline void Transformer::expect_linear(const std::string& name, int64_t rows, in
       from += count;
     }
   });
+  tensors[name + ".weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
+    int64_t from = 0;
+    for (auto [linear, count] : parts) {
+      linear->pack_bytes(arena, bytes + from * columns, scales + from, count, (int)columns);
+      from += count;
+    }
+  };
   expect(name + ".bias", rows, 0, [=](const float* data) {
     int64_t from = 0;
     for (auto [linear, count] : parts) {
@@ -263,12 +274,29 @@ inline void Transformer::expect_embeddings() {
       target_embedding.pack(arena, data, V, D, precision);
     }
   });
-  if (!output_is_tied)
+  tensors["target_embedding.weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
+    if (output_is_tied) {
+      output_layer.pack_bytes(arena, bytes, scales, V, D);
+      target_embedding.share(&output_layer.matrix());
+    } else {
+      target_embedding.pack_bytes(arena, bytes, scales, V, D);
+    }
+  };
+  if (!output_is_tied) {
     expect("output.weight", V, D, [=](const float* data) { output_layer.pack(arena, data, V, D, precision); });
-  if (!source_is_tied)
-    expect("source_embedding.weight", settings.source_vocab_size, D, [=](const float* data) {
-      source_embedding.pack(arena, data, settings.source_vocab_size, D, precision);
+    tensors["output.weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
+      output_layer.pack_bytes(arena, bytes, scales, V, D);
+    };
+  }
+  if (!source_is_tied) {
+    const int size = settings.source_vocab_size;
+    expect("source_embedding.weight", size, D, [=](const float* data) {
+      source_embedding.pack(arena, data, size, D, precision);
     });
+    tensors["source_embedding.weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
+      source_embedding.pack_bytes(arena, bytes, scales, size, D);
+    };
+  }
   if (settings.output_bias)
     expect("output_bias", V, 0, [=](const float* data) { output_bias.assign(data, data + V); });
   if (settings.positions == TFM_LEARNED) {
@@ -288,7 +316,7 @@ inline bool all_finite(const float* values, int64_t count) {
   return sum(total) == 0;
 }
 
-inline void Transformer::take(const char* name, const float* data, int64_t rows, int64_t columns) {
+inline Transformer::Tensor& Transformer::arriving(const char* name, int64_t rows, int64_t columns) {
   const auto found = tensors.find(name);
   if (found == tensors.end()) refuse("the model has no tensor `%.100s`", name);
   Tensor& tensor = found->second;
@@ -296,9 +324,28 @@ inline void Transformer::take(const char* name, const float* data, int64_t rows,
     refuse("`%.100s` must be (%ld, %ld), got (%ld, %ld)", name, (long)tensor.rows,
            (long)tensor.columns, (long)rows, (long)columns);
   if (tensor.is_there) refuse("`%.100s` was given before", name);
-  const int64_t size = rows * std::max<int64_t>(columns, 1);
-  if (!all_finite(data, size)) throw Failure(TFM_NON_FINITE, ("`" + std::string(name) + "` has values that are not finite").c_str());
+  return tensor;
+}
+
+inline void check_finite(const char* name, const float* values, int64_t count) {
+  if (!all_finite(values, count))
+    throw Failure(TFM_NON_FINITE, ("`" + std::string(name) + "` has values that are not finite").c_str());
+}
+
+inline void Transformer::take(const char* name, const float* data, int64_t rows, int64_t columns) {
+  Tensor& tensor = arriving(name, rows, columns);
+  check_finite(name, data, rows * std::max<int64_t>(columns, 1));
   tensor.take(data);
+  tensor.is_there = true;
+}
+
+inline void Transformer::take_bytes(const char* name, const int8_t* bytes, const float* scales, int64_t rows,
+                                    int64_t columns) {
+  Tensor& tensor = arriving(name, rows, columns);
+  if (settings.precision != TFM_INT8) refuse("`%.100s` is in int8, which the products are not", name);
+  if (!tensor.take_bytes) refuse("`%.100s` is no matrix of products", name);
+  check_finite(name, scales, rows);
+  tensor.take_bytes(bytes, scales);
   tensor.is_there = true;
 }
 
