@@ -17,6 +17,7 @@ import typer
 
 import tfm_cli
 from tfm_cli.cli.options import CommandGroup
+from tfm_cli.cli.values import plain_parameters, take_plainly
 from tfm_cli.errors import (
     END_SIGNALS,
     Interrupted,
@@ -48,6 +49,10 @@ class Cli(CommandGroup):
 
     A command is imported when it is asked for: the others would take longer than `tfm --version`.
     """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options that stand before a command."""
+        return plain_parameters(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands."""
@@ -116,7 +121,7 @@ def _command(name: str) -> Any:
         group.add_typer(found, name=name)
     else:
         group.command(name, cls=getattr(module, "COMMAND_CLASS", None))(found)
-    return typer.main.get_group(group).commands[name]
+    return take_plainly(typer.main.get_group(group).commands[name])
 
 
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
