@@ -1,10 +1,13 @@
 """What `tfm translate` does, done with CTranslate2 and SentencePiece: lines in, lines out."""
 
 import argparse
+import sys
 from pathlib import Path
 
-import ctranslate2
-import sentencepiece
+sys.modules["torch"] = None  # type: ignore[assignment]  # CTranslate2 would import it
+
+import ctranslate2  # noqa: E402
+import sentencepiece  # noqa: E402
 
 
 def main() -> None:
@@ -17,6 +20,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--beam-size", type=int, default=1)
     arguments = parser.parse_args()
     ctranslate2.set_log_level(40)  # errors
     translator = ctranslate2.Translator(
@@ -32,8 +36,8 @@ def main() -> None:
     # As tfm does for the longest line; only a model that has hardly learned anything gets there.
     limit = 3 * max(map(len, pieces), default=0) + 10
     found = translator.translate_batch(
-        pieces, beam_size=1, max_batch_size=arguments.batch, max_decoding_length=limit,
-        max_input_length=0,
+        pieces, beam_size=arguments.beam_size, max_batch_size=arguments.batch,
+        max_decoding_length=limit, max_input_length=0,
     )  # fmt: skip
     texts = target.decode([result.hypotheses[0] for result in found])
     with arguments.output.open("w", encoding="utf-8", newline="\n") as stream:

@@ -1,3 +1,4 @@
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -5,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.bench.translate_models import export, random_model, save, word_lines, word_tokenizer
-from tests.bench.translate_runs import Side
-from tests.bench.translate_sides import RefusedError, measure
-from tests.bench.translate_table import HEADING, Measured, agreement, num_equal, ratios, row
+from tests.bench.translate_runs import Running, Side
+from tests.bench.translate_sides import RefusedError, loaded, measure
+from tests.bench.translate_table import HEADING, Measured, agreement, clock_ratios, ratios, row
 from tests.bench.translate_works import (
-    LENGTH_FACTOR,
+    ENVIRONMENTS,
     LIMIT,
     SOURCE_PIECES,
     WORKS,
@@ -19,15 +20,17 @@ from tests.bench.translate_works import (
     usual_arrangement,
 )
 from tfm_cli.config import ModelConfig
-from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.native import library
 
 pytestmark = pytest.mark.slow
 
+needs_engine = pytest.mark.skipif(not library.available(), reason="needs the native engine")
 BY_NAME = {work.name: work for work in WORKS}
 
 
 def run(seconds: float, *, sentences: int = 10, pieces: int = 310, load: float = 2.0) -> Measured:
-    return Measured(seconds, sentences, pieces, load, 100.0)
+    """By the clock it took three seconds more."""
+    return Measured(seconds + 3, seconds, sentences, pieces, load, 100.0)
 
 
 def cells(line: str) -> list[str]:
@@ -45,6 +48,10 @@ def test_ratio_does_not_depend_on_how_long_translations_are() -> None:
     assert ratios([run(1.0, pieces=100)], [run(1.0, pieces=900)]) == [1.0]
 
 
+def test_ratio_by_the_clock_stands_beside_it() -> None:
+    assert clock_ratios([run(1.0, sentences=20)], [run(3.0)]) == pytest.approx([3.0])
+
+
 def test_rounds_that_have_no_pair_are_no_ratio() -> None:
     with pytest.raises(ValueError, match="shorter"):
         ratios([run(1.0), run(1.0)], [run(1.0)])
@@ -57,8 +64,8 @@ def test_row_has_medians_of_both_sides_and_every_ratio() -> None:
     line = row("base", "as usual", ours, theirs, outputs="equal")
 
     assert cells(line) == [
-        "base", "as usual", "155 / 155", "5.0 / 5.0", "200.0 / 200.0", "2.0 / 0.3", "100 / 100",
-        "equal", "2.00 1.00 0.50", "**1.00**",
+        "base", "as usual", "155 / 155", "5.0 / 5.0", "200.0 / 200.0", "2.00 / 0.30", "100 / 100",
+        "equal", "2.00 1.00 0.50", "**1.00**", "1.00",
     ]  # fmt: skip
     assert len(cells(line)) == len(cells(HEADING.split("\n")[0]))
     assert len(cells(line)) == len(cells(HEADING.split("\n")[1]))
@@ -74,7 +81,7 @@ def test_row_of_a_side_that_did_not_run_has_the_other_one_and_no_ratio(absent: i
     found = cells(row("base", "", *sides))
 
     assert found[3] == " / ".join(rates)
-    assert found[-3:] == ["–", "–", "–"]
+    assert found[-4:] == ["–", "–", "–", "–"]
 
 
 def test_what_was_not_counted_is_left_out() -> None:
@@ -83,28 +90,26 @@ def test_what_was_not_counted_is_left_out() -> None:
     assert (found[2], found[5]) == ("– / –", "– / –")
 
 
-def test_hypotheses_are_equal_in_whatever_order() -> None:
-    ours = [("a b", "a c"), ("d", "e"), ("f", "f")]
-    theirs = [("a c", "a b"), ("d", "x"), ("f", "g")]
+def test_lines_with_the_same_translation_are_counted() -> None:
+    ours = ["a b", "a c", "d"]
 
-    assert num_equal(ours, theirs) == 1
-    assert agreement(ours, theirs) == "1 of 3 equal"
-    assert agreement(ours, ours) == "equal"
+    assert agreement(ours, ["a b", "a x", "d e"]) == "1 of 3"
+    assert agreement(ours, ours) == "all 3"
 
 
 def test_sides_that_translated_other_lines_are_not_compared() -> None:
     with pytest.raises(ValueError, match="longer"):
-        num_equal([("a",)], [("a",), ("b",)])
+        agreement(["a"], ["a", "b"])
 
 
 def test_measured_survives_its_way_through_json() -> None:
     table = {
-        "seconds": 1.0, "sentences": 2, "pieces": 3, "load_seconds": 0.5, "peak_mib": 9.0,
-        "outputs": [["a", "b"], []], "precision": "fp32",
+        "seconds": 1.0, "cpu_seconds": 0.5, "sentences": 2, "pieces": 3, "load_seconds": 0.5,
+        "peak_mib": 9.0, "outputs": ["a b", ""], "texts": ["ab", ""], "precision": "fp32",
     }  # fmt: skip
 
     assert Measured.from_json(table) == Measured(
-        1.0, 2, 3, 0.5, 9.0, (("a", "b"), ()), precision="fp32"
+        1.0, 0.5, 2, 3, 0.5, 9.0, ("a b", ""), ("ab", ""), precision="fp32"
     )
 
 
@@ -125,7 +130,7 @@ def test_works_of_a_model_are_there_only_with_one(has_model: bool) -> None:
     shapes = {work.shape for work in picked("", has_model=has_model)}
 
     assert ("model" in shapes) == has_model
-    assert {"base", "small", "tiny"} <= shapes
+    assert {"base", "small", "tiny", "sample"} <= shapes
 
 
 def test_unknown_work_is_refused_with_those_there_are() -> None:
@@ -138,27 +143,21 @@ def test_work_of_a_model_that_was_not_given_is_refused() -> None:
         picked("model-greedy-fp32", has_model=False)
 
 
-def test_sweep_tries_batches_and_both_ways_to_share_two_threads() -> None:
+def test_sweep_tries_batches_ways_to_share_two_threads_and_ways_to_multiply() -> None:
     work = BY_NAME["base-greedy-int8"]
 
     found = arrangements(work, "ctranslate2", threads=2, sentences=256)
 
     assert {(one.workers, one.threads) for one in found} == {(1, 2), (2, 1)}
     assert sorted({one.batch for one in found}) == [16, 32, 64, 128]
-    assert len(found) == 8
+    assert {one.environment for one in found} == set(ENVIRONMENTS)
+    assert len(found) == 2 * 4 * 4
 
 
-def test_sweep_of_torch_tries_a_single_thread_as_well() -> None:
-    work = BY_NAME["base-beam4-fp32-hf"]
+def test_sweep_of_tfm_tries_batches() -> None:
+    found = arrangements(BY_NAME["base-greedy-int8"], "tfm", threads=2, sentences=256)
 
-    splits = {
-        side: {
-            (one.workers, one.threads) for one in arrangements(work, side, threads=2, sentences=16)
-        }
-        for side in ("tfm", "hf")
-    }
-
-    assert splits == {"tfm": {(1, 2), (1, 1), (2, 1)}, "hf": {(1, 2), (1, 1)}}
+    assert found == [Arrangement(2, 1, batch) for batch in (16, 32, 64, 128)]
 
 
 @pytest.mark.parametrize(("sentences", "batches"), [(40, [16, 32]), (8, [8])])
@@ -173,28 +172,25 @@ def test_sweep_leaves_out_batches_of_more_sentences_than_there_are(
 def test_one_sentence_at_a_time_has_one_worker() -> None:
     work = BY_NAME["base-greedy-fp32-one"]
 
-    assert arrangements(work, "tfm", threads=2, sentences=4) == [
-        Arrangement(1, 1, 1), Arrangement(1, 2, 1),
-    ]  # fmt: skip
+    assert arrangements(work, "tfm", threads=2, sentences=4) == [Arrangement(1, 1, 1)]
     assert usual_arrangement(work, "ctranslate2", threads=2) == Arrangement(1, 2, 1)
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_usual_arrangement_uses_all_threads_and_is_in_the_sweep(work: Any, threads: int) -> None:
+def test_usual_arrangement_uses_all_threads_that_are_of_use(work: Any, threads: int) -> None:
     for side in ("tfm", work.peer):
         usual = usual_arrangement(work, side, threads=threads)
 
         assert usual.workers * usual.threads == threads
-        assert usual in arrangements(work, side, threads=threads, sentences=256)
 
 
 def test_side_tells_its_arrangement_or_why_it_has_none() -> None:
-    side = Side("tfm", Arrangement(2, 1, 64))
-    assert str(side) == "2x1, batch 64"
+    side = Side("ctranslate2", Arrangement(2, 1, 64, (("CT2_USE_MKL", "0"),)))
+    assert str(side) == "2x1, batch 64, USE_MKL=0"
 
-    side.rounds.append(Measured(1.0, 1, 1, 1.0, 1.0, precision="fp32"))
-    assert str(side) == "fp32, 2x1, batch 64"
+    side.rounds.append(Measured(1.0, 1.0, 1, 1, 1.0, 1.0, precision="fp32"))
+    assert str(side) == "fp32, 2x1, batch 64, USE_MKL=0"
 
     side.refused = "has no workers"
     assert str(side) == "not there yet: has no workers"
@@ -207,17 +203,19 @@ def test_lines_have_as_many_pieces_as_their_limit_needs() -> None:
     assert tokenizer.vocab_size == 100
     assert {len(ids) for ids in encoded} == {SOURCE_PIECES}
     assert not {tokenizer.unk_id, tokenizer.eos_id} & {index for ids in encoded for index in ids}
-    assert output_limit(SOURCE_PIECES, LENGTH_FACTOR) == LIMIT
 
 
 def job(directory: Path, side: str, **more: Any) -> dict[str, Any]:
     return {
         "side": side, "directory": str(directory), "precision": "fp32",
         "compute_types": ["float32"], "beam_size": 4, "renormalize": True, "limit": LIMIT,
-        "length_factor": LENGTH_FACTOR, "source_length": 1 + SOURCE_PIECES, "workers": 1,
-        "threads": 1, "batch": 8, "one_by_one": False, "lines": word_lines(12, 60),
-        "check": True, "began": time.monotonic(), **more,
+        "workers": 1, "threads": 1, "batch": 8, "one_by_one": False, "lines": word_lines(12, 60),
+        "began": time.monotonic(), **more,
     }  # fmt: skip
+
+
+def measured(job: dict[str, Any], *, outputs: bool = True) -> Measured:
+    return measure(loaded(job), job, outputs=outputs)
 
 
 @pytest.fixture(scope="module")
@@ -237,39 +235,59 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@needs_engine
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_both_sides_write_equally_many_pieces_and_find_the_same(
-    models: Path, beam_size: int
+@pytest.mark.parametrize("workers", [1, 2])
+def test_both_sides_write_equally_many_tokens_and_find_the_same(
+    models: Path, beam_size: int, workers: int
 ) -> None:
-    ours = measure(job(models / "tfm", "tfm", beam_size=beam_size))
-    theirs = measure(job(models / "ctranslate2-fp32", "ctranslate2", beam_size=beam_size))
+    how = {"beam_size": beam_size, "workers": workers}
+    ours = measured(job(models / "tfm", "tfm", **how))
+    theirs = measured(job(models / "ctranslate2-fp32", "ctranslate2", **how))
 
     assert (ours.precision, theirs.precision) == ("fp32", "float32")
-    for measured in (ours, theirs):
-        assert measured.sentences == 12
-        assert measured.pieces == 12 * (LIMIT + 1)
-        assert {len(hypotheses) for hypotheses in measured.outputs} == {beam_size}
-        assert all(len(set(hypotheses)) == beam_size for hypotheses in measured.outputs)
-        assert min(measured.seconds, measured.load_seconds, measured.peak_mib) > 0
-    assert agreement(ours.outputs, theirs.outputs) == "equal"
+    for one in (ours, theirs):
+        assert (one.sentences, one.pieces, len(one.outputs)) == (12, 12 * LIMIT, 12)
+        assert min(one.seconds, one.cpu_seconds, one.load_seconds, one.peak_mib) > 0
+    assert agreement(ours.outputs, theirs.outputs) == "all 12"
 
 
+@needs_engine
 def test_sentences_one_by_one_are_all_translated(models: Path) -> None:
-    measured = measure(job(models / "tfm", "tfm", one_by_one=True, check=False))
+    one = measured(job(models / "tfm", "tfm", one_by_one=True), outputs=False)
 
-    assert (measured.sentences, measured.pieces) == (12, 12 * (LIMIT + 1))
-    assert measured.outputs == ()
+    assert (one.sentences, one.pieces, one.outputs) == (12, 12 * LIMIT, ())
 
 
+@needs_engine
 def test_translations_of_another_length_are_no_measurement(models: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"translations of \[31\] pieces, wanted 29 and </s>"):
-        measure(job(models / "tfm", "tfm", limit=29))
+    theirs = job(models / "ctranslate2-fp32", "ctranslate2")
+    side = loaded(theirs)
+
+    with pytest.raises(RuntimeError, match=r"translations of \[30\] tokens, wanted 29"):
+        measure(side, {**theirs, "limit": 29}, outputs=False)
+
+
+@needs_engine
+def test_process_of_a_side_does_a_round_whenever_it_is_asked(models: Path) -> None:
+    with Running(job(models / "tfm", "tfm"), dict(os.environ)) as process:
+        first, second = (process.round(outputs=outputs) for outputs in (True, False))
+
+    assert process.refused == ""
+    assert (len(first.outputs), second.outputs) == (12, ())
+
+
+def test_process_of_a_side_tells_why_it_refuses(models: Path) -> None:
+    asked = job(models / "ctranslate2-fp32", "ctranslate2", compute_types=["int3"])
+
+    with Running(asked, dict(os.environ)) as process:
+        assert process.refused == "this processor has no int3"
 
 
 @pytest.mark.parametrize(
     ("side", "asked", "told"),
     [
-        ("tfm", {"precision": "int3"}, "unknown precision `int3`"),
+        ("tfm", {"precision": "int3"}, "the engine has no int3"),
         ("ctranslate2", {"compute_types": ["int3"]}, "this processor has no int3"),
         ("hf", {"limit": 0}, "one length only"),
     ],
@@ -281,4 +299,4 @@ def test_what_a_side_cannot_do_is_refused(
         pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 
     with pytest.raises(RefusedError, match=told):
-        measure(job(models / "tfm", side, **asked))
+        loaded(job(models / "tfm", side, **asked))

@@ -1,12 +1,13 @@
 """Translation against CTranslate2 and Hugging Face: `make bench-translate`.
 
-The same weights, lines and rules of search on both sides, by turns, each run in a process of its
-own that is bound to as many cores as threads were asked for. `base` and `small` have random
-weights whose translations cannot end before 30 pieces; `model` is your own, with BLEU beside its
-speed; `tiny` learns the sample corpus and is run as a whole command, start-up included. Ratios
-above 1 say that tfm was faster. Memory is that of the largest process: the workers of tfm share the
-weights, and each has its caches besides. Nothing here passes or fails; machines differ and are
-noisy, so compare what stands in one row.
+The same weights, lines and rules of search on both sides, by turns, each side in a process of its
+own that is bound to as many cores as threads were asked for. `base`, `small` and `tiny` have random
+weights whose translations cannot end before 30 tokens; `model` is your own, with BLEU beside its
+speed; `sample` learns the sample corpus and is run as a whole command, start-up included, on many
+lines or on one. Ratios above 1 mean that tfm was faster; they are of the processors' time, and the
+one by the clock stands last. With `--arrangements` each side first runs in all its ways: batches,
+and CTranslate2 with each instruction set, with MKL and without. Nothing here passes or fails;
+machines differ and are noisy, so compare what stands in one row.
 """
 
 import argparse
@@ -32,10 +33,7 @@ def compare(bench: Bench, work: Work, *, rounds: int, sweep: bool) -> str:
     sides = [Side("tfm"), Side(work.peer)]
     for side in sides:
         bench.arrange(work, side, sweep=sweep)
-    for number in range(rounds):
-        # By turns the first one of a round.
-        for side in sides[:: -1 if number % 2 else 1]:
-            bench.run(work, side, number=number)
+    bench.run(work, sides, rounds=rounds)
     ours, theirs = sides
     outputs = ""
     if ours.rounds and theirs.rounds:
@@ -62,7 +60,7 @@ def report(arguments: argparse.Namespace, works: Sequence[Work], folder: Path) -
         source=arguments.source,
         reference=arguments.reference,
     )
-    names = ("torch", "ctranslate2", "transformers")
+    names = ("ctranslate2", "transformers")
     versions = ", ".join(f"{name} {package_version(name)}" for name in names)
     print(f"tfm {tfm_cli.__version__}, {versions}; {processor()}, {arguments.threads} threads\n")
     bench.prepare(works)
@@ -97,7 +95,7 @@ def main() -> None:
     add("--arrangements", action="store_true", help="first look for the best of each side")
     add("--batch", type=int, default=0, help="sentences in a batch, where nothing is looked for")
     add("--precision", default="", help="of tfm, instead of what the work's name says")
-    add("--updates", type=int, default=400, help="that `tiny` learns (default: 400)")
+    add("--updates", type=int, default=400, help="that `sample` learns (default: 400)")
     add("--quick", action="store_true", help="one round of a few sentences, to see that it works")
     add("--keep", type=Path, metavar="DIR", help="keep models and exports there, and use them")
     add("--model", type=Path, metavar="DIR", help="a model directory, for the works `model-*`")

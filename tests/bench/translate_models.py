@@ -44,8 +44,12 @@ SHAPES = {
         encoder_layers=3, decoder_layers=3, width=256, heads=4, feed_forward_width=1024,
         output_bias=True,
     ),
+    "tiny": ModelConfig(
+        encoder_layers=4, decoder_layers=4, width=128, heads=4, feed_forward_width=256,
+        output_bias=True,
+    ),
 }  # fmt: skip
-VOCAB_SIZES = {"base": 32000, "small": 8000}
+VOCAB_SIZES = {"base": 32000, "small": 8000, "tiny": 4000}
 
 
 def word_tokenizer(vocab_size: int) -> Tokenizer:
@@ -88,7 +92,7 @@ def save(directory: Path, model: TrainedModel) -> None:
     save_weights(directory, weights, model.tokenizers, model.config.model, facts)
 
 
-def trained_tiny(directory: Path, updates: int) -> TrainedModel:
+def trained_sample(directory: Path, updates: int) -> TrainedModel:
     """What has learned the sample corpus for so many updates."""
     command = [sys.executable, "-m", "tfm_cli", "train", "--output", str(directory), "--quiet"]
     command += ["--max-updates", str(updates), "--valid-freq", str(updates)]
@@ -109,15 +113,15 @@ def make(shape: str, folder: Path, model: Path, *, exports: Sequence[str], updat
     """Fill a folder with `source.txt` and exports; what was made before stays.
 
     Args:
-        shape: one of `SHAPES`, or `tiny`, or `model` for one that is there.
+        shape: one of `SHAPES`, or `sample`, or `model` for one that is there.
         folder: what is filled.
         model: the model directory, which is made but for `model`.
         exports: see `export`.
-        updates: how long `tiny` learns.
+        updates: how long `sample` learns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
-    if shape == "tiny":
+    if shape == "sample":
         lines = Path(sample_path("test.en")).read_text(encoding="utf-8").split("\n")[:-1]
     elif shape in SHAPES:
         lines = word_lines(NUM_LINES, VOCAB_SIZES[shape])
@@ -126,8 +130,8 @@ def make(shape: str, folder: Path, model: Path, *, exports: Sequence[str], updat
         (folder / "source.txt").write_text(text, encoding="utf-8", newline="\n")
     if not model.exists():
         with atomic_directory(model) as aside:
-            if shape == "tiny":
-                save(aside, trained_tiny(folder / "training", updates))
+            if shape == "sample":
+                save(aside, trained_sample(folder / "training", updates))
             else:
                 save(aside, random_model(SHAPES[shape], word_tokenizer(VOCAB_SIZES[shape])))
     # A model that is the user's may have changed since.

@@ -8,13 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.bench.translate_table import Measured
 from tests.bench.translate_works import (
-    LENGTH_FACTOR,
     LIMIT,
-    SOURCE_PIECES,
     Arrangement,
     Work,
     arrangements,
@@ -23,9 +21,9 @@ from tests.bench.translate_works import (
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER_COMMAND = Path(__file__).with_name("ctranslate2_process.py")
-PIECES_A_WORD = 1.4  # as in bench.py
 SENTENCES = 256
 _USAGE = 2  # tfm's exit code for a flag or setting that is none
+_SWEPT = 64  # sentences of which a sweep finds the best arrangement
 
 
 @dataclass(slots=True)
@@ -42,6 +40,38 @@ class Side:
             return f"not there yet: {self.refused}"
         precision = self.rounds[0].precision if self.rounds else ""
         return ", ".join(filter(None, [precision, str(self.arrangement)]))
+
+
+class Running:
+    """A process of `translate_sides`, which has loaded and waits; or a refusal."""
+
+    def __init__(self, job: dict[str, Any], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.translate_sides"], cwd=ROOT, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.refused: str = self._answer(job).get("refused", "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def round(self, *, outputs: bool) -> Measured:
+        """Translate once."""
+        return Measured.from_json(self._answer({"outputs": outputs}))
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a side ended with {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 class Bench:
@@ -83,39 +113,50 @@ class Bench:
                 "exports": sorted({work.export for work in own}),
                 "updates": self._updates,
             }
-            _ask("tests.bench.translate_models", job, threads=os.cpu_count() or 1)
+            command = [sys.executable, "-m", "tests.bench.translate_models"]
+            _run(command, threads=os.cpu_count() or 1, text=json.dumps(job))
 
     def arrange(self, work: Work, side: Side, *, sweep: bool) -> None:
         """Choose how a side shares out its threads and sentences, by trying all if asked for."""
-        usual = usual_arrangement(work, side.name, threads=self._threads, batch=self._batch)
-        side.arrangement = usual
-        if not sweep:
+        side.arrangement = usual_arrangement(
+            work, side.name, threads=self._threads, batch=self._batch
+        )
+        # A command of ours has one way; that of the other side runs as its batches run best.
+        if not sweep or work.kind == "line":
             return
         sentences = len(self._work_lines(work))
         best = 0.0
-        for one in arrangements(work, side.name, threads=self._threads, sentences=sentences):
-            found = self._measured(work, side.name, one, check=False)
-            if isinstance(found, Measured) and found.rate > best:
+        tried = arrangements(work, side.name, threads=self._threads, sentences=sentences)
+        for one in tried if len(tried) > 1 else ():
+            found = self._tried(work, side.name, one)
+            if found and found.rate > best:
                 side.arrangement, best = one, found.rate
-            told = f"{found.rate:.1f} sentences/s" if isinstance(found, Measured) else found
+            told = f"{found.rate:.1f} sentences/s" if found else "refused"
             print(f"{work.name}, {side.name}, {one}: {told}", file=sys.stderr, flush=True)
 
-    def run(self, work: Work, side: Side, *, number: int) -> None:
-        """One more round of a side, unless it cannot do the work."""
-        if side.refused:
+    def run(self, work: Work, sides: Sequence[Side], *, rounds: int) -> None:
+        """Let the sides do a work by turns, unless one cannot; it has no rounds then."""
+        if work.is_command:
+            for number in range(rounds):
+                for side in _turn(sides, number):
+                    if not side.refused:
+                        self._run_command(work, side)
             return
-        assert side.arrangement is not None
-        found = self._measured(work, side.name, side.arrangement, check=number == 0)
-        if isinstance(found, Measured):
-            side.rounds.append(found)
-        else:
-            side.refused = found
+        ours, theirs = sides
+        with self._running(work, ours) as our_process, self._running(work, theirs) as their_process:
+            processes = {ours.name: our_process, theirs.name: their_process}
+            for side in sides:
+                side.refused = processes[side.name].refused
+            for number in range(rounds):
+                for side in _turn(sides, number):
+                    if not side.refused:
+                        side.rounds.append(processes[side.name].round(outputs=number == 0))
 
     def bleu(self, work: Work, side: Side) -> str:
-        """The BLEU of what a side said; empty where there is no reference."""
+        """Return the BLEU of a side's translations; nothing where there is no reference."""
         if work.shape != "model" or self._reference is None or not side.rounds:
             return ""
-        outputs = [hypotheses[0] for hypotheses in side.rounds[0].outputs]
+        outputs = list(side.rounds[0].texts)
         output, reference = self._folder / "output.txt", self._folder / "reference.txt"
         _write_lines(output, outputs)
         _write_lines(reference, _read_lines(self._reference)[: len(outputs)])
@@ -123,54 +164,64 @@ class Bench:
         done = _run([*command, "-m", "bleu", "--score-only"], threads=1)
         return done.stdout.strip()
 
-    def _measured(
-        self, work: Work, side: str, arrangement: Arrangement, *, check: bool
-    ) -> Measured | str:
-        """What a process measured, or why it refused."""
-        if work.kind == "process":
-            return self._whole_process(work, side, arrangement)
-        lines = self._work_lines(work)
-        words = sum(len(line.split()) for line in lines) / len(lines)
+    def _tried(self, work: Work, name: str, one: Arrangement) -> Measured | None:
+        """Return a run of some sentences in an arrangement, the better of two."""
+        side = Side(name, one)
+        if work.is_command:
+            self._run_command(work, side)
+            return side.rounds[0] if side.rounds else None
+        with self._running(work, side, most=_SWEPT) as process:
+            if process.refused:
+                return None
+            found = [process.round(outputs=False) for _ in range(2)]
+        return max(found, key=lambda measured: measured.rate)
+
+    def _running(self, work: Work, side: Side, *, most: int | None = None) -> Running:
+        assert side.arrangement is not None
+        arrangement = side.arrangement
         job = {
-            "side": side,
-            "directory": str(self._directory(work, side)),
+            "side": side.name,
+            "directory": str(self._directory(work, side.name)),
             "precision": self._precision or work.precision,
             "compute_types": work.compute_types,
             "beam_size": work.beam_size,
             "renormalize": work.peer == "ctranslate2",
             "limit": LIMIT if work.is_fixed else 0,
-            "length_factor": LENGTH_FACTOR if work.is_fixed else 3.0,
-            # With </s>.
-            "source_length": 1 + (SOURCE_PIECES if work.is_fixed else words * PIECES_A_WORD),
             "workers": arrangement.workers,
             "threads": arrangement.threads,
             "batch": arrangement.batch,
             "one_by_one": work.kind == "one",
-            "lines": lines,
-            "check": check,
+            "lines": self._work_lines(work)[: most and max(most, arrangement.batch)],
             "began": time.monotonic(),
         }
-        found = _ask("tests.bench.translate_sides", job, threads=arrangement.threads)
-        return str(found["refused"]) if "refused" in found else Measured.from_json(found)
+        return Running(job, _environment(arrangement))
 
-    def _whole_process(self, work: Work, side: str, arrangement: Arrangement) -> Measured | str:
+    def _run_command(self, work: Work, side: Side) -> None:
+        """Do one more round of a whole command; or note why it refuses."""
+        assert side.arrangement is not None
+        arrangement = side.arrangement
         lines = self._work_lines(work)
         source, output = self._folder / "input.txt", self._folder / "output.txt"
         _write_lines(source, lines)
-        directory = str(self._directory(work, side))
+        directory = str(self._directory(work, side.name))
         precision = self._precision or work.precision
-        if side == "tfm":
-            command = ["-m", "tfm_cli", "translate", "--greedy", "--quiet", "--device", "cpu"]
+        if side.name == "tfm":
+            command = ["-m", "tfm_cli", "translate", "--quiet", "--device", "cpu"]
             command += ["--model", directory, "--input", str(source), "--output", str(output)]
-            command += ["--precision", precision, "--workers", str(arrangement.workers)]
+            command += ["--overwrite", "--precision", precision]
+            command += ["--workers", str(arrangement.workers)]
+            command += ["--greedy"] if work.beam_size == 1 else ["--beam-size", "4"]
+            # What CTranslate2 always does.
+            command += ["--early-stopping"] if work.beam_size > 1 else []
         else:
             precision = work.compute_types[-1]
             command = [str(PEER_COMMAND), directory, str(source), str(output)]
             command += ["--compute-type", precision, "--workers", str(arrangement.workers)]
-            command += ["--threads", str(arrangement.threads), "--batch", str(arrangement.batch)]
+            command += ["--threads", str(arrangement.threads)]
+            command += ["--batch", str(arrangement.batch or 1), "--beam-size", str(work.beam_size)]
         began = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=_environment(arrangement.threads),
+            [sys.executable, *command], cwd=ROOT, env=_environment(arrangement),
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr is not None
@@ -178,27 +229,30 @@ class Bench:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode == _USAGE and side == "tfm":
-            return told.strip().split("\n")[-1]
+        if process.returncode == _USAGE and side.name == "tfm":
+            side.refused = told.strip().split("\n")[-1]
+            return
         if process.returncode:
             raise RuntimeError(told)
-        return Measured(
+        found = Measured(
             seconds=seconds,
+            cpu_seconds=usage.ru_utime + usage.ru_stime,
             sentences=len(lines),
             pieces=0,
             load_seconds=0,
             peak_mib=usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10),
-            outputs=tuple((line,) for line in _read_lines(output)),
+            outputs=tuple(_read_lines(output)),
             precision=precision,
         )
+        side.rounds.append(found)
 
     def _home(self, work: Work) -> Path:
-        """Where the model of a work and its exports are."""
-        name = f"tiny-{self._updates}" if work.shape == "tiny" else work.shape
+        """Return where the model of a work and its exports are."""
+        name = f"sample-{self._updates}" if work.shape == "sample" else work.shape
         return self._folder / name
 
     def _directory(self, work: Work, side: str) -> Path:
-        """What a side loads."""
+        """Return what a side loads."""
         if side != "tfm":
             return self._home(work) / work.export
         if work.shape == "model":
@@ -211,6 +265,8 @@ class Bench:
             assert self._source is not None
             return _read_lines(self._source)[: self._sentences]
         lines = _read_lines(self._home(work) / "source.txt")
+        if work.kind == "line":
+            return lines[:1]
         if work.kind == "process":
             return (lines * -(-self._lines // len(lines)))[: self._lines]
         count = self._sentences or SENTENCES
@@ -218,26 +274,26 @@ class Bench:
         return lines[: max(2, count // 16) if work.kind == "one" else count]
 
 
-def _ask(module: str, job: dict[str, Any], *, threads: int) -> dict[str, Any]:
-    """What a module of ours answers to a job, in a process of its own."""
-    done = _run([sys.executable, "-m", module], threads=threads, text=json.dumps(job))
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def _turn(sides: Sequence[Side], number: int) -> Sequence[Side]:
+    """Return the sides in the order of a round: each is first in every other one."""
+    return sides[:: -1 if number % 2 else 1]
 
 
 def _run(
     command: Sequence[str], *, threads: int, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    environment = _environment(Arrangement(1, threads, 0))
     done = subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd=ROOT, env=_environment(threads)
+        command, input=text, capture_output=True, text=True, cwd=ROOT, env=environment
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return done
 
 
-def _environment(threads: int) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+def _environment(arrangement: Arrangement) -> dict[str, str]:
+    own = dict(arrangement.environment)
+    return {**os.environ, "OMP_NUM_THREADS": str(arrangement.threads), **own}
 
 
 def _read_lines(path: Path) -> list[str]:

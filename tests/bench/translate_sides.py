@@ -1,7 +1,9 @@
-"""One side of one work, in a process of its own: a job in JSON in, what was measured out.
+"""One side of a work, in a process of its own, which translates whenever it is asked to.
 
-A job says which `side`, the `directory` it loads, how it searches and in which arrangement, the
-`lines`, and when its process was started.
+The first line on standard input is a job in JSON: which `side`, the `directory` it loads, how it
+searches and in which arrangement, the `lines`, and when its process was started. Every further
+line asks for one more round; `outputs` in it asks for what was found as well. Each is answered by a
+line.
 """
 
 import dataclasses
@@ -11,15 +13,17 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from tests.bench.translate_table import Measured
-from tfm_cli.errors import ConfigError
+from tfm_cli.errors import ResourceError
 
 WARM_UP = 8  # sentences
-CHECKED = 16  # sentences whose hypotheses are compared where all translations have one length
 _MOST_PIECES = 256  # of a translation that may end by itself
+
+Pieces = list[str]
 
 
 class RefusedError(Exception):
@@ -27,66 +31,72 @@ class RefusedError(Exception):
 
 
 class Side(Protocol):
-    """What translates lines."""
+    """Something that translates."""
 
     precision: str
 
-    def translate(self, lines: Sequence[str]) -> list[tuple[str, int]]:
-        """The translation of each line and its number of pieces, </s> included."""
+    def translate(self, lines: Sequence[str]) -> list[Pieces]:
+        """Return the pieces of the best translation of each line, without </s>."""
 
-    def hypotheses(self, lines: Sequence[str]) -> list[list[str]]:
-        """All hypotheses of each line, where none can end before `limit` pieces."""
+    def text(self, pieces: Pieces) -> str:
+        """Return the text of a translation."""
 
 
 class Tfm:
-    """`tfm_cli`'s own Translator, as `tfm translate` uses it."""
+    """The native engine of `tfm_cli`; its workers are threads that share the weights."""
 
     def __init__(self, job: dict[str, Any]) -> None:
-        from tfm_cli.config import SearchConfig
-        from tfm_cli.weights_file import hash_ahead
-
-        hash_ahead(Path(job["directory"], "model.safetensors"))
-        from tfm_cli.translation.translator import Translator
+        from tfm_cli.native.model import NativeModel
+        from tfm_cli.native.search import NativeSearch
+        from tfm_cli.search_config import SearchConfig
 
         self.precision = job["precision"]
-        beam_size, limit = job["beam_size"], job["limit"]
         # What CTranslate2 always does: it stops at the count, and never knows of banned pieces.
         search = SearchConfig(
-            beam_size=beam_size,
-            early_stopping=True,
-            renormalize=job["renormalize"],
-            max_length_factor=job["length_factor"],
-            max_tokens=max(1, round(job["batch"] * job["source_length"] * beam_size)),
+            beam_size=job["beam_size"], early_stopping=True, renormalize=job["renormalize"]
         )
-        options: dict[str, Any] = {
-            "device": "cpu", "precision": self.precision,
-            "workers": job["workers"], "scores": False,
-        }  # fmt: skip
-
-        def load(n_best: int) -> Translator:
-            chosen = dataclasses.replace(search, n_best=n_best)
-            return Translator.load(Path(job["directory"]), search=chosen, **options)
-
-        self._load = load
-        self._beam_size, self._limit = beam_size, limit
         try:
-            self._translator = load(1)
-        except ConfigError as error:
-            raise RefusedError(str(error)) from error
+            model = NativeModel.load(Path(job["directory"]), precision=self.precision)
+        except (ResourceError, KeyError) as error:
+            raise RefusedError(f"the engine has no {self.precision}: {error}") from error
+        self._search = NativeSearch([model], search, scores=False)
+        self._tokenizers = model.tokenizers
+        self._limit, self._batch, self._workers = job["limit"], job["batch"], job["workers"]
 
-    def translate(self, lines: Sequence[str]) -> list[tuple[str, int]]:
-        found = list(self._translator.translate(lines))
-        return [(translation.text, translation.num_pieces) for translation in found]
+    def translate(self, lines: Sequence[str]) -> list[Pieces]:
+        from tfm_cli.native.search import Segments
 
-    def hypotheses(self, lines: Sequence[str]) -> list[list[str]]:
-        found = self._load(self._beam_size).translate(lines)
-        return [[candidate.text for candidate in translation.candidates] for translation in found]
+        sources = self._tokenizers.source.encode(list(lines), threads=1)
+        order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+        starts = range(0, len(order), self._batch)
+        batches = [order[start : start + self._batch] for start in starts]
+
+        def search(chosen: list[int]) -> list[Pieces]:
+            limits = [self._limit or _MOST_PIECES] * len(chosen)
+            segments = Segments(sources=[sources[index] for index in chosen], limits=limits)
+            pieces = self._tokenizers.target.pieces
+            return [[pieces[i] for i in found[0].ids] for found in self._search(segments)]
+
+        if self._workers == 1:
+            results = [search(chosen) for chosen in batches]
+        else:
+            with ThreadPoolExecutor(self._workers) as pool:
+                results = list(pool.map(search, batches))
+        found: list[Pieces] = [[] for _ in lines]
+        for chosen, translations in zip(batches, results, strict=True):
+            for index, translation in zip(chosen, translations, strict=True):
+                found[index] = translation
+        return found
+
+    def text(self, pieces: Pieces) -> str:
+        return self._tokenizers.target.decode_pieces([pieces])[0]
 
 
 class CTranslate2:
     """`ctranslate2.Translator`, with SentencePiece before and after it."""
 
     def __init__(self, job: dict[str, Any]) -> None:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # it would be imported
         try:
             import ctranslate2
         except ImportError as error:
@@ -111,29 +121,21 @@ class CTranslate2:
         )
         self._beam_size, self._limit, self._batch = job["beam_size"], job["limit"], job["batch"]
 
-    def _search(self, lines: Sequence[str], longest: int, num_hypotheses: int) -> list[Any]:
-        found: list[Any] = self._translator.translate_batch(
-            self._source.encode(list(lines), out_type=str),
+    def translate(self, lines: Sequence[str]) -> list[Pieces]:
+        found = self._translator.translate_batch(
+            self._source.encode(list(lines), out_type=str, num_threads=1),
             max_batch_size=self._batch,
             beam_size=self._beam_size,
-            num_hypotheses=num_hypotheses,
             length_penalty=1,
-            max_decoding_length=longest,
+            # Which may be </s>, where translations end.
+            max_decoding_length=self._limit or _MOST_PIECES + 1,
             max_input_length=0,
         )
-        return found
+        return [result.hypotheses[0] for result in found]
 
-    def translate(self, lines: Sequence[str]) -> list[tuple[str, int]]:
-        # The limit leaves room for </s>: as many steps as with tfm.
-        found = self._search(lines, (self._limit or _MOST_PIECES) + 1, 1)
-        pieces = [result.hypotheses[0] for result in found]
-        ends = 0 if self._limit else 1
-        texts = self._target.decode(pieces)
-        return [(text, len(one) + ends) for text, one in zip(texts, pieces, strict=True)]
-
-    def hypotheses(self, lines: Sequence[str]) -> list[list[str]]:
-        found = self._search(lines, self._limit, self._beam_size)
-        return [self._target.decode(result.hypotheses) for result in found]
+    def text(self, pieces: Pieces) -> str:
+        text: str = self._target.decode([pieces])[0]
+        return text
 
 
 class HuggingFace:
@@ -164,17 +166,16 @@ class HuggingFace:
         self._tokenizer = Tokenizer.load(Path(job["directory"], "source.spm"))
         self._beam_size, self._limit, self._batch = job["beam_size"], job["limit"], job["batch"]
 
-    def _search(self, lines: Sequence[str], longest: int, num_hypotheses: int) -> list[list[int]]:
+    def translate(self, lines: Sequence[str]) -> list[Pieces]:
         import torch
 
         from tfm_cli.corpus.batch import pad_source
 
         tokenizer = self._tokenizer
         options: dict[str, Any] = {
-            "max_length": longest + 1,  # the start
+            "max_length": self._limit + 1,  # the start
             "do_sample": False,
             "num_beams": self._beam_size,
-            "num_return_sequences": num_hypotheses,
             "decoder_start_token_id": tokenizer.start_id,
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.eos_id,
@@ -184,29 +185,20 @@ class HuggingFace:
             options |= {"length_penalty": 1.0, "early_stopping": True}
         config = self._transformers.GenerationConfig(**options)
         self._model.generation_config = config  # what is not said here would be taken from it
-        rows: list[list[int]] = []
+        found: list[Pieces] = []
         with torch.inference_mode():
             for start in range(0, len(lines), self._batch):
                 segments = tokenizer.encode(lines[start : start + self._batch])
                 source, keep = pad_source(segments, tokenizer.eos_id)
                 mask = torch.ones_like(source) if keep is None else keep[:, 0, 0].long()
-                found = self._model.generate(
+                rows = self._model.generate(
                     input_ids=source, attention_mask=mask, generation_config=config
-                )
-                rows += [row[1:] for row in found.tolist()]
-        return rows
+                ).tolist()
+                found += [[tokenizer.pieces[i] for i in row[1 : self._limit + 1]] for row in rows]
+        return found
 
-    def translate(self, lines: Sequence[str]) -> list[tuple[str, int]]:
-        rows = self._search(lines, self._limit + 1, 1)
-        texts = self._tokenizer.decode(rows)
-        return [(text, len(row)) for text, row in zip(texts, rows, strict=True)]
-
-    def hypotheses(self, lines: Sequence[str]) -> list[list[str]]:
-        texts = self._tokenizer.decode(self._search(lines, self._limit, self._beam_size))
-        return [
-            texts[start : start + self._beam_size]
-            for start in range(0, len(texts), self._beam_size)
-        ]
+    def text(self, pieces: Pieces) -> str:
+        return self._tokenizer.decode_pieces([pieces])[0]
 
 
 SIDES: dict[str, Callable[[dict[str, Any]], Side]] = {
@@ -214,51 +206,57 @@ SIDES: dict[str, Callable[[dict[str, Any]], Side]] = {
 }  # fmt: skip
 
 
-def measure(job: dict[str, Any]) -> Measured:
-    """Load, warm up, translate; then, if asked for, find what is compared."""
-    side = SIDES[job["side"]](job)
-    # This clock is the machine's, not the process'.
-    load_seconds = time.monotonic() - job["began"]
+def measure(side: Side, job: dict[str, Any], *, outputs: bool) -> Measured:
+    """Translate the lines of a job once."""
     lines = job["lines"]
-
-    def translate(some: Sequence[str]) -> list[tuple[str, int]]:
-        if not job["one_by_one"]:
-            return side.translate(some)
-        return [side.translate([line])[0] for line in some]
-
-    translate(lines[:WARM_UP] if not job["one_by_one"] else lines[:2])
-    began = time.perf_counter()
-    found = translate(lines)
-    seconds = time.perf_counter() - began
+    began, cpu_began = time.perf_counter(), time.process_time()
+    if job["one_by_one"]:
+        found = [side.translate([line])[0] for line in lines]
+    else:
+        found = side.translate(lines)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
 
-    outputs: tuple[tuple[str, ...], ...] = tuple((text,) for text, _ in found)
-    if job["limit"]:
-        lengths = {pieces for _, pieces in found}
-        if lengths != {job["limit"] + 1}:
-            wanted = f"wanted {job['limit']} and </s>"
-            raise RuntimeError(f"translations of {sorted(lengths)} pieces, {wanted}")
-        checked = side.hypotheses(lines[:CHECKED]) if job["check"] else []
-        outputs = tuple(tuple(texts) for texts in checked)
+    if job["limit"] and (lengths := {len(pieces) for pieces in found}) != {job["limit"]}:
+        raise RuntimeError(f"translations of {sorted(lengths)} tokens, wanted {job['limit']}")
     return Measured(
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         sentences=len(lines),
-        pieces=sum(pieces for _, pieces in found),
-        load_seconds=load_seconds,
+        pieces=sum(map(len, found)) + (0 if job["limit"] else len(found)),
+        load_seconds=job["load_seconds"],
         peak_mib=peak / (1 << 20 if sys.platform == "darwin" else 1 << 10),
-        outputs=outputs,
+        outputs=tuple(" ".join(pieces) for pieces in found) if outputs else (),
+        texts=tuple(map(side.text, found)) if outputs and not job["limit"] else (),
         precision=side.precision,
     )
 
 
+def loaded(job: dict[str, Any]) -> Side:
+    """Return the side of a job, which has translated a few lines.
+
+    Raises:
+        RefusedError: it cannot do the work.
+    """
+    side = SIDES[job["side"]](job)
+    # This clock is the machine's, not the process'.
+    job["load_seconds"] = time.monotonic() - job["began"]
+    side.translate(job["lines"][: 1 if job["one_by_one"] else WARM_UP])
+    return side
+
+
 def main() -> None:
-    """Do the job."""
-    job = json.load(sys.stdin)
+    """Load, then do a round for each line that comes."""
+    job = json.loads(sys.stdin.readline())
     try:
-        result = dataclasses.asdict(measure(job))
+        side = loaded(job)
     except RefusedError as refusal:
-        result = {"refused": str(refusal)}
-    json.dump(result, sys.stdout)
+        print(json.dumps({"refused": str(refusal)}), flush=True)
+        return
+    print("{}", flush=True)
+    for line in sys.stdin:
+        found = measure(side, job, outputs=json.loads(line)["outputs"])
+        print(json.dumps(dataclasses.asdict(found)), flush=True)
 
 
 if __name__ == "__main__":

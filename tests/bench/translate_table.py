@@ -7,8 +7,8 @@ from typing import Any, Self
 
 HEADING = (
     "| work | tfm / other | tokens/s | sentences/s | ms a sentence | load, s | peak, MiB "
-    "| outputs | ratio of each round | median |\n"
-    "|---|---|---:|---:|---:|---:|---:|---|---|---:|"
+    "| same tokens | ratio of each round | median | by the clock |\n"
+    "|---|---|---:|---:|---:|---:|---:|---|---|---:|---:|"
 )
 ABSENT = "–"
 
@@ -18,42 +18,47 @@ class Measured:
     """One run of one side."""
 
     seconds: float
+    cpu_seconds: float  # of all its threads, and of processes that it waited for
     sentences: int
     pieces: int  # written, </s> included; 0 where they were not counted
     load_seconds: float  # from the start of the process until it was ready; 0 if not measured
     peak_mib: float
-    outputs: tuple[tuple[str, ...], ...] = field(default=(), repr=False)  # hypotheses of each line
+    outputs: tuple[str, ...] = field(default=(), repr=False)  # tokens of each line's translation
+    texts: tuple[str, ...] = field(default=(), repr=False)  # of translations that end by themselves
     precision: str = ""
 
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> Self:
-        """What a process wrote."""
-        outputs = tuple(tuple(hypotheses) for hypotheses in table["outputs"])
-        return cls(**{**table, "outputs": outputs})
+        """Return what a process wrote."""
+        rows = {name: tuple(table[name]) for name in ("outputs", "texts")}
+        return cls(**{**table, **rows})
 
     @property
     def rate(self) -> float:
-        """Sentences a second."""
-        return self.sentences / self.seconds
+        """Return sentences for each second of the processor."""
+        return self.sentences / self.cpu_seconds
 
 
 def ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float]:
-    """How many times as fast as the other side we were in each round.
+    """Return how many times as fast as the other side we were in each round.
 
     Sentences are compared: where translations may end by themselves, one side's might be longer.
+    Processors' time is compared, which other programs on the machine change less than the clock's.
     """
     return [our.rate / their.rate for our, their in zip(ours, theirs, strict=True)]
 
 
-def num_equal(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> int:
-    """How many lines have the same hypotheses on both sides, in whatever order."""
-    return sum(sorted(our) == sorted(their) for our, their in zip(ours, theirs, strict=True))
+def clock_ratios(ours: Sequence[Measured], theirs: Sequence[Measured]) -> list[float]:
+    """Return the same by the clock."""
+    pairs = zip(ours, theirs, strict=True)
+    return [(their.seconds / their.sentences) / (our.seconds / our.sentences)
+            for our, their in pairs]  # fmt: skip
 
 
-def agreement(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> str:
-    """The same in words."""
-    equal = num_equal(ours, theirs)
-    return "equal" if equal == len(ours) else f"{equal} of {len(ours)} equal"
+def agreement(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Return how many lines have the same translation on both sides, in words."""
+    equal = sum(our == their for our, their in zip(ours, theirs, strict=True))
+    return f"all {equal}" if equal == len(ours) else f"{equal} of {len(ours)}"
 
 
 def row(
@@ -64,7 +69,7 @@ def row(
     *,
     outputs: str = "",
 ) -> str:
-    """A line of the table: medians over the rounds, ours before theirs.
+    """Return a line of the table: medians over the rounds, ours before theirs.
 
     Args:
         name: of the work.
@@ -83,14 +88,15 @@ def row(
     cells = [
         name,
         settings,
-        cell(lambda m: m.pieces / m.seconds, 0),
+        cell(lambda m: m.pieces / m.cpu_seconds, 0),
         cell(lambda m: m.rate, 1),
         cell(lambda m: 1000 / m.rate, 1),
-        cell(lambda m: m.load_seconds, 1),
+        cell(lambda m: m.load_seconds, 2),
         cell(lambda m: m.peak_mib, 0),
         outputs or ABSENT,
         " ".join(f"{ratio:.2f}" for ratio in each) or ABSENT,
         f"**{median(each):.2f}**" if each else ABSENT,
+        f"{median(clock_ratios(ours, theirs)):.2f}" if each else ABSENT,
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -1,57 +1,66 @@
-"""What `translate.py` measures: the works by name, and in which arrangements each side may run."""
+"""The works that `translate.py` measures, by name, and in which arrangements each side may run."""
 
 import fnmatch
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 BATCHES = (16, 32, 64, 128)
 BEAMS = {"greedy": 1, "beam4": 4}
-RANDOM_SHAPES = ("base", "small")
-# Of random weights every source has 20 pieces, and with `search.max_length_factor` = 1 every
-# translation 30: what `output_limit` says.
+RANDOM_SHAPES = ("base", "small", "tiny")
+# Of random weights every source has 20 tokens, and every translation 30.
 SOURCE_PIECES = 20
-LENGTH_FACTOR = 1.0
 LIMIT = 30
+# Of CTranslate2, which takes neither by itself on every processor where it is the faster one.
+INSTRUCTION_SETS = ("AVX512", "AVX2")
+ENVIRONMENTS = tuple(
+    (("CT2_FORCE_CPU_ISA", isa), ("CT2_USE_MKL", mkl))
+    for isa, mkl in itertools.product(INSTRUCTION_SETS, ("1", "0"))
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """One row of the table; its name is `SHAPE-SEARCH-PRECISION` and what else sets it apart."""
 
-    shape: str  # base, small: random weights; model: the user's own; tiny: of the sample corpus
+    shape: str  # random weights, or model: the user's own; sample: trained on the sample corpus
     search: str  # greedy, beam4
     precision: str  # of tfm
-    kind: str = "batch"  # batch; one: a sentence at a time; process: whole commands
+    kind: str = "batch"  # one: a sentence at a time; process, line: a whole command
     peer: str = "ctranslate2"  # or hf
 
     @property
     def name(self) -> str:
-        """What `--only` picks it by."""
-        extras = ["one"] if self.kind == "one" else []
-        extras += ["process"] if self.kind == "process" else []
+        """Return the name that `--only` picks it by."""
+        extras = [] if self.kind == "batch" else [self.kind]
         extras += ["hf"] if self.peer == "hf" else []
         return "-".join([self.shape, self.search, self.precision, *extras])
 
     @property
     def beam_size(self) -> int:
-        """Hypotheses that are followed at a time."""
+        """Return the number of hypotheses that are followed at a time."""
         return BEAMS[self.search]
 
     @property
     def is_fixed(self) -> bool:
-        """Whether every translation has the same length, since none can end by itself."""
-        return self.shape in RANDOM_SHAPES
+        """Return True if every translation has the same length, since none can end by itself."""
+        return self.shape in RANDOM_SHAPES and self.kind != "line"
+
+    @property
+    def is_command(self) -> bool:
+        """Return True if whole commands are measured, start-up included."""
+        return self.kind in ("process", "line")
 
     @property
     def export(self) -> str:
-        """What the peer reads: a folder beside the model."""
+        """Return the folder beside the model that the peer reads."""
         if self.peer == "hf":
             return "hf"
         return "ctranslate2-int8" if self.precision == "int8" else "ctranslate2-fp32"
 
     @property
     def compute_types(self) -> tuple[str, ...]:
-        """What CTranslate2 is asked for; the first that this processor can do is taken."""
+        """Return what CTranslate2 is asked for; the first that this processor has is taken."""
         if self.precision == "int8":
             return ("int8",)
         return ("bfloat16", "float32") if self.precision == "bf16" else ("float32",)
@@ -59,26 +68,37 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """How a side shares out its threads, and how many sentences it translates together."""
+    """Threads, sentences in a batch, and environment of one side."""
 
     workers: int
     threads: int  # of each worker
     batch: int  # 0: as the command does by itself
+    environment: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         batch = f", batch {self.batch}" if self.batch else ""
-        return f"{self.workers}x{self.threads}{batch}"
+        how = "".join(f", {name.removeprefix('CT2_')}={value}" for name, value in self.environment)
+        return f"{self.workers}x{self.threads}{batch}{how}"
 
 
 def _all_works() -> tuple[Work, ...]:
     works = []
     for shape in (*RANDOM_SHAPES, "model"):
-        precisions = ("fp32", "int8") if shape == "small" else ("fp32", "int8", "bf16")
+        precisions = ("fp32", "int8", "bf16") if shape in ("base", "model") else ("fp32", "int8")
         for kind in ("batch", "one"):
             for precision in precisions:
                 if not (kind == "one" and (precision == "bf16" or shape == "model")):
                     works += [Work(shape, search, precision, kind) for search in BEAMS]
-    works += [Work("tiny", "greedy", precision, "process") for precision in ("fp32", "int8")]
+    works += [
+        Work("sample", search, precision, "process")
+        for precision in ("fp32", "int8")
+        for search in BEAMS
+    ]
+    works += [
+        Work(shape, "greedy", precision, "line")
+        for shape in ("sample", "base")
+        for precision in ("fp32", "int8")
+    ]
     works.append(Work("base", "beam4", "fp32", peer="hf"))
     return tuple(works)
 
@@ -87,7 +107,7 @@ WORKS = _all_works()
 
 
 def picked(patterns: str, *, has_model: bool) -> list[Work]:
-    """The works of these names, in the order of the table.
+    """Return the works of these names, in the order of the table.
 
     Args:
         patterns: names with commas between them, in which `*` stands for anything; empty for all.
@@ -111,26 +131,31 @@ def picked(patterns: str, *, has_model: bool) -> list[Work]:
 
 
 def usual_arrangement(work: Work, side: str, *, threads: int, batch: int = 0) -> Arrangement:
-    """What is run where no sweep looks for something better; `batch` 0 for a usual one."""
-    if work.kind == "one":
-        return Arrangement(1, threads, 1)
+    """Return what is run where no sweep is asked for; `batch` 0 for a usual one."""
+    if work.kind in ("one", "line"):
+        return Arrangement(1, threads, 1 if work.kind == "one" else 0)
     size = batch or (64 if work.beam_size == 1 else 32)
-    if work.kind == "process" and side == "tfm":
+    if work.is_command and side == "tfm":
         size = 0
     return Arrangement(1, threads, size) if side == "hf" else Arrangement(threads, 1, size)
 
 
 def arrangements(work: Work, side: str, *, threads: int, sentences: int) -> Sequence[Arrangement]:
-    """All that a sweep tries: batches, and one worker of all threads against one thread each."""
-    splits = [(1, threads)]
-    if threads > 1 and side != "ctranslate2":
-        splits.append((1, 1))  # on a busy machine two threads are slower than one
-    if work.kind == "one":
-        return [Arrangement(1, count, 1) for count in sorted({1, threads})]
-    if threads > 1 and side != "hf":
-        splits.append((threads, 1))
+    """Return what a sweep tries: batches, ways to share threads, CTranslate2's ways to multiply."""
+    environments = ENVIRONMENTS if side == "ctranslate2" else ((),)
+    splits = [(threads, 1)] if side == "tfm" else [(1, threads), (threads, 1)]
     # Larger batches than there are sentences are all the same.
     batches = [size for size in BATCHES if size <= sentences] or [sentences]
-    if work.kind == "process" and side == "tfm":
+    if side == "hf":
+        splits = [(1, threads)]
+    if work.kind in ("one", "line"):
+        splits = [(1, 1)] if side == "tfm" else [(1, threads)]
+        batches = [1 if work.kind == "one" else 0]
+    elif work.is_command and side == "tfm":
         batches = [0]
-    return [Arrangement(workers, count, batch) for workers, count in splits for batch in batches]
+    return [
+        Arrangement(workers, count, batch, environment)
+        for workers, count in dict.fromkeys(splits)
+        for batch in batches
+        for environment in environments
+    ]
