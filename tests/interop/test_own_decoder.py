@@ -77,6 +77,6 @@ def test_model_of_hugging_face_is_imported_and_verified(run_tfm: RunTfm, tmp_pat
     assert model.config.model.decoder == StackShape(2, 6, 224)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "width 48, 4+6 heads, feed-forward 160+224, " in card
-    translator = Translator.load(tmp_path / "model", device="cpu", cpu_threads=1)
+    translator = Translator.load(tmp_path / "model", device="cpu")
     text = lines(3)
     assert len(list(translator.translate(text))) == len(text)
