@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "allocation.h"
+#include "tiles.h"
 #include "vectors.h"
 
 namespace tfm {
@@ -27,6 +28,11 @@ constexpr int MR = 6;  // 6 x 2 in 16 registers
 constexpr int MR = 6;
 #endif
 constexpr int NR = 2 * VL;  // columns of a panel
+
+// How far ahead of their use weights are asked for. Measured on Intel: L3 is far away there.
+constexpr long kPrefetchBytes = 2048;
+// Rows from which on products in int8, which are exact in any order, are done in tiles.
+constexpr int kTilesFrom = 8;
 
 // A row of K numbers as bytes, round(127 x / max |x|) + kZeroPoint, up to `padded` of them; returns the
 // scale. A row that is not finite gives the scale NaN, and so results that are NaN.
@@ -92,6 +98,7 @@ struct Linear {
   int steps = 0;   // lanes of 32 bits that hold the inputs
   int panels = 0;
   Precision precision = Precision::fp32;
+  bool in_tiles = false;   // the products are those of tiles, whose sums have another order
   int32_t* weights = nullptr;  // [panels][steps][NR] floats, pairs of bf16 or fours of int8
   float* bias = nullptr;       // [panels * NR]
   float* scales = nullptr;     // int8: of each column
@@ -100,6 +107,10 @@ struct Linear {
   int inputs_of_step() const { return precision == Precision::fp32 ? 1 : precision == Precision::bf16 ? 2 : 4; }
   // Inputs with the zeros behind them: what a row of bytes or of bf16 has.
   int padded_inputs() const { return steps * inputs_of_step(); }
+  // Pairs of bf16 of a row of activations.
+  long row_pairs() const {
+    return precision == Precision::bf16 && (kHasBf16 || in_tiles) ? steps : 0;
+  }
   // Columns that an epilogue is called for, a whole number of vectors; what is behind N has weights of
   // 0 and `padding_bias`.
   int padded_columns() const { return int(round_up(size_t(N), VL)); }
@@ -150,9 +161,9 @@ struct Linear {
     precision = p;
     panels = (n + NR - 1) / NR;
     steps = (k + inputs_of_step() - 1) / inputs_of_step();
-    // Rows of bytes are written a vector at a time.
-    if (p == Precision::int8) steps = int(round_up(size_t(steps) * 4, VL)) / 4;
-    if (p == Precision::bf16) steps = int(round_up(size_t(steps), VL));
+    // Rows of bytes and of bf16 are written a vector at a time; a tile takes 16 steps.
+    if (p != Precision::fp32) steps = int(round_up(size_t(steps), VL));
+    in_tiles = has_tiles() && p == Precision::bf16;
     weights = arena.take<int32_t>(size_t(panels) * size_t(steps) * NR);
     bias = arena.take<float>(size_t(panels) * NR);
     for (int i = n; i < panels * NR; i++) bias[i] = padding_bias;
@@ -170,15 +181,24 @@ struct Linear {
   }
 };
 
-// Rows of activations as the products of one precision read them: fp32 with a stride, pairs of bf16, or
-// bytes with a scale for each row; the latter two have `padded_inputs()` elements a row.
+// Rows of activations as the products of one layer read them.
 struct Rows {
-  const float* x = nullptr;
+  const float* x = nullptr;         // fp32, rows `stride` apart
   long stride = 0;
-  const uint8_t* bytes = nullptr;
+  const uint8_t* bytes = nullptr;   // int8: (M, padded_inputs) and the scale of each row
   const float* scales = nullptr;
-  const int32_t* pairs = nullptr;
+  const int32_t* pairs = nullptr;   // bf16: (M, padded_inputs / 2)
 };
+
+// The row r of several by itself.
+inline Rows row_of(const Rows& rows, int r, const Linear& layer) {
+  Rows row = rows;
+  row.x += r * rows.stride;
+  if (rows.bytes != nullptr) row.bytes += long(r) * layer.padded_inputs();
+  if (rows.scales != nullptr) row.scales += r;
+  if (rows.pairs != nullptr) row.pairs += long(r) * layer.row_pairs();
+  return row;
+}
 
 // Holds rows in the form that a layer reads.
 class RowBuffer {
@@ -188,27 +208,25 @@ class RowBuffer {
     Rows result;
     result.x = x;
     result.stride = stride;
-    const size_t width = size_t(layer.padded_inputs());
+    const size_t width = size_t(layer.padded_inputs()), num_rows = size_t(M);
     if (layer.precision == Precision::int8) {
-      uint8_t* bytes = data_.get<uint8_t>(size_t(M) * width);
-      float* scales = scales_.get<float>(size_t(M));
+      uint8_t* bytes = data_.get<uint8_t>(num_rows * width);
+      float* scales = scales_.get<float>(num_rows);
       for (int m = 0; m < M; m++) scales[m] = quantize_row(x + m * stride, layer.K, int(width), bytes + size_t(m) * width);
       result.bytes = bytes;
       result.scales = scales;
-    } else if (layer.precision == Precision::bf16) {
-      if (kHasBf16) {
-        int32_t* pairs = data_.get<int32_t>(size_t(M) * width / 2);
-        for (int m = 0; m < M; m++) to_pairs(x + m * stride, layer.K, int(width), pairs + size_t(m) * width / 2);
-        result.pairs = pairs;
-      } else if (layer.K < layer.padded_inputs()) {
-        float* padded = data_.get<float>(size_t(M) * width);
-        for (int m = 0; m < M; m++) {
-          std::memcpy(padded + size_t(m) * width, x + m * stride, sizeof(float) * size_t(layer.K));
-          std::memset(padded + size_t(m) * width + layer.K, 0, sizeof(float) * (width - size_t(layer.K)));
-        }
-        result.x = padded;
-        result.stride = long(width);
+    } else if (layer.row_pairs() > 0) {
+      int32_t* pairs = data_.get<int32_t>(num_rows * size_t(layer.row_pairs()));
+      for (int m = 0; m < M; m++) to_pairs(x + m * stride, layer.K, int(width), pairs + m * layer.row_pairs());
+      result.pairs = pairs;
+    } else if (layer.K < layer.padded_inputs()) {
+      float* padded = data_.get<float>(num_rows * width);
+      for (size_t m = 0; m < num_rows; m++) {
+        std::memcpy(padded + m * width, x + long(m) * stride, sizeof(float) * size_t(layer.K));
+        std::memset(padded + m * width + layer.K, 0, sizeof(float) * (width - size_t(layer.K)));
       }
+      result.x = padded;
+      result.stride = long(width);
     }
     return result;
   }
@@ -222,14 +240,14 @@ class RowBuffer {
   static void to_pairs(const float* x, int K, int padded, int32_t* pairs) {
     uint16_t* halves = reinterpret_cast<uint16_t*>(pairs);
     int k = 0;
-    for (; k + VL <= K; k += VL) put(load(x + k), halves + k);
+    for (; k + VL <= K; k += VL) put_halves(load(x + k), halves + k);
     if (k < K) {
-      put(load_first(x + k, K - k), halves + k);
+      put_halves(load_first(x + k, K - k), halves + k);
       k += VL;
     }
     if (k < padded) std::memset(halves + k, 0, size_t(padded - k) * 2);
   }
-  static TFM_INLINE void put(vf v, uint16_t* to) {
+  static TFM_INLINE void put_halves(vf v, uint16_t* to) {
     typedef uint16_t vh __attribute__((vector_size(VL * 2)));
     vh halves = __builtin_convertvector(round_to_bf16(v) >> 16, vh);
     std::memcpy(to, &halves, sizeof halves);
@@ -302,9 +320,11 @@ struct Int8Product {
   }
 };
 
-// Rows m … m + M_ - 1 times NV vectors of columns from the first of a panel.
-template <class Product, int M_, int NV, class Epilogue>
-static void kernel(const Rows& rows, const Linear& layer, int m, int panel, Epilogue& epilogue) {
+// Rows m … m + M_ - 1 times NV vectors of columns from the first of a panel: (M_, NV * VL) results with
+// the bias added. While they are computed, what is `ahead` is asked for, `ahead_step` bytes a step.
+template <class Product, int M_, int NV>
+static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& layer, int m, int panel, float* results,
+                                             const char* ahead, long ahead_step) {
   const long steps = layer.steps, panel_size = steps * NR;
   const int32_t* w = layer.weights + panel * panel_size;
   typename Product::Sum sums[M_][NV];
@@ -313,9 +333,17 @@ static void kernel(const Rows& rows, const Linear& layer, int m, int panel, Epil
 #pragma GCC unroll 16
     for (int j = 0; j < NV; j++) sums[i][j] = Product::start(layer, panel * NR + j * VL);
   for (long s = 0; s < steps; s++) {
+    const int32_t* at = w + s * NR;
+    if constexpr (NV == 2) {
+      __builtin_prefetch(ahead + s * ahead_step);
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; j += int(kCacheLine) / (4 * VL))
+        __builtin_prefetch(reinterpret_cast<const char*>(at + (j / 2) * panel_size + (j % 2) * VL) + kPrefetchBytes);
+    }
     typename Product::Weights b[NV];
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; j++) b[j] = Product::read(w + (j / 2) * panel_size + s * NR + (j % 2) * VL);
+    for (int j = 0; j < NV; j++) b[j] = Product::read(at + (j / 2) * panel_size + (j % 2) * VL);
 #pragma GCC unroll 16
     for (int i = 0; i < M_; i++) {
       typename Product::Activation x = Product::input(rows, layer, m + i, s);
@@ -326,90 +354,265 @@ static void kernel(const Rows& rows, const Linear& layer, int m, int panel, Epil
 #pragma GCC unroll 16
   for (int i = 0; i < M_; i++)
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; j++) {
-      const int column = panel * NR + j * VL;
-      if (column < layer.N) epilogue(m + i, column, Product::finish(sums[i][j], rows, layer, m + i, column));
-    }
+    for (int j = 0; j < NV; j++)
+      store(results + (i * NV + j) * VL, Product::finish(sums[i][j], rows, layer, m + i, panel * NR + j * VL));
 }
 
-template <class Product, int M_, class Epilogue>
-static TFM_INLINE void kernel_of(int num_rows, const Rows& rows, const Linear& layer, int m, int panel, Epilogue& epilogue) {
-  if (num_rows == M_) return kernel<Product, M_, 2>(rows, layer, m, panel, epilogue);
-  if constexpr (M_ > 1) kernel_of<Product, M_ - 1>(num_rows, rows, layer, m, panel, epilogue);
+template <class Product, int M_>
+static TFM_INLINE void kernel_of(int num_rows, const Rows& rows, const Linear& layer, int m, int panel, float* results,
+                                 const char* ahead, long ahead_step) {
+  if (num_rows == M_) return kernel<Product, M_, 2>(rows, layer, m, panel, results, ahead, ahead_step);
+  if constexpr (M_ > 1) kernel_of<Product, M_ - 1>(num_rows, rows, layer, m, panel, results, ahead, ahead_step);
+}
+
+// Several panels at once, if one is to be; returns how many.
+template <class Product>
+static __attribute__((noinline)) int few_rows_kernel(const Rows& rows, int M, const Linear& layer, int panel, float* results) {
+  if (M == 1 && panel + 4 <= layer.panels) {
+    kernel<Product, 1, 8>(rows, layer, 0, panel, results, nullptr, 0);
+    return 4;
+  }
+#if defined(__AVX512F__)
+  if (panel + 2 > layer.panels) return 1;
+  switch (M) {
+    case 2: kernel<Product, 2, 4>(rows, layer, 0, panel, results, nullptr, 0); return 2;
+    case 3: kernel<Product, 3, 4>(rows, layer, 0, panel, results, nullptr, 0); return 2;
+    case 4: kernel<Product, 4, 4>(rows, layer, 0, panel, results, nullptr, 0); return 2;
+  }
+#endif
+  return 1;
+}
+
+template <class Product>
+static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_row, int num_rows, int block, int blocks,
+                                                   const Linear& layer, int panel, float* results) {
+  const long panel_bytes = long(layer.steps) * NR * 4;
+  const char* here = reinterpret_cast<const char*>(layer.weights) + panel * panel_bytes;
+  const char* ahead = here;
+  long ahead_step = 0;
+  if (blocks == 1) {
+    ahead = here + kPrefetchBytes;
+    ahead_step = NR * 4;
+  } else if (block < 2 && panel + 1 < layer.panels) {
+    // While the first two blocks of rows meet this panel, the next comes from memory.
+    ahead = here + panel_bytes + block * panel_bytes / 2;
+    ahead_step = NR * 2;
+  }
+  kernel_of<Product, MR>(num_rows, rows, layer, first_row, panel, results, ahead, ahead_step);
+}
+
+// Hands (num_rows, vectors * VL) results on. Kernels are compiled once, not for each epilogue.
+template <class Epilogue>
+static TFM_INLINE void hand_on(const float* results, int first_row, int num_rows, int column, int vectors, int N, Epilogue& epilogue) {
+  const int inside = std::min(vectors, (N - column + VL - 1) / VL);
+  for (int i = 0; i < num_rows; i++)
+    for (int j = 0; j < inside; j++) epilogue(first_row + i, column + j * VL, load(results + (i * vectors + j) * VL));
 }
 
 template <class Product, class Epilogue>
 static void multiply_as(const Rows& rows, int M, const Linear& layer, Epilogue& epilogue) {
+  alignas(kCacheLine) float results[std::max(MR * 2, 16) * VL];
   int panel = 0;
   // Few rows: several panels at once, or too few sums are under way to hide the latency.
-  if (M == 1)
-    for (; panel + 4 <= layer.panels; panel += 4) kernel<Product, 1, 8>(rows, layer, 0, panel, epilogue);
-#if defined(__AVX512F__)
-  else if (M == 2)
-    for (; panel + 2 <= layer.panels; panel += 2) kernel<Product, 2, 4>(rows, layer, 0, panel, epilogue);
-  else if (M == 3)
-    for (; panel + 2 <= layer.panels; panel += 2) kernel<Product, 3, 4>(rows, layer, 0, panel, epilogue);
-  else if (M == 4)
-    for (; panel + 2 <= layer.panels; panel += 2) kernel<Product, 4, 4>(rows, layer, 0, panel, epilogue);
-#endif
+  while (M <= 4 && panel < layer.panels) {
+    const int done = few_rows_kernel<Product>(rows, M, layer, panel, results);
+    if (done == 1) break;
+    hand_on(results, 0, M, panel * NR, done * 2, layer.N, epilogue);
+    panel += done;
+  }
   constexpr int kChunk = 8 * MR;  // rows that stay in the cache while the panels go by
   for (int chunk = 0; chunk < M; chunk += kChunk) {
     const int num_rows = std::min(M - chunk, kChunk), blocks = (num_rows + MR - 1) / MR;
     for (int p = panel; p < layer.panels; p++)
       for (int b = 0; b < blocks; b++) {
-        int from = num_rows * b / blocks, to = num_rows * (b + 1) / blocks;
-        kernel_of<Product, MR>(to - from, rows, layer, chunk + from, p, epilogue);
+        const int from = num_rows * b / blocks, to = num_rows * (b + 1) / blocks;
+        panel_kernel<Product>(rows, chunk + from, to - from, b, blocks, layer, p, results);
+        hand_on(results, chunk + from, to - from, p * NR, 2, layer.N, epilogue);
       }
   }
 }
+
+#if TFM_HAS_TILES
+// How a product is done in tiles: where a row begins, how tiles are multiplied, how the sums of a vector
+// of columns end.
+struct Int8Tiles {
+  static TFM_INLINE const char* row(const Rows& rows, const Linear& layer, int m) {
+    return reinterpret_cast<const char*>(rows.bytes) + long(m) * layer.padded_inputs();
+  }
+  template <int Sums, int A, int B>
+  static TFM_INLINE void add() { tile_multiply_bytes<Sums, A, B>(); }
+
+  vi offset;
+  vf scale, bias;
+  const float* row_scales;
+  Int8Tiles(const Rows& rows, const Linear& layer, int column)
+      : offset(load_int(layer.offsets + column)), scale(load(layer.scales + column)),
+        bias(load(layer.bias + column)), row_scales(rows.scales) {}
+  // The very bits of Int8Product::finish.
+  TFM_INLINE vf finish(const int32_t* sums, int row) const {
+    return multiply_add(__builtin_convertvector(load_int(sums) + offset, vf), scale * row_scales[row], bias);
+  }
+};
+struct Bf16Tiles {
+  static TFM_INLINE const char* row(const Rows& rows, const Linear& layer, int m) {
+    return reinterpret_cast<const char*>(rows.pairs + m * layer.row_pairs());
+  }
+  template <int Sums, int A, int B>
+  static TFM_INLINE void add() { tile_multiply_bf16<Sums, A, B>(); }
+
+  vf bias;
+  Bf16Tiles(const Rows&, const Linear& layer, int column) : bias(load(layer.bias + column)) {}
+  TFM_INLINE vf finish(const int32_t* sums, int) const { return (vf)load_int(sums) + bias; }
+};
+
+// The sums of a tile of rows and a tile of columns stand in tile I * Columns + J.
+template <class Product, int I, int J, int Columns>
+static TFM_INLINE void add_tile() {
+  Product::template add<I * Columns + J, I % 2 == 0 ? 4 : 5, J % 2 == 0 ? 6 : 7>();
+}
+
+// Tiles of rows: where they begin, and how many of their first rows the tile before has, too.
+struct RowTiles {
+  int count = 0, rows = 0;
+  int starts[4] = {}, repeated[4] = {};
+};
+
+constexpr int kTile = kTileRows * VL;
+
+// R tiles of rows times C tiles of columns, R * C <= 4, to (R, C) tiles of sums. While they are multiplied,
+// `lines` cache lines from `ahead` are asked for with each block of 64 bytes of inputs.
+template <class Product, int R, int C>
+static void tile_kernel(const Rows& rows, const Linear& layer, const RowTiles& tiles, int half_panel, int32_t* sums,
+                        const char* ahead, int lines) {
+  const long row_bytes = layer.steps * 4L;
+  const int blocks = layer.steps / kTileRows;
+  const char* a[R];
+  for (int i = 0; i < R; i++) a[i] = Product::row(rows, layer, tiles.starts[i]);
+  const int32_t* b[C];
+  for (int j = 0; j < C; j++)
+    b[j] = layer.weights + long((half_panel + j) / 2) * layer.steps * NR + (half_panel + j) % 2 * VL;
+  tile_zero<0>();
+  if constexpr (R * C > 1) tile_zero<1>();
+  if constexpr (R * C > 2) tile_zero<2>();
+  if constexpr (R * C > 3) tile_zero<3>();
+  for (int block = 0; block < blocks; block++) {
+    for (int l = 0; l < lines; l++) __builtin_prefetch(ahead + (long(block) * lines + l) * long(kCacheLine));
+    const long at = block * 64L, step = long(block) * kTileRows * NR;
+    tile_load<4>(a[0] + at, row_bytes);
+    tile_load<6>(b[0] + step, NR * 4);
+    add_tile<Product, 0, 0, C>();
+    if constexpr (C > 1) {
+      tile_load<7>(b[1] + step, NR * 4);
+      add_tile<Product, 0, 1, C>();
+    }
+    if constexpr (R > 1) {
+      tile_load<5>(a[1] + at, row_bytes);
+      add_tile<Product, 1, 0, C>();
+      if constexpr (C > 1) add_tile<Product, 1, 1, C>();
+    }
+    if constexpr (C > 2) {
+      tile_load<6>(b[2] + step, NR * 4);
+      add_tile<Product, 0, 2, C>();
+      tile_load<7>(b[3] + step, NR * 4);
+      add_tile<Product, 0, 3, C>();
+    }
+    if constexpr (R > 2) {
+      tile_load<4>(a[2] + at, row_bytes);
+      add_tile<Product, 2, 0, C>();
+    }
+    if constexpr (R > 3) {
+      tile_load<5>(a[3] + at, row_bytes);
+      add_tile<Product, 3, 0, C>();
+    }
+  }
+  tile_store<0>(sums, VL * 4);
+  if constexpr (R * C > 1) tile_store<1>(sums + kTile, VL * 4);
+  if constexpr (R * C > 2) tile_store<2>(sums + 2 * kTile, VL * 4);
+  if constexpr (R * C > 3) tile_store<3>(sums + 3 * kTile, VL * 4);
+}
+
+// The shape of 1 to 4 tiles of rows times 1 to 4 halves of panels; returns how many of the latter were done.
+template <class Product>
+static __attribute__((noinline)) int tiles_kernel(const Rows& rows, const Linear& layer, const RowTiles& tiles, int half_panel,
+                                                  int halves, int32_t* sums, const char* ahead, int lines) {
+  switch (tiles.count) {
+    case 1:
+      if (halves == 4) {
+        tile_kernel<Product, 1, 4>(rows, layer, tiles, half_panel, sums, ahead, 4 * lines);
+        return 4;
+      }
+      tile_kernel<Product, 1, 1>(rows, layer, tiles, half_panel, sums, ahead, lines);
+      return 1;
+    case 2:
+      if (halves == 2) {
+        tile_kernel<Product, 2, 2>(rows, layer, tiles, half_panel, sums, ahead, 2 * lines);
+        return 2;
+      }
+      tile_kernel<Product, 2, 1>(rows, layer, tiles, half_panel, sums, ahead, lines);
+      return 1;
+    case 3: tile_kernel<Product, 3, 1>(rows, layer, tiles, half_panel, sums, ahead, lines); return 1;
+    default: tile_kernel<Product, 4, 1>(rows, layer, tiles, half_panel, sums, ahead, lines); return 1;
+  }
+}
+
+template <class Product, class Epilogue>
+static void multiply_tiles(const Rows& rows, int M, const Linear& layer, Epilogue& epilogue) {
+  constexpr int kGroup = 4 * kTileRows;
+  const int halves = (layer.N + VL - 1) / VL;  // of panels
+  const long row_bytes = layer.steps * 4L, half_bytes = row_bytes * VL;
+  const char* weights = reinterpret_cast<const char*>(layer.weights);
+  // Rows that stay in L2 while the panels go by, in groups of 4 tiles.
+  const int chunk = int(std::max(1L, (1L << 19) / (kGroup * row_bytes))) * kGroup;
+  RowTiles tiles;
+  tiles.rows = std::min(M, kTileRows);
+  alignas(kCacheLine) int32_t sums[4 * kTile];
+  const Tiles configuration(tiles.rows);
+  for (int first = 0; first < M; first += chunk) {
+    const int end = std::min(M, first + chunk), groups = (end - first + kGroup - 1) / kGroup;
+    const int step = end - first > kTileRows ? 2 : 4;  // columns at a time
+    for (int half = 0; half < halves; half += step)
+      for (int group = 0; group < groups; group++) {
+        tiles.count = 0;
+        for (int m = first + group * kGroup; m < std::min(end, first + (group + 1) * kGroup); m += kTileRows) {
+          // The last tile begins early where it would go beyond the last row.
+          tiles.starts[tiles.count] = std::max(0, std::min(m, M - kTileRows));
+          tiles.repeated[tiles.count] = m - tiles.starts[tiles.count];
+          tiles.count++;
+        }
+        // The next columns come from memory while the first two groups meet these.
+        const int sharing = std::min(groups, 2), columns = std::min(step, halves - half);
+        const char* ahead = weights + (half + step) * half_bytes + group * step * half_bytes / 2;
+        const int lines = half + step < halves && group < 2 ? kTileRows / sharing : 0;
+        for (int c = 0; c < columns;) {
+          const int done = tiles_kernel<Product>(rows, layer, tiles, half + c, columns - c, sums, ahead + c * half_bytes / sharing, lines);
+          for (int j = 0; j < done; j++) {
+            const int column = (half + c + j) * VL;
+            const Product product(rows, layer, column);
+            for (int i = 0; i < tiles.count; i++)
+              for (int r = tiles.repeated[i]; r < tiles.rows; r++)
+                epilogue(tiles.starts[i] + r, column, product.finish(sums + (i * done + j) * kTile + r * VL, tiles.starts[i] + r));
+          }
+          c += done;
+        }
+      }
+  }
+}
+#endif
 
 // epilogue(row, column, VL results with the bias added) for all M rows and for every VL-th column below
 // N. rows: of this layer's precision, as RowBuffer makes them.
 template <class Epilogue>
 static void multiply(const Rows& rows, int M, const Linear& layer, Epilogue& epilogue) {
+#if TFM_HAS_TILES
+  if (layer.in_tiles) return multiply_tiles<Bf16Tiles>(rows, M, layer, epilogue);
+  if (layer.precision == Precision::int8 && M >= kTilesFrom && has_tiles())
+    return multiply_tiles<Int8Tiles>(rows, M, layer, epilogue);
+#endif
   switch (layer.precision) {
     case Precision::fp32: return multiply_as<Fp32Product>(rows, M, layer, epilogue);
     case Precision::bf16: return multiply_as<Bf16Product>(rows, M, layer, epilogue);
     case Precision::int8: return multiply_as<Int8Product>(rows, M, layer, epilogue);
   }
-}
-
-// The dot product of two rows of floats, added up as a product in fp32 adds it: with the bias, the very
-// bits of `multiply`.
-inline float dot(const float* x, const float* w, int K) {
-  float sum = 0;
-  for (int k = 0; k < K; k++) sum = multiply_add(x[k], w[k], sum);
-  return sum;
-}
-
-// One result of `multiply`, to the bit.
-inline float column(const Rows& rows, int row, const Linear& layer, int n) {
-  const int32_t* w = layer.weights + long(n / NR) * layer.steps * NR + n % NR;
-  if (layer.precision == Precision::int8) {
-    int32_t sum = layer.offsets[n];
-    const uint8_t* x = rows.bytes + long(row) * layer.steps * 4;
-    for (int s = 0; s < layer.steps; s++) {
-      int8_t four[4];
-      std::memcpy(four, w + long(s) * NR, 4);
-      for (int b = 0; b < 4; b++) sum += (kZeroPoint ? int(x[4 * s + b]) : int(int8_t(x[4 * s + b]))) * four[b];
-    }
-    return multiply_add(float(sum), layer.scales[n] * rows.scales[row], layer.bias[n]);
-  }
-  if (layer.precision == Precision::fp32) {
-    float sum = 0;
-    for (int s = 0; s < layer.steps; s++) {
-      float value;
-      std::memcpy(&value, w + long(s) * NR, 4);
-      sum = multiply_add(rows.x[row * rows.stride + s], value, sum);
-    }
-    return sum + layer.bias[n];
-  }
-  vf sum = {};
-  for (int s = 0; s < layer.steps; s++) {
-    int32_t pair[VL] = {w[long(s) * NR]};
-    sum = Bf16Product::add(sum, Bf16Product::input(rows, layer, row, s), Bf16Product::read(pair));
-  }
-  return sum[0] + layer.bias[n];
 }
 
 // The plain epilogues.
