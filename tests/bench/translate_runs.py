@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from tests.bench.translate_table import Measured
 from tests.bench.translate_works import (
+    ENVIRONMENTS,
     LIMIT,
     Arrangement,
     Work,
@@ -125,14 +126,18 @@ class Bench:
         if not sweep or work.kind == "line":
             return
         sentences = len(self._work_lines(work))
-        best = 0.0
-        tried = arrangements(work, side.name, threads=self._threads, sentences=sentences)
-        for one in tried if len(tried) > 1 else ():
-            found = self._tried(work, side.name, one)
-            if found and found.rate > best:
-                side.arrangement, best = one, found.rate
-            told = f"{found.rate:.1f} sentences/s" if found else "refused"
-            print(f"{work.name}, {side.name}, {one}: {told}", file=sys.stderr, flush=True)
+        usual, tried = side.arrangement, dict[Arrangement, float]()
+        environments = ENVIRONMENTS if side.name == "ctranslate2" else ()
+        # First how to multiply, and with that how much at once.
+        for one in [replace(usual, environment=environment) for environment in environments]:
+            tried[one] = self._tried(work, side.name, one)
+        environment = max(tried, key=tried.__getitem__, default=usual).environment
+        found = arrangements(work, side.name, threads=self._threads, sentences=sentences)
+        if len(found) > 1 or found[0] != usual:
+            for one in [replace(one, environment=environment) for one in found]:
+                if one not in tried:
+                    tried[one] = self._tried(work, side.name, one)
+        side.arrangement = max(tried, key=tried.__getitem__, default=usual)
 
     def run(self, work: Work, sides: Sequence[Side], *, rounds: int) -> None:
         """Let the sides do a work by turns, unless one cannot; it has no rounds then."""
@@ -164,17 +169,20 @@ class Bench:
         done = _run([*command, "-m", "bleu", "--score-only"], threads=1)
         return done.stdout.strip()
 
-    def _tried(self, work: Work, name: str, one: Arrangement) -> Measured | None:
-        """Return a run of some sentences in an arrangement, the better of two."""
+    def _tried(self, work: Work, name: str, one: Arrangement) -> float:
+        """Return sentences a second of an arrangement, the better of two runs; 0 if refused."""
         side = Side(name, one)
         if work.is_command:
             self._run_command(work, side)
-            return side.rounds[0] if side.rounds else None
-        with self._running(work, side, most=_SWEPT) as process:
-            if process.refused:
-                return None
-            found = [process.round(outputs=False) for _ in range(2)]
-        return max(found, key=lambda measured: measured.rate)
+            found = side.rounds
+        else:
+            with self._running(work, side, most=_SWEPT) as process:
+                count = 0 if process.refused else 2
+                found = [process.round(outputs=False) for _ in range(count)]
+        rate = max((measured.rate for measured in found), default=0.0)
+        told = f"{rate:.1f} sentences/s" if rate else "refused"
+        print(f"{work.name}, {name}, {one}: {told}", file=sys.stderr, flush=True)
+        return rate
 
     def _running(self, work: Work, side: Side, *, most: int | None = None) -> Running:
         assert side.arrangement is not None

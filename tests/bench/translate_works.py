@@ -14,8 +14,8 @@ LIMIT = 30
 # Of CTranslate2, which takes neither by itself on every processor where it is the faster one.
 INSTRUCTION_SETS = ("AVX512", "AVX2")
 ENVIRONMENTS = tuple(
-    (("CT2_FORCE_CPU_ISA", isa), ("CT2_USE_MKL", mkl))
-    for isa, mkl in itertools.product(INSTRUCTION_SETS, ("1", "0"))
+    (("CT2_FORCE_CPU_ISA", instructions), ("CT2_USE_MKL", mkl))
+    for instructions, mkl in itertools.product(INSTRUCTION_SETS, ("1", "0"))
 )
 
 
@@ -141,8 +141,7 @@ def usual_arrangement(work: Work, side: str, *, threads: int, batch: int = 0) ->
 
 
 def arrangements(work: Work, side: str, *, threads: int, sentences: int) -> Sequence[Arrangement]:
-    """Return what a sweep tries: batches, ways to share threads, CTranslate2's ways to multiply."""
-    environments = ENVIRONMENTS if side == "ctranslate2" else ((),)
+    """Return what a sweep tries: batches, and ways to share threads."""
     splits = [(threads, 1)] if side == "tfm" else [(1, threads), (threads, 1)]
     # Larger batches than there are sentences are all the same.
     batches = [size for size in BATCHES if size <= sentences] or [sentences]
@@ -154,8 +153,7 @@ def arrangements(work: Work, side: str, *, threads: int, sentences: int) -> Sequ
     elif work.is_command and side == "tfm":
         batches = [0]
     return [
-        Arrangement(workers, count, batch, environment)
+        Arrangement(workers, count, batch)
         for workers, count in dict.fromkeys(splits)
         for batch in batches
-        for environment in environments
     ]
