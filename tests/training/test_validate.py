@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> V
         batches(trained, corpus, size=8),
         corpus.lines("valid.en"),
         corpus.lines("valid.de"),
-        translator,
+        lambda: nullcontext(translator),
         metrics=metrics,
         device=CPU,
         dtype=torch.float32,
@@ -164,7 +165,7 @@ def test_bleu_has_the_tokenizer_that_was_chosen(
     )
     sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
     judge = validator(
-        trained.transformer, [], sources, references, translator,
+        trained.transformer, [], sources, references, lambda: nullcontext(translator),
         metrics=["bleu"], tokenize="char", device=CPU, dtype=torch.float32,
     )  # fmt: skip
 
@@ -219,8 +220,8 @@ def test_validation_that_is_cut_off_leaves_the_model_in_training(
     )
     judge = validator(
         trained.transformer, batches(trained, tiny_corpus, size=8), tiny_corpus.lines("valid.en"),
-        tiny_corpus.lines("valid.de"), translator, metrics=["loss"], device=CPU,
-        dtype=torch.float32, check=check,
+        tiny_corpus.lines("valid.de"), lambda: nullcontext(translator), metrics=["loss"],
+        device=CPU, dtype=torch.float32, check=check,
     )  # fmt: skip
 
     with pytest.raises(OutOfTime):

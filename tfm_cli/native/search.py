@@ -108,6 +108,11 @@ class NativeSearch:
         self._workspaces = _Workspaces(models[0].library)
         self._name = ", ".join(model.name for model in models)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the caches that wait for the next search."""
+        return self._workspaces.num_bytes
+
     def __call__(self, segments: Segments, *, beam_size: int = 0) -> list[list[Hypothesis]]:
         """Return hypotheses of each segment, best first: the whole beam; one that is sampled.
 
@@ -278,6 +283,12 @@ class _Workspaces:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._free: list[ctypes.c_void_p] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that workspaces hold which are not in use."""
+        size = self._library.functions.tfm_workspace_bytes
+        return sum(size(workspace) for workspace in self._free)
 
     @contextmanager
     def one(self) -> Iterator[ctypes.c_void_p]:

@@ -59,13 +59,12 @@ from tfm_cli.training.learner import Learner
 from tfm_cli.training.loop import SaveDue, Stopped, train
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import Planner
+from tfm_cli.training.present_weights import translators, uses_native_engine
 from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
 from tfm_cli.training.validate import Validation, validator
 from tfm_cli.translation.search_engine import SearchOptions
-from tfm_cli.translation.torch_engine import TorchEngine
-from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
 
@@ -241,20 +240,20 @@ def _validation(
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     model = learner.judged
     options = SearchOptions(settings=search, scores=False, stops_loops=True, check=limit.check)
-    engine = TorchEngine([model], corpora.tokenizers, options, device=device, dtype=dtype)
-    translator = Translator(engine, corpora.tokenizers, options)
+    tokenizers = corpora.tokenizers
     return validator(
         model,
         batches,
         [source for source, _ in corpora.valid_pairs],
         [target for _, target in corpora.valid_pairs],
-        translator,
+        translators(model, tokenizers, config, options, device=device, dtype=dtype),
         metrics=config.validation.metrics,
         tokenize=config.validation.tokenize,
         device=device,
         dtype=dtype,
         parallel=learner.parallel,
         check=limit.check,
+        threads=torch.get_num_threads() if uses_native_engine(device) else 1,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,9 +19,9 @@ from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.learner import batch_loss
+from tfm_cli.training.present_weights import Translators
 from tfm_cli.translation.search_engine import Found
 from tfm_cli.translation.segments import Segment
-from tfm_cli.translation.translator import Translator
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def validator(
     batches: Sequence[Batch],
     source_lines: Sequence[str],
     references: Sequence[str],
-    translator: Translator,
+    translators: Translators,
     *,
     metrics: Sequence[str],
     tokenize: str = DEFAULT_TOKENIZER,
@@ -44,6 +45,7 @@ def validator(
     dtype: torch.dtype,
     parallel: Parallel | None = None,
     check: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> Callable[[], Validation]:
     """A function that judges the model's present weights by each of `metrics`.
 
@@ -54,7 +56,7 @@ def validator(
         batches: validation pairs as pieces, for `loss`.
         source_lines: validation text, raw, for the scores.
         references: its translation, raw.
-        translator: of the same model, the one that users run.
+        translators: give the translator of the same model, the one that users run.
         metrics: of `loss` (negative log-likelihood of a target piece), `bleu` and `chrf`.
         tokenize: the tokenizer of BLEU.
         device: where the model is.
@@ -62,6 +64,7 @@ def validator(
         parallel: the processes, all of which have the same weights.
         check: called between the steps of the work; what it raises cuts the validation off, on all
             processes if it is OutOfTime.
+        threads: of a process that translate side by side.
 
     The function raises a NonFiniteScoresError, on all processes, if the model computes no finite
     numbers.
@@ -87,12 +90,10 @@ def validator(
                 raise NonFiniteScoresError(f"the loss is {values['loss']}")
         scored = [metric for metric in metrics if metric != "loss"]
         if scored:
-            hypotheses = [
-                translation.text
-                for translation in translator.translate_window(
-                    source_lines, search_all=partial(_searched, parallel=processes)
-                )
-            ]
+            search_all = partial(_searched, parallel=processes, threads=threads)
+            with translators() as translator:
+                translations = translator.translate_window(source_lines, search_all=search_all)
+            hypotheses = [translation.text for translation in translations]
             check()
             scores = corpus_scores(hypotheses, [references], metrics=scored, options=options)
             values.update(zip(scored, (score.value for score in scores), strict=True))
@@ -123,13 +124,16 @@ def mean_nll(
     return sum(found) / sum(batch.target_pieces for batch in batches)
 
 
-def shared_out(jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parallel) -> list[Any]:
+def shared_out(
+    jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parallel, *, threads: int = 1
+) -> list[Any]:
     """What becomes of each job, in order, on all processes, each of which does its share.
 
     Args:
         jobs: the same on all of them.
         work: does a job; gives numbers, strings or lists of them.
         parallel: the processes.
+        threads: of each process, which work side by side.
 
     Raises:
         OutOfTime: one of them has no more time.
@@ -137,7 +141,7 @@ def shared_out(jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parall
     own: list[Any] | None = None
     stop = OutOfTime("another process has no more time")
     try:
-        own = [work(job) for job in jobs[parallel.rank :: parallel.world]]
+        own = _done(jobs[parallel.rank :: parallel.world], work, threads=threads)
     except OutOfTime as own_stop:
         stop = own_stop
     shares = [json.loads(share) for share in parallel.gathered(json.dumps(own).encode())]
@@ -146,8 +150,22 @@ def shared_out(jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parall
     return [shares[i % parallel.world][i // parallel.world] for i in range(len(jobs))]
 
 
+def _done(jobs: Sequence[Any], work: Callable[[Any], Any], *, threads: int) -> list[Any]:
+    if threads == 1 or len(jobs) < 2:
+        return [work(job) for job in jobs]
+    pool = ThreadPoolExecutor(threads)
+    try:
+        return list(pool.map(work, jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _searched(
-    search: Callable[[list[Segment]], Found], batches: Sequence[list[Segment]], parallel: Parallel
+    search: Callable[[list[Segment]], Found],
+    batches: Sequence[list[Segment]],
+    *,
+    parallel: Parallel,
+    threads: int,
 ) -> list[Found]:
     """What is found for each batch, whichever process looked for it."""
 
@@ -157,7 +175,7 @@ def _searched(
         except NonFiniteScoresError:  # for all processes to raise: some have other batches
             return None
 
-    shares = shared_out(batches, ids, parallel)
+    shares = shared_out(batches, ids, parallel, threads=threads)
     if None in shares:
         raise NonFiniteScoresError
     # Nobody asks how good validation's translations are.

@@ -48,6 +48,12 @@ class NativeEngine:
         )
         self._readers = [NativeSearch([model], options.settings) for model in models]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights and of the caches, which stay for the next batch."""
+        weights = sum(model.num_bytes for model in self._models)
+        return weights + sum(each.num_bytes for each in (self._search, *self._readers))
+
     def begin_process(self) -> None:
         """Do nothing: weights are shared, and caches are made when they are needed."""
 
