@@ -16,6 +16,7 @@ from tfm_cli.cli import translate_stream
 from tfm_cli.cli.translate import translate
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.native.library import LIBRARY, NONE
 
 
 @pytest.fixture
@@ -113,6 +114,7 @@ def test_flags_go_by_the_names_that_people_know(
         asked.update(options)
         return beam_search(*arguments, **options)  # type: ignore[arg-type]
 
+    monkeypatch.setenv(LIBRARY, NONE)
     monkeypatch.setattr("tfm_cli.translation.torch_engine.beam_search", remember)
 
     result = run_tfm([*model, *flags.split()], "one\n")
@@ -226,6 +228,7 @@ def test_translation_that_lacks_sentences_is_warned_of_once(
         return [[replace(each, ids=each.ids[:1]) for each in some]
                 for some in beam_search(*arguments, **others)]  # fmt: skip
 
+    monkeypatch.setenv(LIBRARY, NONE)
     monkeypatch.setattr("tfm_cli.translation.torch_engine.beam_search", short)
     lines = ["one", "two . three . four . five . six . one .", "one . two . three . four ."]
     if flags:

@@ -31,7 +31,7 @@ class NativeEngine:
         options: how they are searched.
     """
 
-    place = "the CPU"
+    place = "cpu"
 
     def __init__(self, models: Sequence[NativeModel], options: SearchOptions) -> None:
         self._models = models
@@ -60,6 +60,8 @@ class NativeEngine:
     def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
         """Return hypotheses of each segment, best first."""
         options = self._options
+        if options.check is not None:  # a short search would not ask
+            options.check()
         prefixes = [segment.prefix for segment in batch]
         segments = Segments(
             sources=[segment.ids for segment in batch],
