@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -195,6 +194,8 @@ def _parse_toml(text: str) -> dict[str, Any]:
     if deep := _DEEP_KEY.search(keys):
         line = keys.count("\n", 0, deep.start()) + 1
         raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts (at line {line})")
+    import tomllib  # here, since models have no TOML
+
     return tomllib.loads(text)
 
 

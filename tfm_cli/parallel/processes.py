@@ -22,7 +22,6 @@ from tfm_cli.parallel.ending import (
 )
 from tfm_cli.parallel.heartbeat import Whereabouts
 from tfm_cli.parallel.launcher import store_of_all_starts, watch_launcher
-from tfm_cli.parallel.meeting import met
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +101,8 @@ class Parallel:
             yield
             return
         import torch.distributed as processes
+
+        from tfm_cli.parallel.meeting import met
 
         self._patience = timedelta(seconds=patience)
         store = met(self.rank, self.world, patience=patience)

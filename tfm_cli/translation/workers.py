@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from tfm_cli.cores import available_cores
 from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
 from tfm_cli.stop_watch import StopWatch
+
+if TYPE_CHECKING:  # it takes 5 ms to import, which a single line need not wait for
+    from multiprocessing.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Group(Generic[AnswerT]):
 @dataclass(slots=True)
 class _Worker(Generic[AnswerT]):
     pid: int
-    connection: Connection
+    connection: "Connection"
     given: deque[tuple[Group[AnswerT], int]] = field(default_factory=deque)  # oldest first
 
 
@@ -147,6 +148,8 @@ class Workers(Generic[JobT, AnswerT]):
         if not self._workers:
             self._do_here()
             return
+        from multiprocessing.connection import wait
+
         workers: dict[object, _Worker[AnswerT]] = {one.connection: one for one in self._workers}
         for connection in wait([one.connection for one in self._workers], wait_seconds):
             worker = workers[connection]
@@ -192,6 +195,8 @@ class Workers(Generic[JobT, AnswerT]):
 
     def _started(self) -> _Worker[AnswerT] | None:
         """One more worker; None, and no further attempt, where the system refuses."""
+        from multiprocessing.connection import Pipe
+
         try:
             ours, theirs = Pipe()
             with theirs:
@@ -205,7 +210,7 @@ class Workers(Generic[JobT, AnswerT]):
         self._stop_watch.add(worker.pid)
         return worker
 
-    def _forked(self, ours: Connection, theirs: Connection) -> int:
+    def _forked(self, ours: "Connection", theirs: "Connection") -> int:
         # A signal between the fork and what the worker makes of it would find our own handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
         try:
@@ -222,8 +227,8 @@ class Workers(Generic[JobT, AnswerT]):
 
     def _serve(
         self,
-        ours: Connection,
-        theirs: Connection,
+        ours: "Connection",
+        theirs: "Connection",
         mask: Iterable[int],
     ) -> NoReturn:
         """Be a worker: answer jobs until nobody is left to send any."""
@@ -247,7 +252,7 @@ class Workers(Generic[JobT, AnswerT]):
         finally:
             os._exit(code)
 
-    def _answer(self, jobs: "SimpleQueue[JobT]", connection: Connection) -> None:
+    def _answer(self, jobs: "SimpleQueue[JobT]", connection: "Connection") -> None:
         try:
             self._begin()
             while True:
@@ -269,6 +274,8 @@ def _note(group: Group[AnswerT], place: int, found: Any, *, is_answer: bool) -> 
 
 def _portable(error: Exception) -> Exception:
     """The error, where it survives the way through a pipe; else one that tells of it."""
+    from multiprocessing.reduction import ForkingPickler
+
     told = "".join(traceback.format_exception(error))
     if not isinstance(error, TfmError):  # which is shown without a traceback
         error.add_note(f"in a process that translates:\n{told}")
