@@ -28,17 +28,18 @@ class PositionTable {
 
  private:
   void start(int new_width, int new_layout) {
-    width = new_width;
-    layout = new_layout;
+    width = 0;  // begin anew if there is no memory for what follows
     table.clear();
-    const int half = (width + 1) / 2;
+    const int half = (new_width + 1) / 2;
     divisors.resize(half);
     for (int i = 0; i < half; i++) {
-      const double exponent = layout == TFM_SINUSOIDAL_MARIAN
-                                  ? (double)i / std::max(width / 2 - 1, 1)
-                                  : (double)(2 * i) / width;
+      const double exponent = new_layout == TFM_SINUSOIDAL_MARIAN
+                                  ? (double)i / std::max(new_width / 2 - 1, 1)
+                                  : (double)(2 * i) / new_width;
       divisors[i] = std::pow(10000.0, exponent);
     }
+    width = new_width;
+    layout = new_layout;
   }
 
   void append() {
