@@ -11,7 +11,7 @@
 namespace tfm {
 
 constexpr int32_t kMostSegments = 1 << 20;
-constexpr int32_t kLongest = 1 << 24;  // pieces; more would be a mistake, and sums might overflow
+constexpr int32_t kLongest = 1 << 22;  // pieces; more would be a mistake, and products might overflow
 constexpr int32_t kMostBeams = 256;    // the number of one is kept in a byte
 
 inline void check_range(const char* name, int64_t value, int64_t least, int64_t most) {

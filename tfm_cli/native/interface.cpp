@@ -1,7 +1,9 @@
 // The functions of interface.h, compiled once for each instruction set.
 #include "interface.h"
 
+#include <algorithm>
 #include <memory>
+#include <new>
 
 #include "batch.h"
 #include "calls.h"
@@ -62,10 +64,28 @@ void check_finished(const TfmModel* model) {
   if (!model->is_finished) refuse("the model is not finished");
 }
 
+int64_t segment_bytes(const TfmModel& model, int32_t source_length, int32_t limit, int32_t beam_size) {
+  source_length = std::clamp(source_length, 1, tfm::kLongest);
+  limit = std::clamp(limit, 0, tfm::kLongest);
+  beam_size = std::clamp(beam_size, 1, tfm::kMostBeams);
+  return model.transformer.segment_bytes(source_length, limit, beam_size) +
+         tfm::hypotheses_bytes(model.transformer.options().width, limit, beam_size);
+}
+
+// Refuse a batch that no machine can hold, before its size is computed in integers.
+void check_memory(const TfmModel* const* models, int32_t num_models, const TfmBatch& batch, int32_t beam_size) {
+  constexpr double most = 0x1p46;  // bytes: 64 TiB
+  double total = 0;
+  for (int32_t b = 0; b < batch.num_segments; b++)
+    for (int32_t m = 0; m < num_models; m++)
+      total += double(segment_bytes(*models[m], batch.source_lengths[b], batch.limits[b], beam_size));
+  if (total > most) throw std::bad_alloc();
+}
+
 // Models that search together, and what they search over.
 void check_models(const TfmModel* const* models, int32_t num_models) {
   if (!models) refuse("no models");
-  tfm::check_range("num_models", num_models, 1, 1024);
+  check_range("num_models", num_models, 1, 1024);
   for (int32_t m = 0; m < num_models; m++) {
     if (!models[m] || !models[m]->is_finished) refuse("model %d is not finished", m);
     const TfmModelOptions &own = models[m]->transformer.options(), &first = models[0]->transformer.options();
@@ -169,7 +189,7 @@ void tfm_workspace_free(TfmWorkspace* workspace) { delete workspace; }
 void tfm_fail_allocation(int64_t n) { tfm::fail_allocation(n); }
 
 int64_t tfm_segment_bytes(const TfmModel* model, int32_t source_length, int32_t limit, int32_t beam_size) {
-  return model ? model->transformer.segment_bytes(source_length, limit, beam_size) : 0;
+  return model ? segment_bytes(*model, source_length, limit, beam_size) : 0;
 }
 
 int32_t tfm_search(const TfmModel* const* models, int32_t num_models, TfmWorkspace* workspace,
@@ -180,6 +200,7 @@ int32_t tfm_search(const TfmModel* const* models, int32_t num_models, TfmWorkspa
     check_models(models, num_models);
     tfm::check_options(*options);
     tfm::check_batch(*batch, models[0]->transformer.options(), *options);
+    check_memory(models, num_models, *batch, options->sampling ? 1 : options->beam_size);
     const tfm::CrashGuard guard(workspace->fault_stack);
     tfm::Vector<const tfm::Transformer*> transformers;  // (M,)
     for (int32_t m = 0; m < num_models; m++) transformers.push_back(&models[m]->transformer);

@@ -63,6 +63,16 @@ struct SearchMemory {
   }
 };
 
+// Bytes that the hypotheses of one segment take at most, besides the caches of the models.
+inline int64_t hypotheses_bytes(int width, int limit, int beam) {
+  const int64_t hidden = 2 * int64_t(width) * int64_t(sizeof(float));  // also side by side
+  // 2K candidates: their logits and ids, what they become, and what the output layer sorts.
+  const int64_t candidates = 2 * int64_t(beam) * 32;
+  // Ids, ancestors and log-probabilities, of this step and the next.
+  const int64_t history = 2 * (int64_t(limit) + 1) * int64_t(sizeof(int32_t) + 1 + sizeof(float));
+  return beam * (hidden + candidates + history);
+}
+
 // How hypotheses of different lengths are compared; n pieces including </s>.
 //
 // Source: Wu et al. 2016, arXiv:1609.08144, equation 14, for `wu_norm`.
