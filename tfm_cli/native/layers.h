@@ -55,27 +55,11 @@ struct LayerNorm {
   }
 };
 
-// ---- epilogues of products: what becomes of VL results of a row ----
-
-struct Relu {
-  TFM_INLINE vf operator()(vf x) const { return max(vf{}, x); }  // NaN stays NaN
-};
-// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
-struct Gelu {
-  TFM_INLINE vf operator()(vf x) const { return gelu(x); }
-};
-// Source: Ramachandran et al. 2017, arXiv:1710.05941.
-struct Swish {
-  TFM_INLINE vf operator()(vf x) const { return swish(x); }
-};
-
-template <class Activation>
-struct StoreActivated {
+// What becomes of VL results of a row: stored, and nothing below 0. NaN stays NaN.
+struct StoreRelu {
   float* y;
   long stride;
-  TFM_INLINE void operator()(int row, int column, vf v) const {
-    store(y + row * stride + column, Activation()(v));
-  }
+  TFM_INLINE void operator()(int row, int column, vf v) const { store(y + row * stride + column, max(vf{}, v)); }
 };
 
 // Working memory of one thread.
@@ -136,30 +120,32 @@ struct FeedForward {
     const long stride = padded(width);
     const bool is_gated = activation == TFM_SWIGLU;
     const long wide = padded(is_gated ? 2 * inner_width : inner_width);
-    float* y = scratch.inner.get<float>(M * wide);  // (M, F), or (M, 2F) with a gate
+    float* y = scratch.inner.get<float>(size_t(M * wide));  // (M, F), or (M, 2F) with a gate
     const float* seen = residual.enter(scratch, x, M);
-    switch (activation) {
-      case TFM_RELU: scratch.product(seen, stride, M, inner, StoreActivated<Relu>{y, wide}); break;
-      case TFM_GELU: scratch.product(seen, stride, M, inner, StoreActivated<Gelu>{y, wide}); break;
-      case TFM_SWISH: scratch.product(seen, stride, M, inner, StoreActivated<Swish>{y, wide}); break;
-      default: scratch.product(seen, stride, M, inner, Store{y, wide});
+    if (activation == TFM_RELU) {
+      scratch.product(seen, stride, M, inner, StoreRelu{y, wide});
+    } else {
+      scratch.product(seen, stride, M, inner, Store{y, wide});
+      for (int m = 0; m < M; m++) activate(y + m * wide);  // (M, 2F) → (M, F) with a gate
     }
-    if (is_gated)
-      for (int m = 0; m < M; m++) gate(y + m * wide);  // (M, 2F) → (M, F)
     scratch.product(y, wide, M, outer, Add{x, stride});
     residual.leave(scratch, x, M);
   }
 
  private:
-  // swish(gate) * value, of a row with F gates before F values.
-  void gate(float* y) const {
-    const int whole = inner_width / VL * VL;
-    for (int f = 0; f < whole; f += VL) store(y + f, Swish()(load(y + f)) * load(y + inner_width + f));
-    if (whole == inner_width) return;
-    float value[VL] = {};
-    std::copy(y + inner_width + whole, y + 2 * inner_width, value);
-    // Gates behind the last one are values, which have been read already.
-    store(y + whole, Swish()(load(y + whole)) * load(value));
+  // The activation of a row; with a gate, swish(gate) * value of F gates before F values.
+  void activate(float* y) const {
+    const int whole = inner_width / VL * VL, rest = inner_width - whole;
+    if (activation == TFM_GELU) {
+      for (int f = 0; f < inner_width; f += VL) store(y + f, gelu(load(y + f)));
+    } else if (activation == TFM_SWISH) {
+      for (int f = 0; f < inner_width; f += VL) store(y + f, swish(load(y + f)));
+    } else {
+      for (int f = 0; f < whole; f += VL) store(y + f, swish(load(y + f)) * load(y + inner_width + f));
+      // Behind the last gate the values begin.
+      if (rest > 0)
+        store_first(y + whole, swish(load_first(y + whole, rest)) * load_first(y + inner_width + whole, rest), rest);
+    }
   }
 };
 

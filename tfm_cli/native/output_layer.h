@@ -56,7 +56,8 @@ class OutputLayer {
   const Linear& matrix() const { return layer; }
   int size() const { return layer.N; }
 
-  // All logits (R, V) of hidden states (R, D), the banned ones too; rows of `out` are `stride` apart.
+  // All logits (R, V) of hidden states (R, D), the banned ones too; rows of `out` are `stride` apart,
+  // which is a whole number of vectors.
   void logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const;
 
   // The ids (R,) of the largest logits, the lowest of equals; false if the scores are not finite.
@@ -80,7 +81,6 @@ class OutputLayer {
   struct Largest;
   struct Leader;
   struct Lead;
-  struct Forced;
 
   // One panel of the matrix by itself.
   static Linear panel_of(const Linear& from, int panel);
@@ -147,18 +147,8 @@ inline void OutputLayer::finish(Arena& arena) {
 
 // ---- all logits ----
 
-struct StoreLogits {
-  float* y;
-  long stride;
-  int size;  // V
-  TFM_INLINE void operator()(int row, int column, vf v) const {
-    float* to = y + row * stride + column;
-    column + VL <= size ? store(to, v) : store_first(to, v, size - column);
-  }
-};
-
 inline void OutputLayer::logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const {
-  StoreLogits epilogue{out, stride, layer.N};
+  Store epilogue{out, stride};
   multiply(scratch.inputs.rows(hidden, layer.K, R, layer), R, layer, epilogue);
 }
 
@@ -298,13 +288,17 @@ struct OutputLayer::Leader {
   float largest;
   float bar;  // what a logit must exceed or equal to be among the leading
   int wanted, found;
+  int32_t forced_id;  // the piece whose logit is wanted, or -1
+  float forced;
   OutputScratch::Candidate* leading;  // sorted up to kSorted of them; else in no order
 
   static constexpr int kSorted = 64;
   // Room for `wanted` candidates; many are sorted out now and then.
   static int room(int wanted) { return wanted <= kSorted ? wanted : 2 * wanted + VL; }
 
-  void start(int count, OutputScratch::Candidate* memory) {
+  void start(int count, OutputScratch::Candidate* memory, int32_t id = -1) {
+    forced_id = id;
+    forced = kNaN;
     total = vf{};
     largest = bar = -kInfinity;
     wanted = count;
@@ -351,6 +345,8 @@ struct OutputLayer::Lead {
     Leader& leader = rows[row];
     if (__builtin_expect(any_at_least(v, broadcast(leader.bar)), 0)) note(leader, column, v);
     leader.total += tfm::exp(v - leader.largest);
+    const uint32_t lane = uint32_t(leader.forced_id) - uint32_t(column);
+    if (__builtin_expect(lane < uint32_t(VL), 0)) leader.forced = v[lane];
   }
   __attribute__((noinline)) void note(Leader& leader, int column, vf v) const {
     const float most = tfm::largest(v);
@@ -381,36 +377,14 @@ inline void OutputLayer::leading(OutputScratch& scratch, const float* hidden, in
 
 // ---- the logit of one piece and the sum of all ----
 
-struct OutputLayer::Forced {
-  struct Row {
-    vf total;
-    float largest, logit;
-    int32_t id;
-  };
-  Row* rows;
-  TFM_INLINE void operator()(int r, int column, vf v) const {
-    Row& row = rows[r];
-    if (__builtin_expect(any_at_least(v, broadcast(row.largest)), 0)) note(row, v);
-    row.total += tfm::exp(v - row.largest);
-    if (__builtin_expect(uint32_t(row.id - column) < uint32_t(VL), 0)) row.logit = v[row.id - column];
-  }
-  static __attribute__((noinline)) void note(Row& row, vf v) {
-    const float most = tfm::largest(v);
-    if (most > row.largest) {
-      if (row.largest > -kInfinity) row.total *= std::exp(row.largest - most);
-      row.largest = most;
-    }
-  }
-};
-
 inline void OutputLayer::log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
                                            float* out) const {
-  Forced::Row* rows = scratch.rows.get<Forced::Row>(size_t(R));
-  for (int r = 0; r < R; r++) rows[r] = {vf{}, -kInfinity, kNaN, ids[r]};
-  Forced epilogue{rows};
+  Leader* rows = scratch.rows.get<Leader>(size_t(R));
+  auto* memory = scratch.candidates.get<OutputScratch::Candidate>(size_t(R));
+  for (int r = 0; r < R; r++) rows[r].start(1, memory + r, ids[r]);
+  Lead epilogue{rows, is_banned.data()};
   multiply(scratch.inputs.rows(hidden, layer.K, R, layer), R, layer, epilogue);
-  for (int r = 0; r < R; r++)
-    out[r] = is_finite ? rows[r].logit - (rows[r].largest + std::log(sum(rows[r].total))) : kNaN;
+  for (int r = 0; r < R; r++) out[r] = is_finite ? rows[r].forced - rows[r].log_sum_exp() : kNaN;
 }
 
 }  // namespace tfm

@@ -472,7 +472,7 @@ inline void Transformer::encode_rows(State& state, const int* lengths, int num_s
       if (settings.positions == TFM_ROTARY)
         for (int s = 0; s < lengths[b]; s++)
           state.encoder_rotations.turn(own + s * wide, 2 * H, E, s);
-      attend_all(scratch, own, wide, lengths[b], H, E, attended + first * stride, stride);
+      attend_all(scratch.scores, own, wide, lengths[b], H, E, attended + first * stride, stride);
     }
     scratch.product(attended, stride, M, attention.output, Add{x, stride});
     attention.residual.leave(scratch, x, M);
