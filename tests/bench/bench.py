@@ -20,21 +20,23 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 
 import tfm_cli
 from tfm_cli.arithmetic import resolve_precision
-from tfm_cli.config import TrainingConfig
+from tfm_cli.config import SearchConfig, TrainingConfig
 from tfm_cli.configfile import resolve
-from tfm_cli.corpus.batch import Batch, make_batch, pad_source
+from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.sample import sample_path
-from tfm_cli.decoding.beam import beam_search
-from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model_dir import build_transformer
+from tfm_cli.native.model import NativeModel
+from tfm_cli.native.search import NativeSearch, Segments
 from tfm_cli.training.learner import Learner
 from tfm_cli.training.optim import MovingAverage, make_optimizer
 from tfm_cli.training.plan import MicroBatch
@@ -152,14 +154,25 @@ def bench_training(
     }
 
 
-@torch.inference_mode()
+def tokenizers_of(vocab_size: int) -> Any:
+    """Return what the engine asks of tokenizers, for a vocabulary without text."""
+    side = SimpleNamespace(
+        vocab_size=vocab_size, start_id=START_ID, eos_id=EOS_ID, banned_ids=(), byte_values={}
+    )
+    return SimpleNamespace(source=side, target=side, vocab_sizes=(vocab_size, vocab_size))
+
+
 def bench_translation(
     preset: str, source: np.ndarray, *, beam_size: int, batch_size: int
 ) -> dict[str, float]:
     """Target pieces a second of search, for the lengths of the middle of the corpus."""
     config = resolve(preset=preset, flags={"data": {"source": ("x",), "target": ("x",)}})
     vocab_size = VOCAB_SIZES[preset]
-    model = PreparedTransformer(build_transformer(config.model, (vocab_size, vocab_size)).eval())
+    model = build_transformer(config.model, (vocab_size, vocab_size)).eval()
+    search = NativeSearch(
+        [NativeModel.from_weights(model.state_dict(), config, tokenizers_of(vocab_size))],
+        SearchConfig(beam_size=beam_size),
+    )
     number = 8 if batch_size == 1 else (256 if preset == "tiny" else 2 * batch_size)
     middle = np.sort(source)[len(source) // 2 - number // 2 :][:number]
     segments = random_segments(middle, vocab_size)
@@ -168,15 +181,11 @@ def bench_translation(
         pieces = 0
         for start in range(0, len(segments), batch_size):
             batch = segments[start : start + batch_size]
-            ids, keep = pad_source(batch, EOS_ID)
-            found = beam_search(
-                model,
-                ids,
-                keep,
-                limits=[len(segment) for segment in batch],
-                start_id=START_ID,
-                eos_id=EOS_ID,
-                beam_size=beam_size,
+            found = search(
+                Segments(
+                    sources=[segment.tolist() for segment in batch],
+                    limits=[len(segment) for segment in batch],
+                )
             )
             pieces += sum(len(hypotheses[0].ids) + 1 for hypotheses in found)
         return pieces

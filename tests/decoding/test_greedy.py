@@ -2,10 +2,8 @@ import math
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from tests.decoding.table_model import EOS, START, VOCAB, TableModel, TableState, sources
+from tests.decoding.table_model import EOS, START, TableModel, sources
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.hypothesis import Hypothesis
@@ -93,33 +91,3 @@ def test_scores_are_not_there() -> None:
     assert math.isnan(found.score)
     assert math.isnan(found.log_probability)
     assert found.piece_scores == ()
-
-
-class GreedyTable(TableModel):
-    """Finds the likeliest piece by itself."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed, num_tables=3)
-        self.banned: list[list[int]] = []
-
-    def step_greedily(self, pieces: Tensor, state: TableState, banned: Tensor) -> Tensor:
-        self.banned.append(banned.tolist())
-        allowed = [piece for piece in range(VOCAB) if piece not in self.banned[-1]]
-        return torch.tensor(allowed)[self.step(pieces, state)[:, allowed].argmax(1)]
-
-    def last_logits(self, state: TableState, rows: Tensor) -> Tensor:
-        raise AssertionError("only what may not follow is looked at again")
-
-
-@pytest.mark.parametrize("banned", [(), (START, 2)])
-@pytest.mark.parametrize("seed", range(10))
-def test_model_that_finds_the_likeliest_piece_is_asked_for_it(
-    seed: int, banned: tuple[int, ...]
-) -> None:
-    model = GreedyTable(seed)
-
-    greedy, wanted = both(model, [2, 0, 1], [7, 2, 5], banned)
-
-    assert ids_of(greedy) == ids_of(wanted)
-    assert model.banned
-    assert all(each == list(banned) for each in model.banned)

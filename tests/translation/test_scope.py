@@ -10,7 +10,6 @@ from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.sampling import sample
-from tfm_cli.engine.prepared import PreparedTransformer
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.translation.scope import Scope
 
@@ -163,10 +162,10 @@ def test_model_gives_all_logits_where_nearly_all_are_needed() -> None:
 
 def test_whole_vocabulary_is_searched_as_ever() -> None:
     scope = Scope.of(torch.ones(3, 100, dtype=torch.bool), [3, 2])
-    prepared = PreparedTransformer(model_of(1).float())
+    model = model_of(1)
 
     assert scope == Scope()
-    assert scope.model([prepared]) is prepared
+    assert scope.model([model]) is model
     assert scope.specials([2, 3]) == [2, 3]
     assert scope.prefix(0, [5, 6]) == [5, 6]
     hypothesis = Hypothesis((5, 6), -1.0, -0.5)

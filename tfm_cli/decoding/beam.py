@@ -21,7 +21,6 @@ from tfm_cli.decoding.hypothesis import (
     StepModel,
     refuse_non_finite,
 )
-from tfm_cli.decoding.leading import leading
 from tfm_cli.decoding.loops import REPEATED_PIECES, is_loop
 from tfm_cli.decoding.scoring import length_norm
 from tfm_cli.decoding.utf8 import Spelling, Utf8
@@ -227,12 +226,12 @@ def _continuations(
         logits = logits.masked_fill(at_limit[:, None], -math.inf)
         logits[:, eos_id] = torch.where(at_limit, eos, possible)
     count = min(count, logits.shape[1])
-    best, pieces = leading(logits, count)  # (R, C) each
+    best, pieces = logits.topk(count, dim=1)  # (R, C) each
     if spelling is not None:
         rows = spelling.wrong_rows(best, pieces, room, forced)  # (r,)
         if rows is not None:
             restricted, stuck = spelling.restricted(logits, plain, rows, room)
-            best[rows], pieces[rows] = leading(restricted, count)
+            best[rows], pieces[rows] = restricted.topk(count, dim=1)
             if renormalize and len(stuck):
                 total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
     return best - total, pieces

@@ -6,37 +6,17 @@ What `beam_search` finds with a beam of 1, without the probabilities, which nobo
 # B segments still open, V vocabulary
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
-from tfm_cli.decoding.leading import leading
 from tfm_cli.decoding.loops import is_loop
 from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
 
 # Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest
 # is moved then, which costs more than a step's attention.
 _WORTH_MOVING = 0.8
-
-
-@runtime_checkable
-class GreedyModel(StepModel[StateT], Protocol):
-    """A model that finds the likeliest piece by itself, with less work."""
-
-    def step_greedily(self, pieces: Tensor, state: StateT, banned: Tensor) -> Tensor:
-        """The likeliest piece (R,) after the newest (R,) of each row, none of the banned ids.
-
-        Raises:
-            NonFiniteScoresError: the scores are not finite numbers.
-        """
-
-    def last_logits(self, state: StateT, rows: Tensor) -> Tensor:
-        """Logits (r, V) of the last step for these rows (r,), single precision or better.
-
-        Theirs is the choice of `step_greedily`; what comes back is the caller's to write into.
-        """
 
 
 def greedy_search(
@@ -73,7 +53,6 @@ def greedy_search(
     open_rows = [row for row in rows if limits[row]]
     pieces = torch.full((len(limits),), start_id, device=source.device)  # (B,)
     state = model.start(source, source_keep)
-    greedy = model if isinstance(model, GreedyModel) else None
     spelling = None if utf8 is None else GreedySpelling(utf8)
     while open_rows:
         if len(open_rows) <= _WORTH_MOVING * len(rows):
@@ -82,13 +61,9 @@ def greedy_search(
             state.keep(kept)
             rows = [rows[row] for row in open_rows]
             open_rows = list(range(len(rows)))
-        if greedy is not None:
-            pieces = greedy.step_greedily(pieces, state, banned)  # (B,)
-        else:
-            logits = model.step(pieces, state).index_fill(1, banned, -torch.inf)  # (B, V)
-            best, likeliest = leading(logits, 1)  # (B, 1) each
-            refuse_non_finite(best)
-            pieces = likeliest[:, 0]
+        logits = model.step(pieces, state).index_fill(1, banned, -torch.inf)  # (B, V)
+        best, pieces = logits.max(dim=1)  # (B,) each
+        refuse_non_finite(best)
         newest, staying = pieces.tolist(), []
         if spelling is not None and spelling.is_near(newest):
             room = {row: limits[rows[row]] - len(written[rows[row]]) for row in open_rows}
@@ -97,10 +72,9 @@ def greedy_search(
             ]
             if wrong:
                 places = torch.tensor(wrong, device=source.device)
-                some = logits[places] if greedy is None else greedy.last_logits(state, places)
-                some = some.index_fill_(1, banned, -torch.inf)  # (r, V)
+                some = logits[places]  # (r, V)
                 spelling.forbid_(some, [rows[row] for row in wrong], [room[row] for row in wrong])
-                pieces = pieces.index_copy(0, places, leading(some, 1)[1][:, 0])
+                pieces = pieces.index_copy(0, places, some.argmax(dim=1))
                 newest = pieces.tolist()
             for row in open_rows:
                 spelling.grow(rows[row], newest[row])
