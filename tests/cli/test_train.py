@@ -9,6 +9,7 @@ from tests.runs import SMALL_RUN, metrics, write_part
 from tfm_cli.configfile import read_toml, resolve, to_mapping
 from tfm_cli.model_config import load_config
 from tfm_cli.model_dir import weights_facts
+from tfm_cli.native import library
 from tfm_cli.presets import PRESETS
 
 
@@ -54,6 +55,11 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
         r"trained \d+s; model in `model`",
         r"",
     ]
+    if library.available():  # else PyTorch validates
+        packed = (
+            r"validation: weights packed in \d+\.\d s, translated in \d+\.\d s, with \d+ MiB more"
+        )
+        patterns.insert(-6, packed)
     lines = result.err.split("\n")
     assert len(lines) == len(patterns)
     for pattern, line in zip(patterns, lines, strict=True):
