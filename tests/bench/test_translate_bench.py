@@ -246,6 +246,7 @@ def test_both_sides_write_equally_many_tokens_and_find_the_same(
     assert (ours.precision, theirs.precision) == ("fp32", "float32")
     for one in (ours, theirs):
         assert (one.sentences, one.pieces, len(one.outputs)) == (12, 12 * LIMIT, 12)
+        assert {len(set(output.split("\n"))) for output in one.outputs} == {beam_size}
         assert min(one.seconds, one.cpu_seconds, one.load_seconds, one.peak_mib) > 0
     assert agreement(ours.outputs, theirs.outputs) == "all 12"
 

@@ -21,6 +21,7 @@ from tests.bench.translate_table import Measured
 from tfm_cli.errors import ResourceError
 
 WARM_UP = 8  # sentences
+CHECKED = 64  # sentences whose hypotheses are compared where all translations have one length
 _MOST_PIECES = 256  # of a translation that may end by itself
 
 Pieces = list[str]
@@ -37,6 +38,9 @@ class Side(Protocol):
 
     def translate(self, lines: Sequence[str]) -> list[Pieces]:
         """Return the pieces of the best translation of each line, without </s>."""
+
+    def beams(self, lines: Sequence[str]) -> list[list[Pieces]]:
+        """Return all hypotheses of each line."""
 
     def text(self, pieces: Pieces) -> str:
         """Return the text of a translation."""
@@ -64,6 +68,9 @@ class Tfm:
         self._limit, self._batch, self._workers = job["limit"], job["batch"], job["workers"]
 
     def translate(self, lines: Sequence[str]) -> list[Pieces]:
+        return [hypotheses[0] for hypotheses in self.beams(lines)]
+
+    def beams(self, lines: Sequence[str]) -> list[list[Pieces]]:
         from tfm_cli.native.search import Segments
 
         sources = self._tokenizers.source.encode(list(lines), threads=1)
@@ -71,18 +78,21 @@ class Tfm:
         starts = range(0, len(order), self._batch)
         batches = [order[start : start + self._batch] for start in starts]
 
-        def search(chosen: list[int]) -> list[Pieces]:
+        def search(chosen: list[int]) -> list[list[Pieces]]:
             limits = [self._limit or _MOST_PIECES] * len(chosen)
             segments = Segments(sources=[sources[index] for index in chosen], limits=limits)
             pieces = self._tokenizers.target.pieces
-            return [[pieces[i] for i in found[0].ids] for found in self._search(segments)]
+            return [
+                [[pieces[i] for i in hypothesis.ids] for hypothesis in found]
+                for found in self._search(segments)
+            ]
 
         if self._workers == 1:
             results = [search(chosen) for chosen in batches]
         else:
             with ThreadPoolExecutor(self._workers) as pool:
                 results = list(pool.map(search, batches))
-        found: list[Pieces] = [[] for _ in lines]
+        found: list[list[Pieces]] = [[] for _ in lines]
         for chosen, translations in zip(batches, results, strict=True):
             for index, translation in zip(chosen, translations, strict=True):
                 found[index] = translation
@@ -122,16 +132,23 @@ class CTranslate2:
         self._beam_size, self._limit, self._batch = job["beam_size"], job["limit"], job["batch"]
 
     def translate(self, lines: Sequence[str]) -> list[Pieces]:
+        return [hypotheses[0] for hypotheses in self._hypotheses(lines, 1)]
+
+    def beams(self, lines: Sequence[str]) -> list[list[Pieces]]:
+        return self._hypotheses(lines, self._beam_size)
+
+    def _hypotheses(self, lines: Sequence[str], count: int) -> list[list[Pieces]]:
         found = self._translator.translate_batch(
             self._source.encode(list(lines), out_type=str, num_threads=1),
             max_batch_size=self._batch,
             beam_size=self._beam_size,
+            num_hypotheses=count,
             length_penalty=1,
             # Which may be </s>, where translations end.
             max_decoding_length=self._limit or _MOST_PIECES + 1,
             max_input_length=0,
         )
-        return [result.hypotheses[0] for result in found]
+        return [result.hypotheses for result in found]
 
     def text(self, pieces: Pieces) -> str:
         text: str = self._target.decode([pieces])[0]
@@ -167,6 +184,12 @@ class HuggingFace:
         self._beam_size, self._limit, self._batch = job["beam_size"], job["limit"], job["batch"]
 
     def translate(self, lines: Sequence[str]) -> list[Pieces]:
+        return [hypotheses[0] for hypotheses in self._hypotheses(lines, 1)]
+
+    def beams(self, lines: Sequence[str]) -> list[list[Pieces]]:
+        return self._hypotheses(lines, self._beam_size)
+
+    def _hypotheses(self, lines: Sequence[str], count: int) -> list[list[Pieces]]:
         import torch
 
         from tfm_cli.corpus.batch import pad_source
@@ -176,6 +199,7 @@ class HuggingFace:
             "max_length": self._limit + 1,  # the start
             "do_sample": False,
             "num_beams": self._beam_size,
+            "num_return_sequences": count,
             "decoder_start_token_id": tokenizer.start_id,
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.eos_id,
@@ -195,7 +219,7 @@ class HuggingFace:
                     input_ids=source, attention_mask=mask, generation_config=config
                 ).tolist()
                 found += [[tokenizer.pieces[i] for i in row[1 : self._limit + 1]] for row in rows]
-        return found
+        return [found[start : start + count] for start in range(0, len(found), count)]
 
     def text(self, pieces: Pieces) -> str:
         return self._tokenizer.decode_pieces([pieces])[0]
@@ -226,10 +250,21 @@ def measure(side: Side, job: dict[str, Any], *, outputs: bool) -> Measured:
         pieces=sum(map(len, found)) + (0 if job["limit"] else len(found)),
         load_seconds=job["load_seconds"],
         peak_mib=peak / (1 << 20 if sys.platform == "darwin" else 1 << 10),
-        outputs=tuple(" ".join(pieces) for pieces in found) if outputs else (),
+        outputs=_outputs(side, job, found) if outputs else (),
         texts=tuple(map(side.text, found)) if outputs and not job["limit"] else (),
         precision=side.precision,
     )
+
+
+def _outputs(side: Side, job: dict[str, Any], found: list[Pieces]) -> tuple[str, ...]:
+    """Return the translation of each line, or all hypotheses where none can end by itself.
+
+    The log-probability of </s>, which only one of the sides counts, decides on their order there.
+    """
+    if not job["limit"] or job["beam_size"] == 1:
+        return tuple(map(" ".join, found))
+    beams = side.beams(job["lines"][:CHECKED])
+    return tuple("\n".join(sorted(map(" ".join, hypotheses))) for hypotheses in beams)
 
 
 def loaded(job: dict[str, Any]) -> Side:
