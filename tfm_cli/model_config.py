@@ -27,7 +27,8 @@ from tfm_cli.tokenizer_pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
 from tfm_cli.weights_file import WeightsFile
 
 # 2 has one tokenizer for each side, and search settings that 1 had not; 3 has the settings that
-# `settings_before` lists; 4 has decoders whose layers have a shape of their own.
+# `settings_before` lists; 4 has decoders whose layers have a shape of their own,
+# and weights in int8.
 FORMAT_VERSION = 4
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

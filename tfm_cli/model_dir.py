@@ -27,6 +27,7 @@ from tfm_cli.model_config import (
     without_later,
 )
 from tfm_cli.model_weights import (
+    INT8_FORMAT,
     METADATA_KEY,
     changed_weights,
     checked_header,
@@ -70,18 +71,29 @@ def save_weights(
     tokenizers: TokenizerPair,
     shape: ModelConfig,
     facts: WeightsFacts,
+    *,
+    precision: str = "fp32",
 ) -> None:
     """Write the weights that translate, tied to the tokenizers and shape they were learned with.
 
     The same weights and facts give the same bytes.
+
+    Args:
+        directory: that has the settings.
+        weights: by name; in int8 those of `quantized` are bytes, beside the scales of their rows.
+        tokenizers: of the model.
+        shape: of the model.
+        facts: that the file tells.
+        precision: `fp32` or `int8`.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {
-        "format_version": needed_format(shape),
+        "format_version": max(needed_format(shape), INT8_FORMAT if precision == "int8" else 0),
         "model": without_later(shape_of(shape)),
         "tokenizer_sha256": tokenizers.sha256,
         "weights_sha256": weights_sha256(tensors),
         **dataclasses.asdict(facts),
+        **({} if precision == "fp32" else {"precision": precision}),
     }
     with atomic_file(directory / WEIGHTS_FILE, follow=False) as stream:
         write_tensors(stream, tensors, {METADATA_KEY: json.dumps(metadata)})

@@ -5,6 +5,7 @@ All of it is known without PyTorch.
 
 # V source or target vocabulary, D model width, F inner width of the feed-forward layers
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from tfm_cli.plain_json import parse_object
 from tfm_cli.tensor_header import Values
 from tfm_cli.weights_file import WeightsFile
 
+SCALES = ".scales"  # of the rows of a matrix in int8, behind its name
+INT8_FORMAT = 4  # the first that has them
 METADATA_KEY = "tfm"  # only one: safetensors writes several in an order that changes
 _MAX_NAMED = 8  # tensors that a message lists
 
@@ -81,6 +84,26 @@ def _norm(name: str, width: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.norm.bias", (width,)
 
 
+def quantized(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return those of the weights that int8 has bytes for: matrices of products and embeddings."""
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and not name.endswith("_positions.embedding.weight")
+    }
+
+
+def stored_precision(path: Path) -> str:
+    """Return `int8` for a weights file in int8, else `fp32`; a torn one is told of when loaded."""
+    with contextlib.suppress(ValueError, OSError), WeightsFile(path) as file:
+        return _precision(metadata_of(file))
+    return "fp32"
+
+
+def _precision(metadata: Mapping[str, Any]) -> str:
+    return "int8" if metadata.get("precision") == "int8" else "fp32"
+
+
 def shape_of(config: ModelConfig) -> dict[str, Any]:
     """Return the settings that decide on what the weights compute; dropout is for training."""
     table = dataclasses.asdict(config)
@@ -93,8 +116,16 @@ def metadata_of(file: WeightsFile) -> dict[str, Any]:
     return parse_object(file.metadata.get(METADATA_KEY, "{}").encode())
 
 
-def checked_header(path: Path, file: WeightsFile, saved: SavedConfig) -> dict[str, Any]:
+def checked_header(
+    path: Path, file: WeightsFile, saved: SavedConfig, *, precision: str = "fp32"
+) -> dict[str, Any]:
     """Return what a weights file says of itself, if it has the weights that `config.json` wants.
+
+    Args:
+        path: of the file.
+        file: open.
+        saved: what `config.json` says.
+        precision: of what computes with them; weights in int8 are for int8 alone.
 
     Raises:
         ModelError: it is of a newer format, or has other weights; all that is wrong is named.
@@ -105,7 +136,14 @@ def checked_header(path: Path, file: WeightsFile, saved: SavedConfig) -> dict[st
     if type(version) is not int or version > FORMAT_VERSION:
         told = f"has format {version}, wanted at most {FORMAT_VERSION}"
         raise ModelError(f"{path}: {told}", hint="install a newer tfm")
-    wrong = _wrong_weights(file.tensors, weight_shapes(shape, saved.vocab_sizes))
+    stored = _precision(metadata)
+    if stored == "int8" and precision != "int8":
+        raise ModelError(
+            f"{path}: has weights in int8, which only the native CPU engine computes with, in int8",
+            hint="use the model that it was exported from, or translate with `--device cpu` and "
+            "without `--precision`",
+        )
+    wrong = _wrong_weights(file.tensors, weight_shapes(shape, saved.vocab_sizes), stored)
     if not wrong:
         # The same tensors mean something else with another number of heads, for example. A shape
         # that an older format did not know of was what is now the default.
@@ -126,15 +164,22 @@ def checked_header(path: Path, file: WeightsFile, saved: SavedConfig) -> dict[st
     return metadata
 
 
-def _wrong_weights(found: Mapping[str, Values], expected: Mapping[str, Shape]) -> list[str]:
+def _wrong_weights(
+    found: Mapping[str, Values], shapes: Mapping[str, Shape], precision: str
+) -> list[str]:
+    expected = {name: ("F32", shape) for name, shape in shapes.items()}
+    if precision == "int8":
+        for name, shape in quantized(shapes).items():
+            expected[name] = ("I8", shape)
+            expected[name + SCALES] = ("F32", shape[:1])
     wrong = [f"{name}: missing" for name in expected if name not in found]
     wrong += [f"{name}: unknown" for name in sorted(found) if name not in expected]
     for name, values in sorted(found.items()):
-        wanted = expected.get(name, values.shape)
-        if values.shape != wanted:
-            wrong.append(f"{name}: has shape {values.shape}, wanted {wanted}")
-        if values.dtype != "F32":
-            wrong.append(f"{name}: has type {values.dtype}, wanted F32")
+        dtype, shape = expected.get(name, ("F32", values.shape))
+        if values.shape != shape:
+            wrong.append(f"{name}: has shape {values.shape}, wanted {shape}")
+        if values.dtype != dtype:
+            wrong.append(f"{name}: has type {values.dtype}, wanted {dtype}")
     return wrong
 
 

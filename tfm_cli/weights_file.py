@@ -16,7 +16,10 @@ from tfm_cli.tensor_header import Values, parse_header
 
 # Twice what the deepest model needs, of 128 layers on each side.
 MAX_HEADER_BYTES = 1 << 20
-_TYPE_NAMES = {"F32": "torch.float32"}  # others are refused when a model is loaded
+_TYPE_NAMES = {
+    "F32": "torch.float32",
+    "I8": "torch.int8",
+}  # others are refused when a model is loaded
 
 _PART_BYTES = 1 << 20  # that are in memory together while they are hashed
 

@@ -1,4 +1,4 @@
-"""`tfm export`: a model out to another toolkit."""
+"""`tfm export`: a model out to another toolkit, or to int8."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,15 +18,18 @@ def export_model(
         ),
     ],
     to: Annotated[
-        Literal["hf", "ctranslate2"],
-        typer.Option(help="What will load it: MarianMTModel of Hugging Face, or CTranslate2."),
+        Literal["hf", "ctranslate2", "tfm"],
+        typer.Option(
+            help="What will load it: MarianMTModel of Hugging Face, CTranslate2, or tfm itself, "
+            "with weights in int8 that translate on CPUs."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write.")
     ],
     quantization: Annotated[
         Literal["int8", "int16", "float16", "bfloat16"] | None,
-        typer.Option(help="Coarser weights, for CTranslate2; else they stay as they are."),
+        typer.Option(help="Coarser weights, for CTranslate2, or int8 for tfm."),
     ] = None,
     probe: Annotated[
         Path | None,
@@ -41,7 +44,7 @@ def export_model(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
 ) -> None:
-    """Export a model to another toolkit, and check that it computes the same there.
+    """Export a model to another toolkit or to int8, and check that it computes the same there.
 
     What the other side cannot express is listed, and nothing is written.
 

@@ -89,7 +89,7 @@ def shortlist(
 
     from tfm_cli.corpus.parallel_text import read_pairs
     from tfm_cli.device import resolve_device
-    from tfm_cli.translation.loading import load_models
+    from tfm_cli.translation.loading import load_models, resolve_precision
     from tfm_cli.translation.search_engine import SearchOptions
     from tfm_cli.translation.shortlist import save_shortlist
     from tfm_cli.translation.shortlist_building import build_shortlist
@@ -98,7 +98,8 @@ def shortlist(
 
     place = resolve_device(device)
     count = num_workers(workers, device=place.type)
-    models = load_models([model], place, "fp32")
+    precision = resolve_precision("auto", place, [model]) if place.type == "cpu" else "fp32"
+    models = load_models([model], place, precision)
     with useless_weights_refused(str(model)):
         table = build_shortlist(
             read_pairs(source, target),

@@ -246,11 +246,12 @@ def translate(
 
         for directory in models:
             hash_ahead(checked_weights(directory))
-        from tfm_cli.device import decoding_precision, resolve_device
+        from tfm_cli.device import resolve_device
+        from tfm_cli.translation.loading import resolve_precision
 
         place = parallel.device(device)
         if precision == "auto":  # which may be another one where the same job goes on
-            precision = decoding_precision(precision, resolve_device(place))
+            precision = resolve_precision(precision, resolve_device(place), models)
 
         def load() -> "Translator":
             from tfm_cli.translation.translator import Translator

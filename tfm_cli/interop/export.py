@@ -15,12 +15,24 @@ from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.scoring import output_limit
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import atomic_directory, check_writable
-from tfm_cli.interop import ctranslate2_export, ctranslate2_runtime, hugging_face_export
+from tfm_cli.interop import (
+    ctranslate2_export,
+    ctranslate2_runtime,
+    hugging_face_export,
+    int8_export,
+)
 from tfm_cli.interop.ctranslate2_export import QUANTIZATIONS, write_ctranslate2
 from tfm_cli.interop.hugging_face_export import write_hugging_face
+from tfm_cli.interop.int8_export import verify_int8, write_int8
 from tfm_cli.interop.probe import probe_lines
-from tfm_cli.interop.verification import verify_coarse, verify_ctranslate2, verify_hugging_face
+from tfm_cli.interop.verification import (
+    Coarseness,
+    verify_coarse,
+    verify_ctranslate2,
+    verify_hugging_face,
+)
 from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.native import library
 from tfm_cli.ownership import EXPORT_FILE, holds_export, is_own_file, looking_at, refuse_replacing
 from tfm_cli.plain_file import read_plain
 from tfm_cli.plain_json import parse_object
@@ -28,11 +40,16 @@ from tfm_cli.translation.useless_weights import useless_weights_refused
 
 logger = logging.getLogger(__name__)
 
-TARGETS = ("hf", "ctranslate2")
-_FILES = {"hf": hugging_face_export.FILES, "ctranslate2": ctranslate2_export.FILES}
+TARGETS = ("hf", "ctranslate2", "tfm")
+_FILES = {
+    "hf": hugging_face_export.FILES,
+    "ctranslate2": ctranslate2_export.FILES,
+    "tfm": int8_export.FILES,
+}
 _REFUSE = {
     "hf": hugging_face_export.refuse_inexpressible,
     "ctranslate2": ctranslate2_export.refuse_inexpressible,
+    "tfm": int8_export.refuse_inexpressible,
 }
 _SEED = 1
 _MAX_CONFIG_BYTES = 1 << 20
@@ -53,8 +70,10 @@ def export_model(
         model_dir: what `tfm train` or `tfm import` wrote.
         output: a directory that is made; one with such an export in it is replaced only if asked
             for.
-        to: `hf` for Hugging Face's MarianMTModel, `ctranslate2` for its Translator.
+        to: `hf` for Hugging Face's MarianMTModel, `ctranslate2` for its Translator, `tfm` for a
+            model directory.
         quantization: of CTranslate2's weights, see `write_ctranslate2`; None for single precision.
+            A model directory has its weights in `int8`.
         probe: text in the source language to compare both sides on; None to have some made up.
         overwrite: replace an export of this kind that stands in `output`.
 
@@ -64,17 +83,10 @@ def export_model(
         DataError: `probe` cannot be read.
         ModelError: the model is torn, or computes something else on the other side; `output` is
             as it was.
-        ResourceError: CTranslate2 is needed and not installed, or the disk is full.
+        ResourceError: CTranslate2 or the native CPU engine is needed and not installed, or the
+            disk is full.
     """
-    if to not in TARGETS:
-        raise ConfigError(f"`--to` must be one of {', '.join(TARGETS)}, got {to}")
-    if to != "ctranslate2" and quantization is not None:
-        raise ConfigError(f"`--quantization` is for `--to ctranslate2`, got `--to {to}`")
-    if quantization not in (None, *QUANTIZATIONS):
-        wanted = ", ".join(QUANTIZATIONS)
-        raise ConfigError(f"`--quantization` must be one of {wanted}, got {quantization}")
-    if to == "ctranslate2" and not ctranslate2_runtime.is_installed():
-        raise ctranslate2_export.missing_ctranslate2()
+    _check_target(to, quantization)
     output = Path(os.path.realpath(output))
     check_output(output, to, overwrite=overwrite)
     inputs = [model_dir, *([probe] if probe else [])]
@@ -88,22 +100,53 @@ def export_model(
         useless_weights_refused(str(model_dir)),
         atomic_directory(output, may_replace=replaceable) as aside,
     ):
-        if to == "hf":
-            write_hugging_face(aside, model)
-            verified = verify_hugging_face(model, aside, lines)
+        if to == "tfm":
+            write_int8(aside, model, model_dir)
+            _tell("int8", verify_int8(model, aside, lines))
         else:
-            write_ctranslate2(aside, model, quantization=None)
-            verified = verify_ctranslate2(model, aside, lines)
-        if verified is not None:
-            logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
-        if quantization is not None:
-            _quantise(aside, model, quantization, lines)
+            _write_for_others(aside, model, to, quantization, lines)
         marker = json.dumps({"tfm_version": tfm_cli.__version__, "to": to})
         durable.write_file(aside / EXPORT_FILE, marker.encode() + b"\n")
         size = sum(path.stat().st_size for path in aside.iterdir())
     logger.info("wrote %s: %.1f MB", output, size / 1e6)
     if to == "ctranslate2":
         logger.info("%s", _call(model.config.search))
+
+
+def _check_target(to: str, quantization: str | None) -> None:
+    """Refuse what cannot be made of any model."""
+    if to not in TARGETS:
+        raise ConfigError(f"`--to` must be one of {', '.join(TARGETS)}, got {to}")
+    if to == "hf" and quantization is not None:
+        raise ConfigError(
+            "`--quantization` is for `--to ctranslate2` and `--to tfm`, got `--to hf`"
+        )
+    if to == "tfm" and quantization != "int8":
+        told = f"`--to tfm` needs `--quantization int8`, got {quantization or 'none'}"
+        raise ConfigError(told, hint="copy the model directory to have it as it is")
+    if quantization not in (None, *QUANTIZATIONS):
+        wanted = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"`--quantization` must be one of {wanted}, got {quantization}")
+    if to == "ctranslate2" and not ctranslate2_runtime.is_installed():
+        raise ctranslate2_export.missing_ctranslate2()
+    if to == "tfm":
+        library.load()
+
+
+def _write_for_others(
+    directory: Path, model: TrainedModel, to: str, quantization: str | None, lines: Sequence[str]
+) -> None:
+    """Write a model for another toolkit, and run it there."""
+    if to == "hf":
+        write_hugging_face(directory, model)
+        verified = verify_hugging_face(model, directory, lines)
+    else:
+        write_ctranslate2(directory, model, quantization=None)
+        verified = verify_ctranslate2(model, directory, lines)
+    if verified is not None:
+        logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
+    if quantization is not None:
+        _quantise(directory, model, quantization, lines)
 
 
 def check_output(output: Path, to: str, *, overwrite: bool) -> None:
@@ -146,6 +189,8 @@ def _is_export(directory: Path, to: str) -> bool:
         config = parse_object(read_plain(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES))
     except (OSError, ValueError):
         return False
+    if to == "tfm":
+        return "format_version" in config and (directory / "model.safetensors").exists()
     if to == "hf":
         return config.get("model_type") == "marian" and (directory / "model.safetensors").exists()
     return "decoder_start_token" in config and (directory / "model.bin").exists()
@@ -158,7 +203,11 @@ def _quantise(
     for path in directory.iterdir():
         durable.remove(path)
     write_ctranslate2(directory, model, quantization=quantization)
-    coarseness = verify_coarse(model, directory, lines)
+    _tell(quantization, verify_coarse(model, directory, lines))
+
+
+def _tell(quantization: str, coarseness: Coarseness) -> None:
+    """Log what coarser weights changed, as a warning if that is much."""
     keeps_most = 2 * coarseness.kept >= coarseness.lines > 0
     logger.log(logging.INFO if keeps_most else logging.WARNING, "%s: %s", quantization, coarseness)
 

@@ -22,6 +22,7 @@ from tfm_cli.model_config import (
     torn_weights,
 )
 from tfm_cli.model_weights import (
+    SCALES,
     Shape,
     changed_weights,
     checked_header,
@@ -64,6 +65,7 @@ class NativeModel:
         """An empty model; the constructors below put weights into it."""
         self.library, self.config, self.tokenizers, self.name = library, config, tokenizers, name
         self.num_bytes = 0
+        self._precision = precision
         handle = ctypes.c_void_p()
         options = _options(config.model, tokenizers, precision)
         self._check(library.functions.tfm_model_new(options, handle))
@@ -151,7 +153,7 @@ class NativeModel:
 
     def _read(self, path: Path, file: WeightsFile, saved: SavedConfig) -> None:
         """Pack the weights of a file, a tensor at a time, while a thread hashes it."""
-        metadata = checked_header(path, file, saved)
+        metadata = checked_header(path, file, saved, precision=self._precision)
         sha256 = file.hash_beside()
         shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
         size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}
@@ -162,7 +164,11 @@ class NativeModel:
                 buffer = None  # before there is another one
                 buffer = _Buffer(size[name])
             file.read_tensor(name, buffer.view)
-            if not self._pack(name, shapes[name], buffer.address):
+            scales = None
+            if file.tensors[name].dtype == "I8":
+                scales = _Buffer(4 * shapes[name][0])
+                file.read_tensor(name + SCALES, scales.view)
+            if not self._pack(name, shapes[name], buffer.address, scales=scales):
                 bad.add(name)
         is_saved = sha256() == metadata.get("weights_sha256")
         file.check_unchanged()
@@ -171,12 +177,24 @@ class NativeModel:
         if bad:
             raise useless_weights(path, [name for name in shapes if name in bad])
 
-    def _pack(self, name: str, shape: Shape, address: int) -> bool:
-        """Return False if a value of the tensor is no finite number."""
-        rows, columns = shape if len(shape) == 2 else (shape[0], 0)
-        status = self.library.functions.tfm_model_tensor(
-            self._handle, name.encode(), address, rows, columns
-        )
+    def _pack(
+        self, name: str, shape: Shape, address: int, *, scales: _Buffer | None = None
+    ) -> bool:
+        """Return False if a value of the tensor is no finite number.
+
+        Args:
+            name: of the tensor.
+            shape: of the tensor.
+            address: of its numbers.
+            scales: of its rows, if the numbers are bytes.
+        """
+        functions, (rows, columns) = self.library.functions, (*shape, 0)[:2]
+        if scales is None:
+            status = functions.tfm_model_tensor(self._handle, name.encode(), address, rows, columns)
+        else:
+            status = functions.tfm_model_bytes_tensor(
+                self._handle, name.encode(), address, scales.address, rows, columns
+            )
         if status == structures.NON_FINITE:
             return False
         self._check(status)

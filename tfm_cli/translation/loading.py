@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfm_cli.config import RunConfig
-from tfm_cli.device import Device, torch_build
+from tfm_cli.device import Device, decoding_precision, torch_build
 from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.model_config import WEIGHTS_FILE
+from tfm_cli.model_weights import stored_precision
 from tfm_cli.native import library
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.search_engine import SearchEngine, SearchOptions
@@ -25,6 +27,23 @@ class LoadedModels:
     config: RunConfig
     tokenizers: TokenizerPair
     engine: Callable[[SearchOptions], SearchEngine]
+
+
+def resolve_precision(name: str, place: Device, directories: Sequence[Path]) -> str:
+    """Return the precision in which models compute: `auto` is int8 for those that are saved in it.
+
+    Args:
+        name: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
+        place: where they compute.
+        directories: of the models.
+
+    Raises:
+        ConfigError: the name is unknown, or the device lacks that precision.
+    """
+    are_in_int8 = (stored_precision(each / WEIGHTS_FILE) == "int8" for each in directories)
+    if name == "auto" and place.type == "cpu" and any(are_in_int8):
+        return "int8"
+    return decoding_precision(name, place)
 
 
 def load_models(directories: Sequence[Path], place: Device, precision: str) -> LoadedModels:

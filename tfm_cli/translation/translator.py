@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 
 from tfm_cli.config import SearchConfig
-from tfm_cli.device import decoding_precision, resolve_device
+from tfm_cli.device import resolve_device
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.log import counted
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
-from tfm_cli.translation.loading import load_models
+from tfm_cli.translation.loading import load_models, resolve_precision
 from tfm_cli.translation.search_engine import Found, SearchEngine, SearchOptions
 from tfm_cli.translation.searching import BatchSearch
 from tfm_cli.translation.segments import Segment, Segmenter
@@ -114,7 +114,7 @@ class Translator:
                 compute.
         """
         place = resolve_device(device)
-        chosen = decoding_precision(precision, place)
+        chosen = resolve_precision(precision, place, [model_dir, *others])
         count = num_workers(workers, device=place.type)
         models = load_models([model_dir, *others], place, chosen)
         options = SearchOptions(
