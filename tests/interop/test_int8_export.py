@@ -1,0 +1,171 @@
+"""Model directories in int8: what is in them, and what may be done with them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import RunTfm
+from tfm_cli.errors import ConfigError, ModelError, ResourceError
+from tfm_cli.interop import int8_export
+from tfm_cli.interop.export import export_model
+from tfm_cli.model_dir import load_model, weights_facts
+from tfm_cli.model_weights import SCALES, stored_precision
+from tfm_cli.native import library
+from tfm_cli.native.model import NativeModel
+from tfm_cli.native.search import NativeSearch, Segments
+from tfm_cli.translation.translator import Translator
+
+MODEL = Path(__file__).parents[1] / "golden" / "model_v1"
+LINES = ["null zwei drei", "vier", "neun acht sieben sechs fünf"]
+pytestmark = pytest.mark.skipif(
+    not library.available(), reason="needs the native engine: build it with `make install`"
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("exported") / "int8"
+    export_model(MODEL, output, to="tfm", quantization="int8")
+    return output
+
+
+def hypotheses(model: NativeModel) -> Any:
+    sources = model.tokenizers.source.encode(LINES)
+    search = NativeSearch([model], model.config.search, piece_scores=True)
+    return search(Segments(sources=sources, limits=[20] * len(sources)))
+
+
+def test_matrices_are_bytes_with_scales_and_all_else_is_as_it_was(exported: Path) -> None:
+    wanted = load_file(MODEL / "model.safetensors")
+
+    found = load_file(exported / "model.safetensors")
+
+    assert {name for name in found if not name.endswith(SCALES)} == set(wanted)
+    for name, tensor in wanted.items():
+        if tensor.ndim == 1:
+            assert torch.equal(found[name], tensor)
+        else:
+            rounded = found[name].float() * found[name + SCALES][:, None]
+            steps = found[name + SCALES][:, None]
+            assert found[name].dtype == torch.int8
+            assert bool(((rounded - tensor).abs() <= 0.501 * steps).all())
+    assert weights_facts(exported) == weights_facts(MODEL)
+
+
+def test_size_is_about_a_quarter(exported: Path) -> None:
+    size = (exported / "model.safetensors").stat().st_size
+
+    assert size < 0.45 * (MODEL / "model.safetensors").stat().st_size  # a narrow model's
+
+
+def test_translations_are_to_the_bit_those_of_the_model_in_int8(exported: Path) -> None:
+    wanted = hypotheses(NativeModel.load(MODEL, precision="int8"))
+
+    assert hypotheses(NativeModel.load(exported, precision="int8")) == wanted
+
+
+def test_model_in_int8_is_translated_in_int8_unless_told_otherwise(exported: Path) -> None:
+    wanted = [one.text for one in Translator.load(MODEL, precision="int8").translate(LINES)]
+
+    assert stored_precision(exported / "model.safetensors") == "int8"
+    assert [one.text for one in Translator.load(exported).translate(LINES)] == wanted
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(ModelError, match="has weights in int8, which only the native CPU eng"):
+            Translator.load(exported, precision=precision)
+
+
+def test_model_in_int8_translates_together_with_one_in_fp32(exported: Path) -> None:
+    together = Translator.load(MODEL, others=[exported])
+
+    wanted = Translator.load(exported)
+    assert [one.text for one in together.translate(LINES)] == [
+        one.text for one in wanted.translate(LINES)
+    ]
+
+
+def test_commands_say_what_they_cannot_do_with_a_model_in_int8(
+    exported: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    told = "model.safetensors: has weights in int8, which only the native CPU engine computes with"
+
+    export = run_tfm(["export", str(exported), "--to", "hf", "--output", str(tmp_path / "out")])
+
+    assert (export.code, export.out) == (4, "")
+    assert told in export.err
+    with pytest.raises(ModelError, match=told):
+        load_model(exported, torch.device("cpu"))
+
+
+def test_damaged_model_in_int8_is_refused(exported: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(exported, tmp_path / "model"))
+    path = directory / "model.safetensors"
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ModelError, match="the weights are not those that were saved"):
+        NativeModel.load(directory, precision="int8")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ModelError, match="is torn or no safetensors file"):
+        NativeModel.load(directory, precision="int8")
+
+
+def test_export_that_computes_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = int8_export._quantized
+
+    def wrong(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, scales = right(matrix)
+        return values, scales * 1.01
+
+    monkeypatch.setattr(int8_export, "_quantized", wrong)
+
+    with pytest.raises(ModelError, match="computes something else than the model does in int8"):
+        export_model(MODEL, tmp_path / "out", to="tfm", quantization="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("to", "quantization", "told"),
+    [
+        ("tfm", None, "`--to tfm` needs `--quantization int8`, got none"),
+        ("tfm", "int16", "`--to tfm` needs `--quantization int8`, got int16"),
+        ("hf", "int8", "`--quantization` is for `--to ctranslate2` and `--to tfm`"),
+    ],
+)
+def test_other_precisions_are_refused(
+    to: str, quantization: str | None, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        export_model(MODEL, tmp_path / "out", to=to, quantization=quantization)
+
+
+def test_export_without_the_engine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFM_NATIVE_LIBRARY", "none")
+
+    with pytest.raises(ResourceError, match="the native CPU engine is not here"):
+        export_model(MODEL, tmp_path / "out", to="tfm", quantization="int8")
+
+
+def test_export_is_replaced_only_if_asked_for(exported: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(exported, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="out: holds an export"):
+        export_model(MODEL, output, to="tfm", quantization="int8")
+
+    export_model(MODEL, output, to="tfm", quantization="int8", overwrite=True)
+
+    for name in ("config.json", "model.safetensors"):
+        assert (output / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_model_that_was_trained_is_never_replaced(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+    with pytest.raises(ConfigError, match="holds what no such export has"):
+        export_model(MODEL, model, to="tfm", quantization="int8", overwrite=True)
