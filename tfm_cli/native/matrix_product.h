@@ -137,7 +137,7 @@ struct Linear {
             if (step_inputs == 1) {
               std::memcpy(to + size_t(s) * NR, row + s, 4);
             } else {
-              uint32_t low = to_bf16(row[2 * s]), high = 2 * s + 1 < k ? to_bf16(row[2 * s + 1]) : 0;
+              uint32_t low = 2 * s < k ? to_bf16(row[2 * s]) : 0, high = 2 * s + 1 < k ? to_bf16(row[2 * s + 1]) : 0;
               to[size_t(s) * NR] = int32_t(low | high << 16);
             }
           }
