@@ -59,7 +59,7 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
         packed = (
             r"validation: weights packed in \d+\.\d s, translated in \d+\.\d s, with \d+ MiB more"
         )
-        patterns.insert(-6, packed)
+        patterns.insert(7, packed)
     lines = result.err.split("\n")
     assert len(lines) == len(patterns)
     for pattern, line in zip(patterns, lines, strict=True):
