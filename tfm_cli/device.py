@@ -8,18 +8,15 @@ import ctypes
 import importlib.util
 import logging
 import os
-import platform
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfm_cli.config import DECODING_PRECISIONS
-from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.errors import INSTALL_TORCH, ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
-
-INSTALL_TORCH = "install it with `pip install torch`"
 
 _told: set[str] = set()  # what was said once already
 _DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; else libcuda.so.1
@@ -136,7 +133,7 @@ def num_gpus() -> int:
 
 def has_mps() -> bool:
     """Return True if PyTorch can use the GPU of an Apple processor."""
-    if sys.platform != "darwin" or platform.machine() != "arm64" or not torch_build():
+    if sys.platform != "darwin" or os.uname().machine != "arm64" or not torch_build():
         return False
     import torch
 

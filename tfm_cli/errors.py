@@ -5,6 +5,8 @@ import signal
 # Those that ask a process to end: a key, a scheduler, a terminal or connection that is gone.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+INSTALL_TORCH = "install it with `pip install torch`"  # the hint where PyTorch is missing
+
 
 class TfmError(Exception):
     """Something the user can put right; shown without a traceback.

@@ -20,6 +20,7 @@ from tfm_cli.cli.options import CommandGroup
 from tfm_cli.cli.values import plain_parameters, take_plainly
 from tfm_cli.errors import (
     END_SIGNALS,
+    INSTALL_TORCH,
     Interrupted,
     OutOfTime,
     ResourceError,
@@ -105,6 +106,8 @@ def _told() -> Iterator[None]:
             raise
         if lack := _lack(bug):
             typer.echo(f"error: {lack}", err=True)
+            if isinstance(bug, ImportError) and (bug.name or "").partition(".")[0] == "torch":
+                typer.echo(f"hint: {INSTALL_TORCH}", err=True)
             raise typer.Exit(ResourceError.exit_code) from bug
         typer.echo(visible(traceback.format_exc()), nl=False, err=True)
         typer.echo(f"error: this is a bug in tfm {tfm_cli.__version__}; {_ISSUES}", err=True)
