@@ -34,9 +34,8 @@ constexpr long kPrefetchBytes = 2048;
 // Rows from which on products in int8, which are exact in any order, are done in tiles.
 constexpr int kTilesFrom = 8;
 
-// A row of K numbers as bytes, round(127 x / max |x|) + kZeroPoint, up to `padded` of them; returns the
-// scale. A row that is not finite gives the scale NaN, and so results that are NaN.
-inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
+// The bits of the largest of K magnitudes: above those of infinity where one is NaN.
+inline int32_t largest_magnitude(const float* x, int K) {
   const int whole = K / VL * VL;
   const vi no_sign = broadcast(int32_t{0x7fffffff});
   vi most0 = {}, most1 = {};  // as integers, since their order is that of the numbers, with NaN on top
@@ -50,7 +49,15 @@ inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
     k += VL;
   }
   if (k < K) most1 = max(most1, (vi)load_first(x + k, K - k) & no_sign);
-  int32_t bits = largest(max(most0, most1));
+  return largest(max(most0, most1));
+}
+
+// A row of K numbers as bytes, round(127 x / max |x|) + kZeroPoint, up to `padded` of them; returns the
+// scale. A row that is not finite gives the scale NaN, and so results that are NaN.
+inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
+  const int whole = K / VL * VL;
+  const int32_t bits = largest_magnitude(x, K);
+  int k;
   float most;
   std::memcpy(&most, &bits, 4);
   const bool finite = bits < 0x7f800000, tiny = most < 1e-30f;
@@ -76,13 +83,10 @@ inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
 
 // The bytes of a row of weights, round(127 w / max |w|), and their scale.
 inline float quantize_weights(const float* w, size_t K, int8_t* bytes) {
-  float most = 0;
-  bool finite = true;
-  for (size_t k = 0; k < K; k++) {
-    float a = std::fabs(w[k]);
-    finite = finite && a < kInfinity;
-    most = a > most ? a : most;
-  }
+  const int32_t bits = largest_magnitude(w, int(K));
+  float most;
+  std::memcpy(&most, &bits, 4);
+  const bool finite = bits < 0x7f800000;
   if (!finite || most < 1e-30f) {
     std::memset(bytes, 0, K);
     return finite ? 1.0f : kNaN;
