@@ -1,92 +1,201 @@
-"""Without PyTorch `tfm` translates, evaluates, tokenizes, checks; the rest says what it lacks."""
+"""What needs no PyTorch runs where PyTorch is not installed, and imports none where it is."""
 
-import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TinyCorpus
-from tests.system import without_torch
-from tests.translation.native_translator import needs_native
-from tfm_cli.native.library import NONE
+from tests import environments
+from tests.conftest import RunTfm, TinyCorpus
+from tfm_cli.native import library
+
+pytestmark = pytest.mark.skipif(
+    not library.available() and "TFM_REQUIRE_NATIVE" not in os.environ,
+    reason="needs the native engine",
+)
+
+LINES = "one two three\nseven\n\nnine four\n"
+TRANSLATIONS = "eins zwei drei\nsieben\n\nneun vier\n"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packages")
-    without_torch.link_packages(folder)
-    assert not (folder / "torch").exists()
-    return folder
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that finds the small packages and this one, and no PyTorch."""
+    python = environments.environment(tmp_path_factory.mktemp("environment"))
+    environments.link_package(python)
+    return python
 
 
-@needs_native
-def test_translating_works(packages: Path, tiny_model: Path, tiny_corpus: TinyCorpus) -> None:
-    command = ["translate", "-q", "-m", str(tiny_model), "--workers", "2", "--max-tokens", "100"]
-    text = "".join(f"{line}\n" for line in tiny_corpus.lines("test.en"))
+@pytest.fixture
+def run(python: Path, tmp_path: Path) -> Run:
+    """`run(["translate", …], stdin)` where PyTorch is not installed."""
 
-    done = without_torch.run(packages, [*command, "--alignment", "hard", "-f", "json"], text)
+    def tfm(
+        arguments: list[str], stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-m", "tfm_cli", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=_with_library() | environment,
+            timeout=120,
+            check=False,
+        )
 
-    assert (done.returncode, done.stderr) == (0, "")
-    found = [json.loads(line)["translation"] for line in done.stdout.split("\n")[:-1]]
-    assert sum(map(str.__eq__, found, tiny_corpus.lines("test.de"))) > 36  # of 40
+    return tfm
 
 
-@needs_native
-def test_evaluating_works(packages: Path, tiny_model: Path, tiny_corpus: TinyCorpus) -> None:
-    command = ["evaluate", tiny_corpus.path("test.de"), "--model", str(tiny_model)]
-
-    done = without_torch.run(packages, [*command, "--source", tiny_corpus.path("test.en")])
-
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["score"] > 95
+def _with_library() -> dict[str, str]:
+    """The environment of a process that finds the library which this process has found."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return kept | {library.LIBRARY: str(library.load().path.resolve())}
 
 
-def test_tokenizing_and_checking_work(
-    packages: Path, tiny_model: Path, tiny_corpus: TinyCorpus
+def test_environment_has_no_torch(python: Path) -> None:
+    code = "import importlib.util as u; print([bool(u.find_spec(n)) for n in ('torch', 'tfm_cli')])"
+
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[False, True]\n"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--greedy"],
+        ["--device", "cpu", "--precision", "int8", "--beam", "3"],
+        ["--precision", "bf16", "--greedy"],
+        ["--workers", "2", "--max-tokens", "8"],
+        ["--sampling", "--top-k", "1"],
+        ["--no-repeat-ngram-size", "3", "--repetition-penalty", "1.01", "--early-stopping"],
+        [
+            "--format",
+            "json",
+            "--n-best",
+            "2",
+            "--with-score",
+            "--word-scores",
+            "--alignment",
+            "hard",
+        ],
+    ],
+    ids=" ".join,
+)
+def test_lines_are_translated(
+    run: Run, run_tfm: RunTfm, tiny_model: Path, flags: list[str]
 ) -> None:
-    sides = ["-s", tiny_corpus.path("test.en"), "-t", tiny_corpus.path("test.de")]
+    command = ["translate", "--model", str(tiny_model), *flags]
 
-    encoded = without_torch.run(
-        packages, ["tokenize", "encode", "-m", str(tiny_model)], "one two\n", engine=NONE
-    )
-    checked = without_torch.run(packages, ["check", *sides, "-m", str(tiny_model)], engine=NONE)
+    done = run(command, LINES)
 
-    assert (encoded.returncode, encoded.stdout) == (0, "▁one ▁two\n"), encoded.stderr
-    assert checked.returncode == 0, checked.stderr
+    assert (done.returncode, done.stdout) == (0, run_tfm(command, LINES).out), done.stderr
+    assert "json" in flags or done.stdout == TRANSLATIONS
 
 
-@needs_native
-def test_shortlists_work(
-    packages: Path, tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path
+def test_two_models_translate_together(run: Run, tiny_model: Path) -> None:
+    done = run(["translate", "--model", str(tiny_model), "--model", str(tiny_model)], LINES)
+
+    assert (done.returncode, done.stdout) == (0, TRANSLATIONS), done.stderr
+
+
+def test_shortlist_is_made_and_used(
+    run: Run, tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
-    sides = ["-s", tiny_corpus.path("test.en"), "-t", tiny_corpus.path("test.de")]
-    table = str(tmp_path / "table")
+    corpus = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
+    table = str(tmp_path / "shortlist.safetensors")
 
-    made = without_torch.run(packages, ["shortlist", "-m", str(tiny_model), *sides, "-o", table])
-    used = without_torch.run(
-        packages, ["translate", "-m", str(tiny_model), "--shortlist-file", table], "one two\n"
-    )
+    made = run(["shortlist", "--model", str(tiny_model), *corpus, "--output", table])
+    used = run(["translate", "--model", str(tiny_model), "--shortlist-file", table], LINES)
 
     assert made.returncode == 0, made.stderr
-    assert used.stdout == "eins zwei\n", used.stderr
+    assert (used.returncode, used.stdout) == (0, TRANSLATIONS), used.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "export model --to ctranslate2"])
-def test_what_needs_pytorch_says_how_to_get_it(
-    packages: Path, tiny_model: Path, tmp_path: Path, command: str
-) -> None:
-    arguments = command.replace("model", str(tiny_model)).split()
+def test_translations_are_scored(run: Run, tiny_model: Path, tiny_corpus: TinyCorpus) -> None:
+    source, target = tiny_corpus.path("test.en"), tiny_corpus.path("test.de")
+    scores = ["-m", "bleu,chrf", "--format", "text"]
 
-    done = without_torch.run(packages, [*arguments, "-o", str(tmp_path / "out")], engine=NONE)
+    own = run(["evaluate", target, "--model", str(tiny_model), "--source", source, *scores])
+    given = run(["evaluate", target, "-i", target, *scores])
+
+    assert own.returncode == given.returncode == 0, own.stderr + given.stderr
+    assert "100.0" in own.stdout
+    assert "100.0" in given.stdout
+
+
+def test_text_is_tokenized(run: Run, tiny_model: Path) -> None:
+    encoded = run(["tokenize", "encode", "--model", str(tiny_model)], LINES)
+    decoded = run(["tokenize", "decode", "--model", str(tiny_model)], encoded.stdout)
+
+    assert (encoded.returncode, decoded.returncode) == (0, 0), encoded.stderr + decoded.stderr
+    assert decoded.stdout == LINES
+
+
+def test_text_is_checked(run: Run, tiny_model: Path, tiny_corpus: TinyCorpus) -> None:
+    corpus = ["-s", tiny_corpus.path("test.en"), "-t", tiny_corpus.path("test.de")]
+
+    done = run(["check", *corpus, "--model", str(tiny_model)])
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["train --output new", "export MODEL --to ctranslate2 -o new"])
+def test_what_needs_torch_tells_how_to_install_it(run: Run, tiny_model: Path, command: str) -> None:
+    done = run([str(tiny_model) if word == "MODEL" else word for word in command.split()])
 
     assert (done.returncode, done.stdout) == (5, ""), done.stderr
-    assert "`torch` cannot be imported" in done.stderr
+    assert "error: `torch` cannot be imported: No module named" in done.stderr
     assert done.stderr.endswith("hint: install it with `pip install torch`\n")
 
 
-def test_without_engine_and_pytorch_nothing_translates(packages: Path, tiny_model: Path) -> None:
-    done = without_torch.run(packages, ["translate", "-m", str(tiny_model)], "one\n", engine=NONE)
+def test_gpu_and_fallback_need_torch(run: Run, tiny_model: Path) -> None:
+    command = ["translate", "--model", str(tiny_model)]
 
-    assert (done.returncode, done.stdout) == (5, "")
-    assert "there is neither the native CPU engine (" in done.stderr
-    assert ") nor PyTorch\n" in done.stderr
+    gpu = run([*command, "--device", "cuda"], LINES)
+    fallback = run(command, LINES, **{library.LIBRARY: library.NONE})
+
+    assert (gpu.returncode, gpu.stdout) == (5, "")
+    assert (fallback.returncode, fallback.stdout) == (5, "")
+    assert "neither the native CPU engine (TFM_NATIVE_LIBRARY is `none`) nor PyTorch" in (
+        fallback.stderr
+    )
+    assert "hint: " in fallback.stderr
+
+
+def _imported(arguments: list[str], stdin: str) -> set[str]:
+    """The modules that a command imports where PyTorch is installed, as `-X importtime` tells."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tfm_cli", *arguments],
+        input=stdin, capture_output=True, text=True, env=_with_library(), timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", ["translate", "evaluate", "tokenize", "check"])
+def test_no_torch_is_imported_where_it_is_installed(
+    command: str, tiny_model: Path, tiny_corpus: TinyCorpus
+) -> None:
+    model = ["--model", str(tiny_model)]
+    source, target = tiny_corpus.path("test.en"), tiny_corpus.path("test.de")
+    arguments = {
+        "translate": [*model, "--device", "cpu"],
+        "evaluate": [target, *model, "--source", source, "--device", "cpu"],
+        "tokenize": ["encode", *model],
+        "check": ["-s", source, "-t", target, *model],
+    }
+
+    found = _imported([command, *arguments[command]], LINES)
+
+    assert "tfm_cli.cli" in found
+    assert "torch" not in found
+    assert command != "translate" or "numpy" not in found
