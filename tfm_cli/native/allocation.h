@@ -165,13 +165,13 @@ class Arena {
 // Memory that grows on demand and is kept: activations and caches. What it held is lost when it grows.
 class Buffer {
  public:
-  // At least `count` elements, with a vector's width of room behind the last.
+  // At least `count` elements, with a vector's width of room behind the last. huge: ask for huge pages.
   template <class T>
-  T* get(size_t count) {
+  T* get(size_t count, bool huge = false) {
     size_t bytes = array_bytes(count, sizeof(T)) + 2 * kCacheLine;
     if (bytes > block_.size()) {
       block_ = Block();  // first give back, then ask
-      block_ = Block(bytes < kMappedFrom ? bytes + bytes / 4 : bytes);
+      block_ = Block(bytes < kMappedFrom ? bytes + bytes / 4 : bytes, huge);
     }
     return static_cast<T*>(block_.data());
   }

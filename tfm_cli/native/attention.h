@@ -10,6 +10,10 @@
 //
 // H heads, E head width, P positions
 #pragma once
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
 #include "allocation.h"
 #include "vectors.h"
 
@@ -64,53 +68,105 @@ static void store(Cache<T> cache, int heads, int head_width, int entry, const fl
   }
 }
 
-// Vectors 2i and 2i + 1 of a cached head.
-static TFM_INLINE void two_vectors(const float* p, int i, vf& first, vf& second) {
-  first = load(p + 2 * i * VL);
-  second = load(p + (2 * i + 1) * VL);
+// Vector i of a cached head.
+static TFM_INLINE vf head_vector(const float* p, int i) { return load(p + i * VL); }
+static TFM_INLINE vf head_vector(const uint16_t* p, int i) {
+  const vi pairs = load_int(p + i / 2 * 2 * VL);
+  return i % 2 == 0 ? lower_half(pairs) : upper_half(pairs);
 }
-static TFM_INLINE void two_vectors(const uint16_t* p, int i, vf& first, vf& second) {
-  vi pairs = load_int(p + 2 * i * VL);
-  first = lower_half(pairs);
-  second = upper_half(pairs);
-}
-static TFM_INLINE vf last_vector(const float* p, int i) { return load(p + i * VL); }
-static TFM_INLINE vf last_vector(const uint16_t*, int) { return vf{}; }  // vectors of bf16 come in twos
 
+// The halves of all groups of 2 * HALF lanes of a and then of b added up: the lower to the upper ones.
+template <int HALF>
+static TFM_INLINE vf add_halves(vf a, vf b) {
+  vi lower;
+  for (int i = 0; i < VL; i++) lower[i] = i / HALF * 2 * HALF + i % HALF;
+  return __builtin_shuffle(a, b, lower) + __builtin_shuffle(a, b, lower + HALF);
+}
 // The sums of VL vectors, one in each lane, added up as `sum` does.
 static TFM_INLINE vf sums_of(const vf* v) {
-  vf result;
-  for (int i = 0; i < VL; i++) result[i] = sum(v[i]);
-  return result;
+  vf left[VL];
+  for (int i = 0; i < VL; i++) left[i] = v[i];
+  int count = VL;
+  auto halve = [&](auto half) {
+    for (int i = 0; i < count / 2; i++) left[i] = add_halves<decltype(half)::value>(left[2 * i], left[2 * i + 1]);
+    count /= 2;
+  };
+#if defined(__AVX512F__)
+  halve(std::integral_constant<int, 8>());
+#endif
+#if defined(__AVX2__)
+  halve(std::integral_constant<int, 4>());
+#endif
+  halve(std::integral_constant<int, 2>());
+  halve(std::integral_constant<int, 1>());
+  return left[0];
 }
 
-// One head. V: vectors of a cached head, or 0 for any number.
+// Ask for `count` elements from `from` on, of vectors j … of a cached head.
+template <class T>
+static TFM_INLINE void prefetch(const T* head, int count, int j) {
+  constexpr int kLine = int(kCacheLine / sizeof(T));
+#pragma GCC unroll 4
+  for (int i = 0; i < count; i += kLine) __builtin_prefetch(head + j * VL + i);
+}
+
+#if defined(__AVX512F__)
+constexpr int kValueVectors = 4;  // of the result at a time: with 4 sums each they fit in registers
+#else
+constexpr int kValueVectors = 2;
+#endif
+
+// Vectors j … j + COUNT - 1 of the weighted sum of values, each of which is the sum of 4 sums: of the
+// positions 0, 4, 8, …, of 1, 5, …
+template <int COUNT, class T, class Entry>
+static TFM_INLINE void add_values(const T* values, int j, const float* p, int num_positions, float inverse, Entry entry,
+                                  const T* next_keys, vf* result) {
+  vf sums[COUNT][4] = {};
+  auto add = [&](int chain, int position) {
+    const size_t at = entry(position);
+    const T* value = values + at;
+    prefetch(next_keys + at, COUNT * VL, j);
+    const vf weight = broadcast(p[position]);
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++) sums[i][chain] = multiply_add(head_vector(value, j + i), weight, sums[i][chain]);
+  };
+  int position = 0;
+  for (; position + 4 <= num_positions; position += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) add(i, position + i);
+  }
+  if (position < num_positions) add(0, position);
+  if (position + 1 < num_positions) add(1, position + 1);
+  if (position + 2 < num_positions) add(2, position + 2);
+  for (int i = 0; i < COUNT; i++) result[i] = ((sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3])) * inverse;
+}
+
+// One head. V: vectors of a cached head, or 0 for any number. p: (P,), to which the attention weights go.
+// Caches are mostly far away: values are asked for while scores are computed, and the keys of the next head
+// while values are added up.
 template <int V, class T>
 static void attend_head(const float* query, const T* keys, const T* values, int num_vectors, int head_width,
-                        int num_positions, int stride, const uint8_t* ancestors, float* out, float* p) {
+                        int num_positions, int stride, const uint8_t* ancestors, const T* next_keys, float* out, float* p) {
   const int vectors = V ? V : num_vectors;
   const size_t width = size_t(vectors) * VL;
-  const float scale = 1 / std::sqrt(float(head_width));
-  auto entry = [&](int position) { return size_t(position) * size_t(stride) + (ancestors ? ancestors[position] : 0); };
-  vf top = broadcast(-kInfinity);
+  const vf scale = broadcast(1 / std::sqrt(float(head_width)));
+  auto entry = [&](int position) {
+    return (size_t(position) * size_t(stride) + (ancestors ? ancestors[position] : 0)) * width;
+  };
+  vf top = broadcast(-kInfinity), sums[VL] = {};
   for (int from = 0; from < num_positions; from += VL) {
-    vf sums[VL];
-#pragma GCC unroll 1
-    for (int i = 0; i < VL; i++) {
-      const int position = from + i < num_positions ? from + i : num_positions - 1;
-      const T* key = keys + entry(position) * width;
+    const int count = std::min(VL, num_positions - from);
+    for (int i = 0; i < count; i++) {
+      const size_t at = entry(from + i);
+      const T* key = keys + at;
+      prefetch(values + at, vectors * VL, 0);
       vf s = {};
-      for (int j = 0; j < vectors / 2; j++) {
-        vf a, b;
-        two_vectors(key, j, a, b);
-        s = multiply_add(a, load(query + 2 * j * VL), s);
-        s = multiply_add(b, load(query + (2 * j + 1) * VL), s);
-      }
-      if (vectors % 2) s = multiply_add(last_vector(key, vectors - 1), load(query + (vectors - 1) * VL), s);
+#pragma GCC unroll 8
+      for (int j = 0; j < vectors; j++) s = multiply_add(head_vector(key, j), load(query + j * VL), s);
       sums[i] = s;
     }
     vf s = sums_of(sums) * scale;
-    if (from + VL > num_positions) s = lanes() < broadcast(num_positions - from) ? s : broadcast(-kInfinity);
+    if (count < VL) s = lanes() < broadcast(count) ? s : broadcast(-kInfinity);
     store(p + from, s);
     top = max(top, s);
   }
@@ -123,29 +179,23 @@ static void attend_head(const float* query, const T* keys, const T* values, int 
     total += e;
   }
   const float inverse = 1 / sum(total);
-  // Two vectors of the result at a time, each the sum of 4 sums: of the positions 0, 4, 8, …, of 1, 5, …
-  for (int j = 0; j < (vectors + 1) / 2; j++) {
-    vf a[4] = {}, b[4] = {};
-    auto add = [&](int chain, int position) {
-      const T* value = values + entry(position) * width;
-      const vf weight = broadcast(p[position]);
-      vf first, second = {};
-      if (2 * j + 1 < vectors) two_vectors(value, j, first, second);
-      else first = last_vector(value, vectors - 1);
-      a[chain] = multiply_add(first, weight, a[chain]);
-      b[chain] = multiply_add(second, weight, b[chain]);
-    };
-    int position = 0;
-    for (; position + 4 <= num_positions; position += 4)
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) add(i, position + i);
-    for (int i = 0; position + i < num_positions; i++) add(i, position + i);
-    vf first = ((a[0] + a[1]) + (a[2] + a[3])) * inverse, second = ((b[0] + b[1]) + (b[2] + b[3])) * inverse;
-    const int e = 2 * j * VL;
-    if (e + VL <= head_width) store(out + e, first);
-    else store_first(out + e, first, head_width - e);
-    if (e + 2 * VL <= head_width) store(out + e + VL, second);
-    else if (e + VL < head_width) store_first(out + e + VL, second, head_width - e - VL);
+  for (int j = 0; j < vectors;) {
+    vf result[kValueVectors];
+    int count = kValueVectors;
+    if (j + kValueVectors <= vectors) {
+      add_values<kValueVectors>(values, j, p, num_positions, inverse, entry, next_keys, result);
+    } else if (kValueVectors > 2 && j + 2 <= vectors) {
+      count = 2;
+      add_values<2>(values, j, p, num_positions, inverse, entry, next_keys, result);
+    } else {
+      count = 1;
+      add_values<1>(values, j, p, num_positions, inverse, entry, next_keys, result);
+    }
+    for (int i = 0; i < count; i++, j++) {
+      const int remaining = head_width - j * VL;
+      if (remaining >= VL) store(out + j * VL, result[i]);
+      else if (remaining > 0) store_first(out + j * VL, result[i], remaining);
+    }
   }
   const vf factor = broadcast(inverse);
   for (int from = 0; from < num_positions; from += VL) store(p + from, load(p + from) * factor);
@@ -169,7 +219,8 @@ static void attend(const float* query, Cache<T> cache, int heads, int head_width
       from = q;
     }
     auto head = vectors == 2 ? attend_head<2, T> : vectors == 4 ? attend_head<4, T> : vectors == 8 ? attend_head<8, T> : attend_head<0, T>;
-    head(from, cache.keys + at, cache.values + at, vectors, head_width, num_positions, stride, ancestors, out + h * head_width, p);
+    head(from, cache.keys + at, cache.values + at, vectors, head_width, num_positions, stride, ancestors,
+         cache.keys + at + (h + 1 < heads ? size_t(cache.room) * size_t(width) : 0), out + h * head_width, p);
     if (weights == nullptr) continue;
     const float share = 1.0f / float(heads);
     for (int i = 0; i < num_positions; i++) weights[i] = multiply_add(p[i], share, weights[i]);

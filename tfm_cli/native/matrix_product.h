@@ -31,6 +31,8 @@ constexpr int NR = 2 * VL;  // columns of a panel
 
 // How far ahead of their use weights are asked for. Measured on Intel: L3 is far away there.
 constexpr long kPrefetchBytes = 2048;
+// Blocks of rows over which the next panel is spread: all at once would block the way of what is needed now.
+constexpr int kPrefetchBlocks = 8;
 // Rows from which on products in int8, which are exact in any order, are done in tiles.
 constexpr int kTilesFrom = 8;
 
@@ -327,8 +329,8 @@ struct Int8Product {
 // Rows m … m + M_ - 1 times NV vectors of columns from the first of a panel: (M_, NV * VL) results with
 // the bias added. While they are computed, what is `ahead` is asked for, `ahead_step` bytes a step.
 template <class Product, int M_, int NV>
-static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& layer, int m, int panel, float* results,
-                                             const char* ahead, long ahead_step) {
+static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& layer, int m, int panel,
+                                             float* __restrict results, const char* ahead, long ahead_step) {
   const long steps = layer.steps, panel_size = steps * NR;
   const int32_t* w = layer.weights + panel * panel_size;
   typename Product::Sum sums[M_][NV];
@@ -339,7 +341,7 @@ static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& lay
   for (long s = 0; s < steps; s++) {
     const int32_t* at = w + s * NR;
     if constexpr (NV == 2) {
-      __builtin_prefetch(ahead + s * ahead_step);
+      __builtin_prefetch(ahead + s * ahead_step, 0, 2);  // to L2: there is no room in L1
     } else {
 #pragma GCC unroll 16
       for (int j = 0; j < NV; j += int(kCacheLine) / (4 * VL))
@@ -397,10 +399,11 @@ static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_r
   if (blocks == 1) {
     ahead = here + kPrefetchBytes;
     ahead_step = NR * 4;
-  } else if (block < 2 && panel + 1 < layer.panels) {
-    // While the first two blocks of rows meet this panel, the next comes from memory.
-    ahead = here + panel_bytes + block * panel_bytes / 2;
-    ahead_step = NR * 2;
+  } else if (block < kPrefetchBlocks && panel + 1 < layer.panels) {
+    // While blocks of rows meet this panel, the next comes from memory.
+    const int sharing = std::min(blocks, kPrefetchBlocks);
+    ahead = here + panel_bytes + block * panel_bytes / sharing;
+    ahead_step = NR * 4 / sharing;
   }
   kernel_of<Product, MR>(num_rows, rows, layer, first_row, panel, results, ahead, ahead_step);
 }
@@ -409,6 +412,13 @@ static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_r
 template <class Epilogue>
 static TFM_INLINE void hand_on(const float* results, int first_row, int num_rows, int column, int vectors, int N, Epilogue& epilogue) {
   const int inside = std::min(vectors, (N - column + VL - 1) / VL);
+  if (inside == 2 && vectors == 2) {
+    for (int i = 0; i < num_rows; i++) {
+      epilogue(first_row + i, column, load(results + 2 * i * VL));
+      epilogue(first_row + i, column + VL, load(results + (2 * i + 1) * VL));
+    }
+    return;
+  }
   for (int i = 0; i < num_rows; i++)
     for (int j = 0; j < inside; j++) epilogue(first_row + i, column + j * VL, load(results + (i * vectors + j) * VL));
 }
@@ -583,10 +593,10 @@ static void multiply_tiles(const Rows& rows, int M, const Linear& layer, Epilogu
           tiles.repeated[tiles.count] = m - tiles.starts[tiles.count];
           tiles.count++;
         }
-        // The next columns come from memory while the first two groups meet these.
-        const int sharing = std::min(groups, 2), columns = std::min(step, halves - half);
-        const char* ahead = weights + (half + step) * half_bytes + group * step * half_bytes / 2;
-        const int lines = half + step < halves && group < 2 ? kTileRows / sharing : 0;
+        // The next columns come from memory while the first groups meet these.
+        const int sharing = std::min(groups, 4), columns = std::min(step, halves - half);
+        const char* ahead = weights + (half + step) * half_bytes + group * step * half_bytes / sharing;
+        const int lines = half + step < halves && group < sharing ? kTileRows / sharing : 0;
         for (int c = 0; c < columns;) {
           const int done = tiles_kernel<Product>(rows, layer, tiles, half + c, columns - c, sums, ahead + c * half_bytes / sharing, lines);
           for (int j = 0; j < done; j++) {

@@ -426,8 +426,8 @@ inline void Transformer::encode(State& state, const TfmBatch& batch, const int32
   }
   const size_t number = has_half_caches() ? sizeof(uint16_t) : sizeof(float);
   const size_t both = 2 * size_t(settings.decoder_layers) * number;
-  state.memory_caches.get<char>(both * size_t(state.memory_size));
-  state.caches.get<char>(both * size_t(state.size));
+  state.memory_caches.get<char>(both * size_t(state.memory_size), true);
+  state.caches.get<char>(both * size_t(state.size), true);
   state.scratch.is_finite = true;
   has_half_caches() ? encode<uint16_t>(state, batch) : encode<float>(state, batch);
   if (!state.scratch.is_finite) refuse_non_finite();
