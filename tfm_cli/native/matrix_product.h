@@ -132,14 +132,14 @@ struct Linear {
       }
       return;
     }
-    const int step_inputs = inputs_of_step();
+    const int step_inputs = inputs_of_step(), filled = (k + step_inputs - 1) / step_inputs;
     constexpr int kStrip = 16;  // steps at a time, so that a cache line of each row is read once
     for (int panel = 0; panel < panels; panel++)
-      for (int from = 0; from < steps; from += kStrip)
+      for (int from = 0; from < filled; from += kStrip)
         for (int j = 0; j < NR && panel * NR + j < n; j++) {
           const float* row = weight + size_t(panel * NR + j) * size_t(k);
           int32_t* to = weights + size_t(panel) * size_t(steps) * NR + j;
-          for (int s = from; s < from + kStrip && s < steps; s++) {
+          for (int s = from; s < from + kStrip && s < filled; s++) {
             if (step_inputs == 1) {
               std::memcpy(to + size_t(s) * NR, row + s, 4);
             } else {
