@@ -63,5 +63,5 @@ def test_more_tags_than_can_be_held_are_still_counted() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_count_is_refused(wrong: object) -> None:
-    with pytest.raises(ValueError, match="other counts|is no count|is no place"):
+    with pytest.raises(ValueError, match=r"other counts|is no count|is no place"):
         SourceTags.from_json(wrong)
