@@ -8,9 +8,8 @@ from typing import Any
 from tfm_cli.corpus.file_facts import FileFacts, Seen
 from tfm_cli.corpus.findings import Finding
 from tfm_cli.corpus.inspection import CorpusInspection
+from tfm_cli.corpus.line_counts import Place
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
-from tfm_cli.corpus.round_trip import Place
-from tfm_cli.corpus.source_tags import Place as TagPlace
 from tfm_cli.log import counted
 from tfm_cli.terminal import one_line, visible
 
@@ -114,9 +113,7 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
     }
 
 
-def _first(
-    facts: CorpusInspection, side: int, count: int, place: Place | TagPlace | None
-) -> dict[str, Any]:
+def _first(facts: CorpusInspection, side: int, count: int, place: Place | None) -> dict[str, Any]:
     if place is None:
         return {"count": count, "file": None, "line": None}
     return {"count": count, "file": facts.files[place.file][side].path, "line": place.line}

@@ -6,16 +6,15 @@ from typing import Literal
 
 from tfm_cli.corpus.file_facts import LONG_LINE_BYTES, FileFacts, Seen
 from tfm_cli.corpus.inspection import CorpusInspection
+from tfm_cli.corpus.line_counts import Place
 from tfm_cli.corpus.line_hashes import Overlap, Repeats
 from tfm_cli.corpus.round_trip import (
     MAX_CHANGED,
     MAX_UNKNOWN,
     Origin,
-    Place,
     advice_on_changed,
     advice_on_unknown,
 )
-from tfm_cli.corpus.source_tags import Place as TagPlace
 from tfm_cli.corpus.source_tags import told_of_unknown, told_of_untagged
 from tfm_cli.language_tags import listed
 from tfm_cli.log import counted
@@ -262,7 +261,7 @@ def _sources(count: int, whole: int) -> str:
     return f"{counted(count, 'source line')} ({_percent(count, whole)})"
 
 
-def _first(corpus: CorpusInspection, side: int, place: Place | TagPlace, count: int) -> Seen:
+def _first(corpus: CorpusInspection, side: int, place: Place, count: int) -> Seen:
     return Seen(count, corpus.files[place.file][side].path, place.line)
 
 

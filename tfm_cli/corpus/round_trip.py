@@ -1,9 +1,10 @@
 """What of a text is lost between encoding and decoding: characters changed, pieces unknown."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Literal
 
+from tfm_cli.corpus.line_counts import LineCounts, Place
 from tfm_cli.tokenizer import Tokenizer, plain_blanks
 
 # Shares that call for a warning; below them, what was found is a note.
@@ -14,26 +15,10 @@ MAX_UNKNOWN = 0.001  # of pieces: each is text that the model cannot see or writ
 Origin = Literal["learned", "named", "model"]
 
 _CONTEXT = 8  # characters that are shown before and after what was changed
-_MAX_SHOWN = 3 * _CONTEXT
-
-
-class Place(NamedTuple):
-    """The first line of a kind.
-
-    Attributes:
-        file: index of its file in the corpus.
-        line: its number.
-        text: what is lost there, and `becomes` what stands there instead.
-    """
-
-    file: int
-    line: int
-    text: str
-    becomes: str = ""
 
 
 @dataclass(slots=True)
-class RoundTrip:
+class RoundTrip(LineCounts):
     """Counts of what one side of a corpus loses; a class because it is added to.
 
     Attributes:
@@ -82,37 +67,9 @@ class RoundTrip:
             shown = _difference(plain_blanks(lines[first]), plain_blanks(text))
             self.first_changed = Place(*place(first), *shown)
 
-    def merge(self, later: "RoundTrip") -> None:
-        """Count what a later part of the same side loses."""
-        self.lines += later.lines
-        self.pieces += later.pieces
-        self.changed += later.changed
-        self.unknown += later.unknown
-        self.first_changed = self.first_changed or later.first_changed
-        self.first_unknown = self.first_unknown or later.first_unknown
-
     def is_explained(self, tokenizer: Tokenizer) -> bool:
         """Return True if unknown pieces are why lines are changed, which need not be told twice."""
         return self.unknown > 0 and not tokenizer.changes_characters
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a table that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, table: object) -> Self:
-        """Return what `to_json` gave.
-
-        Raises:
-            ValueError: the table is another one.
-        """
-        if not isinstance(table, dict) or set(table) != {field.name for field in fields(cls)}:
-            raise ValueError("it has other counts than those of a round trip")
-        counts = [table[name] for name in ("lines", "pieces", "changed", "unknown")]
-        if not all(map(_is_count, counts)):
-            raise ValueError("it has a count of a round trip that is none")
-        places = [_place(table[name]) for name in ("first_changed", "first_unknown")]
-        return cls(*counts, *places)
 
 
 def advice_on_unknown(origin: Origin) -> str:
@@ -138,23 +95,6 @@ def advice_on_changed(origin: Origin, tokenizer: Tokenizer) -> str:
             return "learn the tokenizer with `--normalization-rule-name identity`"
         return "set `tokenizer.normalization_rule_name` to `identity`"
     return "write another character for `▁`, which stands for a blank in SentencePiece"
-
-
-def _place(values: object) -> Place | None:
-    if values is None:
-        return None
-    if (
-        not isinstance(values, list | tuple)
-        or len(values) != len(Place._fields)
-        or not all(map(_is_count, values[:2]))
-        or not all(isinstance(text, str) and len(text) <= _MAX_SHOWN for text in values[2:])
-    ):
-        raise ValueError("it has a place of a round trip that is none")
-    return Place(*values)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _difference(line: str, restored: str) -> tuple[str, str]:
