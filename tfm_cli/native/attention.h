@@ -27,11 +27,17 @@ constexpr int padded_head_width(int head_width) {
   return (head_width + multiple - 1) / multiple * multiple;
 }
 
+// Positions of a block: caches of what is written grow by blocks, so that the memory they touch depends
+// on how long translations are, not on how long they might be.
+constexpr int kBlockBits = 5;
+constexpr int kBlock = 1 << kBlockBits;
+
 template <class T>
 struct Cache {  // of one layer and one segment, all heads
   T* keys;      // (H, room, padded E)
   T* values;    // (H, room, padded E)
-  int room;     // entries
+  int room;     // entries, of a block where there are several
+  const long* blocks = nullptr;  // how far behind the first block each of them is; nullptr: there is one
 };
 
 // Elements of the keys, and as many of the values, of `room` entries.
@@ -61,8 +67,13 @@ static inline void store_head(uint16_t* to, const float* from, int head_width) {
 template <class T>
 static void store(Cache<T> cache, int heads, int head_width, int entry, const float* key, const float* value) {
   const size_t width = size_t(padded_head_width<T>(head_width));
+  size_t start = 0;
+  if (cache.blocks != nullptr) {
+    start = size_t(cache.blocks[entry / cache.room]);
+    entry %= cache.room;
+  }
   for (int h = 0; h < heads; h++) {
-    const size_t at = (size_t(h) * size_t(cache.room) + size_t(entry)) * width;
+    const size_t at = start + (size_t(h) * size_t(cache.room) + size_t(entry)) * width;
     store_head(cache.keys + at, key + h * head_width, head_width);
     store_head(cache.values + at, value + h * head_width, head_width);
   }
@@ -146,12 +157,14 @@ static TFM_INLINE void add_values(const T* values, int j, const float* p, int nu
 // while values are added up.
 template <int V, class T>
 static void attend_head(const float* query, const T* keys, const T* values, int num_vectors, int head_width,
-                        int num_positions, int stride, const uint8_t* ancestors, const T* next_keys, float* out, float* p) {
+                        int num_positions, int stride, const uint8_t* ancestors, const long* blocks, const T* next_keys, float* out, float* p) {
   const int vectors = V ? V : num_vectors;
   const size_t width = size_t(vectors) * VL;
   const vf scale = broadcast(1 / std::sqrt(float(head_width)));
   auto entry = [&](int position) {
-    return (size_t(position) * size_t(stride) + (ancestors ? ancestors[position] : 0)) * width;
+    const size_t beam = ancestors ? ancestors[position] : 0;
+    if (blocks == nullptr) return (size_t(position) * size_t(stride) + beam) * width;
+    return size_t(blocks[position >> kBlockBits]) + (size_t(position & (kBlock - 1)) * size_t(stride) + beam) * width;
   };
   vf top = broadcast(-kInfinity), sums[VL] = {};
   for (int from = 0; from < num_positions; from += VL) {
@@ -205,9 +218,11 @@ static void attend_head(const float* query, const T* keys, const T* values, int 
 //   query, out: (H * E,); scratch: attention_scratch(num_positions, E) floats
 //   stride: hypotheses that share the cache, K; ancestors: (P,) or nullptr for entries position * stride
 //   weights: (P,), to which the mean over heads of the attention weights is added; nullptr: not wanted
+//   next: the cache that is read next, if that is known
 template <class T>
 static void attend(const float* query, Cache<T> cache, int heads, int head_width, int num_positions, int stride,
-                   const uint8_t* ancestors, float* out, float* scratch, float* weights = nullptr) {
+                   const uint8_t* ancestors, float* out, float* scratch, float* weights = nullptr,
+                   const Cache<T>* next = nullptr) {
   const int width = padded_head_width<T>(head_width), vectors = width / VL;
   float* q = scratch;  // (padded E,)
   float* p = scratch + round_up(size_t(head_width), 2 * VL);
@@ -218,9 +233,10 @@ static void attend(const float* query, Cache<T> cache, int heads, int head_width
       for (int j = 0; j < vectors; j++) store(q + j * VL, load_up_to(from + j * VL, head_width - j * VL));
       from = q;
     }
+    const T* next_keys = h + 1 < heads ? cache.keys + at + size_t(cache.room) * size_t(width) : next ? next->keys : cache.keys;
     auto head = vectors == 2 ? attend_head<2, T> : vectors == 4 ? attend_head<4, T> : vectors == 8 ? attend_head<8, T> : attend_head<0, T>;
-    head(from, cache.keys + at, cache.values + at, vectors, head_width, num_positions, stride, ancestors,
-         cache.keys + at + (h + 1 < heads ? size_t(cache.room) * size_t(width) : 0), out + h * head_width, p);
+    head(from, cache.keys + at, cache.values + at, vectors, head_width, num_positions, stride, ancestors, cache.blocks,
+         next_keys, out + h * head_width, p);
     if (weights == nullptr) continue;
     const float share = 1.0f / float(heads);
     for (int i = 0; i < num_positions; i++) weights[i] = multiply_add(p[i], share, weights[i]);

@@ -12,6 +12,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "allocation.h"
@@ -56,18 +57,21 @@ struct DecoderLayer {
 };
 
 // What a model remembers of a batch, and memory to work with. Of one thread.
+//
+// The caches of what is written stand as [block of positions][segment][layer][keys, values][head]
+// [entry][E], those with most blocks first. So what is used of them lies together, in huge pages.
 struct State {
   struct Segment {
     int source_length;  // S
-    int memory_room;    // entries
     long memory_at;     // where its entries begin in the memory of each layer
-    int room;           // entries for the pieces written
-    long at;
+    int rank;           // its place among the segments, those with most blocks first
   };
-  std::vector<Segment> segments;
+  Vector<Segment> segments;
   int beam = 1;
-  long memory_size = 0, size = 0;        // numbers of one layer, keys or values
-  Buffer memory_caches, caches;    // keys and values of each layer, of floats or bf16
+  long memory_size = 0;            // numbers of one layer, keys or values
+  long block_size = 0;             // numbers of one block of one segment and layer, keys or values
+  Vector<long> blocks;             // where each block of positions begins
+  Buffer memory_caches, caches;    // of floats or bf16
   PositionTable positions;
   RotationTable encoder_rotations, decoder_rotations;
   Scratch scratch;
@@ -141,6 +145,7 @@ class Transformer {
   void expect_norm(const std::string& name, LayerNorm& norm);
   void expect_embeddings();
 
+  void place_blocks(State& state, const int32_t* limits) const;
   long cache_numbers(int entries) const;
   bool has_half_caches() const { return settings.precision != TFM_FP32; }
   template <class T>
@@ -365,6 +370,9 @@ inline int64_t Transformer::bytes() const {
 
 // ---- reading the source ----
 
+// Blocks of positions for a translation of up to `limit` pieces and </s>.
+inline int64_t num_blocks(int limit) { return int64_t(limit) / kBlock + 1; }
+
 // Numbers that the keys, or the values, of so many entries take.
 inline long Transformer::cache_numbers(int entries) const {
   return long(has_half_caches() ? cache_size<uint16_t>(settings.decoder_heads, decoder_width, entries)
@@ -372,23 +380,23 @@ inline long Transformer::cache_numbers(int entries) const {
 }
 
 inline int64_t Transformer::segment_bytes(int source_length, int limit, int beam) const {
-  const int64_t entries = source_length + int64_t(limit + 1) * beam;
+  const int64_t entries = source_length + num_blocks(limit) * int64_t(kBlock) * beam;
   const int64_t numbers = cache_numbers(1) * entries;  // of the keys or the values of a layer
   return numbers * 2 * settings.decoder_layers * int64_t(has_half_caches() ? sizeof(uint16_t) : sizeof(float));
 }
 
 template <class T>
 Cache<T> Transformer::cache(State& state, int layer, int segment) const {
-  const State::Segment& own = state.segments[segment];
-  T* keys = state.caches.get<T>(0) + 2 * layer * state.size + own.at;
-  return {keys, keys + state.size, own.room};
+  const long before = long(state.segments[size_t(segment)].rank) * settings.decoder_layers + layer;
+  T* keys = state.caches.get<T>(0) + 2 * before * state.block_size;
+  return {keys, keys + state.block_size, kBlock * state.beam, state.blocks.data()};
 }
 
 template <class T>
 Cache<T> Transformer::memory_cache(State& state, int layer, int segment) const {
   const State::Segment& own = state.segments[segment];
   T* keys = state.memory_caches.get<T>(0) + 2 * layer * state.memory_size + own.memory_at;
-  return {keys, keys + state.memory_size, own.memory_room};
+  return {keys, keys + state.memory_size, own.source_length};
 }
 
 inline void Transformer::embed(State& state, const Embedding& embedding,
@@ -407,27 +415,40 @@ inline void Transformer::embed(State& state, const Embedding& embedding,
   for (int d = 0; d < D; d++) x[d] += encoding[d];
 }
 
+// Decide where each block of positions begins, by the most pieces of each segment.
+inline void Transformer::place_blocks(State& state, const int32_t* limits) const {
+  const int B = int(state.segments.size());
+  Vector<int> order;
+  for (int b = 0; b < B; b++) order.push_back(b);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return limits[a] > limits[b]; });
+  for (int rank = 0; rank < B; rank++) state.segments[size_t(order[size_t(rank)])].rank = rank;
+  state.block_size = cache_numbers(kBlock * state.beam);
+  state.blocks.assign(1, 0);
+  const long own = 2 * settings.decoder_layers * state.block_size;  // a segment's share of a block
+  for (int sharing = B; sharing > 0;) {
+    state.blocks.push_back(state.blocks.back() + sharing * own);
+    while (sharing > 0 && num_blocks(limits[order[size_t(sharing) - 1]]) < int64_t(state.blocks.size())) sharing--;
+  }
+}
+
 inline void Transformer::encode(State& state, const TfmBatch& batch, const int32_t* limits, int beam) const {
   const int B = batch.num_segments;
   state.beam = beam;
-  state.segments.resize(B);
-  state.memory_size = state.size = 0;
+  state.segments.resize(size_t(B));
+  state.memory_size = 0;
   for (int b = 0; b < B; b++) {
-    State::Segment& own = state.segments[b];
+    State::Segment& own = state.segments[size_t(b)];
     own.source_length = batch.source_lengths[b];
     if (settings.positions == TFM_LEARNED && own.source_length > settings.max_positions)
       refuse("the model has %d learned positions, the segment needs %d", settings.max_positions, own.source_length);
-    own.memory_room = own.source_length;
-    own.room = (limits[b] + 1) * beam;
     own.memory_at = state.memory_size;
-    own.at = state.size;
-    state.memory_size += cache_numbers(own.memory_room);
-    state.size += cache_numbers(own.room);
+    state.memory_size += cache_numbers(own.source_length);
   }
+  place_blocks(state, limits);
   const size_t number = has_half_caches() ? sizeof(uint16_t) : sizeof(float);
   const size_t both = 2 * size_t(settings.decoder_layers) * number;
   state.memory_caches.get<char>(both * size_t(state.memory_size), true);
-  state.caches.get<char>(both * size_t(state.size), true);
+  state.caches.get<char>(number * size_t(state.blocks.back()), true);
   state.scratch.is_finite = true;
   has_half_caches() ? encode<uint16_t>(state, batch) : encode<float>(state, batch);
   if (!state.scratch.is_finite) refuse_non_finite();
@@ -543,9 +564,13 @@ void Transformer::step(State& state, const Group* groups, int num_groups, int R,
     }
     for (int g = 0; g < num_groups; g++) {
       const Group& group = groups[g];
-      for (int r = group.first_row; r < group.first_row + group.num_rows; r++)
-        attend(projected + r * wide, cache<T>(state, i, group.segment), H, E, group.position + 1, K,
-               ancestors ? ancestors[r] : nullptr, attended + r * stride, scores);
+      const Cache<T> own = cache<T>(state, i, group.segment);
+      const Cache<T> next = cache<T>(state, i, groups[g + 1 < num_groups ? g + 1 : 0].segment);
+      for (int k = 0; k < group.num_rows; k++) {
+        const int r = group.first_row + k;
+        attend(projected + r * wide, own, H, E, group.position + 1, K, ancestors ? ancestors[r] : nullptr,
+               attended + r * stride, scores, nullptr, k + 1 < group.num_rows ? &own : &next);
+      }
     }
     scratch.product(attended, stride, R, self.output, Add{x, stride});
     self.residual.leave(scratch, x, R);
@@ -555,11 +580,12 @@ void Transformer::step(State& state, const Group* groups, int num_groups, int R,
     scratch.product(seen, stride, R, cross.query, Store{projected, stride});  // (R, D)
     for (int g = 0; g < num_groups; g++) {
       const Group& group = groups[g];
-      const int S = state.segments[group.segment].source_length;
-      for (int r = group.first_row; r < group.first_row + group.num_rows; r++) {
-        float* weights = probe && probe->layer == i ? probe->weights[r] : nullptr;
-        attend(projected + r * stride, memory_cache<T>(state, i, group.segment), H, E, S, 1, nullptr,
-               attended + r * stride, scores, weights);
+      const Cache<T> own = memory_cache<T>(state, i, group.segment);
+      const Cache<T> next = memory_cache<T>(state, i, groups[g + 1 < num_groups ? g + 1 : 0].segment);
+      for (int k = 0; k < group.num_rows; k++) {
+        const int r = group.first_row + k;
+        attend(projected + r * stride, own, H, E, own.room, 1, nullptr, attended + r * stride, scores,
+               probe && probe->layer == i ? probe->weights[r] : nullptr, k + 1 < group.num_rows ? &own : &next);
       }
     }
     scratch.product(attended, stride, R, cross.output, Add{x, stride});
