@@ -16,12 +16,12 @@ from tfm_cli.config import DataConfig, RunConfig
 from tfm_cli.corpus.cache import cached_store, nothing_left_of_failure, remove_others
 from tfm_cli.corpus.corpus_files import CorpusFile, training_files
 from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.line_counts import Place
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.round_trip import (
     MAX_CHANGED,
     MAX_UNKNOWN,
     Origin,
-    Place,
     advice_on_changed,
     advice_on_unknown,
 )
