@@ -4,6 +4,7 @@ Knows nothing of PyTorch. The header is checked before anything is made of what 
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import threading
@@ -22,6 +23,9 @@ _TYPE_NAMES = {
 }  # others are refused when a model is loaded
 
 _PART_BYTES = 1 << 20  # that are in memory together while they are hashed
+
+# A command opens the weights file several times before it reads them.
+_parsed = functools.lru_cache(maxsize=2)(parse_header)
 
 Content = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
 _ahead: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
@@ -56,7 +60,7 @@ class WeightsFile:
                 raise ValueError(f"its header has {size} bytes, {wanted}")
             header = bytearray(size)
             self._read_into(memoryview(header), 8)
-            found = parse_header(bytes(header), start=8 + size, end=file_size)
+            found = _parsed(bytes(header), start=8 + size, end=file_size)
             self.tensors, self.metadata = found
             self._open = stack.pop_all()
 

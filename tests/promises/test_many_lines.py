@@ -27,8 +27,8 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(arguments: list[str], place: Path) -> tuple[Result, int]:
     """What a command does, and how many megabytes it takes at most."""
     script = (
-        "import re\nfrom pathlib import Path\nfrom tfm_cli.cli import main\n"
-        "try: main()\n"
+        "import re\nfrom pathlib import Path\nfrom tfm_cli.cli import app\n"
+        "try: app()\n"
         "finally: print(re.search('VmHWM: *(.*) kB', Path('/proc/self/status').read_text())[1])\n"
     )
     done = subprocess.run(

@@ -37,7 +37,6 @@ _IGNORABLE = (
 _NOTHING_TO_SEE = re.compile(rf"[\s\x00-\x1f\x7f-\x9f{_IGNORABLE}]*")
 _SEPARATOR = re.compile(f"[{''.join(SEPARATORS)}]")
 _ANY_BAD = re.compile(f"[{''.join(_BAD.values())}]")
-_EACH_BAD = {kind: re.compile(f"[{characters}]") for kind, characters in _BAD.items()}
 
 
 def is_plain(line: str) -> bool:
@@ -71,4 +70,4 @@ def bad_kinds(line: str) -> list[str]:
     """The kinds of bad characters in a line, each once, in the order of `BAD_KINDS`."""
     if not has_bad_character(line):
         return []
-    return [kind for kind, pattern in _EACH_BAD.items() if pattern.search(line)]
+    return [kind for kind, characters in _BAD.items() if re.search(f"[{characters}]", line)]

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tfm_cli.scripts import belongs_without_blanks, script_without_blanks
+from tfm_cli.translation.sentences import NO_BREAK, clause_ends, sentence_ends
 
 # Zero-width joiner, variation selectors, skin tones and tags belong to the character before them.
 _CONTINUES = re.compile("[\u200d\ufe00-\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
@@ -96,9 +97,6 @@ def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
         line: the text.
         spans: where each piece stands in it, as `Tokenizer.encode_spans` finds it.
     """
-    # Its patterns take 2 ms to compile, and few lines are too long.
-    from tfm_cli.translation.sentences import clause_ends, sentence_ends
-
     better = dict.fromkeys(_starts(line, clause_ends(line)), Cut.CLAUSE)
     better |= dict.fromkeys(_starts(line, sentence_ends(line)), Cut.SENTENCE)
     cuts = []
@@ -126,8 +124,6 @@ def _starts(line: str, ends: Iterable[int]) -> Iterable[int]:
 
 def _between(line: str, place: int) -> Cut:
     """Return how good a cut between two characters is where neither sentence nor clause ends."""
-    from tfm_cli.translation.sentences import NO_BREAK
-
     before, after = line[place - 1], line[place]
     if _CONTINUES.match(after) or before == _JOINER or unicodedata.category(after)[0] == "M":
         return Cut.CLUSTER
