@@ -4,6 +4,7 @@ import torch
 from tfm_cli import arithmetic as module
 from tfm_cli.arithmetic import (
     arithmetic,
+    ran_out_of_memory,
     resolve_precision,
     set_cpu_threads,
     validation_precision,
@@ -135,3 +136,19 @@ def test_bf16_on_a_processor_without_it_is_told(
     warn_of_slow_bf16(CPU)
 
     assert told == ["this processor has no bf16 and computes it far slower than fp32"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 64 bytes"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+    ids=str,
+)
+def test_want_of_memory_is_told_by_kind_or_words(error: Exception, is_memory: bool) -> None:
+    assert ran_out_of_memory(error) == is_memory

@@ -52,10 +52,10 @@ def test_errors_are_those_of_the_system(name: str, monkeypatch: pytest.MonkeyPat
     assert raised.value.errno == getattr(errno, name.upper())
 
 
-def test_want_of_memory_has_the_words_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_want_of_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("micro_batch:1=memory", monkeypatch)
 
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    with pytest.raises(MemoryError, match="can't allocate memory"):
         reach("micro_batch")
 
 

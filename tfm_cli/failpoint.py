@@ -59,7 +59,7 @@ def reach(point: str) -> str:
 
     Raises:
         OSError: that is what was asked for.
-        RuntimeError: want of memory was asked for, in the words of PyTorch.
+        MemoryError: want of memory was asked for.
     """
     faults = _faults()
     if not faults:
@@ -82,7 +82,7 @@ def _happen(action: str) -> str:
     if action in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[action])
     elif action == "memory":
-        raise RuntimeError(f"can't allocate memory: asked for by {VARIABLE}")
+        raise MemoryError(f"can't allocate memory: asked for by {VARIABLE}")
     else:
         time.sleep(_SLEEP_SECONDS)
     return ""
