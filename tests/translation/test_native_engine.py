@@ -148,6 +148,23 @@ def test_processes_share_a_model_and_find_the_same_to_the_bit(
     assert translated(workers) == translated(1)
 
 
+@pytest.mark.parametrize(("workers", "mebibytes"), [(1, 1024), (2, 512), (4, 256), (16, 256)])
+def test_workers_share_the_memory_for_caches(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, workers: int, mebibytes: int
+) -> None:
+    most: list[Any] = []
+
+    def noted(models: Sequence[NativeModel], options: SearchOptions) -> NativeEngine:
+        most.append(options.cache_bytes >> 20)
+        return NativeEngine(models, options)
+
+    monkeypatch.setattr("tfm_cli.translation.native_engine.NativeEngine", noted)
+
+    Translator.load(tiny_model, device="cpu", workers=workers)
+
+    assert most == [mebibytes]
+
+
 def without_memory(
     monkeypatch: pytest.MonkeyPatch, too_many: Callable[[Segments], bool]
 ) -> list[int]:

@@ -45,8 +45,12 @@ class NativeEngine:
             piece_scores=options.word_scores,
             stops_loops=options.stops_loops,
             check=options.check,
+            cache_bytes=options.cache_bytes,
         )
-        self._readers = [NativeSearch([model], options.settings) for model in models]
+        self._readers = [
+            NativeSearch([model], options.settings, cache_bytes=options.cache_bytes)
+            for model in models
+        ]
 
     @property
     def num_bytes(self) -> int:

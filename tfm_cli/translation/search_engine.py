@@ -9,6 +9,7 @@ from typing import Protocol
 from tfm_cli.config import SearchConfig
 from tfm_cli.decoding.hypothesis import Hypothesis
 from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.shortlist import Shortlist
 
@@ -28,6 +29,8 @@ class SearchOptions:
         shortlist: the pieces that translations are searched among; else the whole vocabulary.
         stops_loops: end a hypothesis that repeats the same few pieces, see `decoding.loops`.
         check: called now and then during a search; what it raises ends the search.
+        cache_bytes: on a CPU, most memory of a process beyond the weights; a batch that needs more
+            is searched in parts.
     """
 
     settings: SearchConfig
@@ -37,6 +40,7 @@ class SearchOptions:
     shortlist: Shortlist | None = None
     stops_loops: bool = False
     check: Callable[[], None] | None = None
+    cache_bytes: int = CACHE_BYTES
 
 
 class SearchEngine(Protocol):

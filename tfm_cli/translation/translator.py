@@ -11,6 +11,7 @@ from tfm_cli.config import SearchConfig
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.log import counted
+from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.tokenizer_pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.joining import joined
@@ -26,6 +27,9 @@ from tfm_cli.translation.window import Lines
 from tfm_cli.translation.workers import Group, Workers, num_workers
 
 logger = logging.getLogger(__name__)
+
+# Of each of many workers, which may have more than `CACHE_BYTES` in all: smaller batches are slow.
+_LEAST_CACHE_BYTES = 1 << 28
 
 SearchAll = Callable[[Callable[[list[Segment]], Found], Sequence[list[Segment]]], list[Found]]
 
@@ -123,6 +127,7 @@ class Translator:
             scores=scores,
             word_scores=word_scores,
             shortlist=None if shortlist is None else load_shortlist(shortlist, models.tokenizers),
+            cache_bytes=max(CACHE_BYTES // count, _LEAST_CACHE_BYTES),
         )
         return Translator(
             models.engine(options),
