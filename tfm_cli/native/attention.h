@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "allocation.h"
 #include "vectors.h"
@@ -87,11 +88,10 @@ static TFM_INLINE vf head_vector(const uint16_t* p, int i) {
 }
 
 // The halves of all groups of 2 * HALF lanes of a and then of b added up: the lower to the upper ones.
-template <int HALF>
-static TFM_INLINE vf add_halves(vf a, vf b) {
-  vi lower;
-  for (int i = 0; i < VL; i++) lower[i] = i / HALF * 2 * HALF + i % HALF;
-  return __builtin_shuffle(a, b, lower) + __builtin_shuffle(a, b, lower + HALF);
+template <int HALF, int... I>
+static TFM_INLINE vf add_halves(vf a, vf b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / HALF * 2 * HALF + I % HALF)...) +
+         __builtin_shufflevector(a, b, (I / HALF * 2 * HALF + I % HALF + HALF)...);
 }
 // The sums of VL vectors, one in each lane, added up as `sum` does.
 static TFM_INLINE vf sums_of(const vf* v) {
@@ -99,7 +99,7 @@ static TFM_INLINE vf sums_of(const vf* v) {
   for (int i = 0; i < VL; i++) left[i] = v[i];
   int count = VL;
   auto halve = [&](auto half) {
-    for (int i = 0; i < count / 2; i++) left[i] = add_halves<decltype(half)::value>(left[2 * i], left[2 * i + 1]);
+    for (int i = 0; i < count / 2; i++) left[i] = add_halves<decltype(half)::value>(left[2 * i], left[2 * i + 1], std::make_integer_sequence<int, VL>());
     count /= 2;
   };
 #if defined(__AVX512F__)
