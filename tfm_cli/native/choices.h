@@ -123,81 +123,123 @@ inline void find_largest(const float* values, int count, int wanted, Vector<Choi
   found.erase(end, found.end());
 }
 
-// The place that a number in [0, 1) draws from logits (N,), and -1 where all are -inf.
+// The place that a number in [0, 1) draws from logits (N,), and -1 where none can be drawn.
 //
 // The pieces that are left stand in the order of their ids, each as wide as it is likely, and the
 // number says how far along them to go. Source: `decoding/sampling.py`.
 class Draw {
  public:
   int operator()(const float* logits, int count, double chance, double temperature, int top_k, double top_p) {
-    constexpr double coldest = 1e-6;  // no draw is left by then
-    float top = -kInfinity;
-    for (int i = 0; i < count; i++) top = std::max(top, logits[i]);
-    if (!std::isfinite(top)) return -1;
-    const double divisor = std::max(temperature, coldest);
-    const auto weight = [&](float logit) { return std::exp((double(logit) - double(top)) / divisor); };
-    weights_.resize(size_t(count));  // (N,)
-    if (top_k == 0 && top_p >= 1) {
-      for (int i = 0; i < count; i++) weights_[size_t(i)] = weight(logits[i]);
-      return along(chance, nullptr, count);
-    }
-    keep_likeliest(logits, count, top_k, top_p, weight);
-    std::sort(kept_.begin(), kept_.end(), [](const Choice& one, const Choice& other) { return one.place < other.place; });
-    for (size_t i = 0; i < kept_.size(); i++) weights_[i] = weight(kept_[i].value);
-    return along(chance, kept_.data(), int(kept_.size()));
+    if (!weigh(logits, count, temperature)) return -1;
+    keep_likeliest(logits, count, top_k, top_p);
+    return along(chance, count);
   }
 
  private:
-  // The `top_k` likeliest, and of these the fewest whose mass reaches the share `top_p`.
-  // Source: Holtzman et al. 2020, arXiv:1904.09751.
-  template <class Weight>
-  void keep_likeliest(const float* logits, int count, int top_k, double top_p, Weight weight) {
-    const int most = top_k == 0 ? count : std::min(top_k, count);
-    double share = kInfinity;
-    if (top_p < 1 && most == count) {
-      double whole = 0;
-      for (int i = 0; i < count; i++) whole += weight(logits[i]);
-      share = top_p * whole;
+  static constexpr int kBlock = 64;
+
+  // Weights (N,) relative to the largest, whose 1 stays 1 however cold it gets.
+  bool weigh(const float* logits, int count, double temperature) {
+    constexpr double coldest = 1e-6;  // no draw is left by then
+    constexpr float least = -87;      // of exponents; what is less likely has no weight
+    float top = -kInfinity;
+    for (int i = 0; i < count; i++) top = std::max(top, logits[i]);
+    if (!std::isfinite(top)) return false;
+    const float divisor = float(std::max(temperature, coldest));
+    weights_.resize(round_up(size_t(count), kBlock));
+    for (int i = 0; i < count; i += VL) {
+      const vf logit = count - i < VL ? load_first(logits + i, count - i) : load(logits + i);
+      const vf exponent = (logit - top) / divisor;
+      store(&weights_[size_t(i)], exponent >= least ? exp(exponent) : vf{});
     }
-    int wanted = most;
-    if (top_k == 0) wanted = std::min(64, count);
-    for (;; wanted = int(std::min<int64_t>(int64_t(wanted) * 8, most))) {
-      find_largest(logits, count, wanted, kept_);
-      if (top_p >= 1) return;
-      if (most < count) {
-        double whole = 0;
-        for (const Choice& each : kept_) whole += weight(each.value);
-        share = top_p * whole;
+    std::fill(weights_.begin() + count, weights_.end(), 0.0f);
+    return true;
+  }
+  double weight(const Choice& each) const { return weights_[size_t(each.place)]; }
+
+  // Leave weights to the `top_k` likeliest alone, and of these to the fewest whose mass reaches the
+  // share `top_p`. Source: Holtzman et al. 2020, arXiv:1904.09751.
+  void keep_likeliest(const float* logits, int count, int top_k, double top_p) {
+    const bool is_few = top_k > 0 && top_k < count;
+    if (!is_few && top_p >= 1) return;
+    if (is_few) find_largest(logits, count, top_k, kept_);
+    if (top_p < 1) {
+      double share = 0;
+      if (is_few) {
+        for (const Choice& each : kept_) share += top_p * weight(each);
+      } else {
+        for (int i = 0; i < count; i++) share += top_p * double(weights_[size_t(i)]);
+        find_largest(logits, count, kBlock, kept_);  // mostly enough
+        double mass = 0;
+        for (const Choice& each : kept_) mass += weight(each);
+        if (mass < share) {
+          kept_.clear();
+          for (int i = 0; i < count; i++)
+            if (weights_[size_t(i)] > 0) kept_.push_back({logits[i], i});
+        }
       }
-      double mass = 0;
-      for (size_t i = 0; i < kept_.size(); i++) {
-        mass += weight(kept_[i].value);
-        if (mass < share) continue;
-        kept_.resize(i + 1);
-        return;
-      }
-      if (wanted == most) return;
+      keep_share(share);
     }
+    const Choice last = *std::max_element(kept_.begin(), kept_.end(), comes_before);
+    for (int i = 0; i < count; i++)
+      if (comes_before(last, {logits[i], i})) weights_[size_t(i)] = 0;
+  }
+
+  // Leave the first of the kept, in their order, up to the one with which their mass reaches the share.
+  // They are put in order no further than it takes to find that one.
+  void keep_share(double share) {
+    size_t begin = 0, end = kept_.size();
+    double before = 0;
+    while (end - begin > 1) {
+      const size_t middle = begin + (end - begin) / 2;
+      std::nth_element(kept_.begin() + long(begin), kept_.begin() + long(middle), kept_.begin() + long(end), comes_before);
+      double mass = before;
+      for (size_t i = begin; i < middle; i++) mass += weight(kept_[i]);
+      if (mass >= share) {
+        end = middle;
+      } else {
+        begin = middle;
+        before = mass;
+      }
+    }
+    kept_.resize(end);
   }
 
   // The first place whose end, along all weights, is beyond the chance; the last with any mass where
   // rounding leaves none.
-  int along(double chance, const Choice* kept, int count) const {
+  int along(double chance, int count) const {
     double whole = 0;
-    for (int i = 0; i < count; i++) whole += weights_[size_t(i)];
+    for (int i = 0; i < count; i += kBlock) whole += block(i);
     const double goal = whole * chance;
     double end = 0;
     int last = -1;
-    for (int i = 0; i < count; i++) {
-      const double next = end + weights_[size_t(i)];
-      if (next > end) last = i;
-      end = next;
-      if (end > goal) break;
+    for (int from = 0; from < count; from += kBlock) {
+      const double mass = block(from);
+      if (mass == 0) continue;
+      if (end + mass > goal) {
+        for (int i = from; i < from + kBlock; i++) {
+          if (weights_[size_t(i)] == 0) continue;
+          last = i;
+          end += double(weights_[size_t(i)]);
+          if (end > goal) return i;
+        }
+        return last;
+      }
+      end += mass;
+      for (int i = from; i < from + kBlock; i++)
+        if (weights_[size_t(i)] > 0) last = i;
     }
-    return last < 0 || !kept ? last : kept[last].place;
+    return last;
+  }
+  // The mass of the weights of a block.
+  double block(int from) const {
+    double sums[4] = {};
+    for (int i = 0; i < kBlock; i += 4)
+      for (int j = 0; j < 4; j++) sums[j] += double(weights_[size_t(from + i + j)]);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 
-  Vector<double> weights_;
+  Vector<float> weights_;  // (N,), and zeros
   Vector<Choice> kept_;
 };
 

@@ -22,6 +22,7 @@
 #include "failure.h"
 #include "interface.h"
 #include "output_layer.h"
+#include "output_part.h"
 #include "random.h"
 #include "transformer.h"
 
@@ -36,8 +37,9 @@ struct Hypothesis {
 
 // What a search needs besides its hypotheses; kept from one batch to the next.
 struct SearchMemory {
-  Vector<std::unique_ptr<State>> states;  // (M,)
-  Buffer hidden, gathered, logits, log_sums, values, ids, candidates;
+  Vector<std::unique_ptr<State>> states;     // (M,)
+  Vector<std::unique_ptr<OutputPart>> parts;  // (M,) for shortlists
+  Buffer hidden, gathered, logits, needed_logits, log_sums, values, ids, candidates;
   Vector<Choice> found;
   Vector<float> kept;
   Vector<int32_t> repeats, distinct;
@@ -51,15 +53,24 @@ struct SearchMemory {
     }
     return *states[size_t(m)];
   }
+  OutputPart& part(int m) {
+    while (parts.size() <= size_t(m)) {
+      check_failpoint();
+      parts.push_back(std::make_unique<OutputPart>());
+    }
+    return *parts[size_t(m)];
+  }
   size_t bytes() const {
-    size_t total = hidden.bytes() + gathered.bytes() + logits.bytes() + log_sums.bytes() + values.bytes() +
-                   ids.bytes() + candidates.bytes();
+    size_t total = hidden.bytes() + gathered.bytes() + logits.bytes() + needed_logits.bytes() + log_sums.bytes() +
+                   values.bytes() + ids.bytes() + candidates.bytes();
     for (const auto& state : states) total += state->bytes();
+    for (const auto& part : parts) total += part->bytes();
     return total;
   }
   void release() {
     states.clear();
-    for (Buffer* buffer : {&hidden, &gathered, &logits, &log_sums, &values, &ids, &candidates}) buffer->release();
+    parts.clear();
+    for (Buffer* buffer : {&hidden, &gathered, &logits, &needed_logits, &log_sums, &values, &ids, &candidates}) buffer->release();
   }
 };
 
@@ -93,6 +104,7 @@ class Search {
   // The hypotheses of each segment, best first; at least one.
   Vector<Vector<Hypothesis>> run(const TfmBatch& batch) {
     begin(batch);
+    gather_needed();
     encode(batch);
     open_.erase(std::remove_if(open_.begin(), open_.end(), [&](int32_t b) { return close_if_ended(segments_[size_t(b)]); }),
                 open_.end());
@@ -138,7 +150,8 @@ class Search {
     const int32_t* prefix;
     int prefix_length;
     uint64_t seed;
-    Vector<int32_t> list;  // its shortlist; empty for all pieces
+    Vector<int32_t> list;     // (N,) its shortlist; empty for all pieces
+    Vector<int32_t> columns;  // (N,) where their logits stand among those that are computed
     Pieces pieces;
     Spelling own_spelling;
     const Spelling* spelling;
@@ -195,6 +208,24 @@ class Search {
     segment.pieces = {list.data(), int(list.size())};
     segment.own_spelling = vocabulary_.spelling(segment.pieces);
     segment.spelling = &segment.own_spelling;
+  }
+
+  // Prepare for the logits that some segment with a shortlist needs: a small part of all, or all. That is
+  // a matter of speed alone, since a segment sees none but its own.
+  void gather_needed() {
+    needed_.clear();
+    for (const Segment& segment : segments_) needed_.insert(needed_.end(), segment.list.begin(), segment.list.end());
+    if (needed_.empty()) return;
+    std::sort(needed_.begin(), needed_.end());
+    needed_.erase(std::unique(needed_.begin(), needed_.end()), needed_.end());  // (U,)
+    has_parts_ = 4 * int64_t(needed_.size()) <= 3 * int64_t(vocabulary_.size());
+    for (Segment& segment : segments_) {
+      segment.columns = segment.list;
+      if (!has_parts_) continue;
+      for (int32_t& column : segment.columns)
+        column = int32_t(std::lower_bound(needed_.begin(), needed_.end(), column) - needed_.begin());
+    }
+    for (int m = 0; has_parts_ && m < num_models_; m++) memory_.part(m).gather(output(m).matrix(), needed_);
   }
 
   void encode(const TfmBatch& batch) {
@@ -348,34 +379,41 @@ class Search {
   // Call `use(task, logits (N,))` for each row; the logits of several models are those of their mean.
   template <class Use>
   void with_logits(const Vector<Task>& tasks, Use use) {
-    const size_t V = size_t(vocabulary_.size());
-    const size_t stride = round_up(V, 64);
+    const auto is_listed = [&](size_t i) { return rows_[size_t(tasks[i].row)].segment->pieces.ids != nullptr; };
+    const size_t stride = round_up(size_t(vocabulary_.size()), 64);
     // So many rows at a time that their logits stay in the processor's own memory.
     const size_t most = std::max<size_t>(1, (size_t(1) << 20) / (stride * size_t(num_models_)));
     for (size_t from = 0, to; from < tasks.size(); from = to) {
-      const Task* some = tasks.data() + from;
-      to = from + 1;
-      const Pieces& pieces = rows_[size_t(some->row)].segment->pieces;
-      if (!pieces.ids)
-        while (to < tasks.size() && to - from < most && !rows_[size_t(tasks[to].row)].segment->pieces.ids) to++;
+      for (to = from + 1; to < tasks.size() && to - from < most && is_listed(to) == is_listed(from);) to++;
       const size_t count = to - from;
       float* logits = memory_.logits.get<float>(count * size_t(num_models_) * stride);  // (M, R, V)
       for (int m = 0; m < num_models_; m++) {
         float* own = logits + size_t(m) * count * stride;
-        if (pieces.ids)
-          output(m).logits_of(scratch(m), hidden_[size_t(m)] + int64_t(some->row) * width(m), pieces.ids, pieces.count, own);
-        else
-          output(m).logits(scratch(m), gathered(some, count, m), int(count), own, long(stride));
+        if (is_listed(from)) write_listed(tasks.data() + from, count, m, own, stride);
+        else output(m).logits(scratch(m), gathered(tasks.data() + from, count, m), int(count), own, long(stride));
       }
       for (size_t i = 0; i < count; i++) {
         float* own = logits + i * stride;
         if (num_models_ > 1) {
           each_model_.clear();
           for (int m = 0; m < num_models_; m++) each_model_.push_back(own + size_t(m) * count * stride);
-          log_mean(each_model_.data(), num_models_, pieces.count);
+          log_mean(each_model_.data(), num_models_, rows_[size_t(tasks[from + i].row)].segment->pieces.count);
         }
-        use(some[i], own);
+        use(tasks[from + i], own);
       }
+    }
+  }
+
+  // The logits (N,) of rows whose segments have shortlists, `stride` apart.
+  void write_listed(const Task* tasks, size_t count, int m, float* logits, size_t stride) {
+    const size_t U = has_parts_ ? needed_.size() : size_t(vocabulary_.size()), needed_stride = round_up(U, 64);
+    float* needed = memory_.needed_logits.get<float>(count * needed_stride);  // (R, U)
+    const float* hidden = gathered(tasks, count, m);                          // (R, D)
+    if (has_parts_) memory_.part(m).logits(scratch(m), hidden, int(count), needed, long(needed_stride));
+    else output(m).logits(scratch(m), hidden, int(count), needed, long(needed_stride));
+    for (size_t i = 0; i < count; i++) {
+      const Vector<int32_t>& columns = rows_[size_t(tasks[i].row)].segment->columns;
+      for (size_t n = 0; n < columns.size(); n++) logits[i * stride + n] = needed[i * needed_stride + size_t(columns[n])];
     }
   }
 
@@ -669,6 +707,8 @@ class Search {
   const int most_candidates_;    // C
   Vector<Segment> segments_;     // (B,)
   Vector<int32_t> open_;         // segments that need more steps
+  Vector<int32_t> needed_;       // (U,) pieces on any shortlist, ascending
+  bool has_parts_ = false;       // whether their logits alone are computed
   std::chrono::steady_clock::time_point last_check_;
 
   // Of a step.
