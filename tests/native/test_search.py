@@ -183,6 +183,14 @@ def test_crash_is_told_with_the_model_and_the_batch(model: NativeModel) -> None:
     assert model.library.functions.stub_note() == b""
 
 
+def test_model_of_any_name_is_searched(model: NativeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a folder whose name is no UTF-8, or has control characters."""
+    monkeypatch.setattr(model, "name", "mo\udce4del\x1b[31m")
+
+    assert ids(search(model)(segments([1]))) == [[(1,)]]
+    assert "\x1b" not in model.library.functions.stub_noted().decode()
+
+
 def test_threads_search_side_by_side(model: NativeModel) -> None:
     """Each has a workspace of its own, which a later search takes over."""
     before = model.library.functions.stub_workspaces()

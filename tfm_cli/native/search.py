@@ -18,6 +18,7 @@ from tfm_cli.native.library import Library
 from tfm_cli.native.model import NativeModel, error_of
 from tfm_cli.native.structures import Batch, Result, SearchOptions
 from tfm_cli.search_config import SearchConfig
+from tfm_cli.terminal import told
 
 Ids = Sequence[int]
 
@@ -253,11 +254,11 @@ class NativeSearch:
         longest = max(map(len, sources), default=0)
         note = (
             f"error: {library.path.name} crashed: a bug of tfm, or memory that is broken\n"
-            f"  model: {self._name}\n"
+            f"  model: {told(self._name)}\n"
             f"  batch: {len(sources)} segments of at most {longest} tokens, beam {beam_size}\n"
             "hint: translate with `TFM_NATIVE_LIBRARY=none` to do without it, and report this\n"
         )
-        library.functions.tfm_crash_note(note.encode())
+        library.functions.tfm_crash_note(note.encode("utf-8", "backslashreplace"))
         try:
             yield
         finally:
