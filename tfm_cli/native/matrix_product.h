@@ -338,6 +338,16 @@ static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& lay
   for (int i = 0; i < M_; i++)
 #pragma GCC unroll 16
     for (int j = 0; j < NV; j++) sums[i][j] = Product::start(layer, panel * NR + j * VL);
+  // In fp32 three rows share a pointer: with the stride once and twice as an index, their addresses need
+  // no sums. Measured: 1.08 to 1.15 times as fast.
+  constexpr bool by_pointers = std::is_same_v<Product, Fp32Product> && M_ > 2;
+  constexpr int num_pointers = (M_ + 2) / 3;
+  const float* x_of[num_pointers] = {};
+  if constexpr (by_pointers) {
+#pragma GCC unroll 8
+    for (int g = 0; g < num_pointers; g++) x_of[g] = rows.x + (m + 3 * g) * rows.stride;
+  }
+  const long stride = rows.stride;
   for (long s = 0; s < steps; s++) {
     const int32_t* at = w + s * NR;
     if constexpr (NV == 2) {
@@ -352,9 +362,18 @@ static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& lay
     for (int j = 0; j < NV; j++) b[j] = Product::read(at + (j / 2) * panel_size + (j % 2) * VL);
 #pragma GCC unroll 16
     for (int i = 0; i < M_; i++) {
-      typename Product::Activation x = Product::input(rows, layer, m + i, s);
+      typename Product::Activation x;
+      if constexpr (by_pointers) x = broadcast(x_of[i / 3][i % 3 * stride]);
+      else x = Product::input(rows, layer, m + i, s);
 #pragma GCC unroll 16
       for (int j = 0; j < NV; j++) sums[i][j] = Product::add(sums[i][j], x, b[j]);
+    }
+    if constexpr (by_pointers) {
+#pragma GCC unroll 8
+      for (int g = 0; g < num_pointers; g++) {
+        x_of[g]++;
+        asm("" : "+r"(x_of[g]));  // else GCC turns it into sums of addresses again
+      }
     }
   }
 #pragma GCC unroll 16
