@@ -300,8 +300,9 @@ def _run(
 
 
 def _environment(arrangement: Arrangement) -> dict[str, str]:
-    own = dict(arrangement.environment)
-    return {**os.environ, "OMP_NUM_THREADS": str(arrangement.threads), **own}
+    own = {**os.environ, "OMP_NUM_THREADS": str(arrangement.threads)}
+    own.pop("PYTHONDONTWRITEBYTECODE", None)  # a command whose modules are compiled anew is slow
+    return {**own, **dict(arrangement.environment)}
 
 
 def _read_lines(path: Path) -> list[str]:
