@@ -19,6 +19,7 @@ from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
+from tfm_cli.translation import native_engine as module
 from tfm_cli.translation.native_engine import NativeEngine
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
@@ -278,3 +279,24 @@ def test_int8_needs_the_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch
     assert str(caught.value) == (
         f"`--precision int8` needs the native CPU engine: {LIBRARY} is `{NONE}`"
     )
+
+
+def test_batch_is_searched_in_the_parts_that_are_fastest(
+    model: NativeModel, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = native([model], SearchOptions(settings=SearchConfig()))
+    sizes = without_memory(monkeypatch, lambda segments: False)
+    wanted = translator.translate_window(lines)
+    together = list(sizes)
+    # Keys and values of a token in the one layer, of the memory and of four hypotheses.
+    of_token = 2 * model.config.model.width * 4 * 5
+    monkeypatch.setattr(module, "_NEAR_BYTES", 30 * of_token)
+    monkeypatch.setattr(model, "num_bytes", 0)
+    sizes.clear()
+
+    found = translator.translate_window(lines)
+
+    assert found == wanted
+    assert together == [len(lines) - 2]
+    assert sum(sizes) == len(lines) - 2
+    assert 1 < max(sizes) < len(lines) - 2

@@ -50,6 +50,7 @@ class NativeModel:
         config: the settings of the model.
         tokenizers: of the model.
         name: what messages call it.
+        precision: of the matrix products.
         num_bytes: of the packed weights.
     """
 
@@ -65,7 +66,7 @@ class NativeModel:
         """An empty model; the constructors below put weights into it."""
         self.library, self.config, self.tokenizers, self.name = library, config, tokenizers, name
         self.num_bytes = 0
-        self._precision = precision
+        self.precision = precision
         handle = ctypes.c_void_p()
         options = _options(config.model, tokenizers, precision)
         self._check(library.functions.tfm_model_new(options, handle))
@@ -153,7 +154,7 @@ class NativeModel:
 
     def _read(self, path: Path, file: WeightsFile, saved: SavedConfig) -> None:
         """Pack the weights of a file, a tensor at a time, while a thread hashes it."""
-        metadata = checked_header(path, file, saved, precision=self._precision)
+        metadata = checked_header(path, file, saved, precision=self.precision)
         sha256 = file.hash_beside()
         shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
         size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}

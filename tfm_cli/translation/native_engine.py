@@ -4,7 +4,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tfm_cli.config import ModelConfig
 from tfm_cli.native.model import NativeModel
@@ -21,6 +21,10 @@ from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.shortlist import Shortlist
 
 logger = logging.getLogger(__name__)
+
+# Of keys and values that are read at each step: what processors keep near. On a Xeon with 2 MiB of
+# L2 cache for each core, `tiny` is fastest with 6 to 10 MiB of them, `base` with more than 100.
+_NEAR_BYTES = 8 << 20
 
 
 class NativeEngine:
@@ -64,17 +68,38 @@ class NativeEngine:
     def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
         """Return hypotheses of each segment, best first."""
         options = self._options
-        if options.check is not None:  # a short search would not ask
-            options.check()
+        found: Found = []
+        for part in self._parts(batch, beam_size):
+            if options.check is not None:  # a short search would not ask
+                options.check()
+            found += self._search(self._segments(part), beam_size=beam_size)
+        return found
+
+    def _segments(self, batch: Sequence[Segment]) -> Segments:
+        options = self._options
         prefixes = [segment.prefix for segment in batch]
-        segments = Segments(
+        return Segments(
             sources=[segment.ids for segment in batch],
             limits=output_limits(batch, options.settings, self.most_pieces),
             prefixes=prefixes if any(prefixes) else None,
             seeds=[segment.seed for segment in batch] if options.sampling else None,
             allowed=_allowed(batch, options.shortlist, self._models[0].tokenizers),
         )
-        return self._search(segments, beam_size=beam_size)
+
+    def _parts(self, batch: Sequence[Segment], beam_size: int) -> Iterator[Sequence[Segment]]:
+        """Yield parts of a batch that are searched fastest, one after the other.
+
+        A step reads the weights once for all rows, and for each row its keys and values. Of these
+        there are no more together than of weights, or than fit near the processor; a translation
+        is taken to be as long as its source. What is found does not depend on it.
+        """
+        tokens = [len(segment.ids) + 1 for segment in batch]
+        of_token = sum(map(_cache_bytes, self._models)) * (1 + beam_size)
+        most = max(_NEAR_BYTES, *(model.num_bytes for model in self._models))
+        count = -(-sum(tokens) * of_token // most)  # rounded up
+        size = max(1, -(-len(batch) // count))
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]
 
     def attention(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
@@ -109,6 +134,12 @@ def _allowed(
         ids = shortlist.allowed(segment.ids, segment.prefix, tokenizers)
         found.append([] if ids is None else sorted(special.union(ids)))
     return found
+
+
+def _cache_bytes(model: NativeModel) -> int:
+    """Return the bytes of the keys and values of a token in all layers of the decoder."""
+    shape = model.config.model
+    return shape.decoder_layers * 2 * shape.width * (4 if model.precision == "fp32" else 2)
 
 
 def _most_positions(shape: ModelConfig) -> int:
