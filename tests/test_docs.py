@@ -56,7 +56,7 @@ def test_tree_in_the_readme_is_the_tree() -> None:
 def test_flags_in_the_readme_exist(run_tfm: RunTfm) -> None:
     known = {"--version", "--install-completion"}
     known |= {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
-    known |= {"--max-restarts"}
+    known |= {"--max-restarts", "--no-deps"}  # … and pip's
     for command in COMMANDS:
         known |= set(re.findall(r"--[a-z][a-z-]*", run_tfm([*command, "--help"]).out))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))

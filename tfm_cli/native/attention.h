@@ -90,8 +90,8 @@ static TFM_INLINE vf head_vector(const uint16_t* p, int i) {
 // The halves of all groups of 2 * HALF lanes of a and then of b added up: the lower to the upper ones.
 template <int HALF, int... I>
 static TFM_INLINE vf add_halves(vf a, vf b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / HALF * 2 * HALF + I % HALF)...) +
-         __builtin_shufflevector(a, b, (I / HALF * 2 * HALF + I % HALF + HALF)...);
+  const vi lower = {(I / HALF * 2 * HALF + I % HALF)...};
+  return shuffled(a, b, lower) + shuffled(a, b, lower + HALF);
 }
 // The sums of VL vectors, one in each lane, added up as `sum` does.
 static TFM_INLINE vf sums_of(const vf* v) {

@@ -79,14 +79,14 @@ static TFM_INLINE float multiply_add(float a, float b, float c) {
 // The lower and the upper half of the lanes of a vector.
 #if defined(__AVX512F__)
 typedef float half_vf __attribute__((vector_size(32)));
-static TFM_INLINE half_vf low_lanes(vf v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
-static TFM_INLINE half_vf high_lanes(vf v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+static TFM_INLINE half_vf low_lanes(vf v) { return (half_vf)_mm512_castps512_ps256((__m512)v); }
+static TFM_INLINE half_vf high_lanes(vf v) { return (half_vf)_mm512_extractf32x8_ps((__m512)v, 1); }
 #endif
 typedef float four_floats __attribute__((vector_size(16)));
 #if defined(__AVX2__)
 typedef float eight_floats __attribute__((vector_size(32)));
-static TFM_INLINE four_floats low_lanes(eight_floats v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3); }
-static TFM_INLINE four_floats high_lanes(eight_floats v) { return __builtin_shufflevector(v, v, 4, 5, 6, 7); }
+static TFM_INLINE four_floats low_lanes(eight_floats v) { return (four_floats)_mm256_castps256_ps128((__m256)v); }
+static TFM_INLINE four_floats high_lanes(eight_floats v) { return (four_floats)_mm256_extractf128_ps((__m256)v, 1); }
 #endif
 
 // The upper half of the lanes added to the lower, until one is left: one fixed order.
@@ -97,27 +97,27 @@ static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lan
 #if defined(__AVX512F__)
 static TFM_INLINE float sum(vf v) { return sum(low_lanes(v) + high_lanes(v)); }
 #endif
-// Lane i of the result is lane i ^ half.
+// Lane i of the result is lane from[i] of a and b, end to end.
 template <class V>
-static TFM_INLINE V exchanged(V v, int half) {
+static TFM_INLINE V shuffled(V a, V b, vi from) {
 #if defined(__clang__)
   V out;
-  for (int i = 0; i < VL; i++) out[i] = v[i ^ half];
+  for (int i = 0; i < VL; i++) out[i] = from[i] < VL ? a[from[i]] : b[from[i] - VL];
   return out;
 #else
-  return __builtin_shuffle(v, lanes() ^ half);
+  return __builtin_shuffle(a, b, from);
 #endif
 }
 // Of numbers that are no NaN.
 static TFM_INLINE float largest(vf v) {
   for (int half = VL / 2; half >= 1; half /= 2) {
-    v = max(v, exchanged(v, half));
+    v = max(v, shuffled(v, v, lanes() ^ half));
   }
   return v[0];
 }
 static TFM_INLINE int32_t largest(vi v) {
   for (int half = VL / 2; half >= 1; half /= 2) {
-    v = max(v, exchanged(v, half));
+    v = max(v, shuffled(v, v, lanes() ^ half));
   }
   return v[0];
 }
