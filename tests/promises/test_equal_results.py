@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
+from tests.translation.native_translator import needs_native
 from tests.translation.torch_translator import torch_translator
 from tfm_cli import device, failpoint
 from tfm_cli.arithmetic import set_deterministic
@@ -20,6 +21,7 @@ from tfm_cli.config import SearchConfig
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.model_dir import TrainedModel, load_model
 from tfm_cli.translation.translation import Candidate
+from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
 NUM_LINES = 320
@@ -143,6 +145,28 @@ def test_r17_a_line_has_one_translation_in_any_batch_order_and_number_of_threads
         for candidate, i in zip(found, order, strict=True):
             assert candidate.text == wanted[i].text, lines[i]
             assert candidate.score == pytest.approx(wanted[i].score, abs=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_r17_on_a_cpu_a_line_has_one_translation_to_the_bit(
+    tiny_model: Path, lines: list[str], precision: str, beam_size: int
+) -> None:
+    def candidates(some: list[str], *, workers: int = 1, **how: int) -> list[Candidate]:
+        search = SearchConfig(beam_size=beam_size, **how)  # type: ignore[arg-type]
+        translator = Translator.load(
+            tiny_model, search=search, device="cpu", precision=precision, word_scores=True,
+            workers=workers,
+        )  # fmt: skip
+        return [found.candidates[0] for found in translator.translate(some)]
+
+    some = lines[:60]
+    wanted = candidates(some, buffer_size=1)
+
+    assert candidates(some) == wanted
+    assert candidates(some[::-1], max_tokens=300)[::-1] == wanted
+    assert candidates(some, workers=2, max_tokens=100) == wanted
 
 
 @pytest.mark.slow
