@@ -213,7 +213,9 @@ def byte_values(vocab_size: int) -> dict[int, int]:
 
 
 @every_search
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+)
 @pytest.mark.parametrize("has_lists", [False, True])
 def test_byte_pieces_spell_characters(how: Search, seed: int, has_lists: bool) -> None:
     model = small(40, seed)
@@ -240,6 +242,7 @@ def test_widest_beams_find_what_the_reference_finds(beam_size: int) -> None:
     assert_equal_where_clear([model.engine()], model.reference(), lines, how, share=0.3)
 
 
+@pytest.mark.slow
 def test_long_segments_and_translations() -> None:
     model = small(90, width=48, heads=4)
     lines = replace(model.lines(300, 3, 129), limits=[70, 700, 300])

@@ -79,17 +79,13 @@ def test_tests_pass_with_sanitizers(file: str, sanitized: dict[str, str]) -> Non
 
 
 def test_nothing_leaks(sanitized: dict[str, str]) -> None:
-    """What Python leaves at its end is no business of the engine's."""
     leaks = sanitized | {
-        "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1:max_leaks=100000",
-        "LSAN_OPTIONS": "report_objects=0",
+        "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1",
         "PYTHONMALLOC": "malloc",
     }
 
     done = run(["tests.native.abi_fuzz", "1000", "7"], leaks)
 
-    told = done.stderr.split("\n\n")
-    assert "runtime error" not in done.stderr
     if "LeakSanitizer has encountered a fatal error" in done.stderr:
         pytest.skip("runs where LeakSanitizer may trace the process (ptrace)")
-    assert not [each for each in told if "leak of" in each and "libtfm_" in each]
+    assert done.returncode == 0, done.stderr[-6000:]
