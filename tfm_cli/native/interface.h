@@ -79,11 +79,16 @@ typedef struct {
   int32_t num_segments;            // B
   const int32_t* source_ids;       // pieces of all segments, each with </s>
   const int32_t* source_lengths;   // (B,) S of each, at least 1
-  const int32_t* limits;           // (B,) most pieces of each translation, without </s>
+  // (B,) most pieces of each translation, without </s>. Where pieces stand for bytes, a limit that a
+  // prefix exceeds is raised to it, and further to the end of a character that it begins; else the
+  // limit cuts the prefix.
+  const int32_t* limits;
   const int32_t* prefix_ids;       // what translations begin with; NULL for nothing
   const int32_t* prefix_lengths;   // (B,) or NULL
   const uint64_t* seeds;           // (B,) of sampling, or NULL
-  const int32_t* allowed_ids;      // the shortlist of each segment, ascending; NULL for all pieces
+  // The shortlist of each segment, ascending; NULL for all pieces. The start, </s>, what is never
+  // written and the prefix belong to each of them.
+  const int32_t* allowed_ids;
   const int32_t* allowed_lengths;  // (B,); 0 for a segment that may use all pieces
 } TfmBatch;
 
