@@ -45,13 +45,20 @@ struct LogSumExp {
   bool is_finite() const { return std::isfinite(largest) && std::isfinite(rest); }
 };
 
-// Of x (N,).
-inline LogSumExp log_sum_exp(const float* x, int count) {
+// NaN may be passed over.
+inline float largest_of(const float* x, int count) {
   const int whole = count / VL * VL;
   vf tops = broadcast(-kInfinity);
   for (int i = 0; i < whole; i += VL) tops = max(tops, load(x + i));
   float top = largest(tops);
   for (int i = whole; i < count; i++) top = std::max(top, x[i]);
+  return top;
+}
+
+// Of x (N,).
+inline LogSumExp log_sum_exp(const float* x, int count) {
+  const int whole = count / VL * VL;
+  const float top = largest_of(x, count);
   double sum_of_blocks = 0;  // single precision adds up no more than a block
   constexpr int block = 32 * VL;
   for (int begin = 0; begin < whole; begin += block) {
@@ -142,8 +149,7 @@ class Draw {
   bool weigh(const float* logits, int count, double temperature) {
     constexpr double coldest = 1e-6;  // no draw is left by then
     constexpr float least = -87;      // of exponents; what is less likely has no weight
-    float top = -kInfinity;
-    for (int i = 0; i < count; i++) top = std::max(top, logits[i]);
+    const float top = largest_of(logits, count);
     if (!std::isfinite(top)) return false;
     const float divisor = float(std::max(temperature, coldest));
     weights_.resize(round_up(size_t(count), kBlock));
@@ -212,23 +218,19 @@ class Draw {
     for (int i = 0; i < count; i += kBlock) whole += block(i);
     const double goal = whole * chance;
     double end = 0;
-    int last = -1;
     for (int from = 0; from < count; from += kBlock) {
       const double mass = block(from);
-      if (mass == 0) continue;
-      if (end + mass > goal) {
-        for (int i = from; i < from + kBlock; i++) {
-          if (weights_[size_t(i)] == 0) continue;
-          last = i;
-          end += double(weights_[size_t(i)]);
-          if (end > goal) return i;
-        }
-        return last;
+      if (end + mass <= goal) {
+        end += mass;
+        continue;
       }
-      end += mass;
-      for (int i = from; i < from + kBlock; i++)
-        if (weights_[size_t(i)] > 0) last = i;
+      for (int i = from; i < from + kBlock; i++) {
+        end += double(weights_[size_t(i)]);
+        if (end > goal) return i;
+      }
     }
+    int last = count - 1;
+    while (weights_[size_t(last)] == 0) last--;  // the likeliest has some
     return last;
   }
   // The mass of the weights of a block.
