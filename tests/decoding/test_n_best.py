@@ -136,7 +136,7 @@ def test_search_whose_texts_are_all_the_same_ends() -> None:
     )
 
     assert [each.ids for each in found] == [()]
-    assert asked == [3, 6, 12, 24, 48, 96, 192, 384, 768]
+    assert asked == [3, 6, 12, 24, 48, 96, 192]
 
 
 def test_search_that_memory_does_not_hold_ends() -> None:

@@ -144,7 +144,7 @@ def test_fewer_texts_than_asked_for_are_told_once(
     message = "line 2: a wider search finds no more than 2 different translations; asked for were 3"
     assert told == [message]
     assert [width for _, width in few.beams] == sorted(width for _, width in few.beams)
-    assert few.beams[-1] == (1, 1024)
+    assert few.beams[-1] == (1, 256)
     assert all(rows * width <= max(3 * 4, width) for rows, width in few.beams)
 
 

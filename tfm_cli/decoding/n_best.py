@@ -6,7 +6,7 @@ from tfm_cli.decoding.hypothesis import Hypothesis
 
 Search = Callable[[Sequence[int], int], list[list[Hypothesis]]]
 
-_WIDEST = 1024  # rows of the widest search for texts that are missing
+_WIDEST = 256  # rows of the widest search for texts that are missing: all that the engine follows
 
 
 def different_texts(
@@ -21,7 +21,7 @@ def different_texts(
 
     A tokenizer can spell one text in several ways; of these the best counts. Segments that lack
     texts are searched again with a beam that is twice as wide, until there are enough, a search
-    finds fewer hypotheses than its beam could hold, or the beam has 1,024 rows.
+    finds fewer hypotheses than its beam could hold, or it would have more than 256 rows.
 
     Args:
         search: gives the hypotheses of the segments with these indices, best first, found with a
