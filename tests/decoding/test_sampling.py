@@ -255,10 +255,10 @@ def test_counts_of_whole_translations_fit_their_probabilities(how: dict[str, flo
         order = order[before < how.get("top_p", 1.0)]
         kept = torch.zeros(VOCAB, dtype=torch.float64)
         kept[order] = probs[order]
-        return (kept / kept.sum()).tolist()  # type: ignore[no-any-return]
+        return [float(share) for share in kept / kept.sum()]
 
-    first, wanted = after(()), {}
-    wanted[()] = first[EOS]
+    first = after(())
+    wanted: dict[tuple[int, ...], float] = {(): first[EOS]}
     for one in (1, 2, 3):
         second = after((one,))
         wanted[(one,)] = first[one] * second[EOS]

@@ -31,8 +31,9 @@ def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = hugging_face_model(pair, decoder_ffn_dim=40)
     without_padding_row(model)
     directory = tmp_path_factory.mktemp("marian") / "opus"
-    options = {"transformer_decoder_dim_ffn": "40"}
-    return write_marian_directory(directory, marian_arrays(model), pair, **options)
+    return write_marian_directory(
+        directory, marian_arrays(model), pair, transformer_decoder_dim_ffn="40"
+    )
 
 
 @pytest.fixture
