@@ -69,9 +69,9 @@ bench-train: $(VENV)/.installed-bench ## Measure training against Hugging Face, 
 bench-memory: $(VENV)/.installed ## Measure the memory of translating, whatever comes in
 	$(BIN)/python tests/bench/memory.py $(ARGS)
 
-# For older systems, with Zig as the compiler: make wheel GLIBC=2.17
+# For older systems, with Zig as the compiler: make wheel GLIBC=2.17; -I, since pip hides what is installed
 GLIBC ?=
-ZIG := $(abspath $(BIN))/python -m ziglang c++ -target $(shell uname -m)-linux-gnu
+ZIG := $(abspath $(BIN))/python -I -m ziglang c++ -target $(shell uname -m)-linux-gnu
 wheel: $(VENV)/.installed-wheel ## Build a wheel with the engine in dist
 	rm -rf build/wheel build/wheel-cmake
 	$(if $(GLIBC),CXX='$(ZIG).$(GLIBC)') TFM_REQUIRE_NATIVE=1 $(PIP) wheel --no-deps \
