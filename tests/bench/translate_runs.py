@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -206,18 +207,21 @@ class Bench:
 
     def _run_command(self, work: Work, side: Side) -> None:
         """Do one more round of a whole command; or note why it refuses."""
+        with tempfile.TemporaryDirectory() as aside:  # others may use the models meanwhile
+            self._run_command_in(Path(aside), work, side)
+
+    def _run_command_in(self, aside: Path, work: Work, side: Side) -> None:
         assert side.arrangement is not None
         arrangement = side.arrangement
         lines = self._work_lines(work)
-        source, output = self._folder / "input.txt", self._folder / "output.txt"
+        source, output = aside / "input.txt", aside / "output.txt"
         _write_lines(source, lines)
         directory = str(self._directory(work, side.name))
         precision = self._precision or work.precision
         if side.name == "tfm":
             command = ["-m", "tfm_cli", "translate", "--quiet", "--device", "cpu"]
             command += ["--model", directory, "--input", str(source), "--output", str(output)]
-            command += ["--overwrite", "--precision", precision]
-            command += ["--workers", str(arrangement.workers)]
+            command += ["--precision", precision, "--workers", str(arrangement.workers)]
             command += ["--greedy"] if work.beam_size == 1 else ["--beam-size", "4"]
             # What CTranslate2 always does.
             command += ["--early-stopping"] if work.beam_size > 1 else []
