@@ -297,9 +297,10 @@ def test_a_file_is_no_place_for_an_export(save: Save, tmp_path: Path, unverified
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    with pytest.raises(ConfigError, match="`--to` must be one of hf, ctranslate2, got onnx"):
+    with pytest.raises(ConfigError, match="`--to` must be one of hf, ctranslate2, tfm, got onnx"):
         export_model(tmp_path, out, to="onnx")
-    with pytest.raises(ConfigError, match="`--quantization` is for `--to ctranslate2`"):
+    told = "`--quantization` is for `--to ctranslate2` and `--to tfm`"
+    with pytest.raises(ConfigError, match=told):
         export_model(tmp_path, out, to="hf", quantization="int8")
     with pytest.raises(ConfigError, match=r"`--quantization` must be one of int8, .*, got int4"):
         export_model(tmp_path, out, to="ctranslate2", quantization="int4")

@@ -214,7 +214,7 @@ def test_r03_time_that_is_up_ends_a_validation(tiny_corpus: TinyCorpus, tmp_path
         (tmp_path / name).write_text("\n".join(long_lines) + "\n", encoding="utf-8")
 
     seconds, done = ended_after(
-        ["train", *text, "--preset", "tiny", "--vocab-size", "300", "--valid-freq", "1",
+        ["train", *text, "--preset", "small", "--vocab-size", "300", "--valid-freq", "1",
          "--valid-metrics", "bleu", "-o", str(tmp_path / "model"), "--max-time", "35s"]
     )  # fmt: skip
 
