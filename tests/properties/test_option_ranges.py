@@ -39,7 +39,9 @@ NUMBERS = [
     (name, parameter)
     for name, command in COMMANDS.items()
     for parameter in command.params
-    if _kind(parameter) in (int, float) and parameter.type_descriptor.parameter_info.parser is None
+    if _kind(parameter) in (int, float)
+    and parameter.type_descriptor.parameter_info.parser is None
+    and not parameter.hidden  # a flag that is gone: it is refused with any value
 ]
 SETTINGS = [
     (section, field)
