@@ -87,7 +87,9 @@ def test_a_quantization_that_the_target_has_not_is_a_usage_error(
     done = run_tfm(["export", str(tiny_model), "--to", "hf", "--quantization", "int8", "-o", out])
 
     assert done.code == 2
-    assert done.err == "error: `--quantization` is for `--to ctranslate2`, got `--to hf`\n"
+    assert done.err == (
+        "error: `--quantization` is for `--to ctranslate2` and `--to tfm`, got `--to hf`\n"
+    )
 
 
 def test_a_model_that_is_not_there_exits_4(run_tfm: RunTfm, tmp_path: Path) -> None:

@@ -222,11 +222,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _ended_by_signal)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else `nohup` had it ignored
         signal.signal(signal.SIGHUP, _ended_by_signal)
+    code: object = 0
     try:
         _run()
     except SystemExit as end:
-        _end_at_once(end.code)
-        raise
+        code = end.code
+    # Only out here is let go of what the exception held, such as processes that translate.
+    _end_at_once(code)
+    sys.exit(code)  # type: ignore[arg-type]
 
 
 def _run() -> None:
