@@ -7,6 +7,7 @@ file or the new one. The changes themselves are made by `durable`.
 import contextlib
 import errno
 import os
+import signal
 import stat
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tfm_cli import durable
-from tfm_cli.errors import ResourceError, TfmError
+from tfm_cli.errors import END_SIGNALS, ResourceError, TfmError
 from tfm_cli.ownership import (
     cannot_be_written,
     is_empty_directory,
@@ -146,12 +147,25 @@ def temporary_file(place: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
     At the end it is removed, unless it was renamed.
     """
-    aside, stream = _held_file(place)
+    aside: Path | None = None
     try:
+        with _signals_held_back():  # or one would end us with the file made and nobody to remove it
+            aside, stream = _held_file(place)
         with stream:
             yield aside, stream
     finally:
-        _remove_quietly(aside)
+        if aside is not None:
+            _remove_quietly(aside)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let handlers of signals that end a command run behind the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _held_file(place: Path) -> tuple[Path, BinaryIO]:
