@@ -79,7 +79,7 @@ def _fast_bf16(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Matrix products inside are computed in `dtype`; weights stay as they are."""
+    """Compute matrix products inside in `dtype`; weights stay as they are."""
     if dtype == torch.float32:
         yield
         return
@@ -88,7 +88,7 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says."""
+    """Return True if an error says that memory did not suffice."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.

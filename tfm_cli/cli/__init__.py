@@ -229,7 +229,7 @@ def main() -> None:
         code = end.code
     # Only out here is let go of what the exception held, such as processes that translate.
     _end_at_once(code)
-    sys.exit(code)  # type: ignore[arg-type]
+    raise SystemExit(code)
 
 
 def _run() -> None:

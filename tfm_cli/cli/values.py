@@ -93,7 +93,9 @@ def _number(value: Any, kind: type) -> Any:
 def _path(value: Any, info: Any) -> Path | None:
     if any(getattr(info, name) != usual for name, usual in _USUAL_PATH.items()):
         return None
-    is_name = isinstance(value, str | Path)
-    if not is_name or (os.path.exists(value) and not os.access(value, os.R_OK)):  # noqa: PTH110
+    if not isinstance(value, str | Path):
+        return None
+    exists = os.path.exists(value)  # noqa: PTH110 - unlike Path's, it takes a name that is too long
+    if exists and not os.access(value, os.R_OK):
         return None
     return Path(value)
