@@ -1,6 +1,6 @@
 """Counts of lines that several processes make of parts of one text, and that go through JSON."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, Self
 
 _LONGEST_TEXT = 24  # characters of a line that a place shows
@@ -21,21 +21,20 @@ class Place(NamedTuple):
     becomes: str = ""
 
 
+@dataclass(slots=True)
 class LineCounts:
     """A base of dataclasses whose fields are numbers, or the first `Place` of a kind or None."""
 
-    __slots__ = ()
-
     def merge(self, later: Self) -> None:
         """Count the lines of a later part of the same text."""
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(later, field.name)
             is_number = isinstance(mine, int)
             setattr(self, field.name, mine + theirs if is_number else mine or theirs)
 
     def to_json(self) -> dict[str, Any]:
         """Return a table that JSON can hold."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)
 
     @classmethod
     def from_json(cls, table: object) -> Self:
@@ -44,7 +43,7 @@ class LineCounts:
         Raises:
             ValueError: the table is another one.
         """
-        defaults = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
+        defaults = {field.name: field.default for field in fields(cls)}
         if not isinstance(table, dict) or set(table) != set(defaults):
             raise ValueError(f"it has other counts than {', '.join(defaults)}")
         values: dict[str, Any] = {}
