@@ -20,8 +20,8 @@ import typer.testing
 from typer.testing import CliRunner
 
 from tests import traps
-from tfm_cli import failpoint
 from tfm_cli.errors import END_SIGNALS
+from tfm_cli.files import faults
 
 # Tests run side by side on few cores; processes that tests start have one thread each as well.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -134,7 +134,7 @@ def _signals_as_before() -> Iterator[None]:
 def _no_fault_stays() -> Iterator[None]:
     """A fault that a test asked for is asked for by no later one."""
     yield
-    failpoint.begin_again()
+    faults.begin_again()
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ _CODE = {
     "marshal.loads": ("importlib", "zipimport", "_pytest.assertion.rewrite"),
 }
 # What processes that were forked off tell the one that started them: there is no file in between.
-_OWN = ("pickle.find_class", "tfm_cli.translation.workers")
+_OWN = ("pickle.find_class", "tfm_cli.translation.worker_pool")
 _NETWORK = {
     "socket.connect": ("huggingface_hub", "httpx", "torch.distributed"),
     "socket.sendto": (),

@@ -13,10 +13,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfm_cli.config import DECODING_PRECISIONS
 from tfm_cli.errors import INSTALL_TORCH, ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
+
+DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 _told: set[str] = set()  # what was said once already
 _DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; else libcuda.so.1

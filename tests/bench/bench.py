@@ -27,19 +27,19 @@ import numpy as np
 import torch
 
 import tfm_cli
-from tfm_cli.arithmetic import resolve_precision
-from tfm_cli.config import SearchConfig, TrainingConfig
-from tfm_cli.configfile import resolve
+from tfm_cli.config.loading import resolve
+from tfm_cli.config.settings import SearchConfig, TrainingConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
-from tfm_cli.corpus.sample import sample_path
-from tfm_cli.model_dir import build_transformer
+from tfm_cli.corpus.sources import sample_path
+from tfm_cli.model.arithmetic import resolve_precision
+from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.training.learner import Learner
-from tfm_cli.training.optim import MovingAverage, make_optimizer
-from tfm_cli.training.plan import MicroBatch
+from tfm_cli.training.batches import MicroBatch
+from tfm_cli.training.optimizer import MovingAverage, make_optimizer
+from tfm_cli.training.parallel_model import Learner
 from tfm_cli.training.update import update
 
 START_ID, EOS_ID = 2, 3

@@ -19,15 +19,14 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402 - the path comes first
 
-from tfm_cli.config import TokenizerConfig  # noqa: E402
-from tfm_cli.corpus.cache import cached_store  # noqa: E402
-from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files  # noqa: E402
+from tfm_cli.config.settings import TokenizerConfig  # noqa: E402
 from tfm_cli.corpus.filters import Filters  # noqa: E402
 from tfm_cli.corpus.parallel_text import read_corpus  # noqa: E402
-from tfm_cli.corpus.preparing import prepare  # noqa: E402
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
-from tfm_cli.tokenizer_pair import TokenizerPair  # noqa: E402
-from tfm_cli.tokenizer_training import draw_sample  # noqa: E402
+from tfm_cli.corpus.prepare import cached_store, prepare  # noqa: E402
+from tfm_cli.corpus.sources import CorpusFile, aligned_files  # noqa: E402
+from tfm_cli.tokenizer.pair import TokenizerPair  # noqa: E402
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
+from tfm_cli.tokenizer.training import draw_sample  # noqa: E402
 
 FILTERS = Filters(256)
 _LINES = 600_000  # of both sides; with fewer, starting processes would be what is measured

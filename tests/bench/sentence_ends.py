@@ -1,7 +1,7 @@
 """Measure how well sentence ends are found: ours, sentencex and pysbd.
 
 `pip install sentencex pysbd`, then `python tests/bench/sentence_ends.py`. Each language has 20
-lines of two to five sentences, drawn by a seed from those of `tests/translation/sentences.txt`; an
+lines of two to five sentences, drawn by a seed from those of `tests/text/sentences.txt`; an
 end is found if the place behind a sentence's last mark is.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tfm_cli.translation.sentences import sentence_ends  # noqa: E402 - the path comes first
+from tfm_cli.text.sentences import sentence_ends  # noqa: E402 - the path comes first
 
 LINES = 20
 FILES = ("sentences.txt", "unseen_sentences.txt")
@@ -90,7 +90,7 @@ def systems() -> dict[str, Ends]:
 def main() -> None:
     """Print a row for each system and file."""
     for name in FILES:
-        lines = list(drawn(ROOT / "tests" / "translation" / name))
+        lines = list(drawn(ROOT / "tests" / "text" / name))
         print(f"{name}: {len(lines)} lines, {sum(len(ends) for *_, ends in lines)} ends")
         for system, find in systems().items():
             right, wrong, missed = 0, 0, 0

@@ -25,7 +25,7 @@ from tests.bench.train_works import (
 )
 from tfm_cli.corpus.batching import padding_share
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.fitting import CPU_MICRO_BATCH
+from tfm_cli.training.memory import CPU_MICRO_BATCH
 
 SHAPE = Shape(width=16, layers=2, heads=2, feed_forward_width=24, vocab_size=60, updates=2)
 LENGTHS = draw_lengths(NUM_PAIRS)

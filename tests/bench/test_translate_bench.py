@@ -18,7 +18,7 @@ from tests.bench.translate_works import (
     picked,
     usual_arrangement,
 )
-from tfm_cli.config import ModelConfig
+from tfm_cli.config.settings import ModelConfig
 from tfm_cli.native import library
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, Plan
-from tfm_cli.arithmetic import arithmetic
-from tfm_cli.config import TrainingConfig
+from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.model.arithmetic import arithmetic
 from tfm_cli.model.attention import INITIAL_GAIN
-from tfm_cli.training.optim import learning_rate
+from tfm_cli.training.optimizer import learning_rate
 
 _IGNORED = -100
 

@@ -22,7 +22,7 @@ from tests.bench.train_loop import (
 )
 from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, UNK_ID
 from tests.bench.train_works import Shape
-from tfm_cli.config import TrainingConfig
+from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.store import PieceStore
 
 MOST_POSITIONS = 512

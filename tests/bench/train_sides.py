@@ -31,14 +31,14 @@ from tests.bench.train_pairs import (
 from tests.bench.train_peers import PEER_MODELS
 from tests.bench.train_tricks import left_out
 from tests.bench.train_works import MICRO_BATCH, Shape
-from tfm_cli.arithmetic import resolve_precision
-from tfm_cli.config import TrainingConfig
+from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
+from tfm_cli.model.arithmetic import resolve_precision
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.learner import Learner, batch_loss
-from tfm_cli.training.optim import MovingAverage, make_optimizer
-from tfm_cli.training.plan import Planner, UpdatePlan, made_ready
+from tfm_cli.training.batches import Planner, UpdatePlan, made_ready
+from tfm_cli.training.optimizer import MovingAverage, make_optimizer
+from tfm_cli.training.parallel_model import Learner, batch_loss
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.update import update
 

@@ -18,8 +18,8 @@ from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.model import attention
 from tfm_cli.model.attention import MultiHeadAttention
 from tfm_cli.model.dropout import Dropout
-from tfm_cli.training import learner
-from tfm_cli.training.plan import Planner
+from tfm_cli.training import parallel_model
+from tfm_cli.training.batches import Planner
 
 
 def _whole_batch(self: Planner, pairs: np.ndarray) -> Plan:
@@ -80,7 +80,7 @@ def _foreach_adamw(groups: Any, *, fused: bool, **options: Any) -> torch.optim.A
 Place = tuple[Any, str, Any]  # what, which attribute of it, the slow way
 TRICKS: dict[str, tuple[Place, ...]] = {
     "micro-batches": ((Planner, "parts", _whole_batch),),
-    "chunked-loss": ((learner, "cross_entropy", whole_loss),),
+    "chunked-loss": ((parallel_model, "cross_entropy", whole_loss),),
     "fused-adamw": ((torch.optim, "AdamW", _foreach_adamw),),
     "fused-projection": (
         (MultiHeadAttention, "project", _three_products),

@@ -16,23 +16,23 @@ from typing import cast
 import torch
 
 from tests.bench.translate_works import SOURCE_PIECES
-from tfm_cli.config import ModelConfig, RunConfig, TokenizerConfig
-from tfm_cli.corpus.sample import sample_path
-from tfm_cli.files import atomic_directory
-from tfm_cli.interop.ctranslate2_export import write_ctranslate2
-from tfm_cli.interop.hugging_face_export import write_hugging_face
+from tfm_cli.config.settings import ModelConfig, RunConfig, TokenizerConfig
+from tfm_cli.corpus.sources import sample_path
+from tfm_cli.files.atomic import atomic_directory
+from tfm_cli.interop.ctranslate2 import write_ctranslate2
+from tfm_cli.interop.hugging_face.writing import write_hugging_face
 from tfm_cli.model.layers import DecoderLayer
-from tfm_cli.model_config import save_config
-from tfm_cli.model_dir import (
+from tfm_cli.model_directory.config_file import save_config
+from tfm_cli.model_directory.weights import (
     TrainedModel,
     WeightsFacts,
     build_transformer,
     load_model,
     save_weights,
 )
-from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.tokenizer_training import train_tokenizer
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 NUM_LINES = 4096
 # Added to the logit of </s>: no translation ends before its limit.

@@ -50,9 +50,9 @@ class Tfm:
     """The native engine of `tfm_cli`; its workers are threads that share the weights."""
 
     def __init__(self, job: dict[str, Any]) -> None:
+        from tfm_cli.config.settings import SearchConfig
         from tfm_cli.native.model import NativeModel
         from tfm_cli.native.search import NativeSearch
-        from tfm_cli.search_config import SearchConfig
 
         self.precision = job["precision"]
         # What CTranslate2 always does: it stops at the count, and never knows of banned pieces.
@@ -167,7 +167,7 @@ class HuggingFace:
             raise RefusedError("transformers is not installed") from error
         import torch
 
-        from tfm_cli.tokenizer import Tokenizer
+        from tfm_cli.tokenizer.tokenizer import Tokenizer
 
         if not job["limit"]:
             raise RefusedError("`generate` is measured at one length only")

@@ -16,9 +16,9 @@ from unittest.mock import patch
 import torch
 
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig
-from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.translation import searching
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.model_directory.weights import TrainedModel, load_model
+from tfm_cli.translation import search as searching
 from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.corpus.sample import sample_path
+from tfm_cli.corpus.sources import sample_path
 
 BLANKS = {"count": 0, "file": None, "line": None}
 
@@ -284,7 +284,7 @@ def test_torch_is_not_imported() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.split("\n")}
-    assert "tfm_cli.corpus.inspection" in modules
+    assert "tfm_cli.corpus.check.inspection" in modules
     assert "torch" not in modules
     assert done.stdout.endswith("0 errors, 0 warnings, 0 notes\n")
 

@@ -11,7 +11,7 @@ def test_a_trained_model_leaves_for_ctranslate2_and_translates_the_same(
     tiny_model: Path, tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
-    from tfm_cli.model_config import load_config, load_tokenizers
+    from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 
     out = tmp_path / "out"
     text = tiny_corpus.lines("test.en")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_SHAPE, RunTfm, invoke
-from tfm_cli.model_config import load_config, load_tokenizers
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.model_directory.config_file import load_config, load_tokenizers
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what is imported for the verification
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.config import SearchConfig
-from tfm_cli.model_dir import load_model
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.model_directory.weights import load_model
+from tfm_cli.translation.result import Translation
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist, save_shortlist
-from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from tfm_cli.cli import app
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 TEXT = [f"line {number} of {number * 7919 % 1000} on the mät" for number in range(400)]
 

@@ -6,11 +6,11 @@ import pytest
 
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN, metrics, write_part
-from tfm_cli.configfile import read_toml, resolve, to_mapping
-from tfm_cli.model_config import load_config
-from tfm_cli.model_dir import weights_facts
+from tfm_cli.config.loading import read_toml, resolve, to_mapping
+from tfm_cli.config.presets import PRESETS
+from tfm_cli.model_directory.config_file import load_config
+from tfm_cli.model_directory.weights import weights_facts
 from tfm_cli.native import library
-from tfm_cli.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_without_text_it_trains_on_the_sample_and_says_so(
     text: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"train.en": 1, "train.fr": 3, "valid.en": 5, "valid.fr": 7}
-    monkeypatch.setattr("tfm_cli.training.corpora.sample_path", lambda name: text[names[name]])
+    monkeypatch.setattr("tfm_cli.training.data.sample_path", lambda name: text[names[name]])
 
     result = run_tfm(["train", *TINY_SHAPE, "--max-updates", "1", "--device", "cpu"])
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import RunTfm
 from tests.runs import SMALL_RUN, checkpoints
-from tfm_cli.model_config import load_config
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.model_directory.config_file import load_config
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 COMMAND = ["train", "-s", "a.en", "-t", "a.fa", *SMALL_RUN, "--set", "tokenizer.model_type=char"]
 TEXT = "کتاب\u200cها ½ km²，"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN
-from tfm_cli.corpus import cache, preparing, store_files
+from tfm_cli.corpus import prepare, store_files
 
 SHORT = [*SMALL_RUN, "--max-updates", "2", "-o", "model"]
 
@@ -74,7 +74,7 @@ def test_run_that_goes_on_prepares_nothing(
     text = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
     run_tfm(["train", *text, *SHORT])
     before = prepared()
-    monkeypatch.delattr(cache, "prepare")
+    monkeypatch.delattr(prepare, "prepare")
 
     again = run_tfm(["train", *text, *SHORT, "--max-updates", "3"])
     anew = run_tfm(["train", *text, *SHORT, "--overwrite"])
@@ -167,7 +167,7 @@ def test_weights_stand_in_the_spans(
         seen.append([(span.first, span.end, span.weight) for span in store.spans])
         return store
 
-    monkeypatch.setattr(cache, "open_store", watched)
+    monkeypatch.setattr(prepare, "open_store", watched)
     text = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
     text += ["-s", tiny_corpus.path("valid.en"), "-t", tiny_corpus.path("valid.de")]
 
@@ -202,7 +202,7 @@ def test_signal_during_preparation_leaves_nothing(number: int, tmp_path: Path) -
         "--data-workers", "2", "--set", "tokenizer.input_sentence_size=100",
         "--set", "tokenizer.byte_fallback=false", "--vocab-size", "40",
     ]  # fmt: skip
-    root = Path(preparing.__file__).parents[2]
+    root = Path(prepare.__file__).parents[2]
 
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -241,7 +241,7 @@ def test_signal_while_a_tokenizer_is_learned_ends_it_at_once(
     """Python's own handlers would wait until SentencePiece is done."""
     text = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
     command = ["train", *text, *SHORT]
-    root = Path(preparing.__file__).parents[2]
+    root = Path(prepare.__file__).parents[2]
 
     with subprocess.Popen(
         [sys.executable, "-c", _SAYS_WHEN_IT_LEARNS, *command],

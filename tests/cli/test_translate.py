@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.cli import translate_stream
 from tfm_cli.cli.translate import translate
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.native.library import LIBRARY, NONE
+from tfm_cli.translation import streaming
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def test_texts_of_very_many_lines_are_translated_by_and_by(
     command = [*model, "--json-input", "--n-best", "2"]
     wanted = run_tfm(command, given)
 
-    monkeypatch.setattr(translate_stream, "_MOST_TEXT_LINES", most)
+    monkeypatch.setattr(streaming, "_MOST_TEXT_LINES", most)
     result = run_tfm(command, given)
 
     assert result.out == wanted.out

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.translation import workers as module
+from tfm_cli.translation import worker_pool as module
 
 PATIENCE = 120  # seconds, for a machine that has much else to do
 

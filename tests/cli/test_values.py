@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tfm_cli.cli.values import take_plainly
+from tfm_cli.cli.options import take_plainly
 
 SEEN: list[Any] = []
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.config import TokenizerConfig
-from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.config.settings import TokenizerConfig
+from tfm_cli.corpus.sources import CorpusFile, aligned_files
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 _WORDS = ["a", "bb", "ccc", "dddd", "é", "ü", "ж", "漢字", "😀", "of", "the"]
 

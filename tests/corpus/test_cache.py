@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from tests.corpus.conftest import write
-from tfm_cli.corpus import cache as module
-from tfm_cli.corpus import preparing
-from tfm_cli.corpus.cache import FileHashes, cached_store, remove_others
-from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
+from tfm_cli.corpus import prepare
+from tfm_cli.corpus import prepare as module
 from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.prepare import FileHashes, cached_store, remove_others
+from tfm_cli.corpus.sources import CorpusFile, aligned_files
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DataError
-from tfm_cli.files import temporary_directory
-from tfm_cli.ownership import temporary_name
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.files.atomic import temporary_directory
+from tfm_cli.files.ownership import temporary_name
+from tfm_cli.tokenizer.pair import TokenizerPair
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_what_was_half_prepared_is_not_taken_for_a_corpus(
 def test_text_that_changes_while_it_is_read_is_refused(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = preparing.prepare
+    before = prepare.prepare
 
     def slow(*arguments: Any, **named: Any) -> None:
         before(*arguments, **named)
@@ -172,7 +172,7 @@ def test_corpus_that_another_run_puts_there_at_the_same_moment_is_taken(
 def test_text_that_goes_away_while_it_is_read_is_refused(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = preparing.prepare
+    before = prepare.prepare
 
     def slow(*arguments: Any, **named: Any) -> None:
         before(*arguments, **named)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfm_cli.corpus.duplicates import later_duplicates
+from tfm_cli.corpus.filters import later_duplicates
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2, 7, 64, 100, 1000])

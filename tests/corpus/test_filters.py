@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.corpus.conftest import hostile_lines
-from tfm_cli.config import DataConfig
+from tfm_cli.config.settings import DataConfig
 from tfm_cli.corpus.filters import Filters, kept_lengths, kept_texts
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.odd_files import KINDS, make_odd
-from tfm_cli import durable
-from tfm_cli.corpus import key_lock as module
-from tfm_cli.corpus.key_lock import key_lock, sweep_locks
+from tfm_cli.corpus import prepare as module
+from tfm_cli.corpus.prepare import key_lock, sweep_locks
 from tfm_cli.errors import ResourceError
-from tfm_cli.ownership import try_lock
+from tfm_cli.files import durable
+from tfm_cli.files.ownership import try_lock
 
 KEY = "0123456789abcdef" * 2
 

@@ -4,18 +4,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tfm_cli.config import TokenizerConfig
+from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus import messages
 from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoder_process import serve
 from tfm_cli.corpus.encoding import EncodedBlock, encode_block
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.frames import read_frame, write_frame
+from tfm_cli.corpus.messages import read_frame, write_frame
 from tfm_cli.errors import DataError
-from tfm_cli.mended import Mended
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.vocabulary import Vocabulary
+from tfm_cli.text.repairs import Mended
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 BLOCK = Block(0, "lines", ("a", "b"), 7, (False, True), (b"a b\n\0c\n", b"b\r\na a\r\n"), 0.5)
 

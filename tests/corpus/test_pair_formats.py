@@ -2,10 +2,9 @@ import json
 
 import pytest
 
-from tfm_cli.corpus.corpus_files import Format
-from tfm_cli.corpus.pair_formats import Pair, pairs_of
+from tfm_cli.corpus.sources import Format, Pair, pairs_of
 from tfm_cli.errors import DataError
-from tfm_cli.mended import Mended
+from tfm_cli.text.repairs import Mended
 
 
 def pairs(lines: list[str], held: Format, mended: Mended | None = None) -> list[Pair]:

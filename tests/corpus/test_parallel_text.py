@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.corpus import blocks
-from tfm_cli.corpus.corpus_files import aligned_files
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
+from tfm_cli.corpus.sources import aligned_files
 from tfm_cli.errors import ConfigError, DataError
-from tfm_cli.text import open_lines
+from tfm_cli.text.reader import open_lines
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.corpus import sample
+from tfm_cli.corpus import sources
 from tfm_cli.errors import ResourceError
 
 
@@ -11,7 +11,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package in a checkout that has no sample corpus yet."""
     directory = tmp_path / "tfm_cli"
     directory.mkdir()
-    monkeypatch.setattr(sample, "_PACKAGE", directory)
+    monkeypatch.setattr(sources, "_PACKAGE", directory)
     return directory
 
 
@@ -25,16 +25,16 @@ def put(directory: Path) -> Path:
 def test_checkout_has_it_beside_the_package(package: Path) -> None:
     path = put(package.parent / "data")
 
-    assert sample.sample_path("train.en") == str(path)
+    assert sources.sample_path("train.en") == str(path)
 
 
 def test_installed_package_has_it_inside(package: Path) -> None:
     put(package.parent / "data")  # somebody else's, where packages are installed
     path = put(package / "data")
 
-    assert sample.sample_path("train.en") == str(path)
+    assert sources.sample_path("train.en") == str(path)
 
 
 def test_missing_sample_is_told(package: Path) -> None:
     with pytest.raises(ResourceError, match=r"sample corpus \(`train\.en`\) is not installed"):
-        sample.sample_path("train.en")
+        sources.sample_path("train.en")

@@ -1,9 +1,8 @@
 import pytest
 
-from tfm_cli.config import TokenizerConfig
-from tfm_cli.corpus.line_counts import Place
-from tfm_cli.corpus.source_tags import SourceTags, TagPlaces
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.config.settings import TokenizerConfig
+from tfm_cli.corpus.line_checks import Place, SourceTags, TagPlaces
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 LINES = ["", ">>fra<< a", "b", "  ", ">>xyz<< c", "d", ">>fra<< e", ">>abc<< f"]
 COUNTED = SourceTags(6, 2, 2, Place(1, 12), Place(1, 14))

@@ -3,12 +3,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from tfm_cli.config import TokenizerConfig
+from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus import store as module
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.errors import DataError
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 WORDS = "a b c d e f"
 

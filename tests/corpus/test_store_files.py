@@ -9,15 +9,15 @@ import pytest
 from tests.corpus.conftest import hostile_lines, write
 from tfm_cli.corpus import blocks, store_files
 from tfm_cli.corpus.batching import CorpusSpan
-from tfm_cli.corpus.corpus_files import aligned_files
 from tfm_cli.corpus.encoding import id_type, length_type
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
-from tfm_cli.corpus.preparing import prepare
+from tfm_cli.corpus.prepare import prepare
+from tfm_cli.corpus.sources import aligned_files
 from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.corpus.store_files import open_store
 from tfm_cli.errors import DataError
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 
 
 @pytest.fixture

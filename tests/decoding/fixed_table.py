@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tests.decoding.table_model import EOS, START, TableModel, sources
-from tfm_cli.decoding.fixed_beams import BeamRules, FixedBeams
-from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
-from tfm_cli.decoding.fixed_search import FixedSearch
-from tfm_cli.decoding.fixed_steps import Shape
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.static.beam import BeamRules, FixedBeams
+from tfm_cli.decoding.static.greedy import FixedGreedy, GreedyRules
+from tfm_cli.decoding.static.interface import Shape
+from tfm_cli.decoding.static.search import FixedSearch
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 
 EOS = 0
 START = 1

@@ -13,7 +13,7 @@ from tests.decoding.table_model import (
     sources,
 )
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 
 WIDEST = 256  # more than there are translations of 4 pieces
 

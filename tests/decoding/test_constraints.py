@@ -19,7 +19,7 @@ from tests.decoding.table_model import (
 )
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.constraints import Constraints
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.decoding.sampling import sample
 
 WIDEST = 256  # more than there are translations of 4 pieces

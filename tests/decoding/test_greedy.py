@@ -6,7 +6,7 @@ import pytest
 from tests.decoding.table_model import EOS, START, TableModel, sources
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 
 
 def both(

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.constraints import is_loop
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.loops import is_loop
 
 EOS = 3
 

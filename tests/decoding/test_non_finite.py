@@ -9,10 +9,10 @@ from tests.decoding.fixed_table import FixedTable, fixed_beams, fixed_greedy, fo
 from tests.decoding.table_model import EOS, START, TableModel, sources
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.fixed_beams import BeamRules
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import NonFiniteScoresError
+from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.static.beam import BeamRules
 
 LIMITS = [5, 5]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from tfm_cli.decoding import random_numbers
-from tfm_cli.decoding.random_numbers import mixed, random_bits, uniform
+from tfm_cli.decoding import sampling
+from tfm_cli.decoding.sampling import mixed, random_bits, uniform
 
 # The first outputs of the generators of Steele, Lea and Flood as others print them: of seed
 # 1234567, https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64; of 0, what Java's
@@ -44,10 +44,10 @@ def test_uniform_numbers_are_the_leading_bits() -> None:
 
 
 def test_uniform_numbers_reach_neither_1_nor_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random_numbers, "random_bits", lambda seed, step: 2**64 - 1)
+    monkeypatch.setattr(sampling, "random_bits", lambda seed, step: 2**64 - 1)
     assert uniform(1, 1) == 1 - 2**-53
 
-    monkeypatch.setattr(random_numbers, "random_bits", lambda seed, step: 2**11 - 1)
+    monkeypatch.setattr(sampling, "random_bits", lambda seed, step: 2**11 - 1)
     assert uniform(1, 1) == 0
 
 
@@ -75,6 +75,6 @@ def test_neighbours_have_nothing_to_do_with_each_other(pairs: list[tuple[float, 
 
 
 def test_no_library_is_needed() -> None:
-    tree = ast.parse(inspect.getsource(random_numbers))
+    tree = ast.parse(inspect.getsource(sampling))
 
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

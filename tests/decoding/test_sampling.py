@@ -15,9 +15,8 @@ from tests.decoding.table_model import (
 )
 from tfm_cli.decoding import sampling
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.hypothesis import Hypothesis
-from tfm_cli.decoding.random_numbers import uniform
-from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.sampling import sample, uniform
 
 
 def draw(

@@ -12,10 +12,10 @@ from torch import Tensor
 from tests.conftest import TinyCorpus
 from tfm_cli.corpus.batch import make_batch, pad_source
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel
+from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.model_directory.weights import TrainedModel, load_model
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,15 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
-from tfm_cli.decoding import fixed_search
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.fixed_beams import BeamRules
-from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.restricted import Lists, Shortlisted
 from tfm_cli.decoding.sampling import sample
-from tfm_cli.decoding.shortlisted import Lists, Shortlisted
+from tfm_cli.decoding.static import search as fixed_search
+from tfm_cli.decoding.static.beam import BeamRules
+from tfm_cli.decoding.static.greedy import FixedGreedy, GreedyRules
 from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
 
 LETTER = 2  # a whole piece; those behind it stand for bytes

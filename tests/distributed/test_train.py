@@ -29,14 +29,14 @@ FSDP = ["--set", "parallel.strategy=fsdp"]
 
 def in_double(rank: int = 0) -> None:
     """Let the model, and so all that is made of it, be in double precision."""
-    from tfm_cli.training import beginning, checkpoint_reading, run
+    from tfm_cli.training import checkpoint_file, initialization, run
 
     def double(*arguments: Any) -> Any:
-        return beginning.fresh_model(*arguments).double()
+        return initialization.fresh_model(*arguments).double()
 
     # Mypy sees that it is imported there, and another signature.
     run.fresh_model = double  # type: ignore[attr-defined, assignment]
-    checkpoint_reading.TYPES["F64"] = torch.float64
+    checkpoint_file.TYPES["F64"] = torch.float64
 
 
 @pytest.fixture(scope="module")

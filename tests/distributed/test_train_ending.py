@@ -137,16 +137,16 @@ def test_loss_of_one_that_is_no_number_is_found_where_only_the_device_knows_of_i
     """As on a GPU, which is not waited for between progress lines."""
 
     def prepare(rank: int) -> None:
-        from tfm_cli.training import learner, loop
+        from tfm_cli.training import loop, parallel_model
 
-        exact, calls = learner.batch_loss, iter(range(1000))
+        exact, calls = parallel_model.batch_loss, iter(range(1000))
 
         def infinite(*arguments: Any, **named: Any) -> Any:
             loss, nll = exact(*arguments, **named)
             return loss, nll / 0 if rank == 1 and next(calls) == 5 else nll
 
         loop._can_look = lambda device: False
-        learner.batch_loss = infinite
+        parallel_model.batch_loss = infinite
 
     more = ["--set", f"parallel.strategy={strategy}", "--disp-freq", "9", "--save-freq", "9"]
     more += ["--set", "training.bad_updates=stop"]
@@ -165,9 +165,9 @@ def test_disk_that_refuses_the_model_once_does_not_part_the_processes(
     """The others, which do not write, bring their shards for a checkpoint that is not written."""
 
     def refuse(rank: int) -> None:
-        from tfm_cli.training import keeper
+        from tfm_cli.training import artifacts
 
-        exact = keeper.save_weights  # type: ignore[attr-defined]  # imported there
+        exact = artifacts.save_weights  # type: ignore[attr-defined]  # imported there
         calls = iter(range(100))
 
         def full(*arguments: Any, **named: Any) -> None:
@@ -175,7 +175,7 @@ def test_disk_that_refuses_the_model_once_does_not_part_the_processes(
                 raise ResourceError("no room") from OSError(28, "No space left on device")
             exact(*arguments, **named)
 
-        keeper.save_weights = full  # type: ignore[attr-defined]  # imported there
+        artifacts.save_weights = full  # type: ignore[attr-defined]  # imported there
 
     text = write_part(tiny_corpus, tmp_path, pairs=55, valid=0)
     flags = ["--set", "parallel.strategy=fsdp"]
@@ -208,15 +208,15 @@ def test_loss_of_one_that_is_no_number_ends_all_with_the_weights_as_they_were(
     strategy: str, text: list[str], tmp_path: Path
 ) -> None:
     def prepare(rank: int) -> None:
-        from tfm_cli.training import learner
+        from tfm_cli.training import parallel_model
 
-        exact, calls = learner.batch_loss, iter(range(100))
+        exact, calls = parallel_model.batch_loss, iter(range(100))
 
         def infinite(*arguments: Any, **named: Any) -> Any:
             loss, nll = exact(*arguments, **named)
             return loss, nll / 0 if rank == 1 and next(calls) == 6 else nll
 
-        learner.batch_loss = infinite
+        parallel_model.batch_loss = infinite
 
     done = ranks.run(
         tmp_path / "s",

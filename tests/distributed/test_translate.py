@@ -16,9 +16,9 @@ PATIENCE = 120  # seconds, for a machine that has much else to do
 ROOT = Path(__file__).resolve().parents[2]
 # Progress is kept at once, however fast a tiny model is.
 EAGER = """
-import tfm_cli.translation.resumable_file
+import tfm_cli.translation.resumable_output
 from tfm_cli.cli import main
-tfm_cli.translation.resumable_file.COMMIT_SECONDS = 0.0
+tfm_cli.translation.resumable_output.COMMIT_SECONDS = 0.0
 main()
 """
 

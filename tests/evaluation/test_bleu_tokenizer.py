@@ -10,7 +10,7 @@ import sacrebleu
 import sentencepiece
 from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 
-from tfm_cli.config import BLEU_TOKENIZERS
+from tfm_cli.config.settings import BLEU_TOKENIZERS
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.evaluation import bleu_tokenizer
 from tfm_cli.evaluation.bleu_tokenizer import check_available, suited_tokenizer

@@ -15,12 +15,12 @@ import sentencepiece
 from safetensors import deserialize
 
 from tfm_cli.errors import ModelError, TfmError
-from tfm_cli.model_config import load_config
-from tfm_cli.plain_json import parse_json
-from tfm_cli.sentencepiece_walk import walk_model
-from tfm_cli.text import LineReader
-from tfm_cli.vocabulary import Vocabulary
-from tfm_cli.weights_file import WeightsFile
+from tfm_cli.files.safetensors_file import WeightsFile
+from tfm_cli.files.untrusted import parse_json
+from tfm_cli.model_directory.config_file import load_config
+from tfm_cli.text.reader import LineReader
+from tfm_cli.tokenizer.model_check import walk_model
+from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 Target = Callable[[bytes], str]  # says in a word or two what came of it
 _MEMORY = Path("/dev/shm")  # where there is one, files cost less
@@ -75,7 +75,7 @@ def config(content: bytes) -> str:
 
 def manifest(content: bytes) -> str:
     """The two texts of a checkpoint; PyTorch is imported for it."""
-    from tfm_cli.training import checkpoint_reading as reading
+    from tfm_cli.training import checkpoint_file as reading
 
     told = ""
     place = _written(reading.MANIFEST, content)

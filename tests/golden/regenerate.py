@@ -16,11 +16,11 @@ import torch  # noqa: E402 - the path comes first
 
 from tests.conftest import TINY_SHAPE, invoke, write_corpus  # noqa: E402
 from tests.runs import metrics  # noqa: E402
-from tfm_cli.config import RunConfig  # noqa: E402
-from tfm_cli.model_config import save_config  # noqa: E402
-from tfm_cli.tokenizer import Tokenizer  # noqa: E402
-from tfm_cli.tokenizer_pair import TokenizerPair  # noqa: E402
-from tfm_cli.vocabulary import Vocabulary  # noqa: E402
+from tfm_cli.config.settings import RunConfig  # noqa: E402
+from tfm_cli.model_directory.config_file import save_config  # noqa: E402
+from tfm_cli.tokenizer.pair import TokenizerPair  # noqa: E402
+from tfm_cli.tokenizer.tokenizer import Tokenizer  # noqa: E402
+from tfm_cli.tokenizer.vocabulary import Vocabulary  # noqa: E402
 
 HERE = Path(__file__).parent
 LOSSES = HERE / "losses"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 
 # Marian's options as it writes them into a model; those of a test come on top.
 MARIAN_OPTIONS = {

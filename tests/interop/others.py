@@ -9,8 +9,8 @@ import torch
 
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.model_dir import TrainedModel
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.model_directory.weights import TrainedModel
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 LIMIT = 40  # pieces of a translation
 # What `transformers` warns of while it is imported is no business of ours.

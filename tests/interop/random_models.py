@@ -12,16 +12,16 @@ import pytest
 import sentencepiece
 import torch
 
-from tfm_cli.config import ModelConfig, RunConfig, SearchConfig, TokenizerConfig
+from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig, TokenizerConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.model.layers import DecoderLayer
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_dir import TrainedModel, build_transformer
-from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.tokenizer_training import train_tokenizer
-from tfm_cli.vocabulary import Vocabulary
+from tfm_cli.model_directory.weights import TrainedModel, build_transformer
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 TAG = ">>deu<<"
 

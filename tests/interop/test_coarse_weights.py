@@ -4,8 +4,8 @@ import pytest
 
 from tests.interop.random_models import lines, random_model
 from tfm_cli.errors import ModelError
-from tfm_cli.interop.ctranslate2_export import write_ctranslate2
-from tfm_cli.interop.verification import verify_coarse
+from tfm_cli.interop.ctranslate2 import write_ctranslate2
+from tfm_cli.interop.verification.comparison import verify_coarse
 
 
 def test_coarse_weights_keep_most_translations(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.interop import hub
+from tfm_cli.interop import source_files
 
 pytest.importorskip("huggingface_hub", reason="needs tfm-cli[hf]")
 
@@ -17,7 +17,7 @@ def test_hub_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
 
     with pytest.raises(ResourceError, match=r"a/b: cannot be downloaded: the Hub cannot be reach"):
-        hub.download("a/b", allow_pickle=False)
+        source_files.download("a/b", allow_pickle=False)
 
 
 def test_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
 
     with pytest.raises(ResourceError, match="cannot be downloaded: No space left"):
-        hub.download("a/b", allow_pickle=False)
+        source_files.download("a/b", allow_pickle=False)
 
 
 def test_model_that_the_hub_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,14 +43,14 @@ def test_model_that_the_hub_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
 
     with pytest.raises(DataError, match=r"a/b: cannot be downloaded: .*404 Client Error$"):
-        hub.download("a/b", allow_pickle=False)
+        source_files.download("a/b", allow_pickle=False)
 
 
 def test_without_the_extra_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
 
     with pytest.raises(ResourceError, match="huggingface_hub is needed") as caught:
-        hub.download("a/b", allow_pickle=False)
+        source_files.download("a/b", allow_pickle=False)
 
     assert "tfm-cli[hf]" in str(caught.value.hint)
 
@@ -81,12 +81,12 @@ def test_names_are_those_that_the_hub_allows(name: str, is_one: bool) -> None:
     else:
         with pytest.raises(HFValidationError):
             validate_repo_id(name)
-    assert hub.is_hub_name(name) is is_one
+    assert source_files.is_hub_name(name) is is_one
 
 
 def test_name_that_the_library_refuses_is_told() -> None:
     with pytest.raises(DataError, match=r"a/b..c: cannot be downloaded: Cannot have -- or \.\."):
-        hub.download("a/b..c", allow_pickle=False)
+        source_files.download("a/b..c", allow_pickle=False)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_answers_in_the_hubs_place_is_told(
     monkeypatch.setattr("huggingface_hub.snapshot_download", answered)
 
     with pytest.raises(ResourceError, match=r"what answered in the Hub's place is not the Hub"):
-        hub.download("a/b", allow_pickle=False)
+        source_files.download("a/b", allow_pickle=False)
 
 
 def test_broken_connection_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,4 +116,4 @@ def test_broken_connection_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
 
     with pytest.raises(ResourceError, match="cannot be downloaded: the peer closed"):
-        hub.download("a/b", allow_pickle=False)
+        source_files.download("a/b", allow_pickle=False)

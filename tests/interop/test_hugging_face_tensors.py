@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from tests.interop.marian_directories import hugging_face_model, write_hugging_face_directory
 from tests.interop.random_models import random_tokenizers
 from tfm_cli.errors import ModelError
-from tfm_cli.interop.hugging_face_import import read_hugging_face
+from tfm_cli.interop.hugging_face.reading import read_hugging_face
 from tfm_cli.model.positions import marian_sinusoids
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")

@@ -11,7 +11,7 @@ from tests.interop.marian_directories import write_json
 from tests.interop.random_models import random_model
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError, TfmError
 from tfm_cli.interop import importing
-from tfm_cli.interop.ctranslate2_export import write_ctranslate2
+from tfm_cli.interop.ctranslate2 import write_ctranslate2
 from tfm_cli.interop.importing import import_model, kind_of
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")

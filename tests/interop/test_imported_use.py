@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import RunTfm, TinyCorpus, invoke
 from tests.runs import metrics, write_part
-from tfm_cli.model_dir import load_model
+from tfm_cli.model_directory.weights import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,13 @@ from tests.interop.marian_directories import (
 )
 from tests.interop.random_models import random_model, slow_after
 from tfm_cli.errors import ConfigError, DataError, ResourceError
-from tfm_cli.interop import hub, importing
-from tfm_cli.interop.export import export_model
-from tfm_cli.interop.hugging_face_export import write_hugging_face
-from tfm_cli.interop.hugging_face_import import read_hugging_face
+from tfm_cli.interop import importing, source_files
+from tfm_cli.interop.exporting import export_model
+from tfm_cli.interop.hugging_face.reading import read_hugging_face
+from tfm_cli.interop.hugging_face.writing import write_hugging_face
 from tfm_cli.interop.importing import import_model, kind_of
-from tfm_cli.model_config import save_config
-from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
+from tfm_cli.model_directory.config_file import save_config
+from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
@@ -230,7 +230,7 @@ def test_name_of_the_hub_is_downloaded(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
 
     import_model("Helsinki-NLP/opus-mt-en-de", tmp_path / "model", probe=probe)
-    hub.download("a/b", allow_pickle=True)
+    source_files.download("a/b", allow_pickle=True)
 
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "Helsinki-NLP/opus-mt-en-de" in card

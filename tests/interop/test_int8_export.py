@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import RunTfm
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
-from tfm_cli.interop import int8_export
-from tfm_cli.interop.export import export_model
-from tfm_cli.model_dir import load_model, weights_facts
-from tfm_cli.model_weights import SCALES, stored_precision
+from tfm_cli.interop import exporting
+from tfm_cli.interop.exporting import export_model
+from tfm_cli.model_directory.weight_shapes import SCALES, stored_precision
+from tfm_cli.model_directory.weights import load_model, weights_facts
 from tfm_cli.native import library
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
@@ -116,13 +116,13 @@ def test_damaged_model_in_int8_is_refused(exported: Path, tmp_path: Path) -> Non
 def test_export_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = int8_export._quantized
+    right = exporting._quantized
 
     def wrong(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values, scales = right(matrix)
         return values, scales * 1.01
 
-    monkeypatch.setattr(int8_export, "_quantized", wrong)
+    monkeypatch.setattr(exporting, "_quantized", wrong)
 
     with pytest.raises(ModelError, match="computes something else than the model does in int8"):
         export_model(MODEL, tmp_path / "out", to="tfm", quantization="int8")

@@ -7,9 +7,9 @@ import torch
 
 from tests.interop.marian_directories import hugging_face_model, marian_arrays
 from tests.interop.random_models import random_tokenizers
-from tfm_cli.config import ModelConfig
-from tfm_cli.interop.foreign import our_shapes
+from tfm_cli.config.settings import ModelConfig
 from tfm_cli.interop.names import Name, names
+from tfm_cli.interop.tensors import our_shapes
 
 SHAPES = [
     ModelConfig(

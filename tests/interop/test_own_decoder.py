@@ -10,8 +10,8 @@ from tests.interop.marian_directories import hugging_face_model, write_hugging_f
 from tests.interop.others import QUIET
 from tests.interop.random_models import lines, random_tokenizers
 from tests.runs import metrics
-from tfm_cli.config import StackShape
-from tfm_cli.model_dir import load_model
+from tfm_cli.config.settings import StackShape
+from tfm_cli.model_directory.weights import load_model
 from tfm_cli.translation.translator import Translator
 
 pytestmark = QUIET

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.errors import ModelError
-from tfm_cli.interop.plain_yaml import parse_yaml
+from tfm_cli.interop.marian.files import parse_yaml
 from tfm_cli.interop.source_files import missing_files, read_json
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm, invoke
-from tfm_cli.corpus.sample import sample_path
-from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.corpus.sources import sample_path
+from tfm_cli.decoding.length import output_limit
 from tfm_cli.evaluation.scores import corpus_scores
-from tfm_cli.model_config import load_config, load_tokenizers
-from tfm_cli.model_dir import load_model
+from tfm_cli.model_directory.config_file import load_config, load_tokenizers
+from tfm_cli.model_directory.weights import load_model
 from tfm_cli.translation.translator import Translator
 
 pytestmark = [

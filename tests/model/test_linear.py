@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.model.linear import Linear, few_rows, few_rows_within, linear
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.learner import batch_loss
+from tfm_cli.training.parallel_model import batch_loss
 
 BF16 = torch.bfloat16
 

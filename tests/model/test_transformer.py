@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tfm_cli.config import ModelConfig
+from tfm_cli.config.presets import PRESETS
+from tfm_cli.config.settings import ModelConfig
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.positions import sinusoids
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.presets import PRESETS
 
 WIDTH, HEADS, INNER, VOCAB = 16, 4, 24, 30
 DECODER_HEADS, DECODER_INNER = 2, 40

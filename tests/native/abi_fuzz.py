@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from tfm_cli.config import ModelConfig
-from tfm_cli.model_weights import weight_shapes
+from tfm_cli.config.settings import ModelConfig
+from tfm_cli.model_directory.weight_shapes import weight_shapes
 from tfm_cli.native import structures
 from tfm_cli.native.library import load
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.restricted import Scope
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import structures
 from tfm_cli.native.library import Library, load, why_absent
-from tfm_cli.translation.scope import Scope
 
 UNK, START, EOS = 0, 1, 2
 BANNED = (UNK, START)

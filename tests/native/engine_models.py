@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
 from tfm_cli.native.structures import (

@@ -18,7 +18,7 @@ import ctypes, threading, time
 from pathlib import Path
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.search_config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
 
 def fault():
     ctypes.string_at(0)

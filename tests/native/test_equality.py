@@ -24,7 +24,7 @@ from tests.native.engine import (
 )
 from tests.native.small_models import Small, batches, searches, small, smalls, tries
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 
 MARGIN = 1e-3  # of a logit, by which a choice beats the next; sums in another order move it by 1e-5
 MOST_LEFT_OUT = 0.05  # of all lines, since a choice is closer

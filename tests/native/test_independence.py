@@ -19,7 +19,7 @@ from tests.native.engine import (
     library,
 )
 from tests.native.small_models import batches, searches, small, smalls, tries
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 
 every_precision = pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 LENGTHS = [5, 1, 9, 12, 3, 30, 2, 7, 7, 7, 0, 4, 16, 17, 1, 26]

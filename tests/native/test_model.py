@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.native.stubs import stub
-from tfm_cli import weights_file
-from tfm_cli.config import ModelConfig, RunConfig, TokenizerConfig
-from tfm_cli.decoding.hypothesis import NonFiniteScoresError
+from tfm_cli.config.settings import ModelConfig, RunConfig, TokenizerConfig
+from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.model_config import load_config, load_tokenizers, save_config
-from tfm_cli.model_dir import (
+from tfm_cli.files import safetensors_file
+from tfm_cli.files.safetensors_file import WeightsFile, hash_ahead
+from tfm_cli.model_directory.config_file import load_config, load_tokenizers, save_config
+from tfm_cli.model_directory.weights import (
     WeightsFacts,
     build_transformer,
     load_model,
@@ -31,9 +32,8 @@ from tfm_cli.model_dir import (
 )
 from tfm_cli.native.library import Library
 from tfm_cli.native.model import NativeModel
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.weights_file import WeightsFile, hash_ahead
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPE = ModelConfig(
@@ -280,13 +280,13 @@ def test_hash_that_was_begun_ahead_is_used(
     directory: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[int] = []
-    values_sha256 = weights_file.values_sha256
+    values_sha256 = safetensors_file.values_sha256
 
     def counting(values: Any) -> str:
         hashed.append(1)
         return values_sha256(values)
 
-    monkeypatch.setattr(weights_file, "values_sha256", counting)
+    monkeypatch.setattr(safetensors_file, "values_sha256", counting)
     hash_ahead(directory / "model.safetensors")
 
     NativeModel.load(directory, library=library)

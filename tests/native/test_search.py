@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.native.stubs import BAD, DEFECT, ENDLESS, NO_MEMORY, NON_FINITE, stub
-from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
 from tfm_cli.native.library import Library
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.search_config import SearchConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model_v2"
 

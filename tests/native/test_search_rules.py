@@ -31,7 +31,8 @@ from tests.native.engine_models import (
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
+from tfm_cli.decoding.restricted import Scope
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer
@@ -45,7 +46,6 @@ from tfm_cli.native.structures import (
     SearchOptions,
     ShouldStop,
 )
-from tfm_cli.translation.scope import Scope
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the native engine is not built")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfm_cli.durable import Operation
+from tfm_cli.files.durable import Operation
 
 Tree = dict[str, bytes | None]  # content by name; None for a folder
 

@@ -13,7 +13,7 @@ import torch
 
 import tfm_cli.training.run  # noqa: F401 - here, so that not each process has to import it
 from tests.conftest import Result
-from tfm_cli.failpoint import begin_again
+from tfm_cli.files.faults import begin_again
 
 PATIENCE = 120.0  # seconds, for a machine that has much else to do
 Prepare = Callable[[], object]  # called in the process, before the command

@@ -261,7 +261,7 @@ def _translates(corpus: TinyCorpus, folder: Path) -> Scene:
     names += [str(path.relative_to(folder)) for path in (folder / "model").glob("*")]
 
     def often() -> None:
-        PATCH.setattr("tfm_cli.translation.resumable_file.COMMIT_SECONDS", 0.0)
+        PATCH.setattr("tfm_cli.translation.resumable_output.COMMIT_SECONDS", 0.0)
 
     killed = {"TFM_FAILPOINT": "rename:3=kill"}
     before = Path.cwd()
@@ -298,7 +298,7 @@ def _exports(corpus: TinyCorpus, folder: Path) -> Scene:
     command = ["export", "golden", "--to", "hf", "-o", "to", "--overwrite"]
 
     def unverified() -> None:
-        PATCH.setattr("tfm_cli.interop.export.verify_hugging_face", lambda *_: None)
+        PATCH.setattr("tfm_cli.interop.exporting.verify_hugging_face", lambda *_: None)
 
     result = Scene(folder, command, (), [], unverified).run()
     assert result.code == 0, result.err

@@ -8,8 +8,8 @@ from typing import Any
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.runs import SMALL_RUN, left_behind, write_part
-from tfm_cli import durable
-from tfm_cli.failpoint import begin_again
+from tfm_cli.files import durable
+from tfm_cli.files.faults import begin_again
 
 _OFTEN = ["--disp-freq", "1", "--valid-freq", "6", "--save-freq", "5", "--update-freq", "1"]
 UPDATES = 12

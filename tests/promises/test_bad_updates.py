@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import Result, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
-from tfm_cli import failpoint
+from tfm_cli.files import faults as failpoint
 from tfm_cli.training import loop
-from tfm_cli.training.optim import learning_rate
+from tfm_cli.training.optimizer import learning_rate
 
 UPDATES = 12
 OFTEN = ["--valid-freq", "5", "--save-freq", "4", "--disp-freq", "3"]

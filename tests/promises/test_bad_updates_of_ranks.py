@@ -13,7 +13,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.test_train import in_double
 from tests.runs import SMALL_RUN, checkpoints, metrics, write_part
-from tfm_cli import failpoint
+from tfm_cli.files import faults as failpoint
 from tfm_cli.training import loop
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ import pytest
 
 from tests.conftest import TINY_SHAPE, Result, RunTfm
 from tfm_cli.corpus.blocks import Block, block_pairs
-from tfm_cli.corpus.corpus_files import aligned_files
 from tfm_cli.corpus.parallel_text import read_corpus
+from tfm_cli.corpus.sources import aligned_files
 
 BROKEN = (b"t\xffwo", b"two \xc0\xaf", b"z\xed\xa0\x80wei", b"vier \xe2\x82")
 SOURCES = [b"one", b"two", BROKEN[0], b"three", BROKEN[1], b"four", b"five", b"six"]

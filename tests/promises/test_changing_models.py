@@ -10,17 +10,17 @@ from torch import Tensor
 
 from tests.conftest import RunTfm
 from tests.promises.damage import copied, same
-from tfm_cli.config import ModelConfig, RunConfig, TokenizerConfig
-from tfm_cli.model_config import save_config
-from tfm_cli.model_dir import (
+from tfm_cli.config.settings import ModelConfig, RunConfig, TokenizerConfig
+from tfm_cli.model_directory.config_file import save_config
+from tfm_cli.model_directory.weights import (
     WeightsFacts,
     build_transformer,
     load_model,
     save_weights,
     weights_facts,
 )
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 SHAPE = ModelConfig(encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_forward_width=16)
 
@@ -101,7 +101,7 @@ def test_r45_translations_go_on_while_the_model_is_saved_again_and_again(
     stop = threading.Event()
 
     def save() -> None:
-        from tfm_cli.files import atomic_file
+        from tfm_cli.files.atomic import atomic_file
 
         while not stop.is_set():
             for name, content in whole.items():

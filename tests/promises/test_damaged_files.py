@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tests.conftest import RunTfm, TinyCorpus
 from tests.promises.damage import Harm, copied, cuts, flips, same
-from tests.test_tokenizer import serialized
+from tests.tokenizer.test_tokenizer import serialized
 from tfm_cli.errors import ModelError
-from tfm_cli.model_config import FORMAT_VERSION
-from tfm_cli.model_dir import load_model, weights_sha256
-from tfm_cli.tokenizer import Tokenizer
+from tfm_cli.model_directory.config_file import FORMAT_VERSION
+from tfm_cli.model_directory.weights import load_model, weights_sha256
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.training import checkpoint
-from tfm_cli.training.checkpoint_reading import NewerFormatError
+from tfm_cli.training.checkpoint_file import NewerFormatError
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli import arithmetic, device
-from tfm_cli.training import run, validate
+from tfm_cli import device
+from tfm_cli.model import arithmetic
+from tfm_cli.training import run, validation
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,7 @@ def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
 
     def validator(*arguments: Any, dtype: torch.dtype, **options: Any) -> Any:
         seen.append(dtype)
-        return validate.validator(*arguments, dtype=dtype, **options)
+        return validation.validator(*arguments, dtype=dtype, **options)
 
     monkeypatch.setattr(run, "validator", validator)
     monkeypatch.setattr(arithmetic, "_fast_bf16", lambda place: fast)

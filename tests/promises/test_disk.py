@@ -13,8 +13,8 @@ from tests.conftest import Result, RunTfm, TinyCorpus
 from tests.promises import forked
 from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import checkpoints, left_behind
-from tfm_cli.durable import Operation, watched
-from tfm_cli.failpoint import VARIABLE, begin_again
+from tfm_cli.files.durable import Operation, watched
+from tfm_cli.files.faults import VARIABLE, begin_again
 
 PARTS = 12
 

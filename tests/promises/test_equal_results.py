@@ -15,12 +15,13 @@ from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tests.translation.native_translator import needs_native
 from tests.translation.torch_translator import torch_translator
-from tfm_cli import device, failpoint
-from tfm_cli.arithmetic import set_deterministic
-from tfm_cli.config import SearchConfig
+from tfm_cli import device
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import make_batch
-from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.translation.translation import Candidate
+from tfm_cli.files import faults as failpoint
+from tfm_cli.model.arithmetic import set_deterministic
+from tfm_cli.model_directory.weights import TrainedModel, load_model
+from tfm_cli.translation.result import Candidate
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")

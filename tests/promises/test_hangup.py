@@ -20,9 +20,9 @@ from tests.runs import SMALL_RUN, checkpoints, write_part
 
 # Progress is kept at once, however fast a tiny model is.
 EAGER = """
-import tfm_cli.translation.resumable_file
+import tfm_cli.translation.resumable_output
 from tfm_cli.cli import main
-tfm_cli.translation.resumable_file.COMMIT_SECONDS = 0.0
+tfm_cli.translation.resumable_output.COMMIT_SECONDS = 0.0
 main()
 """
 

@@ -11,11 +11,11 @@ import torch
 
 from tests.conftest import RunTfm
 from tests.promises.hostile_models import HOSTILE, made
-from tfm_cli.config import ModelConfig
+from tfm_cli.config.settings import ModelConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model_config import named_tokenizers
-from tfm_cli.model_dir import build_transformer, load_model
-from tfm_cli.model_weights import weight_shapes
+from tfm_cli.model_directory.config_file import named_tokenizers
+from tfm_cli.model_directory.weight_shapes import weight_shapes
+from tfm_cli.model_directory.weights import build_transformer, load_model
 from tfm_cli.training import checkpoint
 
 MOST_SECONDS, MOST_BYTES = 1.0, 200 << 20
@@ -26,7 +26,7 @@ _PROGRAM = """
 import json, resource, sys, time, torch
 from pathlib import Path
 from tfm_cli.errors import TfmError
-from tfm_cli.model_dir import load_model
+from tfm_cli.model_directory.weights import load_model
 golden, *hostile = map(Path, sys.argv[1:])
 load_model(golden, torch.device("cpu"))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

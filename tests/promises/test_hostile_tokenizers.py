@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import RunTfm
 from tests.sentencepiece_bytes import MODEL, charsmap, delimited, piece
-from tfm_cli.tokenizer import MAX_MODEL_BYTES
+from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES
 
 # The shapes of what was reported of SentencePiece, by the number of the report.
 CRAFTED: dict[str, tuple[bytes, str]] = {

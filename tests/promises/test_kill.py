@@ -13,8 +13,8 @@ from tests.conftest import TinyCorpus, invoke
 from tests.promises import forked
 from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import checkpoints, left_behind
-from tfm_cli.durable import Operation, watched
-from tfm_cli.failpoint import VARIABLE
+from tfm_cli.files.durable import Operation, watched
+from tfm_cli.files.faults import VARIABLE
 
 PARTS = 16  # of all operations, so that several processes share them
 

@@ -7,14 +7,14 @@ import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
 from tests.promises import forked
-from tfm_cli.durable import Operation, watched
-from tfm_cli.failpoint import VARIABLE
-from tfm_cli.translation import resumable_file
+from tfm_cli.files.durable import Operation, watched
+from tfm_cli.files.faults import VARIABLE
+from tfm_cli.translation import resumable_output
 
 
 def often() -> None:
     """Let it be noted after each window how far the translation is."""
-    resumable_file.COMMIT_SECONDS = 0.0
+    resumable_output.COMMIT_SECONDS = 0.0
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def operations(
 ) -> list[Operation]:
     """What an unbroken translation changes on the disk."""
     told: list[Operation] = []
-    monkeypatch.setattr(resumable_file, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(resumable_output, "COMMIT_SECONDS", 0.0)
     with watched(told.append):
         result = run_tfm(command(tmp_path / "whole"))
     assert result.code == 0, result.err

@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import Result
 from tests.promises import forked
 from tests.promises.private_files import GOLDEN, PATCH
-from tfm_cli.failpoint import VARIABLE
-from tfm_cli.files import temporary_file
+from tfm_cli.files.atomic import temporary_file
+from tfm_cli.files.faults import VARIABLE
 
 TEXT = b"one two\ntwo three one\n"
 COMMANDS = {
@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 
     def command(name: str, fault: str = "") -> Result:
         def prepare() -> None:
-            PATCH.setattr("tfm_cli.interop.export.verify_hugging_face", lambda *_: None)
+            PATCH.setattr("tfm_cli.interop.exporting.verify_hugging_face", lambda *_: None)
 
         return forked.run(Path("words"), COMMANDS[name], {VARIABLE: fault}, prepare=prepare)
 

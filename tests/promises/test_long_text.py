@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import RunTfm
-from tfm_cli.text import MAX_LINE_BYTES
-from tfm_cli.translation.splitting import Cut, split
+from tfm_cli.text.reader import MAX_LINE_BYTES
+from tfm_cli.translation.segments import Cut, split
 
 MEGABYTE = 1_000_000
 LONG = {

@@ -9,9 +9,9 @@ import pytest
 
 from tests.conftest import Result, TinyCorpus
 from tests.runs import SMALL_RUN, write_part
-from tfm_cli import text
 from tfm_cli.errors import DataError
-from tfm_cli.text import held_in_memory
+from tfm_cli.text import reader
+from tfm_cli.text.reader import held_in_memory
 
 REFUSED = "has more than 1,000,000 lines, which is more than is held in memory at once"
 
@@ -80,7 +80,7 @@ def test_other_commands_take_such_a_text_in_bounded_memory(
 
 
 def test_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MOST_HELD_LINES", 3)
+    monkeypatch.setattr(reader, "MOST_HELD_LINES", 3)
     lines = iter(["a", "b", "c", "d", "e"])
 
     assert held_in_memory(["a", "b", "c"], "x") == ["a", "b", "c"]
@@ -91,7 +91,7 @@ def test_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_characters_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MOST_HELD_CHARACTERS", 4)
+    monkeypatch.setattr(reader, "MOST_HELD_CHARACTERS", 4)
 
     assert held_in_memory([("ab", "cd")], "x") == [("ab", "cd")]
     with pytest.raises(DataError, match="x: has more than 4 characters"):

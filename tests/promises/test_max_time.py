@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
-from tfm_cli.decoding.loops import is_loop
+from tfm_cli.decoding.constraints import is_loop
 from tfm_cli.errors import OutOfTime
 from tfm_cli.training.time_limit import TimeLimit
 
@@ -202,7 +202,7 @@ def test_r03_time_that_is_up_ends_the_learning_of_a_tokenizer(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "stopped before the first update: 4s passed (--max-time)" in done.stderr
     assert seconds < most_seconds(4)
-    assert not [words for words in processes if b"tfm_cli.tokenizer_process" in words]
+    assert not [words for words in processes if b"tfm_cli.tokenizer.training_process" in words]
 
 
 def test_r03_time_that_is_up_ends_a_validation(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.conftest import Result, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
 from tests.training.test_update import Run, batch
-from tfm_cli import failpoint
 from tfm_cli.errors import ResourceError
-from tfm_cli.training.room import Room
+from tfm_cli.files import faults as failpoint
+from tfm_cli.training.memory import Room
 
 LACK = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
 UPDATES = 8
@@ -135,9 +135,9 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfm_cli.training import beginning, run
+    from tfm_cli.training import initialization, run
 
-    exact = beginning.fresh_model
+    exact = initialization.fresh_model
     monkeypatch.setattr(run, "fresh_model", lambda *arguments: exact(*arguments).double())
 
 

@@ -14,7 +14,7 @@ from tests.distributed.test_train import in_double
 from tests.promises.ranks_run import command, fault
 from tests.promises.test_memory import RUN, assert_same_weights
 from tests.runs import checkpoints, left_behind, write_part
-from tfm_cli import failpoint
+from tfm_cli.files import faults
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 
 def with_faults(text: str) -> Callable[[int], None]:
     def prepare(rank: int) -> None:
-        os.environ[failpoint.VARIABLE] = text
-        failpoint.begin_again()
+        os.environ[faults.VARIABLE] = text
+        faults.begin_again()
         in_double()
 
     return prepare

@@ -69,7 +69,7 @@ def test_r38_pickles_are_never_read_with_code() -> None:
 
 def _as_ours(program: Callable[[], object]) -> object:
     """Run something as if tfm did: the caller's module has such a name."""
-    scope = {"__name__": "tfm_cli.model_dir", "program": program}
+    scope = {"__name__": "tfm_cli.model_directory.weights", "program": program}
     return eval("program()", scope)  # noqa: S307 - words of ours
 
 
@@ -92,7 +92,7 @@ def connect() -> None:
 def test_r38_r46_traps_close(program: Callable[[], object]) -> None:
     with pytest.raises(RuntimeError, match="trap: "):
         _as_ours(program)
-    assert traps.found.pop().endswith("for tfm_cli.model_dir")
+    assert traps.found.pop().endswith("for tfm_cli.model_directory.weights")
 
 
 def test_r38_torch_load_is_trapped() -> None:
@@ -148,7 +148,8 @@ def test_r38_r46_no_command_runs_code_of_a_file_or_opens_a_connection(
 def test_r38_traps_close_in_processes_that_are_started(tmp_path: Path) -> None:
     program = (
         "import pickle, pathlib; data = pickle.dumps(pathlib.Path())\n"
-        "eval('pickle.loads(data)', {'__name__': 'tfm_cli.text', 'pickle': pickle, 'data': data})"
+        "names = {'__name__': 'tfm_cli.text.reader', 'pickle': pickle, 'data': data}\n"
+        "eval('pickle.loads(data)', names)"
     )
 
     done = subprocess.run(

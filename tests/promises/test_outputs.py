@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import RunTfm
 from tests.promises.forked import PATIENCE
 from tfm_cli.errors import ResourceError
-from tfm_cli.files import check_writable
+from tfm_cli.files.atomic import check_writable
 from tfm_cli.translation.translator import Translator
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def _no_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model is read before the mistake is told")
 
     monkeypatch.setattr(Translator, "load", load)
-    monkeypatch.setattr("tfm_cli.model_dir.load_model", load)
+    monkeypatch.setattr("tfm_cli.model_directory.weights.load_model", load)
 
 
 def everything() -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from tests.promises.disk_model import Tree, put, states
 from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import left_behind, metrics
 from tfm_cli.errors import ModelError
-from tfm_cli.model_dir import load_model, weights_facts
+from tfm_cli.model_directory.weights import load_model, weights_facts
 from tfm_cli.training import checkpoint
 
 PARTS = 4

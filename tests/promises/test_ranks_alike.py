@@ -11,7 +11,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.promises.ranks_run import command
 from tests.runs import checkpoints, metrics, write_part
-from tfm_cli.log import counted
+from tfm_cli.console import counted
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,8 @@ def recorded(path: Path) -> ranks.Prepare:
     """Let each process write down which pairs each of its updates learns from."""
 
     def prepare(rank: int) -> None:
-        from tfm_cli.training import loop, plan
+        from tfm_cli.training import batches as plan
+        from tfm_cli.training import loop
 
         pairs_of: dict[int, tuple[list[int], Any]] = {}  # by the identity of the batch, kept alive
         batch_of = plan.Planner.batch
@@ -116,10 +117,10 @@ def test_r51_other_code_is_refused_before_any_text_is_read(text: list[str], tmp_
     def older(rank: int) -> None:
         if rank == 1:
             import tfm_cli
-            from tfm_cli.training import agreement
+            from tfm_cli.training import rank_checks
 
             tfm_cli.__version__ = "0.0.9"
-            agreement.torch.__version__ = "2.0"  # type: ignore[attr-defined]  # imported there
+            rank_checks.torch.__version__ = "2.0"  # type: ignore[attr-defined]  # imported there
 
     done = ranks.run(tmp_path / "s", command(text, tmp_path / "model"), prepare=older)
 

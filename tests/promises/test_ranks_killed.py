@@ -11,11 +11,11 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
 from tests.promises.ranks_run import RanksRun, fault, unbroken
 from tests.runs import checkpoints, left_behind
-from tfm_cli.config import DataConfig, TokenizerConfig
-from tfm_cli.corpus.encoders import encoders
+from tfm_cli.config.settings import DataConfig, TokenizerConfig
+from tfm_cli.corpus.encoding_pool import encoders
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.slow
 

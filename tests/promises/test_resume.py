@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Result, RunTfm, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tfm_cli.training.update import update as make_update
-from tfm_cli.training.validate import mean_nll
+from tfm_cli.training.validation import mean_nll
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_r10_stop_in_the_middle_of_a_validation(
         return mean_nll(*arguments, **named)
 
     with monkeypatch.context() as inside:
-        inside.setattr("tfm_cli.training.validate.mean_nll", interrupted)
+        inside.setattr("tfm_cli.training.validation.mean_nll", interrupted)
         stopped = run_tfm(unbroken.command(tmp_path / "model"))
     result = run_tfm(unbroken.command(tmp_path / "model"))
 

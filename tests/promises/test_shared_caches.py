@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import TinyCorpus
 from tests.promises import forked
 from tests.runs import SMALL_RUN, write_part
-from tfm_cli.failpoint import VARIABLE
+from tfm_cli.files.faults import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 PATCH = pytest.MonkeyPatch()  # for processes of commands, whose changes end with them
@@ -44,7 +44,7 @@ def as_process_7() -> None:
     """Let a process have the same number as another one, as in containers of their own."""
     own = os.getpid()
     same = SimpleNamespace(**{**vars(os), "getpid": lambda: own})
-    PATCH.setattr("tfm_cli.failpoint.os", same)  # it stops this process
+    PATCH.setattr("tfm_cli.files.faults.os", same)  # it stops this process
     PATCH.setattr(os, "getpid", lambda: 7)
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.bench.memory import measure
 from tests.conftest import RunTfm
 from tests.promises.forked import PATIENCE, wait_for
-from tfm_cli.translation.searching import BatchSearch
+from tfm_cli.translation.search import BatchSearch
 
 Start = Callable[..., subprocess.Popen[bytes]]
 TRANSLATE = ["translate", "--device", "cpu", "-gq", "--max-length", "16", "--on-long", "cut"]

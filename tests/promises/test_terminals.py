@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import TINY_SHAPE, Result, RunTfm
 from tests.promises.forked import PATIENCE
-from tfm_cli.terminal import one_line, told, visible
+from tfm_cli.console import one_line, told, visible
 
 # Set the clipboard, a link, clear the screen, the same in 8 bits, write backwards, a new title.
 HOSTILE = "\x1b]52;c;eA==\x07\x1b]8;;http://x\x1b\\\x1b[2J\x9b2J\u202etxt\x1b]0;x\x07\x7f"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.model_dir import WeightsFacts, load_model, save_weights
+from tfm_cli.model_directory.weights import WeightsFacts, load_model, save_weights
 
 LINES = "one two three\nfour\nseven eight nine one\n"
 

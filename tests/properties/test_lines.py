@@ -7,8 +7,8 @@ from typing import BinaryIO, cast
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.text import LineReader
-from tfm_cli.text_output import write_line
+from tfm_cli.text.reader import LineReader
+from tfm_cli.text.writer import write_line
 
 # Mostly what has a meaning somewhere; sometimes anything.
 MEANINGFUL = [

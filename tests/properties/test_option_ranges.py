@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import TINY_SHAPE, TinyCorpus, invoke
 from tests.runs import write_part
 from tfm_cli.cli import app
-from tfm_cli.config import SECTIONS, RunConfig
+from tfm_cli.config.settings import SECTIONS, RunConfig
 
 KNOWN_CODES = range(7)
 # A thousand threads on a few cores are slow for whatever else runs there.

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.config import SECTIONS, RunConfig
-from tfm_cli.configcheck import Problems, from_mapping
-from tfm_cli.configfile import resolve, to_mapping, write_toml
-from tfm_cli.presets import PRESETS
+from tfm_cli.config.loading import resolve, to_mapping, write_toml
+from tfm_cli.config.presets import PRESETS
+from tfm_cli.config.settings import SECTIONS, RunConfig
+from tfm_cli.config.validation import Problems, from_mapping
 
 
 def _values(field: dataclasses.Field[Any], kind: Any) -> st.SearchStrategy[Any]:

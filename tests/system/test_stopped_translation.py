@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 PATIENCE = 120  # seconds, for a machine that has much else to do
 # Progress is kept at once, however fast a tiny model is.
 EAGER = """
-import tfm_cli.translation.resumable_file
+import tfm_cli.translation.resumable_output
 from tfm_cli.cli import main
-tfm_cli.translation.resumable_file.COMMIT_SECONDS = 0.0
+tfm_cli.translation.resumable_output.COMMIT_SECONDS = 0.0
 main()
 """
 

@@ -124,7 +124,7 @@ def test_wheel_has_the_engine_and_runs_without_a_compiler_or_torch(
         python, "translate", "--model", str(tiny_model), path=without_compiler, stdin="one two\n"
     )
     sample = subprocess.run(
-        [python, "-c", "from tfm_cli.corpus.sample import *; print(sample_path('train.en'))"],
+        [python, "-c", "from tfm_cli.corpus.sources import *; print(sample_path('train.en'))"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tfm_cli.config import TrainingConfig
+from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.training import checkpoint
-from tfm_cli.training.optim import MovingAverage, make_optimizer
+from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.state import TrainState
 
 TEXT = {"training text": "abc", "validation text": "def"}

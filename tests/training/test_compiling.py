@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.test_fitting import CPU, model
-from tests.training.test_plan import planner, store
-from tfm_cli.config import TrainingConfig
-from tfm_cli.training.compiling import compile_layers, should_compile
-from tfm_cli.training.fitting import fit
+from tests.training.test_batches import planner, store
+from tests.training.test_memory import CPU, model
+from tfm_cli.config.settings import TrainingConfig
+from tfm_cli.training.memory import fit
+from tfm_cli.training.parallel_model import compile_layers, should_compile
 
 
 def test_long_runs_on_a_gpu_are_compiled_by_themselves() -> None:

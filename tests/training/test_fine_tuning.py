@@ -8,8 +8,8 @@ import torch
 
 from tests.conftest import RunTfm, TinyCorpus
 from tests.runs import left_behind, metrics, write_part
-from tfm_cli.model_config import load_config
-from tfm_cli.model_dir import load_model, weights_facts
+from tfm_cli.model_directory.config_file import load_config
+from tfm_cli.model_directory.weights import load_model, weights_facts
 
 
 @pytest.fixture

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from tfm_cli.config import ModelConfig, RunConfig, TrainingConfig, ValidationConfig
+from tfm_cli.config.settings import ModelConfig, RunConfig, TrainingConfig, ValidationConfig
 from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.errors import DivergedError
-from tfm_cli.model_dir import build_transformer
+from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.training import loop
-from tfm_cli.training.learner import Learner
-from tfm_cli.training.loop import Event, Logged, SaveDue, Stopped, Validated, train
-from tfm_cli.training.optim import MovingAverage, make_optimizer
-from tfm_cli.training.plan import Planner
+from tfm_cli.training.batches import Planner
+from tfm_cli.training.events import Event, Logged, SaveDue, Stopped, Validated
+from tfm_cli.training.loop import train
+from tfm_cli.training.optimizer import MovingAverage, make_optimizer
+from tfm_cli.training.parallel_model import Learner
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.validate import Validation
+from tfm_cli.training.validation import Validation
 
 CONFIG = RunConfig(
     model=ModelConfig(

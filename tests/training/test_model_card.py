@@ -4,9 +4,15 @@ from typing import Any
 
 import pytest
 
-from tfm_cli.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, ValidationConfig
+from tfm_cli.config.settings import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
 from tfm_cli.evaluation.scores import corpus_scores
-from tfm_cli.training.model_card import model_card
+from tfm_cli.training.artifacts import model_card
 from tfm_cli.training.state import TrainState
 
 SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu", "chrf"]))

@@ -7,11 +7,11 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.translation.native_translator import needs_native
-from tfm_cli.config import SearchConfig
-from tfm_cli.decoding.hypothesis import NonFiniteScoresError
-from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import NonFiniteScoresError
+from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.native.library import LIBRARY, NONE
-from tfm_cli.training.present_weights import Translators, translators, uses_native_engine
+from tfm_cli.training.validation import Translators, uses_native_engine, weights_translators
 from tfm_cli.translation.search_engine import SearchOptions
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def trained(tiny_model: Path) -> TrainedModel:
 
 def translators_of(trained: TrainedModel) -> Translators:
     options = SearchOptions(settings=SearchConfig(beam_size=1), scores=False, stops_loops=True)
-    return translators(
+    return weights_translators(
         trained.transformer, trained.tokenizers, trained.config, options,
         device=CPU, dtype=torch.float32,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.errors import ResourceError
-from tfm_cli.training.run_lock import LOCK_FILE, locked
+from tfm_cli.training.run_directory import LOCK_FILE, locked
 
 
 def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_holder_who_is_about_to_tell_of_itself_is_waited_for(tmp_path: Path) -> 
 def test_lock_of_a_killed_process_does_not_count(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path;"
-        "from tfm_cli.training.run_lock import locked\n"
+        "from tfm_cli.training.run_directory import locked\n"
         "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", program, tmp_path / "model"], check=False)

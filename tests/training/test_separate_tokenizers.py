@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
-from tfm_cli.model_dir import load_model
+from tfm_cli.model_directory.weights import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from tfm_cli.config import TrainingConfig
+from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.learner import Learner, batch_loss
-from tfm_cli.training.optim import MovingAverage, learning_rate, make_optimizer
-from tfm_cli.training.plan import MicroBatch
+from tfm_cli.training.batches import MicroBatch
+from tfm_cli.training.optimizer import MovingAverage, learning_rate, make_optimizer
+from tfm_cli.training.parallel_model import Learner, batch_loss
 from tfm_cli.training.update import UpdateStats, update
 
 VOCAB = 20

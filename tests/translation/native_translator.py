@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tfm_cli.config import ModelConfig, RunConfig, SearchConfig
+from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
 from tfm_cli.native.model import NativeModel
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.native_engine import NativeEngine
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig, TokenizerConfig
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.config.settings import SearchConfig, TokenizerConfig
+from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
 from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.alignment import Aligner
-from tfm_cli.translation.joining import joined
-from tfm_cli.translation.render import alignment_pairs
+from tfm_cli.translation.assembly import joined
+from tfm_cli.translation.output_format import alignment_pairs
 from tfm_cli.translation.search_engine import SearchOptions, alignment_layer
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator
-from tfm_cli.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 TEXT = ["one two three . four five ! six ? seven ; eight 日本語。文"] * 20

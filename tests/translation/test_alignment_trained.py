@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator

@@ -8,15 +8,15 @@ import torch
 
 from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation import searching
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.translation import search as searching
 from tfm_cli.translation import torch_engine as module
-from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.result import Translation
 
 CPU = torch.device("cpu")
 LINES = ["one two", "", "three", "four five six seven"]

@@ -13,17 +13,17 @@ import torch
 from tests.conftest import TinyCorpus
 from tests.translation.native_translator import needs_native
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.errors import ModelError, OutOfTime, ResourceError
-from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
 from tfm_cli.translation import native_engine as module
 from tfm_cli.translation.native_engine import NativeEngine
+from tfm_cli.translation.result import Translation
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
-from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")

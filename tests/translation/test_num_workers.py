@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from tfm_cli.errors import ConfigError, ResourceError
-from tfm_cli.translation import workers as module
-from tfm_cli.translation.workers import num_workers
+from tfm_cli.translation import worker_pool as module
+from tfm_cli.translation.worker_pool import num_workers
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from tfm_cli.translation.shortfall import ShortfallWatch
+from tfm_cli.translation.assembly import ShortfallWatch
 
 SIX = "The cat sat. It slept. It ran. It ate. It left. It came back."
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tfm_cli.config import TokenizerConfig
+from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist, save_shortlist
 
 

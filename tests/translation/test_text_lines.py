@@ -1,9 +1,9 @@
 import pytest
 
-from tfm_cli.config import TokenizerConfig
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.translation.text_lines import on_one_line, restored, text_lines, unified
-from tfm_cli.vocabulary import Vocabulary
+from tfm_cli.config.settings import TokenizerConfig
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+from tfm_cli.translation.segments import on_one_line, restored, text_lines, unified
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,17 @@ import torch
 from tests.conftest import TinyCorpus
 from tests.decoding.replay import ReplayedStep
 from tests.translation.torch_translator import torch_translator
-from tfm_cli import model_dir
-from tfm_cli.config import SearchConfig
-from tfm_cli.decoding import fixed_search as fixed_search_module
-from tfm_cli.decoding.fixed_beams import FixedBeams
-from tfm_cli.decoding.fixed_greedy import FixedGreedy
-from tfm_cli.decoding.fixed_search import FixedSearch
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.static import search as fixed_search_module
+from tfm_cli.decoding.static.beam import FixedBeams
+from tfm_cli.decoding.static.greedy import FixedGreedy
+from tfm_cli.decoding.static.search import FixedSearch
 from tfm_cli.device import Device
-from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.model_directory import weights
+from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation import torch_engine, translator
+from tfm_cli.translation.result import Translation
 from tfm_cli.translation.shortlist import Shortlist
-from tfm_cli.translation.translation import Translation
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")
@@ -198,7 +198,7 @@ def test_gpus_with_graphs_have_steps_of_fixed_shapes(
         asked.append((device, dtype))
 
     monkeypatch.setattr(translator, "resolve_device", Device)
-    monkeypatch.setattr(model_dir, "load_model", lambda directory, _: load_model(directory, CPU))
+    monkeypatch.setattr(weights, "load_model", lambda directory, _: load_model(directory, CPU))
     monkeypatch.setattr(torch_engine, "fixed_search", noting)
 
     Translator.load(tiny_model, device=device, precision=precision)

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.translation.native_translator import needs_native
-from tfm_cli.config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.translation import torch_engine as module

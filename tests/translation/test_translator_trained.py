@@ -8,9 +8,9 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig
-from tfm_cli.model_dir import TrainedModel, load_model
-from tfm_cli.translation.translation import Translation
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.model_directory.weights import TrainedModel, load_model
+from tfm_cli.translation.result import Translation
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")

@@ -10,14 +10,14 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.errors import DataError, ResourceError
-from tfm_cli.model_dir import TrainedModel, load_model
+from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation import torch_engine as module
-from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.result import Translation
+from tfm_cli.translation.segments import Lines
 from tfm_cli.translation.translator import Translator
-from tfm_cli.translation.window import Lines
 
 CPU = torch.device("cpu")
 MANY = SearchConfig(max_tokens=100, buffer_size=10)  # several batches in each of several windows

@@ -10,13 +10,13 @@ import torch
 from tests.translation.native_translator import native_translator, needs_native
 from tests.translation.spelling_models import SHAPE, spelling_tokenizer, spelling_transformer
 from tests.translation.torch_translator import torch_translator
-from tfm_cli.config import SearchConfig, TokenizerConfig
+from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+from tfm_cli.translation.result import Translation
 from tfm_cli.translation.shortlist import Shortlist
-from tfm_cli.translation.translation import Translation
-from tfm_cli.vocabulary import Vocabulary
 
 LINES = ["one two", "three", "four five six seven", "eight 日本", "😀 nine"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from tfm_cli.config import SearchConfig
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.torch_engine import TorchEngine

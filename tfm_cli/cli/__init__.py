@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import typer
 
 import tfm_cli
-from tfm_cli.cli.options import CommandGroup
-from tfm_cli.cli.values import plain_parameters, take_plainly
+from tfm_cli.cli.options import CommandGroup, plain_parameters, take_plainly
+from tfm_cli.console import lasting_terminal, told, visible
 from tfm_cli.errors import (
     END_SIGNALS,
     INSTALL_TORCH,
@@ -29,7 +29,6 @@ from tfm_cli.errors import (
     TfmError,
     ToldElsewhere,
 )
-from tfm_cli.terminal import lasting_terminal, told, visible
 
 _ISSUES = "if it persists, please report it together with the command and the lines above"
 
@@ -40,8 +39,8 @@ _COMMANDS = {
     "train": ("train", "train"),
     "translate": ("translate", "translate"),
     "evaluate": ("evaluate", "evaluate"),
-    "import": ("import_model", "import_model"),
-    "export": ("export_model", "export_model"),
+    "import": ("convert", "import_model"),
+    "export": ("convert", "export_model"),
     "shortlist": ("shortlist", "shortlist"),
     "tokenize": ("tokenize", "app"),
 }

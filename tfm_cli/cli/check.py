@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tfm_cli import log
+from tfm_cli import console
 from tfm_cli.cli.options import flag
-from tfm_cli.cli.translate_progress import shown_progress
-from tfm_cli.cli.translate_stream import Work
-from tfm_cli.config import DataConfig, RunConfig
-from tfm_cli.configfile import resolve
+from tfm_cli.config.loading import resolve
+from tfm_cli.config.settings import DataConfig, RunConfig
 from tfm_cli.errors import CheckError, ConfigError
-from tfm_cli.files import check_writable
+from tfm_cli.files.atomic import check_writable
+from tfm_cli.translation.progress import shown_progress
+from tfm_cli.translation.streaming import Work
 
 if TYPE_CHECKING:
-    from tfm_cli.cli.check_report import CorpusReport
-    from tfm_cli.corpus.inspection import CorpusInspection
-    from tfm_cli.corpus.round_trip import Origin
-    from tfm_cli.tokenizer_pair import TokenizerPair
+    from tfm_cli.corpus.check.inspection import CorpusInspection
+    from tfm_cli.corpus.check.report import CorpusReport
+    from tfm_cli.corpus.line_checks import Origin
+    from tfm_cli.tokenizer.pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def check(
     \b
     Example:  tfm check -s train.en -t train.de --valid-source dev.en --valid-target dev.de
     """
-    log.setup(log.QUIET if quiet else log.NORMAL)
+    console.setup(console.QUIET if quiet else console.NORMAL)
     if model is not None and tokenizer is not None:
         raise ConfigError("`--model` and `--tokenizer` exclude each other")
     test = test_source or [], test_target or []
@@ -112,10 +112,10 @@ def check(
         origin, named = "model", str(model or config.training.pretrained_model)
     tokenizers = None
     if named:
-        from tfm_cli.model_config import named_tokenizers
+        from tfm_cli.model_directory.config_file import named_tokenizers
 
         tokenizers = named_tokenizers(Path(named))
-    from tfm_cli.cli import check_report
+    from tfm_cli.corpus.check import report as check_report
 
     reports = _reports(corpora, tokenizers, config.data.max_length, origin)
     if output_format == "json":
@@ -133,7 +133,7 @@ def _corpora(config: RunConfig, test: tuple[list[str], list[str]]) -> list[Corpu
     """The corpora that are named; without any, those of a run on the sample corpus."""
     data = config.data
     if not data.source and not test[0]:
-        from tfm_cli.training.corpora import with_sample
+        from tfm_cli.training.data import with_sample
 
         data = with_sample(data)
         logger.info("no text is named: checking the sample corpus")
@@ -151,10 +151,10 @@ def _reports(
     max_length: int,
     origin: "Origin",
 ) -> list["CorpusReport"]:
-    from tfm_cli.cli.check_report import CorpusReport
-    from tfm_cli.corpus.findings import findings_of
-    from tfm_cli.corpus.inspection import corpus_size, inspect_corpus
-    from tfm_cli.corpus.line_hashes import overlap, repeats
+    from tfm_cli.corpus.check.findings import findings_of
+    from tfm_cli.corpus.check.inspection import corpus_size, inspect_corpus
+    from tfm_cli.corpus.check.report import CorpusReport
+    from tfm_cli.corpus.check.statistics import overlap, repeats
 
     sizes = [corpus_size(paths) for _, paths in corpora]
     began = time.monotonic()

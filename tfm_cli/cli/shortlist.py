@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tfm_cli import log
-from tfm_cli.cli.options import NO_CPU_THREADS, WORKERS, flag
-from tfm_cli.cli.overwriting import model_files, refuse_overwriting
-from tfm_cli.config import DataConfig, TrainingConfig
+from tfm_cli import console
+from tfm_cli.cli.options import NO_CPU_THREADS, WORKERS, flag, model_files, refuse_overwriting
+from tfm_cli.config.settings import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.files import check_writable, refuse_odd_file
+from tfm_cli.files.atomic import check_writable, refuse_odd_file
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +73,14 @@ def shortlist(
     \b
     Example:  tfm shortlist --model model -s train.en -t train.de
     """
-    log.setup(log.QUIET if quiet else log.NORMAL)
+    console.setup(console.QUIET if quiet else console.NORMAL)
     if len(source) != len(target):
         counts = f"{len(source)} and {len(target)}"
         raise ConfigError(f"source and target must be as many files, got {counts}")
-    from tfm_cli.model_config import SHORTLIST_FILE, load_config  # imports SentencePiece
+    from tfm_cli.model_directory.config_file import (  # imports SentencePiece
+        SHORTLIST_FILE,
+        load_config,
+    )
 
     path = output or model / SHORTLIST_FILE
     load_config(model)
@@ -90,11 +92,9 @@ def shortlist(
     from tfm_cli.corpus.parallel_text import read_pairs
     from tfm_cli.device import resolve_device
     from tfm_cli.translation.loading import load_models, resolve_precision
-    from tfm_cli.translation.search_engine import SearchOptions
-    from tfm_cli.translation.shortlist import save_shortlist
-    from tfm_cli.translation.shortlist_building import build_shortlist
-    from tfm_cli.translation.useless_weights import useless_weights_refused
-    from tfm_cli.translation.workers import num_workers
+    from tfm_cli.translation.search_engine import SearchOptions, useless_weights_refused
+    from tfm_cli.translation.shortlist import build_shortlist, save_shortlist
+    from tfm_cli.translation.worker_pool import num_workers
 
     place = resolve_device(device)
     count = num_workers(workers, device=place.type)

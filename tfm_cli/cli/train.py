@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from tfm_cli import log
+from tfm_cli import console
 from tfm_cli.cli.options import flag, rule_name
-from tfm_cli.config import (
+from tfm_cli.config.loading import Overrides, resolve, to_mapping, write_toml
+from tfm_cli.config.presets import PRESETS
+from tfm_cli.config.settings import (
     DataConfig,
     ModelConfig,
     ParallelConfig,
@@ -20,13 +22,11 @@ from tfm_cli.config import (
     TrainingConfig,
     ValidationConfig,
 )
-from tfm_cli.configfile import Overrides, resolve, to_mapping, write_toml
-from tfm_cli.cores import import_numpy
+from tfm_cli.console import visible
 from tfm_cli.errors import ConfigError, ModelError
-from tfm_cli.files import check_writable
+from tfm_cli.files.atomic import check_writable
 from tfm_cli.parallel import Parallel
-from tfm_cli.presets import PRESETS
-from tfm_cli.terminal import visible
+from tfm_cli.parallel.cpu_cores import import_numpy
 from tfm_cli.training.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,9 @@ def train(
     """
     began = time.monotonic()
     parallel = Parallel.from_environment()
-    log.setup((log.QUIET if quiet else log.NORMAL) if parallel.is_main else log.SILENT)
+    console.setup(
+        (console.QUIET if quiet else console.NORMAL) if parallel.is_main else console.SILENT
+    )
     metrics = [m.strip() for given in valid_metrics or [] for m in given.split(",")] or None
     flags: Overrides = {
         "data": {
@@ -271,7 +273,7 @@ def _train(
     limit: TimeLimit,
 ) -> None:
     import_numpy()
-    from tfm_cli.training import corpora, output_dir, run_lock
+    from tfm_cli.training import data, run_directory
 
     if parallel.world > 1 and "-" in config.data.pairs:
         raise ConfigError(
@@ -280,15 +282,15 @@ def _train(
         )
     if parallel.is_main:  # before even a lock is written there
         more = [config_file] if config_file else []
-        output_dir.check_place(config, output, overwrite=overwrite)
-        output_dir.check_inputs_stay(config, output, goes_on=True, more=more)
+        run_directory.check_place(config, output, overwrite=overwrite)
+        run_directory.check_inputs_stay(config, output, goes_on=True, more=more)
     with contextlib.ExitStack() as inside:
         if parallel.is_main:
-            inside.enter_context(run_lock.locked(output))
-        goes_on = parallel.is_main and output_dir.has_run(config, output, overwrite=overwrite)
+            inside.enter_context(run_directory.locked(output))
+        goes_on = parallel.is_main and run_directory.has_run(config, output, overwrite=overwrite)
         if parallel.is_main:
-            output_dir.check_inputs_stay(config, output, goes_on=goes_on)
-        corpora.check_inputs(config, learns=parallel.is_main and not goes_on)
+            run_directory.check_inputs_stay(config, output, goes_on=goes_on)
+        data.check_inputs(config, learns=parallel.is_main and not goes_on)
         if not (config.data.source or config.data.pairs):
             logger.info(
                 "no training text is named: training on the sample corpus, preset `%s`",
@@ -298,13 +300,13 @@ def _train(
         from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
         if parallel.is_main and not goes_on:
-            inside.enter_context(output_dir.marked(output))
+            inside.enter_context(run_directory.marked(output))
         run(config, output, goes_on=goes_on, parallel=parallel, limit=limit)
 
 
 def _begun(output: Path) -> RunConfig | None:
     """The settings of the run in a directory, if there is one."""
-    from tfm_cli.model_config import CONFIG_FILE, load_config
+    from tfm_cli.model_directory.config_file import CONFIG_FILE, load_config
 
     with contextlib.suppress(ModelError):  # which is told when the directory is looked at
         if (output / CONFIG_FILE).exists():
@@ -314,7 +316,7 @@ def _begun(output: Path) -> RunConfig | None:
 
 def _pretrained(directory: Path, output: Path) -> Overrides:
     """What a model to start from was made with, as far as a new run must agree with it."""
-    from tfm_cli.model_config import CONFIG_FILE, load_config
+    from tfm_cli.model_directory.config_file import CONFIG_FILE, load_config
 
     if not directory.exists() and (output / CONFIG_FILE).is_file():
         began = load_config(output)

@@ -1,34 +1,120 @@
 """`tfm translate`: lines in, translations out."""
 
+import contextlib
+import dataclasses
+import hashlib
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tfm_cli import log
-from tfm_cli.cli import translate_usage as usage
+from tfm_cli import console
 from tfm_cli.cli.options import (
     NO_CPU_THREADS,
     PRECISION,
     WORKERS,
     check_precision,
+    check_setting,
     flag,
+    model_files,
+    refuse_overwriting,
 )
-from tfm_cli.cli.overwriting import model_files, refuse_overwriting
-from tfm_cli.cli.translate_job import check_input, job_settings, run_job
-from tfm_cli.config import SearchConfig, TrainingConfig
+from tfm_cli.config.settings import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.files import check_writable
+from tfm_cli.files.atomic import check_writable
+from tfm_cli.files.safetensors_file import hash_ahead
+from tfm_cli.files.untrusted import open_plain
 from tfm_cli.parallel import Parallel
-from tfm_cli.text import is_typed, open_lines
-from tfm_cli.translation.render import Form, alignment_kind
-from tfm_cli.weights_file import hash_ahead
+from tfm_cli.text.reader import is_typed, open_lines
+from tfm_cli.translation.input_format import InputLine, from_columns, from_forced, from_json
+from tfm_cli.translation.job import check_input, job_settings, run_job
+from tfm_cli.translation.output_format import Form, alignment_kind
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
+
+
+# What `tfm translate` refuses before its work, and what it makes of its flags.
+
+
+def resolve_beam_size(
+    given: int | None, *, greedy: bool, sampling: bool, n_best: int | None
+) -> int | None:
+    """The beam size that is wanted; None for the model's own."""
+    if greedy and sampling:
+        raise ConfigError("`--greedy` and `--sampling` exclude each other")
+    if not (greedy or sampling):
+        return given
+    name = "--greedy" if greedy else "--sampling"
+    if given not in (None, 1):
+        raise ConfigError(f"`{name}` and `--beam-size {given}` exclude each other")
+    if greedy and n_best not in (None, 1):
+        raise ConfigError(f"`--greedy` and `--n-best {n_best}` exclude each other")
+    return 1
+
+
+def check_search(chosen: Mapping[str, object], *, sampling: bool) -> None:
+    """Refuse settings of the search that cannot be, and warn of those without effect.
+
+    Args:
+        chosen: what was given, by the settings' names.
+        sampling: whether translations are drawn.
+    """
+    for name, value in chosen.items():
+        check_setting(SearchConfig, name, value)
+    size, best = chosen.get("beam_size"), chosen.get("n_best")
+    if isinstance(size, int) and isinstance(best, int) and best > size and not sampling:
+        raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {best} and {size}")
+    for name in ("top_k", "top_p", "temperature", "seed"):
+        if name in chosen and not sampling:
+            logger.warning("`--%s` has no effect without `--sampling`", name.replace("_", "-"))
+
+
+def identity(shortlist: Path | None) -> str:
+    """What tells a shortlist from others; empty for none, or a file that cannot be read."""
+    if shortlist is not None:
+        with contextlib.suppress(OSError), open_plain(shortlist) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return ""
+
+
+def input_form(
+    *, force_decode: bool, tsv: bool, tsv_column: int | None, json_input: bool
+) -> Callable[[str, str], InputLine]:
+    """What says what stands on a line, given the line and what messages call it."""
+    for name, given in (("--force-decode", force_decode), ("--tsv", tsv)):
+        if json_input and given:
+            raise ConfigError(f"`--json-input` and `{name}` exclude each other")
+    if tsv_column is not None and not tsv:
+        raise ConfigError("`--tsv-column` needs `--tsv`")
+    if json_input:
+        return from_json
+    if tsv:
+        return partial(from_columns, number=tsv_column or 1, forced=force_decode)
+    if force_decode:
+        return from_forced
+    return lambda line, place: InputLine(line)
+
+
+def search_settings(
+    settings: SearchConfig, chosen: Mapping[str, object], *, sampling: bool = False
+) -> SearchConfig:
+    """The model's own settings but for what was chosen; the beam has room for the n best.
+
+    Of samples there is one unless more are asked for.
+    """
+    # Checked at run time against the fields' own types, which mypy cannot see.
+    found = dataclasses.replace(settings, **chosen)  # type: ignore[arg-type]
+    if sampling:
+        return found if "n_best" in chosen else dataclasses.replace(found, n_best=1)
+    if "beam_size" in chosen:
+        return dataclasses.replace(found, n_best=min(found.n_best, found.beam_size))
+    return dataclasses.replace(found, beam_size=max(found.n_best, found.beam_size))
 
 
 def translate(
@@ -186,8 +272,10 @@ def translate(
     Example:  tfm translate --model model --beam 4 < news.en > news.de
     """
     parallel = Parallel.from_environment()
-    log.setup((log.QUIET if quiet else log.NORMAL) if parallel.is_main else log.SILENT)
-    beam_size = usage.beam_size(beam_size, greedy=greedy, sampling=sampling, n_best=n_best)
+    console.setup(
+        (console.QUIET if quiet else console.NORMAL) if parallel.is_main else console.SILENT
+    )
+    beam_size = resolve_beam_size(beam_size, greedy=greedy, sampling=sampling, n_best=n_best)
     given: dict[str, object] = {
         "beam_size": beam_size,
         "length_penalty": length_penalty,
@@ -208,8 +296,8 @@ def translate(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     check_precision(precision)
-    usage.check_search(chosen, sampling=sampling)
-    understand = usage.input_form(
+    check_search(chosen, sampling=sampling)
+    understand = input_form(
         force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
     )
     aligned = None if alignment is None else alignment_kind(alignment)
@@ -219,11 +307,7 @@ def translate(
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
-    from tfm_cli.model_config import (  # imports SentencePiece
-        SHORTLIST_FILE,
-        checked_weights,
-        load_config,
-    )
+    from tfm_cli.model_directory.config_file import SHORTLIST_FILE, checked_weights, load_config
 
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_input(input_path, parallel)
@@ -234,7 +318,7 @@ def translate(
         used += [] if table is None else [table]
         refuse_overwriting(output_path, [input_path, *used])
 
-        search = usage.search(load_config(models[0]).settings.search, chosen, sampling=sampling)
+        search = search_settings(load_config(models[0]).settings.search, chosen, sampling=sampling)
         typed = is_typed(input_path)
         if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")
@@ -277,7 +361,7 @@ def translate(
             settings=job_settings(
                 models, search, form, sampling=sampling, on_long=on_long, precision=precision,
                 force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input,
-                shortlist=usage.identity(table),
+                shortlist=identity(table),
             ),
             overwrite=overwrite, understand=understand, form=form,
             buffer_size=search.buffer_size, parallel=parallel,

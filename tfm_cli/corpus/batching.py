@@ -6,7 +6,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfm_cli.corpus.random_key import random_key
-from tfm_cli.corpus.token_batches import token_batches
+
+# Pairs of about the same length become batches within a budget of tokens.
+
+
+def token_batches(
+    source_lengths: Sequence[int], target_lengths: Sequence[int], *, max_tokens: int
+) -> list[slice]:
+    """Return slices of consecutive pairs, each a batch that keeps within a budget.
+
+    Args:
+        source_lengths: pieces of each source, </s> included.
+        target_lengths: the same for the targets.
+        max_tokens: target pieces in a batch, padding included. The padded source may have twice
+            as many. A single pair beyond that is a batch of its own.
+    """
+    batches = []
+    start, widest_source, widest_target = 0, 0, 0
+    for end, (source, target) in enumerate(zip(source_lengths, target_lengths, strict=True)):
+        widest_source, widest_target = max(widest_source, source), max(widest_target, target)
+        size = end - start + 1
+        if size > 1 and (
+            size * widest_target > max_tokens or size * widest_source > 2 * max_tokens
+        ):
+            batches.append(slice(start, end))
+            start, widest_source, widest_target = end, source, target
+    if source_lengths:
+        batches.append(slice(start, len(source_lengths)))
+    return batches
+
 
 POOL_PAIRS = 1 << 19
 _BLOCK_PAIRS = 1 << 8  # neighbours on the disk that stay in one pool

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfm_cli.corpus.corpus_files import CorpusFile, Format
-from tfm_cli.corpus.pair_formats import Pair, pairs_of
+from tfm_cli.corpus.sources import CorpusFile, Format, Pair, pairs_of
 from tfm_cli.errors import DataError
-from tfm_cli.mended import Mended
-from tfm_cli.text import MAX_LINE_BYTES, LineReader, open_lines
+from tfm_cli.text.reader import MAX_LINE_BYTES, LineReader, open_lines
+from tfm_cli.text.repairs import Mended
 
 BLOCK_BYTES = 1 << 18
 MAX_BLOCK_LINES = 16_384

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from tfm_cli.corpus import messages
 from tfm_cli.corpus.encoding import encode_block
-from tfm_cli.corpus.frames import read_frame, write_frame
+from tfm_cli.corpus.messages import read_frame, write_frame
 from tfm_cli.errors import DataError
 
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from tfm_cli.corpus.blocks import Block, block_pairs
 from tfm_cli.corpus.filters import Filters, kept_lengths, kept_texts
-from tfm_cli.corpus.round_trip import RoundTrip
-from tfm_cli.corpus.source_tags import SourceTags
-from tfm_cli.mended import Mended
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
+from tfm_cli.text.repairs import Mended
+from tfm_cli.tokenizer.pair import TokenizerPair
 
 # How many pairs go to SentencePiece at a time: what comes back are Python's numbers, which take
 # twenty times the memory of ours.

@@ -1,19 +1,57 @@
 """What goes to a process that encodes and comes back from it, as frames."""
 
 import dataclasses
+import json
+import struct
 from collections import Counter
+from collections.abc import Sequence
+from typing import IO, Any
 
 import numpy as np
 
 from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoding import EncodedBlock
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.frames import Frame
-from tfm_cli.corpus.round_trip import RoundTrip
-from tfm_cli.corpus.source_tags import SourceTags
+from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
 from tfm_cli.errors import DataError
-from tfm_cli.mended import Mended
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.text.repairs import Mended
+from tfm_cli.tokenizer.pair import TokenizerPair
+
+# Messages between processes: a JSON object and some bytes, each with its size before it.
+
+_SIZE = struct.Struct("<Q")
+
+Frame = tuple[dict[str, Any], list[bytes]]
+
+
+def write_frame(stream: IO[bytes], header: dict[str, Any], blobs: Sequence[bytes]) -> None:
+    """Send a message."""
+    facts = json.dumps({**header, "sizes": [len(blob) for blob in blobs]}).encode()
+    stream.write(_SIZE.pack(len(facts)) + facts)
+    for blob in blobs:
+        stream.write(blob)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> Frame | None:
+    """Receive a message; None where nobody sends any more.
+
+    Raises:
+        EOFError: the other side ended in the middle of one.
+    """
+    head = stream.read(_SIZE.size)
+    if not head:
+        return None
+    (size,) = _SIZE.unpack(_whole(head, _SIZE.size))
+    header = json.loads(_whole(stream.read(size), size))
+    blobs = [_whole(stream.read(size), size) for size in header.pop("sizes")]
+    return header, blobs
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    if len(data) < size:
+        raise EOFError
+    return data
 
 
 def of_work(tokenizers: TokenizerPair, filters: Filters) -> Frame:

@@ -5,14 +5,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tfm_cli.console import Show, counted
 from tfm_cli.corpus.blocks import block_pairs, read_blocks
-from tfm_cli.corpus.corpus_files import CorpusFile, aligned_files
-from tfm_cli.corpus.pair_formats import Pair
+from tfm_cli.corpus.sources import CorpusFile, Pair, aligned_files
 from tfm_cli.errors import DataError
-from tfm_cli.log import counted
-from tfm_cli.mended import Mended
-from tfm_cli.progress import Show
-from tfm_cli.text import MAX_LINE_BYTES
+from tfm_cli.text.reader import MAX_LINE_BYTES
+from tfm_cli.text.repairs import Mended
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import id_type, length_type
-from tfm_cli.corpus.round_trip import RoundTrip
-from tfm_cli.corpus.source_tags import SourceTags
+from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
 from tfm_cli.errors import DataError
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 
 _PAIRS_AT_A_TIME = 10_000
 _GATHERED_AT_A_TIME = 4096

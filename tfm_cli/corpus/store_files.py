@@ -17,17 +17,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from tfm_cli import durable
 from tfm_cli.corpus.batching import CorpusSpan
-from tfm_cli.corpus.duplicates import later_duplicates
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
-from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.round_trip import RoundTrip
-from tfm_cli.corpus.source_tags import SourceTags
+from tfm_cli.corpus.filters import Filters, later_duplicates
+from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
 from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
-from tfm_cli.ownership import try_lock
-from tfm_cli.plain_file import open_private, read_private
-from tfm_cli.plain_json import parse_object
+from tfm_cli.files import durable
+from tfm_cli.files.ownership import try_lock
+from tfm_cli.files.untrusted import open_private, parse_object, read_private
 
 FORMAT = 2
 FACTS_FILE = "store.json"

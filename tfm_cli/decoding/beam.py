@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from tfm_cli.decoding.constraints import (
+    REPEATED_PIECES,
     Constraints,
     forced_pieces,
+    is_loop,
     only_forced,
     padded_prefixes,
 )
-from tfm_cli.decoding.hypothesis import (
+from tfm_cli.decoding.interface import (
     Hypothesis,
     NonFiniteScoresError,
     StateT,
     StepModel,
     refuse_non_finite,
 )
-from tfm_cli.decoding.loops import REPEATED_PIECES, is_loop
-from tfm_cli.decoding.scoring import length_norm
+from tfm_cli.decoding.length import length_norm
 from tfm_cli.decoding.utf8 import Spelling, Utf8
 
 

@@ -1,13 +1,13 @@
 """What bears on the next piece besides the model: nothing unless asked for, and then at no cost."""
 
-# R rows, V vocabulary, t pieces written, W runs of pieces among them, P pieces of a prefix
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# R rows, V vocabulary, t pieces written, W runs of pieces among them, P pieces of a prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +86,23 @@ def only_forced(logits: Tensor, forced: Tensor) -> Tensor:
     """Logits of -inf for all but the forced piece of each row that has one."""
     others = torch.arange(logits.shape[1], device=logits.device) != forced[:, None]  # (R, V)
     return logits.masked_fill(others & (forced >= 0)[:, None], -math.inf)
+
+
+# Loops: the same few pieces again and again, from a model that has not learned enough.
+
+LONGEST_PERIOD = 8  # pieces that are repeated
+REPEATED_PIECES = 24  # so many of the newest pieces are a repetition of those before them
+
+
+def is_loop(ids: Sequence[int]) -> bool:
+    """Return True if a translation ends in at least four passes over at most eight pieces.
+
+    It depends on these ids alone, so that whoever searches, and wherever, stops at the same place.
+    """
+    if len(ids) <= REPEATED_PIECES or ids[-1] not in ids[-1 - LONGEST_PERIOD : -1]:
+        return False
+    newest = ids[-REPEATED_PIECES:]
+    return any(
+        newest == ids[-REPEATED_PIECES - period : -period]
+        for period in range(1, min(LONGEST_PERIOD, len(ids) - REPEATED_PIECES) + 1)
+    )

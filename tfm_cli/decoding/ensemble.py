@@ -10,7 +10,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.hypothesis import StateT, StepModel
+from tfm_cli.decoding.interface import StateT, StepModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.hypothesis import Hypothesis, StateT, StepModel, refuse_non_finite
-from tfm_cli.decoding.loops import is_loop
+from tfm_cli.decoding.constraints import is_loop
+from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
 
 # Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest

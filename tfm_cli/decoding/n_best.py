@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from tfm_cli.decoding.hypothesis import Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 
 Search = Callable[[Sequence[int], int], list[list[Hypothesis]]]
 

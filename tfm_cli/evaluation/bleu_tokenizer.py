@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
-from tfm_cli.scripts import count_scripts
+from tfm_cli.text.scripts import count_scripts
 
 # sacreBLEU's default, which splits text into words at blanks and punctuation.
 DEFAULT_TOKENIZER = "13a"
@@ -68,7 +68,7 @@ def check_available(tokenizer: str | None) -> None:
             hint=f"download {address} and save it under that name",
         )
     # This imports SentencePiece, which `tfm --help` does without.
-    from tfm_cli.sentencepiece_file import check_model, read_model_file
+    from tfm_cli.tokenizer.model_file import check_model, read_model_file
 
     try:
         check_model(read_model_file(path), name=str(path))

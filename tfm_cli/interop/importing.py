@@ -15,20 +15,11 @@ from typing import Any
 import torch
 
 import tfm_cli
-from tfm_cli import durable
+from tfm_cli.console import visible
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
-from tfm_cli.files import atomic_directory, check_writable
-from tfm_cli.interop.foreign import ImportedModel
-from tfm_cli.interop.hub import download, is_hub_name
-from tfm_cli.interop.hugging_face_import import PICKLE, WEIGHTS, read_hugging_face
-from tfm_cli.interop.hugging_face_reader import shown
-from tfm_cli.interop.import_check import verify_import
-from tfm_cli.interop.marian_import import read_marian, source_names
-from tfm_cli.interop.source_files import has_file, read_json, source_file
-from tfm_cli.markdown import code, plain
-from tfm_cli.model_config import CONFIG_FILE, SHORTLIST_FILE, WEIGHTS_FILE, save_config
-from tfm_cli.model_dir import TrainedModel, WeightsFacts, load_model, save_weights
-from tfm_cli.ownership import (
+from tfm_cli.files import durable
+from tfm_cli.files.atomic import atomic_directory, check_writable
+from tfm_cli.files.ownership import (
     holds_model,
     is_cache,
     is_card,
@@ -38,9 +29,22 @@ from tfm_cli.ownership import (
     looking_at,
     refuse_replacing,
 )
-from tfm_cli.terminal import visible
-from tfm_cli.tokenizer_pair import TOKENIZER_FILES
-from tfm_cli.translation.useless_weights import useless_weights_refused
+from tfm_cli.interop.hugging_face.config_reader import shown
+from tfm_cli.interop.hugging_face.reading import PICKLE, WEIGHTS, read_hugging_face
+from tfm_cli.interop.marian.reading import read_marian, source_names
+from tfm_cli.interop.source_files import download, has_file, is_hub_name, read_json, source_file
+from tfm_cli.interop.tensors import ImportedModel
+from tfm_cli.interop.verification.import_check import verify_import
+from tfm_cli.model_directory.config_file import (
+    CONFIG_FILE,
+    SHORTLIST_FILE,
+    WEIGHTS_FILE,
+    save_config,
+)
+from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
+from tfm_cli.text.markdown import code, plain
+from tfm_cli.tokenizer.pair import TOKENIZER_FILES
+from tfm_cli.translation.search_engine import useless_weights_refused
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tfm_cli.config import ModelConfig
+from tfm_cli.config.settings import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

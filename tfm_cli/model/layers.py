@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention, attention_weights
+from tfm_cli.model.cache import LayerState
 from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.linear import Linear
 from tfm_cli.model.positions import RotaryPositions
-from tfm_cli.model.state import LayerState
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

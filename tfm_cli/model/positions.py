@@ -1,11 +1,22 @@
 """Where a piece stands: sinusoidal, learned and rotary position encodings."""
 
-# B segments, T pieces, D model width, H heads, E = D // H
-
 import torch
 from torch import Tensor, nn
 
-from tfm_cli.model.embedding import embedding
+# Embeddings that can be made without values.
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """`nn.Embedding`; on the meta device without drawing values, for which it has no room.
+
+    PyTorch would load its compiler to draw them there, which takes seconds.
+    """
+    if torch.get_default_device().type == "meta":
+        return nn.Embedding(count, width, _weight=torch.empty(count, width))
+    return nn.Embedding(count, width)
+
+
+# B segments, T pieces, D model width, H heads, E = D // H
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:

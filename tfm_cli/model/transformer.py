@@ -13,11 +13,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tfm_cli.model.attention import causal_mask
+from tfm_cli.model.cache import DecoderState
 from tfm_cli.model.dropout import Dropout, Noise
-from tfm_cli.model.embedding import embedding
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer
-from tfm_cli.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
-from tfm_cli.model.state import DecoderState
+from tfm_cli.model.positions import (
+    LearnedPositions,
+    RotaryPositions,
+    SinusoidalPositions,
+    embedding,
+)
 
 
 class Transformer(nn.Module):

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfm_cli.config import ModelConfig, RunConfig
-from tfm_cli.decoding.hypothesis import NonFiniteScoresError
+from tfm_cli.config.settings import ModelConfig, RunConfig
+from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ResourceError
-from tfm_cli.model_config import (
+from tfm_cli.files.safetensors_file import WeightsFile
+from tfm_cli.model_directory.config_file import (
     WEIGHTS_FILE,
     SavedConfig,
     load_config,
@@ -21,7 +22,7 @@ from tfm_cli.model_config import (
     regular_file,
     torn_weights,
 )
-from tfm_cli.model_weights import (
+from tfm_cli.model_directory.weight_shapes import (
     SCALES,
     Shape,
     changed_weights,
@@ -32,9 +33,8 @@ from tfm_cli.model_weights import (
 from tfm_cli.native import structures
 from tfm_cli.native.library import Library, load
 from tfm_cli.native.structures import ModelOptions
-from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.weights_file import WeightsFile
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from tfm_cli.decoding.hypothesis import Hypothesis, NonFiniteScoresError
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.console import told
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
 from tfm_cli.native import structures
 from tfm_cli.native.library import Library
 from tfm_cli.native.model import NativeModel, error_of
 from tfm_cli.native.structures import Batch, Result, SearchOptions
-from tfm_cli.search_config import SearchConfig
-from tfm_cli.terminal import told
 
 Ids = Sequence[int]
 

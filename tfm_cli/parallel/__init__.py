@@ -1,5 +1,5 @@
 """Several processes at one work: the only package that imports `torch.distributed`."""
 
-from tfm_cli.parallel.processes import Parallel
+from tfm_cli.parallel.process_group import Parallel
 
 __all__ = ["Parallel"]

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfm_cli import durable
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.files import atomic_directory, is_full, remove_directory
-from tfm_cli.ownership import is_checkpoint, is_checkpoint_name
+from tfm_cli.files import durable
+from tfm_cli.files.atomic import atomic_directory, is_full, remove_directory
+from tfm_cli.files.ownership import is_checkpoint, is_checkpoint_name
+from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.parallel import Parallel
-from tfm_cli.parallel.wrapping import fill, full
-from tfm_cli.tensor_file import write_tensors
-from tfm_cli.training.checkpoint_reading import (
+from tfm_cli.parallel.data_parallel import fill, full
+from tfm_cli.training.checkpoint_file import (
     AVERAGE,
     FORMAT_VERSION,
     MANIFEST,
@@ -38,8 +38,8 @@ from tfm_cli.training.checkpoint_reading import (
     check_fits,
     read,
 )
-from tfm_cli.training.optim import MovingAverage
-from tfm_cli.training.output_dir import sweep_checkpoints
+from tfm_cli.training.optimizer import MovingAverage
+from tfm_cli.training.run_directory import sweep_checkpoints
 from tfm_cli.training.state import TrainState
 
 __all__ = ["Checkpoint", "all_paths", "newest", "optimizer_tensors", "read", "restore", "save",

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from tfm_cli.configcheck import duration_seconds
+from tfm_cli.config.validation import duration_seconds
 from tfm_cli.errors import END_SIGNALS
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.launcher import is_launched
-from tfm_cli.training.loop import Stopped
+from tfm_cli.training.events import Stopped
 from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -3,79 +3,27 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
-from tfm_cli.config import RunConfig
-from tfm_cli.decoding.hypothesis import NonFiniteScoresError
+from tfm_cli.config.settings import RunConfig
+from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import DivergedError, OutOfTime
-from tfm_cli.failpoint import reach
-from tfm_cli.parallel.wrapping import local
-from tfm_cli.training.alike import refuse_other_weights
-from tfm_cli.training.learner import Learner
-from tfm_cli.training.optim import MovingAverage
-from tfm_cli.training.plan import Planner, UpdatePlan, made_ready
-from tfm_cli.training.room import Room
+from tfm_cli.files.faults import reach
+from tfm_cli.parallel.data_parallel import local
+from tfm_cli.training.batches import Planner, UpdatePlan, made_ready
+from tfm_cli.training.events import Event, Logged, SaveDue, Stopped, Unjudged, Validated
+from tfm_cli.training.memory import Room
+from tfm_cli.training.optimizer import MovingAverage
+from tfm_cli.training.parallel_model import Learner
+from tfm_cli.training.rank_checks import refuse_other_weights
 from tfm_cli.training.state import TrainState
+from tfm_cli.training.statistics import HINT, Window
 from tfm_cli.training.update import UpdateStats, update
-from tfm_cli.training.validate import Validation, is_better
-from tfm_cli.training.window import HINT, Refused, Window
+from tfm_cli.training.validation import Validation, is_better
 
 # After so many updates in a row that went well, a rate that was halved is doubled again.
 RECOVERY_UPDATES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """Progress since the line before it."""
-
-    update: int
-    epoch: int  # from 1
-    loss: float  # negative log-likelihood of a target piece
-    learn_rate: float
-    pieces_per_second: float  # target pieces, validation excluded
-    gradient_norm: float
-    seconds: float  # trained so far, over all runs
-
-
-@dataclass(frozen=True, slots=True)
-class Validated:
-    """The model was judged."""
-
-    update: int
-    epoch: int  # from 1
-    validation: Validation
-    is_best: bool
-    counted: bool  # False off schedule: it leaves patience and best score as they were
-    seconds: float  # trained so far, over all runs
-
-
-@dataclass(frozen=True, slots=True)
-class Unjudged:
-    """No validation was finished, so the newest weights are the model, without scores."""
-
-    update: int
-
-
-@dataclass(frozen=True, slots=True)
-class SaveDue:
-    """Now is the time to write a checkpoint; the state is what it should hold."""
-
-    update: int
-    is_last: bool = False  # whether training ends after it
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """Why training ended, in words; it is the last event."""
-
-    reason: str
-    is_complete: bool  # False where the same command would go on
-    validate_first: bool  # whether to judge the last weights before the end
-
-
-Event = Logged | Validated | Unjudged | SaveDue | Refused | Stopped
 
 
 def train(

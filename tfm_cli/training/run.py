@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-from tfm_cli.arithmetic import (
+from tfm_cli.config.settings import RunConfig
+from tfm_cli.console import counted, seconds_text
+from tfm_cli.corpus.batching import BatchOrder, padding_share
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.device import resolve_device
+from tfm_cli.errors import DivergedError, Interrupted
+from tfm_cli.files.ownership import CHECKPOINTS
+from tfm_cli.model.arithmetic import (
     precision_name,
     ran_out_of_memory,
     resolve_precision,
@@ -17,19 +24,28 @@ from tfm_cli.arithmetic import (
     set_deterministic,
     validation_precision,
 )
-from tfm_cli.config import RunConfig
-from tfm_cli.corpus.batching import BatchOrder, padding_share
-from tfm_cli.corpus.store import PieceStore
-from tfm_cli.device import resolve_device
-from tfm_cli.errors import DivergedError, Interrupted
-from tfm_cli.log import counted, seconds_text
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_config import save_config
-from tfm_cli.model_dir import weights_facts
-from tfm_cli.ownership import CHECKPOINTS
+from tfm_cli.model_directory.config_file import save_config
+from tfm_cli.model_directory.weights import weights_facts
 from tfm_cli.parallel import Parallel
-from tfm_cli.training import checkpoint, output_dir
-from tfm_cli.training.agreement import (
+from tfm_cli.training import checkpoint, run_directory
+from tfm_cli.training.artifacts import Keeper
+from tfm_cli.training.batches import Planner
+from tfm_cli.training.data import Corpora, load_corpora
+from tfm_cli.training.events import SaveDue, Stopped
+from tfm_cli.training.initialization import (
+    check_same_text,
+    fresh_model,
+    settled_parts,
+    with_bleu_tokenizer,
+)
+from tfm_cli.training.interruption import interruption, remember_signals
+from tfm_cli.training.loop import train
+from tfm_cli.training.memory import first_micro_batch, fit, out_of_memory, settled_batches
+from tfm_cli.training.optimizer import MovingAverage, make_optimizer
+from tfm_cli.training.parallel_model import Learner, compile_layers, should_compile
+from tfm_cli.training.progress import Display, score_text
+from tfm_cli.training.rank_checks import (
     agreed_corpora,
     agreed_planner,
     agreed_state,
@@ -39,31 +55,14 @@ from tfm_cli.training.agreement import (
     setting_facts,
     with_kept_settings,
 )
-from tfm_cli.training.beginning import (
-    check_same_text,
-    fresh_model,
-    settled_parts,
-    with_bleu_tokenizer,
-)
-from tfm_cli.training.compiling import compile_layers, should_compile
-from tfm_cli.training.corpora import Corpora, load_corpora
-from tfm_cli.training.fitting import (
-    first_micro_batch,
-    fit,
-    out_of_memory,
-    settled_batches,
-)
-from tfm_cli.training.interruption import interruption, remember_signals
-from tfm_cli.training.keeper import Keeper
-from tfm_cli.training.learner import Learner
-from tfm_cli.training.loop import SaveDue, Stopped, train
-from tfm_cli.training.optim import MovingAverage, make_optimizer
-from tfm_cli.training.plan import Planner
-from tfm_cli.training.present_weights import translators, uses_native_engine
-from tfm_cli.training.report import Display, score_text
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
-from tfm_cli.training.validate import Validation, validator
+from tfm_cli.training.validation import (
+    Validation,
+    uses_native_engine,
+    validator,
+    weights_translators,
+)
 from tfm_cli.translation.search_engine import SearchOptions
 
 logger = logging.getLogger(__name__)
@@ -135,10 +134,10 @@ def run(
     state = agreed_state(TrainState() if saved is None else saved.state, parallel)
     if parallel.is_main:
         if not goes_on:
-            output_dir.clear(output, keep=tokenizers.files())
-        output_dir.begin(output)
+            run_directory.clear(output, keep=tokenizers.files())
+        run_directory.begin(output)
         save_config(output, config, tokenizers)
-        output_dir.unmark(output)
+        run_directory.unmark(output)
         parallel.note("begun")
     if parallel.local_rank == 0:  # each machine has prepared its own
         corpora.forget_older()
@@ -246,7 +245,7 @@ def _validation(
         batches,
         [source for source, _ in corpora.valid_pairs],
         [target for _, target in corpora.valid_pairs],
-        translators(model, tokenizers, config, options, device=device, dtype=dtype),
+        weights_translators(model, tokenizers, config, options, device=device, dtype=dtype),
         metrics=config.validation.metrics,
         tokenize=config.validation.tokenize,
         device=device,

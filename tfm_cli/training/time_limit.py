@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from tfm_cli.configcheck import duration_seconds
+from tfm_cli.config.validation import duration_seconds
 from tfm_cli.errors import OutOfTime
 
 # How long work that is under way when the time is up may still take. What is left of the ten

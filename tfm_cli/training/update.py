@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tfm_cli.arithmetic import arithmetic, ran_out_of_memory
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.corpus.random_key import random_key
-from tfm_cli.failpoint import reach
-from tfm_cli.parallel.wrapping import full
-from tfm_cli.training.fitting import out_of_memory
-from tfm_cli.training.learner import Learner
-from tfm_cli.training.optim import MovingAverage, learning_rate
-from tfm_cli.training.plan import MicroBatch
-from tfm_cli.training.room import Room
+from tfm_cli.files.faults import reach
+from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory
+from tfm_cli.parallel.data_parallel import full
+from tfm_cli.training.batches import MicroBatch
+from tfm_cli.training.memory import Room, out_of_memory
+from tfm_cli.training.optimizer import MovingAverage, learning_rate
+from tfm_cli.training.parallel_model import Learner
 
 
 @dataclass(frozen=True, slots=True)

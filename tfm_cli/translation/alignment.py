@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from tfm_cli.corpus.token_batches import token_batches
-from tfm_cli.decoding.hypothesis import Hypothesis
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation.seams import separators
+from tfm_cli.corpus.batching import token_batches
+from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.text.scripts import separators
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.translation.result import Translation
 from tfm_cli.translation.search_engine import Matrix, SearchEngine
-from tfm_cli.translation.segments import Segment
-from tfm_cli.translation.text_lines import text_lines
-from tfm_cli.translation.translation import Translation
+from tfm_cli.translation.segments import Segment, text_lines
 
 Ids = Sequence[int]  # of the pieces of a segment, without </s>
 

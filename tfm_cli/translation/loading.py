@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfm_cli.config import RunConfig
+from tfm_cli.config.settings import RunConfig
 from tfm_cli.device import Device, decoding_precision, torch_build
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.model_config import WEIGHTS_FILE
-from tfm_cli.model_weights import stored_precision
+from tfm_cli.model_directory.config_file import WEIGHTS_FILE
+from tfm_cli.model_directory.weight_shapes import stored_precision
 from tfm_cli.native import library
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.search_engine import SearchEngine, SearchOptions
 
 
@@ -82,8 +82,8 @@ def _in_native_engine(directories: Sequence[Path], precision: str) -> LoadedMode
 def _in_torch(directories: Sequence[Path], place: Device, precision: str) -> LoadedModels:
     import torch
 
-    from tfm_cli.arithmetic import set_cpu_threads, warn_of_slow_bf16
-    from tfm_cli.model_dir import load_model
+    from tfm_cli.model.arithmetic import set_cpu_threads, warn_of_slow_bf16
+    from tfm_cli.model_directory.weights import load_model
     from tfm_cli.translation.torch_engine import TorchEngine
 
     device = torch.device(str(place))

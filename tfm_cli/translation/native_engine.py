@@ -6,10 +6,10 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 
-from tfm_cli.config import ModelConfig
+from tfm_cli.config.settings import ModelConfig
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.search_engine import (
     Found,
     Matrix,

@@ -1,17 +1,20 @@
 """What translation asks of what computes: to search segments, and to read finished pairs."""
 
-# T target pieces, S source pieces
-
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tfm_cli.config import SearchConfig
-from tfm_cli.decoding.hypothesis import Hypothesis
-from tfm_cli.decoding.scoring import output_limit
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
+from tfm_cli.decoding.length import output_limit
+from tfm_cli.errors import ModelError
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.shortlist import Shortlist
+
+# T target pieces, S source pieces
+
 
 Found = list[list[Hypothesis]]  # of each segment of a batch
 Matrix = Sequence[Sequence[float]]  # rows of equal length
@@ -106,3 +109,22 @@ def alignment_layer(decoder_layers: int) -> int:
     written, so it is chosen only where there is no other.
     """
     return max(decoder_layers - 2, min(decoder_layers - 1, 1))
+
+
+# Weights that compute no finite numbers are reported as a fault of their model.
+
+
+@contextlib.contextmanager
+def useless_weights_refused(name: str) -> Iterator[None]:
+    """Raise a ModelError that names the model where its scores are not finite numbers.
+
+    Args:
+        name: what messages call the model, or the models that translate together.
+    """
+    try:
+        yield
+    except NonFiniteScoresError as error:
+        raise ModelError(
+            f"{name}: the weights are of no use: {error}",
+            hint="use another model or an earlier checkpoint; the training may have diverged",
+        ) from error

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfm_cli.arithmetic import arithmetic, ran_out_of_memory, set_cpu_threads
-from tfm_cli.config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import make_batch, pad_source
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.fixed_beams import BeamRules, FixedBeams
-from tfm_cli.decoding.fixed_greedy import FixedGreedy, GreedyRules
-from tfm_cli.decoding.fixed_search import FixedSearch
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.hypothesis import StepModel, refuse_non_finite
+from tfm_cli.decoding.interface import StepModel, refuse_non_finite
+from tfm_cli.decoding.restricted import Scope
 from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.static.beam import BeamRules, FixedBeams
+from tfm_cli.decoding.static.greedy import FixedGreedy, GreedyRules
+from tfm_cli.decoding.static.search import FixedSearch
 from tfm_cli.decoding.utf8 import Utf8
-from tfm_cli.engine.fixed_transformer import FixedTransformer
+from tfm_cli.engine.cuda.transformer import FixedTransformer
+from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory, set_cpu_threads
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.tokenizer import Tokenizer
-from tfm_cli.tokenizer_pair import TokenizerPair
-from tfm_cli.translation.scope import Scope
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation.search_engine import (
     Found,
     Matrix,

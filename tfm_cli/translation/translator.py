@@ -7,24 +7,26 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from tfm_cli.config import SearchConfig
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.console import counted
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import ConfigError, DataError
-from tfm_cli.log import counted
 from tfm_cli.native.search import CACHE_BYTES
-from tfm_cli.tokenizer_pair import TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
-from tfm_cli.translation.joining import joined
+from tfm_cli.translation.assembly import ShortfallWatch, joined
 from tfm_cli.translation.loading import load_models, resolve_precision
-from tfm_cli.translation.search_engine import Found, SearchEngine, SearchOptions
-from tfm_cli.translation.searching import BatchSearch
-from tfm_cli.translation.segments import Segment, Segmenter
-from tfm_cli.translation.shortfall import ShortfallWatch
+from tfm_cli.translation.result import Translation
+from tfm_cli.translation.search import BatchSearch
+from tfm_cli.translation.search_engine import (
+    Found,
+    SearchEngine,
+    SearchOptions,
+    useless_weights_refused,
+)
+from tfm_cli.translation.segments import Lines, Segment, Segmenter
 from tfm_cli.translation.shortlist import load_shortlist
-from tfm_cli.translation.translation import Translation
-from tfm_cli.translation.useless_weights import useless_weights_refused
-from tfm_cli.translation.window import Lines
-from tfm_cli.translation.workers import Group, Workers, num_workers
+from tfm_cli.translation.worker_pool import Group, Workers, num_workers
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,71 @@
+import logging
+import sys
+
+import pytest
+
+from tfm_cli.console import shown_progress
+
+logger = logging.getLogger("tfm_cli.some")
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_elsewhere_than_on_a_terminal_it_is_a_line_a_minute(told: list[str]) -> None:
+    clock = Clock()
+
+    with shown_progress("working", logger, clock=clock) as show:
+        for second in range(0, 200, 10):
+            clock.now = second
+            show(f"{second} things", second / 200)
+
+    assert told == [
+        "working: 60 things (30 %), 2m20s left",
+        "working: 120 things (60 %), 1m20s left",
+        "working: 180 things (90 %), 20s left",
+    ]
+
+
+def test_share_that_cannot_be_told_is_left_out(told: list[str]) -> None:
+    clock = Clock()
+
+    with shown_progress("working", logger, clock=clock) as show:
+        show("1 thing", None)
+        clock.now = 61
+        show("2 things", None)
+
+    assert told == ["working: 2 things"]
+
+
+def test_nothing_is_shown_where_only_warnings_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(logger, "isEnabledFor", lambda level: False)
+
+    with shown_progress("working", logger) as show:
+        show("1 thing", 0.5)
+
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_it_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(logger, "isEnabledFor", lambda level: True)
+    monkeypatch.setenv("TERM", "xterm")
+
+    with shown_progress("working", logger) as show:
+        show("1 [b]thing", 0.5)
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "working: 1 [b]thing (50 %)" in err

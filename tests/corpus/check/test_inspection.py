@@ -1,0 +1,207 @@
+import contextlib
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import TinyCorpus, invoke
+from tfm_cli.corpus.check import file_facts, inspection
+from tfm_cli.corpus.check.file_facts import FileInspection, Seen
+from tfm_cli.corpus.check.inspection import CorpusInspection, inspect_corpus, paired_windows
+from tfm_cli.corpus.check.statistics import LineHashes
+from tfm_cli.corpus.parallel_text import read_pairs
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.errors import DataError
+from tfm_cli.model_directory.config_file import named_tokenizers
+from tfm_cli.tokenizer.pair import TokenizerPair
+
+LINES = ["", " ", "one", " one ", "one two", "\u3000", "drei", "a b c d e f g h i j k l", "\u00ad"]
+sides = st.lists(st.sampled_from(LINES), max_size=30)
+hostile = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def write(path: Path, lines: list[str]) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> TokenizerPair:
+    """Of characters, so that it knows some of what the lines have."""
+    prefix = tmp_path_factory.mktemp("tokenizer") / "m"
+    arguments = [
+        "tokenize", "train", "-i", tiny_corpus.path("train.en"), "--model-prefix", str(prefix),
+        "--vocab-size", "25", "--model-type", "char", "--no-byte-fallback", "-q",
+        "--no-hard-vocab-limit",
+    ]  # fmt: skip
+    assert invoke(arguments).code == 0
+    return named_tokenizers(Path(f"{prefix}.model"))
+
+
+def first(path: str, numbers: list[int]) -> Seen:
+    return Seen(len(numbers), path, numbers[0]) if numbers else Seen()
+
+
+@hostile
+@given(sides, sides)
+def test_pairs_are_counted_as_one_by_one(
+    tmp_path: Path, sources: list[str], targets: list[str]
+) -> None:
+    paths = write(tmp_path / "s", sources), write(tmp_path / "t", targets)
+
+    found = inspect_corpus("train", ([paths[0]], [paths[1]]), None, max_length=256)
+
+    pairs = [(s.strip(), t.strip()) for s, t in zip(sources, targets, strict=False)]
+    text = [pair for pair in pairs if all(pair)]
+    assert (found.pairs, found.with_text, found.usable) == (len(pairs), len(text), len(text))
+    kinds = {"source": (False, True), "target": (True, False), "both": (False, False)}
+    for kind, wanted in kinds.items():
+        numbers = [n for n, (s, t) in enumerate(pairs, 1) if (bool(s), bool(t)) == wanted]
+        assert found.blank[kind] == first(paths[0], numbers)
+    same = [n for n, (s, t) in enumerate(pairs, 1) if s and s == t]
+    assert found.identical == first(paths[0], same)
+    words = [[len(line.split()) for line in pair] for pair in text]
+    for side in (0, 1):
+        assert found.lengths[side].total == sum(counts[side] for counts in words)
+    assert found.ratios.beyond(9) == sum(max(counts) > 9 * min(counts) for counts in words)
+    assert [facts.lines for facts in found.files[0]] == [len(sources), len(targets)]
+
+
+@pytest.mark.slow
+@hostile
+@given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(LINES)), max_size=20))
+def test_usable_pairs_are_those_that_training_keeps(
+    tmp_path: Path, tokenizers: TokenizerPair, pairs: list[tuple[str, str]]
+) -> None:
+    paths = (
+        [write(tmp_path / "s", [s for s, _ in pairs])],
+        [write(tmp_path / "t", [t for _, t in pairs])],
+    )
+
+    found = inspect_corpus("train", paths, tokenizers, max_length=9)
+
+    try:
+        store = PieceStore.build(read_pairs(*paths), tokenizers, max_length=9, name="text")
+    except DataError:
+        assert found.usable == 0
+    else:
+        assert found.usable == len(store)
+        assert found.too_long.count == store.dropped["too long"]
+    assert found.unit == "pieces"
+    assert found.unknown is not None
+    texts = [pair for pair in pairs if pair[0].strip() and pair[1].strip()]
+    for side, unknown in enumerate(found.unknown):
+        ids = tokenizers.source.encode([pair[side] for pair in texts])
+        assert found.lengths[side].total == sum(map(len, ids))
+        assert unknown.count == sum(line.count(tokenizers.source.unk_id) for line in ids)
+
+
+def test_each_side_is_counted_by_its_own_tokenizer(
+    tmp_path: Path, tokenizers: TokenizerPair
+) -> None:
+    arguments = [
+        "tokenize", "train", "--model-prefix", str(tmp_path / "w"), "--vocab-size", "20",
+        "--model-type", "word", "--no-byte-fallback", "-q", "--no-hard-vocab-limit",
+    ]  # fmt: skip
+    assert invoke(arguments, "one two\n" * 20).code == 0
+    words = named_tokenizers(tmp_path / "w.model").target
+    path = write(tmp_path / "text", ["one two", "two", "three"])
+
+    pair = TokenizerPair(tokenizers.source, words)
+    found = inspect_corpus("train", ([path], [path]), pair, max_length=256)
+
+    assert found.unknown is not None
+    assert [counts.total for counts in found.lengths] == [18, 4]  # with the blanks before words
+    assert [unknown.count for unknown in found.unknown] == [0, 1]
+    assert found.unknown[1].commonest(9) == [("h", 1), ("r", 1)]
+
+
+def test_places_are_told_by_file_and_line_of_several_files(tmp_path: Path) -> None:
+    sources = [write(tmp_path / f"s{n}", lines) for n, lines in enumerate([["a", "b"], ["c", ""]])]
+    targets = [write(tmp_path / f"t{n}", lines) for n, lines in enumerate([["x", "y"], ["c", "z"]])]
+
+    found = inspect_corpus("train", (sources, targets), None, max_length=256)
+
+    assert found.identical == Seen(1, sources[1], 1)
+    assert found.blank["source"] == Seen(1, sources[1], 2)
+    assert found.pairs == 4
+
+
+def test_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
+    good = write(tmp_path / "good", ["one", "two", "three"])
+    (tmp_path / "bad").write_bytes(b"eins\n\xff\ndrei\n")
+    sources = [str(tmp_path / "none"), str(tmp_path / "bad"), good]
+
+    found = inspect_corpus("train", (sources, [good] * 3), None, max_length=256)
+
+    assert found.files[0][0].problem
+    assert found.files[0][1].lines == 3  # the other side was read to its end
+    assert found.files[1][0].invalid == Seen(1, sources[1], 2)
+    assert found.pairs == 6
+
+
+def test_progress_is_told_from_nothing_to_all(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, ["line"] * 9000) for name in "ab"]
+    told: list[tuple[int, float]] = []
+
+    inspect_corpus(
+        "train", (paths, paths), None, max_length=256,
+        progress=lambda pairs, share: told.append((pairs, share)),
+    )  # fmt: skip
+
+    assert told == sorted(told)
+    assert told[-1] == (18_000, 1.0)
+    assert len(told) == 6
+
+
+def test_no_more_than_a_window_of_each_side_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_facts, "WINDOW_LINES", 8)
+    paths = write(tmp_path / "s", ["a"] * 1000), write(tmp_path / "t", ["b"] * 700)
+    handed = [0, 0]
+
+    class Counting(FileInspection):
+        def window(self) -> list[str]:
+            lines = super().window()
+            handed[self.facts.path.endswith("t")] += len(lines)
+            return lines
+
+    seen = 0
+    with contextlib.ExitStack() as closing:
+        for sources, targets in paired_windows(*(Counting(path, closing) for path in paths)):
+            assert len(sources) == len(targets)
+            assert max(handed) - seen <= 8
+            seen += len(sources)
+
+    assert (seen, handed) == (700, [1000, 700])
+
+
+def peak(paths: tuple[list[str], list[str]]) -> int:
+    tracemalloc.start()
+    inspect_corpus("train", paths, None, max_length=256).hashes.close()
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_facts, "WINDOW_LINES", 64)
+    monkeypatch.setattr(inspection, "LineHashes", lambda: LineHashes(max_in_memory=1500))
+    lines = [f"number {number} of the lines" for number in range(12_000)]
+    few = [write(tmp_path / "few", lines[:4000])], [write(tmp_path / "few2", lines[:4000])]
+    many = [write(tmp_path / "many", lines)], [write(tmp_path / "many2", lines)]
+
+    # Both are longer than what is read of a file at once.
+    assert peak(many) < 1.2 * peak(few)
+
+
+def test_corpus_without_pieces_counts_in_words() -> None:
+    assert CorpusInspection("train", None, max_length=1).unit == "words"

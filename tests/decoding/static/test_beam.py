@@ -1,0 +1,177 @@
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.decoding.fixed_table import FixedTable, fixed_beams, found_in
+from tests.decoding.replay import ReplayedStep
+from tests.decoding.table_model import EOS, START, TableModel, brute_force, sources
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
+from tfm_cli.decoding.static import search as module
+from tfm_cli.decoding.static.beam import BeamRules
+
+WIDEST = 256  # more than there are translations of 4 pieces
+
+
+def with_beams(
+    model: TableModel, tables: Sequence[int], limits: Sequence[int], rules: BeamRules
+) -> list[list[Hypothesis]]:
+    """What `beam_search` finds, in the same single precision."""
+    model.logits = model.logits.float()
+    return beam_search(
+        model, sources(*tables), None, limits=limits, start_id=START, eos_id=EOS,
+        banned_ids=rules.banned_ids, beam_size=rules.beam_size,
+        length_penalty=rules.length_penalty, norm_kind=rules.norm_kind,
+        early_stopping=rules.early_stopping, renormalize=rules.renormalize,
+    )  # fmt: skip
+
+
+def assert_same(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -> None:
+    assert [[h.ids for h in each] for each in found] == [[h.ids for h in each] for each in wanted]
+    for ours, theirs in zip(found, wanted, strict=True):
+        # Single precision: 6e-8 of each of a few sums of about 10.
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=2e-6)
+        totals = [h.log_probability for h in theirs]
+        assert [h.log_probability for h in ours] == pytest.approx(totals, abs=5e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    limits=st.lists(st.integers(0, 7), min_size=1, max_size=13),
+    beam_size=st.sampled_from([1, 2, 3, 4, 7]),
+    length_penalty=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
+    norm_kind=st.sampled_from(["power", "wu"]),
+    early_stopping=st.booleans(),
+    renormalize=st.booleans(),
+    banned_ids=st.sampled_from([(), (START,), (START, 2)]),
+    reluctance=st.sampled_from([0.0, 3.0, -2.0]),
+)
+def test_any_search_finds_what_beam_search_finds(
+    seed: int, limits: list[int], reluctance: float, **rules: object
+) -> None:
+    model = TableModel(seed, num_tables=3)
+    model.logits[..., EOS] -= reluctance
+    tables = [segment % 3 for segment in range(len(limits))]
+    chosen = BeamRules(START, EOS, **rules)  # type: ignore[arg-type] # drawn by name
+
+    found = found_in(fixed_beams(FixedTable(model), chosen), tables, limits)
+
+    assert_same(found, with_beams(model, tables, limits, chosen))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_widest_beam_finds_every_sequence_in_the_order_of_scores(seed: int) -> None:
+    model = TableModel(seed)
+    rules = BeamRules(START, EOS, beam_size=WIDEST, length_penalty=0.6)
+
+    (found,) = found_in(fixed_beams(FixedTable(model), rules), [0], [3])
+
+    wanted = brute_force(model, 0, limit=3, length_penalty=0.6)
+    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_segments_leave_rows_move_and_caches_grow(
+    beam_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through all sizes and rooms, with recorded steps that two batches replay."""
+    monkeypatch.setattr(module, "StepGraph", ReplayedStep)
+    monkeypatch.setattr(module, "ROOM_BLOCK", 4)
+    monkeypatch.setattr(module, "_FEW_SEGMENTS", 1)
+    model = TableModel(4, num_tables=5)
+    model.logits[..., EOS] -= 2.5
+    table, rules = FixedTable(model), BeamRules(START, EOS, beam_size=beam_size)
+    search = fixed_beams(table, rules)
+    before = ReplayedStep.replays
+
+    for tables, limits in (
+        ([0, 1, 2, 3, 4, 0, 1, 2, 3], [7, 1, 7, 3, 1, 1, 1, 2, 7]),
+        ([4, 3, 2, 1, 0, 4, 3, 2], [0, 7, 7, 7, 7, 1, 1, 1]),
+        ([0, 1, 2, 3, 4, 0, 1, 2, 3], [7, 7, 7, 1, 1, 1, 1, 1, 1]),
+    ):
+        assert_same(found_in(search, tables, limits), with_beams(model, tables, limits, rules))
+
+    assert {shape.room for shape in table.shapes} == {4, 8}
+    assert len({shape.segments for shape in table.shapes}) > 3
+    assert len(set(table.shapes)) == len(table.shapes)  # each was made once
+    assert ReplayedStep.replays > before
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_replayed_steps_find_what_beam_search_finds(
+    beam_size: int, early_stopping: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "StepGraph", ReplayedStep)
+    rules = BeamRules(START, EOS, (2,), beam_size=beam_size, early_stopping=early_stopping)
+    model = TableModel(beam_size, num_tables=2)
+    search = fixed_beams(FixedTable(model), rules)
+
+    for tables, limits in (([0, 1, 1], [7, 4, 2]), ([1, 0, 0], [1, 7, 6]), ([1, 1, 0], [5, 5, 5])):
+        assert_same(found_in(search, tables, limits), with_beams(model, tables, limits, rules))
+
+
+def test_equal_scores_keep_the_hypothesis_that_ended_first() -> None:
+    """Without a length penalty, </s> after certain pieces costs nothing more."""
+    model = TableModel(0)
+    model.logits = torch.full_like(model.logits, -50.0)
+    model.logits[:, 0, ..., EOS] = 0.0
+    model.logits[:, 0, ..., 2] = 0.0
+    model.logits[:, 1:, ..., EOS] = 0.0  # after the second piece it ends for sure
+    rules = BeamRules(START, EOS, beam_size=2, length_penalty=0.0)
+
+    (found,) = found_in(fixed_beams(FixedTable(model), rules), [0], [5])
+
+    assert [hypothesis.ids for hypothesis in found] == [(), (2,)]
+    assert found[0].score == found[1].score
+    assert_same([found], with_beams(model, [0], [5], rules))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_model_whose_scores_are_not_finite_is_refused(value: float) -> None:
+    model = TableModel(0, num_tables=2)
+    model.logits[1] = value
+    rules = BeamRules(START, EOS, beam_size=2)
+
+    with pytest.raises(NonFiniteScoresError):
+        found_in(fixed_beams(FixedTable(model), rules), [0, 1], [5, 5])
+    with pytest.raises(NonFiniteScoresError):
+        with_beams(model, [0, 1], [5, 5], rules)
+
+
+def test_batch_whose_memory_there_was_not_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = TableModel(0)
+    table = FixedTable(model)
+    search = fixed_beams(table, BeamRules(START, EOS))
+    found_in(search, [0], [3])
+
+    def fails(*others: object) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "read", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            found_in(search, [0, 0], [3, 3])
+    found_in(search, [0], [3])
+
+    assert [shape.segments for shape in table.shapes] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("_MOST_STAGES", 2), ("_MOST_BYTES", 1)])
+def test_old_stages_are_forgotten(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, name, limit)
+    table = FixedTable(TableModel(0))
+    search = fixed_beams(table, BeamRules(START, EOS))
+
+    for count in (1, 2, 1, 3, 1, 2):
+        found_in(search, [0] * count, [3] * count)
+
+    made = [shape.segments for shape in table.shapes]
+    assert made == ([1, 2, 3, 2] if limit == 2 else [1, 2, 1, 3, 1, 2])

@@ -1,0 +1,210 @@
+"""The weights file: what its bytes are, whoever reads them first."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.conftest import RunTfm
+from tfm_cli.files import safetensors_file as module
+from tfm_cli.files.safetensors_file import Content, WeightsFile, hash_ahead, values_sha256
+
+
+def tensors() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {"b": torch.randn(3, 50_000), "a": torch.randn(7), "c.d": torch.randn(2, 1)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others hashed ahead and did not load is not ours."""
+    monkeypatch.setattr(module, "_ahead", {})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_file(tensors(), tmp_path / "file", {"who": "somebody"})
+    os.utime(tmp_path / "file", (1, 1))  # what is written from now on is written at another time
+    return tmp_path / "file"
+
+
+def sha256_of(path: Path) -> str:
+    """By the definition, with safetensors' own reader."""
+    text = b""
+    for name, tensor in sorted(load_file(path).items()):
+        text += f"{name} torch.float32 {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes()
+    return hashlib.sha256(text).hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    with WeightsFile(path) as file:
+        return file.sha256(file.read())
+
+
+@pytest.fixture
+def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever a file is hashed."""
+    calls: list[int] = []
+
+    def counting(values: Iterable[Content]) -> str:
+        calls.append(1)
+        return values_sha256(values)
+
+    monkeypatch.setattr(module, "values_sha256", counting)
+    return calls
+
+
+def test_hash_is_that_of_names_types_shapes_and_values(path: Path) -> None:
+    assert hash_of(path) == sha256_of(path)
+
+
+def test_hash_does_not_depend_on_how_much_is_read_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PART_BYTES", 1000)
+
+    with WeightsFile(path) as file:
+        assert file.hash_from_disk() == sha256_of(path)
+    assert hash_of(path) == sha256_of(path)
+
+
+def test_file_that_was_hashed_ahead_is_hashed_once(path: Path, num_hashed: list[int]) -> None:
+    hash_ahead(path)
+
+    assert hash_of(path) == sha256_of(path)
+    assert len(num_hashed) == 1
+
+
+def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
+    hash_ahead(path)
+    found = [hash_of(path) for _ in range(2)]
+
+    assert found == [sha256_of(path)] * 2
+    assert len(num_hashed) == 2
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
+    path: Path, in_place: bool
+) -> None:
+    hash_ahead(path)
+    for thread, _ in module._ahead.values():
+        thread.join()
+    changed = path.read_bytes()[:-1] + b"x"
+    if in_place:
+        path.write_bytes(changed)
+    else:
+        (path.parent / "new").write_bytes(changed)
+        (path.parent / "new").replace(path)
+
+    assert hash_of(path) == sha256_of(path)
+
+
+def test_what_cannot_be_hashed_ahead_is_left_to_who_loads_it(tmp_path: Path) -> None:
+    (tmp_path / "torn").write_bytes(b"torn")
+
+    hash_ahead(tmp_path / "none")
+    hash_ahead(tmp_path / "torn")
+    hash_ahead(tmp_path)
+
+    assert not module._ahead
+
+
+def test_values_are_those_that_were_saved(path: Path) -> None:
+    with WeightsFile(path) as file:
+        contents = file.read()
+
+    for name, tensor in tensors().items():
+        found = torch.frombuffer(contents[name], dtype=torch.float32)
+        assert torch.equal(found.view(tensor.shape), tensor)
+
+
+def test_file_that_is_shortened_is_an_error_and_not_the_end_of_the_program(path: Path) -> None:
+    """As bytes of a mapped file that are no longer there are."""
+    with WeightsFile(path) as file:
+        hash_ahead(path)
+        with path.open("r+b") as other:
+            other.truncate(500)
+
+        with pytest.raises(ValueError, match="it ends after 500 bytes"):
+            file.read()
+        with pytest.raises(ValueError, match="it ends after 500 bytes"):
+            file.hash_from_disk()
+
+
+def test_file_that_is_written_to_while_it_is_read_is_refused(path: Path) -> None:
+    with WeightsFile(path) as file:
+        with path.open("r+b") as other:
+            other.seek(-1, os.SEEK_END)
+            other.write(b"x")
+
+        with pytest.raises(ValueError, match="it was written to while it was read"):
+            file.read()
+
+
+def test_command_that_translates_hashes_its_model_once(
+    tiny_model: Path, run_tfm: RunTfm, num_hashed: list[int]
+) -> None:
+    result = run_tfm(["translate", "--model", str(tiny_model), "--device", "cpu"], "one two\n")
+
+    assert result.out == "eins zwei\n"
+    assert len(num_hashed) == 1
+    assert not module._ahead
+
+
+def header(table: object) -> bytes:
+    text = json.dumps(table).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it has 0 bytes"),
+        (b"torn", "it has 4 bytes"),
+        ((1 << 63).to_bytes(8, "little"), "its header has 9223372036854775808 bytes, the file 8"),
+        (header([]), "its header is none of tensors"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}), "the file at"),
+        ((100_000).to_bytes(8, "little") + b'{"a":' + b"[" * 99_995, "it is nested deeper than 3"),
+        (b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00.", "its header has"),  # a pickle
+    ],
+    ids=["empty", "torn", "endless", "list", "no values", "deep", "pickle"],
+)
+def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+
+    hash_ahead(tmp_path / "file")
+
+    assert not module._ahead
+    with pytest.raises(ValueError, match=message):
+        WeightsFile(tmp_path / "file")
+
+
+def test_header_that_no_configuration_asks_for_is_refused_unread(tmp_path: Path) -> None:
+    size = module.MAX_HEADER_BYTES + 1
+    with (tmp_path / "file").open("wb") as file:
+        file.write(size.to_bytes(8, "little"))
+        file.truncate(8 + size)
+
+    with pytest.raises(ValueError, match="its header has 1048577 bytes, wanted at most 1048576"):
+        WeightsFile(tmp_path / "file")
+
+
+def test_pipe_in_place_of_weights_is_refused_and_not_waited_for(
+    tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model" / "model.safetensors")
+
+    result = run_tfm(["translate", "--model", str(tmp_path / "model")], "one\n")
+
+    assert result.code == 4
+    assert "model.safetensors: is not a regular file" in result.err

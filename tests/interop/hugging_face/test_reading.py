@@ -1,0 +1,183 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tests.interop.marian_directories import (
+    changed_json,
+    hugging_face_model,
+    write_hugging_face_directory,
+)
+from tests.interop.random_models import lines, random_model, random_tokenizers
+from tfm_cli.corpus.batch import pad_source
+from tfm_cli.decoding.beam import beam_search
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.hugging_face.reading import read_hugging_face
+from tfm_cli.interop.hugging_face.writing import hugging_face_tensors
+from tfm_cli.interop.tensors import ImportedModel
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.model_directory.weights import build_transformer
+from tfm_cli.tokenizer.pair import TokenizerPair
+
+transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+
+LIMIT = 20  # pieces of a translation, on both sides
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tied, swish": ("shared", {"encoder_layers": 2, "decoder_layers": 1}),
+    "decoder of its own": (
+        "shared",
+        {"d_model": 48, "encoder_ffn_dim": 160, "decoder_ffn_dim": 224,
+         "encoder_attention_heads": 4, "decoder_attention_heads": 6},
+    ),
+    "output tied, relu": (
+        "shared",
+        {"share_encoder_decoder_embeddings": False, "activation_function": "relu"},
+    ),
+    "source tied, silu": ("shared", {"tie_word_embeddings": False, "activation_function": "silu"}),
+    "separate, gelu": ("vocabularies", {"decoder_layers": 3, "activation_function": "gelu"}),
+    "separate, untied, unscaled": (
+        "vocabularies",
+        {"tie_word_embeddings": False, "scale_embedding": False, "encoder_layers": 1},
+    ),
+}  # fmt: skip
+
+
+def transformer_of(imported: ImportedModel) -> Transformer:
+    model = build_transformer(imported.config.model, imported.tokenizers.vocab_sizes)
+    model.load_state_dict(imported.weights)
+    return model.eval()
+
+
+def ragged_batch(pair: TokenizerPair) -> tuple[Tensor, Tensor | None, Tensor]:
+    encoded = pair.source.encode(lines(12))
+    source, keep = pad_source(encoded, pair.source.eos_id)
+    generator = torch.Generator().manual_seed(3)
+    target = torch.randint(0, pair.target.vocab_size, (12, 9), generator=generator)
+    return source, keep, target
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A small model that imports without a complaint."""
+    pair = random_tokenizers("shared")
+    return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_those_of_transformers(tmp_path: Path, shape: str) -> None:
+    kind, settings = SHAPES[shape]
+    pair = random_tokenizers(kind)
+    theirs = hugging_face_model(pair, **settings)
+    imported = read_hugging_face(
+        write_hugging_face_directory(tmp_path, theirs, pair), allow_pickle=False
+    )
+    source, keep, target = ragged_batch(pair)
+
+    with torch.no_grad():
+        ours = transformer_of(imported)(source, keep, target)
+        attention = torch.ones_like(source) if keep is None else keep[:, 0, 0].long()
+        wanted = theirs(input_ids=source, attention_mask=attention, decoder_input_ids=target).logits
+
+    # Different order of sums in single precision; logits are up to 10 wide here.
+    assert_close(ours, wanted, rtol=0, atol=3e-5)
+    assert (imported.tokenizers.source.pieces, imported.tokenizers.target.pieces) == (
+        pair.source.pieces,
+        pair.target.pieces,
+    )
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "early_stopping", "renormalize"),
+    [
+        (1, False, False),
+        (4, False, True),
+        pytest.param(4, True, False, marks=pytest.mark.slow),
+        pytest.param(4, False, False, marks=pytest.mark.slow),
+    ],
+)
+def test_translations_and_scores_are_those_of_generate(
+    tmp_path: Path, beam_size: int, early_stopping: bool, renormalize: bool
+) -> None:
+    model = random_model(
+        tokenizers="shared", width=32, heads=4, positions="sinusoidal_halves", activation="swish",
+        output_bias=True,
+    )  # fmt: skip
+    theirs = hugging_face_model(
+        model.tokenizers, d_model=32, encoder_attention_heads=4, decoder_attention_heads=4
+    )
+    theirs.load_state_dict(hugging_face_tensors(model, 64), strict=False)
+    generation = {
+        "num_beams": beam_size,
+        "early_stopping": early_stopping if beam_size > 1 else None,
+        "bad_words_ids": [[i] for i in model.tokenizers.target.banned_ids],
+        "renormalize_logits": renormalize,
+    }
+    write_hugging_face_directory(tmp_path, theirs, model.tokenizers, **generation)
+    imported = read_hugging_face(tmp_path, allow_pickle=False)
+    # In double, since random weights give near ties.
+    ours, theirs = transformer_of(imported).double(), theirs.double()
+    encoded = imported.tokenizers.source.encode(lines(200, seed=2))
+    source, keep = pad_source(encoded, 0)
+    assert keep is not None
+
+    search, target = imported.config.search, imported.tokenizers.target
+    with torch.inference_mode():
+        found = beam_search(
+            ours, source, keep, limits=[LIMIT] * 200, start_id=target.start_id,
+            eos_id=target.eos_id, banned_ids=target.banned_ids, beam_size=search.beam_size,
+            length_penalty=search.length_penalty, norm_kind=search.length_norm,
+            early_stopping=search.early_stopping, renormalize=search.renormalize,
+        )  # fmt: skip
+        wanted = theirs.generate(
+            input_ids=source, attention_mask=keep[:, 0, 0].long(), max_length=LIMIT + 2,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+
+    assert search.beam_size == beam_size
+    compared = set()
+    for row, hypotheses in enumerate(found):
+        # What meets the limit gets its </s> for nothing there, and for its probability here.
+        sequence = [*wanted.sequences[row, 1:].tolist(), target.eos_id]
+        sequence = sequence[: sequence.index(target.eos_id)]
+        if max(len(sequence), *(len(hypothesis.ids) for hypothesis in hypotheses)) == LIMIT:
+            continue
+        assert list(hypotheses[0].ids) == sequence
+        compared.add(hypotheses[0].ids)
+        if beam_size > 1:
+            score = float(wanted.sequences_scores[row])
+            assert hypotheses[0].score == pytest.approx(score, abs=1e-5)
+    assert len(compared) > 15
+
+
+def test_pickle_is_read_only_if_that_is_allowed(directory: Path) -> None:
+    wanted = read_hugging_face(directory, allow_pickle=False)
+    state = transformers.MarianMTModel.from_pretrained(directory).state_dict()
+    torch.save(dict(state), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+
+    with pytest.raises(ModelError, match=r"has its weights in a pickle") as caught:
+        read_hugging_face(directory, allow_pickle=False)
+    found = read_hugging_face(directory, allow_pickle=True)
+
+    assert "--allow-pickle" in str(caught.value.hint)
+    assert_close(found.weights, wanted.weights, rtol=0, atol=0)
+    assert any("read as a pickle" in note for note in found.notes)
+
+
+def test_permuted_width_of_our_own_export_is_undone(directory: Path) -> None:
+    from tfm_cli.interop.hugging_face.writing import to_halves
+
+    before = read_hugging_face(directory, allow_pickle=False)
+    changed_json(directory / "config.json", tfm_positions="sinusoidal")
+
+    after = read_hugging_face(directory, allow_pickle=False)
+
+    shape = after.config.model
+    assert shape == dataclasses.replace(before.config.model, positions="sinusoidal")
+    assert_close(to_halves(after.weights, shape), before.weights, rtol=0, atol=0)

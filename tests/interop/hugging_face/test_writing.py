@@ -1,0 +1,276 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.interop.others import LIMIT, QUIET, hugging_face, translations
+from tests.interop.random_models import TAG, lines, random_model, random_tokenizers, slow_after
+from tests.translation.torch_translator import torch_translator
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.corpus.batch import pad_source
+from tfm_cli.errors import ConfigError
+from tfm_cli.interop.hugging_face.writing import FILES, write_hugging_face
+from tfm_cli.model_directory.weights import TrainedModel
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+
+pytestmark = QUIET
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"tied_embeddings": 1, "positions": "sinusoidal_halves", "output_bias": True},
+    {"tied_embeddings": 2, "positions": "sinusoidal_marian", "activation": "gelu"},
+    {"tied_embeddings": 0, "encoder_layers": 1, "decoder_layers": 3, "scale_embeddings": False},
+    {"tokenizers": "shared", "activation": "swish", "output_bias": True},
+    {"heads": 4, "decoder_heads": 2, "decoder_feed_forward_width": 40},
+    {"tokenizers": "separate", "tied_embeddings": 2, "output_bias": True},
+    {"tokenizers": "separate", "tied_embeddings": 0, "positions": "sinusoidal_marian"},
+    {"tokenizers": "vocabularies", "tied_embeddings": 2},
+    {"tokenizers": "padless"},
+]
+
+
+def written(directory: Path, name: str) -> Any:
+    return json.loads((directory / name).read_text("utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", slow_after(3, [*SHAPES, {"renormalize": True}]), ids=str)
+def test_what_hugging_face_loads_computes_and_finds_the_same(
+    shape: dict[str, Any], tmp_path: Path
+) -> None:
+    renormalize = bool(shape.get("renormalize"))
+    shape = {name: value for name, value in shape.items() if name != "renormalize"}
+    search = SearchConfig(beam_size=4, early_stopping=True, max_length=10, renormalize=renormalize)
+    model = random_model(search=search, **shape)
+    source, target = model.tokenizers.source, model.tokenizers.target
+    text = lines(24, seed=5) + [f"{TAG} the cat", f"{TAG}a mat"] * bool(source.language_tags)
+
+    write_hugging_face(tmp_path, model)
+    theirs, tokenizer = hugging_face(tmp_path)
+
+    batch = tokenizer(text, return_tensors="pt", padding=True)
+    ids = source.encode(text)
+    for row, line_ids in enumerate(ids):
+        assert batch.input_ids[row, : len(line_ids) + 1].tolist() == [*line_ids, source.eos_id]
+        assert int(batch.attention_mask[row].sum()) == len(line_ids) + 1
+    padded, keep = pad_source(ids, source.eos_id)
+    generator = torch.Generator().manual_seed(1)
+    given = torch.randint(0, target.vocab_size, (len(text), 12), generator=generator)
+    with torch.no_grad():
+        wanted = model.transformer(padded, keep, given)
+        found = theirs(**batch, decoder_input_ids=given).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+    compared = 0
+    for beam_size, more in ((4, {}), (1, {"num_beams": 1, "early_stopping": False})):
+        rows = theirs.generate(**batch, **more)[:, 1:].tolist()
+        best = translations(model, text, beam_size=beam_size, renormalize=renormalize)
+        for row, ours in zip(rows, best, strict=True):
+            if ours is not None:
+                assert tuple(row[: row.index(target.eos_id)]) == ours[0]
+                compared += 1
+    assert compared >= 10
+    assert theirs.generation_config.max_length == LIMIT + 2  # the start and </s>
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["joint", "shared", "separate", "padless"])
+def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) -> None:
+    search = SearchConfig(beam_size=1, max_length_factor=2.0)
+    model = random_model(tokenizers=kind, tied_embeddings=2, search=search)
+    text = lines(12, seed=9)
+    translator = torch_translator(model.transformer, model.tokenizers, search=search)
+    write_hugging_face(tmp_path, model)
+    theirs, tokenizer = hugging_face(tmp_path)
+    batch = tokenizer(text, return_tensors="pt", padding=True)
+
+    found = tokenizer.batch_decode(
+        theirs.generate(**batch, max_length=15), skip_special_tokens=True
+    )
+
+    same = [
+        text == translation.text.strip()
+        for text, translation in zip(found, translator.translate(text), strict=True)
+        if translation.num_pieces <= 10  # else it met a limit
+    ]
+    assert len(same) >= 3
+    assert all(same)
+
+
+def test_a_banned_piece_is_never_written(tmp_path: Path) -> None:
+    model = random_model(output_bias=True)
+    assert model.transformer.output_bias is not None
+    model.transformer.output_bias.data[list(model.tokenizers.target.banned_ids)] += 50
+
+    write_hugging_face(tmp_path, model)
+    theirs, tokenizer = hugging_face(tmp_path)
+    batch = tokenizer(lines(8), return_tensors="pt", padding=True)
+
+    for row in theirs.generate(**batch, max_new_tokens=10)[:, 1:].tolist():
+        before_end = row[: row.index(3)] if 3 in row else row
+        assert not set(before_end) & set(model.tokenizers.target.banned_ids)
+
+
+def test_neither_transformers_nor_a_network_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+
+    write_hugging_face(tmp_path, random_model())
+
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"target_vocab.json"}
+
+
+def test_the_files_say_what_the_model_is(tmp_path: Path) -> None:
+    search = SearchConfig(beam_size=3, length_penalty=0.6, early_stopping=False, max_length=1000)
+    model = random_model(search=search)
+
+    write_hugging_face(tmp_path, model)
+
+    config, generation = (
+        written(tmp_path, "config.json"),
+        written(tmp_path, "generation_config.json"),
+    )
+    assert config["tfm_positions"] == "sinusoidal"
+    assert config["max_position_embeddings"] == 3 * 1000 + 10 + 1
+    assert (config["pad_token_id"], config["eos_token_id"]) == (0, 3)
+    assert config["decoder_start_token_id"] == generation["decoder_start_token_id"] == 2
+    assert generation["bad_words_ids"] == [[0], [1], [2]]
+    assert (generation["num_beams"], generation["length_penalty"]) == (3, 0.6)
+    assert generation["early_stopping"] is False
+    pieces = model.tokenizers.source.pieces
+    assert written(tmp_path, "vocab.json") == {piece: i for i, piece in enumerate(pieces)}
+    spm = model.tokenizers.source.model_bytes
+    assert (tmp_path / "source.spm").read_bytes() == (tmp_path / "target.spm").read_bytes() == spm
+    with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert not file.get_tensor("final_logits_bias").any()
+
+
+def test_greedy_search_is_written_without_what_beams_need(tmp_path: Path) -> None:
+    write_hugging_face(tmp_path, random_model(search=SearchConfig(beam_size=1)))
+
+    generation = written(tmp_path, "generation_config.json")
+    assert generation["num_beams"] == 1
+    assert not {"early_stopping", "length_penalty"} & set(generation)
+
+
+def test_halves_are_what_the_format_has_and_need_no_word(tmp_path: Path, told: list[str]) -> None:
+    write_hugging_face(tmp_path, random_model(positions="sinusoidal_halves"))
+
+    assert "tfm_positions" not in written(tmp_path, "config.json")
+    assert told == []
+
+
+def test_marians_own_positions_are_written_as_a_table_and_told(
+    tmp_path: Path, told: list[str]
+) -> None:
+    write_hugging_face(tmp_path, random_model(positions="sinusoidal_marian"))
+
+    assert told == ["model.positions: a runtime must read `sinusoidal_marian` from "
+                    "`embed_positions` in model.safetensors"]  # fmt: skip
+    with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
+        assert file.get_tensor("model.decoder.embed_positions.weight").shape == (512, 16)
+
+
+def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
+    for penalty in (0.0, 1.0):
+        search = SearchConfig(length_norm="wu", length_penalty=penalty)
+        directory = tmp_path / str(penalty)
+        directory.mkdir()
+        write_hugging_face(directory, random_model(search=search))
+
+    assert told == ["search.length_norm: `wu` is not known there, `power` was written"]
+
+
+def test_runs_that_are_not_repeated_are_written_where_there_are_any(tmp_path: Path) -> None:
+    for size, wanted in ((0, None), (3, 3)):
+        search = SearchConfig(no_repeat_ngram_size=size)
+        directory = tmp_path / str(size)
+        directory.mkdir()
+        write_hugging_face(directory, random_model(search=search))
+
+        found = written(directory, "generation_config.json").get("no_repeat_ngram_size")
+        assert found == wanted
+
+
+def test_penalty_of_repetition_is_left_out_and_told(tmp_path: Path, told: list[str]) -> None:
+    write_hugging_face(tmp_path, random_model(search=SearchConfig(repetition_penalty=1.5)))
+
+    assert "repetition_penalty" not in written(tmp_path, "generation_config.json")
+    assert told == ["search.repetition_penalty: is computed otherwise there, and was left out"]
+
+
+def test_endless_positions_are_cut_and_told(tmp_path: Path, told: list[str]) -> None:
+    write_hugging_face(tmp_path, random_model(search=SearchConfig(max_length=1_000_000)))
+
+    assert written(tmp_path, "config.json")["max_position_embeddings"] == 16384
+    assert written(tmp_path, "generation_config.json")["max_length"] == 16385
+    assert told == ["search.max_length: 3000011 positions would be needed, 16384 were written"]
+
+
+def test_vocabularies_that_differ_are_written_both(tmp_path: Path) -> None:
+    model = random_model(tokenizers="vocabularies", tied_embeddings=0)
+
+    write_hugging_face(tmp_path, model)
+
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
+    target = model.tokenizers.target.pieces
+    assert written(tmp_path, "target_vocab.json") == {piece: i for i, piece in enumerate(target)}
+    assert written(tmp_path, "tokenizer_config.json")["separate_vocabs"] is True
+    # <pad> has another id on each side, so </s> fills up.
+    assert written(tmp_path, "config.json")["pad_token_id"] == 0
+    assert written(tmp_path, "config.json")["decoder_start_token_id"] == len(target) - 1
+
+
+def test_all_that_cannot_be_said_is_told_at_once(tmp_path: Path) -> None:
+    model = random_model(norm="pre", positions="rotary", activation="swiglu")
+
+    with pytest.raises(ConfigError) as refused:
+        write_hugging_face(tmp_path, model)
+
+    assert str(refused.value).split("\n") == [
+        "the model cannot be written as Hugging Face Marian",
+        "  model.norm: Marian has `post` only, got `pre`",
+        "  model.positions: Marian has sinusoids only, got `rotary`",
+        "  model.activation: Marian has no gates, got `swiglu`",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_learned_positions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Marian has sinusoids only, got `learned`"):
+        write_hugging_face(tmp_path, random_model(positions="learned"))
+
+
+def test_two_ends_are_refused(tmp_path: Path) -> None:
+    model = with_target(random_tokenizers("separate"), lambda pieces: ("</s>", *pieces))
+
+    with pytest.raises(ConfigError, match="has one end for both sides, got `</s>` with the id 3"):
+        write_hugging_face(tmp_path, model)
+
+
+def test_a_piece_at_the_place_of_unk_is_refused(tmp_path: Path) -> None:
+    pair = random_tokenizers("separate")
+    model = with_target(pair, lambda pieces: ("<pad>", pieces[0], "<unk>", "</s>", *pieces[1:]))
+
+    with pytest.raises(ConfigError, match=r"`<unk>` has the id 1, which is `.+` in the target"):
+        write_hugging_face(tmp_path, model)
+
+
+def with_target(pair: TokenizerPair, order: Any) -> TrainedModel:
+    """A model whose target vocabulary stands in an order of its own."""
+    plain = [piece for piece in pair.target.pieces if not piece.startswith("<")]
+    missing = [p for p in ("<pad>", "<unk>", "</s>") if p not in order(plain)]
+    vocabulary = Vocabulary((*order(plain), *missing), banned=("<pad>", "<unk>"))
+    target = Tokenizer(pair.target.model_bytes, vocabulary)
+    model = random_model(tokenizers="separate", tied_embeddings=2)
+    return dataclasses.replace(model, tokenizers=TokenizerPair(pair.source, target))

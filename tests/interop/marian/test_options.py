@@ -1,0 +1,175 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interop.marian_directories import (
+    hugging_face_model,
+    marian_arrays,
+    without_padding_row,
+    write_marian_directory,
+)
+from tests.interop.random_models import random_tokenizers
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.marian.reading import read_marian
+from tfm_cli.tokenizer.pair import TokenizerPair
+
+pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
+pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+
+
+def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerPair]:
+    """A random `MarianMTModel` that starts, as Marian does, from a zero vector."""
+    pair = random_tokenizers(kind)
+    model = hugging_face_model(pair, **settings)
+    without_padding_row(model)
+    return model, pair
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A small model that imports without a complaint."""
+    theirs, pair = marian_model()
+    return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
+
+
+def test_search_is_as_decoder_yml_says(directory: Path) -> None:
+    imported = read_marian(directory)
+
+    search, target = imported.config.search, imported.tokenizers.target
+    assert (search.beam_size, search.length_penalty, search.early_stopping) == (6, 0.6, True)
+    assert (target.start_id, target.eos_id) == (target.vocab_size - 1, 0)
+    assert target.banned_ids == (1, target.vocab_size - 1)
+    assert imported.notes == ()
+
+
+def test_unknown_may_be_written_if_marian_lets_it(tmp_path: Path) -> None:
+    theirs, pair = marian_model()
+    decoder = {"allow-unk": "true"}
+    write_marian_directory(tmp_path, marian_arrays(theirs), pair, decoder=decoder)
+
+    target = read_marian(tmp_path).tokenizers.target
+
+    assert target.banned_ids == (target.start_id,)
+
+
+def test_without_decoder_yml_the_only_files_are_taken(directory: Path) -> None:
+    (directory / "decoder.yml").unlink()
+
+    imported = read_marian(directory)
+
+    assert imported.config.search.beam_size == 4
+    assert imported.notes == (
+        "there is no `decoder.yml`: the search has this toolkit's own settings",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"type": "s2s"}, "`type` is `s2s`, wanted `transformer`"),
+        ({"transformer_decoder_autoreg": "rnn"}, "`transformer-decoder-autoreg` is `rnn`"),
+        ({"transformer_no_projection": "true"}, "`transformer-no-projection` is `true`"),
+        ({"transformer_ffn_activation": "gelu"}, r"is `gelu`, wanted .* sigmoid\(1.702 x\)"),
+        ({"transformer_postprocess_emb": "nd"}, "normalises elsewhere"),
+        ({"transformer_preprocess": "n"}, "normalises elsewhere"),
+        ({"transformer_ffn_depth": "3"}, "`transformer-ffn-depth` is `3`, wanted `2`"),
+        ({"transformer_decoder_dim_ffn": "-8"}, "`transformer-decoder-dim-ffn` must be at least"),
+        ({"transformer_train_position_embeddings": "true"}, "`transformer-train-position"),
+        ({"transformer_tied_layers": "[1, 1]"}, "`transformer-tied-layers` is"),
+        ({"transformer_new_thing": "true"}, "`transformer-new-thing` is `true`, wanted it off"),
+        ({"lemma_dim_emb": "8"}, "`lemma-dim-emb` is `8`, wanted it off"),
+        ({"right_left": "true"}, "`right-left` is `true`"),
+        ({"dim_vocabs": "7"}, r"`dim-vocabs` is `7`, wanted the sizes of both sides$"),
+        ({"dim_vocabs": "7"}, r"cannot be imported\n  special:model.yml: `dim-vocabs` is `7`, "),
+        ({"dim_vocabs": "[7, 7]"}, "wanted 7 as `dim-vocabs` says"),
+        ({"transformer_heads": "3"}, "`transformer-heads` must divide `dim-emb`"),
+        ({"dim_emb": "wide"}, "`dim-emb` must be a whole number, got `wide`"),
+        ({"dim_emb": "17", "transformer_heads": "1"}, "`dim-emb` must be even, got 17"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    theirs, pair = marian_model()
+    write_marian_directory(tmp_path, marian_arrays(theirs), pair, **options)
+
+    with pytest.raises(ModelError, match=message):
+        read_marian(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ({"word-penalty": "0.5"}, "`word-penalty` is `0.5`"),
+        ({"beam-size": "0"}, "`beam-size` must be at least 1, got 0"),
+        ({"normalize": "much"}, "`normalize` must be a number, got `much`"),
+    ],
+)
+def test_decoding_that_cannot_be_had_is_refused(
+    tmp_path: Path, decoder: dict[str, str], message: str
+) -> None:
+    theirs, pair = marian_model()
+    write_marian_directory(tmp_path, marian_arrays(theirs), pair, decoder=decoder)
+
+    with pytest.raises(ModelError, match=message):
+        read_marian(tmp_path)
+
+
+def test_all_that_is_not_supported_is_listed_at_once(tmp_path: Path) -> None:
+    theirs, pair = marian_model()
+    write_marian_directory(
+        tmp_path, marian_arrays(theirs), pair, type="s2s", ulr="true", transformer_pool="true",
+        decoder={"word-penalty": "1"},
+    )  # fmt: skip
+
+    with pytest.raises(ModelError) as caught:
+        read_marian(tmp_path)
+
+    for name in ("`type`", "`ulr`", "`transformer-pool`", "`word-penalty`"):
+        assert name in str(caught.value)
+
+
+def test_pieces_that_look_like_other_things_stay_pieces(tmp_path: Path) -> None:
+    theirs, pair = marian_model()
+    directory = write_marian_directory(tmp_path, marian_arrays(theirs), pair)
+    path = directory / "opus.vocab.yml"
+    entries = path.read_text(encoding="utf-8").split("\n")
+    odd = ["no", "~", "1.0", "1.00", "null", "<<", "=", "'0x1F'", '"\\""', '"#"']
+    for index, piece in enumerate(odd, 2):
+        entries[index] = f"{piece}: {index}"
+    path.write_text("\n".join(entries), encoding="utf-8")
+
+    pieces = read_marian(directory).tokenizers.source.pieces
+
+    assert pieces[2:12] == ("no", "~", "1.0", "1.00", "null", "<<", "=", "0x1F", '"', "#")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"<unk>": 1\n', "", r"wants ids 0 … \d+, each once"),
+        ('"<unk>": 1\n', '"<unk>": 0\n', r"`<unk>` and `</s>` both have 0"),
+        ('"<unk>": 1\n', '"<unk>": -1\n', r"`<unk>` has `-1`"),
+        ('"<unk>": 1\n', '"<unk>": ' + "1" * 5000 + "\n", f"`<unk>` has `{'1' * 20}`"),
+        ('"<unk>": 1\n', '"<unk>": true\n', r"`<unk>` has `true`"),
+        ('"<unk>": 1\n', '"<unk>": 01\n', r"`<unk>` has `01`"),
+        ('"<unk>": 1\n', '"<unk>": [1]\n', r"`<unk>` has `\['1'\]`"),
+        ('"<unk>": 1\n', '"<what>": 1\n', r"has no `<unk>`"),
+        ('"<unk>": 1\n', '"</s>": 1\n', r"has `</s>` twice"),
+        ('"<unk>": 1\n', '"<unk>": &a 1\n', "has anchors or aliases"),
+        ('"<unk>": 1\n', '"<unk>": !!int 1\n', "has the tag"),
+        ('"<unk>": 1\n', '? [a]\n: 1\n', "has a list or a table for a name"),
+        ('"<unk>": 1\n', '"<unk>: 1\n', "is torn or no YAML"),
+    ],
+)  # fmt: skip
+def test_vocabulary_that_is_none_is_refused(
+    directory: Path, old: str, new: str, message: str
+) -> None:
+    path = directory / "opus.vocab.yml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+    with pytest.raises(ModelError, match=message):
+        read_marian(directory)

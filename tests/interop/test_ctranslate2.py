@@ -1,0 +1,181 @@
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.interop.others import LIMIT, ctranslate2, pieces, translations
+from tests.interop.random_models import lines, random_model, random_tokenizers, slow_after
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.corpus.batch import pad_source
+from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.interop.ctranslate2 import FILES, QUANTIZATIONS, num_positions, write_ctranslate2
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"norm": "pre", "activation": "swiglu", "positions": "learned"},
+    {"norm": "pre", "activation": "gelu", "positions": "rotary", "scale_embeddings": False},
+    {"positions": "rotary", "heads": 4, "output_bias": True, "decoder_heads": 2,
+     "decoder_feed_forward_width": 40},
+    {"tied_embeddings": 0, "positions": "sinusoidal_marian", "activation": "swish"},
+    {"tied_embeddings": 1, "encoder_layers": 1, "decoder_layers": 3, "output_bias": True},
+    {"tied_embeddings": 2, "positions": "sinusoidal_halves"},
+    {"tokenizers": "shared", "activation": "swish", "output_bias": True},
+    {"tokenizers": "separate", "tied_embeddings": 2},
+    {"tokenizers": "vocabularies", "tied_embeddings": 0, "output_bias": True},
+    {"tokenizers": "padless"},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", slow_after(4, SHAPES), ids=str)
+def test_what_ctranslate2_loads_computes_and_finds_the_same(
+    shape: dict[str, Any], tmp_path: Path
+) -> None:
+    model = random_model(**shape)
+    source, target = model.tokenizers.source, model.tokenizers.target
+    text = lines(24, seed=5)
+    write_ctranslate2(tmp_path, model, quantization=None)
+    translator = ctranslate2(tmp_path)
+
+    # Log-probabilities of pieces that are given, on a padded batch.
+    generator = torch.Generator().manual_seed(1)
+    given = torch.randint(0, target.vocab_size, (len(text), 12), generator=generator)
+    given[torch.isin(given, torch.tensor([*target.banned_ids, target.eos_id]))] = (
+        target.vocab_size // 2
+    )
+    results = translator.score_batch(source.encode_pieces(text), pieces(target, given.tolist()))
+    found = torch.tensor([result.log_probs[:12] for result in results])
+    padded, keep = pad_source(source.encode(text), source.eos_id)
+    start = torch.full((len(text), 1), target.start_id)
+    with torch.no_grad():
+        logits = model.transformer(padded, keep, torch.cat((start, given[:, :-1]), dim=1))
+    logits[..., list(target.banned_ids)] = -math.inf
+    wanted = logits.log_softmax(dim=-1).gather(-1, given[..., None])[..., 0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+    compared = 0
+    for beam_size in (1, 4):
+        theirs = translator.translate_batch(
+            source.encode_pieces(text), beam_size=beam_size, min_decoding_length=0,
+            max_decoding_length=LIMIT + 1, return_scores=True,
+        )  # fmt: skip
+        best = translations(model, text, beam_size=beam_size, renormalize=True)
+        for result, ours in zip(theirs, best, strict=True):
+            if ours is not None:
+                assert result.hypotheses[0] == [target.pieces[index] for index in ours[0]]
+                assert result.scores[0] == pytest.approx(ours[1], abs=1e-4)
+                compared += 1
+    assert compared >= 10
+
+
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
+def test_a_banned_piece_is_never_written(quantization: str | None, tmp_path: Path) -> None:
+    model = random_model(output_bias=True, tokenizers="shared")
+    target = model.tokenizers.target
+    assert model.transformer.output_bias is not None
+    model.transformer.output_bias.data[list(target.banned_ids)] += 50
+
+    write_ctranslate2(tmp_path, model, quantization=quantization)
+    translator = ctranslate2(tmp_path, compute_type="default")
+    results = translator.translate_batch(
+        model.tokenizers.source.encode_pieces(lines(20)), num_hypotheses=4, beam_size=4,
+        max_decoding_length=20, return_scores=True,
+    )  # fmt: skip
+
+    banned = {target.pieces[index] for index in target.banned_ids}
+    assert not banned & {piece for r in results for found in r.hypotheses for piece in found}
+    assert all(-30 < score <= 0 for result in results for score in result.scores)
+
+
+def test_the_files_say_what_the_model_is(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+    model = random_model(tokenizers="vocabularies", tied_embeddings=0)
+    source, target = model.tokenizers.source, model.tokenizers.target
+
+    write_ctranslate2(tmp_path, model, quantization=None)
+
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"shared_vocabulary.json"}
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert config["add_source_eos"] is True
+    assert config["add_source_bos"] is False
+    assert config["decoder_start_token"] == "<pad>"
+    assert (config["eos_token"], config["unk_token"]) == ("</s>", "<unk>")
+    vocabularies = [
+        tuple(json.loads((tmp_path / f"{side}_vocabulary.json").read_text("utf-8")))
+        for side in ("source", "target")
+    ]
+    assert vocabularies == [source.pieces, target.pieces]
+    assert (tmp_path / "source.spm").read_bytes() == source.model_bytes
+    assert (tmp_path / "target.spm").read_bytes() == target.model_bytes
+
+
+def test_one_vocabulary_is_written_once(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+
+    write_ctranslate2(tmp_path, random_model(), quantization=None)
+
+    assert (tmp_path / "shared_vocabulary.json").is_file()
+    assert not (tmp_path / "source_vocabulary.json").exists()
+
+
+def test_there_are_positions_for_the_longest_source_and_translation() -> None:
+    long = random_model(search=SearchConfig(max_length=1000, max_length_factor=2.0))
+
+    assert num_positions(long) == 2 * 1000 + 10 + 1
+    assert num_positions(random_model()) == 512
+    assert num_positions(random_model(positions="learned", max_positions=30)) == 30
+    assert num_positions(random_model(search=SearchConfig(max_length=1_000_000))) == 16384
+
+
+def test_coarser_weights_take_less_room(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+    sizes = {}
+    for quantization in (None, "float16", "int8"):
+        directory = tmp_path / str(quantization)
+        directory.mkdir()
+        write_ctranslate2(
+            directory, random_model(width=32, feed_forward_width=128), quantization=quantization
+        )
+        sizes[quantization] = (directory / "model.bin").stat().st_size
+
+    assert sizes["int8"] < sizes[None]
+    assert sizes["float16"] < sizes[None]
+
+
+def test_two_ends_and_two_unknown_pieces_are_refused_at_once(tmp_path: Path) -> None:
+    pair = random_tokenizers("separate")
+    renamed = {"</s>": "<end>", "<unk>": "<what>"}
+    order = tuple(renamed.get(piece, piece) for piece in pair.target.pieces)
+    vocabulary = Vocabulary(order, eos="<end>", unk="<what>", banned=("<pad>", "<what>"))
+    target = Tokenizer(pair.target.model_bytes, vocabulary)
+    model = random_model(tokenizers="separate", tied_embeddings=2)
+    model = dataclasses.replace(model, tokenizers=TokenizerPair(pair.source, target))
+
+    with pytest.raises(ConfigError) as refused:
+        write_ctranslate2(tmp_path, model, quantization=None)
+
+    assert str(refused.value).split("\n") == [
+        "the model cannot be written for CTranslate2",
+        "  tokenizers: CTranslate2 has one end for both sides, got `</s>` and `<end>`",
+        "  tokenizers: CTranslate2 has one unknown piece for both sides, got `<unk>` and `<what>`",
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_ctranslate2_it_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+
+    with pytest.raises(ResourceError, match="CTranslate2 is not installed") as refused:
+        write_ctranslate2(tmp_path, random_model(), quantization=None)
+
+    assert refused.value.hint == "install it with `pip install 'tfm-cli[ctranslate2]'`"

@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tfm_cli.config.settings import ModelConfig
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.tensors import Wanted, assembled, refuse_if_any, wanted_tensors
+
+WANTED = [
+    Wanted("a.q", (2, 3), "a", 0),
+    Wanted("a.k", (3, 2), "a", 1, transposed=True),
+    Wanted("b", (1, 4), "b", 0, as_row=True),
+]
+
+
+def tensors() -> dict[str, Tensor]:
+    return {
+        "a.q": torch.arange(6.0).reshape(2, 3),
+        "a.k": torch.arange(6.0, 12.0).reshape(2, 3).T,
+        "b": torch.arange(4.0)[None],
+    }
+
+
+def put_together(
+    stored: dict[str, Tensor], *, ignored: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    return assembled(WANTED, shapes, stored.__getitem__, place="the file", ignored=ignored)
+
+
+def test_parts_are_joined_in_their_order() -> None:
+    weights, notes = put_together(tensors())
+
+    assert notes == ()
+    assert_close(weights["a"], torch.arange(12.0).reshape(4, 3), rtol=0, atol=0)
+    assert_close(weights["b"], torch.arange(4.0), rtol=0, atol=0)
+
+
+def test_what_is_ignored_may_be_there() -> None:
+    weights, _ = put_together({**tensors(), "c": torch.ones(1)}, ignored=("c", "d"))
+
+    assert set(weights) == {"a", "b"}
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    stored = {**tensors(), "c": torch.ones(1), "b": torch.ones(4, 1)}
+    del stored["a.q"]
+
+    with pytest.raises(ModelError) as caught:
+        put_together(stored)
+
+    assert str(caught.value) == (
+        "the file: has not the tensors that its configuration tells of\n"
+        "  a.q: missing\n"
+        "  c: unknown\n"
+        "  b: has shape (4, 1), wanted (1, 4)"
+    )
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
+    stored = tensors()
+    stored["b"][0, 2] = number
+
+    with pytest.raises(ModelError, match="b: has values that are no finite numbers"):
+        put_together(stored)
+
+
+def test_double_that_is_too_large_is_refused() -> None:
+    stored = tensors()
+    stored["b"] = torch.full((1, 4), 1e300, dtype=torch.float64)
+
+    with pytest.raises(ModelError, match="b: has values that are no finite numbers"):
+        put_together(stored)
+
+
+def test_whole_numbers_are_no_weights() -> None:
+    stored = tensors()
+    stored["b"] = torch.ones(1, 4, dtype=torch.int8)
+
+    with pytest.raises(ModelError, match="b: has type int8, wanted float32"):
+        put_together(stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_told_and_kept_in_single(dtype: torch.dtype) -> None:
+    stored = {name: tensor.to(dtype) for name, tensor in tensors().items()}
+
+    weights, notes = put_together(stored)
+
+    assert_close(weights["a"], torch.arange(12.0).reshape(4, 3), rtol=0, atol=0)
+    assert notes == (f"weights stored as {str(dtype)[6:]} are kept as float32",)
+
+
+def test_only_the_first_complaints_are_named() -> None:
+    with pytest.raises(ModelError) as caught:
+        refuse_if_any([f"problem {number}" for number in range(11)], "the title", hint="mend it")
+
+    lines = str(caught.value).split("\n")
+    assert (lines[0], lines[8], lines[9]) == ("the title", "  problem 7", "  … and 3 more")
+    assert (len(lines), caught.value.hint) == (10, "mend it")
+
+
+def test_no_complaint_is_no_error() -> None:
+    refuse_if_any([], "the title")
+
+
+def test_wanted_parts_have_the_rows_of_theirs() -> None:
+    config = ModelConfig(width=16, heads=2, feed_forward_width=24)
+
+    wanted = wanted_tensors(config, (30, 30), lambda name: f"{name.ours}/{name.part}")
+
+    shapes = {item.name: item.shape for item in wanted}
+    assert shapes["encoder_layers.0.self_attention.projection.weight/2"] == (16, 16)
+    assert shapes["decoder_layers.5.feed_forward.inner.bias/0"] == (24,)
+    assert shapes["target_embedding.weight/0"] == (30, 16)

@@ -1,0 +1,326 @@
+import collections
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.interop.others import QUIET
+from tests.interop.random_models import TAG, lines, random_model
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.ctranslate2 import write_ctranslate2
+from tfm_cli.interop.hugging_face.writing import write_hugging_face
+from tfm_cli.interop.verification import hugging_face
+from tfm_cli.interop.verification.comparison import (
+    Verification,
+    compare,
+    verify_ctranslate2,
+    verify_hugging_face,
+)
+from tfm_cli.interop.verification.our_model import OurSide
+from tfm_cli.interop.verification.probe import probe_lines
+from tfm_cli.interop.verification.runtime import Ids
+from tfm_cli.model_directory.weights import TrainedModel
+
+pytestmark = [QUIET, pytest.mark.slow]
+
+
+class Mirror:
+    """A program that does what tfm does, but for what a test alters."""
+
+    name = "mirror 1.0"
+    most_pieces = 60
+
+    def __init__(self, model: TrainedModel, *, bans_before_softmax: bool = False) -> None:
+        self.bans_before_softmax = bans_before_softmax
+        self.us = OurSide(model, bans_before_softmax=bans_before_softmax)
+        self.tokenizer = model.tokenizers.source
+        self.limits: list[int] = []
+        self.alter_ids: Callable[[list[Ids]], list[Ids]] = lambda rows: rows
+        self.alter_logits: Callable[[list[Tensor]], list[Tensor]] = lambda rows: rows
+        self.alter_found: Callable[[list[Ids], int], list[Ids]] = lambda rows, beam_size: rows
+
+    def encode(self, lines: Sequence[str]) -> list[Ids] | None:
+        return self.alter_ids([tuple(ids) for ids in self.tokenizer.encode(lines)])
+
+    def differences(
+        self, sources: Sequence[Ids], targets: Sequence[Ids], logits: Sequence[Tensor]
+    ) -> list[Tensor]:
+        found = self.alter_logits([row.clone() for row in self.us.logits(sources, targets)])
+        return [(a - b).abs().amax(dim=1) for a, b in zip(found, logits, strict=True)]
+
+    def search(self, sources: Sequence[Ids], *, beam_size: int, limit: int) -> list[Ids]:
+        self.limits.append(limit)
+        found = self.us.search(sources, beam_size=beam_size, limit=limit)
+        return self.alter_found([hypotheses[0].ids for hypotheses in found], beam_size)
+
+
+def test_the_same_program_differs_in_nothing() -> None:
+    model = random_model()
+
+    found = compare(model, Mirror(model), lines(18))
+
+    assert (found.lines, found.difference, found.near_ties) == (18, 0.0, 0)
+    assert found.against == "mirror 1.0"
+
+
+def test_blank_lines_are_left_out() -> None:
+    model = random_model()
+
+    assert compare(model, Mirror(model), ["", "the cat", "  "]).lines == 1
+
+
+def test_what_was_found_fits_a_line() -> None:
+    plain = Verification("transformers 5.0", 24, 2e-6, 0, 0)
+
+    assert str(plain) == (
+        "verified with transformers 5.0 on 24 lines: logits at most 2.0e-06 apart, "
+        "same greedy and beam-4 pieces"
+    )
+    assert str(dataclasses.replace(plain, near_ties=2)) == f"{plain} (but for 2 near ties)"
+    assert str(dataclasses.replace(plain, unfinished=3)).endswith(
+        "same greedy pieces, same beam-4 pieces on the 21 whose beams end"
+    )
+    # Nothing is claimed of what was not compared.
+    assert str(dataclasses.replace(plain, lines=1, unfinished=1)) == (
+        "verified with transformers 5.0 on 1 line: logits at most 2.0e-06 apart, "
+        "same greedy pieces; no beam of 4 ends, so none was compared"
+    )
+
+
+def test_what_was_left_out_is_told_with_the_reason() -> None:
+    plain = Verification("transformers 5.0", 3, 2e-6, 0, 0)
+
+    some = dataclasses.replace(plain, left_out={"they are odd": 2})
+    every = dataclasses.replace(plain, left_out={"they are odd": 2, "they are long": 1})
+
+    assert str(some) == f"{plain}; the cutting of 2 lines was left out: they are odd"
+    assert not some.is_empty
+    assert every.is_empty
+    assert str(every).startswith(
+        "not verified with transformers 5.0 on 3 lines: no line's cutting into pieces was "
+        "compared; logits at most 2.0e-06 apart"
+    )
+    assert str(dataclasses.replace(plain, lines=0)) == (
+        "not verified with transformers 5.0: the probe has no line with a piece"
+    )
+
+
+def test_lines_that_are_read_otherwise_by_design_are_counted() -> None:
+    model = random_model()
+    lines = ["the cat", "a </s> b", f"{TAG} x", ">>a b<< c", ">> a"]
+
+    found = compare(model, Mirror(model), lines)
+
+    assert sorted(found.left_out.values()) == [1, 2]
+    assert not found.is_empty
+    assert compare(model, Mirror(model), [TAG]).is_empty
+
+
+def test_nothing_is_verified_without_a_piece() -> None:
+    model = random_model()
+
+    assert compare(model, Mirror(model), []).is_empty
+
+
+def test_other_ids_of_a_source_are_a_mismatch() -> None:
+    model = random_model()
+    mirror = Mirror(model)
+    mirror.alter_ids = lambda rows: [*rows[:2], (*rows[2][:1], 7), *rows[3:]]
+
+    with pytest.raises(ModelError, match=r"mirror 1\.0 does not compute what tfm computes: ") as e:
+        compare(model, mirror, ["the cat", "a", "the cat sat"])
+
+    assert "probe line 3, piece 2: found ids [" in str(e.value)
+    assert e.value.hint is not None
+
+
+def test_special_pieces_in_a_text_are_no_mismatch() -> None:
+    model = random_model()
+    mirror = Mirror(model)
+    mirror.alter_ids = lambda rows: rows[:1] and [rows[0]]
+
+    assert compare(model, mirror, ["the cat", "a </s> b", "<unk>", f"{TAG} x"]).lines == 4
+
+
+def test_logits_apart_are_a_mismatch_with_line_and_piece() -> None:
+    model = random_model()
+    mirror = Mirror(model)
+
+    def alter(rows: list[Tensor]) -> list[Tensor]:
+        rows[1][0, 5] += 0.01
+        return rows
+
+    mirror.alter_logits = alter
+
+    wanted = r"probe line 2, piece 1 \(`.+`\): found logits 0\.01 apart, wanted at most 0\.0001$"
+    with pytest.raises(ModelError, match=wanted):
+        compare(model, mirror, lines(3))
+
+
+def test_a_logit_that_is_no_number_is_a_mismatch() -> None:
+    model = random_model()
+    mirror = Mirror(model)
+
+    def alter(rows: list[Tensor]) -> list[Tensor]:
+        rows[0][0, 0] = torch.nan
+        return rows
+
+    mirror.alter_logits = alter
+
+    with pytest.raises(ModelError, match="found logits nan apart"):
+        compare(model, mirror, lines(3))
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_another_translation_is_a_mismatch_with_line_and_piece(beam_size: int) -> None:
+    model = random_model()
+    mirror = Mirror(model)
+    mirror.alter_found = lambda rows, beam: [
+        (9, 9, 9) if beam == beam_size else row for row in rows
+    ]
+
+    wanted = rf"probe line 1, beam {beam_size}, piece \d: found `.+`, wanted `.+`, whose "
+    with pytest.raises(ModelError, match=wanted):
+        compare(model, mirror, lines(6))
+
+
+def test_translations_that_score_the_same_are_near_ties() -> None:
+    """Two pieces with the same row in every matrix are as good as each other, always."""
+    model = random_model()
+    ids = collections.Counter(index for found in translated(model) for index in found)
+    one = ids.most_common(1)[0][0]
+    other = next(i for i in range(4, model.tokenizers.target.vocab_size) if i not in ids)
+    weight = model.transformer.target_embedding.weight.data
+    weight[other] = weight[one]
+    mirror = Mirror(model)
+    swapped = {one: other, other: one}
+    mirror.alter_found = lambda rows, beam: [
+        tuple(swapped.get(index, index) for index in row) for row in rows
+    ]
+
+    found = compare(model, mirror, lines(20))
+
+    assert found.near_ties >= 1
+
+
+def translated(model: TrainedModel) -> list[Ids]:
+    us = OurSide(model, bans_before_softmax=False)
+    sources = [tuple(ids) for ids in model.tokenizers.source.encode(lines(20))]
+    with torch.no_grad():
+        return [found[0].ids for found in us.search(sources, beam_size=1, limit=20)]
+
+
+def test_beams_that_meet_the_limit_are_counted_and_not_compared() -> None:
+    model = random_model()
+    model.transformer.target_embedding.weight.data[model.tokenizers.target.eos_id] *= -3
+    mirror = Mirror(model)
+    mirror.alter_found = lambda rows, beam: [() if beam == 4 else row for row in rows]
+
+    found = compare(model, mirror, lines(20))
+
+    assert found.unfinished >= 10
+
+
+def test_long_lines_are_cut_to_the_positions_that_there_are() -> None:
+    model = random_model()
+    mirror = Mirror(model)
+    mirror.most_pieces = 12
+
+    compare(model, mirror, ["the cat sat on a mat " * 50])
+
+    assert set(mirror.limits) == {12}
+
+
+def test_without_the_library_it_is_told_that_nothing_was_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+
+    assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
+    assert verify_ctranslate2(random_model(), tmp_path, ["a"]) is None
+
+    assert told == [
+        "not verified: transformers is not installed",
+        "not verified: ctranslate2 is not installed",
+    ]
+
+
+def test_an_export_to_hugging_face_is_verified_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
+    model = random_model(tokenizers="shared", activation="swish", output_bias=True)
+    write_hugging_face(tmp_path, model)
+    text = probe_lines(model, None, seed=1)
+
+    verified = verify_hugging_face(model, tmp_path, text)
+
+    assert verified is not None
+    assert 0 < verified.difference < 1e-4
+    assert verified.against.startswith("transformers ")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.decoder.layers.1.fc2.bias"][3] += 0.1
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"found logits .+ apart, wanted at most"):
+        verify_hugging_face(model, tmp_path, text)
+
+
+def test_a_directory_that_hugging_face_does_not_load_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
+
+    with pytest.raises(ModelError, match=r"transformers .* does not load the model: "):
+        verify_hugging_face(random_model(), tmp_path, ["a"])
+
+
+def test_other_special_ids_in_the_directory_do_not_matter(tmp_path: Path) -> None:
+    """They are the model's: those of a directory may be missing, or said for another search."""
+    pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
+    model = random_model()
+    write_hugging_face(tmp_path, model)
+    (tmp_path / "generation_config.json").write_text(
+        '{"num_beams": 2, "max_length": 5, "forced_eos_token_id": 7, "eos_token_id": 9, '
+        '"bad_words_ids": [[5]], "repetition_penalty": 3.0}'
+    )
+
+    assert verify_hugging_face(model, tmp_path, lines(10)) is not None
+
+
+def test_an_export_to_ctranslate2_is_verified_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+    model = random_model(norm="pre", positions="rotary", activation="swiglu")
+    write_ctranslate2(tmp_path, model, quantization=None)
+    text = probe_lines(model, None, seed=1)
+
+    verified = verify_ctranslate2(model, tmp_path, text)
+
+    assert verified is not None
+    assert 0 < verified.difference < 1e-4
+    model.transformer.target_embedding.weight.data[9] += 0.1
+    with pytest.raises(ModelError, match=r"CTranslate2 .+ found logits .+ apart, wanted"):
+        verify_ctranslate2(model, tmp_path, text)
+
+
+def test_a_directory_that_ctranslate2_does_not_load_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
+
+    with pytest.raises(ModelError, match=r"CTranslate2 .* does not load the model: "):
+        verify_ctranslate2(random_model(), tmp_path, ["a"])
+
+
+def test_an_installation_that_cannot_be_used_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ImportError("huggingface-hub>=9 is required\nand more")
+
+    monkeypatch.setattr(hugging_face, "is_installed", lambda: True)
+    monkeypatch.setattr(hugging_face, "HuggingFaceRuntime", refuse)
+
+    assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
+
+    assert told == ["not verified: transformers cannot be used: huggingface-hub>=9 is required"]

@@ -1,0 +1,100 @@
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import ranks
+from tests.parallel.notes import Notes
+from tfm_cli.errors import ConfigError, DataError, Interrupted, ToldElsewhere
+from tfm_cli.parallel import Parallel, heartbeat
+from tfm_cli.parallel.failure import Ending, LostError, is_lost_connection
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("no such file"), 3), (Interrupted("stopped", signal_number=15), 143),
+        (KeyboardInterrupt(), 130), (ValueError("a bug"), 70), (BrokenPipeError(), 0),
+    ],
+)  # fmt: skip
+def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code: int) -> None:
+    store = Notes()
+    first, second = Ending(store, 0, 2), Ending(store, 1, 2)
+
+    said = first.early(error)
+    silent = second.early(LostError(1, 2))
+    first.wait_until_heard()
+    second.close()
+
+    assert said is error
+    assert isinstance(silent, ToldElsewhere)
+    assert silent.exit_code == code
+
+
+def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> None:
+    second = Ending(Notes(), 1, 2)
+
+    said = second.early(DataError("x.en: does not exist", hint="make it"))
+
+    assert str(said) == "rank 1 of 2: x.en: does not exist"
+    assert getattr(said, "hint", "") == "make it"
+
+
+def test_end_without_a_word_is_told_by_who_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
+    alone = Ending(Notes(), 2, 3)
+
+    said = alone.early(LostError(2, 3, "rank 0"))
+
+    assert str(said) == "rank 2 of 3: rank 0 ended before the work was done"
+
+
+def test_without_the_store_each_speaks_for_itself() -> None:
+    class Gone(Notes):
+        def check(self, names: list[str]) -> bool:
+            raise RuntimeError("connection reset")
+
+        def add(self, name: str, amount: int) -> int:
+            raise RuntimeError("connection reset")
+
+    error = DataError("torn")
+
+    assert Ending(Gone(), 0, 2).early(error) is error
+
+
+def test_launcher_s_signal_does_not_cut_short_what_is_said() -> None:
+    Ending(Notes(), 0, 2).early(ConfigError("wrong"))
+
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[/x/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed"), 1),
+        (RuntimeError("NCCL error in: x.cpp:1, remote process exited"), 1),
+        (RuntimeError("shapes do not match"), 0),
+        (ValueError("/gloo/"), 0),
+    ],
+)
+def test_lost_connection_is_told_from_other_errors(error: Exception, is_lost: int) -> None:
+    assert is_lost_connection(error) == bool(is_lost)
+
+
+def test_error_of_one_is_the_end_of_all(tmp_path: Path) -> None:
+    def fail(rank: int) -> None:
+        parallel = Parallel.from_environment()
+        try:
+            with parallel.connected():
+                if rank == 1:
+                    raise DataError("torn")
+                parallel.shared(b"") if rank == 0 else None
+                parallel.gathered(b"")
+        except DataError as error:
+            raise SystemExit(1 if str(error) == "rank 1 of 3: torn" else 2) from error
+        except ToldElsewhere as error:
+            raise SystemExit(10 + error.exit_code) from error
+
+    done = ranks.run(tmp_path, [], world=3, prepare=fail)
+
+    assert [each.code for each in done] == [13, 1, 13], done

@@ -1,0 +1,154 @@
+import functools
+import gzip
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfm_cli.config.settings import TokenizerConfig
+from tfm_cli.corpus.batching import BatchOrder, padding_share
+from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.training.batches import Planner, UpdatePlan, made_ready
+from tfm_cli.training.memory import CPU_MICRO_BATCH
+from tfm_cli.training.state import TrainState
+
+CORPORA = Path(__file__).resolve().parents[3] / "shared" / "corpora"
+
+
+def store(num_pairs: int = 700) -> PieceStore:
+    draw = np.random.default_rng(3)
+    sides = []
+    for _ in range(2):
+        starts = np.cumsum([0, *draw.integers(1, 30, num_pairs)])
+        sides.append(Segments(draw.integers(4, 99, int(starts[-1])).astype(np.int32), starts))
+    return PieceStore(sides[0], sides[1], Counter())
+
+
+def planner(
+    text: PieceStore, *, batches: int = 1, micro_batch: int = 200, rank: int = 0, world: int = 1
+) -> Planner:
+    order = BatchOrder(
+        text.source.lengths, text.target.lengths, max_tokens=200, seed=5, pool_pairs=512
+    )
+    return Planner(
+        store=text, order=order, batches_per_update=batches, micro_batch=micro_batch, start_id=2,
+        eos_id=3, source_eos_id=3, rank=rank, world=world,
+    )  # fmt: skip
+
+
+def plans(which: Planner, count: int, state: TrainState | None = None) -> list[UpdatePlan]:
+    updates = which.updates(state or TrainState())
+    return [next(updates) for _ in range(count)]
+
+
+def facts(plan: UpdatePlan) -> tuple[object, ...]:
+    """All of a plan, so that two can be compared."""
+    parts = [(each.number, each.batch.target_out.tolist()) for each in plan.micro_batches]
+    return plan.epoch, plan.pool, plan.position, plan.num_batches, plan.target_pieces, parts
+
+
+def test_updates_go_on_from_any_place() -> None:
+    which = planner(store(), batches=3)
+    assert which.order.num_pools == 2
+    unbroken = [facts(plan) for plan in plans(which, 90)]
+    assert {(epoch, pool) for epoch, pool, *_ in unbroken} >= {(0, 0), (0, 1), (1, 0)}
+
+    for cut in range(0, 80, 7):
+        epoch, pool, position = unbroken[cut][:3]
+        state = TrainState(epoch=epoch, pool=pool, position=position)  # type: ignore[arg-type]
+        assert [facts(plan) for plan in plans(which, 9, state)] == unbroken[cut : cut + 9]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_out_what_one_would_do(world: int) -> None:
+    text = store()
+    alone = plans(planner(text, batches=4, micro_batch=60), 20)
+    together = [
+        plans(planner(text, batches=4, micro_batch=60, rank=rank, world=world), 20)
+        for rank in range(world)
+    ]
+
+    for one, *parts in zip(alone, *together, strict=True):
+        assert {part.target_pieces for part in parts} == {one.target_pieces}
+        assert sum(each.batch.target_pieces for each in one.micro_batches) == one.target_pieces
+        merged = sorted(
+            (each for part in parts for each in part.micro_batches if each.counts),
+            key=lambda each: each.number,
+        )
+        assert len({len(part.micro_batches) for part in parts}) == 1  # all keep step
+        assert [each.number for each in merged] == list(range(len(merged)))
+        for mine, theirs in zip(merged, one.micro_batches, strict=True):
+            assert mine.batch.source.tolist() == theirs.batch.source.tolist()
+            assert mine.batch.target_out.tolist() == theirs.batch.target_out.tolist()
+
+
+def test_parts_hold_the_pairs_of_the_batch_and_no_more_than_fits() -> None:
+    text = store()
+    which = planner(text, micro_batch=50)
+
+    for pairs in which.order.batches(0, 0):
+        parts = which.parts(pairs)
+        assert np.concatenate(parts).tolist() == pairs.tolist()
+        for part in parts:
+            padded = len(part) * int(text.target.lengths[part].max())
+            assert len(part) == 1 or padded <= 50
+
+
+def test_error_in_the_thread_is_raised_where_the_plan_is_wanted() -> None:
+    def failing() -> Iterator[UpdatePlan]:
+        yield from plans(planner(store()), 1)
+        raise OSError("gone")
+
+    with made_ready(failing) as ready:
+        next(ready)
+        with pytest.raises(OSError, match="gone"):
+            next(ready)
+
+
+def test_thread_ends_with_who_asked_for_it() -> None:
+    which = planner(store())
+    with made_ready(lambda: which.updates(TrainState())) as ready:
+        assert facts(next(ready)) == facts(plans(which, 1)[0])
+    # `made_ready` joins its thread: to come here at all is what is tested.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_tokens", [2048, 4096, 25_000])
+@pytest.mark.parametrize("corpus", ["multi30k", "tatoeba-en-de"])
+def test_padding_of_a_real_corpus_is_below_five_percent(corpus: str, max_tokens: int) -> None:
+    if not (CORPORA / corpus).is_dir():
+        pytest.skip(f"needs the corpus in {CORPORA / corpus}")
+    source, target = (lengths_of(corpus, side) for side in ("en", "de"))
+    text = PieceStore(segments(source), segments(target), Counter())
+    order = BatchOrder(text.source.lengths, text.target.lengths, max_tokens=max_tokens, seed=1)
+    which = Planner(
+        store=text, order=order, batches_per_update=1, micro_batch=CPU_MICRO_BATCH, start_id=2,
+        eos_id=3, source_eos_id=3,
+    )  # fmt: skip
+
+    parts = [part for pairs in order.batches(0, 0) for part in which.parts(pairs)]
+
+    assert padding_share(parts, text.source.lengths, text.target.lengths) < 0.05
+    shuffled = np.array_split(np.random.default_rng(1).permutation(len(source)), len(parts))
+    # What sorting saves.
+    assert padding_share(shuffled, text.source.lengths, text.target.lengths) > 0.3
+
+
+def segments(lengths: np.ndarray) -> Segments:
+    starts = np.cumsum([0, *(lengths - 1)])
+    return Segments(np.zeros(int(starts[-1]), dtype=np.int32), starts)
+
+
+@functools.cache
+def lengths_of(corpus: str, side: str) -> np.ndarray:
+    """Pieces of each line of a side, </s> included."""
+    plain, zipped = CORPORA / corpus / f"train.{side}", CORPORA / corpus / f"train.{side}.gz"
+    data = plain.read_bytes() if plain.exists() else gzip.decompress(zipped.read_bytes())
+    lines = data.decode().split("\n")[:-1][:29_000]
+    # The number of pieces of `tiny`; they are learned from a tenth of the text to save time.
+    config = TokenizerConfig(vocab_size=4000, model_type="bpe")
+    tokenizer = Tokenizer(train_tokenizer(lines[:3000], config, seed=1, soft_limit=True))
+    return np.array([len(ids) + 1 for ids in tokenizer.encode(lines)])

@@ -1,0 +1,148 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.test_batches import planner, store
+from tfm_cli.config.settings import TrainingConfig
+from tfm_cli.corpus.batch import Batch
+from tfm_cli.errors import ResourceError
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.training import memory
+from tfm_cli.training.memory import first_micro_batch, fit, largest_parts, settled_batches
+from tfm_cli.training.parallel_model import batch_loss
+
+CPU = torch.device("cpu")
+
+
+def model() -> Transformer:
+    return Transformer(
+        99, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=8
+    ).train()
+
+
+def limited(limit: int, patch: pytest.MonkeyPatch) -> list[int]:
+    """Let a device have room for so many target pieces; returns what was tried."""
+    real, tried = batch_loss, []
+
+    def watched(model: Any, batch: Batch, **named: Any) -> Any:
+        tried.append(batch.target_out.numel())
+        if batch.target_out.numel() > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, batch, **named)
+
+    patch.setattr(memory, "batch_loss", watched)
+    return tried
+
+
+def test_largest_batches_of_all_are_tried() -> None:
+    which = planner(store())
+    sizes = [
+        (which.batch(part).source.shape, which.batch(part).target_out.shape)
+        for pairs in which.order.batches(0, 0)
+        for part in which.parts(pairs)
+    ]
+
+    tried = [(batch.source.shape, batch.target_out.shape) for batch in largest_parts(which)]
+
+    most = max(source.numel() + target.numel() for source, target in sizes)
+    assert most in [source.numel() + target.numel() for source, target in tried]
+    squares = [s[0] * (s[1] ** 2 + t[1] ** 2 + s[1] * t[1]) for s, t in sizes]
+    assert max(squares) in [s[0] * (s[1] ** 2 + t[1] ** 2 + s[1] * t[1]) for s, t in tried]
+
+
+def test_nothing_is_learned_from_what_is_tried() -> None:
+    which, transformer = planner(store()), model()
+    before = [p.detach().clone() for p in transformer.parameters()]
+
+    assert fit(which, transformer, may_shrink=True, device=CPU, dtype=torch.float32) is which
+
+    for old, parameter in zip(before, transformer.parameters(), strict=True):
+        assert torch.equal(old, parameter)
+        assert parameter.grad is None
+
+
+def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, reserved = torch.empty_like, []
+
+    def watched(tensor: torch.Tensor, **named: Any) -> torch.Tensor:
+        if isinstance(tensor, torch.nn.Parameter) and not named:
+            reserved.append(tensor)
+        return real(tensor, **named)
+
+    monkeypatch.setattr(torch, "empty_like", watched)
+    which, transformer = planner(store()), model()
+    tried = len(largest_parts(which))
+
+    for has_moments, wanted in ((True, 0), (False, 2)):
+        reserved.clear()
+        fit(
+            which, transformer, may_shrink=True, has_moments=has_moments, device=CPU,
+            dtype=torch.float32,
+        )  # fmt: skip
+        assert len(reserved) == tried * wanted * len(list(transformer.parameters()))
+
+
+def test_what_does_not_fit_is_halved_until_it_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tfm_cli")
+    which = planner(store())
+    limited(99, monkeypatch)
+
+    found = fit(which, model(), may_shrink=True, device=CPU, dtype=torch.float32)
+
+    assert found.micro_batch == 50
+    assert found == dataclasses.replace(which, micro_batch=50)
+    assert "cpu: out of memory; computing 50 target pieces at once" in caplog.text
+
+
+def test_what_was_asked_for_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(99, monkeypatch)
+
+    with pytest.raises(ResourceError, match="cpu: out of memory") as raised:
+        fit(planner(store()), model(), may_shrink=False, device=CPU, dtype=torch.float32)
+
+    assert "training.micro_batch" in (raised.value.hint or "")
+
+
+def test_single_pair_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = limited(5, monkeypatch)
+
+    with pytest.raises(ResourceError, match="cpu: out of memory"):
+        fit(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
+
+    assert len(tried) < 9
+
+
+def test_other_faults_are_not_taken_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("index out of range")
+
+    monkeypatch.setattr(memory, "batch_loss", broken)
+
+    with pytest.raises(RuntimeError, match="index out of range"):
+        fit(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
+
+
+def test_preset_decides_how_many_pieces_an_update_has() -> None:
+    settings = TrainingConfig(max_tokens=0, update_freq=3)
+
+    assert settled_batches(settings, "tiny").max_tokens == 3 * 2048
+    assert settled_batches(settings, "small").max_tokens == 3 * 4096
+    assert settled_batches(settings, "base").update_freq == 1
+    given = TrainingConfig(max_tokens=77, update_freq=3)
+    assert settled_batches(given, "tiny") is given
+
+
+def test_first_guess_follows_device_and_settings() -> None:
+    settings = TrainingConfig(max_tokens=25_000)
+
+    assert first_micro_batch(settings, CPU) == 2048
+    assert first_micro_batch(settings, torch.device("meta")) == 25_000
+    # What fitted before, where only the device's memory says how much does.
+    assert first_micro_batch(settings, torch.device("meta"), before=6250) == 6250
+    assert first_micro_batch(settings, CPU, before=6250) == 2048
+    asked = dataclasses.replace(settings, micro_batch=300)
+    assert first_micro_batch(asked, CPU) == 300

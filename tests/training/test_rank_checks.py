@@ -1,0 +1,130 @@
+import dataclasses
+
+import pytest
+
+from tfm_cli.config.settings import (
+    DataConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
+from tfm_cli.errors import ConfigError
+from tfm_cli.parallel import Parallel
+from tfm_cli.training.rank_checks import (
+    agreed_state,
+    check_alike,
+    say_batches,
+    setting_facts,
+    with_kept_settings,
+)
+from tfm_cli.training.state import TrainState
+
+
+class Together(Parallel):
+    """Rank 0 of some, of which the others have said already what they bring."""
+
+    def __init__(self, *others: bytes) -> None:
+        super().__init__(0, 1 + len(others))
+        self._others = list(others)
+
+    def gathered(self, message: bytes) -> list[bytes]:
+        return [message, *self._others]
+
+
+def test_alike_is_fine() -> None:
+    check_alike({"the arithmetic": "fp32"}, Together(b'{"the arithmetic": "fp32"}'))
+
+
+def test_every_rank_that_differs_is_named_with_what_it_has() -> None:
+    others = (b'{"a": "1", "b": "2"}', b'{"a": "5", "b": "2"}', b'{"a": "1"}')
+
+    with pytest.raises(ConfigError) as refused:
+        check_alike({"a": "1", "b": "2"}, Together(*others))
+
+    assert str(refused.value).split("\n") == [
+        "the processes do not agree on what to do",
+        "  rank 2: a is 5, on rank 0 1",
+        "  rank 3: b is None, on rank 0 2",
+    ]
+    assert refused.value.hint == "give all of them the same settings and the same text"
+
+
+def test_settings_of_a_machine_may_differ_and_all_others_not() -> None:
+    config = RunConfig()
+    facts = setting_facts(config)
+
+    elsewhere = dataclasses.replace(
+        config,
+        data=DataConfig(source=("/disk/x.en",), target=("/disk/x.de",)),
+        training=TrainingConfig(device="cpu", cpu_threads=3),
+    )
+
+    assert setting_facts(elsewhere) == facts
+    assert facts["training.max_updates"] == "100000"  # ranks must stop alike
+    assert facts["model.norm"] == "`post`"
+    assert facts["data.max_length"] == "256"
+
+
+def test_state_of_one_process_alone_stays() -> None:
+    state = TrainState(update=7, best_score=0.1 + 0.2)
+
+    assert agreed_state(state, Parallel()) == state
+
+
+@pytest.mark.parametrize(
+    ("before", "update_freq", "world", "line"),
+    [
+        (0, 2, 2, None),  # of a run that did not note it
+        (4, 2, 2, None),
+        (4, 1, 2, "an update has 2 batches now (`--update-freq 1`, 2 processes) and had 4 before; "
+                  "`--update-freq 2` would keep that"),
+        (3, 1, 1, "an update has 1 batch now (`--update-freq 1`, 1 process) and had 3 before; "
+                  "`--update-freq 3` would keep that"),
+        (3, 2, 2, "an update has 4 batches now (`--update-freq 2`, 2 processes) and had 3 before; "
+                  "no `--update-freq` would keep that"),
+    ],
+)  # fmt: skip
+def test_other_number_of_batches_is_told_with_what_would_keep_it(
+    before: int, update_freq: int, world: int, line: str | None, told: list[str]
+) -> None:
+    say_batches(TrainState(batches_per_update=before), update_freq, world)
+
+    assert told == ([] if line is None else [line])
+
+
+class Second(Parallel):
+    """Rank 1 of two, who hears what rank 0 says."""
+
+    def __init__(self, of_rank_0: RunConfig) -> None:
+        super().__init__(1, 2)
+        self._of_rank_0 = of_rank_0
+
+    def shared(self, message: bytes) -> bytes:
+        said: list[bytes] = []
+
+        class First(Parallel):
+            def shared(self, message: bytes) -> bytes:
+                said.append(message)
+                return message
+
+        with_kept_settings(self._of_rank_0, First())
+        return said[0]
+
+
+def test_settings_that_a_resumed_run_keeps_are_those_of_rank_0_on_all() -> None:
+    resumed = RunConfig(
+        tokenizer=TokenizerConfig(normalization_rule_name="nmt_nfkc"),
+        validation=ValidationConfig(tokenize="13a"),
+    )
+    elsewhere = RunConfig()
+    assert setting_facts(elsewhere) != setting_facts(resumed)
+
+    assert setting_facts(with_kept_settings(elsewhere, Second(resumed))) == setting_facts(resumed)
+
+
+def test_setting_that_a_process_was_given_stays_and_is_told() -> None:
+    resumed = RunConfig(validation=ValidationConfig(tokenize="13a"))
+    given = RunConfig(validation=ValidationConfig(tokenize="char"))
+
+    assert with_kept_settings(given, Second(resumed)).validation.tokenize == "char"

@@ -1,0 +1,231 @@
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import sacrebleu
+import torch
+
+from tests.conftest import TinyCorpus
+from tests.translation.torch_translator import torch_translator
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.corpus.batch import Batch, make_batch
+from tfm_cli.corpus.store import PieceStore
+from tfm_cli.errors import OutOfTime
+from tfm_cli.evaluation.scores import corpus_scores
+from tfm_cli.model_directory.weights import TrainedModel, load_model
+from tfm_cli.parallel import Parallel
+from tfm_cli.training.validation import Validation, is_better, mean_nll, shared_out, validator
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path) -> TrainedModel:
+    return load_model(tiny_model, CPU)
+
+
+def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Batch]:
+    pairs = zip(corpus.lines("valid.en"), corpus.lines("valid.de"), strict=True)
+    store = PieceStore.build(pairs, trained.tokenizers, max_length=99, name="valid")
+    return [
+        make_batch(
+            [store.source[i] for i in range(start, min(start + size, len(store)))],
+            [store.target[i] for i in range(start, min(start + size, len(store)))],
+            start_id=trained.tokenizers.target.start_id,
+            eos_id=trained.tokenizers.target.eos_id,
+        )
+        for start in range(0, len(store), size)
+    ]
+
+
+def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> Validation:
+    search = SearchConfig(beam_size=2)
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=search, device=CPU
+    )
+    return validator(
+        trained.transformer,
+        batches(trained, corpus, size=8),
+        corpus.lines("valid.en"),
+        corpus.lines("valid.de"),
+        lambda: nullcontext(translator),
+        metrics=metrics,
+        device=CPU,
+        dtype=torch.float32,
+    )()
+
+
+def test_loss_is_the_mean_over_all_pieces_whatever_the_batches(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    total, pieces = 0.0, 0
+    for batch in batches(trained, tiny_corpus, size=1):
+        with torch.no_grad():
+            logits = trained.transformer(batch.source, batch.source_keep, batch.target_in)
+        log_probabilities = logits.double().log_softmax(dim=-1)
+        picked = log_probabilities.gather(-1, batch.target_out[..., None])
+        total -= float(picked.sum())
+        pieces += batch.target_out.numel()
+
+    found = [
+        mean_nll(
+            trained.transformer,
+            batches(trained, tiny_corpus, size=size),
+            device=CPU,
+            dtype=torch.float32,
+        )
+        for size in (1, 7, 40)
+    ]
+
+    assert found == pytest.approx([total / pieces] * 3, rel=1e-4)  # fp32 against double
+
+
+def test_scores_are_those_of_the_translations(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    search = SearchConfig(beam_size=2)
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=search, device=CPU
+    )
+    hypotheses = [each.text for each in translator.translate(tiny_corpus.lines("valid.en"))]
+    wanted = corpus_scores(hypotheses, [tiny_corpus.lines("valid.de")], metrics=["chrf", "bleu"])
+
+    found = validate(trained, tiny_corpus, ["chrf", "bleu"])
+
+    assert list(found.values.items()) == [("chrf", wanted[0].value), ("bleu", wanted[1].value)]
+    assert found.scores == tuple(wanted)
+
+
+@pytest.mark.parametrize(
+    "metrics", [["loss"], ["bleu"], ["loss", "bleu"], ["bleu", "loss", "chrf"]]
+)
+def test_values_come_in_the_order_that_was_asked_for(
+    metrics: list[str], trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    found = validate(trained, tiny_corpus, metrics)
+
+    assert list(found.values) == metrics
+    assert len(found.scores) == len(set(metrics) - {"loss"})
+
+
+def test_model_is_left_in_training_mode(trained: TrainedModel, tiny_corpus: TinyCorpus) -> None:
+    validate(trained, tiny_corpus, ["loss"])
+
+    left_training = trained.transformer.training
+    trained.transformer.eval()
+    assert left_training
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "best", "wanted"),
+    [
+        ("bleu", 1.0, None, True),
+        ("bleu", 2.0, 1.0, True),
+        ("bleu", 1.0, 1.0, False),
+        ("chrf", 0.5, 1.0, False),
+        ("loss", 1.0, None, True),
+        ("loss", 0.5, 1.0, True),
+        ("loss", 1.0, 1.0, False),
+        ("loss", 2.0, 1.0, False),
+        ("bleu", math.nan, None, False),
+        ("loss", math.nan, 1.0, False),
+        ("loss", math.inf, None, False),
+    ],
+)
+def test_score_should_rise_and_loss_should_fall(
+    metric: str, value: float, best: float | None, wanted: bool
+) -> None:
+    assert is_better({metric: value}, best) == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "wanted"),
+    [
+        ({"bleu": 5.0, "chrf": 20.0, "loss": 9.0}, [10.0, 1.0], True),
+        ({"bleu": 5.0, "chrf": 10.0, "loss": 0.5}, [10.0, 1.0], True),
+        ({"bleu": 5.0, "chrf": 10.0, "loss": 1.0}, [10.0, 1.0], False),
+        ({"bleu": 5.0, "chrf": 9.0, "loss": 0.5}, [10.0, 1.0], False),
+        ({"bleu": 4.0, "chrf": 20.0, "loss": 0.5}, [10.0, 1.0], False),
+        ({"bleu": 5.0, "chrf": math.nan, "loss": 0.5}, [10.0, 1.0], False),
+        ({"bleu": 5.0, "chrf": 20.0}, [], False),  # of a run that did not keep them
+    ],
+)
+def test_ties_are_broken_by_the_next_metric(
+    values: dict[str, float], others: list[float], wanted: bool
+) -> None:
+    assert is_better(values, 5.0, others) == wanted
+
+
+def test_bleu_has_the_tokenizer_that_was_chosen(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
+    )
+    sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
+    judge = validator(
+        trained.transformer, [], sources, references, lambda: nullcontext(translator),
+        metrics=["bleu"], tokenize="char", device=CPU, dtype=torch.float32,
+    )  # fmt: skip
+
+    found = judge()
+
+    hypotheses = [each.text for each in translator.translate(sources)]
+    wanted = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char")
+    assert found.values == {"bleu": wanted.score}
+    assert "|tok:char|" in found.scores[0].signature
+
+
+class TwoProcesses(Parallel):
+    """Rank 0 of two, which is told what rank 1 has."""
+
+    def __init__(self, other: bytes) -> None:
+        super().__init__(rank=0, world=2)
+        self.sent: list[bytes] = []
+        self._other = other
+
+    def gathered(self, message: bytes) -> list[bytes]:
+        self.sent.append(message)
+        return [message, self._other]
+
+
+def test_process_that_has_no_more_time_cuts_off_all_of_them() -> None:
+    other_is_cut_off = TwoProcesses(b"null")
+    is_cut_off = TwoProcesses(b"[2, 4]")
+
+    def no_time(job: int) -> int:
+        if job == 3:
+            raise OutOfTime("1s passed")
+        return job
+
+    with pytest.raises(OutOfTime):
+        shared_out([1, 2, 3, 4], lambda job: job, other_is_cut_off)
+    with pytest.raises(OutOfTime, match="1s passed"):
+        shared_out([1, 2, 3, 4], no_time, is_cut_off)
+
+    # The other one waits for an answer, and gets one.
+    assert other_is_cut_off.sent == [b"[1, 3]"]
+    assert is_cut_off.sent == [b"null"]
+
+
+def test_validation_that_is_cut_off_leaves_the_model_in_training(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    def check() -> None:
+        raise OutOfTime
+
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
+    )
+    judge = validator(
+        trained.transformer, batches(trained, tiny_corpus, size=8), tiny_corpus.lines("valid.en"),
+        tiny_corpus.lines("valid.de"), lambda: nullcontext(translator), metrics=["loss"],
+        device=CPU, dtype=torch.float32, check=check,
+    )  # fmt: skip
+
+    with pytest.raises(OutOfTime):
+        judge()
+
+    assert trained.transformer.training
+    trained.transformer.eval()

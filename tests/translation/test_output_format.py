@@ -1,0 +1,185 @@
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tfm_cli.translation.input_format import InputLine
+from tfm_cli.translation.output_format import Form, alignment_pairs, rendered
+from tfm_cli.translation.result import Candidate, Translation
+
+LINE = InputLine("one")
+TWO = Translation(
+    "one",
+    (
+        Candidate("eins", -0.25, -0.5, ("▁eins", "</s>"), (-0.2, -0.3)),
+        Candidate("ein", -1.123456, -2.0, ("▁ein", "</s>"), (-0.5, -1.5)),
+    ),
+    num_pieces=2,
+)
+BLANK = Translation("", (Candidate("", 0.0, 0.0),), num_pieces=0)
+
+
+def lines(
+    translation: Translation, *, line: InputLine = LINE, index: int = 0, **form: Any
+) -> Iterator[str]:
+    return rendered(line, translation, index, Form(**form))
+
+
+def test_text_is_the_best_translation() -> None:
+    assert list(lines(TWO)) == ["eins"]
+
+
+def test_score_stands_before_the_text_if_asked_for() -> None:
+    assert list(lines(TWO, with_score=True)) == ["-0.2500\teins"]
+
+
+def test_scores_of_the_pieces_stand_behind_the_text_as_marian_has_them() -> None:
+    assert list(lines(TWO, word_scores=True)) == ["eins ||| WordScores= -0.2000 -0.3000"]
+    assert list(lines(BLANK, word_scores=True)) == [" ||| WordScores="]
+
+
+def test_n_best_list_has_the_format_of_moses() -> None:
+    assert list(lines(TWO, index=7, n_best=2)) == [
+        "7 ||| eins ||| logprob=-0.5000 ||| -0.2500",
+        "7 ||| ein ||| logprob=-2.0000 ||| -1.1235",
+    ]
+
+
+def test_scores_of_the_pieces_stand_before_the_features() -> None:
+    assert list(lines(TWO, index=7, n_best=2, word_scores=True)) == [
+        "7 ||| eins ||| WordScores= -0.2000 -0.3000 ||| logprob=-0.5000 ||| -0.2500",
+        "7 ||| ein ||| WordScores= -0.5000 -1.5000 ||| logprob=-2.0000 ||| -1.1235",
+    ]
+
+
+def test_translation_is_the_last_column() -> None:
+    line = InputLine("one", columns=("7", "one", ""))
+
+    assert list(lines(TWO, line=line)) == ["7\tone\t\teins"]
+    assert list(lines(TWO, line=line, with_score=True)) == ["7\tone\t\t-0.2500\teins"]
+
+
+def test_translation_with_a_tab_is_one_column() -> None:
+    tabbed = Translation("one", (Candidate("a\tb", 0, 0),), 1)
+
+    assert list(lines(tabbed, line=InputLine("one", columns=("one",)))) == ["one\ta b"]
+    assert list(lines(tabbed)) == ["a\tb"]
+
+
+def test_json_has_source_translation_and_score() -> None:
+    (line,) = lines(TWO, kind="json")
+
+    assert json.loads(line) == {"source": "one", "translation": "eins", "score": -0.25}
+
+
+def test_json_has_all_candidates_where_n_best_is_asked_for() -> None:
+    (line,) = lines(TWO, kind="json", n_best=2)
+
+    assert json.loads(line)["n_best"] == [
+        {"translation": "eins", "score": -0.25, "log_probability": -0.5},
+        {"translation": "ein", "score": -1.1235, "log_probability": -2.0},
+    ]
+
+
+def test_json_has_pieces_and_their_scores_where_asked_for() -> None:
+    (line,) = lines(TWO, kind="json", n_best=2, word_scores=True)
+
+    found = json.loads(line)
+    assert found["log_probability"] == -0.5
+    assert (found["pieces"], found["word_scores"]) == (["▁eins", "</s>"], [-0.2, -0.3])
+    assert found["n_best"][1]["pieces"] == ["▁ein", "</s>"]
+    assert found["n_best"][1]["word_scores"] == [-0.5, -1.5]
+
+
+def test_json_keeps_the_fields_of_the_input_but_for_its_own() -> None:
+    fields = {"id": 7, "text": "one", "translation": "old", "nested": {"a": [None, 1.5]}}
+
+    (line,) = lines(TWO, line=InputLine("one", fields=fields), kind="json")
+
+    assert json.loads(line) == {**fields, "translation": "eins", "score": -0.25}
+    assert fields["translation"] == "old"
+
+
+@pytest.mark.parametrize("odd", ["\u2028\u2029", "\x85", "\v\f\r", '"\\', "\t", "\x1b[2J", "\n"])
+def test_json_is_one_line_whatever_the_text(odd: str) -> None:
+    (line,) = lines(Translation(f"a{odd}b", (Candidate(f"c{odd}d", 0, 0),), 1), kind="json")
+
+    assert "\n" not in line
+    assert json.loads(line)["source"] == f"a{odd}b"
+    assert json.loads(line)["translation"] == f"c{odd}d"
+
+
+def test_json_keeps_letters_readable() -> None:
+    (line,) = lines(Translation("猫", (Candidate("fünf", 0, 0),), 1), kind="json")
+
+    assert line == '{"source": "猫", "translation": "fünf", "score": 0}'
+
+
+def test_json_keeps_half_a_surrogate_pair_as_an_escape() -> None:
+    line = InputLine("?", fields={"id": "\ud800"})
+
+    (text,) = lines(TWO, line=line, kind="json")
+
+    assert json.loads(text.encode()) == {"id": "\ud800", "translation": "eins", "score": -0.25}
+
+
+# --- alignments ----------------------------------------------------------------------------------
+
+ALIGNED = Translation(
+    "a b c",
+    (
+        Candidate(
+            "x y",
+            -0.25,
+            -0.5,
+            ("x", "y", "</s>"),
+            (-0.1, -0.2, -0.2),
+            ((0.1, 0.2, 0.6), (0.4, 0.4, 0)),
+        ),
+    ),
+    num_pieces=3,
+)
+
+
+def test_hard_alignment_is_the_best_word_for_each_in_pharaohs_format() -> None:
+    assert list(lines(ALIGNED, alignment="hard")) == ["x y ||| 0-1 2-0"]
+    assert list(lines(BLANK, alignment="hard")) == [" ||| "]
+
+
+def test_threshold_gives_the_pairs_of_more_than_it() -> None:
+    assert list(lines(ALIGNED, alignment=0.2)) == ["x y ||| 0-1 1-1 2-0"]
+    assert list(lines(ALIGNED, alignment=0.0)) == ["x y ||| 0-0 0-1 1-0 1-1 2-0"]
+    assert list(lines(ALIGNED, alignment=0.9)) == ["x y ||| "]
+
+
+def test_soft_alignment_has_the_weights_of_each_target_word() -> None:
+    wanted = "x y ||| 0.1000,0.2000,0.6000 0.4000,0.4000,0.0000"
+    assert list(lines(ALIGNED, alignment="soft")) == [wanted]
+    assert list(lines(BLANK, alignment="soft")) == [" ||| "]
+
+
+def test_word_that_came_from_nothing_has_no_pair() -> None:
+    assert alignment_pairs([[0.0, 0.0], [0.0, 0.5]], "hard") == [(1, 1)]
+    assert alignment_pairs([[], []], "hard") == []
+
+
+def test_alignment_stands_before_the_scores_of_the_pieces_as_marian_has_it() -> None:
+    scores = "WordScores= -0.1000 -0.2000 -0.2000"
+    options: dict[str, Any] = {"alignment": "hard", "word_scores": True}
+
+    assert list(lines(ALIGNED, **options)) == [f"x y ||| 0-1 2-0 ||| {scores}"]
+    assert list(lines(ALIGNED, index=3, n_best=2, **options)) == [
+        f"3 ||| x y ||| 0-1 2-0 ||| {scores} ||| logprob=-0.5000 ||| -0.2500"
+    ]
+
+
+def test_alignment_in_json_is_a_list_of_pairs_or_a_row_for_each_target_word() -> None:
+    (hard,) = lines(ALIGNED, kind="json", alignment="hard")
+    (soft,) = lines(ALIGNED, kind="json", alignment="soft", n_best=2)
+    (plain,) = lines(ALIGNED, kind="json")
+
+    assert json.loads(hard)["alignment"] == [[0, 1], [2, 0]]
+    assert json.loads(soft)["alignment"] == [[0.1, 0.2, 0.6], [0.4, 0.4, 0]]
+    assert json.loads(soft)["n_best"][0]["alignment"] == [[0.1, 0.2, 0.6], [0.4, 0.4, 0]]
+    assert "alignment" not in plain

@@ -1,0 +1,70 @@
+"""Named sets of settings: shapes with a recipe, and the run on the sample corpus."""
+
+from tfm_cli.config.settings import Value
+
+# Values that differ from the defaults. `base` and `big` are rows of table 3 of Vaswani et al.
+# 2017; their highest rate is the paper's width ** -0.5 * warm-up ** -0.5 (equation 3).
+PRESETS: dict[str, dict[str, dict[str, Value]]] = {
+    "tiny": {
+        "tokenizer": {"vocab_size": 4000},
+        "model": {
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "width": 128,
+            "heads": 4,
+            "feed_forward_width": 256,
+            "dropout": 0.2,
+        },
+        "training": {
+            "max_updates": 20_000,
+            "max_tokens": 2048,
+            "learn_rate": 3e-3,
+            "lr_warmup": 1000,
+        },
+    },
+    "small": {
+        "tokenizer": {"vocab_size": 8000},
+        "model": {"width": 256, "heads": 4, "feed_forward_width": 1024},
+        "training": {"learn_rate": 1e-3, "lr_warmup": 2000},
+    },
+    "base": {
+        "tokenizer": {"vocab_size": 37000, "model_type": "bpe"},
+        "training": {
+            "max_tokens": 25_000,
+            "learn_rate": 512**-0.5 * 4000**-0.5,
+            "clip_norm": 0.0,
+            "ema_decay": 0.9999,
+        },
+    },
+    "big": {
+        "tokenizer": {"vocab_size": 37000, "model_type": "bpe"},
+        "model": {"width": 1024, "heads": 16, "feed_forward_width": 4096, "dropout": 0.3},
+        "training": {
+            "max_updates": 300_000,
+            "max_tokens": 25_000,
+            "learn_rate": 1024**-0.5 * 4000**-0.5,
+            "clip_norm": 0.0,
+            "ema_decay": 0.9999,
+        },
+    },
+}
+
+# The preset of a run on the sample corpus: `tiny` with the values below. It is taken where no text
+# is named, and refused where one is.
+SAMPLE = "sample"
+
+# What `tiny` changes when it learns the sample corpus: a run of two minutes on two cores.
+SAMPLE_RUN: dict[str, dict[str, Value]] = {
+    "tokenizer": {"vocab_size": 2000},
+    "model": {"dropout": 0.0},  # a grammar has no noise to learn by heart
+    "training": {
+        "max_updates": 750,
+        "max_tokens": 1024,
+        "learn_rate": 4e-3,
+        "lr_warmup": 200,
+        "ema_decay": 0.99,
+        "disp_freq": 50,
+        "save_freq": 250,
+    },
+    "validation": {"freq": 250},
+}

@@ -1,0 +1,285 @@
+"""Settings from plain tables, checked: names, types, bounds, and what must fit together."""
+
+import dataclasses
+import difflib
+import math
+import operator
+import re
+import types
+import typing
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tfm_cli.config.settings import (
+    NORMALIZATION_RULES,
+    SECTIONS,
+    DataConfig,
+    RunConfig,
+    Value,
+    is_rule_file,
+)
+from tfm_cli.errors import ConfigError
+from tfm_cli.text.language_tags import LANGUAGE_TAG, NO_TAGS
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+
+
+class Problems:
+    """Collects what is wrong with the settings, to say it all at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, place: str, what: str) -> None:
+        """Note one problem of the setting or file called `place`."""
+        self.lines.append(f"{place}: {what}")
+
+    def raise_if_any(self) -> None:
+        """Raise a ConfigError that lists every problem noted so far."""
+        if self.lines:
+            count = len(self.lines)
+            title = f"the settings have {count} problem{'s' if count > 1 else ''}"
+            raise ConfigError("\n  ".join([title, *self.lines]))
+
+
+def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
+    """A RunConfig from tables by section; what is wrong with them is added to `problems`."""
+    hints = typing.get_type_hints(RunConfig)
+    sections, wrong = {}, set()
+    for section in SECTIONS:
+        before = len(problems.lines)
+        table = tables.get(section, {})
+        if section == "data":
+            table = _with_listed_weights(table, problems)
+        sections[section] = _section(hints[section], section, table, problems)
+        if len(problems.lines) > before:
+            wrong.add(section)
+    for section in tables:
+        if section not in hints:
+            problems.add(section, f"unknown section{nearest(section, SECTIONS)}")
+    config = RunConfig(preset=str(tables.get("preset", "tiny")), **sections)
+    # Where a value is wrong its default stands in, and says nothing of what was meant.
+    if "data" not in wrong:
+        _check_files(config.data, problems)
+    if not wrong & {"data", "model", "search"}:
+        _check_shape(config, problems)
+    _check_run(config, problems)
+    return config
+
+
+def _check_files(data: DataConfig, problems: Problems) -> None:
+    for sources, targets in (("source", "target"), ("valid_source", "valid_target")):
+        counts = len(getattr(data, sources)), len(getattr(data, targets))
+        if counts[0] != counts[1]:
+            told = f"must be as many files as data.{sources}, got {counts[1]} and {counts[0]}"
+            problems.add(f"data.{targets}", told)
+    has_text = data.source or data.target or data.pairs
+    if (data.valid_source or data.valid_target) and not has_text:
+        problems.add("data.source", "is missing: there is validation text, but no training text")
+    files = max(1, len(data.source) + len(data.pairs))  # the sample corpus is one
+    if data.weights and len(data.weights) != files:
+        told = f"must be as many numbers as training files, got {len(data.weights)} and {files}"
+        problems.add("data.weights", told)
+    wrong = [tag for tag in data.tags if not LANGUAGE_TAG.fullmatch(tag)]
+    if wrong and data.tags != (NO_TAGS,):
+        told = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {shown(wrong[0])}"
+        problems.add("data.tags", told)
+    elif repeated := [tag for tag, count in Counter(data.tags).items() if count > 1]:
+        problems.add("data.tags", f"has {shown(repeated[0])} more than once")
+    if 0 < data.max_ratio < 1:
+        problems.add("data.max_ratio", f"must be 0 or at least 1, got {data.max_ratio}")
+
+
+def _with_listed_weights(table: Any, problems: Problems) -> Any:
+    """The table of `data`; weights that are given by file become a list in the files' order."""
+    weights = table.get("weights") if isinstance(table, Mapping) else None
+    if not isinstance(weights, Mapping):
+        return table
+    files: list[str] = []
+    for name in ("source", "pairs"):
+        given = table.get(name, ())
+        files += [given] if isinstance(given, str) else given
+    for name in weights:
+        if name not in files:
+            problems.add(f"data.weights.{name}", f"is no training file{nearest(name, files)}")
+    return {**table, "weights": [weights.get(file, 1.0) for file in files]}
+
+
+def _check_shape(config: RunConfig, problems: Problems) -> None:
+    data, model, search = config.data, config.model, config.search
+    for place, heads in (
+        ("model.heads", model.heads),
+        ("model.decoder_heads", model.decoder_heads),
+    ):
+        if not heads:
+            continue  # those of the encoder
+        if model.width % heads:
+            problems.add(place, f"must divide model.width, got {heads} and {model.width}")
+        elif model.positions == "rotary" and model.width // heads % 2:
+            told = f"must leave an even width for each head, got {model.width // heads}"
+            problems.add(place, f"{told} (rotary positions turn pairs)")
+    if model.positions == "sinusoidal_marian" and model.width % 2:
+        problems.add("model.width", f"must be even for Marian's sinusoids, got {model.width}")
+    if model.positions == "learned":
+        # The longest translation, as decoding/scoring.py bounds it, and </s>.
+        longest = int(search.max_length * search.max_length_factor) + 10
+        needed = max(data.max_length, search.max_length, longest) + 1
+        if model.max_positions < needed:
+            told = f"must be at least {needed}, got {model.max_positions}"
+            why = "data.max_length, search.max_length and search.max_length_factor allow so many"
+            problems.add("model.max_positions", f"{told}: {why}")
+    if search.n_best > search.beam_size:
+        told = f"must be at most search.beam_size, got {search.n_best} and {search.beam_size}"
+        problems.add("search.n_best", told)
+
+
+def _check_run(config: RunConfig, problems: Problems) -> None:
+    if config.tokenizer.model and config.training.pretrained_model:
+        told = "must not be set beside training.pretrained_model, which brings its own tokenizer"
+        problems.add("tokenizer.model", told)
+    brings_tokenizers = config.tokenizer.model or config.training.pretrained_model
+    if not (config.tokenizer.joint or brings_tokenizers) and config.model.tied_embeddings & 1:
+        told = f"must be 2 or 0 without tokenizer.joint, got {config.model.tied_embeddings}"
+        problems.add("model.tied_embeddings", f"{told}: an id means another piece on each side")
+    rule = config.tokenizer.normalization_rule_name
+    if rule not in NORMALIZATION_RULES and not is_rule_file(rule):
+        listed = ", ".join(f"`{name}`" for name in NORMALIZATION_RULES)
+        told = f"must be one of {listed} or a file that ends in `.tsv`, got {shown(rule)}"
+        problems.add("tokenizer.normalization_rule_name", told + nearest(rule, NORMALIZATION_RULES))
+    if not _DEVICE.fullmatch(config.training.device):
+        told = f"must be auto, cpu, cuda, cuda:N or mps, got {shown(config.training.device)}"
+        problems.add("training.device", told)
+    try:
+        duration_seconds(config.training.max_time)
+    except ValueError as error:
+        problems.add("training.max_time", str(error))
+
+
+def duration_seconds(text: str) -> float | None:
+    """Seconds in a duration such as `90s`, `20m`, `1.5h` or `300`; None for an empty one.
+
+    Raises:
+        ValueError: it is no duration.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text, re.ASCII)
+    seconds = 0.0
+    if match:
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be a duration such as 90s, 20m or 2h, got {shown(text)}")
+    return seconds
+
+
+def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Problems) -> Any:
+    if not isinstance(table, Mapping):
+        problems.add(section, "must be a table of settings")
+        return kind()
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Value] = {}
+    for name, raw in table.items():
+        place = f"{section}.{name}"
+        if name not in known:
+            problems.add(place, f"unknown setting{nearest(name, known)}")
+            continue
+        value, complaint = coerce(raw, hints[name], known[name].metadata)
+        if complaint:
+            problems.add(place, complaint)
+        elif value is not None:
+            values[name] = value
+    return kind(**values)
+
+
+def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:
+    """The value in the wanted type and "", or None and what is wrong with it."""
+    value: Value
+    if wanted is float and isinstance(raw, int) and not isinstance(raw, bool):
+        try:
+            value = float(raw)
+        except OverflowError:
+            return None, "must be a finite number, got one of too many digits"
+    elif wanted == tuple[float, ...]:
+        numbers = _numbers(raw)
+        if numbers is None:
+            return None, f"must be a list of numbers, got {shown(raw)}"
+        value = numbers
+    elif isinstance(wanted, types.GenericAlias):  # tuple[str, ...]; one string is a list of one
+        items = [raw] if isinstance(raw, str) else raw
+        if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
+            return None, f"must be a list of strings, got {shown(raw)}"
+        value = tuple(items)
+    elif type(raw) is wanted:
+        # The line above made sure of the type.
+        value = raw  # type: ignore[assignment]
+    else:
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+        return None, f"must be {names[wanted]}, got {shown(raw)}"
+    complaint = _broken_bound(value, bounds)
+    return (None, complaint) if complaint else (value, "")
+
+
+def _numbers(raw: object) -> tuple[float, ...] | None:
+    """Numbers from a list, from one of them, or from a text such as `1,0.5`; None for all else."""
+    items = raw.split(",") if isinstance(raw, str) and raw else raw
+    if not isinstance(items, list | tuple):
+        items = [items]
+    numbers = []
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | float | str):
+            return None
+        try:
+            numbers.append(float(item))
+        except (ValueError, OverflowError):
+            return None
+    return tuple(numbers)
+
+
+def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
+    texts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(text, str) and "\0" in text for text in texts):
+        return "must not have a NUL character"
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        told = (_broken_bound(item, bounds) for item in value)
+        return next((complaint for complaint in told if complaint), "")
+    choices = bounds["choices"]
+    if choices:
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in choices:
+                listed = ", ".join(f"`{choice}`" for choice in choices)
+                return f"must be one of {listed}, got {shown(item)}{nearest(str(item), choices)}"
+    if isinstance(value, tuple) and choices and not value:
+        return "must not be empty"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, got {value}"
+    rules: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+        ("ge", "at least", operator.ge),
+        ("gt", "above", operator.gt),
+        ("le", "at most", operator.le),
+        ("lt", "below", operator.lt),
+    )
+    for key, words, holds in rules:
+        if bounds[key] is not None and not holds(value, bounds[key]):
+            return f"must be {words} {bounds[key]}, got {value}"
+    return ""
+
+
+def shown(value: object) -> str:
+    """A setting's value as messages quote it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(str(item) for item in value) or "(none)"
+    if isinstance(value, str):
+        return f"`{value}`" if value else "(none)"
+    return str(value)
+
+
+def nearest(name: str, known: Iterable[object]) -> str:
+    """`; did you mean …?` with the known name that is nearest, or nothing if none is near."""
+    match = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean `{match[0]}`?" if match else ""

@@ -1,0 +1,1 @@
+"""What is wrong with a corpus, found before a run reads it."""

@@ -1,0 +1,222 @@
+"""How `tfm check` says what it found: tables for people, one JSON object for programs."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tfm_cli.console import counted, one_line, visible
+from tfm_cli.corpus.check.file_facts import FileFacts, Seen
+from tfm_cli.corpus.check.findings import Finding
+from tfm_cli.corpus.check.inspection import CorpusInspection
+from tfm_cli.corpus.check.statistics import Overlap, Repeats
+from tfm_cli.corpus.line_checks import Place
+
+SIDES = ("source", "target")
+LEVELS = ("error", "warning", "note")
+_COMMONEST = 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CorpusReport:
+    """All about one corpus; of the training corpus, `overlap` is None."""
+
+    facts: CorpusInspection
+    repeats: Repeats
+    overlap: Overlap | None
+    findings: Sequence[Finding]
+    known_tags: Sequence[str] = ()  # of the tokenizer or, without one, of the training corpus
+
+
+def as_json(reports: Sequence[CorpusReport], *, tokenizer: str | None, max_length: int) -> str:
+    """One object; its keys are always the same."""
+    found = [finding for report in reports for finding in report.findings]
+    counts = {f"{level}s": _count(found, level) for level in LEVELS}
+    table = {
+        "ok": not counts["errors"],
+        **counts,
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "corpora": {report.facts.name: _corpus_table(report) for report in reports},
+        "findings": [dataclasses.asdict(finding) for finding in found],
+    }
+    # What might steer a terminal stands inside strings only, where JSON spells it just so.
+    return visible(json.dumps(table, ensure_ascii=False, indent=2))
+
+
+def _corpus_table(report: CorpusReport) -> dict[str, Any]:
+    facts, overlap = report.facts, report.overlap
+    tags = facts.tags.against(report.known_tags)
+    lengths = {
+        side: {
+            "total": counts.total,
+            "mean": round(counts.mean, 2),
+            "median": counts.quantile(0.5),
+            "p99": counts.quantile(0.99),
+            "max": counts.longest,
+        }
+        for side, counts in zip(SIDES, facts.lengths, strict=True)
+    }
+    ratio = {
+        "p1": round(facts.ratios.quantile(0.01), 3),
+        "median": round(facts.ratios.quantile(0.5), 3),
+        "p99": round(facts.ratios.quantile(0.99), 3),
+        **{f"beyond_{factor}": facts.ratios.beyond(factor) for factor in (2, 3, 9)},
+    }
+    pieces = None
+    if facts.unknown is not None:
+        pieces = {
+            "too_long": dataclasses.asdict(facts.too_long),
+            "unknown": {
+                side: {
+                    **_first(facts, index, trip.unknown, trip.first_unknown),
+                    "commonest": [
+                        {"text": text, "count": count}
+                        for text, count in unknown.commonest(_COMMONEST)
+                    ],
+                }
+                for index, (side, unknown, trip) in enumerate(
+                    zip(SIDES, facts.unknown, facts.round_trips, strict=True)
+                )
+            },
+            "changed": {
+                side: {
+                    **_first(facts, index, trip.changed, trip.first_changed),
+                    "text": trip.first_changed.text if trip.first_changed else None,
+                    "becomes": trip.first_changed.becomes if trip.first_changed else None,
+                }
+                for index, (side, trip) in enumerate(zip(SIDES, facts.round_trips, strict=True))
+            },
+        }
+    return {
+        "files": [
+            {side: dataclasses.asdict(file) for side, file in zip(SIDES, pair, strict=True)}
+            for pair in facts.files
+        ],
+        "pairs": facts.pairs,
+        "pairs_with_text": facts.with_text,
+        "usable_pairs": facts.usable,
+        "blank": {kind: dataclasses.asdict(seen) for kind, seen in facts.blank.items()},
+        "identical_sides": dataclasses.asdict(facts.identical),
+        "repeats": dataclasses.asdict(report.repeats),
+        "overlap_with_train": None if overlap is None else dataclasses.asdict(overlap),
+        "unit": facts.unit,
+        "lengths": lengths,
+        "ratio": ratio,
+        "pieces": pieces,
+        "language_tags": {
+            "known": list(report.known_tags),
+            "untagged": _first(facts, 0, tags.untagged, tags.first_untagged),
+            "unknown": _first(facts, 0, tags.unknown, tags.first_unknown),
+        },
+    }
+
+
+def _first(facts: CorpusInspection, side: int, count: int, place: Place | None) -> dict[str, Any]:
+    if place is None:
+        return {"count": count, "file": None, "line": None}
+    return {"count": count, "file": facts.files[place.file][side].path, "line": place.line}
+
+
+def as_text(reports: Sequence[CorpusReport]) -> str:
+    """A table of files, a table of counts, and what is worth a word, with what to do."""
+    files = [["", "file", "lines", "ends", "odd lines"]]
+    files += [
+        [report.facts.name, one_line(file.path), *_file_cells(file)]
+        for report in reports
+        for pair in report.facts.files
+        for file in pair
+    ]
+    tables = [_aligned(files, left=2)]
+    # Of what could not be read there is nothing to count.
+    read = [report for report in reports if report.facts.pairs or not _has_problem(report)]
+    if read:
+        columns = [_column(report) for report in read]
+        rows = [["", *(report.facts.name for report in read)]]
+        rows += [[name, *(column[name] for column in columns)] for name in columns[0]]
+        tables.append(_aligned(rows, left=1))
+    found = [finding for report in reports for finding in report.findings]
+    lines = [line for table in tables for line in (*table, "")]
+    for level in LEVELS:
+        for finding in (one for one in found if one.level == level):
+            lines.append(f"{finding.level}: {one_line(finding.message)}")
+            if level != "note":
+                lines.append(f"  {finding.hint}")
+    counts = (_count(found, level) for level in LEVELS)
+    lines.append(", ".join(map(counted, counts, LEVELS)))
+    return visible("\n".join(lines))
+
+
+def _column(report: CorpusReport) -> dict[str, str]:
+    facts, repeats, overlap = report.facts, report.repeats, report.overlap
+    unit, whole = facts.unit, facts.with_text
+    ratio = facts.ratios
+    column = {
+        "pairs": str(facts.pairs),
+        "usable": str(facts.usable),
+        "blank source, target, both": " ".join(_number(seen) for seen in facts.blank.values()),
+        "identical sides": _share(facts.identical.count, whole),
+        "pairs that stand there before": _share(repeats.pairs, whole),
+        "different sources": str(repeats.sources),
+        "… with several targets": _share(repeats.several_targets, repeats.sources),
+        "pairs known from train": "" if overlap is None else _share(overlap.pairs, whole),
+        "sources known from train": "" if overlap is None else _share(overlap.sources, whole),
+    }
+    for side, counts in zip(SIDES, facts.lengths, strict=True):
+        column[f"{side} {unit}"] = str(counts.total)
+        spread = f"{counts.mean:.1f} {counts.quantile(0.5)} {counts.quantile(0.99)}"
+        column[f"{side} {unit} a line: mean, median, 99 %, most"] = f"{spread} {counts.longest}"
+    shown = " ".join(f"{ratio.quantile(share):.2f}" for share in (0.01, 0.5, 0.99))
+    column[f"target {unit} / source {unit}: 1 %, median, 99 %"] = shown
+    for factor in (2, 3, 9):
+        column[f"… beyond {factor} either way"] = _share(ratio.beyond(factor), whole)
+    if facts.unknown is not None:
+        column["too long"] = _share(facts.too_long.count, facts.pairs)
+        for side, unknown, counts in zip(SIDES, facts.unknown, facts.lengths, strict=True):
+            column[f"unknown {side} pieces"] = _share(unknown.count, counts.total)
+        for side, trip in zip(SIDES, facts.round_trips, strict=True):
+            column[f"{side} lines changed by the tokenizer"] = _share(trip.changed, trip.lines)
+    return column
+
+
+def _has_problem(report: CorpusReport) -> bool:
+    return any(file.problem for pair in report.facts.files for file in pair)
+
+
+def _file_cells(file: FileFacts) -> list[str]:
+    """Lines, line ends and odd lines; what was not read to its end has a ? for each."""
+    if file.problem:
+        return ["?", "?", "?"]
+    return [str(file.lines), _ends(file), str(_odd(file))]
+
+
+def _ends(file: FileFacts) -> str:
+    return "LF, CRLF" if file.other_ends.count else file.line_end
+
+
+def _odd(file: FileFacts) -> int:
+    kinds = [file.invalid, file.nul, file.cut, *file.separators.values(), *file.bad.values()]
+    return sum(seen.count for seen in kinds)
+
+
+def _number(seen: Seen) -> str:
+    return str(seen.count)
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count} ({100 * count / max(1, whole):.1f} %)" if count else "0"
+
+
+def _count(found: Sequence[Finding], level: str) -> int:
+    return sum(finding.level == level for finding in found)
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

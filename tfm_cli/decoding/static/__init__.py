@@ -1,0 +1,1 @@
+"""Greedy and beam search with fixed shapes, as CUDA graphs need them."""

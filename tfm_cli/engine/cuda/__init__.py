@@ -1,0 +1,1 @@
+"""The decoder with fixed shapes that CUDA graphs need."""

@@ -1,0 +1,1 @@
+"""Files: ownership, atomic and durable writes, wary reads, safetensors, fault injection."""

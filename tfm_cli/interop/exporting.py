@@ -1,0 +1,345 @@
+"""`tfm export`: a model leaves for another toolkit, and appears there only when it was checked."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import tfm_cli
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.length import output_limit
+from tfm_cli.errors import ConfigError, ModelError
+from tfm_cli.files import durable
+from tfm_cli.files.atomic import atomic_directory, atomic_file, check_writable
+from tfm_cli.files.ownership import (
+    EXPORT_FILE,
+    holds_export,
+    is_own_file,
+    looking_at,
+    refuse_replacing,
+)
+from tfm_cli.files.untrusted import open_plain, parse_object, read_plain
+from tfm_cli.interop import ctranslate2 as ctranslate2_format
+from tfm_cli.interop.ctranslate2 import QUANTIZATIONS, write_ctranslate2
+from tfm_cli.interop.hugging_face import writing
+from tfm_cli.interop.hugging_face.writing import write_hugging_face
+from tfm_cli.interop.verification import ctranslate2
+from tfm_cli.interop.verification.comparison import (
+    Coarseness,
+    verify_coarse,
+    verify_ctranslate2,
+    verify_hugging_face,
+)
+from tfm_cli.interop.verification.probe import probe_lines
+from tfm_cli.model_directory.config_file import (
+    CONFIG_FILE,
+    SHORTLIST_FILE,
+    WEIGHTS_FILE,
+    save_config,
+)
+from tfm_cli.model_directory.weight_shapes import SCALES, quantized, weight_shapes
+from tfm_cli.model_directory.weights import (
+    TrainedModel,
+    WeightsFacts,
+    load_model,
+    save_weights,
+    weights_facts,
+)
+from tfm_cli.native import library, structures
+from tfm_cli.native.model import NativeModel, error_of
+from tfm_cli.native.search import NativeSearch, Segments
+from tfm_cli.tokenizer.pair import TOKENIZER_FILES
+from tfm_cli.translation.search_engine import useless_weights_refused
+
+logger = logging.getLogger(__name__)
+
+
+# A model directory with weights in int8: a quarter of the disk, and of the time to load.
+#
+# The bytes are those that the native CPU engine makes of the weights when it computes in int8.
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, *TOKENIZER_FILES)
+
+
+def refuse_inexpressible(model: TrainedModel) -> None:
+    """Refuse no model: each of them has an int8 form."""
+
+
+def write_int8(directory: Path, model: TrainedModel, model_dir: Path) -> None:
+    """Write a model into an empty directory, its weights in int8.
+
+    Args:
+        directory: an empty directory.
+        model: what is written.
+        model_dir: where it came from, whose scores and shortlist are taken along.
+
+    Raises:
+        ResourceError: there is no native engine.
+    """
+    shape = model.config.model
+    weights = dict(model.transformer.state_dict())
+    for name in quantized(weight_shapes(shape, model.tokenizers.vocab_sizes)):
+        weights[name], weights[name + SCALES] = _quantized(weights[name])
+    save_config(directory, model.config, model.tokenizers)
+    facts = weights_facts(model_dir) or WeightsFacts(0, {})
+    save_weights(directory, weights, model.tokenizers, shape, facts, precision="int8")
+    shortlist = model_dir / SHORTLIST_FILE
+    if shortlist.exists():
+        with open_plain(shortlist) as source, atomic_file(directory / SHORTLIST_FILE) as stream:
+            shutil.copyfileobj(source, stream)
+
+
+def _quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bytes (rows, columns) of a matrix and the scale of each row."""
+    engine, matrix = library.load(), matrix.detach().float().contiguous()
+    rows, columns = matrix.shape
+    values = torch.empty(rows, columns, dtype=torch.int8)
+    scales = torch.empty(rows)
+    status = engine.functions.tfm_quantize(
+        matrix.data_ptr(), rows, columns, values.data_ptr(), scales.data_ptr()
+    )
+    if status != structures.OK:
+        raise RuntimeError(error_of(engine, status))
+    return values, scales
+
+
+def verify_int8(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Coarseness:
+    """Return how far a model in int8 is from the same in fp32.
+
+    Raises:
+        ModelError: it computes something else than the model does in int8.
+        NonFiniteScoresError: the weights compute no finite numbers.
+    """
+    saved = NativeModel.load(directory, precision="int8")
+    direct, exact = (
+        NativeModel.from_weights(
+            model.transformer.state_dict(), model.config, model.tokenizers, precision=precision
+        )
+        for precision in ("int8", "fp32")
+    )
+    shape = model.config.model
+    most = shape.max_positions - 1 if shape.positions == "learned" else 1 << 20
+    sources = [ids[:most] for ids in model.tokenizers.source.encode(list(lines)) if ids]
+    factor = model.config.search.max_length_factor
+    limits = [min(output_limit(len(ids), factor), most) for ids in sources]
+    kept, apart = 0, list[float]()
+    for source, limit in zip(sources, limits, strict=True):
+        batch = Segments(sources=[source], limits=[limit])
+        wanted, found = (_best(one, batch) for one in (exact, saved))
+        kept += wanted.ids == found.ids
+        of_saved, of_direct, of_exact = (
+            NativeSearch([one], model.config.search).force([source], [wanted.ids])[0]
+            for one in (saved, direct, exact)
+        )
+        if of_saved != of_direct:
+            raise ModelError(f"{directory}: computes something else than the model does in int8")
+        apart += [abs(ours - theirs) for ours, theirs in zip(of_saved, of_exact, strict=True)]
+    return Coarseness(sum(apart) / max(1, len(apart)), kept, len(sources))
+
+
+def _best(model: NativeModel, batch: Segments) -> Hypothesis:
+    return NativeSearch([model], model.config.search)(batch)[0][0]
+
+
+TARGETS = ("hf", "ctranslate2", "tfm")
+_FILES = {
+    "hf": writing.FILES,
+    "ctranslate2": ctranslate2_format.FILES,
+    "tfm": FILES,
+}
+_REFUSE = {
+    "hf": writing.refuse_inexpressible,
+    "ctranslate2": ctranslate2_format.refuse_inexpressible,
+    "tfm": refuse_inexpressible,
+}
+_SEED = 1
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+def export_model(
+    model_dir: Path,
+    output: Path,
+    *,
+    to: str,
+    quantization: str | None = None,
+    probe: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model directory for another toolkit, and run it there before it gets its name.
+
+    Args:
+        model_dir: what `tfm train` or `tfm import` wrote.
+        output: a directory that is made; one with such an export in it is replaced only if asked
+            for.
+        to: `hf` for Hugging Face's MarianMTModel, `ctranslate2` for its Translator, `tfm` for a
+            model directory.
+        quantization: of CTranslate2's weights, see `write_ctranslate2`; None for single precision.
+            A model directory has its weights in `int8`.
+        probe: text in the source language to compare both sides on; None to have some made up.
+        overwrite: replace an export of this kind that stands in `output`.
+
+    Raises:
+        ConfigError: the model has what the other side has not, all of which is listed; or
+            `output` holds something that is not to be replaced.
+        DataError: `probe` cannot be read.
+        ModelError: the model is torn, or computes something else on the other side; `output` is
+            as it was.
+        ResourceError: CTranslate2 or the native CPU engine is needed and not installed, or the
+            disk is full.
+    """
+    _check_target(to, quantization)
+    output = Path(os.path.realpath(output))
+    check_output(output, to, overwrite=overwrite)
+    inputs = [model_dir, *([probe] if probe else [])]
+    inputs += model_dir.iterdir() if model_dir.is_dir() else []
+    refuse_replacing(output, inputs)
+    model = load_model(model_dir, torch.device("cpu"))
+    _REFUSE[to](model)
+    lines = probe_lines(model, probe, seed=_SEED)
+    replaceable = partial(may_replace, to=to)
+    with (
+        useless_weights_refused(str(model_dir)),
+        atomic_directory(output, may_replace=replaceable) as aside,
+    ):
+        if to == "tfm":
+            write_int8(aside, model, model_dir)
+            _tell("int8", verify_int8(model, aside, lines))
+        else:
+            _write_for_others(aside, model, to, quantization, lines)
+        marker = json.dumps({"tfm_version": tfm_cli.__version__, "to": to})
+        durable.write_file(aside / EXPORT_FILE, marker.encode() + b"\n")
+        size = sum(path.stat().st_size for path in aside.iterdir())
+    logger.info("wrote %s: %.1f MB", output, size / 1e6)
+    if to == "ctranslate2":
+        logger.info("%s", _call(model.config.search))
+
+
+def _check_target(to: str, quantization: str | None) -> None:
+    """Refuse what cannot be made of any model."""
+    if to not in TARGETS:
+        raise ConfigError(f"`--to` must be one of {', '.join(TARGETS)}, got {to}")
+    if to == "hf" and quantization is not None:
+        raise ConfigError(
+            "`--quantization` is for `--to ctranslate2` and `--to tfm`, got `--to hf`"
+        )
+    if to == "tfm" and quantization != "int8":
+        told = f"`--to tfm` needs `--quantization int8`, got {quantization or 'none'}"
+        raise ConfigError(told, hint="copy the model directory to have it as it is")
+    if quantization not in (None, *QUANTIZATIONS):
+        wanted = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"`--quantization` must be one of {wanted}, got {quantization}")
+    if to == "ctranslate2" and not ctranslate2.is_installed():
+        raise ctranslate2_format.missing_ctranslate2()
+    if to == "tfm":
+        library.load()
+
+
+def _write_for_others(
+    directory: Path, model: TrainedModel, to: str, quantization: str | None, lines: Sequence[str]
+) -> None:
+    """Write a model for another toolkit, and run it there."""
+    if to == "hf":
+        write_hugging_face(directory, model)
+        verified = verify_hugging_face(model, directory, lines)
+    else:
+        write_ctranslate2(directory, model, quantization=None)
+        verified = verify_ctranslate2(model, directory, lines)
+    if verified is not None:
+        logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
+    if quantization is not None:
+        _quantise(directory, model, quantization, lines)
+
+
+def check_output(output: Path, to: str, *, overwrite: bool) -> None:
+    """Refuse a directory that must not be replaced, before the long work.
+
+    Raises:
+        ConfigError: it holds an export and is not to be overwritten, or holds something else.
+        ResourceError: it could not be written.
+    """
+    check_writable(output, folder=True)
+    with looking_at(output):
+        entries = sorted(output.iterdir()) if output.is_dir() else []
+        is_ours = not entries or may_replace(output, to)
+    if not is_ours:
+        names = (*_FILES[to], EXPORT_FILE)
+        foreign = [path.name for path in entries if not is_own_file(path, names)]
+        foreign = foreign or [path.name for path in entries]
+        listed = ", ".join(f"`{name}`" for name in foreign[:3])
+        raise ConfigError(
+            f"{output}: holds what no such export has: {listed}",
+            hint="name another `--output`; what tfm is not known to have made has to be removed "
+            "by hand",
+        )
+    if entries and not overwrite:
+        hint = "use `--overwrite` to replace it, or name another `--output`"
+        raise ConfigError(f"{output}: holds an export", hint=hint)
+
+
+def may_replace(directory: Path, to: str) -> bool:
+    """Return True for an empty directory, or one with an export of this kind and nothing else."""
+    entries = list(directory.iterdir())
+    names = (*_FILES[to], EXPORT_FILE)
+    is_all_ours = all(is_own_file(path, names) for path in entries)
+    return not entries or (is_all_ours and holds_export(directory) and _is_export(directory, to))
+
+
+def _is_export(directory: Path, to: str) -> bool:
+    """Whether a directory holds a model of the target's kind, as far as its settings tell."""
+    try:
+        config = parse_object(read_plain(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES))
+    except (OSError, ValueError):
+        return False
+    if to == "tfm":
+        return "format_version" in config and (directory / "model.safetensors").exists()
+    if to == "hf":
+        return config.get("model_type") == "marian" and (directory / "model.safetensors").exists()
+    return "decoder_start_token" in config and (directory / "model.bin").exists()
+
+
+def _quantise(
+    directory: Path, model: TrainedModel, quantization: str, lines: Sequence[str]
+) -> None:
+    """Replace an export that was verified by the same with coarser weights."""
+    for path in directory.iterdir():
+        durable.remove(path)
+    write_ctranslate2(directory, model, quantization=quantization)
+    _tell(quantization, verify_coarse(model, directory, lines))
+
+
+def _tell(quantization: str, coarseness: Coarseness) -> None:
+    """Log what coarser weights changed, as a warning if that is much."""
+    keeps_most = 2 * coarseness.kept >= coarseness.lines > 0
+    logger.log(logging.INFO if keeps_most else logging.WARNING, "%s: %s", quantization, coarseness)
+
+
+def _call(search: SearchConfig) -> str:
+    """Arguments of `translate_batch` that come closest to a model's own settings."""
+    options = {
+        "beam_size": search.beam_size,
+        "length_penalty": search.length_penalty,
+        "min_decoding_length": 0,
+        "max_decoding_length": output_limit(search.max_length, search.max_length_factor) + 1,
+        "max_input_length": 0,
+    }
+    if search.no_repeat_ngram_size:
+        options["no_repeat_ngram_size"] = search.no_repeat_ngram_size
+    if search.repetition_penalty != 1:
+        options["repetition_penalty"] = search.repetition_penalty
+    told = ", ".join(f"{name}={value}" for name, value in options.items())
+    # What CTranslate2 always does.
+    flags = []
+    if search.length_norm != "power" and search.length_penalty != 0:
+        flags.append("--length-norm power")
+    if not search.early_stopping and search.beam_size > 1:
+        flags.append("--early-stopping")
+    return (
+        f"translate_batch(pieces, {told}) comes closest to `{' '.join(['tfm translate', *flags])}`"
+    )

@@ -1,0 +1,1 @@
+"""Marian models of Hugging Face Transformers."""

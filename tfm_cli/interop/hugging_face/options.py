@@ -1,0 +1,174 @@
+"""What `config.json` and `generation_config.json` of a Hugging Face Marian model ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfm_cli.config.settings import ModelConfig, SearchConfig
+from tfm_cli.interop.hugging_face.config_reader import (
+    CONFIG,
+    MISSING,
+    OptionsReader,
+    PieceId,
+    shown,
+)
+
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
+
+# What an export of ours says it had; the first has its width permuted there.
+_POSITIONS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_marian")
+
+# What a name of theirs is called here, and what it is where a file does not say.
+_MODEL = {
+    "encoder_layers": ("encoder_layers", MISSING),
+    "decoder_layers": ("decoder_layers", MISSING),
+    "d_model": ("width", MISSING),
+    "encoder_attention_heads": ("heads", MISSING),
+    "encoder_ffn_dim": ("feed_forward_width", MISSING),
+    "dropout": ("dropout", 0.1),
+    "scale_embedding": ("scale_embeddings", False),
+}
+# What the decoder has of its own, with the bounds of the encoder's: here 0 has a meaning.
+_DECODER = {
+    "decoder_attention_heads": ("heads", MISSING),
+    "decoder_ffn_dim": ("feed_forward_width", MISSING),
+}
+_SEARCH = {
+    "num_beams": ("beam_size", 1),
+    "length_penalty": ("length_penalty", 1.0),
+    "early_stopping": ("early_stopping", False),
+    "renormalize_logits": ("renormalize", False),
+    "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
+}
+
+# Options that change what is computed, and the only values under which they do not.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "model_type": ("marian",),
+    "architectures": (["MarianMTModel"],),
+    "is_encoder_decoder": (True,),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "normalize_before": (False,),
+    "normalize_embedding": (False,),
+    "add_final_layer_norm": (False,),
+    "static_position_embeddings": (True,),
+    "do_blenderbot_90_layernorm": (False,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({},),
+    "quantization_config": (),
+    "auto_map": (),
+}
+_NEUTRAL_GENERATION: dict[str, tuple[object, ...]] = {
+    "forced_bos_token_id": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "do_sample": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "penalty_alpha": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "begin_suppress_tokens": ([],),
+    "forced_decoder_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "sequence_bias": ({}, []),
+    "stop_strings": ([],),
+    "guidance_scale": (1.0,),
+    "watermarking_config": (),
+    "dola_layers": (),
+    "token_healing": (False,),
+}
+# Other names for the same, of which `transformers` would take the one that stands last.
+_ALIASES = {
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+}
+_TRAINING_ONLY = ("attention_dropout", "activation_dropout", "encoder_layerdrop",
+                  "decoder_layerdrop")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the two files say, in our words; ids are of the target side."""
+
+    model: dict[str, Any]  # settings of ModelConfig but positions and output_bias
+    search: dict[str, Any]  # settings of SearchConfig
+    # Of what is None, the complaints say what is wrong.
+    vocab_sizes: tuple[int | None, int | None]  # of source and target
+    eos: PieceId | None
+    start: PieceId | None
+    pad_id: int | None
+    banned: tuple[PieceId, ...]
+    positions: str  # what an export of ours had; "sinusoidal" has its width permuted there
+    notes: tuple[str, ...]
+
+
+def read_options(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None, complaints: list[str]
+) -> Options:
+    """What the files ask for; all that is not supported is added to `complaints`.
+
+    Args:
+        config: `config.json`.
+        generation: `generation_config.json`; None where there is none, as in old models, whose
+            `config.json` says it all.
+        complaints: gets a line for each option that cannot be had.
+    """
+    reader = OptionsReader(config, generation, complaints)
+    model = reader.settings(ModelConfig, _MODEL, config, CONFIG)
+    decoder = reader.settings(ModelConfig, _DECODER, config, CONFIG)
+    search = reader.settings(SearchConfig, _SEARCH, reader.search, reader.search_file)
+    reader.check_neutral(config, _NEUTRAL, CONFIG)
+    reader.check_neutral(reader.search, _NEUTRAL_GENERATION, reader.search_file)
+    reader.check_forced_end()
+    for alias, name in _ALIASES.items():
+        if alias in config and config[alias] != config.get(name):
+            told = f"is {shown(config[alias])}, but `{name}` is {shown(config.get(name))}"
+            complaints.append(f"{CONFIG}: `{alias}` {told}")
+    for side, stack in (("encoder", model), ("decoder", decoder)):
+        if model.get("width", 0) % stack.get("heads", 1):
+            complaints.append(f"{CONFIG}: `{side}_attention_heads` must divide `d_model`")
+    model |= {f"decoder_{name}": value for name, value in decoder.items()}
+
+    activation = config.get("activation_function")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        wanted = ", ".join(f"`{name}`" for name in _ACTIVATIONS)
+        told = f"is {shown(activation)}, wanted one of {wanted}"
+        complaints.append(f"{CONFIG}: `activation_function` {told}")
+    else:
+        model["activation"] = _ACTIVATIONS[activation]
+    shared = reader.flag("share_encoder_decoder_embeddings", default=True)
+    model["tied_embeddings"] = shared + 2 * reader.flag("tie_word_embeddings", default=True)
+
+    positions = config.get("tfm_positions", "sinusoidal_halves")
+    if positions not in _POSITIONS:
+        wanted = ", ".join(f"`{kind}`" for kind in _POSITIONS)
+        told = f"is {shown(positions)}, wanted one of {wanted}"
+        complaints.append(f"{CONFIG}: `tfm_positions` {told}")
+    has_own_size = config.get("decoder_vocab_size") is not None
+    source_size = reader.count("vocab_size")
+    target_size = reader.count("decoder_vocab_size") if has_own_size else source_size
+    eos = reader.the_id("eos_token_id")
+    notes = []
+    for name in _TRAINING_ONLY:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            complaints.append(f"{CONFIG}: `{name}` must be a number, got {shown(value)}")
+        elif value:
+            notes.append(f"`{name}` of {shown(value)} is for training only and left out")
+    return Options(
+        model,
+        search,
+        (source_size, target_size),
+        eos,
+        reader.the_id("decoder_start_token_id"),
+        config.get("pad_token_id"),
+        reader.banned(eos),
+        str(positions),
+        (*notes, *reader.length_notes(SearchConfig().max_length_factor)),
+    )

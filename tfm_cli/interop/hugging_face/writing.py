@@ -1,0 +1,335 @@
+"""A model as `transformers.MarianMTModel` and `MarianTokenizer` load it.
+
+Nothing of Hugging Face's is needed to write it: it is JSON, SentencePiece models and safetensors.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from tfm_cli.config.settings import ModelConfig, SearchConfig
+from tfm_cli.decoding.length import output_limit
+from tfm_cli.errors import ConfigError
+from tfm_cli.files import durable
+from tfm_cli.interop.names import names
+from tfm_cli.model.positions import marian_sinusoids
+from tfm_cli.model_directory.weights import TrainedModel
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+# The coordinates of the width in another order, so that interleaved sinusoids become halves.
+#
+# The paper's sinusoids are interleaved, sine and cosine by turns; other runtimes compute all sines
+# before all cosines. The order of coordinates means nothing to a Transformer as long as embeddings,
+# matrices, norms and position encodings agree on it. A permutation of the weights therefore turns a
+# model for one layout into a model for the other, to the bit, and back.
+
+# D model width, V vocabulary, F inner width
+
+
+# What a parameter's coordinates are, by the end of its name: columns that read the width, rows
+# that write it. All others keep away from it.
+_COLUMNS = (
+    "_embedding.weight",  # (V, D)
+    ".projection.weight",  # (3D, D)
+    ".inner.weight",  # (F, D)
+)
+_ROWS = (
+    "_attention.output.weight",  # (D, D)
+    "_attention.output.bias",  # (D,)
+    ".outer.weight",  # (D, F)
+    ".outer.bias",
+    "norm.weight",
+    "norm.bias",
+)
+_OUTPUT = "output.weight"  # (V, D), where it is no embedding
+
+
+def to_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Weights for `sinusoidal_halves` that compute what these compute with `sinusoidal`.
+
+    Args:
+        weights: parameters by their names in a Transformer without learned positions.
+        config: its shape.
+    """
+    return _reordered(weights, halves_order(config.width))
+
+
+def from_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights that `to_halves` was given, to the bit."""
+    return _reordered(weights, halves_order(config.width).argsort())
+
+
+def halves_order(width: int) -> Tensor:
+    """Where each coordinate comes from, (D,): the even ones first, which are sines."""
+    return torch.cat((torch.arange(0, width, 2), torch.arange(1, width, 2)))
+
+
+def _reordered(weights: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    return {name: _moved(name, tensor, order) for name, tensor in weights.items()}
+
+
+def _moved(name: str, tensor: Tensor, order: Tensor) -> Tensor:
+    order = order.to(tensor.device)
+    if name == _OUTPUT or name.endswith(_COLUMNS):
+        return tensor.index_select(1, order)
+    if name.endswith(_ROWS):
+        return tensor.index_select(0, order)
+    return tensor.clone()
+
+
+# D model width, V vocabulary
+
+
+FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm",
+    "vocab.json", "target_vocab.json", "tokenizer_config.json",
+)  # fmt: skip
+POSITIONS_KEY = "tfm_positions"  # in config.json: what an import must give back
+# There a table is made entry by entry, in Python, whenever a model is loaded.
+_MOST_POSITIONS = 16384
+_FEWEST_POSITIONS = 512
+_PAD = "<pad>"
+
+
+def write_hugging_face(directory: Path, model: TrainedModel) -> None:
+    """Write a model into an empty directory.
+
+    `generate()` with the written settings finds what `tfm translate` finds, but for four things
+    that cannot be said there: the longest translation depends on its source with us and is one
+    number there; a translation that reaches it is ranked without its last </s>;
+    `search.length_norm: wu` becomes `power`, and `search.repetition_penalty` is left out, which
+    are told.
+
+    The paper's interleaved sinusoids are written as halves, see `width_order`, and `config.json`
+    says so under `tfm_positions`. Marian's own have no such form: their table is written with the
+    weights, and a warning tells that a runtime that does not read it there would go wrong.
+
+    Raises:
+        ConfigError: the model has what Marian has not; lists all of it, and writes nothing.
+    """
+    refuse_inexpressible(model)
+    shape, search, pair = model.config.model, model.config.search, model.tokenizers
+    positions = _num_positions(search)
+    tensors = hugging_face_tensors(model, positions)
+
+    contents = {
+        "config.json": _json(_config(shape, pair, positions)),
+        "generation_config.json": _json(_generation(search, pair, positions)),
+        "tokenizer_config.json": _json(_tokenizer_config(pair, positions)),
+        "source.spm": pair.source.model_bytes,
+        "target.spm": pair.target.model_bytes,
+        "vocab.json": _json(_ids(pair.source)),
+        "model.safetensors": to_safetensors(tensors, {"format": "pt"}),
+    }
+    if not pair.shares_vocabulary:
+        contents["target_vocab.json"] = _json(_ids(pair.target))
+    for name, content in contents.items():
+        durable.write_file(directory / name, content)
+    if search.length_norm == "wu" and search.length_penalty != 0:
+        logger.warning("search.length_norm: `wu` is not known there, `power` was written")
+    if search.repetition_penalty != 1:
+        # Theirs bears on log-probabilities, and on the start as well.
+        logger.warning("search.repetition_penalty: is computed otherwise there, and was left out")
+    if _may_know_tags_as_text(pair.source):
+        logger.warning(
+            "tokenizers: language tags such as `>>fra<<` are text to this model, but unknown to "
+            "MarianTokenizer: translate no lines with them there"
+        )
+    if shape.positions == "sinusoidal_marian":
+        where = "`embed_positions` in model.safetensors"
+        logger.warning("model.positions: a runtime must read `sinusoidal_marian` from %s", where)
+
+
+def refuse_inexpressible(model: TrainedModel) -> None:
+    """Refuse a model that Hugging Face's Marian cannot express.
+
+    Raises:
+        ConfigError: lists all that it has not.
+    """
+    shape, pair = model.config.model, model.tokenizers
+    problems = []
+    if shape.norm != "post":
+        problems.append(f"model.norm: Marian has `post` only, got `{shape.norm}`")
+    if not shape.positions.startswith("sinusoidal"):
+        problems.append(f"model.positions: Marian has sinusoids only, got `{shape.positions}`")
+    if shape.activation == "swiglu":
+        problems.append("model.activation: Marian has no gates, got `swiglu`")
+    source, target = pair.source, pair.target
+    ends = [(side.pieces[side.eos_id], side.eos_id) for side in (source, target)]
+    if ends[0] != ends[1]:
+        told = [f"`{piece}` with the id {index}" for piece, index in ends]
+        problems.append(
+            f"tokenizers: MarianTokenizer has one end for both sides, got {told[0]} and {told[1]}"
+        )
+    # It takes what is special in the source for special in the target, and leaves it out.
+    elif source.unk_id not in {*target.banned_ids, target.unk_id, target.start_id}:
+        unk = f"`{source.pieces[source.unk_id]}` has the id {source.unk_id}"
+        there = f"which is `{target.pieces[source.unk_id]}` in the target"
+        problems.append(f"tokenizers: MarianTokenizer would leave it out: {unk}, {there}")
+    problems += _unreadable_tags(source)
+    if problems:
+        title = "the model cannot be written as Hugging Face Marian"
+        raise ConfigError("\n  ".join([title, *problems]))
+
+
+def _may_know_tags_as_text(source: Tokenizer) -> bool:
+    """Return True if a tokenizer without tags learned that words begin as tags do."""
+    if source.language_tags or not source.reads_tags_as_text:
+        return False
+    return any(piece.startswith("▁>>") for piece in source.pieces)
+
+
+def _unreadable_tags(source: Tokenizer) -> list[str]:
+    """Return what is wrong with language tags, which MarianTokenizer cuts off by itself."""
+    tags = source.language_tags
+    if tags and source.reads_tags_as_text:
+        (pieces,) = source.encode_pieces([tags[0]])
+        spelled = ", ".join(f"`{piece}`" for piece in pieces)
+        told = f"MarianTokenizer has one piece for a language tag, got {spelled}"
+        return [f"tokenizers: {told}: learn the tokenizer anew with `tfm train`"]
+    if len(set(source.marian_pieces)) < len(source.pieces):
+        return ["tokenizers: MarianTokenizer has one piece for a language tag, got two"]
+    return []
+
+
+def hugging_face_tensors(model: TrainedModel, positions: int) -> dict[str, Tensor]:
+    """The parameters by their names there, in memory of their own.
+
+    Args:
+        model: what Marian can express.
+        positions: rows of a table of positions, where one is written.
+    """
+    shape = model.config.model
+    weights = {name: value.detach().cpu() for name, value in model.transformer.state_dict().items()}
+    if shape.positions == "sinusoidal":
+        weights = to_halves(weights, shape)
+    tensors = {}
+    for name in names(shape):
+        assert name.hugging_face is not None
+        part = weights[name.ours].chunk(name.parts)[name.part]
+        tensors[name.hugging_face] = part.clone().contiguous()
+    bias = tensors.get("final_logits_bias", torch.zeros(model.tokenizers.target.vocab_size))
+    tensors["final_logits_bias"] = bias[None]  # (1, V)
+    if shape.tied_embeddings == 1:
+        # There all is tied or nothing, by name; so each has its own copy.
+        for side in ("encoder", "decoder"):
+            tensors[f"model.{side}.embed_tokens.weight"] = tensors["model.shared.weight"].clone()
+    if shape.positions == "sinusoidal_marian":
+        for side in ("encoder", "decoder"):
+            table = marian_sinusoids(torch.arange(positions), shape.width)  # (positions, D)
+            tensors[f"model.{side}.embed_positions.weight"] = table
+    return tensors
+
+
+def _config(shape: ModelConfig, pair: TokenizerPair, positions: int) -> dict[str, Any]:
+    source_size, target_size = pair.vocab_sizes
+    table: dict[str, Any] = {
+        "architectures": ["MarianMTModel"],
+        "model_type": "marian",
+        "is_encoder_decoder": True,
+        "vocab_size": source_size,
+        "decoder_vocab_size": target_size,
+        "d_model": shape.width,
+        "activation_function": shape.activation,
+        "dropout": shape.dropout,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "scale_embedding": shape.scale_embeddings,
+        "share_encoder_decoder_embeddings": bool(shape.tied_embeddings & 1),
+        "tie_word_embeddings": bool(shape.tied_embeddings & 2),
+        "max_position_embeddings": positions,
+        "torch_dtype": "float32",
+        "bos_token_id": None,
+        **_special_ids(pair),
+    }
+    for side, stack in (("encoder", shape.encoder), ("decoder", shape.decoder)):
+        table[f"{side}_layers"] = stack.layers
+        table[f"{side}_attention_heads"] = stack.heads
+        table[f"{side}_ffn_dim"] = stack.feed_forward_width
+    if shape.positions != "sinusoidal_halves":
+        table[POSITIONS_KEY] = shape.positions
+    return table
+
+
+def _generation(search: SearchConfig, pair: TokenizerPair, positions: int) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        # The start, a translation of the most pieces, and </s>, which is read by nobody.
+        "max_length": min(_limit(search) + 2, positions + 1),
+        "num_beams": search.beam_size,
+        "do_sample": False,
+        "renormalize_logits": search.renormalize,
+        "bad_words_ids": [[banned] for banned in pair.target.banned_ids],
+        **_special_ids(pair),
+    }
+    if not pair.target.banned_ids:
+        del table["bad_words_ids"]  # an empty list is refused there
+    if search.no_repeat_ngram_size:
+        table["no_repeat_ngram_size"] = search.no_repeat_ngram_size
+    if search.beam_size > 1:
+        table["early_stopping"] = search.early_stopping
+        table["length_penalty"] = search.length_penalty
+    return table
+
+
+def _special_ids(pair: TokenizerPair) -> dict[str, int]:
+    target = pair.target
+    return {
+        "decoder_start_token_id": target.start_id,
+        "eos_token_id": target.eos_id,
+        "forced_eos_token_id": target.eos_id,
+        "pad_token_id": _ids(pair.source)[_padding(pair)],
+    }
+
+
+def _padding(pair: TokenizerPair) -> str:
+    """The piece that fills up batches: one with the same id on both sides, and never written."""
+    ids = [_ids(side).get(_PAD) for side in (pair.source, pair.target)]
+    if ids[0] is not None and ids[0] == ids[1] and ids[0] in pair.target.banned_ids:
+        return _PAD
+    # It is hidden in the source and follows the end in the target, so </s> will do.
+    return pair.source.pieces[pair.source.eos_id]
+
+
+def _tokenizer_config(pair: TokenizerPair, positions: int) -> dict[str, Any]:
+    source = pair.source
+    return {
+        "tokenizer_class": "MarianTokenizer",
+        "separate_vocabs": not pair.shares_vocabulary,
+        "unk_token": source.pieces[source.unk_id],
+        "eos_token": source.pieces[source.eos_id],
+        "pad_token": _padding(pair),
+        "model_max_length": positions,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _num_positions(search: SearchConfig) -> int:
+    """Positions that source and target need: </s> stands in the source, the start in the target."""
+    needed = 1 + max(search.max_length, _limit(search))
+    if needed > _MOST_POSITIONS:
+        told = "search.max_length: %d positions would be needed, %d were written"
+        logger.warning(told, needed, _MOST_POSITIONS)
+    return min(max(needed, _FEWEST_POSITIONS), _MOST_POSITIONS)
+
+
+def _limit(search: SearchConfig) -> int:
+    return output_limit(search.max_length, search.max_length_factor)
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, int]:
+    return {piece: index for index, piece in enumerate(tokenizer.marian_pieces)}
+
+
+def _json(table: dict[str, Any]) -> bytes:
+    text = json.dumps(table, ensure_ascii=False, indent=2)
+    return text.encode("utf-8", "backslashreplace") + b"\n"

@@ -1,0 +1,248 @@
+"""A Marian directory, as OPUS-MT distributes it, becomes a model of ours."""
+
+# D model width, V pieces in the vocabulary file
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
+from tfm_cli.errors import ModelError
+from tfm_cli.interop.marian.files import MAX_YAML_BYTES, NpzFile, parse_yaml
+from tfm_cli.interop.marian.options import (
+    DECODER,
+    MODEL,
+    allows_unknown,
+    model_settings,
+    search_settings,
+)
+from tfm_cli.interop.names import Name
+from tfm_cli.interop.source_files import has_file, missing_files, read_source, source_file
+from tfm_cli.interop.tensors import (
+    ImportedModel,
+    assembled,
+    our_shapes,
+    refuse_if_any,
+    wanted_tensors,
+)
+from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES, Tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+
+POSITIONS = {"marian": "sinusoidal_marian", "halves": "sinusoidal_halves"}
+_OUTPUT, _UNTRANSPOSED = "decoder_ff_logit_out_Wt", "decoder_ff_logit_out_W"
+_OUTPUT_BIAS = "decoder_ff_logit_out_b"
+_EMBEDDINGS = ("Wemb", "encoder_Wemb", "decoder_Wemb", _OUTPUT)
+_TOKENIZERS = ("source.spm", "target.spm")
+_END, _UNKNOWN = "</s>", "<unk>"
+# Marian knows no start: its decoder reads a zero vector first. That gets a piece of its own, last
+# in the vocabulary, which nothing may write; with this bias it takes no probability from others.
+_STARTS = ("<pad>", "<start>")
+_START_BIAS = -100.0
+
+
+def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
+    """The model in a directory with an `.npz`, its vocabularies and SentencePiece models.
+
+    Args:
+        directory: also has `source.spm` and `target.spm`, and most often `decoder.yml`.
+        positions: `marian` for the sinusoids that Marian itself computes, or `halves` for those
+            that conversions to Hugging Face and CTranslate2 have in their place.
+
+    Raises:
+        ModelError: a file is torn or hostile; or lists every file that is missing, and every
+            option and every tensor that a model of ours cannot have.
+        ResourceError: PyYAML is not installed.
+    """
+    complaints: list[str] = []
+    decoder = _decoder(directory)
+    search = {} if decoder is None else search_settings(decoder, complaints)
+    names = _source_names(directory, decoder)
+    complaints += missing_files(directory, (names.weights, *names.vocabularies, *_TOKENIZERS))
+    title = f"{directory}: cannot be imported"
+    if not has_file(directory, names.weights):
+        refuse_if_any(complaints, title)
+    path = source_file(directory, names.weights)
+    with NpzFile(path) as stored:
+        content = stored.content(MODEL)
+        options = parse_yaml(content.rstrip(b"\0"), f"{path}: {MODEL}")
+        if not isinstance(options, dict):
+            raise ModelError(f"{path}: {MODEL} is no table of options")
+        settings = model_settings(options, complaints)
+        pieces = _vocabularies(directory, names.vocabularies, options, complaints)
+        refuse_if_any(complaints, title)
+        model = ModelConfig(**settings, positions=POSITIONS[positions])
+        if model.width % 2:
+            refuse_if_any([f"{MODEL}: `dim-emb` must be even, got {model.width}"], title)
+        weights, notes = _weights(stored, model, (len(pieces[0]), len(pieces[1])))
+    tokenizers = _tokenizers(directory, pieces, bans_unknown=not allows_unknown(decoder or {}))
+    run = dataclasses.replace(RunConfig(), model=model, search=SearchConfig(**search))
+    return ImportedModel(run, tokenizers, weights, (*_notes(decoder, positions), *notes))
+
+
+class SourceNames(NamedTuple):
+    """Which files of a directory are the model."""
+
+    weights: str
+    vocabularies: tuple[str, str]  # of source and target; one file may be both
+
+
+def source_names(directory: Path) -> SourceNames:
+    """What `decoder.yml` names, or without one what there is only one of."""
+    return _source_names(directory, _decoder(directory))
+
+
+def _source_names(directory: Path, decoder: dict[str, Any] | None) -> SourceNames:
+    return SourceNames(_weights_name(directory, decoder), _vocabulary_names(directory, decoder))
+
+
+def _decoder(directory: Path) -> dict[str, Any] | None:
+    return _yaml_table(directory, DECODER) if has_file(directory, DECODER) else None
+
+
+def _weights_name(directory: Path, decoder: dict[str, Any] | None) -> str:
+    told = (decoder or {}).get("models")
+    if told is not None:
+        if not isinstance(told, list) or len(told) != 1 or not isinstance(told[0], str):
+            raise ModelError(f"{directory / DECODER}: `models` is {told}, wanted one name")
+        return str(told[0])
+    found = sorted(path.name for path in directory.glob("*.npz")
+                   if not path.name.endswith(".optimizer.npz"))  # fmt: skip
+    if len(found) != 1:
+        listed = ", ".join(f"`{name}`" for name in found[:3]) or "none"
+        hint = f"name the one to use under `models` in `{DECODER}`" if found else None
+        raise ModelError(f"{directory}: wants one `.npz` file, has {listed}", hint=hint)
+    return found[0]
+
+
+def _yaml_table(directory: Path, name: str) -> dict[str, Any]:
+    content = read_source(directory, name, max_bytes=MAX_YAML_BYTES)
+    table = parse_yaml(content, str(directory / name))
+    if not isinstance(table, dict):
+        raise ModelError(f"{directory / name}: is no table of names")
+    return table
+
+
+def _vocabularies(
+    directory: Path, names: tuple[str, str], options: dict[str, Any], complaints: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The pieces of source and target in the order of their ids; complains of what is wrong."""
+    pieces: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    sizes = options.get("dim-vocabs")
+    if not isinstance(sizes, list) or len(sizes) != 2:
+        told = "missing" if sizes is None else f"`{sizes}`"
+        complaints.append(f"{MODEL}: `dim-vocabs` is {told[:60]}, wanted the sizes of both sides")
+        sizes = ["0", "0"]  # which any vocabulary fits
+    for name in filter(lambda name: has_file(directory, name), pieces):
+        table = _yaml_table(directory, name)
+        pieces[name] = _in_order(table)
+        if len(pieces[name]) < len(table):
+            wanted = f"wants ids 0 … {len(table) - 1}, each once"
+            complaints.append(f"{name}: {wanted}: {_first_wrong(table)}")
+        else:
+            complaints += [f"{name}: has no `{p}`" for p in (_END, _UNKNOWN) if p not in table]
+            for told, side in zip(sizes, names, strict=True):
+                if side == name and told not in (str(len(table)), "0"):
+                    found = f"has {len(table)} pieces, wanted {told} as `dim-vocabs` says"
+                    if f"{name}: {found}" not in complaints:
+                        complaints.append(f"{name}: {found}")
+    return pieces[names[0]], pieces[names[1]]
+
+
+def _vocabulary_names(directory: Path, decoder: dict[str, Any] | None) -> tuple[str, str]:
+    told = (decoder or {}).get("vocabs")
+    if told is None:
+        found = sorted({*directory.glob("*vocab.yml"), *directory.glob("*vocab.yaml")})
+        told = [path.name for path in found]
+        if len(told) == 2:  # which is which must be said
+            told.sort(key=lambda name: "src" not in name and "source" not in name)
+            if not any(mark in told[0] for mark in ("src", "source")):
+                told = []
+        told *= 2 if len(told) == 1 else 1
+    if not isinstance(told, list) or len(told) != 2 or not all(isinstance(n, str) for n in told):
+        raise ModelError(
+            f"{directory}: wants the vocabulary of the source and that of the target",
+            hint=f"name both under `vocabs` in `{DECODER}`",
+        )
+    return told[0], told[1]
+
+
+def _in_order(table: dict[str, Any]) -> tuple[str, ...]:
+    """The pieces by their ids, if these are 0 … n - 1 and each there once; else nothing."""
+    by_id = {value: piece for piece, value in table.items() if isinstance(value, str)}
+    ids = [str(number) for number in range(len(table))]
+    return tuple(by_id[i] for i in ids) if all(i in by_id for i in ids) else ()
+
+
+def _first_wrong(table: dict[str, Any]) -> str:
+    by_id: dict[str, str] = {}
+    ids = {str(number) for number in range(len(table))}
+    for piece, value in table.items():
+        if not isinstance(value, str) or value not in ids:
+            return f"`{piece}` has `{str(value)[:20]}`"
+        if value in by_id:
+            return f"`{piece}` and `{by_id[value]}` both have {value}"
+        by_id[value] = piece
+    return "an id has no piece"
+
+
+def _weights(
+    stored: NpzFile, model: ModelConfig, sizes: tuple[int, int]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Our tensors: as stored, with a row for the start piece wherever rows are pieces."""
+    wanted = []
+    for item in wanted_tensors(model, sizes, _marian_name):
+        if item.name == _OUTPUT_BIAS and item.name not in stored.shapes:
+            continue  # `output-omit-bias`
+        if item.name == _OUTPUT and _UNTRANSPOSED in stored.shapes:
+            item = dataclasses.replace(
+                item, name=_UNTRANSPOSED, shape=item.shape[::-1], transposed=True
+            )
+        elif len(item.shape) == 1:
+            item = dataclasses.replace(item, shape=(1, *item.shape), as_row=True)
+        elif item.name not in _EMBEDDINGS:
+            item = dataclasses.replace(item, shape=item.shape[::-1], transposed=True)
+        wanted.append(item)
+    ignored = [name for name in stored.shapes if name.startswith("special:")]
+    weights, notes = assembled(
+        wanted, stored.shapes, stored.load, place=str(stored.path), ignored=ignored
+    )
+    weights.setdefault("output_bias", torch.zeros(sizes[1]))
+    with_start = our_shapes(model, (sizes[0] + 1, sizes[1] + 1))
+    for name, shape in with_start.items():
+        if weights[name].shape[0] < shape[0]:
+            value = _START_BIAS if name == "output_bias" else 0.0
+            row = torch.full((1, *shape[1:]), value)
+            weights[name] = torch.cat((weights[name], row))
+    return weights, notes
+
+
+def _marian_name(name: Name) -> str | None:
+    return name.marian
+
+
+def _tokenizers(
+    directory: Path, pieces: tuple[tuple[str, ...], tuple[str, ...]], *, bans_unknown: bool
+) -> TokenizerPair:
+    start = next(piece for piece in _STARTS if piece not in {*pieces[0], *pieces[1]})
+    banned = (start, _UNKNOWN) if bans_unknown else (start,)
+    sides = []
+    for name, own in zip(_TOKENIZERS, pieces, strict=True):
+        content = read_source(directory, name, max_bytes=MAX_MODEL_BYTES)
+        vocabulary = Vocabulary((*own, start), _END, _UNKNOWN, start, banned, name=name)
+        sides.append(Tokenizer(content, vocabulary, name=str(directory / name)))
+    return TokenizerPair(sides[0], sides[1])
+
+
+def _notes(decoder: dict[str, Any] | None, positions: str) -> list[str]:
+    notes = []
+    if decoder is None:
+        notes.append(f"there is no `{DECODER}`: the search has this toolkit's own settings")
+    elif decoder.get("shortlist"):
+        notes.append("the shortlist is left out: every piece may be written")
+    if positions == "halves":
+        notes.append("positions are those of conversions, not those that Marian itself computes")
+    return notes

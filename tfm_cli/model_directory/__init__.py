@@ -1,0 +1,1 @@
+"""The directory that holds a trained model: configuration, tokenizers, weights."""

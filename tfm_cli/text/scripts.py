@@ -1,0 +1,151 @@
+"""Writing systems: which scripts are written without blanks between words."""
+
+import bisect
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Script = Literal["Han", "kana", "other"]
+
+# Blocks of Unicode, first and last code point; "other" are those of South-East Asia, of Tibet, and
+# Bopomofo and Yi.
+_BLOCKS: tuple[tuple[int, int, Script], ...] = (
+    (0x0E00, 0x0E7F, "other"),  # Thai
+    (0x0E80, 0x0EFF, "other"),  # Lao
+    (0x0F00, 0x0FFF, "other"),  # Tibetan
+    (0x1000, 0x109F, "other"),  # Myanmar
+    (0x1780, 0x17FF, "other"),  # Khmer
+    (0x1950, 0x197F, "other"),  # Tai Le
+    (0x1980, 0x19DF, "other"),  # New Tai Lue
+    (0x1A20, 0x1AAF, "other"),  # Tai Tham
+    (0x1B00, 0x1B7F, "other"),  # Balinese
+    (0x2E80, 0x2FDF, "Han"),  # radicals
+    (0x3005, 0x3007, "Han"),
+    (0x3021, 0x3029, "Han"),
+    (0x3031, 0x3035, "kana"),  # repeat marks
+    (0x3038, 0x303B, "Han"),
+    (0x3041, 0x30FA, "kana"),  # Hiragana and Katakana
+    (0x30FC, 0x30FF, "kana"),
+    (0x3100, 0x312F, "other"),  # Bopomofo
+    (0x31A0, 0x31BF, "other"),
+    (0x31F0, 0x31FF, "kana"),
+    (0x3400, 0x4DBF, "Han"),
+    (0x4E00, 0x9FFF, "Han"),
+    (0xA000, 0xA4CF, "other"),  # Yi
+    (0xA980, 0xA9DF, "other"),  # Javanese
+    (0xA9E0, 0xA9FF, "other"),  # Myanmar
+    (0xAA60, 0xAA7F, "other"),
+    (0xAA80, 0xAADF, "other"),  # Tai Viet
+    (0xF900, 0xFAFF, "Han"),
+    (0xFF66, 0xFF9D, "kana"),  # half width
+    (0x1AFF0, 0x1B16F, "kana"),
+    (0x20000, 0x323AF, "Han"),
+)
+_FIRST = [block[0] for block in _BLOCKS]
+# Punctuation of the same scripts, and what has the width of their letters.
+_WIDE_MARKS = ((0x3000, 0x303F), (0xFE10, 0xFE1F), (0xFE30, 0xFE6F), (0xFF00, 0xFF65))
+
+
+def script_without_blanks(character: str) -> Script | None:
+    """Return the script of a character that is written without blanks; None for any other."""
+    code = ord(character)
+    if code < _FIRST[0]:
+        return None
+    _, last, script = _BLOCKS[bisect.bisect_right(_FIRST, code) - 1]
+    return script if code <= last else None
+
+
+def belongs_without_blanks(character: str) -> bool:
+    """Return True for a character of a script without blanks, or a punctuation mark of one."""
+    if script_without_blanks(character):
+        return True
+    code = ord(character)
+    return any(first <= code <= last for first, last in _WIDE_MARKS)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCounts:
+    """Letters of the scripts without blanks, and words of all other scripts."""
+
+    han: int
+    kana: int
+    other: int
+    words: int
+
+    @property
+    def is_without_blanks(self) -> bool:
+        """Return True if the text as a whole is written without blanks.
+
+        A word of a script with blanks counts as much as a letter of one without: names and terms
+        in Latin letters leave a Chinese text Chinese.
+        """
+        return self.han + self.kana + self.other > self.words
+
+    @property
+    def is_chinese(self) -> bool:
+        """Return True for a text without blanks in Han characters, and hardly any kana.
+
+        Every Japanese sentence has kana, mostly more than Han characters; a Chinese text has some
+        where it quotes a Japanese name.
+        """
+        is_han = self.han + self.kana > self.other
+        return self.is_without_blanks and is_han and self.kana * 10 < self.han
+
+
+def count_scripts(lines: Iterable[str]) -> ScriptCounts:
+    """Count the letters and words of some lines by script; digits and punctuation do not count."""
+    counts = {"Han": 0, "kana": 0, "other": 0}
+    words = 0
+    for line in lines:
+        is_in_word = False
+        for character in line:
+            script = script_without_blanks(character)
+            if script is not None:
+                counts[script] += unicodedata.category(character) in _LETTERS
+                is_in_word = False
+            elif character.isalpha():
+                words += not is_in_word
+                is_in_word = True
+            elif character.isspace():
+                is_in_word = False
+    return ScriptCounts(counts["Han"], counts["kana"], counts["other"], words)
+
+
+_LETTERS = frozenset({"Lo", "Lm", "Nl", "So"})  # without the marks above and below them
+
+
+# What stands between the translations of the parts of a line.
+
+
+def separators(texts: Sequence[str], goes_on: Sequence[bool]) -> list[str]:
+    """Return what stands before each part of a text: nothing or a blank.
+
+    There is no blank in a script without blanks: where both sides of the seam are in one, or one
+    of them is and most of the text. An empty part has none either, and no part that goes on with a
+    word.
+
+    Args:
+        texts: of the parts.
+        goes_on: whether each part of the line begins in the middle of a word.
+    """
+    found: list[str] = []
+    before = ""
+    is_without_blanks: bool | None = None
+    for text, is_same_word in zip(texts, goes_on, strict=True):
+        separator = " " if before and text and not is_same_word else ""
+        if separator:
+            sides = belongs_without_blanks(before), belongs_without_blanks(text[0])
+            if any(sides) and not all(sides) and is_without_blanks is None:
+                is_without_blanks = count_scripts(texts).is_without_blanks
+            if all(sides) or (any(sides) and is_without_blanks):
+                separator = ""
+        found.append(separator)
+        before = text[-1] if text else before
+    return found
+
+
+def join_texts(texts: Sequence[str], goes_on: Sequence[bool]) -> str:
+    """Return the translations of a line's parts as one text; for the arguments see `separators`."""
+    between = separators(texts, goes_on)
+    return "".join(part for pair in zip(between, texts, strict=True) for part in pair)

@@ -1,0 +1,1 @@
+"""SentencePiece: tokenizers, their training, their vocabularies, and model files of others."""

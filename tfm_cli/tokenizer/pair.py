@@ -1,0 +1,112 @@
+"""The tokenizers of a model: one for both languages, or one each."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from tfm_cli.errors import ModelError
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+
+JOINT_FILE = "tokenizer.model"
+SOURCE_FILE, TARGET_FILE = "source.model", "target.model"
+SHARED_VOCABULARY_FILE = "vocab.json"
+SOURCE_VOCABULARY_FILE, TARGET_VOCABULARY_FILE = "source.vocab.json", "target.vocab.json"
+
+# Which files stand together in a model directory.
+_SETS = (
+    {JOINT_FILE},
+    {SOURCE_FILE, TARGET_FILE},
+    {SOURCE_FILE, TARGET_FILE, SHARED_VOCABULARY_FILE},
+    {SOURCE_FILE, TARGET_FILE, SOURCE_VOCABULARY_FILE, TARGET_VOCABULARY_FILE},
+)
+TOKENIZER_FILES = tuple(sorted(set().union(*_SETS)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerPair:
+    """What cuts the source and what cuts the target; the same object where they are joint."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @classmethod
+    def joint(cls, tokenizer: Tokenizer) -> Self:
+        """One tokenizer for both sides."""
+        return cls(tokenizer, tokenizer)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether both sides are one tokenizer, with SentencePiece's own ids."""
+        return self.source is self.target and self.source.vocabulary is None
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether an id means the same piece on both sides, so that embeddings may be shared."""
+        return self.source.pieces == self.target.pieces
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        """Number of pieces of the source and of the target."""
+        return self.source.vocab_size, self.target.vocab_size
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all files; of a joint tokenizer, that of its one file."""
+        if self.is_joint:
+            return self.source.sha256
+        digest = hashlib.sha256()
+        for name, sha256 in sorted(self.sha256_by_file().items()):
+            digest.update(f"{name} {sha256}\n".encode())
+        return digest.hexdigest()
+
+    def sha256_by_file(self) -> dict[str, str]:
+        """The hash of each file of `files`."""
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self.files().items()}
+
+    def files(self) -> dict[str, bytes]:
+        """What stands in a model directory, by name."""
+        if self.is_joint:
+            return {JOINT_FILE: self.source.model_bytes}
+        files = {SOURCE_FILE: self.source.model_bytes, TARGET_FILE: self.target.model_bytes}
+        source, target = self.source.vocabulary, self.target.vocabulary
+        assert (source is None) == (target is None)
+        if source is not None and source == target:
+            files[SHARED_VOCABULARY_FILE] = source.to_json()
+        elif source is not None and target is not None:
+            files[SOURCE_VOCABULARY_FILE] = source.to_json()
+            files[TARGET_VOCABULARY_FILE] = target.to_json()
+        return files
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], *, place: str) -> Self:
+        """The tokenizers that `files` gave.
+
+        Args:
+            files: content by name.
+            place: what messages call the directory.
+
+        Raises:
+            ModelError: files that do not stand together, or one that is not what its name says.
+        """
+        if set(files) not in _SETS:
+            listed = ", ".join(f"`{name}`" for name in sorted(files))
+            raise ModelError(f"{place}: has tokenizer files that do not stand together: {listed}")
+        if JOINT_FILE in files:
+            return cls.joint(Tokenizer(files[JOINT_FILE], name=f"{place}/{JOINT_FILE}"))
+        vocabularies: list[Vocabulary | None] = [None, None]
+        if SHARED_VOCABULARY_FILE in files:
+            name = SHARED_VOCABULARY_FILE
+            shared = Vocabulary.from_json(files[name], name=f"{place}/{name}")
+            vocabularies = [shared, shared]
+        elif SOURCE_VOCABULARY_FILE in files:
+            vocabularies = [
+                Vocabulary.from_json(files[name], name=f"{place}/{name}")
+                for name in (SOURCE_VOCABULARY_FILE, TARGET_VOCABULARY_FILE)
+            ]
+        source, target = (
+            Tokenizer(files[name], vocabulary, name=f"{place}/{name}")
+            for name, vocabulary in zip((SOURCE_FILE, TARGET_FILE), vocabularies, strict=True)
+        )
+        return cls(source, target)

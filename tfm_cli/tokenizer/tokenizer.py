@@ -1,0 +1,384 @@
+"""Text to pieces and back with SentencePiece: load a model, encode, decode."""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import sentencepiece
+
+from tfm_cli.errors import ModelError
+from tfm_cli.text.language_tags import LANGUAGE_TAG, leading_tag
+from tfm_cli.tokenizer.model_check import user_defined_pieces
+from tfm_cli.tokenizer.model_file import MAX_MODEL_BYTES, check_model, read_model_file
+from tfm_cli.tokenizer.normalization import SILENT, changes_characters
+from tfm_cli.tokenizer.training import TAG_MARK, reason_of, train_tokenizer
+from tfm_cli.tokenizer.vocabulary import Vocabulary
+
+__all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
+
+_LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a piece that stands for a byte
+
+
+class Tokenizer:
+    """A SentencePiece model: lines to ids or pieces, and back.
+
+    Args:
+        model_bytes: a serialized SentencePiece model.
+        vocabulary: the order and the special pieces, where they are not SentencePiece's own.
+        name: what messages call it.
+
+    A language tag that starts a line, such as `>>deu<<`, is one piece, known or not, whatever
+    follows it. To a model without a vocabulary that has no piece such as `▁>>deu<<`, tags are text.
+
+    Raises:
+        ModelError: the bytes are no SentencePiece model, or not one that SentencePiece itself would
+            write; or it has no end-of-segment piece.
+        ResourceError: the SentencePiece that is installed is one that crafted models can crash.
+    """
+
+    def __init__(
+        self, model_bytes: bytes, vocabulary: Vocabulary | None = None, *, name: str = "tokenizer"
+    ) -> None:
+        check_model(model_bytes, name=name)
+        sentencepiece.SetMinLogLevel(SILENT)
+        self.model_bytes = model_bytes
+        self.vocabulary = vocabulary
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model_bytes)
+            pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
+        except (RuntimeError, ValueError) as error:
+            reason = "" if isinstance(error, UnicodeDecodeError) else reason_of(error)
+            told = f": {reason}" if reason else ""
+            raise ModelError(f"{name}: is no SentencePiece model{told}") from error
+        self.pieces = tuple(pieces) if vocabulary is None else vocabulary.pieces
+        self._tag_pieces = _tag_pieces(self.pieces, None if vocabulary else model_bytes)
+        self._cuts_tags = vocabulary is not None or any(
+            piece.startswith(TAG_MARK) for piece in self._tag_pieces.values()
+        )
+        if self.eos_id < 0:
+            hint = "train the model without `eos_id=-1`"
+            raise ModelError(f"{name}: has no `</s>`, wanted a piece that ends a line", hint=hint)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The tokenizer in a `.model` file.
+
+        Raises:
+            ModelError: the file is missing, unreadable, over 64 MiB, or no SentencePiece model.
+        """
+        return cls(read_model_file(path), name=str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces; ids are below it."""
+        return len(self.pieces)
+
+    @property
+    def unk_id(self) -> int:
+        """Id of the unknown piece; every model has one."""
+        if self.vocabulary is not None:
+            return self.vocabulary.ids[self.vocabulary.unk]
+        return int(self._processor.unk_id())
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end-of-segment piece; a model without one is refused."""
+        if self.vocabulary is not None:
+            return self.vocabulary.ids[self.vocabulary.eos]
+        return int(self._processor.eos_id())
+
+    @property
+    def start_id(self) -> int:
+        """Id a decoder starts from.
+
+        SentencePiece's own: begin of segment, or its end where the model has no begin.
+        """
+        if self.vocabulary is not None:
+            return self.vocabulary.ids[self.vocabulary.start]
+        bos_id = int(self._processor.bos_id())
+        return bos_id if bos_id >= 0 else self.eos_id
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Ids that a decoder never writes; of SentencePiece's own, padding, unknown and start."""
+        if self.vocabulary is not None:
+            return tuple(sorted(self.vocabulary.ids[piece] for piece in self.vocabulary.banned))
+        special = {int(self._processor.pad_id()), self.unk_id, self.start_id}
+        return tuple(sorted(special - {-1, self.eos_id}))
+
+    @property
+    def byte_values(self) -> dict[int, int]:
+        """The byte, 0 to 255, that a piece stands for, by id; empty without byte fallback."""
+        spelled = {i: piece for i, piece in enumerate(self.pieces) if _BYTE.fullmatch(piece)}
+        ids = list(spelled)
+        if not ids:
+            return {}
+        own_ids = ids if self.vocabulary is None else self._processor.PieceToId([*spelled.values()])
+        are_bytes = self._processor.IsByte(own_ids)
+        return {
+            i: int(spelled[i][3:5], 16)
+            for i, is_byte in zip(ids, are_bytes, strict=True)
+            if is_byte
+        }
+
+    @property
+    def language_tags(self) -> tuple[str, ...]:
+        """The target languages of a multilingual model, such as `>>deu<<`; none of most models."""
+        return tuple(self._tag_pieces)
+
+    @property
+    def reads_tags_as_text(self) -> bool:
+        """Whether SentencePiece cuts the tags, too, so that it decides on their pieces."""
+        return not self._cuts_tags
+
+    @property
+    def marian_pieces(self) -> tuple[str, ...]:
+        """The pieces as Marian's tokenizers call them: a tag's is the tag itself."""
+        tags = {piece: tag for tag, piece in self._tag_pieces.items()}
+        return tuple(tags.get(piece, piece) for piece in self.pieces) if tags else self.pieces
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the model's bytes, in hexadecimal."""
+        return hashlib.sha256(self.model_bytes).hexdigest()
+
+    @property
+    def scored_pieces(self) -> list[tuple[str, float]]:
+        """Every piece of the SentencePiece model with its score, in its own order."""
+        ids = list(range(len(self._processor)))
+        pieces: list[str] = self._processor.IdToPiece(ids)
+        scores: list[float] = self._processor.GetScore(ids)
+        return list(zip(pieces, scores, strict=True))
+
+    def encode(self, lines: Sequence[str], *, threads: int = 0) -> list[list[int]]:
+        """Ids of each line, without begin and end of segment; a blank line has none.
+
+        Without `threads`, there are as many as are worth it.
+        """
+        if self.vocabulary is not None:
+            return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines, threads=threads)]
+        threads = threads or _threads(lines)
+        if self._cuts_tags:
+            tags, texts = self._tags(lines)
+            if any(tags):
+                rows = self._sentencepiece_ids(texts, threads)
+                heads = (self.piece_ids([tag]) if tag else [] for tag in tags)
+                return [head + row for head, row in zip(heads, rows, strict=True)]
+        return self._sentencepiece_ids(lines, threads)
+
+    def _sentencepiece_ids(self, lines: Sequence[str], threads: int) -> list[list[int]]:
+        ids: list[list[int]]
+        try:
+            ids = self._processor.Encode(list(lines), return_type=int, num_threads=threads)
+        except TypeError:  # half a surrogate pair; few lines have any, and bytes cost time
+            ids = self._processor.Encode(_utf8(lines), return_type=int, num_threads=threads)
+        return ids
+
+    def encode_pieces(self, lines: Sequence[str], *, threads: int = 0) -> list[list[str]]:
+        """Pieces of each line; a character that the model does not know stands as it is."""
+        tags, texts = self._tags(lines)
+        encoded: list[list[bytes]] = self._processor.Encode(
+            _utf8(texts), return_type=bytes, num_threads=threads or _threads(texts)
+        )
+        return [
+            self._head(tag) + [piece.decode("utf-8", "replace") for piece in pieces]
+            for tag, pieces in zip(tags, encoded, strict=True)
+        ]
+
+    def encode_spans(self, lines: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where in its line each piece of `encode` stands: begin and end, in characters.
+
+        The blank before a word may be part of it. Where several pieces spell one character, the
+        span of the last one has it, and those of the others end where it begins.
+        """
+        tags, texts = self._tags(lines)
+        mapped = self._processor.Encode(
+            _utf8(texts), return_type="offset_mapping", return_bytes=False,
+            num_threads=_threads(texts),
+        )  # fmt: skip
+        spans = []
+        for tag, text in zip(tags, mapped, strict=True):
+            head = [(0, len(tag))] if tag else []
+            shift = len(tag)
+            spans.append(head + [(begin + shift, end + shift) for begin, end in text["offsets"]])
+        return spans
+
+    @functools.cached_property
+    def changes_characters(self) -> bool:
+        """Whether decoding may not give back what was encoded, though each piece is known."""
+        return changes_characters(self.model_bytes)
+
+    def not_restored(
+        self, lines: Sequence[str], encoded: Sequence[Sequence[int]]
+    ) -> list[tuple[int, str]]:
+        """Return the index of each line that its ids do not decode to, with what they decode to.
+
+        Runs of blanks count as one and blanks at the ends as none, as in SentencePiece. A language
+        tag may be missing, since decoders do not write it.
+        """
+        suspects: Sequence[int] = range(len(lines))
+        if not self.changes_characters:  # decoding would take a third as long as encoding
+            unk_id = self.unk_id
+            suspects = [i for i, line in enumerate(lines) if "▁" in line or unk_id in encoded[i]]
+        restored = self.decode([encoded[index] for index in suspects])
+        changed = []
+        for index, text in zip(suspects, restored, strict=True):
+            line = lines[index]
+            if text != line and plain_blanks(text) != plain_blanks(line):
+                before, after = map(plain_blanks, self._tags([line, text])[1])
+                if before not in (plain_blanks(text), after):
+                    changed.append((index, text))
+        return changed
+
+    def _tags(self, lines: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+        """The language tag of each line, "" without one, and what is left of the line."""
+        if not self._cuts_tags:
+            return [""] * len(lines), lines
+        tags = [leading_tag(line) for line in lines]
+        return tags, [line[len(tag) :] for line, tag in zip(lines, tags, strict=True)]
+
+    def _head(self, tag: str) -> list[str]:
+        """The piece of a tag."""
+        return [self._tag_pieces.get(tag, tag)] if tag else []
+
+    def language_tag(self, line: str) -> str:
+        """Return the language tag that a line starts with, known or not.
+
+        It is empty without one, and where tags are text.
+        """
+        tag = leading_tag(line)
+        return tag if self._cuts_tags or tag in self._tag_pieces else ""
+
+    def tag_length(self, line: str) -> int:
+        """Return how many pieces at the start of a line are its language tag.
+
+        That is one, but where SentencePiece cuts the tag it writes a blank before it.
+        """
+        tag = self.language_tag(line)
+        if not tag or self._cuts_tags:
+            return 1 if tag else 0
+        return self.encode_pieces([line])[0].index(tag) + 1
+
+    def sample_pieces(
+        self, line: str, *, seed: int, nbest_size: int = -1, alpha: float = 0.1
+    ) -> list[str]:
+        """One random segmentation of a line: always the same for the same seed.
+
+        Args:
+            line: the text.
+            seed: any whole number.
+            nbest_size: draw among this many best segmentations, at most 512; -1 for all.
+            alpha: unigram: exponent of the segmentations' probabilities, 0 makes them equal;
+                bpe: probability that a merge is left out.
+
+        Raises:
+            ModelError: the model is neither unigram nor bpe.
+        """
+        tags, texts = self._tags([line])
+        # SentencePiece's generator is its own and global, so it is seeded for each line.
+        sentencepiece.SetRandomGeneratorSeed(seed % (2**32 - 1))
+        try:
+            pieces: list[bytes] = self._processor.Encode(
+                _utf8(texts)[0], return_type=bytes, enable_sampling=True,
+                nbest_size=nbest_size, alpha=alpha,
+            )  # fmt: skip
+        except RuntimeError as error:
+            reason = reason_of(error) or str(error)
+            raise ModelError(f"the tokenizer cannot sample: {reason}") from error
+        return self._head(tags[0]) + [piece.decode("utf-8", "replace") for piece in pieces]
+
+    def piece_ids(self, pieces: Sequence[str]) -> list[int]:
+        """Id of each piece; the unknown id for what is no piece. A language tag is one."""
+        if self._tag_pieces:
+            pieces = [self._tag_pieces.get(piece, piece) for piece in pieces]
+        if self.vocabulary is not None:
+            ids, unk_id = self.vocabulary.ids, self.unk_id
+            return [ids.get(piece, unk_id) for piece in pieces]
+        return list(self._processor.PieceToId(list(pieces)))
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Text of each sequence of ids, never with a line feed; special pieces give nothing."""
+        if self.vocabulary is not None:
+            special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
+            return self.decode_pieces(
+                [[self.pieces[i] for i in sequence if i not in special] for sequence in ids]
+            )
+        return self._decoded(list(ids))
+
+    def decode_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Where in the text of `decode` each id stands: begin and end, in characters.
+
+        As with `encode_spans`; a special piece that gives nothing stands between the others.
+        """
+        if self.vocabulary is None:
+            mapped = self._processor.Decode(list(ids), return_type="offset_mapping")
+            return list(mapped["offsets"])
+        special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
+        shown = [i not in special for i in ids]
+        pieces = [self.pieces[i] for i, seen in zip(ids, shown, strict=True) if seen]
+        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # bytes would be counted as such
+        mapped = self._processor.Decode(texts, return_type="offset_mapping")
+        shift = int(mapped["text"].startswith("▁"))  # which `decode_pieces` takes away
+        offsets = iter([(max(0, b - shift), max(0, e - shift)) for b, e in mapped["offsets"]])
+        spans, at = [], 0
+        for seen in shown:
+            span = next(offsets) if seen else (at, at)
+            spans.append(span)
+            at = span[1]
+        return spans
+
+    def decode_pieces(self, pieces: Sequence[Sequence[str]]) -> list[str]:
+        """Text of each sequence of pieces, never with a line feed.
+
+        SentencePiece lets the blank sign of a piece that the model does not know stand; here it
+        is a blank like any other, so that every text comes back whatever the model knows.
+        """
+        texts = self._decoded([_utf8(sequence) for sequence in pieces])
+        return [text.removeprefix("▁").replace("▁", " ") for text in texts]
+
+    def _decoded(self, sequences: list[Any]) -> list[str]:
+        if not sequences:  # SentencePiece would take it for one empty sequence
+            return []
+        texts: list[bytes] = self._processor.Decode(
+            sequences, return_type=bytes, num_threads=_threads(sequences)
+        )
+        # Byte pieces can spell a line feed, or bytes that are no UTF-8.
+        return [text.decode("utf-8", "replace").replace("\n", " ") for text in texts]
+
+
+def plain_blanks(text: str) -> str:
+    """Return a text with single blanks only, and none at its ends."""
+    return " ".join(filter(None, text.split(" ")))
+
+
+def _tag_pieces(pieces: Sequence[str], model_bytes: bytes | None) -> dict[str, str]:
+    """The piece of each language tag.
+
+    Args:
+        pieces: of the tokenizer.
+        model_bytes: of SentencePiece, where the pieces are its own: tags are then user-defined.
+    """
+    found = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(TAG_MARK))]
+    if model_bytes is None:
+        return {piece: piece for piece in found if not piece.startswith(TAG_MARK)}
+    user_defined = set(user_defined_pieces(model_bytes)) if found else set()
+    # A tag with a blank before it, as in text, goes before one without.
+    found.sort(key=lambda piece: piece.startswith(TAG_MARK))
+    tags = {piece.removeprefix(TAG_MARK): piece for piece in found if piece in user_defined}
+    return dict(sorted(tags.items()))
+
+
+def _utf8(texts: Iterable[str]) -> list[bytes]:
+    """Bytes, since SentencePiece refuses a str with half a surrogate pair."""
+    return [text.encode("utf-8", "replace") for text in texts]
+
+
+def _threads(batch: Sequence[object]) -> int:
+    return max(1, min(len(batch) // _LINES_PER_THREAD, os.cpu_count() or 1, 16))

@@ -1,0 +1,174 @@
+"""A checkpoint as it is read: every file checked, by its hash and by what it says, or refused."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfm_cli.errors import ModelError
+from tfm_cli.files.ownership import CHECKPOINT_FILES, CHECKPOINT_MANIFEST
+from tfm_cli.files.safetensors_file import WeightsFile
+from tfm_cli.files.untrusted import parse_object, read_plain
+from tfm_cli.model_directory.weights import not_finite
+from tfm_cli.training.state import TrainState
+
+FORMAT_VERSION = 1
+MANIFEST = CHECKPOINT_MANIFEST
+WEIGHTS, AVERAGE, OPTIMIZER, STATE = CHECKPOINT_FILES
+TYPES = {"F32": torch.float32}  # that a run has its tensors in
+_HASHED = set(CHECKPOINT_FILES)
+_MAX_JSON_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
+_MAX_NAMED = 8
+
+
+class NewerFormatError(ModelError):
+    """Not torn, but for a later version: to go back behind it would throw work away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint, read into memory."""
+
+    path: Path
+    state: TrainState
+    text_sha256: dict[str, str]  # of what was learned from, by what it is for
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a folder.
+
+    Raises:
+        ModelError: it is torn, changed, or of a newer format; names the file.
+    """
+    hashes = _hashes(path / MANIFEST)
+    content = _content(path / STATE)
+    _check_hash(path / STATE, hashlib.sha256(content).hexdigest(), hashes[STATE])
+    state, text_sha256 = _counters(path / STATE, content)
+    weights, average, optimizer = (
+        _tensors(path / name, hashes[name]) for name in (WEIGHTS, AVERAGE, OPTIMIZER)
+    )
+    for name, tensors in ((WEIGHTS, weights), (AVERAGE, average)):
+        if bad := not_finite(tensors):
+            told = f"has values that are no finite numbers: {', '.join(bad[:_MAX_NAMED])}"
+            raise ModelError(f"{path / name}: {told}")
+    return Checkpoint(path, state, text_sha256, weights, average, optimizer)
+
+
+def check_fits(
+    checkpoint: Checkpoint, parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]
+) -> None:
+    """Raise a ModelError, by name, if tensors are not those of a model and of its optimizer."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in _MOMENTS}
+    steps: dict[str, tuple[int, ...]] = {f"{name}/step": () for name in shapes}
+    wrong = []
+    for name, wanted, tensors in (
+        (WEIGHTS, shapes, checkpoint.weights),
+        (AVERAGE, {n: tuple(tensor.shape) for n, tensor in average.items()}, checkpoint.average),
+        (OPTIMIZER, moments | steps, checkpoint.optimizer),
+    ):
+        found = {each: tuple(tensor.shape) for each, tensor in tensors.items()}
+        wrong += [f"{name}: {each}: missing" for each in wanted if each not in found]
+        wrong += [f"{name}: {each}: unknown" for each in found if each not in wanted]
+        wrong += [
+            f"{name}: {each}: has shape {found[each]}, wanted {shape}"
+            for each, shape in wanted.items()
+            if found.get(each, shape) != shape
+        ]
+    if wrong:
+        more = [f"… and {len(wrong) - _MAX_NAMED} more"] if len(wrong) > _MAX_NAMED else []
+        title = f"{checkpoint.path}: has not the tensors of this model"
+        raise ModelError("\n  ".join([title, *wrong[:_MAX_NAMED], *more]))
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, as PyTorch's Adam calls them
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """The hash of each file, by name, as a manifest tells them."""
+    manifest = _table(path, _content(path))
+    version = manifest.get("format_version")
+    if type(version) is not int:
+        raise _torn(path, "`format_version` is missing or no number")
+    if version > FORMAT_VERSION:
+        told = f"{path.parent}: has format {version}, wanted at most {FORMAT_VERSION}"
+        raise NewerFormatError(told, hint="install a newer tfm")
+    if unknown := sorted(set(manifest) - {"format_version", "torch_version", "sha256"}):
+        raise _torn(path, f"has the unknown name `{unknown[0][:60]}`")
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
+        raise _torn(path, "has no table of hashes")
+    if set(hashes) != _HASHED:
+        odd = sorted(set(hashes) ^ _HASHED)[0]
+        raise _torn(path, f"has hashes of other files than a checkpoint has: `{odd[:60]}`")
+    return hashes
+
+
+def _counters(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
+    counters = _table(path, content)
+    state, text_sha256 = counters.get("state"), counters.get("text_sha256")
+    if set(counters) != {"state", "text_sha256"} or not isinstance(state, dict):
+        raise _torn(path, "has other tables than `state` and `text_sha256`")
+    if not isinstance(text_sha256, dict) or not all(
+        isinstance(value, str) for value in text_sha256.values()
+    ):
+        raise _torn(path, "`text_sha256` is no table of hashes")
+    try:
+        return TrainState.from_json(state), text_sha256
+    except ValueError as error:
+        raise _torn(path, error) from error
+
+
+def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors in a file, in memory that is theirs."""
+    try:
+        with WeightsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
+            odd = [name for name, values in file.tensors.items() if values.dtype not in TYPES]
+            if odd:
+                raise ModelError(f"{path}: {odd[0]} has type {file.tensors[odd[0]].dtype}")
+            _check_hash(path, file.sha256_of_file(), sha256)
+            contents = file.read()
+        return {
+            # An empty buffer has nothing that a tensor could be made of.
+            name: torch.frombuffer(contents[name], dtype=TYPES[values.dtype]).view(values.shape)
+            if contents[name]
+            else torch.empty(values.shape)
+            for name, values in file.tensors.items()
+        }
+    except OSError as error:
+        raise _torn(path, error.strerror) from error
+    except ValueError as error:
+        raise _torn(path, error) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_plain(path, max_bytes=_MAX_JSON_BYTES)
+    except OSError as error:
+        raise _torn(path, error.strerror) from error
+    except ValueError as error:
+        raise _torn(path, error) from error
+
+
+def _table(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return parse_object(content)
+    except ValueError as error:
+        raise _torn(path, error) from error
+
+
+def _check_hash(path: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise ModelError(f"{path}: is not what was saved: its SHA-256 differs")
+
+
+def _torn(path: Path, reason: object) -> ModelError:
+    return ModelError(f"{path}: is torn or no checkpoint: {reason}")

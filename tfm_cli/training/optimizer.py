@@ -1,0 +1,90 @@
+"""The optimizer, its learning rate as a pure function, and the moving average of weights."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tfm_cli.config.settings import TrainingConfig
+
+
+def learning_rate(update: int, *, peak: float, warmup: int) -> float:
+    """The rate of an update, counted from 1: linear up to `peak`, then falling as 1/sqrt(update).
+
+    With peak = width**-0.5 * warmup**-0.5 it is the paper's width**-0.5 * min(update**-0.5,
+    update * warmup**-1.5).
+
+    Source: Vaswani et al. 2017, equation 3.
+    """
+    return peak * min(update / warmup, math.sqrt(warmup / update))
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay on matrices; norms and biases are left alone.
+
+    Source: Kingma and Ba 2015; Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learn_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=True,
+    )
+
+
+class MovingAverage:
+    """An exponential moving average of a model's weights, which translates better than the last.
+
+    Early on the decay is smaller, min(decay, (1 + update) / (10 + update)), so that the random
+    first weights are soon forgotten.
+
+    Args:
+        model: whose weights are averaged; the average starts as their copy.
+        decay: how much of the average each update keeps; 0 keeps no average at all.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model = model
+        self._decay = decay
+        self.weights: dict[str, Tensor] = {}
+        if decay:
+            self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def current(self) -> dict[str, Tensor]:
+        """The average by name; the model's own weights where no average is kept."""
+        if self._decay:
+            return dict(self.weights)
+        return {name: p.detach() for name, p in self._model.named_parameters()}
+
+    @torch.no_grad()
+    def include(self, update: int) -> None:
+        """Take in the weights after an update, counted from 1."""
+        if self._decay:
+            keep = min(self._decay, (1 + update) / (10 + update))
+            current = [p.detach() for _, p in self._model.named_parameters()]
+            torch._foreach_lerp_(list(self.weights.values()), current, 1 - keep)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the model has the average for its weights; after it, its own again, exactly."""
+        if not self._decay:
+            yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            average = self.weights[name]
+            self.weights[name], parameter.data = parameter.data, average
