@@ -2,17 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.files.ownership import (
+from tfm_cli.files.layout import (
     CHECKPOINT_FILES,
-    CHECKPOINT_MANIFEST,
+    MANIFEST_FILE,
     PREPARED_FACTS,
     PREPARED_FILES,
-    is_checkpoint,
-    is_prepared_text,
 )
+from tfm_cli.files.ownership import is_checkpoint, is_prepared_text
 
 CASES = [
-    (is_checkpoint, "update-00000002", CHECKPOINT_MANIFEST, CHECKPOINT_FILES),
+    (is_checkpoint, "update-00000002", MANIFEST_FILE, CHECKPOINT_FILES),
     (is_prepared_text, "0123456789abcdef" * 2, PREPARED_FACTS, PREPARED_FILES),
 ]
 

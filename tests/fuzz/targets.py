@@ -15,6 +15,7 @@ import sentencepiece
 from safetensors import deserialize
 
 from tfm_cli.errors import ModelError, TfmError
+from tfm_cli.files.layout import MANIFEST_FILE, STATE_FILE
 from tfm_cli.files.safetensors_file import WeightsFile
 from tfm_cli.files.untrusted import parse_json
 from tfm_cli.model_directory.config_file import load_config
@@ -78,14 +79,14 @@ def manifest(content: bytes) -> str:
     from tfm_cli.training import checkpoint_file as reading
 
     told = ""
-    place = _written(reading.MANIFEST, content)
+    place = _written(MANIFEST_FILE, content)
     try:
-        reading._hashes(place / reading.MANIFEST)
+        reading._hashes(place / MANIFEST_FILE)
         told += "manifest "
     except ModelError as error:
         told += f"refused: {error} "
     try:
-        state, _ = reading._counters(place / reading.STATE, content)
+        state, _ = reading._counters(place / STATE_FILE, content)
         assert state.update >= 0
         told += "state"
     except ModelError as error:

@@ -9,9 +9,9 @@ import pytest
 
 from tfm_cli.config.settings import DataConfig, ModelConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import ModelError
+from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.model_directory.config_file import (
     FORMAT_VERSION,
-    WEIGHTS_FILE,
     load_config,
     load_tokenizers,
     save_config,

@@ -9,8 +9,8 @@ from typing import Any
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tfm_cli.files.durable import Operation, watched
+from tfm_cli.files.layout import LOCK_FILE
 from tfm_cli.files.ownership import is_temporary
-from tfm_cli.training.run_directory import LOCK_FILE
 
 _OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2"]
 

@@ -19,7 +19,7 @@ from tests.runs import left_behind
 from tfm_cli.config.loading import changed_settings
 from tfm_cli.config.settings import SECTIONS, RunConfig
 from tfm_cli.files.faults import VARIABLE
-from tfm_cli.training.run_directory import LOCK_FILE
+from tfm_cli.files.layout import LOCK_FILE
 
 # Each setting is in one of these classes, and a new one has to be put into one by hand.
 # What may be another when a run goes on: it changes when something is done, or where, or for how

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.errors import ResourceError
-from tfm_cli.training.run_directory import LOCK_FILE, locked
+from tfm_cli.files.layout import LOCK_FILE
+from tfm_cli.training.run_directory import locked
 
 
 def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:

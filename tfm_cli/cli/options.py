@@ -169,11 +169,7 @@ def refuse_overwriting(
 
 def model_files(path: Path) -> list[Path]:
     """The files of a model directory that are read; or the path itself, if it is a file."""
-    from tfm_cli.model_directory.config_file import (  # imports SentencePiece
-        CONFIG_FILE,
-        WEIGHTS_FILE,
-    )
-    from tfm_cli.tokenizer.pair import TOKENIZER_FILES
+    from tfm_cli.files.layout import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
     if not path.is_dir():
         return [path]

@@ -77,10 +77,8 @@ def shortlist(
     if len(source) != len(target):
         counts = f"{len(source)} and {len(target)}"
         raise ConfigError(f"source and target must be as many files, got {counts}")
-    from tfm_cli.model_directory.config_file import (  # imports SentencePiece
-        SHORTLIST_FILE,
-        load_config,
-    )
+    from tfm_cli.files.layout import SHORTLIST_FILE
+    from tfm_cli.model_directory.config_file import load_config
 
     path = output or model / SHORTLIST_FILE
     load_config(model)
@@ -93,7 +91,8 @@ def shortlist(
     from tfm_cli.device import resolve_device
     from tfm_cli.translation.loading import load_models, resolve_precision
     from tfm_cli.translation.search_engine import SearchOptions, useless_weights_refused
-    from tfm_cli.translation.shortlist import build_shortlist, save_shortlist
+    from tfm_cli.translation.shortlist import save_shortlist
+    from tfm_cli.translation.shortlist_building import build_shortlist
     from tfm_cli.translation.worker_pool import num_workers
 
     place = resolve_device(device)

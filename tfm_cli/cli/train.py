@@ -306,7 +306,8 @@ def _train(
 
 def _begun(output: Path) -> RunConfig | None:
     """The settings of the run in a directory, if there is one."""
-    from tfm_cli.model_directory.config_file import CONFIG_FILE, load_config
+    from tfm_cli.files.layout import CONFIG_FILE
+    from tfm_cli.model_directory.config_file import load_config
 
     with contextlib.suppress(ModelError):  # which is told when the directory is looked at
         if (output / CONFIG_FILE).exists():
@@ -316,7 +317,8 @@ def _begun(output: Path) -> RunConfig | None:
 
 def _pretrained(directory: Path, output: Path) -> Overrides:
     """What a model to start from was made with, as far as a new run must agree with it."""
-    from tfm_cli.model_directory.config_file import CONFIG_FILE, load_config
+    from tfm_cli.files.layout import CONFIG_FILE
+    from tfm_cli.model_directory.config_file import load_config
 
     if not directory.exists() and (output / CONFIG_FILE).is_file():
         began = load_config(output)

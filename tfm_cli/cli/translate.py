@@ -307,7 +307,8 @@ def translate(
         raise ConfigError(f"`--tsv` and `--n-best {n_best}` exclude each other")
 
     models = model or [Path("model")]
-    from tfm_cli.model_directory.config_file import SHORTLIST_FILE, checked_weights, load_config
+    from tfm_cli.files.layout import SHORTLIST_FILE
+    from tfm_cli.model_directory.config_file import checked_weights, load_config
 
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_input(input_path, parallel)

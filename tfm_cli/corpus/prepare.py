@@ -29,6 +29,7 @@ from tfm_cli.corpus.store_files import FORMAT, StoreWriter, open_store, unused
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, remove_directory
+from tfm_cli.files.layout import CACHE_HASHES
 from tfm_cli.files.ownership import (
     cannot_be_written,
     is_prepared_name,
@@ -188,7 +189,6 @@ def _has_name(path: Path, stream: BinaryIO | FileIO) -> bool:
 
 # Prepared corpora kept under a hash of what they were made from.
 
-_FILES = "files.json"
 _MOST_FILES = 1000  # whose hashes are remembered
 _LEFT = "it is left as it is, and treated as absent"
 _CHUNK_BYTES = 1 << 20
@@ -220,7 +220,7 @@ def cached_store(
         DataError: the text cannot be used, or was changed while it was read.
         ResourceError: the cache cannot be written.
     """
-    known = FileHashes(cache / _FILES)
+    known = FileHashes(cache / CACHE_HASHES)
     opened = partial(
         open_store,
         weights=weights,
@@ -267,8 +267,8 @@ def nothing_left_of_failure(cache: Path) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):
-            if cache not in before and (cache / _FILES).exists():
-                durable.remove(cache / _FILES)
+            if cache not in before and (cache / CACHE_HASHES).exists():
+                durable.remove(cache / CACHE_HASHES)
             for folder in (cache, cache.parent):
                 if folder not in before:
                     durable.remove(folder)
@@ -398,4 +398,4 @@ def _sweep(cache: Path, *, of_0_1: bool = False) -> None:
     sweep_locks(cache)
     stems = {path.name.split(".")[1] for path in cache.iterdir() if is_temporary(path.name)}
     ours = [stem for stem in stems if stem == "stdin" or is_prepared_name(stem)]
-    sweep(cache, [*ours, _FILES], of_0_1=of_0_1)
+    sweep(cache, [*ours, CACHE_HASHES], of_0_1=of_0_1)

@@ -23,11 +23,11 @@ from tfm_cli.corpus.filters import Filters, later_duplicates
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
 from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
 from tfm_cli.files import durable
+from tfm_cli.files.layout import PREPARED_FACTS
 from tfm_cli.files.ownership import try_lock
 from tfm_cli.files.untrusted import open_private, parse_object, read_private
 
 FORMAT = 2
-FACTS_FILE = "store.json"
 _SIDES = ("source", "target")
 _KINDS = ("ids", "lengths", "starts")
 _HASHES, _FIRST = "pairs.hashes", "first"
@@ -112,7 +112,7 @@ class StoreWriter:
             "sha256": corpus_sha256(*(digest.hexdigest() for digest in self._digests)),
         }
         text = json.dumps(facts, indent=1) + "\n"
-        durable.write_file(self._directory / FACTS_FILE, text.encode())
+        durable.write_file(self._directory / PREPARED_FACTS, text.encode())
 
     def _begin(self, prefix: str) -> None:
         self._digests = (SideHash(), SideHash())
@@ -215,7 +215,7 @@ def unused(directory: Path) -> Iterator[None]:
     Raises:
         OSError: a process has it open, or that cannot be known, as where there are no locks.
     """
-    with open_private(directory / FACTS_FILE) as file:
+    with open_private(directory / PREPARED_FACTS) as file:
         if not try_lock(file.fileno()):
             raise BlockingIOError(errno.EWOULDBLOCK, "is in use", str(directory))
         yield
@@ -223,7 +223,7 @@ def unused(directory: Path) -> Iterator[None]:
 
 def _in_use(directory: Path) -> int:
     """Return an open file whose lock keeps a corpus from being removed."""
-    with open_private(directory / FACTS_FILE) as file:
+    with open_private(directory / PREPARED_FACTS) as file:
         if try_lock(file.fileno(), shared=True) is False:
             raise BlockingIOError(errno.EWOULDBLOCK, "is being removed", str(directory))
         return os.dup(file.fileno())  # which has the lock as well
@@ -313,10 +313,12 @@ def _facts(directory: Path) -> _Facts:
     Raises:
         OSError, ValueError: it cannot be read, or its content is wrong.
     """
-    path = directory / FACTS_FILE
+    path = directory / PREPARED_FACTS
     table = parse_object(read_private(path, max_bytes=_MAX_FACTS_BYTES))
     if table.get("format") != FORMAT:
-        raise ValueError(f"`{FACTS_FILE}` has format {table.get('format')!r:.60}, wanted {FORMAT}")
+        raise ValueError(
+            f"`{PREPARED_FACTS}` has format {table.get('format')!r:.60}, wanted {FORMAT}"
+        )
     counts = {"pairs": [table.get("pairs")], "dropped": table.get("dropped")}
     if isinstance(counts["dropped"], dict):
         counts["dropped"] = list(counts["dropped"].values())
@@ -324,18 +326,18 @@ def _facts(directory: Path) -> _Facts:
     kinds = table.get("id_types"), [table.get("length_type")]
     for name, values in counts.items():
         if not isinstance(values, list) or not all(map(_is_count, values)):
-            raise ValueError(f"`{FACTS_FILE}`: `{name}` is missing or no count")
+            raise ValueError(f"`{PREPARED_FACTS}`: `{name}` is missing or no count")
     if not all(_REASON.fullmatch(reason) for reason in table["dropped"]):
-        raise ValueError(f"`{FACTS_FILE}`: `dropped` names no reason")
+        raise ValueError(f"`{PREPARED_FACTS}`: `dropped` names no reason")
     if not all(isinstance(kind, list) and all(k in _TYPES for k in kind) for kind in kinds):
-        raise ValueError(f"`{FACTS_FILE}` names unknown types of numbers")
+        raise ValueError(f"`{PREPARED_FACTS}` names unknown types of numbers")
     if not isinstance(table.get("sha256"), str) or not _DIGEST.fullmatch(table["sha256"]):
-        raise ValueError(f"`{FACTS_FILE}`: `sha256` is missing or no hash")
+        raise ValueError(f"`{PREPARED_FACTS}`: `sha256` is missing or no hash")
     if not table["files"] or sum(table["files"]) != table["pairs"]:
-        raise ValueError(f"`{FACTS_FILE}` contradicts itself")
+        raise ValueError(f"`{PREPARED_FACTS}` contradicts itself")
     trips = table.get("round_trips", [])
     if not isinstance(trips, list) or len(trips) not in (0, len(_SIDES)):
-        raise ValueError(f"`{FACTS_FILE}`: `round_trips` are not of both sides")
+        raise ValueError(f"`{PREPARED_FACTS}`: `round_trips` are not of both sides")
     return _Facts(
         pairs=table["pairs"],
         pieces=table["pieces"],

@@ -18,41 +18,35 @@ from pathlib import Path
 
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
+from tfm_cli.files.layout import (
+    BEST_FILES,
+    CACHE_HASHES,
+    CACHE_TEMPORARIES,
+    CHECKPOINT,
+    CHECKPOINT_FILES,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    CORPUS,
+    EXPORT_FILE,
+    MANIFEST_FILE,
+    MARKER_FILE,
+    ON_SCHEDULE,
+    PREPARED,
+    PREPARED_FACTS,
+    PREPARED_FILES,
+    PREPARED_LOCK,
+)
 from tfm_cli.files.untrusted import NotPrivateError, parse_object, read_plain, read_private
 
-CONFIG_FILE = "config.json"
-MARKER_FILE = ".tfm-run.json"  # of a run that has not written its `config.json` yet
-EXPORT_FILE = ".tfm-export.json"  # of a directory for another toolkit
-CHECKPOINTS = "checkpoints"
 # A run that ends between two scheduled validations judges its last weights too and keeps them if
 # they are best. The best ones by schedule wait here: a run that resumes takes them back, and so
 # leaves to the byte what it would have left had it never stopped.
-ON_SCHEDULE = "best-on-schedule"
-BEST_FILES = ("model.safetensors", "README.md")
-CORPUS = "corpus"
-CACHE_HASHES = "files.json"
-CACHE_TEMPORARIES = (CACHE_HASHES, "stdin")
-CHECKPOINT_MANIFEST = "manifest.json"
-CHECKPOINT_FILES = (  # beside the manifest
-    "model.safetensors",
-    "average.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-)
-PREPARED_FACTS = "store.json"
-PREPARED_FILES = (
-    PREPARED_FACTS,
-    *(f"{side}.{kind}" for side in ("source", "target") for kind in ("ids", "lengths", "starts")),
-)
 
 _MAX_FACTS_BYTES = 1 << 20
 _END_OF_CARD = b"All settings are in `config.json`.\n"
 _LONGEST_STEM = 50  # the longest name that a file can have leaves no room for more
 _TEMPORARY = re.compile(r"\.(.*)\.tfm-[0-9a-f]{16}\.(?:part|trash)", re.DOTALL)
 _TEMPORARY_OF_0_1 = re.compile(r"\.(.*)\.[0-9]{1,10}\.(?:part|trash)", re.DOTALL)  # by process
-_CHECKPOINT = re.compile(r"update-[0-9]{8,}")
-_LOCK_OF_CACHE = re.compile(r"\.[0-9a-f]{32}\.lock")
-_PREPARED = re.compile(r"[0-9a-f]{32}")
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -149,9 +143,9 @@ def is_checkpoint(path: Path) -> bool:
     return is_checkpoint_name(path.name) and (
         is_empty_directory(path)
         or (
-            holds_only(path, (*CHECKPOINT_FILES, CHECKPOINT_MANIFEST))
+            holds_only(path, (*CHECKPOINT_FILES, MANIFEST_FILE))
             and (
-                _has_file(path, CHECKPOINT_MANIFEST)
+                _has_file(path, MANIFEST_FILE)
                 or all(_has_file(path, name) for name in CHECKPOINT_FILES)
             )
         )
@@ -160,7 +154,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def is_checkpoint_name(name: str) -> bool:
     """Return True for a name that a run gives to a checkpoint."""
-    return _CHECKPOINT.fullmatch(name) is not None
+    return CHECKPOINT.fullmatch(name) is not None
 
 
 def is_prepared_text(path: Path) -> bool:
@@ -176,7 +170,7 @@ def is_prepared_text(path: Path) -> bool:
 
 def is_prepared_name(name: str) -> bool:
     """Return True for a name that a data cache gives to a prepared text: a hash."""
-    return _PREPARED.fullmatch(name) is not None
+    return PREPARED.fullmatch(name) is not None
 
 
 def is_empty_directory(path: Path) -> bool:
@@ -261,7 +255,7 @@ def is_cache(path: Path) -> bool:
 def _is_of_cache(path: Path) -> bool:
     return (
         is_own_file(path, [CACHE_HASHES])
-        or (_LOCK_OF_CACHE.fullmatch(path.name) is not None and is_own_file(path, [path.name]))
+        or (PREPARED_LOCK.fullmatch(path.name) is not None and is_own_file(path, [path.name]))
         or is_prepared_text(path)
         or any(is_temporary_of(path.name, name, of_0_1=True) for name in CACHE_TEMPORARIES)
         or (is_temporary(path.name) and is_prepared_name(path.name.split(".")[1]))

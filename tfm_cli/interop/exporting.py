@@ -18,13 +18,14 @@ from tfm_cli.decoding.length import output_limit
 from tfm_cli.errors import ConfigError, ModelError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, check_writable
-from tfm_cli.files.ownership import (
+from tfm_cli.files.layout import (
+    CONFIG_FILE,
     EXPORT_FILE,
-    holds_export,
-    is_own_file,
-    looking_at,
-    refuse_replacing,
+    SHORTLIST_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
 )
+from tfm_cli.files.ownership import holds_export, is_own_file, looking_at, refuse_replacing
 from tfm_cli.files.untrusted import open_plain, parse_object, read_plain
 from tfm_cli.interop import ctranslate2 as ctranslate2_format
 from tfm_cli.interop.ctranslate2 import QUANTIZATIONS, write_ctranslate2
@@ -38,12 +39,7 @@ from tfm_cli.interop.verification.comparison import (
     verify_hugging_face,
 )
 from tfm_cli.interop.verification.probe import probe_lines
-from tfm_cli.model_directory.config_file import (
-    CONFIG_FILE,
-    SHORTLIST_FILE,
-    WEIGHTS_FILE,
-    save_config,
-)
+from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weight_shapes import SCALES, quantized, weight_shapes
 from tfm_cli.model_directory.weights import (
     TrainedModel,
@@ -55,7 +51,6 @@ from tfm_cli.model_directory.weights import (
 from tfm_cli.native import library, structures
 from tfm_cli.native.model import NativeModel, error_of
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.tokenizer.pair import TOKENIZER_FILES
 from tfm_cli.translation.search_engine import useless_weights_refused
 
 logger = logging.getLogger(__name__)

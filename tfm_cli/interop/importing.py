@@ -19,6 +19,7 @@ from tfm_cli.console import visible
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, check_writable
+from tfm_cli.files.layout import CONFIG_FILE, SHORTLIST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from tfm_cli.files.ownership import (
     holds_model,
     is_cache,
@@ -35,15 +36,9 @@ from tfm_cli.interop.marian.reading import read_marian, source_names
 from tfm_cli.interop.source_files import download, has_file, is_hub_name, read_json, source_file
 from tfm_cli.interop.tensors import ImportedModel
 from tfm_cli.interop.verification.import_check import verify_import
-from tfm_cli.model_directory.config_file import (
-    CONFIG_FILE,
-    SHORTLIST_FILE,
-    WEIGHTS_FILE,
-    save_config,
-)
+from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
 from tfm_cli.text.markdown import code, plain
-from tfm_cli.tokenizer.pair import TOKENIZER_FILES
 from tfm_cli.translation.search_engine import useless_weights_refused
 
 logger = logging.getLogger(__name__)

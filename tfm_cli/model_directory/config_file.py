@@ -19,20 +19,16 @@ from tfm_cli.config.settings import MOST, SECTIONS, ModelConfig, RunConfig, sett
 from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
+from tfm_cli.files.layout import CONFIG_FILE, JOINT_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import WeightsFile
 from tfm_cli.files.untrusted import parse_object, read_plain
-from tfm_cli.tokenizer.pair import JOINT_FILE, TOKENIZER_FILES, TokenizerPair
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, read_model_file
 
 # 2 has one tokenizer for each side, and search settings that 1 had not; 3 has the settings that
 # `settings_before` lists; 4 has decoders whose layers have a shape of their own,
 # and weights in int8.
 FORMAT_VERSION = 4
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-SHORTLIST_FILE = (
-    "shortlist.safetensors"  # which pieces translations need; there if it was asked for
-)
 _MAX_CONFIG_BYTES = 1 << 20
 # Settings that models were saved with when they had no such bounds; some count up to `MOST`.
 _ONCE_OPEN = {

@@ -13,9 +13,10 @@ from typing import Any
 
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.errors import ModelError
+from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.files.safetensors_file import Values, WeightsFile
 from tfm_cli.files.untrusted import parse_object
-from tfm_cli.model_directory.config_file import CONFIG_FILE, FORMAT_VERSION, SavedConfig
+from tfm_cli.model_directory.config_file import FORMAT_VERSION, SavedConfig
 
 SCALES = ".scales"  # of the rows of a matrix in int8, behind its name
 INT8_FORMAT = 4  # the first that has them

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.files.atomic import atomic_file
+from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import WeightsFile, values_sha256
 from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.config_file import (
-    WEIGHTS_FILE,
     SavedConfig,
     load_config,
     load_tokenizers,

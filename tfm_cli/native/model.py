@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ResourceError
+from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import WeightsFile
 from tfm_cli.model_directory.config_file import (
-    WEIGHTS_FILE,
     SavedConfig,
     load_config,
     load_tokenizers,

@@ -6,22 +6,19 @@ from dataclasses import dataclass
 from typing import Self
 
 from tfm_cli.errors import ModelError
+from tfm_cli.files.layout import (
+    JOINT_FILE,
+    SHARED_VOCABULARY_FILE,
+    SOURCE_FILE,
+    SOURCE_VOCABULARY_FILE,
+    TARGET_FILE,
+    TARGET_VOCABULARY_FILE,
+    TOKENIZER_FILE_SETS,
+)
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
-JOINT_FILE = "tokenizer.model"
-SOURCE_FILE, TARGET_FILE = "source.model", "target.model"
-SHARED_VOCABULARY_FILE = "vocab.json"
-SOURCE_VOCABULARY_FILE, TARGET_VOCABULARY_FILE = "source.vocab.json", "target.vocab.json"
-
 # Which files stand together in a model directory.
-_SETS = (
-    {JOINT_FILE},
-    {SOURCE_FILE, TARGET_FILE},
-    {SOURCE_FILE, TARGET_FILE, SHARED_VOCABULARY_FILE},
-    {SOURCE_FILE, TARGET_FILE, SOURCE_VOCABULARY_FILE, TARGET_VOCABULARY_FILE},
-)
-TOKENIZER_FILES = tuple(sorted(set().union(*_SETS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ class TokenizerPair:
         Raises:
             ModelError: files that do not stand together, or one that is not what its name says.
         """
-        if set(files) not in _SETS:
+        if set(files) not in TOKENIZER_FILE_SETS:
             listed = ", ".join(f"`{name}`" for name in sorted(files))
             raise ModelError(f"{place}: has tokenizer files that do not stand together: {listed}")
         if JOINT_FILE in files:

@@ -16,8 +16,15 @@ from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.evaluation.scores import Score
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, is_full, remove_directory
-from tfm_cli.files.ownership import CHECKPOINTS, ON_SCHEDULE, is_card, is_set_aside
-from tfm_cli.model_directory.config_file import CONFIG_FILE, WEIGHTS_FILE
+from tfm_cli.files.layout import (
+    CARD_FILE,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    METRICS_FILE,
+    ON_SCHEDULE,
+    WEIGHTS_FILE,
+)
+from tfm_cli.files.ownership import is_card, is_set_aside
 from tfm_cli.model_directory.weights import WeightsFacts, save_weights, weights_facts
 from tfm_cli.text.markdown import code, plain
 from tfm_cli.training import checkpoint
@@ -26,7 +33,6 @@ from tfm_cli.training.events import Logged, Refused, SaveDue, Unjudged, Validate
 from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.parallel_model import Learner
 from tfm_cli.training.progress import Display, MetricsFile
-from tfm_cli.training.run_directory import CARD_FILE, METRICS_FILE
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validation import Validation
 

@@ -22,17 +22,19 @@ from torch import Tensor, nn
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, is_full, remove_directory
+from tfm_cli.files.layout import (
+    AVERAGE_FILE,
+    MANIFEST_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    WEIGHTS_FILE,
+)
 from tfm_cli.files.ownership import is_checkpoint, is_checkpoint_name
 from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.data_parallel import fill, full
 from tfm_cli.training.checkpoint_file import (
-    AVERAGE,
     FORMAT_VERSION,
-    MANIFEST,
-    OPTIMIZER,
-    STATE,
-    WEIGHTS,
     Checkpoint,
     NewerFormatError,
     check_fits,
@@ -90,9 +92,9 @@ def gathered(
 ) -> dict[str, dict[str, Tensor]]:
     """All tensors of a checkpoint, by file; see `whole`."""
     return {
-        WEIGHTS: whole(dict(model.named_parameters()), wanted=wanted),
-        AVERAGE: whole(average.weights, wanted=wanted),
-        OPTIMIZER: whole(optimizer_tensors(model, optimizer), wanted=wanted),
+        WEIGHTS_FILE: whole(dict(model.named_parameters()), wanted=wanted),
+        AVERAGE_FILE: whole(average.weights, wanted=wanted),
+        OPTIMIZER_FILE: whole(optimizer_tensors(model, optimizer), wanted=wanted),
     }
 
 
@@ -102,13 +104,16 @@ def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: st
         for name, table in tensors.items():
             with durable.create(aside / name) as stream:
                 hashes[name] = write_tensors(stream, table)
-        hashes[STATE] = hashlib.sha256(counters.encode()).hexdigest()
+        hashes[STATE_FILE] = hashlib.sha256(counters.encode()).hexdigest()
         manifest = {
             "format_version": FORMAT_VERSION,
             "torch_version": torch.__version__,
             "sha256": hashes,
         }
-        for name, text in ((STATE, counters), (MANIFEST, json.dumps(manifest, indent=2) + "\n")):
+        for name, text in (
+            (STATE_FILE, counters),
+            (MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n"),
+        ):
             durable.write_file(aside / name, text.encode())
 
 

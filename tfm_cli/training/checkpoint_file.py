@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from tfm_cli.errors import ModelError
-from tfm_cli.files.ownership import CHECKPOINT_FILES, CHECKPOINT_MANIFEST
+from tfm_cli.files.layout import (
+    AVERAGE_FILE,
+    CHECKPOINT_FILES,
+    MANIFEST_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    WEIGHTS_FILE,
+)
 from tfm_cli.files.safetensors_file import WeightsFile
 from tfm_cli.files.untrusted import parse_object, read_plain
 from tfm_cli.model_directory.weights import not_finite
 from tfm_cli.training.state import TrainState
 
 FORMAT_VERSION = 1
-MANIFEST = CHECKPOINT_MANIFEST
-WEIGHTS, AVERAGE, OPTIMIZER, STATE = CHECKPOINT_FILES
 TYPES = {"F32": torch.float32}  # that a run has its tensors in
 _HASHED = set(CHECKPOINT_FILES)
 _MAX_JSON_BYTES = 1 << 20
@@ -48,14 +53,14 @@ def read(path: Path) -> Checkpoint:
     Raises:
         ModelError: it is torn, changed, or of a newer format; names the file.
     """
-    hashes = _hashes(path / MANIFEST)
-    content = _content(path / STATE)
-    _check_hash(path / STATE, hashlib.sha256(content).hexdigest(), hashes[STATE])
-    state, text_sha256 = _counters(path / STATE, content)
+    hashes = _hashes(path / MANIFEST_FILE)
+    content = _content(path / STATE_FILE)
+    _check_hash(path / STATE_FILE, hashlib.sha256(content).hexdigest(), hashes[STATE_FILE])
+    state, text_sha256 = _counters(path / STATE_FILE, content)
     weights, average, optimizer = (
-        _tensors(path / name, hashes[name]) for name in (WEIGHTS, AVERAGE, OPTIMIZER)
+        _tensors(path / name, hashes[name]) for name in (WEIGHTS_FILE, AVERAGE_FILE, OPTIMIZER_FILE)
     )
-    for name, tensors in ((WEIGHTS, weights), (AVERAGE, average)):
+    for name, tensors in ((WEIGHTS_FILE, weights), (AVERAGE_FILE, average)):
         if bad := not_finite(tensors):
             told = f"has values that are no finite numbers: {', '.join(bad[:_MAX_NAMED])}"
             raise ModelError(f"{path / name}: {told}")
@@ -71,9 +76,13 @@ def check_fits(
     steps: dict[str, tuple[int, ...]] = {f"{name}/step": () for name in shapes}
     wrong = []
     for name, wanted, tensors in (
-        (WEIGHTS, shapes, checkpoint.weights),
-        (AVERAGE, {n: tuple(tensor.shape) for n, tensor in average.items()}, checkpoint.average),
-        (OPTIMIZER, moments | steps, checkpoint.optimizer),
+        (WEIGHTS_FILE, shapes, checkpoint.weights),
+        (
+            AVERAGE_FILE,
+            {n: tuple(tensor.shape) for n, tensor in average.items()},
+            checkpoint.average,
+        ),
+        (OPTIMIZER_FILE, moments | steps, checkpoint.optimizer),
     ):
         found = {each: tuple(tensor.shape) for each, tensor in tensors.items()}
         wrong += [f"{name}: {each}: missing" for each in wanted if each not in found]

@@ -33,7 +33,7 @@ from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.evaluation.bleu_tokenizer import check_available
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import temporary_file
-from tfm_cli.files.ownership import CORPUS
+from tfm_cli.files.layout import CORPUS
 from tfm_cli.model_directory.config_file import named_tokenizers
 from tfm_cli.text.language_tags import NO_TAGS, TagCounts, listed
 from tfm_cli.text.reader import held_in_memory, open_lines

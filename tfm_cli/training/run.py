@@ -15,7 +15,7 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import DivergedError, Interrupted
-from tfm_cli.files.ownership import CHECKPOINTS
+from tfm_cli.files.layout import CHECKPOINTS
 from tfm_cli.model.arithmetic import (
     precision_name,
     ran_out_of_memory,

@@ -20,11 +20,20 @@ from tfm_cli.config.settings import RunConfig, is_rule_file
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, check_own, check_writable, remove_directory
-from tfm_cli.files.ownership import (
+from tfm_cli.files.layout import (
+    CARD_FILE,
     CHECKPOINTS,
+    CONFIG_FILE,
     CORPUS,
+    LOCK_FILE,
     MARKER_FILE,
+    METRICS_FILE,
     ON_SCHEDULE,
+    SHORTLIST_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+)
+from tfm_cli.files.ownership import (
     cannot_be_written,
     holds_marker,
     holds_model,
@@ -41,20 +50,13 @@ from tfm_cli.files.ownership import (
     sweep,
 )
 from tfm_cli.files.untrusted import NOT_OURS, NotPrivateError, check_private, parse_object
-from tfm_cli.model_directory.config_file import (
-    CONFIG_FILE,
-    SHORTLIST_FILE,
-    WEIGHTS_FILE,
-    load_config,
-)
-from tfm_cli.tokenizer.pair import TOKENIZER_FILES
+from tfm_cli.model_directory.config_file import load_config
 
 logger = logging.getLogger(__name__)
 
 
 # One run at a time in a directory; a lock that a dead process left does not count.
 
-LOCK_FILE = ".tfm-train.lock"
 _BEGINNING = b'{"pid": '
 _TELLING_SECONDS = 0.5  # from taking the lock to having told by whom it was taken
 
@@ -133,8 +135,6 @@ def _holder(stream: BinaryIO) -> str:
         time.sleep(0.02)
 
 
-CARD_FILE = "README.md"
-METRICS_FILE = "metrics.jsonl"
 # The settings go last when all is removed, so that what is left is still known as ours.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)

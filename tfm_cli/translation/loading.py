@@ -7,7 +7,7 @@ from pathlib import Path
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.device import Device, decoding_precision, torch_build
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.model_directory.config_file import WEIGHTS_FILE
+from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.model_directory.weight_shapes import stored_precision
 from tfm_cli.native import library
 from tfm_cli.tokenizer.pair import TokenizerPair
