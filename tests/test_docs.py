@@ -13,6 +13,8 @@ from tests.conftest import RunTfm
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROMISE = re.compile(r"^\| R(\d+) \| .*? \| (.*) \|$", flags=re.MULTILINE)
 COMMANDS = (
     ["train"], ["translate"], ["evaluate"], ["import"], ["export"], ["shortlist"],
     ["check"], ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
@@ -65,7 +67,7 @@ def test_flags_in_the_readme_exist(run_tfm: RunTfm) -> None:
 
 
 def test_each_promise_names_tests_that_there_are() -> None:
-    rows = re.findall(r"^\| R(\d+) \| .*? \| (.*) \|$", README, flags=re.MULTILINE)
+    rows = [row for page in PAGES for row in PROMISE.findall(page.read_text(encoding="utf-8"))]
     lacking = [
         name
         for _, shown in rows

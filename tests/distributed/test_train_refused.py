@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
-from tests.promises.ranks_run import command
+from tests.distributed.ranks_run import command
 from tests.runs import metrics, write_part
 
 

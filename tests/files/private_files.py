@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import Result, TinyCorpus, invoke
-from tests.promises import forked
 from tests.runs import SMALL_RUN, write_part
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model_v2"

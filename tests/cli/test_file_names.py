@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
-from tests.promises.forked import PATIENCE
+from tests.forked import PATIENCE
 
 NAMES = {
     "blanks": b" a b ",

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
-from tests.promises.ranks_run import RanksRun, fault, unbroken
+from tests.distributed.ranks_run import RanksRun, fault, unbroken
 from tests.runs import checkpoints, left_behind
 from tfm_cli.config.settings import DataConfig, TokenizerConfig
 from tfm_cli.corpus.encoding_pool import encoders

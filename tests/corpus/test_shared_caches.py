@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests import forked
 from tests.conftest import TinyCorpus
-from tests.promises import forked
 from tests.runs import SMALL_RUN, write_part
 from tfm_cli.files.faults import VARIABLE
 

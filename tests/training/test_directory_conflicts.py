@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.conftest import RunTfm, TinyCorpus
 from tests.odd_files import KINDS, make_odd
-from tests.promises import forked
-from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import left_behind
+from tests.training.small_run import SmallRun, unbroken_run, unfinished
 from tfm_cli.config.loading import changed_settings
 from tfm_cli.config.settings import SECTIONS, RunConfig
 from tfm_cli.files.faults import VARIABLE

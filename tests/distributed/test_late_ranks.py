@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
-from tests.promises.ranks_run import command, fault
+from tests.distributed.ranks_run import command, fault
 from tests.runs import write_part
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ import pytest
 
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
+from tests.distributed.ranks_run import command, fault
 from tests.distributed.test_train import in_double
-from tests.promises.ranks_run import command, fault
-from tests.promises.test_memory import RUN, assert_same_weights
 from tests.runs import checkpoints, left_behind, write_part
+from tests.training.test_out_of_memory import RUN, assert_same_weights
 from tfm_cli.files import faults
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forked
 from tests.conftest import TinyCorpus
-from tests.promises import forked
-from tests.promises.disk_model import Tree, put, states
-from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import left_behind, metrics
+from tests.training.disk_model import Tree, put, states
+from tests.training.small_run import SmallRun, unbroken_run, unfinished
 from tfm_cli.errors import ModelError
 from tfm_cli.model_directory.weights import load_model, weights_facts
 from tfm_cli.training import checkpoint

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
-from tests.promises.ranks_run import command
+from tests.distributed.ranks_run import command
 from tests.runs import checkpoints, metrics, write_part
 from tfm_cli.console import counted
 

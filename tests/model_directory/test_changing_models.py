@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import RunTfm
-from tests.promises.damage import copied, same
+from tests.model_directory.damage import copied, same
 from tfm_cli.config.settings import ModelConfig, RunConfig, TokenizerConfig
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import (

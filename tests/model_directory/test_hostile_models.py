@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm
-from tests.promises.hostile_models import HOSTILE, made
+from tests.model_directory.hostile_models import HOSTILE, made
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.model_directory.config_file import named_tokenizers

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import Result
-from tests.promises import forked
-from tests.promises.private_files import GOLDEN, PATCH
+from tests.files.private_files import GOLDEN, PATCH
 from tfm_cli.files.atomic import temporary_file
 from tfm_cli.files.faults import VARIABLE
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_SHAPE, Result, RunTfm
-from tests.promises.forked import PATIENCE
+from tests.forked import PATIENCE
 from tfm_cli.console import one_line, told, visible
 
 # Set the clipboard, a link, clear the screen, the same in 8 bits, write backwards, a new title.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import RunTfm, TinyCorpus
-from tests.promises import forked
 from tfm_cli.files.durable import Operation, watched
 from tfm_cli.files.faults import VARIABLE
 from tfm_cli.translation import resumable_output

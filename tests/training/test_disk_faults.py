@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests import forked
 from tests.conftest import Result, RunTfm, TinyCorpus
-from tests.promises import forked
-from tests.promises.small_run import SmallRun, unbroken_run, unfinished
 from tests.runs import checkpoints, left_behind
+from tests.training.small_run import SmallRun, unbroken_run, unfinished
 from tfm_cli.files.durable import Operation, watched
 from tfm_cli.files.faults import VARIABLE, begin_again
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises import text_faults as faults
+from tests.text import text_faults as faults
 
 
 def _cases(

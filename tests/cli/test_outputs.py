@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm
-from tests.promises.forked import PATIENCE
+from tests.forked import PATIENCE
 from tfm_cli.errors import ResourceError
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.translation.translator import Translator

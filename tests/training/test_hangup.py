@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
-from tests.promises.forked import PATIENCE
+from tests.forked import PATIENCE
 from tests.runs import SMALL_RUN, checkpoints, write_part
 
 # Progress is kept at once, however fast a tiny model is.

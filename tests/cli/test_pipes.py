@@ -17,7 +17,7 @@ import pytest
 
 from tests.bench.memory import measure
 from tests.conftest import RunTfm
-from tests.promises.forked import PATIENCE, wait_for
+from tests.forked import PATIENCE, wait_for
 from tfm_cli.translation.search import BatchSearch
 
 Start = Callable[..., subprocess.Popen[bytes]]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import RunTfm, TinyCorpus
-from tests.promises.damage import Harm, copied, cuts, flips, same
+from tests.model_directory.damage import Harm, copied, cuts, flips, same
 from tests.tokenizer.test_tokenizer import serialized
 from tfm_cli.errors import ModelError
 from tfm_cli.model_directory.config_file import FORMAT_VERSION

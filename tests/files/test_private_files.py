@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TinyCorpus
-from tests.promises.private_files import KINDS, PRECIOUS, SCENES, Scene
+from tests.files.private_files import KINDS, PRECIOUS, SCENES, Scene
 
 CODES = (0, 2, 3, 4, 5)
 # A few of all in the fast tests: what is most often met, and what once went wrong.
