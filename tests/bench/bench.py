@@ -39,7 +39,7 @@ from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
 from tfm_cli.training.batches import MicroBatch
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
-from tfm_cli.training.parallel_model import Learner
+from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.update import update
 
 START_ID, EOS_ID = 2, 3
@@ -110,7 +110,7 @@ def bench_training(
     model = build_transformer(config.model, (vocab_size, vocab_size)).train()
     optimizer = make_optimizer(model, TrainingConfig())
     average = MovingAverage(model, 0.999)
-    learner = Learner(model, label_smoothing=0.1)
+    parallel_model = ParallelModel(model, label_smoothing=0.1)
     plan = BatchOrder(source, target, max_tokens=budget, seed=1).batches(epoch=0, pool=0)
 
     def batch(pairs: np.ndarray) -> Batch:
@@ -130,7 +130,7 @@ def bench_training(
         for one in batches:
             number += 1
             update(
-                learner,
+                parallel_model,
                 [MicroBatch(0, one)],
                 optimizer,
                 average,

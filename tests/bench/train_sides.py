@@ -36,9 +36,9 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore
 from tfm_cli.model.arithmetic import resolve_precision
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.batches import Planner, UpdatePlan, made_ready
+from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
-from tfm_cli.training.parallel_model import Learner, batch_loss
+from tfm_cli.training.parallel_model import ParallelModel, batch_loss
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.update import update
 
@@ -93,7 +93,7 @@ class Tfm:
             feed_forward_width=shape.feed_forward_width,
             dropout=job["dropout"],
         ).train()
-        self._learner = Learner(self.model, label_smoothing=SETTINGS.label_smoothing)
+        self._parallel_model = ParallelModel(self.model, label_smoothing=SETTINGS.label_smoothing)
         self._optimizer = make_optimizer(self.model, SETTINGS)
         self._average = MovingAverage(self.model, 0)
         self._planner = Planner(
@@ -108,14 +108,14 @@ class Tfm:
         self._number = 0
         self._open = contextlib.ExitStack()
         self._plans: Iterator[UpdatePlan] = self._open.enter_context(
-            made_ready(lambda: self._planner.updates(TrainState()))
+            prefetched(lambda: self._planner.updates(TrainState()))
         )
 
     def learn(self) -> None:
         plan = next(self._plans)
         self._number += 1
         update(
-            self._learner,
+            self._parallel_model,
             plan.micro_batches,
             self._optimizer,
             self._average,

@@ -56,8 +56,8 @@ def test_process_that_is_stopped_is_named(
         self._process.send_signal(signal.SIGSTOP)
 
     monkeypatch.setattr(encoding_pool._Process, "__init__", stopped)
-    monkeypatch.setattr(child_processes, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(child_processes, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(child_processes, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(child_processes, "_TIMEOUT_SECONDS", 0.5)
 
     with pytest.raises(ResourceError, match=r"prepares text, PID \d+, was stopped for 0\.5 s"):
         prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
@@ -82,7 +82,7 @@ def test_process_ends_with_the_one_that_asked() -> None:
         "import os, signal, sys; from tfm_cli.corpus import encoders; "
         "from tfm_cli.corpus.filters import Filters; from tfm_cli.tokenizer.pair import *\n"
         "class Nothing:\n    def files(self): return {}\n"
-        "one = encoders._Process(Nothing(), Filters(9), encoders.StopWatch('x'))\n"
+        "one = encoders._Process(Nothing(), Filters(9), encoders.SuspensionMonitor('x'))\n"
         "print(one._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
 

@@ -35,11 +35,11 @@ def recorded(path: Path) -> ranks.Prepare:
             pairs_of[id(made)] = (pairs.tolist(), made)
             return made
 
-        def noted(learner: Any, micro_batches: Any, *rest: Any, **named: Any) -> Any:
+        def noted(parallel_model: Any, micro_batches: Any, *rest: Any, **named: Any) -> Any:
             ids = [pairs_of[id(each.batch)][0] for each in micro_batches if each.counts]
             with (path / f"{rank}.jsonl").open("a") as stream:
                 stream.write(json.dumps([named["number"], ids]) + "\n")
-            return update(learner, micro_batches, *rest, **named)
+            return update(parallel_model, micro_batches, *rest, **named)
 
         plan.Planner.batch = batch  # type: ignore[method-assign]  # that is the point
         loop.update = noted  # type: ignore[attr-defined]  # imported there
@@ -143,10 +143,14 @@ def test_r51_rank_with_another_bit_stops_all_before_the_save(
 
         update = loop.update  # type: ignore[attr-defined]  # imported there
 
-        def flipped(learner: Any, batches: Any, optimizer: Any, average: Any, **more: Any) -> Any:
-            stats = update(learner, batches, optimizer, average, **more)
+        def flipped(
+            parallel_model: Any, batches: Any, optimizer: Any, average: Any, **more: Any
+        ) -> Any:
+            stats = update(parallel_model, batches, optimizer, average, **more)
             if rank == 1 and more["number"] == 7:
-                weights = average.weights if of_average else dict(learner.model.named_parameters())
+                weights = (
+                    average.weights if of_average else dict(parallel_model.model.named_parameters())
+                )
                 weights[name].detach().view(torch.int32).flatten()[3] ^= bit
             return stats
 

@@ -35,7 +35,7 @@ def test_r48_killed_at_an_update_the_same_command_ends_with_the_same_bits(
     again = ranks.run(tmp_path / "s", command)
 
     assert (killed[rank].code, killed[1 - rank].code) == (137, 5)
-    words = f"error: rank {1 - rank} of 2, in update {update}: rank {rank} ended before the work"
+    words = f"error: rank {1 - rank} of 2, in update {update}: rank {rank} exited before the work"
     assert words in killed[1 - rank].err
     assert [each.code for each in again] == [0, 0], again
     assert left_behind(tmp_path / "model") == whole.left

@@ -46,10 +46,10 @@ def test_r49_stopped_rank_ends_all_and_is_named(
     assert [done[rank].code for rank in others] == [5] * len(others), done
     assert done[stopped].code == 5
     (error,) = errors("".join(words))
-    late = f"rank {stopped} was not heard of for 6 s"
+    late = f"rank {stopped} has sent no heartbeat for 6 s"
     assert re.fullmatch(rf"error: rank [0-2] of {world}, in update 7: {late}", error), error
-    hint = "hint: see whether it is stopped or its machine is down, and start the same again, "
-    assert f"{hint}for slow machines with a longer `--dist-timeout`\n" in "".join(words)
+    hint = "hint: check whether it is stopped or its machine is down, and repeat the command, "
+    assert f"{hint}on slow machines with a longer `--dist-timeout`\n" in "".join(words)
 
 
 def test_r49_rank_that_hangs_in_an_update_ends_all_and_is_named(
@@ -74,7 +74,9 @@ def test_r49_rank_that_hangs_in_an_update_ends_all_and_is_named(
     assert time.monotonic() - began < 60
     assert [each.code for each in done] == [5, 5]
     (error,) = errors(done[0].err + done[1].err)
-    assert re.fullmatch(r"error: rank . of 2, in update 4: rank . got no further for 6 s", error)
+    assert re.fullmatch(
+        r"error: rank . of 2, in update 4: rank . has made no progress for 6 s", error
+    )
 
 
 def test_r49_rank_that_does_not_come_is_named(text: list[str], tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_r49_rank_that_does_not_come_is_named(text: list[str], tmp_path: Path) -
     done = at_work.ended()
 
     assert done[0].code == 5
-    assert errors(done[0].err) == ["error: rank 0 of 3: rank 1 did not come within 6 s"]
+    assert errors(done[0].err) == ["error: rank 0 of 3: rank 1 did not join within 6 s"]
     assert [each.code for each in done] == [5, 5, 5]
 
 

@@ -69,6 +69,6 @@ def test_r03_second_signal_ends_all_at_once_with_the_old_checkpoint_whole(
 
     assert done[rank].code == 128 + signal.SIGTERM
     assert done[1 - rank].code == 5
-    assert f"rank {rank} ended before the work was done" in done[1 - rank].err
+    assert f"rank {rank} exited before the work was done" in done[1 - rank].err
     assert "going on after update 5 of " in again[0].err
     assert left_behind(output) == whole.left

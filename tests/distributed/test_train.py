@@ -32,10 +32,10 @@ def in_double(rank: int = 0) -> None:
     from tfm_cli.training import checkpoint_file, initialization, run
 
     def double(*arguments: Any) -> Any:
-        return initialization.fresh_model(*arguments).double()
+        return initialization.initialize_model(*arguments).double()
 
     # Mypy sees that it is imported there, and another signature.
-    run.fresh_model = double  # type: ignore[attr-defined, assignment]
+    run.initialize_model = double  # type: ignore[attr-defined, assignment]
     checkpoint_file.TYPES["F64"] = torch.float64
 
 

@@ -104,9 +104,9 @@ def test_process_that_is_killed_ends_the_others_with_words(
 
     assert (done[killed].code, done[left].code) == (137, 5)
     (error,) = ranks.errors(done)
-    ended = f"rank {killed} ended before the work was done"
+    ended = f"rank {killed} exited before the work was done"
     assert re.fullmatch(rf"error: rank {left} of 2, (in|at) .*update [0-9]+: {ended}", error)
-    assert "hint: see what it said, and start the same again" in done[left].err
+    assert "hint: see its own messages, and repeat the command" in done[left].err
     assert ranks.codes(gone_on) == [0, 0]
     assert f"going on after update {newest} of " in gone_on[0].err
 

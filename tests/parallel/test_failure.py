@@ -7,7 +7,7 @@ from tests.distributed import ranks
 from tests.parallel.notes import Notes
 from tfm_cli.errors import ConfigError, DataError, Interrupted, ToldElsewhere
 from tfm_cli.parallel import Parallel, heartbeat
-from tfm_cli.parallel.failure import Ending, LostError, is_lost_connection
+from tfm_cli.parallel.failure import FailureMonitor, RankLostError, is_lost_connection
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from tfm_cli.parallel.failure import Ending, LostError, is_lost_connection
 )  # fmt: skip
 def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code: int) -> None:
     store = Notes()
-    first, second = Ending(store, 0, 2), Ending(store, 1, 2)
+    first, second = FailureMonitor(store, 0, 2), FailureMonitor(store, 1, 2)
 
-    said = first.early(error)
-    silent = second.early(LostError(1, 2))
-    first.wait_until_heard()
+    said = first.publish(error)
+    silent = second.publish(RankLostError(1, 2))
+    first.wait_until_acknowledged()
     second.close()
 
     assert said is error
@@ -32,9 +32,9 @@ def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code:
 
 
 def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> None:
-    second = Ending(Notes(), 1, 2)
+    second = FailureMonitor(Notes(), 1, 2)
 
-    said = second.early(DataError("x.en: does not exist", hint="make it"))
+    said = second.publish(DataError("x.en: does not exist", hint="make it"))
 
     assert str(said) == "rank 1 of 2: x.en: does not exist"
     assert getattr(said, "hint", "") == "make it"
@@ -42,11 +42,11 @@ def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> No
 
 def test_end_without_a_word_is_told_by_who_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
-    alone = Ending(Notes(), 2, 3)
+    alone = FailureMonitor(Notes(), 2, 3)
 
-    said = alone.early(LostError(2, 3, "rank 0"))
+    said = alone.publish(RankLostError(2, 3, "rank 0"))
 
-    assert str(said) == "rank 2 of 3: rank 0 ended before the work was done"
+    assert str(said) == "rank 2 of 3: rank 0 exited before the work was done"
 
 
 def test_without_the_store_each_speaks_for_itself() -> None:
@@ -59,11 +59,11 @@ def test_without_the_store_each_speaks_for_itself() -> None:
 
     error = DataError("torn")
 
-    assert Ending(Gone(), 0, 2).early(error) is error
+    assert FailureMonitor(Gone(), 0, 2).publish(error) is error
 
 
 def test_launcher_s_signal_does_not_cut_short_what_is_said() -> None:
-    Ending(Notes(), 0, 2).early(ConfigError("wrong"))
+    FailureMonitor(Notes(), 0, 2).publish(ConfigError("wrong"))
 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 
@@ -88,8 +88,8 @@ def test_error_of_one_is_the_end_of_all(tmp_path: Path) -> None:
             with parallel.connected():
                 if rank == 1:
                     raise DataError("torn")
-                parallel.shared(b"") if rank == 0 else None
-                parallel.gathered(b"")
+                parallel.broadcast_bytes(b"") if rank == 0 else None
+                parallel.all_gather_bytes(b"")
         except DataError as error:
             raise SystemExit(1 if str(error) == "rank 1 of 3: torn" else 2) from error
         except ToldElsewhere as error:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from tests.parallel.notes import Notes
-from tfm_cli.parallel.heartbeat import Heart, Whereabouts
+from tfm_cli.parallel.heartbeat import Heartbeat, ProgressState
 
 
 class Clock:
@@ -21,17 +21,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def hearts(*places: Whereabouts, patience: float = 10.0) -> list[Heart]:
+def hearts(*states: ProgressState, timeout_seconds: float = 10.0) -> list[Heartbeat]:
     notes: Any = Notes()
-    return [Heart(notes, rank, len(places), each, patience) for rank, each in enumerate(places)]
+    return [
+        Heartbeat(notes, rank, len(states), each, timeout_seconds)
+        for rank, each in enumerate(states)
+    ]
 
 
 def test_each_process_is_listened_to_by_another() -> None:
-    assert [each.next_rank for each in hearts(*[Whereabouts()] * 3)] == [1, 2, 0]
+    assert [each.next_rank for each in hearts(*[ProgressState()] * 3)] == [1, 2, 0]
 
 
 def test_silent_process_is_late_when_patience_ends(clock: Clock) -> None:
-    first, second = hearts(Whereabouts(), Whereabouts())
+    first, second = hearts(ProgressState(), ProgressState())
     said = []
 
     for _ in range(31):
@@ -41,14 +44,14 @@ def test_silent_process_is_late_when_patience_ends(clock: Clock) -> None:
         said.append(first.beat())
 
     assert said[:30] == [""] * 30
-    assert said[30] == "rank 1 was not heard of for 10 s"
+    assert said[30] == "rank 1 has sent no heartbeat for 10 s"
 
 
 def test_silent_process_is_named_before_one_that_waits_for_it(clock: Clock) -> None:
-    places = [Whereabouts() for _ in range(3)]
-    for place in places:
-        place.at("in update 7", is_bounded=True)
-    first, silent, last = hearts(*places)
+    states = [ProgressState() for _ in range(3)]
+    for state in states:
+        state.set_activity("in update 7", has_deadline=True)
+    first, silent, last = hearts(*states)
     for heart in (first, silent, last):
         heart.beat()
 
@@ -58,13 +61,13 @@ def test_silent_process_is_named_before_one_that_waits_for_it(clock: Clock) -> N
         said += [last.beat(), first.beat()]
 
     found = [words for words in said if words]
-    assert found[0] == "rank 1 was not heard of for 10 s"
-    assert "rank 0 got no further for 10 s" in found  # should the other say nothing
+    assert found[0] == "rank 1 has sent no heartbeat for 10 s"
+    assert "rank 0 has made no progress for 10 s" in found  # should the other say nothing
 
 
 def test_process_that_gets_no_further_is_late_only_where_it_has_so_long(clock: Clock) -> None:
-    place = Whereabouts()
-    first, second = hearts(Whereabouts(), place)
+    state = ProgressState()
+    first, second = hearts(ProgressState(), state)
 
     def said(seconds: float) -> str:
         found = ""
@@ -74,23 +77,23 @@ def test_process_that_gets_no_further_is_late_only_where_it_has_so_long(clock: C
             found = found or first.beat()
         return found
 
-    place.at("at the checkpoint after update 7", is_bounded=False)
+    state.set_activity("at the checkpoint after update 7", has_deadline=False)
     unbounded = said(60)
-    place.at("in update 8", is_bounded=True)
+    state.set_activity("in update 8", has_deadline=True)
     soon = said(9)
-    place.waits = True  # for the others: then not it is late
+    state.is_waiting = True  # for the others: then not it is late
     waiting = said(60)
-    place.waits = False
+    state.is_waiting = False
     late = said(12)
 
     assert (unbounded, soon, waiting) == ("", "", "")
-    assert late == "rank 1 got no further for 10 s"
+    assert late == "rank 1 has made no progress for 10 s"
 
 
 def test_process_that_has_done_its_part_may_be_silent(clock: Clock) -> None:
-    first, second = hearts(Whereabouts(), Whereabouts())
+    first, second = hearts(ProgressState(), ProgressState())
     second.beat()
-    second.rest()
+    second.finish()
     said = []
 
     for _ in range(60):
@@ -101,7 +104,7 @@ def test_process_that_has_done_its_part_may_be_silent(clock: Clock) -> None:
 
 
 def test_process_that_was_stopped_itself_begins_to_listen_anew(clock: Clock) -> None:
-    first, second = hearts(Whereabouts(), Whereabouts())
+    first, second = hearts(ProgressState(), ProgressState())
     second.beat()
     first.beat()
 
@@ -111,7 +114,7 @@ def test_process_that_was_stopped_itself_begins_to_listen_anew(clock: Clock) -> 
 
 
 def test_those_that_ceased_to_beat_are_named(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, third = hearts(*[Whereabouts()] * 3)
+    first, second, third = hearts(*[ProgressState()] * 3)
     for each in (first, second, third):
         each.beat()
 
@@ -121,10 +124,10 @@ def test_those_that_ceased_to_beat_are_named(clock: Clock, monkeypatch: pytest.M
 
     monkeypatch.setattr(time, "sleep", third_goes_on)
 
-    assert first.silent() == "rank 1"
+    assert first.silent_ranks() == "rank 1"
 
 
 def test_only_other_process_is_named_whatever_it_said(clock: Clock) -> None:
-    first, _ = hearts(Whereabouts(), Whereabouts())
+    first, _ = hearts(ProgressState(), ProgressState())
 
-    assert first.silent() == "rank 1"
+    assert first.silent_ranks() == "rank 1"

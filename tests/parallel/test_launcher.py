@@ -7,7 +7,7 @@ import pytest
 
 from tests.distributed.torchrun import gone_after
 from tfm_cli.parallel import Parallel
-from tfm_cli.parallel.launcher import holds_store, is_launched, watch_launcher
+from tfm_cli.parallel.launcher import is_launched, launcher_holds_store, watch_launcher
 
 
 def child(work: Callable[[], object]) -> int:
@@ -54,16 +54,16 @@ def test_process_ends_with_the_launcher_but_not_with_a_script(
 
 def test_store_is_the_launcher_s_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    alone = holds_store()
+    alone = launcher_holds_store()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
 
     assert not alone
-    assert holds_store()
+    assert launcher_holds_store()
 
 
 def test_process_alone_has_nothing_noted() -> None:
     alone = Parallel()
 
-    alone.note("begun")
+    alone.set_flag("begun")
 
-    assert not alone.has_noted("begun")
+    assert not alone.has_flag("begun")

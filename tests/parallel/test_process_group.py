@@ -22,10 +22,10 @@ def test_one_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch) 
     alone = started(monkeypatch)
 
     with alone.connected():
-        assert alone.shared(b"text") == b"text"
-        assert alone.gathered(b"text") == [b"text"]
-        assert alone.sums([0.5, 2]) == [0.5, 2.0]
-        assert alone.highest([True, 15]) == [1, 15]
+        assert alone.broadcast_bytes(b"text") == b"text"
+        assert alone.all_gather_bytes(b"text") == [b"text"]
+        assert alone.all_sum([0.5, 2]) == [0.5, 2.0]
+        assert alone.all_max([True, 15]) == [1, 15]
         assert alone.gradient_group(torch.device("cpu")) is None
     assert (alone.rank, alone.world, alone.is_main) == (0, 1, True)
 
@@ -46,7 +46,7 @@ def test_launcher_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_that_do_not_fit_are_refused(
     monkeypatch: pytest.MonkeyPatch, rank: str, world: str
 ) -> None:
-    told = f"says `RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK=0`, which do not fit"
+    told = f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK=0`"
     with pytest.raises(ConfigError, match=told):
         started(monkeypatch, RANK=rank, WORLD_SIZE=world, LOCAL_RANK="0", **LAUNCHED)
 
@@ -71,13 +71,13 @@ def test_what_processes_bring_together_is_the_same_on_all(tmp_path: Path) -> Non
     def talk(rank: int) -> None:
         parallel = Parallel.from_environment()
         with parallel.connected():
-            messages = parallel.gathered(b"x" * rank)  # of any length, none as well
-            sums = parallel.sums([0.1, 10.0**rank])
-            largest = parallel.highest([-rank, rank, rank == 1])
-            nothing = parallel.sums([])
+            messages = parallel.all_gather_bytes(b"x" * rank)  # of any length, none as well
+            sums = parallel.all_sum([0.1, 10.0**rank])
+            largest = parallel.all_max([-rank, rank, rank == 1])
+            nothing = parallel.all_sum([])
             tensor = torch.full((2, 3), float(rank + 7))
             parallel.broadcast(tensor)
-            shared = parallel.shared(f"of {rank}".encode())
+            shared = parallel.broadcast_bytes(f"of {rank}".encode())
         assert messages == [b"", b"x", b"xx"]
         assert sums == [0.1 + 0.1 + 0.1, 111.0]
         assert largest == [0, 2, 1]
@@ -95,15 +95,17 @@ def test_gpu_that_two_processes_would_share_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     second = Parallel(1, 2, 1)
 
-    with pytest.raises(ConfigError, match="cuda:0: process 1 of its machine, counted from 0, needs "
-                       "a GPU of its own; there are 1") as refused:  # fmt: skip
+    with pytest.raises(ConfigError, match="cuda:0: local rank 1 needs a GPU of its own; "
+                       "this machine has 1") as refused:  # fmt: skip
         second.gradient_group(torch.device("cuda:0"))
 
     assert str(refused.value.hint).startswith("start one process for each GPU, without `--device`")
 
 
 def test_device_that_processes_cannot_share_work_on_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mps: several processes cannot train there") as refused:
+    with pytest.raises(
+        ConfigError, match="mps: training on several processes is not supported there"
+    ) as refused:
         Parallel(0, 2, 0).gradient_group(torch.device("mps"))
 
     assert refused.value.hint == "use `--device cpu`"

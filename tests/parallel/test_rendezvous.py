@@ -23,9 +23,9 @@ def test_what_earlier_processes_noted_in_the_launcher_s_store_is_not_read(tmp_pa
             os.environ["MASTER_PORT"] = str(store.port)
             parallel = Parallel.from_environment()
             with parallel.connected():
-                known = parallel.has_noted("begun")
-                messages = parallel.gathered(f"{start}.{rank}".encode())
-                parallel.note("begun")
+                known = parallel.has_flag("begun")
+                messages = parallel.all_gather_bytes(f"{start}.{rank}".encode())
+                parallel.set_flag("begun")
                 if start == 1:  # all of them note that all is over
                     raise ResourceError("memory ran out")
             assert known == (start > 1)
@@ -49,9 +49,9 @@ def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> No
         if rank == missing:
             os.kill(os.getpid(), signal.SIGKILL)
         with pytest.raises(ResourceError) as refused, \
-             Parallel.from_environment().connected(patience=1):  # fmt: skip
+             Parallel.from_environment().connected(timeout_seconds=1):  # fmt: skip
             pass
-        assert str(refused.value) == f"rank {rank} of 2: rank {missing} did not come within 1 s"
+        assert str(refused.value) == f"rank {rank} of 2: rank {missing} did not join within 1 s"
         raise SystemExit(0)
 
     done = ranks.run(tmp_path, [], prepare=meet)

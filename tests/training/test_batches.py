@@ -11,7 +11,7 @@ from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import PieceStore, Segments
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.training.batches import Planner, UpdatePlan, made_ready
+from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
 from tfm_cli.training.memory import CPU_MICRO_BATCH
 from tfm_cli.training.state import TrainState
 
@@ -102,7 +102,7 @@ def test_error_in_the_thread_is_raised_where_the_plan_is_wanted() -> None:
         yield from plans(planner(store()), 1)
         raise OSError("gone")
 
-    with made_ready(failing) as ready:
+    with prefetched(failing) as ready:
         next(ready)
         with pytest.raises(OSError, match="gone"):
             next(ready)
@@ -110,9 +110,9 @@ def test_error_in_the_thread_is_raised_where_the_plan_is_wanted() -> None:
 
 def test_thread_ends_with_who_asked_for_it() -> None:
     which = planner(store())
-    with made_ready(lambda: which.updates(TrainState())) as ready:
+    with prefetched(lambda: which.updates(TrainState())) as ready:
         assert facts(next(ready)) == facts(plans(which, 1)[0])
-    # `made_ready` joins its thread: to come here at all is what is tested.
+    # `prefetched` joins its thread: to come here at all is what is tested.
 
 
 @pytest.mark.slow

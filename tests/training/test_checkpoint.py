@@ -21,7 +21,7 @@ FILES = (
 )  # fmt: skip
 
 
-class Learner:
+class Trainer:
     """A model that learns something, with all that belongs to it."""
 
     def __init__(self, width: int = 4) -> None:
@@ -73,7 +73,7 @@ def newest(directory: Path) -> checkpoint.Checkpoint:
 
 
 def test_restored_learner_goes_on_to_the_bit(tmp_path: Path) -> None:
-    unbroken, first, second = Learner(), Learner(), Learner()
+    unbroken, first, second = Trainer(), Trainer(), Trainer()
     unbroken.learn(7)
     first.learn(4)
     first.save(tmp_path)
@@ -88,22 +88,22 @@ def test_restored_learner_goes_on_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_restored_learner_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
-    learner = Learner()
-    learner.learn(1)
-    path = learner.save(tmp_path)
+    trainer = Trainer()
+    trainer.learn(1)
+    path = trainer.save(tmp_path)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
 
-    learner.restore(newest(tmp_path))
-    learner.learn(2)
+    trainer.restore(newest(tmp_path))
+    trainer.learn(2)
 
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert sorted(before) == list(FILES)
 
 
 def test_text_is_remembered_by_its_hashes(tmp_path: Path) -> None:
-    learner = Learner()
-    learner.learn(1)
-    learner.save(tmp_path)
+    trainer = Trainer()
+    trainer.learn(1)
+    trainer.save(tmp_path)
 
     assert newest(tmp_path).text_sha256 == TEXT
 
@@ -114,12 +114,12 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [2, 3])
 def test_only_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
-    learner = Learner()
+    trainer = Trainer()
     (tmp_path / "notes").mkdir()
 
     for _ in range(5):
-        learner.learn(3)
-        learner.save(tmp_path, keep=keep)
+        trainer.learn(3)
+        trainer.save(tmp_path, keep=keep)
 
     kept = ["update-00000006", "update-00000009", "update-00000012", "update-00000015"]
     assert names(tmp_path) == kept[-keep:]
@@ -127,32 +127,32 @@ def test_only_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
 
 
 def test_checkpoint_that_was_passed_over_makes_way_for_the_next(tmp_path: Path) -> None:
-    learner = Learner()
+    trainer = Trainer()
     for _ in range(2):
-        learner.learn(4)
-        learner.save(tmp_path)
+        trainer.learn(4)
+        trainer.save(tmp_path)
     (tmp_path / "update-00000008" / "manifest.json").unlink()
-    learner.restore(newest(tmp_path))
+    trainer.restore(newest(tmp_path))
 
-    learner.learn(1)
-    learner.save(tmp_path)
+    trainer.learn(1)
+    trainer.save(tmp_path)
 
     assert names(tmp_path) == ["update-00000004", "update-00000005"]
 
 
 def test_copy_by_another_name_is_neither_gone_on_from_nor_removed(tmp_path: Path) -> None:
-    learner = Learner()
+    trainer = Trainer()
     for _ in range(2):
-        learner.learn(1)
-        learner.save(tmp_path)
+        trainer.learn(1)
+        trainer.save(tmp_path)
     copies = [tmp_path / "update-00000001-kept", tmp_path / "update-good"]
     for copy in copies:
         shutil.copytree(tmp_path / "update-00000001", copy)
 
     found = newest(tmp_path)
     for _ in range(2):
-        learner.learn(1)
-        learner.save(tmp_path)
+        trainer.learn(1)
+        trainer.save(tmp_path)
 
     assert found.state.update == 2
     assert names(tmp_path) == ["update-00000003", "update-00000004"]
@@ -160,21 +160,21 @@ def test_copy_by_another_name_is_neither_gone_on_from_nor_removed(tmp_path: Path
 
 
 def test_no_checkpoint_but_by_another_name_is_an_error(tmp_path: Path) -> None:
-    learner = Learner()
-    learner.learn(1)
-    learner.save(tmp_path).rename(tmp_path / "update-good")
+    trainer = Trainer()
+    trainer.learn(1)
+    trainer.save(tmp_path).rename(tmp_path / "update-good")
 
     with pytest.raises(ModelError, match="`update-good` is no name of a checkpoint"):
         checkpoint.newest(tmp_path)
 
 
 def test_saving_again_replaces_the_checkpoint(tmp_path: Path) -> None:
-    learner = Learner()
-    learner.learn(2)
-    learner.save(tmp_path)
-    learner.state.stalled = 5
+    trainer = Trainer()
+    trainer.learn(2)
+    trainer.save(tmp_path)
+    trainer.state.stalled = 5
 
-    learner.save(tmp_path)
+    trainer.save(tmp_path)
 
     assert names(tmp_path) == ["update-00000002"]
     assert newest(tmp_path).state.stalled == 5
@@ -210,11 +210,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_torn_checkpoint_is_passed_over_with_a_warning(
     name: str, damage: str, tmp_path: Path, told: list[str]
 ) -> None:
-    learner = Learner()
-    learner.learn(2)
-    good = learner.save(tmp_path)
-    learner.learn(2)
-    torn = learner.save(tmp_path)
+    trainer = Trainer()
+    trainer.learn(2)
+    good = trainer.save(tmp_path)
+    trainer.learn(2)
+    torn = trainer.save(tmp_path)
 
     DAMAGES[damage](torn / name)
 
@@ -225,10 +225,10 @@ def test_torn_checkpoint_is_passed_over_with_a_warning(
 
 
 def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> None:
-    learner = Learner()
+    trainer = Trainer()
     for _ in range(2):
-        learner.learn(1)
-        (learner.save(tmp_path) / "state.json").write_text("{}", encoding="utf-8")
+        trainer.learn(1)
+        (trainer.save(tmp_path) / "state.json").write_text("{}", encoding="utf-8")
 
     with pytest.raises(ModelError, match="none of the 2 checkpoints is whole") as caught:
         checkpoint.newest(tmp_path)
@@ -241,9 +241,9 @@ def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> 
     "manifest", ["[]", "5", "null", "{}", '{"format_version": 1, "sha256": null}', "[" * 100_000]
 )
 def test_manifest_of_any_content_is_no_crash(manifest: str, tmp_path: Path) -> None:
-    learner = Learner()
-    learner.learn(1)
-    path = learner.save(tmp_path)
+    trainer = Trainer()
+    trainer.learn(1)
+    path = trainer.save(tmp_path)
     (path / "manifest.json").write_text(manifest, encoding="utf-8")
 
     with pytest.raises(ModelError, match="is torn or no checkpoint"):
@@ -251,10 +251,10 @@ def test_manifest_of_any_content_is_no_crash(manifest: str, tmp_path: Path) -> N
 
 
 def test_checkpoint_of_a_newer_format_is_not_gone_back_behind(tmp_path: Path) -> None:
-    learner = Learner()
+    trainer = Trainer()
     for _ in range(2):
-        learner.learn(1)
-        path = learner.save(tmp_path)
+        trainer.learn(1)
+        path = trainer.save(tmp_path)
     manifest = json.loads((path / "manifest.json").read_bytes())
     manifest["format_version"] = 99
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -266,12 +266,12 @@ def test_checkpoint_of_a_newer_format_is_not_gone_back_behind(tmp_path: Path) ->
 
 
 def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
-    learner = Learner()
-    learner.learn(1)
-    learner.save(tmp_path)
+    trainer = Trainer()
+    trainer.learn(1)
+    trainer.save(tmp_path)
 
     with pytest.raises(ModelError, match="has not the tensors of this model"):
-        Learner(width=5).restore(newest(tmp_path))
+        Trainer(width=5).restore(newest(tmp_path))
 
 
 @pytest.fixture
@@ -286,16 +286,16 @@ def _full_disk() -> Iterator[None]:
 def test_checkpoint_that_cannot_be_written_leaves_those_before(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    learner = Learner(width=9)
-    learner.learn(1)
-    good = learner.save(tmp_path)
-    learner.learn(1)
+    trainer = Trainer(width=9)
+    trainer.learn(1)
+    good = trainer.save(tmp_path)
+    trainer.learn(1)
 
     request.getfixturevalue("_full_disk")
     with pytest.raises(
         ResourceError, match=r"update-00000002: cannot be written: .*File too large"
     ):
-        learner.save(tmp_path)
+        trainer.save(tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
     assert newest(tmp_path).path == good
@@ -307,13 +307,13 @@ def test_old_checkpoint_that_cannot_be_removed_is_a_warning(
     def fail(path: Path, *, is_ours: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    learner = Learner()
-    learner.learn(1)
-    old = learner.save(tmp_path)
+    trainer = Trainer()
+    trainer.learn(1)
+    old = trainer.save(tmp_path)
     monkeypatch.setattr(checkpoint, "remove_directory", fail)
 
-    learner.learn(1)
-    path = learner.save(tmp_path, keep=1)
+    trainer.learn(1)
+    path = trainer.save(tmp_path, keep=1)
 
     assert newest(tmp_path).path == path
     assert told == [f"{old}: cannot be removed: Permission denied"]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tfm_cli.training import interruption as interruption_module
-from tfm_cli.training.interruption import interruption, remember_signals
+from tfm_cli.training.interruption import interruption, record_signals
 from tfm_cli.training.state import TrainState
 
 
@@ -52,7 +52,7 @@ def test_first_signal_is_remembered_and_the_second_is_left_to_the_system(
 ) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    with remember_signals() as signalled:
+    with record_signals() as signalled:
         none_yet = signalled()
         signal.raise_signal(number)
         handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -69,7 +69,7 @@ def test_first_signal_is_remembered_and_the_second_is_left_to_the_system(
 def test_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_IGN)
 
-    with remember_signals() as signalled:
+    with record_signals() as signalled:
         signal.raise_signal(number)
         found = signalled()
         handler = signal.getsignal(number)
@@ -89,7 +89,7 @@ def test_dropped_connection_is_told_twice_and_a_later_signal_ends(
     pid = os.fork()
     if pid == 0:
         try:
-            with remember_signals(world) as signalled:
+            with record_signals(world) as signalled:
                 os.write(theirs, b"ready")
                 while not signalled():
                     time.sleep(0.01)
@@ -124,7 +124,7 @@ def test_under_a_launcher_the_same_signal_comes_twice_and_a_later_one_ends(
     pid = os.fork()
     if pid == 0:
         try:
-            with remember_signals() as signalled:
+            with record_signals() as signalled:
                 os.write(theirs, b"ready")
                 while not signalled():
                     time.sleep(0.01)
@@ -154,7 +154,7 @@ def test_second_signal_ends_a_process_that_waits_for_others_outside_of_python() 
     pid = os.fork()
     if pid == 0:
         try:
-            with remember_signals(world=2):
+            with record_signals(world=2):
                 os.write(theirs, b"ready")
                 # For minutes, and no handler of a signal is heard.
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
@@ -185,10 +185,10 @@ def test_under_a_launcher_what_comes_after_the_end_is_ignored(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
 
-    with remember_signals():
+    with record_signals():
         pass
     untouched = {each: signal.getsignal(each) for each in before}
-    with remember_signals():
+    with record_signals():
         signal.raise_signal(signal.SIGTERM)
     after = {each: signal.getsignal(each) for each in before}
     for each, handler in before.items():

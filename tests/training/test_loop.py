@@ -15,10 +15,10 @@ from tfm_cli.errors import DivergedError
 from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.training import loop
 from tfm_cli.training.batches import Planner
-from tfm_cli.training.events import Event, Logged, SaveDue, Stopped, Validated
+from tfm_cli.training.events import CheckpointDue, Event, Logged, Stopped, Validated
 from tfm_cli.training.loop import train
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
-from tfm_cli.training.parallel_model import Learner
+from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validation import Validation
 
@@ -85,8 +85,8 @@ class Run:
     def events(self) -> Iterator[Event]:
         cpu = torch.device("cpu")
         return train(
-            Learner(self.model, label_smoothing=0.1), self.planner, self.optimizer, self.average,
-            self.state, self._config,
+            ParallelModel(self.model, label_smoothing=0.1), self.planner, self.optimizer,
+            self.average, self.state, self._config,
             validate=self._validate if self._scores else None, interrupted=self._interrupted,
             device=cpu, dtype=torch.float32,
         )  # fmt: skip
@@ -107,8 +107,8 @@ def test_progress_comes_before_validation_and_validation_before_saving() -> None
     events = list(Run(scores=[1, 2, 3]).events())
 
     assert facts(events) == [
-        ("Logged", 2), ("Validated", 2), ("SaveDue", 3), ("Logged", 4), ("Validated", 4),
-        ("Logged", 6), ("Validated", 6), ("SaveDue", 6),
+        ("Logged", 2), ("Validated", 2), ("CheckpointDue", 3), ("Logged", 4), ("Validated", 4),
+        ("Logged", 6), ("Validated", 6), ("CheckpointDue", 6),
     ]  # fmt: skip
     stop = events[-1]
     assert isinstance(stop, Stopped)
@@ -119,7 +119,7 @@ def test_progress_comes_before_validation_and_validation_before_saving() -> None
 def test_weights_at_the_end_are_judged_and_saved_if_they_were_not() -> None:
     events = list(Run(with_training(max_updates=5), scores=[1, 2, 3]).events())
 
-    assert facts(events)[-3:] == [("Validated", 4), ("Validated", 5), ("SaveDue", 5)]
+    assert facts(events)[-3:] == [("Validated", 4), ("Validated", 5), ("CheckpointDue", 5)]
     last = events[-3]
     assert isinstance(last, Validated)
     assert last.is_best
@@ -149,7 +149,7 @@ def test_finished_run_whose_weights_were_never_judged_judges_them() -> None:
 
     events = list(Run(with_training(max_updates=4), state=state, scores=[7]).events())
 
-    assert facts(events) == [("Validated", 5), ("SaveDue", 5)]
+    assert facts(events) == [("Validated", 5), ("CheckpointDue", 5)]
 
 
 def test_without_validation_text_nothing_is_judged() -> None:
@@ -237,7 +237,7 @@ def test_interruption_saves_first_and_judges_only_if_asked() -> None:
 
         wanted = [("Logged", 2), ("Validated", 2)]
         wanted += [("Validated", 3)] if judges else []
-        assert facts(events) == [*wanted, ("SaveDue", 3)]
+        assert facts(events) == [*wanted, ("CheckpointDue", 3)]
         assert events[-1] == stop
 
 
@@ -271,7 +271,7 @@ def test_weights_that_are_no_numbers_are_neither_judged_nor_saved() -> None:
         run = Run(with_training(save_freq=2, disp_freq=9), scores=[1, 2])
         events = run.events()
         assert isinstance(next(events), Validated)
-        assert isinstance(next(events), SaveDue)
+        assert isinstance(next(events), CheckpointDue)
         weight = next(run.model.parameters())
         if spoil == "model":
             weight.data[0] = float("inf")

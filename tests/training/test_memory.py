@@ -10,7 +10,12 @@ from tfm_cli.corpus.batch import Batch
 from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training import memory
-from tfm_cli.training.memory import first_micro_batch, fit, largest_parts, settled_batches
+from tfm_cli.training.memory import (
+    fit,
+    initial_micro_batch,
+    largest_micro_batches,
+    resolve_batch_size,
+)
 from tfm_cli.training.parallel_model import batch_loss
 
 CPU = torch.device("cpu")
@@ -44,7 +49,7 @@ def test_largest_batches_of_all_are_tried() -> None:
         for part in which.parts(pairs)
     ]
 
-    tried = [(batch.source.shape, batch.target_out.shape) for batch in largest_parts(which)]
+    tried = [(batch.source.shape, batch.target_out.shape) for batch in largest_micro_batches(which)]
 
     most = max(source.numel() + target.numel() for source, target in sizes)
     assert most in [source.numel() + target.numel() for source, target in tried]
@@ -73,7 +78,7 @@ def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch, "empty_like", watched)
     which, transformer = planner(store()), model()
-    tried = len(largest_parts(which))
+    tried = len(largest_micro_batches(which))
 
     for has_moments, wanted in ((True, 0), (False, 2)):
         reserved.clear()
@@ -129,20 +134,20 @@ def test_other_faults_are_not_taken_for_want_of_memory(monkeypatch: pytest.Monke
 def test_preset_decides_how_many_pieces_an_update_has() -> None:
     settings = TrainingConfig(max_tokens=0, update_freq=3)
 
-    assert settled_batches(settings, "tiny").max_tokens == 3 * 2048
-    assert settled_batches(settings, "small").max_tokens == 3 * 4096
-    assert settled_batches(settings, "base").update_freq == 1
+    assert resolve_batch_size(settings, "tiny").max_tokens == 3 * 2048
+    assert resolve_batch_size(settings, "small").max_tokens == 3 * 4096
+    assert resolve_batch_size(settings, "base").update_freq == 1
     given = TrainingConfig(max_tokens=77, update_freq=3)
-    assert settled_batches(given, "tiny") is given
+    assert resolve_batch_size(given, "tiny") is given
 
 
 def test_first_guess_follows_device_and_settings() -> None:
     settings = TrainingConfig(max_tokens=25_000)
 
-    assert first_micro_batch(settings, CPU) == 2048
-    assert first_micro_batch(settings, torch.device("meta")) == 25_000
+    assert initial_micro_batch(settings, CPU) == 2048
+    assert initial_micro_batch(settings, torch.device("meta")) == 25_000
     # What fitted before, where only the device's memory says how much does.
-    assert first_micro_batch(settings, torch.device("meta"), before=6250) == 6250
-    assert first_micro_batch(settings, CPU, before=6250) == 2048
+    assert initial_micro_batch(settings, torch.device("meta"), before=6250) == 6250
+    assert initial_micro_batch(settings, CPU, before=6250) == 2048
     asked = dataclasses.replace(settings, micro_batch=300)
-    assert first_micro_batch(asked, CPU) == 300
+    assert initial_micro_batch(asked, CPU) == 300

@@ -15,7 +15,7 @@ from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
 from tests.training.test_update import Run, batch
 from tfm_cli.errors import ResourceError
 from tfm_cli.files import faults as failpoint
-from tfm_cli.training.memory import Room
+from tfm_cli.training.memory import MemoryLimit
 
 LACK = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
 UPDATES = 8
@@ -53,7 +53,7 @@ def updated(text: str, faults: Faults, *, double: bool = True) -> tuple[list[tor
         # Adam makes steps of the usual size of gradients that are nothing but rounding.
         run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0)  # type: ignore[assignment]
     faults(text)
-    room = Room()
+    room = MemoryLimit()
     rate = 0.01 if double else 1.0
     stats = run.update(batches(), number=2, peak_rate=rate, room=room)
     assert stats.is_finite()
@@ -103,7 +103,7 @@ def test_r15_what_a_broken_off_backward_pass_left_does_not_count(faults: Faults)
 
     weight: Any = run.model.encoder_layers[0].feed_forward.outer.weight  # type: ignore[union-attr]
     weight.register_hook(lack)
-    room = Room()
+    room = MemoryLimit()
 
     run.update(batches(), number=2, room=room)
 
@@ -137,8 +137,8 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     from tfm_cli.training import initialization, run
 
-    exact = initialization.fresh_model
-    monkeypatch.setattr(run, "fresh_model", lambda *arguments: exact(*arguments).double())
+    exact = initialization.initialize_model
+    monkeypatch.setattr(run, "initialize_model", lambda *arguments: exact(*arguments).double())
 
 
 def learn(text: list[str], output: Path, *flags: str) -> Result:

@@ -11,7 +11,7 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.native.library import LIBRARY, NONE
-from tfm_cli.training.validation import Translators, uses_native_engine, weights_translators
+from tfm_cli.training.validation import TranslatorFactory, translator_factory, uses_native_engine
 from tfm_cli.translation.search_engine import SearchOptions
 
 CPU = torch.device("cpu")
@@ -22,15 +22,15 @@ def trained(tiny_model: Path) -> TrainedModel:
     return load_model(tiny_model, CPU)
 
 
-def translators_of(trained: TrainedModel) -> Translators:
+def translators_of(trained: TrainedModel) -> TranslatorFactory:
     options = SearchOptions(settings=SearchConfig(beam_size=1), scores=False, stops_loops=True)
-    return weights_translators(
+    return translator_factory(
         trained.transformer, trained.tokenizers, trained.config, options,
         device=CPU, dtype=torch.float32,
     )  # fmt: skip
 
 
-def texts(present: Translators, lines: list[str]) -> list[str]:
+def texts(present: TranslatorFactory, lines: list[str]) -> list[str]:
     with present() as translator:
         return [each.text for each in translator.translate_window(lines)]
 

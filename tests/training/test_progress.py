@@ -18,10 +18,10 @@ from tfm_cli.training.events import Logged, Validated
 from tfm_cli.training.progress import (
     Display,
     MetricsFile,
-    logged_line,
     perplexity,
+    progress_line,
     score_text,
-    validated_line,
+    validation_line,
 )
 from tfm_cli.training.validation import Validation
 
@@ -41,24 +41,24 @@ def validated(update: int = 500, *, best: bool = True, counted: bool = True) -> 
 
 
 def test_progress_line_is_greppable() -> None:
-    assert logged_line(logged()) == (
+    assert progress_line(logged()) == (
         "update    500  epoch   1  loss  5.213  ppl   183.64  lr 3.10e-04  tgt-tok/s   4120  "
         "grad  1.02  time 1m15s"
     )
 
 
 def test_progress_lines_stand_below_each_other() -> None:
-    lines = [logged_line(logged(update, loss)) for update, loss in ((1, 9.5), (123_456, 0.001))]
+    lines = [progress_line(logged(update, loss)) for update, loss in ((1, 9.5), (123_456, 0.001))]
 
     assert len({len(line) for line in lines}) == 1
     assert len({line.index("lr") for line in lines}) == 1
 
 
 def test_validation_line_has_the_metrics_in_their_order() -> None:
-    assert validated_line(validated()) == (
+    assert validation_line(validated()) == (
         "valid     500  epoch   2  bleu 34.21  chrf 61.50  loss 1.5000  ppl 4.48  time 1h01m  best"
     )
-    assert not validated_line(validated(best=False)).endswith("best")
+    assert not validation_line(validated(best=False)).endswith("best")
 
 
 def test_perplexity_is_infinite_rather_than_an_error() -> None:
@@ -222,7 +222,7 @@ def shown_on(stream: io.StringIO, patch: pytest.MonkeyPatch, level: int = consol
 def test_without_a_terminal_each_event_is_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = shown_on(io.StringIO(), monkeypatch)
 
-    lines = [logged_line(logged()), validated_line(validated()), logged_line(logged(600))]
+    lines = [progress_line(logged()), validation_line(validated()), progress_line(logged(600))]
     assert shown == "".join(f"{line}\n" for line in lines)
 
 
@@ -233,8 +233,8 @@ def test_on_a_terminal_progress_is_a_bar_and_validations_stay(
 
     shown = shown_on(Terminal(), monkeypatch)
 
-    assert f"{validated_line(validated())}\n" in shown
-    assert logged_line(logged()) not in shown
+    assert f"{validation_line(validated())}\n" in shown
+    assert progress_line(logged()) not in shown
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert "600/100000 " in plain
     assert " loss 5.21 ppl 184 lr 3.1e-04 4120 tok/s BLEU 34.2 " in plain

@@ -12,11 +12,11 @@ from tfm_cli.config.settings import (
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.rank_checks import (
-    agreed_state,
-    check_alike,
-    say_batches,
+    broadcast_state,
+    check_ranks_agree,
+    log_batches_per_update,
     setting_facts,
-    with_kept_settings,
+    with_settings_of_rank_0,
 )
 from tfm_cli.training.state import TrainState
 
@@ -28,19 +28,19 @@ class Together(Parallel):
         super().__init__(0, 1 + len(others))
         self._others = list(others)
 
-    def gathered(self, message: bytes) -> list[bytes]:
+    def all_gather_bytes(self, message: bytes) -> list[bytes]:
         return [message, *self._others]
 
 
 def test_alike_is_fine() -> None:
-    check_alike({"the arithmetic": "fp32"}, Together(b'{"the arithmetic": "fp32"}'))
+    check_ranks_agree({"the arithmetic": "fp32"}, Together(b'{"the arithmetic": "fp32"}'))
 
 
 def test_every_rank_that_differs_is_named_with_what_it_has() -> None:
     others = (b'{"a": "1", "b": "2"}', b'{"a": "5", "b": "2"}', b'{"a": "1"}')
 
     with pytest.raises(ConfigError) as refused:
-        check_alike({"a": "1", "b": "2"}, Together(*others))
+        check_ranks_agree({"a": "1", "b": "2"}, Together(*others))
 
     assert str(refused.value).split("\n") == [
         "the processes do not agree on what to do",
@@ -69,7 +69,7 @@ def test_settings_of_a_machine_may_differ_and_all_others_not() -> None:
 def test_state_of_one_process_alone_stays() -> None:
     state = TrainState(update=7, best_score=0.1 + 0.2)
 
-    assert agreed_state(state, Parallel()) == state
+    assert broadcast_state(state, Parallel()) == state
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_state_of_one_process_alone_stays() -> None:
 def test_other_number_of_batches_is_told_with_what_would_keep_it(
     before: int, update_freq: int, world: int, line: str | None, told: list[str]
 ) -> None:
-    say_batches(TrainState(batches_per_update=before), update_freq, world)
+    log_batches_per_update(TrainState(batches_per_update=before), update_freq, world)
 
     assert told == ([] if line is None else [line])
 
@@ -100,15 +100,15 @@ class Second(Parallel):
         super().__init__(1, 2)
         self._of_rank_0 = of_rank_0
 
-    def shared(self, message: bytes) -> bytes:
+    def broadcast_bytes(self, message: bytes) -> bytes:
         said: list[bytes] = []
 
         class First(Parallel):
-            def shared(self, message: bytes) -> bytes:
+            def broadcast_bytes(self, message: bytes) -> bytes:
                 said.append(message)
                 return message
 
-        with_kept_settings(self._of_rank_0, First())
+        with_settings_of_rank_0(self._of_rank_0, First())
         return said[0]
 
 
@@ -120,11 +120,13 @@ def test_settings_that_a_resumed_run_keeps_are_those_of_rank_0_on_all() -> None:
     elsewhere = RunConfig()
     assert setting_facts(elsewhere) != setting_facts(resumed)
 
-    assert setting_facts(with_kept_settings(elsewhere, Second(resumed))) == setting_facts(resumed)
+    assert setting_facts(with_settings_of_rank_0(elsewhere, Second(resumed))) == setting_facts(
+        resumed
+    )
 
 
 def test_setting_that_a_process_was_given_stays_and_is_told() -> None:
     resumed = RunConfig(validation=ValidationConfig(tokenize="13a"))
     given = RunConfig(validation=ValidationConfig(tokenize="char"))
 
-    assert with_kept_settings(given, Second(resumed)).validation.tokenize == "char"
+    assert with_settings_of_rank_0(given, Second(resumed)).validation.tokenize == "char"

@@ -11,10 +11,10 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.training.run_directory import (
     begin,
-    check_inputs_stay,
-    check_place,
+    can_resume,
+    check_inputs_not_overwritten,
+    check_output,
     clear,
-    has_run,
     marked,
 )
 
@@ -44,14 +44,14 @@ def everything(directory: Path) -> list[str]:
 def test_run_begins_where_there_is_nothing(name: str, overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    assert not has_run(CONFIG, tmp_path / name, overwrite=overwrite)
+    assert not can_resume(CONFIG, tmp_path / name, overwrite=overwrite)
 
     assert everything(tmp_path) == ["empty"]  # to ask makes nothing
 
 
 def test_run_with_checkpoints_is_gone_on_with(output: Path) -> None:
-    assert has_run(CONFIG, output, overwrite=False)
-    assert not has_run(CONFIG, output, overwrite=True)
+    assert can_resume(CONFIG, output, overwrite=False)
+    assert not can_resume(CONFIG, output, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["model", "model/../model", "linked"])
@@ -61,10 +61,10 @@ def test_model_to_start_from_is_not_overwritten(name: str, output: Path, tmp_pat
     before = everything(tmp_path)
 
     with pytest.raises(ConfigError, match="is the model to start from, which `--overwrite` would"):
-        has_run(config, output, overwrite=True)
+        can_resume(config, output, overwrite=True)
 
     assert everything(tmp_path) == before
-    assert not has_run(config, tmp_path / "other", overwrite=True)
+    assert not can_resume(config, tmp_path / "other", overwrite=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -76,7 +76,7 @@ def test_directory_with_other_files_is_refused(
         (tmp_path / name).touch()
 
     with pytest.raises(ConfigError, match="is not empty and holds no model: `") as caught:
-        has_run(CONFIG, tmp_path, overwrite=overwrite)
+        can_resume(CONFIG, tmp_path, overwrite=overwrite)
 
     assert str(caught.value).endswith(" …" if len(files) > 3 else "`")
     assert everything(tmp_path) == sorted(files)
@@ -86,9 +86,9 @@ def test_model_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "marian"}', encoding="utf-8")
 
     with pytest.raises(ModelError, match=r"config\.json: is no model config"):
-        has_run(CONFIG, tmp_path, overwrite=False)
+        can_resume(CONFIG, tmp_path, overwrite=False)
     with pytest.raises(ConfigError, match=r"holds no model: `config\.json`"):
-        has_run(CONFIG, tmp_path, overwrite=True)
+        can_resume(CONFIG, tmp_path, overwrite=True)
 
 
 def test_run_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_run_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> None
     for name in ("tokenizer.model", ".config.json.123.part", ".tokenizer.model.4.part"):
         (tmp_path / name).touch()
 
-    assert not has_run(CONFIG, tmp_path, overwrite=False)
+    assert not can_resume(CONFIG, tmp_path, overwrite=False)
 
 
 def test_run_that_was_killed_before_a_checkpoint_begins_again_and_says_so(
@@ -105,7 +105,7 @@ def test_run_that_was_killed_before_a_checkpoint_begins_again_and_says_so(
     for path in (output / "checkpoints").glob("update-*"):
         path.rmdir()
 
-    assert not has_run(CONFIG, output, overwrite=False)
+    assert not can_resume(CONFIG, output, overwrite=False)
 
     assert told == [f"{output}: was ended before its first checkpoint; it begins again"]
 
@@ -116,10 +116,10 @@ def test_model_without_checkpoints_is_not_thrown_away(output: Path) -> None:
     (output / "checkpoints").rmdir()
 
     with pytest.raises(ConfigError, match="holds a trained model, but no `checkpoints`") as caught:
-        has_run(CONFIG, output, overwrite=False)
+        can_resume(CONFIG, output, overwrite=False)
 
     assert f"--pretrained-model {output}" in str(caught.value.hint)
-    assert not has_run(CONFIG, output, overwrite=True)
+    assert not can_resume(CONFIG, output, overwrite=True)
 
 
 def test_all_changed_settings_are_told(output: Path) -> None:
@@ -129,7 +129,7 @@ def test_all_changed_settings_are_told(output: Path) -> None:
     )
 
     with pytest.raises(ConfigError) as caught:
-        has_run(other, output, overwrite=False)
+        can_resume(other, output, overwrite=False)
 
     assert str(caught.value).split("\n  ") == [
         f"{output}: holds a run with other settings; 3 changes",
@@ -138,23 +138,23 @@ def test_all_changed_settings_are_told(output: Path) -> None:
         "training.seed: 3 → 4",
     ]
     assert "`--overwrite`" in str(caught.value.hint)
-    assert not has_run(other, output, overwrite=True)
+    assert not can_resume(other, output, overwrite=True)
 
 
 def test_torn_config_is_refused(output: Path) -> None:
     (output / "config.json").write_bytes(b"{")
 
     with pytest.raises(ModelError, match=r"config\.json: is torn"):
-        has_run(CONFIG, output, overwrite=False)
+        can_resume(CONFIG, output, overwrite=False)
 
 
 def test_place_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ResourceError, match="file: cannot be written: it is not a directory"):
-        has_run(CONFIG, tmp_path / "file", overwrite=True)
+        can_resume(CONFIG, tmp_path / "file", overwrite=True)
     with pytest.raises(ResourceError, match=r"cannot be written: `.*file` is not a directory"):
-        has_run(CONFIG, tmp_path / "file" / "model", overwrite=False)
+        can_resume(CONFIG, tmp_path / "file" / "model", overwrite=False)
 
 
 def test_only_files_of_a_model_are_cleared(output: Path) -> None:
@@ -218,11 +218,11 @@ def test_standard_input_that_would_be_replaced_is_refused(
 
     with (output / "notes").open() as notes:
         monkeypatch.setattr("sys.stdin", notes)
-        check_inputs_stay(config, output, goes_on=True)
+        check_inputs_not_overwritten(config, output, resume=True)
     with (output / name).open() as stream:
         monkeypatch.setattr("sys.stdin", stream)
         with pytest.raises(ConfigError, match="would replace or remove standard input, which is"):
-            check_inputs_stay(config, output, goes_on=True)
+            check_inputs_not_overwritten(config, output, resume=True)
 
 
 def test_mark_goes_where_nothing_was_made_and_stays_where_something_was(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_mark_goes_where_nothing_was_made_and_stays_where_something_was(tmp_path
     with pytest.raises(ValueError, match="something"), marked(tmp_path):
         fail_later()
     assert everything(tmp_path) == [".tfm-run.json", "corpus"]
-    check_place(CONFIG, tmp_path)
+    check_output(CONFIG, tmp_path)
 
 
 def test_mark_that_cannot_be_removed_hides_no_error(
@@ -264,16 +264,16 @@ def test_tokenizer_of_somebody_is_not_taken_for_that_of_a_run(name: str, tmp_pat
     (tmp_path / name).touch()
 
     with pytest.raises(ConfigError, match="is not empty and holds no model: "):
-        check_place(CONFIG, tmp_path)
+        check_output(CONFIG, tmp_path)
 
 
 def test_mark_of_a_run_does_not_cover_the_settings_of_another_program(tmp_path: Path) -> None:
     (tmp_path / ".tfm-run.json").write_text('{"tfm_version": "1"}', encoding="utf-8")
-    check_place(CONFIG, tmp_path, overwrite=True)
+    check_output(CONFIG, tmp_path, overwrite=True)
     (tmp_path / "config.json").write_text('{"model_type": "marian"}', encoding="utf-8")
 
     with pytest.raises(ConfigError, match=r"holds no model: `config\.json`"):
-        check_place(CONFIG, tmp_path, overwrite=True)
+        check_output(CONFIG, tmp_path, overwrite=True)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user for a moment")
@@ -291,7 +291,7 @@ def test_folder_that_cannot_be_looked_into_is_told(
     os.seteuid(65534)
     try:
         with pytest.raises(ResourceError, match="cannot be read: Permission denied"):
-            check_place(CONFIG, output)
+            check_output(CONFIG, output)
     finally:
         os.seteuid(0)
 
@@ -307,6 +307,6 @@ def test_file_of_somebody_else_with_the_name_of_the_marker_is_refused_and_left(
     for overwrite in (False, True):
         told = ".tfm-run.json: cannot be written: tfm is not known to have made it"
         with pytest.raises(ResourceError, match=told):
-            has_run(CONFIG, place, overwrite=overwrite)
+            can_resume(CONFIG, place, overwrite=overwrite)
 
     assert (place / ".tfm-run.json").read_bytes() == b"theirs"

@@ -14,7 +14,7 @@ from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.batches import MicroBatch
 from tfm_cli.training.optimizer import MovingAverage, learning_rate, make_optimizer
-from tfm_cli.training.parallel_model import Learner, batch_loss
+from tfm_cli.training.parallel_model import ParallelModel, batch_loss
 from tfm_cli.training.update import UpdateStats, update
 
 VOCAB = 20
@@ -83,7 +83,8 @@ def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateSt
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters()])
     stats = update(
-        Learner(model, label_smoothing=0.1), numbered(batches), optimizer, MovingAverage(model, 0),
+        ParallelModel(model, label_smoothing=0.1), numbered(batches), optimizer,
+        MovingAverage(model, 0),
         target_pieces=pieces(batches), **{**SETTINGS, **options},
     )  # fmt: skip
     return before - torch.cat([p.detach().flatten() for p in model.parameters()]), stats
@@ -101,7 +102,7 @@ class Run:
     def update(self, batches: Sequence[Batch] | None = None, **options: Any) -> UpdateStats:
         batches = batches or uneven_batches()
         return update(
-            Learner(self.model, label_smoothing=0.1), numbered(batches), self.optimizer,
+            ParallelModel(self.model, label_smoothing=0.1), numbered(batches), self.optimizer,
             self.average, target_pieces=pieces(batches),
             **{**SETTINGS, "peak_rate": 0.01, **options},
         )  # fmt: skip

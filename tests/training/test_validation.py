@@ -15,7 +15,7 @@ from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.parallel import Parallel
-from tfm_cli.training.validation import Validation, is_better, mean_nll, shared_out, validator
+from tfm_cli.training.validation import Validation, distribute_jobs, is_better, mean_nll, validator
 
 CPU = torch.device("cpu")
 
@@ -185,7 +185,7 @@ class TwoProcesses(Parallel):
         self.sent: list[bytes] = []
         self._other = other
 
-    def gathered(self, message: bytes) -> list[bytes]:
+    def all_gather_bytes(self, message: bytes) -> list[bytes]:
         self.sent.append(message)
         return [message, self._other]
 
@@ -200,9 +200,9 @@ def test_process_that_has_no_more_time_cuts_off_all_of_them() -> None:
         return job
 
     with pytest.raises(OutOfTime):
-        shared_out([1, 2, 3, 4], lambda job: job, other_is_cut_off)
+        distribute_jobs([1, 2, 3, 4], lambda job: job, other_is_cut_off)
     with pytest.raises(OutOfTime, match="1s passed"):
-        shared_out([1, 2, 3, 4], no_time, is_cut_off)
+        distribute_jobs([1, 2, 3, 4], no_time, is_cut_off)
 
     # The other one waits for an answer, and gets one.
     assert other_is_cut_off.sent == [b"[1, 3]"]

@@ -282,9 +282,9 @@ def test_ignored_children_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_TOLD_SECONDS", 0.2)
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_WARNING_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 1.0)
 
 
 def stops_at_two(number: int) -> int:
@@ -308,9 +308,7 @@ def test_stopped_process_is_named_and_ended(
     stopped = re.search(r"PID (\d+)", str(caught.value))
     assert stopped is not None
     assert int(stopped[1]) in pids
-    assert warned == (
-        f"a process that translates is stopped: `kill -CONT {stopped[1]}` lets it go on"
-    )
+    assert warned == (f"a process that translates is stopped: `kill -CONT {stopped[1]}` resumes it")
     assert all(map(is_gone, pids))
 
 

@@ -250,9 +250,9 @@ def train(
 
     limit = TimeLimit(config.training.max_time, began=began)
     # One process alone imports no torch for it.
-    with limit.alarm(), parallel.connected(patience=config.parallel.timeout):
+    with limit.alarm(), parallel.connected(timeout_seconds=config.parallel.timeout):
         # What began again already is gone on with, when the launcher starts it after a failure.
-        overwrite = overwrite and not parallel.has_noted("begun")
+        overwrite = overwrite and not parallel.has_flag("begun")
         _train(
             config,
             output,
@@ -282,15 +282,15 @@ def _train(
         )
     if parallel.is_main:  # before even a lock is written there
         more = [config_file] if config_file else []
-        run_directory.check_place(config, output, overwrite=overwrite)
-        run_directory.check_inputs_stay(config, output, goes_on=True, more=more)
+        run_directory.check_output(config, output, overwrite=overwrite)
+        run_directory.check_inputs_not_overwritten(config, output, resume=True, more=more)
     with contextlib.ExitStack() as inside:
         if parallel.is_main:
             inside.enter_context(run_directory.locked(output))
-        goes_on = parallel.is_main and run_directory.has_run(config, output, overwrite=overwrite)
+        resume = parallel.is_main and run_directory.can_resume(config, output, overwrite=overwrite)
         if parallel.is_main:
-            run_directory.check_inputs_stay(config, output, goes_on=goes_on)
-        data.check_inputs(config, learns=parallel.is_main and not goes_on)
+            run_directory.check_inputs_not_overwritten(config, output, resume=resume)
+        data.check_inputs(config, learns=parallel.is_main and not resume)
         if not (config.data.source or config.data.pairs):
             logger.info(
                 "no training text is named: training on the sample corpus, preset `%s`",
@@ -299,9 +299,9 @@ def _train(
 
         from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
 
-        if parallel.is_main and not goes_on:
+        if parallel.is_main and not resume:
             inside.enter_context(run_directory.marked(output))
-        run(config, output, goes_on=goes_on, parallel=parallel, limit=limit)
+        run(config, output, resume=resume, parallel=parallel, limit=limit)
 
 
 def _begun(output: Path) -> RunConfig | None:

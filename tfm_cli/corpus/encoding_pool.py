@@ -17,7 +17,7 @@ from tfm_cli.corpus.encoding import EncodedBlock, encode_block
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.messages import read_frame, write_frame
 from tfm_cli.errors import ResourceError, TfmError
-from tfm_cli.parallel.child_processes import StopWatch
+from tfm_cli.parallel.child_processes import SuspensionMonitor
 from tfm_cli.parallel.cpu_cores import BLAS_THREADS
 from tfm_cli.tokenizer.pair import TokenizerPair
 
@@ -40,7 +40,7 @@ def encoders(tokenizers: TokenizerPair, filters: Filters, *, workers: int) -> It
     """
     with contextlib.ExitStack() as stack:
         processes = []
-        stop_watch = StopWatch("a process that prepares text")
+        stop_watch = SuspensionMonitor("a process that prepares text")
         stack.callback(stop_watch.close)
         for _ in range(workers):
             process = _Process(tokenizers, filters, stop_watch)
@@ -113,7 +113,9 @@ class Encode:
 class _Process:
     """A process that encodes blocks, one at a time."""
 
-    def __init__(self, tokenizers: TokenizerPair, filters: Filters, stop_watch: StopWatch) -> None:
+    def __init__(
+        self, tokenizers: TokenizerPair, filters: Filters, stop_watch: SuspensionMonitor
+    ) -> None:
         package = Path(tfm_cli.__file__).parent.parent
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
         try:

@@ -1,4 +1,4 @@
-"""Several processes at one work: the only package that imports `torch.distributed`."""
+"""Several processes that share work: the only package that imports `torch.distributed`."""
 
 from tfm_cli.parallel.process_group import Parallel
 

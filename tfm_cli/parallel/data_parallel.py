@@ -1,9 +1,9 @@
-"""A model that several processes train: its tensors whole or in shards.
+"""Data parallelism: replicated weights (`ddp`) or sharded weights (`fsdp`), and their gradients.
 
-`ddp` keeps all weights on every process, and the gradients are added up by `gradients.add_up`;
-`fsdp` (FSDP2) keeps a part of each, brings them together layer by layer while they are needed, and
-so trains what no single device could hold. What it needs of PyTorch takes a second or two to
-import, and is imported where shards are made.
+`ddp` keeps all weights on every rank, and `all_reduce_gradients` sums the gradients. `fsdp`
+(FSDP2) keeps a shard of each weight, gathers them layer by layer while they are needed, and so
+trains models that no single device could hold. FSDP2 takes one or two seconds to import, so it is
+imported only where weights are sharded.
 """
 
 import contextlib
@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from tfm_cli.parallel.process_group import Parallel
 
+# The most values in one all-reduce: many small gradients share a message, and none is so large that
+# its copy needs much memory.
+_MAX_BUCKET_VALUES = 1 << 23
 
-def wrapped(
+
+def distribute(
     module: nn.Module,
     *,
     layers: Sequence[nn.Module],
@@ -24,25 +28,25 @@ def wrapped(
     parallel: Parallel,
     device: torch.device,
 ) -> nn.Module:
-    """What to call instead of a module that all processes train.
+    """Give all ranks the weights of rank 0, shard them if asked to, and return the module to call.
 
-    All begin with the weights of rank 0. In shards, its gradients are averaged over the processes;
-    else each has those of its own batches.
+    With `fsdp` gradients are averaged over the ranks; with `ddp` each rank has those of its own
+    batches until `all_reduce_gradients`.
 
     Args:
-        module: on `device`, or with `fsdp` anywhere; there its parameters become shards on it.
-        layers: parts of it whose weights are brought together one after the other.
+        module: on `device`; with `fsdp` anywhere, and its parameters become shards on `device`.
+        layers: parts of it whose weights are gathered one after the other.
         strategy: `ddp` or `fsdp`.
         parallel: the processes.
-        device: where to compute.
+        device: the device that computes.
     """
     group = parallel.gradient_group(device)
     if group is None:
         return module
     for parameter in module.parameters():
-        fill(parameter.detach(), parameter.detach(), parallel)
+        copy_from_rank_0(parameter.detach(), parameter.detach(), parallel)
     if strategy == "ddp":
-        return module  # all weights are equal already
+        return module
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 
@@ -54,35 +58,35 @@ def wrapped(
 
 
 @contextlib.contextmanager
-def accumulating(module: Any, *, is_last: bool) -> Iterator[None]:
-    """Inside, gradients are added up here; in shards, those of the last pass are averaged."""
+def accumulate_gradients(module: Any, *, is_last: bool) -> Iterator[None]:
+    """Accumulate gradients locally inside the block; sharded ones are reduced by the last pass."""
     if hasattr(module, "set_requires_gradient_sync"):  # an FSDPModule
         module.set_requires_gradient_sync(is_last)
     yield
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process has, all of it where it is whole; shares memory."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor, all of it if it is not sharded; memory is shared."""
     detached: Any = tensor.detach()
-    part: Tensor = detached.to_local() if _is_sharded(detached) else detached
-    return part
+    shard: Tensor = detached.to_local() if _is_sharded(detached) else detached
+    return shard
 
 
-def full(tensor: Tensor) -> Tensor:
-    """A tensor as a whole; where it is in shards, all processes have to ask for it together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a whole tensor; all ranks must call this together if it is sharded."""
     detached: Any = tensor.detach()
     whole: Tensor = detached.full_tensor() if _is_sharded(detached) else detached
     return whole
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, values: Tensor | None, parallel: Parallel) -> None:
-    """Give a tensor, whole or in shards, the values that rank 0 has for it.
+def copy_from_rank_0(tensor: Tensor, values: Tensor | None, parallel: Parallel) -> None:
+    """Copy the values of rank 0 into a tensor, whole or sharded, on every rank.
 
     Args:
         tensor: changed in place.
-        values: all of them; what ranks but 0 bring does not matter.
-        parallel: the processes, all of which have to come here.
+        values: the whole tensor on rank 0; ignored on the other ranks.
+        parallel: the processes, all of which must call this.
     """
     if parallel.world > 1:
         if values is None or not parallel.is_main:
@@ -91,57 +95,51 @@ def fill(tensor: Tensor, values: Tensor | None, parallel: Parallel) -> None:
         parallel.broadcast(values)
     assert values is not None
     if _is_sharded(tensor):
-        values = _in_shards(values.to(tensor.device), tensor)
-    local(tensor).copy_(local(values))
+        values = _shard_like(tensor, values.to(tensor.device))
+    local_shard(tensor).copy_(local_shard(values))
 
 
-def _in_shards(values: Tensor, like: Any) -> Tensor:
+def _shard_like(tensor: Any, values: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor."""
+    """Return True for a DTensor."""
     return hasattr(tensor, "full_tensor")
 
 
-# Gradients that several processes computed, each by itself, added up.
-
-# One message for many small gradients, and none so large that its copy needs much memory.
-_MOST_VALUES = 1 << 23
-
-
 @torch.no_grad()
-def add_up(parameters: Iterable[nn.Parameter], group: Any) -> None:
-    """Give each parameter the sum of its gradients on all processes, which all call this together.
+def all_reduce_gradients(parameters: Iterable[nn.Parameter], group: Any) -> None:
+    """Replace each gradient by its sum over all ranks, which must call this together.
 
-    It is the only thing that they do together in an update. So one of them may compute its part in
-    as many steps as its memory asks for, and the others just wait.
+    This is the only collective operation of an update. A rank that runs out of memory may therefore
+    split its batches further while the others wait here.
 
     Args:
-        parameters: the same on all; one that has no gradient here adds nothing.
-        group: the processes, as `Parallel.gradient_group` gives them.
+        parameters: the same on all ranks; one without a gradient on this rank adds zeros.
+        group: the process group, from `Parallel.gradient_group`.
     """
     import torch.distributed as processes
 
-    for some in _bucketed(parameters):
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+    for bucket in _buckets(parameters):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         processes.all_reduce(flat, group=group)
         sizes = [gradient.numel() for gradient in gradients]
         totals = torch.split(flat, sizes)
-        for parameter, gradient, total in zip(some, gradients, totals, strict=True):
+        for parameter, gradient, total in zip(bucket, gradients, totals, strict=True):
             gradient.copy_(total.view_as(gradient))
             parameter.grad = gradient
 
 
-def _bucketed(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one type, together of no more values than a message may have."""
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield runs of parameters of one type that fit into a message."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
-        values = sum(map(Tensor.numel, bucket)) + parameter.numel()
-        if bucket and (values > _MOST_VALUES or parameter.dtype != bucket[0].dtype):
+        num_values = sum(map(Tensor.numel, bucket)) + parameter.numel()
+        if bucket and (num_values > _MAX_BUCKET_VALUES or parameter.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
         bucket.append(parameter)

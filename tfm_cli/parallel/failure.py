@@ -1,4 +1,9 @@
-"""How processes that work together end: one of them says why, and all exit with the same code."""
+"""Failure of a process group: one rank reports the reason, and all exit with the same code.
+
+PyTorch's `monitored_barrier` names late ranks only while all ranks are in a barrier, only on rank
+0, and only with gloo. torchrun's error files hold the traceback of a process that raised, and
+nothing about one that was killed or suspended. Hence the monitor in this module.
+"""
 
 import contextlib
 import os
@@ -10,66 +15,66 @@ from typing import Any
 
 from tfm_cli.console import visible
 from tfm_cli.errors import ResourceError, ToldElsewhere
-from tfm_cli.parallel.heartbeat import Heart, Whereabouts
-from tfm_cli.parallel.launcher import holds_store
+from tfm_cli.parallel.heartbeat import Heartbeat, ProgressState
+from tfm_cli.parallel.launcher import launcher_holds_store
 
-_ENDED, _CODE, _HEARD = "tfm/ended", "tfm/exit_code", "tfm/heard"
-_LOOK_SECONDS = 0.1  # between two looks whether another process has ended
-_FIRST_WORD_SECONDS = 0.5  # that rank 0 has, where all end for the same reason
+_NUM_ENDED, _EXIT_CODE, _NUM_ACKNOWLEDGED = "tfm/ended", "tfm/exit_code", "tfm/heard"
+_POLL_SECONDS = 0.1
+_RANK_0_FIRST_SECONDS = 0.5  # for rank 0 to report, if all ranks fail for the same reason
 _ANSWER_SECONDS = 2.0
-_GRACE_SECONDS = 120.0  # for what can be finished alone, such as the writing of a checkpoint
-_WAITING_SECONDS = 4.0  # … where nothing is: a connection that is closed would end it by itself
+_GRACE_SECONDS = 120.0  # for work that can be finished alone, such as writing a checkpoint
+_WAITING_GRACE_SECONDS = 4.0  # for a rank that waits: a closed connection would end the wait
 
-DEFAULT_PATIENCE = 600.0  # seconds
+DEFAULT_TIMEOUT_SECONDS = 600.0
 
 
-class LostError(ResourceError):
-    """Another process is gone, and what it did for all with it."""
+class RankLostError(ResourceError):
+    """Another rank has exited, and its part of the work is missing."""
 
     def __init__(
-        self, rank: int, world: int, other: str = "another process", *, place: str = ""
+        self, rank: int, world: int, lost: str = "another process", *, activity: str = ""
     ) -> None:
         super().__init__(
-            f"rank {rank} of {world}{place}: {other} ended before the work was done",
-            hint="see what it said, and start the same again",
+            f"rank {rank} of {world}{activity}: {lost} exited before the work was done",
+            hint="see its own messages, and repeat the command",
         )
-        self.other = other
+        self.lost = lost
 
 
-class LateError(ResourceError):
-    """Another process does not answer in time."""
+class RankTimeoutError(ResourceError):
+    """Another rank does not answer in time."""
 
-    def __init__(self, rank: int, world: int, why: str, *, place: str = "") -> None:
+    def __init__(self, rank: int, world: int, reason: str, *, activity: str = "") -> None:
         super().__init__(
-            f"rank {rank} of {world}{place}: {why}",
-            hint="see whether it is stopped or its machine is down, and start the same again, "
-            "for slow machines with a longer `--dist-timeout`",
+            f"rank {rank} of {world}{activity}: {reason}",
+            hint="check whether it is stopped or its machine is down, and repeat the command, "
+            "on slow machines with a longer `--dist-timeout`",
         )
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error is what a collective operation says when another process is gone."""
+    """Return True for the errors of collective operations whose peer is gone."""
     import torch.distributed as processes
 
     if isinstance(error, processes.DistError):
         return True
-    # Gloo's errors have no class of their own, but name the file they come from.
+    # Gloo's errors have no class of their own, but their message names a source file of gloo.
     return isinstance(error, RuntimeError) and any(
         word in str(error) for word in ("/gloo/", "Connection closed by peer", "NCCL error")
     )
 
 
-class Ending:
-    """What processes note down for each other when one fails; a class because it watches for it.
+class FailureMonitor:
+    """Threads that watch for the failure of other ranks, and publish a failure of this one.
 
-    Nothing else would tell a process that waits for another on a GPU, or why a connection is gone,
-    or who is late.
+    Without them, a process that waits for another one on a GPU would wait for ever, and a lost
+    connection would have neither a reason nor a name.
 
     Args:
-        store: of `torch.distributed`; rank 0 or the launcher holds it.
-        rank, world: this process among all.
-        here: where its main thread is.
-        patience: seconds until another process that does not answer is late.
+        store: a store of `torch.distributed`, held by rank 0 or the launcher.
+        rank, world: of this process, and the number of processes.
+        state: the progress of its main thread.
+        timeout_seconds: until a rank that does not answer is late.
     """
 
     def __init__(
@@ -77,125 +82,133 @@ class Ending:
         store: Any,
         rank: int,
         world: int,
-        here: Whereabouts | None = None,
-        patience: float = DEFAULT_PATIENCE,
+        state: ProgressState | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._store = store
         self._rank = rank
         self._world = world
-        self._here = here or Whereabouts()
-        self._heart = Heart(store, rank, world, self._here, patience)
-        self._patience = patience
-        self._code: int | None = None  # of the first that ended
-        self._heard = threading.Event()
+        self._state = state or ProgressState()
+        self._heartbeat = Heartbeat(store, rank, world, self._state, timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+        self._exit_code: int | None = None  # of the first rank that failed
+        self._failed = threading.Event()  # another rank has published a failure
         self._closed = threading.Event()
-        self._ends = False  # whether the main thread is on its way out
-        self._answered_at = time.monotonic()  # when the store did
-        self._watcher = threading.Thread(target=self._watch, name="ending", daemon=True)
+        self._is_ending = False  # the main thread is on its way out
+        self._store_answered_at = time.monotonic()
+        self._watcher = threading.Thread(target=self._watch, name="failure", daemon=True)
         self._watcher.start()
         threading.Thread(target=self._watch_store, name="store", daemon=True).start()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop the threads, and announce a normal exit unless this rank failed."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._watcher.join(_ANSWER_SECONDS)
         with contextlib.suppress(RuntimeError):
-            if not self._ends:
-                self._heart.rest()
+            if not self._is_ending:
+                self._heartbeat.finish()
 
-    def early(self, error: BaseException) -> BaseException:
-        """What to raise for an error: itself where this process is the first that ends.
+    def publish(self, error: BaseException) -> BaseException:
+        """Publish the failure of this rank, and return the error to raise.
 
-        The first one speaks for all; the others end without a word, by the same exit code.
+        The first rank that fails reports its error. The others return a ToldElsewhere with the same
+        exit code.
         """
-        leave_signals_alone()
-        self._ends = True
-        if self._rank > 0 or isinstance(error, LostError):
-            self._heard.wait(_FIRST_WORD_SECONDS)
+        ignore_termination()
+        self._is_ending = True
+        if self._rank > 0 or isinstance(error, RankLostError):
+            self._failed.wait(_RANK_0_FIRST_SECONDS)
         try:
-            if self._heard.is_set() or self._store.add(_ENDED, 1) > 1:
-                self._heard.wait(_ANSWER_SECONDS)
-                code = _exit_code(error) if self._code is None else self._code
-                told = f"rank {self._rank} ended with the others"
-                return ToldElsewhere(told, exit_code=code)
-            if isinstance(error, LostError):
-                others = self._heart.silent() or error.other
-                error = LostError(self._rank, self._world, others, place=self._place)
+            if self._failed.is_set() or self._store.add(_NUM_ENDED, 1) > 1:
+                self._failed.wait(_ANSWER_SECONDS)
+                code = _exit_code(error) if self._exit_code is None else self._exit_code
+                message = f"rank {self._rank} exited after the failure of another rank"
+                return ToldElsewhere(message, exit_code=code)
+            if isinstance(error, RankLostError):
+                error = self._lost(self._heartbeat.silent_ranks() or error.lost)
             self.close()
-            self._store.set(_CODE, str(_exit_code(error)))
-        except RuntimeError:  # without the store it speaks for itself
-            if isinstance(error, LostError):
-                other = error.other if holds_store() else "rank 0"
-                error = LostError(self._rank, self._world, other, place=self._place)
-        is_named = isinstance(error, LostError) or self._rank == 0
+            self._store.set(_EXIT_CODE, str(_exit_code(error)))
+        except RuntimeError:  # without the store, each rank reports its own error
+            if isinstance(error, RankLostError):
+                error = self._lost(error.lost if launcher_holds_store() else "rank 0")
+        is_named = isinstance(error, RankLostError) or self._rank == 0
         if isinstance(error, Exception) and error.args and not is_named:
-            who = f"rank {self._rank} of {self._world}{self._place}"
-            error.args = (f"{who}: {error}", *error.args[1:])
+            rank = f"rank {self._rank} of {self._world}{self._activity}"
+            error.args = (f"{rank}: {error}", *error.args[1:])
         return error
 
-    def wait_until_heard(self) -> None:
-        """Let the others read the exit code while this process, rank 0, may hold the store."""
-        until = time.monotonic() + _ANSWER_SECONDS
+    def _lost(self, lost: str) -> RankLostError:
+        return RankLostError(self._rank, self._world, lost, activity=self._activity)
+
+    def wait_until_acknowledged(self) -> None:
+        """Wait until the others have read the exit code, while rank 0 may hold the store."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
         with contextlib.suppress(RuntimeError):
-            while self._store.add(_HEARD, 0) < self._world - 1 and time.monotonic() < until:
+            while (
+                self._store.add(_NUM_ACKNOWLEDGED, 0) < self._world - 1
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.02)
 
     def _watch(self) -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone
-            while not self._store.check([_CODE]):
-                late = self._heart.beat()
-                self._answered_at = time.monotonic()
-                if late and not self._ends:
-                    self._end_by_force(late, is_first=self._store.add(_ENDED, 1) == 1)
-                if self._closed.wait(_LOOK_SECONDS):
+            while not self._store.check([_EXIT_CODE]):
+                lateness = self._heartbeat.beat()
+                self._store_answered_at = time.monotonic()
+                if lateness and not self._is_ending:
+                    self._exit_for_late_rank(lateness, is_first=self._store.add(_NUM_ENDED, 1) == 1)
+                if self._closed.wait(_POLL_SECONDS):
                     return
-            self._code = int(self._store.get(_CODE))
-            self._heard.set()
-            self._store.add(_HEARD, 1)
-        if self._code is None:
+            self._exit_code = int(self._store.get(_EXIT_CODE))
+            self._failed.set()
+            self._store.add(_NUM_ACKNOWLEDGED, 1)
+        if self._exit_code is None:
             return
-        heard_at = time.monotonic()
-        while not self._closed.wait(_LOOK_SECONDS):  # it may wait for what will never come
-            waits = (self._here.waits or self._here.is_bounded) and not self._ends
-            grace = _WAITING_SECONDS if waits else _GRACE_SECONDS
-            if time.monotonic() - heard_at > grace:
-                os._exit(self._code)
+        failed_at = time.monotonic()
+        while not self._closed.wait(_POLL_SECONDS):  # the main thread may wait for a lost rank
+            is_waiting = self._state.is_waiting or self._state.has_deadline
+            has_short_grace = is_waiting and not self._is_ending
+            grace = _WAITING_GRACE_SECONDS if has_short_grace else _GRACE_SECONDS
+            if time.monotonic() - failed_at > grace:
+                os._exit(self._exit_code)
 
     def _watch_store(self) -> None:
-        """Notice that nobody answers: who holds the store was stopped, and no other can be told.
+        """Exit if the holder of the store was suspended, which leaves no way to inform the others.
 
-        While this process gets on, that does no harm, as when a launcher is stopped at a terminal.
+        A store that does not answer does no harm while this process makes progress, as when a
+        launcher is suspended at a terminal.
         """
-        looked_at, steps = time.monotonic(), -1
-        while not self._closed.wait(_LOOK_SECONDS) and self._watcher.is_alive():
+        polled_at, num_steps = time.monotonic(), -1
+        while not self._closed.wait(_POLL_SECONDS) and self._watcher.is_alive():
             now = time.monotonic()
-            if self._heard.is_set():
+            if self._failed.is_set():
                 return
-            here, was_stopped = self._here, now - looked_at > self._patience / 2
-            if was_stopped or here.steps != steps or not (here.waits or here.is_bounded):
-                self._answered_at = now
-            looked_at, steps = now, here.steps
-            if now - self._answered_at > self._patience:
-                late = "the launcher" if holds_store() else "rank 0"
-                self._say(f"{late} was not heard of for {self._patience:g} s")
-                os._exit(LateError.exit_code)
+            state, was_suspended = self._state, now - polled_at > self._timeout_seconds / 2
+            has_moved = state.num_steps != num_steps
+            if was_suspended or has_moved or not (state.is_waiting or state.has_deadline):
+                self._store_answered_at = now
+            polled_at, num_steps = now, state.num_steps
+            if now - self._store_answered_at > self._timeout_seconds:
+                holder = "the launcher" if launcher_holds_store() else "rank 0"
+                self._print(f"{holder} has not answered for {self._timeout_seconds:g} s")
+                os._exit(RankTimeoutError.exit_code)
 
-    def _end_by_force(self, late: str, *, is_first: bool) -> None:
-        """Say who is late and end, since the main thread waits for it and cannot."""
+    def _exit_for_late_rank(self, reason: str, *, is_first: bool) -> None:
+        """Report a late rank and exit, since the main thread waits for that rank."""
         with contextlib.suppress(RuntimeError):
-            if not is_first:  # and so nobody would listen
+            if not is_first:  # another rank reports
                 self._closed.wait(_ANSWER_SECONDS)
             elif not self._closed.is_set():
-                self._say(late)
-                self._store.set(_CODE, str(LateError.exit_code))
+                self._print(reason)
+                self._store.set(_EXIT_CODE, str(RankTimeoutError.exit_code))
                 if self._rank == 0:
-                    self.wait_until_heard()
-        os._exit(LateError.exit_code)
+                    self.wait_until_acknowledged()
+        os._exit(RankTimeoutError.exit_code)
 
-    def _say(self, late: str) -> None:
-        error = LateError(self._rank, self._world, late, place=self._place)
+    def _print(self, reason: str) -> None:
+        error = RankTimeoutError(self._rank, self._world, reason, activity=self._activity)
         lines = f"error: {visible(str(error))}\nhint: {visible(str(error.hint))}\n"
         with contextlib.suppress(OSError, ValueError):
             show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
@@ -203,25 +216,25 @@ class Ending:
             sys.stderr.flush()
 
     @property
-    def _place(self) -> str:
-        return f", {self._here.where}" if self._here.where else ""
+    def _activity(self) -> str:
+        return f", {self._state.activity}" if self._state.activity else ""
 
 
 def _exit_code(error: BaseException) -> int:
-    """What the command line makes of an error."""
+    """Return the exit code that the command line gives an error."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    if isinstance(error, BrokenPipeError):  # the reader of our output has all it wanted
+    if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
         return 0
     code = getattr(error, "exit_code", 70)
     return code if isinstance(code, int) else 70
 
 
-def leave_signals_alone() -> None:
+def ignore_termination() -> None:
     """Ignore SIGTERM and SIGHUP from now on.
 
-    A launcher sends one of them to all the others as soon as one process has ended; what they have
-    to say and their exit codes should not be lost by it.
+    A launcher sends one of them to all other processes as soon as one has ended, which would cut
+    off their messages and change their exit codes.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

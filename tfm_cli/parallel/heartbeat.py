@@ -1,7 +1,7 @@
-"""What each process tells the next one of itself, so that one that is late is named.
+"""Heartbeats: every rank publishes its progress, and the previous rank checks it.
 
-A process that was stopped, or whose machine is gone without a word, closes no connection, so those
-that wait for it would never know.
+A process that was suspended, or whose machine is gone, closes no connection, so the processes that
+wait for it would never find out.
 """
 
 import contextlib
@@ -11,116 +11,116 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _BEAT_SECONDS = 0.5
-_AHEAD_SECONDS = 1.5  # of the silence of one over the want of progress of another
-_DONE = -2  # the last beat of a process that has done its part
+_STALL_MARGIN_SECONDS = 1.5  # so that a silent rank is reported before a stalled one
+_FINISHED = -2  # the last beat of a process that has finished its part
 
 
 @dataclass(slots=True)
-class Whereabouts:
-    """Where the main thread of this process is; it writes, and the heart reads."""
+class ProgressState:
+    """The progress of the main thread of this process, which the heartbeat publishes."""
 
-    where: str = ""  # such as `in update 7`
-    steps: int = 0  # that it made; what counts is whether there are more
-    is_bounded: bool = False  # whether it has only so long for each of them
-    waits: bool = False  # whether it waits for the others
+    activity: str = ""  # such as `in update 7`
+    num_steps: int = 0  # only an increase of it matters
+    has_deadline: bool = False  # each step must end within the timeout
+    is_waiting: bool = False  # for the other ranks
 
-    def at(self, where: str, *, is_bounded: bool) -> None:
-        """Say what comes now."""
-        self.where, self.is_bounded = where, is_bounded
-        self.steps += 1
-
-
-@dataclass(slots=True)
-class _Heard:
-    """The newest that was heard of a process."""
-
-    beat: int = -1
-    steps: int = -1
-    is_bounded: bool = False
-    waits: bool = False
+    def set_activity(self, activity: str, *, has_deadline: bool) -> None:
+        """Record the current activity, and a step."""
+        self.activity, self.has_deadline = activity, has_deadline
+        self.num_steps += 1
 
 
 @dataclass(slots=True)
-class Heart:
-    """Tells where this process is, and listens to the next one; a class because it remembers that.
+class _Beat:
+    """The newest heartbeat of another rank."""
+
+    number: int = -1
+    num_steps: int = -1
+    has_deadline: bool = False
+    is_waiting: bool = False
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """The heartbeat of this rank, and the check of the next one's.
 
     Args:
-        store: of `torch.distributed`.
-        rank, world: this process among all.
-        here: where its main thread is.
-        patience: seconds.
+        store: a store of `torch.distributed`.
+        rank, world: of this process, and the number of processes.
+        state: the progress of its main thread.
+        timeout_seconds: until a rank without a heartbeat or a step is late.
     """
 
     store: Any
     rank: int
     world: int
-    here: Whereabouts
-    patience: float
-    _beats: int = 0
+    state: ProgressState
+    timeout_seconds: float
+    _num_beats: int = 0
     _beat_at: float = 0.0
-    _heard: _Heard = field(default_factory=_Heard)
-    _heard_at: float = field(default_factory=time.monotonic)
-    _moved_at: float = field(default_factory=time.monotonic)
+    _last: _Beat = field(default_factory=_Beat)  # of the next rank
+    _last_beat_at: float = field(default_factory=time.monotonic)
+    _last_step_at: float = field(default_factory=time.monotonic)
 
     @property
     def next_rank(self) -> int:
-        """Whom it listens to: each process has one that does."""
+        """The rank that this one checks."""
         return (self.rank + 1) % self.world
 
     def beat(self) -> str:
-        """Tell and listen, if it is time to; gives what is wrong with the next process, if so.
+        """Publish and check if it is time to; return why the next rank is late, or an empty string.
 
         Raises:
             RuntimeError: the store is gone.
         """
         now = time.monotonic()
         since = now - self._beat_at
-        if since < min(_BEAT_SECONDS, self.patience / 4):
+        if since < min(_BEAT_SECONDS, self.timeout_seconds / 4):
             return ""
-        if since > self.patience / 2:  # this process was stopped itself, perhaps with the others
-            self._heard_at = self._moved_at = now
-        self._beats, self._beat_at = self._beats + 1, now
-        here = self.here
-        told = [self._beats, here.steps, here.is_bounded, here.waits]
-        self.store.set(_key(self.rank), json.dumps(told))
-        return self._late(self._read(self.next_rank), now)
+        if since > self.timeout_seconds / 2:  # this process was suspended itself
+            self._last_beat_at = self._last_step_at = now
+        self._num_beats, self._beat_at = self._num_beats + 1, now
+        state = self.state
+        beat = [self._num_beats, state.num_steps, state.has_deadline, state.is_waiting]
+        self.store.set(_key(self.rank), json.dumps(beat))
+        return self._lateness(self._read(self.next_rank), now)
 
-    def _late(self, found: _Heard, now: float) -> str:
-        if found.beat != self._heard.beat or found.beat == _DONE:
-            self._heard_at = now
-        # It has all the time it wants for what no one else does at the same time.
-        if found.steps != self._heard.steps or found.waits or not found.is_bounded:
-            self._moved_at = now
-        self._heard = found
-        is_silent = now - self._heard_at > self.patience
-        # It may itself wait for one that is silent, whose own listener shall be first to say so.
-        if not is_silent and now - self._moved_at <= self.patience + _AHEAD_SECONDS:
+    def _lateness(self, beat: _Beat, now: float) -> str:
+        if beat.number != self._last.number or beat.number == _FINISHED:
+            self._last_beat_at = now
+        if beat.num_steps != self._last.num_steps or beat.is_waiting or not beat.has_deadline:
+            self._last_step_at = now
+        self._last = beat
+        is_silent = now - self._last_beat_at > self.timeout_seconds
+        # A stalled rank may itself wait for a silent one, which should be reported first.
+        stall_seconds = self.timeout_seconds + _STALL_MARGIN_SECONDS
+        if not is_silent and now - self._last_step_at <= stall_seconds:
             return ""
-        what = "was not heard of" if is_silent else "got no further"
-        return f"rank {self.next_rank} {what} for {self.patience:g} s"
+        fault = "has sent no heartbeat" if is_silent else "has made no progress"
+        return f"rank {self.next_rank} {fault} for {self.timeout_seconds:g} s"
 
-    def rest(self) -> None:
-        """Tell that all is done here, so that nobody minds the silence."""
-        self.store.set(_key(self.rank), json.dumps([_DONE]))
+    def finish(self) -> None:
+        """Announce a normal exit, so that the silence after it is not reported."""
+        self.store.set(_key(self.rank), json.dumps([_FINISHED]))
 
-    def silent(self) -> str:
-        """Words for the processes that have ceased to tell of themselves; nothing if none has.
+    def silent_ranks(self) -> str:
+        """Return a description of the ranks whose heartbeat has stopped; empty if there are none.
 
         Raises:
             RuntimeError: the store is gone.
         """
         others = [rank for rank in range(self.world) if rank != self.rank]
         before = {rank: self._read(rank) for rank in others}
-        if len(others) > 1:  # a single one it must be
+        if len(others) > 1:  # with two ranks, it can only be the other one
             time.sleep(3 * _BEAT_SECONDS)
-            others = [rank for rank in others if 0 < self._read(rank).beat == before[rank].beat]
+            others = [rank for rank in others if 0 < self._read(rank).number == before[rank].number]
         return " and ".join(f"rank {rank}" for rank in others)
 
-    def _read(self, rank: int) -> _Heard:
+    def _read(self, rank: int) -> _Beat:
         with contextlib.suppress(ValueError):
             if self.store.check([_key(rank)]):
-                return _Heard(*json.loads(self.store.get(_key(rank))))
-        return _Heard()
+                return _Beat(*json.loads(self.store.get(_key(rank))))
+        return _Beat()
 
 
 def _key(rank: int) -> str:

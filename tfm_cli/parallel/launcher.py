@@ -1,4 +1,4 @@
-"""The launcher, torchrun, that started this process, and what it keeps over several starts."""
+"""torchrun, the launcher of this process, and the store that it keeps across restarts."""
 
 import logging
 import os
@@ -9,24 +9,24 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.1
-_SAVE_SECONDS = 4.0  # for the end that a signal asks for, once nobody is left to ask for it
+_POLL_SECONDS = 0.1
+_SHUTDOWN_SECONDS = 4.0  # for the last checkpoint after SIGTERM, once the launcher is gone
 
 
 def is_launched() -> bool:
-    """Whether torchrun started this process, and not a script or a scheduler by other means."""
+    """Return True if torchrun started this process; False for a script or a scheduler."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def holds_store() -> bool:
-    """Whether the launcher holds the store, and not rank 0."""
+def launcher_holds_store() -> bool:
+    """Return True if the launcher holds the store; False if rank 0 does."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def watch_launcher() -> None:
-    """End this process when its launcher was killed: as SIGTERM does, and by force soon after.
+    """End this process if its launcher is killed: by SIGTERM, and by force some seconds later.
 
-    Nobody else would. Of any other end a launcher tells its processes.
+    No other process would end it: a launcher signals its processes unless it is killed.
     """
     if not is_launched():
         return
@@ -34,17 +34,17 @@ def watch_launcher() -> None:
 
     def watch() -> None:
         while os.getppid() == launcher:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         logger.warning("the launcher is gone")
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_SAVE_SECONDS)
+        time.sleep(_SHUTDOWN_SECONDS)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
-def store_of_all_starts(store: Any) -> Any:
-    """The store without the name of this start in front, which torchrun gives each of them."""
+def store_across_restarts(store: Any) -> Any:
+    """Return the store without the prefix that torchrun gives each restart."""
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     return store

@@ -1,7 +1,6 @@
-"""Several processes at one work, as torchrun starts them; one alone is a world of 1.
+"""The process group that torchrun starts; a single process is a group of one.
 
-What processes tell each other goes through gloo, so no files are shared, and the end of one is
-known to the others at once.
+Messages travel through gloo, so no file is shared, and all ranks notice at once when one exits.
 """
 
 import contextlib
@@ -14,28 +13,30 @@ from typing import TYPE_CHECKING, Any
 from tfm_cli.device import num_gpus
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel.failure import (
-    DEFAULT_PATIENCE,
-    Ending,
-    LostError,
+    DEFAULT_TIMEOUT_SECONDS,
+    FailureMonitor,
+    RankLostError,
+    ignore_termination,
     is_lost_connection,
-    leave_signals_alone,
 )
-from tfm_cli.parallel.heartbeat import Whereabouts
-from tfm_cli.parallel.launcher import store_of_all_starts, watch_launcher
+from tfm_cli.parallel.heartbeat import ProgressState
+from tfm_cli.parallel.launcher import store_across_restarts, watch_launcher
 
 if TYPE_CHECKING:
     import torch
 
-_PATIENCE = timedelta(hours=12)  # for a window on a slow machine; who is late is noticed before
-_MOST_WAITING = 2  # messages that a process may be ahead of who receives them
+# The timeout of gloo itself: long enough for a window on a slow machine. The failure monitor
+# reports a late rank much earlier.
+_GLOO_TIMEOUT = timedelta(hours=12)
+_MAX_UNSENT = 2  # messages that a sender may be ahead of the receiver
 
 
 class Parallel:
-    """This process among all; a class because it holds connections and what is not yet sent.
+    """A rank of a process group, with its connections and its messages that are not sent yet.
 
     Args:
         rank: of this process, from 0.
-        world: how many there are.
+        world: the number of processes.
         local_rank: of this process on its machine, from 0.
     """
 
@@ -44,57 +45,59 @@ class Parallel:
         self.world = world
         self.local_rank = local_rank
         self._group: Any = None  # of torch.distributed
-        self._gradient_group: Any = None  # … on which nothing but gradients and weights travel
-        self._waiting: deque[list[Any]] = deque()
-        self._here = Whereabouts()
-        self._notes: Any = None  # a store
-        self._patience = timedelta(seconds=DEFAULT_PATIENCE)
+        self._gradient_group: Any = None  # for gradients and weights only
+        self._unsent: deque[list[Any]] = deque()
+        self._state = ProgressState()
+        self._flags: Any = None  # a store
+        self._timeout = timedelta(seconds=DEFAULT_TIMEOUT_SECONDS)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all."""
+        """True on rank 0, which alone logs and writes files."""
         return self.rank == 0
 
     @staticmethod
     def from_environment() -> "Parallel":
-        """What a launcher says in RANK, WORLD_SIZE and LOCAL_RANK.
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, which a launcher sets.
 
         Raises:
-            ConfigError: they are no numbers, or do not fit.
+            ConfigError: they are not numbers, or contradict each other.
         """
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             return Parallel()
         rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
         local_rank = os.environ.get("LOCAL_RANK", "0")
         try:
-            facts = Parallel(int(rank), int(world), int(local_rank))
+            parallel = Parallel(int(rank), int(world), int(local_rank))
         except ValueError:
-            facts = Parallel(0, 0)
-        if not 0 <= facts.rank < facts.world:
-            told = f"`RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK={local_rank}`"
-            hint = "unset them, or start several processes by `torchrun`"
-            raise ConfigError(f"the environment says {told}, which do not fit", hint=hint)
-        return facts
+            parallel = Parallel(0, 0)
+        if not 0 <= parallel.rank < parallel.world:
+            raise ConfigError(
+                f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and "
+                f"`LOCAL_RANK={local_rank}`",
+                hint="unset them, or start several processes by `torchrun`",
+            )
+        return parallel
 
     def device(self, name: str) -> str:
-        """The device of this process, where each has its own and no one was named."""
+        """Return the name of this rank's device: a GPU of its own unless the user named one."""
         if self.world > 1 and name in ("auto", "cuda") and (count := num_gpus()):
             return f"cuda:{self.local_rank % count}"
         return name
 
     @contextlib.contextmanager
-    def connected(self, *, patience: float = DEFAULT_PATIENCE) -> Iterator[None]:
-        """Inside, the processes can talk; all must come to the end, or all fail.
+    def connected(self, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Iterator[None]:
+        """Connect the ranks inside the block; all must reach its end, or all fail.
 
-        Where one fails, it says why, and the others raise ToldElsewhere with its exit code.
+        If one fails, it reports the error, and the others raise ToldElsewhere with its exit code.
 
         Args:
-            patience: seconds until a process is late: one that does not come, that is silent, such
-                as a stopped one, or that takes as long for what `at` says is bounded.
+            timeout_seconds: until a rank is late: one that does not join, that sends no heartbeat
+                (such as a suspended one), or that takes as long for a step with a deadline.
 
         Raises:
-            ResourceError: a process ended without a word. One that is late is told, and ends this
-                process, from another thread.
+            ResourceError: a rank exited without a message. A late rank is reported by another
+                thread, which ends this process.
         """
         watch_launcher()
         if self.world == 1:
@@ -102,64 +105,64 @@ class Parallel:
             return
         import torch.distributed as processes
 
-        from tfm_cli.parallel.rendezvous import met
+        from tfm_cli.parallel.rendezvous import connect
 
-        self._patience = timedelta(seconds=patience)
-        store = met(self.rank, self.world, patience=patience)
-        with self._told():
-            self._group = processes.new_group(backend="gloo", timeout=_PATIENCE)
-        self._notes = store_of_all_starts(store)
-        ending = Ending(store, self.rank, self.world, self._here, patience)
-        failed = False
+        self._timeout = timedelta(seconds=timeout_seconds)
+        store = connect(self.rank, self.world, timeout_seconds=timeout_seconds)
+        with self._waiting():
+            self._group = processes.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
+        self._flags = store_across_restarts(store)
+        monitor = FailureMonitor(store, self.rank, self.world, self._state, timeout_seconds)
+        has_failed = False
         try:
             yield
-            with self._told():
-                while self._waiting:
-                    self._wait()
-                ending.close()
+            with self._waiting():
+                while self._unsent:
+                    self._wait_for_oldest()
+                monitor.close()
                 processes.barrier(self._group)
-            leave_signals_alone()
+            ignore_termination()
         except BaseException as error:
-            failed = True
-            lost = LostError(self.rank, self.world) if is_lost_connection(error) else error
-            shown = ending.early(lost)
-            if shown is error:
+            has_failed = True
+            lost = RankLostError(self.rank, self.world) if is_lost_connection(error) else error
+            published = monitor.publish(lost)
+            if published is error:
                 raise
-            raise shown from error
+            raise published from error
         finally:
             with contextlib.suppress(RuntimeError):
                 processes.destroy_process_group()
-            if failed and self.is_main:
-                ending.wait_until_heard()
-            ending.close()
+            if has_failed and self.is_main:
+                monitor.wait_until_acknowledged()
+            monitor.close()
 
-    def at(self, where: str, *, is_bounded: bool = False) -> None:
-        """Say what this process does now, such as `in update 7`, for what the others say of it.
+    def set_activity(self, activity: str, *, has_deadline: bool = False) -> None:
+        """Record the current activity, shown in errors about this rank.
 
         Args:
-            where: fits behind `rank 1 of 2, `.
-            is_bounded: whether one that takes longer than the patience of the others is late.
+            activity: follows `rank 1 of 2, `, such as `in update 7`.
+            has_deadline: this rank is late if the activity takes longer than the timeout.
         """
-        self._here.at(where, is_bounded=is_bounded)
+        self._state.set_activity(activity, has_deadline=has_deadline)
 
-    def moved(self) -> None:
-        """Say that what this process does goes on."""
-        self._here.steps += 1
+    def record_progress(self) -> None:
+        """Record a step of the current activity."""
+        self._state.num_steps += 1
 
-    def note(self, fact: str) -> None:
-        """Let those that the launcher starts instead of these, after a failure, know of a fact."""
-        if self._notes is not None:
-            self._notes.set(f"tfm/{fact}", "1")
+    def set_flag(self, name: str) -> None:
+        """Set a flag that processes see which the launcher starts after a failure of these."""
+        if self._flags is not None:
+            self._flags.set(f"tfm/{name}", "1")
 
-    def has_noted(self, fact: str) -> bool:
-        """Whether a process that was started before this one, or with it, noted a fact."""
-        return self._notes is not None and bool(self._notes.check([f"tfm/{fact}"]))
+    def has_flag(self, name: str) -> bool:
+        """Return True if a process set the flag, in this start or an earlier one."""
+        return self._flags is not None and bool(self._flags.check([f"tfm/{name}"]))
 
     def gradient_group(self, device: "torch.device") -> Any:
-        """The processes as `torch.distributed` knows them, for tensors on a device; None if alone.
+        """Return the process group for gradients on a device; None for a single process.
 
         Raises:
-            ConfigError: the processes of a machine would have to share a GPU, or have Apple's.
+            ConfigError: processes would have to share a GPU, or the device is an Apple GPU.
         """
         if self.world == 1 or self._gradient_group is not None:
             return self._gradient_group
@@ -170,61 +173,62 @@ class Parallel:
             if device.index != self.local_rank:
                 count = torch.cuda.device_count()
                 raise ConfigError(
-                    f"{device}: process {self.local_rank} of its machine, counted from 0, needs a "
-                    f"GPU of its own; there are {count}",
+                    f"{device}: local rank {self.local_rank} needs a GPU of its own; "
+                    f"this machine has {count}",
                     hint="start one process for each GPU, without `--device`, or use "
                     "`--device cpu`",
                 )
             torch.cuda.set_device(device)
         elif device.type != "cpu":
             raise ConfigError(
-                f"{device}: several processes cannot train there", hint="use `--device cpu`"
+                f"{device}: training on several processes is not supported there",
+                hint="use `--device cpu`",
             )
-        with self._told():
-            # Whoever is late was waited for on the other group already.
+        with self._waiting():
+            # Late ranks were waited for on the other group.
             self._gradient_group = (
-                processes.new_group(backend="nccl", timeout=self._patience)
+                processes.new_group(backend="nccl", timeout=self._timeout)
                 if device.type == "cuda"
-                else processes.new_group(backend="gloo", timeout=_PATIENCE)
+                else processes.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
             )
         return self._gradient_group
 
     def send(self, message: bytes) -> None:
-        """Send some bytes, at least one, to rank 0; without waiting, unless it is far behind."""
+        """Send at least one byte to rank 0; block only if rank 0 is far behind."""
         import torch
         import torch.distributed as processes
 
         content = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        with self._told(0):
-            while len(self._waiting) >= _MOST_WAITING:
-                self._wait()
+        with self._waiting(0):
+            while len(self._unsent) >= _MAX_UNSENT:
+                self._wait_for_oldest()
             parts = [
                 processes.isend(each, 0, group=self._group)
                 for each in (torch.tensor([len(content)]), content)
             ]
-            self._waiting.append(parts)
+            self._unsent.append(parts)
 
     def receive(self, rank: int) -> bytes:
-        """The next message of another process."""
+        """Return the next message of another rank."""
         import torch
         import torch.distributed as processes
 
         size = torch.zeros(1, dtype=torch.int64)
-        with self._told(rank):
+        with self._waiting(rank):
             processes.recv(size, rank, group=self._group)
             content = torch.empty(int(size), dtype=torch.uint8)
             processes.recv(content, rank, group=self._group)
         return content.numpy().tobytes()
 
-    def shared(self, message: bytes) -> bytes:
-        """The message of rank 0, on all of them."""
+    def broadcast_bytes(self, message: bytes) -> bytes:
+        """Return the message of rank 0 on all ranks."""
         if self.world == 1:
             return message
         import torch
         import torch.distributed as processes
 
         size = torch.tensor([len(message)])
-        with self._told(0):
+        with self._waiting(0):
             processes.broadcast(size, 0, group=self._group)
             content = torch.zeros(int(size), dtype=torch.uint8)
             if self.is_main:
@@ -233,22 +237,22 @@ class Parallel:
         return content.numpy().tobytes()
 
     def broadcast(self, tensor: "torch.Tensor") -> None:
-        """Give a tensor, in the memory of a CPU, the values that it has on rank 0."""
+        """Overwrite a CPU tensor with its values on rank 0."""
         if self.world > 1:
             import torch.distributed as processes
 
-            with self._told(0):
+            with self._waiting(0):
                 processes.broadcast(tensor, 0, group=self._group)
 
-    def gathered(self, message: bytes) -> list[bytes]:
-        """The messages of all processes, by rank, on all of them."""
+    def all_gather_bytes(self, message: bytes) -> list[bytes]:
+        """Return the messages of all ranks, by rank, on all ranks."""
         if self.world == 1:
             return [message]
         import torch
         import torch.distributed as processes
 
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        with self._told():
+        with self._waiting():
             processes.all_gather(lengths, torch.tensor([len(message)]), group=self._group)
             longest = max(int(length) for length in lengths)
             own = torch.zeros(longest, dtype=torch.uint8)
@@ -261,15 +265,15 @@ class Parallel:
             for content, length in zip(contents, lengths, strict=True)
         ]
 
-    def sums(self, values: Sequence[float]) -> list[float]:
-        """The sum of each number over all processes, in double."""
-        return self._reduced(values, float, "SUM")
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sum of each number over all ranks, in double precision."""
+        return self._all_reduce(values, float, "SUM")
 
-    def highest(self, values: Sequence[int]) -> list[int]:
-        """The largest of each number that any process has."""
-        return self._reduced(values, int, "MAX")
+    def all_max(self, values: Sequence[int]) -> list[int]:
+        """Return the maximum of each number over all ranks."""
+        return self._all_reduce(values, int, "MAX")
 
-    def _reduced(self, values: Sequence[Any], kind: type[Any], operation: str) -> list[Any]:
+    def _all_reduce(self, values: Sequence[Any], kind: type[Any], operation: str) -> list[Any]:
         if self.world == 1 or not values:
             return [kind(value) for value in values]
         import torch
@@ -277,23 +281,23 @@ class Parallel:
 
         dtype = torch.float64 if kind is float else torch.int64
         numbers = torch.tensor([kind(value) for value in values], dtype=dtype)
-        with self._told():
+        with self._waiting():
             processes.all_reduce(numbers, getattr(processes.ReduceOp, operation), group=self._group)
         return [kind(number) for number in numbers.tolist()]
 
-    def _wait(self) -> None:
-        for part in self._waiting.popleft():
+    def _wait_for_oldest(self) -> None:
+        for part in self._unsent.popleft():
             part.wait()
 
     @contextlib.contextmanager
-    def _told(self, rank: int | None = None) -> Iterator[None]:
-        """Inside, the others are waited for; a lost connection becomes a ResourceError."""
-        self._here.waits = True
+    def _waiting(self, rank: int | None = None) -> Iterator[None]:
+        """Record that this rank waits for another; convert a lost connection to a RankLostError."""
+        self._state.is_waiting = True
         try:
             yield
-            self._here.waits = False
-            self._here.steps += 1
+            self._state.is_waiting = False
+            self._state.num_steps += 1
         except RuntimeError as error:
             if rank is None or rank == self.rank:
-                raise LostError(self.rank, self.world) from error
-            raise LostError(self.rank, self.world, f"rank {rank}") from error
+                raise RankLostError(self.rank, self.world) from error
+            raise RankLostError(self.rank, self.world, f"rank {rank}") from error

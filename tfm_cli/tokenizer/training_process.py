@@ -22,7 +22,7 @@ import sentencepiece
 
 import tfm_cli
 from tfm_cli.errors import ResourceError
-from tfm_cli.parallel.child_processes import StopWatch
+from tfm_cli.parallel.child_processes import SuspensionMonitor
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _FAILED = 3  # the exit code with which SentencePiece's complaint comes instead of a model
@@ -67,7 +67,7 @@ def learned_apart(lines: list[bytes], options: Mapping[str, Any]) -> bytes:
         raise ResourceError(told) from error
     assert process.stdin is not None
     assert process.stdout is not None
-    stop_watch = StopWatch("the process that learns the tokenizer")
+    stop_watch = SuspensionMonitor("the process that learns the tokenizer")
     stop_watch.add(process.pid)
     try:
         with contextlib.suppress(BrokenPipeError), process.stdin as requests:

@@ -29,9 +29,9 @@ from tfm_cli.model_directory.weights import WeightsFacts, save_weights, weights_
 from tfm_cli.text.markdown import code, plain
 from tfm_cli.training import checkpoint
 from tfm_cli.training.data import Corpora
-from tfm_cli.training.events import Logged, Refused, SaveDue, Unjudged, Validated
+from tfm_cli.training.events import CheckpointDue, Logged, Unvalidated, UpdateSkipped, Validated
 from tfm_cli.training.optimizer import MovingAverage
-from tfm_cli.training.parallel_model import Learner
+from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.progress import Display, MetricsFile
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.validation import Validation
@@ -102,7 +102,7 @@ def _both(encoder: int, decoder: int) -> str:
     return str(encoder) if encoder == decoder else f"{encoder}+{decoder}"
 
 
-class Keeper:
+class RunWriter:
     """Writes what the loop's events ask for; a class because it holds all of the run's parts.
 
     Each process has one and shows it each event, since all bring their shards of the weights; that
@@ -114,7 +114,7 @@ class Keeper:
         config: RunConfig,
         output: Path,
         corpora: Corpora,
-        learner: Learner,
+        parallel_model: ParallelModel,
         average: MovingAverage,
         optimizer: torch.optim.Optimizer,
         state: TrainState,
@@ -125,8 +125,8 @@ class Keeper:
         self._arithmetic = arithmetic
         self._output = output
         self._corpora = corpora
-        self._learner = learner
-        self._writes = learner.parallel.is_main
+        self._parallel_model = parallel_model
+        self._writes = parallel_model.parallel.is_main
         self._average = average
         self._optimizer = optimizer
         self._state = state
@@ -141,21 +141,23 @@ class Keeper:
         self._failed_saves = 0  # in a row
 
     def keep(
-        self, event: Logged | Validated | Unjudged | SaveDue | Refused, display: Display
+        self,
+        event: Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped,
+        display: Display,
     ) -> None:
         """Show an event, and write what it makes due."""
         if self._metrics is not None:
             self._note(event, self._metrics)
         if isinstance(event, Logged):
             display.logged(event)
-        elif isinstance(event, Refused):
+        elif isinstance(event, UpdateSkipped):
             display.refused(event)
         elif isinstance(event, Validated):
             display.validated(event)
             self._say_signatures(event.validation)
             if event.is_best:
                 self._keep_best(event)
-        elif isinstance(event, Unjudged):
+        elif isinstance(event, Unvalidated):
             self._keep_best(event)
         else:
             self._save_or_go_on(event)
@@ -175,16 +177,18 @@ class Keeper:
         return "no checkpoint was saved" if not self._is_gone() else "its checkpoints went with it"
 
     def _note(
-        self, event: Logged | Validated | Unjudged | SaveDue | Refused, metrics: MetricsFile
+        self,
+        event: Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped,
+        metrics: MetricsFile,
     ) -> None:
         if self._goes_on_from is not None and event.update > self._goes_on_from:
             self._goes_on_from = None
             metrics.drop_unscheduled()
             self._take_back()
-        if not isinstance(event, SaveDue | Unjudged):
+        if not isinstance(event, CheckpointDue | Unvalidated):
             metrics.add(event)
 
-    def _keep_best(self, event: Validated | Unjudged) -> None:
+    def _keep_best(self, event: Validated | Unvalidated) -> None:
         """Write the best weights; they cannot be put off, since training moves on from them."""
         validation = event.validation if isinstance(event, Validated) else None
         is_by_schedule = isinstance(event, Validated) and event.counted
@@ -225,7 +229,7 @@ class Keeper:
             )
         return f"{first}, and the same command goes on; {self.last_good(None)}"
 
-    def _save_or_go_on(self, event: SaveDue) -> None:
+    def _save_or_go_on(self, event: CheckpointDue) -> None:
         """Save; if the disk refuses, the next time may be better, and the last one still counts."""
         try:
             self._save(event.update)
@@ -243,7 +247,7 @@ class Keeper:
             logger.warning(told, error, left, self.last_good(None))
 
     def _save(self, update: int) -> None:
-        model, average, optimizer = self._learner.model, self._average, self._optimizer
+        model, average, optimizer = self._parallel_model.model, self._average, self._optimizer
         try:
             self._check_place()
             if self._corpora.valid is None:  # nothing says which weights are best: the newest
@@ -262,7 +266,7 @@ class Keeper:
             state=self._state,
             text_sha256=self._text_sha256,
             keep=self._config.training.keep_checkpoints,
-            parallel=self._learner.parallel,
+            parallel=self._parallel_model.parallel,
         )
 
     def _set_aside(self) -> None:
@@ -316,7 +320,7 @@ class Keeper:
             self._config,
             self._state,
             arithmetic=self._arithmetic,
-            num_parameters=sum(p.numel() for p in self._learner.model.parameters()),
+            num_parameters=sum(p.numel() for p in self._parallel_model.model.parameters()),
             vocab_sizes=self._corpora.tokenizers.vocab_sizes,
             num_pairs=len(self._corpora.train),
             dropped=dict(self._corpora.train.dropped),

@@ -125,7 +125,7 @@ class Planner:
 
 
 @contextlib.contextmanager
-def made_ready(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
+def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
     """Inside, plans come from a thread that is a little ahead; an error in it is raised here."""
     ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_AHEAD)
     ended = threading.Event()
@@ -152,7 +152,7 @@ def made_ready(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[U
         yield taken()
     finally:
         ended.set()
-        # Room for what the thread may wait to put there; it then sees that this is the end.
+        # MemoryLimit for what the thread may wait to put there; it then sees that this is the end.
         with contextlib.suppress(queue.Empty):
             while True:
                 ready.get_nowait()

@@ -32,7 +32,7 @@ from tfm_cli.files.layout import (
 from tfm_cli.files.ownership import is_checkpoint, is_checkpoint_name
 from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.parallel import Parallel
-from tfm_cli.parallel.data_parallel import fill, full
+from tfm_cli.parallel.data_parallel import copy_from_rank_0, full_tensor
 from tfm_cli.training.checkpoint_file import (
     FORMAT_VERSION,
     Checkpoint,
@@ -151,7 +151,7 @@ def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
     """
     table = {}
     for name, tensor in tensors.items():
-        values = full(tensor)
+        values = full_tensor(tensor)
         if wanted:
             table[name] = values.cpu().contiguous()
     return table
@@ -231,7 +231,7 @@ def restore(
 
     def take(tensor: Tensor, table: str, name: str) -> Tensor:
         values = None if checkpoint is None else getattr(checkpoint, table)[name]
-        fill(tensor, values, parallel)
+        copy_from_rank_0(tensor, values, parallel)
         return tensor
 
     for name, parameter in parameters.items():

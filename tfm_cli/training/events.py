@@ -31,14 +31,14 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True)
-class Unjudged:
+class Unvalidated:
     """No validation was finished, so the newest weights are the model, without scores."""
 
     update: int
 
 
 @dataclass(frozen=True, slots=True)
-class SaveDue:
+class CheckpointDue:
     """Now is the time to write a checkpoint; the state is what it should hold."""
 
     update: int
@@ -55,7 +55,7 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class UpdateSkipped:
     """Loss or gradient of an update was no finite number; weights and moments are as before."""
 
     update: int
@@ -68,4 +68,4 @@ class Refused:
     is_retried: bool  # whether it is made again
 
 
-Event = Logged | Validated | Unjudged | SaveDue | Refused | Stopped
+Event = Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped | Stopped

@@ -15,16 +15,16 @@ from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.model_directory.weights import build_transformer, load_model
 from tfm_cli.parallel import Parallel
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.training.memory import settled_batches
+from tfm_cli.training.memory import resolve_batch_size
 
 logger = logging.getLogger(__name__)
 
 
-def settled_parts(
-    config: RunConfig, output: Path, *, goes_on: bool
+def load_initial_parts(
+    config: RunConfig, output: Path, *, resume: bool
 ) -> tuple[TokenizerPair | None, Transformer | None]:
     """Tokenizers and weights that are settled before any text is read."""
-    if goes_on:
+    if resume:
         began = load_config(output)
         _check_same_batches(output, began.settings, config)
         return load_tokenizers(output, began), None
@@ -44,7 +44,7 @@ def with_bleu_tokenizer(
     output: Path,
     references: Sequence[str],
     *,
-    goes_on: bool,
+    resume: bool,
     parallel: Parallel,
 ) -> RunConfig:
     """Return the settings with BLEU's tokenizer decided: as the run began, or by the references.
@@ -53,27 +53,27 @@ def with_bleu_tokenizer(
         config: all settings.
         output: of the run; rank 0 alone reads it.
         references: of the validation text; without any, nothing is decided.
-        goes_on: whether the run is resumed.
+        resume: whether the run is resumed.
         parallel: the processes, which all get the same.
 
     Raises:
         ResourceError: this machine lacks a package or a file that the tokenizer needs.
     """
     chosen = config.validation.tokenize
-    if parallel.is_main and goes_on:
+    if parallel.is_main and resume:
         chosen = load_config(output).settings.validation.tokenize
     if chosen == "auto" and references:
         chosen, reason = suited_tokenizer(references)
         if chosen != DEFAULT_TOKENIZER and "bleu" in config.validation.metrics:
             logger.info("BLEU's tokenizer: %s, since %s (`validation.tokenize`)", chosen, reason)
-    chosen = parallel.shared(chosen.encode()).decode()
+    chosen = parallel.broadcast_bytes(chosen.encode()).decode()
     if references and "bleu" in config.validation.metrics:
         check_available(chosen)  # a run may be resumed on another machine
     validation = dataclasses.replace(config.validation, tokenize=chosen)
     return dataclasses.replace(config, validation=validation)
 
 
-def fresh_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:
+def initialize_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:
     """A model with weights that are drawn by the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -109,7 +109,9 @@ def _check_same_batches(output: Path, then: RunConfig, now: RunConfig) -> None:
 
     They would with `--max-tokens auto`, where `--update-freq` makes batches larger, not more.
     """
-    wanted, found = (settled_batches(each.training, each.preset).max_tokens for each in (then, now))
+    wanted, found = (
+        resolve_batch_size(each.training, each.preset).max_tokens for each in (then, now)
+    )
     if wanted != found:
         raise ConfigError(
             f"{output}: its batches have {wanted} target pieces, and would have {found}",

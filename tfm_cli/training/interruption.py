@@ -23,7 +23,7 @@ _SAME_SECONDS = 3.0  # for a signal to all of a job, which a launcher or a shell
 
 
 @contextlib.contextmanager
-def remember_signals(world: int = 1) -> Iterator[Callable[[], int]]:
+def record_signals(world: int = 1) -> Iterator[Callable[[], int]]:
     """Inside, a first signal to end is remembered; a second one ends the process at once.
 
     Under a launcher, what comes soon after the first is taken for the same one. So is a second
@@ -128,7 +128,7 @@ def interruption(
     first = state.update
 
     def interrupted() -> Stopped | None:
-        number, is_late = processes.highest(
+        number, is_late = processes.all_max(
             [signalled(), clock() - began + saving_seconds() >= limit]
         )
         if number:

@@ -10,13 +10,13 @@ from tfm_cli.config.settings import RunConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import DivergedError, OutOfTime
 from tfm_cli.files.faults import reach
-from tfm_cli.parallel.data_parallel import local
-from tfm_cli.training.batches import Planner, UpdatePlan, made_ready
-from tfm_cli.training.events import Event, Logged, SaveDue, Stopped, Unjudged, Validated
-from tfm_cli.training.memory import Room
+from tfm_cli.parallel.data_parallel import local_shard
+from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
+from tfm_cli.training.events import CheckpointDue, Event, Logged, Stopped, Unvalidated, Validated
+from tfm_cli.training.memory import MemoryLimit
 from tfm_cli.training.optimizer import MovingAverage
-from tfm_cli.training.parallel_model import Learner
-from tfm_cli.training.rank_checks import refuse_other_weights
+from tfm_cli.training.parallel_model import ParallelModel
+from tfm_cli.training.rank_checks import check_weights_agree
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.statistics import HINT, Window
 from tfm_cli.training.update import UpdateStats, update
@@ -27,7 +27,7 @@ RECOVERY_UPDATES = 1000
 
 
 def train(
-    learner: Learner,
+    parallel_model: ParallelModel,
     planner: Planner,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
@@ -45,8 +45,8 @@ def train(
     results is in `state`, so going on from a checkpoint equals never having stopped.
 
     Args:
-        learner: its model is trained in place. Where it has several processes, each of them runs
-            this and yields the same events, but for times.
+        parallel_model: trained in place. With several processes, each runs this loop and yields
+            the same events, except for times.
         planner: gives the batches of each update.
         optimizer: of the model's parameters.
         average: moving average of the weights, which is what gets validated.
@@ -60,15 +60,15 @@ def train(
         dtype: arithmetic of the matrix products.
     """
     settings = config.training
-    vocab_size = learner.model.output_weight.shape[0]
-    window = Window(state, settings, learner.parallel, vocab_size=vocab_size)
-    room = Room(state.most_places, state.memory_splits)
+    vocab_size = parallel_model.model.output_weight.shape[0]
+    window = Window(state, settings, parallel_model.parallel, vocab_size=vocab_size)
+    room = MemoryLimit(state.most_places, state.memory_splits)
     first = saved_at = state.update
     cut: Stopped | None = None  # by the end of the time, amid a validation
 
     def made(plan: UpdatePlan, *, waits: bool, attempt: int = 0) -> UpdateStats:
         stats = update(
-            learner,
+            parallel_model,
             plan.micro_batches,
             optimizer,
             average,
@@ -85,8 +85,8 @@ def train(
             room=room,
         )
         # A run that goes on has one number for all of them.
-        if learner.parallel.world > 1 and not learner.is_sharded:
-            room.share(learner.parallel)
+        if parallel_model.parallel.world > 1 and not parallel_model.is_sharded:
+            room.share(parallel_model.parallel)
         state.most_places, state.memory_splits = room.most_places, room.splits
         return stats
 
@@ -109,12 +109,12 @@ def train(
         """Judge the weights; None where the time was up before it was done."""
         nonlocal cut
         assert validate is not None
-        learner.parallel.at(f"in the validation after update {state.update}")
-        refuse_non_finite(state.update, learner, average, optimizer)
-        refuse_other_weights(state.update, learner, average, optimizer)
+        parallel_model.parallel.set_activity(f"in the validation after update {state.update}")
+        check_finite(state.update, parallel_model, average, optimizer)
+        check_weights_agree(state.update, parallel_model, average, optimizer)
         began = time.monotonic()
         try:
-            with learner.judging(average):
+            with parallel_model.averaged_weights(average):
                 validation = validate()
         except NonFiniteScoresError as error:
             raise DivergedError(
@@ -140,11 +140,11 @@ def train(
             state.update, state.epoch + 1, validation, better, counted, state.train_seconds
         )
 
-    def save_due(*, is_last: bool = False) -> SaveDue:
-        learner.parallel.at(f"at the checkpoint after update {state.update}")
-        refuse_non_finite(state.update, learner, average, optimizer)
-        refuse_other_weights(state.update, learner, average, optimizer)
-        return SaveDue(state.update, is_last)
+    def save_due(*, is_last: bool = False) -> CheckpointDue:
+        parallel_model.parallel.set_activity(f"at the checkpoint after update {state.update}")
+        check_finite(state.update, parallel_model, average, optimizer)
+        check_weights_agree(state.update, parallel_model, average, optimizer)
+        return CheckpointDue(state.update, is_last)
 
     def cut_off() -> Iterator[Event]:
         """The end of the time amid a validation.
@@ -153,13 +153,13 @@ def train(
         """
         assert cut is not None
         if state.best_score is None:
-            yield Unjudged(state.update)
+            yield Unvalidated(state.update)
         if saved_at < state.update:
             yield save_due(is_last=True)
         yield cut
 
-    learner.model.train()
-    with made_ready(lambda: planner.updates(state)) as plans:
+    parallel_model.model.train()
+    with prefetched(lambda: planner.updates(state)) as plans:
         if validate is not None and _owes_validation(state, config.validation.freq):
             if (event := judged(counted=True)) is None:
                 yield from cut_off()
@@ -168,11 +168,11 @@ def train(
             yield save_due()  # what was saved does not know of it
         began = time.monotonic()
         for plan in plans:
-            learner.parallel.at(f"in update {state.update + 1}", is_bounded=True)
+            parallel_model.parallel.set_activity(f"in update {state.update + 1}", has_deadline=True)
             state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
             stop = _completed(state, config) or interrupted()
             if stop is not None:
-                learner.parallel.at(f"at the end, after update {state.update}")
+                parallel_model.parallel.set_activity(f"at the end, after update {state.update}")
                 if stop.validate_first and validate and state.validated_update < state.update:
                     yield from window.settle()
                     if (event := judged(counted=False)) is None:
@@ -199,7 +199,7 @@ def train(
             state.update += 1
             if is_refused:  # as where nobody has looked yet
                 average.include(state.update)
-            state.world = learner.parallel.world
+            state.world = parallel_model.parallel.world
             state.batches_per_update = planner.batches_per_update
             state.micro_batch = planner.micro_batch
             state.position += plan.num_batches
@@ -268,17 +268,20 @@ def _many(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def refuse_non_finite(
-    update: int, learner: Learner, average: MovingAverage, optimizer: torch.optim.Optimizer
+def check_finite(
+    update: int,
+    parallel_model: ParallelModel,
+    average: MovingAverage,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Raise a DivergedError if a weight, its average or a moment of it is no finite number.
 
     Such weights must be neither judged nor saved. All processes raise it, whoever has them.
     """
-    tensors = [*learner.model.parameters(), *average.weights.values()]
+    tensors = [*parallel_model.model.parameters(), *average.weights.values()]
     tensors += [moment for table in optimizer.state.values() for moment in table.values()]
-    found = torch.stack([local(tensor).isfinite().all() for tensor in tensors])
-    if any(learner.parallel.highest([not bool(found.all())])):
+    found = torch.stack([local_shard(tensor).isfinite().all() for tensor in tensors])
+    if any(parallel_model.parallel.all_max([not bool(found.all())])):
         raise DivergedError(
             f"update {update}: there are weights that are no finite numbers",
             hint=HINT,

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CPU_MICRO_BATCH = 2048
 
 
-def settled_batches(settings: TrainingConfig, preset: str) -> TrainingConfig:
+def resolve_batch_size(settings: TrainingConfig, preset: str) -> TrainingConfig:
     """The settings with `max_tokens` as a number.
 
     0 takes the preset's, and all batches of an update as one, so that what is computed at once is
@@ -39,7 +39,7 @@ def settled_batches(settings: TrainingConfig, preset: str) -> TrainingConfig:
     return dataclasses.replace(settings, max_tokens=tokens, update_freq=1)
 
 
-def first_micro_batch(settings: TrainingConfig, device: torch.device, *, before: int = 0) -> int:
+def initial_micro_batch(settings: TrainingConfig, device: torch.device, *, before: int = 0) -> int:
     """The target pieces to compute at once, as asked for, or as a good guess.
 
     Args:
@@ -79,7 +79,7 @@ def fit(
         ResourceError: they do not fit, or not even a single pair does.
     """
     while True:
-        parts = largest_parts(planner)
+        parts = largest_micro_batches(planner)
         try:
             for batch in parts:
                 _try(model, batch, has_moments=has_moments, device=device, dtype=dtype)
@@ -101,7 +101,7 @@ def fit(
             torch.cuda.empty_cache()
 
 
-def largest_parts(planner: Planner) -> list[Batch]:
+def largest_micro_batches(planner: Planner) -> list[Batch]:
     """The micro-batches of the first pool that need most memory: for layers, and for attention."""
     source, target = planner.store.source.lengths, planner.store.target.lengths
     parts = [
@@ -143,7 +143,7 @@ _ANY = 1 << 40  # places, more than any memory holds
 
 
 @dataclass(slots=True)
-class Room:
+class MemoryLimit:
     """What memory was found to hold; it changes when something does not fit.
 
     A batch is cut between pairs, by halves. The parts stay as wide as the whole and have its
@@ -178,7 +178,7 @@ class Room:
 
     def share(self, processes: Parallel) -> None:
         """Let all processes have the room that the one with the least has, as if they went on."""
-        most, self.splits = processes.highest([-(self.most_places or _ANY), self.splits])
+        most, self.splits = processes.all_max([-(self.most_places or _ANY), self.splits])
         self.most_places = -most % _ANY
 
     def _halves(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:

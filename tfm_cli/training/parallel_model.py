@@ -12,7 +12,12 @@ from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
-from tfm_cli.parallel.data_parallel import accumulating, add_up, full, wrapped
+from tfm_cli.parallel.data_parallel import (
+    accumulate_gradients,
+    all_reduce_gradients,
+    distribute,
+    full_tensor,
+)
 from tfm_cli.training.loss import cross_entropy
 from tfm_cli.training.optimizer import MovingAverage
 
@@ -50,7 +55,7 @@ class Objective(nn.Module):
         return batch_loss(self.model, batch, label_smoothing=self._label_smoothing)
 
 
-class Learner:
+class ParallelModel:
     """A model among the processes that train it; a class because it holds what wraps the model.
 
     Args:
@@ -80,7 +85,7 @@ class Learner:
             self._whole = copy.deepcopy(model).to("meta")
         else:  # shards are placed one by one: all together may be too much for a device
             model.to(self._device)
-        self._objective = wrapped(
+        self._objective = distribute(
             Objective(model, label_smoothing),
             layers=[*model.encoder_layers, *model.decoder_layers],
             strategy="fsdp" if self.is_sharded else "ddp",
@@ -95,27 +100,27 @@ class Learner:
 
     def accumulating(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Inside, a loss and its gradient are computed; shards are told which is the last."""
-        self.parallel.moved()
-        return accumulating(self._objective, is_last=is_last)
+        self.parallel.record_progress()
+        return accumulate_gradients(self._objective, is_last=is_last)
 
     @property
     def num_averaged(self) -> int:
         """Over how many processes gradients are averaged, where they are wanted summed."""
         return self.parallel.world if self.is_sharded else 1
 
-    def add_up_gradients(self) -> None:
+    def all_reduce_gradients(self) -> None:
         """Let each process have the sum of all gradients; shards have theirs already."""
         group = None if self.is_sharded else self.parallel.gradient_group(self._device)
         if group is not None:
-            add_up(self.model.parameters(), group)
+            all_reduce_gradients(self.model.parameters(), group)
 
     @property
-    def judged(self) -> Transformer:
+    def eval_model(self) -> Transformer:
         """The model that is validated: with whole weights, which it may have inside `judging`."""
         return self.model if self._whole is None else self._whole
 
     @contextlib.contextmanager
-    def judging(self, average: MovingAverage) -> Iterator[None]:
+    def averaged_weights(self, average: MovingAverage) -> Iterator[None]:
         """Inside, `judged` has the average for its weights, on each process in full."""
         if self._whole is None:
             with average.in_place():
@@ -125,7 +130,7 @@ class Learner:
         self._whole.to_empty(device=self._device)
         with torch.no_grad():
             for name, parameter in self._whole.named_parameters():
-                parameter.copy_(full(weights[name]))
+                parameter.copy_(full_tensor(weights[name]))
         try:
             yield
         finally:

@@ -23,14 +23,14 @@ from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, replacing
 from tfm_cli.files.ownership import cannot_be_written
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
-from tfm_cli.training.events import Logged, Refused, Validated
+from tfm_cli.training.events import Logged, UpdateSkipped, Validated
 
 logger = logging.getLogger(__name__)
 
 # What comes of a line that tfm did not write, or not as a whole.
 _NO_METRICS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _MAX_LINE_BYTES = 1 << 20
-_KINDS = {Logged: "train", Validated: "valid", Refused: "refused"}
+_KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "refused"}
 
 
 def perplexity(loss: float) -> float:
@@ -38,7 +38,7 @@ def perplexity(loss: float) -> float:
     return math.inf if loss >= 700 else math.exp(loss)
 
 
-def logged_line(event: Logged) -> str:
+def progress_line(event: Logged) -> str:
     """A progress line for a person and for grep."""
     return (
         f"update {event.update:6d}  epoch {event.epoch:3d}  loss {event.loss:6.3f}  "
@@ -55,7 +55,7 @@ def score_text(metric: str, value: float) -> str:
     return f"{metric} {value:.2f}"
 
 
-def validated_line(event: Validated) -> str:
+def validation_line(event: Validated) -> str:
     """A validation's line for a person and for grep."""
     values = "  ".join(score_text(*each) for each in event.validation.values.items())
     best = "  best" if event.is_best else ""
@@ -65,7 +65,7 @@ def validated_line(event: Validated) -> str:
     )
 
 
-def refused_line(event: Refused) -> str:
+def skipped_line(event: UpdateSkipped) -> str:
     """A line for an update that was refused, and what is made of it."""
     then = "once more at half the learning rate" if event.is_retried else "left out"
     shown = ", ".join(map(str, event.pairs)) + (", …" if event.num_pairs > len(event.pairs) else "")
@@ -94,11 +94,11 @@ class MetricsFile:
         """
         self._keep_only(lambda facts: bool(facts.get("scheduled", True)))
 
-    def add(self, event: Logged | Validated | Refused) -> None:
+    def add(self, event: Logged | Validated | UpdateSkipped) -> None:
         """Append what happened."""
         fields: dict[str, Any] = {"event": _KINDS[type(event)]}
         fields |= {"update": event.update, "epoch": event.epoch}
-        if isinstance(event, Refused):
+        if isinstance(event, UpdateSkipped):
             fields |= {
                 "loss": event.loss,
                 "gradient_norm": event.gradient_norm,
@@ -222,7 +222,7 @@ class Display:
     def logged(self, event: Logged) -> None:
         """Show progress."""
         if self._live is None:
-            logger.info("%s", logged_line(event))
+            logger.info("%s", progress_line(event))
             return
         facts = (
             f"loss {event.loss:.2f} ppl {perplexity(event.loss):.3g} lr {event.learn_rate:.1e} "
@@ -235,12 +235,12 @@ class Display:
         if event.is_best and "bleu" in event.validation.values:
             self._best = f" BLEU {event.validation.values['bleu']:.1f}"
         with self._above():
-            logger.info("%s", validated_line(event))
+            logger.info("%s", validation_line(event))
 
-    def refused(self, event: Refused) -> None:
+    def refused(self, event: UpdateSkipped) -> None:
         """Show that an update was refused."""
         with self._above():
-            logger.warning("%s", refused_line(event))
+            logger.warning("%s", skipped_line(event))
 
     @contextlib.contextmanager
     def _above(self) -> Iterator[None]:

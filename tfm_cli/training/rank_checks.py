@@ -20,7 +20,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.training.batches import Planner
 from tfm_cli.training.data import Corpora
 from tfm_cli.training.optimizer import MovingAverage
-from tfm_cli.training.parallel_model import Learner
+from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,16 @@ logger = logging.getLogger(__name__)
 _OF_THE_MACHINE = ("training.device", "training.cpu_threads")
 
 
-def check_alike(facts: Mapping[str, str], parallel: Parallel) -> None:
+def check_ranks_agree(facts: Mapping[str, str], parallel: Parallel) -> None:
     """Raise a ConfigError, on all processes, if one has other facts than rank 0; names all of them.
 
     Args:
         facts: values by what messages call them.
         parallel: the processes.
     """
-    tables = [json.loads(each) for each in parallel.gathered(json.dumps(dict(facts)).encode())]
+    tables = [
+        json.loads(each) for each in parallel.all_gather_bytes(json.dumps(dict(facts)).encode())
+    ]
     lines = [
         f"rank {rank}: {name} is {table.get(name)}, on rank 0 {wanted}"
         for rank, table in enumerate(tables)
@@ -51,7 +53,7 @@ def check_alike(facts: Mapping[str, str], parallel: Parallel) -> None:
         )
 
 
-def with_kept_settings(config: RunConfig, parallel: Parallel) -> RunConfig:
+def with_settings_of_rank_0(config: RunConfig, parallel: Parallel) -> RunConfig:
     """Return the settings with those that rank 0 keeps from the run that it resumes.
 
     A run keeps the defaults with which it began. Only rank 0 is sure to have its directory; the
@@ -62,7 +64,7 @@ def with_kept_settings(config: RunConfig, parallel: Parallel) -> RunConfig:
         section: {name: getattr(getattr(config, section), name) for name in table}
         for section, table in names.items()
     }
-    kept = json.loads(parallel.shared(json.dumps(own).encode()))
+    kept = json.loads(parallel.broadcast_bytes(json.dumps(own).encode()))
     defaults = RunConfig()
     changed = {}
     for section, table in own.items():
@@ -85,7 +87,7 @@ def setting_facts(config: RunConfig) -> dict[str, str]:
     return facts
 
 
-def code_facts(parallel: Parallel) -> dict[str, str]:
+def code_versions(parallel: Parallel) -> dict[str, str]:
     """What is computed by: of which versions, and of which text, our own code is."""
     if parallel.world == 1:
         return {}
@@ -101,7 +103,7 @@ def code_facts(parallel: Parallel) -> dict[str, str]:
     }
 
 
-def agreed_corpora(
+def load_corpora_on_all_ranks(
     load: Callable[[TokenizerPair | None], Corpora],
     settled: TokenizerPair | None,
     parallel: Parallel,
@@ -120,14 +122,14 @@ def agreed_corpora(
         ConfigError: a process has other text than rank 0.
     """
     corpora = load(settled) if parallel.is_main else None
-    message = parallel.shared(b"" if corpora is None else _packed(corpora.tokenizers))
+    message = parallel.broadcast_bytes(b"" if corpora is None else _packed(corpora.tokenizers))
     tokenizers = corpora.tokenizers if corpora is not None else _unpacked(message)
     if corpora is None and parallel.local_rank == 0:
         corpora = load(tokenizers)
-    parallel.highest([0])  # the others wait until all of these are here
+    parallel.all_max([0])  # the others wait until all of these are here
     if corpora is None:
         corpora = load(tokenizers)
-    check_alike({name: sha256[:12] for name, sha256 in corpora.sha256().items()}, parallel)
+    check_ranks_agree({name: sha256[:12] for name, sha256 in corpora.sha256().items()}, parallel)
     return corpora
 
 
@@ -141,18 +143,20 @@ def _unpacked(message: bytes) -> TokenizerPair:
     return TokenizerPair.from_files(files, place="rank 0")
 
 
-def agreed_planner(planner: Planner, parallel: Parallel) -> Planner:
+def with_smallest_micro_batch(planner: Planner, parallel: Parallel) -> Planner:
     """The planner with micro-batches that fit all devices; their numbers are those of all."""
-    (least,) = parallel.highest([-planner.micro_batch])
+    (least,) = parallel.all_max([-planner.micro_batch])
     return dataclasses.replace(planner, micro_batch=-least)
 
 
-def agreed_state(state: TrainState, parallel: Parallel) -> TrainState:
+def broadcast_state(state: TrainState, parallel: Parallel) -> TrainState:
     """Where the run stands, as rank 0 knows it."""
-    return TrainState.from_json(json.loads(parallel.shared(json.dumps(state.to_json()).encode())))
+    return TrainState.from_json(
+        json.loads(parallel.broadcast_bytes(json.dumps(state.to_json()).encode()))
+    )
 
 
-def say_batches(state: TrainState, update_freq: int, world: int) -> None:
+def log_batches_per_update(state: TrainState, update_freq: int, world: int) -> None:
     """Log how many batches an update has, if it had others before."""
     before, now = state.batches_per_update, update_freq * world
     if before in (0, now):
@@ -182,24 +186,27 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return dict(zip(tensors, found, strict=True))
 
 
-def refuse_other_weights(
-    update: int, learner: Learner, average: MovingAverage, optimizer: torch.optim.Optimizer
+def check_weights_agree(
+    update: int,
+    parallel_model: ParallelModel,
+    average: MovingAverage,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Raise a DivergedError if a process has other weights, averages or moments than rank 0.
 
     Equal gradients make equal weights, so memory or code is at fault. What was computed on since
     is worth nothing, and must be neither judged nor saved. All processes raise it.
     """
-    parallel = learner.parallel
-    if parallel.world == 1 or learner.is_sharded:  # each shard there is only once
+    parallel = parallel_model.parallel
+    if parallel.world == 1 or parallel_model.is_sharded:  # each shard there is only once
         return
-    tensors = {name: weight.detach() for name, weight in learner.model.named_parameters()}
+    tensors = {name: weight.detach() for name, weight in parallel_model.model.named_parameters()}
     tensors |= {f"{name} (average)": weight for name, weight in average.weights.items()}
-    for name, weight in learner.model.named_parameters():
+    for name, weight in parallel_model.model.named_parameters():
         for key, moment in optimizer.state.get(weight, {}).items():
             tensors[f"{name} ({key})"] = moment
     mine = json.dumps(checksums(tensors)).encode()
-    tables = [json.loads(each) for each in parallel.gathered(mine)]
+    tables = [json.loads(each) for each in parallel.all_gather_bytes(mine)]
     lines = []
     for rank, table in enumerate(tables):
         others = [name for name, value in tables[0].items() if table.get(name) != value]

@@ -29,39 +29,39 @@ from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import weights_facts
 from tfm_cli.parallel import Parallel
 from tfm_cli.training import checkpoint, run_directory
-from tfm_cli.training.artifacts import Keeper
+from tfm_cli.training.artifacts import RunWriter
 from tfm_cli.training.batches import Planner
 from tfm_cli.training.data import Corpora, load_corpora
-from tfm_cli.training.events import SaveDue, Stopped
+from tfm_cli.training.events import CheckpointDue, Stopped
 from tfm_cli.training.initialization import (
     check_same_text,
-    fresh_model,
-    settled_parts,
+    initialize_model,
+    load_initial_parts,
     with_bleu_tokenizer,
 )
-from tfm_cli.training.interruption import interruption, remember_signals
+from tfm_cli.training.interruption import interruption, record_signals
 from tfm_cli.training.loop import train
-from tfm_cli.training.memory import first_micro_batch, fit, out_of_memory, settled_batches
+from tfm_cli.training.memory import fit, initial_micro_batch, out_of_memory, resolve_batch_size
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
-from tfm_cli.training.parallel_model import Learner, compile_layers, should_compile
+from tfm_cli.training.parallel_model import ParallelModel, compile_layers, should_compile
 from tfm_cli.training.progress import Display, score_text
 from tfm_cli.training.rank_checks import (
-    agreed_corpora,
-    agreed_planner,
-    agreed_state,
-    check_alike,
-    code_facts,
-    say_batches,
+    broadcast_state,
+    check_ranks_agree,
+    code_versions,
+    load_corpora_on_all_ranks,
+    log_batches_per_update,
     setting_facts,
-    with_kept_settings,
+    with_settings_of_rank_0,
+    with_smallest_micro_batch,
 )
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
 from tfm_cli.training.validation import (
     Validation,
+    translator_factory,
     uses_native_engine,
     validator,
-    weights_translators,
 )
 from tfm_cli.translation.search_engine import SearchOptions
 
@@ -72,7 +72,7 @@ def run(
     config: RunConfig,
     output: Path,
     *,
-    goes_on: bool,
+    resume: bool,
     parallel: Parallel | None = None,
     limit: TimeLimit | None = None,
 ) -> None:
@@ -81,7 +81,7 @@ def run(
     Args:
         config: all settings.
         output: becomes a model directory, of rank 0, who alone writes.
-        goes_on: whether it holds a run to go on with, as `output_dir.has_run` found; else what
+        resume: whether it holds a run to go on with, as `output_dir.can_resume` found; else what
             is left of another model in it is removed. Rank 0 decides.
         parallel: the processes that train together, connected.
         limit: when the command has to end; by default counted from now.
@@ -100,25 +100,27 @@ def run(
     device = torch.device(str(resolve_device(parallel.device(config.training.device))))
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
-    config = with_kept_settings(config, parallel)
+    config = with_settings_of_rank_0(config, parallel)
     facts = {"the device": device.type, "the arithmetic": str(dtype), **setting_facts(config)}
-    check_alike(facts | code_facts(parallel), parallel)
+    check_ranks_agree(facts | code_versions(parallel), parallel)
 
-    (goes_on,) = map(bool, parallel.highest([goes_on and parallel.is_main]))
+    (resume,) = map(bool, parallel.all_max([resume and parallel.is_main]))
     saved, settled, model = None, None, None
     if parallel.is_main:
-        saved = checkpoint.newest(output / CHECKPOINTS) if goes_on else None
-        settled, model = settled_parts(config, output, goes_on=goes_on)
-    corpora = agreed_corpora(partial(load_corpora, config, output=output), settled, parallel)
+        saved = checkpoint.newest(output / CHECKPOINTS) if resume else None
+        settled, model = load_initial_parts(config, output, resume=resume)
+    corpora = load_corpora_on_all_ranks(
+        partial(load_corpora, config, output=output), settled, parallel
+    )
     tokenizers = corpora.tokenizers
     references = [target for _, target in corpora.valid_pairs]
-    config = with_bleu_tokenizer(config, output, references, goes_on=goes_on, parallel=parallel)
+    config = with_bleu_tokenizer(config, output, references, resume=resume, parallel=parallel)
     if model is None:
-        model = fresh_model(config, tokenizers)
+        model = initialize_model(config, tokenizers)
     model.recomputes_activations = config.training.activation_checkpointing
     if should_compile(config.training, device):
         compile_layers(model)
-    learner = Learner(
+    parallel_model = ParallelModel(
         model,
         label_smoothing=config.training.label_smoothing,
         strategy=config.parallel.strategy,
@@ -129,55 +131,57 @@ def run(
     average = MovingAverage(model, config.training.ema_decay)
     if saved is not None:
         check_same_text(output, saved.text_sha256, corpora.sha256())
-    if goes_on:
+    if resume:
         checkpoint.restore(saved, model, average, optimizer, parallel)
-    state = agreed_state(TrainState() if saved is None else saved.state, parallel)
+    state = broadcast_state(TrainState() if saved is None else saved.state, parallel)
     if parallel.is_main:
-        if not goes_on:
+        if not resume:
             run_directory.clear(output, keep=tokenizers.files())
         run_directory.begin(output)
         save_config(output, config, tokenizers)
         run_directory.unmark(output)
-        parallel.note("begun")
+        parallel.set_flag("begun")
     if parallel.local_rank == 0:  # each machine has prepared its own
         corpora.forget_older()
 
-    keeper = Keeper(
+    keeper = RunWriter(
         config,
         output,
         corpora,
-        learner,
+        parallel_model,
         average,
         optimizer,
         state,
         arithmetic=f"{precision_name(dtype)} on {device.type}",
     )
     planner = _planner(config, corpora, corpora.train, device, parallel, before=state.micro_batch)
-    if not learner.is_sharded:  # there, a process that ran out of memory would leave others waiting
+    if (
+        not parallel_model.is_sharded
+    ):  # there, a process that ran out of memory would leave others waiting
         may_shrink = not config.training.micro_batch
         planner = fit(
             planner,
             model,
             may_shrink=may_shrink,
-            has_moments=goes_on,
+            has_moments=resume,
             device=device,
             dtype=dtype,
         )
-    planner = agreed_planner(planner, parallel)
+    planner = with_smallest_micro_batch(planner, parallel)
     _say_what_begins(config, planner, model, device, dtype)
-    if goes_on:
+    if resume:
         logger.info("going on after update %d of `%s`", state.update, output)
-        say_batches(state, config.training.update_freq, parallel.world)
+        log_batches_per_update(state, config.training.update_freq, parallel.world)
     limit.disarm()  # from here on there is something to save
-    with remember_signals(parallel.world) as signalled:
+    with record_signals(parallel.world) as signalled:
         events = train(
-            learner,
+            parallel_model,
             planner,
             optimizer,
             average,
             state,
             config,
-            validate=_validation(config, corpora, learner, device, limit),
+            validate=_validation(config, corpora, parallel_model, device, limit),
             interrupted=interruption(
                 state,
                 signalled,
@@ -199,7 +203,7 @@ def run(
                         continue
                     began = time.monotonic()
                     keeper.keep(event, display)
-                    if isinstance(event, SaveDue):
+                    if isinstance(event, CheckpointDue):
                         limit.saving_seconds = time.monotonic() - began
             except DivergedError as error:
                 if parallel.is_main:
@@ -209,7 +213,7 @@ def run(
                 if not ran_out_of_memory(error):
                     raise
                 raise out_of_memory(device) from error
-        (signal_number,) = parallel.highest([signalled()])  # rank 0 has written all by then
+        (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written all by then
     assert stopped is not None
     line = stopped.reason
     if parallel.is_main:
@@ -222,7 +226,7 @@ def run(
 def _validation(
     config: RunConfig,
     corpora: Corpora,
-    learner: Learner,
+    parallel_model: ParallelModel,
     device: torch.device,
     limit: TimeLimit,
 ) -> Callable[[], Validation] | None:
@@ -237,7 +241,7 @@ def _validation(
         for part in planner.parts(pairs)
     ]
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
-    model = learner.judged
+    model = parallel_model.eval_model
     options = SearchOptions(settings=search, scores=False, stops_loops=True, check=limit.check)
     tokenizers = corpora.tokenizers
     return validator(
@@ -245,12 +249,12 @@ def _validation(
         batches,
         [source for source, _ in corpora.valid_pairs],
         [target for _, target in corpora.valid_pairs],
-        weights_translators(model, tokenizers, config, options, device=device, dtype=dtype),
+        translator_factory(model, tokenizers, config, options, device=device, dtype=dtype),
         metrics=config.validation.metrics,
         tokenize=config.validation.tokenize,
         device=device,
         dtype=dtype,
-        parallel=learner.parallel,
+        parallel=parallel_model.parallel,
         check=limit.check,
         threads=torch.get_num_threads() if uses_native_engine(device) else 1,
     )
@@ -266,7 +270,7 @@ def _planner(
     before: int = 0,
 ) -> Planner:
     parallel = parallel or Parallel()
-    settings = settled_batches(config.training, config.preset)
+    settings = resolve_batch_size(config.training, config.preset)
     order = BatchOrder(
         store.source.lengths,
         store.target.lengths,
@@ -278,7 +282,7 @@ def _planner(
         store=store,
         order=order,
         batches_per_update=settings.update_freq * parallel.world,
-        micro_batch=first_micro_batch(settings, device, before=before),
+        micro_batch=initial_micro_batch(settings, device, before=before),
         pins=device.type == "cuda",
         start_id=corpora.tokenizers.target.start_id,
         eos_id=corpora.tokenizers.target.eos_id,

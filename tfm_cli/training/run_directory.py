@@ -140,7 +140,7 @@ _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILE
 _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
 
 
-def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
+def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
     """Whether `output` holds a run to go on with; False where one can begin there.
 
     Needs no torch, so it can be asked before any work.
@@ -151,7 +151,7 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
             gone on with, or the one to start from.
         ModelError: its `config.json` is torn.
     """
-    check_place(config, output, overwrite=overwrite)
+    check_output(config, output, overwrite=overwrite)
     pretrained = config.training.pretrained_model
     if overwrite and pretrained and output.exists() and _is_same(Path(pretrained), output):
         raise ConfigError(
@@ -181,7 +181,7 @@ def has_run(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
     return False
 
 
-def check_place(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
+def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
     """Refuse an output directory that is not ours to change; nothing in it is touched.
 
     It must be new, be empty, hold a `config.json` of ours, or be marked as that of a run that
@@ -269,8 +269,8 @@ def _is_temporary(name: str) -> bool:
     return any(is_temporary_of(name, file, of_0_1=True) for file in (*_FILES, MARKER_FILE))
 
 
-def check_inputs_stay(
-    config: RunConfig, output: Path, *, goes_on: bool, more: Iterable[str | Path] = ()
+def check_inputs_not_overwritten(
+    config: RunConfig, output: Path, *, resume: bool, more: Iterable[str | Path] = ()
 ) -> None:
     """Refuse an output directory whose files a run would replace or remove while it reads them.
 
@@ -279,7 +279,7 @@ def check_inputs_stay(
     Args:
         config: names the inputs.
         output: of the run.
-        goes_on: whether a run is resumed, which reads no pretrained model and keeps its
+        resume: whether a run is resumed, which reads no pretrained model and keeps its
             tokenizers.
         more: inputs that the settings do not name.
 
@@ -293,12 +293,12 @@ def check_inputs_stay(
     rule = config.tokenizer.normalization_rule_name
     inputs += [rule] if is_rule_file(rule) else []
     models = [config.tokenizer.model]
-    models += [] if goes_on else [config.training.pretrained_model]
+    models += [] if resume else [config.training.pretrained_model]
     for model in filter(None, models):
         inputs.append(model)
         if Path(model).is_dir():
             inputs += [f"{model}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES)]
-    replaced = _replaced(config, Path(os.path.realpath(output)), goes_on=goes_on)
+    replaced = _replaced(config, Path(os.path.realpath(output)), resume=resume)
     for name in inputs:
         place = Path(os.path.realpath(name))
         if name == "-":
@@ -322,10 +322,10 @@ def _is_stdin_among(paths: Iterable[Path]) -> bool:
     return False
 
 
-def _replaced(config: RunConfig, output: Path, *, goes_on: bool) -> list[Path]:
+def _replaced(config: RunConfig, output: Path, *, resume: bool) -> list[Path]:
     """Return what a run replaces or removes in its output directory."""
     names = [*_FILES, LOCK_FILE, MARKER_FILE]
-    if goes_on:  # what is the same is not written again
+    if resume:  # what is the same is not written again
         names = [name for name in names if name not in TOKENIZER_FILES]
     paths = [output / name for name in names]
     for folder, is_ours in ((CHECKPOINTS, _is_of_run), (CORPUS, is_prepared_text)):

@@ -8,7 +8,7 @@ from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.errors import DivergedError
 from tfm_cli.parallel import Parallel
 from tfm_cli.training.batches import UpdatePlan
-from tfm_cli.training.events import Refused
+from tfm_cli.training.events import UpdateSkipped
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.update import UpdateStats
 
@@ -57,7 +57,7 @@ class Window:
         self._state.window_pieces += stats.target_pieces
         self._state.window_seconds += seconds
 
-    def settle(self) -> Iterator[Refused]:
+    def settle(self) -> Iterator[UpdateSkipped]:
         """Bring the state up to date; says which updates were refused.
 
         Raises:
@@ -65,7 +65,7 @@ class Window:
         """
         state = self._state
         unread, self._unread = self._unread, []
-        totals = self._parallel.sums([float(made.stats.nll) for made in unread])
+        totals = self._parallel.all_sum([float(made.stats.nll) for made in unread])
         for made, nll in zip(unread, totals, strict=True):
             stats, loss = made.stats, nll / made.stats.target_pieces
             if stats.is_finite():
@@ -103,9 +103,9 @@ class Window:
                 since=number - count + 1,
             )
 
-    def _refused(self, made: _Made, loss: float, norm: float) -> Refused:
+    def _refused(self, made: _Made, loss: float, norm: float) -> UpdateSkipped:
         numbers = [1 + int(pair) for pairs in made.plan.pairs for pair in pairs]
-        return Refused(
+        return UpdateSkipped(
             update=made.stats.number,
             epoch=made.plan.epoch + 1,
             loss=loss,

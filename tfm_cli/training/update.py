@@ -12,11 +12,11 @@ from tfm_cli.corpus.batch import Batch
 from tfm_cli.corpus.random_key import random_key
 from tfm_cli.files.faults import reach
 from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory
-from tfm_cli.parallel.data_parallel import full
+from tfm_cli.parallel.data_parallel import full_tensor
 from tfm_cli.training.batches import MicroBatch
-from tfm_cli.training.memory import Room, out_of_memory
+from tfm_cli.training.memory import MemoryLimit, out_of_memory
 from tfm_cli.training.optimizer import MovingAverage, learning_rate
-from tfm_cli.training.parallel_model import Learner
+from tfm_cli.training.parallel_model import ParallelModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class UpdateStats:
 
 
 def update(
-    learner: Learner,
+    parallel_model: ParallelModel,
     micro_batches: Sequence[MicroBatch],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
@@ -54,7 +54,7 @@ def update(
     dtype: torch.dtype,
     attempt: int = 0,
     waits: bool = True,
-    room: Room | None = None,
+    room: MemoryLimit | None = None,
 ) -> UpdateStats:
     """One optimizer update over some batches, weighting every target piece alike.
 
@@ -65,7 +65,7 @@ def update(
     they are.
 
     Args:
-        learner: its model is in training mode.
+        parallel_model: its model is in training mode.
         micro_batches: of this process; the gradients of all processes' are summed.
         optimizer: of the model's parameters.
         average: takes in the new weights.
@@ -88,11 +88,11 @@ def update(
     """
     key = ("dropout", seed, number)
     retried = (attempt,) if attempt else ()
-    gradients = _Gradients(learner, target_pieces, device, dtype, room or Room())
+    gradients = _Gradients(parallel_model, target_pieces, device, dtype, room or MemoryLimit())
     nll = gradients.of(micro_batches, [random_key(*key, m.number, *retried) for m in micro_batches])
-    learner.add_up_gradients()
+    parallel_model.all_reduce_gradients()
     rate = learning_rate(number, peak=peak_rate, warmup=warmup)
-    stats = UpdateStats(number, target_pieces, nll, _clip(learner.model, clip_norm), rate)
+    stats = UpdateStats(number, target_pieces, nll, _clip(parallel_model.model, clip_norm), rate)
     for group in optimizer.param_groups:
         group["lr"] = rate
     if not waits:
@@ -112,11 +112,11 @@ def update(
 class _Gradients:
     """Where gradients are computed and what of."""
 
-    learner: Learner
+    parallel_model: ParallelModel
     target_pieces: int
     device: torch.device
     dtype: torch.dtype
-    room: Room
+    room: MemoryLimit
 
     def of(self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]) -> Tensor:
         """The summed negative log-likelihood of batches, whose gradients the model has then.
@@ -129,18 +129,18 @@ class _Gradients:
             nll = self._sum(micro_batches, keys)
             if nll is not None:
                 return nll
-            self.learner.model.zero_grad(set_to_none=True)
+            self.parallel_model.model.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _sum(self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]) -> Tensor | None:
         """The same, or None where memory did not suffice; then there is less room from now on."""
         total = torch.zeros((), device=self.device)
-        share = self.learner.num_averaged / self.target_pieces
+        share = self.parallel_model.num_averaged / self.target_pieces
         fault = math.nan if reach("gradient") == "nan" else 1.0
         for index, (micro_batch, key) in enumerate(zip(micro_batches, keys, strict=True), 1):
             batch = micro_batch.batch
-            with self.learner.accumulating(is_last=index == len(micro_batches)):
+            with self.parallel_model.accumulating(is_last=index == len(micro_batches)):
                 for start, stop in self._parts(batch):
                     weight = share if micro_batch.counts else 0.0
                     nll = self._part(batch, start, stop, key, weight * fault)
@@ -152,7 +152,7 @@ class _Gradients:
         return total
 
     def _parts(self, batch: Batch) -> list[tuple[int, int]]:
-        if self.learner.is_sharded:  # all processes compute the same number of them
+        if self.parallel_model.is_sharded:  # all processes compute the same number of them
             return [(0, len(batch.source))]
         return list(self.room.parts(batch))
 
@@ -161,7 +161,7 @@ class _Gradients:
 
         Their gradients are added to those that the model has.
         """
-        noise, whole = self.learner.model.noise, len(batch.source)
+        noise, whole = self.parallel_model.model.noise, len(batch.source)
         is_whole = stop - start == whole
         noise.seed(key)
         try:
@@ -169,14 +169,14 @@ class _Gradients:
             with contextlib.nullcontext() if is_whole else noise.part(start, stop, of=whole):
                 rows = (batch if is_whole else batch.rows(start, stop)).to(self.device)
                 with arithmetic(self.device, self.dtype):
-                    loss, nll = self.learner.loss(rows)
+                    loss, nll = self.parallel_model.loss(rows)
                 # A loss that is no finite number makes the gradient none, which all processes see.
                 # PyTorch declares `backward` without types.
                 loss.backward(nll * 0 + weight)  # type: ignore[no-untyped-call]
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-            if self.learner.is_sharded:  # the others are amid the same batch
+            if self.parallel_model.is_sharded:  # the others are amid the same batch
                 raise out_of_memory(self.device) from error
             return None
         return nll
@@ -184,7 +184,7 @@ class _Gradients:
 
 def _clip(model: nn.Module, clip_norm: float) -> Tensor:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = full(nn.utils.get_total_norm(gradients))
+    norm = full_tensor(nn.utils.get_total_norm(gradients))
     if clip_norm:
         nn.utils.clip_grads_with_norm_(list(model.parameters()), clip_norm, norm)
     return norm

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # The translator of the weights that a model has now, which validation asks for again and again.
 
-Translators = Callable[[], AbstractContextManager[Translator]]
+TranslatorFactory = Callable[[], AbstractContextManager[Translator]]
 
 
 def uses_native_engine(device: torch.device) -> bool:
@@ -43,7 +43,7 @@ def uses_native_engine(device: torch.device) -> bool:
     return device.type == "cpu" and library.available()
 
 
-def weights_translators(
+def translator_factory(
     model: Transformer,
     tokenizers: TokenizerPair,
     config: RunConfig,
@@ -51,7 +51,7 @@ def weights_translators(
     *,
     device: torch.device,
     dtype: torch.dtype,
-) -> Translators:
+) -> TranslatorFactory:
     """Return what gives a translator of the weights that a model has just then.
 
     On a CPU the native engine gets a copy of them, packed, for as long as they are asked for.
@@ -109,7 +109,7 @@ def validator(
     batches: Sequence[Batch],
     source_lines: Sequence[str],
     references: Sequence[str],
-    translators: Translators,
+    translators: TranslatorFactory,
     *,
     metrics: Sequence[str],
     tokenize: str = DEFAULT_TOKENIZER,
@@ -192,11 +192,11 @@ def mean_nll(
             _, nll = batch_loss(model, batch.to(device), label_smoothing=0.0)
         return float(nll)
 
-    found: list[float] = shared_out(batches, nll_of, parallel or Parallel())
+    found: list[float] = distribute_jobs(batches, nll_of, parallel or Parallel())
     return sum(found) / sum(batch.target_pieces for batch in batches)
 
 
-def shared_out(
+def distribute_jobs(
     jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parallel, *, threads: int = 1
 ) -> list[Any]:
     """What becomes of each job, in order, on all processes, each of which does its share.
@@ -216,7 +216,7 @@ def shared_out(
         own = _done(jobs[parallel.rank :: parallel.world], work, threads=threads)
     except OutOfTime as own_stop:
         stop = own_stop
-    shares = [json.loads(share) for share in parallel.gathered(json.dumps(own).encode())]
+    shares = [json.loads(share) for share in parallel.all_gather_bytes(json.dumps(own).encode())]
     if None in shares:
         raise stop
     return [shares[i % parallel.world][i // parallel.world] for i in range(len(jobs))]
@@ -247,7 +247,7 @@ def _searched(
         except NonFiniteScoresError:  # for all processes to raise: some have other batches
             return None
 
-    shares = shared_out(batches, ids, parallel, threads=threads)
+    shares = distribute_jobs(batches, ids, parallel, threads=threads)
     if None in shares:
         raise NonFiniteScoresError
     # Nobody asks how good validation's translations are.

@@ -158,4 +158,6 @@ def _none() -> Iterator[Output]:
 
 def _shared(start: Position, parallel: Parallel) -> Position:
     """Where rank 0 says that the work begins."""
-    return Position(**json.loads(parallel.shared(json.dumps(dataclasses.asdict(start)).encode())))
+    return Position(
+        **json.loads(parallel.broadcast_bytes(json.dumps(dataclasses.asdict(start)).encode()))
+    )

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
-from tfm_cli.parallel.child_processes import StopWatch
+from tfm_cli.parallel.child_processes import SuspensionMonitor
 from tfm_cli.parallel.cpu_cores import available_cores
 
 if TYPE_CHECKING:  # it takes 5 ms to import, which a single line need not wait for
@@ -95,7 +95,7 @@ class Workers(Generic[JobT, AnswerT]):
         self._begin = begin
         self._workers: list[_Worker[AnswerT]] = []
         self._waiting: deque[tuple[Group[AnswerT], int, JobT]] = deque()
-        self._stop_watch = StopWatch("a process that translates")
+        self._stop_watch = SuspensionMonitor("a process that translates")
 
     def __enter__(self) -> Self:
         return self
