@@ -134,7 +134,7 @@ def bench_training(
                 [MicroBatch(0, one)],
                 optimizer,
                 average,
-                target_pieces=one.target_pieces,
+                target_pieces=one.target_tokens,
                 number=number,
                 peak_rate=1e-4,
                 warmup=4000,
@@ -143,7 +143,7 @@ def bench_training(
                 device=torch.device("cpu"),
                 dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
             )
-        return sum(one.target_pieces for one in batches)
+        return sum(one.target_tokens for one in batches)
 
     epoch()
     pieces, seconds = best_of(2, epoch)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, Plan
 from tfm_cli.config.settings import TrainingConfig
-from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.model.arithmetic import arithmetic
 from tfm_cli.model.attention import INITIAL_GAIN
 from tfm_cli.training.optimizer import learning_rate
@@ -83,7 +83,7 @@ class PlainLoop:
         pass
 
 
-def padded(store: PieceStore, pairs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def padded(store: CorpusStore, pairs: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Source (B, S), what the decoder reads and what it should say (B, T), ignored at padding."""
     source, target = (_ids(side, pairs) for side in (store.source, store.target))
     target_in = target.roll(1, dims=1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tfm_cli.corpus.batching import BatchOrder, token_batches
-from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.store import CorpusStore, Segments
 
 UNK_ID, PAD_ID, START_ID, EOS_ID = range(4)
 NUM_SPECIAL = 4
@@ -38,7 +38,7 @@ def draw_lengths(number: int, *, seed: int = 1) -> tuple[np.ndarray, np.ndarray]
     return source, target
 
 
-def draw_store(number: int, vocab_size: int, *, seed: int = 1) -> PieceStore:
+def draw_store(number: int, vocab_size: int, *, seed: int = 1) -> CorpusStore:
     """Such pairs; a piece is drawn with a probability that falls as 1 / rank, as in text."""
     random = np.random.default_rng(seed + 1)
     weights = 1 / (np.arange(vocab_size - NUM_SPECIAL) + 3)
@@ -49,7 +49,7 @@ def draw_store(number: int, vocab_size: int, *, seed: int = 1) -> PieceStore:
         return Segments((ids + NUM_SPECIAL).astype(np.int32), starts)
 
     source, target = draw_lengths(number, seed=seed)
-    return PieceStore(side(source), side(target), Counter())
+    return CorpusStore(side(source), side(target), Counter())
 
 
 def tfm_plan(source: np.ndarray, target: np.ndarray, max_tokens: int) -> Plan:

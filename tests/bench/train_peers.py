@@ -23,7 +23,7 @@ from tests.bench.train_loop import (
 from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, UNK_ID
 from tests.bench.train_works import Shape
 from tfm_cli.config.settings import TrainingConfig
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 
 MOST_POSITIONS = 512
 
@@ -31,7 +31,7 @@ MOST_POSITIONS = 512
 class HuggingFace:
     """`MarianMTModel`, with the fused AdamW that Hugging Face's Trainer takes by itself."""
 
-    def __init__(self, job: dict[str, Any], store: PieceStore, settings: TrainingConfig) -> None:
+    def __init__(self, job: dict[str, Any], store: CorpusStore, settings: TrainingConfig) -> None:
         try:
             import transformers
         except ImportError as error:
@@ -125,7 +125,7 @@ class TorchTransformer(nn.Module):
 class Torch:
     """`torch.nn.Transformer`."""
 
-    def __init__(self, job: dict[str, Any], store: PieceStore, settings: TrainingConfig) -> None:
+    def __init__(self, job: dict[str, Any], store: CorpusStore, settings: TrainingConfig) -> None:
         self.model: nn.Module = TorchTransformer(Shape(**job["shape"]), job["dropout"])
         self.optimizer: torch.optim.Optimizer = adamw(self.model, settings)
         self._store = store
@@ -138,7 +138,7 @@ class Torch:
 class JoeyNMT:
     """JoeyNMT's model, batch and loss, as its `TrainManager._train_step` puts them together."""
 
-    def __init__(self, job: dict[str, Any], store: PieceStore, settings: TrainingConfig) -> None:
+    def __init__(self, job: dict[str, Any], store: CorpusStore, settings: TrainingConfig) -> None:
         try:
             from joeynmt import batch, model, transformer_layers, vocabulary
         except ImportError as error:
@@ -193,6 +193,6 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
-PEER_MODELS: dict[str, Callable[[dict[str, Any], PieceStore, TrainingConfig], Peer]] = {
+PEER_MODELS: dict[str, Callable[[dict[str, Any], CorpusStore, TrainingConfig], Peer]] = {
     "hf": HuggingFace, "torch": Torch, "joeynmt": JoeyNMT,
 }  # fmt: skip

@@ -33,7 +33,7 @@ from tests.bench.train_tricks import left_out
 from tests.bench.train_works import MICRO_BATCH, Shape
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.model.arithmetic import resolve_precision
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
@@ -70,7 +70,7 @@ class Side(Protocol):
 class ChosenOrder(BatchOrder):
     """A few batches again and again."""
 
-    def __init__(self, store: PieceStore, chosen: Plan) -> None:
+    def __init__(self, store: CorpusStore, chosen: Plan) -> None:
         super().__init__(store.source.lengths, store.target.lengths, max_tokens=1, seed=1)
         self._chosen = chosen
 
@@ -81,7 +81,7 @@ class ChosenOrder(BatchOrder):
 class Tfm:
     """The update loop of `tfm train`, without its moving average: peers keep none."""
 
-    def __init__(self, job: dict[str, Any], store: PieceStore, chosen: Plan) -> None:
+    def __init__(self, job: dict[str, Any], store: CorpusStore, chosen: Plan) -> None:
         shape = Shape(**job["shape"])
         self._dtype = DTYPES[job["precision"]]
         self.model = Transformer(
@@ -138,7 +138,7 @@ class Tfm:
         batches = [self._planner.batch(pairs) for pairs in parts]
         total = sum(float(batch_loss(self.model, one, label_smoothing=0)[1]) for one in batches)
         self.model.train()
-        return total / sum(one.target_pieces for one in batches)
+        return total / sum(one.target_tokens for one in batches)
 
     def close(self) -> None:
         self._open.close()

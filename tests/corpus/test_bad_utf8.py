@@ -31,7 +31,7 @@ def train(run_tfm: RunTfm, folder: Path, *flags: str, text: tuple[str, ...] = ()
 def test_r21_pairs_are_those_of_python_s_own_decoder(bad_utf8: str, tmp_path: Path) -> None:
     files = aligned_files(*([path] for path in write(tmp_path)))
 
-    found = list(read_corpus(files, bad_utf8=bad_utf8, tell=False))
+    found = list(read_corpus(files, bad_utf8=bad_utf8, warn=False))
 
     every = [
         (source.decode("utf-8", "replace"), target.decode("utf-8", "replace"))

@@ -37,13 +37,13 @@ def test_masks_keep_the_pieces_and_their_end_and_hide_padding() -> None:
     assert found.source_keep is not None
     assert found.source_keep.shape == (2, 1, 1, 3)
     assert found.source_keep[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
-    assert found.target_places.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.target_positions.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_target_pieces_count_the_ends_but_no_padding() -> None:
     found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
 
-    assert found.target_pieces == 4 + 2
+    assert found.target_tokens == 4 + 2
 
 
 def test_without_padding_there_is_no_source_mask() -> None:
@@ -57,7 +57,7 @@ def test_an_empty_segment_is_its_end_alone() -> None:
     assert found.source.tolist() == [[EOS, EOS], [5, EOS]]
     assert found.target_in.tolist() == [[START], [START]]
     assert found.target_out.tolist() == [[EOS], [EOS]]
-    assert found.target_pieces == 2
+    assert found.target_tokens == 2
 
 
 def test_source_ids_may_be_lists_or_arrays() -> None:
@@ -81,13 +81,13 @@ def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list
     if found.source_keep is not None:
         source_keep = found.source_keep[:, 0, 0]
     keep = torch.zeros(found.target_out.numel(), dtype=torch.bool)
-    keep[found.target_places] = True
+    keep[found.target_positions] = True
     keep = keep.view_as(found.target_out)
     for row, (source, target) in enumerate(pairs):
         assert found.source[row][source_keep[row]].tolist() == [*source, EOS]
         assert found.target_out[row][keep[row]].tolist() == [*target, EOS]
         assert found.target_in[row][keep[row]].tolist() == [START, *target]
-    assert found.target_pieces == int(keep.sum())
+    assert found.target_tokens == int(keep.sum())
     assert bool(source_keep.any(dim=0).all())  # no column is padding from top to bottom
     assert bool(keep.any(dim=0).all())
 
@@ -107,8 +107,8 @@ def test_rows_of_a_batch_are_as_they_are_in_it(
     assert torch.equal(part.target_in, whole.target_in[start:stop])
     assert torch.equal(part.target_out, whole.target_out[start:stop])
     assert (part.source_keep is None) == (whole.source_keep is None)
-    assert part.target_pieces == sum(len(target) + 1 for _, target in pairs[start:stop])
-    real = part.target_out.flatten()[part.target_places].tolist()
+    assert part.target_tokens == sum(len(target) + 1 for _, target in pairs[start:stop])
+    real = part.target_out.flatten()[part.target_positions].tolist()
     assert real == [piece for _, target in pairs[start:stop] for piece in [*target, EOS]]
 
 
@@ -119,8 +119,8 @@ def test_moving_a_batch_moves_all_of_it(sources: list[list[int]]) -> None:
 
     moved = here.to(there)
 
-    for tensor in (moved.source, moved.target_in, moved.target_out, moved.target_places):
+    for tensor in (moved.source, moved.target_in, moved.target_out, moved.target_positions):
         assert tensor.device == there
     assert (moved.source_keep is None) == (here.source_keep is None)
     assert moved.source_keep is None or moved.source_keep.device == there
-    assert moved.target_pieces == here.target_pieces
+    assert moved.target_tokens == here.target_tokens

@@ -12,9 +12,9 @@ from tests.corpus.conftest import write
 from tfm_cli.corpus import prepare
 from tfm_cli.corpus import prepare as module
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.prepare import FileHashes, cached_store, remove_others
+from tfm_cli.corpus.prepare import FileHashes, cached_store, remove_stale
 from tfm_cli.corpus.sources import CorpusFile, aligned_files
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import DataError
 from tfm_cli.files.atomic import temporary_directory
 from tfm_cli.files.ownership import temporary_name
@@ -37,7 +37,7 @@ def cached(tmp_path: Path, bytes_pair: TokenizerPair) -> Any:
         filters: Filters = Filters(9),  # noqa: B008 - it cannot be changed
         tokenizers: TokenizerPair = bytes_pair,
         weights: tuple[float, ...] = (),
-    ) -> tuple[PieceStore, Path]:
+    ) -> tuple[CorpusStore, Path]:
         return cached_store(
             tmp_path / "out" / "cache", files, tokenizers, filters, weights=weights, workers=0
         )
@@ -234,7 +234,7 @@ def test_others_are_removed_but_what_is_known_of_files(
     (directory.parent / f".{directory.name}.123.part").mkdir()
     (directory.parent / ".stdin.123.part").write_bytes(b"of\tof\n")
 
-    remove_others(directory)
+    remove_stale(directory)
 
     assert sorted(p.name for p in directory.parent.iterdir()) == sorted(
         [directory.name, "files.json"]
@@ -247,16 +247,16 @@ def test_text_that_another_run_uses_is_not_removed(
     store, used = cached(files, Filters(8))
     _, directory = cached(files)
 
-    remove_others(directory)
+    remove_stale(directory)
     assert used.exists()
 
     del store
     with monkeypatch.context() as inside:
         inside.setattr(fcntl, "flock", lambda *_: os.close(-1))  # no locks
-        remove_others(directory)
+        remove_stale(directory)
     assert used.exists()
 
-    remove_others(directory)
+    remove_stale(directory)
     assert not used.exists()
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfm_cli.corpus.filters import later_duplicates
+from tfm_cli.corpus.filters import repeated_hashes
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2, 7, 64, 100, 1000])
@@ -11,11 +11,11 @@ def test_all_but_the_first_of_equal_hashes_are_found(seed: int, at_a_time: int) 
     few = random.integers(0, 2**64, size=40, dtype=np.uint64)
     hashes = random.choice(few, size=100)
 
-    found = later_duplicates(hashes, at_a_time=at_a_time)
+    found = repeated_hashes(hashes, at_a_time=at_a_time)
 
     listed = hashes.tolist()
     assert found.tolist() == [value in listed[:place] for place, value in enumerate(listed)]
 
 
 def test_no_hashes_have_no_duplicates() -> None:
-    assert later_duplicates(np.zeros(0, dtype=np.uint64)).tolist() == []
+    assert repeated_hashes(np.zeros(0, dtype=np.uint64)).tolist() == []

@@ -6,7 +6,7 @@ import pytest
 
 from tests.corpus.conftest import hostile_lines
 from tfm_cli.config.settings import DataConfig
-from tfm_cli.corpus.filters import Filters, kept_lengths, kept_texts
+from tfm_cli.corpus.filters import Filters, filter_lengths, filter_texts
 
 
 def is_bad(character: str) -> bool:
@@ -24,7 +24,7 @@ def test_bad_characters_are_those_that_no_text_has() -> None:
     lines = [f"a{character}b" for character in characters if character.strip()]
     dropped: Counter[str] = Counter()
 
-    found, _ = kept_texts(lines, lines, Filters(9, bad_characters=True), dropped)
+    found, _ = filter_texts(lines, lines, Filters(9, bad_characters=True), dropped)
 
     wanted = [line for line in lines if not is_bad(line[1])]
     assert found == wanted
@@ -38,7 +38,7 @@ def test_texts_that_stay_are_those_that_no_rule_drops(identical: bool, bad: bool
     sources, targets = [*lines, "same", "p\ue000"], [*lines[:50], *lines[:350], "same", "p\ue000"]
     dropped: Counter[str] = Counter()
 
-    found = kept_texts(
+    found = filter_texts(
         sources, targets, Filters(9, identical=identical, bad_characters=bad), dropped
     )
 
@@ -61,7 +61,7 @@ def test_lengths_that_stay_are_those_within_the_bounds(ratio: float) -> None:
     both = np.array([[s, t] for s in range(12) for t in range(12)])
     dropped: Counter[str] = Counter()
 
-    keep = kept_lengths(both[:, 0], both[:, 1], Filters(9, max_ratio=ratio), dropped)
+    keep = filter_lengths(both[:, 0], both[:, 1], Filters(9, max_ratio=ratio), dropped)
 
     counts = Counter[str]()
     for (source, target), stays in zip(both.tolist(), keep.tolist(), strict=True):

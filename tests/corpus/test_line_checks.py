@@ -8,7 +8,7 @@ from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoding import encode_block
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.line_checks import Place, RoundTrip, advice_on_changed, advice_on_unknown
+from tfm_cli.corpus.line_checks import LinePosition, RoundTrip, hint_for_changed, hint_for_unknown
 from tfm_cli.corpus.prepare import prepare
 from tfm_cli.corpus.sources import aligned_files
 from tfm_cli.corpus.store_files import open_store
@@ -37,13 +37,13 @@ def test_lines_that_a_rule_changes_are_counted_with_the_first_and_what_becomes_o
     trip = counted(learn("nfkc"))
 
     assert (trip.lines, trip.changed, trip.unknown) == (6, 3, 0)
-    assert trip.first_changed == Place(3, 101, "one ½ km²", "one 1⁄2 km2")
+    assert trip.first_changed == LinePosition(3, 101, "one ½ km²", "one 1⁄2 km2")
 
 
 def test_without_a_rule_only_the_sign_of_a_blank_is_changed() -> None:
     trip = counted(learn("identity"))
 
-    assert (trip.changed, trip.first_changed) == (1, Place(3, 104, "one ▁ two", "one two"))
+    assert (trip.changed, trip.first_changed) == (1, LinePosition(3, 104, "one ▁ two", "one two"))
 
 
 def test_unknown_pieces_are_counted_with_the_first() -> None:
@@ -53,7 +53,7 @@ def test_unknown_pieces_are_counted_with_the_first() -> None:
     ids = tokenizer.encode(LINES)
     assert trip.pieces == sum(map(len, ids))
     assert trip.unknown == sum(line.count(tokenizer.unk_id) for line in ids) > 0
-    assert trip.first_unknown == Place(3, 101, "½")
+    assert trip.first_unknown == LinePosition(3, 101, "½")
     assert trip.changed == 4
     assert trip.is_explained(tokenizer)
 
@@ -72,7 +72,7 @@ def test_language_tag_that_decoders_do_not_write_is_no_change() -> None:
 def test_of_a_long_line_what_differs_is_shown() -> None:
     trip = counted(learn("nfkc"), [f"{'a b ' * 99}²{' b a' * 99}"])
 
-    assert trip.first_changed == Place(3, 100, "a b a b ² b a b a", "a b a b 2 b a b a")
+    assert trip.first_changed == LinePosition(3, 100, "a b a b ² b a b a", "a b a b 2 b a b a")
 
 
 def test_parts_add_up_to_the_whole() -> None:
@@ -90,7 +90,7 @@ def test_parts_add_up_to_the_whole() -> None:
     assert RoundTrip.from_json(json.loads(json.dumps(RoundTrip().to_json()))) == RoundTrip()
 
 
-GOOD = RoundTrip(1, 2, 1, 1, Place(0, 1, "a", "b"), Place(0, 1, "a")).to_json()
+GOOD = RoundTrip(1, 2, 1, 1, LinePosition(0, 1, "a", "b"), LinePosition(0, 1, "a")).to_json()
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_place_is_that_of_the_line_though_others_are_left_out() -> None:
     found = encode_block(block, tokenizers, Filters(9, bad_utf8="drop-pair"), threads=1)
 
     assert [trip.lines for trip in found.round_trips] == [4, 4]
-    assert found.round_trips[0].first_changed == Place(1, 12, "½", "1⁄2")
-    assert found.round_trips[1].first_changed == Place(1, 13, "km²", "km2")
+    assert found.round_trips[0].first_changed == LinePosition(1, 12, "½", "1⁄2")
+    assert found.round_trips[1].first_changed == LinePosition(1, 13, "km²", "km2")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -133,7 +133,7 @@ def test_counts_are_kept_with_the_prepared_text(workers: int, tmp_path: Path) ->
     prepare(files, TokenizerPair.joint(learn("nfkc")), Filters(9), tmp_path / "store",
             workers=workers)  # fmt: skip
 
-    first = Place(0, 30_001, "two ½", "two 1⁄2")
+    first = LinePosition(0, 30_001, "two ½", "two 1⁄2")
     for trip in open_store(tmp_path / "store", ()).round_trips:
         assert (trip.lines, trip.changed, trip.first_changed) == (40_000, 1, first)
 
@@ -155,10 +155,10 @@ def test_text_that_was_prepared_before_there_were_counts_is_still_used(tmp_path:
 def test_advice_fits_what_can_be_done() -> None:
     plain, changing = learn("identity"), learn("nfkc")
 
-    assert "--byte-fallback" in advice_on_unknown("named")
-    assert "tokenizer.byte_fallback" in advice_on_unknown("learned")
-    assert "cannot grow" in advice_on_unknown("model")
-    assert "--normalization-rule-name identity" in advice_on_changed("named", changing)
-    assert "tokenizer.normalization_rule_name" in advice_on_changed("learned", changing)
-    assert "train a new one" in advice_on_changed("model", changing)
-    assert "`▁`" in advice_on_changed("model", plain)
+    assert "--byte-fallback" in hint_for_unknown("named")
+    assert "tokenizer.byte_fallback" in hint_for_unknown("learned")
+    assert "cannot grow" in hint_for_unknown("model")
+    assert "--normalization-rule-name identity" in hint_for_changed("named", changing)
+    assert "tokenizer.normalization_rule_name" in hint_for_changed("learned", changing)
+    assert "train a new one" in hint_for_changed("model", changing)
+    assert "`▁`" in hint_for_changed("model", plain)

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from tfm_cli.corpus.sources import Format, Pair, pairs_of
+from tfm_cli.corpus.sources import Format, Pair, parse_pairs
 from tfm_cli.errors import DataError
 from tfm_cli.text.repairs import Mended
 
 
 def pairs(lines: list[str], held: Format, mended: Mended | None = None) -> list[Pair]:
-    return list(pairs_of(lines, held, mended or Mended(), name="text", num_lines=10))
+    return list(parse_pairs(lines, held, mended or Mended(), name="text", num_lines=10))
 
 
 def test_first_two_columns_are_the_sides_and_others_are_counted() -> None:

@@ -121,7 +121,7 @@ def test_line_ends_are_those_that_a_reader_of_lines_sees(text: bytes, told: list
 def test_mended_lines_are_told_once(told: list[str]) -> None:
     source, target = write("a.en", f"{'long ' * 50}\na\0b\n" * 2), write("a.de", "1\n2\n3\n4\n")
 
-    list(read_pairs([source], [target], tell=False))
+    list(read_pairs([source], [target], warn=False))
     list(read_pairs([source], [target]))
 
     assert told == ["a.en: lines with NUL characters, removed: 2 (first: line 2)"]

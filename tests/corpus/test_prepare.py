@@ -14,7 +14,7 @@ from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
 from tfm_cli.corpus.prepare import num_workers, prepare
 from tfm_cli.corpus.sources import CorpusFile, aligned_files
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.corpus.store_files import open_store
 from tfm_cli.errors import DataError
 from tfm_cli.text import reader
@@ -38,7 +38,7 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def assert_same(found: PieceStore, wanted: PieceStore) -> None:
+def assert_same(found: CorpusStore, wanted: CorpusStore) -> None:
     assert len(found) == len(wanted)
     for index in range(len(wanted)):
         assert found.source[index].tolist() == wanted.source[index].tolist()
@@ -61,14 +61,14 @@ def test_what_is_stored_is_what_the_plain_reader_and_the_store_in_memory_have(
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", max_lines)
     monkeypatch.setattr(reader, "_CHUNK_BYTES", max(100, block_bytes // 4))
-    wanted = PieceStore.build(plain(two_files)[0], bytes_pair, max_length=40, name="x")
+    wanted = CorpusStore.build(plain(two_files)[0], bytes_pair, max_length=40, name="x")
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=0)
 
     found = open_store(tmp_path / "store", ())
     assert_same(found, wanted)
     first, second = found.spans
-    one = len(PieceStore.build(plain(two_files[:1])[0], bytes_pair, max_length=40, name="x"))
+    one = len(CorpusStore.build(plain(two_files[:1])[0], bytes_pair, max_length=40, name="x"))
     assert (first.first, first.end, first.weight) == (0, one, 1.0)
     assert (second.first, second.end, second.weight) == (one, len(wanted), 1.0)
 
@@ -98,7 +98,7 @@ def test_mended_lines_are_told_as_the_plain_reader_tells_them(
     _, wanted = plain(two_files)
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "told", workers=0)
-    prepare(two_files, bytes_pair, FILTERS, tmp_path / "silent", workers=0, tell=False)
+    prepare(two_files, bytes_pair, FILTERS, tmp_path / "silent", workers=0, warn=False)
 
     assert told == wanted
     assert sum("NUL" in line for line in told) == 4
@@ -119,7 +119,7 @@ def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
     filters = Filters(10_000_000)
     pairs, wanted = plain(files)
 
-    found = list(read_corpus(files, tell=False))
+    found = list(read_corpus(files, warn=False))
     prepare(files, bytes_pair, filters, tmp_path / "store", workers=0)
 
     assert found == pairs

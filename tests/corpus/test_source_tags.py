@@ -1,11 +1,11 @@
 import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.corpus.line_checks import Place, SourceTags, TagPlaces
+from tfm_cli.corpus.line_checks import LinePosition, SourceTags, TagPositions
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 LINES = ["", ">>fra<< a", "b", "  ", ">>xyz<< c", "d", ">>fra<< e", ">>abc<< f"]
-COUNTED = SourceTags(6, 2, 2, Place(1, 12), Place(1, 14))
+COUNTED = SourceTags(6, 2, 2, LinePosition(1, 12), LinePosition(1, 14))
 
 
 @pytest.fixture(scope="module")
@@ -30,27 +30,27 @@ def test_later_parts_are_merged_behind() -> None:
     counts = SourceTags(1)
 
     counts.merge(COUNTED)
-    counts.merge(SourceTags(1, 1, 1, Place(2, 1), Place(2, 1)))
+    counts.merge(SourceTags(1, 1, 1, LinePosition(2, 1), LinePosition(2, 1)))
 
-    assert counts == SourceTags(8, 3, 3, Place(1, 12), Place(1, 14))
+    assert counts == SourceTags(8, 3, 3, LinePosition(1, 12), LinePosition(1, 14))
 
 
 def test_known_tags_may_be_found_out_later() -> None:
-    places = TagPlaces()
+    places = TagPositions()
 
     places.add(LINES, file=1, first_number=10)
 
     assert places.against([">>fra<<"]) == COUNTED
-    assert places.against([]) == SourceTags(6, 0, 4, None, Place(1, 11))
+    assert places.against([]) == SourceTags(6, 0, 4, None, LinePosition(1, 11))
 
 
 def test_more_tags_than_can_be_held_are_still_counted() -> None:
-    places = TagPlaces()
+    places = TagPositions()
 
     places.add([f">>{number}<< a" for number in range(5000)], file=0, first_number=1)
 
     found = places.against([f">>{number}<<" for number in range(900)])
-    assert (found.lines, found.unknown, found.first_unknown) == (5000, 4100, Place(0, 901))
+    assert (found.lines, found.unknown, found.first_unknown) == (5000, 4100, LinePosition(0, 901))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus import store as module
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
@@ -20,8 +20,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(train_tokenizer([WORDS], settings, seed=1, soft_limit=True))
 
 
-def build(pairs: list[tuple[str, str]], tokenizer: Tokenizer, *, max_length: int = 5) -> PieceStore:
-    return PieceStore.build(
+def build(
+    pairs: list[tuple[str, str]], tokenizer: Tokenizer, *, max_length: int = 5
+) -> CorpusStore:
+    return CorpusStore.build(
         pairs, TokenizerPair.joint(tokenizer), max_length=max_length, name="the text"
     )
 
@@ -122,7 +124,7 @@ def test_text_is_read_a_part_at_a_time(
             return super().encode(lines, threads=threads)
 
     watched = TokenizerPair.joint(Watched(tokenizer.model_bytes))
-    store = PieceStore.build(lines(), watched, max_length=9, name="x")
+    store = CorpusStore.build(lines(), watched, max_length=9, name="x")
 
     assert asked == [0, 1, 2, -1, -1, 3, 4, 5, -1, -1]
     assert [len(store.source[i]) for i in range(6)] == [1] * 6

@@ -14,7 +14,7 @@ from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
 from tfm_cli.corpus.prepare import prepare
 from tfm_cli.corpus.sources import aligned_files
-from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.corpus.store_files import open_store
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -248,17 +248,17 @@ def test_pairs_that_occurred_before_are_left_out(
     prepare(files, bytes_pair, Filters(40, duplicates=True), tmp_path / "s", workers=workers)
 
     pairs = list(read_corpus(files))
-    usable = PieceStore.build(pairs, bytes_pair, max_length=40, name="x")
+    usable = CorpusStore.build(pairs, bytes_pair, max_length=40, name="x")
     seen: set[tuple[str, str]] = set()
     unique = [pair for pair in pairs if not (pair in seen or seen.add(pair))]  # type: ignore[func-returns-value] # None
-    wanted = PieceStore.build(unique, bytes_pair, max_length=40, name="x")
+    wanted = CorpusStore.build(unique, bytes_pair, max_length=40, name="x")
     found = open_store(tmp_path / "s", ())
     assert found.sha256() == wanted.sha256()
     assert found.dropped["duplicate"] == len(usable) - len(wanted) > 0
     assert [found.target[i].tolist() for i in range(len(found))] == [
         wanted.target[i].tolist() for i in range(len(wanted))
     ]
-    first = PieceStore.build(dict.fromkeys(pairs[:70]), bytes_pair, max_length=40, name="x")
+    first = CorpusStore.build(dict.fromkeys(pairs[:70]), bytes_pair, max_length=40, name="x")
     assert [span.end for span in found.spans] == [len(first), len(wanted)]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
         "source.ids", "source.lengths", "source.starts", "store.json",
@@ -267,7 +267,7 @@ def test_pairs_that_occurred_before_are_left_out(
 
 
 def test_store_in_memory_is_of_one_text(bytes_pair: TokenizerPair) -> None:
-    store = PieceStore.build([("a", "bb")] * 3, bytes_pair, max_length=9, name="x")
+    store = CorpusStore.build([("a", "bb")] * 3, bytes_pair, max_length=9, name="x")
 
     assert store.spans == ()
     store.release()

@@ -1,8 +1,6 @@
 """A process that is killed among several costs no bit; torchrun starts them again by itself."""
 
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +9,6 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
 from tests.distributed.ranks_run import RanksRun, fault, unbroken
 from tests.runs import checkpoints, left_behind
-from tfm_cli.config.settings import DataConfig, TokenizerConfig
-from tfm_cli.corpus.encoding_pool import encoders
-from tfm_cli.corpus.filters import Filters
-from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -94,29 +87,6 @@ def test_r53_nothing_outlives_a_launcher_that_was_killed_at_the_start(
 
         assert job.left(set(), ports) == []
     assert ports
-
-
-def test_r53_processes_that_prepare_text_end_with_the_one_that_asked(tmp_path: Path) -> None:
-    model = train_tokenizer(["a b c"] * 9, TokenizerConfig(vocab_size=270), seed=1, soft_limit=True)
-    pair = TokenizerPair.joint(Tokenizer(model))
-    pids = tmp_path / "pids"
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with encoders(pair, Filters.of(DataConfig()), workers=2) as encode:
-                each = [process._process.pid for process in encode._processes]
-                pids.with_suffix(".part").write_text(" ".join(map(str, each)))
-                pids.with_suffix(".part").rename(pids)
-                time.sleep(60)
-        finally:
-            os._exit(99)
-    while not pids.exists():
-        time.sleep(0.02)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-    assert all(torchrun.gone_after(int(each), 5.0) for each in pids.read_text().split())
 
 
 def test_r53_nothing_outlives_a_launcher_that_was_killed(whole: RanksRun, tmp_path: Path) -> None:

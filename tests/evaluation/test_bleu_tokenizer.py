@@ -13,7 +13,7 @@ from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from tfm_cli.config.settings import BLEU_TOKENIZERS
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.evaluation import bleu_tokenizer
-from tfm_cli.evaluation.bleu_tokenizer import check_available, suited_tokenizer
+from tfm_cli.evaluation.bleu_tokenizer import check_available, choose_tokenizer
 from tfm_cli.evaluation.scores import MetricOptions, corpus_scores
 
 TEXTS = {
@@ -36,17 +36,17 @@ TEXTS = {
     ("wanted", "line"), [(name, line) for name, lines in TEXTS.items() for line in lines]
 )
 def test_tokenizer_suits_the_script(wanted: str, line: str) -> None:
-    assert suited_tokenizer([line] * 3).tokenizer == wanted
+    assert choose_tokenizer([line] * 3).tokenizer == wanted
 
 
 def test_without_references_the_tokenizer_is_sacrebleus_own() -> None:
-    assert suited_tokenizer([]).tokenizer == "13a"
+    assert choose_tokenizer([]).tokenizer == "13a"
 
 
 def test_sample_is_spread_over_the_text() -> None:
     lines = ["Hello there, this is a header."] * 2_000 + ["彼は図書館へ行きました。"] * 20_000
 
-    assert suited_tokenizer(lines).tokenizer == "char"
+    assert choose_tokenizer(lines).tokenizer == "char"
 
 
 def test_names_are_those_of_sacrebleu() -> None:
@@ -56,7 +56,7 @@ def test_names_are_those_of_sacrebleu() -> None:
 @pytest.mark.parametrize("wanted", ["zh", "char", "13a"])
 def test_suited_tokenizer_gives_a_whole_score_to_a_perfect_translation(wanted: str) -> None:
     references = TEXTS[wanted] * 3
-    options = MetricOptions(tokenize=suited_tokenizer(references).tokenizer)
+    options = MetricOptions(tokenize=choose_tokenizer(references).tokenizer)
 
     (score,) = corpus_scores(references, [references], options=options)
 

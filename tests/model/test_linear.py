@@ -111,7 +111,7 @@ def test_loss_and_gradients_in_bf16_are_near_those_in_single_precision(small: Tr
             loss, nll = batch_loss(small, batch, label_smoothing=0.1)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {n: p.grad.clone() for n, p in small.named_parameters() if p.grad is not None}
-        return nll / batch.target_pieces, gradients
+        return nll / batch.target_tokens, gradients
 
     wanted, wanted_gradients = found(torch.float32)
     near, gradients = found(BF16)

@@ -9,7 +9,7 @@ import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
-from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
 from tfm_cli.training.memory import CPU_MICRO_BATCH
@@ -18,17 +18,17 @@ from tfm_cli.training.state import TrainState
 CORPORA = Path(__file__).resolve().parents[3] / "shared" / "corpora"
 
 
-def store(num_pairs: int = 700) -> PieceStore:
+def store(num_pairs: int = 700) -> CorpusStore:
     draw = np.random.default_rng(3)
     sides = []
     for _ in range(2):
         starts = np.cumsum([0, *draw.integers(1, 30, num_pairs)])
         sides.append(Segments(draw.integers(4, 99, int(starts[-1])).astype(np.int32), starts))
-    return PieceStore(sides[0], sides[1], Counter())
+    return CorpusStore(sides[0], sides[1], Counter())
 
 
 def planner(
-    text: PieceStore, *, batches: int = 1, micro_batch: int = 200, rank: int = 0, world: int = 1
+    text: CorpusStore, *, batches: int = 1, micro_batch: int = 200, rank: int = 0, world: int = 1
 ) -> Planner:
     order = BatchOrder(
         text.source.lengths, text.target.lengths, max_tokens=200, seed=5, pool_pairs=512
@@ -73,7 +73,7 @@ def test_processes_share_out_what_one_would_do(world: int) -> None:
 
     for one, *parts in zip(alone, *together, strict=True):
         assert {part.target_pieces for part in parts} == {one.target_pieces}
-        assert sum(each.batch.target_pieces for each in one.micro_batches) == one.target_pieces
+        assert sum(each.batch.target_tokens for each in one.micro_batches) == one.target_pieces
         merged = sorted(
             (each for part in parts for each in part.micro_batches if each.counts),
             key=lambda each: each.number,
@@ -122,7 +122,7 @@ def test_padding_of_a_real_corpus_is_below_five_percent(corpus: str, max_tokens:
     if not (CORPORA / corpus).is_dir():
         pytest.skip(f"needs the corpus in {CORPORA / corpus}")
     source, target = (lengths_of(corpus, side) for side in ("en", "de"))
-    text = PieceStore(segments(source), segments(target), Counter())
+    text = CorpusStore(segments(source), segments(target), Counter())
     order = BatchOrder(text.source.lengths, text.target.lengths, max_tokens=max_tokens, seed=1)
     which = Planner(
         store=text, order=order, batches_per_update=1, micro_batch=CPU_MICRO_BATCH, start_id=2,

@@ -10,7 +10,7 @@ import torch
 
 from tfm_cli.config.settings import ModelConfig, RunConfig, TrainingConfig, ValidationConfig
 from tfm_cli.corpus.batching import BatchOrder
-from tfm_cli.corpus.store import PieceStore, Segments
+from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.errors import DivergedError
 from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.training import loop
@@ -59,7 +59,7 @@ class Run:
         starts = np.cumsum([0, *draw.integers(1, 7, NUM_PAIRS)])
         self.ids = draw.integers(4, 20, int(starts[-1])).astype(np.int32)
         segments = Segments(self.ids, starts)
-        store = PieceStore(segments, segments, Counter())
+        store = CorpusStore(segments, segments, Counter())
         training = config.training
         order = BatchOrder(
             store.source.lengths,
@@ -213,7 +213,7 @@ def test_every_pair_is_learned_from_once_an_epoch(monkeypatch: pytest.MonkeyPatc
 
     def watched(model: Any, batches: Any, *arguments: Any, **named: Any) -> Any:
         for each in batches:
-            pieces.extend(each.batch.target_out.flatten()[each.batch.target_places].tolist())
+            pieces.extend(each.batch.target_out.flatten()[each.batch.target_positions].tolist())
         return real(model, batches, *arguments, **named)
 
     monkeypatch.setattr(loop, "update", watched)

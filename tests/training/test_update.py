@@ -52,7 +52,7 @@ def uneven_batches() -> list[Batch]:
 def kept(found: Batch) -> Tensor:
     """What is real in the target, (B, T)."""
     keep = torch.zeros(found.target_out.numel(), dtype=torch.bool)
-    keep[found.target_places] = True
+    keep[found.target_positions] = True
     return keep.view_as(found.target_out)
 
 
@@ -72,7 +72,7 @@ def numbered(batches: Sequence[Batch]) -> list[MicroBatch]:
 
 
 def pieces(batches: Sequence[Batch]) -> int:
-    return sum(batch.target_pieces for batch in batches)
+    return sum(batch.target_tokens for batch in batches)
 
 
 def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateStats]:
@@ -130,7 +130,7 @@ def test_batch_loss_is_that_of_the_real_pieces_only() -> None:
     logits = model(both.source, both.source_keep, both.target_in)
     real, targets = logits[kept(both)], both.target_out[kept(both)]
     expected = F.cross_entropy(real, targets, label_smoothing=0.1, reduction="sum")
-    assert len(targets) == both.target_pieces == 5 + 3
+    assert len(targets) == both.target_tokens == 5 + 3
     # Single precision, sums in another order.
     assert_close(loss, expected, rtol=1e-6, atol=0)
     assert_close(nll, F.cross_entropy(real, targets, reduction="sum"), rtol=1e-6, atol=0)

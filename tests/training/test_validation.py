@@ -10,7 +10,7 @@ from tests.conftest import TinyCorpus
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import Batch, make_batch
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_directory.weights import TrainedModel, load_model
@@ -27,7 +27,7 @@ def trained(tiny_model: Path) -> TrainedModel:
 
 def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Batch]:
     pairs = zip(corpus.lines("valid.en"), corpus.lines("valid.de"), strict=True)
-    store = PieceStore.build(pairs, trained.tokenizers, max_length=99, name="valid")
+    store = CorpusStore.build(pairs, trained.tokenizers, max_length=99, name="valid")
     return [
         make_batch(
             [store.source[i] for i in range(start, min(start + size, len(store)))],

@@ -151,7 +151,7 @@ def _reports(
     max_length: int,
     origin: "Origin",
 ) -> list["CorpusReport"]:
-    from tfm_cli.corpus.check.findings import findings_of
+    from tfm_cli.corpus.check.findings import find_problems
     from tfm_cli.corpus.check.inspection import corpus_size, inspect_corpus
     from tfm_cli.corpus.check.report import CorpusReport
     from tfm_cli.corpus.check.statistics import overlap, repeats
@@ -182,7 +182,7 @@ def _reports(
         tags = (train or corpus).tags.counts.tags
         if tokenizers is not None:
             tags = tokenizers.source.language_tags
-        findings = findings_of(corpus, twice, known, origin=origin, known_tags=tags)
+        findings = find_problems(corpus, twice, known, origin=origin, known_tags=tags)
         reports.append(CorpusReport(corpus, twice, known, findings, tags))
     for corpus in found:
         corpus.hashes.close()

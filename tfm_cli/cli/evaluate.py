@@ -22,7 +22,7 @@ from tfm_cli.config.settings import SearchConfig, TrainingConfig
 from tfm_cli.console import one_line
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
-from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, suited_tokenizer
+from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, choose_tokenizer
 from tfm_cli.evaluation.scores import METRICS, MetricOptions
 from tfm_cli.evaluation.significance import Method
 from tfm_cli.files.atomic import check_writable
@@ -433,7 +433,7 @@ def _warn_of_blanks(references: Sequence[str], texts: dict[str, list[str]]) -> N
 
 def _warn_of_script(path: str, lines: Sequence[str]) -> None:
     """Warn where BLEU would take a whole sentence for one word."""
-    suited = suited_tokenizer(lines)
+    suited = choose_tokenizer(lines)
     if suited.tokenizer != DEFAULT_TOKENIZER:
         logger.warning(
             "%s: %s, but BLEU's tokenizer %s takes what stands between blanks for a word; "

@@ -20,8 +20,8 @@ class Batch:
     source_keep: Tensor | None  # (B, 1, 1, S), False at padding; None where there is none
     target_in: Tensor  # (B, T) ids, shifted right: the start id, then all but the last
     target_out: Tensor  # (B, T) ids, ending in </s>
-    target_places: Tensor  # (N,) of the real pieces among the B * T of target_out
-    target_pieces: int  # N
+    target_positions: Tensor  # (N,) of the real pieces among the B * T of target_out
+    target_tokens: int  # N
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; pinned memory is copied while other work goes on."""
@@ -34,7 +34,7 @@ class Batch:
     def rows(self, start: int, stop: int) -> "Batch":
         """Some pairs of a batch that is on the CPU, as wide as they are there."""
         width = self.target_out.shape[1]
-        places = self.target_places - start * width
+        places = self.target_positions - start * width
         places = places[(places >= 0) & (places < (stop - start) * width)]
         return Batch(
             self.source[start:stop],
@@ -51,8 +51,8 @@ class Batch:
             None if self.source_keep is None else change(self.source_keep),
             change(self.target_in),
             change(self.target_out),
-            change(self.target_places),
-            self.target_pieces,
+            change(self.target_positions),
+            self.target_tokens,
         )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfm_cli.corpus.sources import CorpusFile, Format, Pair, pairs_of
+from tfm_cli.corpus.sources import CorpusFile, Format, Pair, parse_pairs
 from tfm_cli.errors import DataError
 from tfm_cli.text.reader import MAX_LINE_BYTES, LineReader, open_lines
 from tfm_cli.text.repairs import Mended
@@ -69,7 +69,7 @@ def read_blocks(files: Sequence[CorpusFile]) -> Iterator[Block]:
                 num_lines += count
             counts = [num_lines + cutter.count_rest() for cutter in cutters]
         if len(set(counts)) > 1:
-            misaligned.append(misaligned_text(file, counts))
+            misaligned.append(misalignment_message(file, counts))
     raise_if_misaligned(misaligned)
 
 
@@ -87,7 +87,7 @@ def _share(reader: LineReader, sizes: Sequence[int], index: int) -> float | None
     return (sum(sizes[:index]) + inside * sizes[index]) / sum(sizes)
 
 
-def misaligned_text(file: CorpusFile, counts: Sequence[int]) -> str:
+def misalignment_message(file: CorpusFile, counts: Sequence[int]) -> str:
     """What is wrong with two files that have different numbers of lines."""
     return f"{file.names[0]} and {file.names[1]} do not align: {counts[0]} and {counts[1]} lines"
 
@@ -179,7 +179,7 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
         for index in left_out:
             sides[0][index] = ""  # nobody wants to know whether it holds a pair
         pairs: list[Pair] = list(
-            pairs_of(
+            parse_pairs(
                 sides[0], block.format, mended[0], name=block.names[0], num_lines=block.num_lines
             )
         )

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from tfm_cli.corpus.blocks import Block, block_pairs
-from tfm_cli.corpus.filters import Filters, kept_lengths, kept_texts
+from tfm_cli.corpus.filters import Filters, filter_lengths, filter_texts
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
 from tfm_cli.text.repairs import Mended
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -71,7 +71,7 @@ def encode_block(
     dropped: Counter[str] = Counter()
     read = block_pairs(block, bad_utf8=filters.bad_utf8)
     dropped["invalid UTF-8"] += read.num_left_out
-    sources, targets = kept_texts(read.sources, read.targets, filters, dropped)
+    sources, targets = filter_texts(read.sources, read.targets, filters, dropped)
     tags = SourceTags()
     tags.add(tokenizers.source, read.sources, place=lambda index: (block.file, read.numbers[index]))
     trips = RoundTrip(), RoundTrip()
@@ -121,7 +121,7 @@ def _encoded(
         total = int(lengths[-1].sum())
         kind = id_type(tokenizer.vocab_size)
         flat.append(np.fromiter(chain.from_iterable(ids), dtype=kind, count=total))
-    keep = kept_lengths(lengths[0], lengths[1], filters, dropped)
+    keep = filter_lengths(lengths[0], lengths[1], filters, dropped)
     narrow = length_type(filters.max_length)
     hashes = _hashes(sources, targets) if filters.duplicates else np.zeros(0, dtype=np.uint64)
     if not keep.all():

@@ -1,4 +1,10 @@
-"""Blocks encoded by several processes, or by this one; the answers come in order either way."""
+"""A pool of processes that encode blocks of text; results come in the order of the blocks.
+
+Each process is `python -m tfm_cli.corpus.encoding_pool FD`, which imports no PyTorch. Blocks and
+results travel through a socket pair as pickles that this package writes and reads; no file is ever
+unpickled. A process ends as soon as the other end of its socket is closed, which the system does
+however the parent ends.
+"""
 
 import contextlib
 import os
@@ -7,50 +13,51 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import SimpleQueue
 
 import tfm_cli
-from tfm_cli.corpus import messages
 from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoding import EncodedBlock, encode_block
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.messages import read_frame, write_frame
-from tfm_cli.errors import ResourceError, TfmError
+from tfm_cli.errors import DataError, ResourceError, TfmError
 from tfm_cli.parallel.child_processes import SuspensionMonitor
 from tfm_cli.parallel.cpu_cores import BLAS_THREADS
 from tfm_cli.tokenizer.pair import TokenizerPair
 
-_AT_HAND = 2  # blocks of a process: the one it works on, and the next
-
-Answer = tuple[Block, EncodedBlock]
+_QUEUED_PER_PROCESS = 2  # the block that is being encoded, and the next
 
 
 @contextlib.contextmanager
-def encoders(tokenizers: TokenizerPair, filters: Filters, *, workers: int) -> Iterator["Encode"]:
-    """What encodes blocks; processes that it has end with it, and with this one.
+def encoding_pool(
+    tokenizers: TokenizerPair, filters: Filters, *, num_processes: int
+) -> Iterator["EncodingPool"]:
+    """Start processes that encode blocks, and end them with the context.
 
     Args:
         tokenizers: of the two sides.
-        filters: which pairs may stay.
-        workers: processes; 0 has this one do it.
+        filters: rules for the pairs to drop.
+        num_processes: 0 encodes in this process.
 
     Raises:
-        ResourceError: no process can be started.
+        ResourceError: a process cannot be started.
     """
     with contextlib.ExitStack() as stack:
         processes = []
-        stop_watch = SuspensionMonitor("a process that prepares text")
-        stack.callback(stop_watch.close)
-        for _ in range(workers):
-            process = _Process(tokenizers, filters, stop_watch)
-            stack.callback(process.end)
+        monitor = SuspensionMonitor("a process that prepares text")
+        stack.callback(monitor.close)
+        for _ in range(num_processes):
+            process = _Process(monitor)
+            stack.callback(process.close)
             processes.append(process)
-        yield Encode(tokenizers, filters, processes)
+        for process in processes:  # only now, since each blocks until its process has started
+            process.send((tokenizers.files(), filters))
+        yield EncodingPool(tokenizers, filters, processes)
 
 
-class Encode:
-    """Turns blocks into ids; a class because it holds the processes."""
+class EncodingPool:
+    """Encodes blocks in the given processes; without any, in this one."""
 
     def __init__(
         self, tokenizers: TokenizerPair, filters: Filters, processes: list["_Process"]
@@ -59,13 +66,18 @@ class Encode:
         self._filters = filters
         self._processes = processes
 
-    def __call__(self, blocks: Iterable[Block]) -> Iterator[Answer]:
-        """Each block with what it encodes to, in order.
+    @property
+    def pids(self) -> list[int]:
+        """The process IDs."""
+        return [process.pid for process in self._processes]
+
+    def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
+        """Yield each block with its encoding, in order.
 
         Raises:
-            DataError: as the blocks' lines or files ask for; what stands first in the text is
-                told, however many processes there are.
-            ResourceError: a process was killed.
+            DataError: the first error in the order of the text, however many processes there are:
+                a file cannot be read, or a line is malformed.
+            ResourceError: a process was killed, or stopped for too long.
         """
         if not self._processes:
             for block in blocks:
@@ -75,95 +87,132 @@ class Encode:
         for process in self._processes:
             idle.put(process)
 
-        def answered(block: Block) -> EncodedBlock:
+        def encode_remotely(block: Block) -> EncodedBlock:
             process = idle.get()
             try:
                 return process.encode(block)
             finally:
                 idle.put(process)
 
-        waiting: deque[tuple[Block, Future[EncodedBlock]]] = deque()
+        pending: deque[tuple[Block, Future[EncodedBlock]]] = deque()
         iterator = iter(blocks)
         at_end, failure = False, None
-        many = len(self._processes)
-        threads = ThreadPoolExecutor(many)
+        num_processes = len(self._processes)
+        threads = ThreadPoolExecutor(num_processes)
         try:
             while True:
-                while not at_end and len(waiting) < _AT_HAND * many:
+                while not at_end and len(pending) < _QUEUED_PER_PROCESS * num_processes:
                     try:
                         new = next(iterator, None)
-                    except TfmError as error:  # raised below, behind what was read before it
+                    except TfmError as error:  # raised below, after the blocks that precede it
                         new, failure = None, error
                     if new is None:
                         at_end = True
                     else:
-                        waiting.append((new, threads.submit(answered, new)))
-                if not waiting:
+                        pending.append((new, threads.submit(encode_remotely, new)))
+                if not pending:
                     break
-                block, future = waiting.popleft()
+                block, future = pending.popleft()
                 yield block, future.result()
             if failure is not None:
                 raise failure
         finally:
-            for process in self._processes if waiting else ():
-                process.end()  # so that nobody waits for an answer
+            for process in self._processes if pending else ():
+                process.kill()  # a thread that waits for its result would block the shutdown
             threads.shutdown(cancel_futures=True)
 
 
 class _Process:
-    """A process that encodes blocks, one at a time."""
+    """A child process that encodes one block at a time."""
 
-    def __init__(
-        self, tokenizers: TokenizerPair, filters: Filters, stop_watch: SuspensionMonitor
-    ) -> None:
+    def __init__(self, monitor: SuspensionMonitor) -> None:
         package = Path(tfm_cli.__file__).parent.parent
         path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-        try:
-            # -P: nothing is imported from where the user happens to be. A group of its own: Ctrl-C
-            # is for the process that asked.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tfm_cli.corpus.encoder_process"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": path, BLAS_THREADS: "1"}, process_group=0,
-            )  # fmt: skip
-        except OSError as error:
-            raise ResourceError(
-                f"cannot start a process to prepare text: {error.strerror}",
-                hint="set `--data-workers` lower",
-            ) from error
-        self._stop_watch = stop_watch
-        stop_watch.add(self._process.pid)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        with contextlib.suppress(BrokenPipeError):  # which the first block will tell
-            write_frame(self._requests, *messages.of_work(tokenizers, filters))
+        self._connection, child_end = Pipe()
+        with child_end, contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._connection.close)
+            try:
+                # -P: no module is imported from the user's working directory. In a process group of
+                # its own, the child does not receive the SIGINT of Ctrl-C; the parent ends it.
+                self._child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", __name__, str(child_end.fileno())],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    pass_fds=[child_end.fileno()],
+                    env={**os.environ, "PYTHONPATH": path, BLAS_THREADS: "1"}, process_group=0,
+                )  # fmt: skip
+            except OSError as error:
+                raise ResourceError(
+                    f"cannot start a process to prepare text: {error.strerror}",
+                    hint="set `--data-workers` lower",
+                ) from error
+            on_failure.pop_all()
+        self._monitor = monitor
+        monitor.add(self.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process ID."""
+        return self._child.pid
+
+    def send(self, message: object) -> None:
+        """Send an object; a process that has ended is reported by `encode`."""
+        with contextlib.suppress(OSError):
+            self._connection.send(message)
 
     def encode(self, block: Block) -> EncodedBlock:
-        """What it answers.
+        """Encode a block in the child.
 
         Raises:
-            DataError: a line is no UTF-8, or holds no pair.
-            ResourceError: it was killed, or stopped for too long.
+            DataError: a line is not UTF-8, or holds no pair.
+            ResourceError: the process was killed, or stopped for too long.
         """
         try:
-            write_frame(self._requests, *messages.of_block(block))
-            answer = read_frame(self._answers)
-        except (EOFError, OSError, ValueError):  # ValueError: it was ended by us
-            answer = None
-        if answer is None:
-            code = self._process.wait()
-            if reason := self._stop_watch.reason(self._process.pid):
-                raise reason
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            hint = "if memory ran out, set `--data-workers` lower"
-            raise ResourceError(f"a process that prepares text {how}", hint=hint)
-        return messages.to_encoded(answer)
+            self._connection.send(block)
+            result = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._reason_for_end() from error
+        if isinstance(result, DataError):
+            raise result
+        assert isinstance(result, EncodedBlock)
+        return result
 
-    def end(self) -> None:
-        """End it, whatever it does; it owns nothing that would be lost."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._requests, self._answers):
-            with contextlib.suppress(OSError, ValueError):
-                stream.close()
+    def _reason_for_end(self) -> ResourceError:
+        code = self._child.wait()
+        if reason := self._monitor.reason(self.pid):
+            return reason
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        hint = "if memory ran out, set `--data-workers` lower"
+        return ResourceError(f"a process that prepares text {how}", hint=hint)
+
+    def kill(self) -> None:
+        """Kill the process, which owns nothing that could be lost; `encode` then raises."""
+        self._child.kill()
+        self._child.wait()
+
+    def close(self) -> None:
+        """Kill the process and close the connection, which no thread may be using."""
+        self.kill()
+        self._connection.close()
+
+
+def serve(connection: Connection) -> None:
+    """Receive the tokenizers and filters, then answer each block with its encoding or DataError.
+
+    Raises:
+        EOFError, ConnectionError: the other end was closed.
+    """
+    files, filters = connection.recv()
+    tokenizers = TokenizerPair.from_files(files, place="tokenizer")
+    while True:
+        block = connection.recv()
+        result: EncodedBlock | DataError
+        try:
+            result = encode_block(block, tokenizers, filters, threads=1)
+        except DataError as error:
+            result = error
+        connection.send(result)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(EOFError, ConnectionError):
+        serve(Connection(int(sys.argv[1])))

@@ -44,7 +44,7 @@ class Filters:
         )
 
 
-def kept_texts(
+def filter_texts(
     sources: Sequence[str], targets: Sequence[str], filters: Filters, dropped: Counter[str]
 ) -> tuple[list[str], list[str]]:
     """The sides of the pairs whose text may stay."""
@@ -70,7 +70,7 @@ def _is_bad(text: str) -> bool:
     return has_bad_character(text) or bool(separator_kinds(text))
 
 
-def kept_lengths(
+def filter_lengths(
     source: np.ndarray, target: np.ndarray, filters: Filters, dropped: Counter[str]
 ) -> np.ndarray:
     """Which pairs may stay, by their numbers of pieces, of shape (num_pairs,) each."""
@@ -90,7 +90,7 @@ def kept_lengths(
 _HASHES_AT_A_TIME = 1 << 21
 
 
-def later_duplicates(hashes: np.ndarray, *, at_a_time: int = _HASHES_AT_A_TIME) -> np.ndarray:
+def repeated_hashes(hashes: np.ndarray, *, at_a_time: int = _HASHES_AT_A_TIME) -> np.ndarray:
     """True for each hash that stands further ahead as well, of shape (num_pairs,).
 
     One pass over all of them for each share of about `at_a_time`, so that memory stays bounded

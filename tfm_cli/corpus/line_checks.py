@@ -12,7 +12,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer, plain_blanks
 _LONGEST_TEXT = 24  # characters of a line that a place shows
 
 
-class Place(NamedTuple):
+class LinePosition(NamedTuple):
     """The first line of a kind.
 
     Attributes:
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class LineCounts:
-    """A base of dataclasses whose fields are numbers, or the first `Place` of a kind or None."""
+    """A base of dataclasses whose fields are counts, or a `LinePosition` or None."""
 
     def merge(self, later: Self) -> None:
         """Count the lines of a later part of the same text."""
@@ -63,17 +63,17 @@ class LineCounts:
         return cls(**values)
 
 
-def _place(name: str, values: object) -> Place | None:
+def _place(name: str, values: object) -> LinePosition | None:
     if values is None:
         return None
     if (
         not isinstance(values, list | tuple)
-        or len(values) != len(Place._fields)
+        or len(values) != len(LinePosition._fields)
         or not all(map(_is_count, values[:2]))
         or not all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in values[2:])
     ):
         raise ValueError(f"its `{name}` is no place of a line")
-    return Place(*values)
+    return LinePosition(*values)
 
 
 def _is_count(value: object) -> bool:
@@ -104,8 +104,8 @@ class RoundTrip(LineCounts):
     pieces: int = 0
     changed: int = 0
     unknown: int = 0
-    first_changed: Place | None = None
-    first_unknown: Place | None = None
+    first_changed: LinePosition | None = None
+    first_unknown: LinePosition | None = None
 
     def add(
         self,
@@ -132,20 +132,20 @@ class RoundTrip(LineCounts):
             first = with_unknown[0]
             (pieces,) = tokenizer.encode_pieces([lines[first]])
             text = pieces[list(encoded[first]).index(unk_id)].removeprefix("▁")
-            self.first_unknown = Place(*place(first), text[: 2 * _CONTEXT])
+            self.first_unknown = LinePosition(*place(first), text[: 2 * _CONTEXT])
         changed = tokenizer.not_restored(lines, encoded)
         self.changed += len(changed)
         if changed and self.first_changed is None:
             first, text = changed[0]
             shown = _difference(plain_blanks(lines[first]), plain_blanks(text))
-            self.first_changed = Place(*place(first), *shown)
+            self.first_changed = LinePosition(*place(first), *shown)
 
     def is_explained(self, tokenizer: Tokenizer) -> bool:
         """Return True if unknown pieces are why lines are changed, which need not be told twice."""
         return self.unknown > 0 and not tokenizer.changes_characters
 
 
-def advice_on_unknown(origin: Origin) -> str:
+def hint_for_unknown(origin: Origin) -> str:
     """Return what can be done about unknown pieces."""
     if origin == "model":
         return (
@@ -157,7 +157,7 @@ def advice_on_unknown(origin: Origin) -> str:
     return "set `tokenizer.byte_fallback` to true, or `tokenizer.character_coverage` higher"
 
 
-def advice_on_changed(origin: Origin, tokenizer: Tokenizer) -> str:
+def hint_for_changed(origin: Origin, tokenizer: Tokenizer) -> str:
     """Return what can be done about lines that are not given back."""
     if tokenizer.changes_characters:
         if origin == "model":
@@ -206,8 +206,8 @@ class SourceTags(LineCounts):
     lines: int = 0
     untagged: int = 0
     unknown: int = 0
-    first_untagged: Place | None = None
-    first_unknown: Place | None = None
+    first_untagged: LinePosition | None = None
+    first_unknown: LinePosition | None = None
 
     def add(
         self, tokenizer: Tokenizer, lines: Sequence[str], *, place: Callable[[int], tuple[int, int]]
@@ -224,16 +224,16 @@ class SourceTags(LineCounts):
             tag = leading_tag(line)
             if tag and tag not in known:
                 self.unknown += 1
-                self.first_unknown = self.first_unknown or Place(*place(index))
+                self.first_unknown = self.first_unknown or LinePosition(*place(index))
             if not tag and not line.strip():
                 continue
             self.lines += 1
             if not tag and known:
                 self.untagged += 1
-                self.first_untagged = self.first_untagged or Place(*place(index))
+                self.first_untagged = self.first_untagged or LinePosition(*place(index))
 
 
-class TagPlaces:
+class TagPositions:
     """Language tags of source lines, where those that are known may be found out later.
 
     Attributes:
@@ -242,8 +242,10 @@ class TagPlaces:
 
     def __init__(self) -> None:
         self.counts = TagCounts()
-        self._first: dict[str, Place] = {}  # line of each tag; of "", that of a line without one
-        self._first_other: Place | None = None  # that has no room there
+        self._first: dict[
+            str, LinePosition
+        ] = {}  # line of each tag; of "", that of a line without one
+        self._first_other: LinePosition | None = None  # that has no room there
 
     def add(self, lines: Sequence[str], *, file: int, first_number: int) -> None:
         """Count the lines of a file from this number on."""
@@ -252,9 +254,9 @@ class TagPlaces:
             if tag is None or tag in self._first:
                 continue
             if len(self._first) <= _MAX_PLACES:
-                self._first[tag] = Place(file, number)
+                self._first[tag] = LinePosition(file, number)
             elif self._first_other is None:
-                self._first_other = Place(file, number)
+                self._first_other = LinePosition(file, number)
 
     def against(self, known: Collection[str]) -> SourceTags:
         """Return what is missing or unknown where these tags are known."""
@@ -270,12 +272,12 @@ class TagPlaces:
         )
 
 
-def told_of_untagged(known: Sequence[str]) -> str:
+def describe_untagged(known: Sequence[str]) -> str:
     """Return what lines without one of the known tags have."""
     return f"no language tag at the start, such as {known[0]}"
 
 
-def told_of_unknown(tokenizer: Tokenizer) -> str:
+def describe_unknown_tag(tokenizer: Tokenizer) -> str:
     """Return what lines with a tag have that the tokenizer does not know."""
     if tags := tokenizer.language_tags:
         return f"a language tag that the tokenizer does not know: it knows {listed(tags)}"

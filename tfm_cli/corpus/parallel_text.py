@@ -16,27 +16,27 @@ logger = logging.getLogger(__name__)
 
 
 def read_pairs(
-    source_paths: Sequence[str], target_paths: Sequence[str], *, tell: bool = True
+    source_paths: Sequence[str], target_paths: Sequence[str], *, warn: bool = True
 ) -> Iterator[Pair]:
     """Pairs of lines of the first source and target file, then of the second, and so on.
 
     Args:
         source_paths: files in the source language.
         target_paths: their translations, file by file and line by line.
-        tell: warn of lines that were mended while reading; False where that was done before.
+        warn: warn of lines that were mended while reading; False where that was done before.
 
     Raises:
         ConfigError: there are more files on one side.
         DataError: as of `read_corpus`.
     """
-    return read_corpus(aligned_files(source_paths, target_paths), tell=tell)
+    return read_corpus(aligned_files(source_paths, target_paths), warn=warn)
 
 
 def read_corpus(
     files: Sequence[CorpusFile],
     *,
     bad_utf8: str = "refuse",
-    tell: bool = True,
+    warn: bool = True,
     show: Show = lambda words, share: None,
 ) -> Iterator[Pair]:
     """The pairs of all files, in order.
@@ -44,7 +44,7 @@ def read_corpus(
     Args:
         files: with the text.
         bad_utf8: as of `block_pairs`.
-        tell: as of `read_pairs`.
+        warn: as in `read_pairs`.
         show: is called now and then with how far this is.
 
     Raises:
@@ -55,7 +55,7 @@ def read_corpus(
     before, num_pairs = 0, 0
 
     def finish(index: int) -> None:
-        for name, some in mended[index].items() if tell else ():
+        for name, some in mended[index].items() if warn else ():
             for note in some.notes(MAX_LINE_BYTES):
                 logger.warning("%s: %s", name, note)
 

@@ -21,11 +21,11 @@ import sentencepiece
 
 from tfm_cli.console import counted, shown_progress
 from tfm_cli.corpus.blocks import read_blocks
-from tfm_cli.corpus.encoding_pool import encoders
+from tfm_cli.corpus.encoding_pool import encoding_pool
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.sources import CorpusFile
-from tfm_cli.corpus.store import PieceStore, no_usable_pairs
-from tfm_cli.corpus.store_files import FORMAT, StoreWriter, open_store, unused
+from tfm_cli.corpus.store import CorpusStore, no_usable_pairs
+from tfm_cli.corpus.store_files import FORMAT, StoreWriter, locked_if_unused, open_store
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, remove_directory
@@ -57,7 +57,7 @@ def prepare(
     directory: Path,
     *,
     workers: int,
-    tell: bool = True,
+    warn: bool = True,
 ) -> None:
     """Encode the files' pairs into a folder, which appears when all of it is written.
 
@@ -69,7 +69,7 @@ def prepare(
         filters: which pairs may stay.
         directory: the folder.
         workers: processes that encode; 0 for what suits the machine and the size of the text.
-        tell: warn of lines that were mended; False where that was done before.
+        warn: warn of lines that were mended; False where that was done before.
 
     Raises:
         DataError: a file cannot be read, files do not align, a line is no UTF-8 or holds no pair,
@@ -82,11 +82,11 @@ def prepare(
         StoreWriter(
             aside, vocab_sizes=tokenizers.vocab_sizes, filters=filters, num_files=len(files)
         ) as writer,
-        encoders(tokenizers, filters, workers=num_workers(files, workers)) as encode,
+        encoding_pool(tokenizers, filters, num_processes=num_workers(files, workers)) as pool,
         shown_progress("preparing the training text", logger) as show,
     ):
         began = time.monotonic()
-        for block, found in encode(read_blocks(files)):
+        for block, found in pool.encode(read_blocks(files)):
             writer.add(found, file=block.file)
             for name, some in zip(block.names, found.mended, strict=True):
                 mended.setdefault(name, Mended()).merge(some)
@@ -95,7 +95,7 @@ def prepare(
         if not len(writer):
             raise no_usable_pairs(", ".join(file.name for file in files), writer.dropped)
         writer.finish()
-    for name, some in mended.items() if tell else ():
+    for name, some in mended.items() if warn else ():
         for note in some.notes(MAX_LINE_BYTES):
             logger.warning("%s: %s", name, note)
 
@@ -203,8 +203,8 @@ def cached_store(
     *,
     weights: Sequence[float],
     workers: int,
-    tell: bool = True,
-) -> tuple[PieceStore, Path]:
+    warn: bool = True,
+) -> tuple[CorpusStore, Path]:
     """The corpus in these files, prepared now unless it was before, and its folder.
 
     Args:
@@ -214,7 +214,7 @@ def cached_store(
         filters: which pairs may stay.
         weights: how often an epoch has the pairs of each file; none for all once.
         workers: processes that encode; 0 for what suits.
-        tell: warn of lines that were mended while reading.
+        warn: warn of lines that were mended while reading.
 
     Raises:
         DataError: the text cannot be used, or was changed while it was read.
@@ -228,7 +228,7 @@ def cached_store(
         max_length=filters.max_length,
     )
     directory = cache / _key([known.of(file) for file in files], files, tokenizers, filters)
-    with nothing_left_of_failure(cache):
+    with removed_on_failure(cache):
         known.save()
         with suppress(DataError):  # there is none, or it is told below what is wrong with it
             return opened(directory), directory
@@ -240,7 +240,7 @@ def cached_store(
                 except DataError as error:
                     logger.warning("%s; it is made anew", error)
             try:
-                prepare(files, tokenizers, filters, directory, workers=workers, tell=tell)
+                prepare(files, tokenizers, filters, directory, workers=workers, warn=warn)
             except ResourceError:
                 # Without locks, another run may have put the same text there at the same moment.
                 if not _is_whole(directory):
@@ -260,7 +260,7 @@ def _is_whole(directory: Path) -> bool:
 
 
 @contextmanager
-def nothing_left_of_failure(cache: Path) -> Iterator[None]:
+def removed_on_failure(cache: Path) -> Iterator[None]:
     """Remove the cache again, and the folder around it, if they are new and nothing is in them."""
     before = [folder for folder in (cache, cache.parent) if folder.exists()]
     try:
@@ -378,7 +378,7 @@ def _key(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def remove_others(directory: Path) -> None:
+def remove_stale(directory: Path) -> None:
     """Remove what else was prepared in a cache: for an older text or tokenizer, or in part.
 
     The cache belongs to a run, which is the only one. What is not proven to be ours stays, and so
@@ -387,7 +387,7 @@ def remove_others(directory: Path) -> None:
     cache = directory.parent
     for path in sorted(cache.iterdir()):
         if path.name != directory.name and is_prepared_text(path):
-            with suppress(OSError), unused(path):
+            with suppress(OSError), locked_if_unused(path):
                 remove_directory(path, is_ours=is_prepared_text)
     with suppress(OSError):
         _sweep(cache, of_0_1=True)

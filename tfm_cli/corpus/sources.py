@@ -92,7 +92,7 @@ def _format_of(path: str, wanted: str) -> Format:
 Pair = tuple[str, str]
 
 
-def pairs_of(
+def parse_pairs(
     lines: Iterable[str], held: Format, mended: Mended, *, name: str, num_lines: int = 0
 ) -> Iterator[Pair]:
     """The pair of each line, in order; a blank line is a pair of blanks.

@@ -115,7 +115,7 @@ class SideHash:
         return hashlib.sha256(both).hexdigest()
 
 
-class PieceStore:
+class CorpusStore:
     """Pairs of segments as piece ids.
 
     Attributes:
@@ -166,7 +166,7 @@ class PieceStore:
         *,
         max_length: int,
         name: str,
-    ) -> "PieceStore":
+    ) -> "CorpusStore":
         """Encode pairs of lines and hold them in memory: for a small text.
 
         Args:
@@ -204,7 +204,7 @@ class PieceStore:
         source, target = (
             Segments(np.concatenate(sides[side]), np.cumsum([0, *lengths[side]])) for side in (0, 1)
         )
-        return PieceStore(source, target, dropped)
+        return CorpusStore(source, target, dropped)
 
 
 def _all_within(ids: np.ndarray, vocab_size: int) -> bool:

@@ -19,9 +19,9 @@ import numpy as np
 
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
-from tfm_cli.corpus.filters import Filters, later_duplicates
+from tfm_cli.corpus.filters import Filters, repeated_hashes
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
-from tfm_cli.corpus.store import PieceStore, Segments, SideHash, corpus_sha256, damaged
+from tfm_cli.corpus.store import CorpusStore, Segments, SideHash, corpus_sha256, damaged
 from tfm_cli.files import durable
 from tfm_cli.files.layout import PREPARED_FACTS
 from tfm_cli.files.ownership import try_lock
@@ -142,7 +142,7 @@ class StoreWriter:
     def _drop_duplicates(self) -> None:
         """Write the arrays anew, without pairs that occurred before."""
         hashes = np.memmap(self._directory / _HASHES, np.uint64, "r") if len(self) else np.zeros(0)
-        is_later = later_duplicates(hashes)
+        is_later = repeated_hashes(hashes)
         total, counts = len(self), self._counts
         kinds = [id_type(size) for size in self._vocab_sizes]
         narrow = length_type(self._filters.max_length)
@@ -183,8 +183,8 @@ def open_store(
     *,
     vocab_sizes: tuple[int, int] | None = None,
     max_length: int | None = None,
-) -> PieceStore:
-    """The corpus that a StoreWriter wrote; as long as it is used, `unused` is not for it.
+) -> CorpusStore:
+    """The corpus that a StoreWriter wrote; as long as it is used, `locked_if_unused` is not for it.
 
     Args:
         directory: its folder.
@@ -209,7 +209,7 @@ def open_store(
 
 
 @contextmanager
-def unused(directory: Path) -> Iterator[None]:
+def locked_if_unused(directory: Path) -> Iterator[None]:
     """Inside, no process has the corpus open, nor opens it.
 
     Raises:
@@ -234,7 +234,7 @@ def _opened(
     weights: Sequence[float],
     vocab_sizes: tuple[int, int] | None,
     max_length: int | None,
-) -> PieceStore:
+) -> CorpusStore:
     try:
         facts = _facts(directory)
         if weights and len(weights) != len(facts.files):
@@ -279,7 +279,7 @@ def _opened(
     each = list(weights) or [1.0] * len(ends)
     spans = [CorpusSpan(*span) for span in zip(firsts, ends, each, strict=True)]
 
-    return PieceStore(
+    return CorpusStore(
         sides[0],
         sides[1],
         Counter(facts.dropped),

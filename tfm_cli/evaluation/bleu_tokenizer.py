@@ -18,14 +18,14 @@ _SAMPLE_LINES = 1000
 _SAMPLE_CHARACTERS = 1000  # of each of them
 
 
-class Suited(NamedTuple):
+class TokenizerChoice(NamedTuple):
     """A tokenizer and the reason for it."""
 
     tokenizer: str
     reason: str  # what the text is
 
 
-def suited_tokenizer(references: Sequence[str]) -> Suited:
+def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
     """Return the tokenizer of BLEU that suits some references, by the script of a sample of them.
 
     Chinese becomes characters, but for its Latin words and numbers (`zh`), any other text in
@@ -35,10 +35,12 @@ def suited_tokenizer(references: Sequence[str]) -> Suited:
     step = -(-max(1, len(references)) // _SAMPLE_LINES)
     counts = count_scripts(line[:_SAMPLE_CHARACTERS] for line in references[::step])
     if not counts.is_without_blanks:
-        return Suited(DEFAULT_TOKENIZER, "the references are written with blanks between words")
+        return TokenizerChoice(
+            DEFAULT_TOKENIZER, "the references are written with blanks between words"
+        )
     if counts.is_chinese:
-        return Suited("zh", "the references are in Chinese characters")
-    return Suited("char", "the references are written without blanks between words")
+        return TokenizerChoice("zh", "the references are in Chinese characters")
+    return TokenizerChoice("char", "the references are written without blanks between words")
 
 
 def check_available(tokenizer: str | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfm_cli.corpus.batch import Batch, flat_batch
 from tfm_cli.corpus.batching import BatchOrder, token_batches
-from tfm_cli.corpus.store import FlatSegments, PieceStore
+from tfm_cli.corpus.store import CorpusStore, FlatSegments
 from tfm_cli.training.state import TrainState
 
 # How many updates are made ready ahead: one that waits while the next one is built.
@@ -58,7 +58,7 @@ class Planner:
         pins: whether batches lie in memory that a GPU can read by itself.
     """
 
-    store: PieceStore
+    store: CorpusStore
     order: BatchOrder
     batches_per_update: int
     micro_batch: int

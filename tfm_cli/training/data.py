@@ -17,18 +17,18 @@ from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.line_checks import (
     MAX_CHANGED,
     MAX_UNKNOWN,
+    LinePosition,
     Origin,
-    Place,
     SourceTags,
-    advice_on_changed,
-    advice_on_unknown,
-    told_of_unknown,
-    told_of_untagged,
+    describe_unknown_tag,
+    describe_untagged,
+    hint_for_changed,
+    hint_for_unknown,
 )
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
-from tfm_cli.corpus.prepare import cached_store, nothing_left_of_failure, remove_others
+from tfm_cli.corpus.prepare import cached_store, remove_stale, removed_on_failure
 from tfm_cli.corpus.sources import CorpusFile, sample_path, training_files
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.evaluation.bleu_tokenizer import check_available
 from tfm_cli.files import durable
@@ -53,8 +53,8 @@ class Corpora:
     """All text of a run, ready to be learned from."""
 
     tokenizers: TokenizerPair
-    train: PieceStore
-    valid: PieceStore | None  # None without validation text
+    train: CorpusStore
+    valid: CorpusStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
     prepared: Path | None = None  # the training text's folder, where it belongs to the run alone
 
@@ -68,7 +68,7 @@ class Corpora:
     def forget_older(self) -> None:
         """Remove what the run has prepared of text that it learns from no more."""
         if self.prepared is not None:
-            remove_others(self.prepared)
+            remove_stale(self.prepared)
 
 
 def check_inputs(config: RunConfig, *, learns: bool = True) -> None:
@@ -128,7 +128,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             Filters.of(data),
             weights=data.weights,
             workers=data.workers,
-            tell=not learns_tokenizer,
+            warn=not learns_tokenizer,
         )
     # Epochs without a pair would be passed over, one after the other, without a word.
     an_epoch = sum((span.end - span.first) * span.weight for span in train.spans)
@@ -152,7 +152,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
     _tell_tags_of_validation(data.valid_source, tokenizers.source)
     valid = None
     if valid_pairs:
-        valid = PieceStore.build(
+        valid = CorpusStore.build(
             valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
         told = counted(len(valid_pairs), "pair") + _dropped(valid)
@@ -183,8 +183,8 @@ def _tell_tags(
         advice: what to do where the tokenizer knows no tags.
     """
     known = tokenizer.language_tags
-    kinds = [(tags.untagged, tags.first_untagged, told_of_untagged(known) if known else "")]
-    words = told_of_unknown(tokenizer) + (f"; {advice}" if advice and not known else "")
+    kinds = [(tags.untagged, tags.first_untagged, describe_untagged(known) if known else "")]
+    words = describe_unknown_tag(tokenizer) + (f"; {advice}" if advice and not known else "")
     kinds.append((tags.unknown, tags.first_unknown, words))
     for count, first, told in kinds:
         if first is not None:
@@ -218,7 +218,7 @@ def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, 
         return
     if sys.stdin is None:
         raise DataError("standard input: cannot be read: it is closed")
-    with nothing_left_of_failure(cache), contextlib.ExitStack() as held:
+    with removed_on_failure(cache), contextlib.ExitStack() as held:
         try:
             durable.make_directory(cache)
             copy, stream = held.enter_context(temporary_file(cache / "stdin"))
@@ -250,7 +250,7 @@ def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
     except DataError as error:
         errors = [error]
         try:  # what is wrong with the training text should be told as well
-            for _ in read_corpus(files, bad_utf8=data.bad_utf8, tell=False):
+            for _ in read_corpus(files, bad_utf8=data.bad_utf8, warn=False):
                 pass
         except DataError as another:
             errors.append(another)
@@ -313,7 +313,7 @@ def _lines(
     """The lines of some sides of all files; the tags of source lines are counted."""
     has_text = False
     with shown_progress("reading text to learn a tokenizer", logger) as show:
-        for pair in read_corpus(files, bad_utf8=bad_utf8, tell=0 in sides, show=show):
+        for pair in read_corpus(files, bad_utf8=bad_utf8, warn=0 in sides, show=show):
             has_text = has_text or bool(pair[0].strip() or pair[1].strip())
             counts.add(pair[0])
             for side in sides:
@@ -330,7 +330,7 @@ def _origin(config: RunConfig) -> Origin:
 
 
 def _tell_losses(
-    store: PieceStore, tokenizers: TokenizerPair, files: Sequence[CorpusFile], origin: Origin
+    store: CorpusStore, tokenizers: TokenizerPair, files: Sequence[CorpusFile], origin: Origin
 ) -> None:
     """Log what of the training text the tokenizers cannot spell, or write in another form."""
     sides = zip(
@@ -349,13 +349,13 @@ def _tell_losses(
                 told += f" and changes {many}"
             told += f", first {_place(first, index, files)}: `{first.text}`"
             is_grave = trip.unknown > MAX_UNKNOWN * trip.pieces
-            _log_loss(told, advice_on_unknown(origin), is_grave=is_grave)
+            _log_loss(told, hint_for_unknown(origin), is_grave=is_grave)
         first = trip.first_changed
         if first is not None and not trip.is_explained(tokenizer):
             told = f"changes {many}, first {_place(first, index, files)}: "
             told += f"`{first.text}` becomes `{first.becomes}`"
             is_grave = trip.changed > MAX_CHANGED * trip.lines
-            _log_loss(told, advice_on_changed(origin, tokenizer), is_grave=is_grave)
+            _log_loss(told, hint_for_changed(origin, tokenizer), is_grave=is_grave)
 
 
 def _log_loss(told: str, advice: str, *, is_grave: bool) -> None:
@@ -367,12 +367,12 @@ def _percent(count: int, whole: int) -> str:
     return f"{100 * count / max(1, whole):.1f} %"
 
 
-def _place(place: Place, side: int, files: Sequence[CorpusFile]) -> str:
+def _place(place: LinePosition, side: int, files: Sequence[CorpusFile]) -> str:
     names = files[place.file].names if place.file < len(files) else ("?",)
     return f"{names[min(side, len(names) - 1)]}:{place.line}"
 
 
-def _dropped(store: PieceStore) -> str:
+def _dropped(store: CorpusStore) -> str:
     return "".join(
         f", {count} dropped: {reason}" for reason, count in sorted(store.dropped.items()) if count
     )

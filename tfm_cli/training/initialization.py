@@ -9,7 +9,7 @@ import torch
 
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, suited_tokenizer
+from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, choose_tokenizer
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.model_directory.weights import build_transformer, load_model
@@ -63,7 +63,7 @@ def with_bleu_tokenizer(
     if parallel.is_main and resume:
         chosen = load_config(output).settings.validation.tokenize
     if chosen == "auto" and references:
-        chosen, reason = suited_tokenizer(references)
+        chosen, reason = choose_tokenizer(references)
         if chosen != DEFAULT_TOKENIZER and "bleu" in config.validation.metrics:
             logger.info("BLEU's tokenizer: %s, since %s (`validation.tokenize`)", chosen, reason)
     chosen = parallel.broadcast_bytes(chosen.encode()).decode()

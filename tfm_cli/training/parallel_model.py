@@ -34,9 +34,9 @@ def batch_loss(
     memory = model.encode(batch.source, batch.source_keep)  # (B, S, D)
     hidden = model.decode(batch.target_in, memory, batch.source_keep)  # (B, T, D)
     return cross_entropy(
-        hidden.flatten(0, 1)[batch.target_places],  # (N, D): no work is done for padding
+        hidden.flatten(0, 1)[batch.target_positions],  # (N, D): no work is done for padding
         model.output_weight,
-        batch.target_out.flatten()[batch.target_places],  # (N,)
+        batch.target_out.flatten()[batch.target_positions],  # (N,)
         label_smoothing=label_smoothing,
         bias=model.output_bias,
     )

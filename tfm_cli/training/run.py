@@ -12,7 +12,7 @@ import torch
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import counted, seconds_text
 from tfm_cli.corpus.batching import BatchOrder, padding_share
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import DivergedError, Interrupted
 from tfm_cli.files.layout import CHECKPOINTS
@@ -263,7 +263,7 @@ def _validation(
 def _planner(
     config: RunConfig,
     corpora: Corpora,
-    store: PieceStore,
+    store: CorpusStore,
     device: torch.device,
     parallel: Parallel | None = None,
     *,

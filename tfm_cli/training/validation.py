@@ -193,7 +193,7 @@ def mean_nll(
         return float(nll)
 
     found: list[float] = distribute_jobs(batches, nll_of, parallel or Parallel())
-    return sum(found) / sum(batch.target_pieces for batch in batches)
+    return sum(found) / sum(batch.target_tokens for batch in batches)
 
 
 def distribute_jobs(

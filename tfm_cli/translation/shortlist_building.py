@@ -14,7 +14,7 @@ from itertools import chain, islice
 import numpy as np
 
 from tfm_cli.corpus.batching import token_batches
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.search_engine import Matrix, SearchEngine
 from tfm_cli.translation.shortlist import Shortlist
@@ -61,7 +61,7 @@ def build_shortlist(
     Raises:
         DataError: no pair is left.
     """
-    store = PieceStore.build(pairs, tokenizers, max_length=max_length, name=name)
+    store = CorpusStore.build(pairs, tokenizers, max_length=max_length, name=name)
     for reason, count in store.dropped.items():
         if count:
             plural = "" if count == 1 else "s"

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.corpus.check.file_facts import LONG_LINE_BYTES, FileFacts, FileInspection, Seen
+from tfm_cli.corpus.check.file_facts import LONG_LINE_BYTES, FileFacts, FileInspection, Occurrences
 from tfm_cli.text.characters import SEPARATORS, bad_kinds
 
 ENDS = [b"\n", b"\r\n"]
@@ -26,8 +26,8 @@ def facts_of(path: Path, raw: bytes) -> FileFacts:
         return file.facts
 
 
-def seen(file: str, numbers: list[int]) -> Seen:
-    return Seen(len(numbers), file, numbers[0]) if numbers else Seen()
+def seen(file: str, numbers: list[int]) -> Occurrences:
+    return Occurrences(len(numbers), file, numbers[0]) if numbers else Occurrences()
 
 
 def facts_by_the_rules(path: str, raw: bytes) -> FileFacts:
@@ -86,14 +86,14 @@ def test_byte_order_mark_is_told_and_no_part_of_the_text(tmp_path: Path) -> None
     facts = facts_of(tmp_path / "text", b"\xef\xbb\xbfa\nb\xef\xbb\xbfc\n")
 
     assert facts.byte_order_mark
-    assert facts.bad["byte order mark"] == Seen(1, facts.path, 2)
+    assert facts.bad["byte order mark"] == Occurrences(1, facts.path, 2)
 
 
 def test_line_beyond_a_mebibyte_is_cut_and_counted(tmp_path: Path) -> None:
     facts = facts_of(tmp_path / "text", b"a\n" + b"x" * (1 << 20) + b"\n" + b"y" * 2_000_000)
 
-    assert facts.cut == Seen(1, facts.path, 3)
-    assert facts.long == Seen(2, facts.path, 2)
+    assert facts.cut == Occurrences(1, facts.path, 3)
+    assert facts.long == Occurrences(2, facts.path, 2)
 
 
 def test_what_cannot_be_read_is_a_problem_and_no_end(tmp_path: Path) -> None:

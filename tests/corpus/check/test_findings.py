@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.corpus.check.findings import Finding, findings_of
+from tfm_cli.corpus.check.findings import Finding, find_problems
 from tfm_cli.corpus.check.inspection import inspect_corpus
 from tfm_cli.corpus.check.statistics import Overlap, overlap, repeats
 
@@ -20,7 +20,7 @@ def check(source: bytes, target: bytes, *, known: Overlap | None = None) -> list
     Path("s").write_bytes(source)
     Path("t").write_bytes(target)
     corpus = inspect_corpus("valid", (["s"], ["t"]), None, max_length=256)
-    return findings_of(corpus, repeats(corpus.hashes), known)
+    return find_problems(corpus, repeats(corpus.hashes), known)
 
 
 def text(lines: list[str]) -> bytes:
@@ -137,7 +137,7 @@ def test_unreadable_file_is_an_error_and_no_misalignment() -> None:
     Path("t").write_bytes(text(FAIR))
     corpus = inspect_corpus("train", (["none"], ["t"]), None, max_length=256)
 
-    found = findings_of(corpus, repeats(corpus.hashes), None)
+    found = find_problems(corpus, repeats(corpus.hashes), None)
 
     assert told(found) == ["error: none: there is no such file"]
     assert found[0].hint == "give a text file that can be read"

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import TinyCorpus, invoke
 from tfm_cli.corpus.check import file_facts, inspection
-from tfm_cli.corpus.check.file_facts import FileInspection, Seen
+from tfm_cli.corpus.check.file_facts import FileInspection, Occurrences
 from tfm_cli.corpus.check.inspection import CorpusInspection, inspect_corpus, paired_windows
 from tfm_cli.corpus.check.statistics import LineHashes
 from tfm_cli.corpus.parallel_text import read_pairs
-from tfm_cli.corpus.store import PieceStore
+from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import DataError
 from tfm_cli.model_directory.config_file import named_tokenizers
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -42,8 +42,8 @@ def tokenizers(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory
     return named_tokenizers(Path(f"{prefix}.model"))
 
 
-def first(path: str, numbers: list[int]) -> Seen:
-    return Seen(len(numbers), path, numbers[0]) if numbers else Seen()
+def first(path: str, numbers: list[int]) -> Occurrences:
+    return Occurrences(len(numbers), path, numbers[0]) if numbers else Occurrences()
 
 
 @hostile
@@ -85,7 +85,7 @@ def test_usable_pairs_are_those_that_training_keeps(
     found = inspect_corpus("train", paths, tokenizers, max_length=9)
 
     try:
-        store = PieceStore.build(read_pairs(*paths), tokenizers, max_length=9, name="text")
+        store = CorpusStore.build(read_pairs(*paths), tokenizers, max_length=9, name="text")
     except DataError:
         assert found.usable == 0
     else:
@@ -126,8 +126,8 @@ def test_places_are_told_by_file_and_line_of_several_files(tmp_path: Path) -> No
 
     found = inspect_corpus("train", (sources, targets), None, max_length=256)
 
-    assert found.identical == Seen(1, sources[1], 1)
-    assert found.blank["source"] == Seen(1, sources[1], 2)
+    assert found.identical == Occurrences(1, sources[1], 1)
+    assert found.blank["source"] == Occurrences(1, sources[1], 2)
     assert found.pairs == 4
 
 
@@ -140,7 +140,7 @@ def test_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
 
     assert found.files[0][0].problem
     assert found.files[0][1].lines == 3  # the other side was read to its end
-    assert found.files[1][0].invalid == Seen(1, sources[1], 2)
+    assert found.files[1][0].invalid == Occurrences(1, sources[1], 2)
     assert found.pairs == 6
 
 

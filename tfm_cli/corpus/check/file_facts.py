@@ -13,7 +13,7 @@ LONG_LINE_BYTES = 4192  # SentencePiece learns nothing from longer lines
 
 
 @dataclass(slots=True)
-class Seen:
+class Occurrences:
     """How often something was seen, and where first: in lines, or in pairs by their source."""
 
     count: int = 0
@@ -49,15 +49,17 @@ class FileFacts:
     last_line_ends: bool = True
     binary: bool = False
     invalid_byte: str = ""
-    invalid: Seen = field(default_factory=Seen)
-    nul: Seen = field(default_factory=Seen)
-    other_ends: Seen = field(default_factory=Seen)
-    cut: Seen = field(default_factory=Seen)
-    long: Seen = field(default_factory=Seen)
-    separators: dict[str, Seen] = field(
-        default_factory=lambda: {name: Seen() for name in SEPARATORS.values()}
+    invalid: Occurrences = field(default_factory=Occurrences)
+    nul: Occurrences = field(default_factory=Occurrences)
+    other_ends: Occurrences = field(default_factory=Occurrences)
+    cut: Occurrences = field(default_factory=Occurrences)
+    long: Occurrences = field(default_factory=Occurrences)
+    separators: dict[str, Occurrences] = field(
+        default_factory=lambda: {name: Occurrences() for name in SEPARATORS.values()}
     )
-    bad: dict[str, Seen] = field(default_factory=lambda: {kind: Seen() for kind in BAD_KINDS})
+    bad: dict[str, Occurrences] = field(
+        default_factory=lambda: {kind: Occurrences() for kind in BAD_KINDS}
+    )
 
 
 class FileInspection:
@@ -119,14 +121,14 @@ class FileInspection:
         facts.last_line_ends = not reader.lacks_last_feed
         facts.binary = bool(reader.looks_binary)
         facts.invalid_byte = reader.first_invalid
-        facts.invalid = Seen()
+        facts.invalid = Occurrences()
         facts.invalid.add(mended.counts["invalid"], facts.path, mended.first.get("invalid"))
-        facts.nul = Seen()
+        facts.nul = Occurrences()
         facts.nul.add(mended.counts["nul"], facts.path, mended.first.get("nul"))
-        facts.cut = Seen()
+        facts.cut = Occurrences()
         facts.cut.add(mended.counts["clipped"], facts.path, mended.first.get("clipped"))
         if reader.has_crlf:
-            facts.other_ends = Seen()
+            facts.other_ends = Occurrences()
             facts.other_ends.add(mended.counts["bare"], facts.path, mended.first.get("bare"))
         replaced = facts.bad["replacement"]
         # The reader puts U+FFFD where a line is no UTF-8; those were not in the file.

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfm_cli.console import counted
-from tfm_cli.corpus.check.file_facts import LONG_LINE_BYTES, FileFacts, Seen
+from tfm_cli.corpus.check.file_facts import LONG_LINE_BYTES, FileFacts, Occurrences
 from tfm_cli.corpus.check.inspection import CorpusInspection
 from tfm_cli.corpus.check.statistics import Overlap, Repeats
 from tfm_cli.corpus.line_checks import (
     MAX_CHANGED,
     MAX_UNKNOWN,
+    LinePosition,
     Origin,
-    Place,
-    advice_on_changed,
-    advice_on_unknown,
-    told_of_unknown,
-    told_of_untagged,
+    describe_unknown_tag,
+    describe_untagged,
+    hint_for_changed,
+    hint_for_unknown,
 )
 from tfm_cli.text.language_tags import listed
 from tfm_cli.text.reader import MAX_LINE_BYTES
@@ -51,7 +51,7 @@ class Finding:
     line: int | None = None
 
 
-def findings_of(
+def find_problems(
     corpus: CorpusInspection,
     repeats: Repeats,
     overlap: Overlap | None,
@@ -223,7 +223,7 @@ def _of_pieces(corpus: CorpusInspection, origin: Origin) -> Iterator[Finding]:
             told = f"{counted(trip.unknown, f'unknown {side} piece')} ({share}): {causes}"
             level = _level(trip.unknown, trip.pieces, MAX_UNKNOWN)
             seen = _first(corpus, index, trip.first_unknown, trip.unknown)
-            hint = advice_on_unknown(origin)
+            hint = hint_for_unknown(origin)
             yield _seen(level, "unknown_piece", corpus.name, seen, told, hint)
         if trip.first_changed is not None and not trip.is_explained(tokenizer):
             share = _percent(trip.changed, trip.lines)
@@ -231,7 +231,7 @@ def _of_pieces(corpus: CorpusInspection, origin: Origin) -> Iterator[Finding]:
             told = f"{what}: `{trip.first_changed.text}` becomes `{trip.first_changed.becomes}`"
             level = _level(trip.changed, trip.lines, MAX_CHANGED)
             seen = _first(corpus, index, trip.first_changed, trip.changed)
-            hint = advice_on_changed(origin, tokenizer)
+            hint = hint_for_changed(origin, tokenizer)
             yield _seen(level, "changed_line", corpus.name, seen, told, hint)
 
 
@@ -239,7 +239,7 @@ def _of_tags(corpus: CorpusInspection, known: Sequence[str]) -> Iterator[Finding
     tags = corpus.tags.against(known)
     if tags.first_untagged is not None:
         seen = _first(corpus, 0, tags.first_untagged, tags.untagged)
-        told = f"{_sources(tags.untagged, tags.lines)} with {told_of_untagged(known)}"
+        told = f"{_sources(tags.untagged, tags.lines)} with {describe_untagged(known)}"
         hint = "begin each line of the source with the tag of its target language"
         yield _seen("warning", "untagged", corpus.name, seen, told, hint)
     if tags.first_unknown is None:
@@ -248,7 +248,7 @@ def _of_tags(corpus: CorpusInspection, known: Sequence[str]) -> Iterator[Finding
     level: Level = "warning" if known or corpus.tags.counts.is_tagged else "note"
     hint = "use the tags that are known, or train a new model with these"
     if corpus.tokenizers is not None:
-        what = told_of_unknown(corpus.tokenizers.source)
+        what = describe_unknown_tag(corpus.tokenizers.source)
     elif known:
         what = f"a language tag that the training corpus does not have: it has {listed(known)}"
     else:
@@ -262,11 +262,11 @@ def _sources(count: int, whole: int) -> str:
     return f"{counted(count, 'source line')} ({_percent(count, whole)})"
 
 
-def _first(corpus: CorpusInspection, side: int, place: Place, count: int) -> Seen:
-    return Seen(count, corpus.files[place.file][side].path, place.line)
+def _first(corpus: CorpusInspection, side: int, place: LinePosition, count: int) -> Occurrences:
+    return Occurrences(count, corpus.files[place.file][side].path, place.line)
 
 
-def _seen(level: Level, code: str, corpus: str, seen: Seen, told: str, hint: str) -> Finding:
+def _seen(level: Level, code: str, corpus: str, seen: Occurrences, told: str, hint: str) -> Finding:
     place = f"{seen.file}:{seen.line}" if seen.line else seen.file
     return Finding(level, code, corpus, f"{place}: {told}", hint, seen.file, seen.line)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tfm_cli.corpus.check.file_facts import FileFacts, FileInspection, Seen
+from tfm_cli.corpus.check.file_facts import FileFacts, FileInspection, Occurrences
 from tfm_cli.corpus.check.statistics import LengthCounts, LineHashes, RatioCounts, UnknownPieces
-from tfm_cli.corpus.line_checks import RoundTrip, TagPlaces
+from tfm_cli.corpus.line_checks import RoundTrip, TagPositions
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 # Called with the number of pairs so far and with the share of the corpus that was read.
@@ -44,16 +44,16 @@ class CorpusInspection:
         self.pairs = 0
         self.with_text = 0
         self.usable = 0
-        self.blank = {"source": Seen(), "target": Seen(), "both": Seen()}
-        self.identical = Seen()
-        self.too_long = Seen()
+        self.blank = {"source": Occurrences(), "target": Occurrences(), "both": Occurrences()}
+        self.identical = Occurrences()
+        self.too_long = Occurrences()
         self.lengths = LengthCounts(), LengthCounts()
         self.ratios = RatioCounts()
         self.hashes = LineHashes()
         self.unknown: tuple[UnknownPieces, UnknownPieces] | None = None
         self.tokenizers = tokenizers
         self.round_trips = RoundTrip(), RoundTrip()
-        self.tags = TagPlaces()
+        self.tags = TagPositions()
         self._max_length = max_length
         if tokenizers is not None:
             self.unknown = UnknownPieces(tokenizers.source), UnknownPieces(tokenizers.target)
@@ -110,7 +110,9 @@ class CorpusInspection:
                 self.blank[kind].add(1, path, number)
 
     @staticmethod
-    def _add(seen: Seen, found: np.ndarray, indexes: list[int], path: str, line: int) -> None:
+    def _add(
+        seen: Occurrences, found: np.ndarray, indexes: list[int], path: str, line: int
+    ) -> None:
         places = np.flatnonzero(found)
         if len(places):
             seen.add(len(places), path, line + indexes[places[0]])

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfm_cli.console import counted, one_line, visible
-from tfm_cli.corpus.check.file_facts import FileFacts, Seen
+from tfm_cli.corpus.check.file_facts import FileFacts, Occurrences
 from tfm_cli.corpus.check.findings import Finding
 from tfm_cli.corpus.check.inspection import CorpusInspection
 from tfm_cli.corpus.check.statistics import Overlap, Repeats
-from tfm_cli.corpus.line_checks import Place
+from tfm_cli.corpus.line_checks import LinePosition
 
 SIDES = ("source", "target")
 LEVELS = ("error", "warning", "note")
@@ -112,7 +112,9 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
     }
 
 
-def _first(facts: CorpusInspection, side: int, count: int, place: Place | None) -> dict[str, Any]:
+def _first(
+    facts: CorpusInspection, side: int, count: int, place: LinePosition | None
+) -> dict[str, Any]:
     if place is None:
         return {"count": count, "file": None, "line": None}
     return {"count": count, "file": facts.files[place.file][side].path, "line": place.line}
@@ -199,7 +201,7 @@ def _odd(file: FileFacts) -> int:
     return sum(seen.count for seen in kinds)
 
 
-def _number(seen: Seen) -> str:
+def _number(seen: Occurrences) -> str:
     return str(seen.count)
 
 
