@@ -133,7 +133,8 @@ def picked(patterns: str, *, has_model: bool) -> list[Work]:
 def usual_arrangement(work: Work, side: str, *, threads: int, batch: int = 0) -> Arrangement:
     """Return what is run where no sweep is asked for; `batch` 0 for a usual one."""
     if work.kind in ("one", "line"):
-        return Arrangement(1, threads, 1 if work.kind == "one" else 0)
+        count = 1 if side == "tfm" else threads  # its search of a batch runs in one thread
+        return Arrangement(1, count, 1 if work.kind == "one" else 0)
     size = batch or (64 if work.beam_size == 1 else 32)
     if work.is_command and side == "tfm":
         size = 0
@@ -141,7 +142,7 @@ def usual_arrangement(work: Work, side: str, *, threads: int, batch: int = 0) ->
 
 
 def arrangements(work: Work, side: str, *, threads: int, sentences: int) -> Sequence[Arrangement]:
-    """Return what a sweep tries: batches, and ways to share threads."""
+    """Return what a sweep tries: batches, and ways to share threads, which only peers have."""
     splits = [(threads, 1)] if side == "tfm" else [(1, threads), (threads, 1)]
     # Larger batches than there are sentences are all the same.
     batches = [size for size in BATCHES if size <= sentences] or [sentences]

@@ -57,6 +57,13 @@ def test_memory_that_does_not_hold_a_library_is_a_lack(command: str, tmp_path: P
     assert "Traceback" not in result.err
 
 
+def test_memory_that_does_not_hold_numpy_is_a_lack(tmp_path: Path) -> None:
+    result = run(NEED_TORCH["shortlist"], tmp_path, limit=100_000 << 10)
+
+    assert (result.code, result.out) == (5, ""), result.err
+    assert "error: out of memory: `numpy` cannot be imported" in result.err
+
+
 @pytest.mark.parametrize(
     "content",
     ["raise ImportError('no such symbol')", "raise OSError('failed to map segment')", "import nix"],

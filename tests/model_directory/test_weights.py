@@ -3,7 +3,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tfm_cli.config.settings import ModelConfig, RunConfig, TokenizerConfig
+from tests.model_directory.saved_models import rewrite, save_random_model
+from tfm_cli.config.settings import ModelConfig, TokenizerConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer
-from tfm_cli.model_directory.config_file import FORMAT_VERSION, save_config
+from tfm_cli.model_directory.config_file import FORMAT_VERSION
 from tfm_cli.model_directory.weights import (
     WeightsFacts,
     build_transformer,
     load_model,
-    save_weights,
     weights_facts,
-    weights_sha256,
 )
-from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 CPU = torch.device("cpu")
 SHAPE = ModelConfig(
@@ -37,12 +33,7 @@ FACTS = WeightsFacts(7, {"bleu": 12.5, "loss": 2.25})
 
 def write(directory: Path, shape: ModelConfig = SHAPE, words: str = "a b c d e") -> None:
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
-    model_bytes = train_tokenizer([words], settings, seed=1, soft_limit=True)
-    tokenizers = TokenizerPair.joint(Tokenizer(model_bytes))
-    torch.manual_seed(1)
-    transformer = build_transformer(shape, tokenizers.vocab_sizes)
-    save_config(directory, RunConfig(model=shape), tokenizers)
-    save_weights(directory, dict(transformer.named_parameters()), tokenizers, shape, FACTS)
+    save_random_model(directory, shape, settings, lines=[words], facts=FACTS)
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +46,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "model"))
-
-
-def rewrite(
-    directory: Path,
-    tensors: Callable[[dict[str, Tensor]], object] = lambda _: None,
-    metadata: Callable[[dict[str, Any]], object] = lambda _: None,
-) -> None:
-    """Change the weights file, and its hash with it: only what else is checked can refuse it."""
-    path = directory / "model.safetensors"
-    with safe_open(str(path), framework="pt") as file:
-        header = json.loads(file.metadata()["tfm"])
-    table = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    tensors(table)
-    header["weights_sha256"] = weights_sha256(table)
-    metadata(header)
-    save_file(table, path, {"tfm": json.dumps(header)})
 
 
 def refusal(directory: Path) -> str:

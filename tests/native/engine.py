@@ -105,16 +105,23 @@ class Search:
 
 
 class EngineError(Exception):
-    """A status of the engine other than OK."""
+    """A status of the engine other than OK, with its message."""
 
-    def __init__(self, status: int, told: str) -> None:
-        super().__init__(f"{status}: {told}")
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
         self.status = status
 
 
 def check(functions: ctypes.CDLL, status: int) -> None:
+    """Raise an EngineError for a status other than OK."""
     if status != structures.OK:
         raise EngineError(status, functions.tfm_error().decode())
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the engine that returns a status."""
+    functions = library().functions
+    check(functions, getattr(functions, name)(*arguments))
 
 
 def model_options(
@@ -177,7 +184,7 @@ class EngineModel:
         options.start_id, options.eos_id = start_id, eos_id
         functions = self.functions
         check(functions, functions.tfm_model_new(options, self.handle))
-        self._free = weakref.finalize(self, functions.tfm_model_free, self.handle)
+        self.free = weakref.finalize(self, functions.tfm_model_free, self.handle)
         for name, value in transformer.state_dict().items():
             self.tensor(name, value)
         values = None
@@ -199,9 +206,9 @@ class EngineModel:
 
     def replace(self, handle: ctypes.c_void_p) -> None:
         """Become a model that was made otherwise."""
-        self._free()
+        self.free()
         self.handle = handle
-        self._free = weakref.finalize(self, self.functions.tfm_model_free, handle)
+        self.free = weakref.finalize(self, self.functions.tfm_model_free, handle)
 
 
 class Workspace:
@@ -211,7 +218,7 @@ class Workspace:
         self.functions = library().functions
         self.handle = ctypes.c_void_p()
         check(self.functions, self.functions.tfm_workspace_new(self.handle))
-        weakref.finalize(self, self.functions.tfm_workspace_free, self.handle)
+        self.free = weakref.finalize(self, self.functions.tfm_workspace_free, self.handle)
 
 
 def batch_of(lines: Lines, eos_id: int) -> tuple[structures.Batch, list[Any]]:

@@ -11,18 +11,10 @@ from typing import Any
 
 import torch
 
+from tests.native.engine import EngineModel, Workspace, call
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.native import library
-from tfm_cli.native.structures import (
-    OK,
-    POSITIONS,
-    PRECISIONS,
-    Batch,
-    ModelOptions,
-    Result,
-    SearchOptions,
-)
+from tfm_cli.native.structures import Batch, Result, SearchOptions
 
 START, EOS, UNKNOWN = 1, 0, 2
 SOURCE_SIZE = 20
@@ -35,22 +27,6 @@ SHAPE: dict[str, Any] = {
     "encoder_layers": 1, "decoder_layers": 2, "width": 24, "heads": 2, "feed_forward_width": 32,
     "tied_embeddings": 0, "output_bias": True, "dropout": 0.0,
 }  # fmt: skip
-
-
-class RefusedError(Exception):
-    """A status other than OK, and what the engine said."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text}")
-        self.status = status
-
-
-def call(name: str, *arguments: Any) -> None:
-    """Call a function of the engine that returns a status."""
-    functions = library.load().functions
-    status = getattr(functions, name)(*arguments)
-    if status != OK:
-        raise RefusedError(status, functions.tfm_error().decode())
 
 
 def random_model(seed: int, vocab_size: int, *, spread: float = 2.5, **shape: Any) -> Transformer:
@@ -84,45 +60,25 @@ def packed(
     positions: str = "sinusoidal",
 ) -> Iterator[Any]:
     """The same model in the engine."""
-    functions, engine = library.load().functions, ctypes.c_void_p()
-    assert model.source_embedding is not None
-    vocab_size, width = model.target_embedding.weight.shape
-    inner = dict(model.named_parameters())["encoder_layers.0.feed_forward.inner.weight"]
-    options = ModelOptions(
-        encoder_layers=len(model.encoder_layers), decoder_layers=len(model.decoder_layers),
-        width=width, encoder_heads=heads, decoder_heads=heads,
-        encoder_feed_forward_width=len(inner), decoder_feed_forward_width=len(inner),
-        source_vocab_size=len(model.source_embedding.weight), target_vocab_size=vocab_size,
-        positions=POSITIONS[positions], max_positions=64, scale_embeddings=1, output_bias=1,
-        start_id=START, eos_id=EOS, precision=PRECISIONS[precision],
+    shape = {**SHAPE, "heads": heads, "positions": positions, "max_positions": 64}
+    engine = EngineModel(
+        model, shape, precision, banned=banned, byte_values=byte_values,
+        start_id=START, eos_id=EOS,
     )  # fmt: skip
-    call("tfm_model_new", options, engine)
     try:
-        for name, tensor in model.state_dict().items():
-            rows, columns = (*tensor.shape, 0)[:2]
-            data = tensor.float().contiguous()
-            call("tfm_model_tensor", engine, name.encode(), data.data_ptr(), rows, columns)
-        values = None
-        if byte_values is not None:
-            values = (ctypes.c_int16 * vocab_size)(
-                *(byte_values.get(piece, -1) for piece in range(vocab_size))
-            )
-        call("tfm_model_vocabulary", engine, int32s(banned), len(banned), values)
-        call("tfm_model_finish", engine)
-        yield engine
+        yield engine.handle
     finally:
-        functions.tfm_model_free(engine)
+        engine.free()
 
 
 @contextmanager
 def workspace() -> Iterator[Any]:
     """Memory of a thread."""
-    functions, own = library.load().functions, ctypes.c_void_p()
-    call("tfm_workspace_new", own)
+    own = Workspace()
     try:
-        yield own
+        yield own.handle
     finally:
-        functions.tfm_workspace_free(own)
+        own.free()
 
 
 @dataclass

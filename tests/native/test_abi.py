@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.native.engine import (
+    EOS,
     EngineError,
     EngineModel,
     Search,
@@ -124,12 +124,18 @@ def test_segments_longer_than_learned_positions_are_refused() -> None:
 
 
 def test_target_that_is_longer_than_learned_positions_is_refused_when_it_comes_to_that() -> None:
-    model = small(positions="learned", max_positions=9)
+    model = small(positions="learned", max_positions=9, output_bias=True)
     transformer = model.transformer()
-    transformer.target_embedding.weight.data[structures.OK] += 0  # as it is
-    with torch.no_grad():
-        transformer.decoder_layers[-1].feed_forward_norm.norm.bias.fill_(0)  # type: ignore[union-attr, operator]
-    engine = EngineModel(transformer, model.shape, banned=(0, 1, 2))  # and so without an end
+    assert transformer.output_bias is not None
+    transformer.output_bias.data[EOS] = -1e4  # never the best choice
+    engine = EngineModel(transformer, model.shape)
 
     with pytest.raises(EngineError, match="has 9 learned positions"):
         engine_search(engine, model.lines(3, limit=30), Search())
+
+
+def test_vocabulary_that_bans_its_end_is_refused() -> None:
+    model = small()
+
+    with pytest.raises(EngineError, match=r"bans </s>, id 2, without which no translation ends"):
+        model.engine(banned=(0, 1, EOS))

@@ -3,8 +3,11 @@
 import ctypes
 import gc
 import resource
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -201,6 +204,18 @@ def test_a_thousand_batches_take_no_more_memory_than_a_few(precision: str) -> No
 
 
 @pytest.mark.slow
+def test_calls_return_a_status_in_threads_that_have_no_memory(tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("runs where there is a C++ compiler, `c++`")
+    program, source = tmp_path / "program", Path(__file__).with_name("out_of_memory.cpp")
+    subprocess.run([compiler, "-std=c++17", source, "-o", program, "-ldl", "-pthread"], check=True)
+
+    done = subprocess.run([program, library().path], capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_models_that_go_give_their_memory_back() -> None:
     model = small(5000, width=128, heads=4)
     lines = model.lines(3, limit=3)

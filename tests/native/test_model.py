@@ -1,39 +1,32 @@
 """The model in the engine's memory: what it is made of, and which directories are refused."""
 
 import gc
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.model_directory.saved_models import rewrite, save_random_model
 from tests.native.stubs import stub
-from tfm_cli.config.settings import ModelConfig, RunConfig, TokenizerConfig
+from tfm_cli.config.settings import ModelConfig, TokenizerConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import safetensors_file
 from tfm_cli.files.safetensors_file import WeightsFile, hash_ahead
-from tfm_cli.model_directory.config_file import load_config, load_tokenizers, save_config
+from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.model_directory.weights import (
     WeightsFacts,
-    build_transformer,
     load_model,
-    save_weights,
-    weights_sha256,
 )
 from tfm_cli.native.library import Library
 from tfm_cli.native.model import NativeModel
-from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHAPE = ModelConfig(
@@ -52,35 +45,14 @@ def library() -> Library:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     settings = TokenizerConfig(vocab_size=300, model_type="bpe")
-    model_bytes = train_tokenizer(["a b c d e"] * 9, settings, seed=1, soft_limit=True)
-    tokenizers = TokenizerPair.joint(Tokenizer(model_bytes))
-    torch.manual_seed(1)
-    transformer = build_transformer(SHAPE, tokenizers.vocab_sizes)
-    save_config(directory, RunConfig(model=SHAPE), tokenizers)
-    weights = dict(transformer.named_parameters())
-    save_weights(directory, weights, tokenizers, SHAPE, WeightsFacts(7, {}))
+    lines = ["a b c d e"] * 9
+    save_random_model(directory, SHAPE, settings, lines=lines, facts=WeightsFacts(7, {}))
     return directory
 
 
 @pytest.fixture
 def directory(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "model"))
-
-
-def rewrite(
-    directory: Path,
-    tensors: Callable[[dict[str, Tensor]], object] = lambda _: None,
-    metadata: Callable[[dict[str, Any]], object] = lambda _: None,
-) -> None:
-    """Change the weights file, and its hash with it: only what else is checked can refuse it."""
-    path = directory / "model.safetensors"
-    with safe_open(str(path), framework="pt") as file:
-        header = json.loads(file.metadata()["tfm"])
-    table = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    tensors(table)
-    header["weights_sha256"] = weights_sha256(table)
-    metadata(header)
-    save_file(table, path, {"tfm": json.dumps(header)})
 
 
 def sums(model: NativeModel, names: list[str]) -> list[float]:

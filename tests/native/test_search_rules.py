@@ -14,15 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.native.engine import EngineError, call
 from tests.native.engine_models import (
     BYTES,
     EOS,
     SOURCE_SIZE,
     START,
     UNKNOWN,
-    RefusedError,
     Segments,
-    call,
     packed,
     random_model,
     search,
@@ -195,7 +194,7 @@ def test_finds_what_the_reference_finds_by_any_options(seeds: range) -> None:
                 for model in models
             ]
             if wanted is None:
-                with pytest.raises(RefusedError) as error:
+                with pytest.raises(EngineError) as error:
                     search(engines, case["segments"], **case["options"])
                 assert error.value.status == NON_FINITE
                 continue
@@ -327,7 +326,7 @@ def test_scores_that_are_no_numbers_are_told_as_by_the_reference(
 
     with packed(model) as engine, workspace() as own:
         if told:
-            with pytest.raises(RefusedError, match="not finite") as error:
+            with pytest.raises(EngineError, match="not finite") as error:
                 search([engine], segments, memory=own, **options)
             assert error.value.status == NON_FINITE
         else:
@@ -357,7 +356,7 @@ SEGMENTS = Segments([[1, 2], [3]], [5, 5], prefixes=[[4], []], seeds=[1, 2], all
 ])  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, Any], match: str) -> None:
     with packed(random_model(1, VOCAB)) as engine:
-        with pytest.raises(RefusedError, match=match) as error:
+        with pytest.raises(EngineError, match=match) as error:
             search([engine], SEGMENTS, **options)
         assert error.value.status == BAD_ARGUMENT
 
@@ -383,24 +382,24 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], match: str) -
 ])  # fmt: skip
 def test_segments_that_are_none_are_refused(segments: Segments, match: str) -> None:
     with packed(random_model(1, VOCAB)) as engine, workspace() as own:
-        with pytest.raises(RefusedError, match=match) as error:
+        with pytest.raises(EngineError, match=match) as error:
             search([engine], segments, memory=own)
         assert error.value.status == BAD_ARGUMENT
         assert len(search([engine], SEGMENTS, memory=own)) == 2  # it is as good as before
 
 
 def test_sampling_needs_seeds() -> None:
-    with packed(random_model(1, VOCAB)) as engine, pytest.raises(RefusedError, match="seeds"):
+    with packed(random_model(1, VOCAB)) as engine, pytest.raises(EngineError, match="seeds"):
         search([engine], Segments([[1]], [5]), sampling=1)
 
 
 def test_models_of_another_vocabulary_are_refused() -> None:
     with packed(random_model(1, VOCAB)) as one, packed(random_model(1, VOCAB + 1)) as other:
-        with pytest.raises(RefusedError, match="model 1 has another vocabulary"):
+        with pytest.raises(EngineError, match="model 1 has another vocabulary"):
             search([one, other], SEGMENTS)
-        with pytest.raises(RefusedError, match="num_models"):
+        with pytest.raises(EngineError, match="num_models"):
             search([], SEGMENTS)
-        with pytest.raises(RefusedError, match="model 0 is not finished"):
+        with pytest.raises(EngineError, match="model 0 is not finished"):
             search([ctypes.c_void_p()], SEGMENTS)
 
 
@@ -412,7 +411,7 @@ def test_missing_arguments_are_refused(place: int) -> None:
         arguments = [handles, 1, own, options, SEGMENTS.batch(), Result()]
         arguments[place] = 0 if place == 1 else None
 
-        with pytest.raises(RefusedError) as error:
+        with pytest.raises(EngineError) as error:
             call("tfm_search", *arguments)
 
     assert error.value.status == BAD_ARGUMENT
@@ -427,7 +426,7 @@ def test_batch_that_no_machine_can_hold_is_refused_as_too_large() -> None:
     segments = Segments([[1]] * 2000, [1 << 22] * 2000)
 
     with packed(random_model(1, VOCAB)) as engine, workspace() as own:
-        with pytest.raises(RefusedError) as error:
+        with pytest.raises(EngineError) as error:
             search([engine], segments, memory=own, beam_size=256)
         assert error.value.status == NO_MEMORY
         assert len(search([engine], SEGMENTS, memory=own)) == 2
@@ -456,7 +455,7 @@ def test_allocation_that_fails_is_told_and_does_no_harm(options: dict[str, Any])
                 functions.tfm_fail_allocation(n)
                 try:
                     assert_same(search(models, SEGMENTS, memory=own, **options), wanted)
-                except RefusedError as error:
+                except EngineError as error:
                     failures += error.status == NO_MEMORY
                 functions.tfm_fail_allocation(0)
                 assert_same(search(models, SEGMENTS, memory=own, **options), wanted)
@@ -523,7 +522,7 @@ def test_search_asks_now_and_then_whether_to_stop() -> None:
 
 
 def test_search_stops_when_it_is_told_to() -> None:
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(EngineError) as error:
         long_search(lambda: 1, 60)
 
     assert error.value.status == STOPPED

@@ -1,10 +1,8 @@
 """The engine's Transformer against the reference: whole pairs, read by teacher forcing."""
 
 import ctypes
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.native.engine import EOS, START, EngineError, EngineModel, Workspace, call
+from tests.native.engine_models import flat, int32s
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
 from tfm_cli.native.structures import (
@@ -20,95 +20,30 @@ from tfm_cli.native.structures import (
     BAD_ARGUMENT,
     NON_FINITE,
     NORMS,
-    OK,
     POSITIONS,
     PRECISIONS,
     Batch,
-    ModelOptions,
 )
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the native engine is not built")
 
-START, EOS = 1, 2
 Pair = tuple[list[int], list[int]]
 
 
-class RefusedError(Exception):
-    """A status other than OK, and what the engine said."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text}")
-        self.status = status
-
-
-def call(name: str, *arguments: Any) -> None:
-    functions = library.load().functions
-    status = getattr(functions, name)(*arguments)
-    if status != OK:
-        raise RefusedError(status, functions.tfm_error().decode())
-
-
-def int32s(values: Sequence[int]) -> Any:
-    return (ctypes.c_int32 * max(1, len(values)))(*values)
-
-
-@contextmanager
-def packed(model: Transformer, *, precision: str = "fp32", **shape: Any) -> Iterator[Any]:
-    """A model of the engine with these weights and a workspace."""
-    functions = library.load().functions
-    target_size, width = model.target_embedding.weight.shape
-    source = model.source_embedding or model.target_embedding
-    options = ModelOptions(
-        encoder_layers=len(model.encoder_layers),
-        decoder_layers=len(model.decoder_layers),
-        width=width,
-        encoder_heads=shape["heads"],
-        decoder_heads=shape.get("decoder_heads") or shape["heads"],
-        encoder_feed_forward_width=shape["feed_forward_width"],
-        decoder_feed_forward_width=shape.get("decoder_feed_forward_width")
-        or shape["feed_forward_width"],
-        source_vocab_size=len(source.weight),
-        target_vocab_size=target_size,
-        norm=NORMS[shape.get("norm", "post")],
-        activation=ACTIVATIONS[shape.get("activation", "relu")],
-        positions=POSITIONS[shape.get("positions", "sinusoidal")],
-        max_positions=shape.get("max_positions", 0),
-        tied_embeddings=shape.get("tied_embeddings", 3),
-        scale_embeddings=shape.get("scale_embeddings", True),
-        output_bias=shape.get("output_bias", False),
-        start_id=START,
-        eos_id=EOS,
-        precision=PRECISIONS[precision],
-    )
-    engine, workspace = ctypes.c_void_p(), ctypes.c_void_p()
-    call("tfm_model_new", options, engine)
-    try:
-        for name, tensor in model.state_dict().items():
-            rows, columns = (*tensor.shape, 0)[:2]
-            data = tensor.float().contiguous()
-            call("tfm_model_tensor", engine, name.encode(), data.data_ptr(), rows, columns)
-        call("tfm_model_finish", engine)
-        call("tfm_workspace_new", workspace)
-        yield engine, workspace
-    finally:
-        functions.tfm_workspace_free(workspace)
-        functions.tfm_model_free(engine)
-
-
 def forced(
-    engine: Any, workspace: Any, pairs: Sequence[Pair], *, layer: int | None = None
+    engine: EngineModel, pairs: Sequence[Pair], *, layer: int | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probabilities (T + 1,) of each pair, and of a layer the attention (T + 1, S)."""
+    """Return log-probabilities (T + 1,) of each pair, and a layer's attention (T + 1, S)."""
+    workspace = Workspace()
     sources, targets = zip(*pairs, strict=True)
-    ids = int32s(list(itertools.chain(*sources)))
     lengths = int32s([len(source) for source in sources])
-    batch = Batch(num_segments=len(pairs), source_ids=ids, source_lengths=lengths)
+    batch = Batch(num_segments=len(pairs), source_ids=flat(sources), source_lengths=lengths)
     steps = [len(target) + 1 for target in targets]
     log_probs = (ctypes.c_float * sum(steps))()
     cells = [len(source) * step for source, step in zip(sources, steps, strict=True)]
     attention = None if layer is None else (ctypes.c_float * sum(cells))()
     call(
-        "tfm_force", engine, workspace, batch, int32s(list(itertools.chain(*targets))),
+        "tfm_force", engine.handle, workspace.handle, batch, flat(targets),
         int32s([len(target) for target in targets]), log_probs, layer or 0, attention,
     )  # fmt: skip
     found = list(torch.split(torch.tensor(list(log_probs)), steps))
@@ -193,8 +128,8 @@ def test_forced_pairs_are_those_of_the_reference(shape: dict[str, Any], seed: in
     pairs = random_pairs(seed, source_size or target_size, target_size, 4)
     layer = shape["decoder_layers"] - 1
 
-    with packed(model, **shape) as (engine, workspace):
-        log_probs, attention = forced(engine, workspace, pairs, layer=layer)
+    engine = EngineModel(model, shape)
+    log_probs, attention = forced(engine, pairs, layer=layer)
 
     for pair, own, weights in zip(pairs, log_probs, attention, strict=True):
         wanted, wanted_weights = reference(model, pair, layer=layer)
@@ -216,8 +151,8 @@ def test_lower_precisions_are_near(precision: str, tolerance: float) -> None:
     model = random_model(3, None, 500, **SHAPE)
     pairs = random_pairs(3, 500, 500, 20)
 
-    with packed(model, precision=precision, **SHAPE) as (engine, workspace):
-        log_probs, _ = forced(engine, workspace, pairs)
+    engine = EngineModel(model, SHAPE, precision)
+    log_probs, _ = forced(engine, pairs)
 
     wanted = torch.cat([reference(model, pair)[0] for pair in pairs])
     error = (torch.cat(log_probs) - wanted).abs()
@@ -232,10 +167,10 @@ def test_neighbours_do_not_matter(precision: str, width: int) -> None:
     model = random_model(4, None, 300, **shape)
     pairs = random_pairs(4, 300, 300, 70)
 
-    with packed(model, precision=precision, **shape) as (engine, workspace):
-        together = forced(engine, workspace, pairs)[0]
-        backwards = forced(engine, workspace, pairs[::-1])[0][::-1]
-        alone = [forced(engine, workspace, [pair])[0][0] for pair in pairs]
+    engine = EngineModel(model, shape, precision)
+    together = forced(engine, pairs)[0]
+    backwards = forced(engine, pairs[::-1])[0][::-1]
+    alone = [forced(engine, [pair])[0][0] for pair in pairs]
 
     for a, b, c in zip(together, backwards, alone, strict=True):
         assert a.tolist() == b.tolist() == c.tolist()
@@ -246,8 +181,8 @@ def test_long_segments_are_read() -> None:
     torch.manual_seed(5)
     source, target = ([int(i) for i in torch.randint(50, (n,))] for n in (1100, 700))
 
-    with packed(model, **SHAPE) as (engine, workspace):
-        log_probs, _ = forced(engine, workspace, [(source, target)])
+    engine = EngineModel(model, SHAPE)
+    log_probs, _ = forced(engine, [(source, target)])
 
     torch.testing.assert_close(
         log_probs[0], reference(model, (source, target))[0], atol=1e-4, rtol=1e-5
@@ -258,20 +193,20 @@ def test_learned_positions_are_bounded() -> None:
     shape = {**SHAPE, "positions": "learned", "max_positions": 8}
     model = random_model(6, None, 50, **shape)
 
-    with packed(model, **shape) as (engine, workspace):
-        assert len(forced(engine, workspace, [([3] * 8, [3] * 7)])[0][0]) == 8
-        for pair in ([3] * 9, [3]), ([3], [3] * 8):
-            with pytest.raises(RefusedError, match="learned positions") as caught:
-                forced(engine, workspace, [pair])
-            assert caught.value.status == BAD_ARGUMENT
+    engine = EngineModel(model, shape)
+    assert len(forced(engine, [([3] * 8, [3] * 7)])[0][0]) == 8
+    for pair in ([3] * 9, [3]), ([3], [3] * 8):
+        with pytest.raises(EngineError, match="learned positions") as caught:
+            forced(engine, [pair])
+        assert caught.value.status == BAD_ARGUMENT
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = random_model(7, None, 50, **SHAPE)
     inner_weight(model)[3, 4] = math.nan
 
-    with pytest.raises(RefusedError, match=r"inner\.weight") as caught, packed(model, **SHAPE):
-        pass
+    with pytest.raises(EngineError, match=r"inner\.weight") as caught:
+        EngineModel(model, SHAPE)
 
     assert caught.value.status == NON_FINITE
 
@@ -281,8 +216,9 @@ def test_overflow_is_told() -> None:
     inner = inner_weight(model)
     inner[0], inner[1] = 3e38, -3e38  # one of them overflows before the ReLU
 
-    with packed(model, **SHAPE) as (engine, workspace), pytest.raises(RefusedError) as caught:
-        forced(engine, workspace, [([3, 4], [5])])
+    engine = EngineModel(model, SHAPE)
+    with pytest.raises(EngineError) as caught:
+        forced(engine, [([3, 4], [5])])
 
     assert caught.value.status == NON_FINITE
 
@@ -290,6 +226,7 @@ def test_overflow_is_told() -> None:
 def test_no_pairs_are_no_work() -> None:
     model = random_model(9, None, 50, **SHAPE)
 
-    with packed(model, **SHAPE) as (engine, workspace):
-        batch = Batch(num_segments=0)
-        call("tfm_force", engine, workspace, batch, None, None, None, 0, None)
+    engine = EngineModel(model, SHAPE)
+    workspace = Workspace()
+    batch = Batch(num_segments=0)
+    call("tfm_force", engine.handle, workspace.handle, batch, None, None, None, 0, None)

@@ -11,6 +11,7 @@ from tfm_cli.cli.options import NO_CPU_THREADS, WORKERS, flag, model_files, refu
 from tfm_cli.config.settings import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files.atomic import check_writable, refuse_odd_file
+from tfm_cli.parallel.cpu_cores import import_numpy
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def shortlist(
     if output is None:
         refuse_odd_file(path)
 
+    import_numpy()
     from tfm_cli.corpus.parallel_text import read_pairs
     from tfm_cli.device import resolve_device
     from tfm_cli.translation.loading import load_models, resolve_precision

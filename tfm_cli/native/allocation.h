@@ -11,15 +11,15 @@
 #include <new>
 #include <utility>
 #include <vector>
+
+#include "thread_data.h"
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
 #define TFM_HAS_MMAP 1
 #endif
 
 namespace tfm {
-
-// The n-th allocation of this thread from here on fails, once, if this is n > 0.
-inline thread_local int64_t allocation_to_fail = 0;
 
 inline void fail_allocation(int64_t n) { allocation_to_fail = n; }
 

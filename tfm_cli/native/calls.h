@@ -1,21 +1,18 @@
 // What a call of interface.h does before and after its work: errors become a status and a text.
 #pragma once
 #include <cstdint>
-#include <cstdio>
 #include <exception>
 #include <new>
 #include <stdexcept>
 
 #include "failure.h"
 #include "interface.h"
+#include "thread_data.h"
 
 namespace tfm {
 
-// What tfm_error gives. Of a fixed size, since a call may fail for want of memory.
-inline thread_local char last_error[256] = "";
-
 inline int32_t failed(int32_t status, const char* text) {
-  snprintf(last_error, sizeof last_error, "%s", text);
+  set_last_error(text);
   return status;
 }
 

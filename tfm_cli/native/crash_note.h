@@ -4,10 +4,10 @@
 // a call, and then what was there before is there again. A fault of any other thread is dealt with as
 // if they were not. They only do what POSIX allows in a handler (signal-safety(7)).
 #pragma once
-#include <cstdio>
 #include <cstring>
 
 #include "allocation.h"
+#include "thread_data.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -19,11 +19,6 @@
 #endif
 
 namespace tfm {
-
-// Of this thread; empty for none.
-inline thread_local char crash_note[2048] = "";
-
-inline void set_crash_note(const char* text) { snprintf(crash_note, sizeof crash_note, "%s", text ? text : ""); }
 
 #if defined(__unix__) || defined(__APPLE__)
 
@@ -75,7 +70,8 @@ class CrashGuard {
  public:
   // stack: kept by the caller from call to call.
   explicit CrashGuard(Buffer& stack) {
-    if (!crash_note[0]) return;
+    const char* note = crash_note();
+    if (!note[0]) return;
     stack_t own = {};
     own.ss_sp = stack.get<char>(kFaultStack);
     own.ss_size = kFaultStack;
@@ -83,7 +79,7 @@ class CrashGuard {
     for (NotedCall& call : fault_handlers.calls) {
       if (call.note) continue;
       call.thread = pthread_self();
-      call.note = crash_note;
+      call.note = note;
       call_ = &call;
       break;
     }

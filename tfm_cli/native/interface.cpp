@@ -97,7 +97,7 @@ void check_models(const TfmModel* const* models, int32_t num_models) {
 
 }  // namespace
 
-const char* tfm_error(void) { return tfm::last_error; }
+const char* tfm_error(void) { return tfm::last_error(); }
 
 int32_t tfm_model_new(const TfmModelOptions* options, TfmModel** model) {
   return guarded([&] {
@@ -145,6 +145,9 @@ int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t
     const int32_t size = model->transformer.options().target_vocab_size;
     check_range("num_banned", num_banned, 0, 1 << 24);
     check_ids("banned_ids", banned_ids, num_banned, size);
+    const int32_t eos_id = model->transformer.options().eos_id;
+    if (std::find(banned_ids, banned_ids + num_banned, eos_id) != banned_ids + num_banned)
+      refuse("the vocabulary bans </s>, id %d, without which no translation ends", eos_id);
     for (int32_t i = 0; byte_values && i < size; i++) check_range("byte_values", byte_values[i], -1, 255);
     tfm::check_failpoint();
     model->vocabulary = std::make_unique<tfm::Vocabulary>(banned_ids, num_banned, byte_values, size);

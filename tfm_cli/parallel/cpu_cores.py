@@ -2,11 +2,16 @@
 
 import contextlib
 import math
+import mmap
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfm_cli.errors import ResourceError
+
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"  # read by numpy's OpenBLAS during its import
+_NUMPY_BYTES = 96 << 20  # address space that importing numpy takes, 82 MiB measured
 _SYSTEM = Path("/")  # the parent of `proc` and `sys`
 
 
@@ -32,7 +37,17 @@ def import_numpy() -> None:
 
     This program multiplies no matrices with numpy. The variable is restored at the end, since
     PyTorch may come with an OpenBLAS of its own, as on ARM, which should use all threads.
+
+    Raises:
+        ResourceError: there is no memory for numpy. OpenBLAS would end the process then, by an
+            exit or a signal of its own.
     """
+    if "numpy" in sys.modules:
+        return
+    try:
+        mmap.mmap(-1, _NUMPY_BYTES).close()
+    except OSError as error:
+        raise ResourceError(f"out of memory: `numpy` cannot be imported: {error}") from error
     before = os.environ.get(BLAS_THREADS)
     os.environ[BLAS_THREADS] = "1"
     import numpy as np  # noqa: F401 - it reads the variable now
