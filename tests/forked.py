@@ -1,5 +1,6 @@
 """Commands in processes of their own, forked off so that what they import is there already."""
 
+import importlib
 import os
 import signal
 import sys
@@ -11,9 +12,19 @@ from pathlib import Path
 
 import torch
 
-import tfm_cli.training.run  # noqa: F401 - here, so that not each process has to import it
 from tests.conftest import Result
 from tfm_cli.files.faults import begin_again
+
+# Every forked process would spend seconds to import these again.
+for _name in (
+    "numpy.random",
+    "sacrebleu.metrics",
+    "tfm_cli.training.run",
+    "torch._dynamo",  # imported by every optimizer
+    "torch.distributed.fsdp",
+    "typer._adapters",  # imported by the command line, where a flag has several values
+):
+    importlib.import_module(_name)
 
 PATIENCE = 120.0  # seconds, for a machine that has much else to do
 Prepare = Callable[[], object]  # called in the process, before the command

@@ -58,9 +58,9 @@ def prepare(folder: Path, name: str, corpus: TinyCorpus, model: Path) -> str:
     return f"{name}.m"
 
 
-# One name that has all of it for the fast tier, each by itself for the slow one.
+# One name that has all of it, and in `make torture` each by itself.
 KINDS = [
-    pytest.param(kind, marks=() if kind == "all of it" else pytest.mark.slow) for kind in NAMES
+    pytest.param(kind, marks=() if kind == "all of it" else pytest.mark.torture) for kind in NAMES
 ]
 
 

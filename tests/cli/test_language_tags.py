@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_SHAPE, RunTfm, invoke
+from tests.tiers import representative
 from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
@@ -258,7 +259,7 @@ def test_pieces_of_sentencepiece_are_what_ctranslate2_wants(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tiny", "tagged"])
+@representative("kind", ["tiny", "tagged"])
 def test_probe_of_lines_that_others_read_otherwise_verifies_nothing(
     kind: str, tiny_model: Path, model: Path, run_tfm: RunTfm, tmp_path: Path
 ) -> None:

@@ -10,15 +10,20 @@ from tests.text import text_faults as faults
 def _cases(
     number: int, commands: tuple[faults.Command, ...], *, leave: str = ""
 ) -> pytest.MarkDecorator:
-    """Each text of a promise with each command; most of them in the slow tier."""
+    """Parametrize by each text of a promise with each command.
+
+    `make check` reads every text with one command, `make test` one text with every command.
+    """
+    texts = faults.FAULTS[number]
     return pytest.mark.parametrize(
         ("fault", "command"),
         [
             pytest.param(
                 fault, command, id=f"{fault}-{command.__name__}",
-                marks=() if command in faults.FAST else pytest.mark.slow,
+                marks=() if command in faults.FAST
+                else pytest.mark.slow if fault is texts[0] else pytest.mark.torture,
             )
-            for fault in faults.FAULTS[number]
+            for fault in texts
             for command in commands
             if f"{command.__name__.partition('_')[0]}: {fault}" != leave  # a blank line is a line
         ],

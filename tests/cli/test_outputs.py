@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import RunTfm
 from tests.forked import PATIENCE
+from tests.tiers import representative
 from tfm_cli.errors import ResourceError
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.translation.translator import Translator
@@ -32,7 +33,7 @@ COMMANDS: dict[str, Arguments] = {
     ],
 }  # fmt: skip
 _FAST = ("translate", "tokenize train")
-ALL = [pytest.param(name, marks=() if name in _FAST else pytest.mark.slow) for name in COMMANDS]
+ALL = [pytest.param(name, marks=() if name in _FAST else pytest.mark.torture) for name in COMMANDS]
 TO_A_FILE = ALL[:-1]
 FULL = ["translate", "encode", "shortlist"]
 
@@ -149,7 +150,7 @@ def run_in_shell(command: str, user: int | None = None) -> subprocess.CompletedP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("redirection", "told"),
     [
         ("< text -o text", "text: is the same file as standard input"),
@@ -158,7 +159,7 @@ def run_in_shell(command: str, user: int | None = None) -> subprocess.CompletedP
         ("< text >> link", "standard output: is the same file as standard input"),
     ],
 )
-@pytest.mark.parametrize("name", ["translate", "tokenize encode"])
+@representative("name", ["translate", "tokenize encode"])
 def test_r09_redirected_streams_are_told_apart_too(
     name: str, redirection: str, told: str, tiny_model: Path
 ) -> None:
@@ -170,7 +171,7 @@ def test_r09_redirected_streams_are_told_apart_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
+@representative("name", FULL)
 def test_r09_full_disk_is_one_line_and_no_success(name: str, tiny_model: Path) -> None:
     arguments = " ".join(COMMANDS[name](str(tiny_model), "/dev/full"))
 

@@ -18,6 +18,7 @@ import pytest
 from tests.bench.memory import measure
 from tests.conftest import RunTfm
 from tests.forked import PATIENCE, wait_for
+from tests.tiers import representative
 from tfm_cli.translation.search import BatchSearch
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -75,8 +76,8 @@ def feed(stream: IO[bytes], block: bytes) -> threading.Thread:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [ENCODE, [*TRANSLATE, "--workers", "2"]], ids=" ".join)
-@pytest.mark.parametrize("lines", [0, 1])
+@representative("arguments", [ENCODE, [*TRANSLATE, "--workers", "2"]], ids=" ".join)
+@representative("lines", [0, 1])
 def test_r33_reader_that_leaves_ends_all_without_a_word(
     lines: int, arguments: list[str], start: Start
 ) -> None:
@@ -99,7 +100,7 @@ def test_r33_reader_that_leaves_ends_all_without_a_word(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [ENCODE, TRANSLATE], ids=" ".join)
+@representative("arguments", [ENCODE, TRANSLATE], ids=" ".join)
 def test_r33_closed_output_is_told_before_any_work(arguments: list[str], tiny_model: Path) -> None:
     command = " ".join([sys.executable, "-m", "tfm_cli", *arguments, "-m", str(tiny_model)])
 
@@ -118,7 +119,7 @@ def resident_mib(process_id: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     "arguments", [ENCODE, [*TRANSLATE, "--workers", "1", "--buffer-size", "64"]], ids=" ".join
 )
 def test_r34_slow_reader_holds_the_input_back(arguments: list[str], start: Start) -> None:
@@ -169,7 +170,7 @@ def test_r26_blank_lines_cost_no_search(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--n-best", "2"], ["-f", "json"], ["--alignment", "hard"]])
+@representative("flags", [["--n-best", "2"], ["-f", "json"], ["--alignment", "hard"]])
 def test_r26_blank_lines_among_others_come_out_in_their_places(
     flags: list[str], tiny_model: Path, run_tfm: RunTfm
 ) -> None:

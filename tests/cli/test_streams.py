@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import representative
+
 TFM = [sys.executable, "-m", "tfm_cli"]
 PATIENCE = 120  # seconds, for a machine that has much else to do
 
@@ -166,7 +168,7 @@ def test_signal_leaves_the_old_output_and_nothing_half_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("redirection", "code", "message"),
     [
         ("<&-", 3, "error: standard input: cannot be read: it is closed\n"),
@@ -219,7 +221,7 @@ NO_STDOUT = (5, "error: standard output: cannot be written: it is closed\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("arguments", "redirection", "expected"),
     [
         ("evaluate text", "<&-", NO_STDIN),

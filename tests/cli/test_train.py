@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN, metrics, write_part
+from tests.tiers import representative
 from tfm_cli.config.loading import read_toml, resolve, to_mapping
 from tfm_cli.config.presets import PRESETS
 from tfm_cli.model_directory.config_file import load_config
@@ -123,7 +124,7 @@ def test_without_text_it_trains_on_the_sample_and_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beam_size", ["1", "3"])
+@representative("beam_size", ["1", "3"])
 def test_score_in_the_log_is_what_evaluate_finds(
     beam_size: str, tiny_corpus: TinyCorpus, run_tfm: RunTfm
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN
+from tests.tiers import representative
 from tfm_cli.corpus import prepare, store_files
 
 SHORT = [*SMALL_RUN, "--max-updates", "2", "-o", "model"]
@@ -192,7 +193,7 @@ def test_weights_that_leave_nothing_for_an_epoch_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@representative("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_during_preparation_leaves_nothing(number: int, tmp_path: Path) -> None:
     line = "one two three four five six seven eight nine ten eleven twelve\n"
     for name in ("a", "b"):
@@ -234,7 +235,7 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@representative("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_while_a_tokenizer_is_learned_ends_it_at_once(
     number: int, tiny_corpus: TinyCorpus, run_tfm: RunTfm
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
+from tests.tiers import representative
 from tfm_cli.translation import worker_pool as module
 
 PATIENCE = 120  # seconds, for a machine that has much else to do
@@ -135,14 +136,14 @@ def test_killed_process_ends_the_command_with_a_word(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("number", "code", "word"),
     [
         (signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n"),
         (signal.SIGHUP, 129, b"hung up\n"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("group", [False, True])
+@representative("group", [False, True])
 def test_signal_is_told_once_and_ends_all(
     at_work: tuple["subprocess.Popen[bytes]", list[int]],
     group: bool, number: signal.Signals, code: int, word: bytes,

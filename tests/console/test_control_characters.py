@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import TINY_SHAPE, Result, RunTfm
 from tests.forked import PATIENCE
+from tests.tiers import representative
 from tfm_cli.console import one_line, told, visible
 
 # Set the clipboard, a link, clear the screen, the same in 8 bits, write backwards, a new title.
@@ -59,7 +60,7 @@ def test_r37_name_cannot_begin_a_line_of_a_message(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["translate", "decode"])
+@representative("command", ["translate", "decode"])
 def test_r37_translations_on_a_terminal_are_spelled_and_through_a_pipe_exact(
     command: str, tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -115,7 +116,10 @@ QUOTED = [
 
 @pytest.mark.parametrize(
     "arguments",
-    [pytest.param(each, marks=pytest.mark.slow if i % 6 else ()) for i, each in enumerate(QUOTED)],
+    [
+        pytest.param(each, marks=pytest.mark.torture if i % 6 else ())
+        for i, each in enumerate(QUOTED)
+    ],
 )
 def test_r37_whatever_is_quoted_is_spelled_out(
     arguments: str, tiny_model: Path, tmp_path: Path, run_tfm: RunTfm

@@ -47,7 +47,10 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def commands(*fast: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "command",
-        [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in COMMANDS],
+        [
+            pytest.param(name, marks=() if name in fast else pytest.mark.torture)
+            for name in COMMANDS
+        ],
     )
 
 

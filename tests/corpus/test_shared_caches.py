@@ -14,6 +14,7 @@ import pytest
 from tests import forked
 from tests.conftest import TinyCorpus
 from tests.runs import SMALL_RUN, write_part
+from tests.tiers import representative
 from tfm_cli.files.faults import VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +159,7 @@ def may_unshare() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not may_unshare(), reason="needs leave to make namespaces of processes")
-@pytest.mark.parametrize("more", [[], ["--set", "data.drop_identical=true"]], ids=["same", "other"])
+@representative("more", [[], ["--set", "data.drop_identical=true"]], ids=["same", "other"])
 def test_r56_runs_in_two_namespaces_of_processes_do_not_meet(
     more: list[str], text: list[str], tmp_path: Path
 ) -> None:

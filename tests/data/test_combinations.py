@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytestmark = pytest.mark.slow  # the corpus is built; `make check` compares it with its files
+pytestmark = pytest.mark.torture  # the corpus is built; `make check` compares it with its files
 
 AUXILIARIES = {
     True: ["suis", "est", "sommes", "êtes", "sont"],

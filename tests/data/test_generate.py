@@ -14,13 +14,13 @@ SIZES = {"train": 24_000, "valid": 1_000, "test": 1_000, "combinations": 480}
 Lines = Callable[[str], tuple[str, ...]]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_files_on_disk_are_what_the_generator_writes(project: SimpleNamespace) -> None:
     for name, text in project.generate.texts(project.corpus).items():
         assert (DATA / name).read_bytes() == text, f"{name}: run python data/generate.py"
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_check_writes_nothing_and_tells_by_its_exit_code(
     project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +83,7 @@ def test_sentences_have_three_to_sixteen_words(read_lines: Lines) -> None:
     assert 7 <= sum(lengths) / len(lengths) <= 9
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_every_lexeme_is_learnable(project: SimpleNamespace) -> None:
     category = project.words.category
     counts = Counter(
@@ -97,7 +97,7 @@ def test_every_lexeme_is_learnable(project: SimpleNamespace) -> None:
     assert min(counts.values()) >= 15, counts.most_common()[-5:]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_every_lexeme_of_the_lexicon_is_used(project: SimpleNamespace) -> None:
     used = {
         (project.words.category(one), one.key)

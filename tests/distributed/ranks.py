@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed.fsdp
 
-import tfm_cli.training.run  # noqa: F401 - here, so that not each process has to import it
+from tests.forked import PATIENCE  # which imports what each of the processes needs
 
-PATIENCE = 120.0  # seconds, for a machine that has much else to do
 Prepare = Callable[[int], object]  # called in each process with its rank, before the command
 
 

@@ -13,6 +13,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.test_train import in_double
 from tests.runs import SMALL_RUN, checkpoints, metrics, write_part
+from tests.tiers import representative
 from tfm_cli.files import faults as failpoint
 from tfm_cli.training import loop
 
@@ -64,7 +65,7 @@ def refused(output: Path) -> list[tuple[int, bool, list[int]]]:
     return [(line["update"], line["retried"], line["pairs"]) for line in lines]
 
 
-@pytest.mark.parametrize(
+@representative(
     ("faults", "flags", "blind"),
     [
         ("gradient:3@1=nan,gradient:4@0=nan", [], False),

@@ -11,6 +11,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.ranks_run import command
 from tests.runs import checkpoints, metrics, write_part
+from tests.tiers import representative
 from tfm_cli.console import counted
 
 
@@ -62,7 +63,7 @@ def losses(output: Path) -> list[float]:
     return [line["loss"] for line in metrics(output) if line["event"] == "train"]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_r12_any_number_of_processes_learns_from_the_same_pairs(
     text: list[str], tmp_path: Path
 ) -> None:
@@ -92,7 +93,7 @@ def test_r12_any_number_of_processes_learns_from_the_same_pairs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [1, 2, 3])
+@representative("batches", [1, 2, 3])
 def test_r50_epoch_of_any_number_of_batches_is_shared_out(
     batches: int, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
@@ -132,7 +133,7 @@ def test_r51_other_code_is_refused_before_any_text_is_read(text: list[str], tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("of_average", "bit"), [(False, 1), (True, 1 << 20)])
+@representative(("of_average", "bit"), [(False, 1), (True, 1 << 20)])
 def test_r51_rank_with_another_bit_stops_all_before_the_save(
     of_average: bool, bit: int, text: list[str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
 from tests.distributed.ranks_run import RanksRun, fault, unbroken
 from tests.runs import checkpoints, left_behind
+from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,7 @@ def whole(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> 
     return unbroken(tiny_corpus, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("update", "rank"), [(1, 0), (6, 1), (11, 0), (12, 1)])
+@representative(("update", "rank"), [(1, 0), (6, 1), (11, 0), (12, 1)])
 def test_r48_killed_at_an_update_the_same_command_ends_with_the_same_bits(
     update: int, rank: int, whole: RanksRun, tmp_path: Path
 ) -> None:
@@ -34,7 +35,7 @@ def test_r48_killed_at_an_update_the_same_command_ends_with_the_same_bits(
     assert left_behind(tmp_path / "model") == whole.left
 
 
-@pytest.mark.parametrize("before", [25, 4, 0])
+@representative("before", [25, 4, 0])
 def test_r48_killed_during_a_save_the_same_command_ends_with_the_same_bits(
     before: int, whole: RanksRun, tmp_path: Path
 ) -> None:
@@ -51,6 +52,7 @@ def test_r48_killed_during_a_save_the_same_command_ends_with_the_same_bits(
     assert left_behind(tmp_path / "model") == whole.left
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("fails", ["save@0=kill", "update:8@1=stop"])
 def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
     fails: str, whole: RanksRun, tmp_path: Path
@@ -73,6 +75,7 @@ def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
     assert left == []
 
 
+@pytest.mark.torture
 def test_r53_nothing_outlives_a_launcher_that_was_killed_at_the_start(
     whole: RanksRun, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.ranks_run import command, fault
 from tests.runs import write_part
+from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,7 @@ def errors(words: str) -> list[str]:
     return [line for line in words.split("\n") if line.startswith("error: ")]
 
 
-@pytest.mark.parametrize(("stopped", "world"), [(1, 2), (0, 2), (1, 3)])
+@representative(("stopped", "world"), [(1, 2), (0, 2), (1, 3)])
 def test_r49_stopped_rank_ends_all_and_is_named(
     stopped: int, world: int, text: list[str], tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_r49_stopped_rank_ends_all_and_is_named(
     assert f"{hint}on slow machines with a longer `--dist-timeout`\n" in "".join(words)
 
 
+@pytest.mark.torture
 def test_r49_rank_that_hangs_in_an_update_ends_all_and_is_named(
     text: list[str], tmp_path: Path
 ) -> None:
@@ -79,6 +81,7 @@ def test_r49_rank_that_hangs_in_an_update_ends_all_and_is_named(
     )
 
 
+@pytest.mark.torture
 def test_r49_rank_that_does_not_come_is_named(text: list[str], tmp_path: Path) -> None:
     def stop(rank: int) -> None:
         if rank == 1:
@@ -96,6 +99,7 @@ def test_r49_rank_that_does_not_come_is_named(text: list[str], tmp_path: Path) -
     assert [each.code for each in done] == [5, 5, 5]
 
 
+@pytest.mark.torture
 def test_r49_processes_that_were_all_stopped_go_on(text: list[str], tmp_path: Path) -> None:
     at_work = ranks.start(
         tmp_path / "s", command(text, tmp_path / "m", "--dist-timeout", "2"),

@@ -13,6 +13,7 @@ from tests.distributed import ranks
 from tests.distributed.ranks_run import command, fault
 from tests.distributed.test_train import in_double
 from tests.runs import checkpoints, left_behind, write_part
+from tests.tiers import representative
 from tests.training.test_out_of_memory import RUN, assert_same_weights
 from tfm_cli.files import faults
 
@@ -32,7 +33,7 @@ def with_faults(text: str) -> Callable[[int], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["2@1", "3@0", "4", "2@1=memory,micro_batch:3@1"])
+@representative("where", ["2@1", "3@0", "4", "2@1=memory,micro_batch:3@1"])
 def test_r15_lack_of_one_process_changes_nothing_for_all(
     where: str, text: list[str], tmp_path: Path
 ) -> None:
@@ -51,7 +52,7 @@ def test_r15_lack_of_one_process_changes_nothing_for_all(
     assert_same_weights(tmp_path / "two", tmp_path / "one", atol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("rank", [0, 1])
 def test_r10_run_in_which_one_process_lacked_memory_goes_on_to_the_same_bits(
     rank: int, text: list[str], tmp_path: Path
@@ -74,7 +75,7 @@ def test_r10_run_in_which_one_process_lacked_memory_goes_on_to_the_same_bits(
     assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "unbroken")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_r15_lack_where_weights_are_in_shards_is_told_and_ends_all(
     text: list[str], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
 from tests.distributed.ranks_run import RanksRun, fault, unbroken
 from tests.runs import checkpoints, left_behind
+from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ def newest(output: Path) -> int:
     return int(checkpoints(output)[-1].name.removeprefix("update-"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@representative("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_r03_signal_to_the_launcher_and_to_all_saves_and_leaves_nothing(
     number: signal.Signals, whole: RanksRun, tmp_path: Path
 ) -> None:
@@ -49,6 +50,7 @@ def test_r03_signal_to_the_launcher_and_to_all_saves_and_leaves_nothing(
     assert left == []
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("rank", [0, 1])
 def test_r03_second_signal_ends_all_at_once_with_the_old_checkpoint_whole(
     rank: int, whole: RanksRun, tmp_path: Path

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
 from tests.distributed import ranks
 from tests.runs import checkpoints, metrics, write_part
+from tests.tiers import representative
 
 UPDATES = 20
 PATIENCE = 120
@@ -122,7 +123,7 @@ def test_processes_with_parts_of_the_weights_learn_what_one_learns(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@representative("strategy", ["fsdp", "ddp"])
 def test_processes_among_which_weights_do_not_divide_evenly_learn_what_one_learns(
     strategy: str, text: list[str], tmp_path: Path
 ) -> None:
@@ -155,7 +156,7 @@ def test_any_number_of_processes_goes_on_with_the_run_of_any_other(
         assert "an update has" not in words
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_another_number_of_batches_is_told(text: list[str], tmp_path: Path) -> None:
     output = tmp_path / "model"
     learn(text, output, "--update-freq", "3", world=1, updates=2)
@@ -176,7 +177,7 @@ def test_another_number_of_batches_is_told(text: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@representative("strategy", ["ddp", "fsdp"])
 def test_validation_finds_what_one_process_finds(
     strategy: str, tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.runs import SMALL_RUN, checkpoints, metrics, write_part
+from tests.tiers import representative
 from tfm_cli.errors import ResourceError
 
 OFTEN = ["--disp-freq", "1", "--valid-freq", "50", "--save-freq", "5", "--update-freq", "1"]
@@ -57,7 +58,7 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("number", "rank", "strategy"),
     [(signal.SIGTERM, 1, "ddp"), (signal.SIGINT, 0, "ddp"), (signal.SIGTERM, 1, "fsdp")],
 )
@@ -88,8 +89,8 @@ def test_signal_to_one_stops_all_after_the_same_update(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("killed", "left"), [(1, 0), (0, 1)])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@representative(("killed", "left"), [(1, 0), (0, 1)])
+@representative("strategy", ["ddp", "fsdp"])
 def test_process_that_is_killed_ends_the_others_with_words(
     killed: int, left: int, strategy: str, text: list[str], tmp_path: Path
 ) -> None:
@@ -112,8 +113,8 @@ def test_process_that_is_killed_ends_the_others_with_words(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("rank", [0, 1])
+@representative("strategy", ["ddp", "fsdp"])
+@representative("rank", [0, 1])
 def test_want_of_memory_of_one_ends_all(
     rank: int, strategy: str, text: list[str], tmp_path: Path
 ) -> None:
@@ -130,7 +131,7 @@ def test_want_of_memory_of_one_ends_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@representative("strategy", ["ddp", "fsdp"])
 def test_loss_of_one_that_is_no_number_is_found_where_only_the_device_knows_of_it(
     strategy: str, text: list[str], tmp_path: Path
 ) -> None:
@@ -189,7 +190,7 @@ def test_disk_that_refuses_the_model_once_does_not_part_the_processes(
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_fault_of_ours_in_one_ends_all(text: list[str], tmp_path: Path) -> None:
     done = ranks.run(
         tmp_path / "s",
@@ -202,7 +203,7 @@ def test_fault_of_ours_in_one_ends_all(text: list[str], tmp_path: Path) -> None:
     assert "Traceback" not in done[0].err
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_loss_of_one_that_is_no_number_ends_all_with_the_weights_as_they_were(
     strategy: str, text: list[str], tmp_path: Path
@@ -233,7 +234,7 @@ def test_loss_of_one_that_is_no_number_ends_all_with_the_weights_as_they_were(
     assert "last good checkpoint is `" in done[0].err + done[1].err
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_time_that_is_up_for_one_stops_all(text: list[str], tmp_path: Path) -> None:
     def late(rank: int) -> None:
         from tfm_cli.training import interruption, run

@@ -9,6 +9,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.ranks_run import command
 from tests.runs import metrics, write_part
+from tests.tiers import representative
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_text_that_differs_in_a_byte_is_refused_by_name(
     assert left == [".tfm-run.json", "corpus"]  # the marker of a run that began
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_file_that_one_lacks_ends_all(text: list[str], tmp_path: Path) -> None:
     missing = [str(tmp_path / "none.en") if each == text[1] else each for each in text]
 
@@ -68,7 +69,7 @@ def test_file_that_one_lacks_ends_all(text: list[str], tmp_path: Path) -> None:
     assert error.startswith(f"error: rank 1 of 2: {tmp_path / 'none.en'}: ")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_another_machine_needs_no_more_than_the_text(text: list[str], tmp_path: Path) -> None:
     def first_of_its_machine(rank: int) -> None:
         os.environ["LOCAL_RANK"] = "0"
@@ -87,7 +88,7 @@ def test_another_machine_needs_no_more_than_the_text(text: list[str], tmp_path: 
     assert [path.name for path in (tmp_path / "of 1").iterdir()] == ["corpus"]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_standard_input_is_refused(text: list[str], tmp_path: Path) -> None:
     done = ranks.run(tmp_path / "s", ["train", "--pairs", "-", "-o", str(tmp_path / "model")])
 
@@ -117,7 +118,7 @@ def test_refusal_of_rank_0_ends_all(text: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@representative("strategy", ["ddp", "fsdp"])
 def test_weights_that_compute_no_numbers_in_a_validation_end_all_by_divergence(
     strategy: str, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:

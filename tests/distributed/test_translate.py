@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
+from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def torchrun(directory: Path, world: int, flags: list[str]) -> subprocess.Comple
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@representative("world", [2, 3])
 def test_ranks_write_what_one_process_writes(
     flags: list[str], run_tfm: RunTfm, tiny_corpus: TinyCorpus, tmp_path: Path, world: int
 ) -> None:
@@ -88,6 +89,7 @@ def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_goes_on(
     ).out
 
 
+@pytest.mark.torture
 def test_refusal_of_rank_0_ends_all(
     flags: list[str], tmp_path: Path, tiny_corpus: TinyCorpus
 ) -> None:

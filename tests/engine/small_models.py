@@ -19,7 +19,7 @@ SHAPES: list[dict[str, Any]] = [
 ]  # fmt: skip
 every_shape = pytest.mark.parametrize(
     "shape",
-    [*SHAPES[:2], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[2:])],
+    [*SHAPES[:2], *(pytest.param(shape, marks=pytest.mark.torture) for shape in SHAPES[2:])],
     ids=str,
 )
 

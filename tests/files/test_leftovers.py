@@ -21,7 +21,7 @@ COMMANDS = {
     "export": ["export", str(GOLDEN), "--to", "hf", "-o", "to/o"],
 }  # fmt: skip
 FAST = ("shortlist", "tokenize train")
-ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in COMMANDS]
+ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.torture) for name in COMMANDS]
 
 
 @pytest.fixture

@@ -5,10 +5,7 @@ import dataclasses
 import functools
 import io
 import random
-from collections.abc import Iterable
-from typing import Any
 
-import pytest
 import sentencepiece
 import torch
 
@@ -24,14 +21,6 @@ from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 TAG = ">>deu<<"
-
-
-def slow_after(count: int, cases: Iterable[Any]) -> list[Any]:
-    """The same cases for `parametrize`, all but the first of them in the slow tier."""
-    return [
-        case if index < count else pytest.param(case, marks=pytest.mark.slow)
-        for index, case in enumerate(cases)
-    ]
 
 
 _SEARCH = SearchConfig(max_length=40)

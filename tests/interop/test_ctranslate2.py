@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.interop.others import LIMIT, ctranslate2, pieces, translations
-from tests.interop.random_models import lines, random_model, random_tokenizers, slow_after
+from tests.interop.random_models import lines, random_model, random_tokenizers
+from tests.tiers import representative
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ConfigError, ResourceError
@@ -35,7 +36,7 @@ SHAPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", slow_after(4, SHAPES), ids=str)
+@representative("shape", SHAPES, count=2, ids=str)
 def test_what_ctranslate2_loads_computes_and_finds_the_same(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from tests.interop.others import QUIET
 from tests.interop.random_models import lines, random_model
+from tests.tiers import representative
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.interop import ctranslate2, exporting
@@ -83,7 +84,7 @@ def test_call_of_ctranslate2_has_what_is_asked_against_repetition() -> None:
     assert "no_repeat_ngram_size=3, repetition_penalty=1.5)" in exporting._call(search)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int16", "float16", "bfloat16"])
+@representative("quantization", ["int8", "int16", "float16", "bfloat16"])
 @pytest.mark.slow
 def test_coarse_weights_are_written_after_exact_ones_were_verified(
     quantization: str | None, save: Save, tmp_path: Path, told: list[str]

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from tests.interop.marian_directories import (
     changed_json,
 )
-from tests.interop.random_models import random_model, slow_after
+from tests.interop.random_models import random_model
+from tests.tiers import representative
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.interop import importing, source_files
 from tfm_cli.interop.exporting import export_model
@@ -60,8 +61,8 @@ def test_hugging_face_model_is_verified_and_has_a_card(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", slow_after(1, ["joint", "separate", "shared"]))
-@pytest.mark.parametrize("positions", ["sinusoidal", "sinusoidal_halves", "sinusoidal_marian"])
+@representative("kind", ["joint", "separate", "shared"])
+@representative("positions", ["sinusoidal", "sinusoidal_halves", "sinusoidal_marian"])
 def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positions: str) -> None:
     model = random_model(
         tokenizers=kind, positions=positions, tied_embeddings=2 if kind == "separate" else 3,

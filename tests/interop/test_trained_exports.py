@@ -16,7 +16,7 @@ from tfm_cli.model_directory.weights import load_model
 from tfm_cli.translation.translator import Translator
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.torture,
     pytest.mark.timeout(1200),
     # What normalises punctuation there is not used for encoding.
     pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses"),

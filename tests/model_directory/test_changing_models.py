@@ -57,7 +57,7 @@ class Writer:
             self.save()
 
 
-@pytest.mark.parametrize("most", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [12, pytest.param(200, marks=pytest.mark.torture)])
 def test_r45_reader_finds_one_of_the_saved_models_whole(most: int, tmp_path: Path) -> None:
     writer = Writer(tmp_path, most=most)
     thread = threading.Thread(target=writer.run)

@@ -57,7 +57,7 @@ def test_r05_cut_checkpoint_is_passed_over(two: list[Path], told: list[str]) -> 
         (newer / harm.file).write_bytes(whole)
 
 
-MANY = pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mark.slow)])
+MANY = pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mark.torture)])
 
 
 @MANY

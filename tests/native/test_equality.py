@@ -214,7 +214,7 @@ def byte_values(vocab_size: int) -> dict[int, int]:
 
 @every_search
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.torture) for seed in range(1, 4))]
 )
 @pytest.mark.parametrize("has_lists", [False, True])
 def test_byte_pieces_spell_characters(how: Search, seed: int, has_lists: bool) -> None:

@@ -35,7 +35,7 @@ SEARCHES = [
 SLOW = [SEARCHES[0], SEARCHES[2], *SEARCHES[4:]]
 every_search = pytest.mark.parametrize(
     "how",
-    [SEARCHES[1], SEARCHES[3], *(pytest.param(how, marks=pytest.mark.slow) for how in SLOW)],
+    [SEARCHES[1], SEARCHES[3], *(pytest.param(how, marks=pytest.mark.torture) for how in SLOW)],
     ids=str,
 )
 

@@ -22,7 +22,7 @@ def others() -> list[Path]:
     return [path for path in paths if declare(ctypes.CDLL(str(path))).tfm_runs_here()]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("place", range(2))
 def test_libraries_for_older_processors_pass_the_tests(place: int) -> None:

@@ -47,7 +47,7 @@ def test_kernels_agree_with_loops_with_avx2(tmp_path: Path) -> None:
     run_kernels(tmp_path, "-O2", "-march=x86-64-v3")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="runs on x86-64")
 def test_kernels_agree_with_loops_without_wide_vectors(tmp_path: Path) -> None:
     run_kernels(tmp_path, "-O2", "-march=x86-64")

@@ -23,6 +23,7 @@ from tests.native.engine import (
     model_options,
 )
 from tests.native.small_models import Small, small
+from tests.tiers import representative
 from tfm_cli.native import structures
 
 SEARCHES = [
@@ -178,7 +179,7 @@ def _resident_mib() -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@representative("precision", ["fp32", "int8"])
 def test_a_thousand_batches_take_no_more_memory_than_a_few(precision: str) -> None:
     model = small(400, width=64, heads=4)
     engine, workspace = model.engine(precision), Workspace()

@@ -173,7 +173,9 @@ def is_near(one: float, other: float) -> bool:
     return both_nan or math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-4)
 
 
-@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 400), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seeds", [range(40), pytest.param(range(40, 400), marks=pytest.mark.torture)]
+)
 def test_finds_what_the_reference_finds_by_any_options(seeds: range) -> None:
     same = different = 0
 

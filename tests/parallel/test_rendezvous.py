@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as processes
 
 from tests.distributed import ranks
+from tests.tiers import representative
 from tfm_cli.errors import ResourceError
 from tfm_cli.parallel import Parallel, rendezvous
 
@@ -43,7 +44,7 @@ def test_what_earlier_processes_noted_in_the_launcher_s_store_is_not_read(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", [0, 1])
+@representative("missing", [0, 1])
 def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> None:
     def meet(rank: int) -> None:
         if rank == missing:

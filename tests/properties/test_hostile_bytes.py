@@ -137,7 +137,7 @@ def test_any_content_is_taken_or_refused(name: str, data: st.DataObject) -> None
     TARGETS[name](data.draw(INPUTS[name] | st.binary(max_size=100)))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @every_target
 @at_length
 @given(st.data())

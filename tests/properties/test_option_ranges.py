@@ -157,7 +157,7 @@ def test_no_number_makes_a_test_of_significance_a_bug(
     _assert_no_bug([*command, *method.split(), samples])
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_no_number_of_processes_makes_translate_a_bug(tiny_model: Path) -> None:
     command = ["translate", "--model", str(tiny_model), "--workers", "1024"]
 
@@ -211,7 +211,7 @@ _TRAINED = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @settings(QUICKLY, max_examples=25)
 @given(
     assigned=st.lists(st.one_of(_TRAINED), min_size=1, max_size=4),

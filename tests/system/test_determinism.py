@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
+from tests.tiers import representative
 from tests.translation.native_translator import needs_native
 from tests.translation.torch_translator import torch_translator
 from tfm_cli import device
@@ -40,7 +41,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--cpu-threads", "2"], ["--deterministic"]], ids=str)
+@representative("flags", [["--cpu-threads", "2"], ["--deterministic"]], ids=str)
 def test_r16_the_same_run_gives_the_same_bytes_in_another_process(
     flags: list[str], tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
@@ -127,7 +128,7 @@ def translated(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("beam_size", "others"),
     # Threads of a test are few: several on a busy machine wait for each other.
     [(1, [(64, 1)]), (4, [(7, 1), (64, 2), (NUM_LINES, 1)])],

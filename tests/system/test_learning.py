@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm
+from tests.tiers import representative
 
 Line = list[str]
 
@@ -22,7 +23,7 @@ RECIPE = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("task", "max_updates"),
     [(list, 300), (lambda words: words[::-1], 800), (lambda words: sorted(words, key=int), 500)],
     ids=["copy", "reverse", "sort"],

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import RunTfm, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
+from tests.tiers import representative
 from tfm_cli.training.update import update as make_update
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def test_test_has_an_epoch_that_ends_in_an_odd_batch(unbroken: dict[str, Any]) -
     assert unbroken["state"]["epoch"] == 4
 
 
-@pytest.mark.parametrize("first", [1, 3, 5, 8, 13])
+@representative("first", [5, 1, 3, 8, 13])
 def test_run_in_two_parts_leaves_what_one_run_leaves(
     first: int, text: list[str], unbroken: dict[str, Any], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
@@ -82,7 +83,7 @@ def test_run_in_many_parts_leaves_what_one_run_leaves(
     assert left_behind(tmp_path / "model") == unbroken
 
 
-@pytest.mark.parametrize(
+@representative(
     ("number", "update"),
     [(signal.SIGTERM, 1), (signal.SIGINT, 5), (signal.SIGTERM, 7), (signal.SIGINT, 12)],
 )
@@ -187,7 +188,7 @@ def longer(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return left_behind(output)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@representative("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_process_that_is_ended_by_a_signal_goes_on_to_the_bit(
     number: signal.Signals,
     text: list[str],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTfm
+from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +74,7 @@ def test_killed_again_and_again_it_is_equal_to_the_unbroken_run(
     assert all(": going on after line " in each for each in told[1:])
 
 
-@pytest.mark.parametrize(
+@representative(
     ("number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )

@@ -16,7 +16,7 @@ import tfm_cli
 from tests import environments
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.torture,  # `make install` builds the engine in place
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         importlib.util.find_spec("scikit_build_core") is None or not shutil.which("cmake"),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import RunTfm
+from tests.tiers import representative
 from tfm_cli.text.reader import MAX_LINE_BYTES
 from tfm_cli.translation.segments import Cut, split
 
@@ -29,7 +30,9 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-@pytest.mark.parametrize("command", ["encode", pytest.param("translate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", ["encode", pytest.param("translate", marks=pytest.mark.torture)]
+)
 def test_r29_line_of_a_megabyte_is_a_line(
     command: str, name: str, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
@@ -85,7 +88,7 @@ def parts(what: str) -> Iterable[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["line", "bomb"])
+@representative("what", ["line", "bomb"])
 def test_r29_endless_line_takes_the_memory_of_a_line(what: str, tiny_model: Path) -> None:
     encode = ["tokenize", "encode", "-m", str(tiny_model)]
     base, _, _ = peak_mib(encode, [b"one\n"])
@@ -101,7 +104,7 @@ def test_r29_endless_line_takes_the_memory_of_a_line(what: str, tiny_model: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zeros", [True, False])
+@representative("zeros", [True, False])
 def test_r29_endless_line_of_a_corpus_is_dropped_and_counted(
     zeros: bool, tmp_path: Path, run_tfm: RunTfm
 ) -> None:

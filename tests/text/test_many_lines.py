@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Result, TinyCorpus
 from tests.runs import SMALL_RUN, write_part
+from tests.tiers import representative
 from tfm_cli.errors import DataError
 from tfm_cli.text import reader
 from tfm_cli.text.reader import held_in_memory
@@ -62,7 +63,7 @@ def test_training_refuses_more_validation_lines_than_it_should_hold(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["check", "tokenize encode", "tokenize train", "shortlist"])
+@representative("command", ["check", "tokenize encode", "tokenize train", "shortlist"])
 def test_other_commands_take_such_a_text_in_bounded_memory(
     command: str, bomb: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import Result, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
+from tests.tiers import representative
 from tfm_cli.files import faults as failpoint
 from tfm_cli.training import loop
 from tfm_cli.training.optimizer import learning_rate
@@ -98,7 +99,7 @@ def test_r14_update_without_a_finite_gradient_moves_no_weight_and_the_run_goes_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("flags", "spoiled", "broken_after", "spoiled_then", "found"),
     [
         # Left out: updates 3, 4 and 9.
@@ -190,7 +191,7 @@ def test_r14_run_that_should_stop_does_at_the_first_refused_update(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spoiled", [(3, 4, 9), (1,), (12,)])
+@representative("spoiled", [(3, 4, 9), (1,), (12,)])
 def test_r14_device_that_is_not_waited_for_leaves_out_the_same_updates(
     spoiled: tuple[int, ...], learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +217,7 @@ def explode_after(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save_freq", [3, 20])
+@representative("save_freq", [3, 20])
 def test_r19_learning_rate_a_million_times_too_high_ends_with_6_and_the_last_good_checkpoint(
     save_freq: int, learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tiers import representative
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore, Segments
@@ -116,8 +117,8 @@ def test_thread_ends_with_who_asked_for_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("max_tokens", [2048, 4096, 25_000])
-@pytest.mark.parametrize("corpus", ["multi30k", "tatoeba-en-de"])
+@representative("max_tokens", [2048, 4096, 25_000])
+@representative("corpus", ["multi30k", "tatoeba-en-de"])
 def test_padding_of_a_real_corpus_is_below_five_percent(corpus: str, max_tokens: int) -> None:
     if not (CORPORA / corpus).is_dir():
         pytest.skip(f"needs the corpus in {CORPORA / corpus}")

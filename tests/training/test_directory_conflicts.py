@@ -15,7 +15,7 @@ from tests import forked
 from tests.conftest import RunTfm, TinyCorpus
 from tests.odd_files import KINDS, make_odd
 from tests.runs import left_behind
-from tests.training.small_run import SmallRun, unbroken_run, unfinished
+from tests.training.small_run import SmallRun, unfinished
 from tfm_cli.config.loading import changed_settings
 from tfm_cli.config.settings import SECTIONS, RunConfig
 from tfm_cli.files.faults import VARIABLE
@@ -59,12 +59,6 @@ DECIDES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run that never stopped."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"))
-
-
 def fields_of(section: str) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(getattr(RunConfig(), section))}
 
@@ -106,27 +100,27 @@ def other_value(was: Any, field: dataclasses.Field[Any]) -> Any:
     return f"{was}other" if isinstance(was, str) else was + 1
 
 
-def test_r07_changed_settings_are_listed(small: SmallRun, run_tfm: RunTfm, tmp_path: Path) -> None:
-    before = left_behind(small.output)
+def test_r07_changed_settings_are_listed(longer: SmallRun, run_tfm: RunTfm, tmp_path: Path) -> None:
+    before = left_behind(longer.output)
 
-    result = run_tfm([*small.command(small.output), "--lr", "1e-3", "--seed", "5"])
+    result = run_tfm([*longer.command(longer.output), "--lr", "1e-3", "--seed", "5"])
 
     assert result.code == 2
     assert "holds a run with other settings; 2 changes" in result.err
     assert "training.learn_rate: 0.005 → 0.001" in result.err
     assert "training.seed: 1 → 5" in result.err
-    assert left_behind(small.output) == before
+    assert left_behind(longer.output) == before
 
 
 @pytest.mark.slow
-def test_r08_of_four_runs_in_one_directory_one_trains(small: SmallRun, tmp_path: Path) -> None:
+def test_r08_of_four_runs_in_one_directory_one_trains(longer: SmallRun, tmp_path: Path) -> None:
     output = tmp_path / "model"
     # The first one to come waits a second once it has the lock.
     slow = {VARIABLE: "durable:6=sleep"}
     words = [tmp_path / f"words{number}" for number in range(4)]
 
     began = time.monotonic()
-    pids = [forked.start(place, small.command(output), slow) for place in words]
+    pids = [forked.start(place, longer.command(output), slow) for place in words]
     results = [forked.ended(pid, place) for pid, place in zip(pids, words, strict=True)]
 
     assert time.monotonic() - began < 60
@@ -136,39 +130,39 @@ def test_r08_of_four_runs_in_one_directory_one_trains(small: SmallRun, tmp_path:
             assert result.code == 5, result.err
             assert f"error: {output}: process {pids[winner]} on " in result.err
             assert " trains into it since 20" in result.err
-    assert left_behind(output) == small.left
+    assert left_behind(output) == longer.left
 
 
-def test_r08_lock_of_a_killed_run_does_not_block(small: SmallRun, tmp_path: Path) -> None:
+def test_r08_lock_of_a_killed_run_does_not_block(longer: SmallRun, tmp_path: Path) -> None:
     output, words = tmp_path / "model", tmp_path / "words"
     saving = next(
         number
-        for number, each in enumerate(small.operations, 1)
+        for number, each in enumerate(longer.operations, 1)
         if each.path.parent.name.startswith(".update-00000002.")
     )
-    pid = forked.start(words, small.command(output), {VARIABLE: f"durable:{saving}=stop"})
+    pid = forked.start(words, longer.command(output), {VARIABLE: f"durable:{saving}=stop"})
     forked.wait_for(lambda: "update      2" in (words / "err").read_text())
 
-    refused = forked.run(tmp_path / "other", small.command(output))
+    refused = forked.run(tmp_path / "other", longer.command(output))
     os.kill(pid, signal.SIGKILL)
     forked.ended(pid, words)
 
     assert refused.code == 5
     assert f"process {pid} on " in refused.err
     assert (output / LOCK_FILE).exists()
-    result = forked.run(words, small.command(output))
+    result = forked.run(words, longer.command(output))
     assert result.code == 0, result.err
-    assert left_behind(output) == small.left
+    assert left_behind(output) == longer.left
 
 
 def test_r13_changed_text_is_refused_and_touched_text_is_not(
-    small: SmallRun, tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
+    longer: SmallRun, tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    name, source = Path(small.text[1]).name, Path(small.text[1])
+    name, source = Path(longer.text[1]).name, Path(longer.text[1])
     own = tmp_path / name
     own.write_bytes(source.read_bytes())
-    command = small.command(output, "-s", str(own))
+    command = longer.command(output, "-s", str(own))
     command = [each for each in command if each != str(source)]
     command.remove("-s")
     assert run_tfm([*command, "--max-updates", "2"]).code == 0
@@ -183,17 +177,17 @@ def test_r13_changed_text_is_refused_and_touched_text_is_not(
     assert changed.code == 2
     assert "training text is not the one this run began with" in changed.err
     assert touched.code == 0, touched.err
-    assert left_behind(output)["hashes"] == small.left["hashes"]
+    assert left_behind(output)["hashes"] == longer.left["hashes"]
 
 
 @pytest.mark.parametrize("links", [False, True])
 def test_tokenizer_in_the_directory_itself_is_never_gone(
-    links: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    links: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     """It was put there by hand, and the run was told to use it."""
     output = tmp_path / "model"
     output.mkdir()
-    content = (small.output / "tokenizer.model").read_bytes()
+    content = (longer.output / "tokenizer.model").read_bytes()
     place = tmp_path / "elsewhere" if links else output / "tokenizer.model"
     place.write_bytes(content)
     if links:
@@ -202,7 +196,7 @@ def test_tokenizer_in_the_directory_itself_is_never_gone(
     before = snapshot(tmp_path)
 
     for more in ([], ["--overwrite"]):
-        result = run_tfm([*small.command(output, *use), *more])
+        result = run_tfm([*longer.command(output, *use), *more])
 
         assert result.code in (2, 5)
         assert f"{output}" in result.err
@@ -224,9 +218,9 @@ def snapshot(root: Path) -> dict[str, tuple[str, bytes]]:
     return found
 
 
-def project(small: SmallRun, place: Path) -> list[str]:
+def project(longer: SmallRun, place: Path) -> list[str]:
     """Make a folder in which somebody works, with text and checkpoints; returns flags."""
-    flags = list(small.text)
+    flags = list(longer.text)
     (place / "corpus" / "en-fr").mkdir(parents=True)
     (place / "checkpoints" / "other").mkdir(parents=True)
     (place / "checkpoints" / "other" / "best.pt").write_bytes(b"weights of theirs")
@@ -236,18 +230,18 @@ def project(small: SmallRun, place: Path) -> list[str]:
     return flags
 
 
-def command_with(small: SmallRun, text: list[str], output: Path, *more: str) -> list[str]:
-    return dataclasses.replace(small, text=text).command(output, *more)
+def command_with(longer: SmallRun, text: list[str], output: Path, *more: str) -> list[str]:
+    return dataclasses.replace(longer, text=text).command(output, *more)
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_r09_folder_of_somebody_is_refused_before_any_work(
-    overwrite: list[str], small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    overwrite: list[str], longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
-    text = project(small, tmp_path)
+    text = project(longer, tmp_path)
     before = snapshot(tmp_path)
 
-    result = run_tfm(command_with(small, text, tmp_path, *overwrite))
+    result = run_tfm(command_with(longer, text, tmp_path, *overwrite))
 
     assert result.code == 2
     assert result.err == (
@@ -258,11 +252,11 @@ def test_r09_folder_of_somebody_is_refused_before_any_work(
 
 
 def test_r09_what_is_not_proven_to_be_ours_outlives_a_run_and_its_overwriting(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    assert run_tfm(small.command(output, "--max-updates", "2")).code == 0
-    text = project(small, output)
+    assert run_tfm(longer.command(output, "--max-updates", "2")).code == 0
+    text = project(longer, output)
     for name in (
         "corpus/notes.txt",
         "corpus/00/x",
@@ -281,8 +275,8 @@ def test_r09_what_is_not_proven_to_be_ours_outlives_a_run_and_its_overwriting(
     assert len(kept) == 13
 
     results = [
-        run_tfm(command_with(small, text, output)),
-        run_tfm(command_with(small, text, output, "--overwrite", "--seed", "9")),
+        run_tfm(command_with(longer, text, output)),
+        run_tfm(command_with(longer, text, output, "--overwrite", "--seed", "9")),
     ]
 
     assert [result.code for result in results] == [0, 0], results
@@ -305,10 +299,10 @@ INPUTS = {
 @pytest.mark.parametrize("links", [False, True])
 @pytest.mark.parametrize("name", INPUTS)
 def test_r09_input_that_the_output_would_replace_is_refused(
-    name: str, links: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    name: str, links: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    shutil.copytree(small.output, output)
+    shutil.copytree(longer.output, output)
     (output / "checkpoints" / "update-00000006").rename(output / "checkpoints/update-00000002")
     flag, place = INPUTS[name]
     if name == "lock":
@@ -325,7 +319,7 @@ def test_r09_input_that_the_output_would_replace_is_refused(
     if flag in ("-s", "-vs"):
         command += [{"-s": "-t", "-vs": "-vt"}[flag], str(given)]
     if flag == "-vs":
-        command += small.text[:4]
+        command += longer.text[:4]
     result = run_tfm(command)
 
     assert result.code == 2, result.err
@@ -341,10 +335,10 @@ PRIVATE = [".tfm-train.lock", ".tfm-run.json", "metrics.jsonl", "README.md", "co
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PRIVATE)
 def test_r09_private_file_that_leads_elsewhere_is_refused_by_name(
-    name: str, kind: str, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    name: str, kind: str, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output, victim = tmp_path / "model", tmp_path / "victim"
-    shutil.copytree(small.output, output)
+    shutil.copytree(longer.output, output)
     if (output / name).exists():
         (output / name).rename(victim)
     else:
@@ -355,7 +349,7 @@ def test_r09_private_file_that_leads_elsewhere_is_refused_by_name(
     before = snapshot(tmp_path)
 
     for more in ([], ["--overwrite"]):
-        result = run_tfm(small.command(output, "--max-updates", "9", *more))
+        result = run_tfm(longer.command(output, "--max-updates", "9", *more))
 
         assert result.code == 5, result.err
         assert f"error: {output / name}: cannot be written: " in result.err
@@ -363,16 +357,16 @@ def test_r09_private_file_that_leads_elsewhere_is_refused_by_name(
 
 
 def test_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    shutil.copytree(small.output, output)
+    shutil.copytree(longer.output, output)
     place = output / "checkpoints" / "best-on-schedule"
     place.mkdir(exist_ok=True)
     (place / "thesis.tex").touch()
     before = snapshot(tmp_path)
 
-    result = run_tfm(small.command(output, "--max-updates", "9"))
+    result = run_tfm(longer.command(output, "--max-updates", "9"))
 
     assert result.code == 2
     assert f"error: {place}: has what tfm did not write there: `thesis.tex`\n" in result.err
@@ -381,16 +375,16 @@ def test_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name
 
 @pytest.mark.parametrize("added", [False, True])
 def test_readme_of_somebody_is_left_as_it_is(
-    added: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    added: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    shutil.copytree(small.output, output)
+    shutil.copytree(longer.output, output)
     card = (output / "README.md").read_bytes() if added else b""
     (output / "README.md").write_bytes(card + b"# My notes\n")
 
     results = [
-        run_tfm(small.command(output, "--max-updates", "9")),
-        run_tfm(small.command(output, "--overwrite", "--seed", "9")),
+        run_tfm(longer.command(output, "--max-updates", "9")),
+        run_tfm(longer.command(output, "--overwrite", "--seed", "9")),
     ]
 
     assert [result.code for result in results] == [0, 0], results
@@ -402,81 +396,81 @@ def test_readme_of_somebody_is_left_as_it_is(
 @pytest.mark.parametrize("dangling", [False, True])
 @pytest.mark.parametrize("name", ["corpus", "checkpoints"])
 def test_folder_of_ours_that_is_a_link_is_refused_by_name(
-    name: str, dangling: bool, small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    name: str, dangling: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
-    shutil.copytree(small.output, output)
+    shutil.copytree(longer.output, output)
     (output / name).rename(elsewhere)
     (elsewhere / "theirs").mkdir()
     (output / name).symlink_to("nowhere" if dangling else elsewhere)
     before = snapshot(tmp_path)
 
     for more in ([], ["--overwrite"]):
-        result = run_tfm(small.command(output, *more))
+        result = run_tfm(longer.command(output, *more))
 
         assert result.code == 2, result.err
         assert f"error: {output / name}: is a symbolic link, wanted a directory\n" in result.err
         assert ("`--data-cache`" in result.err) == (name == "corpus")
         assert snapshot(tmp_path) == before
     if name == "corpus" and not dangling:
-        cached = run_tfm(small.command(output, "--data-cache", str(elsewhere)))
+        cached = run_tfm(longer.command(output, "--data-cache", str(elsewhere)))
         assert cached.code == 0, cached.err
         assert (elsewhere / "theirs").is_dir()
 
 
 def test_link_to_an_output_directory_is_followed(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
 
-    result = run_tfm(small.command(tmp_path / "link"))
+    result = run_tfm(longer.command(tmp_path / "link"))
 
     assert result.code == 0, result.err
     assert (tmp_path / "link").is_symlink()
-    assert left_behind(tmp_path / "real") == small.left
+    assert left_behind(tmp_path / "real") == longer.left
 
 
 def test_run_that_was_killed_before_its_settings_were_saved_begins_again(
-    small: SmallRun, tmp_path: Path
+    longer: SmallRun, tmp_path: Path
 ) -> None:
     saved = next(
         number
-        for number, each in enumerate(small.operations, 1)
-        if each.kind == "rename" and each.target == small.output / "config.json"
+        for number, each in enumerate(longer.operations, 1)
+        if each.kind == "rename" and each.target == longer.output / "config.json"
     )
     marked = next(
         number
-        for number, each in enumerate(small.operations, 1)
-        if each.kind == "rename" and each.target == small.output / ".tfm-run.json"
+        for number, each in enumerate(longer.operations, 1)
+        if each.kind == "rename" and each.target == longer.output / ".tfm-run.json"
     )
-    before = {each.path.name for each in small.operations[: marked - 1]}
-    assert before <= {"model", ".tfm-train.lock"} | {small.operations[marked - 1].path.name}
+    before = {each.path.name for each in longer.operations[: marked - 1]}
+    assert before <= {"model", ".tfm-train.lock"} | {longer.operations[marked - 1].path.name}
     for number in (1, 2, marked - 1, marked, marked + 1, saved):
         output = tmp_path / f"{number}" / "model"
         fault = {VARIABLE: f"durable:{number}=kill"}
-        killed = forked.run(output.with_name("words"), small.command(output), fault)
+        killed = forked.run(output.with_name("words"), longer.command(output), fault)
         assert killed.code == -signal.SIGKILL
 
-        result = forked.run(output.with_name("words"), small.command(output))
+        result = forked.run(output.with_name("words"), longer.command(output))
 
         assert result.code == 0, result.err
-        assert left_behind(output) == small.left
+        assert left_behind(output) == longer.left
         assert not (output / ".tfm-run.json").exists()
 
 
 def test_run_of_0_1_that_was_killed_before_its_settings_were_saved_begins_again(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
-    shutil.copytree(small.output / "corpus", output / "corpus")
-    shutil.copy(small.output / "tokenizer.model", output)
+    shutil.copytree(longer.output / "corpus", output / "corpus")
+    shutil.copy(longer.output / "tokenizer.model", output)
     (output / "checkpoints").mkdir()
     (output / ".config.json.123.part").write_bytes(b"{")
     (output / ".tfm-train.lock").write_bytes(b'{"pid": 123, "host": "h", "since": "2026"}')
 
-    result = run_tfm(small.command(output))
+    result = run_tfm(longer.command(output))
 
     assert result.code == 0, result.err
-    assert left_behind(output) == small.left
+    assert left_behind(output) == longer.left
     assert unfinished(output) == []

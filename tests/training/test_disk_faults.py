@@ -10,30 +10,18 @@ import pytest
 from safetensors.torch import load_file
 
 from tests import forked
-from tests.conftest import Result, RunTfm, TinyCorpus
+from tests.conftest import Result, RunTfm
 from tests.runs import checkpoints, left_behind
-from tests.training.small_run import SmallRun, unbroken_run, unfinished
+from tests.training.small_run import SmallRun, unfinished
 from tfm_cli.files.durable import Operation, watched
 from tfm_cli.files.faults import VARIABLE, begin_again
 
 PARTS = 12
 
 
-@pytest.fixture(scope="module")
-def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run that never stopped."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def short(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """… with fewer operations, for who makes it often."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("short"), updates=5)
-
-
 def with_fault(
     fault: str,
-    small: SmallRun,
+    longer: SmallRun,
     output: Path,
     run_tfm: RunTfm,
     patch: pytest.MonkeyPatch,
@@ -43,14 +31,14 @@ def with_fault(
     with patch.context() as inside:
         inside.setenv(VARIABLE, fault)
         begin_again()
-        result = run_tfm(small.command(output, *more))
+        result = run_tfm(longer.command(output, *more))
     begin_again()
     assert "Traceback" not in result.err
     return result
 
 
 def ends_as_unbroken(
-    result: Result, small: SmallRun, output: Path, committed: int, run_tfm: RunTfm
+    result: Result, longer: SmallRun, output: Path, committed: int, run_tfm: RunTfm
 ) -> None:
     """Check that nothing was lost: it went on by itself, or the same command does."""
     if result.code != 0:
@@ -59,9 +47,9 @@ def ends_as_unbroken(
         assert "cannot be " in error
         found = [int(path.name.removeprefix("update-")) for path in checkpoints(output)]
         assert max(found, default=0) >= committed
-        result = run_tfm(small.command(output))
+        result = run_tfm(longer.command(output))
         assert result.code == 0, result.err
-    assert left_behind(output) == small.left
+    assert left_behind(output) == longer.left
     # What could not be removed at the very end is removed when the directory is used again.
     others = [name for name in unfinished(output) if not name.endswith(".trash")]
     assert others == []
@@ -74,59 +62,59 @@ def test_r04_full_disk_at_some_operations(
     point: str,
     number: int,
     committed: int,
-    small: SmallRun,
+    longer: SmallRun,
     run_tfm: RunTfm,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "model"
 
-    result = with_fault(f"{point}:{number}=enospc", small, output, run_tfm, monkeypatch)
+    result = with_fault(f"{point}:{number}=enospc", longer, output, run_tfm, monkeypatch)
 
     assert "No space left on device" in result.err
-    ends_as_unbroken(result, small, output, committed, run_tfm)
+    ends_as_unbroken(result, longer, output, committed, run_tfm)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("error", ["enospc", "eio"])
 @pytest.mark.parametrize("part", range(PARTS))
 def test_r04_every_operation_fails_once(
     part: int,
     error: str,
-    short: SmallRun,
+    small: SmallRun,
     run_tfm: RunTfm,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # An error of the device is told as a full disk is: each is tried at every other operation.
     first = 2 * part + (error == "eio")
-    for number in range(first + 1, len(short.operations) + 1, 2 * PARTS):
+    for number in range(first + 1, len(small.operations) + 1, 2 * PARTS):
         output = tmp_path / f"{number}" / "model"
-        result = with_fault(f"durable:{number}={error}", short, output, run_tfm, monkeypatch)
-        ends_as_unbroken(result, short, output, short.newest_committed(number - 1), run_tfm)
+        result = with_fault(f"durable:{number}={error}", small, output, run_tfm, monkeypatch)
+        ends_as_unbroken(result, small, output, small.newest_committed(number - 1), run_tfm)
 
 
 def test_r04_best_weights_that_are_refused_end_it_and_the_checkpoint_is_named(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "model"
     number = next(
         number
-        for number, each in enumerate(small.operations, 1)
+        for number, each in enumerate(longer.operations, 1)
         if each.path.name.startswith(".model.safetensors.") and each.kind == "create"
     )
 
-    result = with_fault(f"durable:{number}=enospc", small, output, run_tfm, monkeypatch)
+    result = with_fault(f"durable:{number}=enospc", longer, output, run_tfm, monkeypatch)
 
     assert "model.safetensors: cannot be written: No space left on device\nhint: " in result.err
     told = f"the last good checkpoint is `{output / 'checkpoints' / 'update-00000002'}`"
     assert f"hint: make room, and the same command goes on; {told}\n" in result.err
-    ends_as_unbroken(result, small, output, 2, run_tfm)
+    ends_as_unbroken(result, longer, output, 2, run_tfm)
 
 
 @pytest.mark.parametrize("more", [[], ["--valid-freq", "100"]], ids=["best weights", "saves"])
 def test_r04_directory_that_was_moved_away_is_not_made_anew(
-    more: list[str], small: SmallRun, run_tfm: RunTfm, tmp_path: Path
+    more: list[str], longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output, moved = tmp_path / "model", tmp_path / "moved"
 
@@ -136,7 +124,7 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
             (output / "checkpoints").mkdir(parents=True)  # as another program might
 
     with watched(move):
-        result = run_tfm(small.command(output, *more))
+        result = run_tfm(longer.command(output, *more))
 
     assert result.code == 5, result.err
     assert f"error: {output}: was moved or removed: there is no `config.json`\n" in result.err
@@ -147,8 +135,8 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
     assert not [path for path in output.rglob("*") if path.suffix == ".safetensors"]
     shutil.rmtree(output)
     moved.rename(output)
-    assert run_tfm(small.command(output, *more)).code == 0
-    assert more or left_behind(output) == small.left
+    assert run_tfm(longer.command(output, *more)).code == 0
+    assert more or left_behind(output) == longer.left
 
 
 @pytest.mark.parametrize(
@@ -158,7 +146,7 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
 def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
     error: str,
     told: str,
-    small: SmallRun,
+    longer: SmallRun,
     run_tfm: RunTfm,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -167,11 +155,11 @@ def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
     more = ["--save-freq", "1", "--valid-freq", "100", "--set", "training.save_retries=0"]
     number = next(
         number
-        for number, each in enumerate(small.operations, 1)
+        for number, each in enumerate(longer.operations, 1)
         if each.path.parent.name.startswith(".update-00000002.") and each.kind == "create"
     )
 
-    result = with_fault(f"durable:{number}+={error}", small, output, run_tfm, monkeypatch, *more)
+    result = with_fault(f"durable:{number}+={error}", longer, output, run_tfm, monkeypatch, *more)
 
     assert result.code == 5, result.err
     again = "and give the same command again; it begins anew: no checkpoint was saved"
@@ -180,22 +168,22 @@ def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
 
 
 def test_r04_every_write_is_short(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = with_fault("write:1+=short", small, tmp_path / "model", run_tfm, monkeypatch)
+    result = with_fault("write:1+=short", longer, tmp_path / "model", run_tfm, monkeypatch)
 
     assert result.code == 0, result.err
-    assert left_behind(tmp_path / "model") == small.left
+    assert left_behind(tmp_path / "model") == longer.left
 
 
 @pytest.mark.parametrize("error", ["enospc", "edquot", "efbig"])
 def test_r04_training_goes_on_while_the_disk_is_full_and_stops_after_some_saves(
-    error: str, small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: str, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "model"
     number = next(
         number
-        for number, each in enumerate(small.operations, 1)
+        for number, each in enumerate(longer.operations, 1)
         if each.path.parent.name.startswith(".update-00000004.") and each.kind == "create"
     )
     more = ["--save-freq", "1", "--valid-freq", "100", "--set", "training.save_retries=2"]
@@ -203,7 +191,7 @@ def test_r04_training_goes_on_while_the_disk_is_full_and_stops_after_some_saves(
     with monkeypatch.context() as inside:
         inside.setenv(VARIABLE, f"durable:{number - 20}+={error}")
         begin_again()
-        result = run_tfm(small.command(output, *more, "--set", "training.keep_checkpoints=9"))
+        result = run_tfm(longer.command(output, *more, "--set", "training.keep_checkpoints=9"))
 
     assert result.code == 5
     warnings = [line for line in result.err.split("\n") if "training goes on" in line]
@@ -215,30 +203,30 @@ def test_r04_training_goes_on_while_the_disk_is_full_and_stops_after_some_saves(
 
 
 def test_r04_message_tells_how_much_is_needed_and_free(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "model"
     number = next(
         number
-        for number, each in enumerate(small.operations, 1)
+        for number, each in enumerate(longer.operations, 1)
         if each.path.name == "optimizer.safetensors" and each.kind == "write"
     )
-    files = checkpoints(small.output)[0].glob("*.safetensors")
+    files = checkpoints(longer.output)[0].glob("*.safetensors")
     needed = sum(4 * tensor.numel() for file in files for tensor in load_file(file).values())
 
-    result = with_fault(f"durable:{number}=enospc", small, output, run_tfm, monkeypatch)
+    result = with_fault(f"durable:{number}=enospc", longer, output, run_tfm, monkeypatch)
 
     told = f"{output}/checkpoints/update-00000002: cannot be written: No space left on device"
     assert f"warning: {told}; it needs {needed:,} bytes, " in result.err
     assert result.code == 0
 
 
-def test_r04_file_size_limit_of_the_system_is_told(small: SmallRun, tmp_path: Path) -> None:
+def test_r04_file_size_limit_of_the_system_is_told(longer: SmallRun, tmp_path: Path) -> None:
     output = tmp_path / "model"
 
     result = forked.run(
         tmp_path / "words",
-        small.command(output),
+        longer.command(output),
         prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000)),
     )
 
@@ -247,18 +235,18 @@ def test_r04_file_size_limit_of_the_system_is_told(small: SmallRun, tmp_path: Pa
     assert "cannot be written: File too large" in result.err
     assert "Traceback" not in result.err
     assert result.code != -signal.SIGXFSZ
-    forked.run(tmp_path / "words", small.command(output))
-    assert left_behind(output) == small.left
+    forked.run(tmp_path / "words", longer.command(output))
+    assert left_behind(output) == longer.left
 
 
-def test_vanished_directory_is_told(small: SmallRun, tmp_path: Path) -> None:
+def test_vanished_directory_is_told(longer: SmallRun, tmp_path: Path) -> None:
     output, words = tmp_path / "model", tmp_path / "words"
     saving = next(
         number
-        for number, each in enumerate(small.operations, 1)
+        for number, each in enumerate(longer.operations, 1)
         if each.path.parent.name.startswith(".update-00000004.")
     )
-    pid = forked.start(words, small.command(output), {VARIABLE: f"durable:{saving}=sleep"})
+    pid = forked.start(words, longer.command(output), {VARIABLE: f"durable:{saving}=sleep"})
     forked.wait_for(lambda: "update      4" in (words / "err").read_text())
     output.rename(tmp_path / "elsewhere")
 
@@ -266,21 +254,21 @@ def test_vanished_directory_is_told(small: SmallRun, tmp_path: Path) -> None:
 
     assert result.code in (0, 5), result.err
     assert "Traceback" not in result.err
-    assert forked.run(words, small.command(tmp_path / "elsewhere")).code == 0
-    assert left_behind(tmp_path / "elsewhere") == small.left
+    assert forked.run(words, longer.command(tmp_path / "elsewhere")).code == 0
+    assert left_behind(tmp_path / "elsewhere") == longer.left
 
 
 def test_r06_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_later(
-    small: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    longer: SmallRun, run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "model"
-    renames = [each for each in small.operations if each.kind == "rename"]
+    renames = [each for each in longer.operations if each.kind == "rename"]
     number = next(n for n, each in enumerate(renames, 1) if each.path.name == "update-00000002")
 
-    result = with_fault(f"rename:{number}=eio", small, output, run_tfm, monkeypatch)
+    result = with_fault(f"rename:{number}=eio", longer, output, run_tfm, monkeypatch)
 
     assert result.code == 0, result.err
     told = f"warning: {output}/checkpoints/update-00000002: cannot be removed: Input/output error"
     assert told in result.err
     assert [path.name for path in checkpoints(output)] == ["update-00000006", "update-00000007"]
-    assert left_behind(output) == small.left
+    assert left_behind(output) == longer.left

@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import RunTfm, TinyCorpus
 from tests.forked import PATIENCE
 from tests.runs import SMALL_RUN, checkpoints, write_part
+from tests.tiers import representative
 
 # Progress is kept at once, however fast a tiny model is.
 EAGER = """
@@ -110,7 +111,7 @@ def test_translation_keeps_what_was_done(translation: list[str], tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "translate"])
+@representative("command", ["train", "translate"])
 def test_r03_nohup_lets_it_go_on(
     command: str, training: list[str], translation: list[str], tmp_path: Path
 ) -> None:
@@ -133,7 +134,7 @@ def test_r03_nohup_lets_it_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "translate"])
+@representative("command", ["train", "translate"])
 def test_terminal_that_is_gone_costs_nothing_that_was_done(
     command: str, training: list[str], translation: list[str], tmp_path: Path
 ) -> None:

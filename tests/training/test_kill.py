@@ -10,19 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests import forked
-from tests.conftest import TinyCorpus, invoke
+from tests.conftest import invoke
 from tests.runs import checkpoints, left_behind
-from tests.training.small_run import SmallRun, unbroken_run, unfinished
+from tests.training.small_run import SmallRun, unfinished
 from tfm_cli.files.durable import Operation, watched
 from tfm_cli.files.faults import VARIABLE
 
 PARTS = 16  # of all operations, so that several processes share them
-
-
-@pytest.fixture(scope="module")
-def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run that never stopped."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"), updates=5)
 
 
 def killed(small: SmallRun, output: Path, number: int, action: str = "kill") -> None:
@@ -53,7 +47,18 @@ def test_r01_kill_at_some_operations(number: int, small: SmallRun, tmp_path: Pat
     goes_on(small, tmp_path / "model", small.newest_committed(number - 1))
 
 
-@pytest.mark.slow
+def test_r01_kill_in_the_middle_of_a_write(small: SmallRun, tmp_path: Path) -> None:
+    number = next(
+        number
+        for number, each in enumerate(small.operations, 1)
+        if each.path.name == "optimizer.safetensors" and each.kind == "write"
+    )
+    killed(small, tmp_path / "model", number, "tear")
+
+    goes_on(small, tmp_path / "model", small.newest_committed(number - 1))
+
+
+@pytest.mark.torture
 @pytest.mark.parametrize("action", ["kill", "eio"])
 def test_r01_fault_while_the_best_weights_by_schedule_are_taken_back(
     action: str, small: SmallRun, tmp_path: Path
@@ -78,7 +83,7 @@ def test_r01_fault_while_the_best_weights_by_schedule_are_taken_back(
         assert left_behind(output) == left_behind(unbroken)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("part", range(PARTS))
 def test_r01_kill_at_every_operation(part: int, small: SmallRun, tmp_path: Path) -> None:
     for number in range(part + 1, len(small.operations) + 1, PARTS):
@@ -87,7 +92,7 @@ def test_r01_kill_at_every_operation(part: int, small: SmallRun, tmp_path: Path)
         goes_on(small, output, small.newest_committed(number - 1))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_r01_kill_in_the_middle_of_writes(small: SmallRun, tmp_path: Path) -> None:
     kinds = [each.kind for each in small.operations]
     numbers = [number for number, kind in enumerate(kinds, 1) if kind == "write"]
@@ -97,7 +102,7 @@ def test_r01_kill_in_the_middle_of_writes(small: SmallRun, tmp_path: Path) -> No
         goes_on(small, output, small.newest_committed(number - 1))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_r01_kill_at_random_times(small: SmallRun, tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)  # shown if the test fails

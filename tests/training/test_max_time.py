@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
+from tests.tiers import representative
 from tfm_cli.decoding.constraints import is_loop
 from tfm_cli.errors import OutOfTime
 from tfm_cli.training.time_limit import TimeLimit
@@ -68,7 +69,7 @@ def num_checks(unbroken: Unbroken, tmp_path_factory: pytest.TempPathFactory) -> 
     return calls[0]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+@representative("share", [0.4, 0.0, 0.2, 0.6, 0.8, 1.0])
 def test_r10_validation_that_was_cut_off_is_made_by_the_run_that_goes_on(
     share: float,
     unbroken: Unbroken,
@@ -97,6 +98,7 @@ def test_r10_validation_that_was_cut_off_is_made_by_the_run_that_goes_on(
     assert left_behind(tmp_path / "model") == unbroken.left
 
 
+@pytest.mark.torture
 def test_r10_validation_that_is_cut_off_again_and_again_changes_nothing(
     unbroken: Unbroken, num_checks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_r03_time_that_is_up_ends_a_wait_for_text(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.torture
 def test_r03_time_that_is_up_ends_the_learning_of_a_tokenizer(tmp_path: Path) -> None:
     """SentencePiece needs minutes for this text, whether it is asked to end or not."""
     random_text = os.urandom(6_000_000).hex()
@@ -205,6 +208,7 @@ def test_r03_time_that_is_up_ends_the_learning_of_a_tokenizer(tmp_path: Path) ->
     assert not [words for words in processes if b"tfm_cli.tokenizer.training_process" in words]
 
 
+@pytest.mark.torture
 def test_r03_time_that_is_up_ends_a_validation(tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     """An untrained model, more and longer validation text than there is time for."""
     text = write_part(tiny_corpus, tmp_path, pairs=55, valid=8)

@@ -162,7 +162,7 @@ def splits(output: Path) -> int:
     return int(counters["memory_splits"])
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.usefixtures("in_double")
 def test_r15_run_ends_with_the_same_weights_wherever_memory_does_not_suffice(
     text: list[str], faults: Faults, tmp_path: Path

@@ -8,21 +8,15 @@ import pytest
 import torch
 
 from tests import forked
-from tests.conftest import TinyCorpus
 from tests.runs import left_behind, metrics
+from tests.tiers import representative
 from tests.training.disk_model import Tree, put, states
-from tests.training.small_run import SmallRun, unbroken_run, unfinished
+from tests.training.small_run import SmallRun, unfinished
 from tfm_cli.errors import ModelError
 from tfm_cli.model_directory.weights import load_model, weights_facts
 from tfm_cli.training import checkpoint
 
-PARTS = 4
-
-
-@pytest.fixture(scope="module")
-def small(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run that never stopped."""
-    return unbroken_run(tiny_corpus, tmp_path_factory.mktemp("small"), updates=5)
+PARTS = 16  # of all states, so that several processes share them
 
 
 def different_states(small: SmallRun) -> list[tuple[int, Tree]]:
@@ -48,11 +42,11 @@ def test_model_of_the_disk_has_all_that_is_reachable(small: SmallRun) -> None:
 
 
 @pytest.mark.slow
+@representative("part", range(PARTS))
 def test_r02_every_state_after_a_loss_of_power_has_a_whole_checkpoint(
-    small: SmallRun, tmp_path: Path
+    part: int, small: SmallRun, tmp_path: Path
 ) -> None:
-    tried = 0
-    for number, (done, tree) in enumerate(different_states(small)):
+    for number, (done, tree) in list(enumerate(different_states(small)))[part::PARTS]:
         output = tmp_path / f"{number}"
         put(tree, output)
 
@@ -70,8 +64,6 @@ def test_r02_every_state_after_a_loss_of_power_has_a_whole_checkpoint(
             assert facts is not None
             assert load_model(output, torch.device("cpu"))
         shutil.rmtree(output)
-        tried += 1
-    print(tried, "states")
 
 
 def has_checkpoints(tree: Tree) -> bool:
@@ -87,7 +79,7 @@ def metrics_of(output: Path) -> list[dict[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
+@representative("part", range(PARTS))
 def test_r02_run_goes_on_from_states_after_a_loss_of_power(
     part: int, small: SmallRun, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Result, RunTfm, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
+from tests.tiers import representative
 from tfm_cli.training.update import update as make_update
 from tfm_cli.training.validation import mean_nll
 
@@ -80,13 +81,14 @@ def test_unbroken_run_has_all_that_is_hard(unbroken: Unbroken) -> None:
     assert len({line["best"] for line in unbroken.left["metrics"] if line["event"] == "valid"}) == 2
 
 
-@pytest.mark.parametrize("update", range(1, UPDATES))
+@representative("update", [20, *range(1, 20), *range(21, UPDATES)])
 def test_r10_stop_after_each_update(
     update: int, unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_stop(update, unbroken, tmp_path / "model", monkeypatch)
 
 
+@pytest.mark.torture
 def test_r10_stop_after_all_updates_in_turn(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +107,7 @@ def test_r10_stop_after_all_updates_in_turn(
     assert told + lines_of(result) == unbroken.lines
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@representative("number", [2, 4])
 def test_r10_stop_in_the_middle_of_a_validation(
     number: int,
     unbroken: Unbroken,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Result, RunTfm, TinyCorpus
+from tests.tiers import representative
 from tests.translation.native_translator import needs_native
 from tfm_cli.translation import resumable_output
 from tfm_cli.translation.segments import Lines, Segmenter
@@ -45,7 +46,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("flags", "packed"),
     [
         ("--sampling --temperature 5", True),

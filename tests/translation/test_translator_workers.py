@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import TinyCorpus
+from tests.tiers import representative
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.beam import beam_search
@@ -62,7 +63,7 @@ def num_started(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("how", "workers"),
     [
         ({}, 3), ({"beam_size": 1}, 2), ({"n_best": 3}, 2), ({"max_length": 4}, 2),

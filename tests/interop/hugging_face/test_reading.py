@@ -97,8 +97,8 @@ def test_logits_are_those_of_transformers(tmp_path: Path, shape: str) -> None:
     [
         (1, False, False),
         (4, False, True),
-        pytest.param(4, True, False, marks=pytest.mark.slow),
-        pytest.param(4, False, False, marks=pytest.mark.slow),
+        pytest.param(4, True, False, marks=pytest.mark.torture),
+        pytest.param(4, False, False, marks=pytest.mark.torture),
     ],
 )
 def test_translations_and_scores_are_those_of_generate(

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 
 from tests.interop.others import LIMIT, QUIET, hugging_face, translations
-from tests.interop.random_models import TAG, lines, random_model, random_tokenizers, slow_after
+from tests.interop.random_models import TAG, lines, random_model, random_tokenizers
+from tests.tiers import representative
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import pad_source
@@ -41,7 +42,7 @@ def written(directory: Path, name: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", slow_after(3, [*SHAPES, {"renormalize": True}]), ids=str)
+@representative("shape", [*SHAPES, {"renormalize": True}], count=2, ids=str)
 def test_what_hugging_face_loads_computes_and_finds_the_same(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -81,7 +82,7 @@ def test_what_hugging_face_loads_computes_and_finds_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["joint", "shared", "separate", "padless"])
+@representative("kind", ["joint", "shared", "separate", "padless"])
 def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) -> None:
     search = SearchConfig(beam_size=1, max_length_factor=2.0)
     model = random_model(tokenizers=kind, tied_embeddings=2, search=search)

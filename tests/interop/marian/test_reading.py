@@ -14,7 +14,8 @@ from tests.interop.marian_directories import (
     without_padding_row,
     write_marian_directory,
 )
-from tests.interop.random_models import lines, random_tokenizers, slow_after
+from tests.interop.random_models import lines, random_tokenizers
+from tests.tiers import representative
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.marian.reading import read_marian
@@ -85,7 +86,7 @@ def directory(tmp_path: Path) -> Path:
     return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
 
 
-@pytest.mark.parametrize("shape", slow_after(1, SHAPES))
+@representative("shape", SHAPES)
 def test_logits_are_those_of_the_model_that_was_written(tmp_path: Path, shape: str) -> None:
     kind, settings, options = SHAPES[shape]
     theirs, pair = marian_model(kind, **settings)
@@ -119,7 +120,7 @@ def test_start_has_no_probability(directory: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["shared", "vocabularies"])
+@representative("kind", ["shared", "vocabularies"])
 def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     from ctranslate2.converters import OpusMTConverter

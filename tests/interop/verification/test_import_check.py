@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.interop.damage import copied
+from tests.tiers import representative
 from tfm_cli.errors import ModelError
 from tfm_cli.interop import importing
 from tfm_cli.interop.hugging_face.reading import read_hugging_face
@@ -21,8 +22,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("positions", ["marian", "halves"])
-@pytest.mark.parametrize("padding", [1, 700])
+@representative("positions", ["marian", "halves"])
+@representative("padding", [1, 700])
 def test_npz_is_verified_by_ctranslate2s_reader(
     marian: Path, tmp_path: Path, told: list[str], positions: str, padding: int, probe: Path
 ) -> None:
@@ -61,7 +62,7 @@ def test_what_computes_something_else_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("library", ["transformers", "ctranslate2"])
+@representative("library", ["transformers", "ctranslate2"])
 def test_without_the_library_the_model_is_not_verified(
     hugging_face: Path, marian: Path, tmp_path: Path, told: list[str],
     monkeypatch: pytest.MonkeyPatch, library: str, probe: Path,
