@@ -150,8 +150,11 @@ def freeze_model(name: str = "model_v2") -> None:
 
 def main() -> None:
     """Write all golden files."""
+    from tests.golden import reference
+
     write_losses()
     write_help()
+    reference.write_pages()
     freeze_model()
 
 
