@@ -89,7 +89,7 @@ def test_r55_nothing_around_an_output_changes_whatever_is_in_the_way(
     assert wrong == []
 
 
-def test_damaged_model_that_was_set_aside_does_not_replace_another_one(
+def test_r05_damaged_model_that_was_set_aside_does_not_replace_another_one(
     scenes: Callable[[str], Scene], tmp_path: Path
 ) -> None:
     here = scenes("train goes on").copied(tmp_path / "world")

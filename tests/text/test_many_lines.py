@@ -40,7 +40,7 @@ def run(arguments: list[str], place: Path) -> tuple[Result, int]:
     return Result(done.returncode, "\n".join(out), done.stderr), int(kilobytes) >> 10
 
 
-def test_evaluate_refuses_more_lines_than_it_should_hold(bomb: Path, tmp_path: Path) -> None:
+def test_r35_evaluate_refuses_more_lines_than_it_should_hold(bomb: Path, tmp_path: Path) -> None:
     result, megabytes = run(["evaluate", str(bomb), "-i", str(bomb)], tmp_path)
 
     assert (result.code, result.out) == (3, "")
@@ -48,7 +48,7 @@ def test_evaluate_refuses_more_lines_than_it_should_hold(bomb: Path, tmp_path: P
     assert megabytes < 300
 
 
-def test_training_refuses_more_validation_lines_than_it_should_hold(
+def test_r35_training_refuses_more_validation_lines_than_it_should_hold(
     bomb: Path, tiny_corpus: TinyCorpus, tmp_path: Path
 ) -> None:
     text_flags = write_part(tiny_corpus, tmp_path, pairs=20, valid=0)
@@ -64,7 +64,7 @@ def test_training_refuses_more_validation_lines_than_it_should_hold(
 
 @pytest.mark.slow
 @representative("command", ["check", "tokenize encode", "tokenize train", "shortlist"])
-def test_other_commands_take_such_a_text_in_bounded_memory(
+def test_r35_other_commands_take_such_a_text_in_bounded_memory(
     command: str, bomb: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     arguments = {
@@ -80,7 +80,7 @@ def test_other_commands_take_such_a_text_in_bounded_memory(
     assert megabytes < (700 if command == "shortlist" else 400)
 
 
-def test_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r35_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MOST_HELD_LINES", 3)
     lines = iter(["a", "b", "c", "d", "e"])
 
@@ -91,7 +91,7 @@ def test_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) 
     assert list(lines) == ["e"]
 
 
-def test_characters_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_r35_characters_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MOST_HELD_CHARACTERS", 4)
 
     assert held_in_memory([("ab", "cd")], "x") == [("ab", "cd")]

@@ -181,7 +181,7 @@ def test_r13_changed_text_is_refused_and_touched_text_is_not(
 
 
 @pytest.mark.parametrize("links", [False, True])
-def test_tokenizer_in_the_directory_itself_is_never_gone(
+def test_r09_tokenizer_in_the_directory_itself_is_never_gone(
     links: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     """It was put there by hand, and the run was told to use it."""
@@ -356,7 +356,7 @@ def test_r09_private_file_that_leads_elsewhere_is_refused_by_name(
         assert snapshot(tmp_path) == before
 
 
-def test_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name(
+def test_r09_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name(
     longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
@@ -374,7 +374,7 @@ def test_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_name
 
 
 @pytest.mark.parametrize("added", [False, True])
-def test_readme_of_somebody_is_left_as_it_is(
+def test_r09_readme_of_somebody_is_left_as_it_is(
     added: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
@@ -395,7 +395,7 @@ def test_readme_of_somebody_is_left_as_it_is(
 
 @pytest.mark.parametrize("dangling", [False, True])
 @pytest.mark.parametrize("name", ["corpus", "checkpoints"])
-def test_folder_of_ours_that_is_a_link_is_refused_by_name(
+def test_r55_folder_of_ours_that_is_a_link_is_refused_by_name(
     name: str, dangling: bool, longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
@@ -418,7 +418,7 @@ def test_folder_of_ours_that_is_a_link_is_refused_by_name(
         assert (elsewhere / "theirs").is_dir()
 
 
-def test_link_to_an_output_directory_is_followed(
+def test_r09_link_to_an_output_directory_is_followed(
     longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     (tmp_path / "real").mkdir()
@@ -431,7 +431,7 @@ def test_link_to_an_output_directory_is_followed(
     assert left_behind(tmp_path / "real") == longer.left
 
 
-def test_run_that_was_killed_before_its_settings_were_saved_begins_again(
+def test_r01_run_that_was_killed_before_its_settings_were_saved_begins_again(
     longer: SmallRun, tmp_path: Path
 ) -> None:
     saved = next(
@@ -459,7 +459,7 @@ def test_run_that_was_killed_before_its_settings_were_saved_begins_again(
         assert not (output / ".tfm-run.json").exists()
 
 
-def test_run_of_0_1_that_was_killed_before_its_settings_were_saved_begins_again(
+def test_r01_run_of_0_1_that_was_killed_before_its_settings_were_saved_begins_again(
     longer: SmallRun, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"

@@ -239,7 +239,7 @@ def test_r04_file_size_limit_of_the_system_is_told(longer: SmallRun, tmp_path: P
     assert left_behind(output) == longer.left
 
 
-def test_vanished_directory_is_told(longer: SmallRun, tmp_path: Path) -> None:
+def test_r04_vanished_directory_is_told(longer: SmallRun, tmp_path: Path) -> None:
     output, words = tmp_path / "model", tmp_path / "words"
     saving = next(
         number

@@ -96,7 +96,7 @@ def test_r03_dropped_connection_saves_and_the_same_command_goes_on(
     assert f"going on after update {updates} of " in again.err
 
 
-def test_translation_keeps_what_was_done(translation: list[str], tmp_path: Path) -> None:
+def test_r03_translation_keeps_what_was_done(translation: list[str], tmp_path: Path) -> None:
     process = started(translation)
     wait_until(lambda: lines_done(tmp_path) > 50, process)
 
@@ -135,7 +135,7 @@ def test_r03_nohup_lets_it_go_on(
 
 @pytest.mark.slow
 @representative("command", ["train", "translate"])
-def test_terminal_that_is_gone_costs_nothing_that_was_done(
+def test_r03_terminal_that_is_gone_costs_nothing_that_was_done(
     command: str, training: list[str], translation: list[str], tmp_path: Path
 ) -> None:
     """The signal comes from the system, and no word can be written any more."""
@@ -164,7 +164,7 @@ def test_terminal_that_is_gone_costs_nothing_that_was_done(
 
 
 @pytest.mark.slow
-def test_words_for_a_terminal_that_is_gone_stop_no_training(
+def test_r03_words_for_a_terminal_that_is_gone_stop_no_training(
     training: list[str], tmp_path: Path
 ) -> None:
     """Where the shell was told to keep the signal from the job, as by `disown`."""

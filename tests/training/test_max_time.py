@@ -130,7 +130,7 @@ def test_r10_checkpoint_of_a_validation_that_was_made_late_is_that_of_the_unbrok
     assert left_behind(tmp_path / "model") == unbroken.left
 
 
-def test_command_without_time_for_a_validation_says_that_it_needs_more(
+def test_r10_command_without_time_for_a_validation_says_that_it_needs_more(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
@@ -228,7 +228,7 @@ def test_r03_time_that_is_up_ends_a_validation(tiny_corpus: TinyCorpus, tmp_path
     assert (tmp_path / "model/model.safetensors").exists()
 
 
-def test_loops_are_ended_whatever_the_time(
+def test_r10_loops_are_ended_whatever_the_time(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow clock shortens nothing: the scores of two runs of different speed are the same."""

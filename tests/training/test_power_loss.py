@@ -95,7 +95,9 @@ def test_r02_run_goes_on_from_states_after_a_loss_of_power(
         assert unfinished(output) == []
 
 
-def test_checkpoint_that_got_out_of_the_way_is_taken_back(small: SmallRun, tmp_path: Path) -> None:
+def test_r02_checkpoint_that_got_out_of_the_way_is_taken_back(
+    small: SmallRun, tmp_path: Path
+) -> None:
     run = tmp_path / "checkpoints"
     shutil.copytree(small.output / "checkpoints", run)
     (run / "update-00000005").rename(run / ".update-00000005.123.trash")
@@ -108,7 +110,7 @@ def test_checkpoint_that_got_out_of_the_way_is_taken_back(small: SmallRun, tmp_p
     assert names == ["best-on-schedule", "update-00000004", "update-00000005"]
 
 
-def test_half_removed_checkpoint_is_not_taken_back(small: SmallRun, tmp_path: Path) -> None:
+def test_r02_half_removed_checkpoint_is_not_taken_back(small: SmallRun, tmp_path: Path) -> None:
     run = tmp_path / "checkpoints"
     shutil.copytree(small.output / "checkpoints", run)
     (run / "update-00000005").rename(run / ".update-00000005.123.trash")
