@@ -1,6 +1,8 @@
 """What can go wrong, in the user's terms, and the exit code of each kind."""
 
+import errno
 import signal
+from typing import Self
 
 # Those that ask a process to end: a key, a scheduler, a terminal or connection that is gone.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,6 +22,12 @@ class TfmError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    def with_message(self, message: str) -> Self:
+        """Return an error of the same kind and with the same fields, but with another message."""
+        error = type(self).__new__(type(self), message)  # which sets `args`; fields follow
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class CheckError(TfmError):
@@ -50,6 +58,19 @@ class ResourceError(TfmError):
     """What the machine lacks: memory, disk, a device, an optional package."""
 
     exit_code = 5
+
+
+class OutputError(ResourceError):
+    """An output that cannot be written; `os_error` is the reason that the system gave."""
+
+    def __init__(self, message: str, *, os_error: OSError, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.os_error = os_error
+
+    @property
+    def is_disk_full(self) -> bool:
+        """True if there is no space left for the output, or no quota."""
+        return self.os_error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DivergedError(TfmError):

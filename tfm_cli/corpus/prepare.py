@@ -31,10 +31,10 @@ from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, remove_directory
 from tfm_cli.files.layout import CACHE_HASHES
 from tfm_cli.files.ownership import (
-    cannot_be_written,
     is_prepared_name,
     is_prepared_text,
     is_temporary,
+    output_error,
     sweep,
     try_lock,
 )
@@ -137,7 +137,7 @@ def key_lock(directory: Path) -> Iterator[None]:
     try:
         stream = _taken(path, directory)
     except OSError as error:
-        raise cannot_be_written(directory.parent, error) from error
+        raise output_error(directory.parent, error) from error
     with stream:
         try:
             yield

@@ -18,8 +18,8 @@ from typing import BinaryIO
 from tfm_cli.errors import END_SIGNALS, ResourceError, TfmError
 from tfm_cli.files import durable
 from tfm_cli.files.ownership import (
-    cannot_be_written,
     is_empty_directory,
+    output_error,
     sweep,
     temporary_name,
     try_lock,
@@ -112,7 +112,7 @@ def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator[BinaryIO]:
     except OSError as error:
         if not is_of_output(error):
             raise
-        raise cannot_be_written(path, error) from error
+        raise output_error(path, error) from error
 
 
 def refuse_odd_file(path: Path) -> None:
@@ -120,7 +120,7 @@ def refuse_odd_file(path: Path) -> None:
     try:
         check_own(path)
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise output_error(path, error) from error
 
 
 def check_own(path: Path) -> None:
@@ -246,8 +246,8 @@ def atomic_directory(
             try:
                 yield aside
             except TfmError as error:
-                error.args = (str(error).replace(str(aside), str(path)),)
-                raise
+                message = str(error).replace(str(aside), str(path))
+                raise error.with_message(message) from error
             for file in sorted(aside.iterdir()):
                 with file.open("rb") as stream:
                     durable.sync(stream)
@@ -255,7 +255,7 @@ def atomic_directory(
             _take_place(aside, path, may_replace)
             durable.sync_directory(path.parent)
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise output_error(path, error) from error
 
 
 def _take_place(aside: Path, path: Path, may_replace: Callable[[Path], bool]) -> None:
@@ -319,12 +319,3 @@ def is_of_output(error: OSError) -> bool:
     Not where its reader is gone, or where memory did not suffice for what was to be written.
     """
     return not isinstance(error, BrokenPipeError) and error.errno != errno.ENOMEM
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, says that there is no room for what was written."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        error = error.__cause__
-    return False

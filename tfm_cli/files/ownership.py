@@ -16,7 +16,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.errors import ConfigError, OutputError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.layout import (
     BEST_FILES,
@@ -287,16 +287,18 @@ def refuse_replacing(output: Path, inputs: Iterable[str | Path]) -> None:
             )
 
 
-def cannot_be_written(path: Path | str, error: OSError) -> ResourceError:
-    """Return what to raise where an output could not be written, or a private file is none."""
+def output_error(path: Path | str, error: OSError) -> OutputError:
+    """Return the error to raise where the system refused to write an output.
+
+    Where a private file turned out to be a link, for example, it names that file, which may lie
+    inside `path`.
+    """
+    reason, hint = error.strerror or str(error), None
     if isinstance(error, NotPrivateError):
-        return ResourceError(
-            f"{error.filename}: cannot be written: {error.strerror}",
-            hint="it is left as it is: remove it, or name another `--output`",
-        )
-    if isinstance(error, IsADirectoryError):
-        return ResourceError(f"{path}: cannot be written: it is a directory")
-    return ResourceError(f"{path}: cannot be written: {error.strerror or error}")
+        path, hint = error.filename, "it is left as it is: remove it, or name another `--output`"
+    elif isinstance(error, IsADirectoryError):
+        reason = "it is a directory"
+    return OutputError(f"{path}: cannot be written: {reason}", os_error=error, hint=hint)
 
 
 def _has_file(directory: Path, name: str) -> bool:

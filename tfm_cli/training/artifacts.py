@@ -12,10 +12,10 @@ import torch
 import tfm_cli
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import seconds_text
-from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.errors import ModelError, OutputError, ResourceError
 from tfm_cli.evaluation.scores import Score
 from tfm_cli.files import durable
-from tfm_cli.files.atomic import atomic_directory, atomic_file, is_full, remove_directory
+from tfm_cli.files.atomic import atomic_directory, atomic_file, remove_directory
 from tfm_cli.files.layout import (
     CARD_FILE,
     CHECKPOINTS,
@@ -197,31 +197,30 @@ class RunWriter:
             if self._writes and not is_by_schedule and self._state.best_score is not None:
                 self._set_aside()
             self._write_model(event.update, validation)
-        except ResourceError as error:
-            if isinstance(error.__cause__, OSError):
-                error.hint = self._hint(error.__cause__)
+        except OutputError as error:
+            error.hint = self._hint(error)
             raise
 
     def _check_place(self) -> None:
         """Refuse to make a directory anew that was moved away: no run could go on from it."""
         if self._writes and self._is_gone():
             told = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
-            raise ResourceError(told) from FileNotFoundError(errno.ENOENT, told)
+            raise OutputError(told, os_error=FileNotFoundError(errno.ENOENT, told))
 
     def _is_gone(self) -> bool:
         return not (self._output / CONFIG_FILE).exists()
 
-    def _hint(self, cause: OSError) -> str:
-        """Return what to do when the disk refuses, as far as the cause tells."""
+    def _hint(self, error: OutputError) -> str:
+        """Return the hint for an output that could not be written, by its reason."""
         if self._is_gone():
             return (
                 f"move the directory back to `{self._output}`, and the same command goes on; "
                 "without it, that command begins anew"
             )
         first = "see to the disk"
-        if is_full(cause):
+        if error.is_disk_full:
             first = "make room"
-        elif cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        elif error.os_error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             first = f"make `{self._output}` writable"
         if not checkpoint.all_paths(self._output / CHECKPOINTS):
             return (
@@ -234,13 +233,11 @@ class RunWriter:
         try:
             self._save(event.update)
             self._failed_saves = 0
-        except ResourceError as error:
+        except OutputError as error:
             self._failed_saves += 1
             retries = self._config.training.save_retries
-            if not isinstance(error.__cause__, OSError):
-                raise
             if event.is_last or self._failed_saves > retries:
-                error.hint = self._hint(error.__cause__)
+                error.hint = self._hint(error)
                 raise
             told = "%s; training goes on, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves

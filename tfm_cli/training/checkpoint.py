@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.errors import ModelError, OutputError
 from tfm_cli.files import durable
-from tfm_cli.files.atomic import atomic_directory, is_full, remove_directory
+from tfm_cli.files.atomic import atomic_directory, remove_directory
 from tfm_cli.files.layout import (
     AVERAGE_FILE,
     MANIFEST_FILE,
@@ -67,7 +67,7 @@ def save(
     All processes have to come here, to bring their shards; only rank 0 writes.
 
     Raises:
-        ResourceError: it could not be written; older checkpoints are untouched. If there was no
+        OutputError: it could not be written; older checkpoints are untouched. If there was no
             room for it, says how much it needs and how much there is.
     """
     path = directory / f"update-{state.update:08d}"
@@ -78,11 +78,12 @@ def save(
     counters = {"state": state.to_json(), "text_sha256": dict(text_sha256)}
     try:
         _write(path, tensors, json.dumps(counters, indent=2) + "\n")
-    except ResourceError as error:
-        if is_full(error):
-            needed = sum(_num_bytes(table) for table in tensors.values())
-            error.args = (f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free",)
-        raise
+    except OutputError as error:
+        if not error.is_disk_full:
+            raise
+        needed = sum(_num_bytes(table) for table in tensors.values())
+        message = f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free"
+        raise error.with_message(message) from error
     _prune(directory, path, keep=keep)
     return path
 

@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tfm_cli.console import seconds_text
-from tfm_cli.errors import ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, replacing
-from tfm_cli.files.ownership import cannot_be_written
+from tfm_cli.files.ownership import output_error
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
 from tfm_cli.training.events import Logged, UpdateSkipped, Validated
 
@@ -139,8 +138,7 @@ class MetricsFile:
         try:
             self._write(synced=True)
         except OSError as error:
-            told = f"{self._path}: cannot be written: {error.strerror}"
-            raise ResourceError(told) from error
+            raise output_error(self._path, error) from error
 
     def _write(self, *, synced: bool) -> None:
         self._leave_links()
@@ -174,7 +172,7 @@ class MetricsFile:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise cannot_be_written(self._path, error) from error
+            raise output_error(self._path, error) from error
 
     def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         kept = []

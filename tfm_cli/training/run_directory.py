@@ -34,7 +34,6 @@ from tfm_cli.files.layout import (
     WEIGHTS_FILE,
 )
 from tfm_cli.files.ownership import (
-    cannot_be_written,
     holds_marker,
     holds_model,
     is_cache,
@@ -47,6 +46,7 @@ from tfm_cli.files.ownership import (
     is_temporary,
     is_temporary_of,
     looking_at,
+    output_error,
     sweep,
 )
 from tfm_cli.files.untrusted import NOT_OURS, NotPrivateError, check_private, parse_object
@@ -79,7 +79,7 @@ def locked(output: Path) -> Iterator[None]:
         durable.make_directory(output)
         stream = _taken(path, output)
     except OSError as error:
-        raise cannot_be_written(output, error) from error
+        raise output_error(output, error) from error
     try:
         yield
     finally:
@@ -239,10 +239,10 @@ def _refuse_links(config: RunConfig, output: Path) -> None:
         try:
             check(output / name)
         except NotPrivateError as error:
-            raise cannot_be_written(output, error) from error
+            raise output_error(output, error) from error
     marker = output / MARKER_FILE
     if os.path.lexists(marker) and not holds_marker(output):
-        raise cannot_be_written(output, NotPrivateError(errno.EEXIST, NOT_OURS, str(marker)))
+        raise output_error(output, NotPrivateError(errno.EEXIST, NOT_OURS, str(marker)))
 
 
 def _is_of_beginning(path: Path, *, began: bool) -> bool:
@@ -411,7 +411,7 @@ def _disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except NotPrivateError as error:
-        raise cannot_be_written(output, error) from error
+        raise output_error(output, error) from error
     except OSError as error:
         place = error.filename or output
         raise ResourceError(f"{place}: cannot be changed: {error.strerror}") from error

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol, Self
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import is_of_output, keep_permissions, link_target, replacing
-from tfm_cli.files.ownership import cannot_be_written, sweep
+from tfm_cli.files.ownership import output_error, sweep
 from tfm_cli.files.untrusted import NOT_OURS, check_private, read_private_json
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def resumable_file(
     except OSError as error:
         if not is_of_output(error):
             raise
-        raise cannot_be_written(path, error) from error
+        raise output_error(path, error) from error
 
 
 def _forget(journal: Path) -> None:
