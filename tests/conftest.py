@@ -134,7 +134,7 @@ def _signals_as_before() -> Iterator[None]:
 def _no_fault_stays() -> Iterator[None]:
     """A fault that a test asked for is asked for by no later one."""
     yield
-    faults.begin_again()
+    faults.reset_faults()
 
 
 @pytest.fixture(autouse=True)

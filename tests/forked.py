@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import Result
-from tfm_cli.files.faults import begin_again
+from tfm_cli.files.faults import reset_faults
 
 # Every forked process would spend seconds to import these again.
 for _name in (
@@ -101,7 +101,7 @@ def _run(
         signal.signal(number, signal.default_int_handler)
     torch.set_num_threads(1)
     os.environ.update(environment)
-    begin_again()
+    reset_faults()
     sys.argv = ["tfm", *arguments]
     try:
         prepare()

@@ -71,14 +71,14 @@ def test_lock_that_its_holder_removed_is_not_taken(
 def test_cache_that_another_run_removed_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on = durable.go_on
+    open_for_update = durable.open_for_update
 
     def remove_cache(path: Path) -> object:
         monkeypatch.undo()
         path.parent.rmdir()
-        return go_on(path)
+        return open_for_update(path)
 
-    monkeypatch.setattr(durable, "go_on", remove_cache)
+    monkeypatch.setattr(durable, "open_for_update", remove_cache)
 
     with key_lock(tmp_path / "cache" / KEY):
         assert names(tmp_path / "cache") == [f".{KEY}.lock"]

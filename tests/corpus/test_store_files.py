@@ -157,7 +157,7 @@ def test_facts_that_are_nested_or_large_are_refused(
 
     (directory / "store.json").write_bytes(whole)
     monkeypatch.setattr(store_files, "_MAX_FACTS_BYTES", len(whole) - 1)
-    with pytest.raises(DataError, match="bytes, wanted at most"):
+    with pytest.raises(DataError, match="bytes, expected at most"):
         open_store(directory, ())
 
 

@@ -9,7 +9,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tfm_cli.files import durable
-from tfm_cli.files.faults import begin_again
+from tfm_cli.files.faults import reset_faults
 
 _OFTEN = ["--disp-freq", "1", "--valid-freq", "6", "--save-freq", "5", "--update-freq", "1"]
 UPDATES = 12
@@ -65,6 +65,6 @@ def fault(text: str) -> Callable[[int], None]:
         import os
 
         os.environ["TFM_FAILPOINT"] = text
-        begin_again()
+        reset_faults()
 
     return prepare

@@ -43,7 +43,7 @@ def spoiled(faults: str, *, blind: bool = False) -> Callable[[int], None]:
 
     def prepare(rank: int) -> None:
         os.environ[failpoint.VARIABLE] = faults
-        failpoint.begin_again()
+        failpoint.reset_faults()
         in_double()
         if blind:
             loop._can_look = lambda device: False

@@ -26,7 +26,7 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 def with_faults(text: str) -> Callable[[int], None]:
     def prepare(rank: int) -> None:
         os.environ[faults.VARIABLE] = text
-        faults.begin_again()
+        faults.reset_faults()
         in_double()
 
     return prepare

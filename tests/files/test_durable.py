@@ -11,7 +11,7 @@ import pytest
 from tests.odd_files import KINDS, make_odd
 from tfm_cli.files import durable
 from tfm_cli.files.durable import Operation, watched
-from tfm_cli.files.faults import VARIABLE, begin_again
+from tfm_cli.files.faults import VARIABLE, reset_faults
 from tfm_cli.files.untrusted import NotPrivateError
 
 PACKAGE = Path(__file__).parents[2] / "tfm_cli"
@@ -32,14 +32,14 @@ TEMPORARY = {
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    begin_again()
+    reset_faults()
     yield
-    begin_again()
+    reset_faults()
 
 
 def ask(fault: str, patch: pytest.MonkeyPatch) -> None:
     patch.setenv(VARIABLE, fault)
-    begin_again()
+    reset_faults()
 
 
 def test_each_change_is_told_in_order(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_each_change_is_told_in_order(tmp_path: Path) -> None:
         with durable.create(folder / "a") as stream:
             stream.write(b"some")
             durable.sync(stream)
-        with durable.go_on(folder / "a") as stream:
+        with durable.open_for_update(folder / "a") as stream:
             stream.seek(4)
             stream.write(b"thing")
         durable.sync_directory(folder)
@@ -76,7 +76,7 @@ def test_each_change_is_told_in_order(tmp_path: Path) -> None:
 def test_file_can_be_gone_on_with_anywhere(tmp_path: Path) -> None:
     told: list[Operation] = []
 
-    with watched(told.append), durable.go_on(tmp_path / "a") as stream:
+    with watched(told.append), durable.open_for_update(tmp_path / "a") as stream:
         stream.write(b"abcdef")
         stream.seek(2)
         stream.truncate()
@@ -93,7 +93,7 @@ def test_private_file_is_not_opened_through_what_is_none(kind: str, tmp_path: Pa
     make_odd(kind, tmp_path / "lock", victim)
 
     with pytest.raises(NotPrivateError, match=r"it is|Is a directory") as raised:
-        durable.go_on(tmp_path / "lock")
+        durable.open_for_update(tmp_path / "lock")
 
     assert raised.value.filename == str(tmp_path / "lock")
     assert victim.read_bytes() == b"theirs"
@@ -128,7 +128,7 @@ def test_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("point", "change"),
     [
         ("create", lambda place: durable.create(place / "new")),
-        ("create", lambda place: durable.go_on(place / "new")),
+        ("create", lambda place: durable.open_for_update(place / "new")),
         ("write", lambda place: durable.write_file(place / "new", b"text")),
         ("rename", lambda place: durable.rename(place / "old", place / "new")),
         ("remove", lambda place: durable.remove(place / "old")),

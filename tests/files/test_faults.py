@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import pytest
 
 from tfm_cli.errors import ConfigError
-from tfm_cli.files.faults import VARIABLE, begin_again, parsed, reach
+from tfm_cli.files.faults import VARIABLE, parse_faults, reach, reset_faults
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    begin_again()
+    reset_faults()
     yield
-    begin_again()
+    reset_faults()
 
 
 def ask(text: str, patch: pytest.MonkeyPatch, **environment: str) -> None:
     for name, value in {VARIABLE: text, **environment}.items():
         patch.setenv(name, value)
-    begin_again()
+    reset_faults()
 
 
 def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,5 +84,5 @@ def test_what_a_launcher_starts_again_is_spared(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("text", ["write", "write:0=kill", "write:1=burn", "write:1", ":1=kill"])
 def test_what_is_misspelled_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is none, wanted POINT:N=ACTION"):
-        parsed(text)
+    with pytest.raises(ConfigError, match="expected POINT:N=ACTION, got"):
+        parse_faults(text)

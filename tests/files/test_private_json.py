@@ -51,7 +51,7 @@ def test_file_that_cannot_be_read_is_absent_with_a_warning(
 
         monkeypatch.setattr(os, "open", deny)
 
-    assert read_private_json(path, otherwise="it begins again") is None
+    assert read_private_json(path, fallback="it begins again") is None
 
     reason = {"folder": "directory", "dangling": "symbolic link", "denied": "Permission denied"}
     assert len(told) == 1
@@ -64,13 +64,13 @@ def test_file_that_cannot_be_read_is_absent_with_a_warning(
     ("content", "reason"),
     [
         (b"", "Expecting value"),
-        (b"[1]", "it is no JSON object"),
+        (b"[1]", "it is not a JSON object"),
         (b"[" * 200_000, "it is nested deeper than 8 levels"),
         (b'{"a":' * 200_000, "it is nested deeper than 8 levels"),
         (b"\xff", "invalid start byte"),
-        (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": NaN}', "NaN is not a finite number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
-        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "wanted at most 1048576"),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "expected at most 1048576"),
     ],
     ids=["empty", "list", "brackets", "braces", "no UTF-8", "NaN", "digits", "large"],
 )

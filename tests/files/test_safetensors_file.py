@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.conftest import RunTfm
 from tfm_cli.files import safetensors_file as module
-from tfm_cli.files.safetensors_file import Content, WeightsFile, hash_ahead, values_sha256
+from tfm_cli.files.safetensors_file import HashInput, SafetensorsFile, prefetch_hash, values_sha256
 
 
 def tensors() -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def tensors() -> dict[str, Tensor]:
 @pytest.fixture(autouse=True)
 def _nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """What others hashed ahead and did not load is not ours."""
-    monkeypatch.setattr(module, "_ahead", {})
+    monkeypatch.setattr(module, "_prefetched", {})
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_of(path: Path) -> str:
-    with WeightsFile(path) as file:
+    with SafetensorsFile(path) as file:
         return file.sha256(file.read())
 
 
@@ -53,7 +53,7 @@ def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one whenever a file is hashed."""
     calls: list[int] = []
 
-    def counting(values: Iterable[Content]) -> str:
+    def counting(values: Iterable[HashInput]) -> str:
         calls.append(1)
         return values_sha256(values)
 
@@ -70,20 +70,20 @@ def test_hash_does_not_depend_on_how_much_is_read_together(
 ) -> None:
     monkeypatch.setattr(module, "_PART_BYTES", 1000)
 
-    with WeightsFile(path) as file:
+    with SafetensorsFile(path) as file:
         assert file.hash_from_disk() == sha256_of(path)
     assert hash_of(path) == sha256_of(path)
 
 
 def test_file_that_was_hashed_ahead_is_hashed_once(path: Path, num_hashed: list[int]) -> None:
-    hash_ahead(path)
+    prefetch_hash(path)
 
     assert hash_of(path) == sha256_of(path)
     assert len(num_hashed) == 1
 
 
 def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
-    hash_ahead(path)
+    prefetch_hash(path)
     found = [hash_of(path) for _ in range(2)]
 
     assert found == [sha256_of(path)] * 2
@@ -94,8 +94,8 @@ def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
 def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
     path: Path, in_place: bool
 ) -> None:
-    hash_ahead(path)
-    for thread, _ in module._ahead.values():
+    prefetch_hash(path)
+    for thread, _ in module._prefetched.values():
         thread.join()
     changed = path.read_bytes()[:-1] + b"x"
     if in_place:
@@ -110,15 +110,15 @@ def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
 def test_what_cannot_be_hashed_ahead_is_left_to_who_loads_it(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b"torn")
 
-    hash_ahead(tmp_path / "none")
-    hash_ahead(tmp_path / "torn")
-    hash_ahead(tmp_path)
+    prefetch_hash(tmp_path / "none")
+    prefetch_hash(tmp_path / "torn")
+    prefetch_hash(tmp_path)
 
-    assert not module._ahead
+    assert not module._prefetched
 
 
 def test_values_are_those_that_were_saved(path: Path) -> None:
-    with WeightsFile(path) as file:
+    with SafetensorsFile(path) as file:
         contents = file.read()
 
     for name, tensor in tensors().items():
@@ -128,8 +128,8 @@ def test_values_are_those_that_were_saved(path: Path) -> None:
 
 def test_file_that_is_shortened_is_an_error_and_not_the_end_of_the_program(path: Path) -> None:
     """As bytes of a mapped file that are no longer there are."""
-    with WeightsFile(path) as file:
-        hash_ahead(path)
+    with SafetensorsFile(path) as file:
+        prefetch_hash(path)
         with path.open("r+b") as other:
             other.truncate(500)
 
@@ -140,7 +140,7 @@ def test_file_that_is_shortened_is_an_error_and_not_the_end_of_the_program(path:
 
 
 def test_file_that_is_written_to_while_it_is_read_is_refused(path: Path) -> None:
-    with WeightsFile(path) as file:
+    with SafetensorsFile(path) as file:
         with path.open("r+b") as other:
             other.seek(-1, os.SEEK_END)
             other.write(b"x")
@@ -156,7 +156,7 @@ def test_command_that_translates_hashes_its_model_once(
 
     assert result.out == "eins zwei\n"
     assert len(num_hashed) == 1
-    assert not module._ahead
+    assert not module._prefetched
 
 
 def header(table: object) -> bytes:
@@ -170,7 +170,7 @@ def header(table: object) -> bytes:
         (b"", "it has 0 bytes"),
         (b"torn", "it has 4 bytes"),
         ((1 << 63).to_bytes(8, "little"), "its header has 9223372036854775808 bytes, the file 8"),
-        (header([]), "its header is none of tensors"),
+        (header([]), "its header is not that of a safetensors file"),
         (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}), "the file at"),
         ((100_000).to_bytes(8, "little") + b'{"a":' + b"[" * 99_995, "it is nested deeper than 3"),
         (b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00.", "its header has"),  # a pickle
@@ -180,11 +180,11 @@ def header(table: object) -> bytes:
 def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "file").write_bytes(content)
 
-    hash_ahead(tmp_path / "file")
+    prefetch_hash(tmp_path / "file")
 
-    assert not module._ahead
+    assert not module._prefetched
     with pytest.raises(ValueError, match=message):
-        WeightsFile(tmp_path / "file")
+        SafetensorsFile(tmp_path / "file")
 
 
 def test_header_that_no_configuration_asks_for_is_refused_unread(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_header_that_no_configuration_asks_for_is_refused_unread(tmp_path: Path)
         file.write(size.to_bytes(8, "little"))
         file.truncate(8 + size)
 
-    with pytest.raises(ValueError, match="its header has 1048577 bytes, wanted at most 1048576"):
-        WeightsFile(tmp_path / "file")
+    with pytest.raises(ValueError, match="its header has 1048577 bytes, expected at most 1048576"):
+        SafetensorsFile(tmp_path / "file")
 
 
 def test_pipe_in_place_of_weights_is_refused_and_not_waited_for(

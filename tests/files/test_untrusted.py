@@ -7,9 +7,9 @@ from tests.odd_files import KINDS, make_odd
 from tfm_cli.files.untrusted import (
     NotPrivateError,
     check_private,
-    open_plain,
-    read_plain,
+    open_regular,
     read_private,
+    read_regular,
 )
 
 
@@ -20,8 +20,8 @@ def num_open() -> int:
 def test_regular_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
 
-    assert read_plain(tmp_path / "file", max_bytes=7) == b"content"
-    with open_plain(tmp_path / "file") as file:
+    assert read_regular(tmp_path / "file", max_bytes=7) == b"content"
+    with open_regular(tmp_path / "file") as file:
         assert file.read(3) == b"con"
 
 
@@ -29,20 +29,20 @@ def test_link_to_a_regular_file_is_followed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
 
-    assert read_plain(tmp_path / "link", max_bytes=10) == b"content"
+    assert read_regular(tmp_path / "link", max_bytes=10) == b"content"
 
 
 def test_larger_file_than_wanted_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
 
-    with pytest.raises(ValueError, match="has 7 bytes, wanted at most 6"):
-        read_plain(tmp_path / "file", max_bytes=6)
+    with pytest.raises(ValueError, match="has 7 bytes, expected at most 6"):
+        read_regular(tmp_path / "file", max_bytes=6)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_file_that_tells_no_size_is_read_no_further_than_wanted() -> None:
     with pytest.raises(ValueError, match="has more than 10 bytes"):
-        read_plain(Path("/proc/self/status"), max_bytes=10)
+        read_regular(Path("/proc/self/status"), max_bytes=10)
 
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -52,14 +52,14 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
 
     for name, told in (
-        ("pipe", "is no regular file"),
-        ("zero", "is no regular file"),
+        ("pipe", "is not a regular file"),
+        ("zero", "is not a regular file"),
         (".", "is a directory"),
         ("gone", "No such file"),
         ("circle", "Too many levels"),
     ):
         with pytest.raises(OSError, match=told):
-            read_plain(tmp_path / name, max_bytes=10)
+            read_regular(tmp_path / name, max_bytes=10)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
@@ -71,8 +71,8 @@ def test_file_that_becomes_a_pipe_is_refused_when_it_is_open(
     before, stat = num_open(), (tmp_path / "file").stat()
     monkeypatch.setattr(os, "stat", lambda path: stat)
 
-    with pytest.raises(OSError, match="is no regular file"):
-        open_plain(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is not a regular file"):
+        open_regular(tmp_path / "pipe")
 
     monkeypatch.undo()
     assert num_open() == before
@@ -98,7 +98,7 @@ def test_private_file_is_read_up_to_a_size(tmp_path: Path) -> None:
     assert check_private(tmp_path / "journal")
     assert not check_private(tmp_path / "none")
     assert read_private(tmp_path / "journal", max_bytes=7) == b"content"
-    with pytest.raises(ValueError, match="has 7 bytes, wanted at most 6"):
+    with pytest.raises(ValueError, match="has 7 bytes, expected at most 6"):
         read_private(tmp_path / "journal", max_bytes=6)
     with pytest.raises(FileNotFoundError):
         read_private(tmp_path / "none", max_bytes=6)

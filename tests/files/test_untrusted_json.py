@@ -1,6 +1,6 @@
 import pytest
 
-from tfm_cli.files.untrusted import parse_json, parse_object
+from tfm_cli.files.untrusted import parse_json, parse_json_object
 
 
 @pytest.mark.parametrize(
@@ -10,10 +10,10 @@ from tfm_cli.files.untrusted import parse_json, parse_object
         (b"\xff", "'utf-8' codec"),
         (b"[1] x", "Extra data"),
         (b'{"a": {"b": 1, "b": 2}}', "the name `b` occurs twice"),
-        (b"[NaN]", "NaN is no number"),
-        (b"[-Infinity]", "-Infinity is no number"),
-        (b"[1e400]", "1e400 is no finite number"),
-        (b"[-1e400]", "-1e400 is no finite number"),
+        (b"[NaN]", "NaN is not a finite number"),
+        (b"[-Infinity]", "-Infinity is not a finite number"),
+        (b"[1e400]", "1e400 is not a finite number"),
+        (b"[-1e400]", "-1e400 is not a finite number"),
         (b"[" * 9 + b"]" * 9, "nested deeper than 8 levels"),
         (b"[" * 200_000 + b"]" * 200_000, "nested deeper than 8 levels"),
         (b'{"a":' * 200_000, "nested deeper than 8 levels"),
@@ -39,6 +39,6 @@ def test_plain_json_is_read(content: bytes, wanted: object) -> None:
 
 
 def test_object_is_wanted() -> None:
-    assert parse_object(b"{}") == {}
-    with pytest.raises(ValueError, match="it is no JSON object"):
-        parse_object(b"[]")
+    assert parse_json_object(b"{}") == {}
+    with pytest.raises(ValueError, match="it is not a JSON object"):
+        parse_json_object(b"[]")

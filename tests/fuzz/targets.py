@@ -16,7 +16,7 @@ from safetensors import deserialize
 
 from tfm_cli.errors import ModelError, TfmError
 from tfm_cli.files.layout import MANIFEST_FILE, STATE_FILE
-from tfm_cli.files.safetensors_file import WeightsFile
+from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json
 from tfm_cli.model_directory.config_file import load_config
 from tfm_cli.text.reader import LineReader
@@ -98,7 +98,7 @@ def header(content: bytes) -> str:
     """A safetensors file; what is taken, safetensors takes as well and reads in the same way."""
     place = _written("file", content)
     try:
-        with WeightsFile(place / "file") as file:
+        with SafetensorsFile(place / "file") as file:
             contents = file.read()
     except ValueError as error:
         return f"refused: {error}"

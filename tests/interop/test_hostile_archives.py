@@ -102,7 +102,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
     "vocabulary bomb": (written("opus.vocab.yml", BOMB.encode()), "has anchors or aliases"),
     "deep YAML": (decoder_of("[" * 5000), "is nested deeper"),
     "large YAML": (
-        written("opus.vocab.yml", b"#" * ((32 << 20) + 1)), "33554433 bytes, wanted at most"
+        written("opus.vocab.yml", b"#" * ((32 << 20) + 1)), "33554433 bytes, expected at most"
     ),
     "YAML of objects": (
         decoder_of("models: !!python/object/apply:os.system [true]\n"), "has the tag"
@@ -120,7 +120,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
     "model is a link": (
         replaced("model.npz", lambda p: p.symlink_to("/etc/hostname")), "leads out of the directory"
     ),
-    "vocabulary is a pipe": (replaced("opus.vocab.yml", os.mkfifo), "is no regular file"),
+    "vocabulary is a pipe": (replaced("opus.vocab.yml", os.mkfifo), "is not a regular file"),
     "no tokenizer": (lambda s: (s / "target.spm").unlink(), "target.spm: is missing"),
 }  # fmt: skip
 

@@ -90,7 +90,7 @@ def test_model_in_int8_translates_together_with_one_in_fp32(exported: Path) -> N
 def test_commands_say_what_they_cannot_do_with_a_model_in_int8(
     exported: Path, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
-    told = "model.safetensors: has weights in int8, which only the native CPU engine computes with"
+    told = "model.safetensors: has weights in int8, which only the native CPU engine can use"
 
     export = run_tfm(["export", str(exported), "--to", "hf", "--output", str(tmp_path / "out")])
 
@@ -109,7 +109,7 @@ def test_damaged_model_in_int8_is_refused(exported: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="the weights are not those that were saved"):
         NativeModel.load(directory, precision="int8")
     path.write_bytes(whole[:-1])
-    with pytest.raises(ModelError, match="is torn or no safetensors file"):
+    with pytest.raises(ModelError, match="is torn or not a safetensors file"):
         NativeModel.load(directory, precision="int8")
 
 

@@ -65,7 +65,7 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
     stored = tensors()
     stored["b"][0, 2] = number
 
-    with pytest.raises(ModelError, match="b: has values that are no finite numbers"):
+    with pytest.raises(ModelError, match="b: has values that are not finite numbers"):
         put_together(stored)
 
 
@@ -73,7 +73,7 @@ def test_double_that_is_too_large_is_refused() -> None:
     stored = tensors()
     stored["b"] = torch.full((1, 4), 1e300, dtype=torch.float64)
 
-    with pytest.raises(ModelError, match="b: has values that are no finite numbers"):
+    with pytest.raises(ModelError, match="b: has values that are not finite numbers"):
         put_together(stored)
 
 

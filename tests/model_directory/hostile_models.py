@@ -69,7 +69,7 @@ Made = dict[str, tuple[Callable[[Path], object], str]]
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 HEADERS: Made = {
-    "a pickle": (lambda p: p.write_bytes(pickle.dumps(_Program())), "is torn or no safetensors"),
+    "a pickle": (lambda p: p.write_bytes(pickle.dumps(_Program())), "is torn or not a safetensors"),
     "a long pickle": (
         lambda p: p.write_bytes(pickle.dumps([_Program()] * 9000, protocol=0)), "its header has"
     ),
@@ -77,8 +77,8 @@ HEADERS: Made = {
     "huge shape": (_header({"a": _tensor(shape=[1 << 40, 1 << 40])}), "`a` has 4 bytes, which"),
     "shape that wraps": (_header({"a": _tensor(shape=[1 << 62, 4])}), "`a` has 4 bytes, which"),
     "overlap": (_header({"a": _tensor(), "b": _tensor()}), "`b` begins at"),
-    "hole": (_header({"a": _tensor(4, 8)}, values=8), "where a hole is"),
-    "100 MB header": (_sparse((100 * MIB).to_bytes(8, "little"), 101 * MIB), "wanted at most"),
+    "hole": (_header({"a": _tensor(4, 8)}, values=8), "after a gap"),
+    "100 MB header": (_sparse((100 * MIB).to_bytes(8, "little"), 101 * MIB), "expected at most"),
     "header of 2^63": (_sparse((1 << 63).to_bytes(8, "little"), 99), "the file 99"),
     "name twice": (_header(b'{"a": 1, "a": 2}'), "the name `a` occurs twice"),
     "deep nesting": (_header(b'{"a":' * (MIB // 6)), "nested deeper"),
@@ -88,41 +88,41 @@ HEADERS: Made = {
     "a MiB of tensors": (
         _header({f"{n:x}": _tensor(0, 0, [0]) for n in range(15_000)}, values=0), "does not fit"
     ),
-    "negative offset": (_header({"a": _tensor(-4, 0)}), "`a` has no place in the file"),
-    "float offset": (_header({"a": _tensor(0.0, 4.0)}), "`a` has no place in the file"),
-    "1e400 for a size": (_header(b'{"a": {"shape": [1e400]}}'), "1e400 is no finite number"),
-    "NaN for a size": (_header(b'{"a": {"shape": [NaN]}}'), "NaN is no number"),
+    "negative offset": (_header({"a": _tensor(-4, 0)}), "`a` has invalid data_offsets"),
+    "float offset": (_header({"a": _tensor(0.0, 4.0)}), "`a` has invalid data_offsets"),
+    "1e400 for a size": (_header(b'{"a": {"shape": [1e400]}}'), "1e400 is not a finite number"),
+    "NaN for a size": (_header(b'{"a": {"shape": [NaN]}}'), "NaN is not a finite number"),
     "5000 digits": (_header(b'{"a": {"shape": [%s]}}' % (b"9" * 5000)), "Exceeds the limit"),
-    "another type": (_header({"a": _tensor(dtype="OBJECT")}), "has a type that is not known"),
+    "another type": (_header({"a": _tensor(dtype="OBJECT")}), "has an unknown dtype"),
     "nothing": (_header({}, values=0), "does not fit config.json"),
 }  # fmt: skip
 CONFIGS: Made = {
     "huge model": (_config(**_LARGE), "does not fit config.json"),
-    "huge vocabulary": (_config(vocab_size=10**6, source_vocab_size=10**6), "found"),
+    "huge vocabulary": (_config(vocab_size=10**6, source_vocab_size=10**6), "expected"),
     "larger vocabulary": (_config(vocab_size=10**9), "vocab_size: must be between 2 and 1000000"),
     "larger width": (_config(width=1 << 40), "model.width: must be at most 16384"),
     "deep nesting": (lambda p: p.write_bytes(b"[" * (MIB - 1)), "nested deeper"),
     "nesting of 9": (
         _config(settings=json.loads('{"a":' * 9 + "1" + "}" * 9)), "nested deeper than 8 levels"
     ),
-    "more than a MiB": (lambda p: p.write_bytes(b" " * MIB + b"{}"), "wanted at most 1048576"),
-    "an exbibyte": (_sparse(b"{", 1 << 42), "wanted at most 1048576"),
+    "more than a MiB": (lambda p: p.write_bytes(b" " * MIB + b"{}"), "expected at most 1048576"),
+    "an exbibyte": (_sparse(b"{", 1 << 42), "expected at most 1048576"),
     "name twice": (lambda p: p.write_bytes(b'{"a": 1, "a": 1}'), "the name `a` occurs twice"),
-    "NaN": (lambda p: p.write_bytes(b'{"a": NaN}'), "NaN is no number"),
-    "Infinity": (lambda p: p.write_bytes(b'{"a": Infinity}'), "Infinity is no number"),
-    "1e400": (lambda p: p.write_bytes(b'{"a": 1e400}'), "1e400 is no finite number"),
+    "NaN": (lambda p: p.write_bytes(b'{"a": NaN}'), "NaN is not a finite number"),
+    "Infinity": (lambda p: p.write_bytes(b'{"a": Infinity}'), "Infinity is not a finite number"),
+    "1e400": (lambda p: p.write_bytes(b'{"a": 1e400}'), "1e400 is not a finite number"),
     "very many settings": (
         _config(settings={"model": {f"width{n}": 1 for n in range(60_000)}}), "must be at most 1000"
     ),
     "very many names": (
         lambda p: p.write_text(json.dumps({f"a{n}": 2 for n in range(60_000)} | _VERSION)),
-        "unknown name, beside 59999 more",
+        "unknown name, and 59999 more",
     ),
     "a path for a tokenizer": (
         _config(tokenizer_files={"../../etc/passwd": "0"}), "is no tokenizer file: ../../etc/passwd"
     ),
-    "no UTF-8": (lambda p: p.write_bytes(b'{"\xff": 1}'), "is torn or no model config"),
-    "binary": (lambda p: p.write_bytes(bytes(range(256)) * 100), "is torn or no model config"),
+    "no UTF-8": (lambda p: p.write_bytes(b'{"\xff": 1}'), "is torn or not a model config"),
+    "binary": (lambda p: p.write_bytes(bytes(range(256)) * 100), "is torn or not a model config"),
 }  # fmt: skip
 PLACES: Made = {
     "a pipe": (os.mkfifo, "is not a regular file"),

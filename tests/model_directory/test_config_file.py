@@ -199,24 +199,27 @@ def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:
         load_config(tmp_path / "none")
     assert "tfm train --output" in str(caught.value.hint)
 
-    with pytest.raises(ModelError, match=r"has no `config\.json`: it is incomplete, or it is no"):
+    with pytest.raises(ModelError, match=r"has no `config\.json`: it is incomplete, or it is not"):
         load_config(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is torn or no model config: Expecting value"),
-        (b'{"format_version": 1,', "is torn or no model config"),
-        (b"\xff", "is torn or no model config: 'utf-8'"),
-        (b'{"format_version": NaN}', "is torn or no model config: NaN is no number"),
-        (b'{"a": 1, "a": 2}', "is torn or no model config: the name `a` occurs twice"),
-        (b"[" * 100_000, "is torn or no model config"),
-        (b"[]", "is torn or no model config: it is no JSON object"),
-        (b'{"format_version": 1e400}', "is torn or no model config: 1e400 is no finite number"),
-        (b"{}", "is no model config: `format_version` is missing or no number"),
-        (b'{"format_version": true}', "`format_version` is missing or no number"),
-        (b" " * (1 << 20) + b"{}", "has 1048578 bytes, wanted at most 1048576"),
+        (b"", "is torn or not a model config: Expecting value"),
+        (b'{"format_version": 1,', "is torn or not a model config"),
+        (b"\xff", "is torn or not a model config: 'utf-8'"),
+        (b'{"format_version": NaN}', "is torn or not a model config: NaN is not a finite number"),
+        (b'{"a": 1, "a": 2}', "is torn or not a model config: the name `a` occurs twice"),
+        (b"[" * 100_000, "is torn or not a model config"),
+        (b"[]", "is torn or not a model config: it is not a JSON object"),
+        (
+            b'{"format_version": 1e400}',
+            "model config: 1e400 is not a finite number",
+        ),
+        (b"{}", "is not a model config: `format_version` is missing or not a number"),
+        (b'{"format_version": true}', "`format_version` is missing or not a number"),
+        (b" " * (1 << 20) + b"{}", "has 1048578 bytes, expected at most 1048576"),
         (b'{"format_version": 1}', "has settings that cannot be used\n  settings: must be a table"),
     ],
 )
@@ -237,7 +240,7 @@ def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
         lambda header: header.update(format_version=newer, tfm_version="9.9"),
     )
 
-    told = rf"has format {newer}, this is tfm .* made by tfm 9\.9"
+    told = rf"has format {newer}, but tfm .* made by tfm 9\.9"
     with pytest.raises(ModelError, match=told) as caught:
         load_config(saved)
 
@@ -259,12 +262,12 @@ def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
         load_config(saved)
 
     assert str(caught.value).split("\n  ")[1:] == [
-        "evil: unknown name, beside 1 more",
+        "evil: unknown name, and 1 more",
         "model.heads: must be at least 1, got -1",
         "model.wings: unknown setting",
         "vocab_size: must be between 2 and 1000000, got 1000000000.0",
         "tokenizer_sha256: must be a string",
-        "tokenizer_files: names what is no tokenizer file: ../a",
+        "tokenizer_files: has names that are not tokenizer files: ../a",
     ]
 
 
@@ -286,15 +289,15 @@ def test_other_tokenizer_is_refused_with_both_hashes(saved: Path) -> None:
         load_tokenizers(saved, load_config(saved))
 
     assert str(caught.value) == (
-        f"{saved / 'tokenizer.model'}: is not the one that config.json tells of: "
-        f"found SHA-256 {other.sha256}, wanted {tokenizer().sha256}"
+        f"{saved / 'tokenizer.model'}: is not the tokenizer in config.json: "
+        f"expected SHA-256 {tokenizer().sha256}, got {other.sha256}"
     )
 
 
 def test_tokenizer_of_another_size_is_refused(saved: Path) -> None:
     edit(saved / "config.json", lambda header: header.update(vocab_size=77, source_vocab_size=77))
 
-    with pytest.raises(ModelError, match=r"found \d+ pieces, wanted 77"):
+    with pytest.raises(ModelError, match=r"expected 77 pieces, got \d+"):
         load_tokenizers(saved, load_config(saved))
 
 

@@ -169,7 +169,7 @@ def test_r43_other_tokenizer_of_the_same_size_is_refused_with_both_hashes(model:
     assert other.vocab_size == before.vocab_size
     (model / "tokenizer.model").write_bytes(other.model_bytes)
 
-    with pytest.raises(ModelError, match=f"found SHA-256 {other.sha256}, wanted {before.sha256}"):
+    with pytest.raises(ModelError, match=f"expected SHA-256 {before.sha256}, got {other.sha256}"):
         load_model(model, CPU)
 
     config = json.loads((model / "config.json").read_bytes())
@@ -178,8 +178,8 @@ def test_r43_other_tokenizer_of_the_same_size_is_refused_with_both_hashes(model:
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(
         ModelError,
-        match=rf"model\.safetensors: was trained with another tokenizer: found SHA-256 "
-        rf"{before.sha256}, wanted {other.sha256}",
+        match=rf"model\.safetensors: was trained with another tokenizer: expected SHA-256 "
+        rf"{other.sha256}, got {before.sha256}",
     ):
         load_model(model, CPU)
 
@@ -211,8 +211,8 @@ def test_r44_newer_checkpoint_is_refused_and_not_gone_back_behind(two: list[Path
     ("change", "told"),
     [
         (lambda m: m.update(compressed=True), "has the unknown name `compressed`"),
-        (lambda m: m.update(format_version=1.0), "`format_version` is missing or no number"),
-        (lambda m: m.update(format_version=True), "`format_version` is missing or no number"),
+        (lambda m: m.update(format_version=1.0), "`format_version` is missing or not a number"),
+        (lambda m: m.update(format_version=True), "`format_version` is missing or not a number"),
         (lambda m: m["sha256"].update({"../x": "0"}), r"hashes of other files .*: `\.\./x`"),
         (lambda m: m["sha256"].pop("state.json"), "hashes of other files .*: `state.json`"),
         (lambda m: m.update(sha256=[]), "has no table of hashes"),
@@ -252,7 +252,7 @@ def test_r05_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
 
     assert found is not None
     assert found.path == two[0]
-    assert f"model.safetensors: has values that are no finite numbers: {name}" in told[0]
+    assert f"model.safetensors: has values that are not finite numbers: {name}" in told[0]
 
 
 def test_r05_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path]) -> None:
@@ -275,4 +275,4 @@ def test_r05_weights_that_are_no_numbers_are_refused_by_name(model: Path, run_tf
     result = run_tfm(["translate", "--model", str(model)], "one\n")
 
     assert (result.code, result.out) == (4, "")
-    assert "has values that are no finite numbers: target_embedding.weight" in result.err
+    assert "has values that are not finite numbers: target_embedding.weight" in result.err

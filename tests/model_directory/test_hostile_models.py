@@ -13,7 +13,7 @@ from tests.conftest import RunTfm
 from tests.model_directory.hostile_models import HOSTILE, made
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model_directory.config_file import named_tokenizers
+from tfm_cli.model_directory.config_file import load_named_tokenizers
 from tfm_cli.model_directory.weight_shapes import weight_shapes
 from tfm_cli.model_directory.weights import build_transformer, load_model
 from tfm_cli.training import checkpoint
@@ -139,8 +139,8 @@ def test_r42_checkpoint_with_a_pipe_or_a_device_is_passed_over(
         path = tmp_path / newer.name / name
         whole = path.read_bytes()
         for make, reason in (
-            (os.mkfifo, "is no regular file"),
-            (lambda p: p.symlink_to("/dev/zero"), "is no regular file"),
+            (os.mkfifo, "is not a regular file"),
+            (lambda p: p.symlink_to("/dev/zero"), "is not a regular file"),
             (lambda p: p.symlink_to("gone"), "No such file or directory"),
         ):
             path.unlink()
@@ -168,7 +168,7 @@ def test_r42_tokenizer_and_shortlist_that_are_no_files_are_refused(
         place.symlink_to("/dev/zero" if kind == "device" else "nothing")
 
     with pytest.raises(ModelError, match="place"):
-        named_tokenizers(place)
+        load_named_tokenizers(place)
     for arguments in (
         ["tokenize", "encode", "--model", str(place)],
         ["train", "--output", str(tmp_path / "model"), "--tokenizer", str(place)],

@@ -9,7 +9,12 @@ import torch
 from tests.sentencepiece_bytes import MODEL
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model_directory.weights import WeightsFacts, not_finite, save_weights, weights_facts
+from tfm_cli.model_directory.weights import (
+    WeightsFacts,
+    non_finite_tensors,
+    save_weights,
+    weights_facts,
+)
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
@@ -35,7 +40,7 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_facts_that_are_none_are_refused(update: object, scores: object, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is torn or no .* file: it tells no update and no score"):
+    with pytest.raises(ModelError, match=r"file: it has no valid update and scores"):
         facts_of(tmp_path, update, scores)
 
 
@@ -48,4 +53,4 @@ def test_tensors_that_are_not_finite_are_found_and_no_others() -> None:
         "none": torch.empty(0),
     }
 
-    assert not_finite(tensors) == ["nan", "both"]
+    assert non_finite_tensors(tensors) == ["nan", "both"]

@@ -83,7 +83,7 @@ def test_directory_without_weights_has_no_facts(model: Path) -> None:
 
     assert weights_facts(model) is None
     assert refusal(model) == (
-        f"{model}: has no `model.safetensors`: no validation was reached yet, or it is no model"
+        f"{model}: has no `model.safetensors`: no validation was reached yet, or it is not a model"
     )
 
 
@@ -92,9 +92,9 @@ def test_cut_weights_are_refused(keep: int, model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
 
-    with pytest.raises(ModelError, match=r"model\.safetensors: is torn or no safetensors file"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: is torn or not a safetensors file"):
         weights_facts(model)
-    assert refusal(model).startswith("model.safetensors: is torn or no safetensors file")
+    assert refusal(model).startswith("model.safetensors: is torn or not a safetensors file")
 
 
 def test_every_flipped_byte_is_refused_or_without_effect(model: Path) -> None:
@@ -125,7 +125,7 @@ def test_changed_weight_is_refused(model: Path) -> None:
 def test_weights_that_are_no_numbers_are_refused_by_name(model: Path) -> None:
     rewrite(model, lambda table: table["target_embedding.weight"][3].fill_(float("nan")))
 
-    told = "model.safetensors: has values that are no finite numbers: target_embedding.weight"
+    told = "model.safetensors: has values that are not finite numbers: target_embedding.weight"
     assert refusal(model) == told
 
 
@@ -141,8 +141,8 @@ def test_all_tensors_that_do_not_fit_are_told(model: Path) -> None:
     assert told[0] == "model.safetensors: does not fit config.json"
     assert "target_embedding.weight: missing" in told
     assert "extra: unknown" in told
-    assert any("has shape (1, 2), wanted (" in line for line in told)
-    assert any(line.endswith("has type F16, wanted F32") for line in told)
+    assert any("has shape (1, 2), expected (" in line for line in told)
+    assert any(line.endswith("has type F16, expected F32") for line in told)
 
 
 def test_config_of_a_model_of_another_shape_is_refused(model: Path, tmp_path: Path) -> None:
@@ -217,14 +217,14 @@ def test_weights_of_another_tokenizer_are_refused(model: Path, tmp_path: Path) -
     write(tmp_path / "other", words="v w x y z")
     shutil.copy(tmp_path / "other" / "model.safetensors", model)
 
-    assert refusal(model).startswith("model.safetensors: was trained with another tokenizer: found")
+    assert refusal(model).startswith("model.safetensors: was trained with another tokenizer: ")
 
 
 def test_weights_of_a_newer_format_are_refused(model: Path) -> None:
     newer = FORMAT_VERSION + 1
     rewrite(model, metadata=lambda header: header.update(format_version=newer))
 
-    told = f"model.safetensors: has format {newer}, wanted at most {FORMAT_VERSION}"
+    told = f"model.safetensors: has format {newer}, expected at most {FORMAT_VERSION}"
     assert refusal(model) == told
 
 
@@ -239,7 +239,7 @@ def test_weights_of_another_program_are_refused(model: Path) -> None:
 def test_pickled_weights_are_refused(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"\x80\x05\x95\x0b\x00\x00\x00\x00\x00\x00\x00.")
 
-    assert refusal(model).startswith("model.safetensors: is torn or no safetensors file")
+    assert refusal(model).startswith("model.safetensors: is torn or not a safetensors file")
 
 
 def test_finite_weights_whose_sum_is_not_are_loaded(model: Path) -> None:
@@ -258,7 +258,7 @@ def test_weights_with_infinities_are_refused(model: Path, value: float) -> None:
 
     rewrite(model, change)
 
-    assert "has values that are no finite numbers: target_embedding.weight" in refusal(model)
+    assert "has values that are not finite numbers: target_embedding.weight" in refusal(model)
 
 
 def test_loaded_weights_may_be_changed_and_the_file_stays(model: Path) -> None:

@@ -19,7 +19,7 @@ from tfm_cli.config.settings import ModelConfig, TokenizerConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.files import safetensors_file
-from tfm_cli.files.safetensors_file import WeightsFile, hash_ahead
+from tfm_cli.files.safetensors_file import SafetensorsFile, prefetch_hash
 from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.model_directory.weights import (
     WeightsFacts,
@@ -186,7 +186,7 @@ def test_weights_that_are_no_numbers_are_refused_by_all_their_names(
     rewrite(directory, spoil)
 
     told = (
-        "model.safetensors: has values that are no finite numbers: target_embedding.weight, "
+        "model.safetensors: has values that are not finite numbers: target_embedding.weight, "
         "encoder_layers.0.self_attention.output.bias"
     )
     assert refusal(directory, library) == told
@@ -219,15 +219,15 @@ def test_file_that_is_shortened_while_it_is_read_is_refused(
 ) -> None:
     path = directory / "model.safetensors"
     os.utime(path, (1, 1))
-    read = WeightsFile.read_tensor
+    read = SafetensorsFile.read_tensor
 
-    def cutting(file: WeightsFile, name: str, into: memoryview) -> None:
+    def cutting(file: SafetensorsFile, name: str, into: memoryview) -> None:
         read(file, name, into)
         os.truncate(path, 3000)
 
-    monkeypatch.setattr(WeightsFile, "read_tensor", cutting)
+    monkeypatch.setattr(SafetensorsFile, "read_tensor", cutting)
 
-    with pytest.raises(ModelError, match="is torn or no safetensors file: it ends after"):
+    with pytest.raises(ModelError, match="is torn or not a safetensors file: it ends after"):
         NativeModel.load(directory, library=library)
 
 
@@ -236,13 +236,13 @@ def test_file_that_is_written_to_while_it_is_read_is_refused(
 ) -> None:
     path = directory / "model.safetensors"
     os.utime(path, (1, 1))
-    read = WeightsFile.read_tensor
+    read = SafetensorsFile.read_tensor
 
-    def touching(file: WeightsFile, name: str, into: memoryview) -> None:
+    def touching(file: SafetensorsFile, name: str, into: memoryview) -> None:
         read(file, name, into)
         os.utime(path, (2, 2))
 
-    monkeypatch.setattr(WeightsFile, "read_tensor", touching)
+    monkeypatch.setattr(SafetensorsFile, "read_tensor", touching)
 
     with pytest.raises(ModelError, match="it was written to while it was read"):
         NativeModel.load(directory, library=library)
@@ -259,7 +259,7 @@ def test_hash_that_was_begun_ahead_is_used(
         return values_sha256(values)
 
     monkeypatch.setattr(safetensors_file, "values_sha256", counting)
-    hash_ahead(directory / "model.safetensors")
+    prefetch_hash(directory / "model.safetensors")
 
     NativeModel.load(directory, library=library)
 

@@ -206,7 +206,7 @@ def forced(trained: TrainedModel, source: list[int], target: list[int]) -> float
 def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     yield monkeypatch
     monkeypatch.delenv(failpoint.VARIABLE, raising=False)
-    failpoint.begin_again()
+    failpoint.reset_faults()
 
 
 COMMAND = ["--device", "cpu", "--precision", "fp32", "--workers", "1", "--buffer-size", "16"]
@@ -227,7 +227,7 @@ def test_r15_translation_is_the_same_wherever_memory_does_not_suffice(
         "4=memory",
     ):
         faults.setenv(failpoint.VARIABLE, f"translate_batch:{lack}")
-        failpoint.begin_again()
+        failpoint.reset_faults()
         result = invoke(command, text)
 
         assert result.code == 0, result.err
@@ -241,7 +241,7 @@ def test_r15_line_that_memory_does_not_hold_by_itself_is_told(
     tiny_model: Path, faults: pytest.MonkeyPatch
 ) -> None:
     faults.setenv(failpoint.VARIABLE, "translate_batch:1+=memory")
-    failpoint.begin_again()
+    failpoint.reset_faults()
 
     result = invoke(["translate", "-m", str(tiny_model), *COMMAND], "\none two\nthree\n")
 

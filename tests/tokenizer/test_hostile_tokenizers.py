@@ -87,4 +87,4 @@ def test_r41_tokenizer_over_64_mib_is_refused_unread(tmp_path: Path, run_tfm: Ru
     result = run_tfm(["tokenize", "encode", "--model", str(path)], "a\n")
 
     assert (result.code, result.out) == (4, "")
-    assert "has 67108865 bytes, wanted at most 67108864 for a SentencePiece model" in result.err
+    assert "has 67108865 bytes, expected at most 67108864 for a SentencePiece model" in result.err

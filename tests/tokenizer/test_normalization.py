@@ -109,7 +109,7 @@ def test_what_rules_of_a_file_cost_is_told_once_at_load(tmp_path: Path, told: li
         ("41,42\n", "own.tsv:1: `41,42` is no code point"),
         ("\t41\n", "own.tsv:1: replaces nothing, wanted code points before the tab"),
         (f"41\t{'1F600 ' * 65}\n", "own.tsv:1: replaces text by 260 bytes, wanted at most 256"),
-        (f"41\t42\t{'#' * (4 << 20)}\n", "bytes, wanted at most 4194304 for normalization rules"),
+        (f"41\t42\t{'#' * (4 << 20)}\n", "bytes, expected at most 4194304 for normalization rules"),
         ("".join(f"{'41 ' * i}\t42\n" for i in range(1, 99)), "the rules cannot be compiled: "),
     ],
 )  # fmt: skip

@@ -269,7 +269,7 @@ def test_a_directory_is_no_model(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(ModelError, match="is no regular file, wanted a SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a regular file, wanted a SentencePiece model"):
         Tokenizer.load(tmp_path / "pipe")
 
 
@@ -278,7 +278,7 @@ def test_a_model_over_64_mib_is_refused_unread(tmp_path: Path) -> None:
     with path.open("wb") as stream:
         stream.truncate(MAX_MODEL_BYTES + 1)
 
-    with pytest.raises(ModelError, match=r"has 67108865 bytes, wanted at most 67108864"):
+    with pytest.raises(ModelError, match=r"has 67108865 bytes, expected at most 67108864"):
         Tokenizer.load(path)
 
 

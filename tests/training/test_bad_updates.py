@@ -30,7 +30,7 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 def _no_faults_are_left(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield
     monkeypatch.delenv(failpoint.VARIABLE, raising=False)
-    failpoint.begin_again()
+    failpoint.reset_faults()
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def learn(text: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> Result:
         faults = ",".join(f"gradient:{attempt}=nan" for attempt in spoiled)
         monkeypatch.setenv(failpoint.VARIABLE, faults)
-        failpoint.begin_again()
+        failpoint.reset_faults()
         settings = ["-o", str(output), "--max-updates", str(updates)]
         return invoke(["train", *text, *SMALL_RUN, *OFTEN, *settings, *flags])
 

@@ -270,7 +270,7 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     trainer.learn(1)
     trainer.save(tmp_path)
 
-    with pytest.raises(ModelError, match="has not the tensors of this model"):
+    with pytest.raises(ModelError, match="its tensors are not those of this model"):
         Trainer(width=5).restore(newest(tmp_path))
 
 

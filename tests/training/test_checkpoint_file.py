@@ -62,14 +62,14 @@ def test_checkpoint_of_the_model_fits(saved: Path, model: nn.Module) -> None:
         ("weights", lambda t: t.pop("bias"), "model.safetensors: bias: missing"),
         (
             "weights", lambda t: t.update(weight=torch.ones(3, 2)),
-            "model.safetensors: weight: has shape (3, 2), wanted (2, 3)",
+            "model.safetensors: weight: has shape (3, 2), expected (2, 3)",
         ),
         ("weights", lambda t: t.update(more=torch.ones(1)), "model.safetensors: more: unknown"),
         ("average", lambda t: t.pop("weight"), "average.safetensors: weight: missing"),
         ("optimizer", lambda t: t.pop("bias/step"), "optimizer.safetensors: bias/step: missing"),
         (
             "optimizer", lambda t: t.update({"weight/exp_avg": torch.ones(1)}),
-            "optimizer.safetensors: weight/exp_avg: has shape (1,), wanted (2, 3)",
+            "optimizer.safetensors: weight/exp_avg: has shape (1,), expected (2, 3)",
         ),
     ],
 )  # fmt: skip
@@ -83,7 +83,7 @@ def test_tensors_that_are_not_the_models_are_told_by_name(
     with pytest.raises(ModelError) as caught:
         check_fits(found, parameters, average)
 
-    title = f"{saved}: has not the tensors of this model"
+    title = f"{saved}: its tensors are not those of this model"
     assert str(caught.value).split("\n  ") == [title, told]
 
 
@@ -109,8 +109,8 @@ def test_no_more_than_some_tensors_are_told(saved: Path, model: nn.Module) -> No
         (b'{"state": {"update": -1}, "text_sha256": {}}', "the counter `update` is -1"),
         (b'{"state": {"update": true}, "text_sha256": {}}', "the counter `update` is True"),
         (b'{"state": {"window_nll": null}, "text_sha256": {}}', "the counter `window_nll` is None"),
-        (b'{"state": {"window_nll": NaN}, "text_sha256": {}}', "NaN is no number"),
-        (b" " * (1 << 20) + b"{}", "has 1048578 bytes, wanted at most 1048576"),
+        (b'{"state": {"window_nll": NaN}, "text_sha256": {}}', "NaN is not a finite number"),
+        (b" " * (1 << 20) + b"{}", "has 1048578 bytes, expected at most 1048576"),
     ],
 )
 def test_counters_that_are_none_are_refused(saved: Path, content: bytes, told: str) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import Result, RunTfm
 from tests.runs import checkpoints, left_behind
 from tests.training.small_run import SmallRun, unfinished
 from tfm_cli.files.durable import Operation, watched
-from tfm_cli.files.faults import VARIABLE, begin_again
+from tfm_cli.files.faults import VARIABLE, reset_faults
 
 PARTS = 12
 
@@ -30,9 +30,9 @@ def with_fault(
     """What the run does when something on the disk fails."""
     with patch.context() as inside:
         inside.setenv(VARIABLE, fault)
-        begin_again()
+        reset_faults()
         result = run_tfm(longer.command(output, *more))
-    begin_again()
+    reset_faults()
     assert "Traceback" not in result.err
     return result
 
@@ -190,7 +190,7 @@ def test_r04_training_goes_on_while_the_disk_is_full_and_stops_after_some_saves(
 
     with monkeypatch.context() as inside:
         inside.setenv(VARIABLE, f"durable:{number - 20}+={error}")
-        begin_again()
+        reset_faults()
         result = run_tfm(longer.command(output, *more, "--set", "training.keep_checkpoints=9"))
 
     assert result.code == 5

@@ -29,11 +29,11 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 
     def set_off(text: str) -> None:
         monkeypatch.setenv(failpoint.VARIABLE, text)
-        failpoint.begin_again()
+        failpoint.reset_faults()
 
     yield set_off
     monkeypatch.delenv(failpoint.VARIABLE, raising=False)
-    failpoint.begin_again()
+    failpoint.reset_faults()
 
 
 # --- one update ---------------------------------------------------------------------------------

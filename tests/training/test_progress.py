@@ -13,7 +13,7 @@ from tests.runs import metrics
 from tfm_cli import console
 from tfm_cli.errors import ResourceError
 from tfm_cli.evaluation.scores import corpus_scores
-from tfm_cli.files.faults import VARIABLE, begin_again
+from tfm_cli.files.faults import VARIABLE, reset_faults
 from tfm_cli.training.events import Logged, Validated
 from tfm_cli.training.progress import (
     Display,
@@ -178,11 +178,11 @@ def test_metrics_that_could_not_be_written_are_written_later(
     with monkeypatch.context() as inside:
         # The disk takes half of a line, and then nothing.
         inside.setenv(VARIABLE, "write:1=short,write:2+=enospc")
-        begin_again()
+        reset_faults()
         with contextlib.suppress(ResourceError):
             file.add(logged(20))
         file.add(logged(30))
-    begin_again()
+    reset_faults()
 
     file.add(logged(40))
     file.sync()

@@ -144,7 +144,7 @@ def test_swapped_tokenizer_is_refused(text: list[str], output: Path, run_tfm: Ru
     result = run_tfm(command(text, output, updates=3))
 
     assert result.code == 4
-    assert f"{output}/tokenizer.model: is not the one that config.json tells of" in result.err
+    assert f"{output}/tokenizer.model: is not the tokenizer in config.json" in result.err
 
 
 def test_run_without_a_whole_checkpoint_is_refused(

@@ -85,7 +85,7 @@ def test_directory_with_other_files_is_refused(
 def test_model_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "marian"}', encoding="utf-8")
 
-    with pytest.raises(ModelError, match=r"config\.json: is no model config"):
+    with pytest.raises(ModelError, match=r"config\.json: is not a model config"):
         can_resume(CONFIG, tmp_path, overwrite=False)
     with pytest.raises(ConfigError, match=r"holds no model: `config\.json`"):
         can_resume(CONFIG, tmp_path, overwrite=True)

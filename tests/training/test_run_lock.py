@@ -101,9 +101,7 @@ def test_lock_that_is_a_pipe_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / LOCK_FILE)
 
     with (
-        pytest.raises(
-            ResourceError, match="cannot be written: it is not a regular file, but a pipe"
-        ),
+        pytest.raises(ResourceError, match="cannot be written: it is a pipe, not a regular file"),
         locked(tmp_path),
     ):
         pass

@@ -161,7 +161,7 @@ NO_PLACE = "does not tell where to go on"
     ("content", "reason"),
     [
         (b"", "is damaged: Expecting value: line 1 column 1 (char 0)"),
-        (b"[]", "is damaged: it is no JSON object"),
+        (b"[]", "is damaged: it is not a JSON object"),
         (b"[" * 200_000, "is damaged: it is nested deeper than 8 levels"),
         (b'{"format": 99}', NO_PLACE),
         (b'{"format": 1}', NO_PLACE),

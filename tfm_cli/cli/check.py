@@ -112,9 +112,9 @@ def check(
         origin, named = "model", str(model or config.training.pretrained_model)
     tokenizers = None
     if named:
-        from tfm_cli.model_directory.config_file import named_tokenizers
+        from tfm_cli.model_directory.config_file import load_named_tokenizers
 
-        tokenizers = named_tokenizers(Path(named))
+        tokenizers = load_named_tokenizers(Path(named))
     from tfm_cli.corpus.check import report as check_report
 
     reports = _reports(corpora, tokenizers, config.data.max_length, origin)

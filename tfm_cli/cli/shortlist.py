@@ -10,7 +10,7 @@ from tfm_cli import console
 from tfm_cli.cli.options import NO_CPU_THREADS, WORKERS, flag, model_files, refuse_overwriting
 from tfm_cli.config.settings import DataConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
-from tfm_cli.files.atomic import check_writable, refuse_odd_file
+from tfm_cli.files.atomic import check_writable, refuse_irregular_file
 from tfm_cli.parallel.cpu_cores import import_numpy
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def shortlist(
     refuse_overwriting(path, [*source, *target, *model_files(model)])
     check_writable(path)
     if output is None:
-        refuse_odd_file(path)
+        refuse_irregular_file(path)
 
     import_numpy()
     from tfm_cli.corpus.parallel_text import read_pairs

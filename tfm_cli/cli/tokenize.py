@@ -349,9 +349,9 @@ def decode(
 
 
 def _load(model: Path, side: Literal["source", "target"]) -> "Tokenizer":
-    from tfm_cli.model_directory.config_file import named_tokenizers
+    from tfm_cli.model_directory.config_file import load_named_tokenizers
 
-    tokenizers = named_tokenizers(model)
+    tokenizers = load_named_tokenizers(model)
     return tokenizers.source if side == "source" else tokenizers.target
 
 

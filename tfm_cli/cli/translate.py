@@ -25,8 +25,8 @@ from tfm_cli.cli.options import (
 from tfm_cli.config.settings import SearchConfig, TrainingConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.files.atomic import check_writable
-from tfm_cli.files.safetensors_file import hash_ahead
-from tfm_cli.files.untrusted import open_plain
+from tfm_cli.files.safetensors_file import prefetch_hash
+from tfm_cli.files.untrusted import open_regular
 from tfm_cli.parallel import Parallel
 from tfm_cli.text.reader import is_typed, open_lines
 from tfm_cli.translation.input_format import InputLine, from_columns, from_forced, from_json
@@ -78,7 +78,7 @@ def check_search(chosen: Mapping[str, object], *, sampling: bool) -> None:
 def identity(shortlist: Path | None) -> str:
     """What tells a shortlist from others; empty for none, or a file that cannot be read."""
     if shortlist is not None:
-        with contextlib.suppress(OSError), open_plain(shortlist) as file:
+        with contextlib.suppress(OSError), open_regular(shortlist) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:12]
     return ""
 
@@ -308,7 +308,7 @@ def translate(
 
     models = model or [Path("model")]
     from tfm_cli.files.layout import SHORTLIST_FILE
-    from tfm_cli.model_directory.config_file import checked_weights, load_config
+    from tfm_cli.model_directory.config_file import check_weights_file, load_config
 
     table = shortlist_file or (models[0] / SHORTLIST_FILE if shortlist else None)
     check_input(input_path, parallel)
@@ -330,7 +330,7 @@ def translate(
         )  # fmt: skip
 
         for directory in models:
-            hash_ahead(checked_weights(directory))
+            prefetch_hash(check_weights_file(directory))
         from tfm_cli.device import resolve_device
         from tfm_cli.translation.loading import resolve_precision
 

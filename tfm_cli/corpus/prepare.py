@@ -38,7 +38,7 @@ from tfm_cli.files.ownership import (
     sweep,
     try_lock,
 )
-from tfm_cli.files.untrusted import MAX_BYTES, open_private, read_private_json
+from tfm_cli.files.untrusted import MAX_JSON_BYTES, open_private, read_private_json
 from tfm_cli.parallel.cpu_cores import available_cores
 from tfm_cli.text.reader import MAX_LINE_BYTES
 from tfm_cli.text.repairs import Mended
@@ -159,7 +159,7 @@ def _taken(path: Path, directory: Path) -> BinaryIO:
     while True:
         durable.make_directory(path.parent)
         try:
-            stream = durable.go_on(path)
+            stream = durable.open_for_update(path)
         except FileNotFoundError:  # another run failed, and removed the cache that it had made
             continue
         with contextlib.ExitStack() as on_failure:
@@ -284,7 +284,7 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = read_private_json(path, otherwise=_LEFT) if _has_bytes(path) else {}
+        found = read_private_json(path, fallback=_LEFT) if _has_bytes(path) else {}
         self._known: dict[str, list[object]] = {
             k: v for k, v in (found or {}).items() if _is_entry(v)
         }
@@ -310,7 +310,7 @@ class FileHashes:
         if self._is_new and not self._is_theirs:
             lasting = [(k, v) for k, v in self._known.items() if not is_temporary(Path(k).name)]
             del lasting[:-_MOST_FILES]
-            while len(content := json.dumps(dict(lasting), indent=0).encode()) > MAX_BYTES:
+            while len(content := json.dumps(dict(lasting), indent=0).encode()) > MAX_JSON_BYTES:
                 del lasting[: len(lasting) // 2 + 1]  # paths can be long; more is not read again
             with suppress(ResourceError), atomic_file(self.path, follow=False) as stream:
                 stream.write(content)

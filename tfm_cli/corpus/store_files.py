@@ -25,7 +25,7 @@ from tfm_cli.corpus.store import CorpusStore, Segments, SideHash, corpus_sha256,
 from tfm_cli.files import durable
 from tfm_cli.files.layout import PREPARED_FACTS
 from tfm_cli.files.ownership import try_lock
-from tfm_cli.files.untrusted import open_private, parse_object, read_private
+from tfm_cli.files.untrusted import open_private, parse_json_object, read_private
 
 FORMAT = 2
 _SIDES = ("source", "target")
@@ -314,7 +314,7 @@ def _facts(directory: Path) -> _Facts:
         OSError, ValueError: it cannot be read, or its content is wrong.
     """
     path = directory / PREPARED_FACTS
-    table = parse_object(read_private(path, max_bytes=_MAX_FACTS_BYTES))
+    table = parse_json_object(read_private(path, max_bytes=_MAX_FACTS_BYTES))
     if table.get("format") != FORMAT:
         raise ValueError(
             f"`{PREPARED_FACTS}` has format {table.get('format')!r:.60}, wanted {FORMAT}"

@@ -1,7 +1,7 @@
-"""Files and folders that appear under their name whole or not at all.
+"""Write files and directories atomically: each appears under its name complete, or not at all.
 
-What is written is written aside, flushed to the disk and renamed, so that a reader sees the old
-file or the new one. The changes themselves are made by `durable`.
+Content is written under a temporary name, flushed to the disk and renamed, so that a reader sees
+either the old file or the new one. `durable` makes the individual changes.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from tfm_cli.files.untrusted import NotPrivateError, check_private
 
 
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
-    """Raise a ResourceError if `path` could not be written; before the long work.
+    """Raise a ResourceError if `path` cannot be written, before any long work begins.
 
-    Missing parents are fine as long as the nearest one that exists can be written to.
+    Parents may be missing as long as the nearest existing one is writable.
 
     Args:
-        path: what is to be written; for a file, `-` is standard output.
-        folder: whether it is to be a folder.
+        path: the output; for a file, `-` is standard output.
+        folder: True if the output is a directory.
     """
     if str(path) == "-" and not folder:
         if sys.stdout is None:
@@ -48,85 +48,85 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
         raise ResourceError(f"{path}: cannot be written: {reason}")
 
 
-def _why_not_writable(place: Path, *, folder: bool) -> str:
-    if place.exists():
-        if place.is_dir() != folder:
+def _why_not_writable(path: Path, *, folder: bool) -> str:
+    if path.exists():
+        if path.is_dir() != folder:
             return "it is not a directory" if folder else "it is a directory"
-        if not os.access(place, os.W_OK):
+        if not os.access(path, os.W_OK):
             return "no permission to write in it" if folder else "it is read-only"
-        if folder or not place.is_file():
+        if folder or not path.is_file():
             return ""
-    parent = link_target(place).parent
+    parent = link_target(path).parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
         return f"`{parent}` is not a directory"
     if not os.access(parent, os.W_OK | os.X_OK):
         return f"no permission to write in `{parent}`"
-    # For root, permission says little: only making something shows that it can be made.
-    # A file without a name, where the system has them: nothing is left of it, whatever happens.
+    # Permission bits do not bind root, so only creating a file proves that one can be created.
+    # Where the system supports it, the file has no name: nothing is left, whatever happens.
     with tempfile.TemporaryFile(dir=parent):
         return ""
 
 
 def link_target(path: str | Path) -> Path:
-    """Return the path that a path leads to once all symbolic links are followed.
+    """Return the path that remains after all symbolic links are followed.
 
     Raises:
-        OSError: the links lead in a circle.
+        OSError: the links form a loop.
     """
-    place = Path(os.path.realpath(path))
-    if place.is_symlink():  # a loop is where `realpath` gives up
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # `realpath` gives up in a loop
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    return place
+    return target
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator[BinaryIO]:
-    """Open a binary file that appears under its name only when it was written and synced whole.
+    """Open a binary file that appears under its name only once it is complete and synced.
 
-    What processes that ended left of their attempts at the same file is swept out.
+    Leftovers of earlier attempts by processes that have ended are removed.
 
     Args:
-        path: of the file.
-        follow: write through a path that a person typed: a symbolic link stays one, and what it
-            points to is replaced; a pipe or a device is written to as it stands. Without it, the
-            path is that of a file of ours, and whatever is no regular file is refused.
+        path: the file to create or replace.
+        follow: set for a path that a person typed: a symbolic link is followed and its target
+            replaced; a pipe or a device is written to directly. Otherwise the path is one of
+            ours, and anything but a regular file is refused.
 
     Raises:
-        ResourceError: it could not be written, or something stands under the name that is not to be
-            replaced; whatever stood there is untouched.
+        OutputError: the file cannot be written, or its name is taken by something that must not
+            be replaced; whatever has the name is untouched.
     """
-    place = Path(path)
+    target = Path(path)
     try:
         if follow:
-            if place.exists() and not place.is_file():
-                with place.open("wb") as stream:
+            if target.exists() and not target.is_file():
+                with target.open("wb") as stream:
                     yield stream
                 return
-            place = link_target(place)
+            target = link_target(target)
         else:
-            check_own(place)
-        with replacing(place) as stream:
+            check_replaceable(target)
+        with replace_file(target) as stream:
             yield stream
     except OSError as error:
-        if not is_of_output(error):
+        if not is_output_failure(error):
             raise
         raise output_error(path, error) from error
 
 
-def refuse_odd_file(path: Path) -> None:
-    """Raise a ResourceError where `check_own` finds that a file of ours leads elsewhere."""
+def refuse_irregular_file(path: Path) -> None:
+    """Raise an OutputError if `check_replaceable` refuses the path."""
     try:
-        check_own(path)
+        check_replaceable(path)
     except OSError as error:
         raise output_error(path, error) from error
 
 
-def check_own(path: Path) -> None:
-    """Raise a NotPrivateError if a name in a directory of ours leads to no regular file in it.
+def check_replaceable(path: Path) -> None:
+    """Raise a NotPrivateError if a name in a directory of ours is not that of a regular file.
 
-    Other names of the file do no harm: it is replaced, never written to.
+    A hard link is fine: the name is replaced, and the file's other names keep the old content.
     """
     try:
         check_private(path)
@@ -135,32 +135,32 @@ def check_own(path: Path) -> None:
             raise
 
 
-def keep_permissions(place: Path, stream: BinaryIO) -> None:
-    """Give an open file the permissions of the one that it is going to replace, if there is one."""
+def copy_permissions(path: Path, stream: BinaryIO) -> None:
+    """Give an open file the permissions of the file at `path`, if there is one."""
     with contextlib.suppress(FileNotFoundError):
-        os.fchmod(stream.fileno(), stat.S_IMODE(place.lstat().st_mode))
+        os.fchmod(stream.fileno(), stat.S_IMODE(path.lstat().st_mode))
 
 
 @contextlib.contextmanager
-def temporary_file(place: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Create a file beside `place` that no other process has, held by a lock inside the block.
+def temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Create a temporary file beside `path` and hold a lock on it inside the block.
 
-    At the end it is removed, unless it was renamed.
+    It is removed at the end, unless it was renamed.
     """
-    aside: Path | None = None
+    temporary: Path | None = None
     try:
-        with _signals_held_back():  # or one would end us with the file made and nobody to remove it
-            aside, stream = _held_file(place)
+        with _signals_blocked():  # a signal in between would leave a file that nothing removes
+            temporary, stream = _create_locked_file(path)
         with stream:
-            yield aside, stream
+            yield temporary, stream
     finally:
-        if aside is not None:
-            _remove_quietly(aside)
+        if temporary is not None:
+            _remove_quietly(temporary)
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Let handlers of signals that end a command run behind the block."""
+def _signals_blocked() -> Iterator[None]:
+    """Defer the handlers of signals that end a command until the block is left."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
         yield
@@ -168,104 +168,106 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _held_file(place: Path) -> tuple[Path, BinaryIO]:
+def _create_locked_file(path: Path) -> tuple[Path, BinaryIO]:
     while True:
-        aside = place.with_name(temporary_name(place.name))
-        stream = durable.create(aside)
-        if _is_held(aside, stream.fileno()):
-            return aside, stream
+        temporary = path.with_name(temporary_name(path.name))
+        stream = durable.create(temporary)
+        if _lock_new(temporary, stream.fileno()):
+            return temporary, stream
         stream.close()
 
 
 @contextlib.contextmanager
-def temporary_directory(place: Path) -> Iterator[Path]:
-    """Make a directory beside `place` that no other process has, held by a lock inside the block.
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """Create a temporary directory beside `path` and hold a lock on it inside the block.
 
-    At the end it is removed, unless it was renamed.
+    It is removed at the end, unless it was renamed.
     """
     while True:
-        aside = place.with_name(temporary_name(place.name))
-        durable.make_new_directory(aside)
-        descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        if _is_held(aside, descriptor):
+        temporary = path.with_name(temporary_name(path.name))
+        durable.make_new_directory(temporary)
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if _lock_new(temporary, descriptor):
             break
         os.close(descriptor)
     try:
-        yield aside
+        yield temporary
     finally:
-        _remove_quietly(aside)
+        _remove_quietly(temporary)
         os.close(descriptor)
 
 
-def _is_held(aside: Path, descriptor: int) -> bool:
-    """Lock what was just made; False if another process took it for left over before that."""
+def _lock_new(path: Path, descriptor: int) -> bool:
+    """Lock a new file or directory; False if another process swept it before the lock was taken."""
     if try_lock(descriptor) is False:
         return False
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), aside.lstat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     return False
 
 
 @contextlib.contextmanager
-def replacing(place: Path) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the place of another one when it was written and synced whole.
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces the one at `path` once it is complete and synced.
 
-    Errors are those of the system, and a link under the name is replaced itself.
+    Errors are those of the system. A symbolic link at `path` is itself replaced.
     """
-    durable.make_directory(place.parent)
-    sweep(place.parent, [place.name])
-    with temporary_file(place) as (aside, stream):
-        keep_permissions(place, stream)
+    durable.make_directory(path.parent)
+    sweep(path.parent, [path.name])
+    with temporary_file(path) as (temporary, stream):
+        copy_permissions(path, stream)
         yield stream
         durable.sync(stream)
-        durable.rename(aside, place)
-        durable.sync_directory(place.parent)
+        durable.rename(temporary, path)
+        durable.sync_directory(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_directory(
     path: Path, *, may_replace: Callable[[Path], bool] = is_empty_directory
 ) -> Iterator[Path]:
-    """Make a directory that appears under its name only when all in it was written and synced.
+    """Create a directory that appears under its name only once all its files are synced.
 
-    What processes that ended left of their attempts at the same directory is swept out. Messages
-    of errors in between name the directory, not where it is written aside.
+    The block receives the temporary directory to write into; errors raised in the block are
+    re-raised with the final name in their messages. Leftovers of earlier attempts by processes
+    that have ended are removed.
 
     Args:
-        path: of the directory.
-        may_replace: whether that which stands under the name, when all is written, is ours.
+        path: the directory to create or replace.
+        may_replace: returns True for an existing directory that is ours to replace; it is called
+            when everything has been written.
 
     Raises:
-        ResourceError: it could not be written, or something stands under the name that is not to be
-            replaced; whatever stood there is untouched.
+        OutputError: the directory cannot be written, or its name is taken by something that must
+            not be replaced; whatever has the name is untouched.
     """
     try:
         durable.make_directory(path.parent)
         sweep(path.parent, [path.name])
-        with temporary_directory(path) as aside:
+        with temporary_directory(path) as temporary:
             try:
-                yield aside
+                yield temporary
             except TfmError as error:
-                message = str(error).replace(str(aside), str(path))
+                message = str(error).replace(str(temporary), str(path))
                 raise error.with_message(message) from error
-            for file in sorted(aside.iterdir()):
+            for file in sorted(temporary.iterdir()):
                 with file.open("rb") as stream:
                     durable.sync(stream)
-            durable.sync_directory(aside)
-            _take_place(aside, path, may_replace)
+            durable.sync_directory(temporary)
+            _rename_over(temporary, path, may_replace)
             durable.sync_directory(path.parent)
     except OSError as error:
         raise output_error(path, error) from error
 
 
-def _take_place(aside: Path, path: Path, may_replace: Callable[[Path], bool]) -> None:
-    """Give a directory its name; one that has it gets out of the way, and back if need be."""
+def _rename_over(temporary: Path, path: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Rename a directory to `path`; one that has the name is removed, or put back on failure."""
     if not os.path.lexists(path):
-        durable.rename(aside, path)
+        durable.rename(temporary, path)
         return
-    with _out_of_the_way(path, may_replace) as trash:
+    with _moved_to_trash(path, may_replace) as trash:
         try:
-            durable.rename(aside, path)
+            durable.rename(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 trash.replace(path)
@@ -273,31 +275,31 @@ def _take_place(aside: Path, path: Path, may_replace: Callable[[Path], bool]) ->
 
 
 def remove_directory(path: Path, *, is_ours: Callable[[Path], bool]) -> bool:
-    """Remove a directory, if it is there and ours.
+    """Remove a directory, if it exists and is ours.
 
-    It loses its name first, so that half of it never looks like a whole one.
+    It is renamed first, so that a half-removed directory never looks complete.
 
     Returns:
-        False if it is not ours: then it is left as it is.
+        False if it is not ours and was left alone.
     """
     if not os.path.lexists(path):
         return True
     if not is_ours(path):
         return False
-    with _out_of_the_way(path, is_ours):
+    with _moved_to_trash(path, is_ours):
         return True
 
 
 @contextlib.contextmanager
-def _out_of_the_way(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Rename a directory of ours, and remove it at the end."""
+def _moved_to_trash(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Rename a directory of ours to a temporary name, and remove it when the block succeeds."""
     if not is_ours(path):
-        told = "something stands there that was not made by tfm"
-        raise FileExistsError(errno.EEXIST, told, str(path))
+        reason = "something stands there that was not made by tfm"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
     trash = path.with_name(temporary_name(path.name, "trash"))
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        try_lock(descriptor)  # so that nobody takes it for left over before it is decided on
+        try_lock(descriptor)  # no other process may sweep it before the block has succeeded
         durable.rename(path, trash)
         yield trash
         _remove_quietly(trash)
@@ -306,16 +308,16 @@ def _out_of_the_way(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Pat
 
 
 def _remove_quietly(path: Path) -> None:
-    """Remove what nobody will miss; what cannot be removed now is swept out another time."""
+    """Remove a temporary file or directory; a later sweep removes what cannot be removed now."""
     if not os.path.lexists(path):
         return
     with contextlib.suppress(OSError):
         durable.remove_tree(path)
 
 
-def is_of_output(error: OSError) -> bool:
-    """Whether an error amid the writing of an output says that it could not be written.
+def is_output_failure(error: OSError) -> bool:
+    """Return True if an error raised while an output is written means that writing failed.
 
-    Not where its reader is gone, or where memory did not suffice for what was to be written.
+    A reader that closed the pipe and a lack of memory are not failures of the output.
     """
     return not isinstance(error, BrokenPipeError) and error.errno != errno.ENOMEM

@@ -1,8 +1,8 @@
-"""Changes of the disk that must not be lost or half done: all of them are made here, one by one.
+"""The only module that changes the disk, one operation at a time.
 
-Each is a point at which a fault can be made to happen (see `failpoint`), by its own name and as
-`durable`, and can be watched. Nothing here decides in which order changes are made: `files` does,
-and who goes on with a file.
+Each operation is a failpoint under its own name and under `durable` (see `faults`), and tests can
+watch it. The order of operations is decided elsewhere: by `atomic`, and by the modules that append
+to a file.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from typing import BinaryIO, cast
 from tfm_cli.files.faults import reach
 from tfm_cli.files.untrusted import check_private, check_private_status
 
-_BUFFER_BYTES = 1 << 20  # tensors come in large parts, lines in small ones
+_BUFFER_BYTES = 1 << 20  # collects short lines; larger parts, such as tensors, bypass it
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A change that was made."""
+    """A change that has been made."""
 
     kind: str  # create, open, write, truncate, sync, sync_directory, rename, remove, make_directory
     path: Path
-    target: Path | None = None  # the new name, of a rename
-    offset: int = 0  # where a write begins; the new size, of a truncation
-    data: bytes = b""  # of a write
+    target: Path | None = None  # the new name, for a rename
+    offset: int = 0  # the position of a write; the new size, for a truncation
+    data: bytes = b""  # the bytes written
 
 
 _watchers: list[Callable[[Operation], None]] = []
@@ -37,7 +37,7 @@ _watchers: list[Callable[[Operation], None]] = []
 
 @contextlib.contextmanager
 def watched(watcher: Callable[[Operation], None]) -> Iterator[None]:
-    """Inside, each change is told to `watcher` once it was made."""
+    """Call `watcher` after each operation inside the block."""
     _watchers.append(watcher)
     try:
         yield
@@ -49,35 +49,35 @@ def _reach(kind: str) -> str:
     return reach("durable") or reach(kind)
 
 
-def _tell(operation: Operation) -> None:
+def _notify(operation: Operation) -> None:
     for watcher in _watchers:
         watcher(operation)
 
 
 class _File(io.FileIO):
-    """A file whose writes can fail; a class since buffers of the standard library want one."""
+    """A raw file with failpoints; a subclass because the standard library's buffers need one."""
 
     def __init__(self, path: Path, mode: str, flags: int = 0) -> None:
         self._path = path
         super().__init__(path, mode, opener=lambda name, own: os.open(name, own | flags, 0o666))
 
     def write(self, data: object) -> int:
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # whatever has bytes
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # any object with bytes
         action = _reach("write")
         if action in ("short", "tear"):
-            view = view[: -(-len(view) // 2)]  # a file that takes nothing would be tried for ever
+            view = view[: -(-len(view) // 2)]  # at least a byte, or the buffer would retry for ever
         offset = self.tell() if _watchers else 0
-        count = cast(int, super().write(view))  # fewer than wanted is for the buffer to go on with
+        count = cast(int, super().write(view))  # the buffer writes the rest after a short write
         if action == "tear":
             os.kill(os.getpid(), signal.SIGKILL)
         if _watchers:
-            _tell(Operation("write", self._path, offset=offset, data=bytes(view[:count])))
+            _notify(Operation("write", self._path, offset=offset, data=bytes(view[:count])))
         return count
 
     def truncate(self, size: int | None = None) -> int:
         _reach("truncate")
         new = super().truncate(size)
-        _tell(Operation("truncate", self._path, offset=new))
+        _notify(Operation("truncate", self._path, offset=new))
         return new
 
 
@@ -89,24 +89,23 @@ def create(path: Path) -> BinaryIO:
     """
     _reach("create")
     file = _File(path, "wb", os.O_EXCL | os.O_NOFOLLOW)
-    _tell(Operation("create", path))
+    _notify(Operation("create", path))
     return io.BufferedWriter(file, _BUFFER_BYTES)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole, in a folder whose content is going to be synced."""
+    """Write a whole file without syncing it; the caller syncs its directory later."""
     with create(path) as stream:
         stream.write(content)
 
 
-def go_on(path: Path) -> BinaryIO:
-    """Open a private file (see `plain_file`) as it stands for reading and writing; create it if
-    there is none.
+def open_for_update(path: Path) -> BinaryIO:
+    """Open a private file (see `untrusted`) for reading and writing; create it if it is missing.
 
     Raises:
-        NotPrivateError: its name leads to something else.
+        NotPrivateError: the path is not that of a regular file with one name.
     """
-    check_private(path)  # before it is opened, as that alone can do something to a device
+    check_private(path)  # before opening, since merely opening a device can have effects
     _reach("create")
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     with contextlib.ExitStack() as on_failure:
@@ -114,39 +113,39 @@ def go_on(path: Path) -> BinaryIO:
         check_private_status(os.fstat(file.fileno()), path)
         stream = io.BufferedRandom(file, _BUFFER_BYTES)
         on_failure.pop_all()
-    _tell(Operation("open", path))
+    _notify(Operation("open", path))
     return stream
 
 
 def sync(stream: BinaryIO) -> None:
-    """Make sure that what was written to an open file outlives a loss of power."""
+    """Flush an open file to the disk, so that its content survives a loss of power."""
     stream.flush()
     _reach("sync")
     os.fsync(stream.fileno())
     if _watchers:
-        _tell(Operation("sync", Path(stream.name)))
+        _notify(Operation("sync", Path(stream.name)))
 
 
 def sync_directory(path: Path) -> None:
-    """Make sure that names in a folder outlive a loss of power."""
+    """Flush a directory to the disk, so that its entries survive a loss of power."""
     _reach("sync_directory")
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    _tell(Operation("sync_directory", path))
+    _notify(Operation("sync_directory", path))
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file or folder another name, in one step; a file that had it is gone."""
+    """Rename a file or directory atomically; a file that has the new name is replaced."""
     _reach("rename")
     path.replace(target)
-    _tell(Operation("rename", path, target))
+    _notify(Operation("rename", path, target))
 
 
 def remove(path: Path) -> None:
-    """Remove a file or an empty folder.
+    """Remove a file or an empty directory.
 
     Raises:
         FileNotFoundError: there is none.
@@ -156,11 +155,11 @@ def remove(path: Path) -> None:
         path.rmdir()
     else:
         path.unlink()
-    _tell(Operation("remove", path))
+    _notify(Operation("remove", path))
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all that is in it; links are removed, not followed."""
+    """Remove a directory and everything in it; links are removed, not followed."""
     if path.is_dir() and not path.is_symlink():
         for entry in sorted(path.iterdir()):
             remove_tree(entry)
@@ -168,21 +167,21 @@ def remove_tree(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder, and those around it that are missing."""
+    """Create a directory and its missing parents."""
     if path.is_dir():
         return
     make_directory(path.parent)
     _reach("make_directory")
     path.mkdir(exist_ok=True)
-    _tell(Operation("make_directory", path))
+    _notify(Operation("make_directory", path))
 
 
 def make_new_directory(path: Path) -> None:
-    """Make a folder in one that exists.
+    """Create a directory whose parent exists.
 
     Raises:
         FileExistsError: the name is taken, if only by a link.
     """
     _reach("make_directory")
     path.mkdir()
-    _tell(Operation("make_directory", path))
+    _notify(Operation("make_directory", path))

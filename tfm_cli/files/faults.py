@@ -1,13 +1,13 @@
-"""Faults on purpose: what `TFM_FAILPOINT` asks for happens when a point is reached the n-th time.
+"""Failpoints: `TFM_FAILPOINT` makes a named point fail the n-th time that it is reached.
 
-That is how the tests fail every single operation in turn. Without the variable nothing happens.
+Tests use it to make every single operation fail in turn. Without the variable nothing happens.
 
-    TFM_FAILPOINT=write:3=enospc          the third write finds the disk full
+    TFM_FAILPOINT=write:3=enospc          the third write fails with a full disk
     TFM_FAILPOINT=durable:17=kill         the process is killed at the 17th durable operation
     TFM_FAILPOINT=update:7@1=stop,…       rank 1 is stopped at its seventh update; and another fault
-    TFM_FAILPOINT=save:2+=eio             every save from the second on
+    TFM_FAILPOINT=save:2+=eio             every save from the second on fails
 
-What a launcher starts again after a failure is spared, so that it gets further.
+A process that torchrun restarts after a failure ignores the variable, so that it gets further.
 
 Source: SQLite's and curl's tests, which fail the n-th operation for n = 1, 2, 3 … until none fails.
 """
@@ -33,7 +33,7 @@ _ERRORS = {
     "erofs": errno.EROFS,
 }
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
-_BY_CALLER = ("short", "tear", "nan")  # what only the place itself can do
+_BY_CALLER = ("short", "tear", "nan")  # `reach` returns these, and its caller carries them out
 _SLEEP_SECONDS = 1.0
 _ACTIONS = (*_ERRORS, *_SIGNALS, "memory", "sleep", *_BY_CALLER)
 
@@ -42,24 +42,24 @@ _reached: Counter[str] = Counter()
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is to happen, and when."""
+    """An action that is due when a point is reached for the `number`-th time in this process."""
 
     point: str
-    number: int  # counted from 1, in each process for itself
-    goes_on: bool  # whether also each time after that
+    number: int  # from 1
+    repeats: bool  # the action is due each time after that as well
     action: str
 
 
 def reach(point: str) -> str:
-    """Say that a point is reached; what was asked for happens here and now.
+    """Count that a point was reached, and carry out the fault that is due there.
 
     Returns:
-        What the caller has to do itself: `short`, to write half; `tear`, to write half and be
-        killed; `nan`; or nothing.
+        An action that the caller has to carry out: `short`, to write half; `tear`, to write half
+        and be killed; `nan`; or the empty string.
 
     Raises:
-        OSError: that is what was asked for.
-        MemoryError: want of memory was asked for.
+        OSError: the fault is a system error.
+        MemoryError: the fault is a lack of memory.
     """
     faults = _faults()
     if not faults:
@@ -67,14 +67,14 @@ def reach(point: str) -> str:
     _reached[point] += 1
     for fault in faults:
         is_due = fault.number == _reached[point] or (
-            fault.goes_on and fault.number < _reached[point]
+            fault.repeats and fault.number < _reached[point]
         )
         if fault.point == point and is_due:
-            return _happen(fault.action)
+            return _carry_out(fault.action)
     return ""
 
 
-def _happen(action: str) -> str:
+def _carry_out(action: str) -> str:
     if action in _BY_CALLER:
         return action
     if action in _ERRORS:
@@ -90,33 +90,33 @@ def _happen(action: str) -> str:
 
 @functools.cache
 def _faults() -> tuple[Fault, ...]:
-    """What is asked for of this process; the variable is read once."""
+    """Return the faults of this process; the variable is read once."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         return ()
-    return parsed(os.environ.get(VARIABLE, ""), rank=os.environ.get("RANK", "0"))
+    return parse_faults(os.environ.get(VARIABLE, ""), rank=os.environ.get("RANK", "0"))
 
 
-def parsed(text: str, *, rank: str = "0") -> tuple[Fault, ...]:
-    """The faults that are asked for, of one process.
+def parse_faults(text: str, *, rank: str = "0") -> tuple[Fault, ...]:
+    """Return the faults of one rank from the value of the variable.
 
     Raises:
-        ConfigError: it is none that there is.
+        ConfigError: the value has another form than POINT:N=ACTION, or an unknown action.
     """
     faults = []
-    for each in filter(None, text.split(",")):
-        found = _SPELLING.fullmatch(each)
-        if found is None or found[5] not in _ACTIONS:
+    for spelled in filter(None, text.split(",")):
+        match = _SPELLING.fullmatch(spelled)
+        if match is None or match[5] not in _ACTIONS:
             raise ConfigError(
-                f"{VARIABLE}: `{each}` is none, wanted POINT:N=ACTION",
-                hint=f"unset it, or take one of these actions: {', '.join(_ACTIONS)}",
+                f"{VARIABLE}: expected POINT:N=ACTION, got `{spelled}`",
+                hint=f"unset it, or use one of these actions: {', '.join(_ACTIONS)}",
             )
-        point, number, goes_on, wanted_rank, action = found.groups()
-        if wanted_rank in (None, rank):
-            faults.append(Fault(point, int(number), bool(goes_on), action))
+        point, number, plus, fault_rank, action = match.groups()
+        if fault_rank in (None, rank):
+            faults.append(Fault(point, int(number), bool(plus), action))
     return tuple(faults)
 
 
-def begin_again() -> None:
-    """Read the variable anew and count from the start; for tests in one process."""
+def reset_faults() -> None:
+    """Read the variable again and restart all counts; for tests in one process."""
     _faults.cache_clear()
     _reached.clear()

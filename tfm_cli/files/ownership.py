@@ -1,10 +1,9 @@
-"""Decide what this program may change, replace or remove: what it made, and can prove that it made.
+"""Decide what tfm may change, replace or remove: only what it made, and can prove that it made.
 
-Nothing here changes the disk but `sweep`, which removes temporary files of processes that ended.
-
-A temporary file or directory has a random name, and the process that writes it holds a lock on it
-(flock). A free lock proves that the writer ended, on whatever machine and in whatever container it
-ran. Where the file system has no locks nothing is ever swept.
+Only `sweep` changes the disk: it removes temporary files of processes that have ended. A temporary
+file or directory has a random name, and the process that writes it holds a lock on it (flock). A
+lock that is free proves that the writer has ended, on any machine and in any container. Where the
+file system has no locks, nothing is ever swept.
 """
 
 import contextlib
@@ -36,63 +35,59 @@ from tfm_cli.files.layout import (
     PREPARED_FILES,
     PREPARED_LOCK,
 )
-from tfm_cli.files.untrusted import NotPrivateError, parse_object, read_plain, read_private
-
-# A run that ends between two scheduled validations judges its last weights too and keeps them if
-# they are best. The best ones by schedule wait here: a run that resumes takes them back, and so
-# leaves to the byte what it would have left had it never stopped.
+from tfm_cli.files.untrusted import NotPrivateError, parse_json_object, read_private, read_regular
 
 _MAX_FACTS_BYTES = 1 << 20
 _END_OF_CARD = b"All settings are in `config.json`.\n"
-_LONGEST_STEM = 50  # the longest name that a file can have leaves no room for more
+_MAX_STEM_LENGTH = 50  # so that a temporary name of the longest file name is not too long
 _TEMPORARY = re.compile(r"\.(.*)\.tfm-[0-9a-f]{16}\.(?:part|trash)", re.DOTALL)
 _TEMPORARY_OF_0_1 = re.compile(r"\.(.*)\.[0-9]{1,10}\.(?:part|trash)", re.DOTALL)  # by process
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def temporary_name(name: str, kind: str = "part") -> str:
-    """Return a new random name for a file or directory that is to become `name`.
+    """Return a new random name for a temporary file or directory.
 
     Args:
-        name: under which it appears when it is whole.
-        kind: `part` while it is written, `trash` for what had the name before.
+        name: the final name of the file or directory.
+        kind: `part` for one that is being written, `trash` for one that is being removed.
     """
-    return f".{name[:_LONGEST_STEM]}.tfm-{secrets.token_hex(8)}.{kind}"
+    return f".{name[:_MAX_STEM_LENGTH]}.tfm-{secrets.token_hex(8)}.{kind}"
 
 
 def is_temporary(name: str) -> bool:
-    """Return True for the name of something that was being written or removed."""
+    """Return True for the name of a temporary file or directory."""
     return _stem(name, of_0_1=True) is not None
 
 
-def is_temporary_of(name: str, place: str, *, of_0_1: bool = False) -> bool:
-    """Return True for the name of a temporary file or directory that was to become `place`.
+def is_temporary_of(name: str, final_name: str, *, of_0_1: bool = False) -> bool:
+    """Return True for the name of a temporary file or directory with a given final name.
 
     Args:
-        name: of the file or directory.
-        place: the name under which it was to appear.
-        of_0_1: accept names as version 0.1 gave them, which a lock never held.
+        name: the name to examine.
+        final_name: the name that the file or directory was to get.
+        of_0_1: also accept names in the form of version 0.1, whose files were never locked.
     """
-    return _stem(name, of_0_1=of_0_1) == place[:_LONGEST_STEM]
+    return _stem(name, of_0_1=of_0_1) == final_name[:_MAX_STEM_LENGTH]
 
 
 def _stem(name: str, *, of_0_1: bool) -> str | None:
-    found = _TEMPORARY.fullmatch(name)
-    if found is None and of_0_1:
-        found = _TEMPORARY_OF_0_1.fullmatch(name)
-    return found[1] if found else None
+    match = _TEMPORARY.fullmatch(name)
+    if match is None and of_0_1:
+        match = _TEMPORARY_OF_0_1.fullmatch(name)
+    return match[1] if match else None
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file or directory against other processes, without waiting.
 
     Args:
-        descriptor: of the file or directory.
-        shared: let others have a shared lock on it as well.
+        descriptor: the open file or directory.
+        shared: take a shared lock, which other processes may also hold.
 
     Returns:
-        True if it is held now, False if another process holds it, None where the file system has
-        no locks.
+        True if the lock is held now, False if another process holds it, None where the file
+        system has no locks.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -104,20 +99,20 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 def sweep(directory: Path, names: Iterable[str], *, of_0_1: bool = False) -> None:
-    """Remove what processes that ended left of their attempts to write some names.
+    """Remove temporary files and directories of processes that have ended.
 
-    What a living process holds stays, and so does everything where there are no locks.
+    Those that are locked by a live process stay, and all stay where there are no locks.
 
     Args:
-        directory: in which they were to appear.
-        names: of the files and directories that were to appear.
-        of_0_1: remove what version 0.1 left, too, which held no locks; for a caller who knows in
-            another way that no such process is alive.
+        directory: the directory that contains them.
+        names: final names; only their temporary files and directories are removed.
+        of_0_1: also remove those of version 0.1, which were never locked; the caller must know
+            that no such process is alive.
     """
-    wanted = {name[:_LONGEST_STEM] for name in names}
-    with contextlib.suppress(OSError):  # such as where nothing may be listed: then it stays
+    stems = {name[:_MAX_STEM_LENGTH] for name in names}
+    with contextlib.suppress(OSError):  # a directory that cannot be listed is left alone
         for path in sorted(directory.iterdir()):
-            if _stem(path.name, of_0_1=of_0_1) in wanted:
+            if _stem(path.name, of_0_1=of_0_1) in stems:
                 with contextlib.suppress(OSError):
                     _sweep_one(path)
 
@@ -135,10 +130,10 @@ def _sweep_one(path: Path) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return True for a directory that is a checkpoint by its name and by what is in it.
+    """Return True for a directory that is a checkpoint by its name and its content.
 
-    That is nothing; or the files of a checkpoint and no others, among them the manifest or, where
-    that was lost, all the rest. With a file of somebody else's in it, it is no more ours alone.
+    It is empty, or it holds only files of a checkpoint, including the manifest or, if that was
+    lost, all the others. A directory with any other file is not ours alone.
     """
     return is_checkpoint_name(path.name) and (
         is_empty_directory(path)
@@ -153,14 +148,14 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Return True for a name that a run gives to a checkpoint."""
+    """Return True for the name of a checkpoint."""
     return CHECKPOINT.fullmatch(name) is not None
 
 
 def is_prepared_text(path: Path) -> bool:
-    """Return True for a directory that a data cache named by a hash, with its facts or empty.
+    """Return True for the directory of a prepared text: named by a hash, and empty or complete.
 
-    With anything else in it than a prepared text has, it is no more ours alone.
+    A directory with any other file is not ours alone.
     """
     return is_prepared_name(path.name) and (
         is_empty_directory(path)
@@ -169,58 +164,58 @@ def is_prepared_text(path: Path) -> bool:
 
 
 def is_prepared_name(name: str) -> bool:
-    """Return True for a name that a data cache gives to a prepared text: a hash."""
+    """Return True for the name of a prepared text, which is a hash."""
     return PREPARED.fullmatch(name) is not None
 
 
 def is_empty_directory(path: Path) -> bool:
-    """Return True for a directory, not a link to one, in which there is nothing."""
+    """Return True for an empty directory that is not a link."""
     return _is_directory(path) and not any(path.iterdir())
 
 
 def holds_only(path: Path, names: Collection[str]) -> bool:
-    """Return True for a directory, not a link to one, of regular files with these names alone."""
+    """Return True for a directory, not a link, that holds only regular files with these names."""
     return _is_directory(path) and all(
         entry.name in names and stat.S_ISREG(entry.lstat().st_mode) for entry in path.iterdir()
     )
 
 
 def holds_model(directory: Path) -> bool:
-    """Return True if a directory has a `config.json` of ours; many programs call a file so."""
+    """Return True if a directory has a `config.json` that tfm wrote, not another program."""
     with contextlib.suppress(OSError, ValueError):
-        content = read_plain(directory / CONFIG_FILE, max_bytes=_MAX_FACTS_BYTES)
-        return "tfm_version" in parse_object(content)
+        content = read_regular(directory / CONFIG_FILE, max_bytes=_MAX_FACTS_BYTES)
+        return "tfm_version" in parse_json_object(content)
     return False
 
 
 def holds_marker(directory: Path) -> bool:
-    """Return True if a directory has the marker of a run that began in it."""
+    """Return True if a directory has the marker of a run that was started in it."""
     with contextlib.suppress(OSError, ValueError):
         content = read_private(directory / MARKER_FILE, max_bytes=_MAX_FACTS_BYTES)
-        return "tfm_version" in parse_object(content)
+        return "tfm_version" in parse_json_object(content)
     return False
 
 
 def holds_export(directory: Path) -> bool:
-    """Return True if a directory has the marker of an export, which other programs do not write."""
+    """Return True if a directory has the marker that `tfm export` leaves."""
     with contextlib.suppress(OSError, ValueError):
         content = read_private(directory / EXPORT_FILE, max_bytes=_MAX_FACTS_BYTES)
-        return "tfm_version" in parse_object(content)
+        return "tfm_version" in parse_json_object(content)
     return False
 
 
 def is_own_file(path: Path, names: Collection[str]) -> bool:
-    """Return True for a regular file, not a link to one, with one of the names that are ours."""
+    """Return True for a regular file, not a link, with one of these names."""
     return path.name in names and stat.S_ISREG(path.lstat().st_mode)
 
 
 def is_card(path: Path) -> bool:
-    """Return True for a model card as `tfm` writes it, for an empty file, and where there is none.
+    """Return True for a model card that tfm wrote, for an empty file, and if there is none.
 
-    What somebody else wrote under the name, or added to a card, has another beginning or end.
+    A file that somebody else wrote or appended to has another beginning or end.
     """
     try:
-        content = read_plain(path, max_bytes=_MAX_FACTS_BYTES)
+        content = read_regular(path, max_bytes=_MAX_FACTS_BYTES)
     except FileNotFoundError:
         return True
     except (OSError, ValueError):
@@ -230,29 +225,29 @@ def is_card(path: Path) -> bool:
     return not content or (begins and is_signed and content.endswith(_END_OF_CARD))
 
 
-def is_checkpoints(path: Path) -> bool:
-    """Return True for a directory of checkpoints, in which there is nothing else."""
+def is_checkpoints_directory(path: Path) -> bool:
+    """Return True for a directory that holds checkpoints and nothing else."""
     return (
         path.name == CHECKPOINTS
         and _is_directory(path)
         and all(
-            is_checkpoint(entry) or is_set_aside(entry) or is_temporary(entry.name)
+            is_checkpoint(entry) or is_scheduled_best(entry) or is_temporary(entry.name)
             for entry in path.iterdir()
         )
     )
 
 
-def is_set_aside(path: Path) -> bool:
-    """Return True for the best model by schedule, which was set aside among the checkpoints."""
+def is_scheduled_best(path: Path) -> bool:
+    """Return True for the directory with the best weights of scheduled validations."""
     return path.name == ON_SCHEDULE and holds_only(path, BEST_FILES)
 
 
-def is_cache(path: Path) -> bool:
-    """Return True for a directory of prepared texts, in which there is nothing else."""
-    return path.name == CORPUS and _is_directory(path) and all(map(_is_of_cache, path.iterdir()))
+def is_corpus_cache(path: Path) -> bool:
+    """Return True for a directory that holds prepared texts and nothing else."""
+    return path.name == CORPUS and _is_directory(path) and all(map(_is_cached, path.iterdir()))
 
 
-def _is_of_cache(path: Path) -> bool:
+def _is_cached(path: Path) -> bool:
     return (
         is_own_file(path, [CACHE_HASHES])
         or (PREPARED_LOCK.fullmatch(path.name) is not None and is_own_file(path, [path.name]))
@@ -263,24 +258,24 @@ def _is_of_cache(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def looking_at(place: Path) -> Iterator[None]:
-    """Turn what the system refuses to show of a directory into a ResourceError."""
+def inspecting(output: Path) -> Iterator[None]:
+    """Raise a ResourceError where the block cannot read an output directory."""
     try:
         yield
     except OSError as error:
-        told = f"{error.filename or place}: cannot be read: {error.strerror or error}"
-        raise ResourceError(told, hint="name another `--output`") from error
+        message = f"{error.filename or output}: cannot be read: {error.strerror or error}"
+        raise ResourceError(message, hint="name another `--output`") from error
 
 
-def refuse_replacing(output: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse an output directory that is replaced as a whole, where an input lies in it.
+def refuse_replacing_inputs(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse an output directory that contains an input, since it is replaced as a whole.
 
     Raises:
         ConfigError: names the input.
     """
-    place = Path(os.path.realpath(output))
+    directory = Path(os.path.realpath(output))
     for path in inputs:
-        if Path(os.path.realpath(path)).is_relative_to(place):
+        if Path(os.path.realpath(path)).is_relative_to(directory):
             raise ConfigError(
                 f"{output}: would replace or remove `{path}`, which is read",
                 hint="name another `--output`",

@@ -1,6 +1,8 @@
-"""The weights file on disk: read, and hashed while PyTorch is still imported.
+"""Safetensors files: an untrusted reader, hashes of the tensors, and a writer.
 
-Knows nothing of PyTorch. The header is checked before anything is made of what it says.
+Nothing here needs PyTorch or NumPy. The reader checks the whole header before it allocates or
+reads anything for a tensor, and it is stricter than the format: each byte after the header belongs
+to exactly one tensor. Source of the format: https://github.com/huggingface/safetensors.
 """
 
 import contextlib
@@ -15,12 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from tfm_cli.files.untrusted import open_plain, parse_object
+from tfm_cli.files.untrusted import open_regular, parse_json_object
 
-# What the header of a safetensors file says of its tensors, checked against the file's length.
-#
-# Knows nothing of PyTorch. Stricter than the format asks for: each byte belongs to one tensor.
-
+MAX_HEADER_BYTES = 1 << 20  # twice the header of the deepest model, of 128 layers on each side
 _METADATA = "__metadata__"
 _MAX_DIMENSIONS = 8
 _BYTES = {
@@ -30,8 +29,8 @@ _BYTES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
-    """Of which type and shape a tensor is, and where in the file."""
+class TensorInfo:
+    """The type and shape of a tensor, and the bytes of the file that hold its values."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,91 +38,92 @@ class Values:
     end: int
 
 
-class TensorHeader(NamedTuple):
-    """What is where in a file, and what else the file says of itself."""
+class Header(NamedTuple):
+    """The parsed header of a file."""
 
-    tensors: dict[str, Values]
+    tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
 
-def parse_header(header: bytes, *, start: int, end: int) -> TensorHeader:
-    """What a header says of the tensors that stand from `start` to `end` of the file.
+def parse_header(header: bytes, *, start: int, end: int) -> Header:
+    """Parse the header of a file whose tensors take up the bytes from `start` to `end`.
 
     Raises:
-        ValueError: it is none of tensors; or they have holes between them, overlap, or are larger
-            or smaller than their shapes and the file are.
+        ValueError: it is not a header of tensors, or the tensors leave gaps, overlap, or do not
+            match their shapes or the size of the file.
     """
     if not header.startswith(b"{"):
-        raise ValueError("its header is none of tensors")
-    table = parse_object(header, max_depth=3)
+        raise ValueError("its header is not that of a safetensors file")
+    table = parse_json_object(header, max_depth=3)
     metadata = table.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("its metadata is no table of texts")
-    tensors = {name: _values(name, entry, start) for name, entry in table.items()}
-    place = start
-    for name, values in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if values.begin != place:
-            told = "a hole" if values.begin > place else "another tensor or the header"
-            raise ValueError(f"`{name}` begins at {values.begin}, where {told} is")
-        place = values.end
-    if place != end:
-        raise ValueError(f"its tensors end at {place}, the file at {end}")
-    return TensorHeader(tensors, metadata)
+        raise ValueError("its metadata is not a table of strings")
+    tensors = {name: _tensor_info(name, entry, start) for name, entry in table.items()}
+    position = start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin > position:
+            raise ValueError(f"`{name}` begins at {info.begin}, after a gap from {position}")
+        if info.begin < position:
+            raise ValueError(
+                f"`{name}` begins at {info.begin}, inside the header or another tensor"
+            )
+        position = info.end
+    if position != end:
+        raise ValueError(f"its tensors end at {position}, the file at {end}")
+    return Header(tensors, metadata)
 
 
-def _values(name: str, entry: Any, start: int) -> Values:
+def _tensor_info(name: str, entry: Any, start: int) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"`{name}` has not dtype, shape and data_offsets")
+        raise ValueError(f"`{name}` must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise ValueError(f"`{name}` has a type that is not known")
+        raise ValueError(f"`{name}` has an unknown dtype")
     if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"`{name}` has a shape that is none")
+        raise ValueError(f"`{name}` has an invalid shape")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise ValueError(f"`{name}` has no place in the file")
+        raise ValueError(f"`{name}` has invalid data_offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * _BYTES[dtype]:
-        raise ValueError(f"`{name}` has {end - begin} bytes, which its shape and type have not")
-    return Values(dtype, tuple(shape), start + begin, start + end)
+        raise ValueError(f"`{name}` has {end - begin} bytes, which do not fit its shape and dtype")
+    return TensorInfo(dtype, tuple(shape), start + begin, start + end)
 
 
 def _are_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
 
 
-# Twice what the deepest model needs, of 128 layers on each side.
-MAX_HEADER_BYTES = 1 << 20
-_TYPE_NAMES = {
-    "F32": "torch.float32",
-    "I8": "torch.int8",
-}  # others are refused when a model is loaded
+# Reading
 
-_PART_BYTES = 1 << 20  # that are in memory together while they are hashed
+# The names of types in the hash of a model's weights, which has no others.
+_TYPE_NAMES = {"F32": "torch.float32", "I8": "torch.int8"}
+_PART_BYTES = 1 << 20  # held in memory at a time while a file is hashed
 
-# A command opens the weights file several times before it reads them.
+# A command opens the weights file several times before it reads the tensors.
 _parsed = functools.lru_cache(maxsize=2)(parse_header)
 
-Content = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
-_ahead: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
+HashInput = tuple[str, str, tuple[int, ...], Iterable[memoryview]]  # name, type, shape, values
+_prefetched: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
 
 
-class WeightsFile:
-    """A file of tensors, to be closed behind; a class because it holds the open file.
+class SafetensorsFile:
+    """An open safetensors file, whose header has been checked.
 
-    It is read rather than mapped: a mapped file that somebody shortens ends the program.
+    The file is read, not mapped: if a mapped file were truncated by another process, the access
+    would end this one.
 
     Attributes:
-        tensors: what is where, by name.
-        metadata: what else the file says of itself.
+        tensors: type, shape and position of each tensor, by name.
+        metadata: further strings in the header.
 
     Raises:
-        OSError: the file cannot be read, or is no regular one.
-        ValueError: it is no file of tensors, or says something else than it has.
+        OSError: the file cannot be read, or is not a regular file.
+        ValueError: the file is not a safetensors file, or its header does not match its size.
     """
 
     def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> None:
         with contextlib.ExitStack() as stack:
-            self._file = stack.enter_context(open_plain(path))
+            self._file = stack.enter_context(open_regular(path))
             self._identity = _identity(self._file.fileno())
             file_size = self._identity.size
             if file_size < 8:
@@ -132,12 +132,12 @@ class WeightsFile:
             if size > file_size - 8:
                 raise ValueError(f"its header has {size} bytes, the file {file_size}")
             if size > max_header_bytes:
-                wanted = f"wanted at most {max_header_bytes}"
-                raise ValueError(f"its header has {size} bytes, {wanted}")
+                expected = f"expected at most {max_header_bytes}"
+                raise ValueError(f"its header has {size} bytes, {expected}")
             header = bytearray(size)
             self._read_into(memoryview(header), 8)
-            found = _parsed(bytes(header), start=8 + size, end=file_size)
-            self.tensors, self.metadata = found
+            parsed = _parsed(bytes(header), start=8 + size, end=file_size)
+            self.tensors, self.metadata = parsed
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -151,84 +151,94 @@ class WeightsFile:
         self._open.close()
 
     def read(self) -> dict[str, bytearray]:
-        """The values of all tensors, by name.
+        """Return the bytes of all tensors, by name.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it ends too early, or was written to meanwhile.
+            ValueError: it ends too early, or was modified while it was read.
         """
         contents = {}
-        for name, values in self.tensors.items():
-            contents[name] = bytearray(values.end - values.begin)
-            self._read_into(memoryview(contents[name]), values.begin)
+        for name, info in self.tensors.items():
+            contents[name] = bytearray(info.end - info.begin)
+            self._read_into(memoryview(contents[name]), info.begin)
         self.check_unchanged()
         return contents
 
     def read_tensor(self, name: str, into: memoryview) -> None:
-        """Read the values of one tensor into the beginning of a buffer.
+        """Read the bytes of one tensor into the beginning of a buffer.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it ends too early.
         """
-        values = self.tensors[name]
-        self._read_into(into[: values.end - values.begin], values.begin)
+        info = self.tensors[name]
+        self._read_into(into[: info.end - info.begin], info.begin)
 
     def check_unchanged(self) -> None:
-        """Raise a ValueError if the file was written to since it was opened."""
-        # Its status changes also when another file takes its name, which is no matter here.
+        """Raise a ValueError if the file was modified since it was opened."""
+        # The status change time is left out: it also changes when the file loses its name.
         if _identity(self._file.fileno())[:-1] != self._identity[:-1]:
             raise ValueError("it was written to while it was read")
 
     def sha256(self, contents: Mapping[str, bytearray]) -> str:
-        """What `values_sha256` says of what was read, or `hash_ahead` has found already."""
-        thread, found = _ahead.pop(self._identity, (None, []))
+        """Return `values_sha256` of the tensors that `read` returned.
+
+        If `prefetch_hash` was called for this file, its result is used.
+        """
+        thread, result = _prefetched.pop(self._identity, (None, []))
         if thread is not None:
             thread.join()
-        if found:
-            return found[0]
+        if result:
+            return result[0]
         return values_sha256(
-            (name, _type_name(values), values.shape, [memoryview(contents[name])])
-            for name, values in sorted(self.tensors.items())
+            (name, _type_name(info), info.shape, [memoryview(contents[name])])
+            for name, info in sorted(self.tensors.items())
         )
 
-    def hash_beside(self) -> Callable[[], str]:
-        """Begin to hash the file beside what the caller does, unless `hash_ahead` has begun.
+    def hash_in_background(self) -> Callable[[], str]:
+        """Start to hash the file in a thread, unless `prefetch_hash` has already done so.
 
         Returns:
-            A function that waits for the hash, which is that of `hash_from_disk`, and raises the
-            same. The file is to be open until then.
+            A function that waits for the result and returns it or raises as `hash_from_disk`. The
+            file must stay open until then.
         """
-        thread, found = _ahead.pop(self._identity, (None, []))
+        thread, result = _prefetched.pop(self._identity, (None, []))
         if thread is None:
-
-            def hashing() -> None:
-                with contextlib.suppress(OSError, ValueError):
-                    found.append(self.hash_from_disk())
-
-            thread = threading.Thread(target=hashing, daemon=True)
-            thread.start()
+            thread = self._start_hashing(result)
 
         def finished() -> str:
             thread.join()
-            return found[0] if found else self.hash_from_disk()
+            return result[0] if result else self.hash_from_disk()
 
         return finished
 
+    def _start_hashing(self, result: list[str], *, close: bool = False) -> threading.Thread:
+        """Start a thread that appends the hash to `result`, or nothing if the file is damaged."""
+
+        def hash_file() -> None:
+            with contextlib.suppress(OSError, ValueError):
+                result.append(self.hash_from_disk())
+            if close:
+                self.close()
+
+        thread = threading.Thread(target=hash_file, daemon=True)  # the program may end before it
+        thread.start()
+        return thread
+
     def hash_from_disk(self) -> str:
-        """The same hash of a file that is not to stay in memory.
+        """Return `values_sha256` of the file without keeping its tensors in memory.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it ends too early.
         """
         return values_sha256(
-            (name, _type_name(values), values.shape, self._parts_of(values))
-            for name, values in sorted(self.tensors.items())
+            (name, _type_name(info), info.shape, self._parts_of(info))
+            for name, info in sorted(self.tensors.items())
         )
 
     def sha256_of_file(self) -> str:
-        """The hash of all bytes of the file, its header too.
+        """Return the SHA-256 of all bytes of the file, including the header.
 
         Raises:
             OSError: the file cannot be read.
@@ -236,15 +246,15 @@ class WeightsFile:
         self._file.seek(0)
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
-    def _parts_of(self, values: Values) -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(min(_PART_BYTES, values.end - values.begin)))
-        for start in range(values.begin, values.end, _PART_BYTES):
-            part = buffer[: min(_PART_BYTES, values.end - start)]
+    def _parts_of(self, info: TensorInfo) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(min(_PART_BYTES, info.end - info.begin)))
+        for start in range(info.begin, info.end, _PART_BYTES):
+            part = buffer[: min(_PART_BYTES, info.end - start)]
             self._read_into(part, start)
             yield part
 
     def _read_into(self, part: memoryview, start: int) -> None:
-        """Fill a buffer from a place of the file; several threads may do so at once."""
+        """Fill a buffer from a position in the file; threads may do so concurrently."""
         done = 0
         while done < len(part):
             count = os.preadv(self._file.fileno(), [part[done:]], start + done)
@@ -253,8 +263,8 @@ class WeightsFile:
             done += count
 
 
-def values_sha256(tensors: Iterable[Content]) -> str:
-    """A hash of tensors in the order of their names: of names, types, shapes and values."""
+def values_sha256(tensors: Iterable[HashInput]) -> str:
+    """Return the SHA-256 of names, types, shapes and values of tensors, in the given order."""
     digest = hashlib.sha256()
     for name, dtype, shape, parts in tensors:
         digest.update(f"{name} {dtype} {shape}\n".encode())
@@ -263,30 +273,22 @@ def values_sha256(tensors: Iterable[Content]) -> str:
     return digest.hexdigest()
 
 
-def hash_ahead(path: Path) -> None:
-    """Begin to hash a weights file that is going to be loaded, beside what the program does next.
+def prefetch_hash(path: Path) -> None:
+    """Start to hash a weights file in a thread, for the `SafetensorsFile` that will be read later.
 
-    A file that is another one when it is loaded is hashed then. What is wrong with it is told then.
+    If the file has changed by then, it is hashed again. Errors are left to that reader.
     """
     with contextlib.suppress(OSError, ValueError):
-        file, found = WeightsFile(path), list[str]()
-
-        def hashing() -> None:
-            with file, contextlib.suppress(OSError, ValueError):
-                found.append(file.hash_from_disk())
-
-        # A daemon, since the program may end before.
-        thread = threading.Thread(target=hashing, daemon=True)
-        _ahead[file._identity] = thread, found
-        thread.start()
+        file, result = SafetensorsFile(path), list[str]()
+        _prefetched[file._identity] = file._start_hashing(result, close=True), result
 
 
-def _type_name(values: Values) -> str:
-    return _TYPE_NAMES.get(values.dtype, values.dtype)
+def _type_name(info: TensorInfo) -> str:
+    return _TYPE_NAMES.get(info.dtype, info.dtype)
 
 
 class _Identity(NamedTuple):
-    """What differs between files, and between a file and what it was before it was written to."""
+    """Fields of a file's status that differ between files, and between versions of one file."""
 
     device: int
     inode: int
@@ -295,28 +297,25 @@ class _Identity(NamedTuple):
     changed: int  # ns
 
 
-def _identity(file: int) -> _Identity:
-    """Of an open file."""
-    status = os.fstat(file)
+def _identity(descriptor: int) -> _Identity:
+    status = os.fstat(descriptor)
     times = status.st_mtime_ns, status.st_ctime_ns
     return _Identity(status.st_dev, status.st_ino, status.st_size, *times)
 
 
-# Arrays of numbers into a safetensors file, byte for byte as the safetensors library writes them.
-#
-# The library's own writers build the file in memory, or write it where nothing is known of faults
-# and of syncing. Source: the format's description, https://github.com/huggingface/safetensors.
+# Writing. The file is byte for byte what the safetensors library writes. The library itself either
+# builds the whole file in memory, or writes it itself, past failpoints, syncing and hashing.
 
-# In the order in which the library puts types whose numbers are equally wide.
+# In the order in which the library sorts types of the same width.
 NUM_BYTES = {
     "I64": 8, "F64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1,
     "BOOL": 1,
 }  # fmt: skip
-_ALIGNMENT = 8  # bytes, of where the values begin
+_ALIGNMENT = 8  # of the first value, in bytes
 
 
-class Stored(NamedTuple):
-    """One array: its type by the format's name, its shape, and its bytes in one part or several."""
+class Array(NamedTuple):
+    """An array to write: its type by the format's name, its shape, and its bytes in parts."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -324,18 +323,18 @@ class Stored(NamedTuple):
 
 
 def write_arrays(
-    stream: BinaryIO, arrays: Mapping[str, Stored], metadata: Mapping[str, str] | None = None
+    stream: BinaryIO, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Write arrays, and return the SHA-256 of the file.
+    """Write arrays as a safetensors file, and return the SHA-256 of the file.
 
     Args:
-        stream: at its start.
+        stream: a file at its start.
         arrays: by name.
-        metadata: words that are kept beside them.
+        metadata: strings for the header.
     """
-    # The widest numbers first, so that each array begins where its numbers may.
+    # The widest types come first, so that each array is aligned.
     order = sorted(arrays.items(), key=lambda item: (_rank(item[1].dtype), item[0]))
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name, array in order:
         begin, end = end, end + math.prod(array.shape) * NUM_BYTES[array.dtype]

@@ -1,7 +1,7 @@
-"""Open files that others may have made: regular ones, without waiting, none read beyond a size.
+"""Read files that others may have made: only regular files, without blocking, up to a given size.
 
-A *private* file is one that a program finds again by its name, such as a lock or a journal. It is
-opened only if it is a regular file with one name: through a link, another file would be changed.
+A *private* file is one that tfm finds again by its name, such as a lock or a journal. It is opened
+only if it is a regular file with a single name: writing through a link would change another file.
 """
 
 import errno
@@ -16,52 +16,53 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-
 NOT_OURS = "tfm is not known to have made it"
+MAX_JSON_BYTES = 1 << 20
+_MAX_JSON_DEPTH = 8
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class NotPrivateError(OSError):
-    """The name of a private file leads to something else, which is left as it is."""
+    """The path of a private file is not that of a regular file with one name; it is left alone."""
 
 
-def open_plain(path: Path) -> FileIO:
-    """A regular file, open for reading, without a buffer.
+def open_regular(path: Path) -> FileIO:
+    """Open a regular file for reading, without a buffer.
 
-    A link is followed. What is no file, such as a pipe that nobody writes to, is not waited for,
-    and a device is not opened, since that alone can do something.
+    A link is followed. A pipe without a writer is not waited for, and a device is not opened,
+    since merely opening one can have effects.
 
     Raises:
-        OSError: there is none, it may not be read, or it is no regular file.
+        OSError: the file does not exist, may not be read, or is not a regular file.
     """
     _check_regular(os.stat(path), path)  # noqa: PTH116 - beside os.open and os.fstat
     descriptor = os.open(path, _FLAGS)
     try:
-        _check_regular(os.fstat(descriptor), path)  # what was looked at may be another by now
+        _check_regular(os.fstat(descriptor), path)  # the path may lead to another file by now
         return FileIO(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_plain(path: Path, *, max_bytes: int) -> bytes:
-    """The content of a regular file.
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
 
     Raises:
-        OSError: as `open_plain`.
-        ValueError: it has more than `max_bytes`.
+        OSError: as `open_regular`.
+        ValueError: the file has more than `max_bytes`.
     """
-    with open_plain(path) as file:
-        return _content(file, max_bytes)
+    with open_regular(path) as file:
+        return _read_all(file, max_bytes)
 
 
 def check_private(path: Path) -> bool:
     """Return True if a private file exists, False if nothing has its name.
 
     Raises:
-        NotPrivateError: the name is a link, or that of no regular file, or of a file that has
-            another name as well.
-        OSError: it cannot be looked at.
+        NotPrivateError: the path is a link, is not a regular file, or the file has another name
+            as well.
+        OSError: its status cannot be read.
     """
     try:
         check_private_status(path.lstat(), path)
@@ -75,17 +76,17 @@ def check_private_status(status: os.stat_result, path: Path) -> None:
     kinds = (
         (stat.S_ISLNK, errno.ELOOP, "it is a symbolic link"),
         (stat.S_ISDIR, errno.EISDIR, os.strerror(errno.EISDIR)),
-        (stat.S_ISFIFO, errno.EINVAL, "it is not a regular file, but a pipe"),
-        (stat.S_ISSOCK, errno.EINVAL, "it is not a regular file, but a socket"),
+        (stat.S_ISFIFO, errno.EINVAL, "it is a pipe, not a regular file"),
+        (stat.S_ISSOCK, errno.EINVAL, "it is a socket, not a regular file"),
     )
-    for is_kind, number, told in kinds:
+    for is_kind, number, reason in kinds:
         if is_kind(status.st_mode):
-            raise NotPrivateError(number, told, str(path))
+            raise NotPrivateError(number, reason, str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise NotPrivateError(errno.EINVAL, "it is not a regular file, but a device", str(path))
+        raise NotPrivateError(errno.EINVAL, "it is a device, not a regular file", str(path))
     if status.st_nlink > 1:
-        told = f"it is a hard link, one of {status.st_nlink} names of the same file"
-        raise NotPrivateError(errno.EMLINK, told, str(path))
+        reason = f"it is a hard link, one of {status.st_nlink} names of the same file"
+        raise NotPrivateError(errno.EMLINK, reason, str(path))
 
 
 def open_private(path: Path) -> FileIO:
@@ -93,7 +94,7 @@ def open_private(path: Path) -> FileIO:
 
     Raises:
         NotPrivateError: see `check_private`.
-        OSError: it does not exist, or cannot be read.
+        OSError: the file does not exist, or cannot be read.
     """
     check_private_status(path.lstat(), path)
     descriptor = os.open(path, _FLAGS | os.O_NOFOLLOW)
@@ -110,21 +111,21 @@ def read_private(path: Path, *, max_bytes: int) -> bytes:
 
     Raises:
         NotPrivateError: see `check_private`.
-        OSError: it does not exist, or cannot be read.
-        ValueError: it has more than `max_bytes`.
+        OSError: the file does not exist, or cannot be read.
+        ValueError: the file has more than `max_bytes`.
     """
     with open_private(path) as file:
-        return _content(file, max_bytes)
+        return _read_all(file, max_bytes)
 
 
-def _content(file: FileIO, max_bytes: int) -> bytes:
+def _read_all(file: FileIO, max_bytes: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > max_bytes:
-        raise ValueError(f"has {size} bytes, wanted at most {max_bytes}")
+        raise ValueError(f"has {size} bytes, expected at most {max_bytes}")
     content = bytearray()
     while part := file.read(max_bytes + 1 - len(content)):
         content += part
-        if len(content) > max_bytes:  # it grew, or is one of those that tell no size
+        if len(content) > max_bytes:  # it grew, or its size is given as 0, as in /proc
             raise ValueError(f"has more than {max_bytes} bytes")
     return bytes(content)
 
@@ -133,27 +134,22 @@ def _check_regular(status: os.stat_result, path: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
 
 
-# JSON that others wrote: names once, finite numbers, not nested deeply.
-
-_MAX_DEPTH = 8
-
-
-def parse_json(content: bytes, *, max_depth: int = _MAX_DEPTH) -> Any:
-    """What JSON in UTF-8 says; a mark of the encoding before it is left out.
+def parse_json(content: bytes, *, max_depth: int = _MAX_JSON_DEPTH) -> Any:
+    """Return the value of untrusted JSON in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: it is none, has a name twice in one object, has a number that is none or is not
+        ValueError: it is not JSON, repeats a name within an object, has a number that is not
             finite, or is nested deeper than `max_depth`.
     """
     try:
         value = json.loads(
             content.decode("utf-8-sig"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse,
-            parse_float=_finite,
+            object_pairs_hook=_object_with_unique_names,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
         )
     except RecursionError as error:
         raise ValueError(f"it is nested deeper than {max_depth} levels") from error
@@ -161,15 +157,15 @@ def parse_json(content: bytes, *, max_depth: int = _MAX_DEPTH) -> Any:
     return value
 
 
-def parse_object(content: bytes, *, max_depth: int = _MAX_DEPTH) -> dict[str, Any]:
-    """The same, of an object.
+def parse_json_object(content: bytes, *, max_depth: int = _MAX_JSON_DEPTH) -> dict[str, Any]:
+    """Return the object of untrusted JSON, as `parse_json` does.
 
     Raises:
-        ValueError: as `parse_json`, or it is something else.
+        ValueError: as `parse_json`, or the value is not an object.
     """
     value = parse_json(content, max_depth=max_depth)
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return value
 
 
@@ -186,7 +182,7 @@ def _check_depth(value: Any, max_depth: int) -> None:
     raise ValueError(f"it is nested deeper than {max_depth} levels")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         seen: set[str] = set()
@@ -197,43 +193,37 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a finite number")
 
 
-def _finite(digits: str) -> float:
+def _finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{digits[:20]} is no finite number")
+        raise ValueError(f"{digits[:20]} is not a finite number")
     return value
 
 
-# JSON files that tfm keeps for itself: read as warily as those of a stranger.
-#
-# Anybody who can write to a folder can change them, and a shared cache has many who can.
-
-MAX_BYTES = 1 << 20
-
-
 def read_private_json(
-    path: Path, *, otherwise: str = "it is treated as absent", max_bytes: int = MAX_BYTES
+    path: Path, *, fallback: str = "it is treated as absent", max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any] | None:
-    """Return the object in a private file, or None, with a warning unless there is no file.
+    """Return the object in a private JSON file of ours, or None if it is missing or unusable.
 
-    Nothing but a regular file with one name is opened, and no link is followed.
+    Such a file is read as warily as a stranger's: anyone who can write to the directory can change
+    it, and many can write to a shared cache. A file that is unusable is reported by a warning.
 
     Args:
-        path: of the file.
-        otherwise: what follows if the file cannot be used, for the warning.
+        path: the file.
+        fallback: ends the warning: what happens without the file.
         max_bytes: larger files are not read.
     """
     try:
-        return parse_object(read_private(path, max_bytes=max_bytes))
+        return parse_json_object(read_private(path, max_bytes=max_bytes))
     except FileNotFoundError:
         return None
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
     except ValueError as error:
         reason = f"is damaged: {error}"
-    logger.warning("%s: %s; %s", path, reason, otherwise)
+    logger.warning("%s: %s; %s", path, reason, fallback)
     return None

@@ -25,8 +25,8 @@ from tfm_cli.files.layout import (
     TOKENIZER_FILES,
     WEIGHTS_FILE,
 )
-from tfm_cli.files.ownership import holds_export, is_own_file, looking_at, refuse_replacing
-from tfm_cli.files.untrusted import open_plain, parse_object, read_plain
+from tfm_cli.files.ownership import holds_export, inspecting, is_own_file, refuse_replacing_inputs
+from tfm_cli.files.untrusted import open_regular, parse_json_object, read_regular
 from tfm_cli.interop import ctranslate2 as ctranslate2_format
 from tfm_cli.interop.ctranslate2 import QUANTIZATIONS, write_ctranslate2
 from tfm_cli.interop.hugging_face import writing
@@ -40,7 +40,7 @@ from tfm_cli.interop.verification.comparison import (
 )
 from tfm_cli.interop.verification.probe import probe_lines
 from tfm_cli.model_directory.config_file import save_config
-from tfm_cli.model_directory.weight_shapes import SCALES, quantized, weight_shapes
+from tfm_cli.model_directory.weight_shapes import SCALES, int8_shapes, weight_shapes
 from tfm_cli.model_directory.weights import (
     TrainedModel,
     WeightsFacts,
@@ -80,14 +80,14 @@ def write_int8(directory: Path, model: TrainedModel, model_dir: Path) -> None:
     """
     shape = model.config.model
     weights = dict(model.transformer.state_dict())
-    for name in quantized(weight_shapes(shape, model.tokenizers.vocab_sizes)):
+    for name in int8_shapes(weight_shapes(shape, model.tokenizers.vocab_sizes)):
         weights[name], weights[name + SCALES] = _quantized(weights[name])
     save_config(directory, model.config, model.tokenizers)
     facts = weights_facts(model_dir) or WeightsFacts(0, {})
     save_weights(directory, weights, model.tokenizers, shape, facts, precision="int8")
     shortlist = model_dir / SHORTLIST_FILE
     if shortlist.exists():
-        with open_plain(shortlist) as source, atomic_file(directory / SHORTLIST_FILE) as stream:
+        with open_regular(shortlist) as source, atomic_file(directory / SHORTLIST_FILE) as stream:
             shutil.copyfileobj(source, stream)
 
 
@@ -194,7 +194,7 @@ def export_model(
     check_output(output, to, overwrite=overwrite)
     inputs = [model_dir, *([probe] if probe else [])]
     inputs += model_dir.iterdir() if model_dir.is_dir() else []
-    refuse_replacing(output, inputs)
+    refuse_replacing_inputs(output, inputs)
     model = load_model(model_dir, torch.device("cpu"))
     _REFUSE[to](model)
     lines = probe_lines(model, probe, seed=_SEED)
@@ -260,7 +260,7 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
         ResourceError: it could not be written.
     """
     check_writable(output, folder=True)
-    with looking_at(output):
+    with inspecting(output):
         entries = sorted(output.iterdir()) if output.is_dir() else []
         is_ours = not entries or may_replace(output, to)
     if not is_ours:
@@ -289,7 +289,9 @@ def may_replace(directory: Path, to: str) -> bool:
 def _is_export(directory: Path, to: str) -> bool:
     """Whether a directory holds a model of the target's kind, as far as its settings tell."""
     try:
-        config = parse_object(read_plain(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES))
+        config = parse_json_object(
+            read_regular(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES)
+        )
     except (OSError, ValueError):
         return False
     if to == "tfm":

@@ -22,13 +22,13 @@ from tfm_cli.files.atomic import atomic_directory, check_writable
 from tfm_cli.files.layout import CONFIG_FILE, SHORTLIST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from tfm_cli.files.ownership import (
     holds_model,
-    is_cache,
+    inspecting,
     is_card,
-    is_checkpoints,
+    is_checkpoints_directory,
+    is_corpus_cache,
     is_own_file,
     is_temporary_of,
-    looking_at,
-    refuse_replacing,
+    refuse_replacing_inputs,
 )
 from tfm_cli.interop.hugging_face.config_reader import shown
 from tfm_cli.interop.hugging_face.reading import PICKLE, WEIGHTS, read_hugging_face
@@ -80,7 +80,7 @@ def import_model(
     check_output(output, overwrite=overwrite)
     directory = _directory(source, allow_pickle=allow_pickle)
     inputs = [directory, *directory.iterdir(), *([probe] if probe else [])]
-    refuse_replacing(output, inputs)
+    refuse_replacing_inputs(output, inputs)
     kind = kind_of(directory)
     name = visible(directory.resolve().name if Path(source).is_dir() else source)
     logger.info("reading `%s` (%s)", name, kind)
@@ -150,7 +150,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         ResourceError: it could not be written.
     """
     check_writable(output, folder=True)
-    with looking_at(output):
+    with inspecting(output):
         entries = sorted(output.iterdir()) if output.is_dir() else []
         is_ours = not entries or may_replace(output)
         foreign = [path for path in entries if not _is_of_model(path)] or entries
@@ -174,8 +174,8 @@ def may_replace(directory: Path) -> bool:
 def _is_of_model(path: Path) -> bool:
     return (
         (is_own_file(path, _KNOWN) and (path.name != _CARD_FILE or is_card(path)))
-        or is_checkpoints(path)
-        or is_cache(path)
+        or is_checkpoints_directory(path)
+        or is_corpus_cache(path)
         or any(is_temporary_of(path.name, name, of_0_1=True) for name in _KNOWN)
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tfm_cli.errors import DataError, ModelError, ResourceError
-from tfm_cli.files.untrusted import parse_object, read_plain
+from tfm_cli.files.untrusted import parse_json_object, read_regular
 
 MAX_JSON_BYTES = 32 << 20  # the vocabulary of a million pieces is smaller
 
@@ -72,7 +72,7 @@ def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
     """
     path = source_file(directory, name)
     try:
-        return read_plain(path, max_bytes=max_bytes)
+        return read_regular(path, max_bytes=max_bytes)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -90,7 +90,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     path = directory / name
     content = read_source(directory, name, max_bytes=MAX_JSON_BYTES)
     try:
-        return parse_object(content)
+        return parse_json_object(content)
     except ValueError as error:
         raise ModelError(f"{path}: is torn or no JSON: {error}") from error
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from tfm_cli.files.safetensors_file import Stored, write_arrays
+from tfm_cli.files.safetensors_file import Array, write_arrays
 
 _TYPES = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
@@ -26,7 +26,7 @@ def write_tensors(
         metadata: words that are kept beside them.
     """
     arrays = {
-        name: Stored(_TYPES[tensor.dtype], tuple(tensor.shape), _bytes(tensor))
+        name: Array(_TYPES[tensor.dtype], tuple(tensor.shape), _bytes(tensor))
         for name, tensor in tensors.items()
     }
     return write_arrays(stream, arrays, metadata)

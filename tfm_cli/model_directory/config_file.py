@@ -1,6 +1,6 @@
-"""The part of a model directory that is no tensor: `config.json` and tokenizers, verified.
+"""The parts of a model directory that are not tensors: `config.json` and the tokenizers, verified.
 
-All of it is read without importing torch, so that commands can tell what is wrong at once.
+Nothing here imports PyTorch, so that a command reports a damaged directory at once.
 """
 
 import contextlib
@@ -20,23 +20,23 @@ from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import CONFIG_FILE, JOINT_FILE, TOKENIZER_FILES, WEIGHTS_FILE
-from tfm_cli.files.safetensors_file import WeightsFile
-from tfm_cli.files.untrusted import parse_object, read_plain
+from tfm_cli.files.safetensors_file import SafetensorsFile
+from tfm_cli.files.untrusted import parse_json_object, read_regular
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, read_model_file
 
-# 2 has one tokenizer for each side, and search settings that 1 had not; 3 has the settings that
-# `settings_before` lists; 4 has decoders whose layers have a shape of their own,
-# and weights in int8.
+# Format 2 added a tokenizer for each side and search settings; format 3 the settings that
+# `settings_before` lists; format 4 decoder layers with a shape of their own and int8 weights.
 FORMAT_VERSION = 4
 _MAX_CONFIG_BYTES = 1 << 20
-# Settings that models were saved with when they had no such bounds; some count up to `MOST`.
-_ONCE_OPEN = {
+# Settings that had no upper bound, or another one, when older models were saved. Some settings
+# with the bound `MOST` belong here as well.
+_FORMERLY_UNBOUNDED = {
     "learn_rate", "adam_epsilon", "weight_decay", "clip_norm", "update_freq", "character_coverage",
     "temperature", "top_p", "repetition_penalty", "max_length_factor",
 }  # fmt: skip
-_MAX_SETTINGS = 1000  # of which each that is unknown is told, with the nearest name
-_LATER = ("decoder_heads", "decoder_feed_forward_width")  # settings that format 4 brought; 0: none
+_MAX_SETTINGS = 1000  # since the nearest name is looked up for each unknown setting
+_FORMAT_4_SETTINGS = ("decoder_heads", "decoder_feed_forward_width")  # 0: as the encoder's
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
     "source_vocab_size", "settings",
@@ -44,37 +44,37 @@ _KEYS = {
 
 
 class SavedConfig(NamedTuple):
-    """What `config.json` says."""
+    """The content of `config.json`."""
 
     settings: RunConfig
     vocab_sizes: tuple[int, int]  # of source and target
-    tokenizer_files: dict[str, str]  # SHA-256 by name
+    tokenizer_files: dict[str, str]  # SHA-256 by file name
     tokenizer_sha256: str  # of all of them together
 
 
-def needed_format(shape: ModelConfig) -> int:
-    """Return the oldest format that can say what a model of this shape is.
+def oldest_format(shape: ModelConfig) -> int:
+    """Return the oldest format that can describe a model of this shape.
 
-    An older tfm then reads whatever means the same to it, and refuses the rest by its number.
+    An older tfm then reads the models that it can use, and refuses the others by their format.
     """
     return 4 if shape.decoder_heads or shape.decoder_feed_forward_width else 3
 
 
-def without_later(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of a model without those that format 3 lacks, where these say nothing."""
-    return {name: value for name, value in table.items() if value or name not in _LATER}
+def without_format_4_defaults(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return model settings without those that format 4 added, where they have their default."""
+    return {name: value for name, value in table.items() if value or name not in _FORMAT_4_SETTINGS}
 
 
 def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -> None:
-    """Write what does not change while a model learns: its settings and its tokenizers."""
+    """Write the tokenizers and `config.json`, which stay the same throughout training."""
     for name, content in tokenizers.files().items():
         with atomic_file(directory / name, follow=False) as stream:
             stream.write(content)
     source_size, target_size = tokenizers.vocab_sizes
     settings = to_mapping(config)
-    settings["model"] = without_later(settings["model"])
+    settings["model"] = without_format_4_defaults(settings["model"])
     header = {
-        "format_version": needed_format(config.model),
+        "format_version": oldest_format(config.model),
         "tfm_version": tfm_cli.__version__,
         "tokenizer_files": tokenizers.sha256_by_file(),
         "tokenizer_sha256": tokenizers.sha256,
@@ -82,45 +82,66 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
         "source_vocab_size": source_size,
         "settings": settings,
     }
-    header = {"sha256": _sha256(header), **header}  # a line that can be removed, not the last one
-    # A file name that is no UTF-8 has half surrogate pairs in it; JSON spells them as \udcxx.
+    # The hash comes first: whoever edits the file can delete its line and the JSON stays valid.
+    header = {"sha256": _sha256(header), **header}
+    # A file name that is not UTF-8 contains lone surrogates, which JSON writes as \udcxx.
     text = json.dumps(header, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
     with atomic_file(directory / CONFIG_FILE, follow=False) as stream:
         stream.write(text + b"\n")
 
 
 def load_config(directory: Path) -> SavedConfig:
-    """The settings of a model directory, its vocabulary sizes and its tokenizers' hashes.
+    """Read `config.json` of a model directory and validate it.
 
     Raises:
-        ModelError: there is none, it is of a newer format, or holds what cannot be used.
+        ModelError: it is missing, of a newer format, or invalid; lists all invalid settings.
     """
-    path = regular_file(directory, CONFIG_FILE)
+    path = model_file(directory, CONFIG_FILE)
     written = _read_json(path)
-    told_sha256 = written.pop("sha256", None)  # which format 1 had not
+    sha256 = written.pop("sha256", None)  # older formats have none
     header = _upgraded(written)
     version = header.get("format_version")
     if type(version) is not int:
         raise ModelError(
-            f"{path}: is no model config: `format_version` is missing or no number",
+            f"{path}: is not a model config: `format_version` is missing or not a number",
             hint="if it is a model of another toolkit, import it first with `tfm import`",
         )
     if version > FORMAT_VERSION:
         raise ModelError(
-            f"{path}: has format {version}, this is tfm {tfm_cli.__version__} which reads up "
-            f"to {FORMAT_VERSION}; made by tfm {header.get('tfm_version')}",
+            f"{path}: has format {version}, but tfm {tfm_cli.__version__} reads formats up "
+            f"to {FORMAT_VERSION}; it was made by tfm {header.get('tfm_version')}",
             hint="install a newer tfm",
         )
     problems = Problems()
     if unknown := sorted(set(header) - _KEYS):
-        problems.add(unknown[0][:60], f"unknown name, beside {len(unknown) - 1} more")
-    config, settings = RunConfig(), header.get("settings")
+        problems.add(unknown[0][:60], f"unknown name, and {len(unknown) - 1} more")
+    config = _settings(header, problems)
+    sizes = _vocab_sizes(header, config, problems)
+    files, tokenizer_sha256 = _tokenizer_hashes(header, problems)
+    if problems.lines:
+        title = f"{path}: has settings that cannot be used"
+        raise ModelError("\n  ".join([title, *problems.lines]))
+    if sha256 not in (None, _sha256(written)):
+        raise ModelError(
+            f"{path}: is not what was saved: its SHA-256 differs",
+            hint="copy it again; if it was changed on purpose, remove its line `sha256`",
+        )
+    return SavedConfig(config, (sizes[0], sizes[1]), files, tokenizer_sha256)
+
+
+def _settings(header: Mapping[str, Any], problems: Problems) -> RunConfig:
+    settings = header.get("settings")
     if not isinstance(settings, dict):
         problems.add("settings", "must be a table")
     elif (count := _num_settings(settings)) > _MAX_SETTINGS:
         problems.add("settings", f"must be at most {_MAX_SETTINGS}, got {count}")
     else:
-        config = from_mapping(_bounded(settings), problems)
+        return from_mapping(_bounded(settings), problems)
+    return RunConfig()
+
+
+def _vocab_sizes(header: Mapping[str, Any], config: RunConfig, problems: Problems) -> list[int]:
+    """Return the vocabulary sizes of source and target that are valid."""
     sizes = []
     for name in ("source_vocab_size", "vocab_size"):
         size = header.get(name)
@@ -129,34 +150,31 @@ def load_config(directory: Path) -> SavedConfig:
         else:
             sizes.append(size)
     if len(set(sizes)) == 2 and config.model.tied_embeddings & 1:
-        told = f"source and target share embeddings, but have {sizes[0]} and {sizes[1]} pieces"
-        problems.add("vocab_size", told)
+        reason = f"source and target share embeddings, but have {sizes[0]} and {sizes[1]} pieces"
+        problems.add("vocab_size", reason)
+    return sizes
+
+
+def _tokenizer_hashes(header: Mapping[str, Any], problems: Problems) -> tuple[dict[str, str], str]:
+    """Return the SHA-256 of each tokenizer file by its name, and that of all of them together."""
     files, sha256 = header.get("tokenizer_files"), header.get("tokenizer_sha256")
     if not isinstance(sha256, str):
         problems.add("tokenizer_sha256", "must be a string")
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
         problems.add("tokenizer_files", "must be a table of hashes")
     elif unknown := sorted(set(files) - set(TOKENIZER_FILES)):
-        told = f"names what is no tokenizer file: {', '.join(unknown)[:60]}"
-        problems.add("tokenizer_files", told)
-    if problems.lines:
-        title = f"{path}: has settings that cannot be used"
-        raise ModelError("\n  ".join([title, *problems.lines]))
-    if told_sha256 not in (None, _sha256(written)):
-        raise ModelError(
-            f"{path}: is not what was saved: its SHA-256 differs",
-            hint="copy it again; if it was changed on purpose, remove its line `sha256`",
-        )
-    return SavedConfig(config, (sizes[0], sizes[1]), dict(files or {}), str(sha256))
+        reason = f"has names that are not tokenizer files: {', '.join(unknown)[:60]}"
+        problems.add("tokenizer_files", reason)
+    return dict(files) if isinstance(files, dict) else {}, str(sha256)
 
 
 def _sha256(header: dict[str, Any]) -> str:
-    """Of what a header says, however it is laid out."""
+    """Return the SHA-256 of a header, which does not depend on how the file is formatted."""
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with the nearest legal number where there was no bound once."""
+    """Clamp settings to bounds that did not exist when older models were saved."""
     bounded = dict(settings)
     for section in SECTIONS:
         table = settings.get(section)
@@ -166,9 +184,9 @@ def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
         for field in dataclasses.fields(getattr(RunConfig(), section)):
             value: Any = table.get(field.name)
             bounds = field.metadata
-            was_open = bounds["le"] == MOST or field.name in _ONCE_OPEN
+            was_unbounded = bounds["le"] == MOST or field.name in _FORMERLY_UNBOUNDED
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if was_open and is_number and 0 < value < math.inf:
+            if was_unbounded and is_number and 0 < value < math.inf:
                 bounded[section][field.name] = min(max(value, bounds["ge"]), bounds["le"])
     return bounded
 
@@ -178,7 +196,7 @@ def _num_settings(settings: dict[str, Any]) -> int:
 
 
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
-    """The same header as a newer format spells it."""
+    """Return a header of format 1 or 2 in the form of later formats; others are unchanged."""
     version, settings = header.get("format_version"), header.get("settings")
     if version in (1, 2) and isinstance(settings, dict):
         older = {
@@ -202,65 +220,65 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
-    """The tokenizers of a model directory.
+    """Load the tokenizers of a model directory.
 
     Raises:
-        ModelError: one is missing or torn, or not the one that `config.json` tells of.
+        ModelError: one is missing or torn, or its hash or size differs from `config.json`.
     """
     files = {}
-    for name, wanted in saved.tokenizer_files.items():
-        path = regular_file(directory, name)
+    for name, expected in saved.tokenizer_files.items():
+        path = model_file(directory, name)
         files[name] = read_model_file(path)
-        found = hashlib.sha256(files[name]).hexdigest()
-        if found != wanted:
+        actual = hashlib.sha256(files[name]).hexdigest()
+        if actual != expected:
             raise ModelError(
-                f"{path}: is not the one that {CONFIG_FILE} tells of: "
-                f"found SHA-256 {found}, wanted {wanted}",
+                f"{path}: is not the tokenizer in {CONFIG_FILE}: "
+                f"expected SHA-256 {expected}, got {actual}",
                 hint="put the right one back, or copy the model directory again as a whole",
             )
     tokenizers = TokenizerPair.from_files(files, place=str(directory))
     if tokenizers.vocab_sizes != saved.vocab_sizes:
-        found, wanted = _plus(tokenizers.vocab_sizes), _plus(saved.vocab_sizes)
+        actual, expected = _plus(tokenizers.vocab_sizes), _plus(saved.vocab_sizes)
         raise ModelError(
             f"{directory}: its tokenizers do not fit {CONFIG_FILE}: "
-            f"found {found} pieces, wanted {wanted}"
+            f"expected {expected} pieces, got {actual}"
         )
     return tokenizers
 
 
-def checked_weights(directory: Path) -> Path:
-    """The path of the weights file, whose header is one; PyTorch is not needed to say so.
+def check_weights_file(directory: Path) -> Path:
+    """Check the header of the weights file without PyTorch, and return the file's path.
 
     Raises:
-        ModelError: it is missing, or torn.
+        ModelError: the file is missing or torn.
     """
-    path = regular_file(directory, WEIGHTS_FILE)
+    path = model_file(directory, WEIGHTS_FILE)
     try:
-        WeightsFile(path).close()
+        SafetensorsFile(path).close()
     except (OSError, ValueError) as error:
-        raise torn_weights(path, error) from error
+        raise torn_weights_error(path, error) from error
     return path
 
 
-def torn_weights(path: Path, error: Exception) -> ModelError:
-    """What is raised where a weights file cannot be read."""
+def torn_weights_error(path: Path, error: Exception) -> ModelError:
+    """Return the error for a weights file that cannot be read."""
     hint = "copy it again, or go back to a checkpoint"
-    return ModelError(f"{path}: is torn or no safetensors file: {error}", hint=hint)
+    return ModelError(f"{path}: is torn or not a safetensors file: {error}", hint=hint)
 
 
 def weights_identity(directory: Path) -> str:
-    """A hash of what the weights file says of itself: the hashes of tensors and tokenizers.
+    """Return a hash of the weights file's metadata, which include the hashes of the tensors.
 
-    A torn file has one as well; whoever loads it tells what is wrong.
+    A torn file has a hash as well; the damage is reported when the weights are loaded.
     """
-    path, said = regular_file(directory, WEIGHTS_FILE), None
-    with contextlib.suppress(ValueError, OSError), WeightsFile(path) as file:
-        said = file.metadata
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    path, metadata = model_file(directory, WEIGHTS_FILE), None
+    with contextlib.suppress(ValueError, OSError), SafetensorsFile(path) as file:
+        metadata = file.metadata
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def named_tokenizers(path: Path) -> TokenizerPair:
-    """The tokenizers of a `.model` file, of a model directory, or of one that is beginning.
+def load_named_tokenizers(path: Path) -> TokenizerPair:
+    """Load the tokenizers of a `.model` file, of a model, or of a run without a `config.json` yet.
 
     Raises:
         ModelError: there is none, or it is torn.
@@ -276,8 +294,12 @@ def _plus(sizes: tuple[int, int]) -> str:
     return str(sizes[0]) if sizes[0] == sizes[1] else f"{sizes[0]} + {sizes[1]}"
 
 
-def regular_file(directory: Path, name: str) -> Path:
-    """The path of a file in a model directory, which must be there and be a plain file."""
+def model_file(directory: Path, name: str) -> Path:
+    """Return the path of a file in a model directory.
+
+    Raises:
+        ModelError: the directory or the file does not exist, or is not a regular file.
+    """
     path = directory / name
     if not directory.is_dir():
         raise ModelError(
@@ -288,7 +310,7 @@ def regular_file(directory: Path, name: str) -> Path:
         mode = path.stat().st_mode
     except OSError as error:
         reason = "no validation was reached yet" if name == WEIGHTS_FILE else "it is incomplete"
-        raise ModelError(f"{directory}: has no `{name}`: {reason}, or it is no model") from error
+        raise ModelError(f"{directory}: has no `{name}`: {reason}, or it is not a model") from error
     if not stat.S_ISREG(mode):
         raise ModelError(f"{path}: is not a regular file")
     return path
@@ -296,12 +318,12 @@ def regular_file(directory: Path, name: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = read_plain(path, max_bytes=_MAX_CONFIG_BYTES)
+        content = read_regular(path, max_bytes=_MAX_CONFIG_BYTES)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
     try:
-        return parse_object(content)
+        return parse_json_object(content)
     except ValueError as error:
-        raise ModelError(f"{path}: is torn or no model config: {error}") from error
+        raise ModelError(f"{path}: is torn or not a model config: {error}") from error

@@ -1,7 +1,7 @@
-"""A model on disk: `config.json`, tokenizers and `model.safetensors`, verified when read.
+"""Save and load the weights of a model directory, and load the model as a whole.
 
-The names are fixed, and hashes tie settings, tokenizer and weights together, so a folder that was
-mixed, torn or tampered with is refused by name.
+The file names are fixed, and hashes tie settings, tokenizers and weights together: a directory
+whose files are mixed, torn or modified is refused, with the name of the file.
 """
 
 import dataclasses
@@ -16,26 +16,26 @@ from torch import Tensor
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import WEIGHTS_FILE
-from tfm_cli.files.safetensors_file import WeightsFile, values_sha256
+from tfm_cli.files.safetensors_file import SafetensorsFile, values_sha256
 from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
     load_config,
     load_tokenizers,
-    needed_format,
-    regular_file,
-    torn_weights,
-    without_later,
+    model_file,
+    oldest_format,
+    torn_weights_error,
+    without_format_4_defaults,
 )
 from tfm_cli.model_directory.weight_shapes import (
     INT8_FORMAT,
     METADATA_KEY,
-    changed_weights,
-    checked_header,
-    metadata_of,
-    shape_of,
-    useless_weights,
+    changed_weights_error,
+    check_header,
+    non_finite_weights_error,
+    read_metadata,
+    shape_settings,
     weight_shapes,
 )
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -43,7 +43,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What a model directory holds, ready for use."""
+    """A loaded model: its settings, tokenizers and Transformer."""
 
     config: RunConfig
     tokenizers: TokenizerPair
@@ -52,14 +52,19 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFacts:
-    """What the weights file says of itself."""
+    """Facts about the weights that their file records."""
 
-    update: int  # after which these weights were
-    scores: dict[str, float]  # on the validation text, by metric; empty without one
+    update: int  # the number of updates that produced them
+    scores: dict[str, float]  # on the validation text, by metric; empty without validation
 
 
 def build_transformer(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Transformer:
-    """A Transformer of this shape, for so many source and target pieces, with fresh weights."""
+    """Return a Transformer of this shape, with fresh weights.
+
+    Args:
+        config: the hyperparameters of the Transformer.
+        vocab_sizes: of source and target.
+    """
     source_size, target_size = vocab_sizes
     shape = dataclasses.asdict(config)
     return Transformer(target_size, source_vocab_size=source_size, **shape)
@@ -74,22 +79,22 @@ def save_weights(
     *,
     precision: str = "fp32",
 ) -> None:
-    """Write the weights that translate, tied to the tokenizers and shape they were learned with.
+    """Write the weights file, tied by hashes to the tokenizers and settings of the model.
 
     The same weights and facts give the same bytes.
 
     Args:
-        directory: that has the settings.
-        weights: by name; in int8 those of `quantized` are bytes, beside the scales of their rows.
+        directory: the model directory.
+        weights: by name; with int8, those of `int8_shapes` are int8 with a tensor of row scales.
         tokenizers: of the model.
         shape: of the model.
-        facts: that the file tells.
+        facts: to be recorded in the file.
         precision: `fp32` or `int8`.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {
-        "format_version": max(needed_format(shape), INT8_FORMAT if precision == "int8" else 0),
-        "model": without_later(shape_of(shape)),
+        "format_version": max(oldest_format(shape), INT8_FORMAT if precision == "int8" else 0),
+        "model": without_format_4_defaults(shape_settings(shape)),
         "tokenizer_sha256": tokenizers.sha256,
         "weights_sha256": weights_sha256(tensors),
         **dataclasses.asdict(facts),
@@ -100,7 +105,7 @@ def save_weights(
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of all names, types, shapes and values."""
+    """Return the SHA-256 of names, types, shapes and values of tensors, in the order of names."""
     flat = {name: tensor.detach().cpu().contiguous().view(-1) for name, tensor in tensors.items()}
     return values_sha256(
         (name, str(tensor.dtype), tuple(tensor.shape), [flat[name].view(torch.uint8).numpy().data])
@@ -109,31 +114,35 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_model(directory: Path, device: torch.device) -> TrainedModel:
-    """The model in a directory, in evaluation mode on a device.
+    """Load a model directory, in evaluation mode on a device.
 
     Raises:
-        ModelError: something is missing, torn, of a newer format, or does not belong together;
-            names the file, what was found and what was wanted.
+        ModelError: a file is missing, torn, of a newer format, or belongs to another model; names
+            the file.
     """
     saved = load_config(directory)
     tokenizers = load_tokenizers(directory, saved)
     weights = _load_weights(directory, saved)
-    with torch.device("meta"):  # the weights take the place of what would be drawn
+    with torch.device("meta"):  # no initial weights are drawn, since all are loaded
         transformer = build_transformer(saved.settings.model, saved.vocab_sizes)
     transformer.load_state_dict(weights, assign=True)
     return TrainedModel(saved.settings, tokenizers, transformer.to(device).eval())
 
 
 def weights_facts(directory: Path) -> WeightsFacts | None:
-    """What the weights file of a model directory says of itself; None where there is none yet."""
+    """Return the facts that a weights file records, or None if there is no weights file yet.
+
+    Raises:
+        ModelError: the file is torn or records none.
+    """
     if not (directory / WEIGHTS_FILE).exists():
         return None
-    path = regular_file(directory, WEIGHTS_FILE)
+    path = model_file(directory, WEIGHTS_FILE)
     try:
-        with WeightsFile(path) as file:
-            metadata = metadata_of(file)
+        with SafetensorsFile(path) as file:
+            metadata = read_metadata(file)
     except (OSError, ValueError) as error:
-        raise torn_weights(path, error) from error
+        raise torn_weights_error(path, error) from error
     update, scores = metadata.get("update"), metadata.get("scores")
     if (
         type(update) is not int
@@ -141,7 +150,7 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
         or not isinstance(scores, dict)
         or not all(map(_is_score, scores.values()))
     ):
-        raise torn_weights(path, ValueError("it tells no update and no scores"))
+        raise torn_weights_error(path, ValueError("it has no valid update and scores"))
     return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
 
 
@@ -150,28 +159,28 @@ def _is_score(value: object) -> bool:
 
 
 def _load_weights(directory: Path, saved: SavedConfig) -> dict[str, Tensor]:
-    """The weights, in memory that is theirs; none of it is taken before all of the header fits."""
-    path = regular_file(directory, WEIGHTS_FILE)
+    """Read the weights into new memory, after the whole header has been checked."""
+    path = model_file(directory, WEIGHTS_FILE)
     try:
-        with WeightsFile(path) as file:
-            metadata = checked_header(path, file, saved)
+        with SafetensorsFile(path) as file:
+            metadata = check_header(path, file, saved)
             contents = file.read()
         weights = {
             name: torch.frombuffer(contents[name], dtype=torch.float32).view(shape)
             for name, shape in weight_shapes(saved.settings.model, saved.vocab_sizes).items()
         }
     except (OSError, ValueError) as error:
-        raise torn_weights(path, error) from error
+        raise torn_weights_error(path, error) from error
     if file.sha256(contents) != metadata.get("weights_sha256"):
-        raise changed_weights(path)
-    if bad := not_finite(weights):
-        raise useless_weights(path, bad)
+        raise changed_weights_error(path)
+    if bad := non_finite_tensors(weights):
+        raise non_finite_weights_error(path, bad)
     return weights
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors with values that are no finite numbers."""
-    # A sum costs a twentieth, and is finite only if all numbers are.
+def non_finite_tensors(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors with values that are infinite or NaN."""
+    # A finite sum proves that all values are finite, at a twentieth of the cost.
     return [
         name
         for name, tensor in tensors.items()

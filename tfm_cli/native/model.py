@@ -14,20 +14,20 @@ from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ResourceError
 from tfm_cli.files.layout import WEIGHTS_FILE
-from tfm_cli.files.safetensors_file import WeightsFile
+from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
     load_config,
     load_tokenizers,
-    regular_file,
-    torn_weights,
+    model_file,
+    torn_weights_error,
 )
 from tfm_cli.model_directory.weight_shapes import (
     SCALES,
     Shape,
-    changed_weights,
-    checked_header,
-    useless_weights,
+    changed_weights_error,
+    check_header,
+    non_finite_weights_error,
     weight_shapes,
 )
 from tfm_cli.native import structures
@@ -95,12 +95,12 @@ class NativeModel:
         model = NativeModel(
             library or load(), saved.settings, tokenizers, precision=precision, name=str(directory)
         )
-        path = regular_file(directory, WEIGHTS_FILE)
+        path = model_file(directory, WEIGHTS_FILE)
         try:
-            with WeightsFile(path) as file:
+            with SafetensorsFile(path) as file:
                 model._read(path, file, saved)
         except (OSError, ValueError) as error:
-            raise torn_weights(path, error) from error
+            raise torn_weights_error(path, error) from error
         except MemoryError as error:
             raise model._no_memory() from error
         model._finish()
@@ -152,10 +152,10 @@ class NativeModel:
         """Free the weights now rather than when nothing refers to them; no search may run."""
         self._free()
 
-    def _read(self, path: Path, file: WeightsFile, saved: SavedConfig) -> None:
+    def _read(self, path: Path, file: SafetensorsFile, saved: SavedConfig) -> None:
         """Pack the weights of a file, a tensor at a time, while a thread hashes it."""
-        metadata = checked_header(path, file, saved, precision=self.precision)
-        sha256 = file.hash_beside()
+        metadata = check_header(path, file, saved, precision=self.precision)
+        sha256 = file.hash_in_background()
         shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
         size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}
         bad, buffer = set(), None
@@ -174,9 +174,9 @@ class NativeModel:
         is_saved = sha256() == metadata.get("weights_sha256")
         file.check_unchanged()
         if not is_saved:
-            raise changed_weights(path)
+            raise changed_weights_error(path)
         if bad:
-            raise useless_weights(path, [name for name in shapes if name in bad])
+            raise non_finite_weights_error(path, [name for name in shapes if name in bad])
 
     def _pack(
         self, name: str, shape: Shape, address: int, *, scales: _Buffer | None = None

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from tfm_cli.console import visible
 from tfm_cli.errors import ResourceError
-from tfm_cli.files.atomic import atomic_file, is_of_output
+from tfm_cli.files.atomic import atomic_file, is_output_failure
 
 
 def write_lines(stream: BinaryIO, texts: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
                 yield stream
                 stream.flush()
         except OSError as error:  # such as a full disk that the shell wrote to
-            if not is_of_output(error):
+            if not is_output_failure(error):
                 raise
             reason = error.strerror
             raise ResourceError(f"standard output: cannot be written: {reason}") from error

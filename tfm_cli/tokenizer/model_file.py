@@ -13,7 +13,7 @@ from pathlib import Path
 import sentencepiece
 
 from tfm_cli.errors import ModelError, ResourceError
-from tfm_cli.files.untrusted import read_plain
+from tfm_cli.files.untrusted import read_regular
 from tfm_cli.tokenizer.model_check import walk_model
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def read_model_file(path: Path) -> bytes:
         ModelError: the file is missing, unreadable, no regular file, or over 64 MiB.
     """
     try:
-        return read_plain(path, max_bytes=MAX_MODEL_BYTES)
+        return read_regular(path, max_bytes=MAX_MODEL_BYTES)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.EINVAL):
             told = f"{error.strerror}, wanted a SentencePiece model"

@@ -14,7 +14,7 @@ import sentencepiece
 
 from tfm_cli.config.settings import is_rule_file
 from tfm_cli.errors import DataError
-from tfm_cli.files.untrusted import read_plain
+from tfm_cli.files.untrusted import read_regular
 from tfm_cli.tokenizer.model_check import (
     CHARSMAP,
     DENORMALIZER,
@@ -84,7 +84,7 @@ def without_rule_file_name(model: bytes) -> bytes:
 def _read_rules(path: Path) -> bytes:
     """Read a rule file; returns it in the plainest form, a rule a line."""
     try:
-        content = read_plain(path, max_bytes=MAX_RULE_FILE_BYTES)
+        content = read_regular(path, max_bytes=MAX_RULE_FILE_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -24,7 +24,7 @@ from tfm_cli.files.layout import (
     ON_SCHEDULE,
     WEIGHTS_FILE,
 )
-from tfm_cli.files.ownership import is_card, is_set_aside
+from tfm_cli.files.ownership import is_card, is_scheduled_best
 from tfm_cli.model_directory.weights import WeightsFacts, save_weights, weights_facts
 from tfm_cli.text.markdown import code, plain
 from tfm_cli.training import checkpoint
@@ -268,7 +268,7 @@ class RunWriter:
 
     def _set_aside(self) -> None:
         place = self._output / CHECKPOINTS / ON_SCHEDULE
-        with atomic_directory(place, may_replace=is_set_aside) as aside:
+        with atomic_directory(place, may_replace=is_scheduled_best) as aside:
             for name in self._best_files(self._output):
                 durable.write_file(aside / name, (self._output / name).read_bytes())
 
@@ -291,7 +291,7 @@ class RunWriter:
                 with contextlib.suppress(FileNotFoundError):  # taken already, by a run killed here
                     durable.rename(kept / name, self._output / name)
             durable.sync_directory(self._output)
-            remove_directory(kept, is_ours=is_set_aside)
+            remove_directory(kept, is_ours=is_scheduled_best)
         except OSError as error:
             raise ResourceError(f"{kept}: cannot be taken back: {error.strerror}") from error
 

@@ -18,9 +18,14 @@ from tfm_cli.files.layout import (
     STATE_FILE,
     WEIGHTS_FILE,
 )
-from tfm_cli.files.safetensors_file import WeightsFile
-from tfm_cli.files.untrusted import parse_object, read_plain
-from tfm_cli.model_directory.weights import not_finite
+from tfm_cli.files.safetensors_file import SafetensorsFile
+from tfm_cli.files.untrusted import parse_json_object, read_regular
+from tfm_cli.model_directory.weight_shapes import (
+    listed,
+    non_finite_weights_error,
+    shape_differences,
+)
+from tfm_cli.model_directory.weights import non_finite_tensors
 from tfm_cli.training.state import TrainState
 
 FORMAT_VERSION = 1
@@ -28,7 +33,6 @@ TYPES = {"F32": torch.float32}  # that a run has its tensors in
 _HASHED = set(CHECKPOINT_FILES)
 _MAX_JSON_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
-_MAX_NAMED = 8
 
 
 class NewerFormatError(ModelError):
@@ -61,9 +65,8 @@ def read(path: Path) -> Checkpoint:
         _tensors(path / name, hashes[name]) for name in (WEIGHTS_FILE, AVERAGE_FILE, OPTIMIZER_FILE)
     )
     for name, tensors in ((WEIGHTS_FILE, weights), (AVERAGE_FILE, average)):
-        if bad := not_finite(tensors):
-            told = f"has values that are no finite numbers: {', '.join(bad[:_MAX_NAMED])}"
-            raise ModelError(f"{path / name}: {told}")
+        if bad := non_finite_tensors(tensors):
+            raise non_finite_weights_error(path / name, bad)
     return Checkpoint(path, state, text_sha256, weights, average, optimizer)
 
 
@@ -74,8 +77,8 @@ def check_fits(
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in _MOMENTS}
     steps: dict[str, tuple[int, ...]] = {f"{name}/step": () for name in shapes}
-    wrong = []
-    for name, wanted, tensors in (
+    problems: list[str] = []
+    for name, expected, tensors in (
         (WEIGHTS_FILE, shapes, checkpoint.weights),
         (
             AVERAGE_FILE,
@@ -84,18 +87,12 @@ def check_fits(
         ),
         (OPTIMIZER_FILE, moments | steps, checkpoint.optimizer),
     ):
-        found = {each: tuple(tensor.shape) for each, tensor in tensors.items()}
-        wrong += [f"{name}: {each}: missing" for each in wanted if each not in found]
-        wrong += [f"{name}: {each}: unknown" for each in found if each not in wanted]
-        wrong += [
-            f"{name}: {each}: has shape {found[each]}, wanted {shape}"
-            for each, shape in wanted.items()
-            if found.get(each, shape) != shape
-        ]
-    if wrong:
-        more = [f"… and {len(wrong) - _MAX_NAMED} more"] if len(wrong) > _MAX_NAMED else []
-        title = f"{checkpoint.path}: has not the tensors of this model"
-        raise ModelError("\n  ".join([title, *wrong[:_MAX_NAMED], *more]))
+        actual = {tensor: tuple(values.shape) for tensor, values in tensors.items()}
+        differences = shape_differences(actual, expected)
+        problems += [f"{name}: {difference}" for difference in differences]
+    if problems:
+        title = f"{checkpoint.path}: its tensors are not those of this model"
+        raise ModelError(f"{title}\n  {listed(problems)}")
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, as PyTorch's Adam calls them
@@ -139,7 +136,7 @@ def _counters(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
 def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors in a file, in memory that is theirs."""
     try:
-        with WeightsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
+        with SafetensorsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
             odd = [name for name, values in file.tensors.items() if values.dtype not in TYPES]
             if odd:
                 raise ModelError(f"{path}: {odd[0]} has type {file.tensors[odd[0]].dtype}")
@@ -160,7 +157,7 @@ def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 
 def _content(path: Path) -> bytes:
     try:
-        return read_plain(path, max_bytes=_MAX_JSON_BYTES)
+        return read_regular(path, max_bytes=_MAX_JSON_BYTES)
     except OSError as error:
         raise _torn(path, error.strerror) from error
     except ValueError as error:
@@ -169,7 +166,7 @@ def _content(path: Path) -> bytes:
 
 def _table(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        return parse_object(content)
+        return parse_json_object(content)
     except ValueError as error:
         raise _torn(path, error) from error
 

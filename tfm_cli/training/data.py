@@ -34,7 +34,7 @@ from tfm_cli.evaluation.bleu_tokenizer import check_available
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import temporary_file
 from tfm_cli.files.layout import CORPUS
-from tfm_cli.model_directory.config_file import named_tokenizers
+from tfm_cli.model_directory.config_file import load_named_tokenizers
 from tfm_cli.text.language_tags import NO_TAGS, TagCounts, listed
 from tfm_cli.text.reader import held_in_memory, open_lines
 from tfm_cli.tokenizer.normalization import check_rule
@@ -298,7 +298,7 @@ def _learned(
 def _named_tokenizers(config: RunConfig) -> TokenizerPair:
     """A `.model` file, or what a model directory has."""
     path = Path(config.tokenizer.model)
-    tokenizers = named_tokenizers(path)
+    tokenizers = load_named_tokenizers(path)
     if config.model.tied_embeddings & 1 and not tokenizers.shares_vocabulary:
         raise ConfigError(
             f"{path}: has another vocabulary for each side, which the model would share",

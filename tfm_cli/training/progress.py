@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tfm_cli.console import seconds_text
 from tfm_cli.files import durable
-from tfm_cli.files.atomic import atomic_file, replacing
+from tfm_cli.files.atomic import atomic_file, replace_file
 from tfm_cli.files.ownership import output_error
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
 from tfm_cli.training.events import Logged, UpdateSkipped, Validated
@@ -142,7 +142,7 @@ class MetricsFile:
 
     def _write(self, *, synced: bool) -> None:
         self._leave_links()
-        with durable.go_on(self._path) as stream:
+        with durable.open_for_update(self._path) as stream:
             if stream.seek(0, os.SEEK_END) > self._size:  # part of a line that did not fit
                 stream.seek(self._size)
                 stream.truncate()
@@ -161,7 +161,7 @@ class MetricsFile:
         except NotPrivateError as error:
             if error.errno != errno.EMLINK:
                 raise
-            with self._path.open("rb") as linked, replacing(self._path) as stream:
+            with self._path.open("rb") as linked, replace_file(self._path) as stream:
                 shutil.copyfileobj(linked, stream)
 
     def _lines(self) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from tfm_cli.config.loading import changed_settings
 from tfm_cli.config.settings import RunConfig, is_rule_file
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
-from tfm_cli.files.atomic import atomic_file, check_own, check_writable, remove_directory
+from tfm_cli.files.atomic import atomic_file, check_replaceable, check_writable, remove_directory
 from tfm_cli.files.layout import (
     CARD_FILE,
     CHECKPOINTS,
@@ -36,20 +36,20 @@ from tfm_cli.files.layout import (
 from tfm_cli.files.ownership import (
     holds_marker,
     holds_model,
-    is_cache,
+    inspecting,
     is_card,
     is_checkpoint,
     is_checkpoint_name,
-    is_checkpoints,
+    is_checkpoints_directory,
+    is_corpus_cache,
     is_prepared_text,
-    is_set_aside,
+    is_scheduled_best,
     is_temporary,
     is_temporary_of,
-    looking_at,
     output_error,
     sweep,
 )
-from tfm_cli.files.untrusted import NOT_OURS, NotPrivateError, check_private, parse_object
+from tfm_cli.files.untrusted import NOT_OURS, NotPrivateError, check_private, parse_json_object
 from tfm_cli.model_directory.config_file import load_config
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def locked(output: Path) -> Iterator[None]:
 def _taken(path: Path, output: Path) -> BinaryIO:
     """The lock file, open and held."""
     while True:
-        stream = durable.go_on(path)
+        stream = durable.open_for_update(path)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -127,7 +127,7 @@ def _holder(stream: BinaryIO) -> str:
     until = time.monotonic() + _TELLING_SECONDS
     while True:
         with contextlib.suppress(ValueError, KeyError):
-            facts = parse_object(os.pread(stream.fileno(), 1 << 10, 0))
+            facts = parse_json_object(os.pread(stream.fileno(), 1 << 10, 0))
             pid, host, since = (str(facts[name])[:80] for name in ("pid", "host", "since"))
             return f"process {pid} on {host} trains into it since {since}"
         if time.monotonic() > until:
@@ -195,7 +195,7 @@ def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) ->
     check_writable(output, folder=True)
     if not output.is_dir():
         return
-    with looking_at(output):
+    with inspecting(output):
         _refuse_links(config, output)
         entries = sorted(path.name for path in output.iterdir())
         if CONFIG_FILE in entries:
@@ -226,7 +226,7 @@ def _refuse_links(config: RunConfig, output: Path) -> None:
         if os.path.lexists(path) and not path.is_dir():
             raise ConfigError(f"{path}: is not a directory", hint="name another `--output`")
     place = output / CHECKPOINTS / ON_SCHEDULE
-    if os.path.lexists(place) and not is_set_aside(place):
+    if os.path.lexists(place) and not is_scheduled_best(place):
         odd = (
             sorted({path.name for path in place.iterdir()} - {WEIGHTS_FILE, CARD_FILE})
             if place.is_dir()
@@ -235,7 +235,7 @@ def _refuse_links(config: RunConfig, output: Path) -> None:
         told = f"has what tfm did not write there: `{odd[0]}`" if odd else "is not a directory"
         raise ConfigError(f"{place}: {told}", hint="move it away, or name another `--output`")
     for name in (*_FILES, LOCK_FILE, MARKER_FILE):
-        check = check_private if name in _CHANGED_IN_PLACE else check_own
+        check = check_private if name in _CHANGED_IN_PLACE else check_replaceable
         try:
             check(output / name)
         except NotPrivateError as error:
@@ -260,8 +260,10 @@ def _is_of_beginning(path: Path, *, began: bool) -> bool:
     if name in TOKENIZER_FILES:
         return began
     if name == CHECKPOINTS:  # what is in it needs the settings
-        return is_checkpoints(path) and all(is_temporary(entry.name) for entry in path.iterdir())
-    return is_cache(path)
+        return is_checkpoints_directory(path) and all(
+            is_temporary(entry.name) for entry in path.iterdir()
+        )
+    return is_corpus_cache(path)
 
 
 def _is_temporary(name: str) -> bool:
@@ -336,7 +338,7 @@ def _replaced(config: RunConfig, output: Path, *, resume: bool) -> list[Path]:
 
 
 def _is_of_run(path: Path) -> bool:
-    return is_checkpoint(path) or is_set_aside(path)
+    return is_checkpoint(path) or is_scheduled_best(path)
 
 
 @contextlib.contextmanager
@@ -376,15 +378,15 @@ def clear(output: Path, *, keep: Collection[str] = ()) -> None:
         if checkpoints.is_dir():
             for path in sorted(filter(is_checkpoint, checkpoints.iterdir())):
                 remove_directory(path, is_ours=is_checkpoint)
-            if is_set_aside(checkpoints / ON_SCHEDULE):
-                remove_directory(checkpoints / ON_SCHEDULE, is_ours=is_set_aside)
+            if is_scheduled_best(checkpoints / ON_SCHEDULE):
+                remove_directory(checkpoints / ON_SCHEDULE, is_ours=is_scheduled_best)
             sweep_checkpoints(checkpoints)
             if not any(checkpoints.iterdir()):
                 durable.remove(checkpoints)
         for name in _FILES:
             is_theirs = name == CARD_FILE and not is_card(output / name)
             if name not in keep and not is_theirs and os.path.lexists(output / name):
-                check_own(output / name)
+                check_replaceable(output / name)
                 durable.remove(output / name)
 
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
-from tfm_cli.files.atomic import is_of_output, keep_permissions, link_target, replacing
+from tfm_cli.files.atomic import copy_permissions, is_output_failure, link_target, replace_file
 from tfm_cli.files.ownership import output_error, sweep
 from tfm_cli.files.untrusted import NOT_OURS, check_private, read_private_json
 
@@ -99,7 +99,7 @@ class ResumableFile:
         self.stream = self._locked()
         sweep(self._place.parent, [self._journal.name])
         try:
-            keep_permissions(self._place, self.stream)
+            copy_permissions(self._place, self.stream)
             self.start, num_bytes = self._begun(overwrite=overwrite)
             if not self.start.lines:
                 self._record(self.start, 0)
@@ -147,7 +147,7 @@ class ResumableFile:
             "position": dataclasses.asdict(position),
             "bytes": num_bytes,
         }
-        with replacing(self._journal) as stream:
+        with replace_file(self._journal) as stream:
             stream.write(json.dumps(progress, indent=1).encode() + b"\n")
 
     def _finish(self) -> None:
@@ -177,7 +177,7 @@ class ResumableFile:
     def _locked(self) -> BinaryIO:
         """The partial file, which no other process has."""
         while True:
-            stream = durable.go_on(self._partial)
+            stream = durable.open_for_update(self._partial)
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -230,7 +230,7 @@ def resumable_file(
         with ResumableFile(path, settings, overwrite=overwrite) as output:
             yield output
     except OSError as error:
-        if not is_of_output(error):
+        if not is_output_failure(error):
             raise
         raise output_error(path, error) from error
 
@@ -250,7 +250,7 @@ def _beside(place: Path, kind: str) -> Path:
 def _read(journal: Path) -> tuple[dict[str, Any], Position, int] | None:
     """Settings, position and size that a journal tells; None where there is none that is ours."""
     check_private(journal)  # else it would be replaced
-    progress = read_private_json(journal, otherwise="it begins again")
+    progress = read_private_json(journal, fallback="it begins again")
     if progress is None:
         return None
     settings, position, size = (progress.get(name) for name in ("settings", "position", "bytes"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
-from tfm_cli.files.safetensors_file import Stored, WeightsFile, write_arrays
+from tfm_cli.files.safetensors_file import Array, SafetensorsFile, write_arrays
 from tfm_cli.files.untrusted import parse_json
 from tfm_cli.tokenizer.pair import TokenizerPair
 
@@ -101,7 +101,7 @@ def save_shortlist(
     num_pieces, width = len(shortlist.seen), shortlist.width
     shapes = ((num_pieces, width), (num_pieces, width), (num_pieces,), (len(shortlist.frequent),))
     arrays = {
-        name: Stored("I32", shape, [memoryview(getattr(shortlist, name))])
+        name: Array("I32", shape, [memoryview(getattr(shortlist, name))])
         for name, shape in zip(_NAMES, shapes, strict=True)
     }
     metadata = {"format_version": FORMAT_VERSION, "tokenizer_sha256": tokenizers.sha256}
@@ -120,7 +120,7 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
         hint = "make one with `tfm shortlist`, or name another with `--shortlist-file`"
         raise ModelError(f"{path}: {found}", hint=hint)
     try:
-        with WeightsFile(path) as file:
+        with SafetensorsFile(path) as file:
             metadata = parse_json(file.metadata.get(_METADATA_KEY, "{}").encode())
             _check_metadata(path, metadata, tokenizers)
             if set(file.tensors) != set(_NAMES):

@@ -14,7 +14,7 @@ from tfm_cli.corpus.check.statistics import LineHashes
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import DataError
-from tfm_cli.model_directory.config_file import named_tokenizers
+from tfm_cli.model_directory.config_file import load_named_tokenizers
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 LINES = ["", " ", "one", " one ", "one two", "\u3000", "drei", "a b c d e f g h i j k l", "\u00ad"]
@@ -39,7 +39,7 @@ def tokenizers(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory
         "--no-hard-vocab-limit",
     ]  # fmt: skip
     assert invoke(arguments).code == 0
-    return named_tokenizers(Path(f"{prefix}.model"))
+    return load_named_tokenizers(Path(f"{prefix}.model"))
 
 
 def first(path: str, numbers: list[int]) -> Occurrences:
@@ -108,7 +108,7 @@ def test_each_side_is_counted_by_its_own_tokenizer(
         "--model-type", "word", "--no-byte-fallback", "-q", "--no-hard-vocab-limit",
     ]  # fmt: skip
     assert invoke(arguments, "one two\n" * 20).code == 0
-    words = named_tokenizers(tmp_path / "w.model").target
+    words = load_named_tokenizers(tmp_path / "w.model").target
     path = write(tmp_path / "text", ["one two", "two", "three"])
 
     pair = TokenizerPair(tokenizers.source, words)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.files.safetensors_file import WeightsFile
+from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.interop.hugging_face.config_reader import CONFIG, GENERATION
 from tfm_cli.interop.hugging_face.options import Options, read_options
 from tfm_cli.interop.hugging_face.vocabulary import read_tokenizers
@@ -209,7 +209,7 @@ def _opened(directory: Path) -> Iterator[_Stored]:
 def _opened_safetensors(path: Path) -> Iterator[_Stored]:
     told = "is torn or no safetensors file"
     try:
-        with WeightsFile(path):  # its header is checked before safetensors maps the file
+        with SafetensorsFile(path):  # its header is checked before safetensors maps the file
             pass
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: {told}: {error}") from error
