@@ -57,7 +57,7 @@ def assert_equal(actual: EncodedBlock, expected: EncodedBlock) -> None:
     for one, other in both:
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
-    for name in ("dropped", "mended", "round_trips", "tags"):
+    for name in ("dropped", "repairs", "round_trips", "tags"):
         assert getattr(actual, name) == getattr(expected, name)
 
 

@@ -60,7 +60,7 @@ def lines(content: bytes) -> str:
         assert len(found) == content.removeprefix(b"\xef\xbb\xbf").count(b"\n") + (
             content.removeprefix(b"\xef\xbb\xbf")[-1:] not in (b"", b"\n")
         )
-    return f"lines {sorted(reader.mended.counts)}"
+    return f"lines {sorted(reader.repairs.counts)}"
 
 
 def config(content: bytes) -> str:

@@ -97,7 +97,7 @@ def test_long_lines_are_cut_and_the_others_stay(raw: bytes, sizes: list[int]) ->
 
     whole = reference(raw)
     assert len(lines) == len(whole)
-    assert reader.mended.counts["clipped"] == sum(len(line) > LONGEST for line in whole)
+    assert reader.repairs.counts["clipped"] == sum(len(line) > LONGEST for line in whole)
     for line, kept in zip(whole, lines, strict=True):
         assert kept == as_text(line) or (len(line) > LONGEST >= len(kept))
 

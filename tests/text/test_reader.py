@@ -98,7 +98,7 @@ def test_nul_is_removed_and_counted() -> None:
     reader = reader_of(b"x" * 500 + b"\none\0two\n\0\n")
 
     assert list(reader)[1:] == ["onetwo", ""]
-    assert reader.mended.counts["nul"] == 2
+    assert reader.repairs.counts["nul"] == 2
     assert reader.notes() == ["lines with NUL characters, removed: 2 (first: line 2)"]
 
 
@@ -138,7 +138,7 @@ def test_invalid_utf_8_is_replaced_and_counted() -> None:
     reader = reader_of(b"one\ntw\xff\xfeo\n\xe2\x82\nfour\n", invalid="replace")
 
     assert list(reader) == ["one", "tw\ufffd\ufffdo", "\ufffd", "four"]
-    assert reader.mended.counts["invalid"] == 2
+    assert reader.repairs.counts["invalid"] == 2
     assert reader.notes() == ["lines with invalid UTF-8, replaced by U+FFFD: 2 (first: line 2)"]
 
 
@@ -146,7 +146,7 @@ def test_overlong_line_is_cut_where_a_character_ends() -> None:
     reader = reader_of("aé\naéé\naéééé\nb\n".encode(), max_line_bytes=4)
 
     assert list(reader) == ["aé", "aé", "aé", "b"]
-    assert reader.mended.counts["clipped"] == 2
+    assert reader.repairs.counts["clipped"] == 2
     assert reader.notes() == ["lines cut at 4 bytes: 2 (first: line 2)"]
 
 
@@ -156,7 +156,7 @@ def test_line_of_just_the_longest_length_is_whole() -> None:
             reader = reader_of(*pieces, max_line_bytes=4)
 
             assert list(reader) == ["abcd", "abcd"]
-            assert reader.mended.counts["clipped"] == 0
+            assert reader.repairs.counts["clipped"] == 0
 
 
 def test_cut_is_counted_whatever_else_is_removed() -> None:
@@ -166,7 +166,7 @@ def test_cut_is_counted_whatever_else_is_removed() -> None:
 
             list(reader)
 
-            assert reader.mended.counts["clipped"] == 1
+            assert reader.repairs.counts["clipped"] == 1
 
 
 def test_what_continues_no_character_is_cut_like_any_other() -> None:
@@ -184,7 +184,7 @@ def test_endless_line_needs_little_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(line) == 1 << 17
-    assert reader.mended.counts["clipped"] == 1
+    assert reader.repairs.counts["clipped"] == 1
     assert peak < 4 << 20
 
 
@@ -200,12 +200,12 @@ def test_line_ends_of_the_other_kind_are_counted_and_the_last_line_has_none() ->
 
             list(reader)
 
-            assert reader.mended.counts[kind] == count
-            assert reader.mended.first.get(kind) == first
+            assert reader.repairs.counts[kind] == count
+            assert reader.repairs.first.get(kind) == first
 
 
 def test_cut_line_is_not_said_to_end_in_a_carriage_return() -> None:
     reader = reader_of(b"a\nbcd\r\refgh\nabcd\r\n", max_line_bytes=4)
 
     assert list(reader) == ["a", "bcd\r", "abcd"]
-    assert reader.mended.counts["crlf"] == 1  # the last one, of which all was read
+    assert reader.repairs.counts["crlf"] == 1  # the last one, of which all was read

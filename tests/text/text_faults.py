@@ -215,7 +215,7 @@ def given(fault: Fault, command: Command, model: Path, folder: Path) -> Result:
 
 
 def assert_answered(fault: Fault, command: Command, model: Path, folder: Path) -> None:
-    """Every line has an answer, line i that of line i; what was mended is said."""
+    """Every line has an answer, line i that of line i; what was repaired is said."""
     result = given(fault, command, model, folder)
 
     lines = result.out.split("\n")[:-1]

@@ -11,7 +11,7 @@ import numpy as np
 from tfm_cli.corpus.sources import CorpusFile, Format, Pair, parse_pairs
 from tfm_cli.errors import DataError
 from tfm_cli.text.reader import MAX_LINE_BYTES, LineReader, open_lines
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 
 BLOCK_BYTES = 1 << 18
 MAX_BLOCK_LINES = 16_384
@@ -151,7 +151,7 @@ class BlockPairs(NamedTuple):
 
     sources: list[str]
     targets: list[str]
-    mended: tuple[Mended, ...]  # in each of its files
+    repairs: tuple[Repairs, ...]  # in each of its files
     num_left_out: int  # pairs with a line that is no UTF-8
     numbers: Sequence[int]  # of the line that each pair stands on
 
@@ -166,10 +166,10 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
     Raises:
         DataError: a line is no UTF-8 and that is refused, or holds no pair; with file and line.
     """
-    mended = tuple(Mended() for _ in block.names)
+    repairs = tuple(Repairs() for _ in block.names)
     sides, left_out = [], set[int]()
     for side in range(len(block.names)):
-        lines, invalid = _lines(block, side, mended[side], bad_utf8)
+        lines, invalid = _lines(block, side, repairs[side], bad_utf8)
         sides.append(lines)
         if bad_utf8 == "drop-pair":
             left_out.update(invalid)
@@ -180,7 +180,7 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
             sides[0][index] = ""  # nobody wants to know whether it holds a pair
         pairs: list[Pair] = list(
             parse_pairs(
-                sides[0], block.format, mended[0], name=block.names[0], num_lines=block.num_lines
+                sides[0], block.format, repairs[0], name=block.names[0], num_lines=block.num_lines
             )
         )
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
@@ -190,10 +190,10 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
         kept = [index for index in range(len(sources)) if index not in left_out]
         sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
         numbers = [numbers[index] for index in kept]
-    return BlockPairs(sources, targets, mended, len(left_out), numbers)
+    return BlockPairs(sources, targets, repairs, len(left_out), numbers)
 
 
-def _lines(block: Block, side: int, mended: Mended, bad_utf8: str) -> tuple[list[str], list[int]]:
+def _lines(block: Block, side: int, repairs: Repairs, bad_utf8: str) -> tuple[list[str], list[int]]:
     """The lines of a side, and which of them are no UTF-8."""
     raw, crlf = block.sides[side], block.crlf[side]
     if len(raw) <= MAX_LINE_BYTES and b"\0" not in raw:  # so no line is too long, none has a NUL
@@ -202,7 +202,7 @@ def _lines(block: Block, side: int, mended: Mended, bad_utf8: str) -> tuple[list
             lines = (text.replace("\r\n", "\n") if crlf else text).split("\n")
             if not lines[-1]:  # what follows the last line feed
                 lines.pop()
-            _note_other_ends(raw, mended, crlf=crlf, num_lines=block.num_lines)
+            _note_other_ends(raw, repairs, crlf=crlf, num_lines=block.num_lines)
             return lines, []
     reader = LineReader.within(
         raw, block.names[side], num_lines=block.num_lines, crlf=crlf,
@@ -211,15 +211,15 @@ def _lines(block: Block, side: int, mended: Mended, bad_utf8: str) -> tuple[list
     lines, invalid = [], list[int]()
     for index, line in enumerate(reader):
         lines.append(line)
-        if reader.mended.counts["invalid"] > len(invalid):
+        if reader.repairs.counts["invalid"] > len(invalid):
             invalid.append(index)
     if invalid and bad_utf8 == "drop-pair":
-        reader.mended.count_as("invalid", "left_out")
-    mended.merge(reader.mended)
+        reader.repairs.count_as("invalid", "left_out")
+    repairs.merge(reader.repairs)
     return lines, invalid
 
 
-def _note_other_ends(raw: bytes, mended: Mended, *, crlf: bool, num_lines: int) -> None:
+def _note_other_ends(raw: bytes, repairs: Repairs, *, crlf: bool, num_lines: int) -> None:
     """Count the lines that end in the other way than the first one of the file."""
     count = raw.count(b"\r\n")
     if crlf:
@@ -227,4 +227,4 @@ def _note_other_ends(raw: bytes, mended: Mended, *, crlf: bool, num_lines: int) 
     if count:
         ended = raw.split(b"\n")[:-1]
         first = next(i for i, line in enumerate(ended) if line.endswith(b"\r") != crlf)
-        mended.add("bare" if crlf else "crlf", num_lines + first + 1, count)
+        repairs.add("bare" if crlf else "crlf", num_lines + first + 1, count)

@@ -11,7 +11,7 @@ import numpy as np
 from tfm_cli.corpus.blocks import Block, block_pairs
 from tfm_cli.corpus.filters import Filters, filter_lengths, filter_texts
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 # How many pairs go to SentencePiece at a time: what comes back are Python's numbers, which take
@@ -28,7 +28,7 @@ class EncodedBlock:
         lengths: pieces of each segment, </s> included.
         hashes: of the texts of each pair; empty unless duplicates are looked for.
         dropped: pairs that were left out, by reason.
-        mended: what was mended in each of the block's files.
+        repairs: what was repaired in each of the block's files.
         round_trips: what the source and the target lose, before pairs are left out by length.
         tags: source lines by their language tags, before pairs are left out.
     """
@@ -37,7 +37,7 @@ class EncodedBlock:
     lengths: tuple[np.ndarray, np.ndarray]
     hashes: np.ndarray
     dropped: Counter[str] = field(default_factory=Counter)
-    mended: tuple[Mended, ...] = ()
+    repairs: tuple[Repairs, ...] = ()
     round_trips: tuple[RoundTrip, RoundTrip] = field(
         default_factory=lambda: (RoundTrip(), RoundTrip())
     )
@@ -93,7 +93,7 @@ def encode_block(
         (columns[2], columns[3]),
         columns[4],
         dropped,
-        read.mended,
+        read.repairs,
         trips,
         tags,
     )

@@ -10,7 +10,7 @@ from tfm_cli.corpus.blocks import block_pairs, read_blocks
 from tfm_cli.corpus.sources import CorpusFile, Pair, aligned_files
 from tfm_cli.errors import DataError
 from tfm_cli.text.reader import MAX_LINE_BYTES
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def read_pairs(
     Args:
         source_paths: files in the source language.
         target_paths: their translations, file by file and line by line.
-        warn: warn of lines that were mended while reading; False where that was done before.
+        warn: warn of lines that were repaired while reading; False where that was done before.
 
     Raises:
         ConfigError: there are more files on one side.
@@ -51,11 +51,11 @@ def read_corpus(
         DataError: a file is missing or no UTF-8, or a line holds no pair; or files do not align,
             which is only known at the end and then said of all of them.
     """
-    mended: list[dict[str, Mended]] = [{} for _ in files]
+    repairs: list[dict[str, Repairs]] = [{} for _ in files]
     before, num_pairs = 0, 0
 
     def finish(index: int) -> None:
-        for name, some in mended[index].items() if warn else ():
+        for name, some in repairs[index].items() if warn else ():
             for note in some.notes(MAX_LINE_BYTES):
                 logger.warning("%s: %s", name, note)
 
@@ -66,7 +66,7 @@ def read_corpus(
         before = block.file
         sources, targets, found, *_ = block_pairs(block, bad_utf8=bad_utf8)
         for name, some in zip(block.names, found, strict=True):
-            mended[block.file].setdefault(name, Mended()).merge(some)
+            repairs[block.file].setdefault(name, Repairs()).merge(some)
         num_pairs += len(sources)
         show(counted(num_pairs, "pair"), block.share)
         yield from zip(sources, targets, strict=True)

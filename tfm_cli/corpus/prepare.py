@@ -41,7 +41,7 @@ from tfm_cli.files.ownership import (
 from tfm_cli.files.untrusted import MAX_JSON_BYTES, open_private, read_private_json
 from tfm_cli.parallel.cpu_cores import available_cores
 from tfm_cli.text.reader import MAX_LINE_BYTES
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 logger = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ def prepare(
         filters: which pairs may stay.
         directory: the folder.
         workers: processes that encode; 0 for what suits the machine and the size of the text.
-        warn: warn of lines that were mended; False where that was done before.
+        warn: warn of lines that were repaired; False where that was done before.
 
     Raises:
         DataError: a file cannot be read, files do not align, a line is no UTF-8 or holds no pair,
             or no pair is left.
         ResourceError: the folder cannot be written, or a process was killed.
     """
-    mended: dict[str, Mended] = {}
+    repairs: dict[str, Repairs] = {}
     with (
         atomic_directory(directory, may_replace=is_prepared_text) as aside,
         StoreWriter(
@@ -88,14 +88,14 @@ def prepare(
         began = time.monotonic()
         for block, found in pool.encode(read_blocks(files)):
             writer.add(found, file=block.file)
-            for name, some in zip(block.names, found.mended, strict=True):
-                mended.setdefault(name, Mended()).merge(some)
+            for name, some in zip(block.names, found.repairs, strict=True):
+                repairs.setdefault(name, Repairs()).merge(some)
             speed = len(writer) / max(time.monotonic() - began, 1e-9)
             show(f"{counted(len(writer), 'pair')}, {speed:.0f} pairs/s", block.share)
         if not len(writer):
             raise no_usable_pairs(", ".join(file.name for file in files), writer.dropped)
         writer.finish()
-    for name, some in mended.items() if warn else ():
+    for name, some in repairs.items() if warn else ():
         for note in some.notes(MAX_LINE_BYTES):
             logger.warning("%s: %s", name, note)
 
@@ -214,7 +214,7 @@ def cached_store(
         filters: which pairs may stay.
         weights: how often an epoch has the pairs of each file; none for all once.
         workers: processes that encode; 0 for what suits.
-        warn: warn of lines that were mended while reading.
+        warn: warn of lines that were repaired while reading.
 
     Raises:
         DataError: the text cannot be used, or was changed while it was read.

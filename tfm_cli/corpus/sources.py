@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tfm_cli.config.settings import DataConfig
 from tfm_cli.errors import ConfigError, DataError, ResourceError
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 
 Format = Literal["lines", "tsv", "jsonl"]
 STANDARD_INPUT = "standard input"
@@ -93,14 +93,14 @@ Pair = tuple[str, str]
 
 
 def parse_pairs(
-    lines: Iterable[str], held: Format, mended: Mended, *, name: str, num_lines: int = 0
+    lines: Iterable[str], held: Format, repairs: Repairs, *, name: str, num_lines: int = 0
 ) -> Iterator[Pair]:
     """The pair of each line, in order; a blank line is a pair of blanks.
 
     Args:
         lines: text without line feeds.
         held: `tsv` or `jsonl`.
-        mended: counts lines with more than two columns, and objects with a name twice.
+        repairs: counts lines with more than two columns, and objects with a name twice.
         name: what messages call the file.
         num_lines: those before the first of `lines`.
 
@@ -115,13 +115,13 @@ def parse_pairs(
             if len(columns) < 2:
                 raise _error(name, number, "has 1 column, wanted source<TAB>target")
             if len(columns) > 2:
-                mended.add("columns", number)
+                repairs.add("columns", number)
             yield columns[0], columns[1]
         else:
-            yield _from_object(line, mended, name, number)
+            yield _from_object(line, repairs, name, number)
 
 
-def _from_object(line: str, mended: Mended, name: str, number: int) -> Pair:
+def _from_object(line: str, repairs: Repairs, name: str, number: int) -> Pair:
     wanted = "wanted an object with `source` and `target`"
     is_repeated = False
 
@@ -142,7 +142,7 @@ def _from_object(line: str, mended: Mended, name: str, number: int) -> Pair:
     if not isinstance(found, dict):
         raise _error(name, number, f"is no object, {wanted}")
     if is_repeated:
-        mended.add("repeated", number)
+        repairs.add("repeated", number)
     missing = [f"`{side}`" for side in ("source", "target") if side not in found]
     if missing and "translation" in found:
         told = "has `translation`, which does not say which language is the source"

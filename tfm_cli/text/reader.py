@@ -26,7 +26,7 @@ from tfm_cli.text.byte_streams import (
     share_read,
     why_binary,
 )
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 
 Invalid = Literal["refuse", "replace"]
 MAX_LINE_BYTES = 1 << 20
@@ -72,7 +72,7 @@ class LineReader:
     ) -> None:
         self.name = name
         self.num_lines = 0
-        self.mended = Mended()
+        self.repairs = Repairs()
         self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
         self.has_bom = False  # a byte order mark of UTF-8, which is dropped
         self.looks_binary = ""  # why it does
@@ -164,8 +164,8 @@ class LineReader:
         return share_read(self._given)
 
     def notes(self) -> list[str]:
-        """What was mended while reading, a sentence for each kind, with the first such line."""
-        return self.mended.notes(self._max_line_bytes)
+        """What was repaired while reading, a sentence for each kind, with the first such line."""
+        return self.repairs.notes(self._max_line_bytes)
 
     def _has_next(self, since: float | None = None) -> bool:
         """Whether a line is ready; with `since`, only until the input pauses or is slow."""
@@ -220,11 +220,11 @@ class LineReader:
 
     def _start(self) -> bytes:
         self._started = True
-        chunk = self._opening()
+        chunk = self._peek()
         self._packed = kind_of(chunk)
         if self._packed:
             self._stream = decompressed(self._packed, chunk, self._stream, name=self.name)
-            chunk = self._opening()
+            chunk = self._peek()
         else:
             self._watched = pausing_descriptor(self._stream)
         if found := other_encoding(chunk):
@@ -240,7 +240,7 @@ class LineReader:
             chunk = chunk[len(UTF8_BOM) :] or self._read_chunk()
         return chunk
 
-    def _opening(self) -> bytes:
+    def _peek(self) -> bytes:
         """The first chunk, with enough bytes to tell what it begins: a pipe may give one by one."""
         chunk = self._read_chunk()
         while chunk and any(s.startswith(chunk) and s != chunk for s in _SIGNATURES):
@@ -260,15 +260,15 @@ class LineReader:
             if line.endswith(b"\r") and len(line) <= self._max_line_bytes + 1:
                 line = line[:-1]
             elif len(line) <= self._max_line_bytes:
-                self.mended.add("bare", self.num_lines)
+                self.repairs.add("bare", self.num_lines)
         elif line.endswith(b"\r") and self._is_ended(line):
-            self.mended.add("crlf", self.num_lines)
+            self.repairs.add("crlf", self.num_lines)
         if len(line) > self._max_line_bytes:
-            self.mended.add("clipped", self.num_lines)
+            self.repairs.add("clipped", self.num_lines)
             line = clipped(line, self._max_line_bytes)
         text = self._decoded(line)
         if "\0" in text:
-            self.mended.add("nul", self.num_lines)
+            self.repairs.add("nul", self.num_lines)
             text = text.replace("\0", "")
         return text
 
@@ -280,13 +280,13 @@ class LineReader:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            if "invalid" not in self.mended.first:
+            if "invalid" not in self.repairs.first:
                 self.first_invalid = f"byte {error.start + 1}: 0x{line[error.start]:02x}"
             if self._invalid == "refuse":
                 message = f"{self.name}:{self.num_lines}: {self.first_invalid} is no UTF-8"
                 hint = "convert the file to UTF-8 (`iconv`) or remove the line on both sides"
                 raise DataError(message, hint=hint) from error
-            self.mended.add("invalid", self.num_lines)
+            self.repairs.add("invalid", self.num_lines)
             return line.decode("utf-8", errors="replace")
 
 

@@ -1,17 +1,17 @@
-"""What a reader mended in what it read: how many lines of each kind, and which came first."""
+"""What a reader repairs in what it read: how many lines of each kind, and which came first."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Mended:
+class Repairs:
     """Counts of lines by kind; a class because it is added to while lines are read.
 
     Kinds are `invalid`, `left_out` (invalid as well, but gone with its pair), `clipped`, `nul`,
     `columns`, `repeated` (a name of a JSON object); `bare`: a line that ends in LF alone where the
     first one ends in CRLF; and `crlf`: the other way round. Of a source that needs language tags,
-    nothing is mended, but they are noted as well: `untagged`, `unknown_tag`, `text_tag`.
+    nothing is repairs, but they are noted as well: `untagged`, `unknown_tag`, `text_tag`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -26,7 +26,7 @@ class Mended:
         """Call lines of a kind by another, of which there are none yet."""
         self.counts[other], self.first[other] = self.counts.pop(kind), self.first.pop(kind)
 
-    def merge(self, later: "Mended") -> None:
+    def merge(self, later: "Repairs") -> None:
         """Count the lines of a later part of the same file."""
         self.counts += later.counts
         for kind, line in later.first.items():

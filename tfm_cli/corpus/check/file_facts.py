@@ -114,7 +114,7 @@ class FileInspection:
                 facts.long.add(1, facts.path, first + index)
 
     def _finish(self, reader: LineReader) -> None:
-        facts, mended = self.facts, reader.mended
+        facts, repairs = self.facts, reader.repairs
         facts.lines = reader.num_lines
         facts.line_end = "CRLF" if reader.has_crlf else "LF"
         facts.byte_order_mark = reader.has_bom
@@ -122,14 +122,14 @@ class FileInspection:
         facts.binary = bool(reader.looks_binary)
         facts.invalid_byte = reader.first_invalid
         facts.invalid = Occurrences()
-        facts.invalid.add(mended.counts["invalid"], facts.path, mended.first.get("invalid"))
+        facts.invalid.add(repairs.counts["invalid"], facts.path, repairs.first.get("invalid"))
         facts.nul = Occurrences()
-        facts.nul.add(mended.counts["nul"], facts.path, mended.first.get("nul"))
+        facts.nul.add(repairs.counts["nul"], facts.path, repairs.first.get("nul"))
         facts.cut = Occurrences()
-        facts.cut.add(mended.counts["clipped"], facts.path, mended.first.get("clipped"))
+        facts.cut.add(repairs.counts["clipped"], facts.path, repairs.first.get("clipped"))
         if reader.has_crlf:
             facts.other_ends = Occurrences()
-            facts.other_ends.add(mended.counts["bare"], facts.path, mended.first.get("bare"))
+            facts.other_ends.add(repairs.counts["bare"], facts.path, repairs.first.get("bare"))
         replaced = facts.bad["replacement"]
         # The reader puts U+FFFD where a line is no UTF-8; those were not in the file.
         replaced.count -= facts.invalid.count
