@@ -171,7 +171,7 @@ def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
         (b"[model]\nwidth = 1\nwidth = 2\n", r"run.toml: is no TOML: .*line 3"),
         (b"a = " + b"1" * 5000, r"run.toml: is no TOML: .*digits"),
         (b"a = " + b"[" * 100_000, r"run.toml: is no TOML: .*recursion"),
-        (b"a = '\xff'", r"run.toml: byte 6 is no UTF-8"),
+        (b"a = '\xff'", r"run.toml: byte 6 is not UTF-8"),
         (b"[model]\n" + b"a." * 60_000 + b"a = 1", r"a key of more than 8 parts \(at line 2\)"),
         (b"[" + b"a ." * 60_000 + b"a]", r"a key of more than 8 parts \(at line 1\)"),
         (b"x = {" + b"'a'\t.\t\"b.c\"." * 60_000 + b"a = 1}", r"a key of more than 8 parts"),

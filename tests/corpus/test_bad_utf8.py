@@ -60,7 +60,7 @@ def test_r21_training_refuses_it_and_leaves_nothing(run_tfm: RunTfm, tmp_path: P
     result = train(run_tfm, tmp_path)
 
     assert result.code == 3
-    assert f"error: {source}:3: byte 2: 0xff is no UTF-8\n" in result.err
+    assert f"error: {source}:3: byte 2: 0xff is not UTF-8\n" in result.err
     assert not (tmp_path / "model").exists()
 
 
@@ -129,11 +129,11 @@ def test_r21_validation_text_is_refused_all_the_same(run_tfm: RunTfm, tmp_path: 
     result = train(run_tfm, tmp_path, "--bad-utf8", "replace", text=text)
 
     assert result.code == 3
-    assert f"error: {source}:3: byte 2: 0xff is no UTF-8" in result.err
+    assert f"error: {source}:3: byte 2: 0xff is not UTF-8" in result.err
 
 
 @pytest.mark.parametrize("bad_utf8", ["replace", "drop-pair"])
-def test_r32_what_looks_binary_is_refused_whatever_is_asked_for(
+def test_r32_what_binary_reason_is_refused_whatever_is_asked_for(
     bad_utf8: str, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     write(tmp_path)
@@ -142,7 +142,9 @@ def test_r32_what_looks_binary_is_refused_whatever_is_asked_for(
     result = train(run_tfm, tmp_path, "--bad-utf8", bad_utf8)
 
     assert result.code == 3
-    wanted = f"error: {tmp_path / 's'}: looks binary (bytes that are no UTF-8), wanted UTF-8 text"
+    wanted = (
+        f"error: {tmp_path / 's'}: looks binary (bytes that are not UTF-8), expected UTF-8 text"
+    )
     assert wanted in result.err
 
 

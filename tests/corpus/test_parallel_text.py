@@ -76,9 +76,9 @@ def test_other_number_of_files_on_a_side_is_refused() -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (b"ab\xff", "byte 3: 0xff is no UTF-8"),
-        (b"\xc3", "byte 1: 0xc3 is no UTF-8"),
-        (b"x\xed\xa0\x80", "byte 2: 0xed is no UTF-8"),
+        (b"ab\xff", "byte 3: 0xff is not UTF-8"),
+        (b"\xc3", "byte 1: 0xc3 is not UTF-8"),
+        (b"x\xed\xa0\x80", "byte 2: 0xed is not UTF-8"),
     ],
 )
 def test_invalid_utf8_is_refused_with_file_line_and_byte(line: bytes, told: str) -> None:

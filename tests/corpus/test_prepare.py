@@ -148,7 +148,7 @@ def test_first_line_that_is_no_utf8_is_told_with_its_number(
             workers=workers,
         )  # fmt: skip
 
-    assert str(caught.value) == f"{target}:{line}: byte 3: 0xff is no UTF-8"
+    assert str(caught.value) == f"{target}:{line}: byte 3: 0xff is not UTF-8"
     assert caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 

@@ -6,10 +6,10 @@ import pytest
 
 from tfm_cli.text.byte_streams import (
     Prepended,
-    other_encoding,
+    binary_reason,
+    bom_encoding,
+    fraction_read,
     pausing_descriptor,
-    share_read,
-    why_binary,
 )
 
 
@@ -30,7 +30,7 @@ def test_pipe_pauses_and_a_file_does_not(tmp_path: Path) -> None:
         assert pausing_descriptor(file) is None
         assert pausing_descriptor(pipe) == reading
         assert pausing_descriptor(io.BytesIO()) is None
-        assert share_read(pipe) is None
+        assert fraction_read(pipe) is None
     os.close(writing)
 
 
@@ -38,15 +38,15 @@ def test_share_is_that_of_the_size_now(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345678")
 
     with (tmp_path / "file").open("rb") as file:
-        shares = [share_read(file)]
+        shares = [fraction_read(file)]
         for _ in range(2):
             file.read(4)
-            shares.append(share_read(file))
+            shares.append(fraction_read(file))
         (tmp_path / "file").write_bytes(b"1234")  # cut meanwhile
-        shares.append(share_read(file))
+        shares.append(fraction_read(file))
 
     assert shares == [0.0, 0.5, 1.0, 1.0]
-    assert share_read(io.BytesIO(b"1")) is None
+    assert fraction_read(io.BytesIO(b"1")) is None
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_share_is_that_of_the_size_now(tmp_path: Path) -> None:
     ],
 )
 def test_other_encodings_are_told_by_their_mark(first: bytes, name: str) -> None:
-    assert other_encoding(first) == name
+    assert bom_encoding(first) == name
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_other_encodings_are_told_by_their_mark(first: bytes, name: str) -> None
         ("ü".encode() * 500, ""),
         ("\ufffd".encode() * 500, ""),  # marks that stand in the text are text
         (b"\xff" * 255, ""),  # a short one gets the line and the byte
-        (b"\xff" * 256, "bytes that are no UTF-8"),
+        (b"\xff" * 256, "bytes that are not UTF-8"),
         (b"x" * 70 * 9 + b"\xff" * 30 * 9, ""),
-        (b"x" * 69 * 9 + b"\xff" * 31 * 9, "bytes that are no UTF-8"),
+        (b"x" * 69 * 9 + b"\xff" * 31 * 9, "bytes that are not UTF-8"),
         ("Straße, Öl, déjà vu.\n".encode("latin-1") * 50, ""),
-        ("Привет, мир.\n".encode("koi8-r") * 50, "bytes that are no UTF-8"),
+        ("Привет, мир.\n".encode("koi8-r") * 50, "bytes that are not UTF-8"),
     ],
 )
 def test_binary_is_told_by_its_first_bytes(first: bytes, why: str) -> None:
-    assert why_binary(first) == why
+    assert binary_reason(first) == why

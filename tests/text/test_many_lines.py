@@ -81,7 +81,7 @@ def test_r35_other_commands_take_such_a_text_in_bounded_memory(
 
 
 def test_r35_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MOST_HELD_LINES", 3)
+    monkeypatch.setattr(reader, "MAX_HELD_LINES", 3)
     lines = iter(["a", "b", "c", "d", "e"])
 
     assert held_in_memory(["a", "b", "c"], "x") == ["a", "b", "c"]
@@ -92,7 +92,7 @@ def test_r35_lines_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPat
 
 
 def test_r35_characters_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MOST_HELD_CHARACTERS", 4)
+    monkeypatch.setattr(reader, "MAX_HELD_CHARACTERS", 4)
 
     assert held_in_memory([("ab", "cd")], "x") == [("ab", "cd")]
     with pytest.raises(DataError, match="x: has more than 4 characters"):

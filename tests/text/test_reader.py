@@ -88,7 +88,7 @@ def test_utf_16_is_refused(codec: str, invalid: str) -> None:
     raw = "\ufeffone\ntwo\n".encode(codec)
 
     for pieces in ([raw], [raw[:1], raw[1:]]):
-        with pytest.raises(DataError, match=r"corpus\.en: is UTF-16, wanted UTF-8") as caught:
+        with pytest.raises(DataError, match=r"corpus\.en: is UTF-16, expected UTF-8") as caught:
             lines_of(*pieces, invalid=invalid)
 
         assert caught.value.hint == "convert it with `iconv -f UTF-16 -t UTF-8`"
@@ -102,10 +102,10 @@ def test_nul_is_removed_and_counted() -> None:
     assert reader.notes() == ["lines with NUL characters, removed: 2 (first: line 2)"]
 
 
-def test_what_looks_binary_is_refused_only_where_invalid_bytes_are() -> None:
+def test_what_binary_reason_is_refused_only_where_invalid_bytes_are() -> None:
     raw = b"\x7fELF\0\0\0\n\0"
 
-    with pytest.raises(DataError, match=r"corpus\.en: looks binary \(NUL bytes\), wanted UTF-8"):
+    with pytest.raises(DataError, match=r"corpus\.en: looks binary \(NUL bytes\), expected UTF-8"):
         lines_of(raw)
 
     assert lines_of(raw, invalid="replace") == ["\x7fELF", ""]
@@ -121,7 +121,7 @@ def test_what_looks_binary_is_refused_only_where_invalid_bytes_are() -> None:
     ],
 )
 def test_invalid_utf_8_is_refused_with_file_line_and_byte(line: bytes, at: int, byte: str) -> None:
-    message = rf"^corpus\.en:2: byte {at}: {byte} is no UTF-8$"
+    message = rf"^corpus\.en:2: byte {at}: {byte} is not UTF-8$"
 
     with pytest.raises(DataError, match=message) as caught:
         lines_of(b"one\n" + line + b"\nthree\n")

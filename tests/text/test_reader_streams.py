@@ -172,3 +172,16 @@ def test_lines_go_through_a_buffer_where_python_has_none(monkeypatch: pytest.Mon
 
     assert b"".join(calls) == b"one\ntwo\n"
     assert not Stdout.buffer.closed
+
+
+def test_share_is_of_the_bytes_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"x" * 99 + b"\n")
+    (tmp_path / "empty").touch()
+    with (
+        open_lines(tmp_path / "in") as reader,
+        open_lines("/dev/zero") as endless,
+        open_lines(tmp_path / "empty") as empty,
+    ):
+        assert [reader.share(), endless.share(), empty.share()] == [0.0, None, None]
+        reader.window(1)
+        assert reader.share() == 1.0

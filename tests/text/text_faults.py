@@ -50,7 +50,7 @@ def _invalid(name: str, line: bytes, byte: int) -> Fault:
     at = line.index(byte) + 1
     return Fault(
         name, _second(line), r"warning: \S*text: lines with invalid UTF-8, .*: 1 \(first: line 2\)",
-        rf"error: \S*text:2: byte {at}: 0x{byte:02x} is no UTF-8", "invalid_utf8",
+        rf"error: \S*text:2: byte {at}: 0x{byte:02x} is not UTF-8", "invalid_utf8",
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _whole(name: str, raw: bytes, told: str, found: str, lines: int = 43) -> Fau
 def _binary(name: str, raw: bytes) -> Fault:
     lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
     told = r"warning: \S*text: lines with (invalid UTF-8|NUL)"
-    strict = r"error: \S*text: looks binary \(.*\), wanted UTF-8 text"
+    strict = r"error: \S*text: looks binary \(.*\), expected UTF-8 text"
     return Fault(name, raw, told, strict, "binary", lines, shifted=True)
 
 
@@ -78,7 +78,7 @@ def _packed(raw: bytes) -> bytes:
 _chance = random.Random(3)
 _PIXELS = zlib.compress(_chance.randbytes(9000))
 _GZIP, _DAMAGE = _packed(GOOD), rf"\S*text: {_CUT}"
-_16, _32 = (rf"\S*text: is UTF-{size}, wanted UTF-8" for size in (16, 32))
+_16, _32 = (rf"\S*text: is UTF-{size}, expected UTF-8" for size in (16, 32))
 _NUL = r"warning: \S*text: lines with NUL characters, removed: 1 \(first: line 2\)"
 FAULTS = {
     21: [

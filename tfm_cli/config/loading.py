@@ -172,7 +172,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start + 1} is no UTF-8") from error
+        raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8") from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits
         raise ConfigError(f"{path}: is no TOML: {error}") from error
     count = sum(len(table) if isinstance(table, dict) else 1 for table in tables.values())

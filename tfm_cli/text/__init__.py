@@ -1,1 +1,1 @@
-"""Lines of text: the one reader, the one writer, byte streams, repairs, scripts, sentence ends."""
+"""Lines of text: reader, writer, byte streams, repairs, scripts and sentence ends."""

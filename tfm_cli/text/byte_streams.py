@@ -1,4 +1,4 @@
-"""Compressed streams, told by their first bytes: gzip, xz and Zstandard."""
+"""Byte streams: byte order marks, binary input, pipes, truncation, and gzip, xz and Zstandard."""
 
 import contextlib
 import gzip
@@ -14,54 +14,64 @@ from typing import Any, BinaryIO
 
 from tfm_cli.errors import ResourceError
 
-# Byte streams: whether they pause, how much was read, what the first bytes tell, a cut.
-
 UTF8_BOM = b"\xef\xbb\xbf"
-# UTF-32 in the usual order of bytes begins like UTF-16, so it stands first.
+# The mark of UTF-32 (little endian) begins with that of UTF-16, so it is tried first.
 OTHER_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_ENOUGH_BYTES = 256  # to tell text in another encoding from a line that is broken
-_MOST_NUL = 0.01
-_MOST_INVALID = 0.3  # Latin-1 of any European language has far less, a picture has more
+_MIN_SAMPLE_BYTES = 256  # with fewer, a single damaged line looks like another encoding
+_MAX_NUL_SHARE = 0.01
+_MAX_INVALID_SHARE = 0.3  # Latin-1 text in any European language has far less, an image has more
+
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSION_MAGICS = tuple(_COMPRESSIONS)
+# Compressed bytes read from a Zstandard stream at a time. Four bytes may expand to 128 KiB, so this
+# bounds the memory that a hostile file can claim.
+_ZSTD_INPUT_BYTES = 1024
 
 
-def other_encoding(first: bytes) -> str:
-    """The encoding that a byte order mark tells of, but for UTF-8; empty without one."""
+# Byte order marks, and streams that are not text.
+
+
+def bom_encoding(first: bytes) -> str:
+    """Return the encoding that a byte order mark names, except UTF-8; "" without a mark."""
     return next((name for mark, name in OTHER_BOMS.items() if first.startswith(mark)), "")
 
 
-def why_binary(first: bytes) -> str:
-    """Why a stream that begins with these bytes looks like no text; empty if it looks like one."""
-    if first.count(b"\0") > _MOST_NUL * len(first):
+def binary_reason(first: bytes) -> str:
+    """Return the reason why a stream that begins with these bytes is not text; "" if it may be."""
+    if first.count(b"\0") > _MAX_NUL_SHARE * len(first):
         return "NUL bytes"
-    if len(first) < _ENOUGH_BYTES:
+    if len(first) < _MIN_SAMPLE_BYTES:
         return ""
-    # What cannot be decoded becomes a mark each; those that were there before do not count.
+    # Each undecodable sequence becomes U+FFFD; those in the text itself do not count.
     marks = first.decode("utf-8", "replace").count("\ufffd") - first.count("\ufffd".encode())
-    return "bytes that are no UTF-8" if marks > _MOST_INVALID * len(first) else ""
+    return "bytes that are not UTF-8" if marks > _MAX_INVALID_SHARE * len(first) else ""
+
+
+# Input that arrives in pieces.
 
 
 class Prepended(io.RawIOBase):
-    """A stream whose first bytes were read already."""
+    """A stream with bytes put back that were read from it before."""
 
     def __init__(self, first: bytes, stream: BinaryIO) -> None:
         self._first = first
-        self._then = stream
+        self._stream = stream
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """What comes next: the first bytes, then those of the stream."""
+        """Return the next bytes: first those put back, then those of the stream."""
         if self._first:
             size = len(self._first) if size < 0 else size
             head, self._first = self._first[:size], self._first[size:]
             return head
-        return self._then.read(size)
+        return self._stream.read(size)
 
 
 def pausing_descriptor(stream: BinaryIO) -> int | None:
-    """The descriptor of a pipe, socket or terminal; None for what is always ready or has none."""
+    """Return the file descriptor of a pipe, socket or terminal; None if reading never blocks."""
     try:
         descriptor = stream.fileno()
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -72,8 +82,8 @@ def pausing_descriptor(stream: BinaryIO) -> int | None:
     return descriptor
 
 
-def share_read(stream: BinaryIO) -> float | None:
-    """How much of a file was read, from 0 to 1; None for what has no size or cannot tell."""
+def fraction_read(stream: BinaryIO) -> float | None:
+    """Return the fraction of a file that was read, from 0 to 1; None if its size is unknown."""
     try:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode) or not status.st_size:
@@ -83,56 +93,54 @@ def share_read(stream: BinaryIO) -> float | None:
         return None
 
 
-def clipped(line: bytes, size: int) -> bytes:
-    """At most `size` bytes of a longer line of UTF-8, up to where a character ends."""
+def truncate_utf8(line: bytes, size: int) -> bytes:
+    """Return at most `size` bytes of a longer line, ending at a character boundary.
+
+    A line that is not UTF-8 around that place is cut at exactly `size` bytes.
+    """
     end = size
-    while end > max(0, size - 3) and line[end] & 0xC0 == 0x80:  # a character has 4 bytes at most
+    while end > max(0, size - 3) and line[end] & 0xC0 == 0x80:  # a character has at most 4 bytes
         end -= 1
-    # What continues further back is no UTF-8 anyway, and stays.
     return line[: size if line[end] & 0xC0 == 0x80 else end]
 
 
-_KINDS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-MAGIC = tuple(_KINDS)
-# What is read of a Zstandard stream at a time: four bytes may stand for 128 KiB, so this bounds
-# the memory that a hostile file can ask for.
-_ZSTD_INPUT_BYTES = 1024
+# Decompression.
 
 
 class DamagedError(Exception):
-    """The compressed data is damaged, or ends before its end."""
+    """Compressed data that is damaged or truncated."""
 
 
-def kind_of(first: bytes) -> str:
-    """`gzip`, `xz` or `zstd`, by the first bytes of a stream; empty for anything else."""
-    return next((kind for magic, kind in _KINDS.items() if first.startswith(magic)), "")
+def compression_of(first: bytes) -> str:
+    """Return `gzip`, `xz` or `zstd`, by the first bytes of a stream; "" for anything else."""
+    return next((kind for magic, kind in _COMPRESSIONS.items() if first.startswith(magic)), "")
 
 
 def decompressed(kind: str, first: bytes, stream: BinaryIO, *, name: str) -> BinaryIO:
-    """What a compressed stream holds; concatenated ones are one.
+    """Return the decompressed stream; concatenated members are read as one.
 
     Args:
-        kind: as `kind_of` tells it.
-        first: bytes that were read from the stream already.
+        kind: as `compression_of` returns it.
+        first: bytes that were already read from the stream.
         stream: the rest of it.
-        name: what messages call it.
+        name: name of the stream in messages.
 
     Raises:
         ResourceError: the package for Zstandard is not installed.
     """
-    raw: Any = Prepended(first, stream)  # which has what is asked of it
+    raw: Any = Prepended(first, stream)  # has every method that the decoders call
     opened: Any
     if kind == "gzip":
         opened = gzip.GzipFile(fileobj=raw)
     elif kind == "xz":
-        opened = lzma.LZMAFile(raw)  # noqa: SIM115 - it lives as long as what reads from it
+        opened = lzma.LZMAFile(raw)  # noqa: SIM115 - closed with its stream
     else:
         opened = _Zstandard(raw, name)
-    return _Checked(opened)  # type: ignore[return-value] # it reads like a BinaryIO
+    return _Checked(opened)  # type: ignore[return-value] # its `read1` is all that is called
 
 
 class _Checked:
-    """Says of any kind of damage that it is damage."""
+    """A stream that converts every decoder error to DamagedError."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -146,7 +154,7 @@ class _Checked:
 
 
 class _Zstandard:
-    """Frames of Zstandard one after the other; one that is cut off is damage, not an end."""
+    """A reader of concatenated Zstandard frames; a truncated frame is damage, not the end."""
 
     def __init__(self, raw: io.RawIOBase, name: str) -> None:
         self._raw = raw
@@ -173,8 +181,8 @@ class _Zstandard:
 
 
 def _zstandard(name: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes a decompressor of one frame, and the error that tells of damage."""
-    with contextlib.suppress(ImportError):  # the standard library's, from Python 3.14 on
+    """Return a factory of decompressors of one frame each, and their error for damaged data."""
+    with contextlib.suppress(ImportError):  # in the standard library since Python 3.14
         standard: Any = importlib.import_module("compression.zstd")
         return standard.ZstdDecompressor, standard.ZstdError
     try:

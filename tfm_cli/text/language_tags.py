@@ -1,20 +1,21 @@
-"""Language tags, such as `>>fra<<`: what a line of the source is to be translated into."""
+"""Language tags such as `>>fra<<`, which begin a source line and choose the target language."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 LANGUAGE_TAG = re.compile(r">>[^<>\s]+<<")
-NO_TAGS = "none"  # the setting by which tags are text like any other
+NO_TAGS = "none"  # the value of the setting that makes tags ordinary text
 
-# Where fewer lines begin with a tag, tags are taken for text: web text has `>>next<<` and the like.
+# If a smaller share of the lines begins with a tag, the tags are ordinary text: web pages contain
+# `>>next<<` and the like.
 MIN_TAGGED_SHARE = 0.1
 _MAX_TAGS = 1000
 _MAX_TAG_LENGTH = 64
 
 
 def leading_tag(line: str) -> str:
-    """Return the language tag that a line begins with; "" without one."""
+    """Return the language tag at the start of a line; "" without one."""
     if not line.startswith(">>"):
         return ""
     match = LANGUAGE_TAG.match(line)
@@ -22,11 +23,11 @@ def leading_tag(line: str) -> str:
 
 
 class TagCounts:
-    """Counts of the language tags that lines begin with.
+    """Counts of the language tags at the start of lines.
 
     Attributes:
-        num_lines: lines with text so far.
-        num_tagged: those that begin with a tag.
+        num_lines: lines that are not blank.
+        num_tagged: lines that begin with a tag.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class TagCounts:
         self._tags: Counter[str] = Counter()
 
     def add(self, line: str) -> str | None:
-        """Count a line and return its tag, "" without one; a blank line is not counted: None."""
+        """Count a line and return its tag, "" without one; skip a blank line and return None."""
         tag = leading_tag(line)
         if tag:
             self.num_tagged += 1
@@ -47,27 +48,27 @@ class TagCounts:
         return tag
 
     def num_known(self, tags: Iterable[str]) -> int:
-        """Return how many lines begin with one of some tags."""
+        """Return the number of lines that begin with one of these tags."""
         return sum(self._tags[tag] for tag in tags)
 
     def watch(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yield the lines, and count each."""
+        """Yield the lines unchanged, counting each."""
         for line in lines:
             self.add(line)
             yield line
 
     @property
     def is_tagged(self) -> bool:
-        """Return True if these tags name the target languages of a text, and are not odd text."""
+        """Return True if the tags name target languages rather than being ordinary text."""
         share = self.num_tagged / max(1, self.num_lines)
         return share >= MIN_TAGGED_SHARE and 0 < len(self._tags) <= _MAX_TAGS
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Return the tags of the text; none where it is not tagged."""
+        """Return the tags of the text in order; empty if it is not tagged."""
         return tuple(sorted(self._tags)) if self.is_tagged else ()
 
 
 def listed(tags: Sequence[str]) -> str:
-    """Return tags as messages list them: the first few."""
+    """Return the first eight tags as a list for a message."""
     return ", ".join(tags[:8]) + (" …" if len(tags) > 8 else "")

@@ -1,15 +1,15 @@
-"""Text of others in Markdown: shown as it stands, whatever it is made of."""
+"""Escaping of untrusted text for Markdown."""
 
 import re
 
 from tfm_cli.console import one_line
 
-# A character reference never has a meaning for Markdown or HTML, other than a backslash before it.
+# Characters are escaped by character references: a backslash escape may mean something in HTML.
 _MARKS = re.compile(
     r"""
     [\\|<>&`*\[\]!~$@\#{}^]
-    | (?<![A-Za-z0-9])_ | _(?![A-Za-z0-9])  # elsewhere it is a part of a word
-    | : (?=//)  # else some renderers make links of such text
+    | (?<![A-Za-z0-9])_ | _(?![A-Za-z0-9])  # inside a word it has no meaning
+    | : (?=//)  # some renderers make links of bare URLs
     | (?<=www) \.
     | ^ [-+=]
     """,
@@ -19,13 +19,13 @@ _CODE = re.compile(r"[\w.,:;=+/()<>#|-]+(?: [\w.,:;=+/()<>#|-]+)*", re.ASCII)
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows a text as `one_line` has it, in a paragraph or a table."""
+    """Return Markdown that shows `one_line(text)` verbatim in a paragraph or a table cell."""
     return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", one_line(text).strip())
 
 
 def code(text: str) -> str:
-    """Return Markdown that shows a text as code, where it can be, in a table."""
+    """Return Markdown that shows a text as code in a table cell, or as `plain` if it cannot."""
     if not _CODE.fullmatch(text):
         return plain(text)
-    escaped = text.replace("|", "\\|")  # which ends a cell even inside of code
+    escaped = text.replace("|", "\\|")  # a bare `|` ends a cell even inside code
     return f"`{escaped}`"

@@ -1,6 +1,6 @@
-"""Text as lines, whatever the locale: only a line feed ends one, and line i stays line i.
+"""The reader of lines: UTF-8 in any locale, only a line feed ends a line, and no line is lost.
 
-Files are read as bytes, compression is told by the first of them, and a line is UTF-8.
+Files are read as bytes; the first of them show a compressed file, which is decompressed.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from typing import BinaryIO, Literal, Self, TypeVar
 
 from tfm_cli.errors import DataError
 from tfm_cli.text.byte_streams import (
-    MAGIC,
+    COMPRESSION_MAGICS,
     OTHER_BOMS,
     UTF8_BOM,
     DamagedError,
-    clipped,
+    binary_reason,
+    bom_encoding,
+    compression_of,
     decompressed,
-    kind_of,
-    other_encoding,
+    fraction_read,
     pausing_descriptor,
-    share_read,
-    why_binary,
+    truncate_utf8,
 )
 from tfm_cli.text.repairs import Repairs
 
@@ -32,34 +32,33 @@ Invalid = Literal["refuse", "replace"]
 MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
 _PAUSE_SECONDS = 0.02
-_WINDOW_SECONDS = 0.5  # a pipe that never pauses but is slow is answered this often
+_WINDOW_SECONDS = 0.5  # longest time that a window waits for a slow pipe that never pauses
 _WINDOW_CHARACTERS = 1 << 23
-_SIGNATURES = (*MAGIC, UTF8_BOM, *OTHER_BOMS)
+_SIGNATURES = (*COMPRESSION_MAGICS, UTF8_BOM, *OTHER_BOMS)
 
-
-# Of a text that is held as a whole, such as that of a validation.
-MOST_HELD_LINES = 1_000_000
-MOST_HELD_CHARACTERS = 1 << 30
+# Limits of a text that is held in memory as a whole, such as a validation set.
+MAX_HELD_LINES = 1_000_000
+MAX_HELD_CHARACTERS = 1 << 30
 
 TextT = TypeVar("TextT", str, tuple[str, str])
 
 
 class LineReader:
-    """Lines of a byte stream as text, without their line feed; a class because it counts.
+    """An iterator over the lines of a byte stream, as text without line feeds.
 
-    Only LF ends a line; U+2028, U+0085, a lone CR and their like are characters. A last line
-    without LF is a line. A byte order mark at the start is dropped. Where the first line ends in
-    CRLF, a CR before any LF belongs to the line end; lines that end in the other way are counted.
+    Only LF ends a line; U+2028, U+0085, a lone CR and the like are characters. A last line without
+    LF is a line. A byte order mark at the start is dropped. If the first line ends in CRLF, a CR
+    before any LF belongs to the line end; lines that end the other way are counted in `repairs`.
     NUL is removed and counted.
 
     Args:
         stream: binary, at its start.
-        name: what messages call it.
-        invalid: what becomes of bytes that are no UTF-8: `refuse` raises a DataError with file,
-            line and byte; `replace` puts U+FFFD in their place and counts the line. `refuse` also
-            refuses what looks binary by what is read first.
-        max_line_bytes: a longer line keeps its first bytes, up to a whole character, and is
-            counted, so that memory stays bounded on any input.
+        name: name of the stream in messages.
+        invalid: treatment of bytes that are not UTF-8: `refuse` raises a DataError with file, line
+            and byte; `replace` substitutes U+FFFD and counts the line. `refuse` also refuses a
+            stream whose first bytes look binary.
+        max_line_bytes: a longer line is truncated at a character boundary and counted, so that
+            memory is bounded on any input.
     """
 
     def __init__(
@@ -73,35 +72,37 @@ class LineReader:
         self.name = name
         self.num_lines = 0
         self.repairs = Repairs()
-        self.has_crlf = False  # the first line ends in CRLF, so a CR before any LF belongs to it
-        self.has_bom = False  # a byte order mark of UTF-8, which is dropped
-        self.looks_binary = ""  # why it does
-        self.lacks_last_feed = False
-        self.first_invalid = ""  # the first byte that is no UTF-8, and where in its line it stands
+        self.has_crlf = False  # the first line ends in CRLF
+        self.has_bom = False  # a byte order mark of UTF-8 was dropped
+        self.binary_reason = ""  # the reason why the stream looks binary; "" if it does not
+        self.lacks_final_newline = False
+        self.first_invalid = ""  # the first byte that is not UTF-8, and its place in the line
+        self.crlf: bool | None = None  # as `has_crlf`; None before the first line end was read
         self._stream = stream
-        self._given = stream
+        self._raw_stream = stream
         self._invalid = invalid
         self._max_line_bytes = max_line_bytes
-        self._ready: list[bytes] = []  # whole lines, last first
+        self._ready: list[bytes] = []  # whole lines in reverse order
         self._rest = b""  # the beginning of a line whose end was not read yet
-        self._overlong = False
-        self.crlf: bool | None = None  # None before the end of the first line is seen
-        self._packed = ""  # how it is compressed
+        self._overlong = False  # `_rest` is longer than a line may be, and its end was dropped
+        self._compression = ""
         self._started = False
         self._ended = False
-        self._watched: int | None = None  # file descriptor that tells when input pauses
+        self._watched: int | None = None  # file descriptor of input that may pause
 
     def __iter__(self) -> Iterator[str]:
         while self._has_next():
             yield self._text(self._ready.pop())
 
     def window(self, max_lines: int, *, wait: bool = True) -> list[str]:
-        """Up to `max_lines` lines; fewer when the input ends or pauses; none at its end.
+        """Return up to `max_lines` lines; fewer if the input ends or pauses; none at its end.
 
-        Without `wait`, none as well where the input pauses.
+        A person who types a line, or a slow pipe, thus gets an answer before sending the next line.
+        The characters in a window are bounded too.
 
-        A person who types a line, or a slow pipe, is thus answered before the next line comes.
-        Very long lines also make a window of fewer, so that its memory is bounded.
+        Args:
+            max_lines: at least 1.
+            wait: wait for the first line; otherwise return no lines if the input pauses.
         """
         lines: list[str] = []
         characters = 0
@@ -114,10 +115,11 @@ class LineReader:
         return lines
 
     def block(self, size: int) -> bytes:
-        """Whole lines as they stand in the file, of at least `size` bytes unless it ends.
+        """Return whole lines as bytes, at least `size` of them unless the input ends.
 
-        Of a line that is too long there is enough to tell that it is. `within` reads and counts
-        them; iteration would miss them.
+        The decompressed bytes are unchanged, except that a line longer than `max_line_bytes` is
+        truncated, still longer than that. Use `within` to read the lines of a block; they are no
+        longer part of the iteration.
         """
         parts, held = [b""], 0
         while held < size and not self._ended:
@@ -146,29 +148,37 @@ class LineReader:
     def within(
         cls, block: bytes, name: str, *, num_lines: int, crlf: bool, invalid: Invalid = "refuse"
     ) -> Self:
-        """The reader of a block that another reader gave.
+        """Return a reader of a block that `block` returned.
 
         Args:
             block: whole lines.
-            name: what messages call the file.
-            num_lines: those before the block.
-            crlf: whether the file's lines end in CRLF, as its first one tells.
-            invalid: as of the class.
+            name: name of the file in messages.
+            num_lines: lines of the file before the block.
+            crlf: the first line of the file ends in CRLF.
+            invalid: as for the class.
         """
         reader = cls(io.BytesIO(block), name, invalid=invalid)
         reader.num_lines, reader.crlf, reader._started = num_lines, crlf, True
         return reader
 
     def share(self) -> float | None:
-        """How much of a file was read, from 0 to 1, compressed or not; None where none can tell."""
-        return share_read(self._given)
+        """Return the fraction of the (compressed) file that was read; None if its size is unknown.
+
+        It is between 0 and 1.
+        """
+        return fraction_read(self._raw_stream)
 
     def notes(self) -> list[str]:
-        """What was repaired while reading, a sentence for each kind, with the first such line."""
+        """Return a sentence for each kind of repair, with the number of the first such line."""
         return self.repairs.notes(self._max_line_bytes)
 
     def _has_next(self, since: float | None = None) -> bool:
-        """Whether a line is ready; with `since`, only until the input pauses or is slow."""
+        """Return True if a line is ready, after reading as much as that needs.
+
+        Args:
+            since: time at which the caller's window began; reading then ends as soon as the input
+                pauses or the window has lasted too long. None waits without limit.
+        """
         while not self._ready and not self._ended:
             if since is not None and self._pauses(since):
                 return False
@@ -186,9 +196,9 @@ class LineReader:
         try:
             return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return] # BinaryIO lacks it, what comes here has it
         except DamagedError as error:
-            message = f"the {self._packed} data is damaged or cut off after line {self.num_lines}"
+            message = f"the {self._compression} data is damaged or cut off after line"
             hint = "fetch or compress the file again"
-            raise DataError(f"{self.name}: {message}", hint=hint) from error
+            raise DataError(f"{self.name}: {message} {self.num_lines}", hint=hint) from error
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error.strerror}") from error
 
@@ -196,11 +206,11 @@ class LineReader:
         chunk = self._read_chunk() if self._started else self._start()
         if not chunk:
             self._ended = True
-            self.crlf = False  # there is no LF after the last line
+            self.crlf = False  # the last line has no LF, so its CR belongs to the text
             if self._rest:
                 self._ready = [self._rest]
                 self._rest = b""
-                self.lacks_last_feed = True
+                self.lacks_final_newline = True
             return
         *whole, rest = chunk.split(b"\n")
         if whole:
@@ -213,35 +223,35 @@ class LineReader:
         self._ready = whole
 
     def _bound_rest(self) -> None:
-        # A byte more tells that the line is too long; one that is too long by a CR alone may
-        # still be whole, and two tell that it is not.
+        # A line that is too long by one byte may still fit if that byte is a CR. Two bytes too many
+        # are enough to recognise an over-long line.
         if len(self._rest) > self._max_line_bytes + 1:
             self._rest, self._overlong = self._rest[: self._max_line_bytes + 2], True
 
     def _start(self) -> bytes:
         self._started = True
         chunk = self._peek()
-        self._packed = kind_of(chunk)
-        if self._packed:
-            self._stream = decompressed(self._packed, chunk, self._stream, name=self.name)
+        self._compression = compression_of(chunk)
+        if self._compression:
+            self._stream = decompressed(self._compression, chunk, self._stream, name=self.name)
             chunk = self._peek()
         else:
             self._watched = pausing_descriptor(self._stream)
-        if found := other_encoding(chunk):
-            hint = f"convert it with `iconv -f {found} -t UTF-8`"
-            raise DataError(f"{self.name}: is {found}, wanted UTF-8", hint=hint)
-        self.looks_binary = why_binary(chunk)
-        if self._invalid == "refuse" and self.looks_binary:
-            told = f"looks binary ({self.looks_binary}), wanted UTF-8 text"
+        if encoding := bom_encoding(chunk):
+            hint = f"convert it with `iconv -f {encoding} -t UTF-8`"
+            raise DataError(f"{self.name}: is {encoding}, expected UTF-8", hint=hint)
+        self.binary_reason = binary_reason(chunk)
+        if self._invalid == "refuse" and self.binary_reason:
+            message = f"{self.name}: looks binary ({self.binary_reason}), expected UTF-8 text"
             hint = "give a text file; `iconv` converts other encodings"
-            raise DataError(f"{self.name}: {told}", hint=hint)
+            raise DataError(message, hint=hint)
         if chunk.startswith(UTF8_BOM):
             self.has_bom = True
             chunk = chunk[len(UTF8_BOM) :] or self._read_chunk()
         return chunk
 
     def _peek(self) -> bytes:
-        """The first chunk, with enough bytes to tell what it begins: a pipe may give one by one."""
+        """Return the first chunk, long enough to recognise a signature even if a pipe is slow."""
         chunk = self._read_chunk()
         while chunk and any(s.startswith(chunk) and s != chunk for s in _SIGNATURES):
             more = self._read_chunk()
@@ -252,7 +262,7 @@ class LineReader:
 
     def _text(self, line: bytes) -> str:
         self.num_lines += 1
-        if not line and self.crlf is False:  # there may be millions of them
+        if not line and self.crlf is False:  # a fast path: there may be millions of blank lines
             return ""
         if self.crlf is None:
             self.crlf = self.has_crlf = line.endswith(b"\r")
@@ -265,7 +275,7 @@ class LineReader:
             self.repairs.add("crlf", self.num_lines)
         if len(line) > self._max_line_bytes:
             self.repairs.add("clipped", self.num_lines)
-            line = clipped(line, self._max_line_bytes)
+            line = truncate_utf8(line, self._max_line_bytes)
         text = self._decoded(line)
         if "\0" in text:
             self.repairs.add("nul", self.num_lines)
@@ -273,7 +283,7 @@ class LineReader:
         return text
 
     def _is_ended(self, line: bytes) -> bool:
-        """Whether a line feed follows the last of these bytes."""
+        """Return True if a line feed follows the last of these bytes."""
         return not self.lacks_last_feed and len(line) <= self._max_line_bytes + 1
 
     def _decoded(self, line: bytes) -> str:
@@ -283,7 +293,7 @@ class LineReader:
             if "invalid" not in self.repairs.first:
                 self.first_invalid = f"byte {error.start + 1}: 0x{line[error.start]:02x}"
             if self._invalid == "refuse":
-                message = f"{self.name}:{self.num_lines}: {self.first_invalid} is no UTF-8"
+                message = f"{self.name}:{self.num_lines}: {self.first_invalid} is not UTF-8"
                 hint = "convert the file to UTF-8 (`iconv`) or remove the line on both sides"
                 raise DataError(message, hint=hint) from error
             self.repairs.add("invalid", self.num_lines)
@@ -291,16 +301,16 @@ class LineReader:
 
 
 def is_typed(path: str | Path) -> bool:
-    """Return True if a path is that of standard input, and a person types it at a terminal."""
+    """Return True if a path is that of standard input and standard input is a terminal."""
     return str(path) == "-" and sys.stdin is not None and sys.stdin.isatty()
 
 
 @contextlib.contextmanager
 def open_lines(path: str | Path, *, invalid: Invalid = "refuse") -> Iterator[LineReader]:
-    """A LineReader over a file, or over standard input where the path is `-`.
+    """Yield a LineReader over a file, or over standard input if the path is `-`.
 
     Raises:
-        DataError: there is no such file, or it cannot be read.
+        DataError: the file does not exist or cannot be read.
     """
     if str(path) == "-":
         if sys.stdin is None:
@@ -319,23 +329,23 @@ def held_in_memory(lines: Iterable[TextT], name: str) -> list[TextT]:
     """Return the lines, or pairs of lines, of a text that is held in memory as a whole.
 
     Args:
-        lines: are counted while they are read, so that a small compressed file fills no memory.
-        name: of the text, for messages.
+        lines: counted while they are read, so that a small compressed file cannot fill the memory.
+        name: name of the text in messages.
 
     Raises:
-        DataError: there are more than a million, or more than a gigabyte of them.
+        DataError: there are more than `MAX_HELD_LINES` lines or `MAX_HELD_CHARACTERS` characters.
     """
     held: list[TextT] = []
     characters = 0
     for line in lines:
         held.append(line)
         characters += len(line) if isinstance(line, str) else sum(map(len, line))
-        if len(held) > MOST_HELD_LINES or characters > MOST_HELD_CHARACTERS:
-            found = f"{MOST_HELD_LINES:,} lines"
-            if characters > MOST_HELD_CHARACTERS:
-                found = f"{MOST_HELD_CHARACTERS:,} characters"
+        if len(held) > MAX_HELD_LINES or characters > MAX_HELD_CHARACTERS:
+            limit = f"{MAX_HELD_LINES:,} lines"
+            if characters > MAX_HELD_CHARACTERS:
+                limit = f"{MAX_HELD_CHARACTERS:,} characters"
             raise DataError(
-                f"{name}: has more than {found}, which is more than is held in memory at once",
+                f"{name}: has more than {limit}, which is more than is held in memory at once",
                 hint="give a part of it: a few thousand lines measure as well",
             )
     return held

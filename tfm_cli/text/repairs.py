@@ -1,4 +1,4 @@
-"""What a reader repairs in what it read: how many lines of each kind, and which came first."""
+"""Counts of the lines that a reader repaired."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,35 +6,34 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Repairs:
-    """Counts of lines by kind; a class because it is added to while lines are read.
+    """Counts of repaired lines by kind, with the first line of each kind.
 
-    Kinds are `invalid`, `left_out` (invalid as well, but gone with its pair), `clipped`, `nul`,
-    `columns`, `repeated` (a name of a JSON object); `bare`: a line that ends in LF alone where the
-    first one ends in CRLF; and `crlf`: the other way round. Of a source that needs language tags,
-    nothing is repairs, but they are noted as well: `untagged`, `unknown_tag`, `text_tag`.
+    The kinds are `invalid` (not UTF-8), `left_out` (not UTF-8, dropped with its pair), `clipped`
+    (too long), `nul`, `columns` (more than two), `repeated` (a name in a JSON object), `bare` (ends
+    in LF alone although the first line ends in CRLF) and `crlf` (the reverse).
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)  # line number of the first of each kind
 
     def add(self, kind: str, line: int, count: int = 1) -> None:
-        """Count lines, the first of which is this one."""
+        """Count `count` lines, the first of which is number `line`."""
         self.counts[kind] += count
         self.first.setdefault(kind, line)
 
     def count_as(self, kind: str, other: str) -> None:
-        """Call lines of a kind by another, of which there are none yet."""
+        """Rename a kind of lines to another kind, of which there must be none."""
         self.counts[other], self.first[other] = self.counts.pop(kind), self.first.pop(kind)
 
     def merge(self, later: "Repairs") -> None:
-        """Count the lines of a later part of the same file."""
+        """Add the counts of a later part of the same file."""
         self.counts += later.counts
         for kind, line in later.first.items():
             self.first.setdefault(kind, line)
 
     def notes(self, max_line_bytes: int) -> list[str]:
-        """A sentence for each kind that a reader of it should know, with the first such line."""
-        told = {
+        """Return a sentence for each kind, with the count and the number of the first line."""
+        sentences = {
             "invalid": "lines with invalid UTF-8, replaced by U+FFFD",
             "left_out": "lines with invalid UTF-8, left out together with their pair",
             "clipped": f"lines cut at {max_line_bytes} bytes",
@@ -45,6 +44,6 @@ class Repairs:
             "crlf": "lines that end in CRLF, while the first one ends in LF; their CR is kept",
         }
         return [
-            f"{told[kind]}: {self.counts[kind]} (first: line {line})"
+            f"{sentences[kind]}: {self.counts[kind]} (first: line {line})"
             for kind, line in self.first.items()
         ]

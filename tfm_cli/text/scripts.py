@@ -1,4 +1,4 @@
-"""Writing systems: which scripts are written without blanks between words."""
+"""Scripts that are written without blanks between words, and joining text in them."""
 
 import bisect
 import unicodedata
@@ -8,8 +8,8 @@ from typing import Literal
 
 Script = Literal["Han", "kana", "other"]
 
-# Blocks of Unicode, first and last code point; "other" are those of South-East Asia, of Tibet, and
-# Bopomofo and Yi.
+# Unicode blocks, first and last code point. "other": South-East Asian scripts, Tibetan, Bopomofo
+# and Yi.
 _BLOCKS: tuple[tuple[int, int, Script], ...] = (
     (0x0E00, 0x0E7F, "other"),  # Thai
     (0x0E80, 0x0EFF, "other"),  # Lao
@@ -43,12 +43,13 @@ _BLOCKS: tuple[tuple[int, int, Script], ...] = (
     (0x20000, 0x323AF, "Han"),
 )
 _FIRST = [block[0] for block in _BLOCKS]
-# Punctuation of the same scripts, and what has the width of their letters.
+# Punctuation of these scripts, and full-width forms.
+_LETTERS = frozenset({"Lo", "Lm", "Nl", "So"})  # Unicode categories, without combining marks
 _WIDE_MARKS = ((0x3000, 0x303F), (0xFE10, 0xFE1F), (0xFE30, 0xFE6F), (0xFF00, 0xFF65))
 
 
 def script_without_blanks(character: str) -> Script | None:
-    """Return the script of a character that is written without blanks; None for any other."""
+    """Return the script of a character if that script has no blanks; otherwise None."""
     code = ord(character)
     if code < _FIRST[0]:
         return None
@@ -57,7 +58,7 @@ def script_without_blanks(character: str) -> Script | None:
 
 
 def belongs_without_blanks(character: str) -> bool:
-    """Return True for a character of a script without blanks, or a punctuation mark of one."""
+    """Return True for a character or punctuation mark of a script without blanks."""
     if script_without_blanks(character):
         return True
     code = ord(character)
@@ -66,7 +67,7 @@ def belongs_without_blanks(character: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ScriptCounts:
-    """Letters of the scripts without blanks, and words of all other scripts."""
+    """Counts of letters in scripts without blanks, and of words in all other scripts."""
 
     han: int
     kana: int
@@ -75,26 +76,26 @@ class ScriptCounts:
 
     @property
     def is_without_blanks(self) -> bool:
-        """Return True if the text as a whole is written without blanks.
+        """Return True if the text as a whole is in scripts without blanks.
 
-        A word of a script with blanks counts as much as a letter of one without: names and terms
-        in Latin letters leave a Chinese text Chinese.
+        A word in a script with blanks counts as much as a letter in one without, so that Latin
+        names and terms do not outweigh the rest of a Chinese text.
         """
         return self.han + self.kana + self.other > self.words
 
     @property
     def is_chinese(self) -> bool:
-        """Return True for a text without blanks in Han characters, and hardly any kana.
+        """Return True for a text in Han characters with few kana.
 
-        Every Japanese sentence has kana, mostly more than Han characters; a Chinese text has some
-        where it quotes a Japanese name.
+        Japanese sentences have kana, usually more than Han characters; a Chinese text has a few
+        only in Japanese names.
         """
         is_han = self.han + self.kana > self.other
         return self.is_without_blanks and is_han and self.kana * 10 < self.han
 
 
 def count_scripts(lines: Iterable[str]) -> ScriptCounts:
-    """Count the letters and words of some lines by script; digits and punctuation do not count."""
+    """Return the counts of letters and words by script, without digits and punctuation."""
     counts = {"Han": 0, "kana": 0, "other": 0}
     words = 0
     for line in lines:
@@ -112,27 +113,24 @@ def count_scripts(lines: Iterable[str]) -> ScriptCounts:
     return ScriptCounts(counts["Han"], counts["kana"], counts["other"], words)
 
 
-_LETTERS = frozenset({"Lo", "Lm", "Nl", "So"})  # without the marks above and below them
+# Joining the translations of the parts of a line.
 
 
-# What stands between the translations of the parts of a line.
+def separators(texts: Sequence[str], continues_word: Sequence[bool]) -> list[str]:
+    """Return the separator before each part of a text: "" or a blank.
 
-
-def separators(texts: Sequence[str], goes_on: Sequence[bool]) -> list[str]:
-    """Return what stands before each part of a text: nothing or a blank.
-
-    There is no blank in a script without blanks: where both sides of the seam are in one, or one
-    of them is and most of the text. An empty part has none either, and no part that goes on with a
-    word.
+    There is no blank between two characters of scripts without blanks, nor next to one such
+    character if most of the text is in such scripts. There is none before an empty part, nor inside
+    a word.
 
     Args:
-        texts: of the parts.
-        goes_on: whether each part of the line begins in the middle of a word.
+        texts: the text of each part.
+        continues_word: True for each part that begins in the middle of a word.
     """
-    found: list[str] = []
+    result: list[str] = []
     before = ""
     is_without_blanks: bool | None = None
-    for text, is_same_word in zip(texts, goes_on, strict=True):
+    for text, is_same_word in zip(texts, continues_word, strict=True):
         separator = " " if before and text and not is_same_word else ""
         if separator:
             sides = belongs_without_blanks(before), belongs_without_blanks(text[0])
@@ -140,12 +138,12 @@ def separators(texts: Sequence[str], goes_on: Sequence[bool]) -> list[str]:
                 is_without_blanks = count_scripts(texts).is_without_blanks
             if all(sides) or (any(sides) and is_without_blanks):
                 separator = ""
-        found.append(separator)
+        result.append(separator)
         before = text[-1] if text else before
-    return found
+    return result
 
 
-def join_texts(texts: Sequence[str], goes_on: Sequence[bool]) -> str:
-    """Return the translations of a line's parts as one text; for the arguments see `separators`."""
-    between = separators(texts, goes_on)
+def join_texts(texts: Sequence[str], continues_word: Sequence[bool]) -> str:
+    """Return the parts of a text joined with their `separators`."""
+    between = separators(texts, continues_word)
     return "".join(part for pair in zip(between, texts, strict=True) for part in pair)

@@ -1,13 +1,13 @@
-"""Where sentences end in a text of any language and script."""
+"""Sentence and clause ends in text of any language and script."""
 
 import functools
 import re
 import unicodedata
 
-# Marks that end a sentence only where a blank follows them, or a mark that closes a quotation.
+# Marks that end a sentence only before a blank or a closing quotation mark.
 _NARROW = ".!?…‥‼⁇⁈⁉‽⸮"
-# Marks that end a sentence whatever follows: Unicode's Sentence_Terminal (Unicode 16) without the
-# narrow ones, without `၊`, which is a comma, and with Tibet's shads.
+# Marks that end a sentence before any character: Unicode's Sentence_Terminal (Unicode 16) without
+# the narrow ones, without `၊`, which is a comma, and with the Tibetan shads.
 _WIDE = (
     "\u0589\u061d\u061e\u061f\u06d4\u0700\u0701\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965"
     "\u0f0d\u0f0e\u104b\u1362\u1367\u1368\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945"
@@ -15,9 +15,9 @@ _WIDE = (
     "\u3002\ua4ff\ua60e\ua60f\ua6f3\ua6f7\ua876\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d\uaa5e"
     "\uaa5f\uaaf0\uaaf1\uabeb\ufe12\ufe15\ufe16\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
 )
-_TYPED = "\u1361\u1361"  # the Ethiopic full stop `።` as many keyboards write it
-_UNCONDITIONAL = frozenset(_WIDE + _TYPED)
-# Blanks that hold together what is before and behind them.
+_ETHIOPIC_STOP = "\u1361\u1361"  # the full stop `።` as many keyboards write it
+_UNCONDITIONAL = frozenset(_WIDE + _ETHIOPIC_STOP)
+# No-break spaces.
 NO_BREAK = "\u00a0\u2007\u202f"
 _CLAUSE = ";:,،؛၊、，；：､﹐﹔﹕፣፤፥፦᠂᠈།·՝"
 _CLOSING = "\"'”’»)\\]}」』）】〉》〕］｝｣›"
@@ -26,16 +26,16 @@ _OPENING = "\"'“‘«‹„‚(\\[{「『（【〈《〔［｛｢¿¡—–-"
 
 @functools.cache
 def _end() -> re.Pattern[str]:
-    """Return the pattern of marks that may end a sentence; it takes a millisecond to compile."""
-    # A semicolon ends a question in Greek. A mark that closes a quotation in one language opens one
-    # in another, so that some close only where a blank is behind them.
+    """Return the pattern of marks that may end a sentence; compiled on first use, 1 ms."""
+    # A semicolon ends a question in Greek. Some quotation marks close in one language and open in
+    # another; they close only before a blank.
     return re.compile(
-        rf"(?:[{_NARROW}{_WIDE}]|{_TYPED}|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)+"
+        rf"(?:[{_NARROW}{_WIDE}]|{_ETHIOPIC_STOP}|(?<=[\u0370-\u03ff\u1f00-\u1fff]);)+"
         rf"(?:[{_CLOSING}]|“(?=\s|$)|[ \u00a0\u202f]»(?=[\s.,!?]|$))*"
     )
 
 
-_MARKS = re.compile(rf"(?:[{_NARROW}{_WIDE}]|{_TYPED})+")
+_MARKS = re.compile(rf"(?:[{_NARROW}{_WIDE}]|{_ETHIOPIC_STOP})+")
 _CLAUSE_END = re.compile(rf"[{_CLAUSE}]+[{_CLOSING}]*")
 _NEXT = re.compile(rf"[\s{_OPENING}]*")
 _WORD = re.compile(rf"[^\s{_OPENING}]*\Z")
@@ -45,7 +45,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What a full stop abbreviates in the middle of a sentence; one letter needs no entry.
+# Abbreviations that occur in the middle of a sentence; single letters need no entry.
 _ABBREVIATIONS = _words(
     """
     mr mrs ms messrs dr prof st mt ft gen col lt capt cmdr sgt rev hon gov sen rep pres jr sr vs
@@ -65,7 +65,7 @@ _ABBREVIATIONS = _words(
     κ κα δρ βλ σελ αρ डॉ श्री प्रो पं कु सं
     """
 )
-# The same, but only before a number: `No. 5`, but not `No. That is all.`
+# Abbreviations only before a number: `No. 5`, but not `No. That is all.`
 _BEFORE_NUMBERS = _words(
     """
     no nos nr nº vol art fig figs abb tab bd kap ch sec abschn pág pag st sv č str стр рис табл гл
@@ -75,10 +75,10 @@ _BEFORE_NUMBERS = _words(
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Return where each sentence but the last ends: the offset behind its closing marks.
+    """Return the end of each sentence except the last: the offset after its closing marks.
 
-    An end that is in doubt, such as a full stop that may belong to an abbreviation or to an ordinal
-    number, is left out.
+    Doubtful ends are omitted, such as a full stop that may belong to an abbreviation or an ordinal
+    number.
     """
     ends = []
     has_capitals = text != text.lower()
@@ -91,14 +91,14 @@ def sentence_ends(text: str) -> list[int]:
 
 
 def count_marks(text: str) -> int:
-    """Return how often there are marks that may end a sentence."""
+    """Return the number of groups of marks that may end a sentence."""
     return len(_MARKS.findall(text))
 
 
 def clause_ends(text: str) -> list[int]:
-    """Return where commas, colons and semicolons stand: the offsets behind them.
+    """Return the offsets after commas, colons and semicolons.
 
-    Those of scripts with blanks count where a blank follows.
+    In scripts with blanks between words they count only before a blank.
     """
     ends = []
     for match in _CLAUSE_END.finditer(text):
@@ -109,12 +109,12 @@ def clause_ends(text: str) -> list[int]:
 
 
 def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
-    """Return True if a sentence ends at these marks.
+    """Return True if a sentence ends at these marks, which are not the end of the text.
 
     Args:
-        text: of which this is not the end.
+        text: the whole text.
         match: the marks.
-        has_capitals: whether a sentence would begin with a capital letter.
+        has_capitals: the text has capital letters, so a sentence begins with one.
     """
     marks, end = match[0], match.end()
     has_blank = text[end].isspace() and text[end] not in NO_BREAK
@@ -123,7 +123,7 @@ def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
     if any(mark in _UNCONDITIONAL for mark in marks):
         if marks == "\uff0e" and following.isdigit():
             return False
-        # A quotation within a sentence goes on with a particle or a comma.
+        # After a quotation inside a sentence a particle or a comma follows.
         is_quoted = marks[-1] not in _UNCONDITIONAL and marks[-1] not in _NARROW
         return not (is_quoted and (text[end] in "とっって、，,;；" or following.islower()))
     is_ellipsis = marks[:2] == ".." or marks[0] in "…‥"
@@ -132,15 +132,15 @@ def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
     if marks[0] != "." or is_ellipsis:
         return True
     before = text[max(0, match.start() - 40) : match.start()]
-    if following == "." or before.endswith(". "):  # an ellipsis with blanks
+    if following == "." or before.endswith(". "):  # an ellipsis with blanks between the dots
         return False
     return not _is_abbreviation(before, following, is_closed=len(marks) > 1)
 
 
 def _is_abbreviation(before: str, following: str, *, is_closed: bool) -> bool:
-    """Return True if a full stop may belong to the word before it rather than to the sentence."""
-    found = _WORD.search(before)
-    word = found[0].strip("'’-") if found else ""
+    """Return True if a full stop may belong to the word before it rather than end the sentence."""
+    match = _WORD.search(before)
+    word = match[0].strip("'’-") if match else ""
     lower = word.lower()
     last = lower.rpartition(".")[2]
     if not last or (is_closed and not _is_letter(last)):
@@ -155,7 +155,7 @@ def _is_abbreviation(before: str, following: str, *, is_closed: bool) -> bool:
 
 
 def _is_letter(word: str) -> bool:
-    """Return True for a single letter of an alphabet, with the marks on it."""
+    """Return True for a single letter of an alphabet, with its combining marks."""
     base = unicodedata.normalize("NFD", word)[:1]
     is_alphabetic = base.lower() != base.upper() or "\u0590" <= base <= "\u0dff"
     return len(word) == 1 and is_alphabetic

@@ -1,4 +1,4 @@
-"""The one writer of lines: as UTF-8, one stays one, a file appears when it is whole."""
+"""The writer of lines: UTF-8, one line per text, files replaced atomically."""
 
 import contextlib
 import io
@@ -13,9 +13,9 @@ from tfm_cli.files.atomic import atomic_file, is_output_failure
 
 
 def write_lines(stream: BinaryIO, texts: Iterable[str]) -> None:
-    """Write each text as a line; a line feed inside of one becomes a blank, so that it stays one.
+    """Write each text as one line; line feeds inside a text become blanks.
 
-    A terminal gets control characters as escapes; anything else gets the text as it is.
+    On a terminal, control characters are written as escapes.
     """
     is_terminal = stream.isatty()
     for text in texts:
@@ -24,13 +24,17 @@ def write_lines(stream: BinaryIO, texts: Iterable[str]) -> None:
 
 
 def write_line(stream: BinaryIO, text: str) -> None:
-    """Write one line, as `write_lines` does."""
+    """Write one text as `write_lines` does."""
     write_lines(stream, (text,))
 
 
 @contextlib.contextmanager
 def open_output(path: str | Path) -> Iterator[BinaryIO]:
-    """Standard output where the path is `-`, else a file that takes its place when it is whole."""
+    """Yield standard output if the path is `-`, else a file that appears when it is complete.
+
+    Raises:
+        ResourceError: the output cannot be written.
+    """
     if str(path) == "-":
         if sys.stdout is None:
             raise ResourceError("standard output: cannot be written: it is closed")
@@ -38,7 +42,7 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
             with _buffered(sys.stdout.buffer) as stream:
                 yield stream
                 stream.flush()
-        except OSError as error:  # such as a full disk that the shell wrote to
+        except OSError as error:  # such as a full disk to which the shell redirected the output
             if not is_output_failure(error):
                 raise
             reason = error.strerror
@@ -50,9 +54,9 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _buffered(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """The stream, with a buffer where PYTHONUNBUFFERED took it away.
+    """Yield the stream, with a buffer if PYTHONUNBUFFERED removed it.
 
-    Without one, each line is a call of the system, and one that writes a part of it is no error.
+    Without a buffer each line is a system call, and an incomplete write is not reported.
     """
     if not isinstance(stream, io.RawIOBase):
         yield stream
@@ -61,5 +65,5 @@ def _buffered(stream: BinaryIO) -> Iterator[BinaryIO]:
     try:
         yield buffered
     finally:
-        with contextlib.suppress(OSError):  # what could not be written was told
+        with contextlib.suppress(OSError):  # the error was raised before
             buffered.detach()

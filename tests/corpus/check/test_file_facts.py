@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_a_problem_and_no_end(tmp_path: Path) -> None:
     assert "cut: the gzip data is damaged or cut off after line" in cut.problem
     assert cut.hint == "fetch or compress the file again"
     assert (wide.problem, wide.hint) == (
-        f"{tmp_path}/wide: is UTF-16, wanted UTF-8", "convert it with `iconv -f UTF-16 -t UTF-8`",
+        f"{tmp_path}/wide: is UTF-16, expected UTF-8", "convert it with `iconv -f UTF-16 -t UTF-8`",
     )  # fmt: skip
 
 

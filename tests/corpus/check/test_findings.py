@@ -45,13 +45,13 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
     [
         (text(GOOD[:999]), text(FAIR), "error: s and t do not align: 999 and 1000 lines"),
         (changed(GOOD, 17, "é").replace("é".encode(), b"ab\xff"), text(FAIR),
-         "error: s:17: byte 3: 0xff is no UTF-8; 1 line of that kind"),
+         "error: s:17: byte 3: 0xff is not UTF-8; 1 line of that kind"),
         (text(GOOD), b"\0\0a\n" + text(FAIR[1:2]) * 0, "error: t: looks binary, "
-         "wanted UTF-8 text"),
+         "expected UTF-8 text"),
         (text(["", "a"]), text(["b", " "]), "error: valid: 0 usable pairs of 2, wanted at least "
          "one"),
         (b"", b"", "error: valid: 0 usable pairs of 0, wanted at least one"),
-        (text(GOOD), "a\n".encode("utf-16"), "error: t: is UTF-16, wanted UTF-8"),
+        (text(GOOD), "a\n".encode("utf-16"), "error: t: is UTF-16, expected UTF-8"),
         (changed(GOOD, 3, "a\0b"), text(FAIR), "warning: s:3: 1 line with NUL, which is removed"),
         (changed(GOOD, 3, "a\r"), text(FAIR),
          "warning: s:3: 1 line in CRLF, but the first ends in LF"),

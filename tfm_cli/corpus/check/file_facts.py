@@ -118,8 +118,8 @@ class FileInspection:
         facts.lines = reader.num_lines
         facts.line_end = "CRLF" if reader.has_crlf else "LF"
         facts.byte_order_mark = reader.has_bom
-        facts.last_line_ends = not reader.lacks_last_feed
-        facts.binary = bool(reader.looks_binary)
+        facts.last_line_ends = not reader.lacks_final_newline
+        facts.binary = bool(reader.binary_reason)
         facts.invalid_byte = reader.first_invalid
         facts.invalid = Occurrences()
         facts.invalid.add(repairs.counts["invalid"], facts.path, repairs.first.get("invalid"))

@@ -95,10 +95,10 @@ def _of_encoding(corpus: str, facts: FileFacts) -> Iterator[Finding]:
         hint = facts.hint or "give a text file that can be read"
         yield Finding("error", "unreadable", corpus, facts.problem, hint, path)
     if facts.binary:
-        told = f"{path}: looks binary, wanted UTF-8 text"
+        told = f"{path}: looks binary, expected UTF-8 text"
         yield Finding("error", "binary", corpus, told, "give a text file in UTF-8", path)
     if facts.invalid.count:
-        told = f"{facts.invalid_byte} is no UTF-8; {_lines(facts.invalid.count)} of that kind"
+        told = f"{facts.invalid_byte} is not UTF-8; {_lines(facts.invalid.count)} of that kind"
         yield _seen("error", "invalid_utf8", corpus, facts.invalid, told, _UTF8)
     if facts.nul.count and not facts.binary:
         told = f"{_lines(facts.nul.count)} with NUL, which is removed"
