@@ -66,7 +66,7 @@ def test_rules_of_a_file_are_needed_until_the_tokenizer_is_learned(run_tfm: RunT
     Path("own.tsv").write_text("BD\t31 2F 32\n", encoding="utf-8")
     told = train(run_tfm, RULE, "own.tsv")
     assert restored() == TEXT.replace("½", "1/2")
-    assert "tokenizer: has normalization rules of its own, with which each process tries" in told
+    assert "tokenizer: has normalization rules of its own, so each process first loads" in told
 
     Path("own.tsv").unlink()
     train(run_tfm, RULE, "own.tsv", updates=2)

@@ -91,7 +91,7 @@ HUGGING_FACE: dict[str, tuple[Damage, str]] = {
     "deep nesting": (written("config.json", b"[" * 100_000), "is torn or not JSON"),
     "no UTF-8": (written("config.json", b'{"\xff": 1}'), "is torn or not JSON"),
     "no tokenizer": (lambda s: (s / "source.spm").unlink(), "source.spm: is missing"),
-    "torn tokenizer": (cut("target.spm", 100), "is no SentencePiece model"),
+    "torn tokenizer": (cut("target.spm", 100), "is not a SentencePiece model"),
     "directory": (replaced("vocab.json", Path.mkdir), "vocab.json: is not a regular file"),
     "pipe": (replaced("vocab.json", os.mkfifo), "vocab.json: is not a regular file"),
     "pipe for weights": (replaced("model.safetensors", os.mkfifo), "is not a regular file"),

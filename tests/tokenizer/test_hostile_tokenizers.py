@@ -13,7 +13,7 @@ from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES
 
 # The shapes of what was reported of SentencePiece, by the number of the report.
 CRAFTED: dict[str, tuple[bytes, str]] = {
-    "1263": (MODEL + piece(b"a" * 200_000), "its piece 4 has 200000 bytes, wanted 1 to 1024"),
+    "1263": (MODEL + piece(b"a" * 200_000), "its piece 4 has 200000 bytes, expected 1 to 1024"),
     "1265": (
         MODEL
         + delimited(
@@ -52,7 +52,7 @@ def test_r41_crafted_tokenizer_is_refused_by_every_command(
         result = run_tfm(arguments, "a\n")
 
         assert (result.code, result.out) == (4, ""), (arguments, result.err)
-        assert result.err.startswith(f"error: {path}: is no SentencePiece model: ")
+        assert result.err.startswith(f"error: {path}: is not a SentencePiece model: ")
         assert told in result.err
     assert not (tmp_path / "model").exists()
 

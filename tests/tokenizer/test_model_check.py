@@ -34,7 +34,7 @@ def test_plain_model_is_let_through() -> None:
 
 CRAFTED: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "it has 0 pieces"),
-    "a very long piece (#1263)": (MODEL + piece(b"a" * 100_000), "has 100000 bytes, wanted 1 to"),
+    "a very long piece (#1263)": (MODEL + piece(b"a" * 100_000), "has 100000 bytes, expected 1 to"),
     "a piece of 1025 bytes": (MODEL + piece(b"a" * 1025), "its piece 4 has 1025 bytes"),
     "an empty piece": (MODEL + piece(b""), "has 0 bytes"),
     "NUL in a piece (#1308)": (MODEL + piece(b"a\0b"), "none of them NUL"),
@@ -55,7 +55,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     "a length of ten bytes": (MODEL + b"\x0a" + b"\xff" * 9 + b"\x01", "it ends within its field"),
     "a number without an end": (MODEL + b"\x0a" + b"\xff" * 11, "a number of too many digits"),
     "a torn number": (MODEL + b"\x8a", "it ends within a number"),
-    "an unknown algorithm": (MODEL + delimited(2, number(3, 9)), "its setting 3 is 9, wanted 1 to"),
+    "an unknown algorithm": (MODEL + delimited(2, number(3, 9)), "its setting 3 is 9, expected"),
     "a very long word": (
         MODEL + delimited(2, delimited(44, b"x" * 70_000)), "its setting 44 has 70000 bytes"
     ),
@@ -80,7 +80,7 @@ def test_crafted_model_is_refused(name: str) -> None:
 def test_too_many_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PIECES", 99)
 
-    refused(b"".join(piece(b"p%d" % n) for n in range(120)), "it has more pieces, wanted 1 to 99")
+    refused(b"".join(piece(b"p%d" % n) for n in range(120)), "it has more pieces, expected 1 to 99")
 
 
 def test_64_nested_symbols_are_let_through() -> None:
@@ -89,7 +89,7 @@ def test_64_nested_symbols_are_let_through() -> None:
 
 CHARSMAPS: dict[str, tuple[bytes, str]] = {
     "torn": (b"abc", "is torn"),
-    "huge": (bytes((1 << 20) + 1), "has 1048577 bytes, wanted at most 1048576"),
+    "huge": (bytes((1 << 20) + 1), "has 1048577 bytes, expected at most 1048576"),
     "a table beyond its end": (charsmap([0] * 256, length=1 << 20), "table of 1048576 bytes"),
     "no table": (charsmap([]), "table of 0 bytes"),
     "half a block": (charsmap([0] * 100), "table of 400 bytes"),
@@ -140,7 +140,7 @@ def test_normalisers_of_sentencepiece_are_known() -> None:
 def test_normalisers_of_sentencepiece_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     from tfm_cli.tokenizer import model_check as checked
 
-    monkeypatch.setattr(checked, "_KNOWN", set())
+    monkeypatch.setattr(checked, "_KNOWN_CHARSMAPS", set())
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name="nfkc_cf")
 
     assert walk_model(MODEL + normalizer.serialized_model_proto()[0:]) != b""

@@ -13,13 +13,14 @@ from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.tokenizer import model_file as trial
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.training import TrainerOptions
 
 OWN = MODEL + delimited(3, delimited(2, charsmap(trie(ord("b"), text_at=0), texts=b"a\0")))
 
 
 @pytest.fixture(autouse=True)
 def _nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_passed", set())
+    monkeypatch.setattr(trial, "_tried", set())
 
 
 def test_model_with_a_normaliser_of_its_own_is_tried_once_and_used(
@@ -51,7 +52,9 @@ def test_rules_of_a_file_are_a_normaliser_that_works(tmp_path: Path) -> None:
     (tmp_path / "rules.tsv").write_text("41\t61\n42\t62 62\n", encoding="utf-8")
     settings = TokenizerConfig(vocab_size=300, byte_fallback=True)
     extra = {"normalization_rule_tsv": str(tmp_path / "rules.tsv")}
-    model = train_tokenizer(["a b c A B"], settings, seed=1, soft_limit=True, extra=extra)
+    model = train_tokenizer(
+        ["a b c A B"], settings, seed=1, soft_limit=True, options=TrainerOptions(extra=extra)
+    )
 
     tokenizer = Tokenizer(model)
 
@@ -69,15 +72,15 @@ def test_rules_of_a_file_are_a_normaliser_that_works(tmp_path: Path) -> None:
 def test_model_that_crashes_the_child_is_refused(
     program: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_tfm: RunTfm
 ) -> None:
-    monkeypatch.setattr(trial, "_PROGRAM", program)
-    monkeypatch.setattr(trial, "_SECONDS", 0.2 if "sleep" in program else 20)
+    monkeypatch.setattr(trial, "_CHILD_PROGRAM", program)
+    monkeypatch.setattr(trial, "_CHILD_TIMEOUT_SECONDS", 0.2 if "sleep" in program else 20)
     (tmp_path / "own.model").write_bytes(OWN)
 
     result = run_tfm(["tokenize", "encode", "--model", str(tmp_path / "own.model")], "a\n")
 
     assert (result.code, result.out) == (4, "")
     assert result.err == (
-        f"error: {tmp_path / 'own.model'}: is no SentencePiece model: SentencePiece {told}\n"
+        f"error: {tmp_path / 'own.model'}: is not a SentencePiece model: SentencePiece {told}\n"
     )
 
 
@@ -94,7 +97,7 @@ def test_older_sentencepiece_is_refused(version: str, monkeypatch: pytest.Monkey
     trial.check_version.cache_clear()
 
     with pytest.raises(
-        ResourceError, match=rf"sentencepiece {version} is installed, wanted 0\.2\.2"
+        ResourceError, match=rf"sentencepiece {version} is installed, expected 0\.2\.2"
     ) as caught:
         Tokenizer(MODEL)
 
@@ -112,5 +115,7 @@ def test_newer_sentencepiece_is_taken(version: str, monkeypatch: pytest.MonkeyPa
 def test_crafted_model_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(MODEL + b"\x0b")
 
-    with pytest.raises(ModelError, match=r"a\.model: is no SentencePiece model: it has a field of"):
+    with pytest.raises(
+        ModelError, match=r"a\.model: is not a SentencePiece model: it has a field of"
+    ):
         Tokenizer.load(tmp_path / "a.model")

@@ -8,6 +8,7 @@ from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.training import TrainerOptions
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 PIECES = TokenizerConfig(vocab_size=20, byte_fallback=False)
@@ -52,7 +53,7 @@ FILES = {
 def test_pair_is_read_back_from_its_files(kind: str) -> None:
     pair = pairs()[kind]
 
-    again = TokenizerPair.from_files(pair.files(), place="model")
+    again = TokenizerPair.from_files(pair.files(), origin="model")
 
     assert sorted(pair.files()) == FILES[kind]
     assert again.files() == pair.files()
@@ -73,16 +74,16 @@ def test_hashes_tell_all_pairs_apart() -> None:
 
 def test_files_that_do_not_stand_together_are_refused() -> None:
     with pytest.raises(
-        ModelError, match=r"m: has tokenizer files that do not stand together: `source\.model`$"
+        ModelError, match=r"m: has tokenizer files that do not belong together: `source\.model`$"
     ):
-        TokenizerPair.from_files({"source.model": ONE}, place="m")
+        TokenizerPair.from_files({"source.model": ONE}, origin="m")
 
 
 def test_torn_vocabulary_is_refused_by_its_name() -> None:
     files = {**pairs()["shared vocabulary"].files(), "vocab.json": b"{"}
 
-    with pytest.raises(ModelError, match=r"m/vocab\.json: is torn or no vocabulary"):
-        TokenizerPair.from_files(files, place="m")
+    with pytest.raises(ModelError, match=r"m/vocab\.json: is torn or not a vocabulary"):
+        TokenizerPair.from_files(files, origin="m")
 
 
 # --- tokenizers with a vocabulary ----------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_user_defined_symbol_that_is_a_tag_is_a_tag() -> None:
     config = TokenizerConfig(vocab_size=90, byte_fallback=False)
     model = train_tokenizer(
         TAGGED_TEXT, config, seed=1, soft_limit=True,
-        extra={"user_defined_symbols": ">>fra<<,abc"},
+        options=TrainerOptions(extra={"user_defined_symbols": ">>fra<<,abc"}),
     )  # fmt: skip
 
     assert Tokenizer(model).language_tags == (">>fra<<",)

@@ -237,14 +237,14 @@ def test_a_model_without_an_end_piece_is_refused() -> None:
     ids=["no unknown piece", "a piece that is no UTF-8", "the same piece twice"],
 )
 def test_a_broken_model_is_refused(pieces: list[tuple[bytes, int]]) -> None:
-    with pytest.raises(ModelError, match="is no SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a SentencePiece model"):
         Tokenizer(serialized(*pieces))
 
 
 @settings(max_examples=50, deadline=None)
 @given(junk=st.binary(max_size=100))
 def test_junk_is_no_model(junk: bytes) -> None:
-    with pytest.raises(ModelError, match=r"x: (is no SentencePiece model|has no `</s>`)"):
+    with pytest.raises(ModelError, match=r"x: (is not a SentencePiece model|has no `</s>`)"):
         Tokenizer(junk, name="x")
 
 
@@ -252,7 +252,7 @@ def test_junk_is_no_model(junk: bytes) -> None:
 def test_a_model_that_is_cut_off_is_refused(share: float) -> None:
     cut = int(len(UNIGRAM.model_bytes) * share)
 
-    with pytest.raises(ModelError, match="is no SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a SentencePiece model"):
         Tokenizer(UNIGRAM.model_bytes[:cut])
 
 
@@ -262,14 +262,14 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is a directory, wanted a SentencePiece model"):
+    with pytest.raises(ModelError, match="is a directory, expected a SentencePiece model"):
         Tokenizer.load(tmp_path)
 
 
 def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(ModelError, match="is not a regular file, wanted a SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a regular file, expected a SentencePiece model"):
         Tokenizer.load(tmp_path / "pipe")
 
 

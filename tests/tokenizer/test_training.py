@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.tokenizer.tokenizer import Tokenizer
-from tfm_cli.tokenizer.training import draw_sample, train_tokenizer
+from tfm_cli.tokenizer.training import TrainerOptions, draw_sample, train_tokenizer
 
 TEXT = [f"line {number} of {number * 7919 % 1000} on the mat" for number in range(400)]
 SIZE = 320
@@ -164,7 +164,7 @@ def test_nothing_is_printed_and_no_file_written(
     ],
 )
 def test_no_usable_line_is_an_error(lines: list[str], counts: str) -> None:
-    with pytest.raises(DataError, match=f"0 usable lines to learn a tokenizer from: {counts}"):
+    with pytest.raises(DataError, match=f"0 usable lines to train a tokenizer on: {counts}"):
         learn(lines, normalization_rule_name="nmt_nfkc")
 
 
@@ -227,12 +227,14 @@ def test_long_lines_are_left_out_and_counted(
     [
         ({"user_defined_symbols": "x,<s>,</s>"}, "the model has these .* already: `<s>`, `</s>`"),
         ({"control_symbols": "<unk>"}, "the model has these symbols already: `<unk>`"),
-        ({"user_defined_symbols": "x,x"}, "cannot be learned: x is already defined"),
+        ({"user_defined_symbols": "x,x"}, "cannot be trained: x is already defined"),
     ],
 )
 def test_a_wrong_option_is_refused(extra: dict[str, str | bool], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train_tokenizer(TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, extra=extra)
+        train_tokenizer(
+            TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, options=TrainerOptions(extra=extra)
+        )
 
 
 @pytest.mark.parametrize("symbols", ["a b", "<x>, <y>", "x,<y> ", '"a, b"', "x, "])
@@ -240,7 +242,9 @@ def test_user_defined_symbol_with_a_blank_is_refused(symbols: str) -> None:
     extra: dict[str, str | bool] = {"user_defined_symbols": symbols}
 
     with pytest.raises(ConfigError, match="no text yields these symbols, which have a blank: `"):
-        train_tokenizer(TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, extra=extra)
+        train_tokenizer(
+            TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, options=TrainerOptions(extra=extra)
+        )
 
 
 @pytest.mark.parametrize("symbols", ["mat", "x▁y", "▁on▁the", "▁MAT"])
@@ -249,7 +253,7 @@ def test_symbol_that_no_text_yields_is_refused(symbols: str) -> None:
     config = TokenizerConfig(vocab_size=SIZE, model_type="word", normalization_rule_name="nfkc_cf")
 
     with pytest.raises(ConfigError, match=f"no text yields these symbols: `{symbols}`") as caught:
-        train_tokenizer(TEXT, config, seed=1, soft_limit=True, extra=extra)
+        train_tokenizer(TEXT, config, seed=1, soft_limit=True, options=TrainerOptions(extra=extra))
 
     assert caught.value.hint == "write `▁` before a word, or choose another `model_type`"
 
@@ -264,7 +268,11 @@ def test_symbol_that_is_not_refused_is_one_piece(model_type: str, rule: str) -> 
     )  # fmt: skip
 
     model = train_tokenizer(
-        TEXT, config, seed=1, soft_limit=True, extra={"user_defined_symbols": ",".join(symbols)}
+        TEXT,
+        config,
+        seed=1,
+        soft_limit=True,
+        options=TrainerOptions(extra={"user_defined_symbols": ",".join(symbols)}),
     )
 
     lines = ["5 " + symbol.replace("▁", " ") + " 5" for symbol in symbols]
@@ -275,7 +283,9 @@ def test_symbol_that_is_not_refused_is_one_piece(model_type: str, rule: str) -> 
 def test_control_symbol_may_have_a_blank() -> None:
     extra: dict[str, str | bool] = {"control_symbols": "a b"}
 
-    model = train_tokenizer(TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, extra=extra)
+    model = train_tokenizer(
+        TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, options=TrainerOptions(extra=extra)
+    )
 
     assert "a b" in Tokenizer(model).pieces
 
@@ -283,7 +293,9 @@ def test_control_symbol_may_have_a_blank() -> None:
 def test_further_options_reach_sentencepiece() -> None:
     extra: dict[str, str | bool] = {"user_defined_symbols": "<x>,mat", "split_digits": True}
 
-    model = train_tokenizer(TEXT, TokenizerConfig(vocab_size=282), seed=1, extra=extra)
+    model = train_tokenizer(
+        TEXT, TokenizerConfig(vocab_size=282), seed=1, options=TrainerOptions(extra=extra)
+    )
 
     pieces = Tokenizer(model).encode_pieces(["mats 123 <x>"])[0]
     assert {"<x>", "mat", "1", "2", "3"} <= set(pieces)
@@ -295,7 +307,7 @@ def test_want_of_memory_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "Train", fail)
 
-    with pytest.raises(ResourceError, match="not enough memory to learn") as error:
+    with pytest.raises(ResourceError, match="not enough memory to train") as error:
         learn()
 
     assert error.value.hint == "set `input_sentence_size` lower"

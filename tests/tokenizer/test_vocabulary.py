@@ -42,25 +42,25 @@ def test_everything_wrong_with_a_vocabulary_is_told_at_once() -> None:
 
 
 def test_vocabulary_of_one_piece_is_refused() -> None:
-    with pytest.raises(ModelError, match="has 1 pieces, wanted 2 to 1000000"):
+    with pytest.raises(ModelError, match="has 1 pieces, expected 2 to 1000000"):
         Vocabulary(("</s>",), unk="</s>", start="</s>", banned=())
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is torn or no vocabulary: Expecting value"),
-        (b"\xff", "is torn or no vocabulary: 'utf-8'"),
-        (b"[" * 100_000, "is torn or no vocabulary"),
-        (b"[]", "is no vocabulary: wanted pieces, eos, unk, start and banned"),
-        (b'{"pieces": ["a"]}', "is no vocabulary: wanted pieces"),
+        (b"", "is torn or not a vocabulary: Expecting value"),
+        (b"\xff", "is torn or not a vocabulary: 'utf-8'"),
+        (b"[" * 100_000, "is torn or not a vocabulary"),
+        (b"[]", "is not a vocabulary: expected pieces, eos, unk, start and banned"),
+        (b'{"pieces": ["a"]}', "is not a vocabulary: expected pieces"),
         (
             b'{"pieces": [1], "eos": "a", "unk": "a", "start": "a", "banned": []}',
-            "is no vocabulary: wanted pieces",
+            "is not a vocabulary: expected pieces",
         ),
         (
             b'{"pieces": ["a"], "eos": null, "unk": "a", "start": "a", "banned": []}',
-            "is no vocabulary: wanted pieces",
+            "is not a vocabulary: expected pieces",
         ),
     ],
 )

@@ -213,7 +213,8 @@ def train(
 
     Example:  tfm tokenize train -i train.de,train.en --model-prefix ende --vocab-size 8000
     """
-    from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+    from tfm_cli.tokenizer.tokenizer import Tokenizer
+    from tfm_cli.tokenizer.training import TrainerOptions, train_tokenizer
 
     console.setup(console.QUIET if quiet else console.NORMAL)
     config = _checked(
@@ -232,16 +233,18 @@ def train(
         counts.watch(lines_of(paths, readers)),
         config,
         seed=random_seed,
-        threads=num_threads,
         soft_limit=not hard_vocab_limit,
-        shuffle=shuffle_input_sentence,
-        max_line_bytes=max_sentence_length,
-        extra={
-            "split_digits": split_digits,
-            "user_defined_symbols": user_defined_symbols,
-            "control_symbols": control_symbols,
-        },
         tags=lambda: counts.tags,
+        options=TrainerOptions(
+            threads=num_threads,
+            shuffle=shuffle_input_sentence,
+            max_line_bytes=max_sentence_length,
+            extra={
+                "split_digits": split_digits,
+                "user_defined_symbols": user_defined_symbols,
+                "control_symbols": control_symbols,
+            },
+        ),
     )
     tokenizer = Tokenizer(model_bytes, name=str(model_path))
     pieces = tokenizer.scored_pieces

@@ -236,7 +236,7 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
                 f"expected SHA-256 {expected}, got {actual}",
                 hint="put the right one back, or copy the model directory again as a whole",
             )
-    tokenizers = TokenizerPair.from_files(files, place=str(directory))
+    tokenizers = TokenizerPair.from_files(files, origin=str(directory))
     if tokenizers.vocab_sizes != saved.vocab_sizes:
         actual, expected = _plus(tokenizers.vocab_sizes), _plus(saved.vocab_sizes)
         raise ModelError(

@@ -1,1 +1,1 @@
-"""SentencePiece: tokenizers, their training, their vocabularies, and model files of others."""
+"""SentencePiece tokenizers, their training and vocabularies, and untrusted model files."""

@@ -1,7 +1,7 @@
-"""Normalization rules: what a tokenizer makes of characters before it cuts text into pieces.
+"""Normalization rules, which a tokenizer applies to text before it splits the text into pieces.
 
-A rule is one of SentencePiece's names, or a file in its format: on each line the code points of a
-text in hexadecimal, a tab, and the code points that replace it; a third column is a comment.
+A rule is a name that SentencePiece defines, or a file in its format: on each line the code points
+of a text in hexadecimal, a tab, and the code points that replace it; a third column is a comment.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from tfm_cli.tokenizer.model_check import (
 SILENT = 3  # SentencePiece's log level: fatal errors only
 MAX_RULE_FILE_BYTES = 4 << 20
 _HEXADECIMAL = re.compile(r"(?:U\+)?([0-9A-Fa-f]{1,8})")
-_BLANK_RULES = (3, 4, 5)  # of a normalizer, on unless it was switched off: about blanks
-_RULE_FILE_NAME = 6  # the field of a normalizer in which SentencePiece notes the file's path
+_BLANK_RULES = (3, 4, 5)  # fields of a normalizer: rules about blanks, on by default
+_RULE_FILE_NAME = 6  # field of a normalizer: the path of the rule file
 
 
 def check_rule(rule: str) -> None:
@@ -39,12 +39,13 @@ def check_rule(rule: str) -> None:
 
 @contextlib.contextmanager
 def trainer_options(rule: str) -> Iterator[dict[str, str]]:
-    """Yield the options by which SentencePiece's trainer applies a rule.
+    """Yield the options of SentencePiece's trainer for a rule.
 
-    A file is read and checked here; the trainer is given a copy that no signal leaves behind.
+    A file is read and checked here; the trainer gets an unnamed copy, which disappears with this
+    process even if a signal kills it.
 
     Raises:
-        DataError: the file cannot be read, or has a line that is no rule, or too many of them.
+        DataError: the file cannot be read, a line is not a rule, or the rules cannot be compiled.
     """
     if not is_rule_file(rule):
         yield {"normalization_rule_name": rule}
@@ -55,12 +56,12 @@ def trainer_options(rule: str) -> Iterator[dict[str, str]]:
         stream.seek(0)
         copy = f"/dev/fd/{stream.fileno()}"
         _check_compiled(copy, rule)
-        stream.seek(0)  # where a second opening shares the position of the first
+        stream.seek(0)  # on some systems opening /dev/fd/N shares the position
         yield {"normalization_rule_tsv": copy}
 
 
 def changes_characters(model: bytes) -> bool:
-    """Return True unless a serialized model cuts and joins text as it is, but for blanks."""
+    """Return True unless a serialized model leaves all characters but blanks as they are."""
     for number, _, value in fields(model):
         if number in (NORMALIZER, DENORMALIZER) and isinstance(value, bytes):
             for inner, _, setting in fields(value):
@@ -71,18 +72,18 @@ def changes_characters(model: bytes) -> bool:
 
 
 def without_rule_file_name(model: bytes) -> bytes:
-    """Return a serialized model without the path of the rule file that it was learned with."""
-    kept = b""
-    for number, form, value in fields(model):
+    """Return a serialized model without the path of the rule file it was trained with."""
+    result = b""
+    for number, wire_type, value in fields(model):
         if number == NORMALIZER and isinstance(value, bytes):
             inner = (each for each in fields(value) if each[0] != _RULE_FILE_NAME)
             value = b"".join(_field(*each) for each in inner)
-        kept += _field(number, form, value)
-    return kept
+        result += _field(number, wire_type, value)
+    return result
 
 
 def _read_rules(path: Path) -> bytes:
-    """Read a rule file; returns it in the plainest form, a rule a line."""
+    """Return the rules of a file in a canonical form, one on each line."""
     try:
         content = read_regular(path, max_bytes=MAX_RULE_FILE_BYTES)
     except OSError as error:
@@ -97,25 +98,32 @@ def _read_rules(path: Path) -> bytes:
         texts = [_code_points(column, f"{path}:{number}") for column in columns[:2]]
         source, target = (*texts, "")[:2]
         if not source:
-            raise DataError(f"{path}:{number}: replaces nothing, wanted code points before the tab")
+            raise DataError(
+                f"{path}:{number}: replaces nothing, expected code points before the tab"
+            )
         if (size := len(target.encode())) > MAX_TEXT_BYTES:
-            told = f"replaces text by {size} bytes, wanted at most {MAX_TEXT_BYTES}"
-            raise DataError(f"{path}:{number}: {told}")
+            message = f"replaces text by {size} bytes, expected at most {MAX_TEXT_BYTES}"
+            raise DataError(f"{path}:{number}: {message}")
         lines.append("\t".join(" ".join(f"{ord(c):X}" for c in text) for text in (source, target)))
     if not lines:
         raise DataError(f"{path}: has no rules", hint="`identity` is the rule that changes nothing")
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _code_points(column: str, place: str) -> str:
-    """Return the text that a column spells in hexadecimal."""
+def _code_points(column: str, position: str) -> str:
+    """Return the text of the hexadecimal code points in a column.
+
+    Args:
+        column: code points separated by blanks.
+        position: file and line, for messages.
+    """
     text = ""
     for word in column.split():
         digits = _HEXADECIMAL.fullmatch(word)
         value = int(digits[1], 16) if digits else 0
         if not 0 < value <= 0x10FFFF or 0xD800 <= value < 0xE000:
             raise DataError(
-                f"{place}: `{word}` is no code point, wanted one from 1 to 10FFFF in hexadecimal",
+                f"{position}: `{word}` is not a code point, expected 1 to 10FFFF in hexadecimal",
                 hint="write a rule as `SOURCE<TAB>TARGET`, such as `FF0C<TAB>2C`",
             )
         text += chr(value)
@@ -123,7 +131,7 @@ def _code_points(column: str, place: str) -> str:
 
 
 def _check_compiled(copy: str, name: str) -> None:
-    """Compile rules on trial, so that a model is not learned in vain."""
+    """Raise a DataError if rules cannot be compiled, before a model is trained with them."""
     sentencepiece.SetMinLogLevel(SILENT)
     try:
         compiled = sentencepiece.SentencePieceNormalizer(rule_tsv=copy).serialized_model_proto()
@@ -136,12 +144,12 @@ def _check_compiled(copy: str, name: str) -> None:
         raise DataError(f"{name}: the rules cannot be compiled: {error}") from error
 
 
-def _field(number: int, form: int, value: bytes | int) -> bytes:
+def _field(number: int, wire_type: int, value: bytes | int) -> bytes:
     """Serialize a field of a message."""
-    key = _varint(number << 3 | form)
+    key = _varint(number << 3 | wire_type)
     if isinstance(value, int):
         return key + _varint(value)
-    return key + (_varint(len(value)) if form == 2 else b"") + value
+    return key + (_varint(len(value)) if wire_type == 2 else b"") + value
 
 
 def _varint(value: int) -> bytes:

@@ -18,39 +18,37 @@ from tfm_cli.files.layout import (
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
-# Which files stand together in a model directory.
-
 
 @dataclass(frozen=True, slots=True)
 class TokenizerPair:
-    """What cuts the source and what cuts the target; the same object where they are joint."""
+    """The tokenizers of source and target; a joint tokenizer is the same object twice."""
 
     source: Tokenizer
     target: Tokenizer
 
     @classmethod
     def joint(cls, tokenizer: Tokenizer) -> Self:
-        """One tokenizer for both sides."""
+        """Return a pair with one tokenizer for both sides."""
         return cls(tokenizer, tokenizer)
 
     @property
     def is_joint(self) -> bool:
-        """Whether both sides are one tokenizer, with SentencePiece's own ids."""
+        """Return True if both sides are one tokenizer with SentencePiece's own ids."""
         return self.source is self.target and self.source.vocabulary is None
 
     @property
     def shares_vocabulary(self) -> bool:
-        """Whether an id means the same piece on both sides, so that embeddings may be shared."""
+        """Return True if each id is the same piece on both sides, so embeddings may be shared."""
         return self.source.pieces == self.target.pieces
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        """Number of pieces of the source and of the target."""
+        """Return the sizes of the source and the target vocabulary."""
         return self.source.vocab_size, self.target.vocab_size
 
     @property
     def sha256(self) -> str:
-        """A hash of all files; of a joint tokenizer, that of its one file."""
+        """Return a SHA-256 over all files; for a joint tokenizer, that of its file."""
         if self.is_joint:
             return self.source.sha256
         digest = hashlib.sha256()
@@ -59,11 +57,11 @@ class TokenizerPair:
         return digest.hexdigest()
 
     def sha256_by_file(self) -> dict[str, str]:
-        """The hash of each file of `files`."""
+        """Return the SHA-256 of each file of `files`."""
         return {name: hashlib.sha256(data).hexdigest() for name, data in self.files().items()}
 
     def files(self) -> dict[str, bytes]:
-        """What stands in a model directory, by name."""
+        """Return the files of a model directory that hold the tokenizers: content by name."""
         if self.is_joint:
             return {JOINT_FILE: self.source.model_bytes}
         files = {SOURCE_FILE: self.source.model_bytes, TARGET_FILE: self.target.model_bytes}
@@ -77,33 +75,34 @@ class TokenizerPair:
         return files
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes], *, place: str) -> Self:
-        """The tokenizers that `files` gave.
+    def from_files(cls, files: Mapping[str, bytes], *, origin: str) -> Self:
+        """Return the tokenizers whose `files` these are.
 
         Args:
             files: content by name.
-            place: what messages call the directory.
+            origin: name of their directory in messages.
 
         Raises:
-            ModelError: files that do not stand together, or one that is not what its name says.
+            ModelError: the files do not belong together, or a file cannot be parsed.
         """
         if set(files) not in TOKENIZER_FILE_SETS:
             listed = ", ".join(f"`{name}`" for name in sorted(files))
-            raise ModelError(f"{place}: has tokenizer files that do not stand together: {listed}")
+            message = f"has tokenizer files that do not belong together: {listed}"
+            raise ModelError(f"{origin}: {message}")
         if JOINT_FILE in files:
-            return cls.joint(Tokenizer(files[JOINT_FILE], name=f"{place}/{JOINT_FILE}"))
+            return cls.joint(Tokenizer(files[JOINT_FILE], name=f"{origin}/{JOINT_FILE}"))
         vocabularies: list[Vocabulary | None] = [None, None]
         if SHARED_VOCABULARY_FILE in files:
             name = SHARED_VOCABULARY_FILE
-            shared = Vocabulary.from_json(files[name], name=f"{place}/{name}")
+            shared = Vocabulary.from_json(files[name], name=f"{origin}/{name}")
             vocabularies = [shared, shared]
         elif SOURCE_VOCABULARY_FILE in files:
             vocabularies = [
-                Vocabulary.from_json(files[name], name=f"{place}/{name}")
+                Vocabulary.from_json(files[name], name=f"{origin}/{name}")
                 for name in (SOURCE_VOCABULARY_FILE, TARGET_VOCABULARY_FILE)
             ]
         source, target = (
-            Tokenizer(files[name], vocabulary, name=f"{place}/{name}")
+            Tokenizer(files[name], vocabulary, name=f"{origin}/{name}")
             for name, vocabulary in zip((SOURCE_FILE, TARGET_FILE), vocabularies, strict=True)
         )
         return cls(source, target)

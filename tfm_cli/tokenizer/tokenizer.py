@@ -1,4 +1,4 @@
-"""Text to pieces and back with SentencePiece: load a model, encode, decode."""
+"""The tokenizer: a SentencePiece model that encodes and decodes lines."""
 
 import functools
 import hashlib
@@ -22,24 +22,24 @@ __all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
 
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a piece that stands for a byte
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's name of a byte's piece
 
 
 class Tokenizer:
-    """A SentencePiece model: lines to ids or pieces, and back.
+    """A SentencePiece model that converts between lines and ids or pieces.
+
+    A language tag at the start of a line, such as `>>deu<<`, is always one piece, known or not. In
+    a model without a vocabulary and without a piece such as `▁>>deu<<`, tags are ordinary text.
 
     Args:
         model_bytes: a serialized SentencePiece model.
-        vocabulary: the order and the special pieces, where they are not SentencePiece's own.
-        name: what messages call it.
-
-    A language tag that starts a line, such as `>>deu<<`, is one piece, known or not, whatever
-    follows it. To a model without a vocabulary that has no piece such as `▁>>deu<<`, tags are text.
+        vocabulary: the order of the pieces and the special pieces; None for SentencePiece's own.
+        name: name of the tokenizer in messages.
 
     Raises:
-        ModelError: the bytes are no SentencePiece model, or not one that SentencePiece itself would
-            write; or it has no end-of-segment piece.
-        ResourceError: the SentencePiece that is installed is one that crafted models can crash.
+        ModelError: the bytes are not a SentencePiece model as SentencePiece itself writes it, or it
+            has no end-of-segment piece.
+        ResourceError: crafted models can crash the installed version of SentencePiece.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Tokenizer:
             pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
         except (RuntimeError, ValueError) as error:
             reason = "" if isinstance(error, UnicodeDecodeError) else reason_of(error)
-            told = f": {reason}" if reason else ""
-            raise ModelError(f"{name}: is no SentencePiece model{told}") from error
+            suffix = f": {reason}" if reason else ""
+            raise ModelError(f"{name}: is not a SentencePiece model{suffix}") from error
         self.pieces = tuple(pieces) if vocabulary is None else vocabulary.pieces
         self._tag_pieces = _tag_pieces(self.pieces, None if vocabulary else model_bytes)
         self._cuts_tags = vocabulary is not None or any(
@@ -64,41 +64,41 @@ class Tokenizer:
         )
         if self.eos_id < 0:
             hint = "train the model without `eos_id=-1`"
-            raise ModelError(f"{name}: has no `</s>`, wanted a piece that ends a line", hint=hint)
+            raise ModelError(f"{name}: has no `</s>`, expected a piece that ends a line", hint=hint)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The tokenizer in a `.model` file.
+        """Load a tokenizer from a `.model` file.
 
         Raises:
-            ModelError: the file is missing, unreadable, over 64 MiB, or no SentencePiece model.
+            ModelError: the file is missing, unreadable, over 64 MiB, or not a SentencePiece model.
         """
         return cls(read_model_file(path), name=str(path))
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces; ids are below it."""
+        """Return the size of the vocabulary; every id is smaller."""
         return len(self.pieces)
 
     @property
     def unk_id(self) -> int:
-        """Id of the unknown piece; every model has one."""
+        """Return the id of the unknown token."""
         if self.vocabulary is not None:
             return self.vocabulary.ids[self.vocabulary.unk]
         return int(self._processor.unk_id())
 
     @property
     def eos_id(self) -> int:
-        """Id of the end-of-segment piece; a model without one is refused."""
+        """Return the id of the end-of-segment token."""
         if self.vocabulary is not None:
             return self.vocabulary.ids[self.vocabulary.eos]
         return int(self._processor.eos_id())
 
     @property
     def start_id(self) -> int:
-        """Id a decoder starts from.
+        """Return the id that a decoder starts from.
 
-        SentencePiece's own: begin of segment, or its end where the model has no begin.
+        Without a vocabulary it is the begin-of-segment token, or the end if the model has none.
         """
         if self.vocabulary is not None:
             return self.vocabulary.ids[self.vocabulary.start]
@@ -107,7 +107,7 @@ class Tokenizer:
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """Ids that a decoder never writes; of SentencePiece's own, padding, unknown and start."""
+        """Return the ids that a decoder never writes; by default padding, unknown and start."""
         if self.vocabulary is not None:
             return tuple(sorted(self.vocabulary.ids[piece] for piece in self.vocabulary.banned))
         special = {int(self._processor.pad_id()), self.unk_id, self.start_id}
@@ -115,7 +115,7 @@ class Tokenizer:
 
     @property
     def byte_values(self) -> dict[int, int]:
-        """The byte, 0 to 255, that a piece stands for, by id; empty without byte fallback."""
+        """Return the byte, 0 to 255, of each byte token by its id; empty without byte fallback."""
         spelled = {i: piece for i, piece in enumerate(self.pieces) if _BYTE.fullmatch(piece)}
         ids = list(spelled)
         if not ids:
@@ -130,37 +130,39 @@ class Tokenizer:
 
     @property
     def language_tags(self) -> tuple[str, ...]:
-        """The target languages of a multilingual model, such as `>>deu<<`; none of most models."""
+        """Return the language tags of a multilingual model, such as `>>deu<<`; usually none."""
         return tuple(self._tag_pieces)
 
     @property
     def reads_tags_as_text(self) -> bool:
-        """Whether SentencePiece cuts the tags, too, so that it decides on their pieces."""
+        """Return True if SentencePiece splits language tags like any other text."""
         return not self._cuts_tags
 
     @property
     def marian_pieces(self) -> tuple[str, ...]:
-        """The pieces as Marian's tokenizers call them: a tag's is the tag itself."""
+        """Return the pieces as Marian's tokenizers spell them: a language tag without a blank."""
         tags = {piece: tag for tag, piece in self._tag_pieces.items()}
         return tuple(tags.get(piece, piece) for piece in self.pieces) if tags else self.pieces
 
     @property
     def sha256(self) -> str:
-        """Hash of the model's bytes, in hexadecimal."""
+        """Return the SHA-256 of the model's bytes in hexadecimal."""
         return hashlib.sha256(self.model_bytes).hexdigest()
 
     @property
     def scored_pieces(self) -> list[tuple[str, float]]:
-        """Every piece of the SentencePiece model with its score, in its own order."""
+        """Return every piece of the SentencePiece model with its score, in its own order."""
         ids = list(range(len(self._processor)))
         pieces: list[str] = self._processor.IdToPiece(ids)
         scores: list[float] = self._processor.GetScore(ids)
         return list(zip(pieces, scores, strict=True))
 
     def encode(self, lines: Sequence[str], *, threads: int = 0) -> list[list[int]]:
-        """Ids of each line, without begin and end of segment; a blank line has none.
+        """Return the ids of each line, without begin and end of segment; none for a blank line.
 
-        Without `threads`, there are as many as are worth it.
+        Args:
+            lines: text without line feeds.
+            threads: number of threads; 0 chooses by the number of lines.
         """
         if self.vocabulary is not None:
             return [self.piece_ids(pieces) for pieces in self.encode_pieces(lines, threads=threads)]
@@ -177,12 +179,12 @@ class Tokenizer:
         ids: list[list[int]]
         try:
             ids = self._processor.Encode(list(lines), return_type=int, num_threads=threads)
-        except TypeError:  # half a surrogate pair; few lines have any, and bytes cost time
+        except TypeError:  # a lone surrogate, which is rare; encoding to bytes costs time
             ids = self._processor.Encode(_utf8(lines), return_type=int, num_threads=threads)
         return ids
 
     def encode_pieces(self, lines: Sequence[str], *, threads: int = 0) -> list[list[str]]:
-        """Pieces of each line; a character that the model does not know stands as it is."""
+        """Return the pieces of each line; characters unknown to the model are kept as they are."""
         tags, texts = self._tags(lines)
         encoded: list[list[bytes]] = self._processor.Encode(
             _utf8(texts), return_type=bytes, num_threads=threads or _threads(texts)
@@ -193,10 +195,10 @@ class Tokenizer:
         ]
 
     def encode_spans(self, lines: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where in its line each piece of `encode` stands: begin and end, in characters.
+        """Return the span of each token of `encode` in its line: begin and end, in characters.
 
-        The blank before a word may be part of it. Where several pieces spell one character, the
-        span of the last one has it, and those of the others end where it begins.
+        A span may include the blank before a word. If several tokens spell one character, the last
+        one has the character, and the spans of the others are empty and end where it begins.
         """
         tags, texts = self._tags(lines)
         mapped = self._processor.Encode(
@@ -212,19 +214,19 @@ class Tokenizer:
 
     @functools.cached_property
     def changes_characters(self) -> bool:
-        """Whether decoding may not give back what was encoded, though each piece is known."""
+        """Return True if decoding may alter text even if every piece of it is known."""
         return changes_characters(self.model_bytes)
 
     def not_restored(
         self, lines: Sequence[str], encoded: Sequence[Sequence[int]]
     ) -> list[tuple[int, str]]:
-        """Return the index of each line that its ids do not decode to, with what they decode to.
+        """Return each line that decoding does not restore: its index and the decoded text.
 
-        Runs of blanks count as one and blanks at the ends as none, as in SentencePiece. A language
-        tag may be missing, since decoders do not write it.
+        As in SentencePiece, runs of blanks count as one and blanks at the ends are ignored. So is a
+        missing language tag, since decoders do not write it.
         """
         suspects: Sequence[int] = range(len(lines))
-        if not self.changes_characters:  # decoding would take a third as long as encoding
+        if not self.changes_characters:  # decoding all lines takes a third as long as encoding
             unk_id = self.unk_id
             suspects = [i for i, line in enumerate(lines) if "▁" in line or unk_id in encoded[i]]
         restored = self.decode([encoded[index] for index in suspects])
@@ -238,28 +240,28 @@ class Tokenizer:
         return changed
 
     def _tags(self, lines: Sequence[str]) -> tuple[list[str], Sequence[str]]:
-        """The language tag of each line, "" without one, and what is left of the line."""
+        """Return the language tag of each line, "" without one, and the rest of each line."""
         if not self._cuts_tags:
             return [""] * len(lines), lines
         tags = [leading_tag(line) for line in lines]
         return tags, [line[len(tag) :] for line, tag in zip(lines, tags, strict=True)]
 
     def _head(self, tag: str) -> list[str]:
-        """The piece of a tag."""
+        """Return the piece of a language tag as a list; empty for ""."""
         return [self._tag_pieces.get(tag, tag)] if tag else []
 
     def language_tag(self, line: str) -> str:
-        """Return the language tag that a line starts with, known or not.
+        """Return the language tag at the start of a line, known or not.
 
-        It is empty without one, and where tags are text.
+        It is "" without a tag, and in a model to which tags are text.
         """
         tag = leading_tag(line)
         return tag if self._cuts_tags or tag in self._tag_pieces else ""
 
     def tag_length(self, line: str) -> int:
-        """Return how many pieces at the start of a line are its language tag.
+        """Return the number of tokens of the language tag at the start of a line; 0 without one.
 
-        That is one, but where SentencePiece cuts the tag it writes a blank before it.
+        It is 1, unless SentencePiece splits the tag and puts a blank before it.
         """
         tag = self.language_tag(line)
         if not tag or self._cuts_tags:
@@ -269,20 +271,20 @@ class Tokenizer:
     def sample_pieces(
         self, line: str, *, seed: int, nbest_size: int = -1, alpha: float = 0.1
     ) -> list[str]:
-        """One random segmentation of a line: always the same for the same seed.
+        """Return a random segmentation of a line; the same seed gives the same one.
 
         Args:
             line: the text.
-            seed: any whole number.
-            nbest_size: draw among this many best segmentations, at most 512; -1 for all.
+            seed: any integer.
+            nbest_size: sample among this many best segmentations, at most 512; -1 for all.
             alpha: unigram: exponent of the segmentations' probabilities, 0 makes them equal;
-                bpe: probability that a merge is left out.
+                bpe: probability that a merge is skipped.
 
         Raises:
             ModelError: the model is neither unigram nor bpe.
         """
         tags, texts = self._tags([line])
-        # SentencePiece's generator is its own and global, so it is seeded for each line.
+        # SentencePiece has one global random number generator, so it is seeded for each line.
         sentencepiece.SetRandomGeneratorSeed(seed % (2**32 - 1))
         try:
             pieces: list[bytes] = self._processor.Encode(
@@ -295,7 +297,7 @@ class Tokenizer:
         return self._head(tags[0]) + [piece.decode("utf-8", "replace") for piece in pieces]
 
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
-        """Id of each piece; the unknown id for what is no piece. A language tag is one."""
+        """Return the id of each piece or language tag; the unknown id for any other string."""
         if self._tag_pieces:
             pieces = [self._tag_pieces.get(piece, piece) for piece in pieces]
         if self.vocabulary is not None:
@@ -304,7 +306,7 @@ class Tokenizer:
         return list(self._processor.PieceToId(list(pieces)))
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Text of each sequence of ids, never with a line feed; special pieces give nothing."""
+        """Return the text of each sequence of ids, without line feeds and special tokens."""
         if self.vocabulary is not None:
             special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
             return self.decode_pieces(
@@ -313,9 +315,9 @@ class Tokenizer:
         return self._decoded(list(ids))
 
     def decode_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Where in the text of `decode` each id stands: begin and end, in characters.
+        """Return the span of each id in the text of `decode`: begin and end, in characters.
 
-        As with `encode_spans`; a special piece that gives nothing stands between the others.
+        See `encode_spans`. A special token has an empty span between its neighbours.
         """
         if self.vocabulary is None:
             mapped = self._processor.Decode(list(ids), return_type="offset_mapping")
@@ -323,9 +325,9 @@ class Tokenizer:
         special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
         shown = [i not in special for i in ids]
         pieces = [self.pieces[i] for i, seen in zip(ids, shown, strict=True) if seen]
-        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # bytes would be counted as such
+        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # given bytes, it counts bytes
         mapped = self._processor.Decode(texts, return_type="offset_mapping")
-        shift = int(mapped["text"].startswith("▁"))  # which `decode_pieces` takes away
+        shift = int(mapped["text"].startswith("▁"))  # `decode_pieces` removes it
         offsets = iter([(max(0, b - shift), max(0, e - shift)) for b, e in mapped["offsets"]])
         spans, at = [], 0
         for seen in shown:
@@ -335,48 +337,49 @@ class Tokenizer:
         return spans
 
     def decode_pieces(self, pieces: Sequence[Sequence[str]]) -> list[str]:
-        """Text of each sequence of pieces, never with a line feed.
+        """Return the text of each sequence of pieces, without line feeds.
 
-        SentencePiece lets the blank sign of a piece that the model does not know stand; here it
-        is a blank like any other, so that every text comes back whatever the model knows.
+        SentencePiece leaves `▁` in a piece unknown to the model. Here it becomes a blank, so that
+        every text is restored.
         """
         texts = self._decoded([_utf8(sequence) for sequence in pieces])
         return [text.removeprefix("▁").replace("▁", " ") for text in texts]
 
     def _decoded(self, sequences: list[Any]) -> list[str]:
-        if not sequences:  # SentencePiece would take it for one empty sequence
+        if not sequences:  # SentencePiece decodes an empty list as one empty sequence
             return []
         texts: list[bytes] = self._processor.Decode(
             sequences, return_type=bytes, num_threads=_threads(sequences)
         )
-        # Byte pieces can spell a line feed, or bytes that are no UTF-8.
+        # Byte tokens can spell a line feed, or bytes that are not UTF-8.
         return [text.decode("utf-8", "replace").replace("\n", " ") for text in texts]
 
 
 def plain_blanks(text: str) -> str:
-    """Return a text with single blanks only, and none at its ends."""
+    """Return a text with single blanks instead of runs of blanks, and none at its ends."""
     return " ".join(filter(None, text.split(" ")))
 
 
 def _tag_pieces(pieces: Sequence[str], model_bytes: bytes | None) -> dict[str, str]:
-    """The piece of each language tag.
+    """Return the piece of each language tag.
 
     Args:
-        pieces: of the tokenizer.
-        model_bytes: of SentencePiece, where the pieces are its own: tags are then user-defined.
+        pieces: all pieces of the tokenizer.
+        model_bytes: the SentencePiece model, in which tags are user-defined pieces; None if a
+            vocabulary defines the pieces.
     """
-    found = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(TAG_MARK))]
+    candidates = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(TAG_MARK))]
     if model_bytes is None:
-        return {piece: piece for piece in found if not piece.startswith(TAG_MARK)}
-    user_defined = set(user_defined_pieces(model_bytes)) if found else set()
-    # A tag with a blank before it, as in text, goes before one without.
-    found.sort(key=lambda piece: piece.startswith(TAG_MARK))
-    tags = {piece.removeprefix(TAG_MARK): piece for piece in found if piece in user_defined}
+        return {piece: piece for piece in candidates if not piece.startswith(TAG_MARK)}
+    user_defined = set(user_defined_pieces(model_bytes)) if candidates else set()
+    # A piece with a blank before the tag, as text has it, takes precedence over one without.
+    candidates.sort(key=lambda piece: piece.startswith(TAG_MARK))
+    tags = {piece.removeprefix(TAG_MARK): piece for piece in candidates if piece in user_defined}
     return dict(sorted(tags.items()))
 
 
 def _utf8(texts: Iterable[str]) -> list[bytes]:
-    """Bytes, since SentencePiece refuses a str with half a surrogate pair."""
+    """Return texts as bytes, since SentencePiece refuses a str with a lone surrogate."""
     return [text.encode("utf-8", "replace") for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""A vocabulary in an order of its own: its pieces, and which of them are special."""
+"""A vocabulary whose order differs from SentencePiece's: its pieces and special tokens."""
 
 import json
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ MAX_PIECES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Pieces in the order of their ids, where SentencePiece's own order is not the model's.
+    """The pieces in the order of their ids, for a model that does not use SentencePiece's order.
 
     Args:
         pieces: every piece once; the index is the id.
-        eos: ends a segment.
-        unk: stands for whatever is no piece.
-        start: what a decoder starts from.
-        banned: never written by a decoder, though their probability mass counts.
-        name: what messages call it.
+        eos: the piece that ends a segment.
+        unk: the piece of everything unknown.
+        start: the piece that a decoder starts from.
+        banned: pieces that a decoder never writes, though their probability mass counts.
+        name: name of the vocabulary in messages.
 
     Raises:
-        ModelError: a piece occurs twice, or a special one is not among them; all is told at once.
+        ModelError: a piece occurs twice, or a special piece is missing; lists all problems.
     """
 
     pieces: tuple[str, ...]
@@ -39,7 +39,7 @@ class Vocabulary:
         ids = {piece: index for index, piece in enumerate(self.pieces)}
         problems = []
         if not 2 <= len(self.pieces) <= MAX_PIECES:
-            problems.append(f"has {len(self.pieces)} pieces, wanted 2 to {MAX_PIECES}")
+            problems.append(f"has {len(self.pieces)} pieces, expected 2 to {MAX_PIECES}")
         if len(ids) < len(self.pieces):
             twice = next(p for i, p in enumerate(self.pieces) if ids[p] != i)
             problems.append(f"has the piece `{twice}` twice")
@@ -57,7 +57,7 @@ class Vocabulary:
         object.__setattr__(self, "ids", ids)
 
     def to_json(self) -> bytes:
-        """The same vocabulary as bytes, always the same for the same one."""
+        """Return the vocabulary as JSON; equal vocabularies give equal bytes."""
         table = {
             "eos": self.eos,
             "unk": self.unk,
@@ -70,15 +70,15 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, content: bytes, *, name: str) -> Self:
-        """The vocabulary that `to_json` wrote.
+        """Return the vocabulary that `to_json` serialized.
 
         Raises:
-            ModelError: it is torn, or not what `to_json` writes.
+            ModelError: the content is truncated, or not as `to_json` writes it.
         """
         try:
             table = parse_json(content, max_depth=2)
         except ValueError as error:
-            raise ModelError(f"{name}: is torn or no vocabulary: {error}") from error
+            raise ModelError(f"{name}: is torn or not a vocabulary: {error}") from error
         roles = ("eos", "unk", "start")
         if (
             not isinstance(table, dict)
@@ -86,7 +86,8 @@ class Vocabulary:
             or not all(isinstance(table[role], str) for role in roles)
             or not all(_are_strings(table[listed]) for listed in ("banned", "pieces"))
         ):
-            raise ModelError(f"{name}: is no vocabulary: wanted pieces, eos, unk, start and banned")
+            message = "is not a vocabulary: expected pieces, eos, unk, start and banned"
+            raise ModelError(f"{name}: {message}")
         return cls(
             tuple(table["pieces"]),
             eos=table["eos"],

@@ -140,7 +140,7 @@ def _packed(tokenizers: TokenizerPair) -> bytes:
 
 def _unpacked(message: bytes) -> TokenizerPair:
     files = {name: base64.b64decode(data) for name, data in json.loads(message).items()}
-    return TokenizerPair.from_files(files, place="rank 0")
+    return TokenizerPair.from_files(files, origin="rank 0")
 
 
 def with_smallest_micro_batch(planner: Planner, parallel: Parallel) -> Planner:
