@@ -92,10 +92,10 @@ def test_all_that_is_wrong_is_told_at_once_and_the_exit_code_is_1(
     lines = result.out.split("\n")
     spelled = [line for line in lines if line.startswith(("error", "warning", "note"))]
     assert spelled == [
-        "error: a.en:2: byte 1: 0xff is no UTF-8; 1 line of that kind",
+        "error: a.en:2: byte 1: 0xff is not UTF-8; 1 line of that kind",
         "error: a.en and a.de do not align: 3 and 2 lines",
         "error: none.de: there is no such file",
-        "error: a.en:2: byte 1: 0xff is no UTF-8; 1 line of that kind",
+        "error: a.en:2: byte 1: 0xff is not UTF-8; 1 line of that kind",
         "error: a.en and a.de do not align: 3 and 2 lines",
         "error: valid: 2 pairs stand in the training corpus as well (100.00 %)",
         "warning: b.en:1: 1 line with LS inside, where other programs end a line",

@@ -87,7 +87,7 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte() -> None:
     result = run("ref -i latin1")
 
     assert result.exit_code == 3
-    assert "error: latin1:2: byte 4: 0xe9 is no UTF-8" in result.stderr
+    assert "error: latin1:2: byte 4: 0xe9 is not UTF-8" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,8 @@ def test_missing_and_unknown_tags_are_told_with_file_and_line(
     result = run_tfm(["translate", "-m", str(model), "-i", path, "-q", "--device", "cpu"])
 
     assert result.err.splitlines() == [
-        f"warning: {path}:3: does not say its target language, such as >>deu<< at its start",
-        f"warning: {path}:4: `>>xyz<<` is no target language: the model knows >>deu<<, >>fra<<",
+        f"warning: {path}:3: has no target language, such as >>deu<< at its start",
+        f"warning: {path}:4: `>>xyz<<` is not a target language: the model has >>deu<<, >>fra<<",
     ]
 
 
@@ -214,8 +214,10 @@ def test_model_without_tags_reads_them_as_text_and_says_so(
         ["translate", "-m", str(tiny_model), "-q", "--device", "cpu"], "one\n>>fra<< one\n"
     )
 
-    told = "the model knows no language tags and reads it as text"
-    assert result.err == (f"warning: standard input:2: `>>fra<<` is no target language: {told}\n")
+    told = "the model has no language tags and reads it as text"
+    assert result.err == (
+        f"warning: standard input:2: `>>fra<<` is not a target language: {told}\n"
+    )
 
 
 # --- other toolkits ---

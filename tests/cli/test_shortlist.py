@@ -10,7 +10,7 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.model_directory.weights import load_model
 from tfm_cli.translation.result import Translation
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist, save_shortlist
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 CPU = torch.device("cpu")
 
@@ -112,9 +112,11 @@ def translations(
 ) -> list[Translation]:
     config = SearchConfig(**search)  # type: ignore[arg-type]
     translator = Translator.load(
-        model, search=config, device="cpu", shortlist=table, others=[model], word_scores=True,
-        alignment=True,
-    )  # fmt: skip
+        model,
+        TranslatorOptions(search=config, shortlist=table, word_scores=True, alignment=True),
+        device="cpu",
+        others=[model],
+    )
     size = config.buffer_size
     return [
         translation

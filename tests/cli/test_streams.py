@@ -81,7 +81,7 @@ def test_hostile_bytes_keep_their_lines_in_any_locale(
     assert done.stdout.startswith(first.encode())
     assert done.stdout.decode("utf-8").endswith(f"\n{first}")
     assert b"invalid UTF-8, replaced by U+FFFD" in done.stderr
-    told = b"line 302 has 3000 pieces, more than 256: split" in done.stderr
+    told = b"line 302 has 3000 tokens, more than 256: split" in done.stderr
     assert told == (command == "translate")
 
 
@@ -107,7 +107,7 @@ def test_line_typed_on_a_terminal_is_answered_before_the_next(translate: list[st
     os.write(keyboard, b"five\n")
     second = read_until(keyboard, "fünf\r\n".encode())
     os.write(keyboard, b"\x04")  # Ctrl-D
-    closing = read_until(keyboard, b"pieces/s\r\n")
+    closing = read_until(keyboard, b"tokens/s\r\n")
 
     assert hint == b"type a line and press Enter; Ctrl-D ends\r\n"
     assert first == b"one two\r\neins zwei\r\n"

@@ -112,7 +112,7 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte(run_tfm: RunTfm) -> Non
     told = fails(run_tfm, "-s", "a.en", "-t", "a.de", code=3)
 
     assert told == [
-        "error: a.de:2: byte 3: 0xe9 is no UTF-8",
+        "error: a.de:2: byte 3: 0xe9 is not UTF-8",
         "hint: convert the file to UTF-8 (`iconv`) or remove the line on both sides",
     ]
 

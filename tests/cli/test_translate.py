@@ -45,7 +45,7 @@ def test_standard_output_is_data_and_the_rest_is_not(model: list[str], run_tfm: 
 
     assert result.out == "eins zwei\n\ndrei\n"
     assert result.err.startswith("translated 3 lines in ")
-    assert result.err.endswith(" target pieces/s\n")
+    assert result.err.endswith(" target tokens/s\n")
 
 
 def test_quiet_says_warnings_only(model: list[str], run_tfm: RunTfm) -> None:
@@ -215,9 +215,9 @@ def test_long_line_is_split_or_cut_with_a_warning(model: list[str], run_tfm: Run
     cut = run_tfm([*model, "-q", "--max-length", "2", "--on-long", "cut"], line)
 
     assert split.out == "eins zwei drei vier\n"
-    assert split.err == "warning: line 1 has 4 pieces, more than 2: split\n"
+    assert split.err == "warning: line 1 has 4 tokens, more than 2: split\n"
     assert cut.out == "eins zwei\n"
-    assert cut.err == "warning: line 1 has 4 pieces, more than 2: cut\n"
+    assert cut.err == "warning: line 1 has 4 tokens, more than 2: cut\n"
 
 
 @pytest.mark.parametrize("flags", [[], ["--json-input"]])
@@ -433,7 +433,7 @@ def test_changed_characters_of_an_object_are_told_once(model: list[str], run_tfm
     [
         ("--json-input", '{"id": 5}', "has neither `source` nor `text`"),
         ("--tsv --tsv-column 2", "one", "has 1 column, but column 2 is the source"),
-        ("--force-decode", "one\ta\tb", "has 3 columns, wanted `source<TAB>target prefix`"),
+        ("--force-decode", "one\ta\tb", "has 3 columns, expected `source<TAB>target prefix`"),
     ],
 )
 def test_line_that_cannot_be_understood_ends_it_before_its_window_is_written(

@@ -3,9 +3,23 @@ import sys
 
 import pytest
 
-from tfm_cli.console import shown_progress
+from tfm_cli.console import TimeLeft, shown_progress
 
 logger = logging.getLogger("tfm_cli.some")
+
+
+def test_time_left_is_that_of_the_rest_at_the_same_speed() -> None:
+    times = iter([100.0, 110.0, 130.0])
+    left = TimeLeft(lambda: next(times))
+
+    # It went on in the middle: half of the input took no time of this run.
+    assert left.seconds(0.5) is None
+    assert left.seconds(0.6) == pytest.approx(40)
+    assert left.seconds(1.0) == 0
+
+
+def test_time_left_of_an_input_without_a_size_is_not_told() -> None:
+    assert TimeLeft(lambda: 0.0).seconds(None) is None
 
 
 class Clock:

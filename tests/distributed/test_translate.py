@@ -80,10 +80,10 @@ def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_goes_on(
 
     assert failed.returncode != 0
     assert seconds < 60
-    assert failed.stderr.count(f"{tmp_path / 'in'}:45: is no JSON object") == 1
-    assert "lines are done and kept; the same command goes on after them" in failed.stderr
+    assert failed.stderr.count(f"{tmp_path / 'in'}:45: is not a JSON object") == 1
+    assert "lines are written; the same command resumes after them" in failed.stderr
     assert mended.returncode == 0, mended.stderr
-    assert f"{tmp_path / 'out'}: going on after line " in mended.stderr
+    assert f"{tmp_path / 'out'}: resuming after line " in mended.stderr
     assert (tmp_path / "out").read_text(encoding="utf-8") == run_tfm(
         [*flags, "--json-input"], good * 65
     ).out

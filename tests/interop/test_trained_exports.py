@@ -13,7 +13,7 @@ from tfm_cli.decoding.length import output_limit
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.model_directory.weights import load_model
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 pytestmark = [
     pytest.mark.torture,
@@ -50,14 +50,14 @@ def translated(model: Path, source: list[str], **how: Any) -> tuple[list[str], s
     """The translations, and which of the lines were ended by the limit on their length."""
     saved = load_config(model).settings.search
     search = dataclasses.replace(saved, **how)
-    translator = Translator.load(model, search=search, device="cpu")
+    translator = Translator.load(model, TranslatorOptions(search=search), device="cpu")
     pieces = load_tokenizers(model, load_config(model)).source.encode(source)
     found = list(translator.translate(source))
     limits = [output_limit(len(ids), search.max_length_factor) for ids in pieces]
     cut = {
         index
         for index, (translation, limit) in enumerate(zip(found, limits, strict=True))
-        if translation.num_pieces > limit
+        if translation.num_tokens > limit
     }
     return [translation.text for translation in found], cut
 

@@ -23,7 +23,7 @@ from tfm_cli.files import faults as failpoint
 from tfm_cli.model.arithmetic import set_deterministic
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation.result import Candidate
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 CPU = torch.device("cpu")
 NUM_LINES = 320
@@ -158,9 +158,12 @@ def test_r17_on_a_cpu_a_line_has_one_translation_to_the_bit(
     def candidates(some: list[str], *, workers: int = 1, **how: int) -> list[Candidate]:
         search = SearchConfig(beam_size=beam_size, **how)  # type: ignore[arg-type]
         translator = Translator.load(
-            tiny_model, search=search, device="cpu", precision=precision, word_scores=True,
+            tiny_model,
+            TranslatorOptions(search=search, word_scores=True),
+            device="cpu",
+            precision=precision,
             workers=workers,
-        )  # fmt: skip
+        )
         return [found.candidates[0] for found in translator.translate(some)]
 
     some = lines[:60]
@@ -247,6 +250,6 @@ def test_r15_line_that_memory_does_not_hold_by_itself_is_told(
 
     assert result.code == 5
     assert result.err.endswith(
-        "error: line 2: cpu has no memory for a segment of 2 pieces with a beam of 4\n"
+        "error: line 2: cpu has no memory for a segment of 2 tokens with a beam of 4\n"
         "hint: lower `--beam-size` or `--max-length`, or use `--device cpu`\n"
     )

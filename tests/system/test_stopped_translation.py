@@ -71,7 +71,7 @@ def test_killed_again_and_again_it_is_equal_to_the_unbroken_run(
     assert output.read_text(encoding="utf-8") == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     assert told[0] == ""
-    assert all(": going on after line " in each for each in told[1:])
+    assert all(": resuming after line " in each for each in told[1:])
 
 
 @representative(
@@ -89,9 +89,9 @@ def test_signal_leaves_the_old_output_and_keeps_what_was_done(
     process.send_signal(number)
 
     err = process.communicate(timeout=PATIENCE)[1]
-    kept = f"warning: {output}: {lines_done(output)} lines are done and kept"
+    kept = f"warning: {output}: {lines_done(output)} lines are written"
     assert process.returncode == code
-    assert err == f"{kept}; the same command goes on after them\n{word}\n"
+    assert err == f"{kept}; the same command resumes after them\n{word}\n"
     assert output.read_bytes() == b"old\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".out.partial", ".out.progress", "in", "out",

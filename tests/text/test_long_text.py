@@ -150,7 +150,7 @@ def test_r30_long_sentence_is_split_and_told(tiny_model: Path, run_tfm: RunTfm) 
 
     first, long, last = result.out.split("\n")[:-1]
     assert (first, last) == ("eins", "fünf")
-    assert result.err == "warning: line 2 has 1000 pieces, more than 256: split\n"
+    assert result.err == "warning: line 2 has 1000 tokens, more than 256: split\n"
     assert 4 <= len(long.split()) <= 1000 * 3 + 4 * 50  # SearchConfig.max_length_factor, a part
 
 

@@ -14,7 +14,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.alignment import Aligner
-from tfm_cli.translation.assembly import joined
+from tfm_cli.translation.assembly import Assembler
 from tfm_cli.translation.output_format import alignment_pairs
 from tfm_cli.translation.search_engine import SearchOptions, alignment_layer
 from tfm_cli.translation.segments import Segment
@@ -223,10 +223,10 @@ def test_language_tag_is_the_first_word_in_every_part() -> None:
     parts = [[tag, *ids[:4]], [tag, *ids[4:]]]
     segments = [Segment(0, number, 1, part, 0, []) for number, part in enumerate(parts)]
 
-    (translation,) = joined(
-        [line], [segments], [[[Hypothesis(tuple(part), 0.0, 0.0)] for part in parts]], tokenizer,
-        n_best=1, word_scores=False, aligner=aligner,
-    )  # fmt: skip
+    assemble = Assembler(tokenizer, n_best=1, aligner=aligner)
+    hypotheses = [[Hypothesis(tuple(part), 0.0, 0.0)] for part in parts]
+
+    (translation,) = assemble([line], [segments], [hypotheses])
 
     # The tag comes back as a word of each part: ">>deu<< one >>deu<< two three".
     weights = torch.tensor(translation.candidates[0].alignment)

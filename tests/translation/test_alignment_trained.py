@@ -14,7 +14,7 @@ from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.torch_engine import TorchEngine
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 CPU = torch.device("cpu")
 
@@ -76,7 +76,8 @@ def test_alignment_does_not_depend_on_neighbours_or_window(
 
     def alignments(**search: int) -> list[Tensor]:
         config = SearchConfig(**search)  # type: ignore[arg-type]
-        translator = Translator.load(tiny_model, search=config, device="cpu", alignment=True)
+        options = TranslatorOptions(search=config, alignment=True)
+        translator = Translator.load(tiny_model, options, device="cpu")
         return [torch.tensor(t.candidates[0].alignment) for t in translator.translate(lines)]
 
     for found, wanted in zip(alignments(max_tokens=20, buffer_size=3), alignments(), strict=True):
@@ -113,5 +114,5 @@ def test_unknown_kind_of_alignment_is_refused(run_tfm: RunTfm, kind: str) -> Non
     result = run_tfm(["translate", f"--alignment={kind}"])
 
     assert result.code == 2
-    wanted = "wanted soft, hard, or a number of at least 0 and below 1"
+    wanted = "expected soft, hard, or a number of at least 0 and below 1"
     assert result.err == f"error: unknown alignment `{kind}`, {wanted}\n"

@@ -18,7 +18,7 @@ def test_prefix_stands_behind_a_tab(line: str, source: str, prefix: str) -> None
 
 
 def test_more_columns_than_source_and_prefix_are_refused() -> None:
-    message = "^in:7: has 3 columns, wanted `source<TAB>target prefix`$"
+    message = "^in:7: has 3 columns, expected `source<TAB>target prefix`$"
 
     with pytest.raises(DataError, match=message) as caught:
         from_forced("one\teins\t", "in:7")
@@ -128,16 +128,16 @@ def test_null_is_no_prefix() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("one", "is no JSON object: character 1: Expecting value"),
-        ('{"source": "one"', "is no JSON object: character 17: Expecting ',' delimiter"),
-        ('["one"]', "is no JSON object"),
-        ('"one"', "is no JSON object"),
-        ("null", "is no JSON object"),
+        ("one", "is not a JSON object: character 1: Expecting value"),
+        ('{"source": "one"', "is not a JSON object: character 17: Expecting ',' delimiter"),
+        ('["one"]', "is not a JSON object"),
+        ('"one"', "is not a JSON object"),
+        ("null", "is not a JSON object"),
         ('{"id": 5}', "has neither `source` nor `text`"),
-        ('{"source": 5}', "`source` is no string"),
-        ('{"text": null}', "`text` is no string"),
-        ('{"source": "one", "target_prefix": ["a"]}', "`target_prefix` is no string"),
-        ('{"source": "one", "x": NaN}', "has a number that cannot be kept: `NaN` is no JSON"),
+        ('{"source": 5}', "`source` is not a string"),
+        ('{"text": null}', "`text` is not a string"),
+        ('{"source": "one", "target_prefix": ["a"]}', "`target_prefix` is not a string"),
+        ('{"source": "one", "x": NaN}', "has a number that cannot be kept: `NaN` is not JSON"),
         ('{"source": "one", "x": 1e999}', "has a number that cannot be kept: Out of range"),
         ('{"source": "one", "x": ' + "9" * 5000 + "}", "has a number that cannot be kept: "),
         ("[" * 100_000, "has objects or lists nested too deeply"),

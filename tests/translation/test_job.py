@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import io
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from tests.conftest import Result, RunTfm, TinyCorpus
 from tests.tiers import representative
 from tests.translation.native_translator import needs_native
+from tfm_cli.cli.translate import translate
 from tfm_cli.translation import resumable_output
 from tfm_cli.translation.segments import Lines, Segmenter
 
@@ -74,9 +77,9 @@ def test_stopped_twice_it_is_equal_to_the_unbroken_run(
 
     assert (first.code, second.code, last.code) == (130, 130, 0)
     lines = 16 if "16" in flags else 7
-    kept = "lines are done and kept; the same command goes on after them\ninterrupted\n"
+    kept = "lines are written; the same command resumes after them\ninterrupted\n"
     assert first.err.endswith(f"warning: {tmp_path / 'out'}: {lines} {kept}")
-    assert f"{tmp_path / 'out'}: going on after line {lines}\n" in second.err
+    assert f"{tmp_path / 'out'}: resuming after line {lines}\n" in second.err
     assert old == b"old\n"
     assert (tmp_path / "out").read_bytes() == whole.out.encode()
     assert "U+FFFD: 1 (first: line 42)" in last.err
@@ -117,7 +120,7 @@ def test_warnings_have_the_line_numbers_of_the_input(
 
     result = run_tfm(command)
 
-    assert result.err == "warning: line 13 has 4 pieces, more than 2: split\n"
+    assert result.err == "warning: line 13 has 4 tokens, more than 2: split\n"
 
 
 class TestAfterAStop:
@@ -150,7 +153,7 @@ class TestAfterAStop:
         assert result.code == 2
         assert result.err == (
             f"error: {tmp_path / 'out'}: was begun with other settings; 1 change\n  {change}\n"
-            "hint: keep them as they were to go on after line 14, or use `--overwrite` to begin "
+            "hint: restore them to resume after line 14, or use `--overwrite` to begin "
             "again\n"
         )
         assert run_tfm(command).code == 0
@@ -207,7 +210,7 @@ class TestAfterAStop:
         assert result.code == 3
         assert result.err.endswith(
             f"error: {tmp_path / 'in'}: the first 14 lines are not those that were translated\n"
-            "hint: give the same input to go on, or use `--overwrite` to begin again\n"
+            "hint: give the same input to resume, or use `--overwrite` to begin again\n"
         )
 
     def test_input_may_change_where_nothing_was_translated(
@@ -243,8 +246,8 @@ def test_line_that_cannot_be_understood_can_be_mended(
 
     assert first.code == 3
     assert first.err == (
-        f"warning: {tmp_path / 'out'}: 14 lines are done and kept; the same command goes on after "
-        f"them\nerror: {tmp_path / 'in'}:16: is no JSON object: character 1: Expecting value\n"
+        f"warning: {tmp_path / 'out'}: 14 lines are written; the same command resumes after "
+        f"them\nerror: {tmp_path / 'in'}:16: is not a JSON object: character 1: Expecting value\n"
     )
     assert second.code == 0
     assert (tmp_path / "out").read_bytes() == b"eins\n" * 16
@@ -280,3 +283,34 @@ def test_several_processes_cannot_read_a_pipe(
         )
     assert refused(str(tmp_path / "none")).code == 3
     logging.getLogger("tfm_cli").setLevel(logging.INFO)
+
+
+class Terminal(io.StringIO):
+    """A stream that looks like a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("to_terminal", [False, True])
+def test_bar_is_shown_unless_the_translations_are(
+    tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, to_terminal: bool,
+) -> None:  # fmt: skip
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", stdout)
+
+    caplog.set_level(logging.INFO, "tfm_cli")  # as a command sets it
+    translate(
+        model=[tiny_model], input_path=tiny_corpus.path("test.en"), device="cpu",
+        output_path="-" if to_terminal else str(tmp_path / "out"),
+    )  # fmt: skip
+
+    assert ("translating: 40 lines, " in shown.getvalue()) == (not to_terminal)
+    assert ("lines/s (100 %)" in shown.getvalue()) == (not to_terminal)
+    assert "translated 40 lines in " in shown.getvalue()

@@ -141,7 +141,7 @@ def test_fewer_texts_than_asked_for_are_told_once(
     found = translated(twins, tokenizer, ["", "one", "two", "three"], n_best=3, beam_size=4)
 
     assert [texts_of(each) for each in found] == [["", "", ""]] + [["one", "two"]] * 3
-    message = "line 2: a wider search finds no more than 2 different translations; asked for were 3"
+    message = "line 2: even a wider search finds only 2 different translations of the 3 requested"
     assert told == [message]
     assert [width for _, width in few.beams] == sorted(width for _, width in few.beams)
     assert few.beams[-1] == (1, 256)

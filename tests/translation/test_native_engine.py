@@ -24,7 +24,7 @@ from tfm_cli.translation.native_engine import NativeEngine
 from tfm_cli.translation.result import Translation
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 CPU = torch.device("cpu")
 pytestmark = needs_native
@@ -141,9 +141,12 @@ def test_processes_share_a_model_and_find_the_same_to_the_bit(
 
     def translated(count: int) -> list[Translation]:
         translator = Translator.load(
-            tiny_model, search=search, device="cpu", precision=precision, workers=count,
-            word_scores=True, alignment=True,
-        )  # fmt: skip
+            tiny_model,
+            TranslatorOptions(search=search, word_scores=True, alignment=True),
+            device="cpu",
+            precision=precision,
+            workers=count,
+        )
         return list(translator.translate(lines))
 
     assert translated(workers) == translated(1)
@@ -199,7 +202,7 @@ def test_segment_that_memory_cannot_hold_is_told_by_its_line(
     without_memory(monkeypatch, lambda segments: any(len(ids) > 5 for ids in segments.sources))
     translator = native([model], SearchOptions(settings=SearchConfig()))
 
-    message = "line 2: cpu has no memory for a segment of 6 pieces with a beam of 4"
+    message = "line 2: cpu has no memory for a segment of 6 tokens with a beam of 4"
     with pytest.raises(ResourceError, match=message):
         translator.translate_window(["one", "one two three four five six"])
 

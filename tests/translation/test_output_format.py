@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tfm_cli.translation.input_format import InputLine
-from tfm_cli.translation.output_format import Form, alignment_pairs, rendered
+from tfm_cli.translation.output_format import OutputFormat, alignment_pairs, format_translation
 from tfm_cli.translation.result import Candidate, Translation
 
 LINE = InputLine("one")
@@ -15,15 +15,15 @@ TWO = Translation(
         Candidate("eins", -0.25, -0.5, ("▁eins", "</s>"), (-0.2, -0.3)),
         Candidate("ein", -1.123456, -2.0, ("▁ein", "</s>"), (-0.5, -1.5)),
     ),
-    num_pieces=2,
+    num_tokens=2,
 )
-BLANK = Translation("", (Candidate("", 0.0, 0.0),), num_pieces=0)
+BLANK = Translation("", (Candidate("", 0.0, 0.0),), num_tokens=0)
 
 
 def lines(
     translation: Translation, *, line: InputLine = LINE, index: int = 0, **form: Any
 ) -> Iterator[str]:
-    return rendered(line, translation, index, Form(**form))
+    return format_translation(line, translation, index, OutputFormat(**form))
 
 
 def test_text_is_the_best_translation() -> None:
@@ -138,7 +138,7 @@ ALIGNED = Translation(
             ((0.1, 0.2, 0.6), (0.4, 0.4, 0)),
         ),
     ),
-    num_pieces=3,
+    num_tokens=3,
 )
 
 

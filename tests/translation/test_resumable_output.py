@@ -89,7 +89,7 @@ def test_failure_after_long_work_keeps_all_whole_windows(
     with pytest.raises(error), ResumableFile(tmp_path / "out", SETTINGS, clock=clock) as output:
         fail(output)
 
-    shown = f"{tmp_path / 'out'}: 2 lines are done and kept; the same command goes on after them"
+    shown = f"{tmp_path / 'out'}: 2 lines are written; the same command resumes after them"
     assert told == [shown]
     with ResumableFile(tmp_path / "out", SETTINGS, clock=clock) as output:
         assert output.start.lines == 2
@@ -136,7 +136,7 @@ def test_other_settings_are_refused_by_name_and_nothing_is_lost(tmp_path: Path) 
         "\n  --format: was text, is json"
     )
     assert refused.value.hint == (
-        "keep them as they were to go on after line 1, or use `--overwrite` to begin again"
+        "restore them to resume after line 1, or use `--overwrite` to begin again"
     )
     with resumable_file(tmp_path / "out", SETTINGS) as output:
         assert output.start.lines == 1
@@ -154,7 +154,7 @@ def test_job_begins_again_where_that_is_asked_for(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-NO_PLACE = "does not tell where to go on"
+NO_PLACE = "has no position to resume at"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ def warnings(
     caplog: pytest.LogCaptureFixture, source: str, text: str, tokens: tuple[int, int]
 ) -> list[str]:
     caplog.set_level(logging.WARNING)
-    ShortfallWatch().look(7, source, text, source_tokens=tokens[0], target_tokens=tokens[1])
+    ShortfallWatch().check(7, source, text, source_tokens=tokens[0], target_tokens=tokens[1])
     return [record.getMessage() for record in caplog.records]
 
 
@@ -57,7 +57,7 @@ def test_translation_that_may_be_whole_is_not(
 def test_only_the_first_is_told(caplog: pytest.LogCaptureFixture) -> None:
     watch = ShortfallWatch()
     for number in (3, 4, 5):
-        watch.look(number, SIX, "Saß.", source_tokens=20, target_tokens=2)
+        watch.check(number, SIX, "Saß.", source_tokens=20, target_tokens=2)
 
     (record,) = caplog.records
     assert record.getMessage().startswith("line 3: ")

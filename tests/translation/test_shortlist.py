@@ -77,7 +77,7 @@ def test_missing_table_is_told(joint: TokenizerPair, tmp_path: Path) -> None:
         load_shortlist(tmp_path / "table", joint)
 
     assert "tfm shortlist" in str(caught.value.hint)
-    with pytest.raises(ModelError, match="is no regular file"):
+    with pytest.raises(ModelError, match="is not a regular file"):
         load_shortlist(tmp_path, joint)
 
 
@@ -93,7 +93,7 @@ def test_table_of_another_tokenizer_is_refused(joint: TokenizerPair, tmp_path: P
 def test_torn_table_is_refused(joint: TokenizerPair, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table").write_bytes(content)
 
-    with pytest.raises(ModelError, match="is torn or no shortlist"):
+    with pytest.raises(ModelError, match="is torn or not a shortlist"):
         load_shortlist(tmp_path / "table", joint)
 
 
@@ -118,8 +118,8 @@ def with_value(value: int) -> Callable[[Tensor], Tensor]:
         (changed("frequent", lambda t: t[None]), r"and `frequent` \(1, 2\)"),
         (changed("seen", lambda t: t[:-1]), "and `seen`"),
         (changed("counts", lambda t: t[:, :1]), "`counts` has shape"),
-        (changed("counts", lambda t: t.float()), "`counts` has type F32, wanted I32"),
-        (lambda tensors: tensors.pop("seen"), "is torn or no shortlist: has best, counts, freq"),
+        (changed("counts", lambda t: t.float()), "`counts` has type F32, expected I32"),
+        (lambda tensors: tensors.pop("seen"), "is torn or not a shortlist: has best, counts, freq"),
     ],
 )
 def test_tensors_that_are_no_table_are_refused(
@@ -143,10 +143,10 @@ def test_tensors_that_are_no_table_are_refused(
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format_version": 2}, "has format 2, wanted at most 1"),
-        ({"format_version": "x"}, "`format_version` is missing or no number"),
-        ({}, "`format_version` is missing or no number"),
-        ([], "its metadata is no JSON object"),
+        ({"format_version": 2}, "has format 2, expected at most 1"),
+        ({"format_version": "x"}, "`format_version` is missing or not a number"),
+        ({}, "`format_version` is missing or not a number"),
+        ([], "its metadata is not a JSON object"),
     ],
 )
 def test_table_of_another_format_is_refused(

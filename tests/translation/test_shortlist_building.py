@@ -10,7 +10,7 @@ from tfm_cli.errors import DataError
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation.search_engine import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
-from tfm_cli.translation.shortlist_building import build_shortlist
+from tfm_cli.translation.shortlist_building import ShortlistOptions, build_shortlist
 from tfm_cli.translation.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
@@ -27,8 +27,8 @@ def built(
     options = SearchOptions(settings=SearchConfig())
     engine = TorchEngine([trained.transformer], trained.tokenizers, options, device=CPU)
     return build_shortlist(
-        pairs, engine, trained.tokenizers, best=best, frequent=frequent, max_length=50,
-        max_tokens=40, name="corpus",
+        pairs, engine, trained.tokenizers,
+        ShortlistOptions(best=best, frequent=frequent, max_length=50, max_tokens=40), name="corpus",
     )  # fmt: skip
 
 

@@ -13,10 +13,11 @@ from tfm_cli.parallel import Parallel
 from tfm_cli.text.reader import LineReader
 from tfm_cli.translation.resumable_output import Position, StreamOutput
 from tfm_cli.translation.streaming import (
-    Translated,
+    TranslatedWindow,
     Window,
     WindowReader,
-    of_all_ranks,
+    Work,
+    merge_ranks,
     write_windows,
 )
 
@@ -29,10 +30,10 @@ def windows_of(num_lines: int, *, size: int, start: Position = Position()) -> li
     return list(WindowReader(reader_of(num_lines), start, deque(), buffer_size=size))
 
 
-def upper(windows: Iterator[Window]) -> Iterator[Translated]:
+def upper(windows: Iterator[Window]) -> Iterator[TranslatedWindow]:
     """A translator that is easy to foretell."""
     for window in windows:
-        yield Translated(window, [f"<{text}>" for text in window.texts], len(window.texts))
+        yield TranslatedWindow(window, [f"<{text}>" for text in window.texts], len(window.texts))
 
 
 class Told(Parallel):
@@ -81,7 +82,7 @@ def test_other_lines_before_a_position_are_refused() -> None:
 @pytest.mark.parametrize("num_lines", [0, 1, 16, 17, 100, 129])
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_ranks_together_write_what_one_writes(world: int, num_lines: int, ahead: int) -> None:
-    def translate(windows: Iterator[Window]) -> Iterator[Translated]:
+    def translate(windows: Iterator[Window]) -> Iterator[TranslatedWindow]:
         while some := list(itertools.islice(windows, ahead)):  # some are in flight
             yield from upper(iter(some))
 
@@ -92,7 +93,7 @@ def test_ranks_together_write_what_one_writes(world: int, num_lines: int, ahead:
         stream = io.BytesIO()
         windows = WindowReader(reader_of(num_lines), Position(), deque(), buffer_size=20)
         work = write_windows(
-            of_all_ranks(iter(windows), translate, parallel),
+            merge_ranks(iter(windows), translate, parallel),
             StreamOutput(stream), waited=lambda: 0.0, progress=lambda work: None,
         )  # fmt: skip
         others[rank] = parallel.sent
@@ -100,15 +101,15 @@ def test_ranks_together_write_what_one_writes(world: int, num_lines: int, ahead:
 
     assert written[-1] == b"".join(b"<%d>\n" % i for i in range(num_lines))
     assert not any(written[:-1])
-    assert (work.lines, work.pieces) == (num_lines, num_lines)
+    assert (work.lines, work.tokens) == (num_lines, num_lines)
 
 
 def test_rank_that_read_another_input_is_told_of() -> None:
-    other = json.dumps({"sha256": "x", "pieces": 1}).encode() + b"\n<0>"
+    other = json.dumps({"sha256": "x", "tokens": 1}).encode() + b"\n<0>"
     parallel = Told(0, 2, {1: deque([other])})
 
     with pytest.raises(DataError, match="rank 1 has read another input than rank 0, up to line 32"):
-        list(of_all_ranks(iter(windows_of(50, size=16)), upper, parallel))
+        list(merge_ranks(iter(windows_of(50, size=16)), upper, parallel))
 
 
 def test_memory_is_bounded_by_the_window() -> None:
@@ -137,7 +138,7 @@ def test_memory_is_bounded_by_the_window() -> None:
             written += len(cast(bytes, text))
             return len(cast(bytes, text))
 
-    translated = of_all_ranks(iter(windows), upper, Parallel())
+    translated = merge_ranks(iter(windows), upper, Parallel())
     for _ in itertools.islice(translated, 5):
         pass
     tracemalloc.start()
@@ -150,3 +151,8 @@ def test_memory_is_bounded_by_the_window() -> None:
 
     assert written == 50 * 1000 * len("<three four five>\n")
     assert peak < 3_000_000  # some windows of 16 kB, and the chunk of lines that was read last
+
+
+def test_progress_has_lines_and_speed() -> None:
+    assert Work(3000, 9, 150.0).progress_text == "3000 lines, 20.0 lines/s"
+    assert Work(1).progress_text.startswith("1 line, ")

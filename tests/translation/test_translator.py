@@ -115,7 +115,7 @@ def test_blank_line_gives_a_blank_line_without_the_model(
 
     assert [candidate.text for candidate in translation.candidates] == ["", ""]
     assert translation.source == blank
-    assert translation.num_pieces == 0
+    assert translation.num_tokens == 0
     assert echo.batches == []
 
 
@@ -132,7 +132,7 @@ def test_long_line_is_split_after_a_sentence_and_joined(
 
     parts = sorted(echo.pieces_at_once())
     assert parts == [len("▁one"), len("▁four▁five▁!▁six"), len("▁one▁two▁three▁.")]
-    assert told == ["line 2 has 32 pieces, more than 20: split"]
+    assert told == ["line 2 has 32 tokens, more than 20: split"]
 
 
 def test_long_sentence_is_split_between_words(translator_of: TranslatorOf, echo: Echo) -> None:
@@ -188,7 +188,7 @@ def test_long_line_is_cut_where_asked(
     translator = translator_of(max_length=8, on_long="cut", buffer_size=1)
 
     assert texts(translator, ["one", "one two three"]) == ["one", "one two"]
-    assert told == ["line 2 has 14 pieces, more than 8: cut"]
+    assert told == ["line 2 has 14 tokens, more than 8: cut"]
 
 
 def test_score_of_a_split_line_is_the_mean_of_its_parts(
@@ -200,7 +200,7 @@ def test_score_of_a_split_line_is_the_mean_of_its_parts(
         (0, 0), (-0.5, -2), (-1, -4),
     ]  # fmt: skip
     assert translation.candidates[1].text == "seven thre eight seve"
-    assert translation.num_pieces == 24 + 2
+    assert translation.num_tokens == 24 + 2
 
 
 def test_parts_that_become_nothing_leave_no_blanks(
@@ -233,7 +233,7 @@ def test_out_of_memory_halves_the_batch(
 
 def test_segment_that_memory_cannot_hold_is_told(translator_of: TranslatorOf, echo: Echo) -> None:
     echo.too_many = 1
-    message = "line 3: cpu has no memory for a segment of 4 pieces with a beam of 4"
+    message = "line 3: cpu has no memory for a segment of 4 tokens with a beam of 4"
 
     with pytest.raises(ResourceError, match=message) as caught:
         texts(translator_of(buffer_size=2), ["", "", "one"])
@@ -258,7 +258,7 @@ def test_more_translations_than_the_beam_has_are_refused(translator_of: Translat
 def test_prefix_that_is_too_long_is_refused_by_its_line(
     translator_of: TranslatorOf, echo: Echo
 ) -> None:
-    message = "^line 2: the target prefix has 14 pieces, more than 8$"
+    message = "^line 2: the target prefix has 14 tokens, more than 8$"
 
     with pytest.raises(DataError, match=message):
         translator_of(max_length=8).translate_window(["one", "two"], ["", "one two three"])
@@ -356,8 +356,8 @@ def test_missing_and_unknown_language_tags_are_told_once_each(
     list(multilingual.translate(lines))
 
     assert told == [
-        "line 3: does not say its target language, such as >>deu<< at its start",
-        "line 4: `>>xyz<<` is no target language: the model knows >>deu<<, >>fra<<",
+        "line 3: has no target language, such as >>deu<< at its start",
+        "line 4: `>>xyz<<` is not a target language: the model has >>deu<<, >>fra<<",
     ]
 
 

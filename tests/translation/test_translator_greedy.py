@@ -13,7 +13,7 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.translation import torch_engine as module
-from tfm_cli.translation.translator import Translator
+from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 
 @pytest.fixture
@@ -50,7 +50,10 @@ def test_texts_are_the_same_without_scores(
 
     def translated(*, scores: bool) -> list[str]:
         translator = Translator.load(
-            tiny_model, search=search, device="cpu", precision=precision, scores=scores
+            tiny_model,
+            TranslatorOptions(search=search, scores=scores),
+            device="cpu",
+            precision=precision,
         )
         translations = list(translator.translate(lines))
         told = [translation.candidates[0].score for translation in translations]
@@ -66,7 +69,9 @@ def test_pytorch_searches_greedily_where_nobody_asks_for_scores(
     tiny_model: Path, tiny_corpus: TinyCorpus, num_greedy: list[int], scores: bool
 ) -> None:
     translator = Translator.load(
-        tiny_model, search=SearchConfig(beam_size=1), device="cpu", scores=scores
+        tiny_model,
+        TranslatorOptions(search=SearchConfig(beam_size=1), scores=scores),
+        device="cpu",
     )
     lines = tiny_corpus.lines("test.en")
 
@@ -87,7 +92,9 @@ def test_pytorch_searches_greedily_where_nobody_asks_for_scores(
 def test_what_greedy_search_cannot_do_is_left_to_others(
     tiny_model: Path, num_greedy: list[int], search: SearchConfig
 ) -> None:
-    translator = Translator.load(tiny_model, search=search, device="cpu", scores=False)
+    translator = Translator.load(
+        tiny_model, TranslatorOptions(search=search, scores=False), device="cpu"
+    )
 
     (translation,) = translator.translate(["one two"])
 
@@ -97,7 +104,9 @@ def test_what_greedy_search_cannot_do_is_left_to_others(
 
 def test_prefixes_are_left_to_others(tiny_model: Path, num_greedy: list[int]) -> None:
     search = SearchConfig(beam_size=1)
-    translator = Translator.load(tiny_model, search=search, device="cpu", scores=False)
+    translator = Translator.load(
+        tiny_model, TranslatorOptions(search=search, scores=False), device="cpu"
+    )
 
     (forced,) = translator.translate_window(["one two"], ["neun"])
     assert num_greedy == []

@@ -129,7 +129,7 @@ def test_prefix_that_the_model_would_write_anyway_changes_nothing(trained: Train
     (plain,) = translator_of(trained).translate_window(["one two three"])
     (forced,) = translator_of(trained).translate_window(["one two three"], ["eins zwei"])
 
-    assert (forced.text, forced.num_pieces) == (plain.text, plain.num_pieces)
+    assert (forced.text, forced.num_tokens) == (plain.text, plain.num_pieces)
     assert forced.candidates[0].log_probability == pytest.approx(
         plain.candidates[0].log_probability, abs=1e-9
     )
@@ -153,7 +153,7 @@ def test_scores_of_the_pieces_sum_to_the_log_probability(
 ) -> None:
     for translation in translate(trained, lines, n_best=1, **how):
         (best,) = translation.candidates
-        assert len(best.pieces) == len(best.word_scores) == translation.num_pieces
+        assert len(best.pieces) == len(best.word_scores) == translation.num_tokens
         assert sum(best.word_scores) == pytest.approx(best.log_probability, rel=1e-12)
         words = [piece for piece in best.pieces if piece != "</s>"]
         assert "".join(words).replace("▁", " ").strip() == best.text

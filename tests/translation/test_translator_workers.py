@@ -188,7 +188,7 @@ def test_warnings_are_told_once_in_the_order_of_the_lines(
 
     list(translator_of(workers, max_length=4).translate(lines))
 
-    assert told == [f"line {number} has 5 pieces, more than 4: split" for number in (4, 15, 16)]
+    assert told == [f"line {number} has 5 tokens, more than 4: split" for number in (4, 15, 16)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -210,7 +210,7 @@ def test_what_a_process_lacks_is_told_with_the_line_after_what_was_before(
     translations = translator_of(workers, buffer_size=10).translate(lines)
 
     assert [next(translations).text for _ in range(20)] == ["eins zwei drei"] * 20
-    message = "line 21: cpu has no memory for a segment of 6 pieces with a beam of 4"
+    message = "line 21: cpu has no memory for a segment of 6 tokens with a beam of 4"
     with pytest.raises(ResourceError, match=message) as caught:
         next(translations)
     assert "--beam-size" in str(caught.value.hint)

@@ -11,7 +11,7 @@ import torch
 
 from tfm_cli.errors import ResourceError
 from tfm_cli.parallel import child_processes as module
-from tfm_cli.translation.worker_pool import Workers
+from tfm_cli.translation.worker_pool import WorkerPool
 
 
 def at_once() -> None:
@@ -50,9 +50,9 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_answers_are_in_the_order_of_the_jobs(most: int) -> None:
-    with Workers(square, most=most, begin=at_once) as workers:
-        groups = [workers.begin(range(start, start + 20)) for start in (0, 20, 40)]
-        answers = [workers.finish(group) for group in (groups[2], groups[0], groups[1])]
+    with WorkerPool(square, max_workers=most, initializer=at_once) as workers:
+        groups = [workers.submit(range(start, start + 20)) for start in (0, 20, 40)]
+        answers = [workers.results(group) for group in (groups[2], groups[0], groups[1])]
 
     assert answers == [
         [number * number for number in range(start, start + 20)] for start in (40, 0, 20)
@@ -64,42 +64,44 @@ def test_jobs_are_shared_out_among_as_many_processes_as_asked_for() -> None:
         time.sleep(0.01)
         return os.getpid()
 
-    with Workers(slowly, most=3, begin=at_once) as workers:
-        pids = set(workers.finish(workers.begin(range(12))))
+    with WorkerPool(slowly, max_workers=3, initializer=at_once) as workers:
+        pids = set(workers.results(workers.submit(range(12))))
 
     assert len(pids) == 3
     assert os.getpid() not in pids
 
 
 def test_no_more_processes_than_jobs() -> None:
-    with Workers(own_pid, most=5, begin=at_once) as workers:
-        pids = set(workers.finish(workers.begin([1, 2])))
+    with WorkerPool(own_pid, max_workers=5, initializer=at_once) as workers:
+        pids = set(workers.results(workers.submit([1, 2])))
 
     assert len(pids) == 2
 
 
 @pytest.mark.parametrize(("most", "jobs"), [(1, 4), (4, 1), (4, 0)])
 def test_one_job_or_one_process_is_done_here(most: int, jobs: int) -> None:
-    with Workers(own_pid, most=most, begin=at_once) as workers:
-        assert workers.finish(workers.begin(range(jobs))) == [os.getpid()] * jobs
+    with WorkerPool(own_pid, max_workers=most, initializer=at_once) as workers:
+        assert workers.results(workers.submit(range(jobs))) == [os.getpid()] * jobs
 
 
 def test_single_job_goes_to_a_process_once_there_are_some() -> None:
-    with Workers(own_pid, most=2, begin=at_once) as workers:
-        workers.finish(workers.begin([1, 2]))
+    with WorkerPool(own_pid, max_workers=2, initializer=at_once) as workers:
+        workers.results(workers.submit([1, 2]))
 
-        assert os.getpid() not in workers.finish(workers.begin([3]))
+        assert os.getpid() not in workers.results(workers.submit([3]))
 
 
 def test_what_was_in_memory_is_shared() -> None:
     table = [0]
-    workers: Workers[int, int] = Workers(lambda place: table[place], most=2, begin=at_once)
+    workers: WorkerPool[int, int] = WorkerPool(
+        lambda place: table[place], max_workers=2, initializer=at_once
+    )
     table[0] = 7
 
     with workers:
-        assert workers.finish(workers.begin([0, 0])) == [7, 7]
+        assert workers.results(workers.submit([0, 0])) == [7, 7]
         table[0] = 8  # too late
-        assert workers.finish(workers.begin([0, 0])) == [7, 7]
+        assert workers.results(workers.submit([0, 0])) == [7, 7]
 
 
 def test_large_jobs_and_answers_do_not_block_each_other() -> None:
@@ -108,8 +110,8 @@ def test_large_jobs_and_answers_do_not_block_each_other() -> None:
 
     jobs = [str(number) * 300_000 for number in range(8)]  # pipes hold far less
 
-    with Workers(echo, most=2, begin=at_once) as workers:
-        assert workers.finish(workers.begin(jobs)) == [text * 2 for text in jobs]
+    with WorkerPool(echo, max_workers=2, initializer=at_once) as workers:
+        assert workers.results(workers.submit(jobs)) == [text * 2 for text in jobs]
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -120,13 +122,13 @@ def test_failure_is_raised_as_itself_and_the_first_of_several(most: int) -> None
         time.sleep(0.005)
         return number
 
-    with Workers(work, most=most, begin=at_once) as workers:
-        before, group = workers.begin([0, 2]), workers.begin([4, 5, 6, 7])
+    with WorkerPool(work, max_workers=most, initializer=at_once) as workers:
+        before, group = workers.submit([0, 2]), workers.submit([4, 5, 6, 7])
 
-        assert workers.finish(before) == [0, 2]
+        assert workers.results(before) == [0, 2]
         with pytest.raises(ResourceError, match=r"^no room for 5$") as caught:
-            workers.finish(group)
-        assert workers.finish(workers.begin([8])) == [8]
+            workers.results(group)
+        assert workers.results(workers.submit([8])) == [8]
     assert caught.value.hint == "do without"
 
 
@@ -135,10 +137,10 @@ def test_bug_tells_where_in_the_other_process_it_is() -> None:
         return 1 // number
 
     with (
-        Workers(buggy, most=2, begin=at_once) as workers,
+        WorkerPool(buggy, max_workers=2, initializer=at_once) as workers,
         pytest.raises(ZeroDivisionError) as caught,
     ):
-        workers.finish(workers.begin([0, 1]))
+        workers.results(workers.submit([0, 1]))
 
     (note,) = caught.value.__notes__
     assert note.startswith("in a process that translates:\nTraceback ")
@@ -153,10 +155,10 @@ def test_error_that_no_pipe_can_carry_is_told_in_words() -> None:
         raise LocalError("from afar")
 
     with (
-        Workers(work, most=2, begin=at_once) as workers,
+        WorkerPool(work, max_workers=2, initializer=at_once) as workers,
         pytest.raises(RuntimeError, match="LocalError: from afar"),
     ):
-        workers.finish(workers.begin([0, 1]))
+        workers.results(workers.submit([0, 1]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
@@ -169,9 +171,9 @@ def test_killed_process_is_told_and_no_other_is_left(number: int, pids: list[int
 
     with (
         pytest.raises(ResourceError) as caught,
-        Workers(work, most=3, begin=at_once) as workers,
+        WorkerPool(work, max_workers=3, initializer=at_once) as workers,
     ):
-        workers.finish(workers.begin(range(3)))
+        workers.results(workers.submit(range(3)))
 
     assert str(caught.value) == f"a process that translates was killed by signal {number}"
     assert caught.value.hint == "if memory ran out, lower `--workers` or `--max-tokens`"
@@ -180,12 +182,12 @@ def test_killed_process_is_told_and_no_other_is_left(number: int, pids: list[int
 
 
 def test_process_that_was_killed_while_idle_is_told(pids: list[int]) -> None:
-    with Workers(square, most=2, begin=at_once) as workers:
-        workers.finish(workers.begin([1, 2]))
+    with WorkerPool(square, max_workers=2, initializer=at_once) as workers:
+        workers.results(workers.submit([1, 2]))
         os.kill(pids[0], signal.SIGKILL)
 
         with pytest.raises(ResourceError, match="was killed by signal 9"):
-            workers.finish(workers.begin(range(500)))
+            workers.results(workers.submit(range(500)))
 
 
 def test_process_that_ends_by_itself_is_told() -> None:
@@ -194,10 +196,10 @@ def test_process_that_ends_by_itself_is_told() -> None:
 
     message = "a process that translates ended with exit code 3"
     with (
-        Workers(leave, most=2, begin=at_once) as workers,
+        WorkerPool(leave, max_workers=2, initializer=at_once) as workers,
         pytest.raises(ResourceError, match=message),
     ):
-        workers.finish(workers.begin([1, 2]))
+        workers.results(workers.submit([1, 2]))
 
 
 def test_processes_end_with_the_work_whatever_they_do(pids: list[int]) -> None:
@@ -205,8 +207,8 @@ def test_processes_end_with_the_work_whatever_they_do(pids: list[int]) -> None:
         time.sleep(seconds)
         return seconds
 
-    with Workers(sleep, most=2, begin=at_once) as workers:
-        workers.begin([60, 60, 60])
+    with WorkerPool(sleep, max_workers=2, initializer=at_once) as workers:
+        workers.submit([60, 60, 60])
         assert not any(is_gone(pid) for pid in pids)
 
     assert len(pids) == 2
@@ -219,8 +221,8 @@ def test_signals_mean_the_process_that_started_the_others(number: int) -> None:
         os.kill(os.getpid(), number)
         return job
 
-    with Workers(signalled, most=2, begin=at_once) as workers:
-        assert workers.finish(workers.begin([1, 2, 3])) == [1, 2, 3]
+    with WorkerPool(signalled, max_workers=2, initializer=at_once) as workers:
+        assert workers.results(workers.submit([1, 2, 3])) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
@@ -238,8 +240,8 @@ def test_work_is_done_though_the_system_refuses_processes(
 
     monkeypatch.setattr(os, "fork", refuse)
 
-    with Workers(square, most=3, begin=at_once) as workers:
-        assert workers.finish(workers.begin(range(6))) == [0, 1, 4, 9, 16, 25]
+    with WorkerPool(square, max_workers=3, initializer=at_once) as workers:
+        assert workers.results(workers.submit(range(6))) == [0, 1, 4, 9, 16, 25]
 
     instead = "1 in all" if allowed else "translating in this one"
     reason = "Resource temporarily unavailable"
@@ -263,8 +265,8 @@ def test_threads_of_the_process_that_starts_others_do_no_harm() -> None:
     torch.set_num_threads(2)
     torch.ones(512, 512).mm(torch.ones(512, 512))  # OpenMP has started its threads
 
-    with Workers(product, most=2, begin=two_threads) as workers:
-        answers = workers.finish(workers.begin([256, 256, 256]))
+    with WorkerPool(product, max_workers=2, initializer=two_threads) as workers:
+        answers = workers.results(workers.submit([256, 256, 256]))
 
     ended.set()
     other.join()
@@ -274,8 +276,8 @@ def test_threads_of_the_process_that_starts_others_do_no_harm() -> None:
 def test_ignored_children_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        with Workers(square, most=2, begin=at_once) as workers:
-            assert workers.finish(workers.begin([1, 2, 3])) == [1, 4, 9]
+        with WorkerPool(square, max_workers=2, initializer=at_once) as workers:
+            assert workers.results(workers.submit([1, 2, 3])) == [1, 4, 9]
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -299,10 +301,10 @@ def test_stopped_process_is_named_and_ended(
     pids: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        Workers(stops_at_two, most=2, begin=at_once) as workers,
+        WorkerPool(stops_at_two, max_workers=2, initializer=at_once) as workers,
         pytest.raises(ResourceError, match=r"PID \d+, was stopped for 1 s") as caught,
     ):
-        workers.finish(workers.begin([1, 2, 3, 4]))
+        workers.results(workers.submit([1, 2, 3, 4]))
 
     (warned,) = [record.getMessage() for record in caplog.records]
     stopped = re.search(r"PID (\d+)", str(caught.value))
@@ -321,12 +323,12 @@ def test_process_that_is_stopped_while_jobs_wait_for_room_in_its_pipe_is_named(
         time.sleep(0.01)
         return text
 
-    with Workers(echo, most=2, begin=at_once) as workers:
-        workers.finish(workers.begin(["a", "b"]))
+    with WorkerPool(echo, max_workers=2, initializer=at_once) as workers:
+        workers.results(workers.submit(["a", "b"]))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         with pytest.raises(ResourceError, match="was stopped for 1 s"):
-            workers.finish(workers.begin(["x" * 1_000_000] * 8))
+            workers.results(workers.submit(["x" * 1_000_000] * 8))
 
     assert all(map(is_gone, pids))
 
@@ -340,11 +342,11 @@ def test_process_that_goes_on_in_time_costs_nothing(
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
 
-    with Workers(stops_at_two, most=2, begin=at_once) as workers:
-        group = workers.begin([1, 2, 3, 4])
+    with WorkerPool(stops_at_two, max_workers=2, initializer=at_once) as workers:
+        group = workers.submit([1, 2, 3, 4])
         goes_on = threading.Timer(0.5, go_on)
         goes_on.start()
-        answers = workers.finish(group)
+        answers = workers.results(group)
         goes_on.join()
 
     assert answers == [1, 2, 3, 4]
@@ -357,7 +359,7 @@ def test_process_that_takes_long_is_not_stopped(caplog: pytest.LogCaptureFixture
         time.sleep(1.5)
         return number
 
-    with Workers(slowly, most=2, begin=at_once) as workers:
-        assert workers.finish(workers.begin([1, 2])) == [1, 2]
+    with WorkerPool(slowly, max_workers=2, initializer=at_once) as workers:
+        assert workers.results(workers.submit([1, 2])) == [1, 2]
 
     assert not caplog.records

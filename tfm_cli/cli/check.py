@@ -14,8 +14,6 @@ from tfm_cli.config.loading import resolve
 from tfm_cli.config.settings import DataConfig, RunConfig
 from tfm_cli.errors import CheckError, ConfigError
 from tfm_cli.files.atomic import check_writable
-from tfm_cli.translation.progress import shown_progress
-from tfm_cli.translation.streaming import Work
 
 if TYPE_CHECKING:
     from tfm_cli.corpus.check.inspection import CorpusInspection
@@ -159,14 +157,15 @@ def _reports(
     sizes = [corpus_size(paths) for _, paths in corpora]
     began = time.monotonic()
     found: list[CorpusInspection] = []
-    with shown_progress(corpora[0][1][0][0], "", doing="checking") as progress:
+    with console.shown_progress("checking", logger) as show:
         for index, (name, paths) in enumerate(corpora):
             before = sum(corpus.pairs for corpus in found)
 
             def tell(pairs: int, share: float, *, index: int = index, before: int = before) -> None:
                 done = (sum(sizes[:index]) + share * sizes[index]) / max(1, sum(sizes))
                 lines = 2 * (before + pairs)
-                progress(Work(lines, seconds=time.monotonic() - began, share=done))
+                speed = lines / max(time.monotonic() - began, 1e-9)
+                show(f"{console.counted(lines, 'line')}, {speed:.1f} lines/s", done)
 
             inspected = inspect_corpus(
                 name, paths, tokenizers, max_length=max_length, progress=tell

@@ -164,15 +164,17 @@ def translate(
         workers: processes, see `Translator.load`.
     """
     from tfm_cli.model_directory.config_file import load_config
-    from tfm_cli.translation.translator import Translator
+    from tfm_cli.translation.translator import Translator, TranslatorOptions
 
     given = {name: value for name, value in search.items() if value is not None}
     settings = load_config(model)[0].search
     # Checked at run time against the fields' own types, which mypy cannot see.
     settings = dataclasses.replace(settings, n_best=1, **given)  # type: ignore[arg-type]
     translator = Translator.load(
-        model, search=settings, device=device, precision=precision, workers=workers, scores=False
-    )
+        model,
+        TranslatorOptions(search=settings, scores=False),
+        device=device, precision=precision, workers=workers,
+    )  # fmt: skip
     return [translation.text for translation in translator.translate(lines, name=name)]
 
 

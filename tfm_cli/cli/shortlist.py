@@ -94,7 +94,7 @@ def shortlist(
     from tfm_cli.translation.loading import load_models, resolve_precision
     from tfm_cli.translation.search_engine import SearchOptions, useless_weights_refused
     from tfm_cli.translation.shortlist import save_shortlist
-    from tfm_cli.translation.shortlist_building import build_shortlist
+    from tfm_cli.translation.shortlist_building import ShortlistOptions, build_shortlist
     from tfm_cli.translation.worker_pool import num_workers
 
     place = resolve_device(device)
@@ -106,12 +106,14 @@ def shortlist(
             read_pairs(source, target),
             models.engine(SearchOptions(settings=models.config.search)),
             models.tokenizers,
-            best=best,
-            frequent=frequent,
-            max_length=max_length,
-            max_tokens=max_tokens,
+            ShortlistOptions(
+                best=best,
+                frequent=frequent,
+                max_length=max_length,
+                max_tokens=max_tokens,
+                workers=count,
+            ),
             name=", ".join([*source, *target]),
-            workers=count,
         )
     save_shortlist(path, table, models.tokenizers, follow=output is not None)
     known = sum(count > 0 for count in table.seen)

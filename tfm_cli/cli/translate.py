@@ -30,8 +30,9 @@ from tfm_cli.files.untrusted import open_regular
 from tfm_cli.parallel import Parallel
 from tfm_cli.text.reader import is_typed, open_lines
 from tfm_cli.translation.input_format import InputLine, from_columns, from_forced, from_json
-from tfm_cli.translation.job import check_input, job_settings, run_job
-from tfm_cli.translation.output_format import Form, alignment_kind
+from tfm_cli.translation.job import Job, check_input, job_settings, run_job
+from tfm_cli.translation.output_format import OutputFormat, alignment_kind
+from tfm_cli.translation.streaming import LineFormats
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator
@@ -83,10 +84,10 @@ def identity(shortlist: Path | None) -> str:
     return ""
 
 
-def input_form(
+def line_parser(
     *, force_decode: bool, tsv: bool, tsv_column: int | None, json_input: bool
 ) -> Callable[[str, str], InputLine]:
-    """What says what stands on a line, given the line and what messages call it."""
+    """Return the parser for one input line, given the line and its position for messages."""
     for name, given in (("--force-decode", force_decode), ("--tsv", tsv)):
         if json_input and given:
             raise ConfigError(f"`--json-input` and `{name}` exclude each other")
@@ -98,7 +99,7 @@ def input_form(
         return partial(from_columns, number=tsv_column or 1, forced=force_decode)
     if force_decode:
         return from_forced
-    return lambda line, place: InputLine(line)
+    return lambda line, position: InputLine(line)
 
 
 def search_settings(
@@ -297,7 +298,7 @@ def translate(
     chosen = {name: value for name, value in given.items() if value is not None}
     check_precision(precision)
     check_search(chosen, sampling=sampling)
-    understand = input_form(
+    parse = line_parser(
         force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input
     )
     aligned = None if alignment is None else alignment_kind(alignment)
@@ -324,7 +325,7 @@ def translate(
         if typed:
             logger.info("type a line and press Enter; Ctrl-D ends")
 
-        form = Form(
+        form = OutputFormat(
             kind=output_format, n_best=1 if tsv else search.n_best, with_score=with_score,
             word_scores=word_scores, alignment=aligned,
         )  # fmt: skip
@@ -339,34 +340,37 @@ def translate(
             precision = resolve_precision(precision, resolve_device(place), models)
 
         def load() -> "Translator":
-            from tfm_cli.translation.translator import Translator
+            from tfm_cli.translation.translator import Translator, TranslatorOptions
 
+            shows_scores = output_format == "json" or form.n_best > 1
             return Translator.load(
                 models[0],
-                search=search,
-                sampling=sampling,
-                on_long=on_long,
+                TranslatorOptions(
+                    search=search,
+                    sampling=sampling,
+                    on_long=on_long,
+                    scores=with_score or word_scores or shows_scores,
+                    word_scores=word_scores,
+                    alignment=aligned is not None,
+                    shortlist=table,
+                ),
+                others=models[1:],
                 device=place,
                 precision=precision,
-                others=models[1:],
-                word_scores=word_scores,
-                scores=with_score or word_scores or output_format == "json" or form.n_best > 1,
-                alignment=aligned is not None,
-                shortlist=table,
                 # Somebody who types is answered line by line; torchrun starts its own processes.
                 workers=workers or (1 if typed or parallel.world > 1 else 0),
             )
 
-        work = run_job(
-            reader, load, input_path=input_path, output_path=output_path,
+        job = Job(
+            input_path=input_path, output_path=output_path,
             settings=job_settings(
                 models, search, form, sampling=sampling, on_long=on_long, precision=precision,
                 force_decode=force_decode, tsv=tsv, tsv_column=tsv_column, json_input=json_input,
                 shortlist=identity(table),
             ),
-            overwrite=overwrite, understand=understand, form=form,
-            buffer_size=search.buffer_size, parallel=parallel,
+            overwrite=overwrite, formats=LineFormats(parse, form), buffer_size=search.buffer_size,
         )  # fmt: skip
+        work = run_job(job, reader, load, parallel=parallel)
     if not parallel.is_main:
         return
     for note in reader.notes():

@@ -1,1 +1,1 @@
-"""Lines in, translations out."""
+"""Translation: lines in, as many lines out."""

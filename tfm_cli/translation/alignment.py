@@ -1,6 +1,6 @@
-"""Which words of a line its translation came from, by the model's own attention."""
+"""Word alignment of translations with their lines, by the model's own attention."""
 
-# S source pieces, T target pieces, I words of the line, J words of its translation
+# S source tokens, T target tokens, I words of the line, J words of its translation
 
 import dataclasses
 import re
@@ -18,24 +18,26 @@ from tfm_cli.translation.result import Translation
 from tfm_cli.translation.search_engine import Matrix, SearchEngine
 from tfm_cli.translation.segments import Segment, text_lines
 
-Ids = Sequence[int]  # of the pieces of a segment, without </s>
+Ids = Sequence[int]  # ids of a segment, without </s>
+Span = tuple[int, int]  # begin and end, in characters
+AlignmentRows = tuple[tuple[float, ...], ...]  # (J, I)
 
 
 class Words(NamedTuple):
-    """The words of a text that a piece is part of, in equal shares."""
+    """The words of a text that a token belongs to, in equal shares."""
 
     first: int
-    num_words: int  # 0 for a piece that is part of none
+    num_words: int  # 0 for a token that belongs to no word
 
 
 @dataclass(frozen=True, slots=True)
 class Aligner:
-    """Says of finished translations which words of the line their words came from.
+    """A model's attention as the alignment of finished translations.
 
     Args:
-        engine: the models that translate together.
-        tokenizers: of the models.
-        max_tokens: pieces in a batch.
+        engine: the ensemble of models.
+        tokenizers: tokenizers of the models.
+        max_tokens: tokens in a batch.
     """
 
     engine: SearchEngine
@@ -48,100 +50,143 @@ class Aligner:
         segments: Sequence[Sequence[Segment]],
         hypotheses: Sequence[Sequence[Sequence[Hypothesis]]],
     ) -> list[Translation]:
-        """The translations with the alignments of all their candidates.
+        """Return the translations with an alignment of each candidate.
 
         Args:
-            translations: of a window.
-            segments: by line and part, what was translated.
-            hypotheses: by line, candidate and part, what they became.
+            translations: the translations of a window.
+            segments: by line, the segments of its text.
+            hypotheses: by line and candidate, a hypothesis of each segment.
         """
         pairs = [
             (segment.ids, hypothesis.ids)
-            for parts, candidates in zip(segments, hypotheses, strict=True)
+            for of_line, candidates in zip(segments, hypotheses, strict=True)
             for chosen in candidates
-            for segment, hypothesis in zip(parts, chosen, strict=True)
+            for segment, hypothesis in zip(of_line, chosen, strict=True)
         ]
         weights = iter(self._weights(pairs))
-        source = self.tokenizers.source
-        lines_of = [list(text_lines(translation.source, source)) for translation in translations]
-        spans = iter(source.encode_spans([each.text for lines in lines_of for each in lines]))
-        done = []
-        for translation, lines, parts, candidates in zip(
-            translations, lines_of, segments, hypotheses, strict=True
+        source_words = self._source_words([each.source for each in translations], segments)
+        result = []
+        for translation, of_line, words, candidates in zip(
+            translations, segments, source_words, hypotheses, strict=True
         ):
-            columns: list[list[Words]] = []  # of the pieces of each part
-            of_line: dict[int, list[int]] = {}  # the parts of each line of the text
-            for place, segment in enumerate(parts):
-                of_line.setdefault(segment.text_line, []).append(place)
-            for line in lines:
-                places = [line.span_in_text(*span) for span in next(spans)]
-                words = words_of_pieces(translation.source, places)  # of the pieces of the line
-                own = [parts[place].ids for place in of_line.get(line.number, [])]
-                tag = source.tag_length(line.text)
-                columns += [[words[i] for i in places] for places in _places(own, tag)]
             num_words = len(translation.source.split())
-            first_parts = [places[0] for places in of_line.values()]
-            alignments = []
-            for chosen in candidates:
-                ids = [hypothesis.ids for hypothesis in chosen]
-                texts = self.tokenizers.target.decode(ids)
-                written = [
-                    words_of_pieces(text, self.tokenizers.target.decode_spans(some))
-                    for some, text in zip(ids, texts, strict=True)
-                ]
-                rows = [
-                    word_rows(
-                        next(weights), of_source, of_target, shape=(len(text.split()), num_words)
-                    )
-                    for text, of_source, of_target in zip(texts, columns, written, strict=True)
-                ]
-                joined = [
-                    _joined_rows(
-                        texts[begin:end],
-                        [segment.goes_on for segment in parts[begin:end]],
-                        rows[begin:end],
-                    )
-                    for begin, end in pairwise([*first_parts, len(parts)])
-                ]
-                alignments.append(tuple(row for line_rows in joined for row in line_rows))
-            aligned = tuple(
-                dataclasses.replace(candidate, alignment=alignment)
-                for candidate, alignment in zip(translation.candidates, alignments, strict=True)
+            aligned = []
+            for candidate, chosen in zip(translation.candidates, candidates, strict=True):
+                matrices = [next(weights) for _ in chosen]
+                alignment = self._alignment(of_line, chosen, matrices, words, num_words=num_words)
+                aligned.append(dataclasses.replace(candidate, alignment=alignment))
+            result.append(dataclasses.replace(translation, candidates=tuple(aligned)))
+        return result
+
+    def _source_words(
+        self, sources: Sequence[str], segments: Sequence[Sequence[Segment]]
+    ) -> list[list[list[Words]]]:
+        """Return the words of each source token, by line and segment."""
+        source = self.tokenizers.source
+        lines_of = [list(text_lines(text, source)) for text in sources]
+        spans = iter(source.encode_spans([each.text for lines in lines_of for each in lines]))
+        result = []
+        for text, lines, of_line in zip(sources, lines_of, segments, strict=True):
+            by_text_line: dict[int, list[Ids]] = {}
+            for segment in of_line:
+                by_text_line.setdefault(segment.text_line, []).append(segment.ids)
+            of_segments: list[list[Words]] = []
+            for line in lines:
+                words = words_of_tokens(text, [line.span_in_text(*span) for span in next(spans)])
+                tag = source.tag_length(line.text)
+                tokens_of = _token_indices(by_text_line.get(line.number, []), tag)
+                of_segments += [[words[i] for i in tokens] for tokens in tokens_of]
+            result.append(of_segments)
+        return result
+
+    def _alignment(
+        self,
+        segments: Sequence[Segment],
+        chosen: Sequence[Hypothesis],
+        matrices: Sequence[Matrix],
+        source_words: Sequence[Sequence[Words]],
+        *,
+        num_words: int,
+    ) -> AlignmentRows:
+        """Return the alignment of one candidate of a line.
+
+        Args:
+            segments: the segments of the line.
+            chosen: a hypothesis of each segment.
+            matrices: the attention (T, S) of each segment.
+            source_words: the words of each source token, by segment.
+            num_words: words of the line.
+        """
+        target = self.tokenizers.target
+        ids = [hypothesis.ids for hypothesis in chosen]
+        texts = target.decode(ids)
+        rows = [
+            word_rows(
+                matrix,
+                of_source,
+                words_of_tokens(text, target.decode_spans(each)),
+                shape=(len(text.split()), num_words),
             )
-            done.append(dataclasses.replace(translation, candidates=aligned))
-        return done
+            for matrix, of_source, text, each in zip(
+                matrices, source_words, texts, ids, strict=True
+            )
+        ]
+        starts = [
+            index
+            for index, segment in enumerate(segments)
+            if index == 0 or segment.text_line != segments[index - 1].text_line
+        ]
+        joined = [
+            _joined_rows(
+                texts[begin:end],
+                [segment.continues_word for segment in segments[begin:end]],
+                rows[begin:end],
+            )
+            for begin, end in pairwise([*starts, len(segments)])
+        ]
+        return tuple(row for line_rows in joined for row in line_rows)
 
     def _weights(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Matrix]:
-        """The weights (T, S) of each pair, which are batched by length."""
+        """Return the attention (T, S) of each pair; pairs are batched by length."""
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
         source_lengths, target_lengths = (
             [len(pairs[i][side]) + 1 for i in order] for side in (0, 1)
         )
-        found: list[Matrix] = [()] * len(pairs)
+        result: list[Matrix] = [()] * len(pairs)
         for batch in token_batches(source_lengths, target_lengths, max_tokens=self.max_tokens):
-            some = order[batch]
-            for i, weights in zip(some, self._of_batch([pairs[i] for i in some]), strict=True):
-                found[i] = weights
-        return found
+            indices = order[batch]
+            sources, targets = ([pairs[i][side] for i in indices] for side in (0, 1))
+            matrices = attention_in_memory(self.engine, sources, targets)
+            for i, weights in zip(indices, matrices, strict=True):
+                result[i] = weights
+        return result
 
-    def _of_batch(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Matrix]:
-        """The weights (T, S) of each pair; a batch that memory cannot hold is halved."""
-        try:
-            return self.engine.attention(
-                [source for source, _ in pairs], [target for _, target in pairs]
-            )
-        except MemoryError:
-            if len(pairs) == 1:
-                raise
-        half = len(pairs) // 2
-        return self._of_batch(pairs[:half]) + self._of_batch(pairs[half:])
+
+def attention_in_memory(
+    engine: SearchEngine, sources: Sequence[Ids], targets: Sequence[Ids]
+) -> list[Matrix]:
+    """Return the attention (T, S) of each pair, halving a batch that does not fit into memory.
+
+    Raises:
+        MemoryError: a single pair does not fit.
+    """
+    try:
+        return engine.attention(sources, targets)
+    except MemoryError:
+        if len(sources) == 1:
+            raise
+    half = len(sources) // 2
+    return [
+        *attention_in_memory(engine, sources[:half], targets[:half]),
+        *attention_in_memory(engine, sources[half:], targets[half:]),
+    ]
 
 
 class Rows(NamedTuple):
-    """Of each word of a translation: how much of it there is, and where that came from."""
+    """The alignment of each word of a translation, with the weight for averaging it."""
 
-    num_pieces: list[float]  # (J,)
-    origins: list[list[float]]  # (J, I)
+    num_tokens: list[float]  # (J,) tokens of the word; a token of several words counts in parts
+    weights: list[list[float]]  # (J, I)
 
 
 def word_rows(
@@ -151,98 +196,103 @@ def word_rows(
     *,
     shape: tuple[int, int],
 ) -> Rows:
-    """Return how much each word of a translation came from each word of its line.
+    """Return the attention of each word of a translation to each word of its line.
 
-    A word has the mean of its pieces, and gets the sum of what went to its pieces.
+    It is the mean over the tokens of the target word of the sum over those of the source word.
 
     Args:
-        weights: of each target piece to each source piece, (T, S).
-        of_source: words of the line that each source piece is part of.
-        of_target: words of the translation that each target piece is part of.
+        weights: attention of each target token to each source token, (T, S).
+        of_source: words of the line that each source token belongs to.
+        of_target: words of the translation that each target token belongs to.
         shape: numbers of words of the translation and of the line, J and I.
     """
     total, num_words = shape
-    num_pieces = [0.0] * total
-    origins = [[0.0] * num_words for _ in range(total)]
+    num_tokens = [0.0] * total
+    sums = [[0.0] * num_words for _ in range(total)]
     for row, (first, count) in zip(weights, of_target, strict=True):
         if not count:
             continue
         to_words = [0.0] * num_words
         for weight, (word, shares) in zip(row, of_source, strict=True):
-            if shares == 1:  # nearly always
+            if shares == 1:  # a fast path for nearly every token
                 to_words[word] += weight
             else:
-                for place in range(word, word + shares):
-                    to_words[place] += weight / shares
+                for index in range(word, word + shares):
+                    to_words[index] += weight / shares
         for word in range(first, first + count):
-            num_pieces[word] += 1 / count
-            origin = origins[word]
-            for place, weight in enumerate(to_words):
-                origin[place] += weight / count
+            num_tokens[word] += 1 / count
+            row_sums = sums[word]
+            for index, weight in enumerate(to_words):
+                row_sums[index] += weight / count
     means = [
-        [weight / count if count else 0.0 for weight in origin]
-        for origin, count in zip(origins, num_pieces, strict=True)
+        [weight / count if count else 0.0 for weight in row_sums]
+        for row_sums, count in zip(sums, num_tokens, strict=True)
     ]
-    return Rows(num_pieces, means)
+    return Rows(num_tokens, means)
 
 
 def _joined_rows(
-    texts: Sequence[str], goes_on: Sequence[bool], parts: Sequence[Rows]
-) -> tuple[tuple[float, ...], ...]:
-    """Return the rows (I,) of the words of all parts together.
+    texts: Sequence[str], continues_word: Sequence[bool], parts: Sequence[Rows]
+) -> AlignmentRows:
+    """Return the rows of the words of all parts of a text.
 
-    A word that goes on in the next part, as where no blank stands between them, has the mean of
-    its pieces.
+    If a word continues in the next part, since there is no blank between the parts, its row is the
+    mean over its tokens in both.
 
     Args:
-        texts: of each part.
-        goes_on: whether each part of the line begins in the middle of a word.
+        texts: the text of each part.
+        continues_word: True for each part of the line that begins in the middle of a word.
         parts: the rows of the words of each part.
     """
-    found: list[list[float]] = []
-    num_pieces, before = 0.0, " "  # of the last word; what ends in it
-    for text, separator, part in zip(texts, separators(texts, goes_on), parts, strict=True):
+    result: list[list[float]] = []
+    num_tokens, before = 0.0, " "  # tokens of the last word; the last character so far
+    for text, separator, part in zip(texts, separators(texts, continues_word), parts, strict=True):
         is_same_word = not (separator or before.isspace() or text[:1].isspace())
         for index, (count, row) in enumerate(zip(*part, strict=True)):
-            if is_same_word and index == 0 and found:
-                total = max(num_pieces + count, 1e-9)
-                found[-1] = [
-                    (one * num_pieces + other * count) / total
-                    for one, other in zip(found[-1], row, strict=True)
+            if is_same_word and index == 0 and result:
+                total = max(num_tokens + count, 1e-9)
+                result[-1] = [
+                    (one * num_tokens + other * count) / total
+                    for one, other in zip(result[-1], row, strict=True)
                 ]
-                num_pieces += count
+                num_tokens += count
             else:
-                found.append(row)
-                num_pieces = count
+                result.append(row)
+                num_tokens = count
         before = text[-1:] or before
-    return tuple(map(tuple, found))
+    return tuple(map(tuple, result))
 
 
-def _places(parts: Sequence[Sequence[int]], tag: int) -> list[list[int]]:
-    """Which pieces of the line each part has; those that say the language are in every part."""
-    places, start = [], tag
-    for part in parts:
-        end = start + len(part) - tag
-        places.append([*range(tag), *range(start, end)])
-        start = end
-    return places
-
-
-def words_of_pieces(text: str, spans: Sequence[tuple[int, int]]) -> list[Words]:
-    """Return the words of a text that each piece is part of.
-
-    Words stand between blanks, as in `str.split`. A piece that has nothing of a word, such as a
-    blank by itself, belongs to the word behind it.
+def _token_indices(parts: Sequence[Ids], tag: int) -> list[list[int]]:
+    """Return the indices in the line of the tokens of each part.
 
     Args:
-        text: the pieces together.
-        spans: where each piece stands in it, begin and end.
+        parts: ids of each part of the line.
+        tag: number of tokens at the start of the line that are repeated in each part.
+    """
+    indices, start = [], tag
+    for part in parts:
+        end = start + len(part) - tag
+        indices.append([*range(tag), *range(start, end)])
+        start = end
+    return indices
+
+
+def words_of_tokens(text: str, spans: Sequence[Span]) -> list[Words]:
+    """Return the words of a text that each token belongs to.
+
+    Words are separated by white space, as in `str.split`. A token without a character of a word,
+    such as a blank, belongs to the next word.
+
+    Args:
+        text: the decoded tokens.
+        spans: span of each token in the text.
     """
     words = [match.span() for match in re.finditer(r"\S+", text)]
     begins, ends = [begin for begin, _ in words], [end for _, end in words]
-    found = []
+    result = []
     for begin, end in spans:
-        first = bisect_right(ends, begin)  # the first word that ends behind the piece's begin
+        first = bisect_right(ends, begin)  # the first word that ends after the token's begin
         last = max(first + 1, bisect_left(begins, end))
-        found.append(Words(first, max(0, min(last, len(words)) - first)))
-    return found
+        result.append(Words(first, max(0, min(last, len(words)) - first)))
+    return result

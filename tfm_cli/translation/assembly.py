@@ -1,9 +1,8 @@
-"""What was found for the segments of lines becomes a translation of each line."""
+"""Assembly of the hypotheses of segments into a translation of each line."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import chain, islice
 
@@ -17,48 +16,47 @@ from tfm_cli.translation.segments import Segment
 
 logger = logging.getLogger(__name__)
 
+_MAX_CHOICES = 16  # combinations that are tried for each candidate of a line of several segments
 
-# A warning of translations that have far fewer sentences or tokens than their source.
-
-_FEWEST_SENTENCES = 3  # of a source that can lose too many of them
-_FEWEST_TOKENS = 16  # likewise
-_FEWER = 4  # a translation with fewer than one token for so many of its source has lost some
+_MIN_SENTENCES = 3  # of a source whose translation can lack sentences
+_MIN_TOKENS = 16  # of a source whose translation can lack tokens
+_SHORTFALL_RATIO = 4  # a translation lacks text if it has this many times fewer tokens
 
 
 class ShortfallWatch:
-    """Warns of the first translation that may have left text out; a class because it warns once."""
+    """A detector of translations that may lack text of their source; it warns only once."""
 
     def __init__(self) -> None:
         self._has_warned = False
 
-    def look(
+    def check(
         self, number: int, source: str, text: str, *, source_tokens: int, target_tokens: int
     ) -> None:
-        """Look at a translation.
+        """Warn if a translation has far fewer sentences or tokens than its source.
 
         Args:
-            number: of the line.
+            number: number of the line.
             source: the line.
             text: its translation.
-            source_tokens: of the line.
-            target_tokens: of its translation, without the end of a segment.
+            source_tokens: tokens of the line.
+            target_tokens: tokens of the translation, without </s>.
         """
         if self._has_warned:
             return
-        # Characters that the tokenizer does not know have a token for each byte.
+        # A character unknown to the tokenizer has one token for each of its bytes.
         tokens = min(source_tokens, len(source))
         sentences = _lost_sentences(source, text, is_shorter=target_tokens * 2 < tokens)
         if sentences is not None:
-            found = f"{sentences[0]} sentences became {sentences[1]}"
-        elif tokens >= _FEWEST_TOKENS and target_tokens * _FEWER < tokens:
-            found = f"{tokens} tokens became {target_tokens}"
+            reason = f"{sentences[0]} sentences became {sentences[1]}"
+        elif tokens >= _MIN_TOKENS and target_tokens * _SHORTFALL_RATIO < tokens:
+            reason = f"{tokens} tokens became {target_tokens}"
         else:
             return
         self._has_warned = True
         logger.warning(
-            "line %d: %s, so its translation may lack text; a model that learned from single "
-            "sentences needs each sentence on a line of its own; other such lines are not told",
-            number, found,
+            "line %d: %s, so its translation may lack text; a model trained on single sentences "
+            "needs each sentence on a line of its own; other such lines are not reported",
+            number, reason,
         )  # fmt: skip
 
 
@@ -67,160 +65,168 @@ def _lost_sentences(source: str, text: str, *, is_shorter: bool) -> tuple[int, i
 
     Args:
         source: the line.
-        text: its translation. Where it has no marks that end sentences, as in Thai, its sentences
-            cannot be counted.
-        is_shorter: whether it has few tokens as well.
+        text: its translation. If it has no sentence marks, as in Thai, its sentences cannot be
+            counted.
+        is_shorter: the translation has few tokens as well.
     """
-    if count_marks(source) < _FEWEST_SENTENCES - 1:  # most lines; looking closely takes longer
+    if count_marks(source) < _MIN_SENTENCES - 1:  # a fast path that is taken for most lines
         return None
     before = len(sentence_ends(source)) + 1
     after = len(sentence_ends(text)) + 1
-    if before < _FEWEST_SENTENCES or after * 2 >= before or not (is_shorter or count_marks(text)):
+    if before < _MIN_SENTENCES or after * 2 >= before or not (is_shorter or count_marks(text)):
         return None
     return before, after
 
 
-_MOST_CHOICES = 16  # for each candidate, that are tried for a line of several parts
+Parts = list[list[Hypothesis]]  # hypotheses of each segment of a line, best first
 
 
-def joined(
-    lines: Sequence[str],
-    batches: Iterable[Sequence[Segment]],
-    found: Iterable[Sequence[list[Hypothesis]]],
-    target: Tokenizer,
-    *,
-    n_best: int,
-    word_scores: bool,
-    are_samples: bool = False,
-    aligner: Aligner | None = None,
-    watch: ShortfallWatch | None = None,
-) -> list[Translation]:
-    """The translation of each line.
+@dataclass(frozen=True, slots=True)
+class Assembler:
+    """A function from the hypotheses of segments to a translation of each line.
 
     The candidates of a line have different texts, and may be fewer than `n_best`; samples may be
-    equal. A blank line has `n_best` blank ones.
+    equal. A blank line has `n_best` blank candidates.
 
     Args:
-        lines: a window.
-        batches: its segments.
-        found: the hypotheses of each segment of each batch.
-        target: turns pieces into text.
-        n_best: translations of a line.
-        word_scores: note the pieces and their log-probabilities.
-        are_samples: the hypotheses were drawn, so that equal texts count, and keep their order.
-        aligner: says which words became which; None to leave it.
-        watch: warns of translations that are far too short; None to leave it.
+        target: tokenizer that decodes the hypotheses.
+        n_best: candidates of a line.
+        word_scores: record the pieces and their log-probabilities.
+        are_samples: the hypotheses were sampled, so they keep their order and may have equal texts.
+        aligner: aligns the words of source and translation; None for no alignments.
+        watch: warns of translations that are far too short; None for no warnings.
     """
-    parts: dict[int, dict[int, list[Hypothesis]]] = {}  # by line, then by part; none of blank lines
-    sources: dict[int, dict[int, Segment]] = {}
-    for batch, hypotheses in zip(batches, found, strict=True):
-        for segment, of_segment in zip(batch, hypotheses, strict=True):
-            parts.setdefault(segment.line, {})[segment.part] = of_segment
-            sources.setdefault(segment.line, {})[segment.part] = segment
-    segments = {
-        line: [segment for _, segment in sorted(of_line.items())]
-        for line, of_line in sources.items()
-    }
-    blank = Translation("", (Candidate("", 0.0, 0.0),) * n_best, 0)
-    chosen: dict[int, list[list[Hypothesis]]] = {}  # by line, then by candidate and part
-    translations = []
-    for index, line in enumerate(lines):
-        if index not in parts:
-            translations.append(_blank_line(blank, line) if line else blank)
-            continue
-        join = partial(_candidate, line, segments[index], target=target, word_scores=word_scores)
-        ranked = [some for _, some in sorted(parts[index].items())]
-        if len(ranked) == 1 or n_best == 1 or are_samples:
-            chosen[index] = list(islice(_rank_by_rank(ranked), n_best))
-            candidates = [join(each) for each in chosen[index]]
-        else:
-            chosen[index], candidates = _of_different_texts(ranked, join, n_best)
-        num_pieces = sum(len(hypothesis.ids) + 1 for hypothesis in chosen[index][0])
-        translations.append(Translation(line, tuple(candidates), num_pieces))
-    if watch is not None:
-        for index in sorted(chosen):
-            watch.look(
-                segments[index][0].number,
-                lines[index],
-                translations[index].text,
-                source_tokens=sum(len(segment.ids) for segment in segments[index]),
-                target_tokens=sum(len(hypothesis.ids) for hypothesis in chosen[index][0]),
-            )
-    if aligner is None:
-        return translations
-    every, nothing = range(len(lines)), [list[Hypothesis]()] * n_best
-    parts_of = [segments.get(index, []) for index in every]
-    chosen_of = [chosen.get(index, nothing) for index in every]
-    return aligner.aligned(translations, parts_of, chosen_of)
+
+    target: Tokenizer
+    n_best: int
+    word_scores: bool = False
+    are_samples: bool = False
+    aligner: Aligner | None = None
+    watch: ShortfallWatch | None = None
+
+    def __call__(
+        self,
+        lines: Sequence[str],
+        batches: Iterable[Sequence[Segment]],
+        hypotheses: Iterable[Sequence[list[Hypothesis]]],
+    ) -> list[Translation]:
+        """Return the translation of each line.
+
+        Args:
+            lines: a window.
+            batches: its segments.
+            hypotheses: the hypotheses of each segment of each batch.
+        """
+        segments, parts = _by_line(batches, hypotheses)
+        blank = Translation("", (Candidate("", 0.0, 0.0),) * self.n_best, 0)
+        chosen: dict[int, list[list[Hypothesis]]] = {}  # by line, then by candidate and segment
+        translations = []
+        for index, line in enumerate(lines):
+            if index not in parts:
+                translations.append(_blank_line(blank, line) if line else blank)
+                continue
+            chosen[index], candidates = self._candidates(line, segments[index], parts[index])
+            num_tokens = sum(len(hypothesis.ids) + 1 for hypothesis in chosen[index][0])
+            translations.append(Translation(line, tuple(candidates), num_tokens))
+        if self.watch is not None:
+            for index in sorted(chosen):
+                self.watch.check(
+                    segments[index][0].number,
+                    lines[index],
+                    translations[index].text,
+                    source_tokens=sum(len(segment.ids) for segment in segments[index]),
+                    target_tokens=sum(len(hypothesis.ids) for hypothesis in chosen[index][0]),
+                )
+        if self.aligner is None:
+            return translations
+        no_hypotheses = [list[Hypothesis]()] * self.n_best
+        return self.aligner.aligned(
+            translations,
+            [segments.get(index, []) for index in range(len(lines))],
+            [chosen.get(index, no_hypotheses) for index in range(len(lines))],
+        )
+
+    def _candidates(
+        self, line: str, segments: Sequence[Segment], parts: Parts
+    ) -> tuple[list[list[Hypothesis]], list[Candidate]]:
+        """Return the candidates of a line, best first, and the hypotheses of each.
+
+        A line of several segments combines the i-th best of each segment first, then other
+        combinations if too few texts differ.
+        """
+        if len(parts) == 1 or self.n_best == 1 or self.are_samples:
+            combinations = list(islice(_rank_by_rank(parts), self.n_best))
+            return combinations, [self._candidate(line, segments, each) for each in combinations]
+        by_text: dict[str, tuple[list[Hypothesis], Candidate]] = {}
+        others = islice(_best_first(parts), _MAX_CHOICES * self.n_best)
+        for combination in chain(_rank_by_rank(parts), others):
+            if len(by_text) == self.n_best:
+                break
+            candidate = self._candidate(line, segments, combination)
+            by_text.setdefault(" ".join(candidate.text.split()), (combination, candidate))
+        ordered = sorted(by_text.values(), key=lambda both: -both[1].score)
+        return [combination for combination, _ in ordered], [each for _, each in ordered]
+
+    def _candidate(
+        self, line: str, segments: Sequence[Segment], chosen: Sequence[Hypothesis]
+    ) -> Candidate:
+        """Return the candidate made of one hypothesis of each segment of a line."""
+        texts = self.target.decode([list(hypothesis.ids) for hypothesis in chosen])
+        score = sum(hypothesis.score for hypothesis in chosen) / len(chosen)
+        log_probability = sum(hypothesis.log_probability for hypothesis in chosen)
+        pieces: list[str] = []
+        if self.word_scores:
+            ids = [i for hypothesis in chosen for i in (*hypothesis.ids, self.target.eos_id)]
+            pieces = [self.target.pieces[i] for i in ids]
+        piece_scores = tuple(each for hypothesis in chosen for each in hypothesis.piece_scores)
+        by_line: list[list[tuple[str, bool]]] = [[] for _ in range(line.count("\n") + 1)]
+        for segment, text in zip(segments, texts, strict=True):
+            by_line[segment.text_line].append((text, segment.continues_word))
+        text = "\n".join(
+            join_texts([text for text, _ in parts], [continues for _, continues in parts])
+            for parts in by_line
+        )
+        return Candidate(text, score, log_probability, tuple(pieces), piece_scores)
 
 
-def _rank_by_rank(parts: Sequence[Sequence[Hypothesis]]) -> Iterator[list[Hypothesis]]:
-    """The i-th best of each part together; the last one again where a part has fewer."""
+def _by_line(
+    batches: Iterable[Sequence[Segment]], hypotheses: Iterable[Sequence[list[Hypothesis]]]
+) -> tuple[dict[int, list[Segment]], dict[int, Parts]]:
+    """Return the segments of each line in order, and their hypotheses; neither of blank lines."""
+    by_line: dict[int, list[tuple[Segment, list[Hypothesis]]]] = {}
+    for batch, of_batch in zip(batches, hypotheses, strict=True):
+        for segment, of_segment in zip(batch, of_batch, strict=True):
+            by_line.setdefault(segment.line, []).append((segment, of_segment))
+    for both in by_line.values():
+        both.sort(key=lambda each: each[0].part)
+    return (
+        {line: [segment for segment, _ in both] for line, both in by_line.items()},
+        {line: [of_segment for _, of_segment in both] for line, both in by_line.items()},
+    )
+
+
+def _rank_by_rank(parts: Parts) -> Iterator[list[Hypothesis]]:
+    """Yield the i-th best hypotheses of all segments, repeating the last one of a shorter list."""
     for rank in range(max(map(len, parts))):
-        yield [some[min(rank, len(some) - 1)] for some in parts]
+        yield [part[min(rank, len(part) - 1)] for part in parts]
 
 
-def _best_first(parts: Sequence[Sequence[Hypothesis]]) -> Iterator[list[Hypothesis]]:
-    """All ways to choose one of each part, by the sum of the scores."""
+def _best_first(parts: Parts) -> Iterator[list[Hypothesis]]:
+    """Yield all combinations of one hypothesis of each segment, by the sum of their scores."""
     first = (0,) * len(parts)
-    waiting, seen = [(-sum(some[0].score for some in parts), first)], {first}
-    while waiting:
-        total, ranks = heappop(waiting)
-        yield [some[rank] for some, rank in zip(parts, ranks, strict=True)]
-        for place, (some, rank) in enumerate(zip(parts, ranks, strict=True)):
-            after = (*ranks[:place], rank + 1, *ranks[place + 1 :])
-            if rank + 1 < len(some) and after not in seen:
+    heap, seen = [(-sum(part[0].score for part in parts), first)], {first}
+    while heap:
+        total, ranks = heappop(heap)
+        yield [part[rank] for part, rank in zip(parts, ranks, strict=True)]
+        for index, (part, rank) in enumerate(zip(parts, ranks, strict=True)):
+            after = (*ranks[:index], rank + 1, *ranks[index + 1 :])
+            if rank + 1 < len(part) and after not in seen:
                 seen.add(after)
-                heappush(waiting, (total + some[rank].score - some[rank + 1].score, after))
-
-
-def _of_different_texts(
-    parts: Sequence[Sequence[Hypothesis]],
-    join: Callable[[list[Hypothesis]], Candidate],
-    count: int,
-) -> tuple[list[list[Hypothesis]], list[Candidate]]:
-    """The candidates of a line of several parts, best first, and what they are made of.
-
-    First the i-th best of each part together, then other choices where these are too few.
-    """
-    found: dict[str, tuple[list[Hypothesis], Candidate]] = {}
-    for chosen in chain(_rank_by_rank(parts), islice(_best_first(parts), _MOST_CHOICES * count)):
-        if len(found) == count:
-            break
-        candidate = join(chosen)
-        found.setdefault(" ".join(candidate.text.split()), (chosen, candidate))
-    ordered = sorted(found.values(), key=lambda both: -both[1].score)
-    return [chosen for chosen, _ in ordered], [candidate for _, candidate in ordered]
+                heappush(heap, (total + part[rank].score - part[rank + 1].score, after))
 
 
 def _blank_line(blank: Translation, line: str) -> Translation:
-    """The translation of a line, or of lines, without text."""
+    """Return the translation of a text without words, with as many line feeds as it has."""
     text = "\n" * line.count("\n")
     candidates = tuple(replace(candidate, text=text) for candidate in blank.candidates)
     return replace(blank, source=line, candidates=candidates)
-
-
-def _candidate(
-    line: str,
-    segments: list[Segment],
-    chosen: list[Hypothesis],
-    *,
-    target: Tokenizer,
-    word_scores: bool,
-) -> Candidate:
-    """The translation of a line from a hypothesis of each of its parts."""
-    texts = target.decode([list(h.ids) for h in chosen])
-    score = sum(h.score for h in chosen) / len(chosen)
-    total = sum(h.log_probability for h in chosen)
-    pieces: list[str] = []
-    if word_scores:
-        ids = [i for h in chosen for i in (*h.ids, target.eos_id)]
-        pieces = [target.pieces[i] for i in ids]
-    scores = tuple(score for h in chosen for score in h.piece_scores)
-    by_line: list[list[tuple[str, bool]]] = [[] for _ in range(line.count("\n") + 1)]
-    for segment, text in zip(segments, texts, strict=True):
-        by_line[segment.text_line].append((text, segment.goes_on))
-    text = "\n".join(
-        join_texts([text for text, _ in some], [goes_on for _, goes_on in some]) for some in by_line
-    )
-    return Candidate(text, score, total, tuple(pieces), scores)

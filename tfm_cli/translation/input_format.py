@@ -1,4 +1,4 @@
-"""What stands on a line of input: text, columns, or a JSON object."""
+"""Parsing of input lines: text, columns, or a JSON object."""
 
 import json
 import re
@@ -13,48 +13,59 @@ from tfm_cli.translation.segments import unified
 
 _SOURCE_FIELDS = ("source", "text")  # ours, and Sockeye's
 _PREFIX_FIELD = "target_prefix"
-_SURROGATE = re.compile(r"[\ud800-\udfff]")  # an escape of JSON may spell one without the other
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # a JSON escape may spell a lone surrogate
 
 
 @dataclass(frozen=True, slots=True)
 class InputLine:
-    """What is to be translated, and what comes out beside the translation."""
+    """A source text, with everything else on its line that is copied to the output.
+
+    Attributes:
+        source: text to translate, with a line feed for each line break.
+        target_prefix: beginning of the translation; may be empty.
+        columns: all columns of the line, if the input has columns.
+        fields: all fields of the JSON object; None if the input is not JSON.
+        breaks: the line breaks that the line feeds in `source` replace; empty if all are LF.
+        repeated: names that occur more than once in the object.
+        has_nul: fields from which NUL characters were removed.
+        has_surrogates: fields with lone surrogates.
+    """
 
     source: str
-    target_prefix: str = ""  # what the translation begins with
+    target_prefix: str = ""
     columns: tuple[str, ...] = ()
-    fields: Mapping[str, Any] | None = None  # None where the input is no JSON
-    breaks: tuple[str, ...] = ()  # what the line feeds of a source of several lines stand for
-    repeated: tuple[str, ...] = ()  # names that an object has more than once
-    has_nul: tuple[str, ...] = ()  # fields from which NUL characters were removed
-    has_surrogates: tuple[str, ...] = ()  # fields with half of a surrogate pair
+    fields: Mapping[str, Any] | None = None
+    breaks: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    has_nul: tuple[str, ...] = ()
+    has_surrogates: tuple[str, ...] = ()
 
 
-def from_forced(line: str, place: str) -> InputLine:
-    """The source and, behind a tab, what its translation begins with.
+def from_forced(line: str, position: str) -> InputLine:
+    """Parse a source, optionally followed by a tab and a target prefix.
 
     Args:
-        line: of the input.
-        place: what messages call it.
+        line: the input line.
+        position: file and line, for messages.
 
     Raises:
-        DataError: there are more columns.
+        DataError: there are more than two columns.
     """
     columns = line.split("\t")
     if len(columns) > 2:
-        message = f"{place}: has {len(columns)} columns, wanted `source<TAB>target prefix`"
+        message = f"{position}: has {len(columns)} columns, expected `source<TAB>target prefix`"
         raise DataError(message, hint="use `--tsv` to keep other columns")
     return InputLine(columns[0], "".join(columns[1:]))
 
 
-def from_columns(line: str, place: str, *, number: int, forced: bool) -> InputLine:
-    """The source in one of the columns, all of which are kept; a blank line has none.
+def from_columns(line: str, position: str, *, number: int, forced: bool) -> InputLine:
+    """Parse a line of columns, one of which is the source; a blank line has no columns.
 
     Args:
-        line: of the input.
-        place: what messages call it.
-        number: of the column of the source, from 1.
-        forced: whether the column behind it, if there is one, is what the translation begins with.
+        line: the input line.
+        position: file and line, for messages.
+        number: number of the source column, from 1.
+        forced: the next column, if there is one, is the target prefix.
 
     Raises:
         DataError: there are fewer columns.
@@ -64,22 +75,24 @@ def from_columns(line: str, place: str, *, number: int, forced: bool) -> InputLi
     columns = line.split("\t")
     if len(columns) < number:
         plural = "" if len(columns) == 1 else "s"
-        message = f"{place}: has {len(columns)} column{plural}, but column {number} is the source"
-        raise DataError(message)
+        message = f"has {len(columns)} column{plural}, but column {number} is the source"
+        raise DataError(f"{position}: {message}")
     prefix = columns[number] if forced and len(columns) > number else ""
     return InputLine(columns[number - 1], prefix, tuple(columns))
 
 
-def from_json(line: str, place: str) -> InputLine:
-    """The `source` or `text` of an object, and its `target_prefix`; a blank line is blank text.
+def from_json(line: str, position: str) -> InputLine:
+    """Parse an object with `source` or `text` and optionally `target_prefix`.
+
+    A blank line is a blank source.
 
     Args:
-        line: of the input.
-        place: what messages call it.
+        line: the input line.
+        position: file and line, for messages.
 
     Raises:
-        DataError: it is no object, or has no such source, or a field of the three is no string; or
-            the prefix has text on a line where the source has none.
+        DataError: the line is not an object, has no source, or one of these fields is not a string;
+            or the prefix has text on a line where the source has none.
     """
     if not line.strip():
         return InputLine("")
@@ -88,29 +101,29 @@ def from_json(line: str, place: str) -> InputLine:
         fields = json.loads(
             line, parse_constant=_refuse, object_pairs_hook=partial(_table, repeated=repeated)
         )
-        json.dumps(fields, allow_nan=False)  # what cannot be written again is found out here
+        json.dumps(fields, allow_nan=False)  # fail now if the fields cannot be written again
     except json.JSONDecodeError as error:
-        message = f"{place}: is no JSON object: character {error.colno}: {error.msg}"
+        message = f"{position}: is not a JSON object: character {error.colno}: {error.msg}"
         raise DataError(message) from error
-    except ValueError as error:  # numbers that are none, or have too many digits
+    except ValueError as error:  # NaN, infinity, or too many digits
         reason = str(error).partition(";")[0]  # the rest is advice for programmers
-        raise DataError(f"{place}: has a number that cannot be kept: {reason}") from error
+        raise DataError(f"{position}: has a number that cannot be kept: {reason}") from error
     except RecursionError as error:
-        raise DataError(f"{place}: has objects or lists nested too deeply") from error
+        raise DataError(f"{position}: has objects or lists nested too deeply") from error
     if not isinstance(fields, dict):
-        raise DataError(f"{place}: is no JSON object")
+        raise DataError(f"{position}: is not a JSON object")
     name = next((name for name in _SOURCE_FIELDS if name in fields), "")
     if not name:
-        raise DataError(f"{place}: has neither `source` nor `text`")
+        raise DataError(f"{position}: has neither `source` nor `text`")
     prefix = fields.get(_PREFIX_FIELD)
-    prefix = "" if prefix is None else prefix  # programs write null for what they do not have
+    prefix = "" if prefix is None else prefix  # programs write null for a missing value
     texts = {name: fields[name], _PREFIX_FIELD: prefix}
     for field, text in texts.items():
         if not isinstance(text, str):
-            raise DataError(f"{place}: `{field}` is no string")
+            raise DataError(f"{position}: `{field}` is not a string")
     source, breaks = unified(fields[name].replace("\0", ""))
     prefix, _ = unified(prefix.replace("\0", ""))
-    _check_prefix(source, prefix, place)
+    _check_prefix(source, prefix, position)
     return InputLine(
         source,
         prefix,
@@ -122,15 +135,15 @@ def from_json(line: str, place: str) -> InputLine:
     )
 
 
-def _check_prefix(source: str, prefix: str, place: str) -> None:
-    """Refuse a prefix of several lines that does not fit the lines of its source."""
+def _check_prefix(source: str, prefix: str, position: str) -> None:
+    """Raise a DataError if a prefix has text on a line where its source has none."""
     if "\n" not in prefix:
         return
     lines = source.split("\n")
     for number, each in enumerate(prefix.split("\n"), 1):
         if each.strip() and not (number <= len(lines) and lines[number - 1].strip()):
-            told = f"line {number} of `{_PREFIX_FIELD}` has text, line {number} of the source none"
-            raise DataError(f"{place}: {told}")
+            message = f"line {number} of `{_PREFIX_FIELD}` has text, line {number} of the source"
+            raise DataError(f"{position}: {message} none")
 
 
 def _table(pairs: list[tuple[str, Any]], *, repeated: list[str]) -> dict[str, Any]:
@@ -142,4 +155,4 @@ def _table(pairs: list[tuple[str, Any]], *, repeated: list[str]) -> dict[str, An
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"`{constant}` is no JSON")
+    raise ValueError(f"`{constant}` is not JSON")

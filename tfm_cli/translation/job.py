@@ -1,12 +1,14 @@
-"""`tfm translate` as a job: where its output goes, which process does what, where it goes on."""
+"""A translation job: its output, its processes, its progress, and where it resumes."""
 
 import contextlib
 import dataclasses
 import io
 import json
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +17,18 @@ from tfm_cli import console
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.parallel import Parallel
-from tfm_cli.text.reader import LineReader
+from tfm_cli.text.reader import LineReader, is_typed
 from tfm_cli.text.writer import open_output
-from tfm_cli.translation.input_format import InputLine
-from tfm_cli.translation.output_format import Form
-from tfm_cli.translation.progress import shown_progress
+from tfm_cli.translation.output_format import OutputFormat
 from tfm_cli.translation.resumable_output import Output, Position, StreamOutput, resumable_file
 from tfm_cli.translation.streaming import (
-    Translated,
-    UnderWay,
+    LineFormats,
+    PendingLines,
+    TranslatedWindow,
     Window,
     WindowReader,
     Work,
-    of_all_ranks,
+    merge_ranks,
     translated_windows,
     write_windows,
 )
@@ -41,28 +42,49 @@ _SPEED_ONLY = ("max_tokens", "buffer_size")
 _SAMPLING_ONLY = ("top_k", "top_p", "temperature", "seed")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A translation of one input to one output.
+
+    Args:
+        input_path: path of the input; `-` is standard input.
+        output_path: path of the output; `-` is standard output.
+        settings: everything except the input that the output depends on, see `job_settings`.
+        overwrite: start again even if the same output was begun.
+        formats: formats of the input and output lines.
+        buffer_size: most lines of a window.
+    """
+
+    input_path: str
+    output_path: str
+    settings: Mapping[str, Any]
+    overwrite: bool
+    formats: LineFormats
+    buffer_size: int
+
+
 def job_settings(
     models: Sequence[Path],
     search: SearchConfig,
-    form: Form,
+    output_format: OutputFormat,
     *,
     sampling: bool,
     precision: str,
     **others: object,
 ) -> dict[str, Any]:
-    """All that the output depends on but the input, by the names that the user knows.
+    """Return everything except the input that the output depends on, by the names of the flags.
 
     Args:
         models: model directories.
-        search: how translations are looked for.
-        form: of the output.
-        sampling: whether they are drawn.
-        precision: of the matrix products.
-        others: flags by their names in Python.
+        search: the search settings.
+        output_format: the format of the output.
+        sampling: translations are sampled.
+        precision: precision of the matrix products.
+        others: other flags by their names in Python.
     """
     from tfm_cli.model_directory.config_file import weights_identity  # imports SentencePiece
 
-    settings = dataclasses.asdict(search) | dataclasses.asdict(form)
+    settings = dataclasses.asdict(search) | dataclasses.asdict(output_format)
     for name in (*_SPEED_ONLY, *(() if sampling else _SAMPLING_ONLY)):
         del settings[name]
     settings["format"] = settings.pop("kind")
@@ -73,7 +95,7 @@ def job_settings(
 
 
 def check_input(input_path: str, parallel: Parallel) -> None:
-    """Raise a ConfigError if several processes could not read the input, each from its start."""
+    """Raise a ConfigError unless each of several processes can read the input from its start."""
     source = Path(input_path)
     if parallel.world > 1 and (input_path == "-" or (source.exists() and not source.is_file())):
         raise ConfigError(
@@ -83,81 +105,74 @@ def check_input(input_path: str, parallel: Parallel) -> None:
 
 
 def run_job(
-    reader: LineReader,
-    load: Callable[[], "Translator"],
-    *,
-    input_path: str,
-    output_path: str,
-    settings: Mapping[str, Any],
-    overwrite: bool,
-    understand: Callable[[str, str], InputLine],
-    form: Form,
-    buffer_size: int,
-    parallel: Parallel,
+    job: Job, reader: LineReader, load: Callable[[], "Translator"], *, parallel: Parallel
 ) -> Work:
-    """Translate an input from where its output stopped, with all processes that there are.
+    """Translate the rest of an input that its output lacks, in all processes of `parallel`.
 
     Args:
-        reader: the input.
-        load: gives what translates.
-        input_path: of the input; - for standard input.
-        output_path: where translations go; - for standard output.
-        settings: what they depend on.
-        overwrite: begin again, whatever was begun.
-        understand: says what stands on a line, given the line and what messages call it.
-        form: of the output.
-        buffer_size: most lines of a window.
+        job: the job.
+        reader: its input.
+        load: returns the translator.
         parallel: the processes.
     """
-    main = parallel.is_main
-    opened = _output(output_path, settings, overwrite=overwrite) if main else _none()
+    opened = _output(job) if parallel.is_main else _no_output()
     with parallel.connected(), opened as output:
-        start = _shared(output.start, parallel)
+        start = _broadcast_position(output.start, parallel)
         if start.lines:
-            logger.info("%s: going on after line %d", output_path, start.lines)
+            logger.info("%s: resuming after line %d", job.output_path, start.lines)
         translator = load()
-        under_way: UnderWay = deque()
-        windows = WindowReader(reader, start, under_way, buffer_size=buffer_size)
+        pending: PendingLines = deque()
+        windows = WindowReader(reader, start, pending, buffer_size=job.buffer_size)
 
-        def translate(own: Iterator[Window]) -> Iterator[Translated]:
+        def translate(own: Iterator[Window]) -> Iterator[TranslatedWindow]:
             return translated_windows(
-                own, translator, understand=understand, form=form, name=reader.name,
-                under_way=under_way,
-            )  # fmt: skip
+                own, translator, job.formats, name=reader.name, pending=pending
+            )
 
-        if not main:
-            console.setup(console.QUIET)  # its lines are its own, and so are the warnings of them
-        with shown_progress(input_path, output_path) as progress:
+        if not parallel.is_main:
+            console.setup(console.QUIET)  # other ranks only warn, about their own lines
+        with _progress(job) as progress:
             return write_windows(
-                of_all_ranks(iter(windows), translate, parallel),
+                merge_ranks(iter(windows), translate, parallel),
                 output,
                 waited=lambda: windows.waited_seconds,
                 progress=progress,
             )
 
 
-def _output(
-    path: str, settings: Mapping[str, Any], *, overwrite: bool
-) -> contextlib.AbstractContextManager[Output]:
-    place = Path(path)
-    if path == "-" or (place.exists() and not place.is_file()):
-        return _streaming(path)
-    return resumable_file(place, settings, overwrite=overwrite)
+@contextlib.contextmanager
+def _progress(job: Job) -> Iterator[Callable[[Work], None]]:
+    """Yield a function that shows the progress, unless the user sees the translations themselves.
+
+    Nothing is shown if the input is typed, or if the translations go to the same terminal.
+    """
+    shares_terminal = job.output_path == "-" and sys.stderr.isatty() and sys.stdout.isatty()
+    if shares_terminal or is_typed(job.input_path):
+        yield lambda work: None
+        return
+    with console.shown_progress("translating", logger) as show:
+        yield lambda work: show(work.progress_text, work.share)
+
+
+def _output(job: Job) -> contextlib.AbstractContextManager[Output]:
+    path = Path(job.output_path)
+    if job.output_path == "-" or (path.exists() and not path.is_file()):
+        return _stream(job.output_path)
+    return resumable_file(path, job.settings, overwrite=job.overwrite)
 
 
 @contextlib.contextmanager
-def _streaming(path: str) -> Iterator[Output]:
+def _stream(path: str) -> Iterator[Output]:
     with open_output(path) as stream:
         yield StreamOutput(stream)
 
 
 @contextlib.contextmanager
-def _none() -> Iterator[Output]:
+def _no_output() -> Iterator[Output]:
     yield StreamOutput(io.BytesIO())
 
 
-def _shared(start: Position, parallel: Parallel) -> Position:
-    """Where rank 0 says that the work begins."""
-    return Position(
-        **json.loads(parallel.broadcast_bytes(json.dumps(dataclasses.asdict(start)).encode()))
-    )
+def _broadcast_position(start: Position, parallel: Parallel) -> Position:
+    """Return the position of rank 0."""
+    message = json.dumps(dataclasses.asdict(start)).encode()
+    return Position(**json.loads(parallel.broadcast_bytes(message)))

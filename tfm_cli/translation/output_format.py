@@ -1,4 +1,4 @@
-"""How a translation is written: a line of text, columns, Moses n-best lines, or a JSON object."""
+"""Formatting of translations: lines of text, columns, Moses n-best lines, or JSON objects."""
 
 import contextlib
 import json
@@ -13,120 +13,140 @@ from tfm_cli.translation.segments import on_one_line, restored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """How translations are to be written."""
+class OutputFormat:
+    """The format of the output.
+
+    Attributes:
+        kind: lines of text, or a JSON object on each line.
+        n_best: candidates of each line.
+        with_score: write the score before a line of text; n-best lists and JSON always have it.
+        word_scores: write the log-probability of each piece.
+        alignment: write all weights, the heaviest source word of each target word, or the pairs
+            with more than a weight; None writes no alignment.
+    """
 
     kind: Literal["text", "json"] = "text"
     n_best: int = 1
-    with_score: bool = False  # before a line of text; n-best lists and JSON have it anyway
-    word_scores: bool = False  # behind it
-    # Behind it as well: weights, the weightiest source word of each target word, or the pairs of
-    # more than a weight.
+    with_score: bool = False
+    word_scores: bool = False
     alignment: Literal["soft", "hard"] | float | None = None
 
 
-def rendered(line: InputLine, translation: Translation, index: int, form: Form) -> Iterator[str]:
-    """The lines for one line of input, whose index from 0 is for n-best lists."""
-    if form.kind == "json":
-        return as_json(line, translation, form)
-    if form.n_best > 1:
-        return as_n_best(translation, index, form)
-    return as_text(line, translation, form)
+def format_translation(
+    line: InputLine, translation: Translation, index: int, output_format: OutputFormat
+) -> Iterator[str]:
+    """Yield the output lines of one input line.
+
+    Args:
+        line: the input line.
+        translation: its translation.
+        index: index of the line from 0, which n-best lists contain.
+        output_format: the format of the output.
+    """
+    if output_format.kind == "json":
+        return as_json(line, translation, output_format)
+    if output_format.n_best > 1:
+        return as_n_best(translation, index, output_format)
+    return as_text(line, translation, output_format)
 
 
-def as_text(line: InputLine, translation: Translation, form: Form) -> Iterator[str]:
-    """The translation: `[columns<TAB>][score<TAB>]translation[ ||| 0-0 …][ ||| WordScores= …]`."""
+def as_text(
+    line: InputLine, translation: Translation, output_format: OutputFormat
+) -> Iterator[str]:
+    """Yield a line `[columns<TAB>][score<TAB>]translation[ ||| 0-0 …][ ||| WordScores= …]`."""
     best = translation.candidates[0]
-    # A translation with a tab in it would be two columns.
+    # A tab in the translation would make it two columns.
     text = best.text.replace("\t", " ") if line.columns else on_one_line(best.text)
-    text = " ||| ".join([text, *_extras(best, form)])
-    score = [f"{best.score:.4f}"] if form.with_score else []
+    text = " ||| ".join([text, *_extras(best, output_format)])
+    score = [f"{best.score:.4f}"] if output_format.with_score else []
     yield "\t".join([*line.columns, *score, text])
 
 
-def as_n_best(translation: Translation, index: int, form: Form) -> Iterator[str]:
-    """Lines of Moses' n-best format: `index ||| text ||| features ||| score`, index from 0.
+def as_n_best(translation: Translation, index: int, output_format: OutputFormat) -> Iterator[str]:
+    """Yield lines of Moses' n-best format: `index ||| text ||| features ||| score`.
 
-    Alignments and scores of the pieces stand before the features, as Marian writes them.
+    The index counts from 0. Alignments and word scores precede the features, as in Marian.
     """
     for candidate in translation.candidates:
-        fields = [str(index), on_one_line(candidate.text), *_extras(candidate, form)]
+        fields = [str(index), on_one_line(candidate.text), *_extras(candidate, output_format)]
         fields += [f"logprob={candidate.log_probability:.4f}", f"{candidate.score:.4f}"]
         yield " ||| ".join(fields)
 
 
-def as_json(line: InputLine, translation: Translation, form: Form) -> Iterator[str]:
-    """One object a line: source, translation, score, and all candidates where n-best is asked.
+def as_json(
+    line: InputLine, translation: Translation, output_format: OutputFormat
+) -> Iterator[str]:
+    """Yield a JSON object with source, translation and score, and all candidates of an n-best list.
 
-    Of JSON input it has all fields as they were, but for those that are written here.
+    All fields of JSON input are copied, except those that are written here.
     """
     best = translation.candidates[0]
     given = {"source": translation.source} if line.fields is None else line.fields
     fields: dict[str, Any] = dict(given)
     fields |= {"translation": restored(best.text, line.breaks), "score": round(best.score, 4)}
-    if form.word_scores:
+    if output_format.word_scores:
         fields["log_probability"] = round(best.log_probability, 4)
-    fields |= _more(best, form)
-    if form.n_best > 1:
+    fields |= _more(best, output_format)
+    if output_format.n_best > 1:
         fields["n_best"] = [
             {
                 "translation": restored(candidate.text, line.breaks),
                 "score": round(candidate.score, 4),
                 "log_probability": round(candidate.log_probability, 4),
-                **_more(candidate, form),
+                **_more(candidate, output_format),
             }
             for candidate in translation.candidates
         ]
     text = json.dumps(fields, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can spell
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can spell
         text = json.dumps(fields)
     yield text
 
 
-def written_fields(form: Form) -> frozenset[str]:
-    """Return the names of the fields that are written to JSON, whatever the input has there."""
+def replaced_fields(output_format: OutputFormat) -> frozenset[str]:
+    """Return the names of the JSON fields that the output replaces if the input has them."""
     names = {"translation", "score"}
-    names |= {"n_best"} if form.n_best > 1 else set()
-    names |= {"alignment"} if form.alignment is not None else set()
-    names |= {"log_probability", "pieces", "word_scores"} if form.word_scores else set()
+    names |= {"n_best"} if output_format.n_best > 1 else set()
+    names |= {"alignment"} if output_format.alignment is not None else set()
+    names |= {"log_probability", "pieces", "word_scores"} if output_format.word_scores else set()
     return frozenset(names)
 
 
-def _more(candidate: Candidate, form: Form) -> dict[str, Any]:
-    """Fields of JSON that are there where they were asked for."""
+def _more(candidate: Candidate, output_format: OutputFormat) -> dict[str, Any]:
+    """Return the optional JSON fields of a candidate."""
     fields: dict[str, Any] = {}
-    if form.alignment == "soft":
+    if output_format.alignment == "soft":
         fields["alignment"] = [[round(weight, 4) for weight in row] for row in candidate.alignment]
-    elif form.alignment is not None:
-        fields["alignment"] = alignment_pairs(candidate.alignment, form.alignment)
-    if form.word_scores:
+    elif output_format.alignment is not None:
+        fields["alignment"] = alignment_pairs(candidate.alignment, output_format.alignment)
+    if output_format.word_scores:
         fields["pieces"] = candidate.pieces
         fields["word_scores"] = [round(score, 4) for score in candidate.word_scores]
     return fields
 
 
-def _extras(candidate: Candidate, form: Form) -> list[str]:
-    """Fields of text that are there where they were asked for, as Marian writes them."""
+def _extras(candidate: Candidate, output_format: OutputFormat) -> list[str]:
+    """Return the optional fields of a text line, in Marian's format."""
     fields = []
-    if form.alignment == "soft":
+    if output_format.alignment == "soft":
         rows = (",".join(f"{weight:.4f}" for weight in row) for row in candidate.alignment)
         fields.append(" ".join(rows))
-    elif form.alignment is not None:
-        pairs = alignment_pairs(candidate.alignment, form.alignment)
+    elif output_format.alignment is not None:
+        pairs = alignment_pairs(candidate.alignment, output_format.alignment)
         fields.append(" ".join(f"{source}-{target}" for source, target in pairs))
-    if form.word_scores:
+    if output_format.word_scores:
         scores = (f"{score:.4f}" for score in candidate.word_scores)
         fields.append(" ".join(["WordScores=", *scores]))
     return fields
 
 
 def alignment_kind(name: str) -> Literal["soft", "hard"] | float:
-    """How alignments are to be written, by what Marian's flag takes.
+    """Parse the value of Marian's `--alignment`: `soft`, `hard`, or a weight from 0 to below 1.
 
     Raises:
-        ConfigError: it is neither `soft` nor `hard` nor a weight.
+        ConfigError: it is none of these.
     """
     for kind in ("soft", "hard"):
         if name == kind:
@@ -134,21 +154,21 @@ def alignment_kind(name: str) -> Literal["soft", "hard"] | float:
     with contextlib.suppress(ValueError):
         if 0 <= float(name) < 1:
             return float(name)
-    wanted = "wanted soft, hard, or a number of at least 0 and below 1"
-    raise ConfigError(f"unknown alignment `{name}`, {wanted}")
+    expected = "expected soft, hard, or a number of at least 0 and below 1"
+    raise ConfigError(f"unknown alignment `{name}`, {expected}")
 
 
 def alignment_pairs(
-    weights: Sequence[Sequence[float]], which: Literal["hard"] | float
+    weights: Sequence[Sequence[float]], kind: Literal["hard"] | float
 ) -> list[tuple[int, int]]:
-    """Source and target words that belong together, both from 0, in order of the source.
+    """Return the pairs of aligned source and target words, counted from 0, in source order.
 
     Args:
-        weights: of each target word's source words.
-        which: `hard` for the weightiest source word of each target word, the first of equals; a
-            number for the pairs of more than this weight.
+        weights: weights of the source words for each target word, (J, I).
+        kind: `hard` selects the heaviest source word of each target word, the first of equals; a
+            number selects the pairs with more than this weight.
     """
-    if which == "hard":
+    if kind == "hard":
         best = [
             (row.index(max(row)), target)
             for target, row in enumerate(map(list, weights))
@@ -159,6 +179,6 @@ def alignment_pairs(
         (source, target)
         for target, row in enumerate(weights)
         for source, weight in enumerate(row)
-        if weight > which
+        if weight > kind
     ]
     return sorted(pairs)

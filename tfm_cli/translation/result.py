@@ -1,31 +1,39 @@
-"""What became of a line: its translation, and how good the model thinks it is."""
+"""The translation of a line, with its candidates and their scores."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One translation of a line."""
+    """One translation of a line.
+
+    Attributes:
+        text: the translation.
+        score: length-normalised log-probability; 0 for a blank line.
+        log_probability: sum over all tokens.
+        pieces: the pieces that were written, with </s> after each segment; empty unless requested.
+        word_scores: log-probability of each piece.
+        alignment: for each word of the text, its attention to each word of the line; empty unless
+            requested. A row sums to at most 1.
+    """
 
     text: str
-    score: float  # length-normalised log-probability; 0 for a blank line
+    score: float
     log_probability: float
-    pieces: tuple[str, ...] = ()  # with </s>, of each part of a split line; where asked
-    word_scores: tuple[float, ...] = ()  # log-probability of each piece
-    # Where asked: of each word of the text, how much of it came from each word of the line. What
-    # is missing to 1 came from none.
+    pieces: tuple[str, ...] = ()
+    word_scores: tuple[float, ...] = ()
     alignment: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What became of one line."""
+    """The translation of one line."""
 
     source: str
     candidates: tuple[Candidate, ...]  # best first, at least one
-    num_pieces: int  # pieces written for the best one, </s> included
+    num_tokens: int  # tokens of the best candidate, </s> included
 
     @property
     def text(self) -> str:
-        """The best translation; empty for a blank line."""
+        """Return the best translation; "" for a blank line."""
         return self.candidates[0].text

@@ -1,8 +1,9 @@
-"""An output file that is written over hours: a killed job goes on where it stopped.
+"""Output files that a killed job can resume.
 
-While it grows it stands beside its place as `.NAME.partial`, and `.NAME.progress` records how much
-of it is done, by which settings and of which input. The old file stays until the new one is whole.
-The journal is written first: without one, a partial file that has content is somebody else's.
+The output grows as `.NAME.partial` beside the final path. The journal `.NAME.progress` records its
+size, its settings and the position in the input. An old output is replaced only when the new one is
+complete. The journal is written first, so a partial file with content but without a journal belongs
+to another program.
 """
 
 import contextlib
@@ -26,58 +27,64 @@ from tfm_cli.files.untrusted import NOT_OURS, check_private, read_private_json
 
 logger = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 5.0  # work that is lost at most, and that is worth being kept
+COMMIT_SECONDS = 5.0  # most work that a kill loses, and least work that is kept
 _FORMAT = 1
-_LONGEST_NAME = 200  # bytes; the file system allows 255
+_MAX_NAME_BYTES = 200  # file systems allow 255
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far the input was read."""
+    """A position in the input.
+
+    Attributes:
+        lines: lines before it.
+        sha256: hash of these lines, with a line feed each.
+        window_lines: most lines of the next window; 0 for the first one.
+    """
 
     lines: int = 0
-    sha256: str = hashlib.sha256().hexdigest()  # of these lines, with a line feed each
-    window_lines: int = 0  # most lines of the next window; 0 for the first
+    sha256: str = hashlib.sha256().hexdigest()
+    window_lines: int = 0
 
 
 _POSITION = {"lines": int, "sha256": str, "window_lines": int}
 
 
 class Output(Protocol):
-    """What translations are written to."""
+    """An output of translations."""
 
     @property
     def stream(self) -> BinaryIO:
-        """The bytes go here."""
+        """Return the stream to write to."""
 
     @property
     def start(self) -> Position:
-        """What the output has already."""
+        """Return the position in the input up to which the output is written already."""
 
     def mark(self, position: Position) -> None:
-        """Say that all up to this position was written."""
+        """Record that the output is written up to this position in the input."""
 
 
 class StreamOutput:
-    """Standard output, a pipe or a device: each window is sent on at once, none is kept."""
+    """Standard output, a pipe or a device, which is flushed after each window and never resumed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
         self.start = Position()
 
     def mark(self, position: Position) -> None:
-        """Send on what was written."""
+        """Flush the stream."""
         self.stream.flush()
 
 
 class ResumableFile:
-    """A file on its way; a class because it holds the lock and what was written.
+    """A locked file that replaces its path when it is complete, and is resumed if it is not.
 
     Args:
-        path: of the finished file.
-        settings: what the content depends on, by the names that the user knows.
-        overwrite: begin anew, whatever was begun.
-        clock: seconds.
+        path: path of the complete file.
+        settings: everything except the input that the content depends on, by the user's names.
+        overwrite: start again even if the file was begun.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -88,26 +95,26 @@ class ResumableFile:
         overwrite: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._shown = path
-        self._place = link_target(path)
-        self._partial = _beside(self._place, "partial")
-        self._journal = _beside(self._place, "progress")
-        self._settings = json.loads(json.dumps(settings))  # as it comes back from the disk
+        self._name = path
+        self._path = link_target(path)
+        self._partial = _private_path(self._path, "partial")
+        self._journal = _private_path(self._path, "progress")
+        self._settings = json.loads(json.dumps(settings))  # as it is read from the journal
         self._clock = clock
-        durable.make_directory(self._place.parent)
+        durable.make_directory(self._path.parent)
         check_private(self._journal)
-        self.stream = self._locked()
-        sweep(self._place.parent, [self._journal.name])
+        self.stream = self._lock()
+        sweep(self._path.parent, [self._journal.name])
         try:
-            copy_permissions(self._place, self.stream)
-            self.start, num_bytes = self._begun(overwrite=overwrite)
+            copy_permissions(self._path, self.stream)
+            self.start, num_bytes = self._resume_position(overwrite=overwrite)
             if not self.start.lines:
                 self._record(self.start, 0)
             self.stream.seek(num_bytes)
             self.stream.truncate()
         except BaseException:
             with contextlib.suppress(OSError):
-                if not os.fstat(self.stream.fileno()).st_size:  # it may have been made just now
+                if not os.fstat(self.stream.fileno()).st_size:  # it may be new
                     durable.remove(self._partial)
             self.stream.close()
             raise
@@ -122,25 +129,25 @@ class ResumableFile:
             if kind is None:
                 self._finish()
         except BaseException:
-            self._keep()
+            self._save_partial()
             raise
         if kind is not None:
-            self._keep()
+            self._save_partial()
 
     def mark(self, position: Position) -> None:
-        """Say that all up to this position was written; it is made sure of every few seconds."""
+        """Record that the output is written up to this position; commit it every few seconds."""
         self._done = position, self.stream.tell()
         if self._clock() - self._last_commit >= COMMIT_SECONDS:
             self._commit()
 
     def _commit(self) -> None:
-        durable.sync(self.stream)  # first what was written, then that it was
+        durable.sync(self.stream)  # before the journal that refers to it
         self._record(*self._done)
         self._committed = self._done
         self._last_commit = self._clock()
 
     def _record(self, position: Position, num_bytes: int) -> None:
-        """Write the journal anew."""
+        """Replace the journal."""
         progress = {
             "format": _FORMAT,
             "settings": self._settings,
@@ -152,30 +159,34 @@ class ResumableFile:
 
     def _finish(self) -> None:
         durable.sync(self.stream)
-        durable.rename(self._partial, self._place)
-        durable.sync_directory(self._place.parent)
-        _forget(self._journal)
-        self.stream.close()  # only here the lock ends
+        durable.rename(self._partial, self._path)
+        durable.sync_directory(self._path.parent)
+        _remove(self._journal)
+        self.stream.close()  # releases the lock
 
-    def _keep(self) -> None:
-        """Keep what was done, if it took long enough to be missed; else leave nothing."""
+    def _save_partial(self) -> None:
+        """Commit the work so far if it took more than a few seconds; otherwise leave no files."""
         is_long = self._clock() - self._last_commit >= COMMIT_SECONDS
         if self._done != self._committed and (is_long or self._committed[0].lines):
-            with contextlib.suppress(OSError):  # a full disk: what was made sure of before counts
+            with contextlib.suppress(OSError):  # on a full disk, the last commit counts
                 self._commit()
         lines = self._committed[0].lines
         if not lines:
             with contextlib.suppress(OSError):
                 durable.remove(self._partial)
-                _forget(self._journal)
+                _remove(self._journal)
         elif lines > self.start.lines:
-            told = "%s: %d lines are done and kept; the same command goes on after them"
-            logger.warning(told, self._shown, lines)
-        with contextlib.suppress(OSError):  # what it still holds cannot be written
+            message = "%s: %d lines are written; the same command resumes after them"
+            logger.warning(message, self._name, lines)
+        with contextlib.suppress(OSError):  # buffered bytes cannot be written
             self.stream.close()
 
-    def _locked(self) -> BinaryIO:
-        """The partial file, which no other process has."""
+    def _lock(self) -> BinaryIO:
+        """Open and lock the partial file.
+
+        Raises:
+            ResourceError: another process has locked it.
+        """
         while True:
             stream = durable.open_for_update(self._partial)
             try:
@@ -183,18 +194,23 @@ class ResumableFile:
             except BlockingIOError as error:
                 stream.close()
                 raise ResourceError(
-                    f"{self._shown}: another process is translating to it",
+                    f"{self._name}: another process is translating to it",
                     hint="wait for its end, or name another `--output`",
                 ) from error
-            except OSError:  # such as a file system without locks
+            except OSError:  # the file system has no locks
                 return stream
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), self._partial.lstat()):
                     return stream
-            stream.close()  # the other one has just finished, and this is its output
+            stream.close()  # another process has just completed it: this is its output
 
-    def _begun(self, *, overwrite: bool) -> tuple[Position, int]:
-        """Where to go on, in the input and in the output."""
+    def _resume_position(self, *, overwrite: bool) -> tuple[Position, int]:
+        """Return the position in the input and the size of the output to resume at.
+
+        Raises:
+            ConfigError: the output was begun with other settings.
+            ResourceError: the partial file belongs to another program.
+        """
         size = os.fstat(self.stream.fileno()).st_size
         if size and not overwrite and not self._journal.exists():
             raise ResourceError(
@@ -207,10 +223,10 @@ class ResumableFile:
         settings, position, num_bytes = progress
         changes = _changes(settings, self._settings)
         if changes:
-            title = f"{self._shown}: was begun with other settings; {len(changes)} change"
+            title = f"{self._name}: was begun with other settings; {len(changes)} change"
             raise ConfigError(
                 "\n  ".join([title + ("s" if len(changes) > 1 else ""), *changes]),
-                hint=f"keep them as they were to go on after line {position.lines}, or use "
+                hint=f"restore them to resume after line {position.lines}, or use "
                 "`--overwrite` to begin again",
             )
         return position, num_bytes
@@ -220,10 +236,10 @@ class ResumableFile:
 def resumable_file(
     path: Path, settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[ResumableFile]:
-    """A ResumableFile; it takes its place when the block ends well.
+    """Yield a ResumableFile, which replaces its path when the block ends without an exception.
 
     Raises:
-        ConfigError: it was begun with other settings.
+        ConfigError: the output was begun with other settings.
         ResourceError: another process writes it, or it cannot be written.
     """
     try:
@@ -235,21 +251,22 @@ def resumable_file(
         raise output_error(path, error) from error
 
 
-def _forget(journal: Path) -> None:
+def _remove(journal: Path) -> None:
     if journal.exists():
         durable.remove(journal)
 
 
-def _beside(place: Path, kind: str) -> Path:
-    name = place.name
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+def _private_path(path: Path, kind: str) -> Path:
+    """Return the path of the partial file or the journal of an output."""
+    name = path.name
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
-    return place.with_name(f".{name}.{kind}")
+    return path.with_name(f".{name}.{kind}")
 
 
 def _read(journal: Path) -> tuple[dict[str, Any], Position, int] | None:
-    """Settings, position and size that a journal tells; None where there is none that is ours."""
-    check_private(journal)  # else it would be replaced
+    """Return settings, position and size in a journal; None if there is no valid journal."""
+    check_private(journal)  # refuses one of another program, which would be replaced
     progress = read_private_json(journal, fallback="it begins again")
     if progress is None:
         return None
@@ -263,17 +280,18 @@ def _read(journal: Path) -> tuple[dict[str, Any], Position, int] | None:
         and min(position["lines"], position["window_lines"], size) >= 0
     ):
         return settings, Position(**position), size
-    logger.warning("%s: does not tell where to go on; it begins again", journal)
+    logger.warning("%s: has no position to resume at; it begins again", journal)
     return None
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that differs."""
     return [
-        f"{name}: was {_spelled(before.get(name))}, is {_spelled(now.get(name))}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        f"{name}: was {_setting_text(before.get(name))}, is {_setting_text(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
     ]
 
 
-def _spelled(value: object) -> str:
+def _setting_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""How a batch of segments becomes hypotheses: in as much memory as there is, of different texts."""
+"""Search for the hypotheses of a batch of segments, within memory and with distinct texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from tfm_cli.translation.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class BatchSearch:
-    """What makes hypotheses of segments, whatever computes them.
+    """A function from segments to hypotheses, on any engine.
 
     Args:
         engine: the models.
-        target: the tokenizer of translations.
-        options: how the models are searched.
+        target: the target tokenizer.
+        options: options of the search.
     """
 
     engine: SearchEngine
@@ -27,23 +27,23 @@ class BatchSearch:
     options: SearchOptions
 
     def __call__(self, batch: list[Segment]) -> Found:
-        """Hypotheses of each segment, best first; a batch that memory cannot hold is halved.
+        """Return the hypotheses of each segment, best first.
 
-        Of an n-best list they have different texts. Sampling draws them independently of each
-        other, and they stand in the order in which they were drawn.
+        A batch that does not fit into memory is halved. The hypotheses of an n-best list have
+        different texts. Samples are independent of each other and in the order of sampling.
 
         Raises:
-            ResourceError: memory cannot hold a single segment.
+            ResourceError: a single segment does not fit into memory.
         """
         count = self.options.settings.n_best
         if not self.options.sampling or count == 1:
             return self._halved(batch)
-        found = self._halved(
-            [_of_draw(segment, draw) for segment in batch for draw in range(count)]
+        samples = self._halved(
+            [_sampled_segment(segment, draw) for segment in batch for draw in range(count)]
         )
         return [
-            [hypothesis for (hypothesis,) in found[start : start + count]]
-            for start in range(0, len(found), count)
+            [hypothesis for (hypothesis,) in samples[start : start + count]]
+            for start in range(0, len(samples), count)
         ]
 
     def _halved(self, batch: list[Segment]) -> Found:
@@ -52,9 +52,9 @@ class BatchSearch:
             return self._best(batch)
         except MemoryError:
             pass
-        # Only out here is the memory of the failed search free again.
+        # The failed search's memory is freed only after the except block.
         if len(batch) == 1:
-            size = f"{len(batch[0].ids)} pieces with a beam of {self.options.settings.beam_size}"
+            size = f"{len(batch[0].ids)} tokens with a beam of {self.options.settings.beam_size}"
             raise ResourceError(
                 f"line {batch[0].number}: {self.engine.place} has no memory for a segment of "
                 f"{size}",
@@ -64,23 +64,23 @@ class BatchSearch:
         return self._halved(batch[:half]) + self._halved(batch[half:])
 
     def _best(self, batch: list[Segment]) -> Found:
-        """Hypotheses of each segment; of different texts where a list of them is wanted."""
+        """Return the hypotheses of each segment; those of an n-best list have different texts."""
         beam_size, count = self.options.settings.beam_size, self.options.settings.n_best
         if self.options.sampling or count == 1:
             return self.engine.search(batch, beam_size)
 
-        def search(which: Sequence[int], width: int) -> Found:
+        def search(indices: Sequence[int], width: int) -> Found:
             if width == beam_size:
                 return self.engine.search(batch, beam_size)
-            # As many rows at a time as before.
-            together = max(1, len(batch) * beam_size // width)
+            # At most as many hypotheses at a time as in the first search.
+            size = max(1, len(batch) * beam_size // width)
             found: Found = []
-            for start in range(0, len(which), together):
-                some = [batch[segment] for segment in which[start : start + together]]
+            for start in range(0, len(indices), size):
+                segments = [batch[index] for index in indices[start : start + size]]
                 try:
-                    found += self.engine.search(some, width)
+                    found += self.engine.search(segments, width)
                 except MemoryError:
-                    found += [[] for _ in some]
+                    found += [[] for _ in segments]
             return found
 
         return different_texts(
@@ -90,6 +90,6 @@ class BatchSearch:
         )  # fmt: skip
 
 
-def _of_draw(segment: Segment, draw: int) -> Segment:
-    """The segment with the seed of one of its samples, the first of which has its own."""
+def _sampled_segment(segment: Segment, draw: int) -> Segment:
+    """Return the segment with the seed of one of its samples; the first has its own seed."""
     return replace(segment, seed=random_key("draw", segment.seed, draw)) if draw else segment

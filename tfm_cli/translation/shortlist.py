@@ -1,4 +1,4 @@
-"""Which target pieces the pieces of a source are likely to need: a table in a file."""
+"""A shortlist: the target tokens that each source token is likely to need, as a file."""
 
 import json
 from array import array
@@ -20,14 +20,14 @@ _NAMES = ("best", "counts", "seen", "frequent")
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """What translations of each source piece were seen; all arrays are of 32-bit integers.
+    """The most frequent translations of each source token, as arrays of 32-bit integers.
 
     Attributes:
-        best: (P, N), row by row, target ids that stood for each source piece, the most frequent
-            first, but for those of `frequent`; -1 where there are fewer.
-        counts: (P, N) how often they did, 0 where there are fewer.
-        seen: (P,) how often the source piece was there at all.
-        frequent: (K,) the target pieces that were written most often.
+        best: (P, N), flattened: target ids aligned with each source token, the most frequent first,
+            without those of `frequent`; rows are padded by -1.
+        counts: (P, N), flattened: how often they were aligned; rows are padded by 0.
+        seen: (P,) occurrences of the source token.
+        frequent: (K,) the most frequent target tokens.
     """
 
     best: "array[int]"
@@ -45,61 +45,61 @@ class Shortlist:
         seen: Sequence[int],
         frequent: Sequence[int],
     ) -> "Shortlist":
-        """Return the table with these rows, one for each source piece."""
+        """Return the shortlist with these rows, one for each source token."""
         rows = [array("i", (value for row in table for value in row)) for table in (best, counts)]
         return Shortlist(rows[0], rows[1], array("i", seen), array("i", frequent))
 
     @property
     def width(self) -> int:
-        """Most target pieces for a source piece, N."""
+        """Return N, the most target tokens for a source token."""
         return len(self.best) // len(self.seen)
 
-    def needed(self, piece: int) -> tuple[int, ...]:
-        """Return the target ids that stood for a source piece, the most frequent first."""
-        found = self._needed.get(piece)
-        if found is None:
-            row = self.best[piece * self.width : (piece + 1) * self.width]
-            found = self._needed[piece] = tuple(target for target in row if target >= 0)
-        return found
+    def needed(self, token: int) -> tuple[int, ...]:
+        """Return the target ids aligned with a source token, the most frequent first."""
+        ids = self._needed.get(token)
+        if ids is None:
+            row = self.best[token * self.width : (token + 1) * self.width]
+            ids = self._needed[token] = tuple(target for target in row if target >= 0)
+        return ids
 
     def allowed(
         self, source: Sequence[int], prefix: Sequence[int], tokenizers: TokenizerPair
     ) -> list[int] | None:
-        """Return the ids that the translation of a segment may be written with; None for any.
+        """Return the ids that the translation of a segment may use; None for all.
 
-        They are what any of its pieces needs, the frequent pieces, the end, and what it is forced
-        to begin with; where languages share a vocabulary, also its own pieces, which names and
-        numbers keep. A segment with a piece that the table has never seen may have any.
+        These are the tokens aligned with any token of the segment, the frequent tokens, </s> and
+        the prefix; with a shared vocabulary also the segment's own tokens, for names and numbers.
+        A segment with a token that is not in the table may use all.
 
         Args:
-            source: the pieces of the segment.
-            prefix: what its translation begins with.
-            tokenizers: of the model.
+            source: ids of the segment.
+            prefix: ids that its translation begins with.
+            tokenizers: tokenizers of the model.
         """
-        pieces = set(source)
-        if not all(self.seen[piece] for piece in pieces):
+        tokens = set(source)
+        if not all(self.seen[token] for token in tokens):
             return None
         ids = {tokenizers.target.eos_id, *self.frequent, *prefix}
-        for piece in pieces:
-            ids.update(self.needed(piece))
+        for token in tokens:
+            ids.update(self.needed(token))
         if tokenizers.shares_vocabulary:
-            ids |= pieces
+            ids |= tokens
         return None if len(ids) == tokenizers.target.vocab_size else sorted(ids)
 
 
 def save_shortlist(
     path: Path, shortlist: Shortlist, tokenizers: TokenizerPair, *, follow: bool = True
 ) -> None:
-    """Write a table, tied to the tokenizers whose pieces it knows.
+    """Write a shortlist with the hash of its tokenizers.
 
     Args:
-        path: of the file.
-        shortlist: what is written.
-        tokenizers: of the model.
+        path: path of the file.
+        shortlist: the shortlist.
+        tokenizers: tokenizers of the model.
         follow: see `atomic_file`.
     """
-    num_pieces, width = len(shortlist.seen), shortlist.width
-    shapes = ((num_pieces, width), (num_pieces, width), (num_pieces,), (len(shortlist.frequent),))
+    size, width = len(shortlist.seen), shortlist.width
+    shapes = ((size, width), (size, width), (size,), (len(shortlist.frequent),))
     arrays = {
         name: Array("I32", shape, [memoryview(getattr(shortlist, name))])
         for name, shape in zip(_NAMES, shapes, strict=True)
@@ -110,15 +110,15 @@ def save_shortlist(
 
 
 def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
-    """The table in a file.
+    """Read a shortlist from a file.
 
     Raises:
-        ModelError: there is none, it is torn or of a newer format, or knows other pieces.
+        ModelError: the file is missing, damaged, of a newer format, or for other tokenizers.
     """
     if not path.is_file():
-        found = "is no regular file" if path.exists() else "there is no such shortlist"
+        message = "is not a regular file" if path.exists() else "there is no such shortlist"
         hint = "make one with `tfm shortlist`, or name another with `--shortlist-file`"
-        raise ModelError(f"{path}: {found}", hint=hint)
+        raise ModelError(f"{path}: {message}", hint=hint)
     try:
         with SafetensorsFile(path) as file:
             metadata = parse_json(file.metadata.get(_METADATA_KEY, "{}").encode())
@@ -128,34 +128,35 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
             shapes = {name: file.tensors[name].shape for name in _NAMES}
             dtypes = {name: file.tensors[name].dtype for name in _NAMES}
             if problem := _problem(shapes, dtypes, tokenizers.vocab_sizes[0]):
-                raise ModelError(f"{path}: is no shortlist of this model: {problem}")
+                raise ModelError(f"{path}: is not a shortlist of this model: {problem}")
             contents = file.read()
         shortlist = Shortlist(*(_integers(contents[name]) for name in _NAMES))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: is torn or no shortlist: {error}", hint="make it anew with `tfm shortlist`"
+            f"{path}: is torn or not a shortlist: {error}",
+            hint="make it anew with `tfm shortlist`",
         ) from error
-    for name, least in (("best", -1), ("frequent", 0)):
+    for name, minimum in (("best", -1), ("frequent", 0)):
         ids, size = getattr(shortlist, name), tokenizers.vocab_sizes[1]
-        if ids and not least <= min(ids) <= max(ids) < size:
-            told = f"`{name}` has ids beyond the {size} of the vocabulary"
-            raise ModelError(f"{path}: is no shortlist of this model: {told}")
+        if ids and not minimum <= min(ids) <= max(ids) < size:
+            problem = f"`{name}` has ids beyond the {size} of the vocabulary"
+            raise ModelError(f"{path}: is not a shortlist of this model: {problem}")
     return shortlist
 
 
 def _check_metadata(path: Path, metadata: Any, tokenizers: TokenizerPair) -> None:
     if not isinstance(metadata, dict):
-        raise ValueError("its metadata is no JSON object")
+        raise ValueError("its metadata is not a JSON object")
     version = metadata.get("format_version")
     if type(version) is not int:
-        raise ValueError("`format_version` is missing or no number")
+        raise ValueError("`format_version` is missing or not a number")
     if version > FORMAT_VERSION:
-        told = f"has format {version}, wanted at most {FORMAT_VERSION}"
-        raise ModelError(f"{path}: {told}", hint="install a newer tfm")
+        message = f"has format {version}, expected at most {FORMAT_VERSION}"
+        raise ModelError(f"{path}: {message}", hint="install a newer tfm")
     if metadata.get("tokenizer_sha256") != tokenizers.sha256:
         raise ModelError(
             f"{path}: was made with another tokenizer: found SHA-256 "
-            f"{metadata.get('tokenizer_sha256')}, wanted {tokenizers.sha256}",
+            f"{metadata.get('tokenizer_sha256')}, expected {tokenizers.sha256}",
             hint="make one for this model with `tfm shortlist`",
         )
 
@@ -163,10 +164,10 @@ def _check_metadata(path: Path, metadata: Any, tokenizers: TokenizerPair) -> Non
 def _problem(
     shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], source_size: int
 ) -> str:
-    """What is wrong with the tensors that a header tells of; empty for nothing."""
+    """Return a problem of the tensors in a header; an empty string if there is none."""
     for name, dtype in dtypes.items():
         if dtype != "I32":
-            return f"`{name}` has type {dtype}, wanted I32"
+            return f"`{name}` has type {dtype}, expected I32"
     best, counts, seen, frequent = (shapes[name] for name in _NAMES)
     if len(best) != 2 or len(frequent) != 1 or best[0] != source_size:
         return f"`best` has shape {best} and `frequent` {frequent}"
@@ -176,6 +177,6 @@ def _problem(
 
 
 def _integers(content: bytearray) -> "array[int]":
-    found = array("i")
-    found.frombytes(content)
-    return found
+    result = array("i")
+    result.frombytes(content)
+    return result

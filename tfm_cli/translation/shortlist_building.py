@@ -1,13 +1,14 @@
-"""A shortlist from parallel text: which target pieces the model's attention ties to which."""
+"""Building of a shortlist from parallel text, by the attention of a model."""
 
-# B pairs, S source pieces, T target pieces, P of the source vocabulary, V of the target's,
-# N target pieces for each source piece
+# B pairs, S source tokens, T target tokens, P source vocabulary, V target vocabulary,
+# N target tokens for each source token
 
 import logging
 import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 
@@ -16,69 +17,101 @@ import numpy as np
 from tfm_cli.corpus.batching import token_batches
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.search_engine import Matrix, SearchEngine
+from tfm_cli.translation.alignment import attention_in_memory
+from tfm_cli.translation.search_engine import SearchEngine
 from tfm_cli.translation.shortlist import Shortlist
-from tfm_cli.translation.worker_pool import Workers
+from tfm_cli.translation.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-_ORIGINS = 3  # source pieces that a target piece counts for
-_SECONDS = 10  # between lines that say how far it is
-_TOGETHER = 8  # batches that each process is given at a time
+_NUM_ORIGINS = 3  # source tokens that each target token is counted for
+_LOG_SECONDS = 10
+_BATCHES_PER_PROCESS = 8  # batches that each process gets at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortlistOptions:
+    """Size of a shortlist, and how its parallel text is read.
+
+    Args:
+        best: most target tokens for a source token.
+        frequent: number of frequent target tokens that every translation may use.
+        max_length: skip pairs with more tokens on either side.
+        max_tokens: target tokens in a batch.
+        workers: number of processes; more than one only on a CPU.
+    """
+
+    best: int
+    frequent: int
+    max_length: int
+    max_tokens: int
+    workers: int = 1
 
 
 def build_shortlist(
     pairs: Iterable[tuple[str, str]],
     engine: SearchEngine,
     tokenizers: TokenizerPair,
+    options: ShortlistOptions,
     *,
-    best: int,
-    frequent: int,
-    max_length: int,
-    max_tokens: int,
     name: str,
-    workers: int = 1,
 ) -> Shortlist:
-    """The table of a parallel corpus.
+    """Return the shortlist of a parallel corpus.
 
-    Each target piece counts for the three source pieces of its pair that it came from most, by the
-    attention of the step that writes it. Frequent pieces stand in no list of their own.
+    Each target token is counted for the three source tokens of its pair with the largest attention
+    at the step that writes it. Frequent tokens are in no list of their own.
 
-    Three rather than one, which is often wrong: of the pieces that a Multi30k model wrote, lists
-    lacked 0.21 % where they had 780 pieces a segment, and 0.33 % where they had 741 by one each.
+    A single source token is often the wrong one: of the tokens that a Multi30k model wrote, lists
+    with three lacked 0.21 % at 780 tokens a segment, and lists with one lacked 0.33 % at 741.
 
     Args:
         pairs: lines and their translations.
         engine: the model.
-        tokenizers: of the model.
-        best: most target pieces for a source piece.
-        frequent: target pieces that every translation may be written with.
-        max_length: longer pairs, in pieces of either side, are left out.
-        max_tokens: target pieces in a batch.
-        name: what messages call the corpus.
-        workers: processes that read side by side; on a CPU.
+        tokenizers: tokenizers of the model.
+        options: size of the shortlist.
+        name: name of the corpus in messages.
 
     Raises:
         DataError: no pair is left.
     """
-    store = CorpusStore.build(pairs, tokenizers, max_length=max_length, name=name)
+    store = CorpusStore.build(pairs, tokenizers, max_length=options.max_length, name=name)
     for reason, count in store.dropped.items():
         if count:
             plural = "" if count == 1 else "s"
             logger.warning("%s: %d pair%s left out: %s", name, count, plural, reason)
-    source_size, target_size = tokenizers.vocab_sizes
-    seen = np.zeros(source_size, dtype=np.int64)
-    written = np.zeros(target_size, dtype=np.int64)
-    links: Counter[int] = Counter()  # by source id * V + target id
+    counts = _count(store, engine, options, vocab_sizes=tokenizers.vocab_sizes)
+    return _table(counts, best=options.best, frequent=options.frequent)
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Token counts of a corpus."""
+
+    source: np.ndarray  # (P,)
+    target: np.ndarray  # (V,)
+    links: Counter[int]  # counts of aligned tokens, by source id * V + target id
+
+
+def _count(
+    store: CorpusStore,
+    engine: SearchEngine,
+    options: ShortlistOptions,
+    *,
+    vocab_sizes: tuple[int, int],
+) -> _Counts:
+    """Count tokens and aligned pairs of tokens, in parallel processes."""
+    source_size, target_size = vocab_sizes
+    source, target = (np.zeros(size, dtype=np.int64) for size in vocab_sizes)
+    counts = _Counts(source, target, Counter())
     order = np.lexsort((store.source.lengths, store.target.lengths))
     lengths = store.source.lengths[order].tolist(), store.target.lengths[order].tolist()
-    told, done = time.monotonic(), 0
-    batches = iter(token_batches(*lengths, max_tokens=max_tokens))
-    with Workers(
+    last_log, num_done = time.monotonic(), 0
+    batches = iter(token_batches(*lengths, max_tokens=options.max_tokens))
+    with WorkerPool(
         partial(_links, engine=engine, target_size=target_size),
-        most=workers, begin=engine.begin_process,
+        max_workers=options.workers, initializer=engine.begin_process,
     ) as processes:  # fmt: skip
-        while some := list(islice(batches, _TOGETHER * workers)):
+        while some := list(islice(batches, _BATCHES_PER_PROCESS * options.workers)):
             jobs = [
                 (
                     [store.source[i].tolist() for i in order[batch]],
@@ -86,22 +119,18 @@ def build_shortlist(
                 )
                 for batch in some
             ]
-            for found in processes.finish(processes.begin(jobs)):
-                links.update(found)
+            for links in processes.results(processes.submit(jobs)):
+                counts.links.update(links)
             for sources, targets in jobs:
-                seen += np.bincount(list(chain.from_iterable(sources)), minlength=source_size)
-                written += np.bincount(list(chain.from_iterable(targets)), minlength=target_size)
-                done += len(sources)
-            if time.monotonic() - told > _SECONDS:
-                told = time.monotonic()
-                logger.info("%d of %d pairs read", done, len(store))
-    counted = np.array(sorted(links.items()), dtype=np.int64)  # (pairs of pieces, 2)
-    often = np.argsort(-written, kind="stable")[:frequent]
-    often = often[written[often] > 0]
-    counted = counted[~np.isin(counted[:, 0] % target_size, often)]
-    origin, target = np.divmod(counted[:, 0], target_size)
-    best_ids, counts = _best(origin, target, counted[:, 1], rows=source_size, most=best)
-    return Shortlist(*(_array(x) for x in (best_ids, counts, seen, often)))
+                sides = (list(chain.from_iterable(side)) for side in (sources, targets))
+                source_ids, target_ids = sides
+                counts.source += np.bincount(source_ids, minlength=source_size)
+                counts.target += np.bincount(target_ids, minlength=target_size)
+                num_done += len(sources)
+            if time.monotonic() - last_log > _LOG_SECONDS:
+                last_log = time.monotonic()
+                logger.info("%d of %d pairs read", num_done, len(store))
+    return counts
 
 
 def _links(
@@ -110,52 +139,48 @@ def _links(
     engine: SearchEngine,
     target_size: int,
 ) -> list[int]:
-    """The pieces that belong together in some pairs, as source id * V + target id."""
+    """Return the aligned tokens of a batch of pairs, as source id * V + target id."""
     sources, targets = pairs
-    found = list[int]()
+    links = list[int]()
     for weights, source, target in zip(
-        _attention(engine, sources, targets), sources, targets, strict=True
+        attention_in_memory(engine, sources, targets), sources, targets, strict=True
     ):
-        shares = np.asarray(weights)  # (T, S)
-        places = np.argsort(-shares, axis=1, kind="stable")[:, :_ORIGINS]  # (T, 3)
-        rows, which = np.nonzero(np.take_along_axis(shares, places, axis=1) > 0)
-        origin = np.array(source, dtype=np.int64)[places[rows, which]]
-        found += (origin * target_size + np.array(target, dtype=np.int64)[rows]).tolist()
-    return found
+        attention = np.asarray(weights)  # (T, S)
+        best = np.argsort(-attention, axis=1, kind="stable")[:, :_NUM_ORIGINS]  # (T, 3)
+        rows, columns = np.nonzero(np.take_along_axis(attention, best, axis=1) > 0)
+        origin = np.array(source, dtype=np.int64)[best[rows, columns]]
+        links += (origin * target_size + np.array(target, dtype=np.int64)[rows]).tolist()
+    return links
 
 
-def _attention(
-    engine: SearchEngine, sources: Sequence[list[int]], targets: Sequence[list[int]]
-) -> list[Matrix]:
-    """The weights (T, S) of each pair; a batch that memory cannot hold is halved."""
-    try:
-        return engine.attention(sources, targets)
-    except MemoryError:
-        if len(sources) == 1:
-            raise
-    half = len(sources) // 2
-    return [
-        *_attention(engine, sources[:half], targets[:half]),
-        *_attention(engine, sources[half:], targets[half:]),
-    ]
-
-
-def _array(values: np.ndarray) -> "array[int]":
-    found = array("i")
-    found.frombytes(np.ascontiguousarray(values, dtype=np.int32).tobytes())
-    return found
+def _table(counts: _Counts, *, best: int, frequent: int) -> Shortlist:
+    """Return the shortlist with these counts."""
+    source_size, target_size = len(counts.source), len(counts.target)
+    links = np.array(sorted(counts.links.items()), dtype=np.int64)  # (pairs of ids, 2)
+    frequent_ids = np.argsort(-counts.target, kind="stable")[:frequent]
+    frequent_ids = frequent_ids[counts.target[frequent_ids] > 0]
+    links = links[~np.isin(links[:, 0] % target_size, frequent_ids)]
+    origin, target = np.divmod(links[:, 0], target_size)
+    best_ids, best_counts = _best(origin, target, links[:, 1], rows=source_size, limit=best)
+    return Shortlist(*(_array(x) for x in (best_ids, best_counts, counts.source, frequent_ids)))
 
 
 def _best(
-    origin: np.ndarray, target: np.ndarray, count: np.ndarray, *, rows: int, most: int
+    origin: np.ndarray, target: np.ndarray, count: np.ndarray, *, rows: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most frequent targets of each origin, -1 behind the last, and their counts, (P, N)."""
-    order = np.lexsort((target, -count, origin))  # equals by their ids
+    """Return the most frequent targets of each origin, padded by -1, and their counts, (P, N)."""
+    order = np.lexsort((target, -count, origin))  # ties by the target id
     origin, target, count = origin[order], target[order], count[order]
     rank = np.arange(len(origin)) - np.searchsorted(origin, origin)
-    kept = rank < most
-    width = int(rank[kept].max(initial=-1)) + 1
+    selected = rank < limit
+    width = int(rank[selected].max(initial=-1)) + 1
     ids, counts = np.full((rows, width), -1), np.zeros((rows, width), dtype=np.int64)
-    ids[origin[kept], rank[kept]] = target[kept]
-    counts[origin[kept], rank[kept]] = count[kept]
+    ids[origin[selected], rank[selected]] = target[selected]
+    counts[origin[selected], rank[selected]] = count[selected]
     return ids, counts
+
+
+def _array(values: np.ndarray) -> "array[int]":
+    result = array("i")
+    result.frombytes(np.ascontiguousarray(values, dtype=np.int32).tobytes())
+    return result

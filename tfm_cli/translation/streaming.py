@@ -1,4 +1,4 @@
-"""What `tfm translate` does with its streams: windows are read, translated, written in order."""
+"""Streaming translation: windows of lines are read, translated and written in order."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ from tfm_cli.parallel import Parallel
 from tfm_cli.text.reader import LineReader
 from tfm_cli.text.writer import write_lines
 from tfm_cli.translation.input_format import InputLine
-from tfm_cli.translation.output_format import Form, rendered, written_fields
+from tfm_cli.translation.output_format import OutputFormat, format_translation, replaced_fields
 from tfm_cli.translation.resumable_output import Output, Position
 from tfm_cli.translation.segments import Lines
 
@@ -26,64 +26,107 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_WINDOW = 16  # lines; later windows are larger, up to --buffer-size
-_MOST_TEXT_LINES = 1 << 14  # of texts that are translated together, beyond one for each
+_MAX_TEXT_LINES = 1 << 14  # additional lines in texts that are translated together
 
 
 @dataclass(slots=True)
 class Work:
-    """What was translated; the time does not count the wait for input."""
+    """Counts of what was translated so far.
+
+    Attributes:
+        lines: lines of the input.
+        tokens: target tokens.
+        seconds: time, without that spent waiting for input.
+        share: fraction of the input that was read, from 0 to 1; None if unknown.
+    """
 
     lines: int = 0
-    pieces: int = 0
+    tokens: int = 0
     seconds: float = 0.0
-    share: float | None = None  # of the input that was read, from 0 to 1; None where unknown
+    share: float | None = None
+
+    @property
+    def _lines_per_second(self) -> float:
+        return self.lines / max(self.seconds, 1e-9)
+
+    @property
+    def progress_text(self) -> str:
+        """Return lines and speed so far, for the progress display."""
+        return f"{counted(self.lines, 'line')}, {self._lines_per_second:.1f} lines/s"
 
     def __str__(self) -> str:
-        seconds = max(self.seconds, 1e-9)
         return (
             f"{counted(self.lines, 'line')} in {self.seconds:.1f} s: "
-            f"{self.lines / seconds:.1f} lines/s, {self.pieces / seconds:.0f} target pieces/s"
+            f"{self._lines_per_second:.1f} lines/s, "
+            f"{self.tokens / max(self.seconds, 1e-9):.0f} target tokens/s"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Lines that are translated together."""
+class LineFormats:
+    """Formats of the lines of input and output.
 
-    number: int  # from 0, in this run
-    texts: list[str]
-    start: Position  # before them
-    end: Position
-    share: float | None  # of the input, up to their end
+    Attributes:
+        parse: parses an input line, given the line and its position for messages.
+        output: the format of the output.
+    """
+
+    parse: Callable[[str, str], InputLine]
+    output: OutputFormat
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
-    """What became of a window."""
+class Window:
+    """Lines that are translated together.
+
+    Attributes:
+        number: number of the window in this run, from 0.
+        texts: the lines; none mean that the input pauses.
+        start: position before them.
+        end: position after them.
+        share: fraction of the input up to their end.
+    """
+
+    number: int
+    texts: list[str]
+    start: Position
+    end: Position
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedWindow:
+    """The output lines of a window."""
 
     window: Window
-    texts: list[str]  # as they are to be written
-    pieces: int
+    texts: list[str]
+    tokens: int
 
 
-# What is being translated, oldest first: a window and some of its lines, and whether they are its
-# last ones.
-UnderWay = deque[tuple[Window, list[InputLine], bool]]
+# What is being translated, oldest first: a window, some of its lines, and True if these are the
+# last ones of the window.
+PendingLines = deque[tuple[Window, list[InputLine], bool]]
 
 
 class WindowReader:
-    """The windows of an input from a position on; a class because it times the wait for them.
+    """An iterable of the windows of an input, which measures the time spent waiting for input.
 
-    While something is under way, a window without lines stands for a pause of the input.
+    While lines are pending, a window without lines means that the input pauses.
+
+    Args:
+        reader: the input.
+        start: position to resume at.
+        pending: lines that are being translated.
+        buffer_size: most lines of a window.
     """
 
     def __init__(
-        self, reader: LineReader, start: Position, under_way: UnderWay, *, buffer_size: int
+        self, reader: LineReader, start: Position, pending: PendingLines, *, buffer_size: int
     ) -> None:
-        self.waited_seconds = 0.0  # while nothing was under way
+        self.waited_seconds = 0.0  # time spent waiting while nothing was pending
         self._reader = reader
         self._start = start
-        self._under_way = under_way
+        self._pending = pending
         self._buffer_size = buffer_size
 
     def __iter__(self) -> Iterator[Window]:
@@ -93,17 +136,18 @@ class WindowReader:
         size = min(position.window_lines or _FIRST_WINDOW, self._buffer_size)
         self.waited_seconds += time.monotonic() - began
         while True:
-            began, idle = time.monotonic(), not self._under_way
-            texts = self._reader.window(size, wait=idle)
-            if idle:
+            began, is_idle = time.monotonic(), not self._pending
+            texts = self._reader.window(size, wait=is_idle)
+            if is_idle:
                 self.waited_seconds += time.monotonic() - began
-            if not texts and idle:
+            if not texts and is_idle:
                 return
             if not texts:
                 yield Window(number, [], position, position, None)
                 continue
             digest.update(_line_bytes(texts))
-            # What follows is the same for whoever goes on from here.
+            # The size of the next window is part of the position, so that a resumed job has the
+            # same windows.
             size = min(4 * size, self._buffer_size)
             end = Position(position.lines + len(texts), digest.hexdigest(), size)
             yield Window(number, texts, position, end, self._reader.share())
@@ -111,120 +155,129 @@ class WindowReader:
 
 
 class FieldCheck:
-    """Warns of JSON fields whose values are lost or changed, once for each name.
+    """A check for JSON fields whose values are lost or changed, which warns once of each name.
 
     Args:
-        form: of the output.
+        output_format: the format of the output.
     """
 
-    def __init__(self, form: Form) -> None:
-        self._written = written_fields(form) if form.kind == "json" else frozenset[str]()
-        self._told: set[tuple[str, str]] = set()
+    def __init__(self, output_format: OutputFormat) -> None:
+        is_json = output_format.kind == "json"
+        self._replaced = replaced_fields(output_format) if is_json else frozenset[str]()
+        self._warned: set[tuple[str, str]] = set()
 
-    def __call__(self, line: InputLine, place: str) -> None:
-        """Warn of values that occur twice, cannot be read as they are, or are replaced."""
+    def __call__(self, line: InputLine, position: str) -> None:
+        """Warn of values that occur twice, cannot be read unchanged, or are replaced."""
         if line.fields is None:
             return
         for name in line.repeated:
-            self._tell(
-                place, name, "the name `%s` occurs more than once, and its last value counts"
-            )
+            message = "the name `%s` occurs more than once, and its last value counts"
+            self._warn(position, name, message)
         for name in line.has_nul:
-            self._tell(place, name, "`%s` has NUL characters, which are removed")
+            self._warn(position, name, "`%s` has NUL characters, which are removed")
         for name in line.has_surrogates:
-            self._tell(place, name, "`%s` has half of a surrogate pair, which is read as `?`")
-        for name in sorted(self._written & line.fields.keys()):
-            self._tell(place, name, "the input has a field `%s`, which the output replaces")
+            self._warn(position, name, "`%s` has half of a surrogate pair, which is read as `?`")
+        for name in sorted(self._replaced & line.fields.keys()):
+            self._warn(position, name, "the input has a field `%s`, which the output replaces")
 
-    def _tell(self, place: str, name: str, told: str) -> None:
-        if (name, told) not in self._told:
-            self._told.add((name, told))
-            logger.warning(f"%s: {told}", place, one_line(name)[:60])
+    def _warn(self, position: str, name: str, message: str) -> None:
+        if (name, message) not in self._warned:
+            self._warned.add((name, message))
+            logger.warning(f"%s: {message}", position, one_line(name)[:60])
 
 
 def translated_windows(
     windows: Iterator[Window],
     translator: "Translator",
+    formats: LineFormats,
     *,
-    understand: Callable[[str, str], InputLine],
-    form: Form,
     name: str,
-    under_way: UnderWay,
-) -> Iterator[Translated]:
-    """What becomes of each window, in order.
+    pending: PendingLines,
+) -> Iterator[TranslatedWindow]:
+    """Yield the translation of each window, in order.
 
     Args:
-        windows: of the input.
-        translator: what translates.
-        understand: says what stands on a line, given the line and what messages call it.
-        form: of the output.
-        name: what messages call the input.
-        under_way: gets what is given to the translator, until its translations are there.
+        windows: windows of the input.
+        translator: the translator.
+        formats: formats of input and output.
+        name: name of the input in messages.
+        pending: receives the lines that are given to the translator, until they are translated.
     """
+    # There may be millions of blank lines, which all give the same output.
+    blank, blank_texts = formats.parse("", name), list[str]()
+    is_n_best = formats.output.n_best > 1
 
-    # There may be millions of blank lines, all of which are treated alike.
-    blank, blank_texts = understand("", name), list[str]()
-    are_numbered = form.n_best > 1
-    check_fields = FieldCheck(form)
-
-    def asked() -> Iterator[Lines]:
-        for window in windows:
-            before = window.start.lines
-            lines = [
-                understand(text, f"{name}:{number}") if text else blank
-                for number, text in enumerate(window.texts, before + 1)
-            ]
-            for number, line in enumerate(lines, before + 1):
-                check_fields(line, f"{name}:{number}")
-            done = 0
-            for some in parted(lines):
-                sources = [line.source for line in some]
-                prefixes = [line.target_prefix for line in some]
-                if some:
-                    under_way.append((window, some, done + len(some) == len(lines)))
-                yield Lines(sources, prefixes, before + done, name)
-                done += len(some)
-
-    with contextlib.closing(translator.translate_windows(asked())) as translated:
-        texts, num_pieces, num_done = list[str](), 0, 0  # of a window
+    with contextlib.closing(
+        translator.translate_windows(_parsed(windows, formats, blank, name, pending))
+    ) as translated:
+        texts, num_tokens, num_done = list[str](), 0, 0  # of the current window
         for translations in translated:
-            window, lines, is_end = under_way.popleft()
+            window, lines, is_end = pending.popleft()
             both = zip(lines, translations, strict=True)
             for index, (line, one) in enumerate(both, window.start.lines + num_done):
-                if line is not blank or are_numbered:
-                    texts.extend(rendered(line, one, index, form))
+                if line is not blank or is_n_best:
+                    texts.extend(format_translation(line, one, index, formats.output))
                 else:
-                    blank_texts = blank_texts or list(rendered(line, one, index, form))
+                    blank_texts = blank_texts or list(
+                        format_translation(line, one, index, formats.output)
+                    )
                     texts += blank_texts
-            num_pieces += sum(one.num_pieces for one in translations)
+            num_tokens += sum(one.num_tokens for one in translations)
             num_done += len(lines)
             if is_end:
-                yield Translated(window, texts, num_pieces)
-                texts, num_pieces, num_done = [], 0, 0
+                yield TranslatedWindow(window, texts, num_tokens)
+                texts, num_tokens, num_done = [], 0, 0
 
 
-def parted(lines: list[InputLine]) -> Iterator[list[InputLine]]:
-    """Yield the lines of a window, in several lists where their texts have very many lines."""
-    some, held = list[InputLine](), 0
+def _parsed(
+    windows: Iterator[Window],
+    formats: LineFormats,
+    blank: InputLine,
+    name: str,
+    pending: PendingLines,
+) -> Iterator[Lines]:
+    """Yield the parsed lines of each window, and add them to `pending`."""
+    check_fields = FieldCheck(formats.output)
+    for window in windows:
+        before = window.start.lines
+        lines = [
+            formats.parse(text, f"{name}:{number}") if text else blank
+            for number, text in enumerate(window.texts, before + 1)
+        ]
+        for number, line in enumerate(lines, before + 1):
+            check_fields(line, f"{name}:{number}")
+        num_done = 0
+        for some in split_window(lines):
+            sources = [line.source for line in some]
+            prefixes = [line.target_prefix for line in some]
+            if some:
+                pending.append((window, some, num_done + len(some) == len(lines)))
+            yield Lines(sources, prefixes, before + num_done, name)
+            num_done += len(some)
+
+
+def split_window(lines: list[InputLine]) -> Iterator[list[InputLine]]:
+    """Yield the lines of a window in lists that each have a bounded number of text lines."""
+    some, num_text_lines = list[InputLine](), 0
     for line in lines:
         count = line.source.count("\n") if line.fields is not None else 0
-        if some and held + count > _MOST_TEXT_LINES:
+        if some and num_text_lines + count > _MAX_TEXT_LINES:
             yield some
-            some, held = [], 0
+            some, num_text_lines = [], 0
         some.append(line)
-        held += count
+        num_text_lines += count
     yield some
 
 
-def of_all_ranks(
+def merge_ranks(
     windows: Iterator[Window],
-    translate: Callable[[Iterator[Window]], Iterator[Translated]],
+    translate: Callable[[Iterator[Window]], Iterator[TranslatedWindow]],
     parallel: Parallel,
-) -> Iterator[Translated]:
-    """All windows in order on rank 0, none on the others; each rank translates its share.
+) -> Iterator[TranslatedWindow]:
+    """Translate the windows of this rank; yield those of all ranks in order on rank 0.
 
-    Window i is rank i's, modulo their number. Every rank reads all of the input, and what it read
-    is compared.
+    Window i belongs to rank i modulo the number of ranks. Every rank reads the whole input, and
+    rank 0 checks that all have read the same.
     """
     unwritten: deque[Window] = deque()
 
@@ -241,7 +294,7 @@ def of_all_ranks(
     for translated in translate(own()):
         if not parallel.is_main:
             unwritten.clear()
-            parallel.send(_packed(translated))
+            parallel.send(_serialized(translated))
             continue
         while unwritten[0] is not translated.window:
             yield _received(unwritten.popleft(), parallel)
@@ -252,26 +305,26 @@ def of_all_ranks(
 
 
 def write_windows(
-    translated: Iterator[Translated],
+    translated: Iterator[TranslatedWindow],
     output: Output,
     *,
     waited: Callable[[], float],
     progress: Callable[[Work], None],
 ) -> Work:
-    """Write what comes, window by window.
+    """Write each window, and return the counts of all.
 
     Args:
         translated: windows in order.
-        output: where translations go.
-        waited: seconds that passed in reading.
-        progress: is told after each window what was done so far.
+        output: the output.
+        waited: returns the seconds spent waiting for input.
+        progress: called with the counts so far after each window.
     """
     work, began = Work(), time.monotonic()
     for each in translated:
         write_lines(output.stream, each.texts)
         output.mark(each.window.end)
         work.lines += each.window.end.lines - each.window.start.lines
-        work.pieces += each.pieces
+        work.tokens += each.tokens
         work.seconds = time.monotonic() - began - waited()
         work.share = each.window.share
         progress(work)
@@ -279,22 +332,22 @@ def write_windows(
 
 
 def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
-    """Read what was translated before, and give its hash to go on with.
+    """Skip the lines that were translated before, and return their hash.
 
     Raises:
-        DataError: it is not what was translated.
+        DataError: they are not the lines that were translated.
     """
     digest, left = hashlib.sha256(), start.lines
     while left and (texts := reader.window(min(left, 1 << 14))):
         digest.update(_line_bytes(texts))
         left -= len(texts)
     if digest.hexdigest() != start.sha256:
-        what = (
+        lines = (
             "line is not the one that was" if start.lines == 1 else "lines are not those that were"
         )
         raise DataError(
-            f"{reader.name}: the first {start.lines} {what} translated",
-            hint="give the same input to go on, or use `--overwrite` to begin again",
+            f"{reader.name}: the first {start.lines} {lines} translated",
+            hint="give the same input to resume, or use `--overwrite` to begin again",
         )
     return digest
 
@@ -303,23 +356,23 @@ def _line_bytes(texts: list[str]) -> bytes:
     return "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogatepass")
 
 
-def _packed(translated: Translated) -> bytes:
-    """What rank 0 must know of a window: a header and the lines."""
-    header = {"sha256": translated.window.end.sha256, "pieces": translated.pieces}
+def _serialized(translated: TranslatedWindow) -> bytes:
+    """Return a translated window as a message to rank 0: a header and the lines."""
+    header = {"sha256": translated.window.end.sha256, "tokens": translated.tokens}
     lines = [json.dumps(header), *(text.replace("\n", " ") for text in translated.texts)]
     return "\n".join(lines).encode("utf-8", "replace")
 
 
-def _received(window: Window, parallel: Parallel) -> Translated:
-    """What another rank made of a window.
+def _received(window: Window, parallel: Parallel) -> TranslatedWindow:
+    """Return the translation of a window by another rank.
 
     Raises:
-        DataError: it has read something else.
+        DataError: that rank has read another input.
     """
     rank = window.number % parallel.world
     header, *texts = parallel.receive(rank).decode("utf-8").split("\n")
     facts = json.loads(header)
     if facts["sha256"] != window.end.sha256:
-        told = f"rank {rank} has read another input than rank 0, up to line {window.end.lines}"
-        raise DataError(told, hint="give all machines the same file")
-    return Translated(window, texts, facts["pieces"])
+        message = f"rank {rank} has read another input than rank 0, up to line {window.end.lines}"
+        raise DataError(message, hint="give all machines the same file")
+    return TranslatedWindow(window, texts, facts["tokens"])

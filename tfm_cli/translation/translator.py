@@ -1,9 +1,9 @@
-"""Lines in, translations out, in order, whatever their number, length and content."""
+"""The translator: a model that translates lines in order, in memory bounded by a window."""
 
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.alignment import Aligner
-from tfm_cli.translation.assembly import ShortfallWatch, joined
+from tfm_cli.translation.assembly import Assembler, ShortfallWatch
 from tfm_cli.translation.loading import load_models, resolve_precision
 from tfm_cli.translation.result import Translation
 from tfm_cli.translation.search import BatchSearch
@@ -26,28 +26,51 @@ from tfm_cli.translation.search_engine import (
 )
 from tfm_cli.translation.segments import Lines, Segment, Segmenter
 from tfm_cli.translation.shortlist import load_shortlist
-from tfm_cli.translation.worker_pool import Group, Workers, num_workers
+from tfm_cli.translation.worker_pool import Group, WorkerPool, num_workers
 
 logger = logging.getLogger(__name__)
 
-# Of each of many workers, which may have more than `CACHE_BYTES` in all: smaller batches are slow.
-_LEAST_CACHE_BYTES = 1 << 28
+# For each of many workers, which may exceed `CACHE_BYTES` in all, since small batches are slow.
+_MIN_CACHE_BYTES = 1 << 28
 
 SearchAll = Callable[[Callable[[list[Segment]], Found], Sequence[list[Segment]]], list[Found]]
 
 
-class Translator:
-    """A model and how it searches; a class because it holds the weights and counts lines.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranslatorOptions:
+    """Options of a translator that is loaded from a model directory.
 
     Args:
-        engine: the models that translate together, which search by `options`.
-        tokenizers: of the models.
-        options: how translations are looked for.
-        on_long: what becomes of a line of more than `search.max_length` pieces: `split` it,
-            preferably after a sentence, and join the translations; or `cut` it.
-        alignment: note which words of the line each word of its translations came from.
-        workers: processes that translate side by side, once there is work for several; on a CPU.
-        name: what messages call the model, or the models that translate together.
+        search: the search settings; None for those saved with the model.
+        sampling: sample translations instead of searching for the best.
+        on_long: `split` a line of more than `search.max_length` tokens, preferably after a
+            sentence, and join the translations; or `cut` it.
+        scores: compute the scores of candidates; otherwise they may be NaN.
+        word_scores: record the log-probability of each piece.
+        alignment: align the words of each candidate with those of its line.
+        shortlist: file of a shortlist; None for the whole vocabulary.
+    """
+
+    search: SearchConfig | None = None
+    sampling: bool = False
+    on_long: str = "split"
+    scores: bool = True
+    word_scores: bool = False
+    alignment: bool = False
+    shortlist: Path | None = None
+
+
+class Translator:
+    """A model, or an ensemble, with its search; it counts the lines that it translates.
+
+    Args:
+        engine: engine of the models, which searches by `options`.
+        tokenizers: tokenizers of the models.
+        options: options of the search.
+        on_long: see `TranslatorOptions`.
+        alignment: see `TranslatorOptions`.
+        workers: most processes that translate in parallel; more than one only on a CPU.
+        name: name of the models in messages.
         warns_of_shortfalls: warn of the first translation that is far too short for its line.
     """
 
@@ -65,8 +88,8 @@ class Translator:
     ) -> None:
         search = options.settings
         if search.n_best > search.beam_size and not options.sampling:
-            found = f"{search.n_best} and {search.beam_size}"
-            raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {found}")
+            values = f"{search.n_best} and {search.beam_size}"
+            raise ConfigError(f"`--n-best` must be at most `--beam-size`, got {values}")
         self._engine = engine
         self._search_batch = BatchSearch(engine, tokenizers.target, options)
         self._name = name
@@ -77,10 +100,9 @@ class Translator:
             search,
             beam_size=search.n_best if options.sampling else search.beam_size,
             on_long=on_long,
-            longest=min(search.max_length, engine.most_pieces),
+            max_tokens=min(search.max_length, engine.most_pieces),
         )
-        self._joined = partial(
-            joined,
+        self._assemble = Assembler(
             target=tokenizers.target,
             n_best=search.n_best,
             word_scores=options.word_scores,
@@ -89,65 +111,67 @@ class Translator:
             watch=ShortfallWatch() if warns_of_shortfalls else None,
         )
         self._n_best = search.n_best
-        self._has_told_of_few = False  # candidates
+        self._has_warned_of_few = False  # fewer candidates than `n_best`
 
     @staticmethod
     def load(
         model_dir: Path,
+        options: TranslatorOptions = TranslatorOptions(),
         *,
-        search: SearchConfig | None = None,
-        sampling: bool = False,
-        on_long: str = "split",
+        others: Sequence[Path] = (),
         device: str = "auto",
         precision: str = "auto",
-        others: Sequence[Path] = (),
-        scores: bool = True,
-        word_scores: bool = False,
-        alignment: bool = False,
-        shortlist: Path | None = None,
         workers: int = 1,
     ) -> "Translator":
-        """The translator of a model directory; without `search`, as the model's settings say.
+        """Load the translator of a model directory, or of an ensemble.
 
-        Of `workers` 0 means as many as suit the machine. They are forked off after all is loaded;
-        nothing may have started threads of its own then, which they would miss.
+        Args:
+            model_dir: the model directory.
+            options: options of the translator.
+            others: directories of the other models of an ensemble.
+            device: name of the device; `auto` is a GPU if there is one.
+            precision: precision of the matrix products.
+            workers: most processes that translate in parallel; 0 chooses by the machine. They are
+                forked after loading, so nothing may have started threads by then.
 
         Raises:
-            ConfigError: there is no such device or precision, or workers are no use there.
-            ModelError: a directory is wrong, or one of `others` has other tokenizers, or the file
-                `shortlist` is missing or of another model.
-            ResourceError: the machine lacks the device, or the means to start workers or to
-                compute.
+            ConfigError: the device or precision is unknown, or does not support several workers.
+            ModelError: a directory is invalid, one of `others` has other tokenizers, or the
+                shortlist is missing or belongs to another model.
+            ResourceError: the machine lacks the device, an engine, or the means to start workers.
         """
-        place = resolve_device(device)
-        chosen = resolve_precision(precision, place, [model_dir, *others])
-        count = num_workers(workers, device=place.type)
-        models = load_models([model_dir, *others], place, chosen)
-        options = SearchOptions(
-            settings=search or models.config.search,
-            sampling=sampling,
-            scores=scores,
-            word_scores=word_scores,
-            shortlist=None if shortlist is None else load_shortlist(shortlist, models.tokenizers),
-            cache_bytes=max(CACHE_BYTES // count, _LEAST_CACHE_BYTES),
+        directories = [model_dir, *others]
+        resolved = resolve_device(device)
+        resolved_precision = resolve_precision(precision, resolved, directories)
+        count = num_workers(workers, device=resolved.type)
+        models = load_models(directories, resolved, resolved_precision)
+        shortlist = options.shortlist and load_shortlist(options.shortlist, models.tokenizers)
+        search_options = SearchOptions(
+            settings=options.search or models.config.search,
+            sampling=options.sampling,
+            scores=options.scores,
+            word_scores=options.word_scores,
+            shortlist=shortlist,
+            cache_bytes=max(CACHE_BYTES // count, _MIN_CACHE_BYTES),
         )
         return Translator(
-            models.engine(options),
+            models.engine(search_options),
             models.tokenizers,
-            options,
-            on_long=on_long,
-            alignment=alignment,
+            search_options,
+            on_long=options.on_long,
+            alignment=options.alignment,
             workers=count,
-            name=", ".join(map(str, [model_dir, *others])),
+            name=", ".join(map(str, directories)),
             warns_of_shortfalls=True,
         )
 
     def translate(self, lines: Iterable[str], *, name: str = "") -> Iterator[Translation]:
-        """One translation for each line, in order, read and translated a window at a time.
+        """Yield the translation of each line in order, reading a window of lines at a time.
 
         Args:
-            lines: to translate; one with line feeds is translated line by line.
-            name: what warnings call the text.
+            lines: lines to translate; the lines of a text with line feeds are translated one by
+                one.
+            name: name of the text in warnings.
         """
         iterator, size = iter(lines), self._window_lines
         windows = iter(lambda: list(islice(iterator, size)), [])
@@ -162,19 +186,19 @@ class Translator:
         *,
         search_all: SearchAll | None = None,
     ) -> list[Translation]:
-        """One translation for each line; all are sorted by length and translated together, here.
+        """Return the translation of each line of a window, sorting the window by length.
 
         Args:
             lines: the window.
-            prefixes: what the translation of each line begins with; empty for none. A blank
-                line's translation is blank all the same.
-            search_all: gives what is found for each batch, by the search that it is given, as when
-                several processes share the batches.
+            prefixes: beginning of the translation of each line, "" for none; a blank line has a
+                blank translation even with a prefix.
+            search_all: returns the hypotheses of each batch, using the search that it is given;
+                for ranks that share the batches.
 
         Raises:
-            DataError: a prefix has more pieces than a segment may have.
-            ModelError: the weights compute no finite numbers, which `search_all` gets to know as
-                a NonFiniteScoresError.
+            DataError: a prefix has more tokens than a segment may have.
+            ModelError: the scores are not finite numbers; `search_all` must handle the
+                NonFiniteScoresError itself.
         """
         batches = self._segmenter.batches(Lines(lines, prefixes))
         if search_all is not None:
@@ -185,26 +209,29 @@ class Translator:
     def translate_windows(
         self, windows: Iterable[Lines]
     ) -> Generator[list[Translation], None, None]:
-        """What `translate_window` says of each window; batches are shared out among the workers.
+        """Yield the translations of each window, distributing its batches over the workers.
 
-        Several workers translate the next window before the last one's translations are given
-        out, and end with this generator. A window without lines has no translations; they are all
-        given out before the window behind it is asked for.
+        With several workers, the next window is submitted before the translations of a window are
+        yielded. At a window without lines, which has no translations, all earlier translations are
+        yielded before the next window is read. The workers end with this generator.
 
         Raises:
-            DataError: as `windows` does, or a prefix is too long; what was before is given out.
-            ModelError: the weights compute no finite numbers.
+            DataError: `windows` raises it, or a prefix is too long; the translations before it are
+                yielded first.
+            ModelError: the scores are not finite numbers.
         """
-        under_way: deque[tuple[Sequence[str], list[list[Segment]], Group[Found]]] = deque()
-        search = Workers(
-            self._search_batch, most=self._num_workers, begin=self._engine.begin_process
+        pending: deque[tuple[Sequence[str], list[list[Segment]], Group[Found]]] = deque()
+        search = WorkerPool(
+            self._search_batch,
+            max_workers=self._num_workers,
+            initializer=self._engine.begin_process,
         )
 
-        def oldest(most_left: int) -> Iterator[list[Translation]]:
-            while under_way and (len(under_way) > most_left or not under_way[0][2].missing):
-                lines, batches, group = under_way.popleft()
+        def oldest(max_left: int) -> Iterator[list[Translation]]:
+            while pending and (len(pending) > max_left or not pending[0][2].missing):
+                lines, batches, group = pending.popleft()
                 with useless_weights_refused(self._name):
-                    translations = self._finished(lines, batches, search.finish(group))
+                    translations = self._finished(lines, batches, search.results(group))
                 yield translations
 
         with search:
@@ -212,7 +239,7 @@ class Translator:
                 for window in windows:
                     if window.lines:
                         batches = self._segmenter.batches(window)
-                        under_way.append((window.lines, batches, search.begin(batches)))
+                        pending.append((window.lines, batches, search.submit(batches)))
                     yield from oldest(1 if window.lines else 0)
             except DataError:
                 yield from oldest(0)
@@ -220,20 +247,23 @@ class Translator:
             yield from oldest(0)
 
     def _finished(
-        self, lines: Sequence[str], batches: Sequence[Sequence[Segment]], found: Sequence[Found]
+        self,
+        lines: Sequence[str],
+        batches: Sequence[Sequence[Segment]],
+        hypotheses: Sequence[Found],
     ) -> list[Translation]:
-        """The translations of a window; told once is that a line has fewer than were wanted."""
-        translations = self._joined(lines, batches, found)
-        if self._n_best == 1 or self._has_told_of_few:
+        """Assemble the translations of a window; warn once of a line with too few candidates."""
+        translations = self._assemble(lines, batches, hypotheses)
+        if self._n_best == 1 or self._has_warned_of_few:
             return translations
         numbers = {segment.line: segment.number for batch in batches for segment in batch}
         for index, number in sorted(numbers.items()):
             count = len(translations[index].candidates)
             if count < self._n_best:
                 logger.warning(
-                    "line %d: a wider search finds no more than %s; asked for were %d",
+                    "line %d: even a wider search finds only %s of the %d requested",
                     number, counted(count, "different translation"), self._n_best,
                 )  # fmt: skip
-                self._has_told_of_few = True
+                self._has_warned_of_few = True
                 break
         return translations

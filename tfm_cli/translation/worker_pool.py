@@ -1,4 +1,4 @@
-"""Processes that work side by side and share all that was in memory when they were started."""
+"""A pool of forked worker processes, which share the memory of their parent."""
 
 import gc
 import logging
@@ -20,82 +20,89 @@ from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
 from tfm_cli.parallel.child_processes import SuspensionMonitor
 from tfm_cli.parallel.cpu_cores import available_cores
 
-if TYPE_CHECKING:  # it takes 5 ms to import, which a single line need not wait for
+if TYPE_CHECKING:  # importing it takes 5 ms, which a single line should not wait for
     from multiprocessing.connection import Connection
 
 logger = logging.getLogger(__name__)
 
 JobT = TypeVar("JobT")
-AnswerT = TypeVar("AnswerT")
+ResultT = TypeVar("ResultT")
 
-_AT_HAND = 2  # jobs of a worker: the one it works on, and the next, so that it never waits for us
-_MOST = 16  # workers that nobody asked for: each needs memory for its batch
+_JOBS_PER_WORKER = 2  # one that is worked on and one that is prefetched
+_MAX_DEFAULT_WORKERS = 16  # each worker needs memory for its batch
 
 
-def num_workers(asked: int, *, device: str) -> int:
-    """How many processes are to translate.
+def num_workers(requested: int, *, device: str) -> int:
+    """Return the number of processes that translate.
 
     Args:
-        asked: 0 for what suits the machine: on a CPU one for each core.
-        device: its type.
+        requested: number of processes; 0 is one for each core on a CPU and one on other devices.
+        device: type of the device.
 
     Raises:
-        ConfigError: several are no use on this device.
-        ResourceError: this system has no way to start them.
+        ConfigError: several processes were requested for a device other than a CPU.
+        ResourceError: several processes were requested and this system cannot fork.
     """
-    # The frameworks of macOS do not survive it.
+    # On macOS, system frameworks fail after a fork.
     can_fork = hasattr(os, "fork") and sys.platform != "darwin"
-    if not asked:
-        alone = device != "cpu" or not can_fork
-        return 1 if alone else min(available_cores(), _MOST)
-    if asked > 1 and device != "cpu":
-        message = f"`--workers {asked}` is for a CPU, and the device is {device}"
+    if not requested:
+        is_single = device != "cpu" or not can_fork
+        return 1 if is_single else min(available_cores(), _MAX_DEFAULT_WORKERS)
+    if requested > 1 and device != "cpu":
+        message = f"`--workers {requested}` is for a CPU, and the device is {device}"
         raise ConfigError(message, hint="leave it out, or use `--device cpu`")
-    if asked > 1 and not can_fork:
-        message = f"`--workers {asked}`: this system cannot share a model among processes"
+    if requested > 1 and not can_fork:
+        message = f"`--workers {requested}`: this system cannot share a model among processes"
         raise ResourceError(message, hint="leave it out")
-    return asked
+    return requested
 
 
 @dataclass(slots=True)
-class Group(Generic[AnswerT]):
-    """Jobs that were begun together, and what became of them so far."""
+class Group(Generic[ResultT]):
+    """Jobs that were submitted together, and their results so far.
+
+    Attributes:
+        missing: number of jobs without a result.
+        results: results by the index of the job in the group.
+        failures: exceptions by the index of the job in the group.
+    """
 
     missing: int
-    answers: dict[int, AnswerT] = field(default_factory=dict)  # by place in the group
+    results: dict[int, ResultT] = field(default_factory=dict)
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Worker(Generic[AnswerT]):
+class _Worker(Generic[ResultT]):
     pid: int
     connection: "Connection"
-    given: deque[tuple[Group[AnswerT], int]] = field(default_factory=deque)  # oldest first
+    jobs: deque[tuple[Group[ResultT], int]] = field(default_factory=deque)  # oldest first
 
 
-class Workers(Generic[JobT, AnswerT]):
-    """Does jobs in processes that are forked off when there are several to do.
+class WorkerPool(Generic[JobT, ResultT]):
+    """A pool of processes, forked as soon as there are several jobs.
 
-    What was in memory then, such as weights in whatever arrangement, is shared and never copied.
-    Jobs and answers go through pipes, so they have to be plain: no tensors. Processes end with
-    this object, and with this process, however that ends. One alone does its jobs here. A process
-    that something stops is told of after ten seconds, and ended after a minute.
+    Everything in memory at that time, such as weights, is shared and never copied. Jobs and results
+    are sent through pipes, so they must be plain Python objects without tensors. The processes end
+    with this object, and with this process even if it is killed. With `max_workers` 1 all jobs run
+    in this process. A worker that is stopped by a signal is reported after ten seconds and killed
+    after a minute.
 
     Args:
-        work: does a job.
-        most: processes.
-        begin: called once in each process that was forked off.
+        work: does a job and returns its result.
+        max_workers: most processes.
+        initializer: called once in each worker.
     """
 
     def __init__(
-        self, work: Callable[[JobT], AnswerT], *, most: int, begin: Callable[[], None]
+        self, work: Callable[[JobT], ResultT], *, max_workers: int, initializer: Callable[[], None]
     ) -> None:
         self._work = work
-        self._most = most
-        self._begin = begin
-        self._workers: list[_Worker[AnswerT]] = []
-        self._waiting: deque[tuple[Group[AnswerT], int, JobT]] = deque()
-        self._stop_watch = SuspensionMonitor("a process that translates")
+        self._max_workers = max_workers
+        self._initializer = initializer
+        self._workers: list[_Worker[ResultT]] = []
+        self._queue: deque[tuple[Group[ResultT], int, JobT]] = deque()
+        self._suspension_monitor = SuspensionMonitor("a process that translates")
 
     def __enter__(self) -> Self:
         return self
@@ -104,10 +111,10 @@ class Workers(Generic[JobT, AnswerT]):
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        place: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._stop_watch.close()
-        # They own nothing that would be lost.
+        self._suspension_monitor.close()
+        # Workers hold no state that a kill would lose.
         for worker in self._workers:
             worker.connection.close()
             with suppress(ProcessLookupError):
@@ -115,108 +122,112 @@ class Workers(Generic[JobT, AnswerT]):
         while self._workers:
             _exit_code(self._workers.pop().pid)
 
-    def begin(self, jobs: Sequence[JobT]) -> Group[AnswerT]:
-        """Have jobs done, behind those begun before; a single one is not worth a first process.
+    def submit(self, jobs: Sequence[JobT]) -> Group[ResultT]:
+        """Submit jobs, to run after those submitted before.
+
+        The first worker is started only for several jobs; otherwise a job runs in this process.
 
         Raises:
             ResourceError: a worker was killed, or stopped for too long.
         """
-        group: Group[AnswerT] = Group(len(jobs))
-        self._waiting.extend((group, place, job) for place, job in enumerate(jobs))
-        if self._most > 1 and (self._workers or len(jobs) > 1):
-            self._turn(wait_seconds=0)
+        group: Group[ResultT] = Group(len(jobs))
+        self._queue.extend((group, index, job) for index, job in enumerate(jobs))
+        if self._max_workers > 1 and (self._workers or len(jobs) > 1):
+            self._exchange(wait_seconds=0)
         else:
             while group.missing:
-                self._do_here()
+                self._work_here()
         return group
 
-    def finish(self, group: Group[AnswerT]) -> list[AnswerT]:
-        """The answers to all jobs of a group, in order; of several failures the first is raised.
+    def results(self, group: Group[ResultT]) -> list[ResultT]:
+        """Wait for a group and return its results in order; raise the first failure.
 
         Raises:
             ResourceError: a worker was killed, or stopped for too long.
         """
         while group.missing:
-            self._turn()
+            self._exchange()
         if group.failures:
             raise group.failures[min(group.failures)]
-        return [group.answers[place] for place in range(len(group.answers))]
+        return [group.results[index] for index in range(len(group.results))]
 
-    def _turn(self, wait_seconds: float | None = None) -> None:
-        """Give out jobs, wait for answers, give out more."""
-        self._give_out()
+    def _exchange(self, wait_seconds: float | None = None) -> None:
+        """Send jobs, receive results, send more jobs; None waits for at least one result."""
+        self._send_jobs()
         if not self._workers:
-            self._do_here()
+            self._work_here()
             return
         from multiprocessing.connection import wait
 
-        workers: dict[object, _Worker[AnswerT]] = {one.connection: one for one in self._workers}
+        workers: dict[object, _Worker[ResultT]] = {one.connection: one for one in self._workers}
         for connection in wait([one.connection for one in self._workers], wait_seconds):
             worker = workers[connection]
             try:
-                is_answer, found = worker.connection.recv()
+                is_result, result = worker.connection.recv()
             except (EOFError, OSError) as error:
                 raise self._lost(worker) from error
-            group, place = worker.given.popleft()
-            _note(group, place, found, is_answer=is_answer)
-        self._give_out()
+            group, index = worker.jobs.popleft()
+            _record(group, index, result, is_result=is_result)
+        self._send_jobs()
 
-    def _give_out(self) -> None:
-        while self._waiting:
-            worker = min(self._workers, key=lambda one: len(one.given), default=None)
-            if (worker is None or worker.given) and len(self._workers) < self._most:
+    def _send_jobs(self) -> None:
+        """Send queued jobs to the workers with the fewest, starting workers while allowed."""
+        while self._queue:
+            worker = min(self._workers, key=lambda one: len(one.jobs), default=None)
+            if (worker is None or worker.jobs) and len(self._workers) < self._max_workers:
                 worker = self._started() or worker
-            if worker is None or len(worker.given) >= _AT_HAND:
+            if worker is None or len(worker.jobs) >= _JOBS_PER_WORKER:
                 return
-            group, place, job = self._waiting.popleft()
-            worker.given.append((group, place))
+            group, index, job = self._queue.popleft()
+            worker.jobs.append((group, index))
             try:
                 worker.connection.send(job)
             except OSError as error:
                 raise self._lost(worker) from error
 
-    def _do_here(self) -> None:
-        group, place, job = self._waiting.popleft()
+    def _work_here(self) -> None:
+        """Do the next job in this process."""
+        group, index, job = self._queue.popleft()
         try:
-            _note(group, place, self._work(job), is_answer=True)
-        except Exception as error:  # raised where the group is finished
-            _note(group, place, error, is_answer=False)
+            _record(group, index, self._work(job), is_result=True)
+        except Exception as error:  # `results` raises it
+            _record(group, index, error, is_result=False)
 
-    def _lost(self, worker: _Worker[AnswerT]) -> ResourceError:
-        """What to say of a worker that is no more."""
+    def _lost(self, worker: _Worker[ResultT]) -> ResourceError:
+        """Remove a worker that has ended, and return the error to raise."""
         self._workers.remove(worker)
         worker.connection.close()
         code = _exit_code(worker.pid)
-        if reason := self._stop_watch.reason(worker.pid):
+        if reason := self._suspension_monitor.reason(worker.pid):
             return reason
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         hint = "if memory ran out, lower `--workers` or `--max-tokens`"
         return ResourceError(f"a process that translates {how}", hint=hint)
 
-    def _started(self) -> _Worker[AnswerT] | None:
-        """One more worker; None, and no further attempt, where the system refuses."""
+    def _started(self) -> _Worker[ResultT] | None:
+        """Return a new worker; None, and no further attempts, if the system refuses."""
         from multiprocessing.connection import Pipe
 
         try:
             ours, theirs = Pipe()
             with theirs:
-                worker = _Worker[AnswerT](self._forked(ours, theirs), ours)
+                worker = _Worker[ResultT](self._forked(ours, theirs), ours)
         except OSError as error:
-            self._most = len(self._workers)
-            instead = f"{self._most} in all" if self._most else "translating in this one"
+            self._max_workers = count = len(self._workers)
+            instead = f"{count} in all" if count else "translating in this one"
             logger.warning("cannot start another process: %s; %s", error.strerror, instead)
             return None
         self._workers.append(worker)
-        self._stop_watch.add(worker.pid)
+        self._suspension_monitor.add(worker.pid)
         return worker
 
     def _forked(self, ours: "Connection", theirs: "Connection") -> int:
-        # A signal between the fork and what the worker makes of it would find our own handlers.
+        # A signal that arrives in the worker before `_serve` would run this process's handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
         try:
             with warnings.catch_warnings():
-                # Python 3.12 warns if there are threads, such as the one that shows progress. What
-                # they may hold just then, a worker does not touch: it neither logs nor prints.
+                # Python 3.12 warns if there are threads, such as that of the progress display. A
+                # worker needs none of the locks that they may hold: it neither logs nor prints.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
             if pid == 0:
@@ -231,20 +242,20 @@ class Workers(Generic[JobT, AnswerT]):
         theirs: "Connection",
         mask: Iterable[int],
     ) -> NoReturn:
-        """Be a worker: answer jobs until nobody is left to send any."""
+        """Run a worker: do jobs until the pipe is closed."""
         code = 1
         try:
-            for number in END_SIGNALS:  # they mean the process that started us
+            for number in END_SIGNALS:  # they are meant for the parent process
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            gc.freeze()  # looking for garbage in what is shared would copy it
-            # The pipes of all would stay open for as long as one of us lives.
+            gc.freeze()  # garbage collection of shared memory would copy it
+            # Otherwise the pipes of all workers stay open as long as one worker lives.
             for connection in (ours, *(worker.connection for worker in self._workers)):
                 connection.close()
             jobs: SimpleQueue[JobT] = SimpleQueue()
-            # A thread that is new has no team of threads, as OpenMP keeps for the one that forked
-            # and would wait for; and this one notices at once when the pipe is closed.
-            threading.Thread(target=self._answer, args=(jobs, theirs), daemon=True).start()
+            # OpenMP would wait for the thread team of the thread that forked; a new thread has no
+            # team. Meanwhile this thread notices at once when the pipe is closed.
+            threading.Thread(target=self._work_on, args=(jobs, theirs), daemon=True).start()
             with suppress(EOFError, OSError):
                 while True:
                     jobs.put(theirs.recv())
@@ -252,44 +263,44 @@ class Workers(Generic[JobT, AnswerT]):
         finally:
             os._exit(code)
 
-    def _answer(self, jobs: "SimpleQueue[JobT]", connection: "Connection") -> None:
+    def _work_on(self, jobs: "SimpleQueue[JobT]", connection: "Connection") -> None:
         try:
-            self._begin()
+            self._initializer()
             while True:
                 job = jobs.get()
                 message: tuple[bool, object]
                 try:
                     message = (True, self._work(job))
-                except Exception as error:  # raised again by the process that started us
+                except Exception as error:  # the parent process raises it again
                     message = (False, _portable(error))
                 connection.send(message)
         finally:
             os._exit(1)
 
 
-def _note(group: Group[AnswerT], place: int, found: Any, *, is_answer: bool) -> None:
-    (group.answers if is_answer else group.failures)[place] = found
+def _record(group: Group[ResultT], index: int, result: Any, *, is_result: bool) -> None:
+    (group.results if is_result else group.failures)[index] = result
     group.missing -= 1
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, where it survives the way through a pipe; else one that tells of it."""
+    """Return an error that can be sent through a pipe, with its traceback."""
     from multiprocessing.reduction import ForkingPickler
 
-    told = "".join(traceback.format_exception(error))
-    if not isinstance(error, TfmError):  # which is shown without a traceback
-        error.add_note(f"in a process that translates:\n{told}")
+    text = "".join(traceback.format_exception(error))
+    if not isinstance(error, TfmError):  # a TfmError is shown without a traceback
+        error.add_note(f"in a process that translates:\n{text}")
     try:
-        # What it is made from anew may lack arguments, and then anything may go wrong.
+        # Unpickling calls the class with the arguments of `raise`, which may fail in any way.
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
-        return RuntimeError(told)
+        return RuntimeError(text)
     return error
 
 
 def _exit_code(pid: int) -> int:
-    """The exit code of a process that has ended or is about to; below 0 that of a signal."""
+    """Wait for a process and return its exit code; negative for a signal."""
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except ChildProcessError:  # where SIGCHLD is ignored, nobody knows
+    except ChildProcessError:  # unknown if SIGCHLD is ignored
         return 0
