@@ -42,7 +42,7 @@ def test_share_is_that_of_the_size_now(tmp_path: Path) -> None:
         for _ in range(2):
             file.read(4)
             shares.append(fraction_read(file))
-        (tmp_path / "file").write_bytes(b"1234")  # cut meanwhile
+        (tmp_path / "file").write_bytes(b"1234")  # truncated in the meantime
         shares.append(fraction_read(file))
 
     assert shares == [0.0, 0.5, 1.0, 1.0]
@@ -72,8 +72,8 @@ def test_other_encodings_are_told_by_their_mark(first: bytes, name: str) -> None
         (b"x" * 99 + b"\0", ""),
         (b"x" * 98 + b"\0", "NUL bytes"),
         ("ü".encode() * 500, ""),
-        ("\ufffd".encode() * 500, ""),  # marks that stand in the text are text
-        (b"\xff" * 255, ""),  # a short one gets the line and the byte
+        ("\ufffd".encode() * 500, ""),  # U+FFFD in the text itself
+        (b"\xff" * 255, ""),  # too short to be another encoding
         (b"\xff" * 256, "bytes that are not UTF-8"),
         (b"x" * 70 * 9 + b"\xff" * 30 * 9, ""),
         (b"x" * 69 * 9 + b"\xff" * 31 * 9, "bytes that are not UTF-8"),

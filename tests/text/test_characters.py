@@ -11,7 +11,7 @@ from tfm_cli.text.characters import (
     separator_kinds,
 )
 
-# All that is written, and of the other planes, whose insides are alike, where they begin and end.
+# All assigned planes, and the ends of the others, which are uniform inside.
 EVERY = [chr(point) for point in range(0x3000)] + [
     chr(plane + point)
     for plane in range(0, sys.maxunicode, 0x10000)
@@ -25,7 +25,7 @@ EVERY = [chr(point) for point in range(0x3000)] + [
 
 
 def kind_by_unicode(character: str) -> str | None:
-    """What Unicode's own tables say, and the definition of a noncharacter."""
+    """Return the kind of a character by Unicode's tables and the definition of a noncharacter."""
     point = ord(character)
     category = unicodedata.category(character)
     if point & 0xFFFE == 0xFFFE or 0xFDD0 <= point <= 0xFDEF:
@@ -38,7 +38,7 @@ def kind_by_unicode(character: str) -> str | None:
 
 
 def test_separators_are_where_python_would_split_a_line_but_the_line_feed() -> None:
-    splitting = {c for c in EVERY if len(f"a{c}b".splitlines()) > 1}  # the rule that is meant here
+    splitting = {c for c in EVERY if len(f"a{c}b".splitlines()) > 1}  # the reference
 
     assert set(SEPARATORS) | {"\n"} == splitting
 
@@ -85,4 +85,4 @@ def test_nothing_that_can_be_seen_is_blank() -> None:
 def test_characters_of_no_width_are_blank_by_themselves() -> None:
     for text in ("", " ", "\u200b", "\ufeff", "\u200c\u200d", "\u00ad \u2060", "\x01\x7f"):
         assert is_blank(text)
-    assert not is_blank("\u0600")  # a sign of Arabic that is seen, though Unicode calls it a format
+    assert not is_blank("\u0600")  # a visible Arabic sign of the category format

@@ -13,7 +13,7 @@ from tfm_cli.text.reader import LineReader
 
 try:
     zstandard: Any = importlib.import_module("zstandard")
-except ImportError:  # the extra `zst`
+except ImportError:  # the extra `zst` is not installed
     zstandard = None
 
 LINES = [f"line {number} é" for number in range(3000)]
@@ -27,7 +27,7 @@ def lines_of(raw: bytes) -> list[str]:
 
 
 def noise(size: int) -> bytes:
-    """Text that hardly shrinks."""
+    """Return text that hardly compresses."""
     return random.Random(1).randbytes(size // 2).hex().encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""Lines of any length: bounded memory, nothing lost in silence, time that grows with the text."""
+"""Lines of any length: bounded memory, no silent loss, time linear in the text."""
 
 import gzip
 import os
@@ -53,7 +53,7 @@ def test_r29_line_of_a_megabyte_is_a_line(
 
 
 def peak_mib(arguments: list[str], parts: Iterable[bytes]) -> tuple[float, bytes, bytes]:
-    """Most memory of a command, what it wrote, and what it said."""
+    """Return the peak memory of a command, its output and its messages."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tfm_cli", *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -138,7 +138,7 @@ def test_r30_parts_of_a_long_line_are_all_of_it(cuts: list[Cut], longest: int, t
     assert all(len(part) <= longest for part in found)
     if Cut.CHARACTER not in cuts:
         room = longest - tag
-        assert len(found) <= 1 + 2 * len(ids) // room  # no part but the last is under half full
+        assert len(found) <= 1 + 2 * len(ids) // room  # all but the last are at least half full
 
 
 def test_r30_long_sentence_is_split_and_told(tiny_model: Path, run_tfm: RunTfm) -> None:

@@ -1,4 +1,4 @@
-"""A small compressed file of millions of lines fills no memory where a text is held as a whole."""
+"""Memory is bounded for a small compressed file of millions of lines that is held as a whole."""
 
 import gzip
 import subprocess
@@ -26,7 +26,7 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(arguments: list[str], place: Path) -> tuple[Result, int]:
-    """What a command does, and how many megabytes it takes at most."""
+    """Return the result of a command and its peak memory in megabytes."""
     script = (
         "import re\nfrom pathlib import Path\nfrom tfm_cli.cli import app\n"
         "try: app()\n"
@@ -58,7 +58,7 @@ def test_r35_training_refuses_more_validation_lines_than_it_should_hold(
 
     assert (result.code, result.out) == (3, "")
     assert f"error: {bomb}: {REFUSED}\n" in result.err
-    assert megabytes < 700  # of which PyTorch has most
+    assert megabytes < 700  # most of it is PyTorch
     assert not (tmp_path / "model").exists()
 
 

@@ -13,7 +13,7 @@ HOSTILE = st.text(
 
 
 def _cells(text: str) -> list[list[str]]:
-    """What the cells of a row with this text show; those that show anything else are left out."""
+    """Return the text of the cells of a table row that contain nothing but text."""
     tokens = RENDERER.parse(f"# A\n\n| | |\n|---|---|\n| name | {text} |\n\n## B\n")
     assert [token.type for token in tokens].count("heading_open") == 2
     inline = [token for token in tokens if token.type == "inline"]

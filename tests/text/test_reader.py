@@ -10,7 +10,7 @@ from tfm_cli.text.reader import LineReader
 
 
 class Pieces(io.RawIOBase):
-    """A stream that gives its bytes in the pieces it was given, as a pipe may."""
+    """A stream that returns its bytes in given chunks, as a pipe may."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self.pieces = iter(pieces)
@@ -115,9 +115,9 @@ def test_what_binary_reason_is_refused_only_where_invalid_bytes_are() -> None:
     ("line", "at", "byte"),
     [
         (b"ab\xffcd", 3, "0xff"),
-        (b"\xc3\xa9\xed\xa0\x80", 3, "0xed"),  # half a surrogate pair
-        (b"caf\xc3", 4, "0xc3"),  # cut off
-        (b"\xc0\xaf", 1, "0xc0"),  # overlong
+        (b"\xc3\xa9\xed\xa0\x80", 3, "0xed"),  # a lone surrogate
+        (b"caf\xc3", 4, "0xc3"),  # truncated
+        (b"\xc0\xaf", 1, "0xc0"),  # an overlong encoding
     ],
 )
 def test_invalid_utf_8_is_refused_with_file_line_and_byte(line: bytes, at: int, byte: str) -> None:
@@ -208,4 +208,4 @@ def test_cut_line_is_not_said_to_end_in_a_carriage_return() -> None:
     reader = reader_of(b"a\nbcd\r\refgh\nabcd\r\n", max_line_bytes=4)
 
     assert list(reader) == ["a", "bcd\r", "abcd"]
-    assert reader.repairs.counts["crlf"] == 1  # the last one, of which all was read
+    assert reader.repairs.counts["crlf"] == 1  # the last line, which was read whole

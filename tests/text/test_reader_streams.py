@@ -31,7 +31,7 @@ def test_window_of_very_long_lines_has_few() -> None:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[LineReader, int]]:
-    """A reader of a pipe, and the end to write to."""
+    """Yield a reader of a pipe, and the end to write to."""
     reading, writing = os.pipe()
     with open(reading, "rb") as stream:  # noqa: PTH123 - a descriptor has no path
         yield LineReader(stream, "standard input"), writing
@@ -63,7 +63,7 @@ def test_window_that_is_not_waited_for_is_empty_while_the_input_pauses(
 def test_window_does_not_wait_for_the_rest_of_a_line(pipe: tuple[LineReader, int]) -> None:
     reader, writing = pipe
     os.write(writing, b"1\n")
-    threading.Timer(0.01, os.write, (writing, b"2")).start()  # before it counts as a pause
+    threading.Timer(0.01, os.write, (writing, b"2")).start()  # before this counts as a pause
 
     assert reader.window(100) == ["1"]
     os.close(writing)
@@ -158,7 +158,7 @@ def test_lines_go_through_a_buffer_where_python_has_none(monkeypatch: pytest.Mon
             return True
 
         def write(self, text: object) -> int:
-            calls.append(bytes(cast(bytes, text)[:3]))  # a part of it, as a system call may
+            calls.append(bytes(cast(bytes, text)[:3]))  # an incomplete write, as of a system call
             return len(calls[-1])
 
     class Stdout:

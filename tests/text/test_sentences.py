@@ -11,7 +11,7 @@ SENTENCES = Path(__file__).parent / "sentences.txt"
 
 
 def written(path: Path) -> Iterator[tuple[str, list[str], str]]:
-    """Yield each language of the file with its sentences and what stands between two of them."""
+    """Yield each language of the file with its sentences and the separator between them."""
     for block in path.read_text("utf-8").split("\n[")[1:]:
         language, *lines = block.rstrip("\n").split("\n")
         blank = "" if lines[0].startswith("~") else " "

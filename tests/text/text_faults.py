@@ -1,4 +1,4 @@
-"""Texts with a fault each, and what every command that reads text makes of them."""
+"""Faulty texts, and the expected behaviour of every command that reads text."""
 
 import gzip
 import io
@@ -13,20 +13,20 @@ from pathlib import Path
 
 from tests.conftest import TINY_SHAPE, Result, invoke
 
-GOOD = b"one\ntwo\nfive\n" + b"seven\n" * 40  # so that one odd byte is less than a hundredth
+GOOD = b"one\ntwo\nfive\n" + b"seven\n" * 40  # so that one odd byte is less than 1 %
 _CUT = r"the gzip data is damaged or cut off after line \d+"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A text, and what is to be said of it.
+    """A faulty text, and the messages expected about it.
 
     Attributes:
-        lenient: what commands say that have to answer each line; their exit code is 0 unless it
+        lenient: message of commands that must answer each line; their exit code is 0 unless it
             begins with `error`.
-        strict: the same of commands that learn or judge.
-        found: the code of what `tfm check` finds; empty for nothing.
-        shifted: whether line 1 is not `one` and line 3 not `five`.
+        strict: message of commands that train or evaluate.
+        found: code of the finding of `tfm check`; empty for none.
+        shifted: line 1 is not `one` and line 3 is not `five`.
     """
 
     name: str
@@ -55,7 +55,7 @@ def _invalid(name: str, line: bytes, byte: int) -> Fault:
 
 
 def _whole(name: str, raw: bytes, told: str, found: str, lines: int = 43) -> Fault:
-    """What nobody can read as text."""
+    """A file that cannot be read as text."""
     return Fault(name, raw, f"error: {told}", f"error: {told}", found, lines, shifted=True)
 
 
@@ -141,18 +141,18 @@ FAULTS = {
 
 
 def translate(model: Path, path: Path) -> list[str]:
-    """A command that has to answer each line."""
+    """Return the arguments of a command that must answer each line."""
     return ["translate", "-m", str(model), "-gq", "--workers", "1", "--device", "cpu",
             "-i", str(path)]  # fmt: skip
 
 
 def encode(model: Path, path: Path) -> list[str]:
-    """Another one, without a model's weights."""
+    """Return the arguments of a command that answers each line without a model's weights."""
     return ["tokenize", "encode", "-m", str(model), str(path)]
 
 
 def decode(model: Path, path: Path) -> list[str]:
-    """Another one."""
+    """Return the arguments of `tfm tokenize decode`."""
     return ["tokenize", "decode", "-m", str(model), str(path)]
 
 
@@ -163,26 +163,26 @@ def _beside(path: Path, name: str, raw: bytes) -> str:
 
 
 def train(model: Path, path: Path) -> list[str]:
-    """A command that learns from what it reads."""
+    """Return the arguments of a command that trains on the text."""
     return ["train", "-s", str(path), "-t", _beside(path, "other", b"eins\n"), *TINY_SHAPE,
             "-o", str(path.parent / "model"), "--max-updates", "1", "--device", "cpu"]  # fmt: skip
 
 
 def tokenize_train(model: Path, path: Path) -> list[str]:
-    """Another one."""
+    """Return the arguments of `tfm tokenize train`."""
     return ["tokenize", "train", "-i", str(path), "--model-prefix", str(path.parent / "new"),
             "--vocab-size", "20", "--model-type", "word", "--no-byte-fallback",
             "--no-hard-vocab-limit"]  # fmt: skip
 
 
 def shortlist(model: Path, path: Path) -> list[str]:
-    """Another one."""
+    """Return the arguments of `tfm shortlist`."""
     return ["shortlist", "-m", str(model), "-s", str(path), "-t", _beside(path, "other", b"eins\n"),
             "-o", str(path.parent / "table"), "--device", "cpu"]  # fmt: skip
 
 
 def evaluate_hypotheses(model: Path, path: Path) -> list[str]:
-    """A command that judges."""
+    """Return the arguments of a command that evaluates the text."""
     return [
         "evaluate",
         _beside(path, "other", b"two five six eight\n"),
@@ -194,7 +194,7 @@ def evaluate_hypotheses(model: Path, path: Path) -> list[str]:
 
 
 def evaluate_references(model: Path, path: Path) -> list[str]:
-    """The same, of references."""
+    """Return the arguments of a command that uses the text as references."""
     return ["evaluate", str(path), "-i", _beside(path, "other", b"two five six eight\n")]
 
 
@@ -203,11 +203,11 @@ LENIENT: tuple[Command, ...] = (translate, encode, decode)
 STRICT: tuple[Command, ...] = (
     train, tokenize_train, shortlist, evaluate_hypotheses, evaluate_references,
 )  # fmt: skip
-FAST: tuple[Command, ...] = (encode,)  # the others read with the same reader
+FAST: tuple[Command, ...] = (encode,)  # the others use the same reader
 
 
 def given(fault: Fault, command: Command, model: Path, folder: Path) -> Result:
-    """What a command does with a text."""
+    """The expected behaviour of a command for a faulty text."""
     path = folder / fault.file
     path.write_bytes(fault.raw)
     (folder / "lines").write_bytes(b"\n" * fault.lines)
@@ -215,15 +215,15 @@ def given(fault: Fault, command: Command, model: Path, folder: Path) -> Result:
 
 
 def assert_answered(fault: Fault, command: Command, model: Path, folder: Path) -> None:
-    """Every line has an answer, line i that of line i; what was repaired is said."""
+    """Check that every line has its answer, and that repairs are reported."""
     result = given(fault, command, model, folder)
 
     lines = result.out.split("\n")[:-1]
     refused = fault.lenient.startswith("error")
     assert result.code == (3 if refused else 0), result.err
-    # What came before the damage was answered already.
+    # Lines before the damage have been answered already.
     assert len(lines) <= fault.lines if refused else len(lines) == fault.lines
-    # What a model makes of garbage may look like lost text, and which garbage does is the model's.
+    # Translations of garbage may look like lost text, depending on the model.
     told = re.sub(r"warning: line \d+: .* may lack text; .*\n", "", result.err)
     assert re.match(fault.lenient or "$", told), result.err
     if not fault.shifted:
@@ -232,7 +232,7 @@ def assert_answered(fault: Fault, command: Command, model: Path, folder: Path) -
 
 
 def assert_judged(fault: Fault, command: Command, model: Path, folder: Path) -> None:
-    """The text is taken as a whole or refused by name, with nothing written."""
+    """Check that the whole text is used, or that it is refused by name with no output."""
     result = given(fault, command, model, folder)
 
     if fault.strict.startswith("error"):
@@ -245,7 +245,7 @@ def assert_judged(fault: Fault, command: Command, model: Path, folder: Path) -> 
 
 
 def assert_reported(fault: Fault, folder: Path) -> None:
-    """`tfm check` reads it to its end, and finds what is the matter."""
+    """Check that `tfm check` reads the text to its end and reports the fault."""
     path = folder / fault.file
     path.write_bytes(fault.raw)
     (folder / "other").write_bytes(b"eins\n" * fault.lines)

@@ -1,4 +1,4 @@
-"""Crafted SentencePiece models, wherever a command takes one: refused, and tfm goes on living."""
+"""Crafted SentencePiece models are refused by every command that reads one."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from tests.conftest import RunTfm
 from tests.sentencepiece_bytes import MODEL, charsmap, delimited, piece
 from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES
 
-# The shapes of what was reported of SentencePiece, by the number of the report.
+# Models as in the issues of SentencePiece, by the number of the issue.
 CRAFTED: dict[str, tuple[bytes, str]] = {
     "1263": (MODEL + piece(b"a" * 200_000), "its piece 4 has 200000 bytes, expected 1 to 1024"),
     "1265": (
@@ -60,7 +60,7 @@ def test_r41_crafted_tokenizer_is_refused_by_every_command(
 def test_r41_crafted_tokenizer_of_a_model_whose_hashes_fit_is_refused(
     tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
-    """Hashes say that nothing was changed, not that who wrote them meant well."""
+    """Matching hashes prove that a model is unchanged, not that it is harmless."""
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors"):

@@ -1,4 +1,4 @@
-"""Crafted SentencePiece models: what is refused before SentencePiece sees it."""
+"""Crafted SentencePiece models are refused before SentencePiece reads them."""
 
 import contextlib
 import struct
@@ -159,12 +159,12 @@ def test_any_bytes_are_a_model_or_are_refused(content: bytes) -> None:
 @in_its_own_time
 @given(st.data())
 def test_walk_is_the_same_however_pieces_are_written(data: st.DataObject) -> None:
-    """The fast way through usual pieces finds what the slow one finds."""
+    """Check that the fast path for common pieces gives the same result as the slow one."""
     texts = st.binary(max_size=4)
     scores = st.sampled_from([0.0, -1.5, float("inf"), float("nan"), -3e38])
     rows = data.draw(st.lists(st.tuples(texts, scores, st.integers(0, 8)), max_size=8))
     usual = b"".join(piece(t, score=s, kind=k) for t, s, k in rows) + b"".join(PIECES)
-    padding = delimited(2, delimited(1, b"x" * 200))  # else all would stand too near the end
+    padding = delimited(2, delimited(1, b"x" * 200))  # otherwise all pieces are too near the end
 
     def outcome(change: Callable[[bytes], bytes]) -> str:
         try:
@@ -172,7 +172,7 @@ def test_walk_is_the_same_however_pieces_are_written(data: st.DataObject) -> Non
         except ValueError as error:
             return str(error)
 
-    # The same pieces behind something else: then each is looked at by itself.
+    # After another field, each piece is checked by the slow path.
     assert outcome(lambda pieces: pieces + padding) == outcome(lambda pieces: padding + pieces)
 
 

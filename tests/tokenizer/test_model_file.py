@@ -1,4 +1,4 @@
-"""Models with a normaliser of their own are tried in a child, and old versions are refused."""
+"""Models with their own normalizer are tried in a child process; old versions are refused."""
 
 import subprocess
 from pathlib import Path

@@ -12,7 +12,7 @@ from tfm_cli.tokenizer.model_file import check_model
 from tfm_cli.tokenizer.normalization import check_rule, without_rule_file_name
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 
-# Text that NFKC rewrites, in eight scripts.
+# Text that NFKC changes, in eight scripts.
 TEXTS = [
     "你好，世界！是吗？（是）", "کتاب\u200cها", "น้ำทำงาน", "10 km² und 10⁶", "½ ﬁne", "ｶﾀｶﾅ　全角",
     "한글 각", "e\u0301 é", "…", "…™", "no\u00a0break", "tab\there", "ⅷ ㎏ ①",

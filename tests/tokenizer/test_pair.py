@@ -86,7 +86,7 @@ def test_torn_vocabulary_is_refused_by_its_name() -> None:
         TokenizerPair.from_files(files, origin="m")
 
 
-# --- tokenizers with a vocabulary ----------------------------------------------------------------
+# Tokenizers with a vocabulary.
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_special_ids_are_those_of_the_vocabulary(tokenizer: Tokenizer) -> None:
 def test_character_that_only_the_other_side_learned_is_known_by_the_vocabulary(
     tokenizer: Tokenizer,
 ) -> None:
-    """SentencePiece hands over what it does not know as it is; the vocabulary may know it."""
+    """SentencePiece returns unknown text unchanged, and the vocabulary may have a piece for it."""
     assert tokenizer.unk_id not in tokenizer.encode(["aß"])[0]
     assert tokenizer.unk_id in tokenizer.encode(["a漢"])[0]
 
@@ -147,7 +147,7 @@ def test_language_tag_is_text_to_a_tokenizer_without_a_vocabulary() -> None:
     assert Tokenizer(ONE).language_tags == ()
 
 
-# --- language tags of a SentencePiece model ------------------------------------------------------
+# Language tags of a SentencePiece model.
 
 
 TAGS = (">>deu<<", ">>fra<<")
@@ -214,7 +214,7 @@ def test_user_defined_symbol_that_is_a_tag_is_a_tag() -> None:
 
 
 def sentencepiece_own(symbol: str) -> Tokenizer:
-    """A tokenizer as earlier versions learned it: the tag has no blank before it."""
+    """Return a tokenizer as trained by earlier versions: its tags have no blank before them."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TAGGED_TEXT), model_writer=written, vocab_size=90,

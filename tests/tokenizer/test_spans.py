@@ -1,4 +1,4 @@
-"""Where pieces stand in a line, and in a translation."""
+"""Spans of tokens in a line and in a translation."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +34,7 @@ def test_spans_of_a_line_are_in_order_and_leave_out_nothing_but_blanks(lines: li
 @given(st.lists(st.integers(min_value=0, max_value=BYTES.vocab_size - 1), max_size=10))
 @settings(max_examples=100, deadline=None)
 def test_spans_of_a_translation_are_where_it_grows(ids: list[int]) -> None:
-    """With one more piece the text goes on where the span begins, and ends where it ends."""
+    """Each further token extends the decoded text by its span."""
     for tokenizer in (BYTES, with_vocabulary(BYTES)):
         spans = tokenizer.decode_spans(ids)
 
@@ -44,5 +44,5 @@ def test_spans_of_a_translation_are_where_it_grows(ids: list[int]) -> None:
         assert (spans[0][0], spans[-1][1]) == (0, len(text)) if ids else text == ""
         for count in range(1, len(ids)):
             (earlier,) = tokenizer.decode([ids[:count]])
-            if "\ufffd" not in text + earlier:  # else a character is not whole yet
+            if "\ufffd" not in text + earlier:  # otherwise a character is incomplete
                 assert spans[count - 1][1] == len(earlier)

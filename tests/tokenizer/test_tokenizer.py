@@ -34,7 +34,7 @@ MODELS = {
         ("unigram", "identity"),
         ("bpe", "nmt_nfkc"),
         ("char", "identity"),
-        ("word", "nmt_nfkc"),  # knows no bytes, so that its ids lose unknown words
+        ("word", "nmt_nfkc"),  # without byte fallback, its ids lose unknown words
     ]
 }
 UNIGRAM = MODELS["unigram-nmt_nfkc"]
@@ -46,7 +46,7 @@ def reference(tokenizer: Tokenizer) -> sentencepiece.SentencePieceProcessor:
 
 
 def normalised(tokenizer: Tokenizer, text: str) -> str:
-    """What the model's own normaliser makes of a text, as a reader sees it."""
+    """Return a text as the model's normalizer changes it, with blanks."""
     return str(reference(tokenizer).Normalize(text)).replace("▁", " ").removeprefix(" ")
 
 
@@ -206,7 +206,7 @@ def test_a_model_is_loaded_byte_for_byte(tmp_path: Path) -> None:
 
 
 def serialized(*pieces: tuple[bytes, int]) -> bytes:
-    """A SentencePiece model with these pieces, each with its type (1 normal … 3 control)."""
+    """Return a SentencePiece model with these pieces and their types (1 normal … 3 control)."""
     model = b""
     for text, kind in pieces:
         score = struct.pack("<f", -float(len(model)))

@@ -1,4 +1,4 @@
-"""Translators of models that are in memory, by the native engine, for tests."""
+"""Translators that run models in memory with the native engine."""
 
 from collections.abc import Sequence
 from typing import Any

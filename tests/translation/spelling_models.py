@@ -1,4 +1,4 @@
-"""Models that were never trained and like to spell: most of what they write are byte pieces."""
+"""Random models that write mostly byte tokens."""
 
 import torch
 
@@ -11,7 +11,7 @@ SHAPE = ModelConfig(encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_
 
 
 def spelling_tokenizer() -> Tokenizer:
-    """256 byte pieces and few others."""
+    """Return a tokenizer with 256 byte pieces and a few others."""
     config = TokenizerConfig(vocab_size=290, model_type="bpe")
     text = ["one two three four five six seven eight nine"] * 20
     return Tokenizer(train_tokenizer(text, config, seed=1, soft_limit=True))

@@ -32,17 +32,17 @@ def test_last_layer_but_one_is_asked_and_the_first_only_if_it_is_the_only_one(
     assert alignment_layer(layers) == chosen
 
 
-# --- a model whose attention is made by hand -----------------------------------------------------
+# A model whose attention is made by hand.
 
 
 class Diagonal:
-    """Stands for a Transformer: step t attends to source piece t, and a little to </s>."""
+    """A fake Transformer: step t attends to source token t, and a little to </s>."""
 
     decoder_layers = (None,)
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self.too_many = 1_000_000  # segments in a batch, or more
+        self.too_many = 1_000_000  # batch size from which memory is insufficient
 
     def cross_attention_weights(
         self, source: Tensor, keep: Tensor | None, target: Tensor, *, layer: int
@@ -62,7 +62,7 @@ class Diagonal:
 def echo(
     model: object, source: Tensor, keep: object, *, eos_id: int, beam_size: int, **others: object
 ) -> list[list[Hypothesis]]:
-    """Stands for `beam_search`: the source, and then the source without its last pieces."""
+    """A fake `beam_search`: the source, then the source without its last tokens."""
     rows = [row[: row.index(eos_id)] for row in source.tolist()]
     return [
         [Hypothesis(tuple(ids[: len(ids) - rank]), 0.0, 0.0) for rank in range(beam_size)]
@@ -140,7 +140,7 @@ LINES = [
 def test_words_of_an_echo_are_aligned_with_themselves(
     translator_of: TranslatorOf, max_length: int, rule: str
 ) -> None:
-    """Whatever the blanks, unknown characters and parts: words are what stands between blanks."""
+    """Words are separated by blanks, for any blanks, unknown characters and parts."""
     translator = translator_of(max_length=max_length, max_tokens=60, rule=rule)
 
     for translation in translator.translate(LINES):
@@ -228,7 +228,7 @@ def test_language_tag_is_the_first_word_in_every_part() -> None:
 
     (translation,) = assemble([line], [segments], [hypotheses])
 
-    # The tag comes back as a word of each part: ">>deu<< one >>deu<< two three".
+    # The fake model writes the tag as a word of each part: ">>deu<< one >>deu<< two three".
     weights = torch.tensor(translation.candidates[0].alignment)
     assert weights.argmax(dim=1).tolist() == [0, 1, 0, 2, 3]
     assert weights.shape == (5, 4)

@@ -1,4 +1,4 @@
-"""Alignments of models that have learned something, and how the command writes them."""
+"""Alignments of trained models, and their output formats."""
 
 import json
 import random

@@ -5,7 +5,7 @@ import pytest
 from tfm_cli.errors import DataError
 from tfm_cli.translation.input_format import InputLine, from_columns, from_forced, from_json
 
-# --- prefixes ------------------------------------------------------------------------------------
+# Prefixes.
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_more_columns_than_source_and_prefix_are_refused() -> None:
     assert "--tsv" in str(caught.value.hint)
 
 
-# --- columns -------------------------------------------------------------------------------------
+# Columns.
 
 
 def test_all_columns_are_kept() -> None:
@@ -51,7 +51,7 @@ def test_missing_column_is_refused(line: str, found: str) -> None:
         from_columns(line, "in:9", number=3, forced=False)
 
 
-# --- JSON ----------------------------------------------------------------------------------------
+# JSON.
 
 
 @pytest.mark.parametrize("name", ["source", "text"])

@@ -1,4 +1,4 @@
-"""`tfm translate` that was stopped goes on, and its output is that of one that was not."""
+"""Jobs of `tfm translate`: a resumed job has the output of one that was not stopped."""
 
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ def model(tiny_model: Path) -> list[str]:
 
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`stop(windows, error)`: the next run fails after so many windows, all of which are kept."""
+    """Return `stop(windows, error)`: the next run fails after so many windows, all committed."""
     whole = Segmenter.batches
 
     def after(windows: int, error: type[BaseException] = KeyboardInterrupt) -> None:
@@ -128,7 +128,7 @@ class TestAfterAStop:
     def command(
         self, model: list[str], stop: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
     ) -> list[str]:
-        """A command that was stopped after 14 of 20 lines."""
+        """Return a command that was stopped after 14 of 20 lines."""
         (tmp_path / "in").write_bytes(b"one\ntwo\n" * 10)
         command = [*model, "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
         stop(2)

@@ -1,4 +1,4 @@
-"""A translation to a file that is killed at any operation goes on to the same bytes."""
+"""A translation to a file that is killed at any operation resumes to the same bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ PARTS = 8  # of all operations, so that several processes share them
 
 
 def often() -> None:
-    """Let it be noted after each window how far the translation is."""
+    """Commit after each window."""
     resumable_output.COMMIT_SECONDS = 0.0
 
 
@@ -37,7 +37,7 @@ def operations(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[Operation]:
-    """What an unbroken translation changes on the disk."""
+    """Return the operations on the disk of an uninterrupted translation."""
     told: list[Operation] = []
     monkeypatch.setattr(resumable_output, "COMMIT_SECONDS", 0.0)
     with watched(told.append):

@@ -1,4 +1,4 @@
-"""N-best lists of lines: different texts, and samples as many as are asked for."""
+"""N-best lists have different texts, and as many samples as requested."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def twins(tokenizer: Tokenizer) -> Transformer:
-    """A model to which the byte of a letter is little less likely than the letter."""
+    """Return a model to which the byte of a letter is a little less likely than the letter."""
     return spelling_transformer(tokenizer, 2, twins=True)
 
 
@@ -71,7 +71,7 @@ def test_no_text_stands_twice_in_a_list(
         scores = [candidate.score for candidate in translation.candidates]
         assert scores == sorted(scores, reverse=True)
     assert texts_of(blank) == [""] * 6
-    # The beam alone finds the same text again.
+    # The beam alone finds the same text more than once.
     monkeypatch.setattr(
         searching, "different_texts", lambda search, *_, segments, beam_size, **__: search(
             range(segments), beam_size
@@ -113,7 +113,7 @@ def test_candidates_of_a_split_line_have_different_texts(
 
 
 class FewTexts:
-    """Stands for `beam_search`: each segment has a few texts, whatever the beam."""
+    """A fake `beam_search`: each segment has a few texts for any beam."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         self.ids = [tuple(ids) for ids in tokenizer.encode(texts)]
@@ -162,7 +162,7 @@ def test_parts_with_few_texts_give_all_their_choices(
     assert len(texts_of(found)[0].split()) > 1
 
 
-# --- samples -------------------------------------------------------------------------------------
+# Samples.
 
 
 def test_as_many_samples_as_asked_for_the_first_as_alone(
@@ -182,7 +182,7 @@ def test_as_many_samples_as_asked_for_the_first_as_alone(
 
 
 def test_samples_may_be_equal(twins: Transformer, tokenizer: Tokenizer) -> None:
-    """Draws are independent of each other; a list without repeats would be of another kind."""
+    """Samples are independent of each other, so they may repeat."""
     found = translated(
         twins, tokenizer, LINES, sampling=True, beam_size=1, n_best=4, temperature=1e-3
     )

@@ -1,4 +1,4 @@
-"""The native engine behind a translator: what PyTorch finds, in as much memory as there is."""
+"""A translator with the native engine: the results of PyTorch, in bounded memory."""
 
 import dataclasses
 import subprocess
@@ -172,7 +172,7 @@ def test_workers_share_the_memory_for_caches(
 def without_memory(
     monkeypatch: pytest.MonkeyPatch, too_many: Callable[[Segments], bool]
 ) -> list[int]:
-    """Let the engine have no memory for some batches; returns the sizes of all others."""
+    """Raise MemoryError for some batches; return the sizes of all others."""
     search, sizes = NativeSearch.__call__, list[int]()
 
     def limited(self: NativeSearch, segments: Segments, **how: Any) -> Any:
@@ -240,7 +240,7 @@ def test_learned_positions_bound_the_length_of_a_segment(model: NativeModel) -> 
     assert engine("rotary").most_pieces > 10**9
 
 
-# --- which engine serves -------------------------------------------------------------------------
+# Which engine serves.
 
 
 def test_translating_imports_neither_pytorch_nor_numpy(tiny_model: Path) -> None:
@@ -291,7 +291,7 @@ def test_batch_is_searched_in_the_parts_that_are_fastest(
     sizes = without_memory(monkeypatch, lambda segments: False)
     wanted = translator.translate_window(lines)
     together = list(sizes)
-    # Keys and values of a token in the one layer, of the memory and of four hypotheses.
+    # Keys and values of a token in one layer: cross-attention and four hypotheses.
     of_token = 2 * model.config.model.width * 4 * 5
     monkeypatch.setattr(module, "_NEAR_BYTES", 30 * of_token)
     monkeypatch.setattr(model, "num_bytes", 0)

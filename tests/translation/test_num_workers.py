@@ -1,4 +1,4 @@
-"""How many processes translate, by what was asked for, the device and the machine."""
+"""The number of worker processes by request, device and machine."""
 
 import os
 import sys

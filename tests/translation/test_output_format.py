@@ -124,7 +124,7 @@ def test_json_keeps_half_a_surrogate_pair_as_an_escape() -> None:
     assert json.loads(text.encode()) == {"id": "\ud800", "translation": "eins", "score": -0.25}
 
 
-# --- alignments ----------------------------------------------------------------------------------
+# Alignments.
 
 ALIGNED = Translation(
     "a b c",

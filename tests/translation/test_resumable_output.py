@@ -16,7 +16,7 @@ SETTINGS = {"--beam-size": 4, "--format": "text"}
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -35,19 +35,19 @@ def write(output: ResumableFile, text: bytes, lines: int) -> None:
 
 
 def journal(**changes: object) -> bytes:
-    """Return the journal that `kill` leaves, with some facts changed."""
+    """Return the journal that `kill` leaves, with some values changed."""
     position = {"lines": 1, "sha256": "hash of 1", "window_lines": 64}
     facts = {"format": 1, "settings": SETTINGS, "position": position, "bytes": 5} | changes
     return json.dumps(facts).encode()
 
 
 def kill(path: Path, clock: Clock) -> None:
-    """Write two lines, of which one is made sure of, and end as SIGKILL would."""
+    """Write two lines, commit the first, and end like a process killed by SIGKILL."""
     output = ResumableFile(path, SETTINGS, clock=clock)
     clock.now += module.COMMIT_SECONDS
     write(output, b"eins\n", 1)
     write(output, b"zwei\n", 2)
-    output.stream.close()  # which SIGKILL does as well, and what was buffered may come or not
+    output.stream.close()  # as SIGKILL does; buffered bytes may be lost
 
 
 def test_file_appears_when_it_is_whole_and_nothing_else_stays(tmp_path: Path) -> None:

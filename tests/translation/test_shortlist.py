@@ -26,7 +26,7 @@ def tokenizer_of(letters: str) -> Tokenizer:
 
 
 def table_of(tokenizers: TokenizerPair) -> Shortlist:
-    """Source piece 5 became 6 and 7, piece 6 became 8; piece 7 was seen and became nothing."""
+    """Return a table: token 5 was aligned with 6 and 7, token 6 with 8, token 7 with none."""
     source_size, _ = tokenizers.vocab_sizes
     best, counts = [[-1, -1] for _ in range(source_size)], [[0, 0] for _ in range(source_size)]
     best[5], best[6] = [6, 7], [8, -1]

@@ -63,7 +63,7 @@ def test_no_sentence_ends_after_an_abbreviation(tokenizer: Tokenizer, line: str)
 
 @pytest.mark.parametrize("line", ["e\u0301" * 30, "👨\u200d👩\u200d👧" * 9, "❤\ufe0f" * 20])
 def test_marks_stay_with_their_letter(line: str) -> None:
-    """Each character is a piece here, so that only its marks forbid a cut."""
+    """Each character is a token, so that only combining marks forbid a cut."""
     spans = [(place, place + 1) for place in range(len(line))]
     cuts = rate_cuts(line, spans)
 

@@ -31,13 +31,13 @@ def windows_of(num_lines: int, *, size: int, start: Position = Position()) -> li
 
 
 def upper(windows: Iterator[Window]) -> Iterator[TranslatedWindow]:
-    """A translator that is easy to foretell."""
+    """A predictable translator."""
     for window in windows:
         yield TranslatedWindow(window, [f"<{text}>" for text in window.texts], len(window.texts))
 
 
 class Told(Parallel):
-    """A rank whose messages go into a list, or are those of the others."""
+    """A rank that records the messages it sends and receives recorded ones."""
 
     def __init__(self, rank: int, world: int, others: dict[int, deque[bytes]]) -> None:
         super().__init__(rank, world)
@@ -114,7 +114,7 @@ def test_rank_that_read_another_input_is_told_of() -> None:
 
 def test_memory_is_bounded_by_the_window() -> None:
     class Endless(io.RawIOBase):
-        """Twenty megabytes that are made when they are read."""
+        """A stream of twenty megabytes, generated on demand."""
 
         left = 20_000_000
 

@@ -24,17 +24,17 @@ TEXT = ["one two three . four five ! six ? seven ; eight 日本語。文"] * 20
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A piece for each character, and for each blank before it."""
+    """Return a tokenizer with a piece for each character, and for each blank before it."""
     config = TokenizerConfig(vocab_size=300, model_type="char")
     return Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
 
 
 class Echo:
-    """Stands for `beam_search`: "translates" a segment by its own pieces, and remembers them."""
+    """A fake `beam_search`, which copies each segment and records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, ...]]] = []
-        self.too_many = 1_000_000  # segments in a batch, or more
+        self.too_many = 1_000_000  # batch size from which memory is insufficient
 
     def __call__(
         self, model: object, source: Tensor, keep: Tensor | None, *,
@@ -252,7 +252,7 @@ def test_more_translations_than_the_beam_has_are_refused(translator_of: Translat
         translator_of(n_best=3, beam_size=2)
 
 
-# --- prefixes ------------------------------------------------------------------------------------
+# Prefixes.
 
 
 def test_prefix_that_is_too_long_is_refused_by_its_line(
@@ -282,7 +282,7 @@ def test_prefix_with_unknown_characters_is_told(echo: Echo, told: list[str]) -> 
 def test_prefix_is_that_of_the_first_part_and_the_limit_leaves_it_room(
     translator_of: TranslatorOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, int, int]] = []  # pieces of the source, of the prefix, at most
+    asked: list[tuple[int, int, int]] = []  # tokens of the source, of the prefix, and their limit
 
     def remember(
         model: object, source: Tensor, keep: object, *, limits: Sequence[int],
@@ -301,7 +301,7 @@ def test_prefix_is_that_of_the_first_part_and_the_limit_leaves_it_room(
     assert sorted(asked) == [(len("▁eight▁seven"), 0, 11), (len("▁seven▁three"), prefix, prefix)]
 
 
-# --- language tags -------------------------------------------------------------------------------
+# Language tags.
 
 
 @pytest.fixture(params=["vocabulary", "learned"])
@@ -372,7 +372,7 @@ def test_lines_of_a_text_have_the_tag_of_the_line_before_them(
 
 
 def test_tag_of_an_older_tokenizer_is_on_every_part(tokenizer: Tokenizer, echo: Echo) -> None:
-    """SentencePiece puts a blank before a tag that was learned without one."""
+    """SentencePiece puts a blank before a tag whose piece has none."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT), model_writer=written, vocab_size=300, model_type="char",

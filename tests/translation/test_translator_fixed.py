@@ -1,4 +1,4 @@
-"""The search of GPUs, on a CPU: the same translations, and the other search where it is needed."""
+"""The search for GPUs, run on a CPU: same translations, and fallback to the other search."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def lines(tiny_corpus: TinyCorpus) -> list[str]:
 
 @pytest.fixture
 def fixed_limits(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
-    """The limits of each batch that was searched in steps of fixed shapes."""
+    """Return the limits of each batch that was searched with static shapes."""
     seen: list[Sequence[int]] = []
     search = FixedSearch.__call__
 
@@ -64,7 +64,7 @@ def assert_same(found: list[Translation], wanted: list[Translation]) -> None:
     for ours, theirs in zip(found, wanted, strict=True):
         assert [c.text for c in ours.candidates] == [c.text for c in theirs.candidates]
         for one, other in zip(ours.candidates, theirs.candidates, strict=True):
-            # Single precision, sums in another order.
+            # fp32 with another order of summation.
             assert one.score == pytest.approx(other.score, abs=1e-5, nan_ok=True)
 
 
@@ -88,7 +88,7 @@ def test_translations_are_those_of_the_plain_search(
     found = list(translator_of(trained, fixed_steps=True, **search).translate(lines))
 
     assert_same(found, wanted)
-    assert sum(map(len, fixed_limits)) == len(lines) - 1  # nothing else searched
+    assert sum(map(len, fixed_limits)) == len(lines) - 1  # no other search ran
 
 
 def test_greedy_translations_without_scores_are_the_same(
@@ -191,7 +191,7 @@ def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
 def test_gpus_with_graphs_have_steps_of_fixed_shapes(
     device: str, precision: str, is_fixed: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loaded as for a GPU, though the weights stay here."""
+    """Load as for a GPU, with the weights on the CPU."""
     asked: list[tuple[torch.device, torch.dtype]] = []
 
     def noting(*model: Any, device: torch.device, dtype: torch.dtype, **others: Any) -> None:

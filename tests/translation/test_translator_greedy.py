@@ -1,4 +1,4 @@
-"""Greedy translation without scores: the same texts, found with less work."""
+"""Greedy translation without scores gives the same texts with less work."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 @pytest.fixture
 def num_greedy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many segments each greedy search of PyTorch had, which is what searches."""
+    """Return the number of segments of each greedy search in PyTorch."""
     monkeypatch.setenv(LIBRARY, NONE)
     sizes: list[int] = []
 

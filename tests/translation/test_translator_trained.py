@@ -1,4 +1,4 @@
-"""The translator with a model that has learned something, in double precision."""
+"""The translator with a trained model, in double precision."""
 
 import random
 from pathlib import Path

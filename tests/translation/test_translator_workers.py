@@ -1,4 +1,4 @@
-"""Several processes find what one finds, to the last bit, and in order."""
+"""Several processes give the results of one, bit by bit and in order."""
 
 import dataclasses
 import os
@@ -51,7 +51,7 @@ def translator_of(trained: TrainedModel) -> TranslatorOf:
 
 @pytest.fixture
 def num_started(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many processes were started so far."""
+    """Return a counter of the processes started so far."""
     fork, pids = os.fork, []
 
     def counting() -> int:
@@ -82,7 +82,7 @@ def test_any_number_of_processes_finds_the_same(
     together = list(translator_of(workers, **how).translate(lines))
 
     assert num_started() == workers
-    assert together == alone  # scores and all
+    assert together == alone  # including scores
     assert [translation.source for translation in together] == lines
 
 
@@ -139,7 +139,7 @@ def test_no_more_than_a_window_is_read_ahead(translator_of: TranslatorOf, worker
         for _ in range(40):
             assert next(translations).text == "eins zwei drei"
         assert read <= 40 * (window + workers - 1)
-    # It is a generator, though declared as less.
+    # It is a generator, although declared as an iterator.
     translations.close()  # type: ignore[attr-defined]
 
 
@@ -224,5 +224,5 @@ def test_process_has_one_thread(
     monkeypatch.setattr(translator, "_search_batch", lambda batch: [torch.get_num_threads()])
     monkeypatch.setattr(translator, "_joined", lambda lines, batches, found: [found[-1][-1]])
 
-    # The translations are no translations here.
+    # The fake model does not translate.
     assert next(translator.translate_windows([Lines(lines)])) == [1]  # type: ignore[comparison-overlap]

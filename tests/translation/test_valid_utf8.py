@@ -1,4 +1,4 @@
-"""Whatever the model, the search and the limits: translations are valid UTF-8."""
+"""Translations are valid UTF-8 for any model, search and limit."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ LINES = ["one two", "three", "four five six seven", "eight 日本", "😀 nine"]
 
 @pytest.fixture(scope="module", params=["own order", "another order"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    """Byte pieces as SentencePiece has them, or in another order."""
+    """Return a tokenizer with byte pieces in SentencePiece's order or in another."""
     own = spelling_tokenizer()
     if request.param == "own order":
         return own
@@ -71,10 +71,10 @@ NATIVE = ["", pytest.param("fp32", marks=needs_native)]  # PyTorch, and the nati
 
 
 def assert_valid(translations: list[Translation]) -> None:
-    """U+FFFD stands where the bytes of a piece are no character."""
+    """Bytes that are not a character are decoded to U+FFFD."""
     texts = [candidate.text for each in translations for candidate in each.candidates]
     assert not [text for text in texts if "\ufffd" in text]
-    # Random models spell: else there would be nothing to be valid.
+    # The random models must write byte tokens for this test to mean anything.
     assert re.search(r"[^\x00-\x7f]", "".join(texts))
 
 
@@ -112,7 +112,7 @@ def test_every_search_writes_valid_text(
     transformers: list[Transformer], tokenizer: Tokenizer, search: str, native: str
 ) -> None:
     how = SEARCHES[search]
-    for factor in (0.01, 0.3, 2.0):  # limits that fall on every byte of a character
+    for factor in (0.01, 0.3, 2.0):  # limits at every byte of a character
         found = translated(
             transformers[:1], tokenizer, LINES, native=native, max_length_factor=factor, **how
         )
@@ -134,7 +134,7 @@ def test_several_models_write_valid_text(
 def test_shortlists_of_some_bytes_lead_to_valid_text(
     transformers: list[Transformer], tokenizer: Tokenizer, search: str, native: str
 ) -> None:
-    """Each source piece brings a few bytes along, often without those that end a character."""
+    """A shortlist allows a few bytes per source token, often without those that end a character."""
     size = tokenizer.vocab_size
     byte_ids = torch.tensor([*tokenizer.byte_values])
     generator = torch.Generator().manual_seed(3)

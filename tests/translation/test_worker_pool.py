@@ -15,7 +15,7 @@ from tfm_cli.translation.worker_pool import WorkerPool
 
 
 def at_once() -> None:
-    """Begin without any preparation."""
+    """Do nothing."""
 
 
 def square(number: int) -> int:
@@ -37,7 +37,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.fixture
 def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The processes that are started from now on."""
+    """Return the ids of the processes started from now on."""
     fork, started = os.fork, []
 
     def remember() -> int:

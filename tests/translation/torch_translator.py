@@ -1,4 +1,4 @@
-"""Translators of models in PyTorch that are in memory, for tests."""
+"""Translators that run models in memory with PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
