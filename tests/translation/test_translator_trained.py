@@ -129,7 +129,7 @@ def test_prefix_that_the_model_would_write_anyway_changes_nothing(trained: Train
     (plain,) = translator_of(trained).translate_window(["one two three"])
     (forced,) = translator_of(trained).translate_window(["one two three"], ["eins zwei"])
 
-    assert (forced.text, forced.num_tokens) == (plain.text, plain.num_pieces)
+    assert (forced.text, forced.num_tokens) == (plain.text, plain.num_tokens)
     assert forced.candidates[0].log_probability == pytest.approx(
         plain.candidates[0].log_probability, abs=1e-9
     )

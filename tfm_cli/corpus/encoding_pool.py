@@ -202,7 +202,7 @@ def serve(connection: Connection) -> None:
         EOFError, ConnectionError: the other end was closed.
     """
     files, filters = connection.recv()
-    tokenizers = TokenizerPair.from_files(files, place="tokenizer")
+    tokenizers = TokenizerPair.from_files(files, origin="tokenizer")
     while True:
         block = connection.recv()
         result: EncodedBlock | DataError

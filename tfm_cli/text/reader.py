@@ -284,7 +284,7 @@ class LineReader:
 
     def _is_ended(self, line: bytes) -> bool:
         """Return True if a line feed follows the last of these bytes."""
-        return not self.lacks_last_feed and len(line) <= self._max_line_bytes + 1
+        return not self.lacks_final_newline and len(line) <= self._max_line_bytes + 1
 
     def _decoded(self, line: bytes) -> str:
         try:

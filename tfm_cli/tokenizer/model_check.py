@@ -136,8 +136,8 @@ def _walk_piece(message: bytes, index: int) -> tuple[bytes, int]:
         else:
             raise ValueError(f"its piece {index} has a field {number}, which no piece has")
     if not 0 < len(piece) <= _MAX_PIECE_BYTES or b"\0" in piece:
-        message = f"has {len(piece)} bytes, expected 1 to {_MAX_PIECE_BYTES}, none of them NUL"
-        raise ValueError(f"its piece {index} {message}")
+        problem = f"has {len(piece)} bytes, expected 1 to {_MAX_PIECE_BYTES}, none of them NUL"
+        raise ValueError(f"its piece {index} {problem}")
     if not math.isfinite(score):
         raise ValueError(f"its piece {index} has the score {score}")
     if not 1 <= kind <= 6:

@@ -145,7 +145,9 @@ class Translator:
         resolved_precision = resolve_precision(precision, resolved, directories)
         count = num_workers(workers, device=resolved.type)
         models = load_models(directories, resolved, resolved_precision)
-        shortlist = options.shortlist and load_shortlist(options.shortlist, models.tokenizers)
+        shortlist = None
+        if options.shortlist is not None:
+            shortlist = load_shortlist(options.shortlist, models.tokenizers)
         search_options = SearchOptions(
             settings=options.search or models.config.search,
             sampling=options.sampling,

@@ -99,7 +99,7 @@ def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) ->
     same = [
         text == translation.text.strip()
         for text, translation in zip(found, translator.translate(text), strict=True)
-        if translation.num_pieces <= 10  # else it met a limit
+        if translation.num_tokens <= 10  # else it met a limit
     ]
     assert len(same) >= 3
     assert all(same)
