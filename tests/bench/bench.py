@@ -37,10 +37,10 @@ from tfm_cli.model.arithmetic import resolve_precision
 from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.training.batches import MicroBatch
+from tfm_cli.training.batches import MicroBatch, UpdatePlan
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel
-from tfm_cli.training.update import update
+from tfm_cli.training.update import UpdateOptions, update
 
 START_ID, EOS_ID = 2, 3
 VOCAB_SIZES = {"tiny": 4000, "base": 32000}
@@ -110,8 +110,9 @@ def bench_training(
     model = build_transformer(config.model, (vocab_size, vocab_size)).train()
     optimizer = make_optimizer(model, TrainingConfig())
     average = MovingAverage(model, 0.999)
-    parallel_model = ParallelModel(model, label_smoothing=0.1)
-    plan = BatchOrder(source, target, max_tokens=budget, seed=1).batches(epoch=0, pool=0)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    parallel_model = ParallelModel(model, label_smoothing=0.1, dtype=dtype)
+    order = BatchOrder(source, target, max_tokens=budget, seed=1).batches(epoch=0, pool=0)
 
     def batch(pairs: np.ndarray) -> Batch:
         return make_batch(
@@ -122,27 +123,19 @@ def bench_training(
         )
 
     # Enough for batches of many sizes, as a real run has them.
-    batches = [batch(pairs) for pairs in plan[: 24 if preset == "tiny" else 6]]
+    batches = [batch(pairs) for pairs in order[: 24 if preset == "tiny" else 6]]
     number = 0
 
     def epoch() -> int:
         nonlocal number
         for one in batches:
             number += 1
-            update(
-                parallel_model,
-                [MicroBatch(0, one)],
-                optimizer,
-                average,
-                target_pieces=one.target_tokens,
-                number=number,
-                peak_rate=1e-4,
-                warmup=4000,
-                clip_norm=1.0,
-                seed=1,
-                device=torch.device("cpu"),
-                dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            plan = UpdatePlan(0, 0, 0, 1, one.target_tokens, (MicroBatch(0, one),))
+            options = UpdateOptions(
+                number=number, peak_rate=1e-4, warmup=4000, clip_norm=1.0, seed=1
             )
+            update(parallel_model, plan, optimizer, options)
+            average.include(number)
         return sum(one.target_tokens for one in batches)
 
     epoch()
@@ -150,7 +143,7 @@ def bench_training(
     return {
         "pieces_per_second": pieces / seconds,
         "batch": budget,
-        "padding": padding_share(plan, source, target),
+        "padding": padding_share(order, source, target),
     }
 
 

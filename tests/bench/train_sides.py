@@ -37,10 +37,10 @@ from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.model.arithmetic import resolve_precision
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
-from tfm_cli.training.optimizer import MovingAverage, make_optimizer
+from tfm_cli.training.optimizer import make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.update import update
+from tfm_cli.training.update import UpdateOptions, update
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -93,9 +93,12 @@ class Tfm:
             feed_forward_width=shape.feed_forward_width,
             dropout=job["dropout"],
         ).train()
-        self._parallel_model = ParallelModel(self.model, label_smoothing=SETTINGS.label_smoothing)
+        self._parallel_model = ParallelModel(
+            self.model,
+            label_smoothing=SETTINGS.label_smoothing,
+            dtype=DTYPES[job["precision"]],
+        )
         self._optimizer = make_optimizer(self.model, SETTINGS)
-        self._average = MovingAverage(self.model, 0)
         self._planner = Planner(
             store=store,
             order=ChosenOrder(store, chosen),
@@ -114,23 +117,17 @@ class Tfm:
     def learn(self) -> None:
         plan = next(self._plans)
         self._number += 1
-        update(
-            self._parallel_model,
-            plan.micro_batches,
-            self._optimizer,
-            self._average,
-            target_pieces=plan.target_pieces,
+        options = UpdateOptions(
             number=self._number,
             peak_rate=SETTINGS.learn_rate,
             warmup=SETTINGS.lr_warmup,
             clip_norm=SETTINGS.clip_norm,
             seed=SETTINGS.seed,
-            device=CPU,
-            dtype=self._dtype,
         )
+        update(self._parallel_model, plan, self._optimizer, options)
 
     def parts(self, plan: Plan) -> Plan:
-        return [part for pairs in plan for part in self._planner.parts(pairs)]
+        return [part for pairs in plan for part in self._planner.split(pairs)]
 
     @torch.no_grad()
     def nll(self, parts: Plan) -> float:

@@ -79,7 +79,7 @@ def _foreach_adamw(groups: Any, *, fused: bool, **options: Any) -> torch.optim.A
 
 Place = tuple[Any, str, Any]  # what, which attribute of it, the slow way
 TRICKS: dict[str, tuple[Place, ...]] = {
-    "micro-batches": ((Planner, "parts", _whole_batch),),
+    "micro-batches": ((Planner, "split", _whole_batch),),
     "chunked-loss": ((parallel_model, "cross_entropy", whole_loss),),
     "fused-adamw": ((torch.optim, "AdamW", _foreach_adamw),),
     "fused-projection": (

@@ -10,6 +10,7 @@ from tests.conftest import RunTfm, TinyCorpus
 from tfm_cli import device
 from tfm_cli.model import arithmetic
 from tfm_cli.training import run, validation
+from tfm_cli.training.validation import ValidationOptions
 
 
 @pytest.fixture(autouse=True)
@@ -118,11 +119,13 @@ def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
 ) -> None:  # fmt: skip
     seen: list[torch.dtype] = []
 
-    def validator(*arguments: Any, dtype: torch.dtype, **options: Any) -> Any:
-        seen.append(dtype)
-        return validation.validator(*arguments, dtype=dtype, **options)
+    def validate(
+        model: Any, text: Any, translators: Any, options: ValidationOptions, parallel: Any
+    ) -> Any:
+        seen.append(options.dtype)
+        return validation.validate(model, text, translators, options, parallel)
 
-    monkeypatch.setattr(run, "validator", validator)
+    monkeypatch.setattr(run, "validate", validate)
     monkeypatch.setattr(arithmetic, "_fast_bf16", lambda place: fast)
     small = ["--vocab-size", "40", "--set", "tokenizer.model_type=word", "--set", "model.width=16"]
     small += ["--set", "tokenizer.byte_fallback=false", "--set", "model.heads=2"]

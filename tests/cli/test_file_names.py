@@ -81,7 +81,7 @@ def test_r36_any_name_will_do(
     if command == "train":
         again = run_tfm([*arguments_of("train", name, ""), "--max-updates", "2"])
         assert again.code == 0, again.err
-        assert "going on after update 1" in again.err
+        assert "resuming after update 1" in again.err
         return
     assert run_tfm(arguments_of(command, "plain", plain)).code == 0
     for path in tmp_path.glob("plain.out*"):

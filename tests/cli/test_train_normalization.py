@@ -81,7 +81,7 @@ def test_older_run_keeps_its_tokenizer_when_it_is_resumed(run_tfm: RunTfm) -> No
 
     for updates in (2, 3):
         told = train(run_tfm, updates=updates)
-        assert f"going on after update {updates - 1} of `model`" in told
+        assert f"resuming after update {updates - 1} of `model`" in told
         assert Path("model/tokenizer.model").read_bytes() == tokenizer
         assert rule() == "nmt_nfkc"
 
@@ -93,7 +93,7 @@ def test_older_run_without_a_checkpoint_begins_again_with_its_rule(run_tfm: RunT
     shutil.rmtree("model/checkpoints")
     Path("model/checkpoints").mkdir()
 
-    assert "it begins again" in train(run_tfm)
+    assert "starting over" in train(run_tfm)
     assert Path("model/tokenizer.model").read_bytes() == tokenizer
 
 

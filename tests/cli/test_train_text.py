@@ -81,7 +81,7 @@ def test_run_that_goes_on_prepares_nothing(
     anew = run_tfm(["train", *text, *SHORT, "--overwrite"])
 
     assert again.code == anew.code == 0, again.err + anew.err
-    assert "going on after update 2" in again.err
+    assert "resuming after update 2" in again.err
     assert prepared() == before
 
 
@@ -187,7 +187,7 @@ def test_weights_that_leave_nothing_for_an_epoch_are_refused(
 
     assert result.code == 2
     assert result.err.endswith(
-        "error: data.weights: an epoch would have 0.6 of 600 pairs, wanted 1\n"
+        "error: data.weights: an epoch would have 0.6 of 600 pairs, expected at least 1\n"
         "hint: set them higher\n"
     )
 

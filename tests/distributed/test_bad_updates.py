@@ -46,7 +46,7 @@ def spoiled(faults: str, *, blind: bool = False) -> Callable[[int], None]:
         failpoint.reset_faults()
         in_double()
         if blind:
-            loop._can_look = lambda device: False
+            loop._is_check_free = lambda device: False
 
     return prepare
 
@@ -105,7 +105,7 @@ def test_r14_all_processes_end_where_one_has_no_finite_gradient_too_often(
     assert said.count("error: ") == 1
     assert "update 8: the loss is " in said
     assert (
-        "and the gradient norm nan, after 2 like it in a row; the weights were not touched" in said
+        "and the gradient norm nan, after 2 like it in a row; the weights were not changed" in said
     )
     good = tmp_path / "m" / "checkpoints" / "update-00000004"
     assert f"the last good checkpoint is `{good}`" in said

@@ -13,6 +13,7 @@ from tests.distributed.ranks_run import command
 from tests.runs import checkpoints, metrics, write_part
 from tests.tiers import representative
 from tfm_cli.console import counted
+from tfm_cli.training.optimizer import MovingAverage
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,15 @@ def recorded(path: Path) -> ranks.Prepare:
             pairs_of[id(made)] = (pairs.tolist(), made)
             return made
 
-        def noted(parallel_model: Any, micro_batches: Any, *rest: Any, **named: Any) -> Any:
-            ids = [pairs_of[id(each.batch)][0] for each in micro_batches if each.counts]
+        def noted(model: Any, made: Any, optimizer: Any, options: Any, *rest: Any) -> Any:
+            ids = [pairs_of[id(each.batch)][0] for each in made.micro_batches if each.counts]
             with (path / f"{rank}.jsonl").open("a") as stream:
-                stream.write(json.dumps([named["number"], ids]) + "\n")
-            return update(parallel_model, micro_batches, *rest, **named)
+                stream.write(json.dumps([options.number, ids]) + "\n")
+            return update(model, made, optimizer, options, *rest)
 
         plan.Planner.batch = batch  # type: ignore[method-assign]  # that is the point
-        loop.update = noted  # type: ignore[attr-defined]  # imported there
+        # Mypy sees that it is imported there, and another signature.
+        loop.update = noted  # type: ignore[attr-defined, assignment]
 
     path.mkdir(exist_ok=True)
     return prepare
@@ -144,19 +146,26 @@ def test_r51_rank_with_another_bit_stops_all_before_the_save(
 
         update = loop.update  # type: ignore[attr-defined]  # imported there
 
-        def flipped(
-            parallel_model: Any, batches: Any, optimizer: Any, average: Any, **more: Any
-        ) -> Any:
-            stats = update(parallel_model, batches, optimizer, average, **more)
-            if rank == 1 and more["number"] == 7:
-                weights = (
-                    average.weights if of_average else dict(parallel_model.model.named_parameters())
-                )
+        include = MovingAverage.include
+
+        def flip_in(weights: dict[str, torch.Tensor], number: int) -> None:
+            if rank == 1 and number == 7:
                 weights[name].detach().view(torch.int32).flatten()[3] ^= bit
+
+        def update_and_flip(model: Any, plan: Any, optimizer: Any, options: Any, *rest: Any) -> Any:
+            stats = update(model, plan, optimizer, options, *rest)
+            flip_in(dict(model.model.named_parameters()), options.number)
             return stats
 
-        # Mypy sees that it is imported there, and another signature.
-        loop.update = flipped  # type: ignore[attr-defined, assignment]
+        def include_and_flip(self: MovingAverage, update: int) -> None:
+            include(self, update)
+            flip_in(self.weights, update)
+
+        if of_average:
+            MovingAverage.include = include_and_flip  # type: ignore[method-assign]
+        else:
+            # Mypy sees that it is imported there, and another signature.
+            loop.update = update_and_flip  # type: ignore[attr-defined, assignment]
 
     more = ["--valid-freq", "50"]
     done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *more), prepare=flip)
@@ -165,5 +174,5 @@ def test_r51_rank_with_another_bit_stops_all_before_the_save(
     told = done[0].err + done[1].err
     assert "error: update 10: there are other weights than on rank 0\n  rank 1 of 2: `" in told
     assert f"`{name} (average)`\n" in told or not of_average  # no weight learned from it
-    assert "update-00000005`" in told.partition("hint: start the same again")[2]
+    assert "update-00000005`" in told.partition("hint: repeat the command")[2]
     assert [path.name for path in checkpoints(tmp_path / "model")] == ["update-00000005"]

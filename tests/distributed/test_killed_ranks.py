@@ -68,7 +68,7 @@ def test_r48_torchrun_starts_again_what_was_killed_or_stopped(
         words, left = job.words(), job.left(shared, ports)
 
     assert code == 0, words
-    assert f"going on after update 5 of `{tmp_path / 'model'}`" in words
+    assert f"resuming after update 5 of `{tmp_path / 'model'}`" in words
     assert words.count("tokenizer: learned") == 1
     assert words.count("of 2, ") == 1  # who ended is said once
     assert left_behind(tmp_path / "model") == whole.left

@@ -61,7 +61,7 @@ def test_r49_rank_that_hangs_in_an_update_ends_all_and_is_named(
         from tfm_cli.training import loop, update
 
         def watched(*arguments: Any, **named: Any) -> Any:
-            if named["number"] == 4 and rank == 1:
+            if arguments[3].number == 4 and rank == 1:
                 time.sleep(100)
             return update.update(*arguments, **named)
 

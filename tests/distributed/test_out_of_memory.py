@@ -86,4 +86,4 @@ def test_r15_lack_where_weights_are_in_shards_is_told_and_ends_all(
     assert [each.code for each in done] == [5, 5]
     said = done[0].err + done[1].err
     assert re.search("^error: rank 1 of 2, in update 2: cpu: out of memory$", said, re.MULTILINE)
-    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in said
+    assert "hint: use smaller micro-batches, such as `--set training.micro_batch=1024`" in said

@@ -46,7 +46,7 @@ def test_r03_signal_to_the_launcher_and_to_all_saves_and_leaves_nothing(
     assert code != 0
     assert newest(output) >= 7
     assert f"stopped after update {newest(output)}: {number.name} was received" in words
-    assert words.count("saving after this update; once more ends it at once") == 1
+    assert words.count("saving after this update; a second signal ends it at once") == 1
     assert left == []
 
 
@@ -72,5 +72,5 @@ def test_r03_second_signal_ends_all_at_once_with_the_old_checkpoint_whole(
     assert done[rank].code == 128 + signal.SIGTERM
     assert done[1 - rank].code == 5
     assert f"rank {rank} exited before the work was done" in done[1 - rank].err
-    assert "going on after update 5 of " in again[0].err
+    assert "resuming after update 5 of " in again[0].err
     assert left_behind(output) == whole.left

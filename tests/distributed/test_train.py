@@ -152,7 +152,7 @@ def test_any_number_of_processes_goes_on_with_the_run_of_any_other(
 
     assert_equal_runs(output, alone)
     for before, words in zip((4, 9, 13, 17), said, strict=True):
-        assert f"going on after update {before} of `{output}`" in words
+        assert f"resuming after update {before} of `{output}`" in words
         assert "an update has" not in words
 
 

@@ -44,7 +44,7 @@ def fail_at(number: int, error: Exception, *, rank: int) -> Callable[[int], None
         from tfm_cli.training import loop, update
 
         def watched(*arguments: Any, **named: Any) -> Any:
-            if named["number"] == number and this == rank:
+            if arguments[3].number == number and this == rank:
                 raise error
             return update.update(*arguments, **named)
 
@@ -80,7 +80,7 @@ def test_signal_to_one_stops_all_after_the_same_update(
 
     assert ranks.codes(stopped) == [128 + number] * 2, stopped
     assert f"stopped after update {newest}: {number.name} was received; " in stopped[0].err
-    assert "the same command goes on" in stopped[0].err
+    assert "repeat the command to resume" in stopped[0].err
     assert "stopped" not in stopped[1].err
     assert ranks.errors(stopped) == []
     assert ranks.codes(gone_on) == [0, 0]
@@ -109,7 +109,7 @@ def test_process_that_is_killed_ends_the_others_with_words(
     assert re.fullmatch(rf"error: rank {left} of 2, (in|at) .*update [0-9]+: {ended}", error)
     assert "hint: see its own messages, and repeat the command" in done[left].err
     assert ranks.codes(gone_on) == [0, 0]
-    assert f"going on after update {newest} of " in gone_on[0].err
+    assert f"resuming after update {newest} of " in gone_on[0].err
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_want_of_memory_of_one_ends_all(
     assert ranks.codes(done) == [5, 5]
     who = "rank 1 of 2, in update 4: " if rank else ""
     assert ranks.errors(done) == [f"error: {who}cpu: out of memory"]
-    assert "hint: compute less at once, such as `--set training.micro_batch=" in done[rank].err
+    assert "hint: use smaller micro-batches, such as `--set training.micro_batch=" in done[rank].err
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_loss_of_one_that_is_no_number_is_found_where_only_the_device_knows_of_i
             loss, nll = exact(*arguments, **named)
             return loss, nll / 0 if rank == 1 and next(calls) == 5 else nll
 
-        loop._can_look = lambda device: False
+        loop._is_check_free = lambda device: False
         parallel_model.batch_loss = infinite
 
     more = ["--set", f"parallel.strategy={strategy}", "--disp-freq", "9", "--save-freq", "9"]
@@ -156,7 +156,7 @@ def test_loss_of_one_that_is_no_number_is_found_where_only_the_device_knows_of_i
     assert ranks.codes(done) == [6, 6], done
     (error,) = ranks.errors(done)
     assert "update 6: the loss is " in error
-    assert " and the gradient norm nan; the weights were not touched" in error
+    assert " and the gradient norm nan; the weights were not changed" in error
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_disk_that_refuses_the_model_once_does_not_part_the_processes(
     done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *flags), prepare=refuse)
 
     assert ranks.codes(done) == [0, 0]
-    assert "warning: no room; training goes on" in done[0].err
+    assert "warning: no room; training continues" in done[0].err
     assert [path.name for path in checkpoints(tmp_path / "model")] == [
         "update-00000010",
         "update-00000012",
@@ -230,7 +230,7 @@ def test_loss_of_one_that_is_no_number_ends_all_with_the_weights_as_they_were(
 
     assert ranks.codes(done) == [6, 6]
     (error,) = ranks.errors(done)
-    assert ": the loss is inf and the gradient norm nan; the weights were not touched" in error
+    assert ": the loss is inf and the gradient norm nan; the weights were not changed" in error
     assert "last good checkpoint is `" in done[0].err + done[1].err
 
 

@@ -26,7 +26,7 @@ def test_other_settings_are_refused_by_name(text: list[str], tmp_path: Path) -> 
     done = ranks.run(tmp_path / "s", its_own)
 
     assert ranks.codes(done) == [2, 2]
-    assert ranks.errors(done)[0].endswith("error: the processes do not agree on what to do")
+    assert ranks.errors(done)[0].endswith("error: the processes differ in settings, code or text")
     told = done[0].err + done[1].err
     assert "  rank 1: training.seed is 2, on rank 0 1\n" in told
     assert "  rank 1: training.disp_freq is 1, on rank 0 9\n" in told
@@ -84,7 +84,7 @@ def test_another_machine_needs_no_more_than_the_text(text: list[str], tmp_path: 
     begun, gone_on = run(3), run(6)
 
     assert ranks.codes(begun) == ranks.codes(gone_on) == [0, 0], gone_on
-    assert "going on after update 3 of " in gone_on[0].err
+    assert "resuming after update 3 of " in gone_on[0].err
     assert [path.name for path in (tmp_path / "of 1").iterdir()] == ["corpus"]
 
 

@@ -86,7 +86,7 @@ def manifest(content: bytes) -> str:
     except ModelError as error:
         told += f"refused: {error} "
     try:
-        state, _ = reading._counters(place / STATE_FILE, content)
+        state, _ = reading._state(place / STATE_FILE, content)
         assert state.update >= 0
         told += "state"
     except ModelError as error:

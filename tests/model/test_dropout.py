@@ -1,5 +1,7 @@
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -46,6 +48,31 @@ def test_layers_that_share_the_noise_draw_different_masks() -> None:
     one, other = Dropout(0.5, shared).train(), Dropout(0.5, shared).train()
 
     assert not torch.equal(one(torch.ones(500)), other(torch.ones(500)))
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps", "cpu"])
+def test_only_the_generator_of_the_device_that_computes_is_seeded(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: list[str] = []
+    current = [torch.device("cuda:0")]
+
+    @contextlib.contextmanager
+    def switch(to: torch.device) -> Iterator[None]:
+        current.append(to)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", switch)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda key: seeded.append("all"))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda key: seeded.append(str(current[-1])))
+    monkeypatch.setattr(torch.mps, "manual_seed", lambda key: seeded.append("mps"))
+
+    Noise().seed(5, torch.device(device))
+
+    assert seeded == ([] if device == "cpu" else [device])
 
 
 def test_dropout_does_not_touch_the_ambient_random_numbers() -> None:
@@ -118,20 +145,6 @@ def test_neighbouring_bytes_are_independent() -> None:
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 17])
 def test_any_number_of_bytes_can_be_drawn(count: int) -> None:
     assert noise(1).bytes(count).shape == (count,)
-
-
-def test_a_key_seeds_the_gpus_too_since_they_draw_their_own_bits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seeded: dict[str, int] = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda key: seeded.update(cuda=key))
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.mps, "manual_seed", lambda key: seeded.update(mps=key))
-
-    noise(123)
-
-    assert seeded == {"cuda": 123, "mps": 123}
 
 
 @pytest.mark.parametrize("cuts", [[3], [1, 2, 5], [2, 6]])

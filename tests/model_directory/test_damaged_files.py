@@ -202,7 +202,7 @@ def test_r44_newer_checkpoint_is_refused_and_not_gone_back_behind(two: list[Path
     manifest.update(format_version=2, compressed=True)
     (two[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
-    with pytest.raises(ModelError, match="has format 2, wanted at most 1") as caught:
+    with pytest.raises(ModelError, match="has format 2, expected at most 1") as caught:
         checkpoint.newest(two[1].parent)
     assert caught.value.hint == "install a newer tfm"
 

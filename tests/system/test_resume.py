@@ -44,7 +44,7 @@ def signal_before(update: int, number: signal.Signals, patch: pytest.MonkeyPatch
     """Let a signal come while an update is made."""
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        if named["number"] == update:
+        if arguments[3].number == update:
             signal.raise_signal(number)
         return make_update(*arguments, **named)
 
@@ -70,7 +70,7 @@ def test_run_in_two_parts_leaves_what_one_run_leaves(
     result = run_tfm(command(text, output))
 
     assert result.code == 0, result.err
-    assert f"going on after update {first} of `{output}`" in result.err
+    assert f"resuming after update {first} of `{output}`" in result.err
     assert left_behind(output) == unbroken
 
 
@@ -107,7 +107,7 @@ def test_signal_saves_and_the_same_command_goes_on(
 
     assert stopped.code == 128 + number
     assert f"stopped after update {update}: {number.name} was received" in stopped.err
-    assert "the same command goes on" in stopped.err
+    assert "repeat the command to resume" in stopped.err
     assert handlers == restored
     assert result.code == 0, result.err
     assert left_behind(output) == unbroken
@@ -128,7 +128,7 @@ def test_time_that_is_up_saves_and_the_same_command_goes_on(
         told = f"stopped after update {number}: 0.001s passed (--max-time)"
         assert told in call.err
         assert f"at update {number}; trained" in call.err  # there is a model to translate with
-        assert "the same command goes on" in call.err
+        assert "repeat the command to resume" in call.err
     assert result.code == 0, result.err
     assert left_behind(output) == unbroken
 
@@ -157,7 +157,7 @@ def test_run_whose_newest_checkpoint_is_torn_goes_on_from_the_one_before(
 
     assert (before.name, torn.name) == ("update-00000008", "update-00000011")
     assert f"warning: {path}: is torn or no checkpoint: its tensors end at" in result.err
-    assert f"going on after update 8 of `{output}`" in result.err
+    assert f"resuming after update 8 of `{output}`" in result.err
     assert left_behind(output) == unbroken
     assert torn not in checkpoints(output)
 
@@ -172,7 +172,7 @@ def test_run_that_was_killed_before_its_first_checkpoint_begins_again(
 
     result = run_tfm(command(text, output))
 
-    assert f"{output}: was ended before its first checkpoint; it begins again" in result.err
+    assert f"{output}: the run in it ended before its first checkpoint; starting over" in result.err
     assert left_behind(output) == unbroken
 
 
@@ -216,9 +216,9 @@ def test_process_that_is_ended_by_a_signal_goes_on_to_the_bit(
         assert process.returncode == -number
     else:
         assert process.returncode == 128 + number
-        assert f"warning: {number.name}: saving after this update; once more ends it" in err
+        assert f"warning: {number.name}: saving after this update; a second signal ends it" in err
         assert f"{number.name} was received" in err
         assert "Traceback" not in err
     assert out == ""
-    assert "going on after update" in result.err
+    assert "resuming after update" in result.err
     assert left_behind(tmp_path / "model") == longer

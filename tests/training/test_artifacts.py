@@ -34,14 +34,14 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`judge(1, 3, 2)`: what the next validations will find."""
     verdicts: Iterator[float] = iter(())
 
-    def validate() -> Validation:
+    def validate(*_: Any) -> Validation:
         return Validation({"bleu": next(verdicts)}, ())
 
     def expect(*scores: float) -> None:
         nonlocal verdicts
         verdicts = iter(scores)
 
-    monkeypatch.setattr("tfm_cli.training.run.validator", lambda *_, **__: validate)
+    monkeypatch.setattr("tfm_cli.training.run.validate", validate)
     return expect
 
 

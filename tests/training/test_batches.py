@@ -48,7 +48,7 @@ def plans(which: Planner, count: int, state: TrainState | None = None) -> list[U
 def facts(plan: UpdatePlan) -> tuple[object, ...]:
     """All of a plan, so that two can be compared."""
     parts = [(each.number, each.batch.target_out.tolist()) for each in plan.micro_batches]
-    return plan.epoch, plan.pool, plan.position, plan.num_batches, plan.target_pieces, parts
+    return plan.epoch, plan.pool, plan.position, plan.num_batches, plan.target_tokens, parts
 
 
 def test_updates_go_on_from_any_place() -> None:
@@ -73,8 +73,8 @@ def test_processes_share_out_what_one_would_do(world: int) -> None:
     ]
 
     for one, *parts in zip(alone, *together, strict=True):
-        assert {part.target_pieces for part in parts} == {one.target_pieces}
-        assert sum(each.batch.target_tokens for each in one.micro_batches) == one.target_pieces
+        assert {part.target_tokens for part in parts} == {one.target_tokens}
+        assert sum(each.batch.target_tokens for each in one.micro_batches) == one.target_tokens
         merged = sorted(
             (each for part in parts for each in part.micro_batches if each.counts),
             key=lambda each: each.number,
@@ -91,7 +91,7 @@ def test_parts_hold_the_pairs_of_the_batch_and_no_more_than_fits() -> None:
     which = planner(text, micro_batch=50)
 
     for pairs in which.order.batches(0, 0):
-        parts = which.parts(pairs)
+        parts = which.split(pairs)
         assert np.concatenate(parts).tolist() == pairs.tolist()
         for part in parts:
             padded = len(part) * int(text.target.lengths[part].max())
@@ -130,7 +130,7 @@ def test_padding_of_a_real_corpus_is_below_five_percent(corpus: str, max_tokens:
         eos_id=3, source_eos_id=3,
     )  # fmt: skip
 
-    parts = [part for pairs in order.batches(0, 0) for part in which.parts(pairs)]
+    parts = [part for pairs in order.batches(0, 0) for part in which.split(pairs)]
 
     assert padding_share(parts, text.source.lengths, text.target.lengths) < 0.05
     shuffled = np.array_split(np.random.default_rng(1).permutation(len(source)), len(parts))

@@ -40,7 +40,7 @@ class Trainer:
             self.optimizer.zero_grad()
             self.average.include(self.state.update)
 
-    def save(self, directory: Path, *, keep: int = 2) -> Path:
+    def save(self, directory: Path, *, max_checkpoints: int = 2) -> Path:
         return checkpoint.save(
             directory,
             model=self.model,
@@ -48,7 +48,7 @@ class Trainer:
             optimizer=self.optimizer,
             state=self.state,
             text_sha256=TEXT,
-            keep=keep,
+            max_checkpoints=max_checkpoints,
         )
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
@@ -63,7 +63,7 @@ class Trainer:
 
 
 def names(directory: Path) -> list[str]:
-    return [path.name for path in checkpoint.all_paths(directory)]
+    return [path.name for path in checkpoint.checkpoint_paths(directory)]
 
 
 def newest(directory: Path) -> checkpoint.Checkpoint:
@@ -112,18 +112,29 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("keep", [2, 3])
-def test_only_the_newest_are_kept(keep: int, tmp_path: Path) -> None:
+def test_names_are_compared_as_numbers(tmp_path: Path) -> None:
+    trainer = Trainer()
+    trainer.learn(1)
+    for update in (99_999_998, 99_999_999, 100_000_000):
+        trainer.state.update = update
+        trainer.save(tmp_path)
+
+    assert names(tmp_path) == ["update-99999999", "update-100000000"]
+    assert newest(tmp_path).state.update == 100_000_000
+
+
+@pytest.mark.parametrize("max_checkpoints", [2, 3])
+def test_only_the_newest_are_kept(max_checkpoints: int, tmp_path: Path) -> None:
     trainer = Trainer()
     (tmp_path / "notes").mkdir()
 
     for _ in range(5):
         trainer.learn(3)
-        trainer.save(tmp_path, keep=keep)
+        trainer.save(tmp_path, max_checkpoints=max_checkpoints)
 
     kept = ["update-00000006", "update-00000009", "update-00000012", "update-00000015"]
-    assert names(tmp_path) == kept[-keep:]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *kept[-keep:]]
+    assert names(tmp_path) == kept[-max_checkpoints:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *kept[-max_checkpoints:]]
 
 
 def test_checkpoint_that_was_passed_over_makes_way_for_the_next(tmp_path: Path) -> None:
@@ -164,7 +175,7 @@ def test_no_checkpoint_but_by_another_name_is_an_error(tmp_path: Path) -> None:
     trainer.learn(1)
     trainer.save(tmp_path).rename(tmp_path / "update-good")
 
-    with pytest.raises(ModelError, match="`update-good` is no name of a checkpoint"):
+    with pytest.raises(ModelError, match="`update-good` is not the name of a checkpoint"):
         checkpoint.newest(tmp_path)
 
 
@@ -221,7 +232,7 @@ def test_torn_checkpoint_is_passed_over_with_a_warning(
     assert newest(tmp_path).path == good
     (line,) = told
     assert line.startswith(str(torn))
-    assert line.endswith("; passing over this checkpoint")
+    assert line.endswith("; skipping this checkpoint")
 
 
 def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> None:
@@ -259,7 +270,7 @@ def test_checkpoint_of_a_newer_format_is_not_gone_back_behind(tmp_path: Path) ->
     manifest["format_version"] = 99
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
-    with pytest.raises(ModelError, match="has format 99, wanted at most 1") as caught:
+    with pytest.raises(ModelError, match="has format 99, expected at most 1") as caught:
         checkpoint.newest(tmp_path)
 
     assert caught.value.hint == "install a newer tfm"
@@ -313,7 +324,7 @@ def test_old_checkpoint_that_cannot_be_removed_is_a_warning(
     monkeypatch.setattr(checkpoint, "remove_directory", fail)
 
     trainer.learn(1)
-    path = trainer.save(tmp_path, keep=1)
+    path = trainer.save(tmp_path, max_checkpoints=1)
 
     assert newest(tmp_path).path == path
     assert told == [f"{old}: cannot be removed: Permission denied"]

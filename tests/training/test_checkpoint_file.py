@@ -34,7 +34,7 @@ def saved(model: nn.Module, tmp_path: Path) -> Path:
     optimizer.step()
     return checkpoint.save(
         tmp_path, model=model, average=average, optimizer=optimizer, state=TrainState(update=1),
-        text_sha256={"training text": "a"}, keep=2,
+        text_sha256={"training text": "a"}, max_checkpoints=2,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_no_more_than_some_tensors_are_told(saved: Path, model: nn.Module) -> No
         (b"{}", "has other tables than `state` and `text_sha256`"),
         (b'{"state": {}, "text_sha256": {}, "x": 1}', "has other tables than"),
         (b'{"state": {}, "text_sha256": {"a": 1}}', "`text_sha256` is no table of hashes"),
-        (b'{"state": {"uptate": 1}, "text_sha256": {}}', "the counter `uptate` is not known"),
+        (b'{"state": {"uptate": 1}, "text_sha256": {}}', "unknown counter `uptate`"),
         (b'{"state": {"update": "1"}, "text_sha256": {}}', "the counter `update` is 1"),
         (b'{"state": {"update": -1}, "text_sha256": {}}', "the counter `update` is -1"),
         (b'{"state": {"update": true}, "text_sha256": {}}', "the counter `update` is True"),

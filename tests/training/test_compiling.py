@@ -8,7 +8,7 @@ from torch import nn
 from tests.training.test_batches import planner, store
 from tests.training.test_memory import CPU, model
 from tfm_cli.config.settings import TrainingConfig
-from tfm_cli.training.memory import fit
+from tfm_cli.training.memory import fit_micro_batch
 from tfm_cli.training.parallel_model import compile_layers, should_compile
 
 
@@ -35,9 +35,12 @@ def test_compiler_that_fails_is_done_without(
     transformer, which = model(), planner(store())
     compile_layers(transformer)
 
-    assert fit(which, transformer, may_shrink=True, device=CPU, dtype=torch.float32) is which
+    assert (
+        fit_micro_batch(which, transformer, may_shrink=True, device=CPU, dtype=torch.float32)
+        is which
+    )
 
-    assert "`torch.compile` failed, going on without it: no C++ compiler" in caplog.text
+    assert "`torch.compile` failed, continuing without it: no C++ compiler" in caplog.text
     source = torch.tensor([[3, 4]])
     transformer(source, None, source)  # the plain layers are back
 

@@ -8,7 +8,7 @@ from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.training import data as module
-from tfm_cli.training.data import check_inputs, load_corpora, with_sample
+from tfm_cli.training.data import check_inputs, load_corpora, with_sample_corpus
 
 WORDS = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
 LINES = ["a b", "c", "d e f"]
@@ -174,7 +174,7 @@ def test_tokenizer_that_cannot_be_read_is_told_before_any_work() -> None:
 def test_sample_stands_in_where_no_text_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sample_path", lambda name: f"sample/{name}")
 
-    data = with_sample(DataConfig(max_length=99))
+    data = with_sample_corpus(DataConfig(max_length=99))
 
     assert data.source == ("sample/train.en",)
     assert data.target == ("sample/train.fr",)

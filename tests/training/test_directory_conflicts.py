@@ -129,7 +129,7 @@ def test_r08_of_four_runs_in_one_directory_one_trains(longer: SmallRun, tmp_path
         if number != winner:
             assert result.code == 5, result.err
             assert f"error: {output}: process {pids[winner]} on " in result.err
-            assert " trains into it since 20" in result.err
+            assert " has been training into it since 20" in result.err
     assert left_behind(output) == longer.left
 
 
@@ -369,7 +369,7 @@ def test_r09_what_stands_in_the_way_of_the_best_model_by_schedule_is_refused_by_
     result = run_tfm(longer.command(output, "--max-updates", "9"))
 
     assert result.code == 2
-    assert f"error: {place}: has what tfm did not write there: `thesis.tex`\n" in result.err
+    assert f"error: {place}: has an entry that tfm did not write: `thesis.tex`\n" in result.err
     assert snapshot(tmp_path) == before
 
 
@@ -388,7 +388,7 @@ def test_r09_readme_of_somebody_is_left_as_it_is(
     ]
 
     assert [result.code for result in results] == [0, 0], results
-    told = "README.md: is no model card of tfm, so it is left as it is"
+    told = "README.md: not replaced, since it is not a model card of tfm"
     assert results[1].err.count(told) == 1
     assert (output / "README.md").read_bytes() == card + b"# My notes\n"
 
@@ -409,7 +409,7 @@ def test_r55_folder_of_ours_that_is_a_link_is_refused_by_name(
         result = run_tfm(longer.command(output, *more))
 
         assert result.code == 2, result.err
-        assert f"error: {output / name}: is a symbolic link, wanted a directory\n" in result.err
+        assert f"error: {output / name}: is a symbolic link, expected a directory\n" in result.err
         assert ("`--data-cache`" in result.err) == (name == "corpus")
         assert snapshot(tmp_path) == before
     if name == "corpus" and not dangling:

@@ -108,7 +108,7 @@ def test_r04_best_weights_that_are_refused_end_it_and_the_checkpoint_is_named(
 
     assert "model.safetensors: cannot be written: No space left on device\nhint: " in result.err
     told = f"the last good checkpoint is `{output / 'checkpoints' / 'update-00000002'}`"
-    assert f"hint: make room, and the same command goes on; {told}\n" in result.err
+    assert f"hint: free some space, and repeat the command to resume; {told}\n" in result.err
     ends_as_unbroken(result, longer, output, 2, run_tfm)
 
 
@@ -128,9 +128,9 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
 
     assert result.code == 5, result.err
     assert f"error: {output}: was moved or removed: there is no `config.json`\n" in result.err
-    hint = f"hint: move the directory back to `{output}`, and the same command goes on; "
+    hint = f"hint: move the directory back to `{output}`, and repeat the command to resume; "
     assert hint in result.err
-    assert "make room" not in result.err
+    assert "free some space" not in result.err
     assert "no checkpoint was saved" not in result.err
     assert not [path for path in output.rglob("*") if path.suffix == ".safetensors"]
     shutil.rmtree(output)
@@ -141,7 +141,11 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [("enospc", "make room"), ("eio", "see to the disk"), ("erofs", "make `{output}` writable")],
+    [
+        ("enospc", "free some space"),
+        ("eio", "check the disk"),
+        ("erofs", "make `{output}` writable"),
+    ],
 )
 def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
     error: str,
@@ -162,7 +166,7 @@ def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
     result = with_fault(f"durable:{number}+={error}", longer, output, run_tfm, monkeypatch, *more)
 
     assert result.code == 5, result.err
-    again = "and give the same command again; it begins anew: no checkpoint was saved"
+    again = "and repeat the command; it starts over: no checkpoint was saved"
     assert f"hint: {told.format(output=output)}, {again}\n" in result.err
     assert "goes on" not in result.err
 
@@ -194,12 +198,15 @@ def test_r04_training_goes_on_while_the_disk_is_full_and_stops_after_some_saves(
         result = run_tfm(longer.command(output, *more, "--set", "training.keep_checkpoints=9"))
 
     assert result.code == 5
-    warnings = [line for line in result.err.split("\n") if "training goes on" in line]
+    warnings = [line for line in result.err.split("\n") if "training continues" in line]
     assert len(warnings) == 2, result.err
     assert "this may happen 1 more times in a row; the last good checkpoint is" in warnings[0]
     assert "this may happen 0 more times in a row; the last good checkpoint is" in warnings[1]
     assert "error: " in result.err
-    assert "hint: make room, and the same command goes on; the last good checkpoint" in result.err
+    assert (
+        "hint: free some space, and repeat the command to resume; the last good checkpoint"
+        in result.err
+    )
 
 
 def test_r04_message_tells_how_much_is_needed_and_free(

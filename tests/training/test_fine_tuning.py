@@ -66,7 +66,7 @@ def test_unknown_pieces_of_the_training_text_are_told_once_with_file_and_line(
     assert result.code == 0, result.err
     told = [line for line in result.err.split("\n") if "does not know" in line]
     assert told == [
-        f"warning: training text: the tokenizer does not know {unknown} of {pieces} target pieces "
+        f"warning: training text: the tokenizer does not know {unknown} of {pieces} target tokens "
         f"({100 * unknown / pieces:.1f} %) and changes 1 of 20 target lines (5.0 %), first "
         f"{path}:5: `einhundert`; the vocabulary of a trained model cannot grow: replace this text "
         "on both sides, leave its pairs out, or train a new model"
@@ -98,7 +98,7 @@ def test_fine_tuning_that_began_needs_the_pretrained_model_no_more(
     result = run_tfm(fine_tuning(text, output, pretrained, "--max-updates", "3"))
 
     assert result.code == 0, result.err
-    assert "going on after update 2" in result.err
+    assert "resuming after update 2" in result.err
 
 
 def test_pretrained_model_can_be_named_in_a_file(
@@ -122,7 +122,7 @@ def test_pretrained_model_of_another_shape_is_refused_with_all_differences(
 
     assert result.code == 2
     assert result.err == (
-        f"error: {tiny_model}: its model has another shape than is asked for\n"
+        f"error: {tiny_model}: the settings ask for another shape than its model\n"
         "  model.width: 32 → 64\n"
         "  model.norm: post → pre\n"
         "hint: leave these settings out: they are taken from the pretrained model\n"

@@ -93,7 +93,7 @@ def test_r03_dropped_connection_saves_and_the_same_command_goes_on(
     assert "SIGHUP: saving after this update" in told
     assert f"stopped after update {updates}: SIGHUP was received; " in told
     assert again.code == 0
-    assert f"going on after update {updates} of " in again.err
+    assert f"resuming after update {updates} of " in again.err
 
 
 def test_r03_translation_keeps_what_was_done(translation: list[str], tmp_path: Path) -> None:

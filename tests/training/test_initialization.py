@@ -161,7 +161,7 @@ def test_tokenizer_of_a_resumed_run_that_lacks_something_is_told_at_once(
 
     assert result.code == 5
     assert "the tokenizer `flores200` needs the file " in result.err
-    assert "going on after" not in result.err
+    assert "resuming after" not in result.err
 
 
 def test_first_of_equal_models_is_not_kept_where_the_next_metric_is_better(

@@ -36,7 +36,7 @@ def goes_on(small: SmallRun, output: Path, committed: int) -> None:
     assert left_behind(output) == small.left
     assert unfinished(output) == []
     if committed:
-        _, _, told = result.err.partition("going on after update ")
+        _, _, told = result.err.partition("resuming after update ")
         assert int(told.split()[0]) >= committed, result.err
 
 
@@ -138,7 +138,7 @@ def test_r03_second_signal_ends_it_at_once(small: SmallRun, tmp_path: Path) -> N
 
     began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    forked.wait_for(lambda: "once more ends it at once" in (words / "err").read_text())
+    forked.wait_for(lambda: "a second signal ends it at once" in (words / "err").read_text())
     os.kill(pid, signal.SIGTERM)
     result = forked.ended(pid, words)
 

@@ -20,6 +20,7 @@ from tfm_cli.training.loop import train
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.state import TrainState
+from tfm_cli.training.update import UpdateStats
 from tfm_cli.training.validation import Validation
 
 CONFIG = RunConfig(
@@ -83,12 +84,10 @@ class Run:
         self._interrupted = interrupted
 
     def events(self) -> Iterator[Event]:
-        cpu = torch.device("cpu")
         return train(
             ParallelModel(self.model, label_smoothing=0.1), self.planner, self.optimizer,
             self.average, self.state, self._config,
             validate=self._validate if self._scores else None, interrupted=self._interrupted,
-            device=cpu, dtype=torch.float32,
         )  # fmt: skip
 
     def _validate(self) -> Validation:
@@ -211,10 +210,10 @@ def test_best_is_told_by_the_first_metric() -> None:
 def test_every_pair_is_learned_from_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     real, pieces = loop.update, []  # type: ignore[attr-defined]
 
-    def watched(model: Any, batches: Any, *arguments: Any, **named: Any) -> Any:
-        for each in batches:
+    def watched(model: Any, plan: Any, *arguments: Any) -> Any:
+        for each in plan.micro_batches:
             pieces.extend(each.batch.target_out.flatten()[each.batch.target_positions].tolist())
-        return real(model, batches, *arguments, **named)
+        return real(model, plan, *arguments)
 
     monkeypatch.setattr(loop, "update", watched)
     run = Run(with_training(max_updates=0, max_epochs=2, update_freq=3))
@@ -261,7 +260,7 @@ def test_loss_of_a_progress_line_weighs_all_pieces_since_the_last_alike(
 
     for line, stats in zip(lines, (made[:2], made[2:4], made[4:]), strict=True):
         total = sum(float(each.nll) for each in stats)
-        assert line.loss == total / sum(each.target_pieces for each in stats)
+        assert line.loss == total / sum(each.target_tokens for each in stats)
         assert line.gradient_norm == float(stats[-1].gradient_norm)
         assert line.learn_rate == stats[-1].learn_rate
 
@@ -284,3 +283,30 @@ def test_weights_that_are_no_numbers_are_neither_judged_nor_saved() -> None:
             list(events)
 
         assert "`--learn-rate`" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_average_includes_the_weights_once_for_each_update_made_or_skipped(
+    skips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(with_training(max_updates=2, bad_updates="retry"))
+    if skips:
+        monkeypatch.setattr(UpdateStats, "is_finite", lambda stats: stats.number > 1)
+    before = {name: weight.clone() for name, weight in run.average.weights.items()}
+    weights: list[dict[str, torch.Tensor]] = []
+    include = MovingAverage.include
+
+    def watched(average: MovingAverage, number: int) -> None:
+        weights.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
+        include(average, number)
+
+    monkeypatch.setattr(MovingAverage, "include", watched)
+    list(run.events())
+
+    assert len(weights) == 2
+    for name, average in run.average.weights.items():
+        expected = before[name]
+        for number, each in enumerate(weights, 1):
+            decay = min(0.5, (1 + number) / (10 + number))
+            expected = decay * expected + (1 - decay) * each[name]
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)  # single precision

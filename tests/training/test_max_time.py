@@ -85,8 +85,8 @@ def test_r10_validation_that_was_cut_off_is_made_by_the_run_that_goes_on(
     result = invoke(unbroken.command(tmp_path / "model"))
 
     assert stopped.code == 0, stopped.err
-    assert "1h passed (--max-time) amid the validation" in stopped.err
-    assert "the same command goes on" in stopped.err
+    assert "1h passed (--max-time) during the validation" in stopped.err
+    assert "repeat the command to resume" in stopped.err
     assert (tmp_path / "model/model.safetensors").exists()
     update = left["state"]["update"]
     assert update % 3 == 0
@@ -139,8 +139,8 @@ def test_r10_command_without_time_for_a_validation_says_that_it_needs_more(
             let_time_be_up_at(1, patch)
             told.append(invoke(unbroken.command(tmp_path / "model")).err)
 
-    assert "stopped after update 3: 1h passed (--max-time) amid the validation; " in told[0]
-    assert "stopped after update 3: 1h passed (--max-time) amid the validation, which " in told[1]
+    assert "stopped after update 3: 1h passed (--max-time) during the validation; " in told[0]
+    assert "stopped after update 3: 1h passed (--max-time) during the validation, which " in told[1]
 
 
 def most_seconds(max_time: float) -> float:
@@ -223,7 +223,7 @@ def test_r03_time_that_is_up_ends_a_validation(tiny_corpus: TinyCorpus, tmp_path
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
-    assert "stopped after update 1: 35s passed (--max-time) amid the validation" in done.stderr
+    assert "stopped after update 1: 35s passed (--max-time) during the validation" in done.stderr
     assert seconds < most_seconds(35)
     assert (tmp_path / "model/model.safetensors").exists()
 

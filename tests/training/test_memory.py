@@ -11,7 +11,7 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training import memory
 from tfm_cli.training.memory import (
-    fit,
+    fit_micro_batch,
     initial_micro_batch,
     largest_micro_batches,
     resolve_batch_size,
@@ -46,7 +46,7 @@ def test_largest_batches_of_all_are_tried() -> None:
     sizes = [
         (which.batch(part).source.shape, which.batch(part).target_out.shape)
         for pairs in which.order.batches(0, 0)
-        for part in which.parts(pairs)
+        for part in which.split(pairs)
     ]
 
     tried = [(batch.source.shape, batch.target_out.shape) for batch in largest_micro_batches(which)]
@@ -61,7 +61,10 @@ def test_nothing_is_learned_from_what_is_tried() -> None:
     which, transformer = planner(store()), model()
     before = [p.detach().clone() for p in transformer.parameters()]
 
-    assert fit(which, transformer, may_shrink=True, device=CPU, dtype=torch.float32) is which
+    assert (
+        fit_micro_batch(which, transformer, may_shrink=True, device=CPU, dtype=torch.float32)
+        is which
+    )
 
     for old, parameter in zip(before, transformer.parameters(), strict=True):
         assert torch.equal(old, parameter)
@@ -82,7 +85,7 @@ def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch)
 
     for has_moments, wanted in ((True, 0), (False, 2)):
         reserved.clear()
-        fit(
+        fit_micro_batch(
             which, transformer, may_shrink=True, has_moments=has_moments, device=CPU,
             dtype=torch.float32,
         )  # fmt: skip
@@ -96,18 +99,20 @@ def test_what_does_not_fit_is_halved_until_it_does(
     which = planner(store())
     limited(99, monkeypatch)
 
-    found = fit(which, model(), may_shrink=True, device=CPU, dtype=torch.float32)
+    found = fit_micro_batch(which, model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
     assert found.micro_batch == 50
     assert found == dataclasses.replace(which, micro_batch=50)
-    assert "cpu: out of memory; computing 50 target pieces at once" in caplog.text
+    assert "cpu: out of memory; using micro-batches of 50 target tokens" in caplog.text
 
 
 def test_what_was_asked_for_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     limited(99, monkeypatch)
 
     with pytest.raises(ResourceError, match="cpu: out of memory") as raised:
-        fit(planner(store()), model(), may_shrink=False, device=CPU, dtype=torch.float32)
+        fit_micro_batch(
+            planner(store()), model(), may_shrink=False, device=CPU, dtype=torch.float32
+        )
 
     assert "training.micro_batch" in (raised.value.hint or "")
 
@@ -116,7 +121,7 @@ def test_single_pair_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) 
     tried = limited(5, monkeypatch)
 
     with pytest.raises(ResourceError, match="cpu: out of memory"):
-        fit(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
+        fit_micro_batch(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
     assert len(tried) < 9
 
@@ -128,7 +133,7 @@ def test_other_faults_are_not_taken_for_want_of_memory(monkeypatch: pytest.Monke
     monkeypatch.setattr(memory, "batch_loss", broken)
 
     with pytest.raises(RuntimeError, match="index out of range"):
-        fit(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
+        fit_micro_batch(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
 
 def test_preset_decides_how_many_pieces_an_update_has() -> None:

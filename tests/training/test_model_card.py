@@ -12,7 +12,7 @@ from tfm_cli.config.settings import (
     ValidationConfig,
 )
 from tfm_cli.evaluation.scores import corpus_scores
-from tfm_cli.training.artifacts import model_card
+from tfm_cli.training.artifacts import CardFacts, model_card
 from tfm_cli.training.state import TrainState
 
 SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu", "chrf"]))
@@ -30,7 +30,7 @@ def card(config: RunConfig, **other: Any) -> str:
         "scores": SCORES,
     }
     state = TrainState(update=2000, target_pieces=9_876_543, train_seconds=7260)
-    return model_card(config, state, **{**facts, **other})
+    return model_card(config, state, CardFacts(**{**facts, **other}))
 
 
 CONFIG = RunConfig(
@@ -49,12 +49,12 @@ def test_card_tells_what_a_reader_asks_first() -> None:
         "| pairs | 20000 (left out: 3 too long) |",
         "| shape | 4+2 layers, width 128, 8 heads, feed-forward 2048, post-norm, ",
         "| parameters | 1,234,567 |",
-        "| pieces | 8,000 |",
-        "| trained | 2000 updates, 9,876,543 target pieces, 2h01m |",
+        "| vocabulary | 8,000 |",
+        "| trained | 2000 updates, 9,876,543 target tokens, 2h01m |",
         "| arithmetic | bf16 on cpu |",
         "| these weights | after update 1500, moving average 0.999 |",
         "## Scores on the validation text (beam 3)",
-        "| loss | 1.2346 | nats per target piece |",
+        "| loss | 1.2346 | nats per target token |",
         "tfm translate --model . < source.txt",
     ):
         assert told in text

@@ -53,11 +53,11 @@ def updated(text: str, faults: Faults, *, double: bool = True) -> tuple[list[tor
         # Adam makes steps of the usual size of gradients that are nothing but rounding.
         run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0)  # type: ignore[assignment]
     faults(text)
-    room = MemoryLimit()
+    limit = MemoryLimit()
     rate = 0.01 if double else 1.0
-    stats = run.update(batches(), number=2, peak_rate=rate, room=room)
+    stats = run.update(batches(), number=2, peak_rate=rate, memory_limit=limit)
     assert stats.is_finite()
-    return [p.detach() for p in run.model.parameters()], room.splits
+    return [p.detach() for p in run.model.parameters()], limit.num_splits
 
 
 def test_r15_update_is_the_same_wherever_memory_does_not_suffice(faults: Faults) -> None:
@@ -103,11 +103,11 @@ def test_r15_what_a_broken_off_backward_pass_left_does_not_count(faults: Faults)
 
     weight: Any = run.model.encoder_layers[0].feed_forward.outer.weight  # type: ignore[union-attr]
     weight.register_hook(lack)
-    room = MemoryLimit()
+    limit = MemoryLimit()
 
-    run.update(batches(), number=2, room=room)
+    run.update(batches(), number=2, memory_limit=limit)
 
-    assert room.splits == 1
+    assert limit.num_splits == 1
     for mine, wanted in zip(run.model.parameters(), whole, strict=True):
         torch.testing.assert_close(mine.detach(), wanted, rtol=0, atol=1e-10)
 
@@ -117,7 +117,7 @@ def test_r15_single_pair_without_memory_is_told(faults: Faults) -> None:
     before = run.bits()
     faults("micro_batch:1+=memory")
 
-    told = "cpu: out of memory for a single pair, of 9 source and 10 target pieces with padding"
+    told = "cpu: out of memory for a single pair, of 9 source and 10 target tokens with padding"
     with pytest.raises(ResourceError, match=told) as raised:
         run.update(batches(), number=2)
 
@@ -177,7 +177,7 @@ def test_r15_run_ends_with_the_same_weights_wherever_memory_does_not_suffice(
         if not splits(output):
             break
         assert splits(output) == 1
-        once = "warning: cpu: out of memory; computing less at once, to the same end\n"
+        once = "warning: cpu: out of memory; splitting batches, with the same results\n"
         assert result.err.count(once) == 1
         # Adam divides by moments, of which the smallest have few equal digits.
         assert_same_weights(output, tmp_path / "whole", atol=1e-8)

@@ -30,7 +30,7 @@ SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu"]))
 
 def logged(update: int = 500, loss: float = 5.213) -> Logged:
     return Logged(
-        update=update, epoch=1, loss=loss, learn_rate=3.1e-4, pieces_per_second=4120.4,
+        update=update, epoch=1, loss=loss, learn_rate=3.1e-4, tokens_per_second=4120.4,
         gradient_norm=1.018, seconds=75,
     )  # fmt: skip
 
@@ -213,9 +213,9 @@ def shown_on(stream: io.StringIO, patch: pytest.MonkeyPatch, level: int = consol
     patch.setenv("COLUMNS", "80")
     console.setup(level)
     with Display(total=100_000, done=0) as display:
-        display.logged(logged())
-        display.validated(validated())
-        display.logged(logged(600))
+        display.show_progress(logged())
+        display.show_validation(validated())
+        display.show_progress(logged(600))
     return stream.getvalue()
 
 

@@ -43,7 +43,7 @@ def test_every_rank_that_differs_is_named_with_what_it_has() -> None:
         check_ranks_agree({"a": "1", "b": "2"}, Together(*others))
 
     assert str(refused.value).split("\n") == [
-        "the processes do not agree on what to do",
+        "the processes differ in settings, code or text",
         "  rank 2: a is 5, on rank 0 1",
         "  rank 3: b is None, on rank 0 2",
     ]

@@ -53,7 +53,7 @@ def stop_before(update: int, patch: pytest.MonkeyPatch) -> None:
     """Let SIGTERM come while an update is made."""
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        if named["number"] == update:
+        if arguments[3].number == update:
             signal.raise_signal(signal.SIGTERM)
         return make_update(*arguments, **named)
 

@@ -41,7 +41,7 @@ def model_content(directory: Path) -> dict[str, bytes]:
 
 def fail_at(number: int, error: Exception, patch: pytest.MonkeyPatch) -> None:
     def watched(*arguments: Any, **named: Any) -> Any:
-        if named["number"] == number:
+        if arguments[3].number == number:
             raise error
         return make_update(*arguments, **named)
 
@@ -132,7 +132,7 @@ def test_text_may_be_moved(text: list[str], output: Path, run_tfm: RunTfm) -> No
     result = run_tfm(command(moved, output, updates=3))
 
     assert result.code == 0, result.err
-    assert "going on after update 2" in result.err
+    assert "resuming after update 2" in result.err
 
 
 def test_swapped_tokenizer_is_refused(text: list[str], output: Path, run_tfm: RunTfm) -> None:
@@ -171,7 +171,7 @@ def test_batches_of_another_size_are_refused(
 
     assert begun.code == 0, begun.err
     assert result.code == 2
-    told = f"error: {output}: its batches have 4096 target pieces, and would have 6144\n"
+    told = f"error: {output}: its batches have 4096 target tokens, and would have 6144\n"
     assert told in result.err
     assert "hint: use `--update-freq 2` as before" in result.err
     assert content(output) == before
@@ -239,7 +239,7 @@ def test_run_that_diverges_names_the_last_good_checkpoint_and_keeps_the_model(
     assert result.code == 6
     assert "error: update 13: the loss is " in result.err
     assert ", after 9 like it in a row" in result.err
-    assert "; the weights were not touched" in result.err
+    assert "; the weights were not changed" in result.err
     told = f"start again; the last good checkpoint is `{output}/checkpoints/update-00000002`"
     assert told in result.err
     unchanged = set(before) - {"config.json", "metrics.jsonl"}
@@ -279,7 +279,9 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_do(
 
     assert result.code == 5
     assert "error: cpu: out of memory" in result.err
-    assert "hint: compute less at once, such as `--set training.micro_batch=1024`" in result.err
+    assert (
+        "hint: use smaller micro-batches, such as `--set training.micro_batch=1024`" in result.err
+    )
 
 
 def test_fault_of_ours_is_not_taken_for_want_of_memory(

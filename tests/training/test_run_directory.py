@@ -60,7 +60,7 @@ def test_model_to_start_from_is_not_overwritten(name: str, output: Path, tmp_pat
     config = RunConfig(training=TrainingConfig(seed=3, pretrained_model=str(tmp_path / name)))
     before = everything(tmp_path)
 
-    with pytest.raises(ConfigError, match="is the model to start from, which `--overwrite` would"):
+    with pytest.raises(ConfigError, match="is the pretrained model, which `--overwrite` would"):
         can_resume(config, output, overwrite=True)
 
     assert everything(tmp_path) == before
@@ -107,7 +107,7 @@ def test_run_that_was_killed_before_a_checkpoint_begins_again_and_says_so(
 
     assert not can_resume(CONFIG, output, overwrite=False)
 
-    assert told == [f"{output}: was ended before its first checkpoint; it begins again"]
+    assert told == [f"{output}: the run in it ended before its first checkpoint; starting over"]
 
 
 def test_model_without_checkpoints_is_not_thrown_away(output: Path) -> None:

@@ -25,7 +25,8 @@ def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:
 
 
 def test_second_one_is_told_who_holds_it(tmp_path: Path) -> None:
-    told = rf"model: process {os.getpid()} on {socket.gethostname()} trains into it since 20\d\d-"
+    host = socket.gethostname()
+    told = rf"model: process {os.getpid()} on {host} has been training into it since 20\d\d-"
 
     with (
         locked(tmp_path / "model"),
@@ -43,7 +44,7 @@ def test_holder_who_told_nothing_is_another_process(content: bytes, tmp_path: Pa
     with locked(tmp_path):
         (tmp_path / LOCK_FILE).write_bytes(content)
         with (
-            pytest.raises(ResourceError, match="another process trains into it"),
+            pytest.raises(ResourceError, match="another process is training into it"),
             locked(tmp_path),
         ):
             pass
@@ -57,7 +58,9 @@ def test_holder_who_is_about_to_tell_of_itself_is_waited_for(tmp_path: Path) -> 
         later.start()
 
         with (
-            pytest.raises(ResourceError, match="process 7 on there trains into it since 2026-11"),
+            pytest.raises(
+                ResourceError, match="process 7 on there has been training into it since 2026-11"
+            ),
             locked(tmp_path),
         ):
             pass

@@ -12,10 +12,11 @@ from torch.testing import assert_close
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.batches import MicroBatch
-from tfm_cli.training.optimizer import MovingAverage, learning_rate, make_optimizer
+from tfm_cli.training.batches import MicroBatch, UpdatePlan
+from tfm_cli.training.memory import MemoryLimit
+from tfm_cli.training.optimizer import learning_rate, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
-from tfm_cli.training.update import UpdateStats, update
+from tfm_cli.training.update import UpdateOptions, UpdateStats, update
 
 VOCAB = 20
 SETTINGS: dict[str, Any] = {
@@ -24,8 +25,6 @@ SETTINGS: dict[str, Any] = {
     "warmup": 1,
     "clip_norm": 0.0,
     "seed": 1,
-    "device": torch.device("cpu"),
-    "dtype": torch.float32,
 }
 
 
@@ -67,26 +66,33 @@ def merged_batch() -> Batch:
     return make_batch(sources, targets, start_id=1, eos_id=2)
 
 
-def numbered(batches: Sequence[Batch]) -> list[MicroBatch]:
-    return [MicroBatch(number, batch) for number, batch in enumerate(batches)]
+def plan(batches: Sequence[Batch]) -> UpdatePlan:
+    """An update with each batch as a micro-batch."""
+    return UpdatePlan(
+        epoch=0,
+        pool=0,
+        position=0,
+        num_batches=len(batches),
+        target_tokens=sum(batch.target_tokens for batch in batches),
+        micro_batches=tuple(MicroBatch(number, batch) for number, batch in enumerate(batches)),
+    )
 
 
-def pieces(batches: Sequence[Batch]) -> int:
-    return sum(batch.target_tokens for batch in batches)
-
-
-def gradient(batches: Sequence[Batch], **options: Any) -> tuple[Tensor, UpdateStats]:
+def gradient(
+    batches: Sequence[Batch], *, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[Tensor, UpdateStats]:
     """The gradient an update follows: what plain descent at rate 1 takes off the weights."""
     model = small_model()
-    if options.get("dtype") is not torch.bfloat16:
+    if dtype is not torch.bfloat16:
         model.double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0)
     before = torch.cat([p.detach().clone().flatten() for p in model.parameters()])
     stats = update(
-        ParallelModel(model, label_smoothing=0.1), numbered(batches), optimizer,
-        MovingAverage(model, 0),
-        target_pieces=pieces(batches), **{**SETTINGS, **options},
-    )  # fmt: skip
+        ParallelModel(model, label_smoothing=0.1, dtype=dtype),
+        plan(batches),
+        optimizer,
+        UpdateOptions(**{**SETTINGS, **options}),
+    )
     return before - torch.cat([p.detach().flatten() for p in model.parameters()]), stats
 
 
@@ -96,25 +102,31 @@ class Run:
     def __init__(self, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
         self.model = small_model(dropout).to(dtype)
         self.optimizer = make_optimizer(self.model, TrainingConfig())
-        self.average = MovingAverage(self.model, 0.9)
         self.update(number=1)
 
-    def update(self, batches: Sequence[Batch] | None = None, **options: Any) -> UpdateStats:
-        batches = batches or uneven_batches()
+    def update(
+        self,
+        batches: Sequence[Batch] | None = None,
+        *,
+        memory_limit: MemoryLimit | None = None,
+        **options: Any,
+    ) -> UpdateStats:
         return update(
-            ParallelModel(self.model, label_smoothing=0.1), numbered(batches), self.optimizer,
-            self.average, target_pieces=pieces(batches),
-            **{**SETTINGS, "peak_rate": 0.01, **options},
-        )  # fmt: skip
+            ParallelModel(self.model, label_smoothing=0.1),
+            plan(batches or uneven_batches()),
+            self.optimizer,
+            UpdateOptions(**{**SETTINGS, "peak_rate": 0.01, **options}),
+            memory_limit,
+        )
 
     def bits(self) -> list[Tensor]:
-        """Weights, moments, step counts and average, as they lie in memory."""
+        """Weights, moments and step counts, as they lie in memory."""
         moments = [
             value
             for parameter in self.model.parameters()
             for value in self.optimizer.state[parameter].values()
         ]
-        tensors = [*self.model.parameters(), *moments, *self.average.weights.values()]
+        tensors = [*self.model.parameters(), *moments]
         return [tensor.detach().clone().view(torch.int32) for tensor in tensors]
 
 
@@ -141,7 +153,7 @@ def test_gradient_of_many_batches_is_that_of_one_with_all_their_pairs() -> None:
 
     expected, merged = gradient([merged_batch()])
 
-    assert stats.target_pieces == merged.target_pieces == 2 + 2 + 20 + 31 + 26
+    assert stats.target_tokens == merged.target_tokens == 2 + 2 + 20 + 31 + 26
     # The losses' softmax is in single precision.
     assert_close(found, expected, rtol=0, atol=1e-7)
     assert_close(stats.nll, merged.nll, rtol=1e-6, atol=0)
@@ -211,18 +223,6 @@ def test_rate_is_that_of_the_updates_number(number: int) -> None:
 
     assert stats.learn_rate == learning_rate(number, peak=0.02, warmup=10)
     assert [group["lr"] for group in run.optimizer.param_groups] == [stats.learn_rate] * 2
-
-
-def test_average_takes_in_the_new_weights() -> None:
-    run = Run()
-    before = {name: w.clone() for name, w in run.average.weights.items()}
-
-    run.update(number=2)
-
-    keep = (1 + 2) / (10 + 2)
-    for name, parameter in run.model.named_parameters():
-        expected = keep * before[name] + (1 - keep) * parameter.detach()
-        assert_close(run.average.weights[name], expected, rtol=1e-5, atol=1e-7)  # single precision
 
 
 def diverge_by_weight(run: Run) -> None:
@@ -313,23 +313,21 @@ def test_a_refused_update_that_nobody_waits_for_leaves_weights_and_moments_as_th
     run.model.target_embedding.weight.data[5] = float("nan")
     before = run.bits()
 
-    bad = run.update([batch((3, 30)), batch((9, 60))], number=2, waits=False)
+    bad = run.update([batch((3, 30)), batch((9, 60))], number=2, wait_for_gradient=False)
 
     assert not bad.is_finite()
-    num_averages = len(run.average.weights)
-    assert all_equal(run.bits()[:-num_averages], before[:-num_averages])
+    assert all_equal(run.bits(), before)
     run.model.target_embedding.weight.data[5] = spoilt
-    run.average.weights = {n: w.clone() for n, w in untroubled.average.weights.items()}
     for one in (run, untroubled):
-        assert one.update(number=3, waits=False).is_finite()
+        assert one.update(number=3, wait_for_gradient=False).is_finite()
     assert all_equal(run.bits(), untroubled.bits())
 
 
 def test_waiting_changes_nothing_about_a_healthy_update() -> None:
     one, other = Run(dropout=0.3), Run(dropout=0.3)
 
-    one.update(number=2, waits=True)
-    other.update(number=2, waits=False)
+    one.update(number=2, wait_for_gradient=True)
+    other.update(number=2, wait_for_gradient=False)
 
     assert all_equal(one.bits(), other.bits())
 

@@ -1,6 +1,7 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
@@ -15,7 +16,15 @@ from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.parallel import Parallel
-from tfm_cli.training.validation import Validation, distribute_jobs, is_better, mean_nll, validator
+from tfm_cli.training import validation
+from tfm_cli.training.validation import (
+    Validation,
+    ValidationOptions,
+    ValidationText,
+    distribute_jobs,
+    is_better,
+    mean_nll,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,21 +48,23 @@ def batches(trained: TrainedModel, corpus: TinyCorpus, *, size: int) -> list[Bat
     ]
 
 
+def options(**values: Any) -> ValidationOptions:
+    return ValidationOptions(
+        **{"metrics": ["loss"], "device": CPU, "dtype": torch.float32, **values}
+    )
+
+
 def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> Validation:
     search = SearchConfig(beam_size=2)
     translator = torch_translator(
         trained.transformer, trained.tokenizers, search=search, device=CPU
     )
-    return validator(
-        trained.transformer,
-        batches(trained, corpus, size=8),
-        corpus.lines("valid.en"),
-        corpus.lines("valid.de"),
-        lambda: nullcontext(translator),
-        metrics=metrics,
-        device=CPU,
-        dtype=torch.float32,
-    )()
+    text = ValidationText(
+        batches(trained, corpus, size=8), corpus.lines("valid.en"), corpus.lines("valid.de")
+    )
+    return validation.validate(
+        trained.transformer, text, lambda: nullcontext(translator), options(metrics=metrics)
+    )
 
 
 def test_loss_is_the_mean_over_all_pieces_whatever_the_batches(
@@ -69,12 +80,7 @@ def test_loss_is_the_mean_over_all_pieces_whatever_the_batches(
         pieces += batch.target_out.numel()
 
     found = [
-        mean_nll(
-            trained.transformer,
-            batches(trained, tiny_corpus, size=size),
-            device=CPU,
-            dtype=torch.float32,
-        )
+        mean_nll(trained.transformer, batches(trained, tiny_corpus, size=size), options())
         for size in (1, 7, 40)
     ]
 
@@ -164,12 +170,13 @@ def test_bleu_has_the_tokenizer_that_was_chosen(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
     )
     sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
-    judge = validator(
-        trained.transformer, [], sources, references, lambda: nullcontext(translator),
-        metrics=["bleu"], tokenize="char", device=CPU, dtype=torch.float32,
-    )  # fmt: skip
 
-    found = judge()
+    found = validation.validate(
+        trained.transformer,
+        ValidationText([], sources, references),
+        lambda: nullcontext(translator),
+        options(metrics=["bleu"], tokenize="char"),
+    )
 
     hypotheses = [each.text for each in translator.translate(sources)]
     wanted = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char")
@@ -218,14 +225,16 @@ def test_validation_that_is_cut_off_leaves_the_model_in_training(
     translator = torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU
     )
-    judge = validator(
-        trained.transformer, batches(trained, tiny_corpus, size=8), tiny_corpus.lines("valid.en"),
-        tiny_corpus.lines("valid.de"), lambda: nullcontext(translator), metrics=["loss"],
-        device=CPU, dtype=torch.float32, check=check,
-    )  # fmt: skip
+    text = ValidationText(
+        batches(trained, tiny_corpus, size=8),
+        tiny_corpus.lines("valid.en"),
+        tiny_corpus.lines("valid.de"),
+    )
 
     with pytest.raises(OutOfTime):
-        judge()
+        validation.validate(
+            trained.transformer, text, lambda: nullcontext(translator), options(check=check)
+        )
 
     assert trained.transformer.training
     trained.transformer.eval()

@@ -131,9 +131,9 @@ def _corpora(config: RunConfig, test: tuple[list[str], list[str]]) -> list[Corpu
     """The corpora that are named; without any, those of a run on the sample corpus."""
     data = config.data
     if not data.source and not test[0]:
-        from tfm_cli.training.data import with_sample
+        from tfm_cli.training.data import with_sample_corpus
 
-        data = with_sample(data)
+        data = with_sample_corpus(data)
         logger.info("no text is named: checking the sample corpus")
     named: list[Corpus] = [
         ("train", (data.source, data.target)),

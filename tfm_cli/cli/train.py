@@ -290,7 +290,7 @@ def _train(
         resume = parallel.is_main and run_directory.can_resume(config, output, overwrite=overwrite)
         if parallel.is_main:
             run_directory.check_inputs_not_overwritten(config, output, resume=resume)
-        data.check_inputs(config, learns=parallel.is_main and not resume)
+        data.check_inputs(config, trains_tokenizer=parallel.is_main and not resume)
         if not (config.data.source or config.data.pairs):
             logger.info(
                 "no training text is named: training on the sample corpus, preset `%s`",

@@ -1,4 +1,4 @@
-"""Dropout whose noise is keyed: the same key gives the same masks, whatever came before."""
+"""Keyed dropout: the same key gives the same masks, whatever was drawn before."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,19 +13,26 @@ class Noise:
 
     def __init__(self) -> None:
         self._generator = torch.Generator()
-        self._part: tuple[int, int, int] | None = None  # first row, one past the last, of how many
+        self._part: tuple[int, int, int] | None = None  # first row, end, rows of the whole batch
 
-    def seed(self, key: int) -> None:
-        """Start the stream of masks that belongs to `key`, in [0, 2**63)."""
-        self._generator.manual_seed(key)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(key)
-        if torch.backends.mps.is_available():
+    def seed(self, key: int, device: torch.device | None = None) -> None:
+        """Start the stream of masks that belongs to `key`, in [0, 2**63), on one device.
+
+        On a CPU the stream has a generator of its own. PyTorch's dropout on a GPU takes none, so
+        the default generator of that GPU is seeded, and that of no other.
+        """
+        kind = "cpu" if device is None else device.type
+        if kind == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(key)
+        elif kind == "mps":
             torch.mps.manual_seed(key)
+        else:
+            self._generator.manual_seed(key)
 
     @contextlib.contextmanager
     def replayed(self, state: Tensor) -> Iterator[None]:
-        """Inside, the masks of a CPU are those that followed on `state`."""
+        """Draw inside the block, on a CPU, the masks that followed `state`."""
         present = self.state()
         self._generator.set_state(state)
         try:
@@ -35,7 +42,10 @@ class Noise:
 
     @contextlib.contextmanager
     def part(self, start: int, stop: int, *, of: int) -> Iterator[None]:
-        """Inside, a batch is rows `start` to `stop` of one of `of` rows, and has their masks."""
+        """Treat batches inside the block as rows `start` to `stop` of one of `of` rows.
+
+        They get the masks that these rows have in the whole batch.
+        """
         self._part = (start, stop, of)
         try:
             yield
@@ -43,14 +53,14 @@ class Noise:
             self._part = None
 
     def keep(self, x: Tensor, threshold: int) -> Tensor:
-        """Ones where the random byte of an element of `x` is at least `threshold`, else zeros."""
+        """Return 1 where the random byte of an element of `x` is at least `threshold`, else 0."""
         shape, rows = self._whole(x)
         keep = torch.empty(x.shape, dtype=x.dtype)
         drawn = self.bytes(shape.numel()).view(shape)
         return torch.ge(drawn[rows], threshold, out=keep)
 
     def dropped(self, x: Tensor, rate: float) -> Tensor:
-        """`x` after the dropout of a device that draws its own random numbers."""
+        """Return `x` after the dropout of a device that draws its own random numbers."""
         if self._part is None:
             return F.dropout(x, rate)
         shape, rows = self._whole(x)
@@ -58,18 +68,18 @@ class Noise:
         return x * keep[rows] * (1 / (1 - rate))
 
     def _whole(self, x: Tensor) -> tuple[torch.Size, slice]:
-        """The shape of the batch that `x` is a part of, and which rows it has of it."""
+        """Return the shape of the batch that `x` is a part of, and the rows of `x` in it."""
         if self._part is None:
             return x.shape, slice(None)
         start, stop, of = self._part
         return torch.Size((of, *x.shape[1:])), slice(start, stop)
 
     def state(self) -> Tensor:
-        """Where the stream of a CPU's masks stands."""
+        """Return the state of the CPU's generator."""
         return self._generator.get_state()
 
     def bytes(self, count: int) -> Tensor:
-        """`count` uniform random bytes, shape (count,), uint8."""
+        """Return `count` uniform random bytes, shape (count,), uint8."""
         words = torch.empty(-(-count // 8), dtype=torch.int64)
         # From the lowest number without an upper bound: all 64 bits are random.
         words.random_(-(2**63), None, generator=self._generator)
@@ -92,7 +102,7 @@ class Dropout(nn.Module):
         self._noise = noise
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with some elements zeroed while training, `x` itself otherwise; same shape."""
+        """Return `x` with some elements zeroed in training, unchanged otherwise; same shape."""
         if not self.training or self.rate == 0:
             return x
         if x.device.type != "cpu":

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from tfm_cli.console import visible
-from tfm_cli.errors import ResourceError, ToldElsewhere
+from tfm_cli.errors import ResourceError, TfmError, ToldElsewhere
 from tfm_cli.parallel.heartbeat import Heartbeat, ProgressState
 from tfm_cli.parallel.launcher import launcher_holds_store
 
@@ -133,10 +133,12 @@ class FailureMonitor:
         except RuntimeError:  # without the store, each rank reports its own error
             if isinstance(error, RankLostError):
                 error = self._lost(error.lost if launcher_holds_store() else "rank 0")
-        is_named = isinstance(error, RankLostError) or self._rank == 0
-        if isinstance(error, Exception) and error.args and not is_named:
-            rank = f"rank {self._rank} of {self._world}{self._activity}"
-            error.args = (f"{rank}: {error}", *error.args[1:])
+        if self._rank == 0 or isinstance(error, RankLostError):
+            return error
+        rank = f"rank {self._rank} of {self._world}{self._activity}"
+        if isinstance(error, TfmError):
+            return error.with_message(f"{rank}: {error}")
+        error.add_note(rank)  # shown below the traceback
         return error
 
     def _lost(self, lost: str) -> RankLostError:

@@ -1,10 +1,11 @@
-"""What a run leaves on the disk: the best weights, their card, the metrics and checkpoints."""
+"""The artifacts of a run on the disk: best weights, model card, metrics and checkpoints."""
 
 import contextlib
 import errno
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,45 +39,56 @@ from tfm_cli.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
+SavedEvent = Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped
 
-# The README.md of a trained model: what it is, what it learned from, how good it is.
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    """The facts in a model card that are neither settings nor state.
 
-def model_card(
-    config: RunConfig,
-    state: TrainState,
-    *,
-    arithmetic: str,
-    num_parameters: int,
-    vocab_sizes: tuple[int, int],
-    num_pairs: int,
-    dropped: dict[str, int],
-    update: int,
-    values: dict[str, float],
-    scores: Sequence[Score],
-) -> str:
-    """Return Markdown that answers what a reader of the model's folder would ask first.
-
-    `arithmetic` names the precision and the kind of device that the run computes with.
+    Args:
+        arithmetic: the precision and the kind of device of the run.
+        num_parameters: of the model.
+        vocab_sizes: of the source and the target.
+        num_pairs: learned from.
+        dropped: the number of pairs that were left out, by reason.
+        update: after which the weights were saved.
+        values: of the metrics of these weights; empty without validation.
+        scores: of sacreBLEU among them, with their signatures.
     """
+
+    arithmetic: str
+    num_parameters: int
+    vocab_sizes: tuple[int, int]
+    num_pairs: int
+    dropped: dict[str, int]
+    update: int
+    values: dict[str, float]
+    scores: Sequence[Score]
+
+
+def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
+    """Return the README.md of a trained model: its data, shape, training and scores."""
     model, data = config.model, config.data
     corpus = (
         ", ".join(data.source + data.target + data.pairs) or "the sample corpus of tfm (generated)"
     )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count)
+    dropped = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(facts.dropped.items()) if count
+    )
     rows = [
         ("training text", corpus),
-        ("pairs", f"{num_pairs}" + (f" (left out: {left_out})" if left_out else "")),
+        ("pairs", f"{facts.num_pairs}" + (f" (left out: {dropped})" if dropped else "")),
         ("shape", f"{model.encoder_layers}+{model.decoder_layers} layers, width {model.width}, "
                   f"{_both(model.encoder.heads, model.decoder.heads)} heads, feed-forward "
                   f"{_both(model.encoder.feed_forward_width, model.decoder.feed_forward_width)}, "
                   f"{model.norm}-norm, {model.positions} positions, {model.activation}"),
-        ("parameters", f"{num_parameters:,}"),
-        ("pieces", " + ".join(f"{size:,}" for size in dict.fromkeys(vocab_sizes))),
-        ("trained", f"{state.update} updates, {state.target_pieces:,} target pieces, "
+        ("parameters", f"{facts.num_parameters:,}"),
+        ("vocabulary", " + ".join(f"{size:,}" for size in dict.fromkeys(facts.vocab_sizes))),
+        ("trained", f"{state.update} updates, {state.target_pieces:,} target tokens, "
                     f"{seconds_text(state.train_seconds)}"),
-        ("arithmetic", arithmetic),
-        ("these weights", f"after update {update}"
+        ("arithmetic", facts.arithmetic),
+        ("these weights", f"after update {facts.update}"
                           + (f", moving average {config.training.ema_decay}"
                              if config.training.ema_decay else "")),
         ("date", time.strftime("%Y-%m-%d")),
@@ -84,18 +96,24 @@ def model_card(
     ]  # fmt: skip
     lines = ["# A translation model", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {plain(value)} |" for name, value in rows]
-    if values:
-        beam = config.validation.beam_size
-        lines += ["", f"## Scores on the validation text (beam {beam})", ""]
-        lines += ["| metric | value | signature |", "|---|---|---|"]
-        signatures = {score.name.lower(): score.signature for score in scores}
-        for name, value in values.items():
-            signature = next((s for n, s in signatures.items() if n.startswith(name)), "")
-            lines.append(f"| {name} | {value:.2f} | {code(signature)} |" if signature
-                         else f"| {name} | {value:.4f} | nats per target piece |")  # fmt: skip
+    if facts.values:
+        lines += ["", *_score_lines(facts, config.validation.beam_size)]
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["All settings are in `config.json`."]
     return "\n".join(lines) + "\n"
+
+
+def _score_lines(facts: CardFacts, beam_size: int) -> list[str]:
+    lines = [f"## Scores on the validation text (beam {beam_size})", ""]
+    lines += ["| metric | value | signature |", "|---|---|---|"]
+    signatures = {score.name.lower(): score.signature for score in facts.scores}
+    for name, value in facts.values.items():
+        signature = next((s for n, s in signatures.items() if n.startswith(name)), "")
+        if signature:
+            lines.append(f"| {name} | {value:.2f} | {code(signature)} |")
+        else:
+            lines.append(f"| {name} | {value:.4f} | nats per target token |")
+    return lines
 
 
 def _both(encoder: int, decoder: int) -> str:
@@ -103,10 +121,10 @@ def _both(encoder: int, decoder: int) -> str:
 
 
 class RunWriter:
-    """Writes what the loop's events ask for; a class because it holds all of the run's parts.
+    """The writer of a run's artifacts, which follows the events of the loop.
 
-    Each process has one and shows it each event, since all bring their shards of the weights; that
-    of rank 0 writes.
+    Every rank has one and passes it every event, since all bring their shards of the weights; only
+    that of rank 0 writes.
     """
 
     def __init__(
@@ -126,110 +144,102 @@ class RunWriter:
         self._output = output
         self._corpora = corpora
         self._parallel_model = parallel_model
-        self._writes = parallel_model.parallel.is_main
+        self._is_writer = parallel_model.parallel.is_main
         self._average = average
         self._optimizer = optimizer
         self._state = state
         self._text_sha256 = corpora.sha256()
         self._metrics: MetricsFile | None = None
-        self._goes_on_from: int | None = None
-        if self._writes:
+        self._resumed_update: int | None = None  # until the first update after it
+        if self._is_writer:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
-            self._goes_on_from = state.update
-        self._signatures_said = False
-        self._card_said = False
+            self._resumed_update = state.update
+        self._has_logged_signatures = False
+        self._has_warned_of_card = False
         self._failed_saves = 0  # in a row
 
-    def keep(
-        self,
-        event: Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped,
-        display: Display,
-    ) -> None:
-        """Show an event, and write what it makes due."""
+    def write(self, event: SavedEvent, display: Display) -> None:
+        """Display an event, and write the files that it makes due."""
         if self._metrics is not None:
-            self._note(event, self._metrics)
+            self._write_metrics(event, self._metrics)
         if isinstance(event, Logged):
-            display.logged(event)
+            display.show_progress(event)
         elif isinstance(event, UpdateSkipped):
-            display.refused(event)
+            display.show_skipped(event)
         elif isinstance(event, Validated):
-            display.validated(event)
-            self._say_signatures(event.validation)
+            display.show_validation(event)
+            self._log_signatures(event.validation)
             if event.is_best:
-                self._keep_best(event)
+                self._write_best(event)
         elif isinstance(event, Unvalidated):
-            self._keep_best(event)
+            self._write_best(event)
         else:
-            self._save_or_go_on(event)
+            self._try_to_save(event)
 
     def last_good(self, since: int | None) -> str:
-        """Words that name the newest checkpoint whose weights made an update that went well.
+        """Return a description of the newest checkpoint from before the weights went bad.
 
         Args:
-            since: the first update that did not; None where it is not known.
+            since: the first bad update; None if it is not known.
         """
-        paths = checkpoint.all_paths(self._output / CHECKPOINTS)
-        good = [p for p in paths if since is None or p.name < f"update-{since - 1:08d}"]
+        paths = checkpoint.checkpoint_paths(self._output / CHECKPOINTS)
+        # The update before the first bad one may have spoilt the weights.
+        good = [path for path in paths if since is None or checkpoint.update_of(path) < since - 1]
         if good:
             return f"the last good checkpoint is `{good[-1]}`"
         if paths:
-            return f"the only checkpoint is `{paths[-1]}`, whose weights may be as bad already"
-        return "no checkpoint was saved" if not self._is_gone() else "its checkpoints went with it"
+            return f"the only checkpoint is `{paths[-1]}`, whose weights may be bad already"
+        return "its checkpoints went with it" if self._is_gone() else "no checkpoint was saved"
 
-    def _note(
-        self,
-        event: Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped,
-        metrics: MetricsFile,
-    ) -> None:
-        if self._goes_on_from is not None and event.update > self._goes_on_from:
-            self._goes_on_from = None
+    def _write_metrics(self, event: SavedEvent, metrics: MetricsFile) -> None:
+        if self._resumed_update is not None and event.update > self._resumed_update:
+            self._resumed_update = None
             metrics.drop_unscheduled()
-            self._take_back()
+            self._restore_scheduled_best()
         if not isinstance(event, CheckpointDue | Unvalidated):
             metrics.add(event)
 
-    def _keep_best(self, event: Validated | Unvalidated) -> None:
-        """Write the best weights; they cannot be put off, since training moves on from them."""
+    def _write_best(self, event: Validated | Unvalidated) -> None:
+        """Write the best weights, now: training is about to change them."""
         validation = event.validation if isinstance(event, Validated) else None
-        is_by_schedule = isinstance(event, Validated) and event.counted
+        is_scheduled = isinstance(event, Validated) and event.counted
         try:
-            self._check_place()
-            if self._writes and not is_by_schedule and self._state.best_score is not None:
-                self._set_aside()
+            self._check_output()
+            if self._is_writer and not is_scheduled and self._state.best_score is not None:
+                self._save_scheduled_best()
             self._write_model(event.update, validation)
         except OutputError as error:
-            error.hint = self._hint(error)
-            raise
+            raise self._with_hint(error) from error
 
-    def _check_place(self) -> None:
-        """Refuse to make a directory anew that was moved away: no run could go on from it."""
-        if self._writes and self._is_gone():
-            told = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
-            raise OutputError(told, os_error=FileNotFoundError(errno.ENOENT, told))
+    def _check_output(self) -> None:
+        """Raise an OutputError if the directory was moved away: a new one would lack the rest."""
+        if self._is_writer and self._is_gone():
+            message = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
+            raise OutputError(message, os_error=FileNotFoundError(errno.ENOENT, message))
 
     def _is_gone(self) -> bool:
         return not (self._output / CONFIG_FILE).exists()
 
-    def _hint(self, error: OutputError) -> str:
-        """Return the hint for an output that could not be written, by its reason."""
-        if self._is_gone():
-            return (
-                f"move the directory back to `{self._output}`, and the same command goes on; "
-                "without it, that command begins anew"
-            )
-        first = "see to the disk"
+    def _with_hint(self, error: OutputError) -> OutputError:
+        """Return the error with a hint for the reason why an output could not be written."""
+        advice = "check the disk"
         if error.is_disk_full:
-            first = "make room"
+            advice = "free some space"
         elif error.os_error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            first = f"make `{self._output}` writable"
-        if not checkpoint.all_paths(self._output / CHECKPOINTS):
-            return (
-                f"{first}, and give the same command again; it begins anew: no checkpoint was saved"
+            advice = f"make `{self._output}` writable"
+        if self._is_gone():
+            hint = (
+                f"move the directory back to `{self._output}`, and repeat the command to resume; "
+                "without it, training starts over"
             )
-        return f"{first}, and the same command goes on; {self.last_good(None)}"
+        elif checkpoint.checkpoint_paths(self._output / CHECKPOINTS):
+            hint = f"{advice}, and repeat the command to resume; {self.last_good(None)}"
+        else:
+            hint = f"{advice}, and repeat the command; it starts over: no checkpoint was saved"
+        return OutputError(str(error), os_error=error.os_error, hint=hint)
 
-    def _save_or_go_on(self, event: CheckpointDue) -> None:
-        """Save; if the disk refuses, the next time may be better, and the last one still counts."""
+    def _try_to_save(self, event: CheckpointDue) -> None:
+        """Save a checkpoint, or continue with the previous one and try again at the next."""
         try:
             self._save(event.update)
             self._failed_saves = 0
@@ -237,23 +247,22 @@ class RunWriter:
             self._failed_saves += 1
             retries = self._config.training.save_retries
             if event.is_last or self._failed_saves > retries:
-                error.hint = self._hint(error)
-                raise
-            told = "%s; training goes on, this may happen %d more times in a row; %s"
+                raise self._with_hint(error) from error
+            message = "%s; training continues, this may happen %d more times in a row; %s"
             left = retries - self._failed_saves
-            logger.warning(told, error, left, self.last_good(None))
+            logger.warning(message, error, left, self.last_good(None))
 
     def _save(self, update: int) -> None:
         model, average, optimizer = self._parallel_model.model, self._average, self._optimizer
         try:
-            self._check_place()
-            if self._corpora.valid is None:  # nothing says which weights are best: the newest
+            self._check_output()
+            if self._corpora.valid is None:  # without validation, the newest weights are the best
                 self._write_model(update, None)
             if self._metrics is not None:
                 self._metrics.sync()
         except ResourceError:
-            # The other processes know of nothing, and bring their shards.
-            checkpoint.gathered(model, average, optimizer, wanted=False)
+            # The other ranks do not notice, and bring their shards.
+            checkpoint.gather_tensors(model, average, optimizer, select=False)
             raise
         checkpoint.save(
             self._output / CHECKPOINTS,
@@ -262,49 +271,50 @@ class RunWriter:
             optimizer=optimizer,
             state=self._state,
             text_sha256=self._text_sha256,
-            keep=self._config.training.keep_checkpoints,
+            max_checkpoints=self._config.training.keep_checkpoints,
             parallel=self._parallel_model.parallel,
         )
 
-    def _set_aside(self) -> None:
-        place = self._output / CHECKPOINTS / ON_SCHEDULE
-        with atomic_directory(place, may_replace=is_scheduled_best) as aside:
+    def _save_scheduled_best(self) -> None:
+        """Copy the best model by schedule, which a resumed run restores."""
+        path = self._output / CHECKPOINTS / ON_SCHEDULE
+        with atomic_directory(path, may_replace=is_scheduled_best) as temporary:
             for name in self._best_files(self._output):
-                durable.write_file(aside / name, (self._output / name).read_bytes())
+                durable.write_file(temporary / name, (self._output / name).read_bytes())
 
-    def _best_files(self, place: Path) -> list[str]:
-        """Return the files of the best model, without a card that somebody else wrote."""
-        has_card = is_card(self._output / CARD_FILE) and (place / CARD_FILE).exists()
+    def _best_files(self, directory: Path) -> list[str]:
+        """Return the files of the best model, except a card that tfm did not write."""
+        has_card = is_card(self._output / CARD_FILE) and (directory / CARD_FILE).exists()
         return [WEIGHTS_FILE, CARD_FILE] if has_card else [WEIGHTS_FILE]
 
-    def _take_back(self) -> None:
-        kept = self._output / CHECKPOINTS / ON_SCHEDULE
-        if not kept.is_dir():
+    def _restore_scheduled_best(self) -> None:
+        saved = self._output / CHECKPOINTS / ON_SCHEDULE
+        if not saved.is_dir():
             return
         try:
-            weights_facts(kept)
+            weights_facts(saved)
         except ModelError as error:
             logger.warning("%s; the best model by schedule is lost", error)
             return
         try:
-            for name in self._best_files(kept):
-                with contextlib.suppress(FileNotFoundError):  # taken already, by a run killed here
-                    durable.rename(kept / name, self._output / name)
+            for name in self._best_files(saved):
+                with contextlib.suppress(FileNotFoundError):  # a run was killed here after that
+                    durable.rename(saved / name, self._output / name)
             durable.sync_directory(self._output)
-            remove_directory(kept, is_ours=is_scheduled_best)
+            remove_directory(saved, is_ours=is_scheduled_best)
         except OSError as error:
-            raise ResourceError(f"{kept}: cannot be taken back: {error.strerror}") from error
+            raise ResourceError(f"{saved}: cannot be restored: {error.strerror}") from error
 
-    def _say_signatures(self, validation: Validation) -> None:
-        if not self._signatures_said:
+    def _log_signatures(self, validation: Validation) -> None:
+        if not self._has_logged_signatures:
             for score in validation.scores:
                 logger.info("%s signature: %s", score.name, score.signature)
-        self._signatures_said = True
+        self._has_logged_signatures = True
 
     def _write_model(self, update: int, validation: Validation | None) -> None:
         values = validation.values if validation else {}
-        weights = checkpoint.whole(self._average.current(), wanted=self._writes)
-        if not self._writes:
+        weights = checkpoint.whole_tensors(self._average.current(), select=self._is_writer)
+        if not self._is_writer:
             return
         save_weights(
             self._output,
@@ -313,9 +323,13 @@ class RunWriter:
             self._config.model,
             WeightsFacts(update, values),
         )
-        card = model_card(
-            self._config,
-            self._state,
+        if not is_card(self._output / CARD_FILE):
+            if not self._has_warned_of_card:
+                message = "%s: not replaced, since it is not a model card of tfm"
+                logger.warning(message, self._output / CARD_FILE)
+            self._has_warned_of_card = True
+            return
+        facts = CardFacts(
             arithmetic=self._arithmetic,
             num_parameters=sum(p.numel() for p in self._parallel_model.model.parameters()),
             vocab_sizes=self._corpora.tokenizers.vocab_sizes,
@@ -325,11 +339,6 @@ class RunWriter:
             values=values,
             scores=validation.scores if validation else (),
         )
-        if not is_card(self._output / CARD_FILE):
-            if not self._card_said:
-                told = "%s: is no model card of tfm, so it is left as it is"
-                logger.warning(told, self._output / CARD_FILE)
-            self._card_said = True
-            return
+        card = model_card(self._config, self._state, facts)
         with atomic_file(self._output / CARD_FILE, follow=False) as stream:
             stream.write(card.encode("utf-8", "backslashreplace"))

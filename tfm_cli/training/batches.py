@@ -1,4 +1,4 @@
-"""What each update learns from: its batches, made ready in a thread while the one before runs."""
+"""The batches of each update, prefetched by a thread while the previous update runs."""
 
 import contextlib
 import queue
@@ -13,49 +13,49 @@ from tfm_cli.corpus.batching import BatchOrder, token_batches
 from tfm_cli.corpus.store import CorpusStore, FlatSegments
 from tfm_cli.training.state import TrainState
 
-# How many updates are made ready ahead: one that waits while the next one is built.
-_AHEAD = 2
+# Updates that are prefetched: one is ready while the next is built.
+_PREFETCHED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """A part of an update that is computed at once."""
+    """A part of an update that is computed in one pass."""
 
-    number: int  # within the update, over all processes; with the update's it decides on dropout
+    number: int  # within the update, over all ranks; dropout is a function of it
     batch: Batch
-    counts: bool = True  # False where it is computed to keep step with other processes alone
+    counts: bool = True  # False for a filler that keeps this rank in step with the others
 
 
 @dataclass(frozen=True, slots=True)
 class UpdatePlan:
     """The batches of one update.
 
-    `epoch`, `pool` and `position` say where the first of them stands, as in `TrainState`.
+    `epoch`, `pool` and `position` are those of its first batch, as in `TrainState`.
     """
 
     epoch: int
     pool: int
     position: int
-    num_batches: int  # of all processes together
-    target_pieces: int  # of all processes together
-    micro_batches: tuple[MicroBatch, ...]  # of this process; as many as of any other
-    pairs: tuple[np.ndarray, ...] = ()  # of all processes, batch by batch
+    num_batches: int  # on all ranks
+    target_tokens: int  # on all ranks
+    micro_batches: tuple[MicroBatch, ...]  # of this rank; as many as on any other
+    pairs: tuple[np.ndarray, ...] = ()  # on all ranks, batch by batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Cuts batches into what is computed at once, and shares them out among processes.
+    """The division of batches into micro-batches, and of both among ranks.
 
     Args:
         store: the corpus.
-        order: which pairs make which batch.
-        batches_per_update: of all processes together.
-        micro_batch: most target pieces that are computed at once, padding included.
-        start_id: what target sides start from.
-        eos_id: what they end in.
-        source_eos_id: what source sides end in.
-        rank, world: this process among how many.
-        pins: whether batches lie in memory that a GPU can read by itself.
+        order: the pairs of each batch.
+        batches_per_update: on all ranks.
+        micro_batch: the most target tokens of a pass, padding included.
+        start_id: the first id of the decoder's input.
+        eos_id: the last id of target segments.
+        source_eos_id: the last id of source segments.
+        rank, world: of this process, and the number of processes.
+        pins: allocate batches in pinned memory, for copies to a GPU.
     """
 
     store: CorpusStore
@@ -70,7 +70,7 @@ class Planner:
     pins: bool = False
 
     def updates(self, state: TrainState) -> Iterator[UpdatePlan]:
-        """The updates from where a run stands, for ever; `state` is only read, and at once."""
+        """Yield updates without end, from the position of a run, which is read only once."""
         epoch, pool, position = state.epoch, state.pool, state.position
         while True:
             batches = self.order.batches(epoch, pool)
@@ -83,22 +83,22 @@ class Planner:
             if pool == self.order.num_pools:
                 epoch, pool = epoch + 1, 0
 
-    def parts(self, pairs: np.ndarray) -> list[np.ndarray]:
-        """The pairs of a batch, cut where more than `micro_batch` pieces would be computed."""
+    def split(self, pairs: np.ndarray) -> list[np.ndarray]:
+        """Split the pairs of a batch into micro-batches."""
         sides = self.store.source, self.store.target
         source, target = (side.lengths[pairs].tolist() for side in sides)
         return [pairs[part] for part in token_batches(source, target, max_tokens=self.micro_batch)]
 
     def batch(self, pairs: np.ndarray) -> Batch:
-        """What the model reads of some pairs."""
-        return self._made(self.store.source.gather(pairs), self.store.target.gather(pairs))
+        """Return the tensors of some pairs."""
+        return self._build(self.store.source.gather(pairs), self.store.target.gather(pairs))
 
-    def _idle_batch(self) -> Batch:
-        """The smallest batch there is."""
+    def _filler(self) -> Batch:
+        """Return the smallest possible batch."""
         nothing = FlatSegments(np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
-        return self._made(nothing, nothing)
+        return self._build(nothing, nothing)
 
-    def _made(self, sources: FlatSegments, targets: FlatSegments) -> Batch:
+    def _build(self, sources: FlatSegments, targets: FlatSegments) -> Batch:
         batch = flat_batch(
             sources,
             targets,
@@ -111,23 +111,29 @@ class Planner:
     def _plan(self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]) -> UpdatePlan:
         micro_batches, number, per_rank = [], 0, [0] * self.world
         for index, pairs in enumerate(chosen):
-            for part in self.parts(pairs):
+            for part in self.split(pairs):
                 if index % self.world == self.rank:
                     micro_batches.append(MicroBatch(number, self.batch(part)))
                 number += 1
                 per_rank[index % self.world] += 1
-        # Weights in shards come together only if all processes want them equally often.
+        # Gathering sharded weights is a collective operation: all ranks must do it equally often.
         while len(micro_batches) < max(per_rank):
-            micro_batches.append(MicroBatch(number, self._idle_batch(), counts=False))
-        pieces = sum(int(self.store.target.lengths[pairs].sum()) for pairs in chosen)
-        parts = tuple(micro_batches)
-        return UpdatePlan(epoch, pool, position, len(chosen), pieces, parts, tuple(chosen))
+            micro_batches.append(MicroBatch(number, self._filler(), counts=False))
+        return UpdatePlan(
+            epoch=epoch,
+            pool=pool,
+            position=position,
+            num_batches=len(chosen),
+            target_tokens=sum(int(self.store.target.lengths[pairs].sum()) for pairs in chosen),
+            micro_batches=tuple(micro_batches),
+            pairs=tuple(chosen),
+        )
 
 
 @contextlib.contextmanager
 def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
-    """Inside, plans come from a thread that is a little ahead; an error in it is raised here."""
-    ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_AHEAD)
+    """Compute plans in a thread that is a little ahead; its errors are raised here."""
+    ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_PREFETCHED)
     ended = threading.Event()
 
     def work() -> None:
@@ -139,7 +145,7 @@ def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[U
         except BaseException as error:
             ready.put(error)
 
-    def taken() -> Iterator[UpdatePlan]:
+    def results() -> Iterator[UpdatePlan]:
         while True:
             item = ready.get()
             if isinstance(item, BaseException):
@@ -149,10 +155,10 @@ def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[U
     thread = threading.Thread(target=work, name="plan", daemon=True)
     thread.start()
     try:
-        yield taken()
+        yield results()
     finally:
         ended.set()
-        # MemoryLimit for what the thread may wait to put there; it then sees that this is the end.
+        # The thread may be blocked by a full queue; with room in it, the thread ends.
         with contextlib.suppress(queue.Empty):
             while True:
                 ready.get_nowait()

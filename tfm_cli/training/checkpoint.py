@@ -1,11 +1,11 @@
-"""Checkpoints: all that is needed to go on with a run, to the bit.
+"""Checkpoints: all that is needed to resume a run, to the bit.
 
-However many processes trained, and whether they had the weights whole or in shards, a checkpoint is
-the same: whole tensors by name, written by rank 0, which any number of processes can go on from.
+A checkpoint is a folder with the weights, their moving average, the optimizer's moments, the state
+of the run, and a manifest with the hash of each file, written last. It is written under a temporary
+name, synced and renamed, and only then is an older one removed. Nothing is pickled.
 
-A checkpoint is a folder with weights, their moving average, the optimizer's moments and the
-counters, and a manifest with the hash of each file, written last. It is written aside, synced and
-renamed, and only then is an older one removed. Nothing is pickled.
+A checkpoint does not depend on the number of processes, or on sharding: it has whole tensors by
+name, written by rank 0, and any number of processes can resume from it.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.run_directory import sweep_checkpoints
 from tfm_cli.training.state import TrainState
 
-__all__ = ["Checkpoint", "all_paths", "newest", "optimizer_tensors", "read", "restore", "save",
-           "whole"]  # fmt: skip
+__all__ = ["Checkpoint", "checkpoint_paths", "gather_tensors", "newest", "optimizer_tensors",
+           "read", "restore", "save", "update_of", "whole_tensors"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +58,21 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: TrainState,
     text_sha256: Mapping[str, str],
-    keep: int,
+    max_checkpoints: int,
     parallel: Parallel | None = None,
 ) -> Path:
-    """Write a checkpoint into `directory` and remove all but the `keep` newest; returns its path.
+    """Write a checkpoint into `directory`, remove the oldest ones, and return its path.
 
-    One that seems newer is removed too: it was not whole, or the run would have gone on from it.
-    All processes have to come here, to bring their shards; only rank 0 writes.
+    One that seems newer is removed too: it is torn, or the run would have resumed from it. All
+    ranks must call this, to bring their shards; only rank 0 writes.
 
     Raises:
-        OutputError: it could not be written; older checkpoints are untouched. If there was no
-            room for it, says how much it needs and how much there is.
+        OutputError: it could not be written; older checkpoints are untouched. If the disk is full,
+            the message has the space that it needs and the space that is free.
     """
     path = directory / f"update-{state.update:08d}"
     is_writer = parallel is None or parallel.is_main
-    tensors = gathered(model, average, optimizer, wanted=is_writer)
+    tensors = gather_tensors(model, average, optimizer, select=is_writer)
     if not is_writer:
         return path
     counters = {"state": state.to_json(), "text_sha256": dict(text_sha256)}
@@ -82,28 +82,28 @@ def save(
         if not error.is_disk_full:
             raise
         needed = sum(_num_bytes(table) for table in tensors.values())
-        message = f"{error}; it needs {needed:,} bytes, {_free(directory):,} are free"
+        message = f"{error}; it needs {needed:,} bytes, {_num_free_bytes(directory):,} are free"
         raise error.with_message(message) from error
-    _prune(directory, path, keep=keep)
+    _prune(directory, path, max_checkpoints=max_checkpoints)
     return path
 
 
-def gathered(
-    model: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer, *, wanted: bool
+def gather_tensors(
+    model: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer, *, select: bool
 ) -> dict[str, dict[str, Tensor]]:
-    """All tensors of a checkpoint, by file; see `whole`."""
+    """Return all tensors of a checkpoint, by file; see `whole_tensors`."""
     return {
-        WEIGHTS_FILE: whole(dict(model.named_parameters()), wanted=wanted),
-        AVERAGE_FILE: whole(average.weights, wanted=wanted),
-        OPTIMIZER_FILE: whole(optimizer_tensors(model, optimizer), wanted=wanted),
+        WEIGHTS_FILE: whole_tensors(dict(model.named_parameters()), select=select),
+        AVERAGE_FILE: whole_tensors(average.weights, select=select),
+        OPTIMIZER_FILE: whole_tensors(optimizer_tensors(model, optimizer), select=select),
     }
 
 
 def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: str) -> None:
-    with atomic_directory(path, may_replace=is_checkpoint) as aside:
+    with atomic_directory(path, may_replace=is_checkpoint) as temporary:
         hashes = {}
         for name, table in tensors.items():
-            with durable.create(aside / name) as stream:
+            with durable.create(temporary / name) as stream:
                 hashes[name] = write_tensors(stream, table)
         hashes[STATE_FILE] = hashlib.sha256(counters.encode()).hexdigest()
         manifest = {
@@ -115,75 +115,79 @@ def _write(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], counters: st
             (STATE_FILE, counters),
             (MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n"),
         ):
-            durable.write_file(aside / name, text.encode())
+            durable.write_file(temporary / name, text.encode())
 
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _free(directory: Path) -> int:
-    """Bytes that may be written where a folder is."""
+def _num_free_bytes(directory: Path) -> int:
+    """Return the free space of the file system that has, or would have, a directory."""
     while not directory.exists():
         directory = directory.parent
     return shutil.disk_usage(directory).free
 
 
-def _prune(directory: Path, path: Path, *, keep: int) -> None:
-    """Remove all but the newest up to `path`, which was just written."""
-    others = all_paths(directory)  # it may be gone itself, if somebody moved the directory away
-    older = [other for other in others if other < path]
-    newer = [other for other in others if other > path]
-    for old in older[: max(0, len(older) + 1 - keep)] + newer:
+def _prune(directory: Path, path: Path, *, max_checkpoints: int) -> None:
+    """Remove all checkpoints but the newest ones up to `path`, which was just written."""
+    paths = checkpoint_paths(directory)  # without `path`, if the directory was moved away
+    older = [other for other in paths if update_of(other) < update_of(path)]
+    newer = [other for other in paths if update_of(other) > update_of(path)]
+    for old in older[: max(0, len(older) + 1 - max_checkpoints)] + newer:
         try:
             if not remove_directory(old, is_ours=is_checkpoint):
-                logger.warning(
-                    "%s: holds other files than a checkpoint, so it is left as it is", old
-                )
+                logger.warning("%s: not removed, since it holds other files than a checkpoint", old)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
     sweep_checkpoints(directory)
 
 
-def whole(tensors: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
-    """The tensors in full and in the memory of the CPU, on those processes that want them.
+def whole_tensors(tensors: Mapping[str, Tensor], *, select: bool) -> dict[str, Tensor]:
+    """Return whole tensors in CPU memory on the ranks that select them.
 
-    All have to ask, in the same order, since each brings its shards.
+    All ranks must call this, in the same order, since each brings its shards.
     """
     table = {}
     for name, tensor in tensors.items():
         values = full_tensor(tensor)
-        if wanted:
+        if select:
             table[name] = values.cpu().contiguous()
     return table
 
 
-def all_paths(directory: Path) -> list[Path]:
-    """The checkpoints in a directory, whole or not, oldest first.
+def update_of(path: Path) -> int:
+    """Return the update in the name of a checkpoint."""
+    return int(path.name.removeprefix("update-"))
 
-    A copy that somebody keeps by another name, such as `update-00000500-kept`, is none.
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """Return the checkpoints in a directory, whole or torn, oldest first.
+
+    A copy under another name, such as `update-00000500-copy`, is not among them.
     """
-    return sorted(path for path in directory.glob("update-*") if is_checkpoint_name(path.name))
+    paths = [path for path in directory.glob("update-*") if is_checkpoint_name(path.name)]
+    return sorted(paths, key=lambda path: (update_of(path), path.name))
 
 
 def newest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where there is none at all.
+    """Return the newest whole checkpoint, or None if there is no checkpoint at all.
 
-    One that is not whole is passed over with a warning.
+    A torn one is skipped with a warning.
 
     Raises:
         ModelError: there are checkpoints, but none of them is whole or has its name; or the newest
             is of a newer format.
     """
-    _rescue(directory)
-    paths = all_paths(directory)
+    _restore_displaced(directory)
+    paths = checkpoint_paths(directory)
     for path in reversed(paths):
         try:
             return read(path)
         except NewerFormatError:
             raise
         except ModelError as error:
-            logger.warning("%s; passing over this checkpoint", error)
+            logger.warning("%s; skipping this checkpoint", error)
     if paths:
         raise ModelError(
             f"{directory}: none of the {len(paths)} checkpoints is whole",
@@ -191,27 +195,29 @@ def newest(directory: Path) -> Checkpoint | None:
         )
     if others := sorted(directory.glob("update-*")):
         raise ModelError(
-            f"{directory}: `{others[0].name}` is no name of a checkpoint, wanted `update-` and 8 "
-            "digits",
-            hint="give it its name back, or start again with `--overwrite`",
+            f"{directory}: `{others[0].name}` is not the name of a checkpoint, expected `update-` "
+            "and 8 digits",
+            hint="rename it, or start again with `--overwrite`",
         )
     return None
 
 
-def _rescue(directory: Path) -> None:
-    """Give a whole checkpoint its name back that got out of the way of another one.
+def _restore_displaced(directory: Path) -> None:
+    """Rename a whole checkpoint back that was moved away for another one of the same update.
 
-    That one, of the same update, was about to take the name when the process was killed.
+    The process was killed before that one had got the name.
     """
-    present = all_paths(directory)
+    present = checkpoint_paths(directory)
     for trash in sorted(directory.glob(".update-*.trash")):
         path = directory / trash.name.split(".")[1]
-        if is_checkpoint_name(path.name) and (not present or path > present[-1]):
+        if not is_checkpoint_name(path.name):
+            continue
+        if not present or update_of(path) > update_of(present[-1]):
             try:
                 read(trash)
                 durable.rename(trash, path)
             except (ModelError, OSError):
-                continue  # half removed already: there is a newer one, or it was torn
+                continue  # half removed: there is a newer one, or it was torn
 
 
 def restore(
@@ -221,36 +227,36 @@ def restore(
     optimizer: torch.optim.Optimizer,
     parallel: Parallel | None = None,
 ) -> None:
-    """Give a model, its average and its optimizer the values of a checkpoint.
+    """Load a checkpoint into a model, its average and its optimizer.
 
-    With several processes rank 0 has the checkpoint, and all have to come here.
+    Rank 0 has the checkpoint, and all ranks must call this.
     """
     parallel = parallel or Parallel()
     parameters = dict(model.named_parameters())
     if checkpoint is not None:
         check_fits(checkpoint, parameters, average.weights)
 
-    def take(tensor: Tensor, table: str, name: str) -> Tensor:
+    def load(tensor: Tensor, table: str, name: str) -> Tensor:
         values = None if checkpoint is None else getattr(checkpoint, table)[name]
         copy_from_rank_0(tensor, values, parallel)
         return tensor
 
     for name, parameter in parameters.items():
-        take(parameter.detach(), "weights", name)
+        load(parameter.detach(), "weights", name)
     for name, tensor in average.weights.items():
-        take(tensor, "average", name)
+        load(tensor, "average", name)
     for name, parameter in parameters.items():
-        # The fused optimizer wants its step count where the parameter is.
+        # The fused optimizer needs its step count on the device of the parameter.
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)
         optimizer.state[parameter] = {
-            "step": take(step, "optimizer", f"{name}/step"),
-            "exp_avg": take(torch.zeros_like(parameter), "optimizer", f"{name}/exp_avg"),
-            "exp_avg_sq": take(torch.zeros_like(parameter), "optimizer", f"{name}/exp_avg_sq"),
+            "step": load(step, "optimizer", f"{name}/step"),
+            "exp_avg": load(torch.zeros_like(parameter), "optimizer", f"{name}/exp_avg"),
+            "exp_avg_sq": load(torch.zeros_like(parameter), "optimizer", f"{name}/exp_avg_sq"),
         }
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments and step counts, by parameter name; empty before the first update."""
+    """Return Adam's moments and step counts, by parameter name; empty before the first update."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         moments: dict[str, Any] = optimizer.state.get(parameter, {})

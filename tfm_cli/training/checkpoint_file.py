@@ -1,4 +1,4 @@
-"""A checkpoint as it is read: every file checked, by its hash and by what it says, or refused."""
+"""Reading of checkpoints: every file is checked by its hash and by its content, or refused."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,30 +29,31 @@ from tfm_cli.model_directory.weights import non_finite_tensors
 from tfm_cli.training.state import TrainState
 
 FORMAT_VERSION = 1
-TYPES = {"F32": torch.float32}  # that a run has its tensors in
+TYPES = {"F32": torch.float32}  # the types of a run's tensors
 _HASHED = set(CHECKPOINT_FILES)
 _MAX_JSON_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, as PyTorch's Adam names them
 
 
 class NewerFormatError(ModelError):
-    """Not torn, but for a later version: to go back behind it would throw work away."""
+    """A checkpoint of a later version of tfm; to resume from an older one would lose work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint, read into memory."""
+    """A verified checkpoint in memory."""
 
     path: Path
     state: TrainState
-    text_sha256: dict[str, str]  # of what was learned from, by what it is for
+    text_sha256: dict[str, str]  # of the training and the validation text
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in a folder.
+    """Return the checkpoint in a folder.
 
     Raises:
         ModelError: it is torn, changed, or of a newer format; names the file.
@@ -60,7 +61,7 @@ def read(path: Path) -> Checkpoint:
     hashes = _hashes(path / MANIFEST_FILE)
     content = _content(path / STATE_FILE)
     _check_hash(path / STATE_FILE, hashlib.sha256(content).hexdigest(), hashes[STATE_FILE])
-    state, text_sha256 = _counters(path / STATE_FILE, content)
+    state, text_sha256 = _state(path / STATE_FILE, content)
     weights, average, optimizer = (
         _tensors(path / name, hashes[name]) for name in (WEIGHTS_FILE, AVERAGE_FILE, OPTIMIZER_FILE)
     )
@@ -73,55 +74,48 @@ def read(path: Path) -> Checkpoint:
 def check_fits(
     checkpoint: Checkpoint, parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]
 ) -> None:
-    """Raise a ModelError, by name, if tensors are not those of a model and of its optimizer."""
+    """Raise a ModelError that names tensors which do not fit a model and its optimizer."""
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in _MOMENTS}
     steps: dict[str, tuple[int, ...]] = {f"{name}/step": () for name in shapes}
+    average_shapes = {name: tuple(tensor.shape) for name, tensor in average.items()}
     problems: list[str] = []
-    for name, expected, tensors in (
+    for file, expected, tensors in (
         (WEIGHTS_FILE, shapes, checkpoint.weights),
-        (
-            AVERAGE_FILE,
-            {n: tuple(tensor.shape) for n, tensor in average.items()},
-            checkpoint.average,
-        ),
+        (AVERAGE_FILE, average_shapes, checkpoint.average),
         (OPTIMIZER_FILE, moments | steps, checkpoint.optimizer),
     ):
-        actual = {tensor: tuple(values.shape) for tensor, values in tensors.items()}
-        differences = shape_differences(actual, expected)
-        problems += [f"{name}: {difference}" for difference in differences]
+        actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        problems += [f"{file}: {each}" for each in shape_differences(actual, expected)]
     if problems:
         title = f"{checkpoint.path}: its tensors are not those of this model"
         raise ModelError(f"{title}\n  {listed(problems)}")
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, as PyTorch's Adam calls them
-
-
 def _hashes(path: Path) -> dict[str, str]:
-    """The hash of each file, by name, as a manifest tells them."""
+    """Return the hash of each file, by name, from a manifest."""
     manifest = _table(path, _content(path))
     version = manifest.get("format_version")
     if type(version) is not int:
         raise _torn(path, "`format_version` is missing or no number")
     if version > FORMAT_VERSION:
-        told = f"{path.parent}: has format {version}, wanted at most {FORMAT_VERSION}"
-        raise NewerFormatError(told, hint="install a newer tfm")
+        message = f"{path.parent}: has format {version}, expected at most {FORMAT_VERSION}"
+        raise NewerFormatError(message, hint="install a newer tfm")
     if unknown := sorted(set(manifest) - {"format_version", "torch_version", "sha256"}):
         raise _torn(path, f"has the unknown name `{unknown[0][:60]}`")
     hashes = manifest.get("sha256")
     if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
         raise _torn(path, "has no table of hashes")
     if set(hashes) != _HASHED:
-        odd = sorted(set(hashes) ^ _HASHED)[0]
-        raise _torn(path, f"has hashes of other files than a checkpoint has: `{odd[:60]}`")
+        unexpected = sorted(set(hashes) ^ _HASHED)[0]
+        raise _torn(path, f"has hashes of other files than a checkpoint has: `{unexpected[:60]}`")
     return hashes
 
 
-def _counters(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
-    counters = _table(path, content)
-    state, text_sha256 = counters.get("state"), counters.get("text_sha256")
-    if set(counters) != {"state", "text_sha256"} or not isinstance(state, dict):
+def _state(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
+    table = _table(path, content)
+    state, text_sha256 = table.get("state"), table.get("text_sha256")
+    if set(table) != {"state", "text_sha256"} or not isinstance(state, dict):
         raise _torn(path, "has other tables than `state` and `text_sha256`")
     if not isinstance(text_sha256, dict) or not all(
         isinstance(value, str) for value in text_sha256.values()
@@ -134,16 +128,16 @@ def _counters(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
 
 
 def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors in a file, in memory that is theirs."""
+    """Return the tensors in a file, in memory of their own."""
     try:
         with SafetensorsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
-            odd = [name for name, values in file.tensors.items() if values.dtype not in TYPES]
-            if odd:
-                raise ModelError(f"{path}: {odd[0]} has type {file.tensors[odd[0]].dtype}")
+            wrong = [name for name, values in file.tensors.items() if values.dtype not in TYPES]
+            if wrong:
+                raise ModelError(f"{path}: {wrong[0]} has type {file.tensors[wrong[0]].dtype}")
             _check_hash(path, file.sha256_of_file(), sha256)
             contents = file.read()
         return {
-            # An empty buffer has nothing that a tensor could be made of.
+            # `frombuffer` refuses an empty buffer.
             name: torch.frombuffer(contents[name], dtype=TYPES[values.dtype]).view(values.shape)
             if contents[name]
             else torch.empty(values.shape)
@@ -171,8 +165,8 @@ def _table(path: Path, content: bytes) -> dict[str, Any]:
         raise _torn(path, error) from error
 
 
-def _check_hash(path: Path, found: str, wanted: str) -> None:
-    if found != wanted:
+def _check_hash(path: Path, actual: str, expected: str) -> None:
+    if actual != expected:
         raise ModelError(f"{path}: is not what was saved: its SHA-256 differs")
 
 

@@ -1,4 +1,4 @@
-"""The texts of a run: which files, their tokenizer, and their pieces."""
+"""The text of a run: its files, tokenizers and prepared corpora."""
 
 import contextlib
 import dataclasses
@@ -45,79 +45,79 @@ logger = logging.getLogger(__name__)
 
 Pairs = list[tuple[str, str]]
 
-_LINES_AT_A_TIME = 4096
+_WINDOW_LINES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Corpora:
-    """All text of a run, ready to be learned from."""
+    """The tokenizers and the encoded text of a run."""
 
     tokenizers: TokenizerPair
     train: CorpusStore
     valid: CorpusStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
-    prepared: Path | None = None  # the training text's folder, where it belongs to the run alone
+    prepared: Path | None = None  # the folder of the training text, unless runs share it
 
     def sha256(self) -> dict[str, str]:
-        """A hash of each text by what it is for."""
+        """Return a hash of the training text and of the validation text, by name."""
         digest = hashlib.sha256()
         for source, target in self.valid_pairs:
             digest.update(f"{source}\n{target}\n".encode("utf-8", "surrogatepass"))
         return {"training text": self.train.sha256(), "validation text": digest.hexdigest()}
 
-    def forget_older(self) -> None:
-        """Remove what the run has prepared of text that it learns from no more."""
+    def remove_outdated(self) -> None:
+        """Remove the prepared text of earlier versions of the training text."""
         if self.prepared is not None:
             remove_stale(self.prepared)
 
 
-def check_inputs(config: RunConfig, *, learns: bool = True) -> None:
-    """Raise an error that names every file of a run that cannot be read; before any work.
+def check_inputs(config: RunConfig, *, trains_tokenizer: bool = True) -> None:
+    """Raise an error that names every input of a run that cannot be read, before any work.
 
     Args:
         config: names the files.
-        learns: whether this process learns the tokenizer, unless there is one.
+        trains_tokenizer: this process trains the tokenizer, unless there is one.
 
     Raises:
-        DataError: text that is missing or cannot be read twice, or no rules of normalization.
-        ModelError: the tokenizer that was named is none.
-        ResourceError: the sample corpus is wanted, but not installed; or a package or a file that
-            the tokenizer of BLEU needs.
+        DataError: text that is missing or cannot be read twice, or invalid normalization rules.
+        ModelError: the tokenizer of the settings is not a tokenizer.
+        ResourceError: the sample corpus is not installed, or a package or a file that the tokenizer
+            of BLEU needs.
     """
-    data = with_sample(config.data)
+    data = with_sample_corpus(config.data)
     training_files(data)
     pairs = tuple(path for path in data.pairs if path != "-")
     check_files(data.source + data.target + pairs + data.valid_source + data.valid_target)
     if config.tokenizer.model:
         _named_tokenizers(config)
-    elif learns and not config.training.pretrained_model:
+    elif trains_tokenizer and not config.training.pretrained_model:
         check_rule(config.tokenizer.normalization_rule_name)
     if data.valid_target and "bleu" in config.validation.metrics:
         check_available(config.validation.tokenize)
 
 
 def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Path) -> Corpora:
-    """Read, check and encode the training and validation text; learn a tokenizer if need be.
+    """Read, check and encode the training and validation text; train a tokenizer if needed.
 
-    Training text that was prepared before is not read again, unless a tokenizer is to be learned.
+    Training text that was prepared before is not read again, unless a tokenizer is trained.
 
     Args:
-        config: names the files; without any, the sample corpus is taken.
-        tokenizers: those that are settled already, as when a run goes on.
-        output: the model's folder, in which prepared text is kept unless the settings name
-            another place.
+        config: names the files; without any, the sample corpus is used.
+        tokenizers: those that exist already, as in a resumed run.
+        output: the model directory, which holds prepared text unless the settings name another
+            directory.
 
     Raises:
         DataError: a file is missing, malformed, misaligned or has no usable pair.
-        ConfigError: the weights leave less than a pair for an epoch.
+        ConfigError: the weights of the corpora leave less than a pair for an epoch.
         ResourceError: the prepared text cannot be written.
     """
-    data = with_sample(config.data)
+    data = with_sample_corpus(config.data)
     cache = Path(data.cache) if data.cache else output / CORPUS
     with _files_on_disk(data, cache) as files:
-        # Validation text is small: what is wrong with it should show before the long reading.
+        # Validation text is small: its errors are reported before the long reading.
         valid_pairs = _read_validation(data, files)
-        learns_tokenizer = tokenizers is None and not config.tokenizer.model
+        trains_tokenizer = tokenizers is None and not config.tokenizer.model
         if tokenizers is None:
             tokenizers = _make_tokenizers(config, files)
         _check_tags(data, tokenizers.source)
@@ -128,59 +128,60 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             Filters.of(data),
             weights=data.weights,
             workers=data.workers,
-            warn=not learns_tokenizer,
+            warn=not trains_tokenizer,
         )
-    # Epochs without a pair would be passed over, one after the other, without a word.
-    an_epoch = sum((span.end - span.first) * span.weight for span in train.spans)
-    if an_epoch < 1:
+    # Epochs without a pair would be skipped silently, one after the other.
+    epoch_pairs = sum((span.end - span.first) * span.weight for span in train.spans)
+    if epoch_pairs < 1:
         raise ConfigError(
-            f"data.weights: an epoch would have {an_epoch:.2g} of {len(train)} pairs, wanted 1",
+            f"data.weights: an epoch would have {epoch_pairs:.2g} of {len(train)} pairs, expected "
+            "at least 1",
             hint="set them higher",
         )
     logger.info(
-        "training text: %s, %d + %d pieces%s",
+        "training text: %s, %d + %d tokens%s",
         counted(len(train), "pair"),
         train.source.lengths.sum(),
         train.target.lengths.sum(),
         _dropped(train),
     )
-    _tell_losses(train, tokenizers, files, _origin(config))
+    _log_losses(train, tokenizers, files, _origin(config))
     advice = ""
-    if learns_tokenizer and not data.tags:
+    if trains_tokenizer and not data.tags:
         advice = "list them in `data.tags` if they are tags"
-    _tell_tags(train.tags, tokenizers.source, [file.name for file in files], advice=advice)
-    _tell_tags_of_validation(data.valid_source, tokenizers.source)
+    _warn_of_tags(train.tags, tokenizers.source, [file.name for file in files], advice=advice)
+    _warn_of_validation_tags(data.valid_source, tokenizers.source)
     valid = None
     if valid_pairs:
         valid = CorpusStore.build(
             valid_pairs, tokenizers, max_length=data.max_length, name=", ".join(data.valid_source)
         )
-        told = counted(len(valid_pairs), "pair") + _dropped(valid)
-        logger.info("validation text: %s", told)
+        pairs = counted(len(valid_pairs), "pair")
+        logger.info("validation text: %s%s", pairs, _dropped(valid))
     own = None if data.cache else directory
     return Corpora(tokenizers, train, valid, valid_pairs, own)
 
 
 def _check_tags(data: DataConfig, tokenizer: Tokenizer) -> None:
-    """Raise a ConfigError if the settings name tags that the tokenizer has not."""
-    lacking = [tag for tag in data.tags if tag not in (NO_TAGS, *tokenizer.language_tags)]
-    if lacking:
+    """Raise a ConfigError if the settings name tags that the tokenizer lacks."""
+    missing = [tag for tag in data.tags if tag not in (NO_TAGS, *tokenizer.language_tags)]
+    if missing:
         raise ConfigError(
-            f"data.tags: the tokenizer has no piece for {listed(lacking)}",
-            hint="leave them out, or learn a tokenizer with them",
+            f"data.tags: the tokenizer has no piece for {listed(missing)}",
+            hint="leave them out, or train a tokenizer with them",
         )
 
 
-def _tell_tags(
+def _warn_of_tags(
     tags: SourceTags, tokenizer: Tokenizer, names: Sequence[str], *, advice: str = ""
 ) -> None:
     """Warn of source lines whose language tag is missing or unknown.
 
     Args:
-        tags: what was counted.
+        tags: the counts.
         tokenizer: of the source.
         names: of the files.
-        advice: what to do where the tokenizer knows no tags.
+        advice: added if the tokenizer has no tags.
     """
     known = tokenizer.language_tags
     kinds = [(tags.untagged, tags.first_untagged, describe_untagged(known) if known else "")]
@@ -200,19 +201,19 @@ def _numbered(file: int, first: int, index: int) -> tuple[int, int]:
     return file, first + index
 
 
-def _tell_tags_of_validation(paths: Sequence[str], tokenizer: Tokenizer) -> None:
+def _warn_of_validation_tags(paths: Sequence[str], tokenizer: Tokenizer) -> None:
     tags = SourceTags()
     for file, path in enumerate(paths):
         with open_lines(path, invalid="replace") as reader:
-            while lines := reader.window(_LINES_AT_A_TIME):
+            while lines := reader.window(_WINDOW_LINES):
                 first = reader.num_lines - len(lines) + 1
                 tags.add(tokenizer, lines, place=partial(_numbered, file, first))
-    _tell_tags(tags, tokenizer, paths)
+    _warn_of_tags(tags, tokenizer, paths)
 
 
 @contextlib.contextmanager
 def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, ...]]:
-    """The training files; what comes on standard input is copied, since text is read twice."""
+    """Yield the training files, with a copy of standard input, since text is read twice."""
     if "-" not in data.pairs:
         yield training_files(data)
         return
@@ -225,13 +226,12 @@ def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, 
             shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
             stream.flush()
         except OSError as error:
-            told = f"{cache}: cannot be written: {error.strerror}"
-            raise ResourceError(told) from error
+            raise ResourceError(f"{cache}: cannot be written: {error.strerror}") from error
         yield training_files(data, standard_input=str(copy))
 
 
-def with_sample(data: DataConfig) -> DataConfig:
-    """The files as they are, or those of the sample corpus where none is named."""
+def with_sample_corpus(data: DataConfig) -> DataConfig:
+    """Return the settings, with the files of the sample corpus if none is named."""
     if data.source or data.pairs:
         return data
     return dataclasses.replace(
@@ -249,7 +249,7 @@ def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
         pairs = held_in_memory(read_pairs(data.valid_source, data.valid_target), name)
     except DataError as error:
         errors = [error]
-        try:  # what is wrong with the training text should be told as well
+        try:  # the errors of the training text are reported as well
             for _ in read_corpus(files, bad_utf8=data.bad_utf8, warn=False):
                 pass
         except DataError as another:
@@ -266,14 +266,14 @@ def _make_tokenizers(config: RunConfig, files: Sequence[CorpusFile]) -> Tokenize
         logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizers.vocab_sizes[1])
         return tokenizers
     if config.tokenizer.joint:
-        return TokenizerPair.joint(_learned(config, files, (0, 1), "tokenizer"))
+        return TokenizerPair.joint(_train(config, files, (0, 1), "tokenizer"))
     return TokenizerPair(
-        _learned(config, files, (0,), "source tokenizer"),
-        _learned(config, files, (1,), "target tokenizer"),
+        _train(config, files, (0,), "source tokenizer"),
+        _train(config, files, (1,), "target tokenizer"),
     )
 
 
-def _learned(
+def _train(
     config: RunConfig, files: Sequence[CorpusFile], sides: tuple[int, ...], name: str
 ) -> Tokenizer:
     counts = TagCounts()
@@ -290,18 +290,18 @@ def _learned(
     )
     tokenizer = Tokenizer(model_bytes, name=name)
     if known := tokenizer.language_tags:
-        logger.info("%s: language tags, a piece each: %s", name, listed(known))
+        logger.info("%s: language tags, one piece each: %s", name, listed(known))
     logger.info("%s: learned %d pieces", name, tokenizer.vocab_size)
     return tokenizer
 
 
 def _named_tokenizers(config: RunConfig) -> TokenizerPair:
-    """A `.model` file, or what a model directory has."""
+    """Return the tokenizers of a `.model` file or of a model directory."""
     path = Path(config.tokenizer.model)
     tokenizers = load_named_tokenizers(path)
     if config.model.tied_embeddings & 1 and not tokenizers.shares_vocabulary:
         raise ConfigError(
-            f"{path}: has another vocabulary for each side, which the model would share",
+            f"{path}: the sides have different vocabularies, which the model would share",
             hint="set `model.tied_embeddings` to 2 or 0",
         )
     return tokenizers
@@ -310,9 +310,9 @@ def _named_tokenizers(config: RunConfig) -> TokenizerPair:
 def _lines(
     files: Sequence[CorpusFile], *, sides: tuple[int, ...], bad_utf8: str, counts: TagCounts
 ) -> Iterator[str]:
-    """The lines of some sides of all files; the tags of source lines are counted."""
+    """Yield the lines of some sides of all files, and count the tags of source lines."""
     has_text = False
-    with shown_progress("reading text to learn a tokenizer", logger) as show:
+    with shown_progress("reading text to train a tokenizer", logger) as show:
         for pair in read_corpus(files, bad_utf8=bad_utf8, warn=0 in sides, show=show):
             has_text = has_text or bool(pair[0].strip() or pair[1].strip())
             counts.add(pair[0])
@@ -329,10 +329,10 @@ def _origin(config: RunConfig) -> Origin:
     return "named" if config.tokenizer.model else "learned"
 
 
-def _tell_losses(
+def _log_losses(
     store: CorpusStore, tokenizers: TokenizerPair, files: Sequence[CorpusFile], origin: Origin
 ) -> None:
-    """Log what of the training text the tokenizers cannot spell, or write in another form."""
+    """Log the training text that has unknown pieces, or that does not survive a round trip."""
     sides = zip(
         ("source", "target"),
         (tokenizers.source, tokenizers.target),
@@ -343,31 +343,31 @@ def _tell_losses(
         many = f"{trip.changed} of {trip.lines} {side} lines ({_percent(trip.changed, trip.lines)})"
         first = trip.first_unknown
         if first is not None:
-            told = f"does not know {trip.unknown} of {trip.pieces} {side} pieces "
-            told += f"({_percent(trip.unknown, trip.pieces)})"
+            message = f"does not know {trip.unknown} of {trip.pieces} {side} tokens "
+            message += f"({_percent(trip.unknown, trip.pieces)})"
             if trip.is_explained(tokenizer):
-                told += f" and changes {many}"
-            told += f", first {_place(first, index, files)}: `{first.text}`"
-            is_grave = trip.unknown > MAX_UNKNOWN * trip.pieces
-            _log_loss(told, hint_for_unknown(origin), is_grave=is_grave)
+                message += f" and changes {many}"
+            message += f", first {_position(first, index, files)}: `{first.text}`"
+            is_severe = trip.unknown > MAX_UNKNOWN * trip.pieces
+            _log_loss(message, hint_for_unknown(origin), is_severe=is_severe)
         first = trip.first_changed
         if first is not None and not trip.is_explained(tokenizer):
-            told = f"changes {many}, first {_place(first, index, files)}: "
-            told += f"`{first.text}` becomes `{first.becomes}`"
-            is_grave = trip.changed > MAX_CHANGED * trip.lines
-            _log_loss(told, hint_for_changed(origin, tokenizer), is_grave=is_grave)
+            message = f"changes {many}, first {_position(first, index, files)}: "
+            message += f"`{first.text}` becomes `{first.becomes}`"
+            is_severe = trip.changed > MAX_CHANGED * trip.lines
+            _log_loss(message, hint_for_changed(origin, tokenizer), is_severe=is_severe)
 
 
-def _log_loss(told: str, advice: str, *, is_grave: bool) -> None:
-    level = logging.WARNING if is_grave else logging.INFO
-    logger.log(level, "training text: the tokenizer %s; %s", told, advice)
+def _log_loss(message: str, advice: str, *, is_severe: bool) -> None:
+    level = logging.WARNING if is_severe else logging.INFO
+    logger.log(level, "training text: the tokenizer %s; %s", message, advice)
 
 
 def _percent(count: int, whole: int) -> str:
     return f"{100 * count / max(1, whole):.1f} %"
 
 
-def _place(place: LinePosition, side: int, files: Sequence[CorpusFile]) -> str:
+def _position(place: LinePosition, side: int, files: Sequence[CorpusFile]) -> str:
     names = files[place.file].names if place.file < len(files) else ("?",)
     return f"{names[min(side, len(names) - 1)]}:{place.line}"
 

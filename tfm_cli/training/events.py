@@ -1,4 +1,4 @@
-"""The events of a training run, which the loop yields for others to show and to save."""
+"""The events of a training run, which the loop yields for others to display and to save."""
 
 from dataclasses import dataclass
 
@@ -7,65 +7,65 @@ from tfm_cli.training.validation import Validation
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """Progress since the line before it."""
+    """Training progress since the previous progress line."""
 
     update: int
     epoch: int  # from 1
-    loss: float  # negative log-likelihood of a target piece
+    loss: float  # negative log-likelihood per target token
     learn_rate: float
-    pieces_per_second: float  # target pieces, validation excluded
+    tokens_per_second: float  # target tokens, validation excluded
     gradient_norm: float
     seconds: float  # trained so far, over all runs
 
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """The model was judged."""
+    """A finished validation."""
 
     update: int
     epoch: int  # from 1
     validation: Validation
     is_best: bool
-    counted: bool  # False off schedule: it leaves patience and best score as they were
+    counted: bool  # False off schedule: patience and best score stay as they were
     seconds: float  # trained so far, over all runs
 
 
 @dataclass(frozen=True, slots=True)
 class Unvalidated:
-    """No validation was finished, so the newest weights are the model, without scores."""
+    """The end of a run without any finished validation: its newest weights become the model."""
 
     update: int
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDue:
-    """Now is the time to write a checkpoint; the state is what it should hold."""
+    """A request to write a checkpoint of the current state."""
 
     update: int
-    is_last: bool = False  # whether training ends after it
+    is_last: bool = False  # True if training ends after it
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """Why training ended, in words; it is the last event."""
+    """The reason for the end of training, as shown to the user; always the last event."""
 
     reason: str
-    is_complete: bool  # False where the same command would go on
-    validate_first: bool  # whether to judge the last weights before the end
+    is_complete: bool  # False if the same command would resume training
+    validate_first: bool  # validate the last weights before the end
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateSkipped:
-    """Loss or gradient of an update was no finite number; weights and moments are as before."""
+    """An update without a finite loss and gradient; weights and moments are unchanged."""
 
     update: int
     epoch: int  # from 1
-    loss: float  # negative log-likelihood of a target piece
+    loss: float  # negative log-likelihood per target token
     gradient_norm: float
-    pairs: tuple[int, ...]  # some that it was made of, as the training text has them, from 1
+    pairs: tuple[int, ...]  # line numbers in the training text, from 1; the first few
     num_pairs: int
-    count: int  # so far, this one included
-    is_retried: bool  # whether it is made again
+    count: int  # skipped so far, including this one
+    is_retried: bool  # the update is computed again
 
 
 Event = Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped | Stopped

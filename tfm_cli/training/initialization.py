@@ -1,4 +1,4 @@
-"""What a run begins with: tokenizers and weights that exist, fresh weights, the text it knew."""
+"""The initial parts of a run: tokenizers and weights that exist already, and fresh weights."""
 
 import dataclasses
 import logging
@@ -23,11 +23,14 @@ logger = logging.getLogger(__name__)
 def load_initial_parts(
     config: RunConfig, output: Path, *, resume: bool
 ) -> tuple[TokenizerPair | None, Transformer | None]:
-    """Tokenizers and weights that are settled before any text is read."""
+    """Return the tokenizers and the weights that exist before any text is read.
+
+    A resumed run has tokenizers; its weights come from a checkpoint.
+    """
     if resume:
-        began = load_config(output)
-        _check_same_batches(output, began.settings, config)
-        return load_tokenizers(output, began), None
+        original = load_config(output)
+        _check_same_batch_size(output, original.settings, config)
+        return load_tokenizers(output, original), None
     if not config.training.pretrained_model:
         return None, None
     directory = Path(config.training.pretrained_model)
@@ -47,14 +50,14 @@ def with_bleu_tokenizer(
     resume: bool,
     parallel: Parallel,
 ) -> RunConfig:
-    """Return the settings with BLEU's tokenizer decided: as the run began, or by the references.
+    """Return the settings with BLEU's tokenizer resolved: that of the resumed run, or a suited one.
 
     Args:
         config: all settings.
-        output: of the run; rank 0 alone reads it.
-        references: of the validation text; without any, nothing is decided.
-        resume: whether the run is resumed.
-        parallel: the processes, which all get the same.
+        output: of the run; only rank 0 reads it.
+        references: of the validation text; without any, the setting stays.
+        resume: the run is resumed.
+        parallel: the processes, which all get the same tokenizer.
 
     Raises:
         ResourceError: this machine lacks a package or a file that the tokenizer needs.
@@ -74,28 +77,30 @@ def with_bleu_tokenizer(
 
 
 def initialize_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:
-    """A model with weights that are drawn by the run's seed."""
+    """Return a model whose weights are drawn with the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return build_transformer(config.model, tokenizers.vocab_sizes)
 
 
-def _check_same_shape(directory: Path, found: ModelConfig, wanted: ModelConfig) -> None:
+def _check_same_shape(directory: Path, actual: ModelConfig, expected: ModelConfig) -> None:
     changes = [
-        f"model.{field.name}: {getattr(found, field.name)} → {getattr(wanted, field.name)}"
+        f"model.{field.name}: {getattr(actual, field.name)} → {getattr(expected, field.name)}"
         for field in dataclasses.fields(ModelConfig)
-        if field.name != "dropout" and getattr(found, field.name) != getattr(wanted, field.name)
+        if field.name != "dropout" and getattr(actual, field.name) != getattr(expected, field.name)
     ]
     if changes:
         raise ConfigError(
-            "\n  ".join([f"{directory}: its model has another shape than is asked for", *changes]),
+            "\n  ".join(
+                [f"{directory}: the settings ask for another shape than its model", *changes]
+            ),
             hint="leave these settings out: they are taken from the pretrained model",
         )
 
 
-def check_same_text(output: Path, then: dict[str, str], now: dict[str, str]) -> None:
+def check_same_text(output: Path, original: dict[str, str], current: dict[str, str]) -> None:
     """Raise a ConfigError if a text, by its hash, is not the one that a run began with."""
-    changed = [name for name, sha256 in now.items() if then.get(name) != sha256]
+    changed = [name for name, sha256 in current.items() if original.get(name) != sha256]
     if changed:
         verb = "are not those" if len(changed) > 1 else "is not the one"
         raise ConfigError(
@@ -104,16 +109,16 @@ def check_same_text(output: Path, then: dict[str, str], now: dict[str, str]) -> 
         )
 
 
-def _check_same_batches(output: Path, then: RunConfig, now: RunConfig) -> None:
-    """The place of a run is told in batches, which must not change their size.
+def _check_same_batch_size(output: Path, original: RunConfig, current: RunConfig) -> None:
+    """Raise a ConfigError if the size of batches changed, since resume positions count batches.
 
-    They would with `--max-tokens auto`, where `--update-freq` makes batches larger, not more.
+    It changes with `--max-tokens auto`, where `--update-freq` makes batches larger, not more.
     """
-    wanted, found = (
-        resolve_batch_size(each.training, each.preset).max_tokens for each in (then, now)
+    expected, actual = (
+        resolve_batch_size(each.training, each.preset).max_tokens for each in (original, current)
     )
-    if wanted != found:
+    if expected != actual:
         raise ConfigError(
-            f"{output}: its batches have {wanted} target pieces, and would have {found}",
-            hint=f"use `--update-freq {then.training.update_freq}` as before",
+            f"{output}: its batches have {expected} target tokens, and would have {actual}",
+            hint=f"use `--update-freq {original.training.update_freq}` as before",
         )

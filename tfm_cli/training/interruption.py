@@ -1,4 +1,4 @@
-"""Why a run stops before it is complete: a signal, or the time that it was given."""
+"""Reasons to stop a run before it is complete: a signal, or the time limit."""
 
 import contextlib
 import logging
@@ -19,68 +19,70 @@ from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_SAME_SECONDS = 3.0  # for a signal to all of a job, which a launcher or a shell hands on once more
+# A signal to a whole job reaches a process again when the launcher or the shell forwards it, within
+# so many seconds.
+_SAME_SECONDS = 3.0
 
 
 @contextlib.contextmanager
 def record_signals(world: int = 1) -> Iterator[Callable[[], int]]:
-    """Inside, a first signal to end is remembered; a second one ends the process at once.
+    """Record the first signal to end inside the block; a second one ends the process at once.
 
-    Under a launcher, what comes soon after the first is taken for the same one. So is a second
-    SIGHUP: of a connection that is gone, the shell tells its jobs, and so does the system. A signal
-    that is ignored, as SIGINT is in the background of a script and SIGHUP by `nohup`, stays
-    ignored. Yields a function that gives the number of the signal that came, 0 for none.
+    Under a launcher, a signal soon after the first one counts as the same. So does a second SIGHUP:
+    after the loss of a connection, the shell and the system each send one. A signal that is ignored
+    at the start stays ignored, as SIGINT in the background of a script and SIGHUP under `nohup`.
+    Yields a function that returns the number of the signal, 0 for none.
 
     Args:
-        world: number of processes at the same work, which wait for each other.
+        world: the number of processes, which wait for each other.
     """
     received: list[int] = []
     received_at = math.inf
     before = {each: signal.getsignal(each) for each in END_SIGNALS}
     watched = [each for each in END_SIGNALS if before[each] != signal.SIG_IGN]
     launched = is_launched()
-    waits = launched or world > 1
+    may_wait = launched or world > 1
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         nonlocal received_at
         received.append(number)
         if received[1:]:
-            if not waits and time.monotonic() - received_at >= _SAME_SECONDS:  # another SIGHUP
+            if not may_wait and time.monotonic() - received_at >= _SAME_SECONDS:  # another SIGHUP
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             return
         received_at = time.monotonic()
-        if not waits:
+        if not may_wait:
             for each in watched:
                 if not number == each == signal.SIGHUP:
                     signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
-        logger.warning("%s: saving after this update; once more ends it at once", name)
+        logger.warning("%s: saving after this update; a second signal ends it at once", name)
 
     same_seconds = _SAME_SECONDS if launched else 0.0
-    with _end_by_second(watched, same_seconds) if waits else contextlib.nullcontext():
+    with _exit_on_second(watched, same_seconds) if may_wait else contextlib.nullcontext():
         for each in watched:
-            signal.signal(each, remember)
+            signal.signal(each, record)
         try:
             yield lambda: received[0] if received else 0
         finally:
-            for each in watched:  # all is saved: what the launcher hands on late is for nothing
+            # Everything is saved: a signal that the launcher forwards late is ignored.
+            for each in watched:
                 signal.signal(each, signal.SIG_IGN if launched and received else before[each])
 
 
 @contextlib.contextmanager
-def _end_by_second(watched: Sequence[int], same_seconds: float) -> Iterator[None]:
-    """Inside, a signal that comes so many seconds after the first, or more, ends the process.
+def _exit_on_second(watched: Sequence[int], same_seconds: float) -> Iterator[None]:
+    """End the process at a second signal that comes at least `same_seconds` after the first.
 
-    A thread sees to it: the handlers of signals wait for the main thread, which may itself wait for
-    another process.
+    A thread does it: signal handlers run in the main thread, which may wait for another process.
     """
-    ours, theirs = os.pipe()
-    os.set_blocking(theirs, False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
 
     def watch() -> None:
         until = math.inf
-        while number := os.read(ours, 1):  # Python writes each signal to the other end at once
+        while number := os.read(read_end, 1):  # Python writes each signal to the pipe at once
             if number[0] not in watched:
                 continue
             if time.monotonic() >= until:
@@ -90,14 +92,14 @@ def _end_by_second(watched: Sequence[int], same_seconds: float) -> Iterator[None
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()
-    before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(theirs)
+        os.close(write_end)
         thread.join()
-        os.close(ours)
+        os.close(read_end)
 
 
 def interruption(
@@ -110,32 +112,32 @@ def interruption(
     parallel: Parallel | None = None,
     saving_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Callable[[], Stopped | None]:
-    """A function that says why to stop now; None to go on.
+    """Return a function that returns the reason to stop now, or None to continue.
 
-    What stops one process stops all of them, after the same update.
+    All ranks stop after the same update, whichever of them has a reason.
 
     Args:
-        state: where the run stands.
-        signalled: number of the signal that came, 0 for none.
-        max_time: duration that this command may take; empty for any.
-        began: when it began, by `clock`.
+        state: the position of the run.
+        signalled: returns the number of the signal that came, 0 for none.
+        max_time: the time limit of the command; empty for none.
+        began: when the command began, by `clock`.
         clock: seconds.
-        parallel: the processes, all of which ask at the same time.
-        saving_seconds: how long the checkpoint at the end is expected to take.
+        parallel: the processes, all of which must call the function together.
+        saving_seconds: estimates the duration of the last checkpoint.
     """
-    processes = parallel or Parallel()
+    parallel = parallel or Parallel()
     limit = duration_seconds(max_time) or math.inf
-    first = state.update
+    first_update = state.update
 
     def interrupted() -> Stopped | None:
-        number, is_late = processes.all_max(
+        number, is_late = parallel.all_max(
             [signalled(), clock() - began + saving_seconds() >= limit]
         )
         if number:
             reason = f"{signal.Signals(number).name} was received"
             return Stopped(reason, is_complete=False, validate_first=False)
-        # At least one update is made, so that the same command again always gets further.
-        if is_late and state.update > first:
+        # At least one update is made, so that repeating the command always makes progress.
+        if is_late and state.update > first_update:
             reason = f"{max_time} passed (--max-time)"
             # Without any validation so far there would be no model to translate with.
             return Stopped(reason, is_complete=False, validate_first=state.best_score is None)

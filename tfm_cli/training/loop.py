@@ -1,8 +1,9 @@
-"""The training loop: a generator of what happened, for others to show and to save."""
+"""The training loop: a generator of events, for others to display and to save."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,17 +13,24 @@ from tfm_cli.errors import DivergedError, OutOfTime
 from tfm_cli.files.faults import reach
 from tfm_cli.parallel.data_parallel import local_shard
 from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
-from tfm_cli.training.events import CheckpointDue, Event, Logged, Stopped, Unvalidated, Validated
+from tfm_cli.training.events import (
+    CheckpointDue,
+    Event,
+    Logged,
+    Stopped,
+    Unvalidated,
+    Validated,
+)
 from tfm_cli.training.memory import MemoryLimit
 from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.rank_checks import check_weights_agree
 from tfm_cli.training.state import TrainState
-from tfm_cli.training.statistics import HINT, Window
-from tfm_cli.training.update import UpdateStats, update
+from tfm_cli.training.statistics import HINT, TrainingStatistics
+from tfm_cli.training.update import UpdateOptions, UpdateStats, update
 from tfm_cli.training.validation import Validation, is_better
 
-# After so many updates in a row that went well, a rate that was halved is doubled again.
+# A learning rate that was halved is doubled again after so many good updates in a row.
 RECOVERY_UPDATES = 1000
 
 
@@ -36,211 +44,255 @@ def train(
     *,
     validate: Callable[[], Validation] | None,
     interrupted: Callable[[], Stopped | None],
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> Iterator[Event]:
-    """Train until a reason to stop, yielding what happened after it happened.
+    """Train until there is a reason to stop, and yield each event after it happened.
 
-    Between two updates the order is: progress, validation, checkpoint, stop. All that decides on
-    results is in `state`, so going on from a checkpoint equals never having stopped.
+    Between two updates the order is: progress, validation, checkpoint, stop. Everything on which
+    results depend is in `state`, so a resumed run equals an unbroken one.
 
     Args:
         parallel_model: trained in place. With several processes, each runs this loop and yields
             the same events, except for times.
-        planner: gives the batches of each update.
+        planner: provides the batches of each update.
         optimizer: of the model's parameters.
-        average: moving average of the weights, which is what gets validated.
-        state: where the run stands; changed in place.
+        average: the moving average of the weights, which is what gets validated.
+        state: the position and counters of the run; changed in place.
         config: all settings.
-        validate: judges the model's present weights; None without validation text. Where it raises
-            OutOfTime, training ends as if the validation had not begun, and the run that goes on
-            makes it.
-        interrupted: why to stop now, such as a signal; None to go on.
-        device: where the model is.
-        dtype: arithmetic of the matrix products.
+        validate: validates the model's current weights; None without validation text. If it raises
+            OutOfTime, training ends as if the validation had not begun, and the resumed run makes
+            it.
+        interrupted: returns the reason to stop now, such as a signal; None to continue.
     """
-    settings = config.training
-    vocab_size = parallel_model.model.output_weight.shape[0]
-    window = Window(state, settings, parallel_model.parallel, vocab_size=vocab_size)
-    room = MemoryLimit(state.most_places, state.memory_splits)
-    first = saved_at = state.update
-    cut: Stopped | None = None  # by the end of the time, amid a validation
+    statistics = TrainingStatistics(
+        state,
+        config.training,
+        parallel_model.parallel,
+        vocab_size=parallel_model.model.output_weight.shape[0],
+    )
+    loop = _Loop(
+        parallel_model=parallel_model,
+        planner=planner,
+        optimizer=optimizer,
+        average=average,
+        state=state,
+        config=config,
+        validate=validate,
+        interrupted=interrupted,
+        statistics=statistics,
+        memory_limit=MemoryLimit(state.most_places, state.memory_splits),
+        first_update=state.update,
+        saved_update=state.update,
+    )
+    yield from loop.run()
 
-    def made(plan: UpdatePlan, *, waits: bool, attempt: int = 0) -> UpdateStats:
-        stats = update(
-            parallel_model,
-            plan.micro_batches,
-            optimizer,
-            average,
-            target_pieces=plan.target_pieces,
+
+@dataclass(slots=True, kw_only=True)
+class _Loop:
+    """The parts of a training loop; see `train` for those that it is given."""
+
+    parallel_model: ParallelModel
+    planner: Planner
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage
+    state: TrainState
+    config: RunConfig
+    validate: Callable[[], Validation] | None
+    interrupted: Callable[[], Stopped | None]
+    statistics: TrainingStatistics
+    memory_limit: MemoryLimit
+    first_update: int  # the last one of the previous run
+    saved_update: int  # of the newest checkpoint; -1 if that lacks a later validation
+    began: float = field(default_factory=time.monotonic)  # of the current update
+
+    def run(self) -> Iterator[Event]:
+        """Yield the events of all updates."""
+        self.parallel_model.model.train()
+        with prefetched(lambda: self.planner.updates(self.state)) as plans:
+            try:
+                yield from self._train(plans)
+            except OutOfTime as error:
+                yield from self._stop_during_validation(error)
+
+    def _train(self, plans: Iterator[UpdatePlan]) -> Iterator[Event]:
+        state, parallel = self.state, self.parallel_model.parallel
+        if self._has_pending_validation():
+            yield self._validate(counted=True)
+            yield self._checkpoint()  # the newest one lacks the validation
+        self.began = time.monotonic()
+        for plan in plans:
+            parallel.set_activity(f"in update {state.update + 1}", has_deadline=True)
+            state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
+            stop = _completed(state, self.config) or self.interrupted()
+            if stop is not None:
+                parallel.set_activity(f"at the end, after update {state.update}")
+                yield from self._stop(stop)
+                return
+            reach("update")
+            is_skipped = yield from self._update(plan)
+            yield from self._report(is_skipped=is_skipped)
+            self.began = time.monotonic()
+
+    def _update(self, plan: UpdatePlan) -> Generator[Event, None, bool]:
+        """Make an update, and return True if it was skipped."""
+        state = self.state
+        retries = self.config.training.bad_updates == "retry"
+        waits = retries or state.rate_halvings > 0 or _is_check_free(self.parallel_model.device)
+        stats = self._attempt(plan, waits=waits)
+        if retries and not stats.is_finite():
+            self.statistics.add(stats, plan, 0.0, is_retried=True)
+            yield from self.statistics.flush()
+            state.rate_halvings += 1
+            stats = self._attempt(plan, waits=waits, attempt=1)
+        is_skipped = waits and not stats.is_finite()
+        _adapt_rate(state, is_skipped=is_skipped, retries=retries)
+        state.update += 1
+        # Once for each update, made or skipped: without waiting for a GPU it is not known which.
+        self.average.include(state.update)
+        state.world = self.parallel_model.parallel.world
+        state.batches_per_update = self.planner.batches_per_update
+        state.micro_batch = self.planner.micro_batch
+        state.position += plan.num_batches
+        seconds = time.monotonic() - self.began
+        state.train_seconds += seconds
+        self.statistics.add(stats, plan, seconds)
+        return is_skipped
+
+    def _attempt(self, plan: UpdatePlan, *, waits: bool, attempt: int = 0) -> UpdateStats:
+        state, settings = self.state, self.config.training
+        options = UpdateOptions(
             number=state.update + 1,
             peak_rate=settings.learn_rate * 0.5**state.rate_halvings,
             warmup=settings.lr_warmup,
             clip_norm=settings.clip_norm,
             seed=settings.seed,
-            device=device,
-            dtype=dtype,
             attempt=attempt,
-            waits=waits,
-            room=room,
+            wait_for_gradient=waits,
         )
-        # A run that goes on has one number for all of them.
-        if parallel_model.parallel.world > 1 and not parallel_model.is_sharded:
-            room.share(parallel_model.parallel)
-        state.most_places, state.memory_splits = room.most_places, room.splits
+        stats = update(self.parallel_model, plan, self.optimizer, options, self.memory_limit)
+        # All ranks have the same limit, since a resumed run has one for all of them.
+        parallel = self.parallel_model.parallel
+        if parallel.world > 1 and not self.parallel_model.is_sharded:
+            self.memory_limit.share(parallel)
+        state.most_places = self.memory_limit.max_positions_per_pass
+        state.memory_splits = self.memory_limit.num_splits
         return stats
 
-    def logged() -> Logged:
-        assert window.last is not None
-        pieces = state.window_pieces
+    def _report(self, *, is_skipped: bool) -> Iterator[Event]:
+        """Yield the events that are due after an update."""
+        state, settings = self.state, self.config.training
+        logs = state.update % settings.disp_freq == 0
+        validates = self.validate is not None and state.update % self.config.validation.freq == 0
+        # A checkpoint that was due before may have been put off.
+        saves = state.update // settings.save_freq > self.saved_update // settings.save_freq
+        if is_skipped or logs or validates or saves:
+            yield from self.statistics.flush()
+        if logs:
+            yield self._logged()
+        if validates:
+            yield self._validate(counted=True)
+        # During a bad spell, a checkpoint would displace one from before it.
+        if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
+            self.saved_update = state.update
+            yield self._checkpoint()
+
+    def _logged(self) -> Logged:
+        state, last = self.state, self.statistics.last
+        assert last is not None
+        tokens = state.window_pieces
         event = Logged(
             update=state.update,
             epoch=state.epoch + 1,
-            loss=state.window_nll / pieces if pieces else math.nan,
-            learn_rate=window.last.learn_rate,
-            pieces_per_second=pieces / max(state.window_seconds, 1e-9),
-            gradient_norm=float(window.last.gradient_norm),
+            loss=state.window_nll / tokens if tokens else math.nan,
+            learn_rate=last.learn_rate,
+            tokens_per_second=tokens / max(state.window_seconds, 1e-9),
+            gradient_norm=float(last.gradient_norm),
             seconds=state.train_seconds,
         )
         state.window_nll, state.window_pieces, state.window_seconds = 0.0, 0, 0.0
         return event
 
-    def judged(*, counted: bool) -> Validated | None:
-        """Judge the weights; None where the time was up before it was done."""
-        nonlocal cut
-        assert validate is not None
-        parallel_model.parallel.set_activity(f"in the validation after update {state.update}")
-        check_finite(state.update, parallel_model, average, optimizer)
-        check_weights_agree(state.update, parallel_model, average, optimizer)
+    def _validate(self, *, counted: bool) -> Validated:
+        """Validate the averaged weights.
+
+        Raises:
+            DivergedError: weights or scores are not finite.
+            OutOfTime: the time was up before the validation ended.
+        """
+        state = self.state
+        assert self.validate is not None
+        self.parallel_model.parallel.set_activity(f"in the validation after update {state.update}")
+        self._check_weights()
         began = time.monotonic()
         try:
-            with parallel_model.averaged_weights(average):
-                validation = validate()
+            with self.parallel_model.averaged_weights(self.average):
+                validation = self.validate()
         except NonFiniteScoresError as error:
             raise DivergedError(
                 f"the validation after update {state.update}: {error}",
                 hint=HINT,
                 since=state.update,
             ) from error
-        except OutOfTime as stop:
-            needs = "" if state.update > first else ", which needs more"
-            cut = Stopped(
-                f"{stop} amid the validation{needs}", is_complete=False, validate_first=False
-            )
-            return None
         state.train_seconds += time.monotonic() - began
         state.validated_update = state.update
-        better = is_better(validation.values, state.best_score, state.best_others)
-        if counted and better:
+        is_best = is_better(validation.values, state.best_score, state.best_others)
+        if counted and is_best:
             state.best_score, *state.best_others = validation.values.values()
             state.best_update, state.stalled = state.update, 0
         elif counted:
             state.stalled += 1
         return Validated(
-            state.update, state.epoch + 1, validation, better, counted, state.train_seconds
+            state.update, state.epoch + 1, validation, is_best, counted, state.train_seconds
         )
 
-    def save_due(*, is_last: bool = False) -> CheckpointDue:
-        parallel_model.parallel.set_activity(f"at the checkpoint after update {state.update}")
-        check_finite(state.update, parallel_model, average, optimizer)
-        check_weights_agree(state.update, parallel_model, average, optimizer)
-        return CheckpointDue(state.update, is_last)
+    def _checkpoint(self, *, is_last: bool = False) -> CheckpointDue:
+        update = self.state.update
+        self.parallel_model.parallel.set_activity(f"at the checkpoint after update {update}")
+        self._check_weights()
+        return CheckpointDue(update, is_last)
 
-    def cut_off() -> Iterator[Event]:
-        """The end of the time amid a validation.
+    def _check_weights(self) -> None:
+        parts = self.parallel_model, self.average, self.optimizer
+        check_finite(self.state.update, *parts)
+        check_weights_agree(self.state.update, *parts)
 
-        What is saved stands where the validation began, at its update and in its epoch.
-        """
-        assert cut is not None
+    def _stop(self, stop: Stopped) -> Iterator[Event]:
+        """Yield the validation and the checkpoint that are due at the end."""
+        state = self.state
+        if stop.validate_first and self.validate and state.validated_update < state.update:
+            yield from self.statistics.flush()
+            yield self._validate(counted=False)
+            self.saved_update = -1
+        if self.saved_update < state.update:
+            yield from self.statistics.flush()
+            yield self._checkpoint(is_last=True)
+        yield stop
+
+    def _stop_during_validation(self, error: OutOfTime) -> Iterator[Event]:
+        """Yield a checkpoint of the state before the validation, and the end."""
+        state = self.state
+        needs_more = "" if state.update > self.first_update else ", which needs more"
         if state.best_score is None:
             yield Unvalidated(state.update)
-        if saved_at < state.update:
-            yield save_due(is_last=True)
-        yield cut
+        if self.saved_update < state.update:
+            yield self._checkpoint(is_last=True)
+        reason = f"{error} during the validation{needs_more}"
+        yield Stopped(reason, is_complete=False, validate_first=False)
 
-    parallel_model.model.train()
-    with prefetched(lambda: planner.updates(state)) as plans:
-        if validate is not None and _owes_validation(state, config.validation.freq):
-            if (event := judged(counted=True)) is None:
-                yield from cut_off()
-                return
-            yield event
-            yield save_due()  # what was saved does not know of it
-        began = time.monotonic()
-        for plan in plans:
-            parallel_model.parallel.set_activity(f"in update {state.update + 1}", has_deadline=True)
-            state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
-            stop = _completed(state, config) or interrupted()
-            if stop is not None:
-                parallel_model.parallel.set_activity(f"at the end, after update {state.update}")
-                if stop.validate_first and validate and state.validated_update < state.update:
-                    yield from window.settle()
-                    if (event := judged(counted=False)) is None:
-                        yield from cut_off()
-                        return
-                    yield event
-                    saved_at = -1  # what was saved does not know of this validation
-                if saved_at < state.update:
-                    yield from window.settle()
-                    yield save_due(is_last=True)
-                yield stop
-                return
-            reach("update")
-            retries = settings.bad_updates == "retry"
-            waits = retries or state.rate_halvings > 0 or _can_look(device)
-            stats = made(plan, waits=waits)
-            if retries and not stats.is_finite():
-                window.add(stats, plan, 0.0, is_retried=True)
-                yield from window.settle()
-                state.rate_halvings += 1
-                stats = made(plan, waits=waits, attempt=1)
-            is_refused = waits and not stats.is_finite()
-            _adapt_rate(state, is_refused=is_refused, retries=retries)
-            state.update += 1
-            if is_refused:  # as where nobody has looked yet
-                average.include(state.update)
-            state.world = parallel_model.parallel.world
-            state.batches_per_update = planner.batches_per_update
-            state.micro_batch = planner.micro_batch
-            state.position += plan.num_batches
-            seconds = time.monotonic() - began
-            state.train_seconds += seconds
-            window.add(stats, plan, seconds)
-
-            logs = state.update % settings.disp_freq == 0
-            validates = validate is not None and state.update % config.validation.freq == 0
-            # One may have been put off.
-            saves = state.update // settings.save_freq > saved_at // settings.save_freq
-            if is_refused or logs or validates or saves:
-                yield from window.settle()
-            if logs:
-                yield logged()
-            if validates:
-                if (event := judged(counted=True)) is None:
-                    yield from cut_off()
-                    return
-                yield event
-            # While it goes wrong, a checkpoint would push out those from before.
-            if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
-                saved_at = state.update
-                yield save_due()
-            began = time.monotonic()
+    def _has_pending_validation(self) -> bool:
+        """Return True if the run stopped during a validation that was due by schedule."""
+        state, freq = self.state, self.config.validation.freq
+        is_due = state.update > 0 and state.update % freq == 0
+        return self.validate is not None and is_due and state.validated_update < state.update
 
 
-def _owes_validation(state: TrainState, freq: int) -> bool:
-    """Return True if the run stopped amid a validation that was due by schedule."""
-    is_due = state.update > 0 and state.update % freq == 0
-    return is_due and state.validated_update < state.update
-
-
-def _can_look(device: torch.device) -> bool:
-    """Whether what a device computed can be looked at for nothing."""
+def _is_check_free(device: torch.device) -> bool:
+    """Return True if a gradient can be checked without waiting for the device."""
     return device.type == "cpu"
 
 
-def _adapt_rate(state: TrainState, *, is_refused: bool, retries: bool) -> None:
-    """Halve the learning rate after an update that was refused; double it again in time."""
-    if is_refused:
+def _adapt_rate(state: TrainState, *, is_skipped: bool, retries: bool) -> None:
+    """Halve the learning rate after a skipped update; double it again after many good ones."""
+    if is_skipped:
         state.rate_halvings += retries
         state.good_since_halving = 0
     elif state.rate_halvings:
@@ -254,18 +306,18 @@ def _completed(state: TrainState, config: RunConfig) -> Stopped | None:
     settings, patience = config.training, config.validation.early_stopping
     reason = ""
     if settings.max_updates and state.update >= settings.max_updates:
-        reason = f"{_many(state.update, 'update')} made (--max-updates)"
+        reason = f"{_counted(state.update, 'update')} made (--max-updates)"
     elif settings.max_epochs and state.epoch >= settings.max_epochs:
-        reason = f"{_many(state.epoch, 'epoch')} made (--max-epochs)"
+        reason = f"{_counted(state.epoch, 'epoch')} made (--max-epochs)"
     elif patience and state.stalled >= patience:
         metric = config.validation.metrics[0]
-        stalled = _many(state.stalled, "validation")
+        stalled = _counted(state.stalled, "validation")
         reason = f"{stalled} without a better {metric} (--early-stopping)"
     return Stopped(reason, is_complete=True, validate_first=True) if reason else None
 
 
-def _many(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_finite(
@@ -274,15 +326,12 @@ def check_finite(
     average: MovingAverage,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Raise a DivergedError if a weight, its average or a moment of it is no finite number.
+    """Raise a DivergedError, on all ranks, if a weight, an average or a moment is not finite.
 
-    Such weights must be neither judged nor saved. All processes raise it, whoever has them.
+    Such weights must be neither validated nor saved.
     """
     tensors = [*parallel_model.model.parameters(), *average.weights.values()]
     tensors += [moment for table in optimizer.state.values() for moment in table.values()]
-    found = torch.stack([local_shard(tensor).isfinite().all() for tensor in tensors])
-    if any(parallel_model.parallel.all_max([not bool(found.all())])):
-        raise DivergedError(
-            f"update {update}: there are weights that are no finite numbers",
-            hint=HINT,
-        )
+    are_finite = torch.stack([local_shard(tensor).isfinite().all() for tensor in tensors])
+    if any(parallel_model.parallel.all_max([not bool(are_finite.all())])):
+        raise DivergedError(f"update {update}: there are non-finite weights", hint=HINT)

@@ -1,6 +1,6 @@
-"""Label-smoothed cross-entropy, summed over target pieces, in memory that V does not rule."""
+"""Label-smoothed cross-entropy, summed over target tokens, without a tensor of shape (N, V)."""
 
-# N target pieces, D model width, V vocabulary, C pieces of a chunk, P the same with padding
+# N target tokens, D model width, V vocabulary, C tokens of a chunk, P the same with padding
 
 from typing import Any
 
@@ -26,13 +26,13 @@ def cross_entropy(
     label_smoothing: float,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss that is minimised, and the plain negative log-likelihood beside it.
+    """Return the summed loss to minimise, and the summed plain negative log-likelihood.
 
-    The target distribution is 1 - e on the right piece plus e / V on every piece. Logits are made,
-    used and forgotten chunk by chunk, gradients included, so that (N, V) of them never exist.
+    The target distribution is 1 - e on the right token plus e / V on every token. Logits are
+    computed and dropped chunk by chunk, gradients included, so (N, V) of them never exist.
 
     Args:
-        hidden: decoder output at the target pieces, (N, D); no padding among them.
+        hidden: decoder output at the target tokens, (N, D), without padding.
         weight: output matrix, (V, D).
         targets: ids, (N,).
         label_smoothing: e; 0 makes both results equal.
@@ -40,12 +40,12 @@ def cross_entropy(
 
     Source: Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4.
     """
-    # Asked here: the function's own `needs_input_grad` is True under `no_grad` as well, and
-    # validation would compute gradients for nobody.
-    wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    # The function's own `needs_input_grad` is True under `no_grad` as well, and validation would
+    # compute gradients in vain.
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     # PyTorch declares neither `apply` nor `backward` with types.
     result: tuple[Tensor, Tensor] = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, label_smoothing, wants_gradient
+        hidden, weight, bias, targets, label_smoothing, needs_gradient
     )
     return result
 
@@ -59,7 +59,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         smoothing: float,
-        wants_gradient: bool,
+        needs_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         vocab_size = weight.shape[0]
         budget = _CHUNK_LOGITS_GPU if hidden.is_cuda else _CHUNK_LOGITS
@@ -68,9 +68,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if pads:
             rows = few_rows_within(rows)
         exact = torch.promote_types(weight.dtype, torch.float32)  # of sums and exponentials
-        hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
-        weight_gradient = torch.zeros_like(weight) if wants_gradient else None
-        bias_gradient = torch.zeros_like(bias) if wants_gradient and bias is not None else None
+        hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
+        weight_gradient = torch.zeros_like(weight) if needs_gradient else None
+        bias_gradient = torch.zeros_like(bias) if needs_gradient and bias is not None else None
         # The mean logit of a row is the hidden state times the mean of the rows of `weight`.
         mean_weight = weight.to(exact).mean(dim=0)  # (D,)
         mean_bias = 0.0 if bias is None else bias.to(exact).mean()
@@ -83,9 +83,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = F.linear(wide, weight, bias).to(exact)  # (P, V)
             highest = logits.amax(dim=1, keepdim=True)  # (P, 1)
             right = logits[:count].gather(1, y[:, None])  # (C, 1)
-            powers = logits.sub_(highest).exp_()  # (P, V), in the place of the logits
+            powers = logits.sub_(highest).exp_()  # (P, V), in place
             total = powers.sum(dim=1, keepdim=True)  # (P, 1)
-            powers[count:] = 0.0  # what is padded adds nothing to the gradients
+            powers[count:] = 0.0  # padding adds nothing to the gradients
             log_total = (total.log() + highest)[:count]  # (C, 1)
             chunk_nll = (log_total - right).sum()
             with torch.autocast(hidden.device.type, enabled=False):
@@ -116,14 +116,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale = gradients[0]
-        found: list[Tensor | None] = [
+        scaled: list[Tensor | None] = [
             None if gradient is None else gradient * scale for gradient in ctx.saved_tensors
         ]
-        return *found, None, None, None
+        return *scaled, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total`; in lower precision where that is asked for."""
+    """Add left @ right to `total`; in lower precision under autocast."""
     if torch.is_autocast_enabled(total.device.type):
         total += left @ right
     else:

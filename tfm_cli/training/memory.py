@@ -1,4 +1,7 @@
-"""How much of a batch a device computes at once: tried on the largest batches before the first."""
+"""Batches that fit into memory: sizes of micro-batches, and the limit found when one did not fit.
+
+The largest micro-batches are tried before the first update.
+"""
 
 import dataclasses
 import logging
@@ -19,16 +22,16 @@ from tfm_cli.training.parallel_model import batch_loss, undo_compilation
 
 logger = logging.getLogger(__name__)
 
-
-# On a CPU larger products are no faster, while less padding and less memory are worth something.
+# On a CPU larger products are no faster, and smaller batches need less padding and memory.
 CPU_MICRO_BATCH = 2048
+_UNLIMITED = 1 << 40  # positions, more than any memory holds
 
 
 def resolve_batch_size(settings: TrainingConfig, preset: str) -> TrainingConfig:
-    """The settings with `max_tokens` as a number.
+    """Return the settings with `max_tokens` as a number.
 
-    0 takes the preset's, and all batches of an update as one, so that what is computed at once is
-    bounded by the device alone while an update stays as large as it was.
+    0 uses the preset's size, with all batches of an update merged into one. The micro-batch is then
+    limited by memory alone, and an update stays as large as it was.
     """
     if settings.max_tokens:
         return settings
@@ -40,20 +43,20 @@ def resolve_batch_size(settings: TrainingConfig, preset: str) -> TrainingConfig:
 
 
 def initial_micro_batch(settings: TrainingConfig, device: torch.device, *, before: int = 0) -> int:
-    """The target pieces to compute at once, as asked for, or as a good guess.
+    """Return the target tokens of a micro-batch: as set, or a good guess.
 
     Args:
-        settings: whose `max_tokens` is settled.
-        device: where to compute.
-        before: what fitted when the run was last going on, 0 if it was not. A GPU takes that, since
-            dropout depends on it, and its free memory may be another now.
+        settings: with `max_tokens` resolved.
+        device: the device that computes.
+        before: the size that the resumed run used, 0 for a new run. A GPU keeps it, since dropout
+            depends on it and the free memory may differ.
     """
     if settings.micro_batch:
         return settings.micro_batch
     return CPU_MICRO_BATCH if device.type == "cpu" else before or settings.max_tokens
 
 
-def fit(
+def fit_micro_batch(
     planner: Planner,
     model: Transformer,
     *,
@@ -62,26 +65,26 @@ def fit(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Planner:
-    """The planner with micro-batches whose largest fits the memory of the device.
+    """Return the planner with micro-batches of which the largest fits into memory.
 
-    They are tried forwards and backwards, with room for the optimizer's moments, and nothing is
-    learned from them. Too large ones are halved.
+    A forward and a backward pass are tried beside the memory for the optimizer's moments; no weight
+    changes. The size is halved until it fits.
 
     Args:
-        planner: as it is asked for.
+        planner: with the initial micro-batch.
         model: on the device, before its first update in this process.
-        may_shrink: halve what does not fit; else it is an error.
-        has_moments: whether the optimizer's moments are in memory already.
-        device: where the model is.
+        may_shrink: halve the size if it does not fit; otherwise raise.
+        has_moments: the optimizer's moments are in memory already.
+        device: the device of the model.
         dtype: arithmetic of the matrix products.
 
     Raises:
-        ResourceError: they do not fit, or not even a single pair does.
+        ResourceError: the micro-batch does not fit, or not even a single pair does.
     """
     while True:
-        parts = largest_micro_batches(planner)
+        batches = largest_micro_batches(planner)
         try:
-            for batch in parts:
+            for batch in batches:
                 _try(model, batch, has_moments=has_moments, device=device, dtype=dtype)
             return planner
         except (RuntimeError, MemoryError) as error:
@@ -90,46 +93,51 @@ def fit(
                 if undo_compilation(model, error):
                     continue
                 raise
-            smallest = max(batch.target_out.shape[1] for batch in parts)
+            smallest = max(batch.target_out.shape[1] for batch in batches)
             if not may_shrink or planner.micro_batch <= smallest:
-                raise out_of_memory(device) from error
+                raise out_of_memory_error(device) from error
         planner = dataclasses.replace(planner, micro_batch=planner.micro_batch // 2)
         logger.info(
-            "%s: out of memory; computing %d target pieces at once", device, planner.micro_batch
+            "%s: out of memory; using micro-batches of %d target tokens",
+            device,
+            planner.micro_batch,
         )
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def largest_micro_batches(planner: Planner) -> list[Batch]:
-    """The micro-batches of the first pool that need most memory: for layers, and for attention."""
+    """Return the micro-batches of the first pool with most positions and most attention scores."""
     source, target = planner.store.source.lengths, planner.store.target.lengths
     parts = [
         part
         for batch in planner.order.batches(0, 0)
-        for part in planner.parts(batch)
+        for part in planner.split(batch)
     ]  # fmt: skip
     sizes = [(len(part), int(source[part].max()), int(target[part].max())) for part in parts]
-    if not parts:  # weights may leave nothing for this epoch
+    if not parts:  # the weights of the corpora may leave nothing for this epoch
         return []
-    places = [rows * (s + t) for rows, s, t in sizes]
+    positions = [rows * (s + t) for rows, s, t in sizes]
     scores = [rows * (s * s + t * t + s * t) for rows, s, t in sizes]
-    chosen = {places.index(max(places)), scores.index(max(scores))}
-    return [planner.batch(parts[index]) for index in sorted(chosen)]
+    largest = {positions.index(max(positions)), scores.index(max(scores))}
+    return [planner.batch(parts[index]) for index in sorted(largest)]
 
 
-def out_of_memory(device: torch.device) -> ResourceError:
-    """What a user should be told."""
-    hint = "compute less at once, such as `--set training.micro_batch=1024`; updates stay as large"
+def out_of_memory_error(device: torch.device) -> ResourceError:
+    """Return the error for a device without enough memory."""
+    hint = (
+        "use smaller micro-batches, such as `--set training.micro_batch=1024`; updates keep their "
+        "size"
+    )
     return ResourceError(f"{device}: out of memory", hint=hint)
 
 
 def _try(
     model: Transformer, batch: Batch, *, has_moments: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
-    lacking = 0 if has_moments else 2  # Adam's mean and variance
-    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(lacking)]
-    model.noise.seed(0)
+    num_moments = 0 if has_moments else 2  # Adam's mean and variance
+    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(num_moments)]
+    model.noise.seed(0, device)
     with arithmetic(device, dtype):
         loss, _ = batch_loss(model, batch.to(device), label_smoothing=0.1)
     loss.backward()  # type: ignore[no-untyped-call]  # PyTorch declares it without types
@@ -137,59 +145,56 @@ def _try(
     del moments
 
 
-# How much is computed at once after memory did not suffice: batches in parts, to the same end.
-
-_ANY = 1 << 40  # places, more than any memory holds
-
-
 @dataclass(slots=True)
 class MemoryLimit:
-    """What memory was found to hold; it changes when something does not fit.
+    """The positions that fit into memory in one pass, lowered whenever a batch does not fit.
 
-    A batch is cut between pairs, by halves. The parts stay as wide as the whole and have its
-    dropout, so their gradients add up to those of the whole but for the order of sums.
+    A batch is split between pairs, by halves. The parts keep the width and the dropout of the
+    whole, so their gradients add up to those of the whole except for the order of summation.
     """
 
-    most_places: int = 0  # of both sides, padding included; 0 for any number
-    splits: int = 0  # how often it was made smaller
+    max_positions_per_pass: int = 0  # of both sides, padding included; 0 for no limit
+    num_splits: int = 0  # how often it was lowered
 
-    def parts(self, batch: Batch) -> Iterator[tuple[int, int]]:
-        """The rows, from and to, that are computed at once."""
-        rows = len(batch.source)
-        yield from self._halves(0, rows, _places(batch) // rows)
+    def split(self, batch: Batch) -> Iterator[tuple[int, int]]:
+        """Yield the first row and the end of each part of a batch."""
+        num_rows = len(batch.source)
+        yield from self._halve(0, num_rows, _num_positions(batch) // num_rows)
 
-    def make_smaller(self, batch: Batch, rows: int, device: torch.device) -> None:
-        """Let as many rows of a batch not be computed at once again; says so the first time.
+    def lower(self, batch: Batch, rows: int, device: torch.device) -> None:
+        """Lower the limit after so many rows of a batch did not fit; warn the first time.
 
         Raises:
             ResourceError: it was a single pair.
         """
-        width = _places(batch) // len(batch.source)
+        width = _num_positions(batch) // len(batch.source)
         if rows == 1:
-            sides = f"{batch.source.shape[1]} source and {batch.target_out.shape[1]} target pieces"
+            sides = f"{batch.source.shape[1]} source and {batch.target_out.shape[1]} target tokens"
             raise ResourceError(
                 f"{device}: out of memory for a single pair, of {sides} with padding",
                 hint="drop longer pairs by `--max-length`, or train a smaller model",
             )
-        self.most_places = (rows + 1) // 2 * width
-        if not self.splits:
-            logger.warning("%s: out of memory; computing less at once, to the same end", device)
-        self.splits += 1
+        self.max_positions_per_pass = (rows + 1) // 2 * width
+        if not self.num_splits:
+            logger.warning("%s: out of memory; splitting batches, with the same results", device)
+        self.num_splits += 1
 
-    def share(self, processes: Parallel) -> None:
-        """Let all processes have the room that the one with the least has, as if they went on."""
-        most, self.splits = processes.all_max([-(self.most_places or _ANY), self.splits])
-        self.most_places = -most % _ANY
+    def share(self, parallel: Parallel) -> None:
+        """Apply the lowest limit of all ranks to each of them."""
+        limit, self.num_splits = parallel.all_max(
+            [-(self.max_positions_per_pass or _UNLIMITED), self.num_splits]
+        )
+        self.max_positions_per_pass = -limit % _UNLIMITED
 
-    def _halves(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
-        rows = stop - start
-        if rows == 1 or not self.most_places or rows * width <= self.most_places:
+    def _halve(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
+        rows, limit = stop - start, self.max_positions_per_pass
+        if rows == 1 or not limit or rows * width <= limit:
             yield start, stop
             return
         middle = start + (rows + 1) // 2
-        yield from self._halves(start, middle, width)
-        yield from self._halves(middle, stop, width)
+        yield from self._halve(start, middle, width)
+        yield from self._halve(middle, stop, width)
 
 
-def _places(batch: Batch) -> int:
+def _num_positions(batch: Batch) -> int:
     return batch.source.numel() + batch.target_out.numel()

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate as a pure function, and the moving average of weights."""
+"""The optimizer, its learning-rate schedule, and the moving average of the weights."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from tfm_cli.config.settings import TrainingConfig
 
 
 def learning_rate(update: int, *, peak: float, warmup: int) -> float:
-    """The rate of an update, counted from 1: linear up to `peak`, then falling as 1/sqrt(update).
+    """Return the learning rate of an update, from 1: linear warm-up, then 1/sqrt(update) decay.
 
     With peak = width**-0.5 * warmup**-0.5 it is the paper's width**-0.5 * min(update**-0.5,
     update * warmup**-1.5).
@@ -22,7 +22,7 @@ def learning_rate(update: int, *, peak: float, warmup: int) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay on matrices; norms and biases are left alone.
+    """Return Adam with decoupled weight decay on matrices, and none on norms and biases.
 
     Source: Kingma and Ba 2015; Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
@@ -43,12 +43,12 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 class MovingAverage:
     """An exponential moving average of a model's weights, which translates better than the last.
 
-    Early on the decay is smaller, min(decay, (1 + update) / (10 + update)), so that the random
-    first weights are soon forgotten.
+    Early in training the decay is smaller, min(decay, (1 + update) / (10 + update)), so that the
+    random initial weights are soon forgotten.
 
     Args:
-        model: whose weights are averaged; the average starts as their copy.
-        decay: how much of the average each update keeps; 0 keeps no average at all.
+        model: the average starts as a copy of its weights.
+        decay: the weight of the old average in each update; 0 keeps no average.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -59,22 +59,22 @@ class MovingAverage:
             self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
 
     def current(self) -> dict[str, Tensor]:
-        """The average by name; the model's own weights where no average is kept."""
+        """Return the average by name; the model's own weights if no average is kept."""
         if self._decay:
             return dict(self.weights)
         return {name: p.detach() for name, p in self._model.named_parameters()}
 
     @torch.no_grad()
     def include(self, update: int) -> None:
-        """Take in the weights after an update, counted from 1."""
+        """Include the weights after an update, counted from 1."""
         if self._decay:
-            keep = min(self._decay, (1 + update) / (10 + update))
+            decay = min(self._decay, (1 + update) / (10 + update))
             current = [p.detach() for _, p in self._model.named_parameters()]
-            torch._foreach_lerp_(list(self.weights.values()), current, 1 - keep)
+            torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the average for its weights; after it, its own again, exactly."""
+        """Swap the average into the model inside the block; its own weights return unchanged."""
         if not self._decay:
             yield
             return

@@ -1,4 +1,4 @@
-"""A model in training, on one process or on many: how its loss and its weights are come by."""
+"""A model in training, on one process or several: its loss, gradients and weights."""
 
 import contextlib
 import copy
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch
+from tfm_cli.model.arithmetic import arithmetic
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.data_parallel import (
@@ -23,18 +24,21 @@ from tfm_cli.training.optimizer import MovingAverage
 
 logger = logging.getLogger(__name__)
 
+# Runs of at least so many updates are compiled: compilation takes a minute or two.
+LONG_RUN = 20_000
 
-# B segments, S source pieces, T target pieces, N target pieces that are no padding, D model width
+
+# B segments, S source tokens, T target tokens, N target tokens without padding, D model width
 
 
 def batch_loss(
     model: Transformer, batch: Batch, *, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss of a batch and its summed negative log-likelihood, both scalars."""
+    """Return the summed loss and the summed negative log-likelihood of a batch, both scalars."""
     memory = model.encode(batch.source, batch.source_keep)  # (B, S, D)
     hidden = model.decode(batch.target_in, memory, batch.source_keep)  # (B, T, D)
     return cross_entropy(
-        hidden.flatten(0, 1)[batch.target_positions],  # (N, D): no work is done for padding
+        hidden.flatten(0, 1)[batch.target_positions],  # (N, D): padding costs nothing
         model.output_weight,
         batch.target_out.flatten()[batch.target_positions],  # (N,)
         label_smoothing=label_smoothing,
@@ -43,7 +47,7 @@ def batch_loss(
 
 
 class Objective(nn.Module):
-    """What training makes small, as a module: a batch in, what `batch_loss` says of it out."""
+    """The training loss as a module."""
 
     def __init__(self, model: Transformer, label_smoothing: float) -> None:
         super().__init__()
@@ -51,20 +55,21 @@ class Objective(nn.Module):
         self._label_smoothing = label_smoothing
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss and the summed negative log-likelihood, both scalars."""
+        """Return the summed loss and the summed negative log-likelihood, both scalars."""
         return batch_loss(self.model, batch, label_smoothing=self._label_smoothing)
 
 
 class ParallelModel:
-    """A model among the processes that train it; a class because it holds what wraps the model.
+    """A model on one rank of a process group, together with its training loss.
 
     Args:
-        model: is put on `device`; with several processes it gets the weights of rank 0, and with
-            `fsdp` its parameters become shards. An optimizer is made of them only after this.
+        model: moved to `device`; with several processes it gets the weights of rank 0, and with
+            `fsdp` its parameters become shards. The optimizer must be made after this.
         label_smoothing: see `cross_entropy`.
         strategy: `auto`, `ddp` or `fsdp`.
         parallel: the processes.
-        device: where to compute.
+        device: the device that computes.
+        dtype: arithmetic of the matrix products.
     """
 
     def __init__(
@@ -75,78 +80,78 @@ class ParallelModel:
         strategy: str = "auto",
         parallel: Parallel | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
         self.parallel = parallel or Parallel()
-        self._device = device or torch.device("cpu")
-        self._whole: Transformer | None = None
+        self.device = device or torch.device("cpu")
+        self._dtype = dtype
+        self._unsharded: Transformer | None = None
         self.is_sharded = strategy == "fsdp" and self.parallel.world > 1
         if self.is_sharded:
-            self._whole = copy.deepcopy(model).to("meta")
-        else:  # shards are placed one by one: all together may be too much for a device
-            model.to(self._device)
+            self._unsharded = copy.deepcopy(model).to("meta")
+        else:  # shards are moved one by one: together they may be too large for a device
+            model.to(self.device)
         self._objective = distribute(
             Objective(model, label_smoothing),
             layers=[*model.encoder_layers, *model.decoder_layers],
             strategy="fsdp" if self.is_sharded else "ddp",
             parallel=self.parallel,
-            device=self._device,
+            device=self.device,
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss of a batch and its summed negative log-likelihood, both scalars."""
-        result: tuple[Tensor, Tensor] = self._objective(batch)
-        return result
+        """Return the summed loss and the summed negative log-likelihood of a batch on the device.
 
-    def accumulating(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Inside, a loss and its gradient are computed; shards are told which is the last."""
+        Both are scalars.
+        """
+        with arithmetic(self.device, self._dtype):
+            loss, nll = self._objective(batch)
+        return loss, nll
+
+    def accumulate_gradients(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Accumulate the gradients of a loss inside the block; `is_last` ends the update."""
         self.parallel.record_progress()
         return accumulate_gradients(self._objective, is_last=is_last)
 
     @property
     def num_averaged(self) -> int:
-        """Over how many processes gradients are averaged, where they are wanted summed."""
+        """The number of ranks over which gradients are averaged; 1 where they are summed."""
         return self.parallel.world if self.is_sharded else 1
 
     def all_reduce_gradients(self) -> None:
-        """Let each process have the sum of all gradients; shards have theirs already."""
-        group = None if self.is_sharded else self.parallel.gradient_group(self._device)
+        """Sum the gradients over all ranks; sharded ones are reduced already."""
+        group = None if self.is_sharded else self.parallel.gradient_group(self.device)
         if group is not None:
             all_reduce_gradients(self.model.parameters(), group)
 
     @property
     def eval_model(self) -> Transformer:
-        """The model that is validated: with whole weights, which it may have inside `judging`."""
-        return self.model if self._whole is None else self._whole
+        """The model to validate; if weights are sharded, it has them inside `averaged_weights`."""
+        return self.model if self._unsharded is None else self._unsharded
 
     @contextlib.contextmanager
     def averaged_weights(self, average: MovingAverage) -> Iterator[None]:
-        """Inside, `judged` has the average for its weights, on each process in full."""
-        if self._whole is None:
+        """Load the averaged weights into `eval_model` inside the block, whole on each rank."""
+        if self._unsharded is None:
             with average.in_place():
                 yield
             return
         weights = average.current()
-        self._whole.to_empty(device=self._device)
+        self._unsharded.to_empty(device=self.device)
         with torch.no_grad():
-            for name, parameter in self._whole.named_parameters():
+            for name, parameter in self._unsharded.named_parameters():
                 parameter.copy_(full_tensor(weights[name]))
         try:
             yield
         finally:
-            self._whole.to("meta")
-
-
-# Layers compiled by `torch.compile`, where a run is long enough to pay for it.
-
-# A minute or two of compilation is then a small part of the run.
-LONG_RUN = 20_000
+            self._unsharded.to("meta")
 
 
 def should_compile(settings: TrainingConfig, device: torch.device) -> bool:
-    """Whether to compile: as asked for, or by itself in long runs on a GPU.
+    """Return True if layers should be compiled: as set, or by default in long runs on a GPU.
 
-    Never by itself on a CPU, where compiled layers took 1.6 times as long as plain ones.
+    The default on a CPU is False: compiled layers took 1.6 times as long as plain ones there.
     """
     if settings.compile != "auto":
         return settings.compile == "on"
@@ -155,19 +160,19 @@ def should_compile(settings: TrainingConfig, device: torch.device) -> bool:
 
 
 def compile_layers(model: Transformer) -> None:
-    """Compile each layer for any shape; layers of a kind share what was compiled."""
+    """Compile each layer for any shape; layers of one kind share the compiled code."""
     for layer in _layers(model):
         layer.compile(dynamic=True)
 
 
 def undo_compilation(model: Transformer, error: Exception) -> bool:
-    """Go on with plain layers after an error of the compiler; False where nothing was compiled."""
+    """Return to plain layers after an error of the compiler; False if no layer was compiled."""
     compiled = [layer for layer in _layers(model) if layer._compiled_call_impl is not None]
     for layer in compiled:
         layer._compiled_call_impl = None
     if compiled:
         reason = str(error).strip().split("\n")[0]
-        logger.warning("`torch.compile` failed, going on without it: %s", reason)
+        logger.warning("`torch.compile` failed, continuing without it: %s", reason)
     return bool(compiled)
 
 

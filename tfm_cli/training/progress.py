@@ -1,4 +1,4 @@
-"""What a person and a program get to see of a training run."""
+"""Progress of a training run: lines and a live bar for users, `metrics.jsonl` for programs."""
 
 import contextlib
 import errno
@@ -26,36 +26,36 @@ from tfm_cli.training.events import Logged, UpdateSkipped, Validated
 
 logger = logging.getLogger(__name__)
 
-# What comes of a line that tfm did not write, or not as a whole.
-_NO_METRICS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+# The errors of parsing a line that tfm did not write, or not completely.
+_INVALID_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _MAX_LINE_BYTES = 1 << 20
 _KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "refused"}
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is too large for a number."""
+    """Return exp(loss), or infinity if that overflows."""
     return math.inf if loss >= 700 else math.exp(loss)
 
 
 def progress_line(event: Logged) -> str:
-    """A progress line for a person and for grep."""
+    """Return the line of a progress report, of fixed width."""
     return (
         f"update {event.update:6d}  epoch {event.epoch:3d}  loss {event.loss:6.3f}  "
         f"ppl {perplexity(event.loss):8.2f}  lr {event.learn_rate:.2e}  "
-        f"tgt-tok/s {event.pieces_per_second:6.0f}  grad {event.gradient_norm:5.2f}  "
+        f"tgt-tok/s {event.tokens_per_second:6.0f}  grad {event.gradient_norm:5.2f}  "
         f"time {seconds_text(event.seconds)}"
     )
 
 
 def score_text(metric: str, value: float) -> str:
-    """A metric's name and value; a loss with its perplexity."""
+    """Return the name and value of a metric; a loss with its perplexity."""
     if metric == "loss":
         return f"loss {value:.4f}  ppl {perplexity(value):.2f}"
     return f"{metric} {value:.2f}"
 
 
 def validation_line(event: Validated) -> str:
-    """A validation's line for a person and for grep."""
+    """Return the line of a validation."""
     values = "  ".join(score_text(*each) for each in event.validation.values.items())
     best = "  best" if event.is_best else ""
     return (
@@ -65,36 +65,36 @@ def validation_line(event: Validated) -> str:
 
 
 def skipped_line(event: UpdateSkipped) -> str:
-    """A line for an update that was refused, and what is made of it."""
-    then = "once more at half the learning rate" if event.is_retried else "left out"
+    """Return the line of a skipped update, with the reason and the consequence."""
+    action = "retried at half the learning rate" if event.is_retried else "skipped"
     shown = ", ".join(map(str, event.pairs)) + (", …" if event.num_pairs > len(event.pairs) else "")
     plural = "s" if event.num_pairs > 1 else ""
     return (
-        f"update {event.update}: {then}, as the loss is {event.loss:.4g} and the gradient norm "
+        f"update {event.update}: {action}, as the loss is {event.loss:.4g} and the gradient norm "
         f"{event.gradient_norm:.4g}; {event.num_pairs} training pair{plural}: {shown}; "
-        f"{event.count} refused so far"
+        f"{event.count} skipped so far"
     )
 
 
 class MetricsFile:
-    """`metrics.jsonl`: an object for each progress line, validation and refused update."""
+    """`metrics.jsonl`: a JSON object for each progress line, validation and skipped update."""
 
     def __init__(self, path: Path, *, update: int) -> None:
-        """Go on after `update`: later lines, of a run that was cut off, are dropped."""
+        """Continue a file after `update`: later lines, of an interrupted run, are dropped."""
         self._path = path
-        self._size = 0  # bytes of the lines that were written
+        self._num_bytes = 0  # of the lines that were written
         self._unwritten: list[bytes] = []
-        self._keep_only(lambda facts: bool(facts["update"] <= update))
+        self._filter(lambda facts: bool(facts["update"] <= update))
 
     def drop_unscheduled(self) -> None:
-        """Drop validations that were made only because training ended there, as it no longer does.
+        """Drop validations that were made only because the run was about to end.
 
-        The file then is that of a run which never stopped.
+        The file then equals that of an unbroken run.
         """
-        self._keep_only(lambda facts: bool(facts.get("scheduled", True)))
+        self._filter(lambda facts: bool(facts.get("scheduled", True)))
 
     def add(self, event: Logged | Validated | UpdateSkipped) -> None:
-        """Append what happened."""
+        """Append the line of an event."""
         fields: dict[str, Any] = {"event": _KINDS[type(event)]}
         fields |= {"update": event.update, "epoch": event.epoch}
         if isinstance(event, UpdateSkipped):
@@ -111,7 +111,7 @@ class MetricsFile:
                 "loss": event.loss,
                 "ppl": perplexity(event.loss),
                 "learn_rate": event.learn_rate,
-                "target_pieces_per_second": event.pieces_per_second,
+                "target_pieces_per_second": event.tokens_per_second,
                 "gradient_norm": event.gradient_norm,
                 "seconds": event.seconds,
             }
@@ -126,14 +126,14 @@ class MetricsFile:
             if isinstance(value, float) and not math.isfinite(value):
                 fields[name] = None  # JSON has no such number
         self._unwritten.append(json.dumps(fields).encode() + b"\n")
-        with contextlib.suppress(OSError):  # `sync` tries again before anything is made of it
+        with contextlib.suppress(OSError):  # `sync` tries again before the next checkpoint
             self._write(synced=False)
 
     def sync(self) -> None:
-        """Make sure of all lines so far: no checkpoint should know of what is missing here.
+        """Write all lines to the disk, before a checkpoint that comes after them.
 
         Raises:
-            ResourceError: they could not be written.
+            OutputError: they could not be written.
         """
         try:
             self._write(synced=True)
@@ -141,21 +141,21 @@ class MetricsFile:
             raise output_error(self._path, error) from error
 
     def _write(self, *, synced: bool) -> None:
-        self._leave_links()
+        self._break_hard_links()
         with durable.open_for_update(self._path) as stream:
-            if stream.seek(0, os.SEEK_END) > self._size:  # part of a line that did not fit
-                stream.seek(self._size)
+            if stream.seek(0, os.SEEK_END) > self._num_bytes:  # part of a line that did not fit
+                stream.seek(self._num_bytes)
                 stream.truncate()
             stream.writelines(self._unwritten)
             if synced:
                 durable.sync(stream)
             else:
                 stream.flush()
-            self._size = stream.tell()
+            self._num_bytes = stream.tell()
             self._unwritten.clear()
 
-    def _leave_links(self) -> None:
-        """Go on with a copy where the file got another name meanwhile, such as in a backup."""
+    def _break_hard_links(self) -> None:
+        """Replace the file by a copy if it has got another name, such as in a backup."""
         try:
             check_private(self._path)
         except NotPrivateError as error:
@@ -174,24 +174,25 @@ class MetricsFile:
         except OSError as error:
             raise output_error(self._path, error) from error
 
-    def _keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        kept = []
+    def _filter(self, select: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrite the file without the lines that are invalid or not selected."""
+        lines = []
         for line in self._lines():
-            with contextlib.suppress(*_NO_METRICS):
-                if wanted(json.loads(line)):
-                    kept.append(line.removesuffix(b"\n") + b"\n")
+            with contextlib.suppress(*_INVALID_LINE):
+                if select(json.loads(line)):
+                    lines.append(line.removesuffix(b"\n") + b"\n")
         with atomic_file(self._path, follow=False) as stream:
-            stream.writelines(kept)
-        self._size = sum(map(len, kept))
+            stream.writelines(lines)
+        self._num_bytes = sum(map(len, lines))
 
 
 class Display:
-    """Shows a run on stderr: a live bar on a terminal, plain lines everywhere else."""
+    """The progress of a run on standard error: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, *, total: int | None, done: int) -> None:
         self._live: Progress | None = None
         if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
-            self._live = Progress(  # all of it fits into 80 columns
+            self._live = Progress(  # fits into 80 columns
                 TextColumn("{task.completed}{task.fields[of]}"),
                 BarColumn(bar_width=5),
                 TextColumn("{task.fields[facts]}"),
@@ -217,32 +218,32 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def logged(self, event: Logged) -> None:
-        """Show progress."""
+    def show_progress(self, event: Logged) -> None:
+        """Update the bar, or log a progress line."""
         if self._live is None:
             logger.info("%s", progress_line(event))
             return
         facts = (
             f"loss {event.loss:.2f} ppl {perplexity(event.loss):.3g} lr {event.learn_rate:.1e} "
-            f"{event.pieces_per_second:.0f} tok/s{self._best}"
+            f"{event.tokens_per_second:.0f} tok/s{self._best}"
         )
         self._live.update(self._task, completed=event.update, facts=facts)
 
-    def validated(self, event: Validated) -> None:
-        """Show a validation; it stays on the screen."""
+    def show_validation(self, event: Validated) -> None:
+        """Log a validation, which stays on the screen."""
         if event.is_best and "bleu" in event.validation.values:
             self._best = f" BLEU {event.validation.values['bleu']:.1f}"
-        with self._above():
+        with self._above_bar():
             logger.info("%s", validation_line(event))
 
-    def refused(self, event: UpdateSkipped) -> None:
-        """Show that an update was refused."""
-        with self._above():
+    def show_skipped(self, event: UpdateSkipped) -> None:
+        """Log a warning for a skipped update."""
+        with self._above_bar():
             logger.warning("%s", skipped_line(event))
 
     @contextlib.contextmanager
-    def _above(self) -> Iterator[None]:
-        """Inside, lines are written above the bar."""
+    def _above_bar(self) -> Iterator[None]:
+        """Write the lines of the block above the bar."""
         if self._live is None:
             yield
             return

@@ -1,9 +1,10 @@
-"""A training run from its settings to a model on disk; shows and saves what the loop yields."""
+"""A training run, from its settings to a model on the disk."""
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from tfm_cli.training import checkpoint, run_directory
 from tfm_cli.training.artifacts import RunWriter
 from tfm_cli.training.batches import Planner
 from tfm_cli.training.data import Corpora, load_corpora
-from tfm_cli.training.events import CheckpointDue, Stopped
+from tfm_cli.training.events import CheckpointDue, Event, Stopped
 from tfm_cli.training.initialization import (
     check_same_text,
     initialize_model,
@@ -41,7 +42,12 @@ from tfm_cli.training.initialization import (
 )
 from tfm_cli.training.interruption import interruption, record_signals
 from tfm_cli.training.loop import train
-from tfm_cli.training.memory import fit, initial_micro_batch, out_of_memory, resolve_batch_size
+from tfm_cli.training.memory import (
+    fit_micro_batch,
+    initial_micro_batch,
+    out_of_memory_error,
+    resolve_batch_size,
+)
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, compile_layers, should_compile
 from tfm_cli.training.progress import Display, score_text
@@ -59,13 +65,31 @@ from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
 from tfm_cli.training.validation import (
     Validation,
+    ValidationOptions,
+    ValidationText,
     translator_factory,
     uses_native_engine,
-    validator,
+    validate,
 )
 from tfm_cli.translation.search_engine import SearchOptions
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRun:
+    """The parts of a run that is ready to train."""
+
+    config: RunConfig
+    output: Path
+    corpora: Corpora
+    parallel_model: ParallelModel
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage
+    state: TrainState
+    planner: Planner
+    dtype: torch.dtype
+    limit: TimeLimit
 
 
 def run(
@@ -76,26 +100,39 @@ def run(
     parallel: Parallel | None = None,
     limit: TimeLimit | None = None,
 ) -> None:
-    """Train as the settings say until there is a reason to stop.
+    """Train with some settings until there is a reason to stop.
 
     Args:
         config: all settings.
-        output: becomes a model directory, of rank 0, who alone writes.
-        resume: whether it holds a run to go on with, as `output_dir.can_resume` found; else what
-            is left of another model in it is removed. Rank 0 decides.
+        output: becomes a model directory; only rank 0 writes.
+        resume: resume the run in it, as `run_directory.can_resume` found; otherwise the files of
+            another model in it are removed. That of rank 0 counts.
         parallel: the processes that train together, connected.
-        limit: when the command has to end; by default counted from now.
+        limit: the time limit of the command; by default it starts now.
 
     Raises:
-        ConfigError: the text is not the one the run began with, or processes do not agree.
+        ConfigError: the text is not the one the run began with, or the ranks differ.
         DataError: the text cannot be learned from.
         ModelError: no checkpoint is whole, or the model to start from cannot be used.
         ResourceError: memory, disk or device do not suffice.
-        DivergedError: loss or gradient was no finite number.
+        DivergedError: the loss or the gradient was not finite.
         Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
-    limit = limit or TimeLimit(config.training.max_time)
-    parallel = parallel or Parallel()
+    train_and_record(
+        prepare(
+            config,
+            output,
+            resume=resume,
+            parallel=parallel or Parallel(),
+            limit=limit or TimeLimit(config.training.max_time),
+        )
+    )
+
+
+def prepare(
+    config: RunConfig, output: Path, *, resume: bool, parallel: Parallel, limit: TimeLimit
+) -> TrainingRun:
+    """Load or make all parts of a run; see `run`."""
     set_deterministic(config.training.deterministic)
     device = torch.device(str(resolve_device(parallel.device(config.training.device))))
     dtype = resolve_precision(config.training.precision, device)
@@ -105,131 +142,170 @@ def run(
     check_ranks_agree(facts | code_versions(parallel), parallel)
 
     (resume,) = map(bool, parallel.all_max([resume and parallel.is_main]))
-    saved, settled, model = None, None, None
+    saved, tokenizers, model = None, None, None
     if parallel.is_main:
         saved = checkpoint.newest(output / CHECKPOINTS) if resume else None
-        settled, model = load_initial_parts(config, output, resume=resume)
+        tokenizers, model = load_initial_parts(config, output, resume=resume)
     corpora = load_corpora_on_all_ranks(
-        partial(load_corpora, config, output=output), settled, parallel
+        partial(load_corpora, config, output=output), tokenizers, parallel
     )
-    tokenizers = corpora.tokenizers
     references = [target for _, target in corpora.valid_pairs]
     config = with_bleu_tokenizer(config, output, references, resume=resume, parallel=parallel)
-    if model is None:
-        model = initialize_model(config, tokenizers)
-    model.recomputes_activations = config.training.activation_checkpointing
-    if should_compile(config.training, device):
-        compile_layers(model)
-    parallel_model = ParallelModel(
-        model,
-        label_smoothing=config.training.label_smoothing,
-        strategy=config.parallel.strategy,
-        parallel=parallel,
-        device=device,
+    parallel_model = _parallel_model(
+        model or initialize_model(config, corpora.tokenizers), config, parallel, device, dtype
     )
-    optimizer = make_optimizer(model, config.training)
-    average = MovingAverage(model, config.training.ema_decay)
+    optimizer = make_optimizer(parallel_model.model, config.training)
+    average = MovingAverage(parallel_model.model, config.training.ema_decay)
     if saved is not None:
         check_same_text(output, saved.text_sha256, corpora.sha256())
     if resume:
-        checkpoint.restore(saved, model, average, optimizer, parallel)
+        checkpoint.restore(saved, parallel_model.model, average, optimizer, parallel)
     state = broadcast_state(TrainState() if saved is None else saved.state, parallel)
     if parallel.is_main:
-        if not resume:
-            run_directory.clear(output, keep=tokenizers.files())
-        run_directory.begin(output)
-        save_config(output, config, tokenizers)
-        run_directory.unmark(output)
+        _begin_directory(config, output, corpora, resume=resume)
         parallel.set_flag("begun")
-    if parallel.local_rank == 0:  # each machine has prepared its own
-        corpora.forget_older()
+    if parallel.local_rank == 0:  # each machine has prepared its own text
+        corpora.remove_outdated()
 
-    keeper = RunWriter(
-        config,
-        output,
-        corpora,
-        parallel_model,
-        average,
-        optimizer,
-        state,
-        arithmetic=f"{precision_name(dtype)} on {device.type}",
+    planner = _planner(
+        config, corpora, corpora.train, device, parallel, previous_micro_batch=state.micro_batch
     )
-    planner = _planner(config, corpora, corpora.train, device, parallel, before=state.micro_batch)
-    if (
-        not parallel_model.is_sharded
-    ):  # there, a process that ran out of memory would leave others waiting
-        may_shrink = not config.training.micro_batch
-        planner = fit(
+    # With shards, a rank that ran out of memory would leave the others waiting.
+    if not parallel_model.is_sharded:
+        planner = fit_micro_batch(
             planner,
-            model,
-            may_shrink=may_shrink,
+            parallel_model.model,
+            may_shrink=not config.training.micro_batch,
             has_moments=resume,
             device=device,
             dtype=dtype,
         )
     planner = with_smallest_micro_batch(planner, parallel)
-    _say_what_begins(config, planner, model, device, dtype)
+    _log_start(config, planner, parallel_model, dtype)
     if resume:
-        logger.info("going on after update %d of `%s`", state.update, output)
+        logger.info("resuming after update %d of `%s`", state.update, output)
         log_batches_per_update(state, config.training.update_freq, parallel.world)
-    limit.disarm()  # from here on there is something to save
+    return TrainingRun(
+        config=config,
+        output=output,
+        corpora=corpora,
+        parallel_model=parallel_model,
+        optimizer=optimizer,
+        average=average,
+        state=state,
+        planner=planner,
+        dtype=dtype,
+        limit=limit,
+    )
+
+
+def _parallel_model(
+    model: Transformer,
+    config: RunConfig,
+    parallel: Parallel,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> ParallelModel:
+    model.recomputes_activations = config.training.activation_checkpointing
+    if should_compile(config.training, device):
+        compile_layers(model)
+    return ParallelModel(
+        model,
+        label_smoothing=config.training.label_smoothing,
+        strategy=config.parallel.strategy,
+        parallel=parallel,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _begin_directory(config: RunConfig, output: Path, corpora: Corpora, *, resume: bool) -> None:
+    """Remove the files of another model unless the run is resumed, and save the settings."""
+    if not resume:
+        run_directory.clear(output, except_names=corpora.tokenizers.files())
+    run_directory.begin(output)
+    save_config(output, config, corpora.tokenizers)
+    run_directory.unmark(output)
+
+
+def train_and_record(run: TrainingRun) -> None:
+    """Train, display and save the events of the loop, and log the reason for the end.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint was saved.
+    """
+    config, state, parallel = run.config, run.state, run.parallel_model.parallel
+    device = run.parallel_model.device
+    writer = RunWriter(
+        config,
+        run.output,
+        run.corpora,
+        run.parallel_model,
+        run.average,
+        run.optimizer,
+        state,
+        arithmetic=f"{precision_name(run.dtype)} on {device.type}",
+    )
+    run.limit.disarm()  # from here on there is something to save
     with record_signals(parallel.world) as signalled:
+        stop_reason = interruption(
+            state,
+            signalled,
+            max_time=config.training.max_time,
+            began=run.limit.began,
+            parallel=parallel,
+            saving_seconds=lambda: run.limit.saving_seconds,
+        )
         events = train(
-            parallel_model,
-            planner,
-            optimizer,
-            average,
+            run.parallel_model,
+            run.planner,
+            run.optimizer,
+            run.average,
             state,
             config,
-            validate=_validation(config, corpora, parallel_model, device, limit),
-            interrupted=interruption(
-                state,
-                signalled,
-                max_time=config.training.max_time,
-                began=limit.began,
-                parallel=parallel,
-                saving_seconds=lambda: limit.saving_seconds,
-            ),
-            device=device,
-            dtype=dtype,
+            validate=_validation(run),
+            interrupted=stop_reason,
         )
-        total = config.training.max_updates or None
-        stopped = None
-        with Display(total=total, done=state.update) as display:
-            try:
-                for event in events:
-                    if isinstance(event, Stopped):
-                        stopped = event
-                        continue
-                    began = time.monotonic()
-                    keeper.keep(event, display)
-                    if isinstance(event, CheckpointDue):
-                        limit.saving_seconds = time.monotonic() - began
-            except DivergedError as error:
-                if parallel.is_main:
-                    error.hint = f"{error.hint}; {keeper.last_good(error.since)}"
+        try:
+            stopped = _record(run, events, writer)
+        except DivergedError as error:
+            if not parallel.is_main:
                 raise
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                raise out_of_memory(device) from error
-        (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written all by then
-    assert stopped is not None
+            hint = f"{error.hint}; {writer.last_good(error.since)}"
+            raise DivergedError(str(error), hint=hint, since=error.since) from error
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise out_of_memory_error(device) from error
+        (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written everything by then
     line = stopped.reason
     if parallel.is_main:
-        line = _what_ended(output, config.validation.metrics[0], state, stopped)
+        line = _closing_line(run.output, config.validation.metrics[0], state, stopped)
     if signal_number and not stopped.is_complete:
         raise Interrupted(line, signal_number=signal_number)
     logger.info("%s", line)
 
 
-def _validation(
-    config: RunConfig,
-    corpora: Corpora,
-    parallel_model: ParallelModel,
-    device: torch.device,
-    limit: TimeLimit,
-) -> Callable[[], Validation] | None:
+def _record(run: TrainingRun, events: Iterator[Event], writer: RunWriter) -> Stopped:
+    """Display and save all events, and return the last one."""
+    stopped = None
+    total = run.config.training.max_updates or None
+    with Display(total=total, done=run.state.update) as display:
+        for event in events:
+            if isinstance(event, Stopped):
+                stopped = event
+                continue
+            began = time.monotonic()
+            writer.write(event, display)
+            if isinstance(event, CheckpointDue):
+                run.limit.saving_seconds = time.monotonic() - began
+    assert stopped is not None
+    return stopped
+
+
+def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
+    """Return a function that validates the current weights; None without validation text."""
+    config, corpora, device = run.config, run.corpora, run.parallel_model.device
     if corpora.valid is None:
         return None
     dtype = validation_precision(config.training.precision, device)
@@ -238,26 +314,30 @@ def _validation(
         planner.batch(part)
         for pool in range(planner.order.num_pools)
         for pairs in planner.order.batches(0, pool)
-        for part in planner.parts(pairs)
+        for part in planner.split(pairs)
     ]
-    search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
-    model = parallel_model.eval_model
-    options = SearchOptions(settings=search, scores=False, stops_loops=True, check=limit.check)
-    tokenizers = corpora.tokenizers
-    return validator(
-        model,
+    text = ValidationText(
         batches,
         [source for source, _ in corpora.valid_pairs],
         [target for _, target in corpora.valid_pairs],
-        translator_factory(model, tokenizers, config, options, device=device, dtype=dtype),
+    )
+    search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
+    search_options = SearchOptions(
+        settings=search, scores=False, stops_loops=True, check=run.limit.check
+    )
+    model = run.parallel_model.eval_model
+    translators = translator_factory(
+        model, corpora.tokenizers, config, search_options, device=device, dtype=dtype
+    )
+    options = ValidationOptions(
         metrics=config.validation.metrics,
         tokenize=config.validation.tokenize,
         device=device,
         dtype=dtype,
-        parallel=parallel_model.parallel,
-        check=limit.check,
+        check=run.limit.check,
         threads=torch.get_num_threads() if uses_native_engine(device) else 1,
     )
+    return partial(validate, model, text, translators, options, run.parallel_model.parallel)
 
 
 def _planner(
@@ -267,7 +347,7 @@ def _planner(
     device: torch.device,
     parallel: Parallel | None = None,
     *,
-    before: int = 0,
+    previous_micro_batch: int = 0,
 ) -> Planner:
     parallel = parallel or Parallel()
     settings = resolve_batch_size(config.training, config.preset)
@@ -282,7 +362,7 @@ def _planner(
         store=store,
         order=order,
         batches_per_update=settings.update_freq * parallel.world,
-        micro_batch=initial_micro_batch(settings, device, before=before),
+        micro_batch=initial_micro_batch(settings, device, before=previous_micro_batch),
         pins=device.type == "cuda",
         start_id=corpora.tokenizers.target.start_id,
         eos_id=corpora.tokenizers.target.eos_id,
@@ -292,49 +372,47 @@ def _planner(
     )
 
 
-def _say_what_begins(
-    config: RunConfig,
-    planner: Planner,
-    model: Transformer,
-    device: torch.device,
-    dtype: torch.dtype,
+def _log_start(
+    config: RunConfig, planner: Planner, parallel_model: ParallelModel, dtype: torch.dtype
 ) -> None:
+    """Log the size of the model, the devices, and the batches of an epoch."""
+    device = parallel_model.device
     store, order = planner.store, planner.order
-    plan = order.batches(0, 0)
-    parts = [part for pairs in plan for part in planner.parts(pairs)]
-    many = counted(len(plan) * order.num_pools, "batch", "batches")
-    many = many if order.num_pools == 1 else f"about {many}"
-    place = f"{device}"
+    batches = order.batches(0, 0)
+    parts = [part for pairs in batches for part in planner.split(pairs)]
+    num_batches = counted(len(batches) * order.num_pools, "batch", "batches")
+    if order.num_pools > 1:
+        num_batches = f"about {num_batches}"
+    devices = f"{device}"
     if planner.world > 1:
         strategy = "fsdp" if config.parallel.strategy == "fsdp" else "ddp"
-        place = f"{planner.world} processes ({strategy}), {device.type} each"
+        devices = f"{planner.world} processes ({strategy}), {device.type} each"
     logger.info(
         "model: %s, %s parameters, %s on %s; %s an epoch, %.1f %% padding",
         config.preset,
-        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{sum(p.numel() for p in parallel_model.model.parameters()):,}",
         precision_name(dtype),
-        place,
-        many,
+        devices,
+        num_batches,
         100 * padding_share(parts, store.source.lengths, store.target.lengths),
     )
     if device.type != "cpu" and not config.training.deterministic:
         logger.info(
-            "%s: the same run again may differ in the last digits; not with `--deterministic`",
-            device,
+            "%s: repeated runs may differ in the last digits, unless with `--deterministic`", device
         )
 
 
-def _what_ended(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:
-    """The closing line: why, how good, how long, where."""
-    words = [f"stopped after update {state.update}: {stopped.reason}"]
-    kept = weights_facts(output)
-    if kept is not None and metric in kept.scores:
-        words.append(f"best {score_text(metric, kept.scores[metric])} at update {kept.update}")
+def _closing_line(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:
+    """Return the reason for the end, the best score, the time and the directory."""
+    parts = [f"stopped after update {state.update}: {stopped.reason}"]
+    best = weights_facts(output)
+    if best is not None and metric in best.scores:
+        parts.append(f"best {score_text(metric, best.scores[metric])} at update {best.update}")
     if state.refused:
-        words.append(f"{state.refused} times no finite gradient")
-    words.append(f"trained {seconds_text(state.train_seconds)}")
-    words.append(f"model in `{output}`" if kept else f"no model in `{output}` yet")
+        parts.append(f"{counted(state.refused, 'update')} skipped or retried")
+    parts.append(f"trained {seconds_text(state.train_seconds)}")
+    parts.append(f"model in `{output}`" if best else f"no model in `{output}` yet")
     if not stopped.is_complete:
-        is_saved = bool(checkpoint.all_paths(output / CHECKPOINTS))
-        words.append(f"the same command {'goes on' if is_saved else 'begins anew'}")
-    return "; ".join(words)
+        is_saved = bool(checkpoint.checkpoint_paths(output / CHECKPOINTS))
+        parts.append("repeat the command to resume" if is_saved else "the command would start over")
+    return "; ".join(parts)

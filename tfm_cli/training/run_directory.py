@@ -1,4 +1,4 @@
-"""The directory a run writes: whether there is a run to go on with, and what may be replaced."""
+"""The output directory of a run: its lock, the run in it that can be resumed, and its ownership."""
 
 import contextlib
 import datetime
@@ -55,44 +55,42 @@ from tfm_cli.model_directory.config_file import load_config
 logger = logging.getLogger(__name__)
 
 
-# One run at a time in a directory; a lock that a dead process left does not count.
-
-_BEGINNING = b'{"pid": '
-_TELLING_SECONDS = 0.5  # from taking the lock to having told by whom it was taken
+_LOCK_PREFIX = b'{"pid": '
+_HOLDER_SECONDS = 0.5  # between locking the file and writing the holder into it
 
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Inside, no other process trains into `output`, which exists.
+    """Lock `output` inside the block, so that no other process trains into it; make it if needed.
 
-    The system lets go of the lock of a process that ends, however it does. If `output` is new and
-    empty at the end, it is removed again.
+    The system releases the lock of a process that ends in any way. If `output` is new and empty at
+    the end, it is removed again.
 
     Raises:
-        ResourceError: another process trains into it: names that process, its machine and since
-            when; or the directory, or the lock in it, cannot be written.
+        ResourceError: another process trains into it (the message has that process, its machine and
+            its start); or the directory, or the lock in it, cannot be written.
     """
     check_writable(output, folder=True)
     missing = [folder for folder in (output, *output.parents) if not folder.exists()]
     path = output / LOCK_FILE
     try:
         durable.make_directory(output)
-        stream = _taken(path, output)
+        stream = _acquire(path, output)
     except OSError as error:
         raise output_error(output, error) from error
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            durable.remove(path)  # while it is held, so that it is nobody else's
+            durable.remove(path)  # while it is held: afterwards it may belong to another process
         stream.close()
         with contextlib.suppress(OSError):  # it is not empty
             for folder in missing:
                 durable.remove(folder)
 
 
-def _taken(path: Path, output: Path) -> BinaryIO:
-    """The lock file, open and held."""
+def _acquire(path: Path, output: Path) -> BinaryIO:
+    """Return the lock file, open and locked."""
     while True:
         stream = durable.open_for_update(path)
         try:
@@ -100,19 +98,19 @@ def _taken(path: Path, output: Path) -> BinaryIO:
         except BlockingIOError as error:
             with stream:
                 raise ResourceError(
-                    f"{output}: {_holder(stream)}",
-                    hint="wait for its end, end it, or name another `--output`",
+                    f"{output}: {_describe_holder(stream)}",
+                    hint="wait for its end, stop it, or name another `--output`",
                 ) from error
         except OSError as error:
-            logger.warning("%s: no lock against a second run: %s", output, error.strerror)
+            logger.warning("%s: cannot be locked against a second run: %s", output, error.strerror)
             return stream
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), path.lstat()):
                 break
-        stream.close()  # another process has just ended, and this was its lock
+        stream.close()  # it was the lock of a process that has just ended and removed it
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(stream.close)
-        if os.pread(stream.fileno(), len(_BEGINNING), 0) not in (b"", _BEGINNING):
+        if os.pread(stream.fileno(), len(_LOCK_PREFIX), 0) not in (b"", _LOCK_PREFIX):
             raise NotPrivateError(errno.EEXIST, NOT_OURS, str(path))
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
@@ -123,39 +121,39 @@ def _taken(path: Path, output: Path) -> BinaryIO:
     return stream
 
 
-def _holder(stream: BinaryIO) -> str:
-    until = time.monotonic() + _TELLING_SECONDS
+def _describe_holder(stream: BinaryIO) -> str:
+    deadline = time.monotonic() + _HOLDER_SECONDS
     while True:
         with contextlib.suppress(ValueError, KeyError):
             facts = parse_json_object(os.pread(stream.fileno(), 1 << 10, 0))
             pid, host, since = (str(facts[name])[:80] for name in ("pid", "host", "since"))
-            return f"process {pid} on {host} trains into it since {since}"
-        if time.monotonic() > until:
-            return "another process trains into it"
+            return f"process {pid} on {host} has been training into it since {since}"
+        if time.monotonic() > deadline:
+            return "another process is training into it"
         time.sleep(0.02)
 
 
-# The settings go last when all is removed, so that what is left is still known as ours.
+# In the order of their removal. The settings are last: they prove that the other files are ours.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
 
 
 def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
-    """Whether `output` holds a run to go on with; False where one can begin there.
+    """Return True if `output` holds a run to resume, False if a new run can begin there.
 
-    Needs no torch, so it can be asked before any work.
+    This needs no torch, so it can be called before any work.
 
     Raises:
         ResourceError: the directory could not be written.
-        ConfigError: it holds something else, a run with other settings, a model that cannot be
-            gone on with, or the one to start from.
+        ConfigError: it holds other files, a run with other settings, a model without checkpoints,
+            or the pretrained model.
         ModelError: its `config.json` is torn.
     """
     check_output(config, output, overwrite=overwrite)
     pretrained = config.training.pretrained_model
     if overwrite and pretrained and output.exists() and _is_same(Path(pretrained), output):
         raise ConfigError(
-            f"{output}: is the model to start from, which `--overwrite` would remove",
+            f"{output}: is the pretrained model, which `--overwrite` would remove",
             hint="name another `--output`",
         )
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
@@ -171,41 +169,43 @@ def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
         )
     if WEIGHTS_FILE in entries and CHECKPOINTS not in entries:
         raise ConfigError(
-            f"{output}: holds a trained model, but no `{CHECKPOINTS}` to go on from",
+            f"{output}: holds a trained model, but no `{CHECKPOINTS}` to resume from",
             hint=f"use it by `--pretrained-model {output}` and another `--output`, "
             "or start again with `--overwrite`",
         )
     if any((output / CHECKPOINTS).glob("update-*")):
         return True
-    logger.info("%s: was ended before its first checkpoint; it begins again", output)
+    logger.info("%s: the run in it ended before its first checkpoint; starting over", output)
     return False
 
 
 def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
-    """Refuse an output directory that is not ours to change; nothing in it is touched.
+    """Raise an error if an output directory is not ours to change; nothing in it is touched.
 
-    It must be new, be empty, hold a `config.json` of ours, or be marked as that of a run that
-    began. What a run of version 0.1 left, that was killed before its `config.json`, is accepted if
-    each entry is proven to be of it.
+    It must be new, be empty, hold a `config.json` of ours, or have the marker of a run that began.
+    The remains of a run of version 0.1 that was killed before its `config.json` are accepted if
+    each entry is proven to be one of them.
 
     Raises:
-        ResourceError: it could not be written, or a name that is ours leads to something else.
-        ConfigError: it holds something else, or a link where a directory of ours would be.
+        ResourceError: it could not be written, or one of our names is a link.
+        ConfigError: it holds other files, or a link in place of one of our directories.
     """
     check_writable(output, folder=True)
     if not output.is_dir():
         return
     with inspecting(output):
-        _refuse_links(config, output)
+        _check_links(config, output)
         entries = sorted(path.name for path in output.iterdir())
         if CONFIG_FILE in entries:
-            is_ours = holds_model(output) or not overwrite  # its reader tells if it is torn
+            is_ours = holds_model(output) or not overwrite  # whether it is torn is checked later
         else:
             is_ours = holds_marker(output)
         if is_ours:
             return
-        began = LOCK_FILE in entries or any(map(_is_temporary, entries))
-        foreign = [name for name in entries if not _is_of_beginning(output / name, began=began)]
+        has_begun = LOCK_FILE in entries or any(map(_is_temporary, entries))
+        foreign = [
+            name for name in entries if not _is_early_file(output / name, has_begun=has_begun)
+        ]
     if foreign:
         shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (" …" if foreign[3:] else "")
         raise ConfigError(
@@ -214,26 +214,27 @@ def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) ->
         )
 
 
-def _refuse_links(config: RunConfig, output: Path) -> None:
-    """Refuse names of ours that lead elsewhere: what is written there is not for this directory."""
+def _check_links(config: RunConfig, output: Path) -> None:
+    """Raise an error if one of our names in the directory is a link or not of the expected kind."""
     for name in (CHECKPOINTS, *(() if config.data.cache else (CORPUS,))):
         path = output / name
         if path.is_symlink():
             hint = "link the whole output directory instead"
             if name == CORPUS:
-                hint = "remove the link, and name the place by `--data-cache`"
-            raise ConfigError(f"{path}: is a symbolic link, wanted a directory", hint=hint)
+                hint = "remove the link, and name its target by `--data-cache`"
+            raise ConfigError(f"{path}: is a symbolic link, expected a directory", hint=hint)
         if os.path.lexists(path) and not path.is_dir():
             raise ConfigError(f"{path}: is not a directory", hint="name another `--output`")
-    place = output / CHECKPOINTS / ON_SCHEDULE
-    if os.path.lexists(place) and not is_scheduled_best(place):
-        odd = (
-            sorted({path.name for path in place.iterdir()} - {WEIGHTS_FILE, CARD_FILE})
-            if place.is_dir()
-            else []
+    best = output / CHECKPOINTS / ON_SCHEDULE
+    if os.path.lexists(best) and not is_scheduled_best(best):
+        entries = {path.name for path in best.iterdir()} if best.is_dir() else set()
+        foreign = sorted(entries - {WEIGHTS_FILE, CARD_FILE})
+        reason = (
+            f"has an entry that tfm did not write: `{foreign[0]}`"
+            if foreign
+            else "is not a directory"
         )
-        told = f"has what tfm did not write there: `{odd[0]}`" if odd else "is not a directory"
-        raise ConfigError(f"{place}: {told}", hint="move it away, or name another `--output`")
+        raise ConfigError(f"{best}: {reason}", hint="move it away, or name another `--output`")
     for name in (*_FILES, LOCK_FILE, MARKER_FILE):
         check = check_private if name in _CHANGED_IN_PLACE else check_replaceable
         try:
@@ -245,12 +246,12 @@ def _refuse_links(config: RunConfig, output: Path) -> None:
         raise output_error(output, NotPrivateError(errno.EEXIST, NOT_OURS, str(marker)))
 
 
-def _is_of_beginning(path: Path, *, began: bool) -> bool:
-    """Return True for an entry that a run may leave that was killed before its `config.json`.
+def _is_early_file(path: Path, *, has_begun: bool) -> bool:
+    """Return True for an entry that a run may have left if it was killed before its `config.json`.
 
     Args:
         path: of the entry.
-        began: whether something else shows that there was such a run.
+        has_begun: another entry proves that there was such a run.
     """
     name = path.name
     if name in (LOCK_FILE, MARKER_FILE):
@@ -258,8 +259,8 @@ def _is_of_beginning(path: Path, *, began: bool) -> bool:
     if _is_temporary(name):
         return True
     if name in TOKENIZER_FILES:
-        return began
-    if name == CHECKPOINTS:  # what is in it needs the settings
+        return has_begun
+    if name == CHECKPOINTS:  # a checkpoint is written after the settings
         return is_checkpoints_directory(path) and all(
             is_temporary(entry.name) for entry in path.iterdir()
         )
@@ -274,16 +275,15 @@ def _is_temporary(name: str) -> bool:
 def check_inputs_not_overwritten(
     config: RunConfig, output: Path, *, resume: bool, more: Iterable[str | Path] = ()
 ) -> None:
-    """Refuse an output directory whose files a run would replace or remove while it reads them.
+    """Raise an error if a run would replace or remove its own inputs in the output directory.
 
-    Other inputs may lie in it: they stay as they are.
+    Inputs that stay as they are may lie in it.
 
     Args:
         config: names the inputs.
         output: of the run.
-        resume: whether a run is resumed, which reads no pretrained model and keeps its
-            tokenizers.
-        more: inputs that the settings do not name.
+        resume: the run is resumed: it reads no pretrained model and keeps its tokenizers.
+        more: inputs that are not in the settings.
 
     Raises:
         ConfigError: names the input.
@@ -302,11 +302,11 @@ def check_inputs_not_overwritten(
             inputs += [f"{model}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES)]
     replaced = _replaced(config, Path(os.path.realpath(output)), resume=resume)
     for name in inputs:
-        place = Path(os.path.realpath(name))
+        path = Path(os.path.realpath(name))
         if name == "-":
             is_replaced, name = _is_stdin_among(replaced), "standard input"
         else:
-            is_replaced, name = any(map(place.is_relative_to, replaced)), f"`{name}`"
+            is_replaced, name = any(map(path.is_relative_to, replaced)), f"`{name}`"
         if is_replaced:
             raise ConfigError(
                 f"{output}: would replace or remove {name}, which is read",
@@ -315,7 +315,7 @@ def check_inputs_not_overwritten(
 
 
 def _is_stdin_among(paths: Iterable[Path]) -> bool:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or no file
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         status = os.fstat(sys.stdin.fileno())
         for path in paths:
             files = [path, *path.rglob("*")] if path.is_dir() else [path]
@@ -325,9 +325,9 @@ def _is_stdin_among(paths: Iterable[Path]) -> bool:
 
 
 def _replaced(config: RunConfig, output: Path, *, resume: bool) -> list[Path]:
-    """Return what a run replaces or removes in its output directory."""
+    """Return the paths that a run replaces or removes in its output directory."""
     names = [*_FILES, LOCK_FILE, MARKER_FILE]
-    if resume:  # what is the same is not written again
+    if resume:  # tokenizers are not written again
         names = [name for name in names if name not in TOKENIZER_FILES]
     paths = [output / name for name in names]
     for folder, is_ours in ((CHECKPOINTS, _is_of_run), (CORPUS, is_prepared_text)):
@@ -343,35 +343,35 @@ def _is_of_run(path: Path) -> bool:
 
 @contextlib.contextmanager
 def marked(output: Path) -> Iterator[None]:
-    """Mark a directory that exists as ours, before anything else is written into it.
+    """Write the marker of a run into a directory, before anything else is written there.
 
-    The mark is taken off by `unmark`, when the settings are saved, which tell the same; or at the
-    end, where nothing was made.
+    `unmark` removes it when the settings are saved, which then prove that the directory is ours. It
+    is also removed at the end of the block if nothing was written.
     """
     with atomic_file(output / MARKER_FILE, follow=False) as stream:
         stream.write(json.dumps({"tfm_version": tfm_cli.__version__}).encode() + b"\n")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, ResourceError):  # what went wrong before is told
+        with contextlib.suppress(OSError, ResourceError):  # an earlier error is reported instead
             others = {path.name for path in output.iterdir()} - {MARKER_FILE, LOCK_FILE}
             if not others or CONFIG_FILE in others:
                 unmark(output)
 
 
 def unmark(output: Path) -> None:
-    """Take the mark of a run that began off a directory, if there is one."""
+    """Remove the marker of a run from a directory, if there is one."""
     if os.path.lexists(output / MARKER_FILE):
         with _disk_errors(output):
             durable.remove(output / MARKER_FILE)
 
 
-def clear(output: Path, *, keep: Collection[str] = ()) -> None:
-    """Remove a model's files, and nothing else, so that a new run can begin.
+def clear(output: Path, *, except_names: Collection[str] = ()) -> None:
+    """Remove the files of a model, and nothing else, so that a new run can begin.
 
     Args:
         output: of the run.
-        keep: the files that it replaces anyway.
+        except_names: the files that the new run replaces anyway.
     """
     checkpoints = output / CHECKPOINTS
     with _disk_errors(output):
@@ -384,14 +384,14 @@ def clear(output: Path, *, keep: Collection[str] = ()) -> None:
             if not any(checkpoints.iterdir()):
                 durable.remove(checkpoints)
         for name in _FILES:
-            is_theirs = name == CARD_FILE and not is_card(output / name)
-            if name not in keep and not is_theirs and os.path.lexists(output / name):
+            is_foreign = name == CARD_FILE and not is_card(output / name)
+            if name not in except_names and not is_foreign and os.path.lexists(output / name):
                 check_replaceable(output / name)
                 durable.remove(output / name)
 
 
 def begin(output: Path) -> None:
-    """Make the directory if need be, and sweep out what killed runs left half-written."""
+    """Make the directory if needed, and remove the temporary files of killed runs."""
     with _disk_errors(output):
         for directory in (output, output / CHECKPOINTS):
             durable.make_directory(directory)
@@ -400,7 +400,7 @@ def begin(output: Path) -> None:
 
 
 def sweep_checkpoints(directory: Path) -> None:
-    """Remove what killed runs left of checkpoints that they wrote or removed."""
+    """Remove the temporary files of killed runs beside the checkpoints."""
     with contextlib.suppress(OSError):
         names = {path.name.split(".")[1] for path in directory.iterdir() if is_temporary(path.name)}
         ours = [name for name in names if is_checkpoint_name(name) or name == ON_SCHEDULE]
@@ -409,14 +409,14 @@ def sweep_checkpoints(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(output: Path) -> Iterator[None]:
-    """What the disk or its permissions refuse becomes a ResourceError."""
+    """Convert errors of the file system to ResourceErrors."""
     try:
         yield
     except NotPrivateError as error:
         raise output_error(output, error) from error
     except OSError as error:
-        place = error.filename or output
-        raise ResourceError(f"{place}: cannot be changed: {error.strerror}") from error
+        path = error.filename or output
+        raise ResourceError(f"{path}: cannot be changed: {error.strerror}") from error
 
 
 def _is_same(folder: Path, other: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The time that `--max-time` gives a command, and how work that takes longer is cut off."""
+"""The time limit of `--max-time`, and the alarm that interrupts work that would exceed it."""
 
 import contextlib
 import math
@@ -11,13 +11,13 @@ from types import FrameType
 from tfm_cli.config.validation import duration_seconds
 from tfm_cli.errors import OutOfTime
 
-# How long work that is under way when the time is up may still take. What is left of the ten
-# seconds by which a command may be late is for the last checkpoint and the way out.
+# Work may exceed the limit by so much before it is interrupted. A command may end ten seconds late;
+# the rest of these are for the last checkpoint and the exit.
 GRACE_SECONDS = 4.0
 
 
 class TimeLimit:
-    """When a command has to end; a class because it holds the alarm and what a checkpoint takes.
+    """The deadline of a command, with its alarm and the duration of the newest checkpoint.
 
     Args:
         max_time: duration such as `20m`; empty for no limit.
@@ -37,25 +37,24 @@ class TimeLimit:
         self.began = clock() if began is None else began
         self._seconds = duration_seconds(max_time) or math.inf
         self._is_armed = False
-        self.saving_seconds = 0.0  # that the newest checkpoint took: the last one needs as many
+        self.saving_seconds = 0.0  # of the newest checkpoint, as an estimate for the last one
 
     @property
     def reason(self) -> str:
-        """Why work ended, in the user's words."""
+        """The reason for the end, as shown to the user."""
         return f"{self._max_time} passed (--max-time)"
 
     def check(self) -> None:
-        """Raise OutOfTime if the time and the grace after it are over."""
+        """Raise OutOfTime if the limit and the grace period are over."""
         if self._overdue_in() <= 0:
             raise OutOfTime(self.reason)
 
     @contextlib.contextmanager
     def alarm(self) -> Iterator[None]:
-        """Raise OutOfTime inside, wherever the main thread is, when the grace is over.
+        """Raise OutOfTime in the main thread when the grace period ends, until `disarm`.
 
-        For what comes before the first update, when there is nothing to save yet: it reads text,
-        perhaps from a pipe to which nothing comes, and waits for other processes. Nothing is
-        raised after `disarm`.
+        This is for the time before the first update, when there is nothing to save yet: the command
+        reads text, perhaps from an idle pipe, and waits for other processes.
         """
         is_main = threading.current_thread() is threading.main_thread()
         if self._seconds == math.inf or not is_main or not hasattr(signal, "setitimer"):
@@ -70,18 +69,18 @@ class TimeLimit:
         handler = signal.signal(signal.SIGALRM, ring)
         self._is_armed = True
         set_at = time.monotonic()
-        others, _ = signal.setitimer(signal.ITIMER_REAL, max(0.001, self._overdue_in()))
+        other_alarm, _ = signal.setitimer(signal.ITIMER_REAL, max(0.001, self._overdue_in()))
         try:
             yield
         finally:
             self.disarm()
             signal.signal(signal.SIGALRM, handler)
-            if others:  # the alarm of somebody else
-                left = others - (time.monotonic() - set_at)
+            if other_alarm:  # that of the caller
+                left = other_alarm - (time.monotonic() - set_at)
                 signal.setitimer(signal.ITIMER_REAL, max(0.001, left))
 
     def disarm(self) -> None:
-        """Let the alarm not ring any more."""
+        """Cancel the alarm."""
         if self._is_armed:
             self._is_armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)

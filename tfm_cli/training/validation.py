@@ -1,4 +1,4 @@
-"""How good the model is right now: loss and scores on the validation text."""
+"""Validation: loss and scores of the current weights on the validation text."""
 
 import contextlib
 import json
@@ -32,9 +32,7 @@ from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
 
-
-# The translator of the weights that a model has now, which validation asks for again and again.
-
+# A function that returns a translator with the weights that the model has at that moment.
 TranslatorFactory = Callable[[], AbstractContextManager[Translator]]
 
 
@@ -52,16 +50,16 @@ def translator_factory(
     device: torch.device,
     dtype: torch.dtype,
 ) -> TranslatorFactory:
-    """Return what gives a translator of the weights that a model has just then.
+    """Return a function that makes a translator of the weights at the time of its call.
 
-    On a CPU the native engine gets a copy of them, packed, for as long as they are asked for.
+    On a CPU the native engine has a packed copy of them until the translator is closed.
 
     Args:
         model: on `device`.
         tokenizers: of the model.
         config: of the run.
-        options: how translations are looked for.
-        device: where the model is.
+        options: of the search.
+        device: the device of the model.
         dtype: arithmetic of the matrix products.
     """
     if not uses_native_engine(device):
@@ -73,7 +71,7 @@ def translator_factory(
     from tfm_cli.native.model import NativeModel
     from tfm_cli.translation.native_engine import NativeEngine
 
-    tells = iter([True])
+    is_first = iter([True])
 
     @contextlib.contextmanager
     def packed() -> Iterator[Translator]:
@@ -85,7 +83,7 @@ def translator_factory(
         engine = NativeEngine([copy], options)
         try:
             yield Translator(engine, tokenizers, options)
-            if next(tells, False):
+            if next(is_first, False):
                 logger.info(
                     "validation: weights packed in %.1f s, translated in %.1f s, with %d MiB more",
                     seconds, time.monotonic() - began - seconds, engine.num_bytes >> 20,
@@ -98,122 +96,131 @@ def translator_factory(
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a validation found."""
+    """The results of a validation."""
 
-    values: dict[str, float]  # by metric, in the order that was asked for
+    values: dict[str, float]  # by metric, in the order of the settings
     scores: tuple[Score, ...]  # of sacreBLEU, with their signatures
 
 
-def validator(
-    model: Transformer,
-    batches: Sequence[Batch],
-    source_lines: Sequence[str],
-    references: Sequence[str],
-    translators: TranslatorFactory,
-    *,
-    metrics: Sequence[str],
-    tokenize: str = DEFAULT_TOKENIZER,
-    device: torch.device,
-    dtype: torch.dtype,
-    parallel: Parallel | None = None,
-    check: Callable[[], None] = lambda: None,
-    threads: int = 1,
-) -> Callable[[], Validation]:
-    """A function that judges the model's present weights by each of `metrics`.
+@dataclass(frozen=True, slots=True)
+class ValidationText:
+    """The validation text, as tensors for the loss and as lines for the scores."""
 
-    Processes share the work, batch by batch, and all find what one alone would, to the last digit.
+    batches: Sequence[Batch]
+    source_lines: Sequence[str]
+    references: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationOptions:
+    """The settings of a validation.
 
     Args:
-        model: which is judged.
-        batches: validation pairs as pieces, for `loss`.
-        source_lines: validation text, raw, for the scores.
-        references: its translation, raw.
-        translators: give the translator of the same model, the one that users run.
-        metrics: of `loss` (negative log-likelihood of a target piece), `bleu` and `chrf`.
+        metrics: of `loss` (negative log-likelihood per target token), `bleu` and `chrf`.
         tokenize: the tokenizer of BLEU.
-        device: where the model is.
+        device: the device of the model.
         dtype: arithmetic of the matrix products.
-        parallel: the processes, all of which have the same weights.
-        check: called between the steps of the work; what it raises cuts the validation off, on all
-            processes if it is OutOfTime.
-        threads: of a process that translate side by side.
-
-    The function raises a NonFiniteScoresError, on all processes, if the model computes no finite
-    numbers.
+        check: called between the steps of the work; raises OutOfTime to cut the validation off, on
+            all ranks.
+        threads: threads of each rank that translate side by side.
     """
-    processes = parallel or Parallel()
-    options = MetricOptions(tokenize=tokenize)
 
-    def validate() -> Validation:
-        model.eval()
-        try:
-            return judged()
-        finally:
-            model.train()
+    metrics: Sequence[str]
+    tokenize: str = DEFAULT_TOKENIZER
+    device: torch.device
+    dtype: torch.dtype
+    check: Callable[[], None] = lambda: None
+    threads: int = 1
 
-    def judged() -> Validation:
-        values: dict[str, float] = {}
-        scores: list[Score] = []
-        if "loss" in metrics:
-            values["loss"] = mean_nll(
-                model, batches, device=device, dtype=dtype, parallel=processes, check=check
-            )
+
+def validate(
+    model: Transformer,
+    text: ValidationText,
+    translators: TranslatorFactory,
+    options: ValidationOptions,
+    parallel: Parallel | None = None,
+) -> Validation:
+    """Return the metrics of the model's current weights.
+
+    The ranks share the work, batch by batch, and all return what one alone would, to the last
+    digit. The model is in training mode afterwards.
+
+    Args:
+        model: the model to validate.
+        text: the validation text.
+        translators: makes translators of the same model, as `tfm translate` does.
+        options: see ValidationOptions.
+        parallel: the processes, all with the same weights.
+
+    Raises:
+        NonFiniteScoresError: the model computes non-finite numbers; on all ranks.
+        OutOfTime: a rank has no more time; on all ranks.
+    """
+    parallel = parallel or Parallel()
+    values: dict[str, float] = {}
+    scores: list[Score] = []
+    model.eval()
+    try:
+        if "loss" in options.metrics:
+            values["loss"] = mean_nll(model, text.batches, options, parallel)
             if not math.isfinite(values["loss"]):
                 raise NonFiniteScoresError(f"the loss is {values['loss']}")
-        scored = [metric for metric in metrics if metric != "loss"]
+        scored = [metric for metric in options.metrics if metric != "loss"]
         if scored:
-            search_all = partial(_searched, parallel=processes, threads=threads)
+            search_all = partial(_search_on_all_ranks, parallel=parallel, threads=options.threads)
             with translators() as translator:
-                translations = translator.translate_window(source_lines, search_all=search_all)
-            hypotheses = [translation.text for translation in translations]
-            check()
-            scores = corpus_scores(hypotheses, [references], metrics=scored, options=options)
+                results = translator.translate_window(text.source_lines, search_all=search_all)
+            hypotheses = [result.text for result in results]
+            options.check()
+            scores = corpus_scores(
+                hypotheses,
+                [text.references],
+                metrics=scored,
+                options=MetricOptions(tokenize=options.tokenize),
+            )
             values.update(zip(scored, (score.value for score in scores), strict=True))
-        return Validation({metric: values[metric] for metric in metrics}, tuple(scores))
-
-    return validate
+    finally:
+        model.train()
+    return Validation({metric: values[metric] for metric in options.metrics}, tuple(scores))
 
 
 @torch.inference_mode()
 def mean_nll(
     model: Transformer,
     batches: Sequence[Batch],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    options: ValidationOptions,
     parallel: Parallel | None = None,
-    check: Callable[[], None] = lambda: None,
 ) -> float:
-    """Negative log-likelihood of a target piece, </s> included; perplexity is its exponential."""
+    """Return the negative log-likelihood per target token, </s> included: log perplexity."""
 
-    def nll_of(batch: Batch) -> float:
-        check()
-        with arithmetic(device, dtype):
-            _, nll = batch_loss(model, batch.to(device), label_smoothing=0.0)
+    def batch_nll(batch: Batch) -> float:
+        options.check()
+        with arithmetic(options.device, options.dtype):
+            _, nll = batch_loss(model, batch.to(options.device), label_smoothing=0.0)
         return float(nll)
 
-    found: list[float] = distribute_jobs(batches, nll_of, parallel or Parallel())
-    return sum(found) / sum(batch.target_tokens for batch in batches)
+    sums: list[float] = distribute_jobs(batches, batch_nll, parallel or Parallel())
+    return sum(sums) / sum(batch.target_tokens for batch in batches)
 
 
 def distribute_jobs(
     jobs: Sequence[Any], work: Callable[[Any], Any], parallel: Parallel, *, threads: int = 1
 ) -> list[Any]:
-    """What becomes of each job, in order, on all processes, each of which does its share.
+    """Distribute jobs over the ranks, and return all results, in order, on every rank.
 
     Args:
-        jobs: the same on all of them.
-        work: does a job; gives numbers, strings or lists of them.
+        jobs: the same on all ranks.
+        work: does a job; returns numbers, strings or lists of them.
         parallel: the processes.
-        threads: of each process, which work side by side.
+        threads: threads of each rank.
 
     Raises:
-        OutOfTime: one of them has no more time.
+        OutOfTime: a rank has no more time.
     """
     own: list[Any] | None = None
     stop = OutOfTime("another process has no more time")
     try:
-        own = _done(jobs[parallel.rank :: parallel.world], work, threads=threads)
+        own = _run_jobs(jobs[parallel.rank :: parallel.world], work, threads=threads)
     except OutOfTime as own_stop:
         stop = own_stop
     shares = [json.loads(share) for share in parallel.all_gather_bytes(json.dumps(own).encode())]
@@ -222,7 +229,7 @@ def distribute_jobs(
     return [shares[i % parallel.world][i // parallel.world] for i in range(len(jobs))]
 
 
-def _done(jobs: Sequence[Any], work: Callable[[Any], Any], *, threads: int) -> list[Any]:
+def _run_jobs(jobs: Sequence[Any], work: Callable[[Any], Any], *, threads: int) -> list[Any]:
     if threads == 1 or len(jobs) < 2:
         return [work(job) for job in jobs]
     pool = ThreadPoolExecutor(threads)
@@ -232,42 +239,42 @@ def _done(jobs: Sequence[Any], work: Callable[[Any], Any], *, threads: int) -> l
         pool.shutdown(cancel_futures=True)
 
 
-def _searched(
+def _search_on_all_ranks(
     search: Callable[[list[Segment]], Found],
     batches: Sequence[list[Segment]],
     *,
     parallel: Parallel,
     threads: int,
 ) -> list[Found]:
-    """What is found for each batch, whichever process looked for it."""
+    """Return the hypotheses of each batch, whichever rank searched for them."""
 
-    def ids(batch: list[Segment]) -> list[list[list[int]]] | None:
+    def search_ids(batch: list[Segment]) -> list[list[list[int]]] | None:
         try:
-            return [[list(each.ids) for each in some] for some in search(batch)]
-        except NonFiniteScoresError:  # for all processes to raise: some have other batches
+            return [[list(each.ids) for each in hypotheses] for hypotheses in search(batch)]
+        except NonFiniteScoresError:  # None lets all ranks raise: some have other batches
             return None
 
-    shares = distribute_jobs(batches, ids, parallel, threads=threads)
+    shares = distribute_jobs(batches, search_ids, parallel, threads=threads)
     if None in shares:
         raise NonFiniteScoresError
-    # Nobody asks how good validation's translations are.
+    # Validation does not use the scores of hypotheses.
     return [
-        [[Hypothesis(tuple(ids), math.nan, math.nan) for ids in some] for some in found]
-        for found in shares
+        [[Hypothesis(tuple(ids), math.nan, math.nan) for ids in segment] for segment in batch]
+        for batch in shares
     ]
 
 
 def is_better(
     values: Mapping[str, float], best: float | None, best_others: Sequence[float] = ()
 ) -> bool:
-    """Return True if a validation beats the best one so far; a loss should fall, a score rise.
+    """Return True if a validation beats the best one: a lower loss, or a higher score.
 
-    The first metric decides, and where it is equal, the next one.
+    The first metric decides; if it is equal, the next one does.
 
     Args:
         values: by metric, in order.
         best: of the first metric; None before the first validation.
-        best_others: of the other metrics; none where they were not kept.
+        best_others: of the other metrics; empty if they were not saved.
     """
     for metric, value, other in zip(values, values.values(), (best, *best_others), strict=False):
         if not math.isfinite(value):
