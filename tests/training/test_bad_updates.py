@@ -197,7 +197,7 @@ def test_r14_device_that_is_not_waited_for_leaves_out_the_same_updates(
 ) -> None:
     """As on a GPU, where refusal is known only when progress, validation or a save is due."""
     learn(tmp_path / "waits", spoiled=spoiled)
-    monkeypatch.setattr(loop, "_can_look", lambda device: False)
+    monkeypatch.setattr(loop, "_is_check_free", lambda device: False)
 
     result = learn(tmp_path / "blind", spoiled=spoiled)
 
