@@ -1,4 +1,4 @@
-"""Writes the sample corpus: train, valid, test and combinations, in English and French."""
+"""Write the sample corpus: train, valid, test and combinations, in English and French."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def texts(corpus: Corpus) -> dict[str, bytes]:
-    """The files of the corpus by name."""
+    """Return the content of the corpus files by name."""
     files = {}
     for name, examples in corpus.sets.items():
         files[f"{name}.en"] = "".join(f"{example.source}\n" for example in examples).encode()
@@ -19,7 +19,7 @@ def texts(corpus: Corpus) -> dict[str, bytes]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the files, or compares them with those that are there; the exit code."""
+    """Write the files, or compare them with the existing ones, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--output", type=Path, default=HERE, help="directory to write to, default: this one"
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             name for name, text in files.items() if not _is_current(options.output / name, text)
         ]
         for name in stale:
-            sys.stderr.write(f"{options.output / name} is not what generate.py writes\n")
+            sys.stderr.write(f"{options.output / name} differs from the output of generate.py\n")
         return 1 if stale else 0
     options.output.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():

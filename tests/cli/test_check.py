@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_told_at_once_and_the_exit_code_is_1(
     result = run_tfm(["check", *flags, "--valid-source", "a.en", "--valid-target", "a.de"])
 
     assert result.code == 1
-    assert result.err == ("error: the corpus has 6 errors that would spoil a run, wanted none\n")
+    assert result.err == ("error: the corpus has 6 errors that would spoil a run\n")
     lines = result.out.split("\n")
     spelled = [line for line in lines if line.startswith(("error", "warning", "note"))]
     assert spelled == [
@@ -97,8 +97,8 @@ def test_all_that_is_wrong_is_told_at_once_and_the_exit_code_is_1(
         "error: none.de: there is no such file",
         "error: a.en:2: byte 1: 0xff is not UTF-8; 1 line of that kind",
         "error: a.en and a.de do not align: 3 and 2 lines",
-        "error: valid: 2 pairs stand in the training corpus as well (100.00 %)",
-        "warning: b.en:1: 1 line with LS inside, where other programs end a line",
+        "error: valid: 2 pairs occur in the training corpus (100.00 %)",
+        "warning: b.en:1: 1 line with LS inside, which other programs take for a line end",
     ]
     place = lines.index(spelled[0])
     hint = "  convert the file to UTF-8 (`iconv`) or remove the line on both sides"
@@ -145,8 +145,8 @@ def test_model_and_its_tokenizer_count_the_same_pieces(
         "commonest": [{"text": "ö", "count": 1}, {"text": "日", "count": 1}],
     }  # fmt: skip
     messages = [finding["message"] for finding in by_model["findings"]]
-    assert f"{odd[1]}:1: 2 unknown source pieces (66.67 %): `ö` 1, `日` 1" in messages
-    assert any(" pairs longer than the longest allowed" in message for message in messages)
+    assert f"{odd[1]}:1: 2 unknown source tokens (66.67 %): `ö` 1, `日` 1" in messages
+    assert any(" pairs over the maximum length" in message for message in messages)
 
 
 def test_lines_that_a_tokenizer_changes_are_counted_with_the_first(

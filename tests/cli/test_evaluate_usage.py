@@ -94,7 +94,7 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte() -> None:
     ("arguments", "message"),
     [
         ("-m blue", "unknown metric `blue`; did you mean `bleu`?"),
-        ("-m bleu,", "unknown metric ``, wanted one of bleu, chrf, ter"),
+        ("-m bleu,", "unknown metric ``, expected one of bleu, chrf, ter"),
         ("-tok 13", "unknown tokenizer `13`; did you mean `13a`?"),
         ("-s add", "unknown smoothing method `add`; did you mean `add-k`?"),
         ("-cc 0 -m chrf", "chrF has nothing to count: its character and word order are both 0"),

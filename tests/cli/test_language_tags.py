@@ -94,10 +94,10 @@ def test_setting_of_the_tags_goes_before_the_text(
     assert source_tokenizer(tmp_path / "model").language_tags == known
     source = tmp_path / "s"
     if known:
-        wrong = "36 of 72 source lines have a language tag that the tokenizer does not know"
-        assert f"warning: {source}:10: {wrong}: it knows >>fra<<, >>spa<<\n" in told
+        wrong = "36 of 72 source lines have a language tag that the tokenizer does not have"
+        assert f"warning: {source}:10: {wrong}: it has >>fra<<, >>spa<<\n" in told
     else:
-        wrong = "72 of 72 source lines have what looks like a language tag at the start"
+        wrong = "72 of 72 source lines have an apparent language tag at the start"
         assert f"warning: {source}:1: {wrong}, which the tokenizer reads as text\n" in told
 
 
@@ -107,7 +107,7 @@ def test_few_lines_with_tags_are_text_and_told(tmp_path: Path) -> None:
     told = trained(tmp_path, [*plain, f"{TAGS[0]} one"], *TINY_SHAPE)
 
     assert source_tokenizer(tmp_path / "model").language_tags == ()
-    wrong = "1 of 37 source lines has what looks like a language tag at the start"
+    wrong = "1 of 37 source lines has an apparent language tag at the start"
     advice = "which the tokenizer reads as text; list them in `data.tags` if they are tags"
     assert f"warning: {tmp_path / 's'}:37: {wrong}, {advice}\n" in told
 
@@ -140,7 +140,7 @@ def test_lines_without_their_tag_are_told_once_where_a_tagged_model_learns_more(
 
     source, valid = tmp_path / "s", tmp_path / "vs"
     missing = "no language tag at the start, such as >>deu<<"
-    unknown = "a language tag that the tokenizer does not know: it knows >>deu<<, >>fra<<"
+    unknown = "a language tag that the tokenizer does not have: it has >>deu<<, >>fra<<"
     assert [line for line in told.split("\n") if " source lines ha" in line] == [
         f"warning: {source}:7: 2 of 9 source lines have {missing}",
         f"warning: {source}:8: 2 of 9 source lines have {unknown}",
@@ -337,7 +337,7 @@ def test_check_tells_of_missing_and_unknown_tags(
 
     report = json.loads(result.out)
     found = [each for each in report["findings"] if each["code"] in ("untagged", "unknown_tag")]
-    known = "the tokenizer does not know: it knows" if with_model else (
+    known = "the tokenizer does not have: it has" if with_model else (
         "the training corpus does not have: it has"
     )  # fmt: skip
     missing = "no language tag at the start, such as >>deu<<"

@@ -137,7 +137,7 @@ def test_line_that_holds_no_pair_is_told_and_nothing_is_left(run_tfm: RunTfm) ->
     )
 
     assert result.code == 3
-    told = "error: standard input:2: has 1 column, wanted source<TAB>target\n"
+    told = "error: standard input:2: has 1 column, expected source<TAB>target\n"
     assert result.err.endswith(told)
     assert not Path("model").exists()
 

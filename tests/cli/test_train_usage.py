@@ -86,7 +86,7 @@ def test_all_missing_files_are_told_at_once(run_tfm: RunTfm) -> None:
         "error: 3 files cannot be used",
         "  a.de: there is no such file",
         "  v.en: there is no such file",
-        "  .: is a directory, wanted a file",
+        "  .: is a directory, expected a file",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Training text that is no UTF-8: refused, replaced or left out with its pair, as is asked for."""
+"""Training text that is not UTF-8: refused, replaced or left out with its pair, as is asked for."""
 
 from pathlib import Path
 

@@ -116,8 +116,8 @@ def test_torn_corpus_is_made_anew_and_that_is_told(
 
     assert found.sha256() == wanted
     assert len(told) == 1
-    assert told[0].startswith(f"{directory}: is no whole corpus: ")
-    assert told[0].endswith("; it is made anew")
+    assert told[0].startswith(f"{directory}: is not a complete corpus: ")
+    assert told[0].endswith("; preparing it again")
 
 
 def test_what_was_half_prepared_is_not_taken_for_a_corpus(
@@ -295,7 +295,7 @@ def test_remembered_hashes_that_are_a_pipe_are_not_waited_for(
 
     assert len(told) == 1
     assert told[0].startswith(f"{path}: cannot be read: ")
-    assert told[0].endswith("; it is left as it is, and treated as absent")
+    assert told[0].endswith("; it is left unchanged and ignored")
     assert path.is_fifo()
 
 
@@ -370,7 +370,7 @@ def test_files_json_that_holds_no_hashes_is_left_as_it_is(
     assert found[0] == found[1] != ""
     assert path.read_bytes() == content
     assert len(told) == 1
-    assert told[0].endswith("; it is left as it is, and treated as absent")
+    assert told[0].endswith("; it is left unchanged and ignored")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}"])
@@ -402,7 +402,7 @@ def test_files_json_of_somebody_in_a_cache_is_left_as_it_is(
 
     assert found[0] == found[1] != ""
     assert path.read_bytes() == content
-    assert told == [f"{path}: was not made by tfm, so it is left as it is"]
+    assert told == [f"{path}: was not written by tfm; it is left unchanged"]
 
 
 def test_text_that_cannot_be_read_is_told(tmp_path: Path) -> None:

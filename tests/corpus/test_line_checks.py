@@ -29,7 +29,7 @@ def learn(rule: str, *, byte_fallback: bool = True, model_type: str = "char") ->
 
 def counted(tokenizer: Tokenizer, lines: Sequence[str] = LINES) -> RoundTrip:
     trip = RoundTrip()
-    trip.add(tokenizer, lines, tokenizer.encode(lines), place=lambda index: (3, 100 + index))
+    trip.add(tokenizer, lines, tokenizer.encode(lines), position=lambda index: (3, 100 + index))
     return trip
 
 
@@ -82,7 +82,7 @@ def test_parts_add_up_to_the_whole() -> None:
         encoded = tokenizer.encode([line])
         one = RoundTrip()
         for trip in (one, whole):
-            trip.add(tokenizer, [line], encoded, place=lambda _, index=index: (0, index))  # type: ignore[misc]
+            trip.add(tokenizer, [line], encoded, position=lambda _, index=index: (0, index))  # type: ignore[misc]
         parts.merge(one)
 
     assert parts == whole

@@ -38,7 +38,7 @@ def test_line_of_one_column_is_refused_with_its_number() -> None:
     with pytest.raises(DataError) as caught:
         pairs(["a\tb", "a b"], "tsv")
 
-    assert str(caught.value) == "text:12: has 1 column, wanted source<TAB>target"
+    assert str(caught.value) == "text:12: has 1 column, expected source<TAB>target"
 
 
 def test_object_has_its_sides_by_name_in_any_order() -> None:
@@ -53,16 +53,16 @@ def test_object_has_its_sides_by_name_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "is no JSON: expecting property name enclosed in double quotes at character 2"),
-        ('{"source": "a', "is no JSON: unterminated string starting at character 12"),
-        ("[" * 100_000, "cannot be understood as JSON, wanted an object with `source` and "
+        ("{", "is not JSON: expecting property name enclosed in double quotes at character 2"),
+        ('{"source": "a', "is not JSON: unterminated string starting at character 12"),
+        ("[" * 100_000, "cannot be parsed as JSON, expected an object with `source` and "
          "`target`"),
-        ('["a", "b"]', "is no object, wanted an object with `source` and `target`"),
-        ('{"source": "a"}', "lacks `target`, wanted an object with `source` and `target`"),
-        ("{}", "lacks `source` and `target`, wanted an object with `source` and `target`"),
-        ('{"source": "a", "target": 1}', "`target` is no string"),
-        ('{"translation": {"en": "a", "de": "b"}}', "has `translation`, which does not say which "
-         "language is the source, wanted an object with `source` and `target`"),
+        ('["a", "b"]', "is not an object, expected an object with `source` and `target`"),
+        ('{"source": "a"}', "lacks `target`, expected an object with `source` and `target`"),
+        ("{}", "lacks `source` and `target`, expected an object with `source` and `target`"),
+        ('{"source": "a", "target": 1}', "`target` is not a string"),
+        ('{"translation": {"en": "a", "de": "b"}}', "has `translation`, in which no "
+         "language is marked as the source, expected an object with `source` and `target`"),
     ],
 )  # fmt: skip
 def test_line_that_is_no_pair_is_refused_with_its_number(line: str, told: str) -> None:

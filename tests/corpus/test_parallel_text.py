@@ -138,9 +138,9 @@ def test_all_files_that_cannot_be_read_are_told_at_once() -> None:
     assert str(caught.value).split("\n  ") == [
         "5 files cannot be used",
         "none: there is no such file",
-        "folder: is a directory, wanted a file",
-        "pipe: can be read only once, wanted a file",
-        "-: standard input can be read only once, wanted a file",
+        "folder: is a directory, expected a file",
+        "pipe: can be read only once, expected a file",
+        "-: standard input can be read only once, expected a file",
         f"{'x' * 300}: cannot be read: File name too long",
     ]
 

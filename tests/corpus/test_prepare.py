@@ -228,7 +228,7 @@ def test_small_text_is_done_without_another_process(
 
     assert num_workers(files, 0) == 0
     assert num_workers(files, 2) == 2
-    monkeypatch.setattr(preparing, "_ALONE_BYTES", 4)
+    monkeypatch.setattr(preparing, "_MIN_BYTES_FOR_PROCESSES", 4)
     assert num_workers(files, 0) == 4
     monkeypatch.setattr(preparing, "available_cores", lambda **_: 1)
     assert num_workers(files, 0) == 0

@@ -20,7 +20,7 @@ def tagged() -> Tokenizer:
 def test_lines_are_counted_with_the_first_of_each_kind(tagged: Tokenizer) -> None:
     counts = SourceTags()
 
-    counts.add(tagged, LINES, place=lambda index: (1, 10 + index))
+    counts.add(tagged, LINES, position=lambda index: (1, 10 + index))
 
     assert counts == COUNTED
     assert SourceTags.from_json(counts.to_json()) == counts

@@ -44,7 +44,7 @@ def test_standard_input_is_where_it_was_copied() -> None:
 
 @pytest.mark.parametrize(("path", "shown"), [("a.txt", "a.txt"), ("-", "standard input")])
 def test_name_that_does_not_tell_the_format_is_refused(path: str, shown: str) -> None:
-    told = f"{shown}: its name does not tell how it holds pairs, wanted `.tsv` or `.jsonl`"
+    told = f"{shown}: its name does not show the format of its pairs, expected `.tsv` or `.jsonl`"
 
     with pytest.raises(ConfigError, match=re.escape(told)) as caught:
         training_files(DataConfig(pairs=(path,)))

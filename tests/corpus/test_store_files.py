@@ -90,10 +90,10 @@ def test_torn_corpus_is_refused(name: str, kind: str, directory: Path) -> None:
     else:
         path.write_bytes(content[:-2] if kind == "short" else b"")
 
-    with pytest.raises(DataError, match=r"store: is no whole corpus: ") as caught:
+    with pytest.raises(DataError, match=r"store: is not a complete corpus: ") as caught:
         open_store(directory, ())
 
-    assert caught.value.hint == "remove the folder, it is made anew"
+    assert caught.value.hint == "remove the folder, and it will be written again"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_facts_that_do_not_fit_are_refused(changes: dict[str, object], directory
     path = directory / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
 
-    with pytest.raises(DataError, match="is no whole corpus"):
+    with pytest.raises(DataError, match="is not a complete corpus"):
         open_store(directory, ())
 
 
@@ -136,13 +136,13 @@ def test_pipe_or_link_for_a_file_is_damage_and_not_waited_for(
 ) -> None:
     whole = (directory / name).rename(tmp_path / "whole")
     os.mkfifo(directory / name)
-    with pytest.raises(DataError, match=r"store: is no whole corpus: NotPrivateError.*a pipe"):
+    with pytest.raises(DataError, match=r"not a complete corpus: NotPrivateError.*a pipe"):
         open_store(directory, ())
 
     (directory / name).unlink()
     (directory / name).symlink_to(whole)
     with pytest.raises(
-        DataError, match=r"store: is no whole corpus: NotPrivateError.*a symbolic link"
+        DataError, match=r"store: is not a complete corpus: NotPrivateError.*a symbolic link"
     ):
         open_store(directory, ())
 
@@ -156,8 +156,8 @@ def test_facts_that_are_nested_or_large_are_refused(
         open_store(directory, ())
 
     (directory / "store.json").write_bytes(whole)
-    monkeypatch.setattr(store_files, "_MAX_FACTS_BYTES", len(whole) - 1)
-    with pytest.raises(DataError, match="bytes, expected at most"):
+    monkeypatch.setattr(store_files, "_MAX_METADATA_BYTES", len(whole) - 1)
+    with pytest.raises(DataError, match="bytes, wanted at most"):
         open_store(directory, ())
 
 
@@ -165,11 +165,11 @@ def test_corpus_of_another_tokenizer_or_limit_is_refused(directory: Path) -> Non
     longest = int(open_store(directory, ()).source.lengths.max()) - 1
     open_store(directory, (1.0,), max_length=longest)
 
-    with pytest.raises(DataError, match=r"was made for .* pieces, wanted"):
+    with pytest.raises(DataError, match=r"has vocabularies of .* pieces"):
         open_store(directory, (), vocab_sizes=(1, 2))
     with pytest.raises(DataError, match="lengths of the source are out of range"):
         open_store(directory, (), max_length=longest - 1)
-    with pytest.raises(DataError, match="has 1 files, wanted 2"):
+    with pytest.raises(DataError, match="has 1 files, expected 2"):
         open_store(directory, (1.0, 1.0))
 
 
@@ -195,16 +195,16 @@ def test_ids_that_the_tokenizer_does_not_have_are_refused(name: str, directory: 
     flip(directory / name, 1)
     store = open_store(directory, ())
 
-    with pytest.raises(DataError, match="store: is no whole corpus: has ids that") as caught:
+    with pytest.raises(DataError, match="store: is not a complete corpus: has ids that") as caught:
         getattr(store, name.split(".")[0]).gather(np.arange(3))
 
-    assert caught.value.hint == "remove the folder, it is made anew"
+    assert caught.value.hint == "remove the folder, and it will be written again"
 
 
 def test_lengths_that_are_not_those_that_were_written_are_refused(directory: Path) -> None:
     flip(directory / "source.lengths", 2)
 
-    with pytest.raises(DataError, match="lengths of the source do not sum up to its pieces"):
+    with pytest.raises(DataError, match="lengths of the source do not add up to its tokens"):
         open_store(directory, ())
 
 
@@ -212,7 +212,7 @@ def test_lengths_that_are_not_those_that_were_written_are_refused(directory: Pat
 def test_first_and_last_start_are_looked_at(place: int, directory: Path) -> None:
     flip(directory / "target.starts", place)
 
-    with pytest.raises(DataError, match="lengths of the target do not sum up"):
+    with pytest.raises(DataError, match="lengths of the target do not add up"):
         open_store(directory, ())
 
 
@@ -221,7 +221,7 @@ def test_segments_in_a_wrong_place_are_refused(place: int, directory: Path) -> N
     flip(directory / "target.starts", place)
     store = open_store(directory, ())
 
-    with pytest.raises(DataError, match="segments that are not where they should be"):
+    with pytest.raises(DataError, match="segments with wrong offsets"):
         store.target.gather(np.arange(3))
 
 

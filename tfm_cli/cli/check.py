@@ -123,8 +123,9 @@ def check(
         typer.echo(check_report.as_text(reports))
     errors = sum(one.level == "error" for report in reports for one in report.findings)
     if errors:
-        found = f"{errors} error{'' if errors == 1 else 's'}"
-        raise CheckError(f"the corpus has {found} that would spoil a run, wanted none")
+        raise CheckError(
+            f"the corpus has {console.counted(errors, 'error')} that would spoil a run"
+        )
 
 
 def _corpora(config: RunConfig, test: tuple[list[str], list[str]]) -> list[Corpus]:

@@ -1,6 +1,6 @@
-"""One batch: padded tensors, what is real in them, and how many target pieces count."""
+"""Batches: padded tensors of token ids, with the padding mask of the source."""
 
-# B segments, S source pieces, T target pieces; both sides end in </s>
+# B segments, S source tokens, T target tokens; both sides end in </s>
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,35 +14,35 @@ from tfm_cli.corpus.store import FlatSegments
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the model reads and what it should say."""
+    """Model inputs and expected outputs of some sentence pairs."""
 
     source: Tensor  # (B, S) ids
-    source_keep: Tensor | None  # (B, 1, 1, S), False at padding; None where there is none
+    source_keep: Tensor | None  # (B, 1, 1, S), False at padding; None if there is no padding
     target_in: Tensor  # (B, T) ids, shifted right: the start id, then all but the last
     target_out: Tensor  # (B, T) ids, ending in </s>
-    target_positions: Tensor  # (N,) of the real pieces among the B * T of target_out
+    target_positions: Tensor  # (N,) positions of real tokens in the flattened target_out
     target_tokens: int  # N
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device; pinned memory is copied while other work goes on."""
+        """Return the batch on a device; the copy from pinned memory is asynchronous."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The same batch in memory that a GPU can read by itself."""
+        """Return the batch in pinned memory, which a GPU reads without the CPU."""
         return self._with(Tensor.pin_memory)
 
     def rows(self, start: int, stop: int) -> "Batch":
-        """Some pairs of a batch that is on the CPU, as wide as they are there."""
+        """Return some pairs of a batch that is on the CPU, padded to the same width."""
         width = self.target_out.shape[1]
-        places = self.target_positions - start * width
-        places = places[(places >= 0) & (places < (stop - start) * width)]
+        positions = self.target_positions - start * width
+        positions = positions[(positions >= 0) & (positions < (stop - start) * width)]
         return Batch(
             self.source[start:stop],
             None if self.source_keep is None else self.source_keep[start:stop],
             self.target_in[start:stop],
             self.target_out[start:stop],
-            places,
-            len(places),
+            positions,
+            len(positions),
         )
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -59,9 +59,10 @@ class Batch:
 def pad_source(
     sources: Sequence[Sequence[int] | np.ndarray], eos_id: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Source ids (B, S) with </s> after each segment, and what is real in them (B, 1, 1, S).
+    """Return source ids (B, S) with </s> after each segment, and the padding mask (B, 1, 1, S).
 
-    Padding is more of </s>, which needs no id of its own: the mask hides it.
+    The mask is False at padding, and None if there is none. Padding repeats </s>: since the mask
+    hides it, it needs no id of its own.
     """
     ids, keep = _pad(FlatSegments.of(sources), eos_id)
     return ids, _source_mask(keep)
@@ -75,7 +76,7 @@ def make_batch(
     eos_id: int,
     source_eos_id: int | None = None,
 ) -> Batch:
-    """A batch of pairs of piece ids, given without </s>; arguments as for `flat_batch`."""
+    """Return a batch of pairs of token ids, given without </s>; arguments as in `flat_batch`."""
     return flat_batch(
         FlatSegments.of(sources),
         FlatSegments.of(targets),
@@ -93,26 +94,28 @@ def flat_batch(
     eos_id: int,
     source_eos_id: int | None = None,
 ) -> Batch:
-    """A batch of pairs.
+    """Return a batch of pairs.
 
     Args:
-        sources: of each pair.
-        targets: of each pair.
-        start_id: what a decoder starts from.
+        sources: one segment for each pair.
+        targets: one segment for each pair.
+        start_id: the decoder's first input.
         eos_id: </s> of the target.
-        source_eos_id: </s> of the source; None where the two sides share a vocabulary.
+        source_eos_id: </s> of the source; None if both sides share a vocabulary.
     """
     source, source_keep = _pad(sources, eos_id if source_eos_id is None else source_eos_id)
     target_out, target_keep = _pad(targets, eos_id)
     target_in = target_out.roll(1, dims=1)
     target_in[:, 0] = start_id
-    # Asked here, on the CPU: a GPU would be waited for to know how many there are.
-    places = target_keep.flatten().nonzero()[:, 0]  # (N,)
-    return Batch(source, _source_mask(source_keep), target_in, target_out, places, len(places))
+    # `nonzero` on the CPU: on a GPU it would synchronise, since its size depends on the data.
+    positions = target_keep.flatten().nonzero()[:, 0]  # (N,)
+    return Batch(
+        source, _source_mask(source_keep), target_in, target_out, positions, len(positions)
+    )
 
 
 def _pad(segments: FlatSegments, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) with </s> after each segment, and what is real in them (B, T)."""
+    """Return ids (B, T) with </s> after each segment, and True at each real token (B, T)."""
     longest = int(segments.lengths.max()) + 1
     columns = np.arange(longest)
     ids = np.full((len(segments.lengths), longest), eos_id, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Which pairs make which batch: an order that is a pure function of seed and epoch."""
+"""The assignment of pairs to batches, and their order as a pure function of seed and epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,19 @@ import numpy as np
 
 from tfm_cli.corpus.random_key import random_key
 
-# Pairs of about the same length become batches within a budget of tokens.
+POOL_PAIRS = 1 << 19
+_BLOCK_PAIRS = 1 << 8  # adjacent pairs on disk that stay in one pool
 
 
 def token_batches(
     source_lengths: Sequence[int], target_lengths: Sequence[int], *, max_tokens: int
 ) -> list[slice]:
-    """Return slices of consecutive pairs, each a batch that keeps within a budget.
+    """Return slices of consecutive pairs, each a batch within the token budget.
 
     Args:
-        source_lengths: pieces of each source, </s> included.
+        source_lengths: tokens of each source, including </s>.
         target_lengths: the same for the targets.
-        max_tokens: target pieces in a batch, padding included. The padded source may have twice
+        max_tokens: target tokens of a batch, including padding. The padded source may have twice
             as many. A single pair beyond that is a batch of its own.
     """
     batches = []
@@ -36,36 +37,32 @@ def token_batches(
     return batches
 
 
-POOL_PAIRS = 1 << 19
-_BLOCK_PAIRS = 1 << 8  # neighbours on the disk that stay in one pool
-
-
 @dataclass(frozen=True, slots=True)
 class CorpusSpan:
-    """The pairs of one training file among all, and how often an epoch passes over them."""
+    """The index range of the pairs of one training file, and its passes per epoch."""
 
     first: int
-    end: int  # one past the last
+    end: int  # exclusive
     weight: float = 1.0
 
 
 class BatchOrder:
-    """The batches of every epoch; a class because it holds the lengths that they are made from.
+    """The batches of every epoch, computed from the lengths of all pairs.
 
     An epoch is cut into pools of about half a million pairs, each drawn from the whole corpus in
-    short runs of neighbours. Within a pool, pairs of about the same length on both sides stand
-    together, so little is padding; ties and the order of the batches are drawn anew each epoch. So
-    memory depends on the pool and not on the corpus, and a run can go on at any pool and batch
-    without a look at what was before. A corpus of one pool is shuffled as a whole.
+    short runs of adjacent pairs. Within a pool, pairs of similar lengths on both sides are batched
+    together to reduce padding; ties and the order of the batches are shuffled anew each epoch.
+    Memory therefore depends on the pool size rather than the corpus size, and a run can resume at
+    any pool and batch without replaying earlier ones. A corpus that fits one pool is shuffled as a
+    whole.
 
     Args:
-        source_lengths: pieces of each source, </s> included, shape (num_pairs,).
+        source_lengths: tokens of each source, including </s>, shape (num_pairs,).
         target_lengths: the same for the targets.
-        max_tokens: target pieces in a batch, padding included. The padded source may have twice
-            as many. A single pair beyond that is a batch of its own.
-        seed: of the run.
-        spans: how often which pairs are seen; empty for all of them once an epoch.
-        pool_pairs: most pairs of a pool.
+        max_tokens: as in `token_batches`.
+        seed: the seed of the run.
+        spans: the weight of each training file; empty if all pairs occur once an epoch.
+        pool_pairs: the maximum size of a pool.
     """
 
     def __init__(
@@ -84,50 +81,51 @@ class BatchOrder:
         self._seed = seed
         self._spans = spans if any(span.weight != 1 for span in spans) else ()
         self.num_pools = max(1, -(-len(source_lengths) // pool_pairs))
-        self._newest: tuple[tuple[int, int], list[np.ndarray]] | None = None
+        self._cached: tuple[tuple[int, int], list[np.ndarray]] | None = None
 
     def batches(self, epoch: int, pool: int) -> list[np.ndarray]:
-        """The batches of a pool, as indices of pairs.
+        """Return the batches of a pool as arrays of pair indices.
 
-        Over the pools of an epoch every pair is in exactly one batch, or in as many as its weight
-        asks for.
+        Over the pools of an epoch, each pair is in exactly one batch, or in as many as its weight
+        demands.
 
         Args:
-            epoch: from 0.
-            pool: from 0, below `num_pools`.
+            epoch: counted from 0.
+            pool: counted from 0, below `num_pools`.
         """
-        newest = self._newest  # the first pool is asked for three times as a run begins
-        if newest is None or newest[0] != (epoch, pool):
-            newest = (epoch, pool), self._made(epoch, pool)
-            self._newest = newest
-        return newest[1]
+        cached = self._cached  # a run needs its first pool three times
+        if cached is None or cached[0] != (epoch, pool):
+            cached = (epoch, pool), self._compute_batches(epoch, pool)
+            self._cached = cached
+        return cached[1]
 
-    def _made(self, epoch: int, pool: int) -> list[np.ndarray]:
+    def _compute_batches(self, epoch: int, pool: int) -> list[np.ndarray]:
         key = ("epoch", self._seed, epoch, pool) if pool else ("epoch", self._seed, epoch)
-        random = np.random.Generator(np.random.PCG64(random_key(*key)))
+        rng = np.random.Generator(np.random.PCG64(random_key(*key)))
         members = self._members(epoch, pool)
-        places = random.permutation(len(members))
-        shuffled = members[places]
-        # What is mapped from a disk is read in its order, and shuffled in memory.
-        source = self._source[members].astype(np.int32)[places]
-        target = self._target[members].astype(np.int32)[places]
-        # Source lengths rise within one target length and fall within the next: no jump between.
+        permutation = rng.permutation(len(members))
+        shuffled = members[permutation]
+        # Memory-mapped lengths are read in the order of the disk, then shuffled in memory.
+        source = self._source[members].astype(np.int32)[permutation]
+        target = self._target[members].astype(np.int32)[permutation]
+        # Source lengths ascend within one target length and descend within the next, so that they
+        # do not jump where the target length changes.
         order = np.lexsort((np.where(target % 2, source, -source), target))
         batches = token_batches(
             source[order].tolist(), target[order].tolist(), max_tokens=self._max_tokens
         )
         ordered = shuffled[order]
-        return [ordered[batches[i]] for i in random.permutation(len(batches))]
+        return [ordered[batches[i]] for i in rng.permutation(len(batches))]
 
     def _members(self, epoch: int, pool: int) -> np.ndarray:
-        """Indices of a pool's pairs, rising; one that is seen twice stands there twice."""
+        """Return the pair indices of a pool, ascending; an index is repeated by its weight."""
         num_pairs = len(self._source)
         if self.num_pools == 1:
             members = np.arange(num_pairs)
         else:
             num_blocks = -(-num_pairs // _BLOCK_PAIRS)
-            random = np.random.Generator(np.random.PCG64(random_key("pools", self._seed, epoch)))
-            shuffled = random.permutation(num_blocks)
+            rng = np.random.Generator(np.random.PCG64(random_key("pools", self._seed, epoch)))
+            shuffled = rng.permutation(num_blocks)
             blocks = np.sort(np.array_split(shuffled, self.num_pools)[pool])
             members = (blocks[:, None] * _BLOCK_PAIRS + np.arange(_BLOCK_PAIRS)).reshape(-1)
             members = members[members < num_pairs]
@@ -136,15 +134,16 @@ class BatchOrder:
         ends = np.array([span.end for span in self._spans])
         weights = np.array([span.weight for span in self._spans])
         weight = weights[np.searchsorted(ends, members, side="right")]
-        # A pair was seen floor(u + epochs * weight) times, with a u of its own in [0, 1): a weight
-        # of 0.5 takes each pair every other epoch, half of them in this one.
+        # By the end of n epochs, a pair has occurred floor(u + n * weight) times, with its own u in
+        # [0, 1). With a weight of 0.5, each epoch thus takes half of the pairs, and each pair
+        # occurs in every other epoch.
         offset = _uniform(members, random_key("weights", self._seed))
-        seen, soon = np.floor(offset + epoch * weight), np.floor(offset + (epoch + 1) * weight)
-        return np.repeat(members, (soon - seen).astype(np.int64))
+        before, after = np.floor(offset + epoch * weight), np.floor(offset + (epoch + 1) * weight)
+        return np.repeat(members, (after - before).astype(np.int64))
 
 
 def _uniform(indices: np.ndarray, key: int) -> np.ndarray:
-    """A number in [0, 1) for each index; always the same (SplitMix64: Steele et al. 2014)."""
+    """Return a number in [0, 1) for each index and key (SplitMix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         x = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -157,7 +156,7 @@ def _uniform(indices: np.ndarray, key: int) -> np.ndarray:
 def padding_share(
     batches: Sequence[np.ndarray], source_lengths: np.ndarray, target_lengths: np.ndarray
 ) -> float:
-    """Share of the padded batches, both sides together, that is padding."""
+    """Return the share of padding in the padded batches, both sides together."""
     real, padded = 0, 0
     for batch in batches:
         for lengths in (source_lengths[batch], target_lengths[batch]):

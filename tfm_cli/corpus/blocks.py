@@ -1,4 +1,4 @@
-"""Corpus files cut into blocks of whole lines, for several processes to work on."""
+"""Blocks of whole lines of corpus files, as the unit of work of several processes."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ MAX_BLOCK_LINES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some consecutive lines of a corpus file, as they stand in it.
+    """Some consecutive lines of a corpus file, undecoded.
 
     Attributes:
-        file: which one of the corpus, from 0.
-        format: how it holds its pairs.
-        names: what messages call it, or the two of it.
-        num_lines: lines before these.
-        crlf: whether lines end in CRLF, of each side.
+        file: index of the file in the corpus.
+        format: the format of its pairs.
+        names: the name of the file in messages, or of the two files.
+        num_lines: the number of preceding lines.
+        crlf: True if lines end in CRLF, for each side.
         sides: bytes of the source and of the target, or of both in one.
-        share: how much of all files was read up to here; None where nobody can tell.
+        share: the share of all files that was read up to the end of the block; None if unknown.
     """
 
     file: int
@@ -41,46 +41,46 @@ class Block:
 
 
 def read_blocks(files: Sequence[CorpusFile]) -> Iterator[Block]:
-    """The blocks of all files, in order.
+    """Yield the blocks of all files, in order.
 
     Raises:
-        DataError: a file cannot be read, or files do not align, which is only known at the end
-            and then said of all of them.
+        DataError: a file cannot be read, or files do not align. Misaligned files are reported
+            together after the last block.
     """
     misaligned = []
     sizes = [_size(file) for file in files]
     for index, file in enumerate(files):
         with contextlib.ExitStack() as stack:
-            cutters = [
-                _Cutter(stack.enter_context(open_lines(path)), name)
+            buffers = [
+                _LineBuffer(stack.enter_context(open_lines(path)), name)
                 for path, name in zip(file.paths, file.names, strict=True)
             ]
             num_lines = 0
             while True:
-                for cutter in cutters:
-                    cutter.fill()
-                count = min(MAX_BLOCK_LINES, *(cutter.ready for cutter in cutters))
+                for buffer in buffers:
+                    buffer.fill()
+                count = min(MAX_BLOCK_LINES, *(buffer.num_lines for buffer in buffers))
                 if not count:
                     break
-                sides = tuple(cutter.take(count) for cutter in cutters)
-                crlf = tuple(cutter.crlf for cutter in cutters)
-                share = _share(cutters[0].reader, sizes, index)
+                sides = tuple(buffer.take(count) for buffer in buffers)
+                crlf = tuple(buffer.crlf for buffer in buffers)
+                share = _share(buffers[0].reader, sizes, index)
                 yield Block(index, file.format, file.names, num_lines, crlf, sides, share)
                 num_lines += count
-            counts = [num_lines + cutter.count_rest() for cutter in cutters]
+            counts = [num_lines + buffer.count_rest() for buffer in buffers]
         if len(set(counts)) > 1:
             misaligned.append(misalignment_message(file, counts))
     raise_if_misaligned(misaligned)
 
 
 def _size(file: CorpusFile) -> int:
-    with contextlib.suppress(OSError):  # which is told when it is opened
+    with contextlib.suppress(OSError):  # opening the file reports it
         return sum(Path(path).stat().st_size for path in file.paths)
     return 0
 
 
 def _share(reader: LineReader, sizes: Sequence[int], index: int) -> float | None:
-    """How much of all files was read, by how much of one was."""
+    """Return the share of all files that was read, while reading the one with this index."""
     inside = reader.share()
     if inside is None or not sum(sizes):
         return None
@@ -88,88 +88,88 @@ def _share(reader: LineReader, sizes: Sequence[int], index: int) -> float | None
 
 
 def misalignment_message(file: CorpusFile, counts: Sequence[int]) -> str:
-    """What is wrong with two files that have different numbers of lines."""
+    """Return the error message for two files with different numbers of lines."""
     return f"{file.names[0]} and {file.names[1]} do not align: {counts[0]} and {counts[1]} lines"
 
 
-def raise_if_misaligned(told: Sequence[str]) -> None:
-    """Raise a DataError of all files that do not align."""
-    if told:
+def raise_if_misaligned(messages: Sequence[str]) -> None:
+    """Raise a DataError of all messages, if there are any."""
+    if messages:
         hint = "line N of one file must be the translation of line N of the other"
-        raise DataError("\n  ".join(told), hint=hint)
+        raise DataError("\n  ".join(messages), hint=hint)
 
 
-class _Cutter:
-    """Hands out the lines of one file by their number."""
+class _LineBuffer:
+    """A buffer of undecoded lines of one file, taken from its start by their number."""
 
     def __init__(self, reader: LineReader, name: str) -> None:
         self.reader = reader
         reader.name = name
-        self._held = b""
-        self._ends = np.zeros(0, dtype=np.int64)  # where each line that is held ends
+        self._content = b""
+        self._ends = np.zeros(0, dtype=np.int64)  # offset of the end of each buffered line
         self._at_end = False
 
     @property
-    def ready(self) -> int:
-        """Lines that are held."""
+    def num_lines(self) -> int:
+        """The number of buffered lines."""
         return len(self._ends)
 
     @property
     def crlf(self) -> bool:
-        """Whether lines end in CRLF."""
+        """True if lines end in CRLF."""
         return bool(self.reader.crlf)
 
     def fill(self) -> None:
-        """Hold a block again, unless the file ends."""
-        if self._at_end or (len(self._held) >= BLOCK_BYTES and self.ready):
+        """Read until a whole block is buffered, or the file ends."""
+        if self._at_end or (len(self._content) >= BLOCK_BYTES and self.num_lines):
             return
         more = self.reader.block(BLOCK_BYTES)
         self._at_end = not more
-        self._held += more
-        ends = np.flatnonzero(np.frombuffer(self._held, dtype=np.uint8) == ord("\n")) + 1
-        if self._held and not self._held.endswith(b"\n"):  # the last line of the file
-            ends = np.append(ends, len(self._held))
+        self._content += more
+        ends = np.flatnonzero(np.frombuffer(self._content, dtype=np.uint8) == ord("\n")) + 1
+        if self._content and not self._content.endswith(b"\n"):  # the last line of the file
+            ends = np.append(ends, len(self._content))
         self._ends = ends
 
     def take(self, count: int) -> bytes:
-        """The next lines; as many must be held."""
+        """Remove and return the next `count` lines, which must be buffered."""
         end = int(self._ends[count - 1])
-        taken, self._held = self._held[:end], self._held[end:]
+        taken, self._content = self._content[:end], self._content[end:]
         self._ends = self._ends[count:] - end
         return taken
 
     def count_rest(self) -> int:
-        """Lines that are left, to the end of the file."""
-        count = self.ready
+        """Return the number of lines up to the end of the file, and skip them."""
+        count = self.num_lines
         while block := self.reader.block(BLOCK_BYTES):
             count += block.count(b"\n") + (not block.endswith(b"\n"))
         return count
 
 
 class BlockPairs(NamedTuple):
-    """The lines of each side of a block that belong together, and what became of the others."""
+    """The decoded pairs of a block."""
 
     sources: list[str]
     targets: list[str]
-    repairs: tuple[Repairs, ...]  # in each of its files
-    num_left_out: int  # pairs with a line that is no UTF-8
-    numbers: Sequence[int]  # of the line that each pair stands on
+    repairs: tuple[Repairs, ...]  # of each file
+    num_left_out: int  # pairs that were dropped since a line is not UTF-8
+    numbers: Sequence[int]  # line number of each pair
 
 
 def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
-    """The pairs of a block.
+    """Decode the pairs of a block.
 
     Args:
         block: whole lines.
-        bad_utf8: what becomes of lines that are no UTF-8: `refuse`, `replace` or `drop-pair`.
+        bad_utf8: the treatment of lines that are not UTF-8: `refuse`, `replace` or `drop-pair`.
 
     Raises:
-        DataError: a line is no UTF-8 and that is refused, or holds no pair; with file and line.
+        DataError: a line is not UTF-8 and `bad_utf8` is `refuse`, or it holds no pair.
     """
     repairs = tuple(Repairs() for _ in block.names)
     sides, left_out = [], set[int]()
     for side in range(len(block.names)):
-        lines, invalid = _lines(block, side, repairs[side], bad_utf8)
+        lines, invalid = _decode_side(block, side, repairs[side], bad_utf8)
         sides.append(lines)
         if bad_utf8 == "drop-pair":
             left_out.update(invalid)
@@ -177,7 +177,7 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
         sources, targets = sides
     else:
         for index in left_out:
-            sides[0][index] = ""  # nobody wants to know whether it holds a pair
+            sides[0][index] = ""  # a dropped line need not hold a pair
         pairs: list[Pair] = list(
             parse_pairs(
                 sides[0], block.format, repairs[0], name=block.names[0], num_lines=block.num_lines
@@ -187,22 +187,24 @@ def block_pairs(block: Block, *, bad_utf8: str = "refuse") -> BlockPairs:
     first = block.num_lines + 1
     numbers: Sequence[int] = range(first, first + len(sources))
     if left_out:
-        kept = [index for index in range(len(sources)) if index not in left_out]
-        sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
-        numbers = [numbers[index] for index in kept]
+        valid = [index for index in range(len(sources)) if index not in left_out]
+        sources, targets = [sources[i] for i in valid], [targets[i] for i in valid]
+        numbers = [numbers[index] for index in valid]
     return BlockPairs(sources, targets, repairs, len(left_out), numbers)
 
 
-def _lines(block: Block, side: int, repairs: Repairs, bad_utf8: str) -> tuple[list[str], list[int]]:
-    """The lines of a side, and which of them are no UTF-8."""
+def _decode_side(
+    block: Block, side: int, repairs: Repairs, bad_utf8: str
+) -> tuple[list[str], list[int]]:
+    """Return the lines of a side, and the indices of those that are not UTF-8."""
     raw, crlf = block.sides[side], block.crlf[side]
-    if len(raw) <= MAX_LINE_BYTES and b"\0" not in raw:  # so no line is too long, none has a NUL
+    if len(raw) <= MAX_LINE_BYTES and b"\0" not in raw:  # so no line is too long or has a NUL
         with contextlib.suppress(UnicodeDecodeError):
             text = raw.decode()
             lines = (text.replace("\r\n", "\n") if crlf else text).split("\n")
-            if not lines[-1]:  # what follows the last line feed
+            if not lines[-1]:  # the empty string after the last line feed
                 lines.pop()
-            _note_other_ends(raw, repairs, crlf=crlf, num_lines=block.num_lines)
+            _count_other_ends(raw, repairs, crlf=crlf, num_lines=block.num_lines)
             return lines, []
     reader = LineReader.within(
         raw, block.names[side], num_lines=block.num_lines, crlf=crlf,
@@ -219,12 +221,12 @@ def _lines(block: Block, side: int, repairs: Repairs, bad_utf8: str) -> tuple[li
     return lines, invalid
 
 
-def _note_other_ends(raw: bytes, repairs: Repairs, *, crlf: bool, num_lines: int) -> None:
-    """Count the lines that end in the other way than the first one of the file."""
+def _count_other_ends(raw: bytes, repairs: Repairs, *, crlf: bool, num_lines: int) -> None:
+    """Count the lines whose end differs from that of the first line of the file."""
     count = raw.count(b"\r\n")
     if crlf:
         count = raw.count(b"\n") - count
     if count:
-        ended = raw.split(b"\n")[:-1]
-        first = next(i for i, line in enumerate(ended) if line.endswith(b"\r") != crlf)
+        lines = raw.split(b"\n")[:-1]
+        first = next(i for i, line in enumerate(lines) if line.endswith(b"\r") != crlf)
         repairs.add("bare" if crlf else "crlf", num_lines + first + 1, count)

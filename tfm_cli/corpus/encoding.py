@@ -1,4 +1,4 @@
-"""A block of lines as piece ids."""
+"""Encoding of a block of lines as token ids."""
 
 import hashlib
 from collections import Counter
@@ -14,23 +14,22 @@ from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
 from tfm_cli.text.repairs import Repairs
 from tfm_cli.tokenizer.pair import TokenizerPair
 
-# How many pairs go to SentencePiece at a time: what comes back are Python's numbers, which take
-# twenty times the memory of ours.
-_LINES_AT_A_TIME = 4096
+# SentencePiece returns Python integers, which take twenty times the memory of an array.
+_PAIRS_AT_A_TIME = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedBlock:
-    """The pairs of a block that stay, source and target.
+    """The pairs of a block that pass the filters, source and target.
 
     Attributes:
-        ids: of all segments of a side, one after the other, without </s>.
-        lengths: pieces of each segment, </s> included.
-        hashes: of the texts of each pair; empty unless duplicates are looked for.
-        dropped: pairs that were left out, by reason.
-        repairs: what was repaired in each of the block's files.
-        round_trips: what the source and the target lose, before pairs are left out by length.
-        tags: source lines by their language tags, before pairs are left out.
+        ids: of all segments of a side, concatenated, without </s>.
+        lengths: tokens of each segment, including </s>.
+        hashes: of the texts of each pair; empty unless duplicates are dropped.
+        dropped: the number of dropped pairs, by reason.
+        repairs: repaired lines of each of the block's files.
+        round_trips: text of source and target that is not restored, before filtering by length.
+        tags: source lines by language tag, before any filtering.
     """
 
     ids: tuple[np.ndarray, np.ndarray]
@@ -45,47 +44,52 @@ class EncodedBlock:
 
 
 def id_type(vocab_size: int) -> np.dtype[np.generic]:
-    """The narrowest type for the ids of a vocabulary."""
+    """Return the narrowest type for the ids of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def length_type(longest: int) -> np.dtype[np.generic]:
-    """The narrowest type for lengths up to this one, </s> not counted."""
-    return np.dtype(np.uint16 if longest + 1 < 1 << 16 else np.int32)
+def length_type(max_length: int) -> np.dtype[np.generic]:
+    """Return the narrowest type for lengths with </s>, given the largest one without."""
+    return np.dtype(np.uint16 if max_length + 1 < 1 << 16 else np.int32)
 
 
 def encode_block(
     block: Block, tokenizers: TokenizerPair, filters: Filters, *, threads: int
 ) -> EncodedBlock:
-    """The ids of the pairs that may stay.
+    """Encode the pairs of a block, and drop those that do not pass the filters.
 
     Args:
         block: lines of corpus files.
         tokenizers: of the two sides.
-        filters: which pairs may stay.
-        threads: of SentencePiece; 0 for as many as are worth it.
+        filters: rules for the pairs to drop.
+        threads: of SentencePiece; 0 for a number that suits the machine.
 
     Raises:
-        DataError: a line is no UTF-8 and that is refused, or holds no pair.
+        DataError: a line is not UTF-8 and the filters refuse it, or it holds no pair.
     """
     dropped: Counter[str] = Counter()
     read = block_pairs(block, bad_utf8=filters.bad_utf8)
     dropped["invalid UTF-8"] += read.num_left_out
     sources, targets = filter_texts(read.sources, read.targets, filters, dropped)
     tags = SourceTags()
-    tags.add(tokenizers.source, read.sources, place=lambda index: (block.file, read.numbers[index]))
+    tags.add(
+        tokenizers.source, read.sources, position=lambda index: (block.file, read.numbers[index])
+    )
     trips = RoundTrip(), RoundTrip()
 
-    def place(index: int) -> tuple[int, int]:
-        # Equal pairs are kept or left out alike, so the first one stands where this one does.
-        wanted = sources[index], targets[index]
-        places = enumerate(zip(read.sources, read.targets, strict=True))
-        return block.file, read.numbers[next(i for i, pair in places if pair == wanted)]
+    def position(index: int) -> tuple[int, int]:
+        # The filters treat equal pairs alike, so this pair is the first one that is equal to it.
+        pair = sources[index], targets[index]
+        pairs = enumerate(zip(read.sources, read.targets, strict=True))
+        return block.file, read.numbers[next(i for i, other in pairs if other == pair)]
 
     parts = [
-        _encoded((sources, targets), slice(i, i + _LINES_AT_A_TIME),
-                 tokenizers, filters, dropped, trips, place, threads=threads)
-        for i in range(0, max(1, len(sources)), _LINES_AT_A_TIME)
+        _encode_pairs(
+            sources[i : i + _PAIRS_AT_A_TIME], targets[i : i + _PAIRS_AT_A_TIME],
+            tokenizers, filters, dropped, trips,
+            position=lambda index, first=i: position(first + index), threads=threads,
+        )
+        for i in range(0, max(1, len(sources)), _PAIRS_AT_A_TIME)
     ]  # fmt: skip
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return EncodedBlock(
@@ -99,40 +103,42 @@ def encode_block(
     )
 
 
-def _encoded(
-    texts: tuple[list[str], list[str]],
-    part: slice,
+def _encode_pairs(
+    sources: list[str],
+    targets: list[str],
     tokenizers: TokenizerPair,
     filters: Filters,
     dropped: Counter[str],
     trips: tuple[RoundTrip, RoundTrip],
-    place: Callable[[int], tuple[int, int]],
     *,
+    position: Callable[[int], tuple[int, int]],
     threads: int,
 ) -> tuple[np.ndarray, ...]:
-    """Ids and lengths of both sides, and hashes, of the pairs of a part that may stay."""
-    sources, targets = texts[0][part], texts[1][part]
+    """Return ids of both sides, lengths of both sides, and hashes of the pairs that pass."""
     sides = ((tokenizers.source, sources, trips[0]), (tokenizers.target, targets, trips[1]))
     flat, lengths = [], []
     for tokenizer, lines, trip in sides:
         ids = tokenizer.encode(lines, threads=threads)
-        trip.add(tokenizer, lines, ids, place=lambda index: place(part.start + index))
+        trip.add(tokenizer, lines, ids, position=position)
         lengths.append(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
         total = int(lengths[-1].sum())
-        kind = id_type(tokenizer.vocab_size)
-        flat.append(np.fromiter(chain.from_iterable(ids), dtype=kind, count=total))
-    keep = filter_lengths(lengths[0], lengths[1], filters, dropped)
+        dtype = id_type(tokenizer.vocab_size)
+        flat.append(np.fromiter(chain.from_iterable(ids), dtype=dtype, count=total))
+    select = filter_lengths(lengths[0], lengths[1], filters, dropped)
     narrow = length_type(filters.max_length)
     hashes = _hashes(sources, targets) if filters.duplicates else np.zeros(0, dtype=np.uint64)
-    if not keep.all():
-        flat = [ids[np.repeat(keep, many)] for ids, many in zip(flat, lengths, strict=True)]
-        lengths = [many[keep] for many in lengths]
-        hashes = hashes[keep] if filters.duplicates else hashes
-    return (*flat, *((many + 1).astype(narrow) for many in lengths), hashes)
+    if not select.all():
+        flat = [ids[np.repeat(select, counts)] for ids, counts in zip(flat, lengths, strict=True)]
+        lengths = [counts[select] for counts in lengths]
+        hashes = hashes[select] if filters.duplicates else hashes
+    return (*flat, *((counts + 1).astype(narrow) for counts in lengths), hashes)
 
 
 def _hashes(sources: list[str], targets: list[str]) -> np.ndarray:
-    """64 bits of each pair of texts; two different ones of 100 million agree once in 4,000 runs."""
+    """Return a 64-bit hash of each pair of texts.
+
+    The probability that two of 100 million different pairs have the same hash is 1 in 4,000.
+    """
     raw = b"".join(
         hashlib.blake2b(f"{source}\0{target}".encode(), digest_size=8).digest()
         for source, target in zip(sources, targets, strict=True)

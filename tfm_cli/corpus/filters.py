@@ -1,4 +1,4 @@
-"""Which training pairs are left out, and why; each is counted under the first reason."""
+"""Filters that drop training pairs; each dropped pair is counted under the first reason."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,18 +10,20 @@ import numpy as np
 from tfm_cli.config.settings import DataConfig
 from tfm_cli.text.characters import has_bad_character, separator_kinds
 
+_HASHES_AT_A_TIME = 1 << 21
+
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What training pairs must be like; pairs with a blank side are left out in any case.
+    """Rules that training pairs must satisfy; pairs with a blank side are always dropped.
 
     Attributes:
-        max_length: most pieces on a side.
-        max_ratio: most pieces of a side for each of the other; 0 for any number.
-        identical: leave out pairs of which both sides are the same text.
-        duplicates: leave out pairs of texts that occurred before.
-        bad_characters: leave out pairs with bad characters or separators, as of `characters`.
-        bad_utf8: what becomes of lines that are no UTF-8: `refuse`, `replace` or `drop-pair`.
+        max_length: the most tokens on a side, without </s>.
+        max_ratio: the most tokens on a side per token of the other; 0 for no limit.
+        identical: drop pairs whose sides are the same text.
+        duplicates: drop pairs whose texts occurred before.
+        bad_characters: drop pairs with bad characters or separators (`text.characters`).
+        bad_utf8: the treatment of lines that are not UTF-8: `refuse`, `replace` or `drop-pair`.
     """
 
     max_length: int
@@ -33,7 +35,7 @@ class Filters:
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
-        """Those that the settings ask for."""
+        """Return the filters that the settings ask for."""
         return cls(
             max_length=data.max_length,
             max_ratio=data.max_ratio,
@@ -47,9 +49,9 @@ class Filters:
 def filter_texts(
     sources: Sequence[str], targets: Sequence[str], filters: Filters, dropped: Counter[str]
 ) -> tuple[list[str], list[str]]:
-    """The sides of the pairs whose text may stay."""
+    """Return the pairs whose text passes the filters, and add the others to `dropped`."""
     has_blank = not (all(map(str.strip, sources)) and all(map(str.strip, targets)))
-    if not (has_blank or filters.identical or filters.bad_characters):  # as nearly always
+    if not (has_blank or filters.identical or filters.bad_characters):  # the usual case
         return list(sources), list(targets)
     pairs = list(zip(sources, targets, strict=True))
     rules: list[tuple[str, Callable[[str, str], bool]]] = [
@@ -60,9 +62,9 @@ def filter_texts(
     if filters.bad_characters:
         rules.append(("bad characters", lambda s, t: _is_bad(s) or _is_bad(t)))
     for reason, is_wrong in rules:
-        kept = [pair for pair in pairs if not is_wrong(*pair)]
-        dropped[reason] += len(pairs) - len(kept)
-        pairs = kept
+        passed = [pair for pair in pairs if not is_wrong(*pair)]
+        dropped[reason] += len(pairs) - len(passed)
+        pairs = passed
     return [source for source, _ in pairs], [target for _, target in pairs]
 
 
@@ -73,46 +75,52 @@ def _is_bad(text: str) -> bool:
 def filter_lengths(
     source: np.ndarray, target: np.ndarray, filters: Filters, dropped: Counter[str]
 ) -> np.ndarray:
-    """Which pairs may stay, by their numbers of pieces, of shape (num_pairs,) each."""
+    """Return True for each pair whose lengths pass the filters, shape (num_pairs,).
+
+    Args:
+        source: tokens of each source without </s>, shape (num_pairs,).
+        target: the same for the targets.
+        filters: the rules.
+        dropped: the number of other pairs is added here, by reason.
+    """
     shorter, longer = np.minimum(source, target), np.maximum(source, target)
-    keep = np.ones(len(source), dtype=np.bool_)
+    select = np.ones(len(source), dtype=np.bool_)
     rules = [("blank side", shorter == 0), ("too long", longer > filters.max_length)]
     if filters.max_ratio:
         rules.append(("length ratio", longer > filters.max_ratio * shorter))
     for reason, is_wrong in rules:
-        dropped[reason] += int((keep & is_wrong).sum())
-        keep &= ~is_wrong
-    return keep
-
-
-# Which pairs occurred before, told by 64-bit hashes of their text.
-
-_HASHES_AT_A_TIME = 1 << 21
+        dropped[reason] += int((select & is_wrong).sum())
+        select &= ~is_wrong
+    return select
 
 
 def repeated_hashes(hashes: np.ndarray, *, at_a_time: int = _HASHES_AT_A_TIME) -> np.ndarray:
-    """True for each hash that stands further ahead as well, of shape (num_pairs,).
+    """Return True for each hash that also occurs earlier, shape (num_hashes,).
 
-    One pass over all of them for each share of about `at_a_time`, so that memory stays bounded
-    when they are on a disk.
+    The hashes are partitioned by their leading bits into parts of about `at_a_time`, and each part
+    takes one pass over all of them, so that memory is bounded if they are mapped from a disk.
+
+    Args:
+        hashes: 64-bit hashes of the texts, shape (num_hashes,).
+        at_a_time: about as many are held in memory.
     """
-    is_later = np.zeros(len(hashes), dtype=np.bool_)
-    num_shares = 1 << max(0, (max(1, len(hashes)) - 1) // at_a_time).bit_length()
-    shift = np.uint64(64 - num_shares.bit_length() + 1)
-    for share in range(num_shares):
-        places = [
-            first + np.flatnonzero(_share(hashes[first : first + at_a_time], shift) == share)
+    is_repeated = np.zeros(len(hashes), dtype=np.bool_)
+    num_parts = 1 << max(0, (max(1, len(hashes)) - 1) // at_a_time).bit_length()
+    shift = np.uint64(64 - num_parts.bit_length() + 1)
+    for part in range(num_parts):
+        positions = [
+            first + np.flatnonzero(_part(hashes[first : first + at_a_time], shift) == part)
             for first in range(0, len(hashes), at_a_time)
         ]
-        here = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
-        found = hashes[here]
-        order = np.argsort(found, kind="stable")
-        again = np.flatnonzero(found[order][1:] == found[order][:-1]) + 1
-        is_later[here[order[again]]] = True
-    return is_later
+        in_part = np.concatenate(positions) if positions else np.zeros(0, dtype=np.int64)
+        values = hashes[in_part]
+        order = np.argsort(values, kind="stable")
+        again = np.flatnonzero(values[order][1:] == values[order][:-1]) + 1
+        is_repeated[in_part[order[again]]] = True
+    return is_repeated
 
 
-def _share(hashes: np.ndarray, shift: np.uint64) -> np.ndarray:
-    if shift == 64:  # which would be no shift at all
+def _part(hashes: np.ndarray, shift: np.uint64) -> np.ndarray:
+    if shift == 64:  # NumPy does not define a shift by 64 bits
         return np.zeros(len(hashes), dtype=np.uint64)
     return hashes >> shift

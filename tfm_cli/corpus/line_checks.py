@@ -1,4 +1,4 @@
-"""What of a text is lost between encoding and decoding: characters changed, pieces unknown."""
+"""Counts of lines that a tokenizer does not restore, and of lines with wrong language tags."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -7,9 +7,16 @@ from typing import Any, Literal, NamedTuple, Self
 from tfm_cli.text.language_tags import TagCounts, leading_tag, listed
 from tfm_cli.tokenizer.tokenizer import Tokenizer, plain_blanks
 
-# Counts of lines that several processes make of parts of one text, and that go through JSON.
+# Larger shares are a warning, smaller ones a note.
+MAX_CHANGED = 0.01  # of lines: no translation of the model can equal one of these
+MAX_UNKNOWN = 0.001  # of tokens: each stands for text that the model can neither read nor write
 
-_LONGEST_TEXT = 24  # characters of a line that a place shows
+# A tokenizer is learned by the run, named for it, or belongs to a trained model.
+Origin = Literal["learned", "named", "model"]
+
+_MAX_SHOWN = 24  # characters of a line that a message shows
+_CONTEXT = 8  # characters that are shown before and after a change
+_MAX_TAGS = 1000  # different tags whose first lines are recorded
 
 
 class LinePosition(NamedTuple):
@@ -17,8 +24,9 @@ class LinePosition(NamedTuple):
 
     Attributes:
         file: index of its file in the corpus.
-        line: its number there.
-        text: what is shown of it, and `becomes` what stands there instead; both may be empty.
+        line: its number in the file, from 1.
+        text: an excerpt, which may be empty.
+        becomes: the text that replaces the excerpt; may be empty.
     """
 
     file: int
@@ -29,10 +37,13 @@ class LinePosition(NamedTuple):
 
 @dataclass(slots=True)
 class LineCounts:
-    """A base of dataclasses whose fields are counts, or a `LinePosition` or None."""
+    """A base of dataclasses whose fields are counts, or a `LinePosition` or None.
+
+    Several processes count parts of one text, so the counts can be merged and written as JSON.
+    """
 
     def merge(self, later: Self) -> None:
-        """Count the lines of a later part of the same text."""
+        """Add the counts of a later part of the same text."""
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(later, field.name)
             is_number = isinstance(mine, int)
@@ -44,10 +55,10 @@ class LineCounts:
 
     @classmethod
     def from_json(cls, table: object) -> Self:
-        """Return what `to_json` gave.
+        """Return the counts that `to_json` wrote.
 
         Raises:
-            ValueError: the table is another one.
+            ValueError: the table has other fields, or values of another type.
         """
         defaults = {field.name: field.default for field in fields(cls)}
         if not isinstance(table, dict) or set(table) != set(defaults):
@@ -55,24 +66,24 @@ class LineCounts:
         values: dict[str, Any] = {}
         for name, default in defaults.items():
             if default is None:
-                values[name] = _place(name, table[name])
+                values[name] = _parse_position(name, table[name])
             elif _is_count(table[name]):
                 values[name] = table[name]
             else:
-                raise ValueError(f"its `{name}` is no count")
+                raise ValueError(f"its `{name}` is not a count")
         return cls(**values)
 
 
-def _place(name: str, values: object) -> LinePosition | None:
+def _parse_position(name: str, values: object) -> LinePosition | None:
     if values is None:
         return None
     if (
         not isinstance(values, list | tuple)
         or len(values) != len(LinePosition._fields)
         or not all(map(_is_count, values[:2]))
-        or not all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in values[2:])
+        or not all(isinstance(text, str) and len(text) <= _MAX_SHOWN for text in values[2:])
     ):
-        raise ValueError(f"its `{name}` is no place of a line")
+        raise ValueError(f"its `{name}` is not the position of a line")
     return LinePosition(*values)
 
 
@@ -80,24 +91,17 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-# Shares that call for a warning; below them, what was found is a note.
-MAX_CHANGED = 0.01  # of lines: no translation of the model can be equal to these
-MAX_UNKNOWN = 0.001  # of pieces: each is text that the model cannot see or write
-
-# Where a tokenizer is from: learned by the run, named for it, or that of a trained model.
-Origin = Literal["learned", "named", "model"]
-
-_CONTEXT = 8  # characters that are shown before and after what was changed
-
-
 @dataclass(slots=True)
 class RoundTrip(LineCounts):
-    """Counts of what one side of a corpus loses; a class because it is added to.
+    """Counts of text that encoding and decoding do not restore, on one side of a corpus.
 
     Attributes:
-        lines: lines that were encoded, and `pieces` those of them all.
-        changed: lines that decoding does not give back, and the first of them.
-        unknown: unknown pieces, and the first line that has any.
+        lines: encoded lines.
+        pieces: their tokens.
+        changed: lines that decoding does not restore.
+        unknown: unknown tokens.
+        first_changed: the first line that is changed.
+        first_unknown: the first line with an unknown token.
     """
 
     lines: int = 0
@@ -113,7 +117,7 @@ class RoundTrip(LineCounts):
         lines: Sequence[str],
         encoded: Sequence[Sequence[int]],
         *,
-        place: Callable[[int], tuple[int, int]],
+        position: Callable[[int], tuple[int, int]],
     ) -> None:
         """Count some lines.
 
@@ -121,7 +125,7 @@ class RoundTrip(LineCounts):
             tokenizer: of this side.
             lines: the text.
             encoded: its ids.
-            place: gives the file of a line, by its index in the corpus, and its number there.
+            position: maps an index in `lines` to the index of its file and its line number.
         """
         self.lines += len(lines)
         self.pieces += sum(map(len, encoded))
@@ -132,25 +136,25 @@ class RoundTrip(LineCounts):
             first = with_unknown[0]
             (pieces,) = tokenizer.encode_pieces([lines[first]])
             text = pieces[list(encoded[first]).index(unk_id)].removeprefix("▁")
-            self.first_unknown = LinePosition(*place(first), text[: 2 * _CONTEXT])
+            self.first_unknown = LinePosition(*position(first), text[: 2 * _CONTEXT])
         changed = tokenizer.not_restored(lines, encoded)
         self.changed += len(changed)
         if changed and self.first_changed is None:
             first, text = changed[0]
             shown = _difference(plain_blanks(lines[first]), plain_blanks(text))
-            self.first_changed = LinePosition(*place(first), *shown)
+            self.first_changed = LinePosition(*position(first), *shown)
 
     def is_explained(self, tokenizer: Tokenizer) -> bool:
-        """Return True if unknown pieces are why lines are changed, which need not be told twice."""
+        """Return True if unknown tokens explain the changed lines, which need no second message."""
         return self.unknown > 0 and not tokenizer.changes_characters
 
 
 def hint_for_unknown(origin: Origin) -> str:
-    """Return what can be done about unknown pieces."""
+    """Return a remedy for unknown tokens."""
     if origin == "model":
         return (
-            "the vocabulary of a trained model cannot grow: replace this text on both sides, leave "
-            "its pairs out, or train a new model"
+            "the vocabulary of a trained model cannot grow: replace this text on both sides, drop "
+            "its pairs, or train a new model"
         )
     if origin == "named":
         return "learn the tokenizer with `--byte-fallback` or a higher character coverage"
@@ -158,7 +162,7 @@ def hint_for_unknown(origin: Origin) -> str:
 
 
 def hint_for_changed(origin: Origin, tokenizer: Tokenizer) -> str:
-    """Return what can be done about lines that are not given back."""
+    """Return a remedy for lines that decoding does not restore."""
     if tokenizer.changes_characters:
         if origin == "model":
             return (
@@ -171,36 +175,33 @@ def hint_for_changed(origin: Origin, tokenizer: Tokenizer) -> str:
 
 
 def _difference(line: str, restored: str) -> tuple[str, str]:
-    """Return what two texts have where they differ first, and a little around it."""
-    begin = _num_alike(line, restored)
-    num_alike = _num_alike(line[begin:][::-1], restored[begin:][::-1])
+    """Return excerpts of both texts at their first difference, with a little context."""
+    begin = _common_prefix(line, restored)
+    num_equal = _common_prefix(line[begin:][::-1], restored[begin:][::-1])
     before = max(0, begin - _CONTEXT)
     shown = []
     for text in (line, restored):
-        end = min(len(text) - num_alike, begin + _CONTEXT) + _CONTEXT
+        end = min(len(text) - num_equal, begin + _CONTEXT) + _CONTEXT
         shown.append(text[before:end])
     return shown[0], shown[1]
 
 
-def _num_alike(text: str, other: str) -> int:
-    """Return how many characters two texts begin with in common."""
+def _common_prefix(text: str, other: str) -> int:
+    """Return the length of the common prefix of two texts."""
     pairs = enumerate(zip(text, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
 
 
-# Lines of the source whose language tag is missing, or unknown to the tokenizer.
-
-_MAX_PLACES = 1000
-
-
 @dataclass(slots=True)
 class SourceTags(LineCounts):
-    """Counts of source lines by their language tags; a class because it is added to.
+    """Counts of source lines whose language tag is missing, or unknown to the tokenizer.
 
     Attributes:
         lines: lines with text.
-        untagged: those without a tag, of a tokenizer that has some, and the first of them.
-        unknown: those with a tag that the tokenizer has not, and the first of them.
+        untagged: lines without a tag, if the tokenizer has any.
+        unknown: lines with a tag that the tokenizer does not have.
+        first_untagged: the first line without a tag.
+        first_unknown: the first line with an unknown tag.
     """
 
     lines: int = 0
@@ -210,57 +211,59 @@ class SourceTags(LineCounts):
     first_unknown: LinePosition | None = None
 
     def add(
-        self, tokenizer: Tokenizer, lines: Sequence[str], *, place: Callable[[int], tuple[int, int]]
+        self,
+        tokenizer: Tokenizer,
+        lines: Sequence[str],
+        *,
+        position: Callable[[int], tuple[int, int]],
     ) -> None:
         """Count some lines.
 
         Args:
             tokenizer: of the source.
             lines: the text; blank lines do not count.
-            place: gives the file of a line, by its index in the corpus, and its number there.
+            position: maps an index in `lines` to the index of its file and its line number.
         """
         known = frozenset(tokenizer.language_tags)
         for index, line in enumerate(lines):
             tag = leading_tag(line)
             if tag and tag not in known:
                 self.unknown += 1
-                self.first_unknown = self.first_unknown or LinePosition(*place(index))
+                self.first_unknown = self.first_unknown or LinePosition(*position(index))
             if not tag and not line.strip():
                 continue
             self.lines += 1
             if not tag and known:
                 self.untagged += 1
-                self.first_untagged = self.first_untagged or LinePosition(*place(index))
+                self.first_untagged = self.first_untagged or LinePosition(*position(index))
 
 
 class TagPositions:
-    """Language tags of source lines, where those that are known may be found out later.
+    """Counts and first lines of language tags, collected before the known tags are available.
 
     Attributes:
-        counts: of all lines.
+        counts: lines by tag.
     """
 
     def __init__(self) -> None:
         self.counts = TagCounts()
-        self._first: dict[
-            str, LinePosition
-        ] = {}  # line of each tag; of "", that of a line without one
-        self._first_other: LinePosition | None = None  # that has no room there
+        self._first: dict[str, LinePosition] = {}  # by tag; "" for lines without one
+        self._first_other: LinePosition | None = None  # of the tags beyond `_MAX_TAGS`
 
     def add(self, lines: Sequence[str], *, file: int, first_number: int) -> None:
-        """Count the lines of a file from this number on."""
+        """Count consecutive lines of a file, the first of which has this number."""
         for number, line in enumerate(lines, first_number):
             tag = self.counts.add(line)
             if tag is None or tag in self._first:
                 continue
-            if len(self._first) <= _MAX_PLACES:
+            if len(self._first) <= _MAX_TAGS:
                 self._first[tag] = LinePosition(file, number)
             elif self._first_other is None:
                 self._first_other = LinePosition(file, number)
 
     def against(self, known: Collection[str]) -> SourceTags:
-        """Return what is missing or unknown where these tags are known."""
-        unknown = [place for tag, place in self._first.items() if tag and tag not in known]
+        """Return the counts of missing and unknown tags for a set of known tags."""
+        unknown = [position for tag, position in self._first.items() if tag and tag not in known]
         unknown += [self._first_other] if self._first_other else []
         untagged = self.counts.num_lines - self.counts.num_tagged if known else 0
         return SourceTags(
@@ -273,14 +276,14 @@ class TagPositions:
 
 
 def describe_untagged(known: Sequence[str]) -> str:
-    """Return what lines without one of the known tags have."""
+    """Return a description of lines without one of the known tags."""
     return f"no language tag at the start, such as {known[0]}"
 
 
 def describe_unknown_tag(tokenizer: Tokenizer) -> str:
-    """Return what lines with a tag have that the tokenizer does not know."""
+    """Return a description of lines with a tag that the tokenizer does not have."""
     if tags := tokenizer.language_tags:
-        return f"a language tag that the tokenizer does not know: it knows {listed(tags)}"
+        return f"a language tag that the tokenizer does not have: it has {listed(tags)}"
     if tokenizer.reads_tags_as_text:
-        return "what looks like a language tag at the start, which the tokenizer reads as text"
-    return "a language tag at the start, and the tokenizer knows none"
+        return "an apparent language tag at the start, which the tokenizer reads as text"
+    return "a language tag at the start, and the tokenizer has none"

@@ -1,4 +1,4 @@
-"""Corpus files as pairs of lines, one after the other."""
+"""Pairs of lines of corpus files, one after the other."""
 
 import logging
 import os
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 def read_pairs(
     source_paths: Sequence[str], target_paths: Sequence[str], *, warn: bool = True
 ) -> Iterator[Pair]:
-    """Pairs of lines of the first source and target file, then of the second, and so on.
+    """Yield pairs of lines of the first source and target file, then of the second, and so on.
 
     Args:
         source_paths: files in the source language.
         target_paths: their translations, file by file and line by line.
-        warn: warn of lines that were repaired while reading; False where that was done before.
+        warn: warn of repaired lines; False if an earlier pass has done so.
 
     Raises:
         ConfigError: there are more files on one side.
-        DataError: as of `read_corpus`.
+        DataError: as in `read_corpus`.
     """
     return read_corpus(aligned_files(source_paths, target_paths), warn=warn)
 
@@ -39,65 +39,67 @@ def read_corpus(
     warn: bool = True,
     show: Show = lambda words, share: None,
 ) -> Iterator[Pair]:
-    """The pairs of all files, in order.
+    """Yield the pairs of all files, in order.
 
     Args:
-        files: with the text.
-        bad_utf8: as of `block_pairs`.
+        files: the corpus.
+        bad_utf8: as in `block_pairs`.
         warn: as in `read_pairs`.
-        show: is called now and then with how far this is.
+        show: called after each block with the progress.
 
     Raises:
-        DataError: a file is missing or no UTF-8, or a line holds no pair; or files do not align,
-            which is only known at the end and then said of all of them.
+        DataError: a file is missing or not UTF-8, a line holds no pair, or files do not align.
+            Misaligned files are reported together after the last pair.
     """
     repairs: list[dict[str, Repairs]] = [{} for _ in files]
-    before, num_pairs = 0, 0
+    current, num_pairs = 0, 0
 
-    def finish(index: int) -> None:
-        for name, some in repairs[index].items() if warn else ():
-            for note in some.notes(MAX_LINE_BYTES):
-                logger.warning("%s: %s", name, note)
-
-    # By blocks, since a line that goes through a reader alone takes ten times as long.
+    # Reading blocks rather than single lines is ten times as fast.
     for block in read_blocks(files):
-        for index in range(before, block.file):
-            finish(index)
-        before = block.file
-        sources, targets, found, *_ = block_pairs(block, bad_utf8=bad_utf8)
-        for name, some in zip(block.names, found, strict=True):
-            repairs[block.file].setdefault(name, Repairs()).merge(some)
+        for index in range(current, block.file):
+            warn_of_repairs(repairs[index] if warn else {})
+        current = block.file
+        sources, targets, block_repairs, *_ = block_pairs(block, bad_utf8=bad_utf8)
+        for name, later in zip(block.names, block_repairs, strict=True):
+            repairs[block.file].setdefault(name, Repairs()).merge(later)
         num_pairs += len(sources)
         show(counted(num_pairs, "pair"), block.share)
         yield from zip(sources, targets, strict=True)
-    for index in range(before, len(files)):
-        finish(index)
+    for index in range(current, len(files)):
+        warn_of_repairs(repairs[index] if warn else {})
+
+
+def warn_of_repairs(repairs: dict[str, Repairs]) -> None:
+    """Log a warning for each kind of repair, given those of each file by name."""
+    for name, counts in repairs.items():
+        for note in counts.notes(MAX_LINE_BYTES):
+            logger.warning("%s: %s", name, note)
 
 
 def check_files(paths: Iterable[str]) -> None:
-    """Raise a DataError that names every file that cannot be read, and read again, from a disk.
+    """Raise a DataError that names every path that is not a readable file.
 
-    Text is read twice, for the tokenizer and for the pieces, so a pipe will not do.
+    Training reads text twice, for the tokenizer and for the ids, so a pipe is not accepted.
     """
-    wrong = [
+    problems = [
         f"{path}: {reason}" for path in dict.fromkeys(paths) if (reason := _why_unusable(path))
     ]
-    if wrong:
-        title = [f"{len(wrong)} files cannot be used"] if len(wrong) > 1 else []
-        raise DataError("\n  ".join(title + wrong))
+    if problems:
+        title = [f"{len(problems)} files cannot be used"] if len(problems) > 1 else []
+        raise DataError("\n  ".join(title + problems))
 
 
-def _why_unusable(path: str) -> str:
-    if path == "-":
-        return "standard input can be read only once, wanted a file"
-    place = Path(path)
+def _why_unusable(name: str) -> str:
+    if name == "-":
+        return "standard input can be read only once, expected a file"
+    path = Path(name)
     try:
-        if not place.exists():
+        if not path.exists():
             return "there is no such file"
-        if place.is_dir():
-            return "is a directory, wanted a file"
-        if not place.is_file():
-            return "can be read only once, wanted a file"
+        if path.is_dir():
+            return "is a directory, expected a file"
+        if not path.is_file():
+            return "can be read only once, expected a file"
     except OSError as error:  # such as a name that is too long
         return f"cannot be read: {error.strerror}"
-    return "" if os.access(place, os.R_OK) else "cannot be read: no permission"
+    return "" if os.access(path, os.R_OK) else "cannot be read: no permission"

@@ -1,4 +1,4 @@
-"""Which files a corpus is in, and how each of them holds its pairs."""
+"""The files of a corpus, and the format in which each of them holds pairs."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +11,11 @@ from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.text.repairs import Repairs
 
 Format = Literal["lines", "tsv", "jsonl"]
+Pair = tuple[str, str]
 STANDARD_INPUT = "standard input"
 _COMPRESSED = (".gz", ".zst", ".xz")
 _BY_SUFFIX: dict[str, Format] = {".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class CorpusFile:
 
     Attributes:
         paths: of the source and the target, or of the one file.
-        names: what messages call them.
+        names: their names in messages.
         format: `lines` for two files; `tsv` or `jsonl` for one.
     """
 
@@ -32,14 +34,14 @@ class CorpusFile:
 
     @property
     def name(self) -> str:
-        """What messages call it, in a list with others: the first name."""
+        """The first name, for lists of files in messages."""
         return self.names[0]
 
 
 def aligned_files(
     source_paths: Sequence[str], target_paths: Sequence[str]
 ) -> tuple[CorpusFile, ...]:
-    """The first source with the first target, and so on.
+    """Return pairs of files: the first source with the first target, and so on.
 
     Raises:
         ConfigError: there are more files on one side.
@@ -52,132 +54,123 @@ def aligned_files(
 
 
 def training_files(data: DataConfig, *, standard_input: str = "-") -> tuple[CorpusFile, ...]:
-    """The files of the training text: aligned ones first, then those of pairs.
+    """Return the files of the training text: aligned ones first, then files of pairs.
 
     Args:
-        data: names them.
-        standard_input: where the content of standard input is.
+        data: the settings that name them.
+        standard_input: path of a copy of standard input.
 
     Raises:
-        ConfigError: a file of pairs is of no known format, or standard input is named twice.
+        ConfigError: the format of a file of pairs is unknown, or standard input is named twice.
     """
     if data.pairs.count("-") > 1:
         raise ConfigError("data.pairs: standard input can be read only once, and is named twice")
     files = []
     for path in data.pairs:
-        place, name = (standard_input, STANDARD_INPUT) if path == "-" else (path, path)
-        files.append(CorpusFile((place,), (name,), _format_of(path, data.pairs_format)))
+        content, name = (standard_input, STANDARD_INPUT) if path == "-" else (path, path)
+        files.append(CorpusFile((content,), (name,), _format_of(path, data.pairs_format)))
     return (*aligned_files(data.source, data.target), *files)
 
 
-def _format_of(path: str, wanted: str) -> Format:
+def _format_of(path: str, setting: str) -> Format:
+    """Return the format that the setting names, or else that of the file name."""
     for known in ("tsv", "jsonl"):
-        if wanted == known:
+        if setting == known:
             return known
     name = path.lower()
     for suffix in _COMPRESSED:
         name = name.removesuffix(suffix)
-    found = _BY_SUFFIX.get(Path(name).suffix)
-    if found is None:
+    by_suffix = _BY_SUFFIX.get(Path(name).suffix)
+    if by_suffix is None:
         shown = STANDARD_INPUT if path == "-" else path
         raise ConfigError(
-            f"{shown}: its name does not tell how it holds pairs, wanted `.tsv` or `.jsonl`",
+            f"{shown}: its name does not show the format of its pairs, expected `.tsv` or `.jsonl`",
             hint="set `--pairs-format tsv` or `--pairs-format jsonl`",
         )
-    return found
-
-
-# A line that holds both sides of a pair: columns, or a JSON object.
-
-Pair = tuple[str, str]
+    return by_suffix
 
 
 def parse_pairs(
-    lines: Iterable[str], held: Format, repairs: Repairs, *, name: str, num_lines: int = 0
+    lines: Iterable[str], file_format: Format, repairs: Repairs, *, name: str, num_lines: int = 0
 ) -> Iterator[Pair]:
-    """The pair of each line, in order; a blank line is a pair of blanks.
+    """Yield the pair of each line, in order; a blank line is a pair of blanks.
 
     Args:
         lines: text without line feeds.
-        held: `tsv` or `jsonl`.
-        repairs: counts lines with more than two columns, and objects with a name twice.
-        name: what messages call the file.
-        num_lines: those before the first of `lines`.
+        file_format: `tsv` or `jsonl`.
+        repairs: counts lines with more than two columns, and objects with a repeated name.
+        name: the name of the file in messages.
+        num_lines: the number of preceding lines.
 
     Raises:
-        DataError: a line has no two columns, or is no object with both sides; with its number.
+        DataError: a line does not have two columns, or is not an object with both sides.
     """
     for number, line in enumerate(lines, start=num_lines + 1):
         if not line.strip():
             yield "", ""
-        elif held == "tsv":
+        elif file_format == "tsv":
             columns = line.split("\t")
             if len(columns) < 2:
-                raise _error(name, number, "has 1 column, wanted source<TAB>target")
+                raise _error(name, number, "has 1 column, expected source<TAB>target")
             if len(columns) > 2:
                 repairs.add("columns", number)
             yield columns[0], columns[1]
         else:
-            yield _from_object(line, repairs, name, number)
+            yield _parse_object(line, repairs, name, number)
 
 
-def _from_object(line: str, repairs: Repairs, name: str, number: int) -> Pair:
-    wanted = "wanted an object with `source` and `target`"
+def _parse_object(line: str, repairs: Repairs, name: str, number: int) -> Pair:
+    expected = "expected an object with `source` and `target`"
     is_repeated = False
 
-    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal is_repeated
         fields = dict(pairs)
         is_repeated = is_repeated or len(fields) < len(pairs)
         return fields
 
     try:
-        found = json.loads(line, object_pairs_hook=table)
+        table = json.loads(line, object_pairs_hook=to_dict)
     except json.JSONDecodeError as error:
         reason = f"{error.msg[:1].lower()}{error.msg[1:]}".removesuffix(" at")
-        told = f"is no JSON: {reason} at character {error.pos + 1}"
-        raise _error(name, number, told) from error
-    except (RecursionError, ValueError) as error:  # nested too deep, a number of too many digits
-        raise _error(name, number, f"cannot be understood as JSON, {wanted}") from error
-    if not isinstance(found, dict):
-        raise _error(name, number, f"is no object, {wanted}")
+        message = f"is not JSON: {reason} at character {error.pos + 1}"
+        raise _error(name, number, message) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number with many digits
+        raise _error(name, number, f"cannot be parsed as JSON, {expected}") from error
+    if not isinstance(table, dict):
+        raise _error(name, number, f"is not an object, {expected}")
     if is_repeated:
         repairs.add("repeated", number)
-    missing = [f"`{side}`" for side in ("source", "target") if side not in found]
-    if missing and "translation" in found:
-        told = "has `translation`, which does not say which language is the source"
-        raise _error(name, number, f"{told}, {wanted}")
+    missing = [f"`{side}`" for side in ("source", "target") if side not in table]
+    if missing and "translation" in table:
+        message = "has `translation`, in which no language is marked as the source"
+        raise _error(name, number, f"{message}, {expected}")
     if missing:
-        raise _error(name, number, f"lacks {' and '.join(missing)}, {wanted}")
+        raise _error(name, number, f"lacks {' and '.join(missing)}, {expected}")
     for side in ("source", "target"):
-        if not isinstance(found[side], str):
-            raise _error(name, number, f"`{side}` is no string")
-    return _one_line(found["source"]), _one_line(found["target"])
+        if not isinstance(table[side], str):
+            raise _error(name, number, f"`{side}` is not a string")
+    return _one_line(table["source"]), _one_line(table["target"])
 
 
 def _one_line(text: str) -> str:
-    """Text without line feeds, and with U+FFFD for half a surrogate pair, which JSON can spell."""
+    """Return text with blanks for line feeds and U+FFFD for unpaired surrogates of JSON escapes."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text.replace("\n", " ").replace("\0", "")
 
 
-def _error(name: str, number: int, told: str) -> DataError:
-    return DataError(f"{name}:{number}: {told}")
-
-
-# The sample corpus that comes with the package: generated English and French sentences.
-
-_PACKAGE = Path(__file__).resolve().parent.parent
+def _error(name: str, number: int, message: str) -> DataError:
+    return DataError(f"{name}:{number}: {message}")
 
 
 def sample_path(name: str) -> str:
-    """Where a file of the sample corpus is, such as `train.en`.
+    """Return the path of a file of the sample corpus, such as `train.en`.
 
     Raises:
         ResourceError: it was not installed with the package.
     """
-    # Inside an installed package, or beside it in a checkout.
+    # The folder is inside an installed package, or beside it in a checkout.
     for directory in (_PACKAGE / "data", _PACKAGE.parent / "data"):
         if (directory / name).is_file():
             return str(directory / name)

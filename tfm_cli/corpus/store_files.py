@@ -1,4 +1,4 @@
-"""A corpus on disk: arrays as raw numbers, mapped and not read; `store.json` says what they are."""
+"""A corpus on disk: flat arrays that are memory-mapped, described by `store.json`."""
 
 import errno
 import json
@@ -30,22 +30,22 @@ from tfm_cli.files.untrusted import open_private, parse_json_object, read_privat
 FORMAT = 2
 _SIDES = ("source", "target")
 _KINDS = ("ids", "lengths", "starts")
-_HASHES, _FIRST = "pairs.hashes", "first"
+_HASHES, _UNFILTERED = "pairs.hashes", "first"
 _PAIRS_AT_A_TIME = 1 << 18
-_MAX_FACTS_BYTES = 4 << 20  # a count for each training file; parsed, 20 times as much
+_MAX_METADATA_BYTES = 4 << 20  # a count for each training file; parsed, it takes 20 times as much
 _DIGEST = re.compile("[0-9a-f]{64}")
-_REASON = re.compile("[A-Za-z0-9 -]{1,40}")  # why pairs were dropped; it is shown
+_REASON = re.compile("[A-Za-z0-9 -]{1,40}")  # why pairs were dropped; messages show it
 _TYPES = tuple(np.dtype(kind).str for kind in (np.uint16, np.int32))  # see `id_type`
 
 
 class StoreWriter:
-    """Writes a corpus into an empty folder; a class because it is given part by part.
+    """Writes a corpus, block by block, into an empty folder.
 
     Args:
-        directory: an empty folder.
+        directory: the empty folder.
         vocab_sizes: of the two sides.
-        filters: which pairs may stay; duplicates are found here, when all pairs are known.
-        num_files: how many files the corpus is in.
+        filters: duplicates are dropped at the end, when all pairs are known.
+        num_files: the number of training files.
     """
 
     def __init__(
@@ -58,47 +58,47 @@ class StoreWriter:
         self._dropped: Counter[str] = Counter()
         self._round_trips = RoundTrip(), RoundTrip()
         self._tags = SourceTags()
-        self._open = ExitStack()
+        self._open_files = ExitStack()
         self._hashes: IO[bytes] | None = None
         with ExitStack() as on_failure:
-            on_failure.callback(self._open.close)
-            # With duplicates among them, all pairs are written first, and then those that stay.
-            self._begin(_FIRST if filters.duplicates else "")
+            on_failure.callback(self._open_files.close)
+            # To drop duplicates, all pairs are written first, and then copied without them.
+            self._create_arrays(_UNFILTERED if filters.duplicates else "")
             if filters.duplicates:
-                self._hashes = self._opened(directory / _HASHES)
+                self._hashes = self._create(directory / _HASHES)
             on_failure.pop_all()
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._open.close()
+        self._open_files.close()
 
     def __len__(self) -> int:
         return sum(self._counts)
 
     @property
     def dropped(self) -> Counter[str]:
-        """Pairs that were left out so far, by reason."""
+        """The number of pairs that were dropped so far, by reason."""
         return self._dropped
 
-    def add(self, found: EncodedBlock, *, file: int) -> None:
-        """Append the pairs of a block; blocks come file by file."""
-        self._append(found.ids, found.lengths)
-        self._counts[file] += len(found.lengths[0])
-        self._dropped.update(found.dropped)
-        self._tags.merge(found.tags)
-        for trip, later in zip(self._round_trips, found.round_trips, strict=True):
+    def add(self, encoded: EncodedBlock, *, file: int) -> None:
+        """Append the pairs of a block; the blocks of a file must be consecutive."""
+        self._append(encoded.ids, encoded.lengths)
+        self._counts[file] += len(encoded.lengths[0])
+        self._dropped.update(encoded.dropped)
+        self._tags.merge(encoded.tags)
+        for trip, later in zip(self._round_trips, encoded.round_trips, strict=True):
             trip.merge(later)
         if self._hashes is not None:
-            self._hashes.write(found.hashes.tobytes())
+            self._hashes.write(encoded.hashes.tobytes())
 
     def finish(self) -> None:
-        """Drop duplicates if they are to be dropped, and say what there is."""
-        self._open.close()
+        """Drop duplicates if the filters say so, and write `store.json`."""
+        self._open_files.close()
         if self._filters.duplicates:
             self._drop_duplicates()
-        facts = {
+        table = {
             "format": FORMAT,
             "pairs": len(self),
             "pieces": list(self._totals),
@@ -111,24 +111,21 @@ class StoreWriter:
             "tags": self._tags.to_json(),
             "sha256": corpus_sha256(*(digest.hexdigest() for digest in self._digests)),
         }
-        text = json.dumps(facts, indent=1) + "\n"
+        text = json.dumps(table, indent=1) + "\n"
         durable.write_file(self._directory / PREPARED_FACTS, text.encode())
 
-    def _begin(self, prefix: str) -> None:
+    def _create_arrays(self, prefix: str) -> None:
         self._digests = (SideHash(), SideHash())
         self._totals = [0, 0]
         self._files = [
-            {
-                kind: self._opened(_path(self._directory, prefix, side, kind))
-                for kind in ("ids", "lengths", "starts")
-            }
+            {kind: self._create(_path(self._directory, prefix, side, kind)) for kind in _KINDS}
             for side in _SIDES
         ]
         for files in self._files:
             files["starts"].write(np.zeros(1, dtype=np.int64).tobytes())
 
-    def _opened(self, path: Path) -> IO[bytes]:
-        return self._open.enter_context(durable.create(path))
+    def _create(self, path: Path) -> IO[bytes]:
+        return self._open_files.enter_context(durable.create(path))
 
     def _append(self, ids: Sequence[np.ndarray], lengths: Sequence[np.ndarray]) -> None:
         for side, files in enumerate(self._files):
@@ -140,40 +137,43 @@ class StoreWriter:
             self._totals[side] += len(ids[side])
 
     def _drop_duplicates(self) -> None:
-        """Write the arrays anew, without pairs that occurred before."""
+        """Copy the arrays without the pairs that occurred before."""
         hashes = np.memmap(self._directory / _HASHES, np.uint64, "r") if len(self) else np.zeros(0)
-        is_later = repeated_hashes(hashes)
+        is_repeated = repeated_hashes(hashes)
         total, counts = len(self), self._counts
-        kinds = [id_type(size) for size in self._vocab_sizes]
+        types = [id_type(size) for size in self._vocab_sizes]
         narrow = length_type(self._filters.max_length)
-        self._dropped["duplicate"] += int(is_later.sum())
+        self._dropped["duplicate"] += int(is_repeated.sum())
         bounds = np.cumsum([0, *counts])
         self._counts = [
-            int((~is_later[first:end]).sum()) for first, end in pairwise(bounds.tolist())
+            int((~is_repeated[first:end]).sum()) for first, end in pairwise(bounds.tolist())
         ]
-        self._begin("")
-        with self._open, ExitStack() as old:
-            paths = [
-                {kind: _path(self._directory, _FIRST, side, kind) for kind in ("ids", "lengths")}
-                for side in _SIDES
-            ]
-            ids = [old.enter_context(path["ids"].open("rb")) for path in paths]
-            lengths = [old.enter_context(path["lengths"].open("rb")) for path in paths]
+        self._create_arrays("")
+        with self._open_files, ExitStack() as unfiltered:
+            ids, lengths = (
+                [
+                    unfiltered.enter_context(
+                        _path(self._directory, _UNFILTERED, side, kind).open("rb")
+                    )
+                    for side in _SIDES
+                ]
+                for kind in ("ids", "lengths")
+            )
             for first in range(0, total, _PAIRS_AT_A_TIME):
-                keep = ~is_later[first : first + _PAIRS_AT_A_TIME]
-                some, many = [], []
+                select = ~is_repeated[first : first + _PAIRS_AT_A_TIME]
+                selected_ids, selected_lengths = [], []
                 for side in (0, 1):
-                    raw = lengths[side].read(len(keep) * narrow.itemsize)
-                    each = np.frombuffer(raw, dtype=narrow)
-                    pieces = each.astype(np.int64) - 1
-                    raw = ids[side].read(int(pieces.sum()) * kinds[side].itemsize)
-                    flat = np.frombuffer(raw, dtype=kinds[side])
-                    some.append(flat[np.repeat(keep, pieces)])
-                    many.append(each[keep])
-                self._append(some, many)
+                    raw = lengths[side].read(len(select) * narrow.itemsize)
+                    side_lengths = np.frombuffer(raw, dtype=narrow)
+                    num_tokens = side_lengths.astype(np.int64) - 1
+                    raw = ids[side].read(int(num_tokens.sum()) * types[side].itemsize)
+                    flat = np.frombuffer(raw, dtype=types[side])
+                    selected_ids.append(flat[np.repeat(select, num_tokens)])
+                    selected_lengths.append(side_lengths[select])
+                self._append(selected_ids, selected_lengths)
         del hashes
         for path in self._directory.iterdir():
-            if path.name == _HASHES or path.name.startswith(f"{_FIRST}."):
+            if path.name == _HASHES or path.name.startswith(f"{_UNFILTERED}."):
                 durable.remove(path)
 
 
@@ -184,25 +184,25 @@ def open_store(
     vocab_sizes: tuple[int, int] | None = None,
     max_length: int | None = None,
 ) -> CorpusStore:
-    """The corpus that a StoreWriter wrote; as long as it is used, `locked_if_unused` is not for it.
+    """Open a corpus that a StoreWriter wrote; while it is in use, it cannot be removed.
 
     Args:
         directory: its folder.
-        weights: how often an epoch has the pairs of each file; none for all once.
-        vocab_sizes: those that it has to have.
-        max_length: most pieces that a segment may have.
+        weights: passes per epoch over the pairs of each file; empty for one pass over each.
+        vocab_sizes: the expected sizes.
+        max_length: the most tokens that a segment may have.
 
     Raises:
-        DataError: it is torn: a file is missing, or is not as large as it should be, or lengths
-            are not those that were written. Single ids are looked at when they are gathered.
+        DataError: a file is missing or has a wrong size, or lengths are inconsistent. Single ids
+            are checked when they are gathered.
     """
     with ExitStack() as on_failure:
         try:
-            descriptor = _in_use(directory)
+            descriptor = _lock_shared(directory)
         except OSError as error:
             raise damaged(str(directory), f"{type(error).__name__}: {error}") from error
         on_failure.callback(os.close, descriptor)
-        store = _opened(directory, weights, vocab_sizes, max_length)
+        store = _open_locked(directory, weights, vocab_sizes, max_length)
         on_failure.pop_all()
     weakref.finalize(store, os.close, descriptor)
     return store
@@ -210,10 +210,10 @@ def open_store(
 
 @contextmanager
 def locked_if_unused(directory: Path) -> Iterator[None]:
-    """Inside, no process has the corpus open, nor opens it.
+    """Lock a corpus that no process has open; until the end of the context, none can open it.
 
     Raises:
-        OSError: a process has it open, or that cannot be known, as where there are no locks.
+        OSError: a process has it open, or the file system has no locks.
     """
     with open_private(directory / PREPARED_FACTS) as file:
         if not try_lock(file.fileno()):
@@ -221,126 +221,135 @@ def locked_if_unused(directory: Path) -> Iterator[None]:
         yield
 
 
-def _in_use(directory: Path) -> int:
+def _lock_shared(directory: Path) -> int:
     """Return an open file whose lock keeps a corpus from being removed."""
     with open_private(directory / PREPARED_FACTS) as file:
         if try_lock(file.fileno(), shared=True) is False:
             raise BlockingIOError(errno.EWOULDBLOCK, "is being removed", str(directory))
-        return os.dup(file.fileno())  # which has the lock as well
+        return os.dup(file.fileno())  # a duplicate shares the lock
 
 
-def _opened(
+def _open_locked(
     directory: Path,
     weights: Sequence[float],
     vocab_sizes: tuple[int, int] | None,
     max_length: int | None,
 ) -> CorpusStore:
+    maps: list[mmap.mmap] = []
     try:
-        facts = _facts(directory)
-        if weights and len(weights) != len(facts.files):
-            raise damaged(str(directory), f"has {len(facts.files)} files, wanted {len(weights)}")
-        if vocab_sizes is not None and tuple(facts.vocab_sizes) != vocab_sizes:
-            raise damaged(
-                str(directory), f"was made for {facts.vocab_sizes} pieces, wanted {vocab_sizes}"
-            )
-        maps: list[mmap.mmap] = []
-        sides = []
-        for side, num_pieces, kind, vocab_size in zip(
-            _SIDES, facts.pieces, facts.id_types, facts.vocab_sizes, strict=True
-        ):
-            shapes = (
-                ("ids", num_pieces, kind),
-                ("starts", facts.pairs + 1, np.dtype(np.int64)),
-                ("lengths", facts.pairs, facts.length_type),
-            )
-            arrays = [
-                _mapped(_path(directory, "", side, name), count, of, maps)
-                for name, count, of in shapes
-            ]
-            own = maps[-len(shapes) :][:2]  # lengths are looked at as a whole
-            _, starts, lengths = arrays
-            if lengths.min() < 1 or (max_length is not None and lengths.max() > max_length + 1):
-                raise damaged(str(directory), f"lengths of the {side} are out of range")
-            told = starts[0], starts[-1], lengths.sum(dtype=np.int64) - facts.pairs
-            if told != (0, num_pieces, num_pieces):
-                raise damaged(str(directory), f"lengths of the {side} do not sum up to its pieces")
-            sides.append(
-                Segments(
-                    *arrays,
-                    release=partial(_let_go, own),
-                    vocab_size=vocab_size,
-                    name=str(directory),
-                )
-            )
+        metadata = _read_metadata(directory)
+        num_files = len(metadata.files)
+        if weights and len(weights) != num_files:
+            raise damaged(str(directory), f"has {num_files} files, expected {len(weights)}")
+        if vocab_sizes is not None and tuple(metadata.vocab_sizes) != vocab_sizes:
+            sizes = f"{metadata.vocab_sizes}, expected {list(vocab_sizes)}"
+            raise damaged(str(directory), f"has vocabularies of {sizes} pieces")
+        source, target = (
+            _open_side(directory, side, metadata, max_length, maps) for side in range(len(_SIDES))
+        )
     except (OSError, ValueError) as error:
         raise damaged(str(directory), f"{type(error).__name__}: {error}") from error
-    ends = np.cumsum(facts.files).tolist()
-    firsts = [0, *ends[:-1]]
-    each = list(weights) or [1.0] * len(ends)
-    spans = [CorpusSpan(*span) for span in zip(firsts, ends, each, strict=True)]
-
+    ends = np.cumsum(metadata.files).tolist()
+    starts = [0, *ends[:-1]]
+    file_weights = list(weights) or [1.0] * num_files
     return CorpusStore(
-        sides[0],
-        sides[1],
-        Counter(facts.dropped),
-        spans=spans,
-        sha256=facts.sha256,
-        round_trips=facts.round_trips,
-        tags=facts.tags,
-        release=partial(_let_go, maps),
+        source,
+        target,
+        Counter(metadata.dropped),
+        spans=[CorpusSpan(*span) for span in zip(starts, ends, file_weights, strict=True)],
+        sha256=metadata.sha256,
+        round_trips=metadata.round_trips,
+        tags=metadata.tags,
+        release=partial(_release, maps),
+    )
+
+
+def _open_side(
+    directory: Path,
+    side: int,
+    metadata: "_Metadata",
+    max_length: int | None,
+    maps: list[mmap.mmap],
+) -> Segments:
+    """Map the arrays of one side, add the maps to `maps`, and check the lengths."""
+    name, num_tokens = _SIDES[side], metadata.num_tokens[side]
+    own_maps: list[mmap.mmap] = []
+    ids, starts, lengths = (
+        _map_array(_path(directory, "", name, kind), count, dtype, own_maps)
+        for kind, count, dtype in (
+            ("ids", num_tokens, metadata.id_types[side]),
+            ("starts", metadata.pairs + 1, np.dtype(np.int64)),
+            ("lengths", metadata.pairs, metadata.length_type),
+        )
+    )
+    maps.extend(own_maps)
+    if lengths.min() < 1 or (max_length is not None and lengths.max() > max_length + 1):
+        raise damaged(str(directory), f"lengths of the {name} are out of range")
+    totals = starts[0], starts[-1], lengths.sum(dtype=np.int64) - metadata.pairs
+    if totals != (0, num_tokens, num_tokens):
+        raise damaged(str(directory), f"lengths of the {name} do not add up to its tokens")
+    return Segments(
+        ids,
+        starts,
+        lengths,
+        release=partial(_release, own_maps[:2]),  # all lengths stay in use
+        vocab_size=metadata.vocab_sizes[side],
+        name=str(directory),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
-    """What `store.json` tells, checked."""
+class _Metadata:
+    """The checked content of `store.json`."""
 
     pairs: int
-    pieces: list[int]  # of each side, like the next two
+    num_tokens: list[int]  # by side, like the next two
     id_types: list[np.dtype[Any]]
     vocab_sizes: list[int]
     length_type: np.dtype[Any]
     files: list[int]  # pairs of each
     dropped: dict[str, int]
     sha256: str
-    round_trips: tuple[RoundTrip, ...]  # none of a corpus that 0.1.0 prepared
+    round_trips: tuple[RoundTrip, ...]  # empty in a corpus that tfm 0.1.0 wrote
     tags: SourceTags
 
 
-def _facts(directory: Path) -> _Facts:
+def _read_metadata(directory: Path) -> _Metadata:
     """Read and check `store.json`.
 
     Raises:
         OSError, ValueError: it cannot be read, or its content is wrong.
     """
     path = directory / PREPARED_FACTS
-    table = parse_json_object(read_private(path, max_bytes=_MAX_FACTS_BYTES))
+    table = parse_json_object(read_private(path, max_bytes=_MAX_METADATA_BYTES))
     if table.get("format") != FORMAT:
         raise ValueError(
-            f"`{PREPARED_FACTS}` has format {table.get('format')!r:.60}, wanted {FORMAT}"
+            f"`{PREPARED_FACTS}` has format {table.get('format')!r:.60}, expected {FORMAT}"
         )
     counts = {"pairs": [table.get("pairs")], "dropped": table.get("dropped")}
     if isinstance(counts["dropped"], dict):
         counts["dropped"] = list(counts["dropped"].values())
     counts |= {name: table.get(name) for name in ("pieces", "vocab_sizes", "files")}
-    kinds = table.get("id_types"), [table.get("length_type")]
+    types = table.get("id_types"), [table.get("length_type")]
     for name, values in counts.items():
         if not isinstance(values, list) or not all(map(_is_count, values)):
-            raise ValueError(f"`{PREPARED_FACTS}`: `{name}` is missing or no count")
+            raise ValueError(f"`{PREPARED_FACTS}`: `{name}` is missing or not a count")
     if not all(_REASON.fullmatch(reason) for reason in table["dropped"]):
-        raise ValueError(f"`{PREPARED_FACTS}`: `dropped` names no reason")
-    if not all(isinstance(kind, list) and all(k in _TYPES for k in kind) for kind in kinds):
-        raise ValueError(f"`{PREPARED_FACTS}` names unknown types of numbers")
+        raise ValueError(f"`{PREPARED_FACTS}`: a key of `dropped` is not a reason")
+    if not all(isinstance(kind, list) and all(k in _TYPES for k in kind) for kind in types):
+        raise ValueError(f"`{PREPARED_FACTS}` has unknown number types")
     if not isinstance(table.get("sha256"), str) or not _DIGEST.fullmatch(table["sha256"]):
-        raise ValueError(f"`{PREPARED_FACTS}`: `sha256` is missing or no hash")
+        raise ValueError(f"`{PREPARED_FACTS}`: `sha256` is missing or not a hash")
+    if not all(len(table[name]) == len(_SIDES) for name in ("pieces", "id_types", "vocab_sizes")):
+        raise ValueError(f"`{PREPARED_FACTS}`: a list does not have one entry for each side")
     if not table["files"] or sum(table["files"]) != table["pairs"]:
         raise ValueError(f"`{PREPARED_FACTS}` contradicts itself")
     trips = table.get("round_trips", [])
     if not isinstance(trips, list) or len(trips) not in (0, len(_SIDES)):
-        raise ValueError(f"`{PREPARED_FACTS}`: `round_trips` are not of both sides")
-    return _Facts(
+        raise ValueError(f"`{PREPARED_FACTS}`: `round_trips` does not have one entry for each side")
+    return _Metadata(
         pairs=table["pairs"],
-        pieces=table["pieces"],
+        num_tokens=table["pieces"],
         id_types=[np.dtype(kind) for kind in table["id_types"]],
         vocab_sizes=table["vocab_sizes"],
         length_type=np.dtype(table["length_type"]),
@@ -356,22 +365,22 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _let_go(maps: Sequence[mmap.mmap]) -> None:
-    """Give back the memory in which files were seen, where the system can."""
+def _release(maps: Sequence[mmap.mmap]) -> None:
+    """Release the memory of mapped files, where the system can."""
     for each in maps:
         if hasattr(mmap, "MADV_DONTNEED"):
             each.madvise(mmap.MADV_DONTNEED)
 
 
-def _mapped(path: Path, count: int, kind: np.dtype[Any], maps: list[mmap.mmap]) -> np.ndarray:
+def _map_array(path: Path, count: int, dtype: np.dtype[Any], maps: list[mmap.mmap]) -> np.ndarray:
     with open_private(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        if size != count * kind.itemsize or not size:
+        if size != count * dtype.itemsize or not size:
             raise damaged(
-                str(path.parent), f"`{path.name}` has {size} bytes of {count * kind.itemsize}"
+                str(path.parent), f"`{path.name}` has {size} bytes of {count * dtype.itemsize}"
             )
         maps.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    return np.frombuffer(maps[-1], dtype=kind)
+    return np.frombuffer(maps[-1], dtype=dtype)
 
 
 def _path(directory: Path, prefix: str, side: str, kind: str) -> Path:

@@ -1,1 +1,1 @@
-"""sacreBLEU's scores, with their signatures."""
+"""Scores of translations by sacreBLEU, with their signatures and paired significance tests."""

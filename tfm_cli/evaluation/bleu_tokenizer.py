@@ -1,4 +1,4 @@
-"""BLEU's tokenizer: the one that suits a text, and what the others of sacreBLEU need."""
+"""BLEU's tokenizers: the choice for a text, and the packages and files that they need."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.text.scripts import count_scripts
 
-# sacreBLEU's default, which splits text into words at blanks and punctuation.
+# The default of sacreBLEU, which splits text at blanks and punctuation.
 DEFAULT_TOKENIZER = "13a"
 _PACKAGES = {  # modules by tokenizer
     "ja-mecab": {"MeCab": "mecab-python3", "ipadic": "ipadic"},
@@ -19,18 +19,18 @@ _SAMPLE_CHARACTERS = 1000  # of each of them
 
 
 class TokenizerChoice(NamedTuple):
-    """A tokenizer and the reason for it."""
+    """A tokenizer and the reason for its choice."""
 
     tokenizer: str
-    reason: str  # what the text is
+    reason: str  # a clause about the references
 
 
 def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
-    """Return the tokenizer of BLEU that suits some references, by the script of a sample of them.
+    """Return the tokenizer of BLEU for the script of a sample of the references.
 
-    Chinese becomes characters, but for its Latin words and numbers (`zh`), any other text in
-    scripts without blanks becomes characters (`char`), and all else words (`13a`). The sample is
-    spread evenly over the references.
+    Chinese is split into characters, except for Latin words and numbers (`zh`); other scripts that
+    do not separate words by blanks are split into characters (`char`); all else is split into words
+    (`13a`). The sample is spread evenly over the references.
     """
     step = -(-max(1, len(references)) // _SAMPLE_LINES)
     counts = count_scripts(line[:_SAMPLE_CHARACTERS] for line in references[::step])
@@ -44,12 +44,12 @@ def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
 
 
 def check_available(tokenizer: str | None) -> None:
-    """Check that a tokenizer has the packages and files that it needs; nothing is downloaded.
+    """Check that the packages and files that a tokenizer needs are there; download nothing.
 
     Raises:
-        ConfigError: the sacreBLEU that is installed does not have it.
+        ConfigError: the installed version of sacreBLEU does not have it.
         ResourceError: a package or a file is missing.
-        ModelError: the file is no SentencePiece model.
+        ModelError: the file is not a SentencePiece model.
     """
     modules = _PACKAGES.get(tokenizer or "", {})
     missing = [name for module, name in modules.items() if not _is_installed(module)]
@@ -60,16 +60,16 @@ def check_available(tokenizer: str | None) -> None:
             f"{' and '.join(missing)} {verb}",
             hint="pip install 'tfm-cli[mecab]'",
         )
-    place = _model_file(tokenizer)
-    if place is None:
+    model_file = _model_file(tokenizer)
+    if model_file is None:
         return
-    path, address = place
+    path, address = model_file
     if not path.exists():
         raise ResourceError(
-            f"the tokenizer `{tokenizer}` needs the file {path}, which is not there",
+            f"the tokenizer `{tokenizer}` needs the file {path}, which is missing",
             hint=f"download {address} and save it under that name",
         )
-    # This imports SentencePiece, which `tfm --help` does without.
+    # Imported here, since it imports SentencePiece, which `tfm --help` does not need.
     from tfm_cli.tokenizer.model_file import check_model, read_model_file
 
     try:
@@ -82,12 +82,12 @@ def check_available(tokenizer: str | None) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # it is hidden, as by a None among `sys.modules`
+    except ValueError:  # `sys.modules` has None for it
         return False
 
 
 def _model_file(tokenizer: str | None) -> tuple[Path, str] | None:
-    """Return where sacreBLEU looks for a tokenizer's model, and where to download it."""
+    """Return the path at which sacreBLEU looks for a tokenizer's model, and its address."""
     if tokenizer in (None, *_PACKAGES, "auto", "none", "zh", "13a", "intl", "char"):
         return None
     import sacrebleu
@@ -95,7 +95,7 @@ def _model_file(tokenizer: str | None) -> tuple[Path, str] | None:
     from sacrebleu.utils import SACREBLEU_DIR
 
     if tokenizer not in SPM_MODELS:
-        told = f"sacreBLEU {sacrebleu.__version__} has no tokenizer `{tokenizer}`"
-        raise ConfigError(told, hint="pip install --upgrade sacrebleu")
+        message = f"sacreBLEU {sacrebleu.__version__} has no tokenizer `{tokenizer}`"
+        raise ConfigError(message, hint="pip install --upgrade sacrebleu")
     address = str(SPM_MODELS[tokenizer]["url"])
     return Path(SACREBLEU_DIR, "models", address.rpartition("/")[2]), address

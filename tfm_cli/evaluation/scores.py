@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER as sacreBLEU computes them, each with its signature."""
+"""BLEU, chrF and TER as computed by sacreBLEU, each with its signature."""
 
 import dataclasses
 import difflib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.evaluation.bleu_tokenizer import check_available
 
-if TYPE_CHECKING:  # sacreBLEU takes 0.2 s to import, which `--help` need not wait for
+if TYPE_CHECKING:  # importing sacreBLEU takes 0.2 s, which `--help` must not spend
     from sacrebleu.metrics.base import Metric
     from sacrebleu.metrics.base import Score as NativeScore
 
@@ -21,11 +21,17 @@ SMOOTH_METHODS = ("none", "floor", "add-k", "exp")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricOptions:
-    """How the metrics look at text; the defaults are sacreBLEU's.
+    """Options of the metrics; the defaults are those of sacreBLEU.
 
-    `tokenize` None is sacreBLEU's own choice, 13a. Tokenizer, case and smoothing are BLEU's alone.
-    `effective_order` leaves out n-gram orders without a match, as BLEU of one segment needs it.
-    `force` is silent about hypotheses that look tokenized.
+    Attributes:
+        tokenize: BLEU's tokenizer; None for sacreBLEU's default, 13a.
+        lowercase: compute BLEU on lowercased text.
+        smooth_method: BLEU's smoothing, one of `SMOOTH_METHODS`.
+        smooth_value: the constant of the `floor` and `add-k` methods; None for the default.
+        effective_order: leave out n-gram orders without a match, for BLEU of a single segment.
+        force: do not warn of hypotheses that look tokenized.
+        chrf_char_order: the longest character n-grams of chrF.
+        chrf_word_order: the longest word n-grams of chrF; 2 for chrF++.
     """
 
     tokenize: str | None = None
@@ -51,15 +57,15 @@ class Confidence:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one metric says of one system, and how it was reached.
+    """The score of one system by one metric.
 
     Attributes:
-        metric: as it was asked for: `bleu`, `chrf` or `ter`.
-        name: what sacreBLEU calls it, such as `chrF2++`.
-        value: 0 to 100; TER may be higher, and is better when lower.
-        signature: sacreBLEU's, to be quoted with the value.
-        short_signature: the same with one or two letters for each word.
-        confidence: None unless a bootstrap was asked for.
+        metric: `bleu`, `chrf` or `ter`.
+        name: the metric's name in sacreBLEU, such as `chrF2++`.
+        value: 0 to 100; TER is not bounded above, and lower is better.
+        signature: that of sacreBLEU, to be quoted with the value.
+        short_signature: the same with abbreviated keys.
+        confidence: from bootstrap resampling; None without it.
     """
 
     metric: str
@@ -72,28 +78,28 @@ class Score:
 
     @property
     def text(self) -> str:
-        """The line that sacreBLEU prints: name, signature, value, and what the value came from."""
+        """The line that sacreBLEU prints: name, signature, value and its components."""
         return self.line()
 
     def quoted_signature(self, *, short: bool = False) -> str:
-        """The signature with the name in front, as papers quote it."""
+        """Return the signature preceded by the name, as papers quote it."""
         return f"{self.name}|{self.short_signature if short else self.signature}"
 
     def line(self, width: int = 1, *, short: bool = False) -> str:
-        """That line with `width` digits after the point and, if asked, the short signature."""
+        """Return the line of `text` with `width` decimals and, optionally, the short signature."""
         return self._native.format(width, False, self.short_signature if short else self.signature)
 
     def json(self, width: int = 1) -> str:
-        """The JSON object that sacreBLEU prints."""
+        """Return the JSON object that sacreBLEU prints."""
         return self._native.format(width, False, self.signature, True)
 
     def bare(self, width: int = 1) -> str:
-        """The value alone, with its interval if there is one."""
+        """Return the value alone, with its confidence interval if there is one."""
         return self._native.format(width, True)
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether the metric counts what is wrong."""
+    """Return True if lower scores are better: TER counts edits."""
     return metric == "ter"
 
 
@@ -105,23 +111,23 @@ def corpus_scores(
     options: MetricOptions = DEFAULTS,
     num_resamples: int = 0,
 ) -> list[Score]:
-    """One Score for each metric, in the order asked for.
+    """Return a Score for each metric, in the given order.
 
     Args:
-        hypotheses: detokenized translations, a segment each; blank ones count as they are.
+        hypotheses: detokenized translations, one for each segment; blank ones count as well.
         references: one or more translations of the whole text, each as long as `hypotheses`.
         metrics: some of METRICS.
-        num_resamples: bootstrap resamples for a confidence interval; 0 for none. Their seed is
-            the environment's SACREBLEU_SEED, or 12345.
+        num_resamples: bootstrap resamples for a confidence interval; 0 for none. The seed is the
+            environment variable SACREBLEU_SEED, or 12345.
 
     Raises:
-        ConfigError: an unknown metric, tokenizer or smoothing method, or a seed that is none.
-        DataError: nothing to score, or not as many hypotheses as references.
-        ResourceError: the tokenizer needs a package or a file that is not there.
+        ConfigError: an unknown metric, tokenizer or smoothing method, or an invalid seed.
+        DataError: nothing to score, or different numbers of hypotheses and references.
+        ResourceError: the tokenizer needs a package or a file that is missing.
     """
     check_aligned(hypotheses, references)
     built = build_metrics(metrics, references, options)
-    return [score_corpus(name, built[name], hypotheses, num_resamples) for name in built]
+    return [score_corpus(name, metric, hypotheses, num_resamples) for name, metric in built.items()]
 
 
 def render(
@@ -132,7 +138,7 @@ def render(
     short: bool = False,
     value_only: bool = False,
 ) -> str:
-    """The scores of one system as sacreBLEU prints them: by name, text lines flush at their `=`."""
+    """Return the scores as sacreBLEU prints them: sorted by name, text aligned at the `=`."""
     by_name = sorted(scores, key=lambda score: score.metric)
     if value_only:
         parts = [score.bare(width) for score in by_name]
@@ -156,29 +162,29 @@ def sentence_scores(
     metric: str = "bleu",
     options: MetricOptions = DEFAULTS,
 ) -> Iterator[Score]:
-    """A Score for each segment, in order; BLEU with its effective order."""
+    """Yield a Score for each segment, in order; BLEU with its effective order."""
     check_aligned(hypotheses, references)
     options = dataclasses.replace(options, effective_order=True)
     built = build_metrics((metric,), references, options)[metric]
-    for hypothesis, *wanted in zip(hypotheses, *references, strict=True):
-        yield _score(metric, built, built.sentence_score(hypothesis, wanted))
+    for hypothesis, *segment_references in zip(hypotheses, *references, strict=True):
+        yield _score(metric, built, built.sentence_score(hypothesis, segment_references))
 
 
 def check_aligned(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Raise a DataError unless each reference has a line for each hypothesis, and there are some.
+    """Raise a DataError unless each reference has a line for each hypothesis, and at least one.
 
-    sacreBLEU itself would score as many lines as the shortest has.
+    sacreBLEU itself truncates all to the shortest without an error.
     """
     if not hypotheses or not references:
-        raise DataError("there is nothing to score: wanted hypotheses and references")
+        raise DataError("there is nothing to score: expected hypotheses and references")
     for number, reference in enumerate(references, start=1):
         if len(reference) != len(hypotheses):
-            found = f"{len(hypotheses)} and {len(reference)} lines"
-            raise DataError(f"hypotheses and reference {number} do not align: {found}")
+            counts = f"{len(hypotheses)} and {len(reference)} lines"
+            raise DataError(f"hypotheses and reference {number} do not align: {counts}")
 
 
 def check_options(metrics: Iterable[str], options: MetricOptions) -> None:
-    """Raise a ConfigError that lists every name that sacreBLEU does not know, with its nearest."""
+    """Raise a ConfigError that lists every invalid option, with the nearest valid name."""
     from sacrebleu import BLEU
 
     named: list[tuple[str, str, tuple[str, ...]]] = [("metric", name, METRICS) for name in metrics]
@@ -209,7 +215,7 @@ def check_options(metrics: Iterable[str], options: MetricOptions) -> None:
 def build_metrics(
     names: Sequence[str], references: Sequence[Sequence[str]], options: MetricOptions
 ) -> dict[str, "Metric"]:
-    """sacreBLEU's metrics by name, with what they need of the references worked out once."""
+    """Return sacreBLEU's metrics by name, with the statistics of the references cached."""
     check_options(names, options)
     return {name: _build(name, references, options) for name in dict.fromkeys(names)}
 
@@ -236,7 +242,7 @@ def _build(name: str, references: Sequence[Sequence[str]], options: MetricOption
             effective_order=options.effective_order,
             references=references,
         )
-    except (ImportError, RuntimeError, OSError, AssertionError) as error:  # another dictionary
+    except (ImportError, RuntimeError, OSError, AssertionError) as error:  # a wrong dictionary
         reason = " ".join(str(error).split())
         message = f"the tokenizer `{options.tokenize}` cannot be used: {reason}"
         raise ResourceError(message) from error
@@ -245,7 +251,7 @@ def _build(name: str, references: Sequence[Sequence[str]], options: MetricOption
 def score_corpus(
     name: str, metric: "Metric", hypotheses: Sequence[str], num_resamples: int = 0
 ) -> Score:
-    """The Score of one system by a metric from `build_metrics`."""
+    """Return the Score of one system by a metric of `build_metrics`."""
     try:
         native = metric.corpus_score(hypotheses, None, n_bootstrap=max(num_resamples, 1))
     except MemoryError as error:
@@ -254,15 +260,15 @@ def score_corpus(
 
 
 def out_of_memory(num_resamples: int, num_lines: int) -> ResourceError:
-    """The error for a bootstrap whose samples, all drawn at once, do not fit."""
+    """Return the error for a bootstrap whose samples, all drawn at once, do not fit into memory."""
     message = f"{num_resamples} resamples of {num_lines} lines do not fit into memory"
-    return ResourceError(message, hint="ask for fewer resamples")
+    return ResourceError(message, hint="use fewer resamples")
 
 
 def _score(name: str, metric: "Metric", native: "NativeScore") -> Score:
     signature = metric.get_signature()
     confidence = None
-    if native._ci >= 0:  # -1 where no bootstrap was run
+    if native._ci >= 0:  # -1 without a bootstrap
         confidence = Confidence(float(native._mean), float(native._ci))
     return Score(
         metric=name,
@@ -277,4 +283,4 @@ def _score(name: str, metric: "Metric", native: "NativeScore") -> Score:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"; did you mean `{match[0]}`?" if match else f", wanted one of {', '.join(known)}"
+    return f"; did you mean `{match[0]}`?" if match else f", expected one of {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Whether systems differ by more than chance: paired tests against the first, as in sacreBLEU."""
+"""Paired significance tests of several systems against a baseline, by sacreBLEU."""
 
 import json
 import os
@@ -26,14 +26,15 @@ _SHORT_NAMES: dict[Method, str] = {"bootstrap": "bs", "randomization": "ar"}
 
 @dataclass(frozen=True, slots=True)
 class SystemScore:
-    """What one metric says of one of several systems.
+    """The score of one of several systems by one metric.
 
     Attributes:
         system: the system's name.
         metric: the metric's name in sacreBLEU, such as `chrF2`.
-        confidence: from the paired bootstrap; None without one.
-        p_value: how often chance alone gives at least this difference from the baseline; None for
-            the baseline, and where nothing was tested.
+        value: as in `Score`.
+        confidence: from the paired bootstrap; None without it.
+        p_value: the probability of at least this difference from the baseline under the null
+            hypothesis that the systems are equal; None for the baseline, and without a test.
     """
 
     system: str
@@ -45,13 +46,13 @@ class SystemScore:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Several systems by several metrics.
+    """The scores of several systems by several metrics.
 
     Attributes:
-        scores: metric by metric, in each the systems as they were given.
+        scores: grouped by metric, with the systems in the given order.
         signatures: by the metric's name.
-        short_signatures: likewise.
-        test: a few words on the test that was run; empty without one.
+        short_signatures: by the metric's name.
+        test: a description of the test; empty without one.
     """
 
     scores: tuple[SystemScore, ...]
@@ -60,7 +61,7 @@ class Comparison:
     test: str = ""
 
     def quoted_signatures(self, *, short: bool = False) -> list[str]:
-        """Each signature with the metric's name in front, as papers quote it."""
+        """Return each signature preceded by the metric's name, as papers quote it."""
         signatures = self.short_signatures if short else self.signatures
         return [f"{metric}|{signature}" for metric, signature in signatures.items()]
 
@@ -72,17 +73,17 @@ def compare(
     metrics: Sequence[str] = ("bleu",),
     options: MetricOptions = DEFAULTS,
 ) -> Comparison:
-    """The scores of several systems, side by side and without a test.
+    """Return the scores of several systems without a significance test.
 
     Raises:
-        DataError, ConfigError, ResourceError: as `corpus_scores`.
+        DataError, ConfigError, ResourceError: as in `corpus_scores`.
     """
     for _, hypotheses in systems:
         check_aligned(hypotheses, references)
     rows, signatures, short_signatures = [], {}, {}
-    for asked, metric in build_metrics(metrics, references, options).items():
+    for name, metric in build_metrics(metrics, references, options).items():
         for system, hypotheses in systems:
-            score = score_corpus(asked, metric, hypotheses)
+            score = score_corpus(name, metric, hypotheses)
             rows.append(SystemScore(system, score.name, score.value))
             signatures[score.name] = score.signature
             short_signatures[score.name] = score.short_signature
@@ -98,24 +99,27 @@ def paired_test(
     options: MetricOptions = DEFAULTS,
     num_samples: int = 0,
 ) -> Comparison:
-    """The scores of several systems, and for each but the first the p-value against the first.
+    """Return the scores of several systems, with the p-value of each against the first.
 
     Args:
         systems: name and hypotheses of each, the baseline first.
-        method: `bootstrap` draws segments anew (Koehn 2004) and gives confidence intervals too;
-            `randomization` swaps the two systems' segments (Riezler and Maxwell 2005).
-        num_samples: how often; 0 for sacreBLEU's 1000 and 10000. The seed is the environment's
-            SACREBLEU_SEED, or 12345, so that a test can be run again.
+        references: as in `corpus_scores`.
+        method: `bootstrap` resamples segments (Koehn 2004) and gives confidence intervals as well;
+            `randomization` swaps segments of the two systems (Riezler and Maxwell 2005).
+        metrics: some of METRICS.
+        options: of the metrics.
+        num_samples: resamples or trials; 0 for sacreBLEU's defaults, 1000 and 10000. The seed is
+            the environment variable SACREBLEU_SEED, or 12345, so that a test is reproducible.
 
     Raises:
-        DataError, ConfigError, ResourceError: as `corpus_scores`; also where there are not two
-            systems.
+        DataError, ConfigError, ResourceError: as in `corpus_scores`.
+        ConfigError: fewer than two systems, or a seed of 0.
     """
     from sacrebleu.significance import PairedTest, Result
 
     if len(systems) < 2:
         raise ConfigError(f"a paired test compares systems with a baseline, got {len(systems)}")
-    if os.environ.get("SACREBLEU_SEED") == "0":  # PairedTest of 2.6 takes it for "no seed"
+    if os.environ.get("SACREBLEU_SEED") == "0":  # PairedTest of sacreBLEU 2.6 takes 0 for no seed
         raise ConfigError(
             "a paired test cannot be seeded with 0", hint="set another SACREBLEU_SEED"
         )
@@ -153,7 +157,7 @@ def render(
     short: bool = False,
     value_only: bool = False,
 ) -> str:
-    """The comparison as JSON or a table, or the bare values, a line a system."""
+    """Return the comparison as JSON or a table, or bare values with one line for each system."""
     if value_only:
         values: dict[str, list[str]] = {}
         for score in comparison.scores:
@@ -163,7 +167,7 @@ def render(
 
 
 def _json(comparison: Comparison) -> str:
-    """A list with an object for each system: what sacreBLEU prints, and the signatures."""
+    """Return a JSON list of systems in the format of sacreBLEU, with signatures added."""
     systems: dict[str, dict[str, object]] = {}
     for score in comparison.scores:
         entry = systems.setdefault(score.system, {"system": score.system})
@@ -179,7 +183,7 @@ def _json(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison, width: int, *, short: bool) -> str:
-    """A row for each metric and system; under the rows the signatures and the test."""
+    """Return a row for each metric and system, followed by the signatures and the test."""
     rows = [["metric", "system", "score", "95% interval", "p-value"]]
     for score in comparison.scores:
         confidence, p_value = score.confidence, ""
@@ -189,8 +193,8 @@ def _table(comparison: Comparison, width: int, *, short: bool) -> str:
             f"{confidence.mean:.{width}f} ± {confidence.half_width:.{width}f}" if confidence else ""
         )
         rows.append([score.metric, score.system, f"{score.value:.{width}f}", interval, p_value])
-    shown = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in shown]
+    nonempty = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in nonempty]
     lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
     lines += ["", *comparison.quoted_signatures(short=short)]
     if comparison.test:

@@ -107,8 +107,8 @@ def test_what_cannot_be_read_is_a_problem_and_no_end(tmp_path: Path) -> None:
 
     assert missing.window() == folder.window() == piped.window() == []
     assert missing.facts.problem == f"{tmp_path}/none: there is no such file"
-    assert folder.facts.problem == f"{tmp_path}: is a directory, wanted a file"
-    assert piped.facts.problem == "-: standard input can be read only once, wanted a file"
+    assert folder.facts.problem == f"{tmp_path}: is a directory, expected a file"
+    assert piped.facts.problem == "-: standard input can be read only once, expected a file"
     assert "cut: the gzip data is damaged or cut off after line" in cut.problem
     assert cut.hint == "fetch or compress the file again"
     assert (wide.problem, wide.hint) == (

@@ -48,22 +48,23 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
          "error: s:17: byte 3: 0xff is not UTF-8; 1 line of that kind"),
         (text(GOOD), b"\0\0a\n" + text(FAIR[1:2]) * 0, "error: t: looks binary, "
          "expected UTF-8 text"),
-        (text(["", "a"]), text(["b", " "]), "error: valid: 0 usable pairs of 2, wanted at least "
+        (text(["", "a"]), text(["b", " "]), "error: valid: 0 usable pairs of 2, expected at least "
          "one"),
-        (b"", b"", "error: valid: 0 usable pairs of 0, wanted at least one"),
+        (b"", b"", "error: valid: 0 usable pairs of 0, expected at least one"),
         (text(GOOD), "a\n".encode("utf-16"), "error: t: is UTF-16, expected UTF-8"),
-        (changed(GOOD, 3, "a\0b"), text(FAIR), "warning: s:3: 1 line with NUL, which is removed"),
+        (changed(GOOD, 3, "a\0b"), text(FAIR),
+         "warning: s:3: 1 line with NUL characters, which are removed"),
         (changed(GOOD, 3, "a\r"), text(FAIR),
-         "warning: s:3: 1 line in CRLF, but the first ends in LF"),
+         "warning: s:3: 1 line with CRLF at the end, but the first line ends in LF"),
         (text(GOOD).replace(b"\n", b"\r\n", 999), text(FAIR),
-         "warning: s:1000: 1 line in LF, but the first ends in CRLF"),
+         "warning: s:1000: 1 line with LF at the end, but the first line ends in CRLF"),
         (text(GOOD).replace(b"\n", b"\r\n"), text(FAIR),
-         "note: s: lines end in CRLF, which is taken for a line end"),
+         "note: s: lines end in CRLF, which is read as a line end"),
         (b"\xef\xbb\xbf" + text(GOOD), text(FAIR),
          "note: s: begins with a byte order mark, which is dropped"),
         (text(GOOD)[:-1], text(FAIR), "note: s: the last line has no line feed"),
         (changed(GOOD, 5, "a\u2028b"), text(FAIR),
-         "warning: s:5: 1 line with LS inside, where other programs end a line"),
+         "warning: s:5: 1 line with LS inside, which other programs take for a line end"),
         (changed(GOOD, 5, "a\ufffd"), text(FAIR), "note: s:5: 1 line with a replacement character"),
         (changed(GOOD, 5, "a\ufeffb"), text(FAIR), "note: s:5: 1 line with a byte order mark "
          "inside"),
@@ -73,11 +74,11 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
         (changed(GOOD, 2, "y" * (1 << 21)), text(FAIR), "warning: s:2: 1 line cut at 1048576 "
          "bytes"),
         (text([*[""] * 10, *GOOD[10:]]), text(FAIR),
-         "note: s:1: 10 pairs with a source without text (1.00 %)"),
+         "note: s:1: 10 pairs with a blank source (1.00 %)"),
         (text([*[""] * 11, *GOOD[11:]]), text(FAIR),
-         "warning: s:1: 11 pairs with a source without text (1.10 %)"),
+         "warning: s:1: 11 pairs with a blank source (1.10 %)"),
         (changed(GOOD, 9, ""), changed(FAIR, 9, " "),
-         "note: s:9: 1 pair with both sides without text (0.10 %)"),
+         "note: s:9: 1 pair with both sides blank (0.10 %)"),
         (text(FAIR[:20] + GOOD[20:]), text(FAIR),
          "note: s:1: 20 pairs with identical sides (2.00 %)"),
         (text(FAIR[:21] + GOOD[21:]), text(FAIR),
@@ -89,9 +90,9 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
          "warning: valid: 11 pairs with one side more than 9 times as long as the other, in words "
          "(1.10 %)"),
         (text(GOOD[:950] + GOOD[:50]), text(FAIR[:950] + FAIR[:50]),
-         "note: valid: 50 pairs stand there before (5.00 %)"),
+         "note: valid: 50 pairs repeat an earlier pair (5.00 %)"),
         (text(GOOD[:949] + GOOD[:51]), text(FAIR[:949] + FAIR[:51]),
-         "warning: valid: 51 pairs stand there before (5.10 %)"),
+         "warning: valid: 51 pairs repeat an earlier pair (5.10 %)"),
     ],
 )  # fmt: skip
 def test_each_fault_is_told_with_its_level_and_place(
@@ -110,14 +111,14 @@ def test_each_fault_is_told_with_its_level_and_place(
     [
         (Overlap(0, 0), []),
         (Overlap(10, 10),
-         ["warning: valid: 10 pairs stand in the training corpus as well (1.00 %)"]),
-        (Overlap(11, 11), ["error: valid: 11 pairs stand in the training corpus as well (1.10 %)"]),
+         ["warning: valid: 10 pairs occur in the training corpus (1.00 %)"]),
+        (Overlap(11, 11), ["error: valid: 11 pairs occur in the training corpus (1.10 %)"]),
         (Overlap(0, 50),
-         ["note: valid: 50 further sources stand in the training corpus with another target "
+         ["note: valid: 50 more sources occur in the training corpus with another target "
           "(5.00 %)"]),
         (Overlap(1, 52),
-         ["warning: valid: 1 pair stands in the training corpus as well (0.10 %)",
-          "warning: valid: 51 further sources stand in the training corpus with another target "
+         ["warning: valid: 1 pair occurs in the training corpus (0.10 %)",
+          "warning: valid: 51 more sources occur in the training corpus with another target "
           "(5.10 %)"]),
     ],
 )  # fmt: skip

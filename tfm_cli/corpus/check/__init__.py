@@ -1,1 +1,1 @@
-"""What is wrong with a corpus, found before a run reads it."""
+"""Checks of a corpus before a run reads it."""

@@ -1,4 +1,4 @@
-"""What is found in one file of a corpus, line by line, before it is a pair with another."""
+"""Inspection of one corpus file, line by line, without its counterpart."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from tfm_cli.text.characters import BAD_KINDS, SEPARATORS, bad_kinds, is_plain, 
 from tfm_cli.text.reader import LineReader, open_lines
 
 WINDOW_LINES = 4096
-LONG_LINE_BYTES = 4192  # SentencePiece learns nothing from longer lines
+LONG_LINE_BYTES = 4192  # SentencePiece does not learn from longer lines
 
 
 @dataclass(slots=True)
 class Occurrences:
-    """How often something was seen, and where first: in lines, or in pairs by their source."""
+    """The number of lines of a kind, and the first one; a pair stands on its source line."""
 
     count: int = 0
     file: str | None = None
     line: int | None = None
 
     def add(self, count: int, file: str, line: int | None) -> None:
-        """Count more of it, the first of which stands there."""
+        """Count more lines, the first of which is this one."""
         if count and not self.count:
             self.file, self.line = file, line
         self.count += count
@@ -29,15 +29,19 @@ class Occurrences:
 
 @dataclass(slots=True)
 class FileFacts:
-    """What was found in a file; all counts are of lines.
+    """Properties of a file; all counts are of lines.
 
     Attributes:
-        problem: why it cannot be read, or not to its end; empty if it was.
+        problem: the reason why it cannot be read, or not to its end; empty if it was read.
+        hint: a remedy for the problem.
         line_end: that of the first line, LF or CRLF.
-        invalid: lines that are no UTF-8; `invalid_byte` is the first such byte and its place.
-        other_ends: lines that end in the other way than the first.
-        cut: lines that are too long for any command.
-        long: lines that a tokenizer does not learn from.
+        invalid: lines that are not UTF-8.
+        invalid_byte: the first such byte and its position.
+        other_ends: lines whose end differs from that of the first.
+        cut: lines that exceed the limit of every command.
+        long: lines from which a tokenizer does not learn.
+        separators: lines that contain a separator, by its name.
+        bad: lines that contain a bad character, by its kind.
     """
 
     path: str
@@ -63,38 +67,43 @@ class FileFacts:
 
 
 class FileInspection:
-    """Reads a file in windows and notes what it finds, to the end or to where it is damaged."""
+    """Reads a file in windows and records its properties, up to its end or to damage.
 
-    def __init__(self, path: str, closing: contextlib.ExitStack) -> None:
+    Args:
+        path: the file.
+        open_files: closes the file at the end.
+    """
+
+    def __init__(self, path: str, open_files: contextlib.ExitStack) -> None:
         self.facts = FileFacts(path)
         self._reader: LineReader | None = None
         try:
             check_files([path])
-            self._reader = closing.enter_context(open_lines(path, invalid="replace"))
+            self._reader = open_files.enter_context(open_lines(path, invalid="replace"))
         except DataError as error:
             self._stop(error)
 
     def window(self) -> list[str]:
-        """The next lines; none at the end, or where no more can be read."""
+        """Return the next lines; an empty list at the end, or if no more can be read."""
         if self._reader is None:
             return []
         try:
             lines = self._reader.window(WINDOW_LINES)
-        except DataError as error:  # what was read of this window is lost with it
+        except DataError as error:  # the lines of this window before the damage are lost
             self._finish(self._reader)
             self._stop(error)
             return []
         if lines:
-            self._look_at(lines, self._reader.num_lines - len(lines) + 1, self._reader.has_crlf)
+            self._inspect(lines, self._reader.num_lines - len(lines) + 1, self._reader.has_crlf)
         else:
             self._finish(self._reader)
         return lines
 
     def share(self) -> float:
-        """How much of it was read, from 0 to 1."""
+        """Return the share of the file that was read, from 0 to 1."""
         return 1.0 if self._reader is None else self._reader.share() or 0.0
 
-    def _look_at(self, lines: list[str], first: int, has_crlf: bool) -> None:
+    def _inspect(self, lines: list[str], first: int, has_crlf: bool) -> None:
         facts = self.facts
         for index, line in enumerate(lines):
             if is_plain(line):
@@ -107,35 +116,36 @@ class FileInspection:
                 facts.separators[name].add(1, facts.path, first + index)
             for kind in bad_kinds(inside):
                 facts.bad[kind].add(1, facts.path, first + index)
-        if max(map(len, lines)) * 4 <= LONG_LINE_BYTES:  # a character has four bytes at most
+        if max(map(len, lines)) * 4 <= LONG_LINE_BYTES:  # a character has at most four bytes
             return
         for index, line in enumerate(lines):
             if len(line) * 4 > LONG_LINE_BYTES and len(line.encode()) > LONG_LINE_BYTES:
                 facts.long.add(1, facts.path, first + index)
 
     def _finish(self, reader: LineReader) -> None:
-        facts, repairs = self.facts, reader.repairs
+        facts = self.facts
         facts.lines = reader.num_lines
         facts.line_end = "CRLF" if reader.has_crlf else "LF"
         facts.byte_order_mark = reader.has_bom
         facts.last_line_ends = not reader.lacks_final_newline
         facts.binary = bool(reader.binary_reason)
         facts.invalid_byte = reader.first_invalid
-        facts.invalid = Occurrences()
-        facts.invalid.add(repairs.counts["invalid"], facts.path, repairs.first.get("invalid"))
-        facts.nul = Occurrences()
-        facts.nul.add(repairs.counts["nul"], facts.path, repairs.first.get("nul"))
-        facts.cut = Occurrences()
-        facts.cut.add(repairs.counts["clipped"], facts.path, repairs.first.get("clipped"))
+        facts.invalid = self._repaired(reader, "invalid")
+        facts.nul = self._repaired(reader, "nul")
+        facts.cut = self._repaired(reader, "clipped")
         if reader.has_crlf:
-            facts.other_ends = Occurrences()
-            facts.other_ends.add(repairs.counts["bare"], facts.path, repairs.first.get("bare"))
+            facts.other_ends = self._repaired(reader, "bare")
         replaced = facts.bad["replacement"]
-        # The reader puts U+FFFD where a line is no UTF-8; those were not in the file.
+        # The reader writes U+FFFD for bytes that are not UTF-8; those lines do not count here.
         replaced.count -= facts.invalid.count
         if facts.invalid.count:
             replaced.file, replaced.line = (facts.path if replaced.count else None), None
         self._reader = None
+
+    def _repaired(self, reader: LineReader, kind: str) -> Occurrences:
+        repairs, occurrences = reader.repairs, Occurrences()
+        occurrences.add(repairs.counts[kind], self.facts.path, repairs.first.get(kind))
+        return occurrences
 
     def _stop(self, error: DataError) -> None:
         self.facts.problem = str(error)

@@ -1,4 +1,4 @@
-"""What is found in a corpus before anyone learns from it; nothing stops at the first problem."""
+"""Inspection of a whole corpus; no problem stops it."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,25 +16,29 @@ Progress = Callable[[int, float], None]
 
 
 class CorpusInspection:
-    """What is found in a corpus; memory does not grow with it.
+    """Properties of a corpus, collected in bounded memory.
 
-    Lengths, ratios, hashes and identical sides are those of pairs with text on both sides, taken
-    without the blanks around them, which tokenizers leave out.
+    Lengths, ratios, hashes and identical sides are those of pairs with text on both sides. The
+    text is stripped of surrounding blanks, since tokenizers ignore them.
 
     Args:
         name: `train`, `valid` or `test`.
-        tokenizers: count lengths in pieces; without them, lengths are in words.
-        max_length: pairs with more pieces on a side would be dropped.
+        tokenizers: lengths are counted in their tokens; if None, in words.
+        max_length: training drops pairs with more tokens on a side.
 
     Attributes:
         files: source and target of each pair of files.
         pairs: aligned lines.
         with_text: pairs with text on both sides.
-        usable: pairs that training would learn from; without tokenizers, those with text.
-        blank: pairs with a blank source only, a blank target only, both blank.
-        too_long: pairs with more than `max_length` pieces on a side.
-        tokenizers: those that lengths are counted by, if any.
-        round_trips: what these make the source and the target lose.
+        usable: pairs that training would use; without tokenizers, those with text.
+        blank: pairs with a blank source only, a blank target only, or both blank.
+        identical: pairs whose sides are equal.
+        too_long: pairs with more than `max_length` tokens on a side.
+        lengths: of source and target.
+        ratios: of target and source lengths.
+        hashes: of all pairs.
+        unknown: unknown tokens of source and target; None without tokenizers.
+        round_trips: text of source and target that the tokenizers do not restore.
         tags: language tags of source lines.
     """
 
@@ -60,50 +64,56 @@ class CorpusInspection:
 
     @property
     def unit(self) -> str:
-        """What lengths are counted in."""
+        """The unit of lengths."""
         return "words" if self.tokenizers is None else "pieces"
 
     def read(self, source_path: str, target_path: str, progress: Progress) -> None:
-        """Look at all of a file and at its translation."""
-        with contextlib.ExitStack() as closing:
-            files = (FileInspection(source_path, closing), FileInspection(target_path, closing))
+        """Inspect a file and its translation."""
+        with contextlib.ExitStack() as open_files:
+            files = (
+                FileInspection(source_path, open_files),
+                FileInspection(target_path, open_files),
+            )
             self.files.append((files[0].facts, files[1].facts))
             line = 1
             for sources, targets in paired_windows(*files):
-                self._look_at(sources, targets, source_path, line)
+                self._inspect(sources, targets, source_path, line)
                 line += len(sources)
                 progress(self.pairs, min(file.share() for file in files))
 
-    def _look_at(self, sources: list[str], targets: list[str], path: str, line: int) -> None:
+    def _inspect(self, sources: list[str], targets: list[str], path: str, line: int) -> None:
+        """Inspect consecutive pairs, the first of which stands on this line."""
         self.pairs += len(sources)
         self.tags.add(sources, file=len(self.files) - 1, first_number=line)
         texts = [source.strip() for source in sources], [target.strip() for target in targets]
         full = [index for index, pair in enumerate(zip(*texts, strict=True)) if all(pair)]
         if len(full) < len(sources):
-            self._note_blank(texts, path, line)
+            self._count_blank(texts, path, line)
             texts = [texts[0][index] for index in full], [texts[1][index] for index in full]
-        self._add(self.identical, np.array(list(map(str.__eq__, *texts)), bool), full, path, line)
+        is_identical = np.array(list(map(str.__eq__, *texts)), bool)
+        self._add(self.identical, is_identical, full, path, line)
         self.with_text += len(full)
         self.hashes.add(*texts)
         if self.tokenizers is None:
-            counts = _word_counts(texts[0]), _word_counts(texts[1])
+            lengths = _word_counts(texts[0]), _word_counts(texts[1])
         else:
-            # The lines as they are, as in training: a normaliser may turn a blank into text.
+            # Not stripped, as in training: a normaliser may turn a blank into text.
             lines = [sources[index] for index in full], [targets[index] for index in full]
             numbers = [line + index for index in full]
-            counts = self._piece_counts(lines, self.tokenizers, numbers)
-        some = (counts[0] > 0) & (counts[1] > 0)  # a normaliser may leave nothing of a line
+            lengths = self._token_counts(lines, self.tokenizers, numbers)
+        # A normaliser may remove all text of a line.
+        is_nonempty = (lengths[0] > 0) & (lengths[1] > 0)
         if self.tokenizers is not None:
-            long = some & (np.maximum(*counts) > self._max_length)
-            self._add(self.too_long, long, full, path, line)
-            self.usable += int(some.sum() - long.sum())
+            is_too_long = is_nonempty & (np.maximum(*lengths) > self._max_length)
+            self._add(self.too_long, is_too_long, full, path, line)
+            self.usable += int(is_nonempty.sum() - is_too_long.sum())
         else:
             self.usable += len(full)
-        self.lengths[0].add(counts[0])
-        self.lengths[1].add(counts[1])
-        self.ratios.add(counts[0][some], counts[1][some])
+        self.lengths[0].add(lengths[0])
+        self.lengths[1].add(lengths[1])
+        self.ratios.add(lengths[0][is_nonempty], lengths[1][is_nonempty])
 
-    def _note_blank(self, texts: tuple[list[str], list[str]], path: str, line: int) -> None:
+    def _count_blank(self, texts: tuple[list[str], list[str]], path: str, line: int) -> None:
         for number, (source, target) in enumerate(zip(*texts, strict=True), line):
             if not source or not target:
                 kind = "target" if source else "source" if target else "both"
@@ -111,13 +121,14 @@ class CorpusInspection:
 
     @staticmethod
     def _add(
-        seen: Occurrences, found: np.ndarray, indexes: list[int], path: str, line: int
+        occurrences: Occurrences, select: np.ndarray, indices: list[int], path: str, line: int
     ) -> None:
-        places = np.flatnonzero(found)
-        if len(places):
-            seen.add(len(places), path, line + indexes[places[0]])
+        """Count the selected pairs; `indices` are their offsets from `line`."""
+        selected = np.flatnonzero(select)
+        if len(selected):
+            occurrences.add(len(selected), path, line + indices[selected[0]])
 
-    def _piece_counts(
+    def _token_counts(
         self, lines: tuple[list[str], list[str]], tokenizers: TokenizerPair, numbers: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         assert self.unknown is not None
@@ -128,7 +139,7 @@ class CorpusInspection:
         for texts, tokenizer, unknown, trip in columns:
             encoded = tokenizer.encode(texts)
             unknown.add(texts, encoded)
-            trip.add(tokenizer, texts, encoded, place=lambda index: (file, numbers[index]))
+            trip.add(tokenizer, texts, encoded, position=lambda index: (file, numbers[index]))
             counts.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         return counts[0], counts[1]
 
@@ -136,9 +147,10 @@ class CorpusInspection:
 def paired_windows(
     source: FileInspection, target: FileInspection
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Lines of both sides, as many of each; at most one window of a side waits for the other.
+    """Yield lines of both sides, equally many; at most one window of a side is held back.
 
-    Where one side is longer, the rest of it is read as well, so that it is looked at and counted.
+    If one side is longer, the rest of it is read as well, so that all of its lines are inspected
+    and counted.
     """
     waiting: tuple[list[str], list[str]] = ([], [])
     while True:
@@ -164,29 +176,29 @@ def inspect_corpus(
     max_length: int,
     progress: Progress = lambda pairs, share: None,
 ) -> CorpusInspection:
-    """Look at all files of a corpus, whatever is wrong with some of them.
+    """Inspect all files of a corpus, including those that follow a damaged one.
 
     Args:
         name: `train`, `valid` or `test`.
         paths: files of the source, and as many of the target.
-        tokenizers: count lengths in pieces.
-        max_length: pairs with more pieces on a side would be dropped.
-        progress: is told how far this is.
+        tokenizers: as in `CorpusInspection`.
+        max_length: as in `CorpusInspection`.
+        progress: called after each window.
     """
-    found = CorpusInspection(name, tokenizers, max_length=max_length)
+    inspection = CorpusInspection(name, tokenizers, max_length=max_length)
     sizes = [_size(source) + _size(target) for source, target in zip(*paths, strict=True)]
     for index, (source, target) in enumerate(zip(*paths, strict=True)):
 
-        def tell(pairs: int, share: float, *, index: int = index) -> None:
+        def report(pairs: int, share: float, *, index: int = index) -> None:
             done = sum(sizes[:index]) + share * sizes[index]
             progress(pairs, done / max(1, sum(sizes)))
 
-        found.read(source, target, tell)
-    return found
+        inspection.read(source, target, report)
+    return inspection
 
 
 def corpus_size(paths: tuple[Sequence[str], Sequence[str]]) -> int:
-    """Bytes of all files of a corpus; those that cannot be read count nothing."""
+    """Return the number of bytes of all files that can be read."""
     return sum(_size(path) for side in paths for path in side)
 
 

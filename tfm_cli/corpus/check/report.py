@@ -1,4 +1,4 @@
-"""How `tfm check` says what it found: tables for people, one JSON object for programs."""
+"""Reports of `tfm check`: tables as text, or one JSON object."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfm_cli.console import counted, one_line, visible
-from tfm_cli.corpus.check.file_facts import FileFacts, Occurrences
+from tfm_cli.corpus.check.file_facts import FileFacts
 from tfm_cli.corpus.check.findings import Finding
 from tfm_cli.corpus.check.inspection import CorpusInspection
 from tfm_cli.corpus.check.statistics import Overlap, Repeats
@@ -19,7 +19,7 @@ _COMMONEST = 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CorpusReport:
-    """All about one corpus; of the training corpus, `overlap` is None."""
+    """Everything about one corpus; `overlap` is None for the training corpus."""
 
     facts: CorpusInspection
     repeats: Repeats
@@ -29,18 +29,18 @@ class CorpusReport:
 
 
 def as_json(reports: Sequence[CorpusReport], *, tokenizer: str | None, max_length: int) -> str:
-    """One object; its keys are always the same."""
-    found = [finding for report in reports for finding in report.findings]
-    counts = {f"{level}s": _count(found, level) for level in LEVELS}
+    """Return one JSON object, whose keys are always the same."""
+    findings = [finding for report in reports for finding in report.findings]
+    counts = {f"{level}s": _count(findings, level) for level in LEVELS}
     table = {
         "ok": not counts["errors"],
         **counts,
         "tokenizer": tokenizer,
         "max_length": max_length,
         "corpora": {report.facts.name: _corpus_table(report) for report in reports},
-        "findings": [dataclasses.asdict(finding) for finding in found],
+        "findings": [dataclasses.asdict(finding) for finding in findings],
     }
-    # What might steer a terminal stands inside strings only, where JSON spells it just so.
+    # Control characters occur in strings only, and `visible` escapes them as JSON does.
     return visible(json.dumps(table, ensure_ascii=False, indent=2))
 
 
@@ -96,7 +96,9 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
         "pairs": facts.pairs,
         "pairs_with_text": facts.with_text,
         "usable_pairs": facts.usable,
-        "blank": {kind: dataclasses.asdict(seen) for kind, seen in facts.blank.items()},
+        "blank": {
+            kind: dataclasses.asdict(occurrences) for kind, occurrences in facts.blank.items()
+        },
         "identical_sides": dataclasses.asdict(facts.identical),
         "repeats": dataclasses.asdict(report.repeats),
         "overlap_with_train": None if overlap is None else dataclasses.asdict(overlap),
@@ -113,15 +115,15 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
 
 
 def _first(
-    facts: CorpusInspection, side: int, count: int, place: LinePosition | None
+    facts: CorpusInspection, side: int, count: int, first: LinePosition | None
 ) -> dict[str, Any]:
-    if place is None:
+    if first is None:
         return {"count": count, "file": None, "line": None}
-    return {"count": count, "file": facts.files[place.file][side].path, "line": place.line}
+    return {"count": count, "file": facts.files[first.file][side].path, "line": first.line}
 
 
 def as_text(reports: Sequence[CorpusReport]) -> str:
-    """A table of files, a table of counts, and what is worth a word, with what to do."""
+    """Return a table of files, a table of counts, and the findings with their remedies."""
     files = [["", "file", "lines", "ends", "odd lines"]]
     files += [
         [report.facts.name, one_line(file.path), *_file_cells(file)]
@@ -130,21 +132,21 @@ def as_text(reports: Sequence[CorpusReport]) -> str:
         for file in pair
     ]
     tables = [_aligned(files, left=2)]
-    # Of what could not be read there is nothing to count.
-    read = [report for report in reports if report.facts.pairs or not _has_problem(report)]
-    if read:
-        columns = [_column(report) for report in read]
-        rows = [["", *(report.facts.name for report in read)]]
+    # A corpus that could not be read has no counts.
+    readable = [report for report in reports if report.facts.pairs or not _has_problem(report)]
+    if readable:
+        columns = [_column(report) for report in readable]
+        rows = [["", *(report.facts.name for report in readable)]]
         rows += [[name, *(column[name] for column in columns)] for name in columns[0]]
         tables.append(_aligned(rows, left=1))
-    found = [finding for report in reports for finding in report.findings]
+    findings = [finding for report in reports for finding in report.findings]
     lines = [line for table in tables for line in (*table, "")]
     for level in LEVELS:
-        for finding in (one for one in found if one.level == level):
+        for finding in (one for one in findings if one.level == level):
             lines.append(f"{finding.level}: {one_line(finding.message)}")
             if level != "note":
                 lines.append(f"  {finding.hint}")
-    counts = (_count(found, level) for level in LEVELS)
+    counts = (_count(findings, level) for level in LEVELS)
     lines.append(", ".join(map(counted, counts, LEVELS)))
     return visible("\n".join(lines))
 
@@ -156,18 +158,20 @@ def _column(report: CorpusReport) -> dict[str, str]:
     column = {
         "pairs": str(facts.pairs),
         "usable": str(facts.usable),
-        "blank source, target, both": " ".join(_number(seen) for seen in facts.blank.values()),
+        "blank source, target, both": " ".join(
+            str(occurrences.count) for occurrences in facts.blank.values()
+        ),
         "identical sides": _share(facts.identical.count, whole),
-        "pairs that stand there before": _share(repeats.pairs, whole),
+        "repeated pairs": _share(repeats.pairs, whole),
         "different sources": str(repeats.sources),
         "… with several targets": _share(repeats.several_targets, repeats.sources),
-        "pairs known from train": "" if overlap is None else _share(overlap.pairs, whole),
-        "sources known from train": "" if overlap is None else _share(overlap.sources, whole),
+        "pairs also in train": "" if overlap is None else _share(overlap.pairs, whole),
+        "sources also in train": "" if overlap is None else _share(overlap.sources, whole),
     }
     for side, counts in zip(SIDES, facts.lengths, strict=True):
         column[f"{side} {unit}"] = str(counts.total)
         spread = f"{counts.mean:.1f} {counts.quantile(0.5)} {counts.quantile(0.99)}"
-        column[f"{side} {unit} a line: mean, median, 99 %, most"] = f"{spread} {counts.longest}"
+        column[f"{side} {unit} per line: mean, median, 99 %, max"] = f"{spread} {counts.longest}"
     shown = " ".join(f"{ratio.quantile(share):.2f}" for share in (0.01, 0.5, 0.99))
     column[f"target {unit} / source {unit}: 1 %, median, 99 %"] = shown
     for factor in (2, 3, 9):
@@ -186,7 +190,7 @@ def _has_problem(report: CorpusReport) -> bool:
 
 
 def _file_cells(file: FileFacts) -> list[str]:
-    """Lines, line ends and odd lines; what was not read to its end has a ? for each."""
+    """Return lines, line ends and odd lines; ? for each if the file was not read to its end."""
     if file.problem:
         return ["?", "?", "?"]
     return [str(file.lines), _ends(file), str(_odd(file))]
@@ -198,27 +202,23 @@ def _ends(file: FileFacts) -> str:
 
 def _odd(file: FileFacts) -> int:
     kinds = [file.invalid, file.nul, file.cut, *file.separators.values(), *file.bad.values()]
-    return sum(seen.count for seen in kinds)
-
-
-def _number(seen: Occurrences) -> str:
-    return str(seen.count)
+    return sum(occurrences.count for occurrences in kinds)
 
 
 def _share(count: int, whole: int) -> str:
     return f"{count} ({100 * count / max(1, whole):.1f} %)" if count else "0"
 
 
-def _count(found: Sequence[Finding], level: str) -> int:
-    return sum(finding.level == level for finding in found)
+def _count(findings: Sequence[Finding], level: str) -> int:
+    return sum(finding.level == level for finding in findings)
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
