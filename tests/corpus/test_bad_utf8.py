@@ -31,13 +31,13 @@ def train(run_tfm: RunTfm, folder: Path, *flags: str, text: tuple[str, ...] = ()
 def test_r21_pairs_are_those_of_python_s_own_decoder(bad_utf8: str, tmp_path: Path) -> None:
     files = aligned_files(*([path] for path in write(tmp_path)))
 
-    found = list(read_corpus(files, bad_utf8=bad_utf8, warn=False))
+    actual = list(read_corpus(files, bad_utf8=bad_utf8, warn=False))
 
     every = [
         (source.decode("utf-8", "replace"), target.decode("utf-8", "replace"))
         for source, target in zip(SOURCES, TARGETS, strict=True)
     ]
-    assert found == (every if bad_utf8 == "replace" else [every[index] for index in KEPT])
+    assert actual == (every if bad_utf8 == "replace" else [every[index] for index in KEPT])
 
 
 @pytest.mark.parametrize("held", ["tsv", "jsonl"])
@@ -45,11 +45,11 @@ def test_r21_line_that_is_left_out_need_hold_no_pair(held: str) -> None:
     good = b"one\teins\n" if held == "tsv" else b'{"source": "one", "target": "eins"}\n'
     block = Block(0, held, ("text",), 0, (False,), (good + b"\xff\n" + good,))  # type: ignore[arg-type] # one of them
 
-    sources, targets, repairs, num_left_out, numbers = block_pairs(block, bad_utf8="drop-pair")
+    sources, targets, mended, num_left_out, numbers = block_pairs(block, bad_utf8="drop-pair")
 
     assert (sources, targets, num_left_out) == (["one", "one"], ["eins", "eins"], 1)
     assert numbers == [1, 3]
-    assert repairs[0].notes(99) == [
+    assert mended[0].notes(99) == [
         "lines with invalid UTF-8, left out together with their pair: 1 (first: line 2)"
     ]
 
@@ -133,7 +133,7 @@ def test_r21_validation_text_is_refused_all_the_same(run_tfm: RunTfm, tmp_path: 
 
 
 @pytest.mark.parametrize("bad_utf8", ["replace", "drop-pair"])
-def test_r32_what_binary_reason_is_refused_whatever_is_asked_for(
+def test_r32_what_looks_binary_is_refused_whatever_is_asked_for(
     bad_utf8: str, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     write(tmp_path)
@@ -142,10 +142,10 @@ def test_r32_what_binary_reason_is_refused_whatever_is_asked_for(
     result = train(run_tfm, tmp_path, "--bad-utf8", bad_utf8)
 
     assert result.code == 3
-    wanted = (
+    expected = (
         f"error: {tmp_path / 's'}: looks binary (bytes that are not UTF-8), expected UTF-8 text"
     )
-    assert wanted in result.err
+    assert expected in result.err
 
 
 @pytest.mark.slow

@@ -24,26 +24,26 @@ def batch(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) ->
 
 
 def test_target_is_shifted_right_by_one() -> None:
-    found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
+    actual = batch([[5, 6], [7]], [[10, 11, 12], [13]])
 
-    assert found.target_in.tolist() == [[START, 10, 11, 12], [START, 13, EOS, EOS]]
-    assert found.target_out.tolist() == [[10, 11, 12, EOS], [13, EOS, EOS, EOS]]
+    assert actual.target_in.tolist() == [[START, 10, 11, 12], [START, 13, EOS, EOS]]
+    assert actual.target_out.tolist() == [[10, 11, 12, EOS], [13, EOS, EOS, EOS]]
 
 
 def test_masks_keep_the_pieces_and_their_end_and_hide_padding() -> None:
-    found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
+    actual = batch([[5, 6], [7]], [[10, 11, 12], [13]])
 
-    assert found.source.tolist() == [[5, 6, EOS], [7, EOS, EOS]]
-    assert found.source_keep is not None
-    assert found.source_keep.shape == (2, 1, 1, 3)
-    assert found.source_keep[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
-    assert found.target_positions.tolist() == [0, 1, 2, 3, 4, 5]
+    assert actual.source.tolist() == [[5, 6, EOS], [7, EOS, EOS]]
+    assert actual.source_keep is not None
+    assert actual.source_keep.shape == (2, 1, 1, 3)
+    assert actual.source_keep[:, 0, 0].tolist() == [[True, True, True], [True, True, False]]
+    assert actual.target_positions.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_target_pieces_count_the_ends_but_no_padding() -> None:
-    found = batch([[5, 6], [7]], [[10, 11, 12], [13]])
+    actual = batch([[5, 6], [7]], [[10, 11, 12], [13]])
 
-    assert found.target_tokens == 4 + 2
+    assert actual.target_tokens == 4 + 2
 
 
 def test_without_padding_there_is_no_source_mask() -> None:
@@ -52,12 +52,12 @@ def test_without_padding_there_is_no_source_mask() -> None:
 
 
 def test_an_empty_segment_is_its_end_alone() -> None:
-    found = batch([[], [5]], [[], []])
+    actual = batch([[], [5]], [[], []])
 
-    assert found.source.tolist() == [[EOS, EOS], [5, EOS]]
-    assert found.target_in.tolist() == [[START], [START]]
-    assert found.target_out.tolist() == [[EOS], [EOS]]
-    assert found.target_tokens == 2
+    assert actual.source.tolist() == [[EOS, EOS], [5, EOS]]
+    assert actual.target_in.tolist() == [[START], [START]]
+    assert actual.target_out.tolist() == [[EOS], [EOS]]
+    assert actual.target_tokens == 2
 
 
 def test_source_ids_may_be_lists_or_arrays() -> None:
@@ -75,19 +75,19 @@ def test_source_ids_may_be_lists_or_arrays() -> None:
 def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list[int]]]) -> None:
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
 
-    found = batch(sources, targets)
+    actual = batch(sources, targets)
 
-    source_keep = torch.ones_like(found.source, dtype=torch.bool)
-    if found.source_keep is not None:
-        source_keep = found.source_keep[:, 0, 0]
-    keep = torch.zeros(found.target_out.numel(), dtype=torch.bool)
-    keep[found.target_positions] = True
-    keep = keep.view_as(found.target_out)
+    source_keep = torch.ones_like(actual.source, dtype=torch.bool)
+    if actual.source_keep is not None:
+        source_keep = actual.source_keep[:, 0, 0]
+    keep = torch.zeros(actual.target_out.numel(), dtype=torch.bool)
+    keep[actual.target_positions] = True
+    keep = keep.view_as(actual.target_out)
     for row, (source, target) in enumerate(pairs):
-        assert found.source[row][source_keep[row]].tolist() == [*source, EOS]
-        assert found.target_out[row][keep[row]].tolist() == [*target, EOS]
-        assert found.target_in[row][keep[row]].tolist() == [START, *target]
-    assert found.target_tokens == int(keep.sum())
+        assert actual.source[row][source_keep[row]].tolist() == [*source, EOS]
+        assert actual.target_out[row][keep[row]].tolist() == [*target, EOS]
+        assert actual.target_in[row][keep[row]].tolist() == [START, *target]
+    assert actual.target_tokens == int(keep.sum())
     assert bool(source_keep.any(dim=0).all())  # no column is padding from top to bottom
     assert bool(keep.any(dim=0).all())
 

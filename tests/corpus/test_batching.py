@@ -59,8 +59,8 @@ def test_every_pair_is_in_exactly_one_batch_of_an_epoch(
 ) -> None:
     batches = epoch_batches(*sides(corpus), max_tokens=max_tokens, seed=seed, epoch=epoch)
 
-    found = [int(pair) for batch in batches for pair in batch]
-    assert sorted(found) == list(range(len(corpus)))
+    actual = [int(pair) for batch in batches for pair in batch]
+    assert sorted(actual) == list(range(len(corpus)))
     assert all(len(batch) for batch in batches)
 
 
@@ -107,8 +107,8 @@ def test_pools_share_out_the_pairs_of_an_epoch(num_pairs: int, pool_pairs: int, 
 
     pools = [order.batches(0, pool) for pool in range(order.num_pools)]
 
-    found = [int(pair) for batches in pools for batch in batches for pair in batch]
-    assert sorted(found) == list(range(num_pairs))
+    actual = [int(pair) for batches in pools for batch in batches for pair in batch]
+    assert sorted(actual) == list(range(num_pairs))
     assert order.num_pools == max(1, -(-num_pairs // pool_pairs))
     if order.num_pools > 1:  # each pool takes its runs of neighbours from all over the corpus
         sizes = [sum(len(batch) for batch in batches) for batches in pools]
@@ -168,9 +168,9 @@ def test_weights_that_are_all_one_change_nothing() -> None:
     plain = BatchOrder(lengths, lengths, max_tokens=99, seed=3).batches(2, 0)
 
     spans = [CorpusSpan(0, 50), CorpusSpan(50, 200)]
-    found = BatchOrder(lengths, lengths, max_tokens=99, seed=3, spans=spans).batches(2, 0)
+    actual = BatchOrder(lengths, lengths, max_tokens=99, seed=3, spans=spans).batches(2, 0)
 
-    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in plain]
+    assert [batch.tolist() for batch in actual] == [batch.tolist() for batch in plain]
 
 
 def test_batches_do_not_come_sorted_by_length() -> None:

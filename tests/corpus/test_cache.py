@@ -105,16 +105,16 @@ def test_torn_corpus_is_made_anew_and_that_is_told(
     damage: str, files: tuple[CorpusFile, ...], cached: Any, told: list[str]
 ) -> None:
     store, directory = cached(files)
-    wanted = store.sha256()
+    expected = store.sha256()
     if damage == "missing":
         (directory / "target.starts").unlink()
     else:
         (directory / ("store.json" if damage == "facts" else "source.ids")).write_bytes(b"{")
     told.clear()
 
-    found, _ = cached(files)
+    actual, _ = cached(files)
 
-    assert found.sha256() == wanted
+    assert actual.sha256() == expected
     assert len(told) == 1
     assert told[0].startswith(f"{directory}: is not a complete corpus: ")
     assert told[0].endswith("; preparing it again")
@@ -276,9 +276,9 @@ def test_leftovers_of_any_text_are_swept_unless_they_are_held(
 
     with temporary_directory(other) as held:
         _, directory = cached(files)
-        found = {path.name for path in cache.iterdir()}
+        actual = {path.name for path in cache.iterdir()}
 
-    assert found == {*kept, held.name, directory.name, "files.json"}
+    assert actual == {*kept, held.name, directory.name, "files.json"}
 
 
 @pytest.mark.timeout(10)
@@ -319,18 +319,18 @@ def test_remembered_hash_that_cannot_be_one_is_forgotten(
 ) -> None:
     path = tmp_path / "files.json"
     hashes = FileHashes(path)
-    wanted = hashes.of(files[0])
+    expected = hashes.of(files[0])
     hashes.save()
-    found = json.loads(path.read_bytes())
-    for entry in found.values():
+    actual = json.loads(path.read_bytes())
+    for entry in actual.values():
         if change == "length":
             entry.append(0)
         else:
             index = {"size": 0, "time": 1}.get(change, 4)
             entry[index] = {"digest": "x" * 64, "kind": 5}.get(change, True)
-    path.write_text(json.dumps(found), encoding="utf-8")
+    path.write_text(json.dumps(actual), encoding="utf-8")
 
-    assert FileHashes(path).of(files[0]) == wanted
+    assert FileHashes(path).of(files[0]) == expected
 
 
 def test_as_many_hashes_are_remembered_as_are_read_again(tmp_path: Path, told: list[str]) -> None:
@@ -364,10 +364,10 @@ def test_files_json_that_holds_no_hashes_is_left_as_it_is(
     path.write_bytes(content)
 
     hashes = FileHashes(path)
-    found = hashes.of(files[0])
+    actual = hashes.of(files[0])
     hashes.save()
 
-    assert found[0] == found[1] != ""
+    assert actual[0] == actual[1] != ""
     assert path.read_bytes() == content
     assert len(told) == 1
     assert told[0].endswith("; it is left unchanged and ignored")
@@ -381,11 +381,11 @@ def test_remembered_hashes_that_are_empty_are_written_anew(
     path.write_bytes(content)
 
     hashes = FileHashes(path)
-    found = hashes.of(files[0])
+    actual = hashes.of(files[0])
     hashes.save()
 
-    assert found[0] == found[1] != ""
-    assert FileHashes(path).of(files[0]) == found
+    assert actual[0] == actual[1] != ""
+    assert FileHashes(path).of(files[0]) == actual
     assert len(json.loads(path.read_bytes())) == 2
 
 
@@ -397,10 +397,10 @@ def test_files_json_of_somebody_in_a_cache_is_left_as_it_is(
     path.write_bytes(content)
 
     hashes = FileHashes(path)
-    found = hashes.of(files[0])
+    actual = hashes.of(files[0])
     hashes.save()
 
-    assert found[0] == found[1] != ""
+    assert actual[0] == actual[1] != ""
     assert path.read_bytes() == content
     assert told == [f"{path}: was not written by tfm; it is left unchanged"]
 

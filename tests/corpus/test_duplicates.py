@@ -11,10 +11,10 @@ def test_all_but_the_first_of_equal_hashes_are_found(seed: int, at_a_time: int) 
     few = random.integers(0, 2**64, size=40, dtype=np.uint64)
     hashes = random.choice(few, size=100)
 
-    found = repeated_hashes(hashes, at_a_time=at_a_time)
+    actual = repeated_hashes(hashes, at_a_time=at_a_time)
 
     listed = hashes.tolist()
-    assert found.tolist() == [value in listed[:place] for place, value in enumerate(listed)]
+    assert actual.tolist() == [value in listed[:place] for place, value in enumerate(listed)]
 
 
 def test_no_hashes_have_no_duplicates() -> None:

@@ -24,11 +24,11 @@ def test_bad_characters_are_those_that_no_text_has() -> None:
     lines = [f"a{character}b" for character in characters if character.strip()]
     dropped: Counter[str] = Counter()
 
-    found, _ = filter_texts(lines, lines, Filters(9, bad_characters=True), dropped)
+    actual, _ = filter_texts(lines, lines, Filters(9, bad_characters=True), dropped)
 
-    wanted = [line for line in lines if not is_bad(line[1])]
-    assert found == wanted
-    assert dropped["bad characters"] == len(lines) - len(wanted)
+    expected = [line for line in lines if not is_bad(line[1])]
+    assert actual == expected
+    assert dropped["bad characters"] == len(lines) - len(expected)
 
 
 @pytest.mark.parametrize("identical", [False, True])
@@ -38,11 +38,11 @@ def test_texts_that_stay_are_those_that_no_rule_drops(identical: bool, bad: bool
     sources, targets = [*lines, "same", "p\ue000"], [*lines[:50], *lines[:350], "same", "p\ue000"]
     dropped: Counter[str] = Counter()
 
-    found = filter_texts(
+    actual = filter_texts(
         sources, targets, Filters(9, identical=identical, bad_characters=bad), dropped
     )
 
-    wanted, counts = [], Counter[str]()
+    expected, counts = [], Counter[str]()
     for source, target in zip(sources, targets, strict=True):
         if source.strip() == "" or target.strip() == "":
             counts["blank side"] += 1
@@ -51,8 +51,8 @@ def test_texts_that_stay_are_those_that_no_rule_drops(identical: bool, bad: bool
         elif bad and any(map(is_bad, source + target)):
             counts["bad characters"] += 1
         else:
-            wanted.append((source, target))
-    assert list(zip(*found, strict=True)) == wanted
+            expected.append((source, target))
+    assert list(zip(*actual, strict=True)) == expected
     assert dropped == counts
 
 

@@ -115,11 +115,11 @@ def test_place_is_that_of_the_line_though_others_are_left_out() -> None:
     target = b"one\none\none\none\none\n" + "km²\n".encode()
     block = Block(1, "lines", ("s", "t"), 7, (False, False), (source, target))
 
-    found = encode_block(block, tokenizers, Filters(9, bad_utf8="drop-pair"), threads=1)
+    actual = encode_block(block, tokenizers, Filters(9, bad_utf8="drop-pair"), threads=1)
 
-    assert [trip.lines for trip in found.round_trips] == [4, 4]
-    assert found.round_trips[0].first_changed == LinePosition(1, 12, "½", "1⁄2")
-    assert found.round_trips[1].first_changed == LinePosition(1, 13, "km²", "km2")
+    assert [trip.lines for trip in actual.round_trips] == [4, 4]
+    assert actual.round_trips[0].first_changed == LinePosition(1, 12, "½", "1⁄2")
+    assert actual.round_trips[1].first_changed == LinePosition(1, 13, "km²", "km2")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -112,9 +112,9 @@ def test_line_ends_are_those_that_a_reader_of_lines_sees(text: bytes, told: list
     write("s", text)
     write("t", text)
     with open_lines("s") as reader:
-        wanted = list(reader)
+        expected = list(reader)
 
-    assert [source for source, _ in read_pairs(["s"], ["t"])] == wanted
+    assert [source for source, _ in read_pairs(["s"], ["t"])] == expected
     assert told == [f"{name}: {note}" for name in "st" for note in reader.notes()]
 
 

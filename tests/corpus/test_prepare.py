@@ -38,15 +38,15 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def assert_same(found: CorpusStore, wanted: CorpusStore) -> None:
-    assert len(found) == len(wanted)
-    for index in range(len(wanted)):
-        assert found.source[index].tolist() == wanted.source[index].tolist()
-        assert found.target[index].tolist() == wanted.target[index].tolist()
-    assert found.source.lengths.tolist() == wanted.source.lengths.tolist()
-    assert found.target.lengths.tolist() == wanted.target.lengths.tolist()
-    assert found.dropped == wanted.dropped
-    assert found.sha256() == wanted.sha256()
+def assert_same(actual: CorpusStore, expected: CorpusStore) -> None:
+    assert len(actual) == len(expected)
+    for index in range(len(expected)):
+        assert actual.source[index].tolist() == expected.source[index].tolist()
+        assert actual.target[index].tolist() == expected.target[index].tolist()
+    assert actual.source.lengths.tolist() == expected.source.lengths.tolist()
+    assert actual.target.lengths.tolist() == expected.target.lengths.tolist()
+    assert actual.dropped == expected.dropped
+    assert actual.sha256() == expected.sha256()
 
 
 @pytest.mark.parametrize(("block_bytes", "max_lines"), [(1, 3), (500, 10_000), (1 << 18, 16_384)])
@@ -61,16 +61,16 @@ def test_what_is_stored_is_what_the_plain_reader_and_the_store_in_memory_have(
     monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", max_lines)
     monkeypatch.setattr(reader, "_CHUNK_BYTES", max(100, block_bytes // 4))
-    wanted = CorpusStore.build(plain(two_files)[0], bytes_pair, max_length=40, name="x")
+    expected = CorpusStore.build(plain(two_files)[0], bytes_pair, max_length=40, name="x")
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=0)
 
-    found = open_store(tmp_path / "store", ())
-    assert_same(found, wanted)
-    first, second = found.spans
+    actual = open_store(tmp_path / "store", ())
+    assert_same(actual, expected)
+    first, second = actual.spans
     one = len(CorpusStore.build(plain(two_files[:1])[0], bytes_pair, max_length=40, name="x"))
     assert (first.first, first.end, first.weight) == (0, one, 1.0)
-    assert (second.first, second.end, second.weight) == (one, len(wanted), 1.0)
+    assert (second.first, second.end, second.weight) == (one, len(expected), 1.0)
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(
@@ -95,17 +95,17 @@ def test_mended_lines_are_told_as_the_plain_reader_tells_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 50)
-    _, wanted = plain(two_files)
+    _, expected = plain(two_files)
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "told", workers=0)
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "silent", workers=0, warn=False)
 
-    assert told == wanted
+    assert told == expected
     assert sum("NUL" in line for line in told) == 4
     assert sum("end in CRLF" in line for line in told) == 3
     told.clear()
     assert list(read_corpus(two_files)) == plain(two_files)[0]
-    assert told == wanted
+    assert told == expected
 
 
 def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
@@ -117,13 +117,13 @@ def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
         [write(tmp_path / "a", lines, end=b"\r\n")], [write(tmp_path / "b", [b"the"] * 6)]
     )
     filters = Filters(10_000_000)
-    pairs, wanted = plain(files)
+    pairs, expected = plain(files)
 
-    found = list(read_corpus(files, warn=False))
+    actual = list(read_corpus(files, warn=False))
     prepare(files, bytes_pair, filters, tmp_path / "store", workers=0)
 
-    assert found == pairs
-    assert told == wanted
+    assert actual == pairs
+    assert told == expected
     assert len(open_store(tmp_path / "store", ())) == 6
 
 

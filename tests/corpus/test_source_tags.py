@@ -49,8 +49,12 @@ def test_more_tags_than_can_be_held_are_still_counted() -> None:
 
     places.add([f">>{number}<< a" for number in range(5000)], file=0, first_number=1)
 
-    found = places.against([f">>{number}<<" for number in range(900)])
-    assert (found.lines, found.unknown, found.first_unknown) == (5000, 4100, LinePosition(0, 901))
+    actual = places.against([f">>{number}<<" for number in range(900)])
+    assert (actual.lines, actual.unknown, actual.first_unknown) == (
+        5000,
+        4100,
+        LinePosition(0, 901),
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,20 +32,20 @@ def directory(bytes_pair: TokenizerPair, tmp_path: Path) -> Path:
 def test_gathered_segments_are_those_that_are_asked_for(directory: Path) -> None:
     store = open_store(directory, ())
     for indices in ([2, 0, 2], [1], []):
-        found = store.source.gather(np.array(indices, dtype=np.int64))
-        ids, lengths = found.ids, found.lengths
+        actual = store.source.gather(np.array(indices, dtype=np.int64))
+        ids, lengths = actual.ids, actual.lengths
 
-        wanted = [store.source[index].tolist() for index in indices]
+        expected = [store.source[index].tolist() for index in indices]
         assert ids.dtype == lengths.dtype == np.int64
-        assert lengths.tolist() == [len(segment) for segment in wanted]
-        assert ids.tolist() == [piece for segment in wanted for piece in segment]
+        assert lengths.tolist() == [len(segment) for segment in expected]
+        assert ids.tolist() == [piece for segment in expected for piece in segment]
 
 
 def test_segments_in_memory_are_gathered_alike() -> None:
     segments = Segments(np.arange(10, dtype=np.uint16), np.array([0, 3, 3, 10]))
 
-    found = segments.gather(np.array([2, 1, 0]))
-    ids, lengths = found.ids, found.lengths
+    actual = segments.gather(np.array([2, 1, 0]))
+    ids, lengths = actual.ids, actual.lengths
 
     assert ids.tolist() == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
     assert lengths.tolist() == [7, 0, 3]
@@ -251,15 +251,15 @@ def test_pairs_that_occurred_before_are_left_out(
     usable = CorpusStore.build(pairs, bytes_pair, max_length=40, name="x")
     seen: set[tuple[str, str]] = set()
     unique = [pair for pair in pairs if not (pair in seen or seen.add(pair))]  # type: ignore[func-returns-value] # None
-    wanted = CorpusStore.build(unique, bytes_pair, max_length=40, name="x")
-    found = open_store(tmp_path / "s", ())
-    assert found.sha256() == wanted.sha256()
-    assert found.dropped["duplicate"] == len(usable) - len(wanted) > 0
-    assert [found.target[i].tolist() for i in range(len(found))] == [
-        wanted.target[i].tolist() for i in range(len(wanted))
+    expected = CorpusStore.build(unique, bytes_pair, max_length=40, name="x")
+    actual = open_store(tmp_path / "s", ())
+    assert actual.sha256() == expected.sha256()
+    assert actual.dropped["duplicate"] == len(usable) - len(expected) > 0
+    assert [actual.target[i].tolist() for i in range(len(actual))] == [
+        expected.target[i].tolist() for i in range(len(expected))
     ]
     first = CorpusStore.build(dict.fromkeys(pairs[:70]), bytes_pair, max_length=40, name="x")
-    assert [span.end for span in found.spans] == [len(first), len(wanted)]
+    assert [span.end for span in actual.spans] == [len(first), len(expected)]
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
         "source.ids", "source.lengths", "source.starts", "store.json",
         "target.ids", "target.lengths", "target.starts",

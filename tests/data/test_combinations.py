@@ -24,11 +24,11 @@ def words(line: str) -> list[str]:
 @pytest.fixture(scope="module")
 def training_lines_with(read_lines: Lines) -> dict[str, list[int]]:
     """For each French word the training lines that have it, in lower case."""
-    found: dict[str, list[int]] = {}
+    actual: dict[str, list[int]] = {}
     for number, line in enumerate(read_lines("train.fr")):
         for word in set(words(line.lower())):
-            found.setdefault(word, []).append(number)
-    return found
+            actual.setdefault(word, []).append(number)
+    return actual
 
 
 def forms_of(project: SimpleNamespace, infinitive: str) -> set[str]:

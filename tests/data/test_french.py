@@ -188,6 +188,6 @@ def test_contraction(project: SimpleNamespace, preposition: str, phrase: str, wr
 )
 def test_french_has_no(wrong: str, read_lines: Lines) -> None:
     text = "\n".join(line.lower() for name in SIZES for line in read_lines(f"{name}.fr"))
-    found = [text[one.start() - 20 : one.end() + 20] for one in re.finditer(wrong, text)]
+    actual = [text[one.start() - 20 : one.end() + 20] for one in re.finditer(wrong, text)]
 
-    assert found == []
+    assert actual == []

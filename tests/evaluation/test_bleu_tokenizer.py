@@ -33,10 +33,10 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(
-    ("wanted", "line"), [(name, line) for name, lines in TEXTS.items() for line in lines]
+    ("expected", "line"), [(name, line) for name, lines in TEXTS.items() for line in lines]
 )
-def test_tokenizer_suits_the_script(wanted: str, line: str) -> None:
-    assert choose_tokenizer([line] * 3).tokenizer == wanted
+def test_tokenizer_suits_the_script(expected: str, line: str) -> None:
+    assert choose_tokenizer([line] * 3).tokenizer == expected
 
 
 def test_without_references_the_tokenizer_is_sacrebleus_own() -> None:
@@ -53,15 +53,15 @@ def test_names_are_those_of_sacrebleu() -> None:
     assert tuple(sacrebleu.BLEU.TOKENIZERS) == BLEU_TOKENIZERS
 
 
-@pytest.mark.parametrize("wanted", ["zh", "char", "13a"])
-def test_suited_tokenizer_gives_a_whole_score_to_a_perfect_translation(wanted: str) -> None:
-    references = TEXTS[wanted] * 3
+@pytest.mark.parametrize("expected", ["zh", "char", "13a"])
+def test_suited_tokenizer_gives_a_whole_score_to_a_perfect_translation(expected: str) -> None:
+    references = TEXTS[expected] * 3
     options = MetricOptions(tokenize=choose_tokenizer(references).tokenizer)
 
     (score,) = corpus_scores(references, [references], options=options)
 
     assert score.value == pytest.approx(100)
-    assert f"|tok:{wanted}|" in score.signature
+    assert f"|tok:{expected}|" in score.signature
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_mecab_gives_the_scores_of_sacrebleu(name: str, text: list[str]) -> None
 
     (score,) = corpus_scores(hypotheses, [text], options=MetricOptions(tokenize=name))
 
-    wanted = sacrebleu.corpus_bleu(hypotheses, [text], tokenize=name)
-    assert score.value == wanted.score
+    expected = sacrebleu.corpus_bleu(hypotheses, [text], tokenize=name)
+    assert score.value == expected.score
     assert f"|tok:{name}" in score.signature
 
 

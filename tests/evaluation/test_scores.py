@@ -67,7 +67,7 @@ def test_options_reach_the_metrics_and_their_signatures() -> None:
 
     bleu, chrf = corpus_scores(hypotheses, [reference], metrics=("bleu", "chrf"), options=options)
 
-    wanted = sacrebleu.corpus_bleu(
+    expected = sacrebleu.corpus_bleu(
         hypotheses,
         [reference],
         tokenize="char",
@@ -76,7 +76,7 @@ def test_options_reach_the_metrics_and_their_signatures() -> None:
         smooth_value=0.5,
         use_effective_order=True,
     )
-    assert bleu.value == wanted.score
+    assert bleu.value == expected.score
     version = f"version:{sacrebleu.__version__}"
     assert bleu.signature == f"nrefs:1|case:lc|eff:yes|tok:char|smooth:floor[0.50]|{version}"
     assert (
@@ -101,19 +101,19 @@ def test_text_is_the_line_that_sacrebleu_prints() -> None:
 
 
 def test_metrics_come_in_the_order_asked_for_and_once() -> None:
-    found = corpus_scores(["a"], [["a"]], metrics=("ter", "bleu", "ter"))
+    actual = corpus_scores(["a"], [["a"]], metrics=("ter", "bleu", "ter"))
 
-    assert [score.metric for score in found] == ["ter", "bleu"]
+    assert [score.metric for score in actual] == ["ter", "bleu"]
 
 
 def test_rendering_sorts_by_name_and_aligns_at_the_equals_sign() -> None:
-    found = corpus_scores(["a b c d"], [["a b c d"]], metrics=("ter", "chrf", "bleu"))
+    actual = corpus_scores(["a b c d"], [["a b c d"]], metrics=("ter", "chrf", "bleu"))
 
-    lines = render(found, "text").split("\n")
+    lines = render(actual, "text").split("\n")
 
     assert [line.lstrip()[:3] for line in lines] == ["BLE", "chr", "TER"]
     assert len({line.index(" = ") for line in lines}) == 1
-    assert render(found, "text", value_only=True) == "100.0\n100.0\n0.0"
+    assert render(actual, "text", value_only=True) == "100.0\n100.0\n0.0"
 
 
 def test_blank_lines_count_and_trailing_blanks_do_not() -> None:
@@ -128,9 +128,9 @@ def test_blank_lines_count_and_trailing_blanks_do_not() -> None:
 
 
 def test_blank_hypotheses_score_nothing_but_do_score() -> None:
-    found = corpus_scores(["", " "], [["a b c d", "e"]], metrics=("bleu", "chrf", "ter"))
+    actual = corpus_scores(["", " "], [["a b c d", "e"]], metrics=("bleu", "chrf", "ter"))
 
-    assert [score.value for score in found] == [0.0, 0.0, 100.0]
+    assert [score.value for score in actual] == [0.0, 0.0, 100.0]
 
 
 def test_confidence_is_sacrebleus_bootstrap_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +158,8 @@ def test_a_sentences_score_is_sacrebleus_sentence_score() -> None:
     values = [score.value for score in sentence_scores(hypotheses, [reference])]
 
     assert values == [
-        sacrebleu.sentence_bleu(hypothesis, [wanted]).score
-        for hypothesis, wanted in zip(hypotheses, reference, strict=True)
+        sacrebleu.sentence_bleu(hypothesis, [expected]).score
+        for hypothesis, expected in zip(hypotheses, reference, strict=True)
     ]
 
 

@@ -42,16 +42,16 @@ def test_p_values_are_those_of_sacrebleu(
         [(name, text) for name, text in systems], metrics, None, native_name, 200
     )()
 
-    found = paired_test(systems, [REFERENCE], method=method, num_samples=200)
+    actual = paired_test(systems, [REFERENCE], method=method, num_samples=200)
 
-    for row, result in zip(found.scores, columns["BLEU"], strict=True):
+    for row, result in zip(actual.scores, columns["BLEU"], strict=True):
         assert isinstance(result, sacrebleu.significance.Result)
         assert (row.value, row.p_value) == (result.score, result.p_value)
         assert (row.confidence is None) == (method == "randomization")
         if row.confidence:
             assert (row.confidence.mean, row.confidence.half_width) == (result.mean, result.ci)
-    assert found.signatures == {"BLEU": signatures["BLEU"].format()}
-    assert f"{native_name}:200|seed:12345" in found.signatures["BLEU"]
+    assert actual.signatures == {"BLEU": signatures["BLEU"].format()}
+    assert f"{native_name}:200|seed:12345" in actual.signatures["BLEU"]
 
 
 def test_a_test_run_again_gives_the_same(systems: list[System]) -> None:
@@ -62,67 +62,67 @@ def test_a_test_run_again_gives_the_same(systems: list[System]) -> None:
 
 
 def test_only_the_system_that_differs_gets_a_star(systems: list[System]) -> None:
-    found = paired_test(systems, [REFERENCE], num_samples=200)
+    actual = paired_test(systems, [REFERENCE], num_samples=200)
 
-    base, alike, worse = found.scores
+    base, alike, worse = actual.scores
     assert base.p_value is None
     assert alike.p_value is not None
     assert alike.p_value > 0.05
     assert worse.p_value is not None
     assert worse.p_value < 0.05
-    rows = render(found, "text").split("\n")
+    rows = render(actual, "text").split("\n")
     assert [row.endswith(" *") for row in rows[1:4]] == [False, False, True]
 
 
 def test_table_has_a_row_for_each_metric_and_system_then_signatures_and_test(
     systems: list[System],
 ) -> None:
-    found = paired_test(systems, [REFERENCE], metrics=("chrf", "bleu"), num_samples=50)
+    actual = paired_test(systems, [REFERENCE], metrics=("chrf", "bleu"), num_samples=50)
 
-    rows = render(found, "text", width=2).split("\n")
+    rows = render(actual, "text", width=2).split("\n")
 
     assert rows[0].split("  ")[:2] == ["metric", "system"]
     assert [row.split()[:2] for row in rows[1:7]] == [
         [metric, system] for metric in ("chrF2", "BLEU") for system in ("base", "alike", "worse")
     ]
-    assert f" {found.scores[0].value:.2f} " in rows[1]
-    assert rows[8] == f"chrF2|{found.signatures['chrF2']}"
-    assert rows[9] == f"BLEU|{found.signatures['BLEU']}"
+    assert f" {actual.scores[0].value:.2f} " in rows[1]
+    assert rows[8] == f"chrF2|{actual.signatures['chrF2']}"
+    assert rows[9] == f"BLEU|{actual.signatures['BLEU']}"
     assert rows[11] == "paired bootstrap test, 50 samples; * differs from base (p < 0.05)"
 
 
 def test_table_without_a_test_has_scores_only(systems: list[System]) -> None:
-    found = compare(systems, [REFERENCE])
+    actual = compare(systems, [REFERENCE])
 
-    rows = render(found, "text", short=True).split("\n")
+    rows = render(actual, "text", short=True).split("\n")
 
     assert rows[0].split() == ["metric", "system", "score"]
-    assert rows[-1] == f"BLEU|{found.short_signatures['BLEU']}"
-    wanted = [sacrebleu.corpus_bleu(text, [REFERENCE]).score for _, text in systems]
-    assert [row.value for row in found.scores] == wanted
+    assert rows[-1] == f"BLEU|{actual.short_signatures['BLEU']}"
+    expected = [sacrebleu.corpus_bleu(text, [REFERENCE]).score for _, text in systems]
+    assert [row.value for row in actual.scores] == expected
 
 
 def test_json_holds_every_number_and_the_signature(systems: list[System]) -> None:
-    found = paired_test(systems, [REFERENCE], num_samples=50)
+    actual = paired_test(systems, [REFERENCE], num_samples=50)
 
-    base, _, worse = json.loads(render(found, "json"))
+    base, _, worse = json.loads(render(actual, "json"))
 
     assert base["system"] == "base"
     assert base["BLEU"]["p_value"] is None
-    assert worse["BLEU"]["signature"] == found.signatures["BLEU"]
-    assert worse["BLEU"]["score"] == found.scores[2].value
-    confidence = found.scores[2].confidence
+    assert worse["BLEU"]["signature"] == actual.signatures["BLEU"]
+    assert worse["BLEU"]["score"] == actual.scores[2].value
+    confidence = actual.scores[2].confidence
     assert confidence is not None
     assert (worse["BLEU"]["mean"], worse["BLEU"]["ci"]) == (confidence.mean, confidence.half_width)
 
 
 def test_bare_values_are_a_line_a_system(systems: list[System]) -> None:
-    found = compare(systems, [REFERENCE], metrics=("bleu", "chrf"))
+    actual = compare(systems, [REFERENCE], metrics=("bleu", "chrf"))
 
-    rows = render(found, "json", value_only=True).split("\n")
+    rows = render(actual, "json", value_only=True).split("\n")
 
     assert len(rows) == 3
-    assert rows[0] == f"{found.scores[0].value:.1f}\t{found.scores[3].value:.1f}"
+    assert rows[0] == f"{actual.scores[0].value:.1f}\t{actual.scores[3].value:.1f}"
 
 
 def test_one_system_has_nothing_to_be_compared_with() -> None:

@@ -27,8 +27,8 @@ def text(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def told(found: list[Finding]) -> list[str]:
-    return [f"{finding.level}: {finding.message}" for finding in found]
+def told(actual: list[Finding]) -> list[str]:
+    return [f"{finding.level}: {finding.message}" for finding in actual]
 
 
 def changed(lines: list[str], number: int, line: str) -> bytes:
@@ -41,7 +41,7 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "wanted"),
+    ("source", "target", "expected"),
     [
         (text(GOOD[:999]), text(FAIR), "error: s and t do not align: 999 and 1000 lines"),
         (changed(GOOD, 17, "é").replace("é".encode(), b"ab\xff"), text(FAIR),
@@ -96,18 +96,18 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
     ],
 )  # fmt: skip
 def test_each_fault_is_told_with_its_level_and_place(
-    source: bytes, target: bytes, wanted: str
+    source: bytes, target: bytes, expected: str
 ) -> None:
-    found = check(source, target)
+    actual = check(source, target)
 
-    assert wanted in told(found)
-    assert all(finding.hint and finding.corpus == "valid" for finding in found)
-    order = [("error", "warning", "note").index(finding.level) for finding in found]
+    assert expected in told(actual)
+    assert all(finding.hint and finding.corpus == "valid" for finding in actual)
+    order = [("error", "warning", "note").index(finding.level) for finding in actual]
     assert order == sorted(order)
 
 
 @pytest.mark.parametrize(
-    ("known", "wanted"),
+    ("known", "expected"),
     [
         (Overlap(0, 0), []),
         (Overlap(10, 10),
@@ -123,25 +123,25 @@ def test_each_fault_is_told_with_its_level_and_place(
     ],
 )  # fmt: skip
 def test_text_that_was_learned_from_is_told_by_how_much_of_it(
-    known: Overlap, wanted: list[str]
+    known: Overlap, expected: list[str]
 ) -> None:
-    assert told(check(text(GOOD), text(FAIR), known=known)) == wanted
+    assert told(check(text(GOOD), text(FAIR), known=known)) == expected
 
 
 def test_file_and_line_are_told_apart_from_the_message() -> None:
-    (found,) = check(changed(GOOD, 5, "a\u2028b"), text(FAIR))
+    (actual,) = check(changed(GOOD, 5, "a\u2028b"), text(FAIR))
 
-    assert (found.code, found.file, found.line) == ("separator", "s", 5)
+    assert (actual.code, actual.file, actual.line) == ("separator", "s", 5)
 
 
 def test_unreadable_file_is_an_error_and_no_misalignment() -> None:
     Path("t").write_bytes(text(FAIR))
     corpus = inspect_corpus("train", (["none"], ["t"]), None, max_length=256)
 
-    found = find_problems(corpus, repeats(corpus.hashes), None)
+    actual = find_problems(corpus, repeats(corpus.hashes), None)
 
-    assert told(found) == ["error: none: there is no such file"]
-    assert found[0].hint == "give a text file that can be read"
+    assert told(actual) == ["error: none: there is no such file"]
+    assert actual[0].hint == "give a text file that can be read"
 
 
 def test_overlap_of_the_same_files_is_all_of_it() -> None:

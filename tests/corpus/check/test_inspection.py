@@ -53,22 +53,22 @@ def test_pairs_are_counted_as_one_by_one(
 ) -> None:
     paths = write(tmp_path / "s", sources), write(tmp_path / "t", targets)
 
-    found = inspect_corpus("train", ([paths[0]], [paths[1]]), None, max_length=256)
+    actual = inspect_corpus("train", ([paths[0]], [paths[1]]), None, max_length=256)
 
     pairs = [(s.strip(), t.strip()) for s, t in zip(sources, targets, strict=False)]
     text = [pair for pair in pairs if all(pair)]
-    assert (found.pairs, found.with_text, found.usable) == (len(pairs), len(text), len(text))
+    assert (actual.pairs, actual.with_text, actual.usable) == (len(pairs), len(text), len(text))
     kinds = {"source": (False, True), "target": (True, False), "both": (False, False)}
-    for kind, wanted in kinds.items():
-        numbers = [n for n, (s, t) in enumerate(pairs, 1) if (bool(s), bool(t)) == wanted]
-        assert found.blank[kind] == first(paths[0], numbers)
+    for kind, expected in kinds.items():
+        numbers = [n for n, (s, t) in enumerate(pairs, 1) if (bool(s), bool(t)) == expected]
+        assert actual.blank[kind] == first(paths[0], numbers)
     same = [n for n, (s, t) in enumerate(pairs, 1) if s and s == t]
-    assert found.identical == first(paths[0], same)
+    assert actual.identical == first(paths[0], same)
     words = [[len(line.split()) for line in pair] for pair in text]
     for side in (0, 1):
-        assert found.lengths[side].total == sum(counts[side] for counts in words)
-    assert found.ratios.beyond(9) == sum(max(counts) > 9 * min(counts) for counts in words)
-    assert [facts.lines for facts in found.files[0]] == [len(sources), len(targets)]
+        assert actual.lengths[side].total == sum(counts[side] for counts in words)
+    assert actual.ratios.beyond(9) == sum(max(counts) > 9 * min(counts) for counts in words)
+    assert [facts.lines for facts in actual.files[0]] == [len(sources), len(targets)]
 
 
 @pytest.mark.slow
@@ -82,21 +82,21 @@ def test_usable_pairs_are_those_that_training_keeps(
         [write(tmp_path / "t", [t for _, t in pairs])],
     )
 
-    found = inspect_corpus("train", paths, tokenizers, max_length=9)
+    actual = inspect_corpus("train", paths, tokenizers, max_length=9)
 
     try:
         store = CorpusStore.build(read_pairs(*paths), tokenizers, max_length=9, name="text")
     except DataError:
-        assert found.usable == 0
+        assert actual.usable == 0
     else:
-        assert found.usable == len(store)
-        assert found.too_long.count == store.dropped["too long"]
-    assert found.unit == "pieces"
-    assert found.unknown is not None
+        assert actual.usable == len(store)
+        assert actual.too_long.count == store.dropped["too long"]
+    assert actual.unit == "pieces"
+    assert actual.unknown is not None
     texts = [pair for pair in pairs if pair[0].strip() and pair[1].strip()]
-    for side, unknown in enumerate(found.unknown):
+    for side, unknown in enumerate(actual.unknown):
         ids = tokenizers.source.encode([pair[side] for pair in texts])
-        assert found.lengths[side].total == sum(map(len, ids))
+        assert actual.lengths[side].total == sum(map(len, ids))
         assert unknown.count == sum(line.count(tokenizers.source.unk_id) for line in ids)
 
 
@@ -112,23 +112,23 @@ def test_each_side_is_counted_by_its_own_tokenizer(
     path = write(tmp_path / "text", ["one two", "two", "three"])
 
     pair = TokenizerPair(tokenizers.source, words)
-    found = inspect_corpus("train", ([path], [path]), pair, max_length=256)
+    actual = inspect_corpus("train", ([path], [path]), pair, max_length=256)
 
-    assert found.unknown is not None
-    assert [counts.total for counts in found.lengths] == [18, 4]  # with the blanks before words
-    assert [unknown.count for unknown in found.unknown] == [0, 1]
-    assert found.unknown[1].commonest(9) == [("h", 1), ("r", 1)]
+    assert actual.unknown is not None
+    assert [counts.total for counts in actual.lengths] == [18, 4]  # with the blanks before words
+    assert [unknown.count for unknown in actual.unknown] == [0, 1]
+    assert actual.unknown[1].commonest(9) == [("h", 1), ("r", 1)]
 
 
 def test_places_are_told_by_file_and_line_of_several_files(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"s{n}", lines) for n, lines in enumerate([["a", "b"], ["c", ""]])]
     targets = [write(tmp_path / f"t{n}", lines) for n, lines in enumerate([["x", "y"], ["c", "z"]])]
 
-    found = inspect_corpus("train", (sources, targets), None, max_length=256)
+    actual = inspect_corpus("train", (sources, targets), None, max_length=256)
 
-    assert found.identical == Occurrences(1, sources[1], 1)
-    assert found.blank["source"] == Occurrences(1, sources[1], 2)
-    assert found.pairs == 4
+    assert actual.identical == Occurrences(1, sources[1], 1)
+    assert actual.blank["source"] == Occurrences(1, sources[1], 2)
+    assert actual.pairs == 4
 
 
 def test_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
@@ -136,12 +136,12 @@ def test_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"eins\n\xff\ndrei\n")
     sources = [str(tmp_path / "none"), str(tmp_path / "bad"), good]
 
-    found = inspect_corpus("train", (sources, [good] * 3), None, max_length=256)
+    actual = inspect_corpus("train", (sources, [good] * 3), None, max_length=256)
 
-    assert found.files[0][0].problem
-    assert found.files[0][1].lines == 3  # the other side was read to its end
-    assert found.files[1][0].invalid == Occurrences(1, sources[1], 2)
-    assert found.pairs == 6
+    assert actual.files[0][0].problem
+    assert actual.files[0][1].lines == 3  # the other side was read to its end
+    assert actual.files[1][0].invalid == Occurrences(1, sources[1], 2)
+    assert actual.pairs == 6
 
 
 def test_progress_is_told_from_nothing_to_all(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_no_more_than_a_window_of_each_side_is_held(
 def peak(paths: tuple[list[str], list[str]]) -> int:
     tracemalloc.start()
     inspect_corpus("train", paths, None, max_length=256).hashes.close()
-    found = tracemalloc.get_traced_memory()[1]
+    actual = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return found
+    return actual
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def repeats_by_sets(pairs: Pairs) -> Repeats:
     targets = defaultdict(set)
     for source, target in pairs:
         targets[source].add(target)
-    several = sum(len(found) > 1 for found in targets.values())
+    several = sum(len(actual) > 1 for actual in targets.values())
     return Repeats(len(pairs) - len(set(pairs)), len(targets), several)
 
 
