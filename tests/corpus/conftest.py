@@ -1,4 +1,4 @@
-"""Text that a corpus must get through, and tokenizers for it."""
+"""Hostile text for a corpus, and tokenizers for it."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,7 @@ _WORDS = ["a", "bb", "ccc", "dddd", "é", "ü", "ж", "漢字", "😀", "of", "t
 
 @pytest.fixture(scope="session")
 def bytes_pair() -> TokenizerPair:
-    """One tokenizer for each side, which spell what they do not know as bytes."""
+    """Return a tokenizer for each side, both with byte fallback."""
     settings = TokenizerConfig(vocab_size=300, model_type="bpe")
     models = [
         train_tokenizer([" ".join(order)] * 3, settings, seed=1, soft_limit=True)
@@ -26,28 +26,28 @@ def bytes_pair() -> TokenizerPair:
 
 
 def hostile_lines(seed: int, count: int) -> list[bytes]:
-    """Lines without their ends: blank, with NUL, lone CR, odd separators, once in a while long."""
-    chance = random.Random(seed)
+    """Return lines without their ends: blank, with NUL, lone CR, odd separators, or long."""
+    rng = random.Random(seed)
     odd = [b"", b" \t", "\u3000".encode(), "\u200b".encode(), b"\0", b"a\0b", b"\rx\ry", b"x\r",
            "a\u2028b\x85c".encode(), "\ufeffmark".encode(), b"of " * 300]  # fmt: skip
     lines = []
     for _ in range(count):
-        if chance.random() < 0.2:
-            lines.append(chance.choice(odd))
+        if rng.random() < 0.2:
+            lines.append(rng.choice(odd))
         else:
-            lines.append(" ".join(chance.choices(_WORDS, k=chance.randint(1, 9))).encode())
+            lines.append(" ".join(rng.choices(_WORDS, k=rng.randint(1, 9))).encode())
     return lines
 
 
 def write(path: Path, lines: list[bytes], *, end: bytes = b"\n", first: bytes = b"") -> str:
-    """Write lines with this line end; `first` goes before all of them."""
+    """Write lines with this line end, after the bytes `first`."""
     path.write_bytes(first + b"".join(line + end for line in lines))
     return str(path)
 
 
 @pytest.fixture
 def two_files(tmp_path: Path) -> tuple[CorpusFile, ...]:
-    """Two hostile files a side: one with a mark and CRLF, one whose last line has no end."""
+    """Return two hostile files a side: one with a BOM and CRLF, one without a final line end."""
     first, second = hostile_lines(1, 700), hostile_lines(2, 700)
     third, fourth = hostile_lines(3, 300), hostile_lines(4, 300)
     sources = [

@@ -30,7 +30,7 @@ def test_target_is_shifted_right_by_one() -> None:
     assert actual.target_out.tolist() == [[10, 11, 12, EOS], [13, EOS, EOS, EOS]]
 
 
-def test_masks_keep_the_pieces_and_their_end_and_hide_padding() -> None:
+def test_padding_mask_is_false_at_padding_only() -> None:
     actual = batch([[5, 6], [7]], [[10, 11, 12], [13]])
 
     assert actual.source.tolist() == [[5, 6, EOS], [7, EOS, EOS]]
@@ -40,18 +40,18 @@ def test_masks_keep_the_pieces_and_their_end_and_hide_padding() -> None:
     assert actual.target_positions.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_target_pieces_count_the_ends_but_no_padding() -> None:
+def test_target_tokens_include_ends_but_not_padding() -> None:
     actual = batch([[5, 6], [7]], [[10, 11, 12], [13]])
 
     assert actual.target_tokens == 4 + 2
 
 
-def test_without_padding_there_is_no_source_mask() -> None:
+def test_source_mask_is_none_without_padding() -> None:
     assert batch([[5, 6], [7, 8]], [[10], [11, 12]]).source_keep is None
     assert pad_source([[5, 6]], EOS)[1] is None
 
 
-def test_an_empty_segment_is_its_end_alone() -> None:
+def test_an_empty_segment_consists_of_its_end() -> None:
     actual = batch([[], [5]], [[], []])
 
     assert actual.source.tolist() == [[EOS, EOS], [5, EOS]]
@@ -72,7 +72,7 @@ def test_source_ids_may_be_lists_or_arrays() -> None:
 
 @settings(deadline=None)
 @given(pairs=pairs_of_ids)
-def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list[int]]]) -> None:
+def test_masked_ids_are_the_given_ids(pairs: list[tuple[list[int], list[int]]]) -> None:
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
 
     actual = batch(sources, targets)
@@ -94,7 +94,7 @@ def test_what_the_masks_keep_is_what_was_given(pairs: list[tuple[list[int], list
 
 @settings(max_examples=50, deadline=None)
 @given(pairs_of_ids, st.data())
-def test_rows_of_a_batch_are_as_they_are_in_it(
+def test_rows_return_part_of_a_batch(
     pairs: list[tuple[list[int], list[int]]], data: st.DataObject
 ) -> None:
     whole = batch([source for source, _ in pairs], [target for _, target in pairs])
@@ -113,7 +113,7 @@ def test_rows_of_a_batch_are_as_they_are_in_it(
 
 
 @pytest.mark.parametrize("sources", [[[5, 6], [7]], [[5], [7]]], ids=["padded", "whole"])
-def test_moving_a_batch_moves_all_of_it(sources: list[list[int]]) -> None:
+def test_moving_a_batch_moves_all_tensors(sources: list[list[int]]) -> None:
     there = torch.device("meta")
     here = batch(sources, [[10], [11, 12]])
 

@@ -23,7 +23,7 @@ key_parts = st.lists(
 def epoch_batches(
     source: np.ndarray, target: np.ndarray, *, max_tokens: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """The batches of an epoch of a corpus that is one pool."""
+    """Return the batches of an epoch of a corpus of one pool."""
     order = BatchOrder(source, target, max_tokens=max_tokens, seed=seed)
     assert order.num_pools == 1
     return order.batches(epoch, 0)
@@ -35,7 +35,7 @@ def sides(corpus: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_within_budget(source: np.ndarray, target: np.ndarray, *, max_tokens: int) -> None:
-    """The lengths of a batch, padded, are within the budget; a pair by itself may be any length."""
+    """Assert that the padded lengths are within the budget, unless the batch is a single pair."""
     if len(target) > 1:
         assert len(target) * target.max() <= max_tokens
         assert len(source) * source.max() <= 2 * max_tokens
@@ -118,7 +118,7 @@ def test_pools_share_out_the_pairs_of_an_epoch(num_pairs: int, pool_pairs: int, 
         assert [batch.tolist() for batch in last] == [batch.tolist() for batch in pools[-1]]
 
 
-def test_lengths_of_every_kind_give_the_same_batches() -> None:
+def test_length_types_do_not_change_the_batches() -> None:
     random = np.random.default_rng(1)
     source, target = random.integers(1, 400, 500), random.integers(1, 400, 500)
 
@@ -134,9 +134,10 @@ def test_lengths_of_every_kind_give_the_same_batches() -> None:
 
 
 def seen(weights: list[float], *, epochs: int, seed: int = 1) -> np.ndarray:
-    """How often each of 300 pairs a corpus is seen, (epochs, corpora, 300)."""
+    """Return how often each of 300 pairs of a corpus occurs, (epochs, corpora, 300)."""
     spans = [
-        CorpusSpan(300 * place, 300 * (place + 1), weight) for place, weight in enumerate(weights)
+        CorpusSpan(300 * corpus, 300 * (corpus + 1), weight)
+        for corpus, weight in enumerate(weights)
     ]
     lengths = np.full(300 * len(weights), 4)
     order = BatchOrder(lengths, lengths, max_tokens=40, seed=seed, spans=spans, pool_pairs=512)
@@ -148,13 +149,13 @@ def seen(weights: list[float], *, epochs: int, seed: int = 1) -> np.ndarray:
     return counts.reshape(epochs, len(weights), 300)
 
 
-def test_a_corpus_is_seen_as_often_as_its_weight_says() -> None:
+def test_passes_over_a_corpus_equal_its_weight() -> None:
     weights = [1.0, 2.0, 0.5, 2.25]
     counts = seen(weights, epochs=8)
 
     # Over eight epochs every single pair is seen exactly eight times its weight.
-    for place, weight in enumerate(weights):
-        assert (counts[:, place].sum(axis=0) == 8 * weight).all()
+    for corpus, weight in enumerate(weights):
+        assert (counts[:, corpus].sum(axis=0) == 8 * weight).all()
     assert (counts[:, 0] == 1).all()
     assert (counts[:, 1] == 2).all()
     # Half of the pairs in each epoch, give or take four standard deviations of 300 coins.
@@ -163,7 +164,7 @@ def test_a_corpus_is_seen_as_often_as_its_weight_says() -> None:
     assert (other[:, 2] != counts[:1, 2]).any()
 
 
-def test_weights_that_are_all_one_change_nothing() -> None:
+def test_weights_of_one_change_nothing() -> None:
     lengths = np.arange(1, 201) % 30 + 1
     plain = BatchOrder(lengths, lengths, max_tokens=99, seed=3).batches(2, 0)
 
@@ -183,11 +184,11 @@ def test_batches_do_not_come_sorted_by_length() -> None:
     assert abs(float(np.corrcoef(longest, np.arange(len(longest)))[0, 1])) < 0.16
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_pair_beyond_the_budget_is_a_batch_of_its_own(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_pair_beyond_the_budget_is_a_batch_of_its_own(position: int) -> None:
     target = np.array([5, 5])
-    source = np.insert(np.array([5, 5]), place, 7)
-    target = np.insert(target, place, 99)
+    source = np.insert(np.array([5, 5]), position, 7)
+    target = np.insert(target, position, 99)
 
     slices = token_batches(source.tolist(), target.tolist(), max_tokens=16)
 
@@ -197,7 +198,7 @@ def test_a_pair_beyond_the_budget_is_a_batch_of_its_own(place: int) -> None:
 
 @settings(deadline=None)
 @given(corpus=corpora, max_tokens=budgets)
-def test_batches_of_given_pairs_follow_on_each_other_and_are_as_long_as_can_be(
+def test_token_batches_are_consecutive_and_maximal(
     corpus: list[tuple[int, int]], max_tokens: int
 ) -> None:
     source, target = sides(corpus)
@@ -220,14 +221,14 @@ def test_padding_share_counts_both_sides() -> None:
 
     share = padding_share([np.array([0, 1]), np.array([2])], source, target)
 
-    # 2 * 4 + 3 and 2 * 5 + 2 places for 9 and 8 pieces.
+    # 2 * 4 + 3 and 2 * 5 + 2 positions for 9 and 8 tokens.
     assert share == pytest.approx(1 - 17 / 23)
     assert padding_share([], source, target) == 0.0
 
 
 @settings(deadline=None)
 @given(first=key_parts, second=key_parts)
-def test_keys_are_legal_seeds_that_depend_on_all_parts(
+def test_keys_are_valid_seeds_that_depend_on_all_parts(
     first: list[int | str], second: list[int | str]
 ) -> None:
     one, other = random_key(*first), random_key(*second)

@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> tuple[CorpusFile, ...]:
 
 @pytest.fixture
 def cached(tmp_path: Path, bytes_pair: TokenizerPair) -> Any:
-    """Calls `cached_store` with a cache in `tmp_path`."""
+    """Return a function that calls `cached_store` with a cache in `tmp_path`."""
 
     def call(
         files: tuple[CorpusFile, ...],
@@ -46,7 +46,7 @@ def cached(tmp_path: Path, bytes_pair: TokenizerPair) -> Any:
 
 
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nothing is prepared, and no text is opened."""
+    """Fail if text is prepared or opened."""
     monkeypatch.delattr(module, "prepare")
     before = Path.open
 
@@ -57,7 +57,7 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "open", opened)
 
 
-def test_second_start_neither_prepares_nor_reads_the_text(
+def test_second_run_neither_prepares_nor_reads_the_text(
     files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, directory = cached(files)
@@ -70,7 +70,7 @@ def test_second_start_neither_prepares_nor_reads_the_text(
     assert second.spans[0].weight == 2.0
 
 
-def test_touched_or_moved_text_is_found_to_be_the_same(
+def test_touched_or_moved_text_is_recognised(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, directory = cached(files)
@@ -81,7 +81,7 @@ def test_touched_or_moved_text_is_found_to_be_the_same(
     assert cached(aligned_files([files[0].paths[0]], [str(moved)]))[1] == directory
 
 
-def test_all_that_ids_depend_on_makes_another_corpus(
+def test_key_depends_on_everything_that_ids_depend_on(
     files: tuple[CorpusFile, ...], cached: Any, bytes_pair: TokenizerPair, tmp_path: Path
 ) -> None:
     (source, target) = files[0].paths
@@ -101,7 +101,7 @@ def test_all_that_ids_depend_on_makes_another_corpus(
 
 
 @pytest.mark.parametrize("damage", ["short", "missing", "facts"])
-def test_torn_corpus_is_made_anew_and_that_is_told(
+def test_incomplete_corpus_is_prepared_again_with_a_warning(
     damage: str, files: tuple[CorpusFile, ...], cached: Any, told: list[str]
 ) -> None:
     store, directory = cached(files)
@@ -120,9 +120,7 @@ def test_torn_corpus_is_made_anew_and_that_is_told(
     assert told[0].endswith("; preparing it again")
 
 
-def test_what_was_half_prepared_is_not_taken_for_a_corpus(
-    files: tuple[CorpusFile, ...], cached: Any
-) -> None:
+def test_interrupted_preparation_is_not_used(files: tuple[CorpusFile, ...], cached: Any) -> None:
     store, directory = cached(files)
     directory.rename(directory.with_name(temporary_name(directory.name)))
 
@@ -149,7 +147,7 @@ def test_text_that_changes_while_it_is_read_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_corpus_that_another_run_puts_there_at_the_same_moment_is_taken(
+def test_corpus_that_another_run_prepared_at_the_same_time_is_used(
     files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = Path.replace
@@ -169,7 +167,7 @@ def test_corpus_that_another_run_puts_there_at_the_same_moment_is_taken(
     )
 
 
-def test_text_that_goes_away_while_it_is_read_is_refused(
+def test_text_that_disappears_while_it_is_read_is_refused(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = prepare.prepare
@@ -199,7 +197,7 @@ def test_other_text_of_the_same_size_and_time_is_another_corpus(
     assert cached(files)[1] != before
 
 
-def test_failure_leaves_nothing_where_nothing_was(
+def test_failure_removes_a_new_cache(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
 ) -> None:
     write(tmp_path / "b", [b"one line"])
@@ -214,7 +212,7 @@ def test_failure_leaves_nothing_where_nothing_was(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_failure_leaves_what_was_prepared_before(
+def test_failure_keeps_texts_prepared_before(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
 ) -> None:
     _, directory = cached(files)
@@ -226,7 +224,7 @@ def test_failure_leaves_what_was_prepared_before(
     assert (directory / "store.json").is_file()
 
 
-def test_others_are_removed_but_what_is_known_of_files(
+def test_stale_texts_are_removed_but_file_hashes_are_kept(
     files: tuple[CorpusFile, ...], cached: Any
 ) -> None:
     cached(files, Filters(8))
@@ -241,7 +239,7 @@ def test_others_are_removed_but_what_is_known_of_files(
     )
 
 
-def test_text_that_another_run_uses_is_not_removed(
+def test_text_in_use_by_another_run_is_not_removed(
     files: tuple[CorpusFile, ...], cached: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, used = cached(files, Filters(8))
@@ -260,7 +258,7 @@ def test_text_that_another_run_uses_is_not_removed(
     assert not used.exists()
 
 
-def test_leftovers_of_any_text_are_swept_unless_they_are_held(
+def test_leftovers_of_any_text_are_swept_unless_locked(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
 ) -> None:
     cache = tmp_path / "out" / "cache"
@@ -282,7 +280,7 @@ def test_leftovers_of_any_text_are_swept_unless_they_are_held(
 
 
 @pytest.mark.timeout(10)
-def test_remembered_hashes_that_are_a_pipe_are_not_waited_for(
+def test_pipe_in_place_of_the_hashes_does_not_block(
     files: tuple[CorpusFile, ...], cached: Any, told: list[str]
 ) -> None:
     store, directory = cached(files)
@@ -299,7 +297,7 @@ def test_remembered_hashes_that_are_a_pipe_are_not_waited_for(
     assert path.is_fifo()
 
 
-def test_remembered_hashes_that_are_a_link_leave_what_it_points_to(
+def test_link_in_place_of_the_hashes_is_not_followed(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "victim").write_bytes(b"{}")
@@ -314,7 +312,7 @@ def test_remembered_hashes_that_are_a_link_leave_what_it_points_to(
 
 
 @pytest.mark.parametrize("change", ["size", "time", "length", "digest", "kind"])
-def test_remembered_hash_that_cannot_be_one_is_forgotten(
+def test_malformed_hash_is_dropped(
     change: str, files: tuple[CorpusFile, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "files.json"
@@ -333,7 +331,7 @@ def test_remembered_hash_that_cannot_be_one_is_forgotten(
     assert FileHashes(path).of(files[0]) == expected
 
 
-def test_as_many_hashes_are_remembered_as_are_read_again(tmp_path: Path, told: list[str]) -> None:
+def test_no_more_hashes_are_written_than_can_be_read(tmp_path: Path, told: list[str]) -> None:
     hashes = FileHashes(tmp_path / "files.json")
     paths = []
     for number in range(40):
@@ -357,7 +355,7 @@ DEEP = b"[" * 200_000
 @pytest.mark.parametrize(
     "content", [b"[]", b'["a.png"]', b"\xff", DEEP, b'["' + b"a" * (2 << 20) + b'"]'], ids=len
 )
-def test_files_json_that_holds_no_hashes_is_left_as_it_is(
+def test_malformed_files_json_is_left_unchanged(
     content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, told: list[str]
 ) -> None:
     path = tmp_path / "files.json"
@@ -374,7 +372,7 @@ def test_files_json_that_holds_no_hashes_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("content", [b"", b"{}"])
-def test_remembered_hashes_that_are_empty_are_written_anew(
+def test_empty_files_json_is_replaced(
     content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "files.json"
@@ -390,7 +388,7 @@ def test_remembered_hashes_that_are_empty_are_written_anew(
 
 
 @pytest.mark.parametrize("content", [b'{"x": 1}', b'{"x": [1, 2]}', b'{"files": ["a.py"]}'])
-def test_files_json_of_somebody_in_a_cache_is_left_as_it_is(
+def test_foreign_files_json_is_left_unchanged(
     content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, told: list[str]
 ) -> None:
     path = tmp_path / "files.json"
@@ -405,14 +403,14 @@ def test_files_json_of_somebody_in_a_cache_is_left_as_it_is(
     assert told == [f"{path}: was not written by tfm; it is left unchanged"]
 
 
-def test_text_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_text_is_refused(tmp_path: Path) -> None:
     file = CorpusFile((str(tmp_path / "none"),), ("text",), "tsv")
 
     with pytest.raises(DataError, match="text: cannot be read: No such file or directory"):
         FileHashes(tmp_path / "files.json").of(file)
 
 
-def test_cache_that_cannot_be_written_still_gives_what_it_has(
+def test_read_only_cache_can_be_used(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, directory = cached(files)

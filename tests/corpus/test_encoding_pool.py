@@ -40,7 +40,7 @@ INVALID = Block(0, "lines", ("a", "b"), 7, (False, False), (b"a\n\xff\n", b"a\nb
 
 @pytest.fixture
 def tokenizers() -> TokenizerPair:
-    """Two with an order of pieces that is not SentencePiece's own."""
+    """Return tokenizers whose ids differ from those of SentencePiece."""
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
     model = train_tokenizer(["a b c"], settings, seed=1, soft_limit=True)
     pieces = ("</s>", "<unk>", "▁c", "▁b", "▁a", "<pad>")
@@ -105,7 +105,7 @@ def test_results_and_the_first_error_come_in_the_order_of_the_text(
 
 
 def test_pickles_hold_only_names_of_this_package_and_numpy(tokenizers: TokenizerPair) -> None:
-    """The sender is always another process of the same command."""
+    """Only these packages can appear, whatever the text holds."""
     result = encode_block(BLOCK, tokenizers, Filters(5, duplicates=True), threads=1)
     names = set()
 
@@ -252,7 +252,7 @@ def test_r53_nothing_outlives_training_that_ends_while_it_prepares_text(
 
 
 def _children(pid: int) -> list[int]:
-    """The processes of the pool of a process."""
+    """Return the process IDs of the pool of a process."""
     pids = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

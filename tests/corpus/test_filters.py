@@ -19,7 +19,7 @@ def is_bad(character: str) -> bool:
 
 
 @pytest.mark.slow
-def test_bad_characters_are_those_that_no_text_has() -> None:
+def test_bad_characters_are_those_of_the_unicode_tables() -> None:
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     lines = [f"a{character}b" for character in characters if character.strip()]
     dropped: Counter[str] = Counter()
@@ -33,7 +33,7 @@ def test_bad_characters_are_those_that_no_text_has() -> None:
 
 @pytest.mark.parametrize("identical", [False, True])
 @pytest.mark.parametrize("bad", [False, True])
-def test_texts_that_stay_are_those_that_no_rule_drops(identical: bool, bad: bool) -> None:
+def test_texts_pass_unless_a_rule_drops_them(identical: bool, bad: bool) -> None:
     lines = [line.decode() for line in hostile_lines(1, 400)]
     sources, targets = [*lines, "same", "p\ue000"], [*lines[:50], *lines[:350], "same", "p\ue000"]
     dropped: Counter[str] = Counter()
@@ -57,7 +57,7 @@ def test_texts_that_stay_are_those_that_no_rule_drops(identical: bool, bad: bool
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5, 3.0])
-def test_lengths_that_stay_are_those_within_the_bounds(ratio: float) -> None:
+def test_lengths_pass_within_the_bounds(ratio: float) -> None:
     both = np.array([[s, t] for s in range(12) for t in range(12)])
     dropped: Counter[str] = Counter()
 

@@ -19,14 +19,14 @@ def names(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir())
 
 
-def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:
+def test_lock_file_exists_inside_the_context_only(tmp_path: Path) -> None:
     with key_lock(tmp_path / "new" / KEY):
         assert names(tmp_path / "new") == [f".{KEY}.lock"]
 
     assert names(tmp_path / "new") == []
 
 
-def test_second_one_waits_for_the_first_and_says_so_once(tmp_path: Path, told: list[str]) -> None:
+def test_second_run_waits_for_the_first_and_logs_it_once(tmp_path: Path, told: list[str]) -> None:
     order = []
 
     def second() -> None:
@@ -47,14 +47,12 @@ def test_second_one_waits_for_the_first_and_says_so_once(tmp_path: Path, told: l
     assert names(tmp_path) == []
 
 
-def test_other_texts_are_not_waited_for(tmp_path: Path) -> None:
+def test_locks_of_other_texts_are_independent(tmp_path: Path) -> None:
     with key_lock(tmp_path / KEY), key_lock(tmp_path / KEY[::-1]):
         assert len(names(tmp_path)) == 2
 
 
-def test_lock_that_its_holder_removed_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removed_lock_file_is_not_acquired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = try_lock
 
     def remove_first(descriptor: int) -> bool | None:
@@ -68,7 +66,7 @@ def test_lock_that_its_holder_removed_is_not_taken(
         assert lock(stream.fileno()) is False
 
 
-def test_cache_that_another_run_removed_is_made_anew(
+def test_cache_that_another_run_removed_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_for_update = durable.open_for_update
@@ -84,7 +82,7 @@ def test_cache_that_another_run_removed_is_made_anew(
         assert names(tmp_path / "cache") == [f".{KEY}.lock"]
 
 
-def test_file_system_without_locks_lets_both_work(
+def test_file_system_without_locks_lets_both_runs_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int, how: int) -> None:
@@ -99,7 +97,7 @@ def test_file_system_without_locks_lets_both_work(
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_lock_is_refused_by_name_and_left(kind: str, tmp_path: Path) -> None:
+def test_file_that_is_not_a_lock_is_refused_and_left_unchanged(kind: str, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"mine\n")
     path = tmp_path / f".{KEY}.lock"
     make_odd(kind, path, tmp_path / "victim")
@@ -117,7 +115,7 @@ def test_what_is_no_lock_is_refused_by_name_and_left(kind: str, tmp_path: Path) 
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_locks_of_killed_runs_are_swept_and_no_others(tmp_path: Path) -> None:
+def test_only_locks_of_killed_runs_are_swept(tmp_path: Path) -> None:
     held, free, foreign = (tmp_path / f".{digit * 32}.lock" for digit in "abc")
     free.touch()
     foreign.write_bytes(b"mine\n")

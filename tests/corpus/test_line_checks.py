@@ -33,14 +33,14 @@ def counted(tokenizer: Tokenizer, lines: Sequence[str] = LINES) -> RoundTrip:
     return trip
 
 
-def test_lines_that_a_rule_changes_are_counted_with_the_first_and_what_becomes_of_it() -> None:
+def test_lines_that_normalisation_changes_are_counted_with_the_first_change() -> None:
     trip = counted(learn("nfkc"))
 
     assert (trip.lines, trip.changed, trip.unknown) == (6, 3, 0)
     assert trip.first_changed == LinePosition(3, 101, "one ½ km²", "one 1⁄2 km2")
 
 
-def test_without_a_rule_only_the_sign_of_a_blank_is_changed() -> None:
+def test_without_normalisation_only_the_blank_symbol_is_changed() -> None:
     trip = counted(learn("identity"))
 
     assert (trip.changed, trip.first_changed) == (1, LinePosition(3, 104, "one ▁ two", "one two"))
@@ -58,7 +58,7 @@ def test_unknown_pieces_are_counted_with_the_first() -> None:
     assert trip.is_explained(tokenizer)
 
 
-def test_language_tag_that_decoders_do_not_write_is_no_change() -> None:
+def test_language_tag_does_not_count_as_a_change() -> None:
     model = learn("nfkc", byte_fallback=False)
     vocabulary = Vocabulary(("</s>", "<unk>", *model.pieces[4:], ">>deu<<", "<pad>"))
     tokenizer = Tokenizer(model.model_bytes, vocabulary)
@@ -69,7 +69,7 @@ def test_language_tag_that_decoders_do_not_write_is_no_change() -> None:
     assert (trip.changed, trip.unknown) == (2, 2)
 
 
-def test_of_a_long_line_what_differs_is_shown() -> None:
+def test_excerpt_of_a_long_line_shows_the_difference() -> None:
     trip = counted(learn("nfkc"), [f"{'a b ' * 99}²{' b a' * 99}"])
 
     assert trip.first_changed == LinePosition(3, 100, "a b a b ² b a b a", "a b a b 2 b a b a")
@@ -103,13 +103,13 @@ GOOD = RoundTrip(1, 2, 1, 1, LinePosition(0, 1, "a", "b"), LinePosition(0, 1, "a
         {**GOOD, "first_unknown": [0, 1, "a" * 25, ""]}, {**GOOD, "first_unknown": "abcd"},
     ],
 )  # fmt: skip
-def test_table_of_another_kind_is_refused(table: object) -> None:
+def test_malformed_table_is_refused(table: object) -> None:
     RoundTrip.from_json(GOOD)
-    with pytest.raises(ValueError, match=r"other counts|is no count|is no place"):
+    with pytest.raises(ValueError, match=r"other counts|is not a count|is not the position"):
         RoundTrip.from_json(table)
 
 
-def test_place_is_that_of_the_line_though_others_are_left_out() -> None:
+def test_position_is_that_of_the_file_even_if_lines_are_dropped() -> None:
     tokenizers = TokenizerPair.joint(learn("nfkc"))
     source = b"one\n\xff\n\none\n" + "½\n½\n".encode()
     target = b"one\none\none\none\none\n" + "km²\n".encode()
@@ -123,7 +123,7 @@ def test_place_is_that_of_the_line_though_others_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_counts_are_kept_with_the_prepared_text(workers: int, tmp_path: Path) -> None:
+def test_counts_are_stored_with_the_prepared_text(workers: int, tmp_path: Path) -> None:
     lines = [f"one {number}" for number in range(40_000)]
     lines[30_000] = "two ½"
     for name in ("s", "t"):
@@ -138,7 +138,7 @@ def test_counts_are_kept_with_the_prepared_text(workers: int, tmp_path: Path) ->
         assert (trip.lines, trip.changed, trip.first_changed) == (40_000, 1, first)
 
 
-def test_text_that_was_prepared_before_there_were_counts_is_still_used(tmp_path: Path) -> None:
+def test_store_without_counts_can_be_opened(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("one\n", encoding="utf-8")
     files = aligned_files([str(tmp_path / "s")], [str(tmp_path / "s")])
     prepare(files, TokenizerPair.joint(learn("nfkc")), Filters(9), tmp_path / "store", workers=0)
@@ -152,7 +152,7 @@ def test_text_that_was_prepared_before_there_were_counts_is_still_used(tmp_path:
     assert (len(store), store.round_trips) == (1, ())
 
 
-def test_advice_fits_what_can_be_done() -> None:
+def test_hints_depend_on_the_origin_of_the_tokenizer() -> None:
     plain, changing = learn("identity"), learn("nfkc")
 
     assert "--byte-fallback" in hint_for_unknown("named")

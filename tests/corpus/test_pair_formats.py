@@ -34,7 +34,7 @@ def test_objects_with_a_repeated_name_are_counted() -> None:
     ]
 
 
-def test_line_of_one_column_is_refused_with_its_number() -> None:
+def test_line_with_one_column_is_refused_with_its_number() -> None:
     with pytest.raises(DataError) as caught:
         pairs(["a\tb", "a b"], "tsv")
 
@@ -65,7 +65,7 @@ def test_object_has_its_sides_by_name_in_any_order() -> None:
          "language is marked as the source, expected an object with `source` and `target`"),
     ],
 )  # fmt: skip
-def test_line_that_is_no_pair_is_refused_with_its_number(line: str, told: str) -> None:
+def test_malformed_object_is_refused_with_its_line_number(line: str, told: str) -> None:
     with pytest.raises(DataError) as caught:
         pairs(['{"source": "a", "target": "b"}', line], "jsonl")
 

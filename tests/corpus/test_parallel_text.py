@@ -22,7 +22,7 @@ def write(name: str, content: str | bytes) -> str:
     return name
 
 
-def test_files_follow_each_other_pair_by_pair() -> None:
+def test_files_are_read_in_order() -> None:
     sources = [write("a.en", "1\n2\n"), write("b.en", "3\n")]
     targets = [write("a.de", "eins\nzwei\n"), write("b.de", "drei")]
 
@@ -31,7 +31,7 @@ def test_files_follow_each_other_pair_by_pair() -> None:
     assert pairs == [("1", "eins"), ("2", "zwei"), ("3", "drei")]
 
 
-def test_no_files_are_no_pairs() -> None:
+def test_no_files_give_no_pairs() -> None:
     assert list(read_pairs([], [])) == []
 
 
@@ -42,14 +42,14 @@ def test_only_a_line_feed_ends_a_line() -> None:
     assert [s for s, _ in read_pairs([source], [target])] == ["one\u2028line\x85here\rtoo", "next"]
 
 
-def test_gzip_is_told_by_its_content() -> None:
+def test_gzip_is_detected_by_its_content() -> None:
     source = write("a.txt", gzip.compress(b"1\n2\n") + gzip.compress(b"3\n"))
     target = write("a.gz", "eins\nzwei\ndrei\n")
 
     assert [s for s, _ in read_pairs([source], [target])] == ["1", "2", "3"]
 
 
-def test_blank_lines_keep_their_place() -> None:
+def test_blank_lines_are_kept() -> None:
     source, target = write("a.en", "\n2\n\n"), write("a.de", "eins\n\n\n")
 
     assert list(read_pairs([source], [target])) == [("", "eins"), ("2", ""), ("", "")]
@@ -68,7 +68,7 @@ def test_files_that_do_not_align_are_all_told_with_their_counts() -> None:
     assert "line N" in str(caught.value.hint)
 
 
-def test_other_number_of_files_on_a_side_is_refused() -> None:
+def test_different_numbers_of_files_are_refused() -> None:
     with pytest.raises(ConfigError, match="source and target must be as many files, got 1 and 2"):
         list(read_pairs(["a"], ["b", "c"]))
 
@@ -108,7 +108,7 @@ def test_lines_of_damaged_gzip_are_counted() -> None:
 @pytest.mark.parametrize(
     "text", [b"a\r\nb\r", b"a\r\nb", b"a\r\nb\nc\r\n", b"a\r\nb\r\n", b"a\nb\r"]
 )
-def test_line_ends_are_those_that_a_reader_of_lines_sees(text: bytes, told: list[str]) -> None:
+def test_line_ends_are_those_of_the_line_reader(text: bytes, told: list[str]) -> None:
     write("s", text)
     write("t", text)
     with open_lines("s") as reader:
@@ -118,7 +118,7 @@ def test_line_ends_are_those_that_a_reader_of_lines_sees(text: bytes, told: list
     assert told == [f"{name}: {note}" for name in "st" for note in reader.notes()]
 
 
-def test_mended_lines_are_told_once(told: list[str]) -> None:
+def test_repaired_lines_are_logged_once(told: list[str]) -> None:
     source, target = write("a.en", f"{'long ' * 50}\na\0b\n" * 2), write("a.de", "1\n2\n3\n4\n")
 
     list(read_pairs([source], [target], warn=False))
@@ -127,7 +127,7 @@ def test_mended_lines_are_told_once(told: list[str]) -> None:
     assert told == ["a.en: lines with NUL characters, removed: 2 (first: line 2)"]
 
 
-def test_all_files_that_cannot_be_read_are_told_at_once() -> None:
+def test_unreadable_files_are_reported_together() -> None:
     Path("folder").mkdir()
     os.mkfifo("pipe")
     good = write("good", "1\n")
@@ -145,14 +145,14 @@ def test_all_files_that_cannot_be_read_are_told_at_once() -> None:
     ]
 
 
-def test_one_file_that_cannot_be_read_is_told_in_a_line() -> None:
+def test_a_single_unreadable_file_is_reported_in_one_line() -> None:
     with pytest.raises(DataError) as caught:
         check_files(["none"])
 
     assert str(caught.value) == "none: there is no such file"
 
 
-def test_files_that_can_be_read_are_fine() -> None:
+def test_readable_files_pass() -> None:
     check_files([write("a", "1\n"), write("b", b"")])
 
 

@@ -1,4 +1,4 @@
-"""Preparation by any number of processes, against the plain reader and the store in memory."""
+"""Preparation by any number of processes, compared with the plain reader and a store in memory."""
 
 import gzip
 import lzma
@@ -25,7 +25,7 @@ FILTERS = Filters(40)
 
 
 def plain(files: tuple[CorpusFile, ...]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The pairs of aligned files, read line by line, and what the readers noted."""
+    """Return the pairs of aligned files, read line by line, and the notes of the readers."""
     pairs, notes = [], []
     for file in files:
         with open_lines(file.paths[0]) as sources, open_lines(file.paths[1]) as targets:
@@ -50,7 +50,7 @@ def assert_same(actual: CorpusStore, expected: CorpusStore) -> None:
 
 
 @pytest.mark.parametrize(("block_bytes", "max_lines"), [(1, 3), (500, 10_000), (1 << 18, 16_384)])
-def test_what_is_stored_is_what_the_plain_reader_and_the_store_in_memory_have(
+def test_store_equals_that_of_the_plain_reader_in_memory(
     block_bytes: int,
     max_lines: int,
     two_files: tuple[CorpusFile, ...],
@@ -87,7 +87,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
     assert content(tmp_path / "3") == content(tmp_path / "0")
 
 
-def test_mended_lines_are_told_as_the_plain_reader_tells_them(
+def test_repairs_are_logged_like_those_of_the_plain_reader(
     two_files: tuple[CorpusFile, ...],
     bytes_pair: TokenizerPair,
     tmp_path: Path,
@@ -108,7 +108,7 @@ def test_mended_lines_are_told_as_the_plain_reader_tells_them(
     assert told == expected
 
 
-def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
+def test_long_line_is_cut_like_by_the_plain_reader(
     bytes_pair: TokenizerPair, tmp_path: Path, told: list[str]
 ) -> None:
     long = "é".encode() * (reader.MAX_LINE_BYTES // 2)
@@ -129,7 +129,7 @@ def test_line_that_is_too_long_is_cut_as_the_plain_reader_cuts_it(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("line", [1, 100, 700])
-def test_first_line_that_is_no_utf8_is_told_with_its_number(
+def test_first_invalid_line_is_reported_with_its_number(
     line: int,
     workers: int,
     bytes_pair: TokenizerPair,
@@ -154,7 +154,7 @@ def test_first_line_that_is_no_utf8_is_told_with_its_number(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_files_that_do_not_align_are_all_told_and_nothing_is_left(
+def test_misaligned_files_are_all_reported_and_nothing_is_left(
     workers: int, bytes_pair: TokenizerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 60)
@@ -220,7 +220,7 @@ def test_interruption_leaves_nothing(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_small_text_is_done_without_another_process(
+def test_small_text_is_encoded_without_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparing, "available_cores", lambda **_: 4)

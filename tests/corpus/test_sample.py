@@ -22,19 +22,19 @@ def put(directory: Path) -> Path:
     return path
 
 
-def test_checkout_has_it_beside_the_package(package: Path) -> None:
+def test_checkout_has_the_sample_beside_the_package(package: Path) -> None:
     path = put(package.parent / "data")
 
     assert sources.sample_path("train.en") == str(path)
 
 
-def test_installed_package_has_it_inside(package: Path) -> None:
+def test_installed_package_contains_the_sample(package: Path) -> None:
     put(package.parent / "data")  # somebody else's, where packages are installed
     path = put(package / "data")
 
     assert sources.sample_path("train.en") == str(path)
 
 
-def test_missing_sample_is_told(package: Path) -> None:
+def test_missing_sample_is_reported(package: Path) -> None:
     with pytest.raises(ResourceError, match=r"sample corpus \(`train\.en`\) is not installed"):
         sources.sample_path("train.en")

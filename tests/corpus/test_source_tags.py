@@ -26,7 +26,7 @@ def test_lines_are_counted_with_the_first_of_each_kind(tagged: Tokenizer) -> Non
     assert SourceTags.from_json(counts.to_json()) == counts
 
 
-def test_later_parts_are_merged_behind() -> None:
+def test_merged_counts_keep_the_first_position() -> None:
     counts = SourceTags(1)
 
     counts.merge(COUNTED)
@@ -35,21 +35,21 @@ def test_later_parts_are_merged_behind() -> None:
     assert counts == SourceTags(8, 3, 3, LinePosition(1, 12), LinePosition(1, 14))
 
 
-def test_known_tags_may_be_found_out_later() -> None:
-    places = TagPositions()
+def test_known_tags_may_be_given_later() -> None:
+    positions = TagPositions()
 
-    places.add(LINES, file=1, first_number=10)
+    positions.add(LINES, file=1, first_number=10)
 
-    assert places.against([">>fra<<"]) == COUNTED
-    assert places.against([]) == SourceTags(6, 0, 4, None, LinePosition(1, 11))
+    assert positions.against([">>fra<<"]) == COUNTED
+    assert positions.against([]) == SourceTags(6, 0, 4, None, LinePosition(1, 11))
 
 
-def test_more_tags_than_can_be_held_are_still_counted() -> None:
-    places = TagPositions()
+def test_tags_beyond_the_limit_are_still_counted() -> None:
+    positions = TagPositions()
 
-    places.add([f">>{number}<< a" for number in range(5000)], file=0, first_number=1)
+    positions.add([f">>{number}<< a" for number in range(5000)], file=0, first_number=1)
 
-    actual = places.against([f">>{number}<<" for number in range(900)])
+    actual = positions.against([f">>{number}<<" for number in range(900)])
     assert (actual.lines, actual.unknown, actual.first_unknown) == (
         5000,
         4100,
@@ -65,6 +65,6 @@ def test_more_tags_than_can_be_held_are_still_counted() -> None:
         COUNTED.to_json() | {"unknown": 1 << 70}, COUNTED.to_json() | {"more": 1},
     ],
 )  # fmt: skip
-def test_what_is_no_count_is_refused(wrong: object) -> None:
-    with pytest.raises(ValueError, match=r"other counts|is no count|is no place"):
+def test_value_that_is_not_a_count_is_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"other counts|is not a count|is not the position"):
         SourceTags.from_json(wrong)

@@ -7,7 +7,7 @@ from tfm_cli.corpus.sources import CorpusFile, training_files
 from tfm_cli.errors import ConfigError
 
 
-def test_aligned_files_come_first_and_then_those_of_pairs() -> None:
+def test_aligned_files_precede_files_of_pairs() -> None:
     data = DataConfig(source=("a", "b"), target=("c", "d"), pairs=("e.tsv", "f.JSONL.gz"))
 
     assert training_files(data) == (
@@ -22,19 +22,19 @@ def test_aligned_files_come_first_and_then_those_of_pairs() -> None:
     ("name", "told"),
     [("x.tsv.zst", "tsv"), ("x.tsv.xz", "tsv"), ("x.ndjson", "jsonl"), ("tsv.jsonl", "jsonl")],
 )
-def test_format_is_told_by_the_name(name: str, told: str) -> None:
+def test_format_is_that_of_the_file_name(name: str, told: str) -> None:
     (file,) = training_files(DataConfig(pairs=(name,)))
 
     assert file.format == told
 
 
-def test_format_that_is_set_holds_for_any_name() -> None:
+def test_set_format_overrides_the_file_name() -> None:
     files = training_files(DataConfig(pairs=("x.jsonl", "-"), pairs_format="tsv"))
 
     assert [file.format for file in files] == ["tsv", "tsv"]
 
 
-def test_standard_input_is_where_it_was_copied() -> None:
+def test_standard_input_is_read_from_its_copy() -> None:
     data = DataConfig(pairs=("-",), pairs_format="tsv")
 
     assert training_files(data, standard_input="copy") == (
@@ -43,7 +43,7 @@ def test_standard_input_is_where_it_was_copied() -> None:
 
 
 @pytest.mark.parametrize(("path", "shown"), [("a.txt", "a.txt"), ("-", "standard input")])
-def test_name_that_does_not_tell_the_format_is_refused(path: str, shown: str) -> None:
+def test_name_without_a_known_suffix_is_refused(path: str, shown: str) -> None:
     told = f"{shown}: its name does not show the format of its pairs, expected `.tsv` or `.jsonl`"
 
     with pytest.raises(ConfigError, match=re.escape(told)) as caught:
@@ -52,6 +52,6 @@ def test_name_that_does_not_tell_the_format_is_refused(path: str, shown: str) ->
     assert "--pairs-format" in str(caught.value.hint)
 
 
-def test_standard_input_that_is_named_twice_is_refused() -> None:
+def test_standard_input_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="standard input can be read only once, and is named tw"):
         training_files(DataConfig(pairs=("-", "-"), pairs_format="tsv"))

@@ -15,7 +15,7 @@ WORDS = "a b c d e f"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """One piece for each word."""
+    """Return a tokenizer with one token for each word."""
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
     return Tokenizer(train_tokenizer([WORDS], settings, seed=1, soft_limit=True))
 
@@ -54,7 +54,7 @@ def test_pair_with_a_blank_side_is_dropped_and_counted(tokenizer: Tokenizer) -> 
     assert store.dropped == {"blank side": 3}
 
 
-def test_pair_that_the_normaliser_makes_blank_is_dropped_and_counted() -> None:
+def test_pair_that_normalises_to_nothing_is_dropped_and_counted() -> None:
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False,
                                normalization_rule_name="nmt_nfkc")  # fmt: skip
     tokenizer = Tokenizer(train_tokenizer([WORDS], settings, seed=1, soft_limit=True))
@@ -65,7 +65,7 @@ def test_pair_that_the_normaliser_makes_blank_is_dropped_and_counted() -> None:
     assert store.dropped == {"blank side": 1}
 
 
-def test_pair_with_more_pieces_than_allowed_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
+def test_pair_over_the_maximum_length_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
     pairs = [("a a a a a", "a"), ("a a a a a a", "a"), ("a", "a a a a a a a")]
 
     store = build(pairs, tokenizer, max_length=5)
@@ -95,7 +95,7 @@ def test_text_without_a_usable_pair_is_refused_with_the_counts(
     assert str(caught.value) == told
 
 
-def test_hash_is_that_of_the_content(tokenizer: Tokenizer) -> None:
+def test_hash_depends_on_the_content(tokenizer: Tokenizer) -> None:
     pairs = [("a b", "c"), ("d", "e f")]
     same = build(pairs, tokenizer).sha256()
 
@@ -106,9 +106,7 @@ def test_hash_is_that_of_the_content(tokenizer: Tokenizer) -> None:
     assert build([*pairs, ("a", "a")], tokenizer).sha256() != same
 
 
-def test_text_is_read_a_part_at_a_time(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_is_read_in_parts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PAIRS_AT_A_TIME", 3)
     pairs = [(word, f"{word} {word}") for word in WORDS.split()]
     asked: list[int] = []

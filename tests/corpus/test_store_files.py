@@ -29,7 +29,7 @@ def directory(bytes_pair: TokenizerPair, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_gathered_segments_are_those_that_are_asked_for(directory: Path) -> None:
+def test_gather_returns_the_requested_segments(directory: Path) -> None:
     store = open_store(directory, ())
     for indices in ([2, 0, 2], [1], []):
         actual = store.source.gather(np.array(indices, dtype=np.int64))
@@ -41,7 +41,7 @@ def test_gathered_segments_are_those_that_are_asked_for(directory: Path) -> None
         assert ids.tolist() == [piece for segment in expected for piece in segment]
 
 
-def test_segments_in_memory_are_gathered_alike() -> None:
+def test_gather_works_on_segments_in_memory() -> None:
     segments = Segments(np.arange(10, dtype=np.uint16), np.array([0, 3, 3, 10]))
 
     actual = segments.gather(np.array([2, 1, 0]))
@@ -66,7 +66,7 @@ def test_memory_is_released_after_many_segments() -> None:
     assert released == [4, 8]
 
 
-def test_content_is_there_again_after_it_was_released(directory: Path) -> None:
+def test_content_can_be_read_after_its_memory_was_released(directory: Path) -> None:
     store = open_store(directory, ())
     before = [store.source[index].tolist() for index in range(3)]
 
@@ -82,7 +82,7 @@ def test_weights_are_those_of_the_files(directory: Path) -> None:
 
 @pytest.mark.parametrize("name", ["source.ids", "target.starts", "source.lengths", "store.json"])
 @pytest.mark.parametrize("kind", ["missing", "short", "empty"])
-def test_torn_corpus_is_refused(name: str, kind: str, directory: Path) -> None:
+def test_incomplete_corpus_is_refused(name: str, kind: str, directory: Path) -> None:
     path = directory / name
     content = path.read_bytes()
     if kind == "missing":
@@ -121,7 +121,7 @@ def test_torn_corpus_is_refused(name: str, kind: str, directory: Path) -> None:
     ],
     ids=repr,
 )
-def test_facts_that_do_not_fit_are_refused(changes: dict[str, object], directory: Path) -> None:
+def test_inconsistent_metadata_is_refused(changes: dict[str, object], directory: Path) -> None:
     path = directory / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
 
@@ -131,7 +131,7 @@ def test_facts_that_do_not_fit_are_refused(changes: dict[str, object], directory
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", ["store.json", "source.ids", "target.lengths"])
-def test_pipe_or_link_for_a_file_is_damage_and_not_waited_for(
+def test_pipe_or_link_is_refused_without_blocking(
     name: str, directory: Path, tmp_path: Path
 ) -> None:
     whole = (directory / name).rename(tmp_path / "whole")
@@ -147,7 +147,7 @@ def test_pipe_or_link_for_a_file_is_damage_and_not_waited_for(
         open_store(directory, ())
 
 
-def test_facts_that_are_nested_or_large_are_refused(
+def test_metadata_that_is_nested_or_large_is_refused(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = (directory / "store.json").read_bytes()
@@ -161,7 +161,7 @@ def test_facts_that_are_nested_or_large_are_refused(
         open_store(directory, ())
 
 
-def test_corpus_of_another_tokenizer_or_limit_is_refused(directory: Path) -> None:
+def test_corpus_for_another_tokenizer_or_limit_is_refused(directory: Path) -> None:
     longest = int(open_store(directory, ()).source.lengths.max()) - 1
     open_store(directory, (1.0,), max_length=longest)
 
@@ -183,10 +183,10 @@ def test_lengths_below_one_are_refused(directory: Path) -> None:
         open_store(directory, ())
 
 
-def flip(path: Path, place: int) -> None:
-    """Turn over all bits of one byte; places count from the end where negative."""
+def flip(path: Path, position: int) -> None:
+    """Flip all bits of one byte; negative positions count from the end."""
     content = bytearray(path.read_bytes())
-    content[place] ^= 0xFF
+    content[position] ^= 0xFF
     path.write_bytes(bytes(content))
 
 
@@ -201,31 +201,31 @@ def test_ids_that_the_tokenizer_does_not_have_are_refused(name: str, directory: 
     assert caught.value.hint == "remove the folder, and it will be written again"
 
 
-def test_lengths_that_are_not_those_that_were_written_are_refused(directory: Path) -> None:
+def test_changed_lengths_are_refused(directory: Path) -> None:
     flip(directory / "source.lengths", 2)
 
     with pytest.raises(DataError, match="lengths of the source do not add up to its tokens"):
         open_store(directory, ())
 
 
-@pytest.mark.parametrize("place", [0, -1])
-def test_first_and_last_start_are_looked_at(place: int, directory: Path) -> None:
-    flip(directory / "target.starts", place)
+@pytest.mark.parametrize("position", [0, -1])
+def test_first_and_last_offset_are_checked(position: int, directory: Path) -> None:
+    flip(directory / "target.starts", position)
 
     with pytest.raises(DataError, match="lengths of the target do not add up"):
         open_store(directory, ())
 
 
-@pytest.mark.parametrize("place", [8, 15, 16])
-def test_segments_in_a_wrong_place_are_refused(place: int, directory: Path) -> None:
-    flip(directory / "target.starts", place)
+@pytest.mark.parametrize("position", [8, 15, 16])
+def test_wrong_offsets_are_refused(position: int, directory: Path) -> None:
+    flip(directory / "target.starts", position)
     store = open_store(directory, ())
 
     with pytest.raises(DataError, match="segments with wrong offsets"):
         store.target.gather(np.arange(3))
 
 
-def test_numbers_are_as_narrow_as_they_can_be() -> None:
+def test_types_are_the_narrowest_that_fit() -> None:
     assert id_type(1 << 16) == np.uint16
     assert id_type((1 << 16) + 1) == np.int32
     assert length_type((1 << 16) - 2) == np.uint16
@@ -233,7 +233,7 @@ def test_numbers_are_as_narrow_as_they_can_be() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pairs_that_occurred_before_are_left_out(
+def test_repeated_pairs_are_dropped(
     workers: int, bytes_pair: TokenizerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 60)
@@ -266,7 +266,7 @@ def test_pairs_that_occurred_before_are_left_out(
     ]  # fmt: skip
 
 
-def test_store_in_memory_is_of_one_text(bytes_pair: TokenizerPair) -> None:
+def test_store_in_memory_has_no_spans(bytes_pair: TokenizerPair) -> None:
     store = CorpusStore.build([("a", "bb")] * 3, bytes_pair, max_length=9, name="x")
 
     assert store.spans == ()

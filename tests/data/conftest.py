@@ -1,4 +1,4 @@
-"""What the tests of the sample corpus share."""
+"""Fixtures of the tests of the sample corpus."""
 
 import importlib
 import sys

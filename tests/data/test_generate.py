@@ -21,7 +21,7 @@ def test_files_on_disk_are_what_the_generator_writes(project: SimpleNamespace) -
 
 
 @pytest.mark.torture
-def test_check_writes_nothing_and_tells_by_its_exit_code(
+def test_check_writes_nothing_and_sets_the_exit_code(
     project: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(project.generate, "build_corpus", lambda: project.corpus)

@@ -35,11 +35,11 @@ TEXTS = {
 @pytest.mark.parametrize(
     ("expected", "line"), [(name, line) for name, lines in TEXTS.items() for line in lines]
 )
-def test_tokenizer_suits_the_script(expected: str, line: str) -> None:
+def test_tokenizer_depends_on_the_script(expected: str, line: str) -> None:
     assert choose_tokenizer([line] * 3).tokenizer == expected
 
 
-def test_without_references_the_tokenizer_is_sacrebleus_own() -> None:
+def test_tokenizer_without_references_is_the_default_of_sacrebleu() -> None:
     assert choose_tokenizer([]).tokenizer == "13a"
 
 
@@ -54,7 +54,7 @@ def test_names_are_those_of_sacrebleu() -> None:
 
 
 @pytest.mark.parametrize("expected", ["zh", "char", "13a"])
-def test_suited_tokenizer_gives_a_whole_score_to_a_perfect_translation(expected: str) -> None:
+def test_perfect_translation_scores_100_with_the_chosen_tokenizer(expected: str) -> None:
     references = TEXTS[expected] * 3
     options = MetricOptions(tokenize=choose_tokenizer(references).tokenizer)
 
@@ -120,7 +120,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_tokenizer_without_its_file_says_which_and_where(name: str, offline: Path) -> None:
+def test_error_names_the_missing_file_and_its_address(name: str, offline: Path) -> None:
     with pytest.raises(ResourceError) as told:
         corpus_scores(["a"], [["a"]], options=MetricOptions(tokenize=name))
 
@@ -133,7 +133,7 @@ def test_tokenizer_without_its_file_says_which_and_where(name: str, offline: Pat
 
 
 @pytest.mark.parametrize("name", ["flores101", "flores200", "spBLEU-1K"])
-def test_tokenizer_whose_file_is_there_is_used(
+def test_tokenizer_with_its_file_is_used(
     name: str, offline: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     prefix = tmp_path_factory.mktemp("spm") / "m"
@@ -156,7 +156,7 @@ def test_other_tokenizers_need_nothing(name: str | None, offline: Path) -> None:
     check_available(name)
 
 
-def test_tokenizer_that_an_older_sacrebleu_lacks_is_refused(
+def test_tokenizer_missing_from_an_older_sacrebleu_is_refused(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(SPM_MODELS, "spBLEU-1K")
@@ -166,7 +166,7 @@ def test_tokenizer_that_an_older_sacrebleu_lacks_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["torn", "pipe", "folder"])
-def test_file_that_is_no_model_is_refused(kind: str, offline: Path) -> None:
+def test_file_that_is_not_a_model_is_refused(kind: str, offline: Path) -> None:
     path = offline / "models" / FILES["flores200"]
     path.parent.mkdir()
     if kind == "torn":

@@ -100,7 +100,7 @@ def test_text_is_the_line_that_sacrebleu_prints() -> None:
     assert score.bare(0) == "67"
 
 
-def test_metrics_come_in_the_order_asked_for_and_once() -> None:
+def test_metrics_keep_the_given_order_without_repetitions() -> None:
     actual = corpus_scores(["a"], [["a"]], metrics=("ter", "bleu", "ter"))
 
     assert [score.metric for score in actual] == ["ter", "bleu"]
@@ -127,13 +127,15 @@ def test_blank_lines_count_and_trailing_blanks_do_not() -> None:
     assert plain[0].value == sacrebleu.corpus_bleu(hypotheses, [reference]).score
 
 
-def test_blank_hypotheses_score_nothing_but_do_score() -> None:
+def test_blank_hypotheses_score_zero() -> None:
     actual = corpus_scores(["", " "], [["a b c d", "e"]], metrics=("bleu", "chrf", "ter"))
 
     assert [score.value for score in actual] == [0.0, 0.0, 100.0]
 
 
-def test_confidence_is_sacrebleus_bootstrap_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confidence_equals_that_of_sacrebleu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("SACREBLEU_SEED", raising=False)
     reference = random_text(7)
     hypotheses = worn(reference, 8)
@@ -193,7 +195,7 @@ def test_unknown_names_are_reported_together_with_the_nearest() -> None:
     ]
 
 
-def test_a_name_unlike_any_other_gets_the_whole_list() -> None:
+def test_name_without_a_near_match_gets_the_whole_list() -> None:
     with pytest.raises(ConfigError, match="`comet`, expected one of bleu, chrf, ter"):
         check_options(["comet"], MetricOptions())
 
@@ -208,14 +210,14 @@ def test_chrf_without_any_order_is_refused() -> None:
         check_options(["chrf"], MetricOptions(chrf_char_order=0))
 
 
-def test_a_seed_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SACREBLEU_SEED", "lucky")
 
     with pytest.raises(ConfigError, match="SACREBLEU_SEED must be a whole number or `none`"):
         check_options(["bleu"], MetricOptions())
 
 
-def test_a_tokenizer_without_its_package_is_a_lack_of_the_machine(
+def test_a_tokenizer_without_its_package_raises_a_resource_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "MeCab", None)
@@ -227,7 +229,7 @@ def test_a_tokenizer_without_its_package_is_a_lack_of_the_machine(
     sys.modules.pop("sacrebleu.tokenizers.tokenizer_ja_mecab", None)
 
 
-def test_a_bootstrap_beyond_memory_is_a_lack_of_the_machine(
+def test_a_bootstrap_beyond_memory_raises_a_resource_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def exhausted(*_: object) -> None:

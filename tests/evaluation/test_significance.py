@@ -34,7 +34,7 @@ def systems() -> list[System]:
 
 
 @pytest.mark.parametrize(("method", "native_name"), [("bootstrap", "bs"), ("randomization", "ar")])
-def test_p_values_are_those_of_sacrebleu(
+def test_p_values_equal_those_of_sacrebleu(
     systems: list[System], method: Method, native_name: str
 ) -> None:
     metrics = {"bleu": sacrebleu.BLEU(references=[REFERENCE])}
@@ -54,14 +54,14 @@ def test_p_values_are_those_of_sacrebleu(
     assert f"{native_name}:200|seed:12345" in actual.signatures["BLEU"]
 
 
-def test_a_test_run_again_gives_the_same(systems: list[System]) -> None:
+def test_a_test_is_reproducible(systems: list[System]) -> None:
     first = paired_test(systems, [REFERENCE], metrics=("bleu", "chrf"), num_samples=100)
     again = paired_test(systems, [REFERENCE], metrics=("bleu", "chrf"), num_samples=100)
 
     assert first == again
 
 
-def test_only_the_system_that_differs_gets_a_star(systems: list[System]) -> None:
+def test_only_a_significantly_different_system_gets_a_star(systems: list[System]) -> None:
     actual = paired_test(systems, [REFERENCE], num_samples=200)
 
     base, alike, worse = actual.scores
@@ -116,7 +116,7 @@ def test_json_holds_every_number_and_the_signature(systems: list[System]) -> Non
     assert (worse["BLEU"]["mean"], worse["BLEU"]["ci"]) == (confidence.mean, confidence.half_width)
 
 
-def test_bare_values_are_a_line_a_system(systems: list[System]) -> None:
+def test_bare_values_have_one_line_for_each_system(systems: list[System]) -> None:
     actual = compare(systems, [REFERENCE], metrics=("bleu", "chrf"))
 
     rows = render(actual, "json", value_only=True).split("\n")
@@ -125,14 +125,12 @@ def test_bare_values_are_a_line_a_system(systems: list[System]) -> None:
     assert rows[0] == f"{actual.scores[0].value:.1f}\t{actual.scores[3].value:.1f}"
 
 
-def test_one_system_has_nothing_to_be_compared_with() -> None:
+def test_paired_test_of_one_system_is_refused() -> None:
     with pytest.raises(ConfigError, match="compares systems with a baseline, got 1"):
         paired_test([("base", REFERENCE)], [REFERENCE])
 
 
-def test_seed_zero_is_refused_since_sacrebleu_would_not_seed_at_all(
-    systems: list[System], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seed_zero_is_refused(systems: list[System], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SACREBLEU_SEED", "0")
 
     with pytest.raises(ConfigError, match="cannot be seeded with 0"):
@@ -145,7 +143,7 @@ def test_a_system_of_another_length_is_refused(run: Callable[..., Comparison]) -
         run([("base", REFERENCE), ("short", REFERENCE[1:])], [REFERENCE])
 
 
-def test_samples_beyond_memory_are_a_lack_of_the_machine(
+def test_samples_beyond_memory_raise_a_resource_error(
     systems: list[System], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: object) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -77,9 +78,9 @@ def encode_block(
     )
     trips = RoundTrip(), RoundTrip()
 
-    def position(index: int) -> tuple[int, int]:
+    def position(first: int, index: int) -> tuple[int, int]:
         # The filters treat equal pairs alike, so this pair is the first one that is equal to it.
-        pair = sources[index], targets[index]
+        pair = sources[first + index], targets[first + index]
         pairs = enumerate(zip(read.sources, read.targets, strict=True))
         return block.file, read.numbers[next(i for i, other in pairs if other == pair)]
 
@@ -87,7 +88,7 @@ def encode_block(
         _encode_pairs(
             sources[i : i + _PAIRS_AT_A_TIME], targets[i : i + _PAIRS_AT_A_TIME],
             tokenizers, filters, dropped, trips,
-            position=lambda index, first=i: position(first + index), threads=threads,
+            position=partial(position, i), threads=threads,
         )
         for i in range(0, max(1, len(sources)), _PAIRS_AT_A_TIME)
     ]  # fmt: skip

@@ -31,7 +31,7 @@ def seen(file: str, numbers: list[int]) -> Occurrences:
 
 
 def facts_by_the_rules(path: str, raw: bytes) -> FileFacts:
-    """The same from the definitions, all lines at once and nothing saved."""
+    """Return the same from the definitions, with all lines in memory."""
     *ended, last = raw.split(b"\n")
     facts = FileFacts(path)
     crlf = bool(ended) and ended[0].endswith(b"\r")
@@ -76,13 +76,13 @@ def facts_by_the_rules(path: str, raw: bytes) -> FileFacts:
     deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(texts)
-def test_facts_are_those_of_the_definitions(tmp_path: Path, raw: bytes) -> None:
+def test_facts_equal_those_of_a_naive_implementation(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "text"
 
     assert facts_of(path, raw) == facts_by_the_rules(str(path), raw)
 
 
-def test_byte_order_mark_is_told_and_no_part_of_the_text(tmp_path: Path) -> None:
+def test_byte_order_mark_is_recorded_and_dropped(tmp_path: Path) -> None:
     facts = facts_of(tmp_path / "text", b"\xef\xbb\xbfa\nb\xef\xbb\xbfc\n")
 
     assert facts.byte_order_mark
@@ -96,7 +96,7 @@ def test_line_beyond_a_mebibyte_is_cut_and_counted(tmp_path: Path) -> None:
     assert facts.long == Occurrences(2, facts.path, 2)
 
 
-def test_what_cannot_be_read_is_a_problem_and_no_end(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_problem_and_does_not_stop(tmp_path: Path) -> None:
     whole = gzip.compress(b"a\nb\n" * 50_000)
 
     missing = FileInspection(str(tmp_path / "none"), contextlib.ExitStack())
@@ -116,7 +116,7 @@ def test_what_cannot_be_read_is_a_problem_and_no_end(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_share_read_grows_to_one(tmp_path: Path) -> None:
+def test_share_grows_to_one(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes(b"line\n" * 40_000)
     with contextlib.ExitStack() as closing:

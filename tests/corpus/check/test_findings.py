@@ -16,7 +16,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(source: bytes, target: bytes, *, known: Overlap | None = None) -> list[Finding]:
-    """What is found in a corpus of two files, `s` and `t`."""
+    """Return the findings in a corpus of two files, `s` and `t`."""
     Path("s").write_bytes(source)
     Path("t").write_bytes(target)
     corpus = inspect_corpus("valid", (["s"], ["t"]), None, max_length=256)
@@ -27,16 +27,16 @@ def text(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def told(actual: list[Finding]) -> list[str]:
+def messages(actual: list[Finding]) -> list[str]:
     return [f"{finding.level}: {finding.message}" for finding in actual]
 
 
 def changed(lines: list[str], number: int, line: str) -> bytes:
-    """The lines, of which that with this number is another."""
+    """Return the lines with the one of this number replaced."""
     return text([*lines[: number - 1], line, *lines[number:]])
 
 
-def test_of_good_text_there_is_nothing_to_say() -> None:
+def test_good_text_has_no_findings() -> None:
     assert check(text(GOOD), text(FAIR)) == []
 
 
@@ -95,12 +95,12 @@ def test_of_good_text_there_is_nothing_to_say() -> None:
          "warning: valid: 51 pairs repeat an earlier pair (5.10 %)"),
     ],
 )  # fmt: skip
-def test_each_fault_is_told_with_its_level_and_place(
+def test_each_fault_is_reported_with_level_and_position(
     source: bytes, target: bytes, expected: str
 ) -> None:
     actual = check(source, target)
 
-    assert expected in told(actual)
+    assert expected in messages(actual)
     assert all(finding.hint and finding.corpus == "valid" for finding in actual)
     order = [("error", "warning", "note").index(finding.level) for finding in actual]
     assert order == sorted(order)
@@ -122,29 +122,27 @@ def test_each_fault_is_told_with_its_level_and_place(
           "(5.10 %)"]),
     ],
 )  # fmt: skip
-def test_text_that_was_learned_from_is_told_by_how_much_of_it(
-    known: Overlap, expected: list[str]
-) -> None:
-    assert told(check(text(GOOD), text(FAIR), known=known)) == expected
+def test_level_of_overlap_depends_on_its_share(known: Overlap, expected: list[str]) -> None:
+    assert messages(check(text(GOOD), text(FAIR), known=known)) == expected
 
 
-def test_file_and_line_are_told_apart_from_the_message() -> None:
+def test_file_and_line_are_fields_of_a_finding() -> None:
     (actual,) = check(changed(GOOD, 5, "a\u2028b"), text(FAIR))
 
     assert (actual.code, actual.file, actual.line) == ("separator", "s", 5)
 
 
-def test_unreadable_file_is_an_error_and_no_misalignment() -> None:
+def test_unreadable_file_is_not_reported_as_misaligned() -> None:
     Path("t").write_bytes(text(FAIR))
     corpus = inspect_corpus("train", (["none"], ["t"]), None, max_length=256)
 
     actual = find_problems(corpus, repeats(corpus.hashes), None)
 
-    assert told(actual) == ["error: none: there is no such file"]
+    assert messages(actual) == ["error: none: there is no such file"]
     assert actual[0].hint == "give a text file that can be read"
 
 
-def test_overlap_of_the_same_files_is_all_of_it() -> None:
+def test_corpus_overlaps_itself_completely() -> None:
     Path("s").write_bytes(text(GOOD))
     one, other = (inspect_corpus(n, (["s"], ["s"]), None, max_length=9) for n in ("train", "test"))
 

@@ -31,7 +31,7 @@ def write(path: Path, lines: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizers(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> TokenizerPair:
-    """Of characters, so that it knows some of what the lines have."""
+    """Return a character tokenizer that lacks some characters of the lines."""
     prefix = tmp_path_factory.mktemp("tokenizer") / "m"
     arguments = [
         "tokenize", "train", "-i", tiny_corpus.path("train.en"), "--model-prefix", str(prefix),
@@ -48,7 +48,7 @@ def first(path: str, numbers: list[int]) -> Occurrences:
 
 @hostile
 @given(sides, sides)
-def test_pairs_are_counted_as_one_by_one(
+def test_counts_equal_those_of_single_pairs(
     tmp_path: Path, sources: list[str], targets: list[str]
 ) -> None:
     paths = write(tmp_path / "s", sources), write(tmp_path / "t", targets)
@@ -74,7 +74,7 @@ def test_pairs_are_counted_as_one_by_one(
 @pytest.mark.slow
 @hostile
 @given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(LINES)), max_size=20))
-def test_usable_pairs_are_those_that_training_keeps(
+def test_usable_pairs_are_those_of_the_training_store(
     tmp_path: Path, tokenizers: TokenizerPair, pairs: list[tuple[str, str]]
 ) -> None:
     paths = (
@@ -100,9 +100,7 @@ def test_usable_pairs_are_those_that_training_keeps(
         assert unknown.count == sum(line.count(tokenizers.source.unk_id) for line in ids)
 
 
-def test_each_side_is_counted_by_its_own_tokenizer(
-    tmp_path: Path, tokenizers: TokenizerPair
-) -> None:
+def test_each_side_uses_its_own_tokenizer(tmp_path: Path, tokenizers: TokenizerPair) -> None:
     arguments = [
         "tokenize", "train", "--model-prefix", str(tmp_path / "w"), "--vocab-size", "20",
         "--model-type", "word", "--no-byte-fallback", "-q", "--no-hard-vocab-limit",
@@ -120,7 +118,7 @@ def test_each_side_is_counted_by_its_own_tokenizer(
     assert actual.unknown[1].commonest(9) == [("h", 1), ("r", 1)]
 
 
-def test_places_are_told_by_file_and_line_of_several_files(tmp_path: Path) -> None:
+def test_positions_name_file_and_line_of_several_files(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"s{n}", lines) for n, lines in enumerate([["a", "b"], ["c", ""]])]
     targets = [write(tmp_path / f"t{n}", lines) for n, lines in enumerate([["x", "y"], ["c", "z"]])]
 
@@ -144,7 +142,7 @@ def test_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
     assert actual.pairs == 6
 
 
-def test_progress_is_told_from_nothing_to_all(tmp_path: Path) -> None:
+def test_progress_runs_from_zero_to_one(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, ["line"] * 9000) for name in "ab"]
     told: list[tuple[int, float]] = []
 
@@ -158,7 +156,7 @@ def test_progress_is_told_from_nothing_to_all(tmp_path: Path) -> None:
     assert len(told) == 6
 
 
-def test_no_more_than_a_window_of_each_side_is_held(
+def test_at_most_one_window_of_each_side_is_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_facts, "WINDOW_LINES", 8)
@@ -203,5 +201,5 @@ def test_memory_does_not_grow_with_the_corpus(
     assert peak(many) < 1.2 * peak(few)
 
 
-def test_corpus_without_pieces_counts_in_words() -> None:
+def test_lengths_are_in_words_without_a_tokenizer() -> None:
     assert CorpusInspection("train", None, max_length=1).unit == "words"

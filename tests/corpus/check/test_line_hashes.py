@@ -37,7 +37,7 @@ def overlap_by_sets(pairs: Pairs, others: Pairs) -> Overlap:
 @pytest.mark.parametrize("max_in_memory", [2, 1000])
 @settings(deadline=None, max_examples=15)
 @given(pairs=pairs_of_few_words, others=pairs_of_few_words)
-def test_small_corpora_are_counted_as_by_sets(
+def test_small_corpora_are_counted_like_with_sets(
     max_in_memory: int, pairs: Pairs, others: Pairs
 ) -> None:
     one, other = (hashes_of(p, max_in_memory=max_in_memory) for p in (pairs, others))
@@ -48,10 +48,10 @@ def test_small_corpora_are_counted_as_by_sets(
     other.close()
 
 
-def test_corpus_beyond_the_memory_is_counted_as_by_sets_and_held_on_disk() -> None:
-    chance = random.Random(3)
-    pairs = [(str(chance.randrange(4000)), str(chance.randrange(3))) for _ in range(20_000)]
-    others = [(str(chance.randrange(9000)), str(chance.randrange(3))) for _ in range(5000)]
+def test_large_corpus_is_counted_like_with_sets_and_stored_on_disk() -> None:
+    rng = random.Random(3)
+    pairs = [(str(rng.randrange(4000)), str(rng.randrange(3))) for _ in range(20_000)]
+    others = [(str(rng.randrange(9000)), str(rng.randrange(3))) for _ in range(5000)]
 
     one, other = hashes_of(pairs, max_in_memory=700, at_a_time=64), hashes_of(
         others, max_in_memory=10_000, at_a_time=64
@@ -85,7 +85,7 @@ def test_pairs_in_memory_never_exceed_the_limit(monkeypatch: pytest.MonkeyPatch)
     hashes.close()
 
 
-def test_without_pairs_there_is_nothing() -> None:
+def test_no_pairs_have_no_repeats() -> None:
     nothing = LineHashes()
 
     assert repeats(nothing) == Repeats(0, 0, 0)

@@ -19,7 +19,7 @@ def nth(ordered: list[float], share: float) -> float:
 
 @in_its_own_time
 @given(st.lists(st.lists(lengths)))
-def test_lengths_are_counted_as_by_sorting(parts: list[list[int]]) -> None:
+def test_length_quantiles_equal_those_of_sorting(parts: list[list[int]]) -> None:
     counts = LengthCounts()
     for part in parts:
         counts.add(np.array(part, dtype=np.int64))
@@ -32,7 +32,7 @@ def test_lengths_are_counted_as_by_sorting(parts: list[list[int]]) -> None:
         assert [counts.quantile(s) for s in SHARES] == [nth(list(every), s) for s in SHARES]
 
 
-def test_of_endless_segments_the_longest_is_known() -> None:
+def test_longest_segment_is_exact_beyond_the_histogram() -> None:
     counts = LengthCounts()
     counts.add(np.array([3, 3, 100_000, 1 << 40]))
 
@@ -41,7 +41,7 @@ def test_of_endless_segments_the_longest_is_known() -> None:
 
 @in_its_own_time
 @given(pairs)
-def test_ratios_are_counted_as_one_by_one(sides: list[tuple[int, int]]) -> None:
+def test_ratios_equal_those_counted_one_by_one(sides: list[tuple[int, int]]) -> None:
     ratios = RatioCounts()
     ratios.add(np.array([s for s, _ in sides]), np.array([t for _, t in sides]))
 
@@ -52,7 +52,7 @@ def test_ratios_are_counted_as_one_by_one(sides: list[tuple[int, int]]) -> None:
         assert ratios.quantile(share) == pytest.approx(nth(ordered, share), rel=0.006)
 
 
-def test_without_segments_all_is_zero() -> None:
+def test_statistics_without_segments_are_zero() -> None:
     counts, ratios = LengthCounts(), RatioCounts()
     counts.add(np.array([], dtype=np.int64))
     ratios.add(np.array([]), np.array([]))

@@ -12,7 +12,7 @@ TEXT = "".join(f"the cat {number % 10} sat on a man\n" for number in range(50))
 
 @pytest.fixture(params=["char", "word"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
-    """Knows neither `z` nor `日`."""
+    """Return a tokenizer without `z` and `日`."""
     arguments = [
         "tokenize", "train", "--model-prefix", str(tmp_path / "m"), "--vocab-size", "30",
         "--model-type", request.param, "--no-byte-fallback", "--no-hard-vocab-limit", "-q",
@@ -21,7 +21,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
     return Tokenizer.load(tmp_path / "m.model")
 
 
-def test_unknown_pieces_are_as_many_as_unknown_ids_and_their_cause_is_named(
+def test_unknown_tokens_are_counted_with_their_causes(
     tokenizer: Tokenizer,
 ) -> None:
     lines = ["the cat sat", "a zoo", "日本 日", "zz z", "tam tam"] * 3
@@ -40,7 +40,7 @@ def test_unknown_pieces_are_as_many_as_unknown_ids_and_their_cause_is_named(
     assert unknown.commonest(1) == [("z", 12)]
 
 
-def test_letters_of_special_pieces_are_not_known_by_that(tokenizer: Tokenizer) -> None:
+def test_characters_of_special_pieces_are_not_known(tokenizer: Tokenizer) -> None:
     unknown = UnknownPieces(tokenizer)
 
     unknown.add(["dunk"], tokenizer.encode(["dunk"]))
@@ -49,7 +49,7 @@ def test_letters_of_special_pieces_are_not_known_by_that(tokenizer: Tokenizer) -
     assert set(dict(unknown.commonest(9))) == set("duk")
 
 
-def test_of_very_many_causes_the_rarest_are_forgotten(
+def test_rarest_causes_are_dropped_beyond_the_limit(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tfm_cli.corpus.check.statistics._MAX_KINDS", 10)
