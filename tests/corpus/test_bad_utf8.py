@@ -45,11 +45,11 @@ def test_r21_line_that_is_left_out_need_hold_no_pair(held: str) -> None:
     good = b"one\teins\n" if held == "tsv" else b'{"source": "one", "target": "eins"}\n'
     block = Block(0, held, ("text",), 0, (False,), (good + b"\xff\n" + good,))  # type: ignore[arg-type] # one of them
 
-    sources, targets, mended, num_left_out, numbers = block_pairs(block, bad_utf8="drop-pair")
+    sources, targets, repairs, num_left_out, numbers = block_pairs(block, bad_utf8="drop-pair")
 
     assert (sources, targets, num_left_out) == (["one", "one"], ["eins", "eins"], 1)
     assert numbers == [1, 3]
-    assert mended[0].notes(99) == [
+    assert repairs[0].notes(99) == [
         "lines with invalid UTF-8, left out together with their pair: 1 (first: line 2)"
     ]
 
@@ -133,7 +133,7 @@ def test_r21_validation_text_is_refused_all_the_same(run_tfm: RunTfm, tmp_path: 
 
 
 @pytest.mark.parametrize("bad_utf8", ["replace", "drop-pair"])
-def test_r32_what_looks_binary_is_refused_whatever_is_asked_for(
+def test_r32_binary_text_is_refused_with_every_setting(
     bad_utf8: str, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     write(tmp_path)

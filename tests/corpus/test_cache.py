@@ -341,7 +341,7 @@ def test_no_more_hashes_are_written_than_can_be_read(tmp_path: Path, told: list[
     hashes.of(CorpusFile(tuple(paths), tuple(paths), "tsv"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MAX_BYTES", 8000)
+        patch.setattr(module, "MAX_JSON_BYTES", 8000)
         hashes.save()
 
     assert 4000 < (tmp_path / "files.json").stat().st_size < 8000

@@ -245,7 +245,8 @@ def test_r53_nothing_outlives_training_that_ends_while_it_prepares_text(
 
     code = parent.wait(60)
     assert code == (130 if number == signal.SIGINT else -number)
-    assert all(gone_after(pid, 5.0) for pid in pids)
+    # A process that is still importing modules notices the end of its parent after that.
+    assert all(gone_after(pid, 5.0 if at_work else 30.0) for pid in pids)
     words = (tmp_path / "err").read_text()
     assert "Traceback" not in words
     assert "trap: " not in words

@@ -4,32 +4,32 @@ import pytest
 
 from tfm_cli.corpus.sources import Format, Pair, parse_pairs
 from tfm_cli.errors import DataError
-from tfm_cli.text.repairs import Mended
+from tfm_cli.text.repairs import Repairs
 
 
-def pairs(lines: list[str], held: Format, mended: Mended | None = None) -> list[Pair]:
-    return list(parse_pairs(lines, held, mended or Mended(), name="text", num_lines=10))
+def pairs(lines: list[str], held: Format, repairs: Repairs | None = None) -> list[Pair]:
+    return list(parse_pairs(lines, held, repairs or Repairs(), name="text", num_lines=10))
 
 
 def test_first_two_columns_are_the_sides_and_others_are_counted() -> None:
-    mended = Mended()
+    repairs = Repairs()
 
-    actual = pairs(["a\tb", "", "c\t", "d\te\tf\tg", "\th\t"], "tsv", mended)
+    actual = pairs(["a\tb", "", "c\t", "d\te\tf\tg", "\th\t"], "tsv", repairs)
 
     assert actual == [("a", "b"), ("", ""), ("c", ""), ("d", "e"), ("", "h")]
-    assert mended.notes(9) == [
+    assert repairs.notes(9) == [
         "lines with more than two columns, of which the first two count: 2 (first: line 14)"
     ]
 
 
 def test_objects_with_a_repeated_name_are_counted() -> None:
-    mended = Mended()
+    repairs = Repairs()
     lines = ['{"source": "a", "target": "b"}', '{"source": "a", "source": "c", "target": "b"}']
 
-    actual = pairs(lines, "jsonl", mended)
+    actual = pairs(lines, "jsonl", repairs)
 
     assert actual == [("a", "b"), ("c", "b")]
-    assert mended.notes(9) == [
+    assert repairs.notes(9) == [
         "objects with a name more than once, of which the last value counts: 1 (first: line 12)"
     ]
 

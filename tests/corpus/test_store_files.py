@@ -157,7 +157,7 @@ def test_metadata_that_is_nested_or_large_is_refused(
 
     (directory / "store.json").write_bytes(whole)
     monkeypatch.setattr(store_files, "_MAX_METADATA_BYTES", len(whole) - 1)
-    with pytest.raises(DataError, match="bytes, wanted at most"):
+    with pytest.raises(DataError, match="bytes, expected at most"):
         open_store(directory, ())
 
 

@@ -51,7 +51,7 @@ class BatchOrder:
 
     An epoch is cut into pools of about half a million pairs, each drawn from the whole corpus in
     short runs of adjacent pairs. Within a pool, pairs of similar lengths on both sides are batched
-    together to reduce padding; ties and the order of the batches are shuffled anew each epoch.
+    together to reduce padding; ties and the order of the batches are shuffled in each epoch.
     Memory therefore depends on the pool size rather than the corpus size, and a run can resume at
     any pool and batch without replaying earlier ones. A corpus that fits one pool is shuffled as a
     whole.

@@ -35,7 +35,7 @@ class Filters:
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:
-        """Return the filters that the settings ask for."""
+        """Return the filters of the settings."""
         return cls(
             max_length=data.max_length,
             max_ratio=data.max_ratio,

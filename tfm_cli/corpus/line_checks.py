@@ -67,7 +67,7 @@ class LineCounts:
         for name, default in defaults.items():
             if default is None:
                 values[name] = _parse_position(name, table[name])
-            elif _is_count(table[name]):
+            elif is_count(table[name]):
                 values[name] = table[name]
             else:
                 raise ValueError(f"its `{name}` is not a count")
@@ -80,14 +80,15 @@ def _parse_position(name: str, values: object) -> LinePosition | None:
     if (
         not isinstance(values, list | tuple)
         or len(values) != len(LinePosition._fields)
-        or not all(map(_is_count, values[:2]))
+        or not all(map(is_count, values[:2]))
         or not all(isinstance(text, str) and len(text) <= _MAX_SHOWN for text in values[2:])
     ):
         raise ValueError(f"its `{name}` is not the position of a line")
     return LinePosition(*values)
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Return True for an integer of JSON that can be a count."""
     return type(value) is int and 0 <= value < 1 << 62
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
 from tfm_cli.corpus.filters import Filters, repeated_hashes
-from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
+from tfm_cli.corpus.line_checks import RoundTrip, SourceTags, is_count
 from tfm_cli.corpus.store import CorpusStore, Segments, SideHash, corpus_sha256, damaged
 from tfm_cli.files import durable
 from tfm_cli.files.layout import PREPARED_FACTS
@@ -332,7 +332,7 @@ def _read_metadata(directory: Path) -> _Metadata:
     counts |= {name: table.get(name) for name in ("pieces", "vocab_sizes", "files")}
     types = table.get("id_types"), [table.get("length_type")]
     for name, values in counts.items():
-        if not isinstance(values, list) or not all(map(_is_count, values)):
+        if not isinstance(values, list) or not all(map(is_count, values)):
             raise ValueError(f"`{PREPARED_FACTS}`: `{name}` is missing or not a count")
     if not all(_REASON.fullmatch(reason) for reason in table["dropped"]):
         raise ValueError(f"`{PREPARED_FACTS}`: a key of `dropped` is not a reason")
@@ -359,10 +359,6 @@ def _read_metadata(directory: Path) -> _Metadata:
         round_trips=tuple(map(RoundTrip.from_json, trips)),
         tags=SourceTags.from_json(table["tags"]) if "tags" in table else SourceTags(),
     )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
 
 
 def _release(maps: Sequence[mmap.mmap]) -> None:

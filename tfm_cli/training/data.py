@@ -207,7 +207,7 @@ def _warn_of_validation_tags(paths: Sequence[str], tokenizer: Tokenizer) -> None
         with open_lines(path, invalid="replace") as reader:
             while lines := reader.window(_WINDOW_LINES):
                 first = reader.num_lines - len(lines) + 1
-                tags.add(tokenizer, lines, place=partial(_numbered, file, first))
+                tags.add(tokenizer, lines, position=partial(_numbered, file, first))
     _warn_of_tags(tags, tokenizer, paths)
 
 

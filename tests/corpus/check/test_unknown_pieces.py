@@ -52,7 +52,7 @@ def test_characters_of_special_pieces_are_not_known(tokenizer: Tokenizer) -> Non
 def test_rarest_causes_are_dropped_beyond_the_limit(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfm_cli.corpus.check.statistics._MAX_KINDS", 10)
+    monkeypatch.setattr("tfm_cli.corpus.check.statistics._MAX_CAUSES", 10)
     unknown = UnknownPieces(tokenizer)
     lines = [f"日 {chr(0x4E00 + number)}" for number in range(100)]
     for line in lines:

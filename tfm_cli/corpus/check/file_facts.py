@@ -14,7 +14,7 @@ LONG_LINE_BYTES = 4192  # SentencePiece does not learn from longer lines
 
 @dataclass(slots=True)
 class Occurrences:
-    """The number of lines of a kind, and the first one; a pair stands on its source line."""
+    """The number of lines of a kind, and the first one; a pair has the line of its source."""
 
     count: int = 0
     file: str | None = None

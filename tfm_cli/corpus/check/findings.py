@@ -192,8 +192,8 @@ def _of_repeats(
     if overlap is None:
         return
     if overlap.pairs:
-        count = _verb(overlap.pairs, "pair", "occur")
-        message = f"{name}: {count} in the training corpus ({_percent(overlap.pairs, pairs)})"
+        overlapping = _verb(overlap.pairs, "pair", "occur")
+        message = f"{name}: {overlapping} in the training corpus ({_percent(overlap.pairs, pairs)})"
         is_error = overlap.pairs > MAX_OVERLAP * pairs
         hint = "remove them from the training corpus: scores on them are meaningless"
         yield Finding("error" if is_error else "warning", "overlap", name, message, hint)

@@ -82,7 +82,7 @@ class CorpusInspection:
                 progress(self.pairs, min(file.share() for file in files))
 
     def _inspect(self, sources: list[str], targets: list[str], path: str, line: int) -> None:
-        """Inspect consecutive pairs, the first of which stands on this line."""
+        """Inspect consecutive pairs, the first of which is on this line."""
         self.pairs += len(sources)
         self.tags.add(sources, file=len(self.files) - 1, first_number=line)
         texts = [source.strip() for source in sources], [target.strip() for target in targets]

@@ -109,7 +109,7 @@ class Repeats:
     """Repetitions within a corpus.
 
     Attributes:
-        pairs: pairs that also stand on an earlier line.
+        pairs: pairs that also occur on an earlier line.
         sources: different sources.
         several_targets: sources that have more than one target.
     """
