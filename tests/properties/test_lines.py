@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.text.reader import LineReader
-from tfm_cli.text.writer import write_line
+from tfm_cli.text.writer import write_lines
 
 # Mostly what has a meaning somewhere; sometimes anything.
 MEANINGFUL = [
@@ -108,7 +108,7 @@ def test_written_lines_are_as_many(lines: list[str]) -> None:
     stream = io.BytesIO()
 
     for line in lines:
-        write_line(stream, line)
+        write_lines(stream, [line])
 
     assert stream.getvalue().count(b"\n") == len(lines)
 
@@ -119,6 +119,6 @@ def test_written_lines_are_read_again(lines: list[str]) -> None:
     stream = io.BytesIO()
 
     for line in lines:
-        write_line(stream, line)
+        write_lines(stream, [line])
 
     assert list(reader_of(stream.getvalue(), [100])) == lines

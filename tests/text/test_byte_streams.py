@@ -34,7 +34,7 @@ def test_pipe_pauses_and_a_file_does_not(tmp_path: Path) -> None:
     os.close(writing)
 
 
-def test_share_is_that_of_the_size_now(tmp_path: Path) -> None:
+def test_share_uses_the_current_size(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345678")
 
     with (tmp_path / "file").open("rb") as file:
@@ -60,7 +60,7 @@ def test_share_is_that_of_the_size_now(tmp_path: Path) -> None:
         (b"", ""),
     ],
 )
-def test_other_encodings_are_told_by_their_mark(first: bytes, name: str) -> None:
+def test_other_encodings_are_recognised_by_their_mark(first: bytes, name: str) -> None:
     assert bom_encoding(first) == name
 
 
@@ -81,5 +81,5 @@ def test_other_encodings_are_told_by_their_mark(first: bytes, name: str) -> None
         ("Привет, мир.\n".encode("koi8-r") * 50, "bytes that are not UTF-8"),
     ],
 )
-def test_binary_is_told_by_its_first_bytes(first: bytes, why: str) -> None:
+def test_binary_is_recognised_by_its_first_bytes(first: bytes, why: str) -> None:
     assert binary_reason(first) == why

@@ -43,7 +43,7 @@ def test_separators_are_where_python_would_split_a_line_but_the_line_feed() -> N
     assert set(SEPARATORS) | {"\n"} == splitting
 
 
-def test_each_character_of_unicode_is_of_the_kind_that_unicode_says() -> None:
+def test_kinds_of_all_characters_agree_with_unicode() -> None:
     kinds = {c: kind_by_unicode(c) for c in EVERY}
     odd = {c for c, kind in kinds.items() if kind is not None}
 
@@ -53,14 +53,14 @@ def test_each_character_of_unicode_is_of_the_kind_that_unicode_says() -> None:
     assert all(separator_kinds(c) == ([SEPARATORS[c]] if c in SEPARATORS else []) for c in odd)
 
 
-def test_what_looks_plain_has_nothing_odd() -> None:
+def test_plain_line_has_no_odd_character() -> None:
     plain = [c for c in EVERY if is_plain(c)]
 
     assert not [c for c in plain if c in SEPARATORS or kind_by_unicode(c)]
     assert is_plain("Où est la gare ? 東京 😀")
 
 
-def test_kinds_of_a_line_are_each_told_once() -> None:
+def test_each_kind_of_a_line_is_listed_once() -> None:
     line = "a\x00b\ufffd\x01\ufeff \u2028\x85\u2028\ue000\ufdd0\t"
 
     assert bad_kinds(line) == list(BAD_KINDS)

@@ -31,7 +31,7 @@ def noise(size: int) -> bytes:
     return random.Random(1).randbytes(size // 2).hex().encode() + b"\n"
 
 
-def test_xz_is_told_by_its_bytes() -> None:
+def test_xz_is_recognised_by_its_bytes() -> None:
     assert lines_of(lzma.compress(RAW)) == LINES
     assert lines_of(lzma.compress(RAW) + lzma.compress(b"more")) == [*LINES, "more"]
     assert lines_of(lzma.compress(b"")) == []
@@ -52,7 +52,7 @@ def test_xz_that_is_damaged_is_an_error() -> None:
 
 
 @needs_zstandard
-def test_zstandard_is_told_by_its_bytes() -> None:
+def test_zstandard_is_recognised_by_its_bytes() -> None:
     packed = zstandard.compress(RAW)
 
     assert lines_of(packed) == LINES
@@ -64,7 +64,7 @@ def test_zstandard_is_told_by_its_bytes() -> None:
 
 
 @needs_zstandard
-def test_zstandard_whose_size_is_not_told_is_read() -> None:
+def test_zstandard_of_unknown_size_is_read() -> None:
     packer = zstandard.ZstdCompressor().compressobj()
 
     assert lines_of(packer.compress(RAW) + packer.flush()) == LINES
@@ -88,7 +88,7 @@ def test_zstandard_that_is_damaged_is_an_error() -> None:
 
 
 @needs_zstandard
-def test_memory_is_bounded_whatever_zstandard_grows_to() -> None:
+def test_memory_is_bounded_for_any_expansion_of_zstandard() -> None:
     bomb = zstandard.compress(b"x" * (200 << 20), 1)
     assert len(bomb) < 1 << 16
     reader = LineReader(io.BytesIO(bomb), "corpus")

@@ -11,7 +11,7 @@ from tfm_cli.text.language_tags import TagCounts, leading_tag
         (">>a<<b<<", ">>a<<"),
     ],
 )  # fmt: skip
-def test_tag_is_what_a_line_begins_with(line: str, tag: str) -> None:
+def test_tag_begins_the_line(line: str, tag: str) -> None:
     assert leading_tag(line) == tag
 
 
@@ -37,5 +37,5 @@ def test_tags_of_few_lines_are_text(num_others: int, is_tagged: bool) -> None:
 
 
 @pytest.mark.parametrize("lines", [[f">>{i}<< a" for i in range(2000)], [f">>{'x' * 99}<< a"], []])
-def test_what_cannot_be_pieces_are_no_tags(lines: list[str]) -> None:
+def test_tags_that_cannot_be_pieces_are_not_tags(lines: list[str]) -> None:
     assert counts_of(lines).tags == ()

@@ -29,7 +29,7 @@ def _cells(text: str) -> list[list[str]]:
 
 @settings(max_examples=300, deadline=None)
 @given(HOSTILE)
-def test_any_text_is_shown_as_it_stands_in_a_table(text: str) -> None:
+def test_any_text_is_shown_verbatim_in_a_table(text: str) -> None:
     cells = _cells(plain(text))
 
     assert ["".join(cell) for cell in cells] == ["name", one_line(text).strip()]
@@ -37,7 +37,7 @@ def test_any_text_is_shown_as_it_stands_in_a_table(text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(HOSTILE)
-def test_any_code_is_shown_as_it_stands_in_a_table(text: str) -> None:
+def test_any_code_is_shown_verbatim_in_a_table(text: str) -> None:
     cells = _cells(code(text))
 
     assert ["".join(cell) for cell in cells] == ["name", one_line(text).strip()]

@@ -102,7 +102,7 @@ def test_nul_is_removed_and_counted() -> None:
     assert reader.notes() == ["lines with NUL characters, removed: 2 (first: line 2)"]
 
 
-def test_what_binary_reason_is_refused_only_where_invalid_bytes_are() -> None:
+def test_binary_input_is_refused_only_if_invalid_bytes_are() -> None:
     raw = b"\x7fELF\0\0\0\n\0"
 
     with pytest.raises(DataError, match=r"corpus\.en: looks binary \(NUL bytes\), expected UTF-8"):
@@ -129,7 +129,7 @@ def test_invalid_utf_8_is_refused_with_file_line_and_byte(line: bytes, at: int, 
     assert "iconv" in str(caught.value.hint)
 
 
-def test_byte_is_counted_in_the_line_as_it_stands() -> None:
+def test_byte_is_counted_in_the_unchanged_line() -> None:
     with pytest.raises(DataError, match=r"corpus\.en:2: byte 5:"):
         lines_of(b"x" * 500 + b"\na\0\0b\xff\n")
 
@@ -159,7 +159,7 @@ def test_line_of_just_the_longest_length_is_whole() -> None:
             assert reader.repairs.counts["clipped"] == 0
 
 
-def test_cut_is_counted_whatever_else_is_removed() -> None:
+def test_truncation_is_counted_with_other_repairs() -> None:
     for raw in (b"ab\0\0\0cdef\n", b"x\r\nabcd\re\r\n"):
         for pieces in ([raw], [raw[i : i + 1] for i in range(len(raw))]):
             reader = reader_of(*pieces, max_line_bytes=4, invalid="replace")
@@ -169,7 +169,7 @@ def test_cut_is_counted_whatever_else_is_removed() -> None:
             assert reader.repairs.counts["clipped"] == 1
 
 
-def test_what_continues_no_character_is_cut_like_any_other() -> None:
+def test_invalid_continuation_bytes_are_truncated_like_others() -> None:
     assert lines_of(b"\x80" * 9, invalid="replace", max_line_bytes=4) == ["\ufffd" * 4]
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.text.reader import LineReader, open_lines
-from tfm_cli.text.writer import open_output, write_line, write_lines
+from tfm_cli.text.writer import open_output, write_lines
 
 
-def test_window_has_no_more_lines_than_asked_for() -> None:
+def test_window_has_at_most_the_requested_lines() -> None:
     reader = LineReader(io.BytesIO(b"1\n2\n3\n4\n5\n"), "corpus.en")
 
     assert [reader.window(2) for _ in range(4)] == [["1", "2"], ["3", "4"], ["5"], []]
@@ -112,8 +112,8 @@ def test_closed_standard_streams_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_written_text_stays_one_line() -> None:
     stream = io.BytesIO()
 
-    write_line(stream, "one\ntwo\u2028three\r\x1b[2J")
-    write_line(stream, "half a pair \ud800")
+    write_lines(stream, ["one\ntwo\u2028three\r\x1b[2J"])
+    write_lines(stream, ["half a pair \ud800"])
 
     assert stream.getvalue() == "one two\u2028three\r\x1b[2J\nhalf a pair ?\n".encode()
 
@@ -122,7 +122,7 @@ def test_terminal_is_not_steered_by_text() -> None:
     stream = io.BytesIO()
     stream.isatty = lambda: True  # type: ignore[method-assign]
 
-    write_line(stream, "score\ta\x1b]52;c;eA==\x07 \x9b2J \u202eetihw\r")
+    write_lines(stream, ["score\ta\x1b]52;c;eA==\x07 \x9b2J \u202eetihw\r"])
 
     assert stream.getvalue().decode() == (
         "score\ta\\u001b]52;c;eA==\\u0007 \\u009b2J \\u202eetihw\\u000d\n"
@@ -133,12 +133,12 @@ def test_output_called_hyphen_is_standard_output(
     capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     with open_output("-") as stream:
-        write_line(stream, "ü")
+        write_lines(stream, ["ü"])
 
     assert capsysbinary.readouterr().out == "ü\n".encode()
 
 
-def test_full_disk_behind_standard_output_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_behind_standard_output_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("wb", buffering=0) as device:
         full = io.TextIOWrapper(io.BufferedWriter(device))
         monkeypatch.setattr(sys, "stdout", full)
@@ -147,7 +147,7 @@ def test_full_disk_behind_standard_output_is_told(monkeypatch: pytest.MonkeyPatc
             pytest.raises(ResourceError, match="standard output: cannot be written: No space left"),
             open_output("-") as stream,
         ):
-            write_line(stream, "one")
+            write_lines(stream, ["one"])
 
 
 def test_lines_go_through_a_buffer_where_python_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

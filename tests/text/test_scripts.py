@@ -27,7 +27,7 @@ def test_their_punctuation_belongs_to_them(character: str) -> None:
 
 
 @pytest.mark.parametrize("character", "a.! -”한")
-def test_what_is_used_elsewhere_does_not_belong_to_them(character: str) -> None:
+def test_characters_of_other_scripts_do_not_belong_to_them(character: str) -> None:
     assert not belongs_without_blanks(character)
 
 
@@ -70,5 +70,5 @@ def test_most_of_a_text_decides(line: str, wanted: bool) -> None:
         ("ผมไปโรงเรียน", False),
     ],
 )
-def test_chinese_is_told_from_japanese_by_its_kana(line: str, wanted: bool) -> None:
+def test_chinese_is_distinguished_from_japanese_by_kana(line: str, wanted: bool) -> None:
     assert count_scripts([line]).is_chinese == wanted

@@ -76,7 +76,7 @@ def test_ends_of_all_scripts_are_found(text: str, wanted: list[str]) -> None:
         "Mme.\u00a0Dupont", "S.\u202f5", "３．５", "何？！",
     ],
 )  # fmt: skip
-def test_what_ends_no_sentence_is_left(text: str) -> None:
+def test_marks_inside_a_sentence_do_not_end_it(text: str) -> None:
     assert sentence_ends(text) == []
 
 

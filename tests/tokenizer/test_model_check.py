@@ -116,7 +116,7 @@ def test_crafted_normaliser_is_refused(name: str) -> None:
     refused(MODEL + delimited(5, delimited(2, table)), told)
 
 
-def test_own_normaliser_that_stays_inside_is_let_through_and_told_of() -> None:
+def test_valid_custom_normalizer_is_accepted_and_returned() -> None:
     table = charsmap(trie(ord("a"), text_at=0), texts=b"x\0")
 
     assert walk_model(MODEL + delimited(3, delimited(2, table))) == table

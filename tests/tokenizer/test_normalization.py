@@ -28,21 +28,21 @@ def restored(tokenizer: Tokenizer, lines: list[str]) -> list[str]:
     return tokenizer.decode(tokenizer.encode(lines))
 
 
-def test_text_comes_back_as_it_is_by_default() -> None:
+def test_text_is_restored_by_default() -> None:
     settings = TokenizerConfig(vocab_size=400)
     tokenizer = Tokenizer(train_tokenizer(TEXTS * 9, settings, seed=1, soft_limit=True))
 
     assert restored(tokenizer, TEXTS) == TEXTS
 
 
-def test_runs_of_blanks_become_one_and_none_stands_at_the_ends() -> None:
+def test_runs_of_blanks_become_one_and_ends_are_stripped() -> None:
     tokenizer = Tokenizer(learn("identity"))
 
     assert restored(tokenizer, ["  a   b ", " ", "a \u3000 b"]) == ["a b", "", "a \u3000 b"]
 
 
 @pytest.mark.parametrize("rule", NORMALIZATION_RULES)
-def test_named_rule_does_what_it_does_in_sentencepiece(rule: str) -> None:
+def test_named_rule_is_that_of_sentencepiece(rule: str) -> None:
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
     tokenizer = Tokenizer(learn(rule))
 
@@ -71,13 +71,13 @@ def test_model_does_not_tell_where_the_rules_stood(tmp_path: Path) -> None:
     assert b"/dev/fd" not in models[0]
 
 
-def test_model_without_rules_of_a_file_is_left_as_it_is() -> None:
+def test_model_without_a_rule_file_is_unchanged() -> None:
     model = learn("nfkc")
 
     assert without_rule_file_name(model) == model
 
 
-def test_what_rules_of_a_file_cost_is_told_once_at_load(tmp_path: Path, told: list[str]) -> None:
+def test_cost_of_a_rule_file_is_logged_once_at_load(tmp_path: Path, told: list[str]) -> None:
     path = tmp_path / "own.tsv"
     path.write_text("FF0C\t2E\n", encoding="utf-8")
     model = learn(str(path))
@@ -136,7 +136,7 @@ def test_rules_are_read_from_a_regular_file_only(kind: str, tmp_path: Path) -> N
         check_rule(str(path))
 
 
-def test_sentencepiece_says_nothing_of_its_own(tmp_path: Path) -> None:
+def test_sentencepiece_prints_nothing(tmp_path: Path) -> None:
     path = tmp_path / "own.tsv"
     path.write_text("FF0C\t2C\n", encoding="utf-8")
     program = f"from tfm_cli.tokenizer.normalization import check_rule; check_rule({str(path)!r})"

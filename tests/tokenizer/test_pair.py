@@ -137,7 +137,7 @@ def test_unknown_language_tag_is_one_unknown_piece(tokenizer: Tokenizer) -> None
 
 
 @pytest.mark.parametrize("line", ["abc >>deu<<", " >>deu<< abc", ">> deu << abc", ">><< abc", ""])
-def test_what_is_no_language_tag_is_text(line: str, tokenizer: Tokenizer) -> None:
+def test_malformed_language_tag_is_text(line: str, tokenizer: Tokenizer) -> None:
     assert tokenizer.language_tag(line) == ""
     assert tokenizer.pieces.index(">>deu<<") not in tokenizer.encode([line])[0]
 

@@ -171,7 +171,7 @@ def test_special_pieces_in_a_text_are_text() -> None:
     assert not {0, 1, 2, 3} & set(UNIGRAM.encode([text])[0])
 
 
-def test_a_sample_is_the_same_for_the_same_seed_whatever_came_before() -> None:
+def test_a_sample_depends_only_on_its_seed() -> None:
     line = "the cat sat on the mat and the mat was on the cat"
 
     first = [UNIGRAM.sample_pieces(line, seed=seed) for seed in range(20)]

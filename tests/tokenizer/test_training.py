@@ -196,7 +196,7 @@ def test_fewer_pieces_than_the_special_ones_are_refused(model_type: str) -> None
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe", "char", "word"])
-def test_a_soft_limit_learns_what_the_text_yields_and_says_so(
+def test_soft_limit_accepts_a_smaller_vocabulary_and_logs_it(
     model_type: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("tfm_cli"), "propagate", True)
@@ -301,7 +301,7 @@ def test_further_options_reach_sentencepiece() -> None:
     assert {"<x>", "mat", "1", "2", "3"} <= set(pieces)
 
 
-def test_want_of_memory_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**options: object) -> None:
         raise MemoryError
 

@@ -10,7 +10,7 @@ SPECIAL = ("</s>", "<unk>", "<pad>")
 
 @settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, max_size=20))
-def test_what_is_written_is_read_back_the_same(pieces: list[str]) -> None:
+def test_vocabulary_survives_writing_and_reading(pieces: list[str]) -> None:
     own = [piece for piece in pieces if piece not in SPECIAL]
     vocabulary = Vocabulary((*SPECIAL, *own), banned=("<pad>", "<unk>"))
 
@@ -21,14 +21,14 @@ def test_what_is_written_is_read_back_the_same(pieces: list[str]) -> None:
     assert again.to_json() == vocabulary.to_json()
 
 
-def test_order_and_roles_are_part_of_what_is_written() -> None:
+def test_order_and_roles_are_written() -> None:
     one = Vocabulary((*SPECIAL, "a", "b"))
 
     assert Vocabulary((*SPECIAL, "b", "a")).to_json() != one.to_json()
     assert Vocabulary((*SPECIAL, "a", "b"), start="</s>").to_json() != one.to_json()
 
 
-def test_everything_wrong_with_a_vocabulary_is_told_at_once() -> None:
+def test_all_problems_of_a_vocabulary_are_reported_at_once() -> None:
     with pytest.raises(ModelError) as caught:
         Vocabulary(("a", "</s>", "a"), start="<s>", banned=("</s>", "<pad>"), name="x.json")
 
@@ -64,7 +64,7 @@ def test_vocabulary_of_one_piece_is_refused() -> None:
         ),
     ],
 )
-def test_what_is_no_vocabulary_is_refused_by_name(content: bytes, told: str) -> None:
+def test_invalid_vocabulary_is_refused_by_name(content: bytes, told: str) -> None:
     with pytest.raises(ModelError, match=told) as caught:
         Vocabulary.from_json(content, name="m/vocab.json")
 

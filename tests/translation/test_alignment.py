@@ -26,7 +26,7 @@ TEXT = ["one two three . four five ! six ? seven ; eight 日本語。文"] * 20
 
 
 @pytest.mark.parametrize(("layers", "chosen"), [(1, 0), (2, 1), (3, 1), (4, 2), (6, 4)])
-def test_last_layer_but_one_is_asked_and_the_first_only_if_it_is_the_only_one(
+def test_alignment_uses_the_last_layer_but_one_unless_it_is_the_first(
     layers: int, chosen: int
 ) -> None:
     assert alignment_layer(layers) == chosen
@@ -206,7 +206,7 @@ def test_each_candidate_has_its_own(translator_of: TranslatorOf) -> None:
     ]  # fmt: skip
 
 
-def test_what_went_to_the_end_is_missing_and_a_word_has_the_mean_of_its_pieces(
+def test_attention_to_the_end_is_dropped_and_a_word_has_the_mean_of_its_tokens(
     translator_of: TranslatorOf,
 ) -> None:
     (translation,) = translator_of().translate(["one two"])
@@ -245,7 +245,9 @@ def test_out_of_memory_halves_the_batch(translator_of: TranslatorOf, too_many: i
     assert sum(model.sizes) == 9
 
 
-def test_one_segment_that_memory_cannot_hold_is_an_error(translator_of: TranslatorOf) -> None:
+def test_single_segment_that_does_not_fit_into_memory_is_an_error(
+    translator_of: TranslatorOf,
+) -> None:
     model = Diagonal()
     model.too_many = 1
 

@@ -84,7 +84,7 @@ def test_alignment_does_not_depend_on_neighbours_or_window(
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_alignment_stands_in_json_and_n_best_lists(tiny_model: Path, run_tfm: RunTfm) -> None:
+def test_json_and_n_best_lists_contain_alignments(tiny_model: Path, run_tfm: RunTfm) -> None:
     command = [
         "translate",
         "-m",

@@ -13,7 +13,7 @@ from tfm_cli.translation.input_format import InputLine, from_columns, from_force
     [("one\teins", "one", "eins"), ("one", "one", ""), ("one\t", "one", ""), ("", "", ""),
      ("\teins", "", "eins")],
 )  # fmt: skip
-def test_prefix_stands_behind_a_tab(line: str, source: str, prefix: str) -> None:
+def test_prefix_follows_a_tab(line: str, source: str, prefix: str) -> None:
     assert from_forced(line, "in:1") == InputLine(source, prefix)
 
 
@@ -35,7 +35,7 @@ def test_all_columns_are_kept() -> None:
     assert line == InputLine("one", "", ("7", "one", "", "eins "))
 
 
-def test_column_behind_the_source_is_the_prefix_where_asked_for() -> None:
+def test_column_after_the_source_is_the_prefix_if_requested() -> None:
     assert from_columns("7\tone\teins", "in:1", number=2, forced=True).target_prefix == "eins"
     assert from_columns("7\tone", "in:1", number=2, forced=True).target_prefix == ""
 
@@ -144,7 +144,7 @@ def test_null_is_no_prefix() -> None:
     ],
     ids=lambda text: text[:30],
 )
-def test_what_is_no_object_with_a_source_is_refused_with_its_place(line: str, message: str) -> None:
+def test_invalid_object_is_refused_with_its_position(line: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         from_json(line, "in:4")
 

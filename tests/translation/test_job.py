@@ -232,7 +232,7 @@ class TestAfterAStop:
         assert progress["settings"]["--length-penalty"] == 1.0
 
 
-def test_line_that_cannot_be_understood_can_be_mended(
+def test_job_resumes_after_an_invalid_line_is_corrected(
     model: list[str], stop: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     good = b'{"text": "one"}\n'
@@ -253,7 +253,7 @@ def test_line_that_cannot_be_understood_can_be_mended(
     assert (tmp_path / "out").read_bytes() == b"eins\n" * 16
 
 
-def test_standard_input_can_be_gone_on_with(
+def test_job_on_standard_input_resumes(
     model: list[str], stop: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     text, command = b"one\ntwo\n" * 10, [*model, "-o", str(tmp_path / "out")]

@@ -61,7 +61,7 @@ def texts_of(translation: Translation) -> list[str]:
 
 
 @pytest.mark.parametrize("how", [{}, {"fixed_steps": True}, {"length_penalty": 0.0}], ids=str)
-def test_no_text_stands_twice_in_a_list(
+def test_texts_of_a_list_are_distinct(
     twins: Transformer, tokenizer: Tokenizer, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, blank, *others = translated(twins, tokenizer, LINES, n_best=6, beam_size=6, **how)
@@ -131,7 +131,7 @@ class FewTexts:
         return [some for _ in limits]
 
 
-def test_fewer_texts_than_asked_for_are_told_once(
+def test_too_few_texts_are_reported_once(
     twins: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
     told: list[str],
 ) -> None:  # fmt: skip
@@ -165,7 +165,7 @@ def test_parts_with_few_texts_give_all_their_choices(
 # Samples.
 
 
-def test_as_many_samples_as_asked_for_the_first_as_alone(
+def test_first_of_several_samples_is_that_of_a_single_one(
     twins: Transformer, tokenizer: Tokenizer
 ) -> None:
     how: dict[str, Any] = {"sampling": True, "beam_size": 1, "seed": 3}

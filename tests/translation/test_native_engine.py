@@ -100,7 +100,7 @@ def test_samples_are_those_of_pytorch(
     assert_alike(found, wanted)
 
 
-def test_shortlist_is_that_of_pytorch(
+def test_shortlist_gives_the_results_of_pytorch(
     trained: TrainedModel, model: NativeModel, lines: list[str]
 ) -> None:
     size = trained.tokenizers.source.vocab_size
@@ -196,7 +196,7 @@ def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
     assert max(sizes) <= 3
 
 
-def test_segment_that_memory_cannot_hold_is_told_by_its_line(
+def test_segment_that_does_not_fit_into_memory_is_reported_with_its_line(
     model: NativeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_memory(monkeypatch, lambda segments: any(len(ids) > 5 for ids in segments.sources))
@@ -207,7 +207,7 @@ def test_segment_that_memory_cannot_hold_is_told_by_its_line(
         translator.translate_window(["one", "one two three four five six"])
 
 
-def test_what_a_check_raises_ends_the_search(model: NativeModel, lines: list[str]) -> None:
+def test_exception_of_a_check_ends_the_search(model: NativeModel, lines: list[str]) -> None:
     def check() -> None:
         raise OutOfTime("1s passed")
 

@@ -17,7 +17,7 @@ from tfm_cli.translation.worker_pool import num_workers
         (3, "cpu", 3), (40, "cpu", 40),
     ],
 )  # fmt: skip
-def test_number_of_workers_suits_the_machine_unless_it_was_asked_for(
+def test_number_of_workers_follows_the_machine_unless_requested(
     monkeypatch: pytest.MonkeyPatch, asked: int, device: str, count: int
 ) -> None:
     monkeypatch.setattr(module, "available_cores", lambda: 6)
@@ -25,7 +25,7 @@ def test_number_of_workers_suits_the_machine_unless_it_was_asked_for(
     assert num_workers(asked, device=device) == count
 
 
-def test_large_machine_is_not_filled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_number_of_workers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_cores", lambda: 128)
 
     assert num_workers(0, device="cpu") == 16

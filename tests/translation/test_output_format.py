@@ -30,7 +30,7 @@ def test_text_is_the_best_translation() -> None:
     assert list(lines(TWO)) == ["eins"]
 
 
-def test_score_stands_before_the_text_if_asked_for() -> None:
+def test_requested_score_precedes_the_text() -> None:
     assert list(lines(TWO, with_score=True)) == ["-0.2500\teins"]
 
 
@@ -73,7 +73,7 @@ def test_json_has_source_translation_and_score() -> None:
     assert json.loads(line) == {"source": "one", "translation": "eins", "score": -0.25}
 
 
-def test_json_has_all_candidates_where_n_best_is_asked_for() -> None:
+def test_json_has_all_candidates_of_an_n_best_list() -> None:
     (line,) = lines(TWO, kind="json", n_best=2)
 
     assert json.loads(line)["n_best"] == [
@@ -82,7 +82,7 @@ def test_json_has_all_candidates_where_n_best_is_asked_for() -> None:
     ]
 
 
-def test_json_has_pieces_and_their_scores_where_asked_for() -> None:
+def test_json_has_requested_pieces_and_their_scores() -> None:
     (line,) = lines(TWO, kind="json", n_best=2, word_scores=True)
 
     found = json.loads(line)
@@ -102,7 +102,7 @@ def test_json_keeps_the_fields_of_the_input_but_for_its_own() -> None:
 
 
 @pytest.mark.parametrize("odd", ["\u2028\u2029", "\x85", "\v\f\r", '"\\', "\t", "\x1b[2J", "\n"])
-def test_json_is_one_line_whatever_the_text(odd: str) -> None:
+def test_json_is_one_line_for_any_text(odd: str) -> None:
     (line,) = lines(Translation(f"a{odd}b", (Candidate(f"c{odd}d", 0, 0),), 1), kind="json")
 
     assert "\n" not in line
@@ -164,7 +164,7 @@ def test_word_that_came_from_nothing_has_no_pair() -> None:
     assert alignment_pairs([[], []], "hard") == []
 
 
-def test_alignment_stands_before_the_scores_of_the_pieces_as_marian_has_it() -> None:
+def test_alignment_precedes_the_word_scores_as_in_marian() -> None:
     scores = "WordScores= -0.1000 -0.2000 -0.2000"
     options: dict[str, Any] = {"alignment": "hard", "word_scores": True}
 

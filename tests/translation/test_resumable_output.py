@@ -59,7 +59,7 @@ def test_file_appears_when_it_is_whole_and_nothing_else_stays(tmp_path: Path) ->
     assert names(tmp_path / "new") == ["out"]
 
 
-def test_killed_job_goes_on_after_what_was_made_sure_of(tmp_path: Path) -> None:
+def test_killed_job_resumes_after_the_last_commit(tmp_path: Path) -> None:
     clock = Clock()
     (tmp_path / "out").write_bytes(b"old\n")
     kill(tmp_path / "out", clock)
@@ -112,7 +112,7 @@ def test_failure_after_short_work_leaves_nothing(tmp_path: Path, told: list[str]
     assert told == []
 
 
-def test_failure_before_anything_new_keeps_what_there_was_without_a_word(
+def test_failure_without_progress_keeps_the_old_progress_silently(
     tmp_path: Path, told: list[str]
 ) -> None:
     kill(tmp_path / "out", Clock())
@@ -142,7 +142,7 @@ def test_other_settings_are_refused_by_name_and_nothing_is_lost(tmp_path: Path) 
         assert output.start.lines == 1
 
 
-def test_job_begins_again_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_overwrite_begins_again(tmp_path: Path) -> None:
     kill(tmp_path / "out", Clock())
 
     with resumable_file(tmp_path / "out", {"--beam-size": 5}, overwrite=True) as output:
@@ -269,7 +269,7 @@ def test_content_is_on_the_disk_before_the_journal_tells_of_it(
     output.stream.close()
 
 
-def test_full_disk_is_told_and_what_was_made_sure_of_is_kept(
+def test_full_disk_is_reported_and_committed_work_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -350,7 +350,7 @@ def test_private_file_that_leads_elsewhere_is_refused_and_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out", "victim"])
 
 
-def test_file_of_somebody_else_with_the_name_of_a_begun_one_is_refused_and_left(
+def test_foreign_file_with_the_name_of_a_partial_one_is_refused_and_left(
     tmp_path: Path,
 ) -> None:
     (tmp_path / ".out.partial").write_bytes(b"theirs")
@@ -370,7 +370,7 @@ def test_file_of_somebody_else_with_the_name_of_a_begun_one_is_refused_and_left(
     assert (tmp_path / "out").read_bytes() == b"eins\n"
 
 
-def test_job_killed_before_anything_was_made_sure_of_begins_again(tmp_path: Path) -> None:
+def test_job_killed_before_its_first_commit_begins_again(tmp_path: Path) -> None:
     output = ResumableFile(tmp_path / "out", SETTINGS)
     write(output, b"eins\n", 1)
     output.stream.close()

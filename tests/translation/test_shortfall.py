@@ -54,7 +54,7 @@ def test_translation_that_may_be_whole_is_not(
     assert warnings(caplog, source, text, tokens) == []
 
 
-def test_only_the_first_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_first_shortfall_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     watch = ShortfallWatch()
     for number in (3, 4, 5):
         watch.check(number, SIX, "Saß.", source_tokens=20, target_tokens=2)

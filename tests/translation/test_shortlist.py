@@ -35,7 +35,7 @@ def table_of(tokenizers: TokenizerPair) -> Shortlist:
     return Shortlist.of(best, counts, seen, [10, 11])
 
 
-def test_segment_may_have_what_its_pieces_became_and_what_is_frequent() -> None:
+def test_segment_may_use_aligned_and_frequent_tokens() -> None:
     pair = TokenizerPair(tokenizer_of("abcdefgh"), tokenizer_of("ijklmnop"))
     eos, table = pair.target.eos_id, table_of(pair)
 
@@ -72,7 +72,7 @@ def test_table_is_read_as_it_was_written(joint: TokenizerPair, tmp_path: Path) -
     assert again.width == 2
 
 
-def test_missing_table_is_told(joint: TokenizerPair, tmp_path: Path) -> None:
+def test_missing_shortlist_is_an_error(joint: TokenizerPair, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="table: there is no such shortlist") as caught:
         load_shortlist(tmp_path / "table", joint)
 

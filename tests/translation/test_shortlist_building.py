@@ -39,7 +39,7 @@ def pairs(tiny_corpus: TinyCorpus) -> list[tuple[str, str]]:
 
 
 @torch.inference_mode()
-def test_table_is_what_counting_pair_by_pair_gives(
+def test_table_agrees_with_counting_pair_by_pair(
     trained: TrainedModel, pairs: list[tuple[str, str]]
 ) -> None:
     model, source_side, target_side = (
@@ -106,7 +106,7 @@ def test_corpus_without_a_pair_is_refused(trained: TrainedModel, told: list[str]
         built(trained, [("", "eins")])
 
 
-def test_pairs_that_are_left_out_are_told(
+def test_skipped_pairs_are_reported(
     trained: TrainedModel, pairs: list[tuple[str, str]], told: list[str]
 ) -> None:
     built(trained, [*pairs, ("one " * 60, "eins")])

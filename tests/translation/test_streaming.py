@@ -81,7 +81,7 @@ def test_other_lines_before_a_position_are_refused() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_lines", [0, 1, 16, 17, 100, 129])
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_ranks_together_write_what_one_writes(world: int, num_lines: int, ahead: int) -> None:
+def test_ranks_together_write_the_output_of_one(world: int, num_lines: int, ahead: int) -> None:
     def translate(windows: Iterator[Window]) -> Iterator[TranslatedWindow]:
         while some := list(itertools.islice(windows, ahead)):  # some are in flight
             yield from upper(iter(some))
@@ -104,7 +104,7 @@ def test_ranks_together_write_what_one_writes(world: int, num_lines: int, ahead:
     assert (work.lines, work.tokens) == (num_lines, num_lines)
 
 
-def test_rank_that_read_another_input_is_told_of() -> None:
+def test_rank_with_another_input_is_an_error() -> None:
     other = json.dumps({"sha256": "x", "tokens": 1}).encode() + b"\n<0>"
     parallel = Told(0, 2, {1: deque([other])})
 

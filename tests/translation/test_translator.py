@@ -81,7 +81,7 @@ def texts(translator: Translator, lines: Sequence[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("buffer_size", [1, 3, 100])
-def test_line_stays_in_its_place_whatever_its_length(
+def test_order_does_not_depend_on_length(
     translator_of: TranslatorOf, echo: Echo, buffer_size: int
 ) -> None:
     chance = random.Random(1)
@@ -182,7 +182,7 @@ def test_no_line_is_split_after_an_abbreviation(translator_of: TranslatorOf, ech
     assert len("▁one▁two▁St.") not in echo.pieces_at_once()
 
 
-def test_long_line_is_cut_where_asked(
+def test_long_line_is_cut_if_requested(
     translator_of: TranslatorOf, echo: Echo, told: list[str]
 ) -> None:
     translator = translator_of(max_length=8, on_long="cut", buffer_size=1)
@@ -214,7 +214,7 @@ def test_parts_that_become_nothing_leave_no_blanks(
     assert texts(translator_of(max_length=4), ["one two three"]) == [""]
 
 
-def test_model_with_learned_positions_is_never_asked_for_more(translator_of: TranslatorOf) -> None:
+def test_learned_positions_are_never_exceeded(translator_of: TranslatorOf) -> None:
     translator = translator_of(positions="learned", max_length_factor=50)
 
     assert len(texts(translator, ["one two three . four five", "six"])) == 2
@@ -231,7 +231,9 @@ def test_out_of_memory_halves_the_batch(
     assert 1 <= max(len(batch) for batch in echo.batches) < too_many
 
 
-def test_segment_that_memory_cannot_hold_is_told(translator_of: TranslatorOf, echo: Echo) -> None:
+def test_segment_that_does_not_fit_into_memory_is_an_error(
+    translator_of: TranslatorOf, echo: Echo
+) -> None:
     echo.too_many = 1
     message = "line 3: cpu has no memory for a segment of 4 tokens with a beam of 4"
 
@@ -241,7 +243,7 @@ def test_segment_that_memory_cannot_hold_is_told(translator_of: TranslatorOf, ec
     assert "--beam-size" in str(caught.value.hint)
 
 
-def test_as_many_translations_as_asked_for(translator_of: TranslatorOf, echo: Echo) -> None:
+def test_number_of_translations_is_that_requested(translator_of: TranslatorOf, echo: Echo) -> None:
     (translation,) = translator_of(n_best=3, beam_size=4).translate(["one"])
 
     assert [candidate.text for candidate in translation.candidates] == ["one", "on", "o"]
@@ -264,7 +266,7 @@ def test_prefix_that_is_too_long_is_refused_by_its_line(
         translator_of(max_length=8).translate_window(["one", "two"], ["", "one two three"])
 
 
-def test_prefix_with_unknown_characters_is_told(echo: Echo, told: list[str]) -> None:
+def test_prefix_with_unknown_characters_is_reported(echo: Echo, told: list[str]) -> None:
     config = TokenizerConfig(vocab_size=300, model_type="char", byte_fallback=False)
     tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
     transformer = Transformer(
@@ -279,7 +281,7 @@ def test_prefix_with_unknown_characters_is_told(echo: Echo, told: list[str]) -> 
     assert told[-1] == "line 2: the target prefix has unknown characters"
 
 
-def test_prefix_is_that_of_the_first_part_and_the_limit_leaves_it_room(
+def test_first_part_has_the_prefix_and_a_limit_beyond_it(
     translator_of: TranslatorOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int, int]] = []  # tokens of the source, of the prefix, and their limit
@@ -334,7 +336,7 @@ def test_language_tag_reaches_the_model_as_one_piece(
     assert ids[0] == tagged.piece_ids([">>deu<<"])[0]
 
 
-def test_each_part_of_an_over_long_line_says_its_target_language(
+def test_each_part_of_an_over_long_line_has_the_language_tag(
     multilingual: Translator, tagged: Tokenizer, echo: Echo
 ) -> None:
     (tag,) = tagged.piece_ids([">>deu<<"])
@@ -348,7 +350,7 @@ def test_each_part_of_an_over_long_line_says_its_target_language(
     assert sum(len(part) - 1 for part in parts) == len(whole) - 1
 
 
-def test_missing_and_unknown_language_tags_are_told_once_each(
+def test_missing_and_unknown_language_tags_are_each_reported_once(
     multilingual: Translator, told: list[str]
 ) -> None:
     lines = [">>deu<< one", "", "one", ">>xyz<< two", "two", ">>xyz<< one"]

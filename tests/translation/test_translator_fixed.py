@@ -110,7 +110,7 @@ def test_greedy_translations_without_scores_are_the_same(
      {"word_scores": True}],
     ids=str,
 )  # fmt: skip
-def test_what_needs_other_steps_is_searched_as_before(
+def test_batches_without_static_shapes_use_the_other_search(
     trained: TrainedModel, lines: list[str], search: dict[str, Any],
     fixed_limits: list[Sequence[int]],
 ) -> None:  # fmt: skip
@@ -210,7 +210,7 @@ def test_gpus_with_graphs_have_steps_of_fixed_shapes(
     ("beam_size", "scores", "rows"),
     [(1, False, FixedGreedy), (1, True, FixedBeams), (4, False, FixedBeams)],
 )
-def test_greedy_search_has_steps_of_its_own_where_nobody_asks_for_scores(
+def test_greedy_search_without_scores_has_its_own_steps(
     trained: TrainedModel, beam_size: int, scores: bool, rows: type
 ) -> None:
     search = torch_engine.fixed_search(

@@ -65,7 +65,7 @@ def test_texts_are_the_same_without_scores(
 
 
 @pytest.mark.parametrize("scores", [True, False])
-def test_pytorch_searches_greedily_where_nobody_asks_for_scores(
+def test_pytorch_searches_greedily_without_scores(
     tiny_model: Path, tiny_corpus: TinyCorpus, num_greedy: list[int], scores: bool
 ) -> None:
     translator = Translator.load(
@@ -89,7 +89,7 @@ def test_pytorch_searches_greedily_where_nobody_asks_for_scores(
     ],
     ids=["beam", "n-grams", "penalty"],
 )
-def test_what_greedy_search_cannot_do_is_left_to_others(
+def test_unsupported_options_of_greedy_search_use_another_search(
     tiny_model: Path, num_greedy: list[int], search: SearchConfig
 ) -> None:
     translator = Translator.load(

@@ -81,7 +81,7 @@ def test_order_does_not_matter(trained: TrainedModel, lines: list[str]) -> None:
     assert texts(shuffled) == texts([wanted[i] for i in order])
 
 
-def test_one_line_has_one_translation_wherever_it_stands(trained: TrainedModel) -> None:
+def test_translation_does_not_depend_on_the_position_of_the_line(trained: TrainedModel) -> None:
     translations = translate(trained, ["six two", "one " * 7, "six two", "", "six two"])
 
     assert texts(translations)[0] == texts(translations)[2] == texts(translations)[4]
@@ -161,7 +161,7 @@ def test_scores_of_the_pieces_sum_to_the_log_probability(
             assert best.pieces.count("</s>") == 2
 
 
-def test_no_piece_is_written_twice_where_that_is_asked_for(trained: TrainedModel) -> None:
+def test_no_token_is_repeated_if_requested(trained: TrainedModel) -> None:
     (plain,) = translate(trained, ["one one two one"])
     (without,) = translate(trained, ["one one two one"], no_repeat_ngram_size=1)
 

@@ -165,7 +165,7 @@ def test_all_that_was_read_is_given_out_before_more_is_waited_for(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_input_that_cannot_be_read_on_leaves_what_was_before(
+def test_lines_before_an_unreadable_input_are_translated(
     translator_of: TranslatorOf, lines: list[str], workers: int
 ) -> None:
     def windows() -> Iterator[Lines]:
@@ -181,7 +181,7 @@ def test_input_that_cannot_be_read_on_leaves_what_was_before(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_warnings_are_told_once_in_the_order_of_the_lines(
+def test_warnings_are_given_once_in_line_order(
     translator_of: TranslatorOf, told: list[str], workers: int
 ) -> None:
     lines = ["one " * (5 if number in (3, 14, 15) else 2) for number in range(20)]
@@ -192,7 +192,7 @@ def test_warnings_are_told_once_in_the_order_of_the_lines(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_process_lacks_is_told_with_the_line_after_what_was_before(
+def test_lack_of_memory_in_a_worker_is_reported_with_its_line(
     translator_of: TranslatorOf, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     search = beam_search

@@ -59,7 +59,7 @@ def test_answers_are_in_the_order_of_the_jobs(most: int) -> None:
     ]
 
 
-def test_jobs_are_shared_out_among_as_many_processes_as_asked_for() -> None:
+def test_jobs_are_distributed_over_the_requested_processes() -> None:
     def slowly(number: int) -> int:
         time.sleep(0.01)
         return os.getpid()
@@ -91,7 +91,7 @@ def test_single_job_goes_to_a_process_once_there_are_some() -> None:
         assert os.getpid() not in workers.results(workers.submit([3]))
 
 
-def test_what_was_in_memory_is_shared() -> None:
+def test_memory_at_the_fork_is_shared() -> None:
     table = [0]
     workers: WorkerPool[int, int] = WorkerPool(
         lambda place: table[place], max_workers=2, initializer=at_once
@@ -147,7 +147,7 @@ def test_bug_tells_where_in_the_other_process_it_is() -> None:
     assert "in buggy" in note
 
 
-def test_error_that_no_pipe_can_carry_is_told_in_words() -> None:
+def test_unpicklable_error_becomes_its_traceback() -> None:
     class LocalError(Exception):
         pass
 
@@ -162,7 +162,7 @@ def test_error_that_no_pipe_can_carry_is_told_in_words() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
-def test_killed_process_is_told_and_no_other_is_left(number: int, pids: list[int]) -> None:
+def test_killed_worker_is_an_error_and_no_other_is_left(number: int, pids: list[int]) -> None:
     def work(job: int) -> int:
         if job == 1:
             os.kill(os.getpid(), number)
@@ -181,7 +181,7 @@ def test_killed_process_is_told_and_no_other_is_left(number: int, pids: list[int
     assert all(is_gone(pid) for pid in pids)
 
 
-def test_process_that_was_killed_while_idle_is_told(pids: list[int]) -> None:
+def test_worker_killed_while_idle_is_an_error(pids: list[int]) -> None:
     with WorkerPool(square, max_workers=2, initializer=at_once) as workers:
         workers.results(workers.submit([1, 2]))
         os.kill(pids[0], signal.SIGKILL)
@@ -190,7 +190,7 @@ def test_process_that_was_killed_while_idle_is_told(pids: list[int]) -> None:
             workers.results(workers.submit(range(500)))
 
 
-def test_process_that_ends_by_itself_is_told() -> None:
+def test_worker_that_exits_is_an_error() -> None:
     def leave(job: int) -> NoReturn:
         os._exit(3)
 
@@ -202,7 +202,7 @@ def test_process_that_ends_by_itself_is_told() -> None:
         workers.results(workers.submit([1, 2]))
 
 
-def test_processes_end_with_the_work_whatever_they_do(pids: list[int]) -> None:
+def test_workers_end_with_the_pool_even_if_busy(pids: list[int]) -> None:
     def sleep(seconds: int) -> int:
         time.sleep(seconds)
         return seconds
@@ -335,7 +335,7 @@ def test_process_that_is_stopped_while_jobs_wait_for_room_in_its_pipe_is_named(
 
 @pytest.mark.timeout(60)
 @pytest.mark.usefixtures("_hasty")
-def test_process_that_goes_on_in_time_costs_nothing(
+def test_worker_that_resumes_in_time_is_not_lost(
     pids: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     def go_on() -> None:

@@ -23,11 +23,6 @@ def write_lines(stream: BinaryIO, texts: Iterable[str]) -> None:
         stream.write(line.replace("\n", " ").encode("utf-8", errors="replace") + b"\n")
 
 
-def write_line(stream: BinaryIO, text: str) -> None:
-    """Write one text as `write_lines` does."""
-    write_lines(stream, (text,))
-
-
 @contextlib.contextmanager
 def open_output(path: str | Path) -> Iterator[BinaryIO]:
     """Yield standard output if the path is `-`, else a file that appears when it is complete.
