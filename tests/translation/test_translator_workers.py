@@ -222,7 +222,7 @@ def test_process_has_one_thread(
 ) -> None:
     translator = translator_of(workers)
     monkeypatch.setattr(translator, "_search_batch", lambda batch: [torch.get_num_threads()])
-    monkeypatch.setattr(translator, "_joined", lambda lines, batches, found: [found[-1][-1]])
+    monkeypatch.setattr(translator, "_assemble", lambda lines, batches, found: [found[-1][-1]])
 
     # The fake model does not translate.
     assert next(translator.translate_windows([Lines(lines)])) == [1]  # type: ignore[comparison-overlap]
