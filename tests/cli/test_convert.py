@@ -67,7 +67,7 @@ def test_pickle_needs_leave(source: Path, tmp_path: Path, run_tfm: RunTfm) -> No
 
     assert result.code == 4
     assert "has its weights in a pickle" in result.err
-    assert "hint: give `--allow-pickle`" in result.err
+    assert "hint: use `--allow-pickle`" in result.err
 
 
 def test_output_is_needed(run_tfm: RunTfm) -> None:
@@ -84,7 +84,7 @@ def test_missing_source_is_told(tmp_path: Path, run_tfm: RunTfm) -> None:
     result = run_tfm(["import", str(tmp_path / "gone"), "-o", str(tmp_path / "model")])
 
     assert result.code == 3
-    assert "there is no such directory, and it is no name of the Hub" in result.err
+    assert "there is no such directory, and it is not a name on the Hub" in result.err
 
 
 def test_positions_are_of_an_npz_only(source: Path, tmp_path: Path, run_tfm: RunTfm) -> None:
@@ -93,5 +93,5 @@ def test_positions_are_of_an_npz_only(source: Path, tmp_path: Path, run_tfm: Run
     result = run_tfm(arguments)
 
     assert result.code == 2
-    assert "`--positions` says nothing of it" in result.err
+    assert "`--positions` does not apply" in result.err
     assert "hint: leave out `--positions`" in result.err

@@ -165,7 +165,7 @@ def test_two_ends_and_two_unknown_pieces_are_refused_at_once(tmp_path: Path) -> 
 
     assert str(refused.value).split("\n") == [
         "the model cannot be written for CTranslate2",
-        "  tokenizers: CTranslate2 has one end for both sides, got `</s>` and `<end>`",
+        "  tokenizers: CTranslate2 has one end piece for both sides, got `</s>` and `<end>`",
         "  tokenizers: CTranslate2 has one unknown piece for both sides, got `<unk>` and `<what>`",
     ]
     assert not list(tmp_path.iterdir())

@@ -81,7 +81,7 @@ def test_a_model_is_exported_to_ctranslate2_and_verified(
 def test_call_of_ctranslate2_has_what_is_asked_against_repetition() -> None:
     search = SearchConfig(no_repeat_ngram_size=3, repetition_penalty=1.5)
 
-    assert "no_repeat_ngram_size=3, repetition_penalty=1.5)" in exporting._call(search)
+    assert "no_repeat_ngram_size=3, repetition_penalty=1.5)" in exporting._nearest_call(search)
 
 
 @representative("quantization", ["int8", "int16", "float16", "bfloat16"])
@@ -191,18 +191,18 @@ def test_a_foreign_directory_is_never_replaced(
     model = save(random_model())
     before = sorted(path.name for path in model.iterdir())
 
-    with pytest.raises(ConfigError, match=r"holds what no such export has: `tokenizer\.model`"):
+    with pytest.raises(ConfigError, match=r"holds files of something else: `tokenizer\.model`"):
         export_model(model, model, to="hf", overwrite=True)
     folder = tmp_path / "out" / "vocab.json"
     folder.mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"holds what no such export has: `vocab\.json`"):
+    with pytest.raises(ConfigError, match=r"holds files of something else: `vocab\.json`"):
         export_model(model, tmp_path / "out", to="hf", overwrite=True)
 
     mine = tmp_path / "mine" / "config.json"
     mine.parent.mkdir()
     mine.write_text("my precious")
     for to in ("hf", "ctranslate2"):
-        with pytest.raises(ConfigError, match=r"holds what no such export has: `config\.json`"):
+        with pytest.raises(ConfigError, match=r"holds files of something else: `config\.json`"):
             export_model(model, mine.parent, to=to, overwrite=True)
 
     assert sorted(path.name for path in model.iterdir()) == before
@@ -218,7 +218,7 @@ def test_model_of_another_program_with_the_same_files_is_never_replaced(
     (tmp_path / "out" / ".tfm-export.json").unlink()
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
-    with pytest.raises(ConfigError, match=r"holds what no such export has: `config\.json`"):
+    with pytest.raises(ConfigError, match=r"holds files of something else: `config\.json`"):
         export_model(model, tmp_path / "out", to="hf", overwrite=True)
 
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -232,7 +232,7 @@ def test_export_with_a_link_in_it_is_never_replaced(
     (tmp_path / "out" / "vocab.json").rename(tmp_path / "theirs")
     (tmp_path / "out" / "vocab.json").symlink_to(tmp_path / "theirs")
 
-    with pytest.raises(ConfigError, match=r"holds what no such export has: `vocab\.json`"):
+    with pytest.raises(ConfigError, match=r"holds files of something else: `vocab\.json`"):
         export_model(model, tmp_path / "out", to="hf", overwrite=True)
 
     assert (tmp_path / "out" / "vocab.json").is_symlink()
@@ -311,7 +311,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 def test_without_ctranslate2_nothing_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfm_cli.interop.verification.ctranslate2.is_installed", lambda: False)
+    monkeypatch.setattr("tfm_cli.interop.exporting.is_installed", lambda package: False)
 
     with pytest.raises(ResourceError, match="CTranslate2 is not installed"):
         export_model(tmp_path, tmp_path / "out", to="ctranslate2")
@@ -320,7 +320,9 @@ def test_without_ctranslate2_nothing_is_begun(
 def test_without_transformers_it_is_written_and_told(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
-    monkeypatch.setattr("tfm_cli.interop.verification.hugging_face.is_installed", lambda: False)
+    monkeypatch.setattr(
+        "tfm_cli.interop.verification.comparison.is_installed", lambda package: False
+    )
 
     export_model(save(random_model()), tmp_path / "out", to="hf")
 

@@ -69,19 +69,19 @@ BOMB = "a: &a [x, x]\n" + "".join(
     for old, new in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
 )
 MARIAN: dict[str, tuple[Damage, str]] = {
-    "truncated": (cut("model.npz", 3000), "is torn or no `.npz` archive"),
-    "empty": (cut("model.npz", 0), "is torn or no `.npz` archive"),
+    "truncated": (cut("model.npz", 3000), "is torn or not an `.npz` archive"),
+    "empty": (cut("model.npz", 0), "is torn or not an `.npz` archive"),
     "objects": (
         npz_with("evil", array_bytes(np.array([{}], dtype=object))), "`evil` is a pickle of objects"
     ),
-    "text": (npz_with("evil", array_bytes(np.array(["a"]))), "`evil` has type <U1, wanted numbers"),
+    "text": (npz_with("evil", array_bytes(np.array(["a"]))), "has type <U1, expected numbers"),
     "long numbers": (
         npz_with("evil", array_bytes(np.ones(2, dtype=np.longdouble))),
-        f"`evil` has type {np.dtype(np.longdouble)}, wanted float16, float32 or float64",
+        f"`evil` has type {np.dtype(np.longdouble)}, expected float16, float32 or float64",
     ),
-    "no array": (npz_with("evil", b"what"), "`evil` is torn or no array"),
+    "no array": (npz_with("evil", b"what"), "`evil` is torn or not an array"),
     "huge shape": (
-        npz_with("evil", header_of("(1099511627776, 16)")), "says it has shape (1099511627776, 16)"
+        npz_with("evil", header_of("(1099511627776, 16)")), "for its shape (1099511627776, 16)"
     ),
     "negative shape": (npz_with("evil", header_of("(-4, 16)")), "`evil`"),
     "bomb": (
@@ -89,12 +89,12 @@ MARIAN: dict[str, tuple[Damage, str]] = {
         "`evil` unpacks from",
     ),
     **{
-        f"header of {kind}": (npz_with("evil", header(text)), "`evil` is torn or no array")
+        f"header of {kind}": (npz_with("evil", header(text)), "`evil` is torn or not an array")
         for kind, text in HEADERS.items()
     },
-    "header cut off": (npz_with("evil", b"\x93NUMPY\x01\x00\x09"), "`evil` is torn or no array"),
+    "header cut off": (npz_with("evil", b"\x93NUMPY\x01\x00\x09"), "is torn or not an array"),
     "header of a gigabyte": (
-        npz_with("evil", b"\x93NUMPY\x02\x00\x00\x00\x00\x40"), "`evil` is torn or no array"
+        npz_with("evil", b"\x93NUMPY\x02\x00\x00\x00\x00\x40"), "`evil` is torn or not an array"
     ),
     "twice": (npz_with("Wemb", array_bytes(np.ones(1))), "has `Wemb` twice"),
     "unknown": (npz_with("evil", array_bytes(np.ones(3, dtype=np.float32))), "evil: unknown"),
@@ -108,14 +108,14 @@ MARIAN: dict[str, tuple[Damage, str]] = {
         decoder_of("models: !!python/object/apply:os.system [true]\n"), "has the tag"
     ),
     "two documents": (decoder_of("--- {}\n--- {}\n"), "has 2 YAML documents"),
-    "list for a table": (decoder_of("- a\n"), "is no table of names"),
+    "list for a table": (decoder_of("- a\n"), "is not a table of names"),
     "model elsewhere": (
-        decoder_of("models: [../hf/model.npz]\n"), "wants a file that is not in it"
+        decoder_of("models: [../hf/model.npz]\n"), "names a file outside of itself"
     ),
-    "model at the root": (decoder_of("models: [/etc/hostname]\n"), "wants a file that is not in"),
+    "model at the root": (decoder_of("models: [/etc/hostname]\n"), "names a file outside of"),
     "vocabulary elsewhere": (
         decoder_of("models: [model.npz]\nvocabs: [../a.yml, ../a.yml]\n"),
-        "wants a file that is not in it",
+        "names a file outside of itself",
     ),
     "model is a link": (
         replaced("model.npz", lambda p: p.symlink_to("/etc/hostname")), "leads out of the directory"
@@ -142,4 +142,4 @@ def test_archive_without_options_is_refused(tmp_path: Path, run_tfm: RunTfm) -> 
     np.savez(source / "model.npz", Wemb=np.ones((3, 2), dtype=np.float32))
     (source / "opus.vocab.yml").write_text("a: 0\n")
 
-    refused(run_tfm, source, "has 0 bytes in `special:model.yml`, wanted 1 to")
+    refused(run_tfm, source, "has 0 bytes in `special:model.yml`, expected 1 to")

@@ -63,10 +63,10 @@ HUGGING_FACE: dict[str, tuple[Damage, str]] = {
         written("model.safetensors", pickle.dumps({"a": 1}, protocol=4) * 20),
         "is torn or not a safetensors file",
     ),
-    "huge header": (safetensors_of_header(100 << 20), "its header has 104857600 bytes, wanted"),
+    "huge header": (safetensors_of_header(100 << 20), "its header has 104857600 bytes, expected"),
     "header of nothing": (safetensors_of_header(1000), "is torn or not a safetensors file"),
     "other width": (
-        lambda s: changed_json(s / "config.json", d_model=32), ", 16), wanted ("
+        lambda s: changed_json(s / "config.json", d_model=32), ", 16), expected ("
     ),
     "more layers": (
         lambda s: changed_json(s / "config.json", encoder_layers=3), "missing"
@@ -80,13 +80,13 @@ HUGGING_FACE: dict[str, tuple[Damage, str]] = {
     ),
     "vocabulary of another size": (
         lambda s: changed_json(s / "config.json", vocab_size=60, decoder_vocab_size=60),
-        "pieces, wanted 60 as config.json says",
+        "pieces, expected 60 as in config.json",
     ),
     "id twice": (with_vocabulary(swapped_ids), "both have the id"),
     "negative id": (with_vocabulary(lambda t: t.update({"</s>": -1})), "`</s>` has the id -1"),
     "bool for an id": (with_vocabulary(lambda t: t.update({"<unk>": True})), "`True` for an id"),
     "text for an id": (with_vocabulary(lambda t: t.update({"<unk>": "1"})), "`1` for an id"),
-    "list for a vocabulary": (written("vocab.json", b"[1]"), "is no JSON object"),
+    "list for a vocabulary": (written("vocab.json", b"[1]"), "is not a JSON object"),
     "piece twice": (written("vocab.json", b'{"a": 0, "a": 1}'), "`a` occurs twice"),
     "deep nesting": (written("config.json", b"[" * 100_000), "is torn or not JSON"),
     "no UTF-8": (written("config.json", b'{"\xff": 1}'), "is torn or not JSON"),
@@ -133,9 +133,9 @@ def test_pickle_that_holds_a_program_does_not_run_it(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.ones(2)], "is no table of tensors"),
+        ([torch.ones(2)], "is not a table of tensors"),
         ({"a": 1}, "a: is a int"),
-        ({"a": torch.ones(1).expand(1 << 40)}, "but not so many values"),
+        ({"a": torch.ones(1).expand(1 << 40)}, "but fewer values"),
         ({"a": torch.ones(2).to_sparse()}, "is a tensor of another kind"),
     ],
 )

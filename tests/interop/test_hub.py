@@ -49,7 +49,7 @@ def test_model_that_the_hub_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_the_extra_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
 
-    with pytest.raises(ResourceError, match="huggingface_hub is needed") as caught:
+    with pytest.raises(ResourceError, match="huggingface_hub is not installed") as caught:
         source_files.download("a/b", allow_pickle=False)
 
     assert "tfm-cli[hf]" in str(caught.value.hint)
@@ -101,7 +101,7 @@ def test_what_answers_in_the_hubs_place_is_told(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", answered)
 
-    with pytest.raises(ResourceError, match=r"what answered in the Hub's place is not the Hub"):
+    with pytest.raises(ResourceError, match=r"the server that answered is not the Hub"):
         source_files.download("a/b", allow_pickle=False)
 
 

@@ -80,22 +80,22 @@ def test_copies_of_other_types_are_refused_by_name(directory: Path) -> None:
 
     rewritten(directory, add)
 
-    with pytest.raises(ModelError, match=r"lm_head.weight: has type float8_e4m3fn, wanted float32"):
+    with pytest.raises(ModelError, match=r"lm_head.weight: has type float8_e4m3fn, expected"):
         read_hugging_face(directory, allow_pickle=False)
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("final_logits_bias", torch.zeros(1, 7), r"has shape \(1, 7\), wanted \(1, "),
-        ("final_logits_bias", torch.zeros(0), r"has shape \(0,\), wanted \(1, "),
-        ("final_logits_bias", None, "final_logits_bias: has type float8_e4m3fn, wanted float32"),
+        ("final_logits_bias", torch.zeros(1, 7), r"has shape \(1, 7\), expected \(1, "),
+        ("final_logits_bias", torch.zeros(0), r"has shape \(0,\), expected \(1, "),
+        ("final_logits_bias", None, "final_logits_bias: has type float8_e4m3fn, expected float32"),
         ("model.encoder.embed_positions.weight", torch.zeros(64, 15),
-         r"has shape \(64, 15\), wanted \(1 or more, 16\)"),
+         r"has shape \(64, 15\), expected \(1 or more, 16\)"),
         ("model.decoder.embed_positions.weight", torch.zeros(0, 16),
-         r"has shape \(0, 16\), wanted \(1 or more, 16\)"),
+         r"has shape \(0, 16\), expected \(1 or more, 16\)"),
         ("model.decoder.embed_positions.weight", torch.zeros(4, 16, dtype=torch.int32),
-         "has type int32, wanted float32"),
+         "has type int32, expected float32"),
     ],
 )  # fmt: skip
 def test_what_is_not_used_is_looked_at_all_the_same(

@@ -38,7 +38,7 @@ def test_empty_source_is_refused(
 ) -> None:
     monkeypatch.chdir(hugging_face)
 
-    with pytest.raises(ConfigError, match="the source is empty, wanted a directory or a name on"):
+    with pytest.raises(ConfigError, match="the source is empty, expected a directory or a name on"):
         import_model("", tmp_path / "model")
 
 
@@ -78,7 +78,7 @@ def test_what_may_be_a_name_on_the_hub_is_told_of_as_both(
 
 
 def test_positions_of_hugging_face_are_not_to_be_chosen(hugging_face: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no `.npz`, so `--positions` says nothing of it"):
+    with pytest.raises(ConfigError, match=r"is not an `.npz`, so `--positions` does not apply"):
         import_model(str(hugging_face), tmp_path / "model", positions="marian")
 
     assert list(tmp_path.iterdir()) == []
@@ -87,9 +87,12 @@ def test_positions_of_hugging_face_are_not_to_be_chosen(hugging_face: Path, tmp_
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"model_type": "bart"}, "is a model of the type `bart`, wanted a Hugging Face model of"),
-        ({"model_type": ["marian"]}, r"is a model of the type `\['marian'\]`, wanted"),
-        ({}, "has a `config.json` that tells no `model_type`, wanted a Hugging Face model of the"),
+        ({"model_type": "bart"}, "is a model of the type `bart`, expected a Hugging Face model of"),
+        ({"model_type": ["marian"]}, r"is a model of the type `\['marian'\]`, expected"),
+        (
+            {},
+            "has a `config.json` without `model_type`, expected a Hugging Face model of",
+        ),
     ],
 )
 def test_model_of_another_type_is_told_for_what_it_is(
@@ -105,7 +108,7 @@ def test_export_for_ctranslate2_is_told_for_what_it_is(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     write_ctranslate2(tmp_path, random_model(), quantization=None)
 
-    with pytest.raises(DataError, match="is a model for CTranslate2, which keeps too little of it"):
+    with pytest.raises(DataError, match="is a model for CTranslate2, which lacks information"):
         kind_of(tmp_path)
 
 
@@ -122,11 +125,11 @@ def test_missing_files_are_listed_with_all_else(tmp_path: Path) -> None:
         import_model(str(source), tmp_path / "model")
 
     assert str(caught.value).split("\n  ")[1:] == [
-        "config.json: `normalize_embedding` is true, wanted false",
+        "config.json: `normalize_embedding` is true, expected false",
         "vocab.json: is missing",
         "source.spm: is missing",
         "target.spm: is missing",
-        "has no weights, wanted `model.safetensors`",
+        "has no weights, expected `model.safetensors`",
     ]
 
 
@@ -141,7 +144,7 @@ def test_missing_files_of_marian_are_listed_with_all_else(marian: Path, tmp_path
         import_model(str(source), tmp_path / "model")
 
     assert str(caught.value).split("\n  ")[1:] == [
-        "decoder.yml: `output-sampling` is `true`, wanted it off",
+        "decoder.yml: `output-sampling` is `true`, expected it to be off",
         "model.npz: is missing",
         "opus.vocab.yml: is missing",
         "target.spm: is missing",

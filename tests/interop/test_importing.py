@@ -40,7 +40,7 @@ def saved(directory: Path, model: TrainedModel) -> Path:
 def test_kinds_are_told_by_their_content(hugging_face: Path, marian: Path, tmp_path: Path) -> None:
     assert kind_of(hugging_face) == "Hugging Face Marian"
     assert kind_of(marian) == "Marian"
-    with pytest.raises(DataError, match="holds no model of a kind that can be imported"):
+    with pytest.raises(DataError, match="holds no model that can be imported"):
         kind_of(tmp_path)
 
 
@@ -202,9 +202,9 @@ def test_a_model_of_ours_is_no_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no/such/directory", "there is no such directory, and it is no name of the Hub"),
-        ("gone", "there is no such directory, and it is no name of the Hub"),
-        ("../name", "there is no such directory, and it is no name of the Hub"),
+        ("no/such/directory", "there is no such directory, and it is not a name on the Hub"),
+        ("gone", "there is no such directory, and it is not a name on the Hub"),
+        ("../name", "there is no such directory, and it is not a name on the Hub"),
     ],
 )
 def test_source_that_is_nothing_is_refused(tmp_path: Path, source: str, message: str) -> None:
@@ -215,7 +215,7 @@ def test_source_that_is_nothing_is_refused(tmp_path: Path, source: str, message:
 def test_file_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(DataError, match="is no directory, wanted one with a model"):
+    with pytest.raises(DataError, match="is not a directory, expected one with a model"):
         import_model(str(tmp_path / "file"), tmp_path / "model")
 
 

@@ -116,13 +116,13 @@ def test_damaged_model_in_int8_is_refused(exported: Path, tmp_path: Path) -> Non
 def test_export_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = exporting._quantized
+    right = exporting._quantize
 
     def wrong(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values, scales = right(matrix)
         return values, scales * 1.01
 
-    monkeypatch.setattr(exporting, "_quantized", wrong)
+    monkeypatch.setattr(exporting, "_quantize", wrong)
 
     with pytest.raises(ModelError, match="computes something else than the model does in int8"):
         export_model(MODEL, tmp_path / "out", to="tfm", quantization="int8")
@@ -167,5 +167,5 @@ def test_export_is_replaced_only_if_asked_for(exported: Path, tmp_path: Path) ->
 def test_model_that_was_trained_is_never_replaced(tmp_path: Path) -> None:
     model = Path(shutil.copytree(MODEL, tmp_path / "model"))
 
-    with pytest.raises(ConfigError, match="holds what no such export has"):
+    with pytest.raises(ConfigError, match="holds files of something else"):
         export_model(MODEL, model, to="tfm", quantization="int8", overwrite=True)

@@ -8,8 +8,8 @@ import torch
 from tests.interop.marian_directories import hugging_face_model, marian_arrays
 from tests.interop.random_models import random_tokenizers
 from tfm_cli.config.settings import ModelConfig
-from tfm_cli.interop.names import Name, names
-from tfm_cli.interop.tensors import our_shapes
+from tfm_cli.interop.names import TensorName, tensor_names
+from tfm_cli.model_directory.weight_shapes import weight_shapes
 
 SHAPES = [
     ModelConfig(
@@ -34,28 +34,28 @@ def sizes(config: ModelConfig) -> tuple[int, int]:
 
 @pytest.mark.parametrize("config", SHAPES)
 def test_every_part_of_every_parameter_is_named_once(config: ModelConfig) -> None:
-    table = names(config)
+    table = tensor_names(config)
 
-    found = Counter((name.ours, name.part) for name in table)
-    parts = {name.ours: name.parts for name in table}
-    shapes = our_shapes(config, sizes(config))
+    found = Counter((name.tfm, name.part) for name in table)
+    parts = {name.tfm: name.parts for name in table}
+    shapes = weight_shapes(config, sizes(config))
 
     assert set(parts) == set(shapes)
-    assert found == Counter((ours, part) for ours in parts for part in range(parts[ours]))
-    assert all(shapes[ours][0] % count == 0 for ours, count in parts.items())
+    assert found == Counter((name, part) for name in parts for part in range(parts[name]))
+    assert all(shapes[name][0] % count == 0 for name, count in parts.items())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("config", SHAPES)
 def test_a_name_elsewhere_belongs_to_one_tensor_of_ours(config: ModelConfig, kind: str) -> None:
-    owners: dict[str, list[Name]] = {}
-    for name in names(config):
+    owners: dict[str, list[TensorName]] = {}
+    for name in tensor_names(config):
         foreign = getattr(name, kind)
         if foreign is not None:
             owners.setdefault(foreign, []).append(name)
 
     for together in owners.values():
-        assert len({name.ours for name in together}) == 1
+        assert len({name.tfm for name in together}) == 1
         places = [name.part for name in together]
         assert places == list(range(places[0], places[0] + len(places)))
         if kind != "ctranslate2":
@@ -75,7 +75,7 @@ def test_nothing_of_a_real_model_is_left_over(shares: bool, ties: bool) -> None:
         activation="swish", output_bias=True, tied_embeddings=shares + 2 * ties,
     )  # fmt: skip
 
-    named = {name.hugging_face for name in names(config)}
+    named = {name.hugging_face for name in tensor_names(config)}
     state = theirs.state_dict()
     # A parameter that is another one as well stands there under each of its names.
     copies = {
@@ -87,13 +87,13 @@ def test_nothing_of_a_real_model_is_left_over(shares: bool, ties: bool) -> None:
     assert named <= set(state)
     left = set(state) - named - copies
     assert {name for name in left if "embed_positions" not in name} == set()
-    marian = {name.marian for name in names(config)}
+    marian = {name.marian for name in tensor_names(config)}
     assert marian == set(marian_arrays(theirs))
 
 
 @pytest.mark.parametrize("name", ["decoder_top_ln_scale", "encoder_l1_self_Wo_ln_scale_pre"])
 def test_norms_before_sublayers_have_marians_names(name: str) -> None:
     # As Marian 1.12 writes them with `--transformer-preprocess n --transformer-postprocess-top n`.
-    found = {entry.marian for entry in names(ModelConfig(norm="pre"))}
+    found = {entry.marian for entry in tensor_names(ModelConfig(norm="pre"))}
 
     assert name in found

@@ -35,5 +35,5 @@ def test_missing_files_are_told_by_name(tmp_path: Path) -> None:
     found = missing_files(tmp_path, ["a", "here", "link", "b", "a"])
 
     assert found == ["a: is missing", "b: is missing"]
-    with pytest.raises(ModelError, match=r"wants a file that is not in it: `../here`"):
+    with pytest.raises(ModelError, match=r"names a file outside of itself: `../here`"):
         missing_files(tmp_path, ["../here"])

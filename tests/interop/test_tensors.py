@@ -7,12 +7,12 @@ from torch.testing import assert_close
 
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.interop.tensors import Wanted, assembled, refuse_if_any, wanted_tensors
+from tfm_cli.interop.tensors import ForeignTensor, assemble, raise_if_any, required_tensors
 
-WANTED = [
-    Wanted("a.q", (2, 3), "a", 0),
-    Wanted("a.k", (3, 2), "a", 1, transposed=True),
-    Wanted("b", (1, 4), "b", 0, as_row=True),
+REQUIRED = [
+    ForeignTensor("a.q", (2, 3), "a", 0),
+    ForeignTensor("a.k", (3, 2), "a", 1, transposed=True),
+    ForeignTensor("b", (1, 4), "b", 0, as_row=True),
 ]
 
 
@@ -28,7 +28,7 @@ def put_together(
     stored: dict[str, Tensor], *, ignored: tuple[str, ...] = ()
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    return assembled(WANTED, shapes, stored.__getitem__, place="the file", ignored=ignored)
+    return assemble(REQUIRED, shapes, stored.__getitem__, source="the file", ignored=ignored)
 
 
 def test_parts_are_joined_in_their_order() -> None:
@@ -53,10 +53,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         put_together(stored)
 
     assert str(caught.value) == (
-        "the file: has not the tensors that its configuration tells of\n"
+        "the file: its tensors do not match its configuration\n"
         "  a.q: missing\n"
         "  c: unknown\n"
-        "  b: has shape (4, 1), wanted (1, 4)"
+        "  b: has shape (4, 1), expected (1, 4)"
     )
 
 
@@ -81,7 +81,7 @@ def test_whole_numbers_are_no_weights() -> None:
     stored = tensors()
     stored["b"] = torch.ones(1, 4, dtype=torch.int8)
 
-    with pytest.raises(ModelError, match="b: has type int8, wanted float32"):
+    with pytest.raises(ModelError, match="b: has type int8, expected float32"):
         put_together(stored)
 
 
@@ -97,7 +97,7 @@ def test_other_precisions_are_told_and_kept_in_single(dtype: torch.dtype) -> Non
 
 def test_only_the_first_complaints_are_named() -> None:
     with pytest.raises(ModelError) as caught:
-        refuse_if_any([f"problem {number}" for number in range(11)], "the title", hint="mend it")
+        raise_if_any([f"problem {number}" for number in range(11)], "the title", hint="mend it")
 
     lines = str(caught.value).split("\n")
     assert (lines[0], lines[8], lines[9]) == ("the title", "  problem 7", "  … and 3 more")
@@ -105,15 +105,15 @@ def test_only_the_first_complaints_are_named() -> None:
 
 
 def test_no_complaint_is_no_error() -> None:
-    refuse_if_any([], "the title")
+    raise_if_any([], "the title")
 
 
-def test_wanted_parts_have_the_rows_of_theirs() -> None:
+def test_required_parts_have_their_share_of_the_rows() -> None:
     config = ModelConfig(width=16, heads=2, feed_forward_width=24)
 
-    wanted = wanted_tensors(config, (30, 30), lambda name: f"{name.ours}/{name.part}")
+    required = required_tensors(config, (30, 30), lambda name: f"{name.tfm}/{name.part}")
 
-    shapes = {item.name: item.shape for item in wanted}
+    shapes = {item.name: item.shape for item in required}
     assert shapes["encoder_layers.0.self_attention.projection.weight/2"] == (16, 16)
     assert shapes["decoder_layers.5.feed_forward.inner.bias/0"] == (24,)
     assert shapes["target_embedding.weight/0"] == (30, 16)

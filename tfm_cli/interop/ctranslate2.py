@@ -1,4 +1,4 @@
-"""A model as `ctranslate2.Translator` loads it, built from CTranslate2's own public specs."""
+"""Write a model for `ctranslate2.Translator`, built from CTranslate2's own public specs."""
 
 # D model width, V vocabulary
 
@@ -14,7 +14,7 @@ from tfm_cli.config.settings import ModelConfig
 from tfm_cli.decoding.length import output_limit
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
-from tfm_cli.interop.names import Name, names
+from tfm_cli.interop.names import TensorName, tensor_names
 from tfm_cli.model.positions import SinusoidalPositions
 from tfm_cli.model_directory.weights import TrainedModel
 
@@ -25,30 +25,30 @@ FILES = (
     "target_vocabulary.json", "source.spm", "target.spm",
 )  # fmt: skip
 QUANTIZATIONS = ("int8", "int16", "float16", "bfloat16")
-# Added to the logits of pieces that are never written. Half precision still has this number, and
-# its exponential is nothing in any.
+# Added to the logits of tokens that are never written: representable in fp16, and its exponential
+# is zero in every precision.
 BAN = -1e4
-_FEWEST_POSITIONS = 512
-_MOST_POSITIONS = 16384
+_MIN_POSITIONS = 512
+_MAX_POSITIONS = 16384
 
 
 def write_ctranslate2(directory: Path, model: TrainedModel, *, quantization: str | None) -> None:
-    """Write a model, and the SentencePiece models beside it, into an empty directory.
+    """Write a model, and its SentencePiece models, into an empty directory.
 
-    `Translator.translate_batch` takes the pieces of `source.spm` without an end, which it adds
-    itself, and gives pieces for `target.spm`.
+    `Translator.translate_batch` takes the pieces of `source.spm` without </s>, which it adds
+    itself, and returns pieces for `target.spm`.
 
-    A piece that is never written, such as padding, is kept down by a bias of the output layer, so
-    that no option is needed for it; its probability mass then does not count, where with
-    `tfm translate` it does, and scores are higher by that little.
+    Tokens that are never written, such as padding, are banned by a bias of the output layer, so
+    that no option is needed. Their probability is then zero, whereas `tfm translate` includes it
+    in the softmax, so scores are slightly higher.
 
     Args:
         directory: an empty directory.
-        model: what is written.
-        quantization: `int8`, `int16`, `float16`, `bfloat16`, or None for single precision.
+        model: the model to write.
+        quantization: `int8`, `int16`, `float16`, `bfloat16`, or None for fp32.
 
     Raises:
-        ConfigError: the model has what CTranslate2 has not; lists all of it, and writes nothing.
+        ConfigError: the model has features that CTranslate2 lacks; lists all of them.
         ResourceError: CTranslate2 is not installed.
     """
     refuse_inexpressible(model)
@@ -64,25 +64,25 @@ def refuse_inexpressible(model: TrainedModel) -> None:
     """Refuse a model that CTranslate2 cannot express.
 
     Raises:
-        ConfigError: lists all that it has not.
+        ConfigError: lists all features that CTranslate2 lacks.
     """
     source, target = model.tokenizers.source, model.tokenizers.target
     problems = []
     for role, ids in (
-        ("end", (source.eos_id, target.eos_id)),
+        ("end piece", (source.eos_id, target.eos_id)),
         ("unknown piece", (source.unk_id, target.unk_id)),
     ):
         pieces = source.pieces[ids[0]], target.pieces[ids[1]]
         if pieces[0] != pieces[1]:
-            told = f"got `{pieces[0]}` and `{pieces[1]}`"
-            problems.append(f"tokenizers: CTranslate2 has one {role} for both sides, {told}")
+            got = f"got `{pieces[0]}` and `{pieces[1]}`"
+            problems.append(f"tokenizers: CTranslate2 has one {role} for both sides, {got}")
     if problems:
         title = "the model cannot be written for CTranslate2"
         raise ConfigError("\n  ".join([title, *problems]))
 
 
 def _spec(model: TrainedModel) -> Any:
-    """The filled-in `TransformerSpec`."""
+    """Return a `TransformerSpec` with the weights and vocabularies of a model."""
     try:
         from ctranslate2 import specs
     except ImportError as error:
@@ -122,22 +122,22 @@ def _spec(model: TrainedModel) -> Any:
 
 
 def missing_ctranslate2() -> ResourceError:
-    """What to tell where CTranslate2 is needed and is not there."""
+    """Return the error for a missing CTranslate2."""
     return ResourceError(
         "CTranslate2 is not installed", hint="install it with `pip install 'tfm-cli[ctranslate2]'`"
     )
 
 
 def _variables(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
-    """Every weight by its path in the spec."""
+    """Return every weight by its path in the spec."""
     shape, pair = model.config.model, model.tokenizers
     weights = {name: value.detach().cpu() for name, value in model.transformer.state_dict().items()}
     parts: dict[str, list[Tensor]] = {}
-    for name in names(shape):
-        part = weights[name.ours].chunk(name.parts)[name.part]
+    for name in tensor_names(shape):
+        part = weights[name.tfm].chunk(name.parts)[name.part]
         for path in _paths(name, shape):
             parts.setdefault(path, []).append(part)
-    variables = {path: torch.cat(found) for path, found in parts.items()}
+    variables = {path: torch.cat(tensors) for path, tensors in parts.items()}
 
     bias = variables.get("decoder/projection/bias", torch.zeros(pair.target.vocab_size)).clone()
     bias[list(pair.target.banned_ids)] += BAN
@@ -152,11 +152,11 @@ def _variables(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
     return {path: values.numpy() for path, values in variables.items()}
 
 
-def _paths(name: Name, shape: ModelConfig) -> list[str]:
-    """Where a tensor stands; what we have once for several uses stands at each of them."""
+def _paths(name: TensorName, shape: ModelConfig) -> list[str]:
+    """Return the paths of a tensor in the spec; a tied tensor has one for each of its uses."""
     assert name.ctranslate2 is not None
     paths = [name.ctranslate2]
-    if name.ours == "target_embedding.weight":
+    if name.tfm == "target_embedding.weight":
         if shape.tied_embeddings & 1:
             paths.append("encoder/embeddings_0/weight")
         if shape.tied_embeddings & 2:
@@ -165,20 +165,20 @@ def _paths(name: Name, shape: ModelConfig) -> list[str]:
 
 
 def _set(spec: Any, path: str, values: np.ndarray[Any, Any]) -> None:
-    """Put values at a path such as `encoder/layer_0/ffn/linear_0/weight`."""
+    """Set the values at a path such as `encoder/layer_0/ffn/linear_0/weight`."""
     *scopes, last = path.split("/")
     for scope in scopes:
         name, _, index = scope.rpartition("_")
-        # `linear_0` is an attribute of feed-forward layers and the first of a list elsewhere.
+        # `linear_0` is an attribute of feed-forward layers, but an element of a list elsewhere.
         spec = getattr(spec, scope) if hasattr(spec, scope) else getattr(spec, name)[int(index)]
     setattr(spec, last, values)
 
 
 def num_positions(model: TrainedModel) -> int:
-    """How many positions an export has: for the longest source and translation, and one more."""
+    """Return the number of positions of an export: those of the longest segment, and one more."""
     shape, search = model.config.model, model.config.search
     if shape.positions == "learned":
         return shape.max_positions
     limit = output_limit(search.max_length, search.max_length_factor)
     needed = 1 + max(search.max_length, limit)
-    return min(max(needed, _FEWEST_POSITIONS), _MOST_POSITIONS)
+    return min(max(needed, _MIN_POSITIONS), _MAX_POSITIONS)

@@ -1,4 +1,7 @@
-"""`tfm export`: a model leaves for another toolkit, and appears there only when it was checked."""
+"""`tfm export`: convert a model for another toolkit, or to int8, and verify the result.
+
+The directory appears only once the exported model has been run and compared.
+"""
 
 import json
 import logging
@@ -25,20 +28,25 @@ from tfm_cli.files.layout import (
     TOKENIZER_FILES,
     WEIGHTS_FILE,
 )
-from tfm_cli.files.ownership import holds_export, inspecting, is_own_file, refuse_replacing_inputs
+from tfm_cli.files.ownership import (
+    holds_export,
+    inspecting,
+    is_own_file,
+    refuse_replacing_inputs,
+)
 from tfm_cli.files.untrusted import open_regular, parse_json_object, read_regular
-from tfm_cli.interop import ctranslate2 as ctranslate2_format
+from tfm_cli.interop import ctranslate2
 from tfm_cli.interop.ctranslate2 import QUANTIZATIONS, write_ctranslate2
-from tfm_cli.interop.hugging_face import writing
+from tfm_cli.interop.hugging_face import writing as hugging_face
 from tfm_cli.interop.hugging_face.writing import write_hugging_face
-from tfm_cli.interop.verification import ctranslate2
 from tfm_cli.interop.verification.comparison import (
-    Coarseness,
-    verify_coarse,
+    QuantizationLoss,
     verify_ctranslate2,
     verify_hugging_face,
+    verify_quantized_ctranslate2,
 )
 from tfm_cli.interop.verification.probe import probe_lines
+from tfm_cli.interop.verification.runtimes import is_installed
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weight_shapes import SCALES, int8_shapes, weight_shapes
 from tfm_cli.model_directory.weights import (
@@ -55,104 +63,11 @@ from tfm_cli.translation.search_engine import useless_weights_refused
 
 logger = logging.getLogger(__name__)
 
-
-# A model directory with weights in int8: a quarter of the disk, and of the time to load.
-#
-# The bytes are those that the native CPU engine makes of the weights when it computes in int8.
-
-FILES = (CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, *TOKENIZER_FILES)
-
-
-def refuse_inexpressible(model: TrainedModel) -> None:
-    """Refuse no model: each of them has an int8 form."""
-
-
-def write_int8(directory: Path, model: TrainedModel, model_dir: Path) -> None:
-    """Write a model into an empty directory, its weights in int8.
-
-    Args:
-        directory: an empty directory.
-        model: what is written.
-        model_dir: where it came from, whose scores and shortlist are taken along.
-
-    Raises:
-        ResourceError: there is no native engine.
-    """
-    shape = model.config.model
-    weights = dict(model.transformer.state_dict())
-    for name in int8_shapes(weight_shapes(shape, model.tokenizers.vocab_sizes)):
-        weights[name], weights[name + SCALES] = _quantized(weights[name])
-    save_config(directory, model.config, model.tokenizers)
-    facts = weights_facts(model_dir) or WeightsFacts(0, {})
-    save_weights(directory, weights, model.tokenizers, shape, facts, precision="int8")
-    shortlist = model_dir / SHORTLIST_FILE
-    if shortlist.exists():
-        with open_regular(shortlist) as source, atomic_file(directory / SHORTLIST_FILE) as stream:
-            shutil.copyfileobj(source, stream)
-
-
-def _quantized(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the bytes (rows, columns) of a matrix and the scale of each row."""
-    engine, matrix = library.load(), matrix.detach().float().contiguous()
-    rows, columns = matrix.shape
-    values = torch.empty(rows, columns, dtype=torch.int8)
-    scales = torch.empty(rows)
-    status = engine.functions.tfm_quantize(
-        matrix.data_ptr(), rows, columns, values.data_ptr(), scales.data_ptr()
-    )
-    if status != structures.OK:
-        raise RuntimeError(error_of(engine, status))
-    return values, scales
-
-
-def verify_int8(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Coarseness:
-    """Return how far a model in int8 is from the same in fp32.
-
-    Raises:
-        ModelError: it computes something else than the model does in int8.
-        NonFiniteScoresError: the weights compute no finite numbers.
-    """
-    saved = NativeModel.load(directory, precision="int8")
-    direct, exact = (
-        NativeModel.from_weights(
-            model.transformer.state_dict(), model.config, model.tokenizers, precision=precision
-        )
-        for precision in ("int8", "fp32")
-    )
-    shape = model.config.model
-    most = shape.max_positions - 1 if shape.positions == "learned" else 1 << 20
-    sources = [ids[:most] for ids in model.tokenizers.source.encode(list(lines)) if ids]
-    factor = model.config.search.max_length_factor
-    limits = [min(output_limit(len(ids), factor), most) for ids in sources]
-    kept, apart = 0, list[float]()
-    for source, limit in zip(sources, limits, strict=True):
-        batch = Segments(sources=[source], limits=[limit])
-        wanted, found = (_best(one, batch) for one in (exact, saved))
-        kept += wanted.ids == found.ids
-        of_saved, of_direct, of_exact = (
-            NativeSearch([one], model.config.search).force([source], [wanted.ids])[0]
-            for one in (saved, direct, exact)
-        )
-        if of_saved != of_direct:
-            raise ModelError(f"{directory}: computes something else than the model does in int8")
-        apart += [abs(ours - theirs) for ours, theirs in zip(of_saved, of_exact, strict=True)]
-    return Coarseness(sum(apart) / max(1, len(apart)), kept, len(sources))
-
-
-def _best(model: NativeModel, batch: Segments) -> Hypothesis:
-    return NativeSearch([model], model.config.search)(batch)[0][0]
-
-
 TARGETS = ("hf", "ctranslate2", "tfm")
 _FILES = {
-    "hf": writing.FILES,
-    "ctranslate2": ctranslate2_format.FILES,
-    "tfm": FILES,
-}
-_REFUSE = {
-    "hf": writing.refuse_inexpressible,
-    "ctranslate2": ctranslate2_format.refuse_inexpressible,
-    "tfm": refuse_inexpressible,
+    "hf": hugging_face.FILES,
+    "ctranslate2": ctranslate2.FILES,
+    "tfm": (CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, *TOKENIZER_FILES),
 }
 _SEED = 1
 _MAX_CONFIG_BYTES = 1 << 20
@@ -167,25 +82,25 @@ def export_model(
     probe: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model directory for another toolkit, and run it there before it gets its name.
+    """Convert a model directory for another toolkit, and run the result there.
 
     Args:
-        model_dir: what `tfm train` or `tfm import` wrote.
-        output: a directory that is made; one with such an export in it is replaced only if asked
-            for.
+        model_dir: the model to export.
+        output: the directory to create.
         to: `hf` for Hugging Face's MarianMTModel, `ctranslate2` for its Translator, `tfm` for a
             model directory.
-        quantization: of CTranslate2's weights, see `write_ctranslate2`; None for single precision.
-            A model directory has its weights in `int8`.
-        probe: text in the source language to compare both sides on; None to have some made up.
-        overwrite: replace an export of this kind that stands in `output`.
+        quantization: of CTranslate2's weights, see `write_ctranslate2`, or None for fp32; for
+            `tfm`, `int8`.
+        probe: text in the source language on which the two models are compared; by default one
+            is generated.
+        overwrite: replace an export of the same kind in `output`.
 
     Raises:
-        ConfigError: the model has what the other side has not, all of which is listed; or
-            `output` holds something that is not to be replaced.
+        ConfigError: the model has features that the other toolkit lacks, all of which are listed;
+            or `output` holds something that must not be replaced.
         DataError: `probe` cannot be read.
-        ModelError: the model is torn, or computes something else on the other side; `output` is
-            as it was.
+        ModelError: the model is torn, or the result computes something else; `output` is
+            unchanged.
         ResourceError: CTranslate2 or the native CPU engine is needed and not installed, or the
             disk is full.
     """
@@ -196,28 +111,30 @@ def export_model(
     inputs += model_dir.iterdir() if model_dir.is_dir() else []
     refuse_replacing_inputs(output, inputs)
     model = load_model(model_dir, torch.device("cpu"))
-    _REFUSE[to](model)
+    if to == "hf":
+        hugging_face.refuse_inexpressible(model)
+    elif to == "ctranslate2":
+        ctranslate2.refuse_inexpressible(model)
     lines = probe_lines(model, probe, seed=_SEED)
-    replaceable = partial(may_replace, to=to)
     with (
         useless_weights_refused(str(model_dir)),
-        atomic_directory(output, may_replace=replaceable) as aside,
+        atomic_directory(output, may_replace=partial(may_replace, to=to)) as temporary,
     ):
         if to == "tfm":
-            write_int8(aside, model, model_dir)
-            _tell("int8", verify_int8(model, aside, lines))
+            write_int8(temporary, model, model_dir)
+            _log_loss("int8", verify_int8(model, temporary, lines))
         else:
-            _write_for_others(aside, model, to, quantization, lines)
+            _write_for_others(temporary, model, to, quantization, lines)
         marker = json.dumps({"tfm_version": tfm_cli.__version__, "to": to})
-        durable.write_file(aside / EXPORT_FILE, marker.encode() + b"\n")
-        size = sum(path.stat().st_size for path in aside.iterdir())
+        durable.write_file(temporary / EXPORT_FILE, marker.encode() + b"\n")
+        size = sum(path.stat().st_size for path in temporary.iterdir())
     logger.info("wrote %s: %.1f MB", output, size / 1e6)
     if to == "ctranslate2":
-        logger.info("%s", _call(model.config.search))
+        logger.info("%s", _nearest_call(model.config.search))
 
 
 def _check_target(to: str, quantization: str | None) -> None:
-    """Refuse what cannot be made of any model."""
+    """Refuse a target that no model can be exported to."""
     if to not in TARGETS:
         raise ConfigError(f"`--to` must be one of {', '.join(TARGETS)}, got {to}")
     if to == "hf" and quantization is not None:
@@ -225,39 +142,23 @@ def _check_target(to: str, quantization: str | None) -> None:
             "`--quantization` is for `--to ctranslate2` and `--to tfm`, got `--to hf`"
         )
     if to == "tfm" and quantization != "int8":
-        told = f"`--to tfm` needs `--quantization int8`, got {quantization or 'none'}"
-        raise ConfigError(told, hint="copy the model directory to have it as it is")
+        message = f"`--to tfm` needs `--quantization int8`, got {quantization or 'none'}"
+        raise ConfigError(message, hint="copy the model directory to keep its precision")
     if quantization not in (None, *QUANTIZATIONS):
-        wanted = ", ".join(QUANTIZATIONS)
-        raise ConfigError(f"`--quantization` must be one of {wanted}, got {quantization}")
-    if to == "ctranslate2" and not ctranslate2.is_installed():
-        raise ctranslate2_format.missing_ctranslate2()
+        expected = ", ".join(QUANTIZATIONS)
+        raise ConfigError(f"`--quantization` must be one of {expected}, got {quantization}")
+    if to == "ctranslate2" and not is_installed("ctranslate2"):
+        raise ctranslate2.missing_ctranslate2()
     if to == "tfm":
         library.load()
 
 
-def _write_for_others(
-    directory: Path, model: TrainedModel, to: str, quantization: str | None, lines: Sequence[str]
-) -> None:
-    """Write a model for another toolkit, and run it there."""
-    if to == "hf":
-        write_hugging_face(directory, model)
-        verified = verify_hugging_face(model, directory, lines)
-    else:
-        write_ctranslate2(directory, model, quantization=None)
-        verified = verify_ctranslate2(model, directory, lines)
-    if verified is not None:
-        logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
-    if quantization is not None:
-        _quantise(directory, model, quantization, lines)
-
-
 def check_output(output: Path, to: str, *, overwrite: bool) -> None:
-    """Refuse a directory that must not be replaced, before the long work.
+    """Refuse a directory that must not be replaced, before any long work begins.
 
     Raises:
-        ConfigError: it holds an export and is not to be overwritten, or holds something else.
-        ResourceError: it could not be written.
+        ConfigError: it holds an export and `overwrite` is not set, or it holds something else.
+        ResourceError: it cannot be written.
     """
     check_writable(output, folder=True)
     with inspecting(output):
@@ -269,9 +170,9 @@ def check_output(output: Path, to: str, *, overwrite: bool) -> None:
         foreign = foreign or [path.name for path in entries]
         listed = ", ".join(f"`{name}`" for name in foreign[:3])
         raise ConfigError(
-            f"{output}: holds what no such export has: {listed}",
-            hint="name another `--output`; what tfm is not known to have made has to be removed "
-            "by hand",
+            f"{output}: holds files of something else: {listed}",
+            hint="name another `--output`; files that tfm is not known to have made have to be "
+            "removed by hand",
         )
     if entries and not overwrite:
         hint = "use `--overwrite` to replace it, or name another `--output`"
@@ -287,38 +188,52 @@ def may_replace(directory: Path, to: str) -> bool:
 
 
 def _is_export(directory: Path, to: str) -> bool:
-    """Whether a directory holds a model of the target's kind, as far as its settings tell."""
+    """Return True if a directory holds a model of the target's kind, judging by its config."""
     try:
-        config = parse_json_object(
-            read_regular(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES)
-        )
+        content = read_regular(directory / "config.json", max_bytes=_MAX_CONFIG_BYTES)
+        config = parse_json_object(content)
     except (OSError, ValueError):
         return False
     if to == "tfm":
-        return "format_version" in config and (directory / "model.safetensors").exists()
+        return "format_version" in config and (directory / WEIGHTS_FILE).exists()
     if to == "hf":
         return config.get("model_type") == "marian" and (directory / "model.safetensors").exists()
     return "decoder_start_token" in config and (directory / "model.bin").exists()
 
 
-def _quantise(
-    directory: Path, model: TrainedModel, quantization: str, lines: Sequence[str]
+# Hugging Face and CTranslate2
+
+
+def _write_for_others(
+    directory: Path, model: TrainedModel, to: str, quantization: str | None, lines: Sequence[str]
 ) -> None:
-    """Replace an export that was verified by the same with coarser weights."""
-    for path in directory.iterdir():
-        durable.remove(path)
-    write_ctranslate2(directory, model, quantization=quantization)
-    _tell(quantization, verify_coarse(model, directory, lines))
+    """Write a model for another toolkit, and compare what it computes there.
+
+    Coarser weights are written last, since only fp32 can be compared closely.
+    """
+    if to == "hf":
+        write_hugging_face(directory, model)
+        verified = verify_hugging_face(model, directory, lines)
+    else:
+        write_ctranslate2(directory, model, quantization=None)
+        verified = verify_ctranslate2(model, directory, lines)
+    if verified is not None:
+        logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
+    if quantization is not None:
+        for path in directory.iterdir():
+            durable.remove(path)
+        write_ctranslate2(directory, model, quantization=quantization)
+        _log_loss(quantization, verify_quantized_ctranslate2(model, directory, lines))
 
 
-def _tell(quantization: str, coarseness: Coarseness) -> None:
-    """Log what coarser weights changed, as a warning if that is much."""
-    keeps_most = 2 * coarseness.kept >= coarseness.lines > 0
-    logger.log(logging.INFO if keeps_most else logging.WARNING, "%s: %s", quantization, coarseness)
+def _log_loss(quantization: str, loss: QuantizationLoss) -> None:
+    """Log the effect of quantization, as a warning if most translations change."""
+    keeps_most = 2 * loss.unchanged >= loss.lines > 0
+    logger.log(logging.INFO if keeps_most else logging.WARNING, "%s: %s", quantization, loss)
 
 
-def _call(search: SearchConfig) -> str:
-    """Arguments of `translate_batch` that come closest to a model's own settings."""
+def _nearest_call(search: SearchConfig) -> str:
+    """Return the call of `translate_batch` that comes nearest to a model's own settings."""
     options = {
         "beam_size": search.beam_size,
         "length_penalty": search.length_penalty,
@@ -330,13 +245,93 @@ def _call(search: SearchConfig) -> str:
         options["no_repeat_ngram_size"] = search.no_repeat_ngram_size
     if search.repetition_penalty != 1:
         options["repetition_penalty"] = search.repetition_penalty
-    told = ", ".join(f"{name}={value}" for name, value in options.items())
-    # What CTranslate2 always does.
+    arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+    # CTranslate2 has no other choice for these two.
     flags = []
     if search.length_norm != "power" and search.length_penalty != 0:
         flags.append("--length-norm power")
     if not search.early_stopping and search.beam_size > 1:
         flags.append("--early-stopping")
-    return (
-        f"translate_batch(pieces, {told}) comes closest to `{' '.join(['tfm translate', *flags])}`"
+    command = " ".join(["tfm translate", *flags])
+    return f"translate_batch(pieces, {arguments}) comes closest to `{command}`"
+
+
+# Model directories with weights in int8, as the native CPU engine quantizes them: a quarter of the
+# disk space, and of the time to load
+
+
+def write_int8(directory: Path, model: TrainedModel, model_dir: Path) -> None:
+    """Write a model into an empty directory, with its weights in int8.
+
+    Args:
+        directory: an empty directory.
+        model: the model to write.
+        model_dir: the directory of the model, whose scores and shortlist are copied.
+
+    Raises:
+        ResourceError: there is no native engine.
+    """
+    shape = model.config.model
+    weights = dict(model.transformer.state_dict())
+    for name in int8_shapes(weight_shapes(shape, model.tokenizers.vocab_sizes)):
+        weights[name], weights[name + SCALES] = _quantize(weights[name])
+    save_config(directory, model.config, model.tokenizers)
+    facts = weights_facts(model_dir) or WeightsFacts(0, {})
+    save_weights(directory, weights, model.tokenizers, shape, facts, precision="int8")
+    shortlist = model_dir / SHORTLIST_FILE
+    if shortlist.exists():
+        with open_regular(shortlist) as source, atomic_file(directory / SHORTLIST_FILE) as stream:
+            shutil.copyfileobj(source, stream)
+
+
+def _quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix in int8, (rows, columns), and the scale of each row, (rows,)."""
+    engine, matrix = library.load(), matrix.detach().float().contiguous()
+    rows, columns = matrix.shape
+    values = torch.empty(rows, columns, dtype=torch.int8)
+    scales = torch.empty(rows)
+    status = engine.functions.tfm_quantize(
+        matrix.data_ptr(), rows, columns, values.data_ptr(), scales.data_ptr()
     )
+    if status != structures.OK:
+        raise RuntimeError(error_of(engine, status))
+    return values, scales
+
+
+def verify_int8(model: TrainedModel, directory: Path, lines: Sequence[str]) -> QuantizationLoss:
+    """Compare a model directory in int8 with its model in fp32.
+
+    Raises:
+        ModelError: it computes something else than the model does when quantized on the fly.
+        NonFiniteScoresError: the weights compute values that are not finite.
+    """
+    saved = NativeModel.load(directory, precision="int8")
+    direct, exact = (
+        NativeModel.from_weights(
+            model.transformer.state_dict(), model.config, model.tokenizers, precision=precision
+        )
+        for precision in ("int8", "fp32")
+    )
+    shape = model.config.model
+    max_tokens = shape.max_positions - 1 if shape.positions == "learned" else 1 << 20
+    sources = [ids[:max_tokens] for ids in model.tokenizers.source.encode(list(lines)) if ids]
+    factor = model.config.search.max_length_factor
+    limits = [min(output_limit(len(ids), factor), max_tokens) for ids in sources]
+    unchanged, differences = 0, list[float]()
+    for source, limit in zip(sources, limits, strict=True):
+        batch = Segments(sources=[source], limits=[limit])
+        expected, actual = (_best(one, batch) for one in (exact, saved))
+        unchanged += expected.ids == actual.ids
+        of_saved, of_direct, of_exact = (
+            NativeSearch([one], model.config.search).force([source], [expected.ids])[0]
+            for one in (saved, direct, exact)
+        )
+        if of_saved != of_direct:
+            raise ModelError(f"{directory}: computes something else than the model does in int8")
+        differences += [abs(a - b) for a, b in zip(of_saved, of_exact, strict=True)]
+    mean = sum(differences) / max(1, len(differences))
+    return QuantizationLoss(mean, unchanged, len(sources))
+
+
+def _best(model: NativeModel, batch: Segments) -> Hypothesis:
+    return NativeSearch([model], model.config.search)(batch)[0][0]

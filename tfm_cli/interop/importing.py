@@ -1,6 +1,6 @@
-"""`tfm import`: a model of another toolkit becomes a model directory, checked against the original.
+"""`tfm import`: convert a model of another toolkit, and verify it against the original.
 
-A directory appears only when all of it was written, read back and compared.
+The model directory appears only once it has been written, read back and compared.
 """
 
 import hashlib
@@ -19,7 +19,14 @@ from tfm_cli.console import visible
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, check_writable
-from tfm_cli.files.layout import CONFIG_FILE, SHORTLIST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from tfm_cli.files.layout import (
+    CARD_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    SHORTLIST_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+)
 from tfm_cli.files.ownership import (
     holds_model,
     inspecting,
@@ -30,10 +37,16 @@ from tfm_cli.files.ownership import (
     is_temporary_of,
     refuse_replacing_inputs,
 )
-from tfm_cli.interop.hugging_face.config_reader import shown
 from tfm_cli.interop.hugging_face.reading import PICKLE, WEIGHTS, read_hugging_face
 from tfm_cli.interop.marian.reading import read_marian, source_names
-from tfm_cli.interop.source_files import download, has_file, is_hub_name, read_json, source_file
+from tfm_cli.interop.source_files import (
+    download,
+    has_file,
+    is_hub_name,
+    quoted,
+    read_json,
+    source_file,
+)
 from tfm_cli.interop.tensors import ImportedModel
 from tfm_cli.interop.verification.import_check import verify_import
 from tfm_cli.model_directory.config_file import save_config
@@ -44,9 +57,10 @@ from tfm_cli.translation.search_engine import useless_weights_refused
 logger = logging.getLogger(__name__)
 
 HUGGING_FACE, MARIAN = "Hugging Face Marian", "Marian"
-_CARD_FILE = "README.md"
-# Files that may stand in a directory that is replaced: of a model, and of its training.
-_KNOWN = (CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, _CARD_FILE, "metrics.jsonl", *TOKENIZER_FILES)
+# The files of a model, and of its training, that a directory may hold if it is to be replaced.
+_MODEL_FILES = (
+    CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES,
+)  # fmt: skip
 
 
 def import_model(
@@ -58,23 +72,23 @@ def import_model(
     overwrite: bool = False,
     positions: str | None = None,
 ) -> None:
-    """Write the model directory `output` from a model of another toolkit.
+    """Convert a model of another toolkit to a model directory.
 
     Args:
         source: a directory, or a name on the Hugging Face Hub.
-        output: a directory that is made; one with a model in it is replaced only if asked for.
-        allow_pickle: read weights that are a pickle, by a reader that runs no code.
-        probe: text in the source language that both sides are compared on, line by line.
-        overwrite: replace a model that stands in `output`.
-        positions: of a Marian `.npz`, see `read_marian`; by default Marian's own.
+        output: the directory to create.
+        allow_pickle: read weights that are pickled, with a reader that runs no code.
+        probe: text in the source language on which the two models are compared.
+        overwrite: replace a model in `output`.
+        positions: position encodings of a Marian `.npz`, see `read_marian`; by default Marian's.
 
     Raises:
-        ConfigError: `output` holds something that is not to be replaced, or `positions` is given
-            for a model that tells them itself.
-        DataError: the source is no model of a kind that can be read, or cannot be had.
-        ModelError: it is damaged, asks for what is not supported, or computes something else on
-            the other side; `output` is as it was.
-        ResourceError: what is needed to read it is not installed, or the disk is full.
+        ConfigError: `output` holds something that must not be replaced, or `positions` is given
+            for a model that specifies them itself.
+        DataError: the source is not a supported kind of model, or cannot be downloaded.
+        ModelError: the source is damaged, needs an unsupported feature, or computes something
+            else than the result does; `output` is unchanged.
+        ResourceError: a package that is needed to read it is not installed, or the disk is full.
     """
     output = Path(os.path.realpath(output))
     check_output(output, overwrite=overwrite)
@@ -87,8 +101,8 @@ def import_model(
     if kind == HUGGING_FACE:
         if positions is not None:
             raise ConfigError(
-                f"{source}: is no `.npz`, so `--positions` says nothing of it: a model of Hugging "
-                "Face tells its positions itself",
+                f"{source}: is not an `.npz`, so `--positions` does not apply: a model of Hugging "
+                "Face specifies its positions itself",
                 hint="leave out `--positions`",
             )
         imported = read_hugging_face(directory, allow_pickle=allow_pickle)
@@ -99,26 +113,30 @@ def import_model(
     for note in imported.notes:
         logger.warning("%s", note)
     origin = _Origin(name, kind, weights_file, _sha256(source_file(directory, weights_file)))
-    with useless_weights_refused(name), atomic_directory(output, may_replace=may_replace) as aside:
-        model = _written(aside, imported)
+    with (
+        useless_weights_refused(name),
+        atomic_directory(output, may_replace=may_replace) as temporary,
+    ):
+        model = _write_and_load(temporary, imported)
         verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
         card = visible(_card(model, origin, imported.notes, verified))
-        durable.write_file(aside / _CARD_FILE, card.encode("utf-8", "backslashreplace"))
-    logger.info("wrote %s: %s", output, _shape(model))
+        durable.write_file(temporary / CARD_FILE, card.encode("utf-8", "backslashreplace"))
+    logger.info("wrote %s: %s", output, _summary(model))
 
 
 def kind_of(directory: Path) -> str:
-    """What a directory holds, told by its content.
+    """Return `HUGGING_FACE` or `MARIAN`, by the content of a directory.
 
     Raises:
-        DataError: neither of the two kinds; says what it is if that can be told.
+        DataError: it is neither; names the kind of another known one.
         ModelError: its `config.json` is torn.
     """
     if has_file(directory, CONFIG_FILE):
         config = read_json(directory, CONFIG_FILE)
         if "tfm_version" in config:
             raise DataError(
-                f"{directory}: is a model of tfm already", hint=f"use it by `--model {directory}`"
+                f"{directory}: is a model of tfm already",
+                hint=f"use it with `--model {directory}`",
             )
         model_type, architectures = config.get("model_type"), config.get("architectures")
         if model_type != "marian" and architectures != ["MarianMTModel"]:
@@ -126,28 +144,28 @@ def kind_of(directory: Path) -> str:
         return HUGGING_FACE
     if has_file(directory, "decoder.yml") or any(directory.glob("*.npz")):
         return MARIAN
-    wanted = f"wanted `{CONFIG_FILE}` (Hugging Face) or an `.npz` (Marian)"
-    raise DataError(f"{directory}: holds no model of a kind that can be imported: {wanted}")
+    expected = f"expected `{CONFIG_FILE}` (Hugging Face) or an `.npz` (Marian)"
+    raise DataError(f"{directory}: holds no model that can be imported: {expected}")
 
 
 def _other_kind(directory: Path, config: Mapping[str, Any]) -> str:
-    """What a directory is whose `config.json` is of no Marian model, and what was wanted."""
+    """Return the reason why the model with this `config.json` cannot be imported."""
     model_type = config.get("model_type")
     if model_type is not None:
-        told = f"is a model of the type {shown(model_type)}"
+        reason = f"is a model of the type {quoted(model_type)}"
     elif has_file(directory, "model.bin") and "unk_token" in config:
-        told = "is a model for CTranslate2, which keeps too little of it to be imported"
+        reason = "is a model for CTranslate2, which lacks information that an import needs"
     else:
-        told = f"has a `{CONFIG_FILE}` that tells no `model_type`"
-    return f"{told}, wanted a Hugging Face model of the type `marian`"
+        reason = f"has a `{CONFIG_FILE}` without `model_type`"
+    return f"{reason}, expected a Hugging Face model of the type `marian`"
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse a directory that must not be replaced, before the long work.
+    """Refuse a directory that must not be replaced, before any long work begins.
 
     Raises:
-        ConfigError: it holds a model and is not to be overwritten, or holds something else.
-        ResourceError: it could not be written.
+        ConfigError: it holds a model and `overwrite` is not set, or it holds something else.
+        ResourceError: it cannot be written.
     """
     check_writable(output, folder=True)
     with inspecting(output):
@@ -155,9 +173,9 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         is_ours = not entries or may_replace(output)
         foreign = [path for path in entries if not _is_of_model(path)] or entries
     if not is_ours:
-        shown = ", ".join(f"`{path.name}`" for path in foreign[:3])
+        names = ", ".join(f"`{path.name}`" for path in foreign[:3])
         raise ConfigError(
-            f"{output}: is not empty and holds more than a model: {shown}",
+            f"{output}: is not empty and holds more than a model: {names}",
             hint="name another `--output`",
         )
     if entries and not overwrite:
@@ -173,15 +191,17 @@ def may_replace(directory: Path) -> bool:
 
 def _is_of_model(path: Path) -> bool:
     return (
-        (is_own_file(path, _KNOWN) and (path.name != _CARD_FILE or is_card(path)))
+        (is_own_file(path, _MODEL_FILES) and (path.name != CARD_FILE or is_card(path)))
         or is_checkpoints_directory(path)
         or is_corpus_cache(path)
-        or any(is_temporary_of(path.name, name, of_0_1=True) for name in _KNOWN)
+        or any(is_temporary_of(path.name, name, of_0_1=True) for name in _MODEL_FILES)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
+    """The source of an import, for the model card."""
+
     name: str
     kind: str
     weights_file: str
@@ -191,23 +211,23 @@ class _Origin:
 def _directory(source: str, *, allow_pickle: bool) -> Path:
     path = Path(source)
     if not source:
-        raise ConfigError("the source is empty, wanted a directory or a name on the Hub")
+        raise ConfigError("the source is empty, expected a directory or a name on the Hub")
     if path.is_dir():
         return path
     if os.path.lexists(path):
-        raise DataError(f"{source}: is no directory, wanted one with a model")
+        raise DataError(f"{source}: is not a directory, expected one with a model")
     if is_hub_name(source):
         try:
             return download(source, allow_pickle=allow_pickle)
         except (DataError, ResourceError) as error:
-            told = str(error).removeprefix(f"{source}: ")
-            message = f"{source}: there is no such directory, and as a name on the Hub it {told}"
-            raise type(error)(message, hint=error.hint) from error
-    raise DataError(f"{source}: there is no such directory, and it is no name of the Hub")
+            reason = str(error).removeprefix(f"{source}: ")
+            message = f"{source}: there is no such directory, and as a name on the Hub it {reason}"
+            raise error.with_message(message) from error
+    raise DataError(f"{source}: there is no such directory, and it is not a name on the Hub")
 
 
-def _written(directory: Path, imported: ImportedModel) -> TrainedModel:
-    """The model as it was written to a directory and read back."""
+def _write_and_load(directory: Path, imported: ImportedModel) -> TrainedModel:
+    """Write a model into a directory, load it from there, and check that it is the same."""
     save_config(directory, imported.config, imported.tokenizers)
     facts = WeightsFacts(0, {})
     shape = imported.config.model
@@ -224,7 +244,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _shape(model: TrainedModel) -> str:
+def _summary(model: TrainedModel) -> str:
+    """Return the size and shape of a model in one line."""
     shape = model.config.model
     count = sum(p.numel() for p in model.transformer.parameters())
     pieces = " + ".join(f"{n:,}" for n in dict.fromkeys(model.tokenizers.vocab_sizes))
@@ -242,12 +263,12 @@ def _shape(model: TrainedModel) -> str:
 
 
 def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: str) -> str:
-    """Markdown that says where a model is from and how far it was checked."""
+    """Return the model card in Markdown: the origin of the model, and how it was verified."""
     shape = model.config.model
     rows = [
         ("from", plain(f"{origin.name} ({origin.kind})")),
         ("weights", f"{code(origin.weights_file)}, SHA-256 {code(origin.sha256)}"),
-        ("shape", f"{_shape(model)}, {shape.norm}-norm, {shape.positions} positions, "
+        ("shape", f"{_summary(model)}, {shape.norm}-norm, {shape.positions} positions, "
                   f"{shape.activation}"),
         ("verified", plain(verified.removeprefix("verified "))),
         ("date", time.strftime("%Y-%m-%d")),

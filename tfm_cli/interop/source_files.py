@@ -1,4 +1,7 @@
-"""Files of a directory that others made: none may lead out of it, never end, or be too large."""
+"""The files of a model to import: those of a directory, read warily, or downloaded from the Hub.
+
+No file may lead out of its directory, block, or be too large.
+"""
 
 import os
 import re
@@ -10,32 +13,41 @@ from typing import Any
 from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.files.untrusted import parse_json_object, read_regular
 
-MAX_JSON_BYTES = 32 << 20  # the vocabulary of a million pieces is smaller
+MAX_JSON_BYTES = 32 << 20  # more than a vocabulary of a million pieces
+_MAX_SHOWN = 60  # characters of a value that a message quotes
+
+# The Hub's own rules for names.
+_HUB_NAME_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+_HUB_NAME = re.compile(f"{_HUB_NAME_PART}/{_HUB_NAME_PART}", re.ASCII)
+_HUB_FILES = ("config.json", "generation_config.json", "model.safetensors", "source.spm",
+              "target.spm", "vocab.json", "target_vocab.json", "tokenizer_config.json",
+              "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+_HUB_PICKLE = "pytorch_model.bin"
 
 
 def has_file(directory: Path, name: str) -> bool:
-    """Whether a directory has an entry of this name, whatever it is."""
+    """Return True if a directory has an entry of this name, of any kind."""
     return os.path.lexists(directory / name)
 
 
 def missing_files(directory: Path, names: Iterable[str]) -> list[str]:
-    """A complaint for each name that a directory has no entry of.
+    """Return a line for each name that a directory has no entry of.
 
     Raises:
         ModelError: a name leads out of the directory.
     """
-    found = []
+    missing = []
     for name in dict.fromkeys(names):
         _check_name(directory, name)
         if not has_file(directory, name):
-            found.append(f"{name}: is missing")
-    return found
+            missing.append(f"{name}: is missing")
+    return missing
 
 
 def source_file(directory: Path, name: str) -> Path:
-    """The path of a regular file in a directory.
+    """Return the path of a regular file in a directory.
 
-    A link is followed within the directory only; those of the Hub's cache may lead to its blobs.
+    A link is followed only within the directory; in the Hub's cache also to its blobs.
 
     Raises:
         ModelError: the name or a link leads elsewhere, or there is no regular file.
@@ -43,32 +55,32 @@ def source_file(directory: Path, name: str) -> Path:
     _check_name(directory, name)
     path = directory / name
     try:
-        home, place = directory.resolve(strict=True), path.resolve(strict=True)
-        mode = place.stat().st_mode
-    except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError
-        what = "cannot be read" if has_file(directory, name) else "is missing"
-        raise ModelError(f"{path}: {what}, wanted a file") from error
+        home, target = directory.resolve(strict=True), path.resolve(strict=True)
+        mode = target.stat().st_mode
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        reason = "cannot be read" if has_file(directory, name) else "is missing"
+        raise ModelError(f"{path}: {reason}, expected a file") from error
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parents[1] / "blobs")
-    if not any(place.is_relative_to(folder) for folder in allowed):
+    if not any(target.is_relative_to(folder) for folder in allowed):
         hint = "put the file itself in the directory if you trust it"
         raise ModelError(f"{path}: is a link that leads out of the directory", hint=hint)
     if not stat.S_ISREG(mode):
-        raise ModelError(f"{path}: is no regular file")
+        raise ModelError(f"{path}: is not a regular file")
     return path
 
 
 def _check_name(directory: Path, name: str) -> None:
     if PurePath(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
-        raise ModelError(f"{directory}: wants a file that is not in it: `{name}`")
+        raise ModelError(f"{directory}: names a file outside of itself: `{name}`")
 
 
 def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
-    """The content of a file of the directory.
+    """Return the content of a file in a directory.
 
     Raises:
-        ModelError: as `source_file`, or it is larger than `max_bytes`.
+        ModelError: as `source_file`, or the file is larger than `max_bytes`.
     """
     path = source_file(directory, name)
     try:
@@ -80,49 +92,45 @@ def read_source(directory: Path, name: str, *, max_bytes: int) -> bytes:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file, with or without a mark of its encoding.
-
-    A name that occurs twice in it is refused.
+    """Return the object in a JSON file, with or without a byte order mark.
 
     Raises:
-        ModelError: as `read_source`, or it is torn or no JSON object.
+        ModelError: as `read_source`, or it is torn, not a JSON object, or repeats a name.
     """
     path = directory / name
     content = read_source(directory, name, max_bytes=MAX_JSON_BYTES)
     try:
         return parse_json_object(content)
     except ValueError as error:
-        raise ModelError(f"{path}: is torn or no JSON: {error}") from error
+        raise ModelError(f"{path}: is torn or not JSON: {error}") from error
 
 
-# Models from the Hugging Face Hub, by the name they have there.
-
-_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
-_NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
-_FILES = ("config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm",
-          "vocab.json", "target_vocab.json", "tokenizer_config.json", "special_tokens_map.json",
-          "added_tokens.json")  # fmt: skip
-_PICKLE = "pytorch_model.bin"
+def quoted(value: object) -> str:
+    """Return a value as messages quote it, truncated if it is long."""
+    if value is None:
+        return "missing"
+    text = str(value).lower() if isinstance(value, bool) else f"`{value}`"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a name looks like `Helsinki-NLP/opus-mt-en-de`; the Hub's own rules for names."""
+    """Return True for a name such as `Helsinki-NLP/opus-mt-en-de`, by the Hub's own rules."""
     if any(mark in source for mark in ("--", "..")) or source.endswith(".git"):
         return False
-    return _NAME.fullmatch(source) is not None
+    return _HUB_NAME.fullmatch(source) is not None
 
 
 def download(name: str, *, allow_pickle: bool) -> Path:
-    """The directory of a downloaded model; only the files that an import reads are fetched.
+    """Download the files of a model that an import reads, and return their directory.
 
     Args:
-        name: such as `Helsinki-NLP/opus-mt-en-de`.
+        name: on the Hub, such as `Helsinki-NLP/opus-mt-en-de`.
         allow_pickle: fetch `pytorch_model.bin` as well.
 
     Raises:
-        ResourceError: `huggingface_hub` is not installed, or the Hub cannot be reached, or what
-            answers is not the Hub.
-        DataError: it is no name, there is no such model, or it may not be read.
+        ResourceError: `huggingface_hub` is not installed, or the Hub cannot be reached, or the
+            server that answers is not the Hub.
+        DataError: the name is invalid, there is no such model, or access to it is denied.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -133,29 +141,30 @@ def download(name: str, *, allow_pickle: bool) -> Path:
         )
     except ImportError as error:
         raise ResourceError(
-            f"{name}: cannot be downloaded: huggingface_hub is needed for it",
+            f"{name}: cannot be downloaded: huggingface_hub is not installed",
             hint="pip install 'tfm-cli[hf]', or name a directory",
         ) from error
-    patterns = [*_FILES, _PICKLE] if allow_pickle else list(_FILES)
-    client_error: Any = HfHubHTTPError.__mro__[1]  # of the library that it makes its requests with
+    patterns = [*_HUB_FILES, _HUB_PICKLE] if allow_pickle else list(_HUB_FILES)
+    client_error: Any = HfHubHTTPError.__mro__[1]  # of the HTTP library that it uses
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:
         raise ResourceError(
-            f"{name}: cannot be downloaded: the Hub cannot be reached, and nothing of it is cached",
+            f"{name}: cannot be downloaded: the Hub cannot be reached, and the model is not cached",
             hint="check the network, or name a directory",
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
-        raise DataError(f"{name}: cannot be downloaded: {_first_line(error)}") from error
+        raise DataError(f"{name}: cannot be downloaded: {first_line(error)}") from error
     except (OSError, client_error) as error:
-        raise ResourceError(f"{name}: cannot be downloaded: {_first_line(error)}") from error
+        raise ResourceError(f"{name}: cannot be downloaded: {first_line(error)}") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # HTML, or other JSON
         raise ResourceError(
-            f"{name}: cannot be downloaded: what answered in the Hub's place is not the Hub: "
-            f"{_first_line(error)}",
-            hint="check the network, such as for a page that wants a log-in, or name a directory",
+            f"{name}: cannot be downloaded: the server that answered is not the Hub: "
+            f"{first_line(error)}",
+            hint="check the network, such as for a page that asks for a login, or name a directory",
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().split("\n", maxsplit=1)[0]

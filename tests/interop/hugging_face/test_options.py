@@ -68,18 +68,18 @@ def test_end_that_is_none_is_told_of_alone(directory: Path) -> None:
         read_hugging_face(directory, allow_pickle=False)
 
     assert str(caught.value).split("\n  ")[1:] == [
-        "generation_config.json: `eos_token_id` is `end`, wanted one id"
+        "generation_config.json: `eos_token_id` is `end`, expected one id"
     ]
 
 
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"max_length": 512}, "`max_length` of `512` is left out: translations may have 511 pieces "
-                              "there; here 3 for each source piece and 10"),
+        ({"max_length": 512}, "`max_length` of `512` is left out: there, translations may "
+                              "have 511 tokens; here, 3 for each source token plus 10"),
         ({"max_new_tokens": 64, "max_length": 512},
-         "`max_new_tokens` of `64` is left out: translations may have 64 pieces there; "
-         "here 3 for each source piece and 10"),
+         "`max_new_tokens` of `64` is left out: there, translations may have 64 "
+         "tokens; here, 3 for each source token plus 10"),
         ({"max_length": 20}, None),
         ({}, None),
     ],
@@ -120,8 +120,8 @@ def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bart"}, "`model_type` is `bart`, wanted `marian`"),
-        ({"model_type": None}, "`model_type` is missing, wanted `marian`"),
+        ({"model_type": "bart"}, "`model_type` is `bart`, expected `marian`"),
+        ({"model_type": None}, "`model_type` is missing, expected `marian`"),
         ({"architectures": ["MarianForCausalLM"]}, "`architectures` is"),
         ({"decoder_attention_heads": 3}, "`decoder_attention_heads` must divide `d_model`"),
         ({"decoder_attention_heads": 0}, "`decoder_attention_heads` must be at least 1, got 0"),
@@ -136,7 +136,7 @@ def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
         ({"attention_dropout": "\x1b"}, "`attention_dropout` must be a number, got `\x1b`"),
         ({"decoder_layerdrop": [1]}, "`decoder_layerdrop` must be a number, got"),
         ({"tfm_positions": "spiral"}, "`tfm_positions` is `spiral`"),
-        ({"tfm_positions": "sinusoidal_marian"}, "but these are not stored"),
+        ({"tfm_positions": "sinusoidal_marian"}, "but no such table is stored"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config` is"),
     ],
 )  # fmt: skip
@@ -153,14 +153,14 @@ def test_config_that_cannot_be_had_is_refused(
     ("changes", "message"),
     [
         ({"no_repeat_ngram_size": -1}, "`no_repeat_ngram_size` must be at least 0, got -1"),
-        ({"repetition_penalty": 1.2}, "`repetition_penalty` is `1.2`, wanted `1.0`"),
-        ({"do_sample": True}, "`do_sample` is true, wanted false"),
+        ({"repetition_penalty": 1.2}, "`repetition_penalty` is `1.2`, expected `1.0`"),
+        ({"do_sample": True}, "`do_sample` is true, expected false"),
         ({"early_stopping": "never"}, "`early_stopping` must be true or false, got `never`"),
-        ({"eos_token_id": [0, 1]}, "wanted one id"),
-        ({"bad_words_ids": [[3, 4]]}, "wanted single ids"),
+        ({"eos_token_id": [0, 1]}, "expected one id"),
+        ({"bad_words_ids": [[3, 4]]}, "expected single ids"),
         ({"bad_words_ids": [[999]]}, "generation_config.json: `bad_words_ids` has the id 999"),
         ({"num_beams": 0}, "`num_beams` must be at least 1, got 0"),
-        ({"forced_eos_token_id": 3}, "`forced_eos_token_id` is `3`, wanted `eos_token_id`"),
+        ({"forced_eos_token_id": 3}, "`forced_eos_token_id` is `3`, expected `eos_token_id`"),
     ],
 )
 def test_generation_that_cannot_be_had_is_refused(

@@ -80,11 +80,17 @@ def test_special_pieces_may_have_other_names(directory: Path) -> None:
         ({"sp_model_kwargs": {"enable_sampling": True}}, "`sp_model_kwargs` is set"),
         ({"separate_vocabs": "yes"}, "`separate_vocabs` must be true or false"),
         ({"additional_special_tokens": ["<ent>"]}, "adds the piece `<ent>`"),
-        ({"additional_special_tokens": 5}, "`additional_special_tokens` is `5`, wanted a list of"),
-        ({"additional_special_tokens": [5]}, "`additional_special_tokens` has `5`, wanted a piece"),
+        (
+            {"additional_special_tokens": 5},
+            "is `5`, expected a list of",
+        ),
+        (
+            {"additional_special_tokens": [5]},
+            "has `5`, expected a piece",
+        ),
         ({"added_tokens_decoder": {"1": {"content": None}}}, "`added_tokens_decoder` has `{'cont"),
-        ({"added_tokens_decoder": "all"}, "`added_tokens_decoder` is `all`, wanted a list of"),
-        ({"eos_token": "▁the"}, "`eos_token_id` 0 is `</s>`, wanted `▁the`"),
+        ({"added_tokens_decoder": "all"}, "`added_tokens_decoder` is `all`, expected a list of"),
+        ({"eos_token": "▁the"}, "`eos_token_id` 0 is `</s>`, expected `▁the`"),
         ({"unk_token": "<what>"}, "has no `<what>`"),
     ],
 )

@@ -189,7 +189,7 @@ def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
         directory.mkdir()
         write_hugging_face(directory, random_model(search=search))
 
-    assert told == ["search.length_norm: `wu` is not known there, `power` was written"]
+    assert told == ["search.length_norm: `wu` is unknown there, `power` was written"]
 
 
 def test_runs_that_are_not_repeated_are_written_where_there_are_any(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_penalty_of_repetition_is_left_out_and_told(tmp_path: Path, told: list[s
     write_hugging_face(tmp_path, random_model(search=SearchConfig(repetition_penalty=1.5)))
 
     assert "repetition_penalty" not in written(tmp_path, "generation_config.json")
-    assert told == ["search.repetition_penalty: is computed otherwise there, and was left out"]
+    assert told == ["search.repetition_penalty: is computed differently there, and was left out"]
 
 
 def test_endless_positions_are_cut_and_told(tmp_path: Path, told: list[str]) -> None:
@@ -215,7 +215,7 @@ def test_endless_positions_are_cut_and_told(tmp_path: Path, told: list[str]) -> 
 
     assert written(tmp_path, "config.json")["max_position_embeddings"] == 16384
     assert written(tmp_path, "generation_config.json")["max_length"] == 16385
-    assert told == ["search.max_length: 3000011 positions would be needed, 16384 were written"]
+    assert told == ["search.max_length: needs 3000011 positions, 16384 were written"]
 
 
 def test_vocabularies_that_differ_are_written_both(tmp_path: Path) -> None:
@@ -255,7 +255,9 @@ def test_learned_positions_are_refused(tmp_path: Path) -> None:
 def test_two_ends_are_refused(tmp_path: Path) -> None:
     model = with_target(random_tokenizers("separate"), lambda pieces: ("</s>", *pieces))
 
-    with pytest.raises(ConfigError, match="has one end for both sides, got `</s>` with the id 3"):
+    with pytest.raises(
+        ConfigError, match="has one end piece for both sides, got `</s>` with the id 3"
+    ):
         write_hugging_face(tmp_path, model)
 
 

@@ -60,30 +60,31 @@ def test_without_decoder_yml_the_only_files_are_taken(directory: Path) -> None:
     imported = read_marian(directory)
 
     assert imported.config.search.beam_size == 4
-    assert imported.notes == (
-        "there is no `decoder.yml`: the search has this toolkit's own settings",
-    )
+    assert imported.notes == ("there is no `decoder.yml`: the search has tfm's default settings",)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"type": "s2s"}, "`type` is `s2s`, wanted `transformer`"),
+        ({"type": "s2s"}, "`type` is `s2s`, expected `transformer`"),
         ({"transformer_decoder_autoreg": "rnn"}, "`transformer-decoder-autoreg` is `rnn`"),
         ({"transformer_no_projection": "true"}, "`transformer-no-projection` is `true`"),
-        ({"transformer_ffn_activation": "gelu"}, r"is `gelu`, wanted .* sigmoid\(1.702 x\)"),
-        ({"transformer_postprocess_emb": "nd"}, "normalises elsewhere"),
-        ({"transformer_preprocess": "n"}, "normalises elsewhere"),
-        ({"transformer_ffn_depth": "3"}, "`transformer-ffn-depth` is `3`, wanted `2`"),
+        ({"transformer_ffn_activation": "gelu"}, r"is `gelu`, expected .* sigmoid\(1.702 x\)"),
+        ({"transformer_postprocess_emb": "nd"}, "has unsupported layer norms"),
+        ({"transformer_preprocess": "n"}, "has unsupported layer norms"),
+        ({"transformer_ffn_depth": "3"}, "`transformer-ffn-depth` is `3`, expected `2`"),
         ({"transformer_decoder_dim_ffn": "-8"}, "`transformer-decoder-dim-ffn` must be at least"),
         ({"transformer_train_position_embeddings": "true"}, "`transformer-train-position"),
         ({"transformer_tied_layers": "[1, 1]"}, "`transformer-tied-layers` is"),
-        ({"transformer_new_thing": "true"}, "`transformer-new-thing` is `true`, wanted it off"),
-        ({"lemma_dim_emb": "8"}, "`lemma-dim-emb` is `8`, wanted it off"),
+        (
+            {"transformer_new_thing": "true"},
+            "-new-thing` is `true`, expected it to be off",
+        ),
+        ({"lemma_dim_emb": "8"}, "`lemma-dim-emb` is `8`, expected it to be off"),
         ({"right_left": "true"}, "`right-left` is `true`"),
-        ({"dim_vocabs": "7"}, r"`dim-vocabs` is `7`, wanted the sizes of both sides$"),
+        ({"dim_vocabs": "7"}, r"`dim-vocabs` is `7`, expected the sizes of both sides$"),
         ({"dim_vocabs": "7"}, r"cannot be imported\n  special:model.yml: `dim-vocabs` is `7`, "),
-        ({"dim_vocabs": "[7, 7]"}, "wanted 7 as `dim-vocabs` says"),
+        ({"dim_vocabs": "[7, 7]"}, "expected 7 as in `dim-vocabs`"),
         ({"transformer_heads": "3"}, "`transformer-heads` must divide `dim-emb`"),
         ({"dim_emb": "wide"}, "`dim-emb` must be a whole number, got `wide`"),
         ({"dim_emb": "17", "transformer_heads": "1"}, "`dim-emb` must be even, got 17"),
@@ -149,7 +150,7 @@ def test_pieces_that_look_like_other_things_stay_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"<unk>": 1\n', "", r"wants ids 0 … \d+, each once"),
+        ('"<unk>": 1\n', "", r"must have the ids 0 … \d+, each once"),
         ('"<unk>": 1\n', '"<unk>": 0\n', r"`<unk>` and `</s>` both have 0"),
         ('"<unk>": 1\n', '"<unk>": -1\n', r"`<unk>` has `-1`"),
         ('"<unk>": 1\n', '"<unk>": ' + "1" * 5000 + "\n", f"`<unk>` has `{'1' * 20}`"),
@@ -160,8 +161,8 @@ def test_pieces_that_look_like_other_things_stay_pieces(tmp_path: Path) -> None:
         ('"<unk>": 1\n', '"</s>": 1\n', r"has `</s>` twice"),
         ('"<unk>": 1\n', '"<unk>": &a 1\n', "has anchors or aliases"),
         ('"<unk>": 1\n', '"<unk>": !!int 1\n', "has the tag"),
-        ('"<unk>": 1\n', '? [a]\n: 1\n', "has a list or a table for a name"),
-        ('"<unk>": 1\n', '"<unk>: 1\n', "is torn or no YAML"),
+        ('"<unk>": 1\n', '? [a]\n: 1\n', "has a name that is not a string"),
+        ('"<unk>": 1\n', '"<unk>: 1\n', "is torn or not YAML"),
     ],
 )  # fmt: skip
 def test_vocabulary_that_is_none_is_refused(

@@ -125,7 +125,7 @@ def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     from ctranslate2.converters import OpusMTConverter
 
-    from tfm_cli.interop.verification.ctranslate2 import CTranslate2Runtime
+    from tfm_cli.interop.verification.runtimes import CTranslate2Runtime
     from tfm_cli.model_directory.weights import TrainedModel
 
     theirs, pair = marian_model(kind)
@@ -139,7 +139,7 @@ def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
     OpusMTConverter(str(directory)).convert(str(tmp_path / "converted"))
     imported = read_marian(directory, positions="halves")
     model = TrainedModel(imported.config, imported.tokenizers, transformer_of(imported))
-    runtime = CTranslate2Runtime(tmp_path / "converted", imported.tokenizers, most_pieces=100)
+    runtime = CTranslate2Runtime(tmp_path / "converted", imported.tokenizers, max_tokens=100)
 
     found = compare(model, runtime, lines(24))
 
@@ -162,7 +162,7 @@ def test_two_archives_need_a_decoder_yml(directory: Path) -> None:
     (directory / "decoder.yml").unlink()
     shutil.copy(directory / "model.npz", directory / "other.npz")
 
-    with pytest.raises(ModelError, match=r"wants one `.npz` file, has `model.npz`, `other.npz`"):
+    with pytest.raises(ModelError, match=r"expected one `.npz` file, got `model.npz`, `other.npz`"):
         read_marian(directory)
 
 
@@ -171,7 +171,7 @@ def test_two_models_are_refused(tmp_path: Path) -> None:
     decoder = {"models": "[model.npz, other.npz]"}
     write_marian_directory(tmp_path, marian_arrays(theirs), pair, decoder=decoder)
 
-    with pytest.raises(ModelError, match=r"`models` is .*, wanted one name"):
+    with pytest.raises(ModelError, match=r"`models` is .*, expected one name"):
         read_marian(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_a_vocabulary_for_each_side_must_be_named(tmp_path: Path) -> None:
     decoder = {"vocabs": "[opus.vocab.yml]"}
     write_marian_directory(tmp_path, marian_arrays(theirs), pair, decoder=decoder)
 
-    with pytest.raises(ModelError, match="wants the vocabulary of the source and that of the"):
+    with pytest.raises(ModelError, match="expected a vocabulary for the source and one"):
         read_marian(tmp_path)
 
 
@@ -244,4 +244,4 @@ def test_missing_and_unknown_tensors_are_listed_at_once(tmp_path: Path) -> None:
     told = str(caught.value)
     assert "encoder_l1_self_Wq: missing" in told
     assert "Wpos: unknown" in told
-    assert "decoder_l1_ffn_b1: has shape (1, 5), wanted (1, 24)" in told
+    assert "decoder_l1_ffn_b1: has shape (1, 5), expected (1, 24)" in told

@@ -3,6 +3,8 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,20 +13,22 @@ from torch import Tensor
 
 from tests.interop.others import QUIET
 from tests.interop.random_models import TAG, lines, random_model
+from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.ctranslate2 import write_ctranslate2
 from tfm_cli.interop.hugging_face.writing import write_hugging_face
-from tfm_cli.interop.verification import hugging_face
+from tfm_cli.interop.verification import comparison
 from tfm_cli.interop.verification.comparison import (
+    OurModel,
     Verification,
     compare,
     verify_ctranslate2,
     verify_hugging_face,
 )
-from tfm_cli.interop.verification.our_model import OurSide
 from tfm_cli.interop.verification.probe import probe_lines
-from tfm_cli.interop.verification.runtime import Ids
+from tfm_cli.interop.verification.runtimes import Ids
 from tfm_cli.model_directory.weights import TrainedModel
+from tfm_cli.tokenizer.pair import TokenizerPair
 
 pytestmark = [QUIET, pytest.mark.slow]
 
@@ -33,11 +37,11 @@ class Mirror:
     """A program that does what tfm does, but for what a test alters."""
 
     name = "mirror 1.0"
-    most_pieces = 60
+    max_tokens = 60
 
     def __init__(self, model: TrainedModel, *, bans_before_softmax: bool = False) -> None:
         self.bans_before_softmax = bans_before_softmax
-        self.us = OurSide(model, bans_before_softmax=bans_before_softmax)
+        self.model = OurModel(model, bans_before_softmax=bans_before_softmax)
         self.tokenizer = model.tokenizers.source
         self.limits: list[int] = []
         self.alter_ids: Callable[[list[Ids]], list[Ids]] = lambda rows: rows
@@ -50,12 +54,12 @@ class Mirror:
     def differences(
         self, sources: Sequence[Ids], targets: Sequence[Ids], logits: Sequence[Tensor]
     ) -> list[Tensor]:
-        found = self.alter_logits([row.clone() for row in self.us.logits(sources, targets)])
+        found = self.alter_logits([row.clone() for row in self.model.logits(sources, targets)])
         return [(a - b).abs().amax(dim=1) for a, b in zip(found, logits, strict=True)]
 
     def search(self, sources: Sequence[Ids], *, beam_size: int, limit: int) -> list[Ids]:
         self.limits.append(limit)
-        found = self.us.search(sources, beam_size=beam_size, limit=limit)
+        found = self.model.search(sources, beam_size=beam_size, limit=limit)
         return self.alter_found([hypotheses[0].ids for hypotheses in found], beam_size)
 
 
@@ -79,16 +83,16 @@ def test_what_was_found_fits_a_line() -> None:
 
     assert str(plain) == (
         "verified with transformers 5.0 on 24 lines: logits at most 2.0e-06 apart, "
-        "same greedy and beam-4 pieces"
+        "same greedy and beam-4 tokens"
     )
-    assert str(dataclasses.replace(plain, near_ties=2)) == f"{plain} (but for 2 near ties)"
+    assert str(dataclasses.replace(plain, near_ties=2)) == f"{plain} (except for 2 near ties)"
     assert str(dataclasses.replace(plain, unfinished=3)).endswith(
-        "same greedy pieces, same beam-4 pieces on the 21 whose beams end"
+        "same greedy tokens, same beam-4 tokens on the 21 whose beams end"
     )
     # Nothing is claimed of what was not compared.
     assert str(dataclasses.replace(plain, lines=1, unfinished=1)) == (
         "verified with transformers 5.0 on 1 line: logits at most 2.0e-06 apart, "
-        "same greedy pieces; no beam of 4 ends, so none was compared"
+        "same greedy tokens; no beam of 4 ends, so none was compared"
     )
 
 
@@ -98,15 +102,15 @@ def test_what_was_left_out_is_told_with_the_reason() -> None:
     some = dataclasses.replace(plain, left_out={"they are odd": 2})
     every = dataclasses.replace(plain, left_out={"they are odd": 2, "they are long": 1})
 
-    assert str(some) == f"{plain}; the cutting of 2 lines was left out: they are odd"
+    assert str(some) == f"{plain}; the segmentation of 2 lines was not compared: they are odd"
     assert not some.is_empty
     assert every.is_empty
     assert str(every).startswith(
-        "not verified with transformers 5.0 on 3 lines: no line's cutting into pieces was "
+        "not verified with transformers 5.0 on 3 lines: the segmentation of no line was "
         "compared; logits at most 2.0e-06 apart"
     )
     assert str(dataclasses.replace(plain, lines=0)) == (
-        "not verified with transformers 5.0: the probe has no line with a piece"
+        "not verified with transformers 5.0: the probe has no line with a token"
     )
 
 
@@ -135,7 +139,7 @@ def test_other_ids_of_a_source_are_a_mismatch() -> None:
     with pytest.raises(ModelError, match=r"mirror 1\.0 does not compute what tfm computes: ") as e:
         compare(model, mirror, ["the cat", "a", "the cat sat"])
 
-    assert "probe line 3, piece 2: found ids [" in str(e.value)
+    assert "probe line 3, token 2: expected ids [" in str(e.value)
     assert e.value.hint is not None
 
 
@@ -157,7 +161,7 @@ def test_logits_apart_are_a_mismatch_with_line_and_piece() -> None:
 
     mirror.alter_logits = alter
 
-    wanted = r"probe line 2, piece 1 \(`.+`\): found logits 0\.01 apart, wanted at most 0\.0001$"
+    wanted = r"probe line 2, token 1 \(`.+`\): logits differ by 0\.01, expected at most 0\.0001$"
     with pytest.raises(ModelError, match=wanted):
         compare(model, mirror, lines(3))
 
@@ -172,7 +176,7 @@ def test_a_logit_that_is_no_number_is_a_mismatch() -> None:
 
     mirror.alter_logits = alter
 
-    with pytest.raises(ModelError, match="found logits nan apart"):
+    with pytest.raises(ModelError, match="logits differ by nan"):
         compare(model, mirror, lines(3))
 
 
@@ -184,7 +188,7 @@ def test_another_translation_is_a_mismatch_with_line_and_piece(beam_size: int) -
         (9, 9, 9) if beam == beam_size else row for row in rows
     ]
 
-    wanted = rf"probe line 1, beam {beam_size}, piece \d: found `.+`, wanted `.+`, whose "
+    wanted = rf"probe line 1, beam {beam_size}, piece \d: found `.+`, expected `.+`, whose "
     with pytest.raises(ModelError, match=wanted):
         compare(model, mirror, lines(6))
 
@@ -209,10 +213,10 @@ def test_translations_that_score_the_same_are_near_ties() -> None:
 
 
 def translated(model: TrainedModel) -> list[Ids]:
-    us = OurSide(model, bans_before_softmax=False)
+    ours = OurModel(model, bans_before_softmax=False)
     sources = [tuple(ids) for ids in model.tokenizers.source.encode(lines(20))]
     with torch.no_grad():
-        return [found[0].ids for found in us.search(sources, beam_size=1, limit=20)]
+        return [found[0].ids for found in ours.search(sources, beam_size=1, limit=20)]
 
 
 def test_beams_that_meet_the_limit_are_counted_and_not_compared() -> None:
@@ -229,7 +233,7 @@ def test_beams_that_meet_the_limit_are_counted_and_not_compared() -> None:
 def test_long_lines_are_cut_to_the_positions_that_there_are() -> None:
     model = random_model()
     mirror = Mirror(model)
-    mirror.most_pieces = 12
+    mirror.max_tokens = 12
 
     compare(model, mirror, ["the cat sat on a mat " * 50])
 
@@ -266,7 +270,7 @@ def test_an_export_to_hugging_face_is_verified_and_a_changed_one_is_not(tmp_path
     tensors = load_file(path)
     tensors["model.decoder.layers.1.fc2.bias"][3] += 0.1
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(ModelError, match=r"found logits .+ apart, wanted at most"):
+    with pytest.raises(ModelError, match=r"logits differ by .+, expected at most"):
         verify_hugging_face(model, tmp_path, text)
 
 
@@ -301,7 +305,7 @@ def test_an_export_to_ctranslate2_is_verified_and_a_changed_one_is_not(tmp_path:
     assert verified is not None
     assert 0 < verified.difference < 1e-4
     model.transformer.target_embedding.weight.data[9] += 0.1
-    with pytest.raises(ModelError, match=r"CTranslate2 .+ found logits .+ apart, wanted"):
+    with pytest.raises(ModelError, match=r"CTranslate2 .+ logits differ by .+, expected"):
         verify_ctranslate2(model, tmp_path, text)
 
 
@@ -318,9 +322,24 @@ def test_an_installation_that_cannot_be_used_is_told(
     def refuse(*arguments: object) -> None:
         raise ImportError("huggingface-hub>=9 is required\nand more")
 
-    monkeypatch.setattr(hugging_face, "is_installed", lambda: True)
-    monkeypatch.setattr(hugging_face, "HuggingFaceRuntime", refuse)
+    monkeypatch.setattr(comparison, "is_installed", lambda package: True)
+    monkeypatch.setattr(comparison, "HuggingFaceRuntime", refuse)
 
     assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
 
     assert told == ["not verified: transformers cannot be used: huggingface-hub>=9 is required"]
+
+
+@torch.inference_mode()
+def test_search_of_a_verification_is_free_to_write_bytes_that_are_no_text() -> None:
+    """Other programs have no such constraint, and equal models have to find the same there."""
+    tokenizer = spelling_tokenizer()
+    model: Any = SimpleNamespace(
+        transformer=spelling_transformer(tokenizer, 1), tokenizers=TokenizerPair.joint(tokenizer)
+    )
+    sources = [tuple(ids) for ids in tokenizer.encode(["one two", "three four five"])]
+
+    found = OurModel(model, bans_before_softmax=False).search(sources, beam_size=1, limit=20)
+
+    texts = tokenizer.decode([list(hypotheses[0].ids) for hypotheses in found])
+    assert any("\ufffd" in text for text in texts)

@@ -1,4 +1,4 @@
-"""What `config.json` and `generation_config.json` of a Hugging Face Marian model ask for."""
+"""The settings in `config.json` and `generation_config.json` of a Hugging Face Marian model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,31 +7,31 @@ from typing import Any
 from tfm_cli.config.settings import ModelConfig, SearchConfig
 from tfm_cli.interop.hugging_face.config_reader import (
     CONFIG,
-    MISSING,
+    REQUIRED,
     OptionsReader,
     PieceId,
-    shown,
 )
+from tfm_cli.interop.source_files import quoted
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 
-# What an export of ours says it had; the first has its width permuted there.
+# The original position encodings of our exports; `sinusoidal` is exported with a permuted width.
 _POSITIONS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_marian")
 
-# What a name of theirs is called here, and what it is where a file does not say.
+# Their names, with our names and their defaults.
 _MODEL = {
-    "encoder_layers": ("encoder_layers", MISSING),
-    "decoder_layers": ("decoder_layers", MISSING),
-    "d_model": ("width", MISSING),
-    "encoder_attention_heads": ("heads", MISSING),
-    "encoder_ffn_dim": ("feed_forward_width", MISSING),
+    "encoder_layers": ("encoder_layers", REQUIRED),
+    "decoder_layers": ("decoder_layers", REQUIRED),
+    "d_model": ("width", REQUIRED),
+    "encoder_attention_heads": ("heads", REQUIRED),
+    "encoder_ffn_dim": ("feed_forward_width", REQUIRED),
     "dropout": ("dropout", 0.1),
     "scale_embedding": ("scale_embeddings", False),
 }
-# What the decoder has of its own, with the bounds of the encoder's: here 0 has a meaning.
+# Checked with the bounds of the encoder's settings, since ours for the decoder also allow 0.
 _DECODER = {
-    "decoder_attention_heads": ("heads", MISSING),
-    "decoder_ffn_dim": ("feed_forward_width", MISSING),
+    "decoder_attention_heads": ("heads", REQUIRED),
+    "decoder_ffn_dim": ("feed_forward_width", REQUIRED),
 }
 _SEARCH = {
     "num_beams": ("beam_size", 1),
@@ -41,7 +41,7 @@ _SEARCH = {
     "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
 }
 
-# Options that change what is computed, and the only values under which they do not.
+# Options that change the computation, with the only values under which they have no effect.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "model_type": ("marian",),
     "architectures": (["MarianMTModel"],),
@@ -82,7 +82,7 @@ _NEUTRAL_GENERATION: dict[str, tuple[object, ...]] = {
     "dola_layers": (),
     "token_healing": (False,),
 }
-# Other names for the same, of which `transformers` would take the one that stands last.
+# Aliases; if both names are present, `transformers` uses the one that comes last.
 _ALIASES = {
     "num_hidden_layers": "encoder_layers",
     "num_attention_heads": "encoder_attention_heads",
@@ -94,32 +94,33 @@ _TRAINING_ONLY = ("attention_dropout", "activation_dropout", "encoder_layerdrop"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the two files say, in our words; ids are of the target side."""
+    """The content of the two files as settings of ours; ids are those of the target side.
 
-    model: dict[str, Any]  # settings of ModelConfig but positions and output_bias
+    A value is None if it is invalid, which has been reported.
+    """
+
+    model: dict[str, Any]  # settings of ModelConfig except positions and output_bias
     search: dict[str, Any]  # settings of SearchConfig
-    # Of what is None, the complaints say what is wrong.
     vocab_sizes: tuple[int | None, int | None]  # of source and target
     eos: PieceId | None
     start: PieceId | None
     pad_id: int | None
     banned: tuple[PieceId, ...]
-    positions: str  # what an export of ours had; "sinusoidal" has its width permuted there
+    positions: str  # one of _POSITIONS
     notes: tuple[str, ...]
 
 
 def read_options(
-    config: Mapping[str, Any], generation: Mapping[str, Any] | None, complaints: list[str]
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None, problems: list[str]
 ) -> Options:
-    """What the files ask for; all that is not supported is added to `complaints`.
+    """Return the settings in the two files.
 
     Args:
         config: `config.json`.
-        generation: `generation_config.json`; None where there is none, as in old models, whose
-            `config.json` says it all.
-        complaints: gets a line for each option that cannot be had.
+        generation: `generation_config.json`; None in old models, whose `config.json` has all.
+        problems: receives a line for each option that is invalid or not supported.
     """
-    reader = OptionsReader(config, generation, complaints)
+    reader = OptionsReader(config, generation, problems)
     model = reader.settings(ModelConfig, _MODEL, config, CONFIG)
     decoder = reader.settings(ModelConfig, _DECODER, config, CONFIG)
     search = reader.settings(SearchConfig, _SEARCH, reader.search, reader.search_file)
@@ -128,18 +129,18 @@ def read_options(
     reader.check_forced_end()
     for alias, name in _ALIASES.items():
         if alias in config and config[alias] != config.get(name):
-            told = f"is {shown(config[alias])}, but `{name}` is {shown(config.get(name))}"
-            complaints.append(f"{CONFIG}: `{alias}` {told}")
+            problem = f"is {quoted(config[alias])}, but `{name}` is {quoted(config.get(name))}"
+            problems.append(f"{CONFIG}: `{alias}` {problem}")
     for side, stack in (("encoder", model), ("decoder", decoder)):
         if model.get("width", 0) % stack.get("heads", 1):
-            complaints.append(f"{CONFIG}: `{side}_attention_heads` must divide `d_model`")
+            problems.append(f"{CONFIG}: `{side}_attention_heads` must divide `d_model`")
     model |= {f"decoder_{name}": value for name, value in decoder.items()}
 
     activation = config.get("activation_function")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        wanted = ", ".join(f"`{name}`" for name in _ACTIVATIONS)
-        told = f"is {shown(activation)}, wanted one of {wanted}"
-        complaints.append(f"{CONFIG}: `activation_function` {told}")
+        expected = ", ".join(f"`{name}`" for name in _ACTIVATIONS)
+        problem = f"is {quoted(activation)}, expected one of {expected}"
+        problems.append(f"{CONFIG}: `activation_function` {problem}")
     else:
         model["activation"] = _ACTIVATIONS[activation]
     shared = reader.flag("share_encoder_decoder_embeddings", default=True)
@@ -147,26 +148,26 @@ def read_options(
 
     positions = config.get("tfm_positions", "sinusoidal_halves")
     if positions not in _POSITIONS:
-        wanted = ", ".join(f"`{kind}`" for kind in _POSITIONS)
-        told = f"is {shown(positions)}, wanted one of {wanted}"
-        complaints.append(f"{CONFIG}: `tfm_positions` {told}")
+        expected = ", ".join(f"`{kind}`" for kind in _POSITIONS)
+        problem = f"is {quoted(positions)}, expected one of {expected}"
+        problems.append(f"{CONFIG}: `tfm_positions` {problem}")
     has_own_size = config.get("decoder_vocab_size") is not None
-    source_size = reader.count("vocab_size")
-    target_size = reader.count("decoder_vocab_size") if has_own_size else source_size
-    eos = reader.the_id("eos_token_id")
+    source_size = reader.vocab_size("vocab_size")
+    target_size = reader.vocab_size("decoder_vocab_size") if has_own_size else source_size
+    eos = reader.piece_id("eos_token_id")
     notes = []
     for name in _TRAINING_ONLY:
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
-            complaints.append(f"{CONFIG}: `{name}` must be a number, got {shown(value)}")
+            problems.append(f"{CONFIG}: `{name}` must be a number, got {quoted(value)}")
         elif value:
-            notes.append(f"`{name}` of {shown(value)} is for training only and left out")
+            notes.append(f"`{name}` of {quoted(value)} is for training only and left out")
     return Options(
         model,
         search,
         (source_size, target_size),
         eos,
-        reader.the_id("decoder_start_token_id"),
+        reader.piece_id("decoder_start_token_id"),
         config.get("pad_token_id"),
         reader.banned(eos),
         str(positions),

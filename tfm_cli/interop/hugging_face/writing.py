@@ -1,7 +1,9 @@
-"""A model as `transformers.MarianMTModel` and `MarianTokenizer` load it.
+"""Write a model for `transformers.MarianMTModel` and `MarianTokenizer`.
 
-Nothing of Hugging Face's is needed to write it: it is JSON, SentencePiece models and safetensors.
+No package of Hugging Face but safetensors is needed: the rest is JSON and SentencePiece models.
 """
+
+# D model width, V vocabulary, F inner width of the feed-forward layers
 
 import json
 import logging
@@ -17,7 +19,7 @@ from tfm_cli.config.settings import ModelConfig, SearchConfig
 from tfm_cli.decoding.length import output_limit
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import durable
-from tfm_cli.interop.names import names
+from tfm_cli.interop.names import tensor_names
 from tfm_cli.model.positions import marian_sinusoids
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -26,96 +28,31 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 
-# The coordinates of the width in another order, so that interleaved sinusoids become halves.
-#
-# The paper's sinusoids are interleaved, sine and cosine by turns; other runtimes compute all sines
-# before all cosines. The order of coordinates means nothing to a Transformer as long as embeddings,
-# matrices, norms and position encodings agree on it. A permutation of the weights therefore turns a
-# model for one layout into a model for the other, to the bit, and back.
-
-# D model width, V vocabulary, F inner width
-
-
-# What a parameter's coordinates are, by the end of its name: columns that read the width, rows
-# that write it. All others keep away from it.
-_COLUMNS = (
-    "_embedding.weight",  # (V, D)
-    ".projection.weight",  # (3D, D)
-    ".inner.weight",  # (F, D)
-)
-_ROWS = (
-    "_attention.output.weight",  # (D, D)
-    "_attention.output.bias",  # (D,)
-    ".outer.weight",  # (D, F)
-    ".outer.bias",
-    "norm.weight",
-    "norm.bias",
-)
-_OUTPUT = "output.weight"  # (V, D), where it is no embedding
-
-
-def to_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Weights for `sinusoidal_halves` that compute what these compute with `sinusoidal`.
-
-    Args:
-        weights: parameters by their names in a Transformer without learned positions.
-        config: its shape.
-    """
-    return _reordered(weights, halves_order(config.width))
-
-
-def from_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The weights that `to_halves` was given, to the bit."""
-    return _reordered(weights, halves_order(config.width).argsort())
-
-
-def halves_order(width: int) -> Tensor:
-    """Where each coordinate comes from, (D,): the even ones first, which are sines."""
-    return torch.cat((torch.arange(0, width, 2), torch.arange(1, width, 2)))
-
-
-def _reordered(weights: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
-    return {name: _moved(name, tensor, order) for name, tensor in weights.items()}
-
-
-def _moved(name: str, tensor: Tensor, order: Tensor) -> Tensor:
-    order = order.to(tensor.device)
-    if name == _OUTPUT or name.endswith(_COLUMNS):
-        return tensor.index_select(1, order)
-    if name.endswith(_ROWS):
-        return tensor.index_select(0, order)
-    return tensor.clone()
-
-
-# D model width, V vocabulary
-
-
 FILES = (
     "config.json", "generation_config.json", "model.safetensors", "source.spm", "target.spm",
     "vocab.json", "target_vocab.json", "tokenizer_config.json",
 )  # fmt: skip
-POSITIONS_KEY = "tfm_positions"  # in config.json: what an import must give back
-# There a table is made entry by entry, in Python, whenever a model is loaded.
-_MOST_POSITIONS = 16384
-_FEWEST_POSITIONS = 512
+POSITIONS_KEY = "tfm_positions"  # in config.json: the position encodings that an import restores
+# `transformers` computes the table entry by entry, in Python, whenever it loads a model.
+_MAX_POSITIONS = 16384
+_MIN_POSITIONS = 512
 _PAD = "<pad>"
 
 
 def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     """Write a model into an empty directory.
 
-    `generate()` with the written settings finds what `tfm translate` finds, but for four things
-    that cannot be said there: the longest translation depends on its source with us and is one
-    number there; a translation that reaches it is ranked without its last </s>;
-    `search.length_norm: wu` becomes `power`, and `search.repetition_penalty` is left out, which
-    are told.
+    `generate()` with the written settings returns what `tfm translate` does, with four exceptions:
+    the length limit is a single number there, but depends on the source here; a translation that
+    reaches the limit is ranked without its </s>; `search.length_norm: wu` becomes `power`; and
+    `search.repetition_penalty` is left out. The last two are reported.
 
-    The paper's interleaved sinusoids are written as halves, see `width_order`, and `config.json`
-    says so under `tfm_positions`. Marian's own have no such form: their table is written with the
-    weights, and a warning tells that a runtime that does not read it there would go wrong.
+    Interleaved sinusoids are written as halves, see `to_halves`, with the original kind under
+    `tfm_positions` in `config.json`. Marian's own sinusoids cannot be converted: their table is
+    written with the weights, and a warning is logged, since a runtime has to read it from there.
 
     Raises:
-        ConfigError: the model has what Marian has not; lists all of it, and writes nothing.
+        ConfigError: the model has features that Marian lacks; lists all of them.
     """
     refuse_inexpressible(model)
     shape, search, pair = model.config.model, model.config.search, model.tokenizers
@@ -136,14 +73,14 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     for name, content in contents.items():
         durable.write_file(directory / name, content)
     if search.length_norm == "wu" and search.length_penalty != 0:
-        logger.warning("search.length_norm: `wu` is not known there, `power` was written")
+        logger.warning("search.length_norm: `wu` is unknown there, `power` was written")
     if search.repetition_penalty != 1:
-        # Theirs bears on log-probabilities, and on the start as well.
-        logger.warning("search.repetition_penalty: is computed otherwise there, and was left out")
+        # Theirs penalises log-probabilities, and the start token as well.
+        logger.warning("search.repetition_penalty: is computed differently there, and was left out")
     if _may_know_tags_as_text(pair.source):
         logger.warning(
-            "tokenizers: language tags such as `>>fra<<` are text to this model, but unknown to "
-            "MarianTokenizer: translate no lines with them there"
+            "tokenizers: this model reads language tags such as `>>fra<<` as text, but "
+            "MarianTokenizer does not: do not use them there"
         )
     if shape.positions == "sinusoidal_marian":
         where = "`embed_positions` in model.safetensors"
@@ -154,7 +91,7 @@ def refuse_inexpressible(model: TrainedModel) -> None:
     """Refuse a model that Hugging Face's Marian cannot express.
 
     Raises:
-        ConfigError: lists all that it has not.
+        ConfigError: lists all features that Marian lacks.
     """
     shape, pair = model.config.model, model.tokenizers
     problems = []
@@ -167,11 +104,12 @@ def refuse_inexpressible(model: TrainedModel) -> None:
     source, target = pair.source, pair.target
     ends = [(side.pieces[side.eos_id], side.eos_id) for side in (source, target)]
     if ends[0] != ends[1]:
-        told = [f"`{piece}` with the id {index}" for piece, index in ends]
+        first, second = (f"`{piece}` with the id {index}" for piece, index in ends)
         problems.append(
-            f"tokenizers: MarianTokenizer has one end for both sides, got {told[0]} and {told[1]}"
+            "tokenizers: MarianTokenizer has one end piece for both sides, "
+            f"got {first} and {second}"
         )
-    # It takes what is special in the source for special in the target, and leaves it out.
+    # It drops the special ids of the source side from a target, whatever they mean there.
     elif source.unk_id not in {*target.banned_ids, target.unk_id, target.start_id}:
         unk = f"`{source.pieces[source.unk_id]}` has the id {source.unk_id}"
         there = f"which is `{target.pieces[source.unk_id]}` in the target"
@@ -183,45 +121,45 @@ def refuse_inexpressible(model: TrainedModel) -> None:
 
 
 def _may_know_tags_as_text(source: Tokenizer) -> bool:
-    """Return True if a tokenizer without tags learned that words begin as tags do."""
+    """Return True if a tokenizer without tags learned pieces that begin like a tag."""
     if source.language_tags or not source.reads_tags_as_text:
         return False
     return any(piece.startswith("▁>>") for piece in source.pieces)
 
 
 def _unreadable_tags(source: Tokenizer) -> list[str]:
-    """Return what is wrong with language tags, which MarianTokenizer cuts off by itself."""
+    """Return the problems with language tags, which MarianTokenizer splits off by itself."""
     tags = source.language_tags
     if tags and source.reads_tags_as_text:
         (pieces,) = source.encode_pieces([tags[0]])
         spelled = ", ".join(f"`{piece}`" for piece in pieces)
-        told = f"MarianTokenizer has one piece for a language tag, got {spelled}"
-        return [f"tokenizers: {told}: learn the tokenizer anew with `tfm train`"]
+        problem = f"MarianTokenizer has one piece for a language tag, got {spelled}"
+        return [f"tokenizers: {problem}: train the tokenizer again with `tfm train`"]
     if len(set(source.marian_pieces)) < len(source.pieces):
         return ["tokenizers: MarianTokenizer has one piece for a language tag, got two"]
     return []
 
 
 def hugging_face_tensors(model: TrainedModel, positions: int) -> dict[str, Tensor]:
-    """The parameters by their names there, in memory of their own.
+    """Return copies of the parameters under Hugging Face's names.
 
     Args:
-        model: what Marian can express.
-        positions: rows of a table of positions, where one is written.
+        model: a model that Marian can express.
+        positions: the number of rows of a table of positions, if one is written.
     """
     shape = model.config.model
     weights = {name: value.detach().cpu() for name, value in model.transformer.state_dict().items()}
     if shape.positions == "sinusoidal":
         weights = to_halves(weights, shape)
     tensors = {}
-    for name in names(shape):
+    for name in tensor_names(shape):
         assert name.hugging_face is not None
-        part = weights[name.ours].chunk(name.parts)[name.part]
+        part = weights[name.tfm].chunk(name.parts)[name.part]
         tensors[name.hugging_face] = part.clone().contiguous()
     bias = tensors.get("final_logits_bias", torch.zeros(model.tokenizers.target.vocab_size))
     tensors["final_logits_bias"] = bias[None]  # (1, V)
     if shape.tied_embeddings == 1:
-        # There all is tied or nothing, by name; so each has its own copy.
+        # There, either all embeddings are tied or none, so each gets a copy.
         for side in ("encoder", "decoder"):
             tensors[f"model.{side}.embed_tokens.weight"] = tensors["model.shared.weight"].clone()
     if shape.positions == "sinusoidal_marian":
@@ -263,7 +201,7 @@ def _config(shape: ModelConfig, pair: TokenizerPair, positions: int) -> dict[str
 
 def _generation(search: SearchConfig, pair: TokenizerPair, positions: int) -> dict[str, Any]:
     table: dict[str, Any] = {
-        # The start, a translation of the most pieces, and </s>, which is read by nobody.
+        # The start token, the longest translation, and </s>, which needs no position.
         "max_length": min(_limit(search) + 2, positions + 1),
         "num_beams": search.beam_size,
         "do_sample": False,
@@ -272,7 +210,7 @@ def _generation(search: SearchConfig, pair: TokenizerPair, positions: int) -> di
         **_special_ids(pair),
     }
     if not pair.target.banned_ids:
-        del table["bad_words_ids"]  # an empty list is refused there
+        del table["bad_words_ids"]  # `transformers` refuses an empty list
     if search.no_repeat_ngram_size:
         table["no_repeat_ngram_size"] = search.no_repeat_ngram_size
     if search.beam_size > 1:
@@ -292,11 +230,11 @@ def _special_ids(pair: TokenizerPair) -> dict[str, int]:
 
 
 def _padding(pair: TokenizerPair) -> str:
-    """The piece that fills up batches: one with the same id on both sides, and never written."""
+    """Return the padding piece: one with the same id on both sides that is never written."""
     ids = [_ids(side).get(_PAD) for side in (pair.source, pair.target)]
     if ids[0] is not None and ids[0] == ids[1] and ids[0] in pair.target.banned_ids:
         return _PAD
-    # It is hidden in the source and follows the end in the target, so </s> will do.
+    # Otherwise </s> serves, since padding is masked in the source and follows </s> in the target.
     return pair.source.pieces[pair.source.eos_id]
 
 
@@ -314,12 +252,12 @@ def _tokenizer_config(pair: TokenizerPair, positions: int) -> dict[str, Any]:
 
 
 def _num_positions(search: SearchConfig) -> int:
-    """Positions that source and target need: </s> stands in the source, the start in the target."""
+    """Return the positions for the longest source with </s> and target with the start token."""
     needed = 1 + max(search.max_length, _limit(search))
-    if needed > _MOST_POSITIONS:
-        told = "search.max_length: %d positions would be needed, %d were written"
-        logger.warning(told, needed, _MOST_POSITIONS)
-    return min(max(needed, _FEWEST_POSITIONS), _MOST_POSITIONS)
+    if needed > _MAX_POSITIONS:
+        message = "search.max_length: needs %d positions, %d were written"
+        logger.warning(message, needed, _MAX_POSITIONS)
+    return min(max(needed, _MIN_POSITIONS), _MAX_POSITIONS)
 
 
 def _limit(search: SearchConfig) -> int:
@@ -333,3 +271,59 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
 def _json(table: dict[str, Any]) -> bytes:
     text = json.dumps(table, ensure_ascii=False, indent=2)
     return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+# Interleaved sinusoids alternate sine and cosine, as in the paper; other programs compute all sines
+# before all cosines. The order of coordinates is arbitrary in a Transformer as long as embeddings,
+# matrices, norms and position encodings agree on it. Permuting the weights therefore converts a
+# model between the two layouts, bit-exactly in both directions.
+
+# Parameters whose columns read the width, and those whose rows write it, by the ends of their
+# names. No other parameter has an axis of the model width.
+_COLUMNS = (
+    "_embedding.weight",  # (V, D)
+    ".projection.weight",  # (3D, D)
+    ".inner.weight",  # (F, D)
+)
+_ROWS = (
+    "_attention.output.weight",  # (D, D)
+    "_attention.output.bias",  # (D,)
+    ".outer.weight",  # (D, F)
+    ".outer.bias",
+    "norm.weight",
+    "norm.bias",
+)
+_OUTPUT = "output.weight"  # (V, D), if it is not tied to an embedding
+
+
+def to_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Return weights for `sinusoidal_halves` that compute the same as these with `sinusoidal`.
+
+    Args:
+        weights: parameters by their names in a Transformer without learned positions.
+        config: its hyperparameters.
+    """
+    return _permuted(weights, halves_order(config.width))
+
+
+def from_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Return the weights that `to_halves` was given, bit-exactly."""
+    return _permuted(weights, halves_order(config.width).argsort())
+
+
+def halves_order(width: int) -> Tensor:
+    """Return the original index of each coordinate, (D,): first the even ones, the sines."""
+    return torch.cat((torch.arange(0, width, 2), torch.arange(1, width, 2)))
+
+
+def _permuted(weights: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    return {name: _permute(name, tensor, order) for name, tensor in weights.items()}
+
+
+def _permute(name: str, tensor: Tensor, order: Tensor) -> Tensor:
+    order = order.to(tensor.device)
+    if name == _OUTPUT or name.endswith(_COLUMNS):
+        return tensor.index_select(1, order)
+    if name.endswith(_ROWS):
+        return tensor.index_select(0, order)
+    return tensor.clone()

@@ -1,4 +1,8 @@
-"""An `.npz` archive whose sizes and types are known before any of it is read."""
+"""Warily read Marian's two file formats: `.npz` archives of arrays, and YAML as plain data.
+
+The sizes and types of an archive's arrays are checked before any of them is read. In YAML, every
+scalar is a string, and anchors, aliases and tags are refused.
+"""
 
 import math
 import re
@@ -16,15 +20,17 @@ from torch import Tensor
 
 from tfm_cli.errors import ModelError, ResourceError
 
+MAX_YAML_BYTES = 32 << 20
+_MAX_YAML_DEPTH = 8
 _MAX_MEMBERS = 20_000
 _MAX_TEXT_BYTES = 1 << 20
-# Weights hardly shrink; what unpacks to so many times its size is made to fill the memory.
-_MAX_RATIO = 100
-_SMALL = 1 << 20
+# Weights hardly compress, so a higher ratio means an archive that is made to exhaust the memory.
+_MAX_COMPRESSION_RATIO = 100
+_UNCHECKED_BYTES = 1 << 20  # too few for the ratio to matter
 _FLOAT_BYTES = (2, 4, 8)
-_MAX_HEADER_BYTES = 10_000  # as NumPy has it
-_LENGTHS = {(1, 0): "<H", (2, 0): "<I"}  # of the header, by version of the format
-# NumPy would have Python parse a header, of which some are too much for `ast` or `tokenize`.
+_MAX_HEADER_BYTES = 10_000  # NumPy's own limit
+_LENGTH_FORMATS = {(1, 0): "<H", (2, 0): "<I"}  # of the header's length, by version of the format
+# NumPy parses a header with Python's `ast`, which hostile headers can crash.
 _ITEM = re.compile(
     r"""
     \s*+ '(?P<name> descr | fortran_order | shape)' \s*+ : \s*+
@@ -38,24 +44,28 @@ _ITEM = re.compile(
 
 
 class NpzFile:
-    """Arrays by name; opened, its directory and the header of each array are checked.
+    """An open archive of arrays, whose directory and array headers have been checked.
+
+    Attributes:
+        shapes: the shape of each array, by name.
+        is_native: True if all arrays have the byte order of this machine.
 
     Raises:
-        ModelError: it is torn or no archive, an array is a pickle or has an unusual type, says
-            another size than it has, or unpacks to far more than the file holds.
+        ModelError: the file is torn or not an archive; or an array is pickled, has an unsupported
+            type, has another size than its header states, or is compressed beyond reason.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         shapes: dict[str, tuple[int, ...]] = {}
-        self.is_native = True  # whether each array has its bytes in the order of this machine
+        self.is_native = True
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ModelError(f"{path}: is torn or no `.npz` archive: {error}") from error
+            raise ModelError(f"{path}: is torn or not an `.npz` archive: {error}") from error
         members = self._archive.infolist()
         if len(members) > _MAX_MEMBERS:
-            raise ModelError(f"{path}: has {len(members)} arrays, wanted at most {_MAX_MEMBERS}")
+            raise ModelError(f"{path}: has {len(members)} arrays, expected at most {_MAX_MEMBERS}")
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name in shapes:
@@ -75,21 +85,21 @@ class NpzFile:
         self._archive.close()
 
     def content(self, name: str) -> bytes:
-        """The bytes of an array of bytes, at most 1 MiB."""
+        """Return the content of an array of bytes, of at most 1 MiB."""
         size = math.prod(self.shapes.get(name, (0,)))
         if not 0 < size <= _MAX_TEXT_BYTES:
-            told = f"has {size} bytes in `{name}`, wanted 1 to {_MAX_TEXT_BYTES}"
-            raise ModelError(f"{self.path}: {told}")
+            reason = f"has {size} bytes in `{name}`, expected 1 to {_MAX_TEXT_BYTES}"
+            raise ModelError(f"{self.path}: {reason}")
         return self._array(name).tobytes()
 
     def copy_with(self, path: Path, name: str, content: bytes) -> None:
-        """Write the same arrays to another file, in native order, but for one array of bytes."""
+        """Write the arrays to another file in native byte order, one array of bytes replaced."""
         arrays = {other: _native(self._array(other)) for other in self.shapes if other != name}
         arrays[name] = np.frombuffer(content, dtype=np.int8)
         np.savez(path, allow_pickle=False, **arrays)
 
     def load(self, name: str) -> Tensor:
-        """The array of a name as a tensor."""
+        """Return an array as a tensor."""
         array = self._array(name)
         return torch.from_numpy(_native(array)).reshape(array.shape)
 
@@ -103,26 +113,26 @@ class NpzFile:
         return array
 
     def _shape(self, member: zipfile.ZipInfo, name: str) -> tuple[int, ...]:
-        if member.file_size > _MAX_RATIO * member.compress_size + _SMALL:
-            told = f"unpacks from {member.compress_size} to {member.file_size} bytes"
-            raise ModelError(f"{self.path}: `{name}` {told}")
+        if member.file_size > _MAX_COMPRESSION_RATIO * member.compress_size + _UNCHECKED_BYTES:
+            reason = f"unpacks from {member.compress_size} to {member.file_size} bytes"
+            raise ModelError(f"{self.path}: `{name}` {reason}")
         try:
             with self._archive.open(member) as stream:
                 shape, dtype, header_bytes = _header(stream)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
                 NotImplementedError, RuntimeError) as error:  # fmt: skip
-            raise ModelError(f"{self.path}: `{name}` is torn or no array: {error}") from error
+            raise ModelError(f"{self.path}: `{name}` is torn or not an array: {error}") from error
         if dtype.hasobject or dtype.kind not in "fiub":
-            told = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
-            raise ModelError(f"{self.path}: `{name}` {told}, wanted numbers")
+            reason = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
+            raise ModelError(f"{self.path}: `{name}` {reason}, expected numbers")
         if dtype.kind == "f" and dtype.itemsize not in _FLOAT_BYTES:
-            told = f"has type {dtype}, wanted float16, float32 or float64"
-            raise ModelError(f"{self.path}: `{name}` {told}")
+            reason = f"has type {dtype}, expected float16, float32 or float64"
+            raise ModelError(f"{self.path}: `{name}` {reason}")
         self.is_native &= dtype.isnative
-        wanted = header_bytes + math.prod(shape) * dtype.itemsize
-        if wanted != member.file_size:
-            told = f"says it has shape {shape}, which is {wanted} bytes"
-            raise ModelError(f"{self.path}: `{name}` {told}, but has {member.file_size}")
+        expected = header_bytes + math.prod(shape) * dtype.itemsize
+        if expected != member.file_size:
+            reason = f"has {member.file_size} bytes, expected {expected} for its shape {shape}"
+            raise ModelError(f"{self.path}: `{name}` {reason}")
         return shape
 
 
@@ -131,63 +141,57 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Return shape, type and own size of an array's header.
+    """Return the shape and type of an array, and the size of its header.
 
     Raises:
-        ValueError: it is not one that NumPy writes of an array without fields.
+        ValueError: the header is not one that NumPy writes for an array without fields.
     """
     version = np.lib.format.read_magic(stream)
-    if version not in _LENGTHS:
-        raise ValueError(f"version {version} of the format")
-    length_format = _LENGTHS[version]
+    if version not in _LENGTH_FORMATS:
+        raise ValueError(f"version {version} of the format is unknown")
+    length_format = _LENGTH_FORMATS[version]
     content = stream.read(struct.calcsize(length_format))
     if len(content) < struct.calcsize(length_format):
         raise ValueError("the header is cut off")
     (length,) = struct.unpack(length_format, content)
     if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"the header has {length} bytes, wanted at most {_MAX_HEADER_BYTES}")
+        raise ValueError(f"the header has {length} bytes, expected at most {_MAX_HEADER_BYTES}")
     text = stream.read(length).decode("latin-1")
     fields = _fields(text)
     shape = tuple(int(size.strip(" \t\nL")) for size in fields["shape"].split(",") if size.strip())
     try:
         dtype = np.dtype(fields["descr"])
     except TypeError as error:
-        raise ValueError(f"the type `{fields['descr']}` is not known") from error
+        raise ValueError(f"the type `{fields['descr']}` is unknown") from error
     return shape, dtype, stream.tell()
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Return type and shape of a header as they are written."""
+    """Return the fields of a header, unparsed: type and shape."""
     fields: dict[str, str] = {}
-    place = 1
-    while text.startswith("{") and (item := _ITEM.match(text, place)):
+    position = 1
+    while text.startswith("{") and (item := _ITEM.match(text, position)):
         if item["name"] in fields:
             break
         fields[item["name"]] = next(filter(None, (item["type"], item["shape"])), "")
-        place = item.end()
-    rest = text[place:].strip()
+        position = item.end()
+    rest = text[position:].strip()
     if rest != "}" or len(fields) != 3 or not fields["descr"]:
-        raise ValueError(f"the header is not one of numbers: {text[:60]!r}")
+        raise ValueError(f"the header is not that of an array of numbers: {text[:60]!r}")
     return fields
 
 
-# YAML as plain data: every scalar is a string, and nothing in it refers to anything else.
+def parse_yaml(content: bytes, source: str) -> Any:
+    """Return a YAML document as nested strings, lists and dicts.
 
-MAX_YAML_BYTES = 32 << 20
-_MAX_DEPTH = 8
-
-
-def parse_yaml(content: bytes, place: str) -> Any:
-    """Strings, lists and dicts, as deep as a file nests them.
-
-    `no`, `~` and `1.0` stay what they are, since they are pieces in a vocabulary.
+    `no`, `~` and `1.0` stay strings, since they are pieces of a vocabulary.
 
     Args:
-        content: UTF-8, with or without a mark of it; one document.
-        place: what messages call the file.
+        content: one document in UTF-8, with or without a byte order mark.
+        source: the file, for messages.
 
     Raises:
-        ModelError: it is torn or no YAML; has anchors, aliases or tags; a name stands twice.
+        ModelError: it is torn or not YAML, has anchors, aliases or tags, or repeats a name.
         ResourceError: PyYAML is not installed.
     """
     try:
@@ -198,25 +202,25 @@ def parse_yaml(content: bytes, place: str) -> Any:
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
         events = yaml.parse(content.decode("utf-8-sig"), Loader=loader)
-        documents = _Reader(events, yaml, place).documents()
+        documents = _YamlReader(events, yaml, source).documents()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split())
-        if "nesting depth" in told:  # libyaml of PyYAML 6.0.4 refuses 1,000 levels by itself
-            told = f"{place}: is nested deeper than {_MAX_DEPTH} levels"
-            raise ModelError(told) from error
-        raise ModelError(f"{place}: is torn or no YAML: {told}") from error
+        reason = " ".join(str(error).split())
+        if "nesting depth" in reason:  # libyaml of PyYAML 6.0.4 itself refuses 1,000 levels
+            reason = f"is nested deeper than {_MAX_YAML_DEPTH} levels"
+            raise ModelError(f"{source}: {reason}") from error
+        raise ModelError(f"{source}: is torn or not YAML: {reason}") from error
     if len(documents) != 1:
-        raise ModelError(f"{place}: has {len(documents)} YAML documents, wanted 1")
+        raise ModelError(f"{source}: has {len(documents)} YAML documents, expected 1")
     return documents[0]
 
 
-class _Reader:
-    """Makes values of events; `yaml` is handed over, since it is imported only where needed."""
+class _YamlReader:
+    """Builds values from parser events; `yaml` is the module, which is imported only if needed."""
 
-    def __init__(self, events: Iterable[Any], yaml: Any, place: str) -> None:
+    def __init__(self, events: Iterable[Any], yaml: Any, source: str) -> None:
         self._events = iter(events)
         self._yaml = yaml
-        self._place = place
+        self._source = source
 
     def documents(self) -> list[Any]:
         return [
@@ -226,15 +230,15 @@ class _Reader:
         ]
 
     def _value(self, event: Any, depth: int) -> Any:
-        yaml, place = self._yaml, self._place
+        yaml, source = self._yaml, self._source
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise ModelError(f"{place}: has anchors or aliases, wanted plain YAML")
-        if event.tag not in (None, "!"):  # what stands in quotes has the tag `!`
-            raise ModelError(f"{place}: has the tag `{event.tag}`, wanted plain YAML")
+            raise ModelError(f"{source}: has anchors or aliases, expected plain YAML")
+        if event.tag not in (None, "!"):  # a quoted scalar has the tag `!`
+            raise ModelError(f"{source}: has the tag `{event.tag}`, expected plain YAML")
         if isinstance(event, yaml.ScalarEvent):
             return event.value
-        if depth == _MAX_DEPTH:
-            raise ModelError(f"{place}: is nested deeper than {_MAX_DEPTH} levels")
+        if depth == _MAX_YAML_DEPTH:
+            raise ModelError(f"{source}: is nested deeper than {_MAX_YAML_DEPTH} levels")
         if isinstance(event, yaml.SequenceStartEvent):
             items = []
             while not isinstance(entry := next(self._events), yaml.SequenceEndEvent):
@@ -244,8 +248,8 @@ class _Reader:
         while not isinstance(entry := next(self._events), yaml.MappingEndEvent):
             name = self._value(entry, depth + 1)
             if not isinstance(name, str):
-                raise ModelError(f"{place}: has a list or a table for a name")
+                raise ModelError(f"{source}: has a name that is not a string")
             if name in table:
-                raise ModelError(f"{place}: has `{name}` twice")
+                raise ModelError(f"{source}: has `{name}` twice")
             table[name] = self._value(next(self._events), depth + 1)
         return table

@@ -1,4 +1,4 @@
-"""What the options inside a Marian model, and its `decoder.yml`, ask for."""
+"""The settings in the options inside a Marian model, and in its `decoder.yml`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 from tfm_cli.config.settings import ModelConfig, SearchConfig
 from tfm_cli.config.validation import coerce
+from tfm_cli.interop.source_files import quoted
 
 MODEL, DECODER = "special:model.yml", "decoder.yml"
 
@@ -15,9 +16,9 @@ _SHAPE = {
     "dim-emb": "width",
     "transformer-heads": "heads",
     "transformer-dim-ffn": "feed_forward_width",
-    "transformer-decoder-dim-ffn": "decoder_feed_forward_width",  # 0 for that of the encoder, too
+    "transformer-decoder-dim-ffn": "decoder_feed_forward_width",  # 0, as here: the encoder's
 }
-_LATER = {"transformer-decoder-dim-ffn": "0"}  # older models lack what came later
+_SHAPE_DEFAULTS = {"transformer-decoder-dim-ffn": "0"}  # an option that older models lack
 _SEARCH = {
     "beam-size": ("beam_size", "12"),
     "normalize": ("length_penalty", "0"),
@@ -25,7 +26,7 @@ _SEARCH = {
 }
 _ACTIVATIONS = ("swish", "relu")
 
-# Options that change what is computed, with the values under which nothing changes.
+# Options that change the computation, with the values under which they have no effect.
 _OFF: tuple[object, ...] = ("false", "0", "", "no", "off", [], None)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "type": ("transformer",),
@@ -33,7 +34,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "transformer-ffn-depth": ("2", None),
     "transformer-decoder-ffn-depth": ("0", "2", None),
     "transformer-attention-mask": ("default", "", None),
-    "transformer-guided-alignment-layer": (),  # any: alignments change no translation
+    "transformer-guided-alignment-layer": (),  # any: alignments do not affect translations
     "transformer-dim-aan": (),
     "transformer-aan-activation": (),
     "transformer-aan-depth": (),
@@ -53,7 +54,7 @@ _ANY = ("transformer-preprocess", "transformer-postprocess", "transformer-postpr
         "transformer-postprocess-top", "transformer-ffn-activation", "transformer-dim-ffn",
         "transformer-heads", "transformer-decoder-dim-ffn", "embedding-fix-src",
         "embedding-fix-trg", "embedding-normalization")  # fmt: skip
-# What begins so and is not told of above must be off.
+# Unlisted options with these prefixes must be off.
 _GUARDED = ("transformer-", "factors-", "lemma-", "output-", "ulr", "embedding-")
 _NEUTRAL_DECODER: dict[str, tuple[object, ...]] = {
     "word-penalty": (0.0,),
@@ -63,28 +64,33 @@ _NEUTRAL_DECODER: dict[str, tuple[object, ...]] = {
 }
 
 
-def model_settings(options: Mapping[str, Any], complaints: list[str]) -> dict[str, Any]:
-    """Settings of ModelConfig but positions and output_bias; complains of what cannot be had."""
+def model_settings(options: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return the settings of ModelConfig except positions and output_bias.
+
+    Args:
+        options: of a Marian model.
+        problems: receives a line for each option that is invalid or not supported.
+    """
     fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     model: dict[str, Any] = {"output_bias": True}
     for theirs, ours in _SHAPE.items():
-        number = _number(options.get(theirs, _LATER.get(theirs)), whole=True)
-        value, complaint = coerce(number, fields[ours].type, fields[ours].metadata)
-        if complaint:
-            complaints.append(f"{MODEL}: `{theirs}` {complaint}")
+        number = _number(options.get(theirs, _SHAPE_DEFAULTS.get(theirs)), whole=True)
+        value, problem = coerce(number, fields[ours].type, fields[ours].metadata)
+        if problem:
+            problems.append(f"{MODEL}: `{theirs}` {problem}")
         else:
             model[ours] = value
     if model.get("width", 0) % model.get("heads", 1):
-        complaints.append(f"{MODEL}: `transformer-heads` must divide `dim-emb`")
-    model["norm"] = _norm(options, complaints)
+        problems.append(f"{MODEL}: `transformer-heads` must divide `dim-emb`")
+    model["norm"] = _norm(options, problems)
     activation = options.get("transformer-ffn-activation", "swish")
     if activation in _ACTIVATIONS:
         model["activation"] = activation
     else:
-        told = f"is {_shown(activation)}, wanted `swish` or `relu`"
+        problem = f"is {quoted(activation)}, expected `swish` or `relu`"
         if activation == "gelu":
-            told += " (Marian's is x · sigmoid(1.702 x))"
-        complaints.append(f"{MODEL}: `transformer-ffn-activation` {told}")
+            problem += " (Marian's is x · sigmoid(1.702 x))"
+        problems.append(f"{MODEL}: `transformer-ffn-activation` {problem}")
     ties = {name: _is_on(options.get(name)) for name in
             ("tied-embeddings", "tied-embeddings-src", "tied-embeddings-all")}  # fmt: skip
     source_is_tied = ties["tied-embeddings-all"] or ties["tied-embeddings-src"]
@@ -94,50 +100,55 @@ def model_settings(options: Mapping[str, Any], complaints: list[str]) -> dict[st
     for name in sorted({*_NEUTRAL, *(n for n in options if n.startswith(_GUARDED))} - set(_ANY)):
         neutral = _NEUTRAL.get(name, _OFF)
         if neutral and options.get(name) not in neutral:
-            complaints.append(f"{MODEL}: `{name}` is {_shown(options.get(name))}{_wanted(neutral)}")
+            problems.append(f"{MODEL}: `{name}` is {quoted(options.get(name))}{_expected(neutral)}")
     return model
 
 
-def _norm(options: Mapping[str, Any], complaints: list[str]) -> str:
-    """Where layers are normalised, read from what is done before and after each; d is dropout."""
+def _norm(options: Mapping[str, Any], problems: list[str]) -> str:
+    """Return `pre` or `post`, read from the steps before and after each layer; d is dropout."""
     names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top",
              "transformer-postprocess-emb")  # fmt: skip
     defaults = ("", "dan", "", "d")
-    found = [options.get(name, default) for name, default in zip(names, defaults, strict=True)]
-    steps = [value.replace("d", "") if isinstance(value, str) else "?" for value in found]
+    values = [options.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    steps = [value.replace("d", "") if isinstance(value, str) else "?" for value in values]
     kinds = {("", "an", "", ""): "post", ("n", "a", "n", ""): "pre"}
-    kind = kinds.get(tuple(steps))  # type: ignore[arg-type]  # four steps, as the names are
+    kind = kinds.get(tuple(steps))  # type: ignore[arg-type]  # there are four steps
     if kind is None:
-        told = ", ".join(f"`{n}` {_shown(v)}" for n, v in zip(names, found, strict=True))
-        wanted = "wanted ``, `dan`, ``, `d` or `n`, `da`, `n`, `d`"
-        complaints.append(f"{MODEL}: normalises elsewhere: {told}; {wanted}")
+        listed = ", ".join(f"`{n}` {quoted(v)}" for n, v in zip(names, values, strict=True))
+        expected = "expected ``, `dan`, ``, `d` or `n`, `da`, `n`, `d`"
+        problems.append(f"{MODEL}: has unsupported layer norms: {listed}; {expected}")
     return kind or "post"
 
 
-def search_settings(options: Mapping[str, Any], complaints: list[str]) -> dict[str, Any]:
-    """Settings of SearchConfig from `decoder.yml`; what it leaves out is as Marian has it."""
+def search_settings(options: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return the settings of SearchConfig in `decoder.yml`, with Marian's defaults.
+
+    Args:
+        options: the content of `decoder.yml`.
+        problems: receives a line for each option that is invalid or not supported.
+    """
     fields = {field.name: field for field in dataclasses.fields(SearchConfig)}
-    # Each translation that ends narrows Marian's beam, until none is left.
+    # In Marian, each finished hypothesis narrows the beam, until it is empty.
     search: dict[str, Any] = {"early_stopping": True}
     for theirs, (ours, default) in _SEARCH.items():
         raw = options.get(theirs, default)
         if theirs == "normalize" and raw in ("true", "false"):
             raw = "1" if raw == "true" else "0"
         number = _number(raw, whole=fields[ours].type is int)
-        value, complaint = coerce(number, fields[ours].type, fields[ours].metadata)
-        if complaint:
-            complaints.append(f"{DECODER}: `{theirs}` {complaint}")
+        value, problem = coerce(number, fields[ours].type, fields[ours].metadata)
+        if problem:
+            problems.append(f"{DECODER}: `{theirs}` {problem}")
         else:
             search[ours] = value
     for name, neutral in _NEUTRAL_DECODER.items():
         value = options.get(name)
         if value is not None and value not in neutral and _number(value) not in neutral:
-            complaints.append(f"{DECODER}: `{name}` is {_shown(value)}{_wanted(neutral)}")
+            problems.append(f"{DECODER}: `{name}` is {quoted(value)}{_expected(neutral)}")
     return search
 
 
 def allows_unknown(options: Mapping[str, Any]) -> bool:
-    """Whether a decoder may write the unknown piece; by itself Marian does not."""
+    """Return True if the decoder may write <unk>, which is not Marian's default."""
     return _is_on(options.get("allow-unk"))
 
 
@@ -146,7 +157,7 @@ def _is_on(value: object) -> bool:
 
 
 def _number(value: object, *, whole: bool = False) -> object:
-    """The number that a string spells; what spells none is given back."""
+    """Return the number that a string represents, or the value itself if it represents none."""
     if isinstance(value, str):
         try:
             return int(value) if whole else float(value)
@@ -155,10 +166,5 @@ def _number(value: object, *, whole: bool = False) -> object:
     return value
 
 
-def _wanted(neutral: tuple[object, ...]) -> str:
-    return ", wanted it off" if neutral is _OFF else f", wanted {_shown(neutral[0])}"
-
-
-def _shown(value: object) -> str:
-    text = "missing" if value is None else f"`{value}`"
-    return text if len(text) <= 60 else f"{text[:60]}…"
+def _expected(neutral: tuple[object, ...]) -> str:
+    return ", expected it to be off" if neutral is _OFF else f", expected {quoted(neutral[0])}"

@@ -1,4 +1,4 @@
-"""A Marian directory, as OPUS-MT distributes it, becomes a model of ours."""
+"""Import a Marian directory, in the form in which OPUS-MT distributes models."""
 
 # D model width, V pieces in the vocabulary file
 
@@ -19,15 +19,20 @@ from tfm_cli.interop.marian.options import (
     model_settings,
     search_settings,
 )
-from tfm_cli.interop.names import Name
-from tfm_cli.interop.source_files import has_file, missing_files, read_source, source_file
+from tfm_cli.interop.source_files import (
+    has_file,
+    missing_files,
+    quoted,
+    read_source,
+    source_file,
+)
 from tfm_cli.interop.tensors import (
     ImportedModel,
-    assembled,
-    our_shapes,
-    refuse_if_any,
-    wanted_tensors,
+    assemble,
+    raise_if_any,
+    required_tensors,
 )
+from tfm_cli.model_directory.weight_shapes import weight_shapes
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES, Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
@@ -38,45 +43,45 @@ _OUTPUT_BIAS = "decoder_ff_logit_out_b"
 _EMBEDDINGS = ("Wemb", "encoder_Wemb", "decoder_Wemb", _OUTPUT)
 _TOKENIZERS = ("source.spm", "target.spm")
 _END, _UNKNOWN = "</s>", "<unk>"
-# Marian knows no start: its decoder reads a zero vector first. That gets a piece of its own, last
-# in the vocabulary, which nothing may write; with this bias it takes no probability from others.
+# Marian has no start token: its decoder first reads a zero vector. We give that vector a piece at
+# the end of the vocabulary, which is never written; this bias makes its probability negligible.
 _STARTS = ("<pad>", "<start>")
 _START_BIAS = -100.0
 
 
 def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
-    """The model in a directory with an `.npz`, its vocabularies and SentencePiece models.
+    """Read a directory with an `.npz`, its vocabularies, and SentencePiece models.
 
     Args:
-        directory: also has `source.spm` and `target.spm`, and most often `decoder.yml`.
+        directory: also contains `source.spm` and `target.spm`, and usually `decoder.yml`.
         positions: `marian` for the sinusoids that Marian itself computes, or `halves` for those
-            that conversions to Hugging Face and CTranslate2 have in their place.
+            that conversions to Hugging Face and CTranslate2 use instead.
 
     Raises:
         ModelError: a file is torn or hostile; or lists every file that is missing, and every
-            option and every tensor that a model of ours cannot have.
+            option and tensor that is not supported.
         ResourceError: PyYAML is not installed.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
     decoder = _decoder(directory)
-    search = {} if decoder is None else search_settings(decoder, complaints)
+    search = {} if decoder is None else search_settings(decoder, problems)
     names = _source_names(directory, decoder)
-    complaints += missing_files(directory, (names.weights, *names.vocabularies, *_TOKENIZERS))
+    problems += missing_files(directory, (names.weights, *names.vocabularies, *_TOKENIZERS))
     title = f"{directory}: cannot be imported"
     if not has_file(directory, names.weights):
-        refuse_if_any(complaints, title)
+        raise_if_any(problems, title)
     path = source_file(directory, names.weights)
     with NpzFile(path) as stored:
         content = stored.content(MODEL)
         options = parse_yaml(content.rstrip(b"\0"), f"{path}: {MODEL}")
         if not isinstance(options, dict):
-            raise ModelError(f"{path}: {MODEL} is no table of options")
-        settings = model_settings(options, complaints)
-        pieces = _vocabularies(directory, names.vocabularies, options, complaints)
-        refuse_if_any(complaints, title)
+            raise ModelError(f"{path}: {MODEL} is not a table of options")
+        settings = model_settings(options, problems)
+        pieces = _vocabularies(directory, names.vocabularies, options, problems)
+        raise_if_any(problems, title)
         model = ModelConfig(**settings, positions=POSITIONS[positions])
         if model.width % 2:
-            refuse_if_any([f"{MODEL}: `dim-emb` must be even, got {model.width}"], title)
+            raise_if_any([f"{MODEL}: `dim-emb` must be even, got {model.width}"], title)
         weights, notes = _weights(stored, model, (len(pieces[0]), len(pieces[1])))
     tokenizers = _tokenizers(directory, pieces, bans_unknown=not allows_unknown(decoder or {}))
     run = dataclasses.replace(RunConfig(), model=model, search=SearchConfig(**search))
@@ -84,14 +89,14 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
 
 
 class SourceNames(NamedTuple):
-    """Which files of a directory are the model."""
+    """The names of the files that make up a model."""
 
     weights: str
-    vocabularies: tuple[str, str]  # of source and target; one file may be both
+    vocabularies: tuple[str, str]  # of source and target, which may be the same file
 
 
 def source_names(directory: Path) -> SourceNames:
-    """What `decoder.yml` names, or without one what there is only one of."""
+    """Return the files that `decoder.yml` names; without it, the only candidates."""
     return _source_names(directory, _decoder(directory))
 
 
@@ -104,80 +109,80 @@ def _decoder(directory: Path) -> dict[str, Any] | None:
 
 
 def _weights_name(directory: Path, decoder: dict[str, Any] | None) -> str:
-    told = (decoder or {}).get("models")
-    if told is not None:
-        if not isinstance(told, list) or len(told) != 1 or not isinstance(told[0], str):
-            raise ModelError(f"{directory / DECODER}: `models` is {told}, wanted one name")
-        return str(told[0])
-    found = sorted(path.name for path in directory.glob("*.npz")
+    models = (decoder or {}).get("models")
+    if models is not None:
+        if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], str):
+            raise ModelError(f"{directory / DECODER}: `models` is {models}, expected one name")
+        return str(models[0])
+    names = sorted(path.name for path in directory.glob("*.npz")
                    if not path.name.endswith(".optimizer.npz"))  # fmt: skip
-    if len(found) != 1:
-        listed = ", ".join(f"`{name}`" for name in found[:3]) or "none"
-        hint = f"name the one to use under `models` in `{DECODER}`" if found else None
-        raise ModelError(f"{directory}: wants one `.npz` file, has {listed}", hint=hint)
-    return found[0]
+    if len(names) != 1:
+        listed = ", ".join(f"`{name}`" for name in names[:3]) or "none"
+        hint = f"name the one to use under `models` in `{DECODER}`" if names else None
+        raise ModelError(f"{directory}: expected one `.npz` file, got {listed}", hint=hint)
+    return names[0]
 
 
 def _yaml_table(directory: Path, name: str) -> dict[str, Any]:
     content = read_source(directory, name, max_bytes=MAX_YAML_BYTES)
     table = parse_yaml(content, str(directory / name))
     if not isinstance(table, dict):
-        raise ModelError(f"{directory / name}: is no table of names")
+        raise ModelError(f"{directory / name}: is not a table of names")
     return table
 
 
 def _vocabularies(
-    directory: Path, names: tuple[str, str], options: dict[str, Any], complaints: list[str]
+    directory: Path, names: tuple[str, str], options: dict[str, Any], problems: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The pieces of source and target in the order of their ids; complains of what is wrong."""
+    """Return the pieces of source and target in the order of their ids; report faults."""
     pieces: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
     sizes = options.get("dim-vocabs")
     if not isinstance(sizes, list) or len(sizes) != 2:
-        told = "missing" if sizes is None else f"`{sizes}`"
-        complaints.append(f"{MODEL}: `dim-vocabs` is {told[:60]}, wanted the sizes of both sides")
-        sizes = ["0", "0"]  # which any vocabulary fits
+        problem = f"is {quoted(sizes)}, expected the sizes of both sides"
+        problems.append(f"{MODEL}: `dim-vocabs` {problem}")
+        sizes = ["0", "0"]  # 0 allows any size
     for name in filter(lambda name: has_file(directory, name), pieces):
         table = _yaml_table(directory, name)
         pieces[name] = _in_order(table)
         if len(pieces[name]) < len(table):
-            wanted = f"wants ids 0 … {len(table) - 1}, each once"
-            complaints.append(f"{name}: {wanted}: {_first_wrong(table)}")
+            expected = f"must have the ids 0 … {len(table) - 1}, each once"
+            problems.append(f"{name}: {expected}: {_first_fault(table)}")
         else:
-            complaints += [f"{name}: has no `{p}`" for p in (_END, _UNKNOWN) if p not in table]
-            for told, side in zip(sizes, names, strict=True):
-                if side == name and told not in (str(len(table)), "0"):
-                    found = f"has {len(table)} pieces, wanted {told} as `dim-vocabs` says"
-                    if f"{name}: {found}" not in complaints:
-                        complaints.append(f"{name}: {found}")
+            problems += [f"{name}: has no `{p}`" for p in (_END, _UNKNOWN) if p not in table]
+            for size, side in zip(sizes, names, strict=True):
+                if side == name and size not in (str(len(table)), "0"):
+                    problem = f"{name}: has {len(table)} pieces, expected {size} as in `dim-vocabs`"
+                    if problem not in problems:
+                        problems.append(problem)
     return pieces[names[0]], pieces[names[1]]
 
 
 def _vocabulary_names(directory: Path, decoder: dict[str, Any] | None) -> tuple[str, str]:
-    told = (decoder or {}).get("vocabs")
-    if told is None:
-        found = sorted({*directory.glob("*vocab.yml"), *directory.glob("*vocab.yaml")})
-        told = [path.name for path in found]
-        if len(told) == 2:  # which is which must be said
-            told.sort(key=lambda name: "src" not in name and "source" not in name)
-            if not any(mark in told[0] for mark in ("src", "source")):
-                told = []
-        told *= 2 if len(told) == 1 else 1
-    if not isinstance(told, list) or len(told) != 2 or not all(isinstance(n, str) for n in told):
+    names = (decoder or {}).get("vocabs")
+    if names is None:
+        paths = sorted({*directory.glob("*vocab.yml"), *directory.glob("*vocab.yaml")})
+        names = [path.name for path in paths]
+        if len(names) == 2:  # the names must identify the source side
+            names.sort(key=lambda name: "src" not in name and "source" not in name)
+            if not any(mark in names[0] for mark in ("src", "source")):
+                names = []
+        names *= 2 if len(names) == 1 else 1
+    if not isinstance(names, list) or len(names) != 2 or not all(isinstance(n, str) for n in names):
         raise ModelError(
-            f"{directory}: wants the vocabulary of the source and that of the target",
+            f"{directory}: expected a vocabulary for the source and one for the target",
             hint=f"name both under `vocabs` in `{DECODER}`",
         )
-    return told[0], told[1]
+    return names[0], names[1]
 
 
 def _in_order(table: dict[str, Any]) -> tuple[str, ...]:
-    """The pieces by their ids, if these are 0 … n - 1 and each there once; else nothing."""
+    """Return the pieces by their ids if these are 0 … n - 1, each once; otherwise nothing."""
     by_id = {value: piece for piece, value in table.items() if isinstance(value, str)}
     ids = [str(number) for number in range(len(table))]
     return tuple(by_id[i] for i in ids) if all(i in by_id for i in ids) else ()
 
 
-def _first_wrong(table: dict[str, Any]) -> str:
+def _first_fault(table: dict[str, Any]) -> str:
     by_id: dict[str, str] = {}
     ids = {str(number) for number in range(len(table))}
     for piece, value in table.items():
@@ -192,9 +197,9 @@ def _first_wrong(table: dict[str, Any]) -> str:
 def _weights(
     stored: NpzFile, model: ModelConfig, sizes: tuple[int, int]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Our tensors: as stored, with a row for the start piece wherever rows are pieces."""
-    wanted = []
-    for item in wanted_tensors(model, sizes, _marian_name):
+    """Return our tensors: the stored ones, with a row for the start piece in each vocabulary."""
+    required = []
+    for item in required_tensors(model, sizes, lambda name: name.marian):
         if item.name == _OUTPUT_BIAS and item.name not in stored.shapes:
             continue  # `output-omit-bias`
         if item.name == _OUTPUT and _UNTRANSPOSED in stored.shapes:
@@ -205,23 +210,18 @@ def _weights(
             item = dataclasses.replace(item, shape=(1, *item.shape), as_row=True)
         elif item.name not in _EMBEDDINGS:
             item = dataclasses.replace(item, shape=item.shape[::-1], transposed=True)
-        wanted.append(item)
+        required.append(item)
     ignored = [name for name in stored.shapes if name.startswith("special:")]
-    weights, notes = assembled(
-        wanted, stored.shapes, stored.load, place=str(stored.path), ignored=ignored
+    weights, notes = assemble(
+        required, stored.shapes, stored.load, source=str(stored.path), ignored=ignored
     )
     weights.setdefault("output_bias", torch.zeros(sizes[1]))
-    with_start = our_shapes(model, (sizes[0] + 1, sizes[1] + 1))
-    for name, shape in with_start.items():
+    for name, shape in weight_shapes(model, (sizes[0] + 1, sizes[1] + 1)).items():
         if weights[name].shape[0] < shape[0]:
             value = _START_BIAS if name == "output_bias" else 0.0
             row = torch.full((1, *shape[1:]), value)
             weights[name] = torch.cat((weights[name], row))
     return weights, notes
-
-
-def _marian_name(name: Name) -> str | None:
-    return name.marian
 
 
 def _tokenizers(
@@ -240,9 +240,9 @@ def _tokenizers(
 def _notes(decoder: dict[str, Any] | None, positions: str) -> list[str]:
     notes = []
     if decoder is None:
-        notes.append(f"there is no `{DECODER}`: the search has this toolkit's own settings")
+        notes.append(f"there is no `{DECODER}`: the search has tfm's default settings")
     elif decoder.get("shortlist"):
-        notes.append("the shortlist is left out: every piece may be written")
+        notes.append("the shortlist is left out: every token may be written")
     if positions == "halves":
         notes.append("positions are those of conversions, not those that Marian itself computes")
     return notes

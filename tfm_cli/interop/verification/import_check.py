@@ -1,4 +1,4 @@
-"""Whether an imported model computes what the original does, asked of the other side itself."""
+"""Verify that an imported model computes what the original does, run by another program."""
 
 import codecs
 import dataclasses
@@ -10,9 +10,9 @@ from pathlib import Path
 from tfm_cli.interop.marian.files import NpzFile
 from tfm_cli.interop.marian.options import MODEL
 from tfm_cli.interop.marian.reading import source_names
-from tfm_cli.interop.verification import ctranslate2
 from tfm_cli.interop.verification.comparison import compare, verify_hugging_face
 from tfm_cli.interop.verification.probe import probe_lines
+from tfm_cli.interop.verification.runtimes import CTranslate2Runtime, is_installed
 from tfm_cli.model_directory.weights import TrainedModel, build_transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
@@ -20,92 +20,90 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 _SEED = 1
-_MOST_PIECES = 200  # CTranslate2 makes positions for 2,048
+_MAX_TOKENS = 200  # CTranslate2 has positions for 2,048
 
 
 def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: Path | None) -> str:
-    """How a model was checked against the one in a directory, in words for a person.
+    """Compare a model with its original, and return the result in words.
 
-    A Hugging Face model is run by `transformers`. Only Marian itself runs an `.npz`, so that one
-    is compared with what CTranslate2's reader makes of it. That gives every model the positions
-    in halves, so the same weights are compared under those.
+    A Hugging Face model is run by `transformers`. Only Marian itself runs an `.npz`, which is
+    therefore compared with its conversion by CTranslate2. That conversion always has positions in
+    halves, so our weights are compared under those.
 
     Args:
-        model: as it was read back.
-        directory: what it was made from.
-        is_npz: whether that is Marian's own format.
-        probe: text in the source language; None to have some made up.
+        model: the imported model, read back.
+        directory: the original.
+        is_npz: True for Marian's own format.
+        probe: text in the source language; by default it is generated.
 
     Raises:
-        ModelError: the two sides differ.
+        ModelError: the two models differ.
     """
     lines = probe_lines(model, probe, seed=_SEED)
     if is_npz:
         return _verify_npz(model, directory, lines)
-    with tempfile.TemporaryDirectory(prefix="tfm-") as aside:
-        found = verify_hugging_face(model, _without_marks(directory, Path(aside)), lines)
-    if found is None:
+    with tempfile.TemporaryDirectory(prefix="tfm-") as temporary:
+        result = verify_hugging_face(model, _without_bom(directory, Path(temporary)), lines)
+    if result is None:
         return "not verified: transformers is not installed, or cannot be used"
-    logger.log(logging.WARNING if found.is_empty else logging.INFO, "%s", found)
-    return str(found)
+    logger.log(logging.WARNING if result.is_empty else logging.INFO, "%s", result)
+    return str(result)
 
 
 def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> str:
-    if not ctranslate2.is_installed():
-        told = "not verified: ctranslate2 is not installed"
-        logger.warning("%s", told)
-        return told
+    if not is_installed("ctranslate2"):
+        message = "not verified: ctranslate2 is not installed"
+        logger.warning("%s", message)
+        return message
     import yaml
     from ctranslate2.converters import MarianConverter
 
     names = source_names(directory)
     twin = _as_converted(model)
-    with tempfile.TemporaryDirectory(prefix="tfm-") as aside:
+    with tempfile.TemporaryDirectory(prefix="tfm-") as temporary:
         try:
-            weights = _readable(directory / names.weights, Path(aside))
-            home = _without_marks(directory, Path(aside), names.vocabularies)
+            weights = _readable_weights(directory / names.weights, Path(temporary))
+            home = _without_bom(directory, Path(temporary), names.vocabularies)
             vocabularies = [str(home / name) for name in dict.fromkeys(names.vocabularies)]
             converter = MarianConverter(str(weights), vocabularies)
-            converted = Path(converter.convert(f"{aside}/model"))
+            converted = Path(converter.convert(f"{temporary}/model"))
         except (KeyError, ValueError, RuntimeError, NotImplementedError, yaml.YAMLError) as error:
-            told = f"not verified: CTranslate2 does not read it: {error}"
-            logger.warning("%s", told)
-            return told
-        runtime = ctranslate2.CTranslate2Runtime(
-            converted, twin.tokenizers, most_pieces=_MOST_PIECES
-        )
-        found = compare(twin, runtime, lines)
-    told = str(found)
+            message = f"not verified: CTranslate2 cannot read it: {error}"
+            logger.warning("%s", message)
+            return message
+        runtime = CTranslate2Runtime(converted, twin.tokenizers, max_tokens=_MAX_TOKENS)
+        result = compare(twin, runtime, lines)
+    message = str(result)
     if model.config.model.positions == "sinusoidal_marian":
-        told += " (with the positions that it gives every model)"
-    logger.log(logging.WARNING if found.is_empty else logging.INFO, "%s", told)
-    return told
+        message += " (with CTranslate2's positions)"
+    logger.log(logging.WARNING if result.is_empty else logging.INFO, "%s", message)
+    return message
 
 
-def _readable(path: Path, aside: Path) -> Path:
-    """The archive, or a copy where CTranslate2 would stumble over it.
+def _readable_weights(path: Path, temporary: Path) -> Path:
+    """Return the path of an archive, or of a copy that CTranslate2 can read.
 
-    Of the zeros that fill up the options, it takes away one; newer Marians write many. And it
-    takes every number for one in the order of bytes of this machine.
+    CTranslate2 strips only one of the zeros that pad the options, of which newer versions of
+    Marian write many, and it assumes that numbers have the byte order of this machine.
     """
     with NpzFile(path) as stored:
         content = stored.content(MODEL)
         plain = content.rstrip(b"\0") + b"\0"
         if plain == content and stored.is_native:
             return path
-        stored.copy_with(aside / "model.npz", MODEL, plain)
-    return aside / "model.npz"
+        stored.copy_with(temporary / "model.npz", MODEL, plain)
+    return temporary / "model.npz"
 
 
-def _without_marks(directory: Path, aside: Path, names: Collection[str] = ()) -> Path:
-    """The directory, or one of links where text that begins with a mark of UTF-8 has none.
+def _without_bom(directory: Path, temporary: Path, names: Collection[str] = ()) -> Path:
+    """Return a directory whose text files have no byte order mark, which others read as text.
 
-    Others take such a mark for a part of the text.
+    It is the directory itself, or one of links and of copies without the mark.
 
     Args:
-        directory: only regular files in it are looked at.
-        aside: where the other one is made.
-        names: of the text; by default, whatever is JSON.
+        directory: only its regular files are considered.
+        temporary: where a new directory is created.
+        names: of the text files; by default all JSON files.
     """
     files = [path for path in directory.iterdir() if path.is_file()]
     marked = []
@@ -116,7 +114,7 @@ def _without_marks(directory: Path, aside: Path, names: Collection[str] = ()) ->
                     marked.append(path)
     if not marked:
         return directory
-    home = aside / "text"
+    home = temporary / "text"
     home.mkdir()
     for path in files:
         if path in marked:
@@ -127,7 +125,7 @@ def _without_marks(directory: Path, aside: Path, names: Collection[str] = ()) ->
 
 
 def _as_converted(model: TrainedModel) -> TrainedModel:
-    """The same weights as CTranslate2's reader has them: halves, and <unk> may be written."""
+    """Return the model as CTranslate2 converts it: positions in halves, and <unk> not banned."""
     shape = dataclasses.replace(model.config.model, positions="sinusoidal_halves")
     twin = build_transformer(shape, model.tokenizers.vocab_sizes)
     twin.load_state_dict(model.transformer.state_dict())

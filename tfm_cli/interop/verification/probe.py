@@ -1,4 +1,4 @@
-"""Lines that show whether a model computes the same elsewhere."""
+"""Text on which a model is compared with its counterpart in another program."""
 
 import random
 from itertools import islice
@@ -12,65 +12,65 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 NUM_LINES = 24
 _SAMPLES = ("test.en", "test.fr")
-# What shows that a tokenizer was not made for a language: pieces it does not know, or short ones.
-_MOST_UNKNOWN = 0.02
-_MOST_PIECES_PER_CHARACTER = 0.6
-_LONGEST_DRAWN = 20  # pieces
+# Beyond these, a tokenizer was not trained for a language.
+_MAX_UNKNOWN = 0.02  # of the tokens
+_MAX_TOKENS_PER_CHARACTER = 0.6
+_MAX_RANDOM_LINE = 20  # tokens
 
 
 def probe_lines(model: TrainedModel, probe_file: Path | None, *, seed: int) -> list[str]:
-    """Lines to compare a model's doings on, none of them blank.
+    """Return lines to compare a model on, none of them blank.
 
-    Without a file they are sentences of the sample corpus if the model's pieces fit one of its
-    languages, else made of pieces drawn from the source vocabulary. For a model that asks for
-    language tags, a line without one gets one.
+    Without a file, they are sentences of the sample corpus if the tokenizer suits one of its
+    languages, otherwise random tokens of the source vocabulary. If the model has language tags, a
+    line without one gets one.
 
     Args:
-        model: what is to be compared.
+        model: the model to compare.
         probe_file: text in the source language, plain or compressed.
-        seed: of what is drawn.
+        seed: for random tokens.
 
     Raises:
         DataError: the file cannot be read, or all its lines are blank.
     """
     tokenizer = model.tokenizers.source
     if probe_file is None:
-        found = _sample(tokenizer) or _drawn(tokenizer, random.Random(seed))
+        lines = _sample(tokenizer) or _random_lines(tokenizer, random.Random(seed))
     else:
         with open_lines(probe_file) as reader:
-            found = held_in_memory((line for line in reader if line.strip()), reader.name)
-        if not found:
+            lines = held_in_memory((line for line in reader if line.strip()), reader.name)
+        if not lines:
             raise DataError(f"{probe_file}: has no line to verify the model with")
     tags = tokenizer.language_tags
     if not tags:
-        return found
+        return lines
     return [
         line if line.startswith(tags) else f"{tags[index % len(tags)]} {line}"
-        for index, line in enumerate(found)
+        for index, line in enumerate(lines)
     ]
 
 
 def _sample(tokenizer: Tokenizer) -> list[str]:
-    """Sentences of the sample corpus in the language that the pieces fit best; none if in none."""
-    best: tuple[float, list[str]] = (_MOST_PIECES_PER_CHARACTER, [])
+    """Return sentences in the language that the tokenizer suits best; none if it suits none."""
+    best: tuple[float, list[str]] = (_MAX_TOKENS_PER_CHARACTER, [])
     for name in _SAMPLES:
         try:
             with open_lines(sample_path(name)) as reader:
                 lines = list(islice((line for line in reader if line.strip()), NUM_LINES))
-        except ResourceError:  # it was not installed
+        except ResourceError:  # the sample corpus is not installed
             continue
         ids = [index for row in tokenizer.encode(lines) for index in row]
         density = len(ids) / sum(map(len, lines))
-        if ids.count(tokenizer.unk_id) <= _MOST_UNKNOWN * len(ids) and density < best[0]:
+        if ids.count(tokenizer.unk_id) <= _MAX_UNKNOWN * len(ids) and density < best[0]:
             best = density, lines
     return best[1]
 
 
-def _drawn(tokenizer: Tokenizer, chance: random.Random) -> list[str]:
+def _random_lines(tokenizer: Tokenizer, rng: random.Random) -> list[str]:
     special = {tokenizer.eos_id, tokenizer.unk_id, tokenizer.start_id, *tokenizer.banned_ids}
     special |= set(tokenizer.piece_ids(tokenizer.language_tags))
-    # A vocabulary for both languages has pieces that the source's model would never cut.
+    # A joint vocabulary has pieces that the SentencePiece model of the source never produces.
     own = {piece for piece, _ in tokenizer.scored_pieces}
     usable = [i for i, piece in enumerate(tokenizer.pieces) if i not in special and piece in own]
-    rows = [chance.choices(usable, k=chance.randint(1, _LONGEST_DRAWN)) for _ in range(NUM_LINES)]
+    rows = [rng.choices(usable, k=rng.randint(1, _MAX_RANDOM_LINE)) for _ in range(NUM_LINES)]
     return [line for line in tokenizer.decode(rows) if line.strip()] or ["?"]
