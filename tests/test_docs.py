@@ -245,8 +245,11 @@ def transcript(text: str) -> list[tuple[str, str]]:
     assert parts[0] == "", "a transcript begins with a command"
     pairs = []
     for part in parts[1:]:
-        command, expected = re.fullmatch(r"((?:.*\\\n)*.*\n)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
-        pairs.append((command, expected))
+        lines = part.split("\n")
+        length = 1
+        while lines[length - 1].endswith("\\"):
+            length += 1
+        pairs.append(("\n".join(lines[:length]), "\n".join(lines[length:])))
     return pairs
 
 
