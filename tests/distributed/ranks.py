@@ -1,4 +1,4 @@
-"""Processes that work together as torchrun would start them, forked off to start at once."""
+"""Processes with the environment of torchrun, forked to start at once."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ Prepare = Callable[[int], object]  # called in each process with its rank, befor
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of one of the processes."""
+    """The exit code and the output of a process."""
 
     code: int  # as a shell has it: 128 + n for signal n
     out: str
@@ -33,25 +33,25 @@ def codes(done: list[Ended]) -> list[int]:
 
 
 def errors(done: list[Ended]) -> list[str]:
-    """What all of them together say went wrong."""
+    """Return the error lines of all processes."""
     lines = [line for each in done for line in each.err.split("\n")]
     return [line for line in lines if line.startswith("error: ")]
 
 
 @dataclass
 class Ranks:
-    """Processes at work."""
+    """Running processes."""
 
     pids: list[int]
     directory: Path
     codes: dict[int, int] = field(default_factory=dict)  # of those that have ended, as in `Ended`
 
     def error_output(self, rank: int) -> str:
-        """What a process has written to standard error so far."""
+        """Return what a process has written to standard error so far."""
         return (self.directory / f"{rank}.err").read_text(encoding="utf-8")
 
     def wait_for(self, text: str, rank: int = 0) -> None:
-        """Wait until a process has written something to standard error."""
+        """Wait until a process has written a text to standard error."""
         until = time.monotonic() + PATIENCE
         while text not in self.error_output(rank):
             assert time.monotonic() < until, self.error_output(rank)
@@ -79,7 +79,7 @@ class Ranks:
             time.sleep(0.01)
 
     def ended(self) -> list[Ended]:
-        """What became of each, by rank, once all have ended."""
+        """Wait for all processes, and return the result of each, by rank."""
         for rank in range(len(self.pids)):
             self.wait_for_end(rank)
         return [
@@ -99,7 +99,7 @@ def start(
     world: int = 2,
     prepare: Prepare = lambda rank: None,
 ) -> Ranks:
-    """Let some processes run a command together, or each the one that `command` gives its rank.
+    """Start processes that run a command together, or each its own one.
 
     Args:
         directory: gets what they write to their streams.
@@ -141,7 +141,7 @@ def run(
     world: int = 2,
     prepare: Prepare = lambda rank: None,
 ) -> list[Ended]:
-    """What becomes of processes that run a command together; the arguments are those of `start`."""
+    """Run a command on several processes, and return their results; see `start`."""
     return start(directory, command, world=world, prepare=prepare).ended()
 
 

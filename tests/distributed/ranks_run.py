@@ -24,7 +24,7 @@ class RanksRun:
     operations: list[str]
 
     def command(self, output: Path, *more: str, updates: int = UPDATES) -> list[str]:
-        """What follows `tfm`."""
+        """Return the arguments of `tfm`."""
         return command(self.text, output, *more, updates=updates)
 
     def number_within_save(self, update: int) -> int:
@@ -33,7 +33,7 @@ class RanksRun:
 
 
 def command(text: list[str], output: Path, *more: str, updates: int = UPDATES) -> list[str]:
-    """What follows `tfm`."""
+    """Return the arguments of `tfm`."""
     flags = ["-o", str(output), "--max-updates", str(updates)]
     return ["train", *text, *SMALL_RUN, *_OFTEN, *flags, *more]
 

@@ -1,4 +1,4 @@
-"""Processes learn together what one alone does, whatever the corpus, and notice if they do not."""
+"""Ranks match a single process on any corpus, and notice if they do not."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 
 
 def recorded(path: Path) -> ranks.Prepare:
-    """Let each process write down which pairs each of its updates learns from."""
+    """Record the pairs of each update of each rank."""
 
     def prepare(rank: int) -> None:
         from tfm_cli.training import batches as plan

@@ -1,4 +1,4 @@
-"""A process that is stopped or hangs ends all of them in time, and is named."""
+"""A rank that is suspended or hangs ends all of them in time, and is named."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`torchrun -m tfm_cli train`: several processes learn what one would."""
+"""`torchrun -m tfm_cli train`: several processes match one."""
 
 import json
 import os
@@ -29,7 +29,7 @@ FSDP = ["--set", "parallel.strategy=fsdp"]
 
 
 def in_double(rank: int = 0) -> None:
-    """Let the model, and so all that is made of it, be in double precision."""
+    """Train in double precision."""
     from tfm_cli.training import checkpoint_file, initialization, run
 
     def double(*arguments: Any) -> Any:
@@ -59,7 +59,7 @@ def command(text: list[str], output: Path, *more: str, updates: int = UPDATES) -
 
 
 def learn(text: list[str], output: Path, *more: str, world: int = 2, updates: int = UPDATES) -> str:
-    """Train in double; gives what rank 0 says. The others are silent."""
+    """Train in double precision, and return the output of rank 0. The others are silent."""
     done = ranks.run(
         output.parent / f"streams-{output.name}", command(text, output, *more, updates=updates),
         world=world, prepare=in_double,
@@ -113,7 +113,7 @@ def test_r52_processes_with_all_weights_learn_what_one_learns(
 
 
 @pytest.mark.slow
-def test_processes_with_parts_of_the_weights_learn_what_one_learns(
+def test_ranks_with_sharded_weights_match_one_process(
     text: list[str], alone: Path, tmp_path: Path
 ) -> None:
     said = learn(text, tmp_path / "model", *FSDP)
@@ -124,7 +124,7 @@ def test_processes_with_parts_of_the_weights_learn_what_one_learns(
 
 @pytest.mark.slow
 @representative("strategy", ["fsdp", "ddp"])
-def test_processes_among_which_weights_do_not_divide_evenly_learn_what_one_learns(
+def test_ranks_with_uneven_shards_match_one_process(
     strategy: str, text: list[str], tmp_path: Path
 ) -> None:
     more = ["--set", "model.norm=pre", "--set", "model.positions=learned", "--set",
@@ -137,7 +137,7 @@ def test_processes_among_which_weights_do_not_divide_evenly_learn_what_one_learn
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_goes_on_with_the_run_of_any_other(
+def test_any_number_of_processes_resumes_the_run_of_any_other(
     text: list[str], alone: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
@@ -157,7 +157,7 @@ def test_any_number_of_processes_goes_on_with_the_run_of_any_other(
 
 
 @pytest.mark.torture
-def test_another_number_of_batches_is_told(text: list[str], tmp_path: Path) -> None:
+def test_another_number_of_batches_is_logged(text: list[str], tmp_path: Path) -> None:
     output = tmp_path / "model"
     learn(text, output, "--update-freq", "3", world=1, updates=2)
 

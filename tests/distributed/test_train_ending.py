@@ -1,4 +1,4 @@
-"""Processes that train together end together, and one of them says why."""
+"""Ranks end together, and one of them reports the reason."""
 
 import re
 import signal
@@ -25,7 +25,7 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture(scope="module")
 def unbroken(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of 40 updates of two processes; with parts of the weights they are the same."""
+    """The losses of 40 updates of two ranks, which do not depend on sharding."""
     directory = tmp_path_factory.mktemp("unbroken")
     done = ranks.run(directory / "s", command(text, directory / "model", updates=40))
     assert ranks.codes(done) == [0, 0], done
@@ -38,7 +38,7 @@ def command(text: list[str], output: Path, *more: str, updates: int = 12) -> lis
 
 
 def fail_at(number: int, error: Exception, *, rank: int) -> Callable[[int], None]:
-    """Let one process meet an error in an update."""
+    """Raise an error in an update of one rank."""
 
     def prepare(this: int) -> None:
         from tfm_cli.training import loop, update
@@ -91,7 +91,7 @@ def test_signal_to_one_stops_all_after_the_same_update(
 @pytest.mark.slow
 @representative(("killed", "left"), [(1, 0), (0, 1)])
 @representative("strategy", ["ddp", "fsdp"])
-def test_process_that_is_killed_ends_the_others_with_words(
+def test_killed_rank_ends_the_others_with_a_message(
     killed: int, left: int, strategy: str, text: list[str], tmp_path: Path
 ) -> None:
     more = ["--set", f"parallel.strategy={strategy}"]
@@ -115,7 +115,7 @@ def test_process_that_is_killed_ends_the_others_with_words(
 @pytest.mark.slow
 @representative("strategy", ["ddp", "fsdp"])
 @representative("rank", [0, 1])
-def test_want_of_memory_of_one_ends_all(
+def test_lack_of_memory_of_one_rank_ends_all(
     rank: int, strategy: str, text: list[str], tmp_path: Path
 ) -> None:
     done = ranks.run(
@@ -132,7 +132,7 @@ def test_want_of_memory_of_one_ends_all(
 
 @pytest.mark.slow
 @representative("strategy", ["ddp", "fsdp"])
-def test_loss_of_one_that_is_no_number_is_found_where_only_the_device_knows_of_it(
+def test_non_finite_loss_of_one_rank_is_found_on_the_device(
     strategy: str, text: list[str], tmp_path: Path
 ) -> None:
     """As on a GPU, which is not waited for between progress lines."""

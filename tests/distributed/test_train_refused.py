@@ -1,4 +1,4 @@
-"""What one process of several cannot do, or does otherwise, is refused by all of them."""
+"""All ranks fail if one of them differs or cannot do its part."""
 
 import os
 from pathlib import Path

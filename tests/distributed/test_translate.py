@@ -65,7 +65,7 @@ def test_ranks_write_what_one_process_writes(
     assert piped.stdout == whole.out
 
 
-def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_goes_on(
+def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_resumes(
     flags: list[str], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     good = '{"text": "one two"}\n'

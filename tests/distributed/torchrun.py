@@ -26,11 +26,11 @@ class Job:
     mark: str
 
     def words(self) -> str:
-        """What all of them have written to standard error."""
+        """Return what all processes have written to standard error."""
         return (self.directory / "err").read_text(encoding="utf-8")
 
     def wait_for(self, text: str) -> None:
-        """Wait until one of them has written something."""
+        """Wait until one of the processes has written a text."""
         until = time.monotonic() + PATIENCE
         while text not in self.words():
             assert time.monotonic() < until, self.words()
@@ -38,7 +38,7 @@ class Job:
             time.sleep(0.02)
 
     def processes(self) -> dict[int, dict[str, str]]:
-        """All that have the job's mark in their environment, with that."""
+        """Return the environment of each process that has the job's mark in it, by PID."""
         found = {}
         for path in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -48,12 +48,12 @@ class Job:
         return found
 
     def ranks(self) -> dict[int, int]:
-        """Process ids by rank."""
+        """Return process ids by rank."""
         found = self.processes().items()
         return {int(each["RANK"]): pid for pid, each in found if "RANK" in each}
 
     def shared_memory(self) -> set[Path]:
-        """What they have in `/dev/shm`, which would outlive them."""
+        """Return their files in `/dev/shm`, which would outlive them."""
         lines = []
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ class Job:
         return {Path(each) for each in lines}
 
     def ports(self) -> set[str]:
-        """Those on which they wait for connections."""
+        """Return the ports on which the processes listen."""
         sockets = set()
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -74,16 +74,14 @@ class Job:
         return {port for port, inode in listening().items() if f"socket:[{inode}]" in sockets}
 
     def ended(self) -> int:
-        """The launcher's exit code, once it has one; negative for a signal."""
+        """Wait for the launcher, and return its exit code; negative for a signal."""
         try:
             return self.launcher.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(self.words()) from None
 
     def left(self, shared: set[Path], ports: set[str]) -> list[str]:
-        """What is left after the time that is allowed.
-
-        Processes, temporary files, and of shared memory and ports what was told of before.
+        """Return what is left after the allowed time: processes, temporary files, memory and ports.
 
         The launcher's folder for logs and PyTorch's for compiled code, both empty, are not ours.
         """
@@ -101,7 +99,7 @@ class Job:
 
 
 def listening() -> dict[str, str]:
-    """The ports of this machine on which somebody waits, and the inode of each one's socket."""
+    """Return the inode of the socket of each port of this machine that is listened on."""
     found = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().split("\n")[1:-1]:
@@ -112,7 +110,7 @@ def listening() -> dict[str, str]:
 
 
 def gone_after(pid: int, patience: float) -> bool:
-    """Whether a process, which need not be ours, ends within some seconds."""
+    """Return True if a process, not necessarily a child, ends within some seconds."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         try:
@@ -133,7 +131,7 @@ def start(
     max_restarts: int = 0,
     failpoint: str = "",
 ) -> Iterator[Job]:
-    """Let a launcher start a command; what is left of it is killed in the end."""
+    """Start a command by torchrun; kill what is left of it at the end."""
     mark = secrets.token_hex(8)
     (directory / "temp").mkdir(parents=True)
     environment = os.environ | {

@@ -122,7 +122,7 @@ def test_rate_zero_changes_nothing_in_training() -> None:
     assert Dropout(0.0, noise(1)).train()(x) is x
 
 
-def test_bytes_are_uniform_at_every_place_of_a_word() -> None:
+def test_bytes_are_uniform_at_every_position_of_a_word() -> None:
     drawn = noise(11).bytes(8 * 65_536)
 
     assert drawn.dtype == torch.uint8

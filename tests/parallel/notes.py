@@ -1,11 +1,11 @@
-"""A store as `torch.distributed` has it, within one process."""
+"""A stand-in for a store of `torch.distributed` within one process."""
 
 import threading
 from typing import Any
 
 
 class Notes:
-    """What processes note down for each other."""
+    """A dictionary with the methods of a store."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -7,7 +7,7 @@ from tfm_cli.errors import Interrupted
 from tfm_cli.parallel.child_processes import SuspensionMonitor
 
 
-def test_signal_amid_the_start_leaves_a_watch_that_can_be_closed(
+def test_monitor_can_be_closed_after_a_signal_during_its_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(thread: threading.Thread) -> None:

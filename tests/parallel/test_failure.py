@@ -17,7 +17,9 @@ from tfm_cli.parallel.failure import FailureMonitor, RankLostError, is_lost_conn
         (KeyboardInterrupt(), 130), (ValueError("a bug"), 70), (BrokenPipeError(), 0),
     ],
 )  # fmt: skip
-def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code: int) -> None:
+def test_first_failure_is_reported_and_the_others_exit_with_its_code(
+    error: BaseException, code: int
+) -> None:
     store = Notes()
     first, second = FailureMonitor(store, 0, 2), FailureMonitor(store, 1, 2)
 
@@ -31,7 +33,7 @@ def test_first_speaks_and_the_others_end_by_its_code(error: BaseException, code:
     assert silent.exit_code == code
 
 
-def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> None:
+def test_error_of_another_rank_than_0_names_it() -> None:
     second = FailureMonitor(Notes(), 1, 2)
 
     said = second.publish(DataError("x.en: does not exist", hint="make it"))
@@ -40,7 +42,7 @@ def test_rank_is_named_where_it_is_not_the_one_that_is_expected_to_speak() -> No
     assert getattr(said, "hint", "") == "make it"
 
 
-def test_end_without_a_word_is_told_by_who_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_exit_is_reported_by_another_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.01)
     alone = FailureMonitor(Notes(), 2, 3)
 
@@ -49,7 +51,7 @@ def test_end_without_a_word_is_told_by_who_sees_it(monkeypatch: pytest.MonkeyPat
     assert str(said) == "rank 2 of 3: rank 0 exited before the work was done"
 
 
-def test_without_the_store_each_speaks_for_itself() -> None:
+def test_without_the_store_each_rank_reports_its_own_error() -> None:
     class Gone(Notes):
         def check(self, names: list[str]) -> bool:
             raise RuntimeError("connection reset")
@@ -62,7 +64,7 @@ def test_without_the_store_each_speaks_for_itself() -> None:
     assert FailureMonitor(Gone(), 0, 2).publish(error) is error
 
 
-def test_launcher_s_signal_does_not_cut_short_what_is_said() -> None:
+def test_signal_of_the_launcher_is_ignored_after_a_failure() -> None:
     FailureMonitor(Notes(), 0, 2).publish(ConfigError("wrong"))
 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
@@ -77,11 +79,11 @@ def test_launcher_s_signal_does_not_cut_short_what_is_said() -> None:
         (ValueError("/gloo/"), 0),
     ],
 )
-def test_lost_connection_is_told_from_other_errors(error: Exception, is_lost: int) -> None:
+def test_lost_connection_is_distinguished_from_other_errors(error: Exception, is_lost: int) -> None:
     assert is_lost_connection(error) == bool(is_lost)
 
 
-def test_error_of_one_is_the_end_of_all(tmp_path: Path) -> None:
+def test_error_of_one_rank_ends_all(tmp_path: Path) -> None:
     def fail(rank: int) -> None:
         parallel = Parallel.from_environment()
         try:

@@ -8,7 +8,7 @@ from tfm_cli.parallel.heartbeat import Heartbeat, ProgressState
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -29,11 +29,11 @@ def hearts(*states: ProgressState, timeout_seconds: float = 10.0) -> list[Heartb
     ]
 
 
-def test_each_process_is_listened_to_by_another() -> None:
+def test_each_rank_is_checked_by_another() -> None:
     assert [each.next_rank for each in hearts(*[ProgressState()] * 3)] == [1, 2, 0]
 
 
-def test_silent_process_is_late_when_patience_ends(clock: Clock) -> None:
+def test_silent_rank_is_late_after_the_timeout(clock: Clock) -> None:
     first, second = hearts(ProgressState(), ProgressState())
     said = []
 
@@ -47,7 +47,7 @@ def test_silent_process_is_late_when_patience_ends(clock: Clock) -> None:
     assert said[30] == "rank 1 has sent no heartbeat for 10 s"
 
 
-def test_silent_process_is_named_before_one_that_waits_for_it(clock: Clock) -> None:
+def test_silent_rank_is_named_before_one_that_waits_for_it(clock: Clock) -> None:
     states = [ProgressState() for _ in range(3)]
     for state in states:
         state.set_activity("in update 7", has_deadline=True)
@@ -65,7 +65,7 @@ def test_silent_process_is_named_before_one_that_waits_for_it(clock: Clock) -> N
     assert "rank 0 has made no progress for 10 s" in found  # should the other say nothing
 
 
-def test_process_that_gets_no_further_is_late_only_where_it_has_so_long(clock: Clock) -> None:
+def test_stalled_rank_is_late_only_in_a_step_with_a_deadline(clock: Clock) -> None:
     state = ProgressState()
     first, second = hearts(ProgressState(), state)
 
@@ -90,7 +90,7 @@ def test_process_that_gets_no_further_is_late_only_where_it_has_so_long(clock: C
     assert late == "rank 1 has made no progress for 10 s"
 
 
-def test_process_that_has_done_its_part_may_be_silent(clock: Clock) -> None:
+def test_finished_rank_may_be_silent(clock: Clock) -> None:
     first, second = hearts(ProgressState(), ProgressState())
     second.beat()
     second.finish()
@@ -103,7 +103,7 @@ def test_process_that_has_done_its_part_may_be_silent(clock: Clock) -> None:
     assert set(said) == {""}
 
 
-def test_process_that_was_stopped_itself_begins_to_listen_anew(clock: Clock) -> None:
+def test_rank_that_was_suspended_itself_starts_its_check_over(clock: Clock) -> None:
     first, second = hearts(ProgressState(), ProgressState())
     second.beat()
     first.beat()
@@ -113,7 +113,7 @@ def test_process_that_was_stopped_itself_begins_to_listen_anew(clock: Clock) -> 
     assert first.beat() == ""
 
 
-def test_those_that_ceased_to_beat_are_named(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_without_a_heartbeat_are_named(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = hearts(*[ProgressState()] * 3)
     for each in (first, second, third):
         each.beat()
@@ -127,7 +127,7 @@ def test_those_that_ceased_to_beat_are_named(clock: Clock, monkeypatch: pytest.M
     assert first.silent_ranks() == "rank 1"
 
 
-def test_only_other_process_is_named_whatever_it_said(clock: Clock) -> None:
+def test_only_other_rank_is_always_named(clock: Clock) -> None:
     first, _ = hearts(ProgressState(), ProgressState())
 
     assert first.silent_ranks() == "rank 1"

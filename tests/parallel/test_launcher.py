@@ -11,7 +11,7 @@ from tfm_cli.parallel.launcher import is_launched, launcher_holds_store, watch_l
 
 
 def child(work: Callable[[], object]) -> int:
-    """A process, forked off, that does something and then waits."""
+    """Fork a process that does some work and then waits; return its PID."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -52,7 +52,7 @@ def test_process_ends_with_the_launcher_but_not_with_a_script(
     assert gone == launched
 
 
-def test_store_is_the_launcher_s_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_decides_on_the_holder_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     alone = launcher_holds_store()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
@@ -61,7 +61,7 @@ def test_store_is_the_launcher_s_where_it_says_so(monkeypatch: pytest.MonkeyPatc
     assert launcher_holds_store()
 
 
-def test_process_alone_has_nothing_noted() -> None:
+def test_single_process_has_no_flags() -> None:
     alone = Parallel()
 
     alone.set_flag("begun")

@@ -30,11 +30,11 @@ def test_one_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch) 
     assert (alone.rank, alone.world, alone.is_main) == (0, 1, True)
 
 
-def test_numbers_without_an_address_are_not_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_without_an_address_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started(monkeypatch, RANK="1", WORLD_SIZE="4").world == 1
 
 
-def test_launcher_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_sets_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     second = started(monkeypatch, RANK="1", WORLD_SIZE="4", LOCAL_RANK="0", **LAUNCHED)
 
     assert (second.rank, second.world, second.is_main) == (1, 4, False)
@@ -43,7 +43,7 @@ def test_launcher_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("rank", "world"), [("4", "4"), ("-1", "2"), ("0", "0"), ("x", "2"), ("0", "")]
 )
-def test_numbers_that_do_not_fit_are_refused(
+def test_contradicting_numbers_are_refused(
     monkeypatch: pytest.MonkeyPatch, rank: str, world: str
 ) -> None:
     told = f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK=0`"
@@ -67,7 +67,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(
     assert Parallel(3 if world > 1 else 0, world, 3).device(name) == device
 
 
-def test_what_processes_bring_together_is_the_same_on_all(tmp_path: Path) -> None:
+def test_collective_operations_have_equal_results_on_all_ranks(tmp_path: Path) -> None:
     def talk(rank: int) -> None:
         parallel = Parallel.from_environment()
         with parallel.connected():

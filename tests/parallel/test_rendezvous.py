@@ -12,8 +12,10 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.parallel import Parallel, rendezvous
 
 
-def test_what_earlier_processes_noted_in_the_launcher_s_store_is_not_read(tmp_path: Path) -> None:
-    """As torchrun has it: the store stays when the processes are started again."""
+def test_keys_of_earlier_processes_in_the_store_of_the_launcher_are_not_read(
+    tmp_path: Path,
+) -> None:
+    """torchrun keeps its store when it restarts the processes."""
     store = processes.TCPStore(  # type: ignore[attr-defined]  # not among the names it lists
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
     )
@@ -45,7 +47,7 @@ def test_what_earlier_processes_noted_in_the_launcher_s_store_is_not_read(tmp_pa
 
 @pytest.mark.slow
 @representative("missing", [0, 1])
-def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> None:
+def test_rank_that_does_not_join_is_named(missing: int, tmp_path: Path) -> None:
     def meet(rank: int) -> None:
         if rank == missing:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -61,7 +63,7 @@ def test_process_that_does_not_come_is_named(missing: int, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_launcher_that_is_gone_already_is_not_waited_for(
+def test_rendezvous_does_not_wait_for_a_launcher_that_is_gone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")

@@ -1,4 +1,4 @@
-"""What a disk may hold after a loss of power, when only what was synced is sure.
+"""The states of a disk after a loss of power, which keeps only synced data for sure.
 
 The model is that of a file system which keeps the order of changes of names, as the usual ones do:
 of the changes since a folder was last synced, any first part may have reached the disk. Of what was

@@ -26,7 +26,7 @@ class SmallRun:
     updates: int
 
     def command(self, output: Path, *more: str) -> list[str]:
-        """What follows `tfm`."""
+        """Return the arguments of `tfm`."""
         until = ["--max-updates", str(self.updates)]
         return ["train", *self.text, *SMALL_RUN, *_OFTEN, *until, "-o", str(output), *more]
 
@@ -53,7 +53,7 @@ def unbroken_run(corpus: TinyCorpus, directory: Path, *, updates: int = 7) -> Sm
 
 
 def unfinished(output: Path) -> list[str]:
-    """What is in a run's directory that no reader should ever meet."""
+    """Return the entries of a run's directory that no reader should ever see."""
     return [
         name
         for _, folders, files in os.walk(output)

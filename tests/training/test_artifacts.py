@@ -1,4 +1,4 @@
-"""What a run leaves, when validations say what we want them to say."""
+"""The artifacts of runs whose validations return given scores."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def command(tiny_corpus: TinyCorpus, tmp_path: Path) -> Command:
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`judge(1, 3, 2)`: what the next validations will find."""
+    """`judge(1, 3, 2)` sets the scores of the next validations."""
     verdicts: Iterator[float] = iter(())
 
     def validate(*_: Any) -> Validation:
@@ -52,7 +52,7 @@ def kept(output: Path) -> WeightsFacts:
     return facts
 
 
-def test_best_weights_are_kept_and_told_of(
+def test_best_weights_are_saved_and_logged(
     command: Command, judge: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     judge(10, 30, 20, 25)
@@ -82,7 +82,7 @@ def test_kept_weights_are_the_average(
     assert not all(torch.equal(found[name], saved.weights[name]) for name in found)
 
 
-def test_best_weights_off_schedule_are_kept_until_the_run_goes_on(
+def test_best_weights_off_schedule_are_kept_until_the_run_is_resumed(
     command: Command, judge: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -134,7 +134,7 @@ def test_patience_survives_a_break(
     assert (state["best_score"], state["best_update"], state["stalled"]) == (9, 3, 3)
 
 
-def test_more_patience_lets_a_stopped_run_go_on(
+def test_more_patience_lets_a_stopped_run_resume(
     command: Command, judge: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     output = tmp_path / "model"
@@ -149,7 +149,7 @@ def test_more_patience_lets_a_stopped_run_go_on(
     assert "best bleu 10.00 at update 9" in result.err
 
 
-def test_newest_weights_are_kept_where_nothing_judges_them(
+def test_newest_weights_are_saved_without_validation(
     tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     text = write_part(tiny_corpus, tmp_path, pairs=20, valid=0)
@@ -167,7 +167,9 @@ def test_newest_weights_are_kept_where_nothing_judges_them(
     assert all(torch.equal(found[name], saved.average[name]) for name in found)
 
 
-def test_signatures_are_told_once(tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path) -> None:
+def test_signatures_are_logged_once(
+    tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
+) -> None:
     text = write_part(tiny_corpus, tmp_path, pairs=20, valid=2)
     flags = ["-o", str(tmp_path / "model"), "--max-updates", "2", "--valid-freq", "1"]
 

@@ -51,7 +51,7 @@ def facts(plan: UpdatePlan) -> tuple[object, ...]:
     return plan.epoch, plan.pool, plan.position, plan.num_batches, plan.target_tokens, parts
 
 
-def test_updates_go_on_from_any_place() -> None:
+def test_updates_resume_from_any_position() -> None:
     which = planner(store(), batches=3)
     assert which.order.num_pools == 2
     unbroken = [facts(plan) for plan in plans(which, 90)]
@@ -98,7 +98,7 @@ def test_parts_hold_the_pairs_of_the_batch_and_no_more_than_fits() -> None:
             assert len(part) == 1 or padded <= 50
 
 
-def test_error_in_the_thread_is_raised_where_the_plan_is_wanted() -> None:
+def test_error_in_the_thread_is_raised_in_the_consumer() -> None:
     def failing() -> Iterator[UpdatePlan]:
         yield from plans(planner(store()), 1)
         raise OSError("gone")

@@ -72,7 +72,7 @@ def newest(directory: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def test_restored_learner_goes_on_to_the_bit(tmp_path: Path) -> None:
+def test_restored_run_continues_to_the_bit(tmp_path: Path) -> None:
     unbroken, first, second = Trainer(), Trainer(), Trainer()
     unbroken.learn(7)
     first.learn(4)
@@ -87,7 +87,7 @@ def test_restored_learner_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert second.state == unbroken.state
 
 
-def test_restored_learner_leaves_the_checkpoint_as_it_is(tmp_path: Path) -> None:
+def test_restored_run_leaves_the_checkpoint_unchanged(tmp_path: Path) -> None:
     trainer = Trainer()
     trainer.learn(1)
     path = trainer.save(tmp_path)

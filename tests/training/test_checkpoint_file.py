@@ -1,4 +1,4 @@
-"""What a checkpoint's files say, checked one by one."""
+"""The files of a checkpoint, checked one by one."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_checkpoint_of_the_model_fits(saved: Path, model: nn.Module) -> None:
         ),
     ],
 )  # fmt: skip
-def test_tensors_that_are_not_the_models_are_told_by_name(
+def test_error_names_the_tensors_that_do_not_fit(
     saved: Path, model: nn.Module, table: str, change: Callable[[Any], object], told: str
 ) -> None:
     found, parameters = parts(saved, model)
@@ -87,7 +87,7 @@ def test_tensors_that_are_not_the_models_are_told_by_name(
     assert str(caught.value).split("\n  ") == [title, told]
 
 
-def test_no_more_than_some_tensors_are_told(saved: Path, model: nn.Module) -> None:
+def test_error_names_only_the_first_tensors(saved: Path, model: nn.Module) -> None:
     found, parameters = parts(saved, model)
     found.optimizer.clear()
     found.weights.clear()
@@ -113,7 +113,7 @@ def test_no_more_than_some_tensors_are_told(saved: Path, model: nn.Module) -> No
         (b" " * (1 << 20) + b"{}", "has 1048578 bytes, expected at most 1048576"),
     ],
 )
-def test_counters_that_are_none_are_refused(saved: Path, content: bytes, told: str) -> None:
+def test_invalid_counters_are_refused(saved: Path, content: bytes, told: str) -> None:
     rewrite(saved / "state.json", content)
 
     with pytest.raises(ModelError) as caught:

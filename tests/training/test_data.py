@@ -62,7 +62,7 @@ def test_all_files_make_one_corpus_and_one_tokenizer(told: list[str]) -> None:
     ]
 
 
-def test_dropped_pairs_are_told_by_reason(told: list[str]) -> None:
+def test_dropped_pairs_are_logged_by_reason(told: list[str]) -> None:
     long = "a b c d e f"
     settings = config([["a", "", long, "b"]], [["a", "b", "c", ""]], ([long], ["a"]), max_length=5)
 
@@ -73,7 +73,7 @@ def test_dropped_pairs_are_told_by_reason(told: list[str]) -> None:
     assert text in told
 
 
-def test_settled_tokenizer_is_kept() -> None:
+def test_existing_tokenizer_is_used() -> None:
     settled = TokenizerPair.joint(
         Tokenizer(train_tokenizer(["q r s"], WORDS, seed=1, soft_limit=True))
     )
@@ -122,7 +122,7 @@ def test_hash_tells_which_text_was_changed() -> None:
     assert changed == [["training text"], ["validation text"], ["validation text"]]
 
 
-def test_misaligned_training_and_validation_text_are_told_at_once() -> None:
+def test_misaligned_training_and_validation_text_are_reported_together() -> None:
     settings = config([LINES, LINES], [LINES[:2], ["a"]], (LINES, LINES[1:]))
 
     with pytest.raises(DataError) as caught:
@@ -140,14 +140,14 @@ def test_validation_text_without_lines_is_refused() -> None:
         load_corpora(config([LINES], [LINES], ([], [])), None, Path("model"))
 
 
-def test_mended_lines_are_told_once_though_read_twice(told: list[str]) -> None:
+def test_repaired_lines_are_logged_once_though_read_twice(told: list[str]) -> None:
     load_corpora(config([["a\0b", "long " * 40]], [["d", "e"]]), None, Path("model"))
 
     notes = [line for line in told if "NUL" in line]
     assert notes == ["train0.en: lines with NUL characters, removed: 1 (first: line 1)"]
 
 
-def test_files_that_cannot_be_read_are_all_told_before_any_work() -> None:
+def test_error_names_all_unreadable_files_before_any_work() -> None:
     data = DataConfig(
         source=("no.en",), target=("no.de",), valid_source=("a",), valid_target=("b",)
     )
@@ -164,7 +164,7 @@ def test_files_that_cannot_be_read_are_all_told_before_any_work() -> None:
     ]
 
 
-def test_tokenizer_that_cannot_be_read_is_told_before_any_work() -> None:
+def test_unreadable_tokenizer_is_an_error_before_any_work() -> None:
     settings = config([LINES], [LINES], tokenizer=TokenizerConfig(model="no.model"))
 
     with pytest.raises(ModelError, match=r"no\.model: cannot be read"):
@@ -183,7 +183,7 @@ def test_sample_stands_in_where_no_text_is_named(monkeypatch: pytest.MonkeyPatch
     assert data.max_length == 99
 
 
-def test_missing_sample_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sample_is_an_error_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise ResourceError("the sample corpus is not installed")
 

@@ -27,7 +27,7 @@ def with_fault(
     patch: pytest.MonkeyPatch,
     *more: str,
 ) -> Result:
-    """What the run does when something on the disk fails."""
+    """Return the result of a run in which an operation on the disk fails."""
     with patch.context() as inside:
         inside.setenv(VARIABLE, fault)
         reset_faults()

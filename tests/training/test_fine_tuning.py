@@ -51,7 +51,7 @@ def test_fine_tuning_starts_with_the_weights_and_the_tokenizer(
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)  # the rate is tiny
 
 
-def test_unknown_pieces_of_the_training_text_are_told_once_with_file_and_line(
+def test_unknown_tokens_of_the_training_text_are_logged_once_with_file_and_line(
     text: list[str], output: Path, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
     path = Path(text[3])
@@ -73,7 +73,7 @@ def test_unknown_pieces_of_the_training_text_are_told_once_with_file_and_line(
     ]
 
 
-def test_fine_tuning_that_was_stopped_goes_on(
+def test_fine_tuning_that_was_stopped_is_resumed(
     text: list[str], output: Path, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
     whole = output.parent / "whole"

@@ -167,7 +167,7 @@ def test_r03_terminal_that_is_gone_costs_nothing_that_was_done(
 def test_r03_words_for_a_terminal_that_is_gone_stop_no_training(
     training: list[str], tmp_path: Path
 ) -> None:
-    """Where the shell was told to keep the signal from the job, as by `disown`."""
+    """The shell keeps the signal from the job, as after `disown`."""
     ours, terminal = pty.openpty()
     process = started([*training, "--max-updates", "60"], terminal=terminal)
     os.close(terminal)

@@ -1,4 +1,4 @@
-"""What a run decides when it begins: the tokenizer of BLEU."""
+"""The initial decision on the tokenizer of BLEU."""
 
 import json
 from collections.abc import Callable

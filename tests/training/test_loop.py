@@ -46,7 +46,7 @@ def with_validation(**values: Any) -> RunConfig:
 
 
 class Run:
-    """A training loop on random ids, and what it yielded."""
+    """A training loop on random ids."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ def test_progress_comes_before_validation_and_validation_before_saving() -> None
     assert stop.reason == "6 updates made (--max-updates)"
 
 
-def test_weights_at_the_end_are_judged_and_saved_if_they_were_not() -> None:
+def test_weights_at_the_end_are_validated_and_saved_if_they_were_not() -> None:
     events = list(Run(with_training(max_updates=5), scores=[1, 2, 3]).events())
 
     assert facts(events)[-3:] == [("Validated", 4), ("Validated", 5), ("CheckpointDue", 5)]
@@ -143,7 +143,7 @@ def test_finished_run_does_nothing_more() -> None:
     assert [type(event) for event in events] == [Stopped]
 
 
-def test_finished_run_whose_weights_were_never_judged_judges_them() -> None:
+def test_finished_run_validates_weights_that_never_were() -> None:
     state = TrainState(update=5)
 
     events = list(Run(with_training(max_updates=4), state=state, scores=[7]).events())
@@ -151,13 +151,13 @@ def test_finished_run_whose_weights_were_never_judged_judges_them() -> None:
     assert facts(events) == [("Validated", 5), ("CheckpointDue", 5)]
 
 
-def test_without_validation_text_nothing_is_judged() -> None:
+def test_without_validation_text_there_is_no_validation() -> None:
     events = list(Run().events())
 
     assert not [event for event in events if isinstance(event, Validated)]
 
 
-def test_average_of_the_weights_is_judged_and_the_weights_come_back() -> None:
+def test_average_of_the_weights_is_validated_and_the_weights_come_back() -> None:
     run = Run(with_training(max_updates=2), scores=[1])
     seen = [dict(run.model.named_parameters()) for event in run.events()][-1]
 
@@ -190,7 +190,7 @@ def test_run_stops_when_validations_in_a_row_bring_nothing_better(
     assert (run.state.best_score, run.state.best_update) == best
 
 
-def test_patience_goes_on_after_a_break() -> None:
+def test_patience_is_kept_by_a_resumed_run() -> None:
     config = with_validation(early_stopping=3)
     state = TrainState(update=4, best_score=7.0, best_update=2, stalled=1, validated_update=4)
     run = Run(config, state=state, scores=[6, 5, 9])
@@ -200,14 +200,14 @@ def test_patience_goes_on_after_a_break() -> None:
     assert run.state.update == 8
 
 
-def test_best_is_told_by_the_first_metric() -> None:
+def test_first_metric_decides_on_the_best() -> None:
     events = list(Run(scores=[1, 3, 2]).events())
 
     judged = [event for event in events if isinstance(event, Validated)]
     assert [event.is_best for event in judged] == [True, True, False]
 
 
-def test_every_pair_is_learned_from_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_pair_is_used_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     real, pieces = loop.update, []  # type: ignore[attr-defined]
 
     def watched(model: Any, plan: Any, *arguments: Any) -> Any:
@@ -226,7 +226,7 @@ def test_every_pair_is_learned_from_once_an_epoch(monkeypatch: pytest.MonkeyPatc
     assert run.state.target_pieces == len(pieces)
 
 
-def test_interruption_saves_first_and_judges_only_if_asked() -> None:
+def test_interruption_saves_first_and_validates_only_on_request() -> None:
     for judges in (False, True):
         stop = Stopped("enough", is_complete=False, validate_first=judges)
         answers = iter([None, None, None, stop])
@@ -246,7 +246,7 @@ def test_interruption_before_any_update_saves_nothing() -> None:
     assert list(Run(interrupted=lambda: stop).events()) == [stop]
 
 
-def test_loss_of_a_progress_line_weighs_all_pieces_since_the_last_alike(
+def test_loss_of_a_progress_line_is_the_mean_over_all_tokens_since_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real, made = loop.update, []  # type: ignore[attr-defined]
@@ -265,7 +265,7 @@ def test_loss_of_a_progress_line_weighs_all_pieces_since_the_last_alike(
         assert line.learn_rate == stats[-1].learn_rate
 
 
-def test_weights_that_are_no_numbers_are_neither_judged_nor_saved() -> None:
+def test_non_finite_weights_are_neither_validated_nor_saved() -> None:
     for spoil in ("model", "average", "moment"):
         run = Run(with_training(save_freq=2, disp_freq=9), scores=[1, 2])
         events = run.events()

@@ -96,7 +96,7 @@ def test_without_smoothing_the_loss_is_the_negative_log_likelihood() -> None:
     assert torch.equal(loss, nll)
 
 
-def test_smoothing_pulls_towards_every_piece_alike() -> None:
+def test_smoothing_pulls_equally_towards_every_token() -> None:
     hidden, weight, targets = hidden_weight_targets()
 
     loss, _ = cross_entropy(hidden, weight, targets, label_smoothing=0.2)

@@ -33,7 +33,7 @@ class Unbroken:
     left: dict[str, Any]
 
     def command(self, output: Path, *more: str) -> list[str]:
-        """What follows `tfm`."""
+        """Return the arguments of `tfm`."""
         run = ["train", *self.text, *SMALL_RUN, *OFTEN, "--max-updates", str(UPDATES)]
         return [*run, "-o", str(output), *more]
 
@@ -62,7 +62,7 @@ def let_time_be_up_at(call: int, patch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def num_checks(unbroken: Unbroken, tmp_path_factory: pytest.TempPathFactory) -> int:
-    """How often a whole run looks at the clock amid its validations."""
+    """Return the number of checks of the time during the validations of a whole run."""
     with pytest.MonkeyPatch.context() as patch:
         calls = let_time_be_up_at(10**9, patch)
         invoke(unbroken.command(tmp_path_factory.mktemp("count") / "model"))

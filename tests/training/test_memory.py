@@ -28,7 +28,7 @@ def model() -> Transformer:
 
 
 def limited(limit: int, patch: pytest.MonkeyPatch) -> list[int]:
-    """Let a device have room for so many target pieces; returns what was tried."""
+    """Limit a device to so many target tokens; return the sizes that were tried."""
     real, tried = batch_loss, []
 
     def watched(model: Any, batch: Batch, **named: Any) -> Any:
@@ -57,7 +57,7 @@ def test_largest_batches_of_all_are_tried() -> None:
     assert max(squares) in [s[0] * (s[1] ** 2 + t[1] ** 2 + s[1] * t[1]) for s, t in tried]
 
 
-def test_nothing_is_learned_from_what_is_tried() -> None:
+def test_trial_changes_no_weights() -> None:
     which, transformer = planner(store()), model()
     before = [p.detach().clone() for p in transformer.parameters()]
 
@@ -92,7 +92,7 @@ def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch)
         assert len(reserved) == tried * wanted * len(list(transformer.parameters()))
 
 
-def test_what_does_not_fit_is_halved_until_it_does(
+def test_micro_batch_is_halved_until_it_fits(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="tfm_cli")
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_halved_until_it_does(
     assert "cpu: out of memory; using micro-batches of 50 target tokens" in caplog.text
 
 
-def test_what_was_asked_for_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_micro_batch_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     limited(99, monkeypatch)
 
     with pytest.raises(ResourceError, match="cpu: out of memory") as raised:
@@ -117,7 +117,7 @@ def test_what_was_asked_for_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> No
     assert "training.micro_batch" in (raised.value.hint or "")
 
 
-def test_single_pair_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_pair_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = limited(5, monkeypatch)
 
     with pytest.raises(ResourceError, match="cpu: out of memory"):
@@ -126,7 +126,7 @@ def test_single_pair_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert len(tried) < 9
 
 
-def test_other_faults_are_not_taken_for_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, **named: Any) -> Any:
         raise RuntimeError("index out of range")
 
@@ -136,7 +136,7 @@ def test_other_faults_are_not_taken_for_want_of_memory(monkeypatch: pytest.Monke
         fit_micro_batch(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
 
-def test_preset_decides_how_many_pieces_an_update_has() -> None:
+def test_preset_decides_the_tokens_of_an_update() -> None:
     settings = TrainingConfig(max_tokens=0, update_freq=3)
 
     assert resolve_batch_size(settings, "tiny").max_tokens == 3 * 2048

@@ -41,7 +41,7 @@ CONFIG = RunConfig(
 )
 
 
-def test_card_tells_what_a_reader_asks_first() -> None:
+def test_card_has_data_shape_training_and_scores() -> None:
     text = card(CONFIG)
 
     for told in (
@@ -61,7 +61,7 @@ def test_card_tells_what_a_reader_asks_first() -> None:
     assert text.endswith("`config.json`.\n")
 
 
-def test_card_tells_a_decoder_that_has_a_shape_of_its_own() -> None:
+def test_card_has_the_shape_of_a_different_decoder() -> None:
     shape = dataclasses.replace(CONFIG.model, decoder_heads=4, decoder_feed_forward_width=1536)
 
     text = card(dataclasses.replace(CONFIG, model=shape))
@@ -96,18 +96,18 @@ def test_model_without_validation_has_no_scores() -> None:
     assert "| these weights | after update 2000" in text
 
 
-def test_weights_without_an_average_say_nothing_of_one() -> None:
+def test_weights_without_an_average_mention_none() -> None:
     text = card(RunConfig(training=TrainingConfig(ema_decay=0.0)))
 
     assert "| these weights | after update 1500 |" in text
 
 
-def test_sample_corpus_is_told_by_name() -> None:
+def test_sample_corpus_is_named() -> None:
     assert "| training text | the sample corpus of tfm (generated) |" in card(RunConfig())
 
 
 @pytest.mark.parametrize("dropped", [{}, {"blank side": 0}])
-def test_nothing_left_out_is_not_told(dropped: dict[str, int]) -> None:
+def test_without_dropped_pairs_none_are_listed(dropped: dict[str, int]) -> None:
     assert "| pairs | 20000 |" in card(CONFIG, dropped=dropped)
 
 

@@ -164,7 +164,7 @@ def test_average_starts_as_a_copy_of_the_weights() -> None:
     assert torch.equal(average.weights["weight"], before["weight"])
 
 
-def test_average_is_in_place_inside_and_gone_to_the_bit_outside() -> None:
+def test_average_is_swapped_in_and_out_to_the_bit() -> None:
     model = linear()
     average = MovingAverage(model, 0.9)
     model.weight.data.copy_(draw(3, 5) * 1e-30)
@@ -197,7 +197,7 @@ def test_own_weights_come_back_when_a_validation_fails() -> None:
     assert torch.equal(model.weight, own["weight"])
 
 
-def test_training_goes_on_as_if_the_average_had_never_been_in_place() -> None:
+def test_training_continues_as_if_the_average_had_never_been_swapped_in() -> None:
     def trained(*, looks: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         model = linear()
         average, optimizer = MovingAverage(model, 0.9), make_optimizer(model, TrainingConfig())

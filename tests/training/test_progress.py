@@ -117,7 +117,7 @@ def test_lines_that_are_no_metrics_are_dropped(tmp_path: Path) -> None:
     assert path.read_bytes() == line
 
 
-def test_metrics_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
@@ -207,7 +207,7 @@ class Terminal(io.StringIO):
 
 
 def shown_on(stream: io.StringIO, patch: pytest.MonkeyPatch, level: int = console.NORMAL) -> str:
-    """What a short run shows there."""
+    """Return the output of a short run on a terminal."""
     patch.setattr(sys, "stderr", stream)
     patch.setenv("TERM", "xterm")
     patch.setenv("COLUMNS", "80")

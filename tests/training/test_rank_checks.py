@@ -1,6 +1,9 @@
 import dataclasses
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tfm_cli.config.settings import (
     DataConfig,
@@ -14,6 +17,7 @@ from tfm_cli.parallel import Parallel
 from tfm_cli.training.rank_checks import (
     broadcast_state,
     check_ranks_agree,
+    checksums,
     log_batches_per_update,
     setting_facts,
     with_settings_of_rank_0,
@@ -22,7 +26,7 @@ from tfm_cli.training.state import TrainState
 
 
 class Together(Parallel):
-    """Rank 0 of some, of which the others have said already what they bring."""
+    """Rank 0 with given messages of the others."""
 
     def __init__(self, *others: bytes) -> None:
         super().__init__(0, 1 + len(others))
@@ -32,7 +36,7 @@ class Together(Parallel):
         return [message, *self._others]
 
 
-def test_alike_is_fine() -> None:
+def test_equal_facts_are_accepted() -> None:
     check_ranks_agree({"the arithmetic": "fp32"}, Together(b'{"the arithmetic": "fp32"}'))
 
 
@@ -85,7 +89,7 @@ def test_state_of_one_process_alone_stays() -> None:
                   "no `--update-freq` would keep that"),
     ],
 )  # fmt: skip
-def test_other_number_of_batches_is_told_with_what_would_keep_it(
+def test_other_number_of_batches_is_logged_with_the_flag_that_would_keep_it(
     before: int, update_freq: int, world: int, line: str | None, told: list[str]
 ) -> None:
     log_batches_per_update(TrainState(batches_per_update=before), update_freq, world)
@@ -94,7 +98,7 @@ def test_other_number_of_batches_is_told_with_what_would_keep_it(
 
 
 class Second(Parallel):
-    """Rank 1 of two, who hears what rank 0 says."""
+    """Rank 1 of two, which receives the message of rank 0."""
 
     def __init__(self, of_rank_0: RunConfig) -> None:
         super().__init__(1, 2)
@@ -125,8 +129,39 @@ def test_settings_that_a_resumed_run_keeps_are_those_of_rank_0_on_all() -> None:
     )
 
 
-def test_setting_that_a_process_was_given_stays_and_is_told() -> None:
+def test_explicit_setting_of_a_rank_stays() -> None:
     resumed = RunConfig(validation=ValidationConfig(tokenize="13a"))
     given = RunConfig(validation=ValidationConfig(tokenize="char"))
 
     assert with_settings_of_rank_0(given, Second(resumed)).validation.tokenize == "char"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+@settings(deadline=None)  # other processes may have the core meanwhile
+@given(position=st.integers(0, 11), bit=st.integers(0, 63))
+def test_any_single_bit_changes_the_checksum(dtype: torch.dtype, position: int, bit: int) -> None:
+    tensor = torch.arange(12).to(dtype).reshape(3, 4)
+    bits = 8 * tensor.element_size()
+    whole = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}[bits]
+    other = tensor.clone()
+    mask = torch.tensor(1, dtype=torch.int64).bitwise_left_shift(bit % bits).to(whole)
+    other.view(whole).flatten()[position] ^= mask
+
+    found = checksums({"a": tensor, "b": other, "c": tensor.clone()})
+
+    assert found["a"] == found["c"] != found["b"]
+
+
+def test_not_a_number_and_zeros_of_both_signs_have_checksums() -> None:
+    zero, minus, nan = (torch.tensor([x]) for x in (0.0, -0.0, float("nan")))
+
+    found = checksums({"zero": zero, "minus": minus, "nan": nan})
+
+    assert len(set(found.values())) == 3
+    assert checksums({}) == {}
+
+
+def test_tensor_that_is_a_view_counts_by_its_values() -> None:
+    tensor = torch.randn(4, 6)
+
+    assert checksums({"x": tensor.T}) == checksums({"x": tensor.T.contiguous()})

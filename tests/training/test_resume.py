@@ -29,7 +29,7 @@ class Unbroken:
     lines: list[str]
 
     def command(self, output: Path, *more: str) -> list[str]:
-        """What follows `tfm`."""
+        """Return the arguments of `tfm`."""
         run = ["train", *self.text, *SMALL_RUN, *OFTEN, "--max-updates", str(UPDATES)]
         return [*run, "-o", str(output), *more]
 

@@ -193,7 +193,7 @@ def test_more_batches_for_an_update_may_be_asked_for(
 # --- beginning anew -----------------------------------------------------------------------------
 
 
-def test_overwriting_begins_anew_and_leaves_other_files(
+def test_overwriting_starts_over_and_leaves_other_files(
     text: list[str], output: Path, run_tfm: RunTfm
 ) -> None:
     run_tfm(command(text, output, updates=3))
@@ -266,7 +266,7 @@ def test_run_that_diverges_at_once_has_nothing_to_go_back_to(
         ),
     ],
 )
-def test_memory_that_does_not_suffice_is_told_with_what_to_do(
+def test_lack_of_memory_is_an_error_with_a_hint(
     error: Exception,
     text: list[str],
     output: Path,
@@ -284,7 +284,7 @@ def test_memory_that_does_not_suffice_is_told_with_what_to_do(
     )
 
 
-def test_fault_of_ours_is_not_taken_for_want_of_memory(
+def test_bug_is_not_taken_for_a_lack_of_memory(
     text: list[str], output: Path, run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_at(1, RuntimeError("shapes do not match"), monkeypatch)

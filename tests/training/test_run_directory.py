@@ -99,7 +99,7 @@ def test_run_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> None
     assert not can_resume(CONFIG, tmp_path, overwrite=False)
 
 
-def test_run_that_was_killed_before_a_checkpoint_begins_again_and_says_so(
+def test_run_that_was_killed_before_a_checkpoint_starts_over_and_logs_it(
     output: Path, told: list[str]
 ) -> None:
     for path in (output / "checkpoints").glob("update-*"):
@@ -122,7 +122,7 @@ def test_model_without_checkpoints_is_not_thrown_away(output: Path) -> None:
     assert not can_resume(CONFIG, output, overwrite=True)
 
 
-def test_all_changed_settings_are_told(output: Path) -> None:
+def test_error_names_all_changed_settings(output: Path) -> None:
     other = RunConfig(
         training=TrainingConfig(seed=4, max_updates=7, learn_rate=0.5),
         data=DataConfig(source=("moved.en",), target=("moved.de",), max_length=9),
@@ -197,7 +197,9 @@ def test_directory_is_made_with_its_parents(tmp_path: Path) -> None:
     assert everything(tmp_path) == ["deep", "deep/model", "deep/model/checkpoints"]
 
 
-def test_file_that_cannot_be_removed_is_told(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_cannot_be_removed_is_an_error(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, missing_ok: bool = False) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -225,7 +227,7 @@ def test_standard_input_that_would_be_replaced_is_refused(
             check_inputs_not_overwritten(config, output, resume=True)
 
 
-def test_mark_goes_where_nothing_was_made_and_stays_where_something_was(tmp_path: Path) -> None:
+def test_marker_is_removed_only_if_nothing_else_was_written(tmp_path: Path) -> None:
     def fail() -> None:
         assert (tmp_path / ".tfm-run.json").is_file()
         raise ValueError("nothing was made")

@@ -24,7 +24,7 @@ def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "model").iterdir()) == []
 
 
-def test_second_one_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_error_names_the_holder_of_the_lock(tmp_path: Path) -> None:
     host = socket.gethostname()
     told = rf"model: process {os.getpid()} on {host} has been training into it since 20\d\d-"
 
@@ -40,7 +40,7 @@ def test_second_one_is_told_who_holds_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff" * 2000, b"[" * 2000])
-def test_holder_who_told_nothing_is_another_process(content: bytes, tmp_path: Path) -> None:
+def test_unknown_holder_is_another_process(content: bytes, tmp_path: Path) -> None:
     with locked(tmp_path):
         (tmp_path / LOCK_FILE).write_bytes(content)
         with (
@@ -125,7 +125,7 @@ def test_file_of_somebody_else_with_the_name_of_the_lock_is_refused_and_left(
 @pytest.mark.parametrize(
     "content", [b"", b'{"pid": 12', b'{"pid": 12, "host": "h", "since": "2026"}']
 )
-def test_lock_that_a_killed_run_left_is_taken(content: bytes, tmp_path: Path) -> None:
+def test_lock_of_a_killed_run_is_acquired(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).write_bytes(content)
 
     with locked(tmp_path):

@@ -32,7 +32,7 @@ def model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> 
     return directory
 
 
-def test_it_is_learned(model: Path, tiny_corpus: TinyCorpus, run_tfm: RunTfm) -> None:
+def test_text_is_learned(model: Path, tiny_corpus: TinyCorpus, run_tfm: RunTfm) -> None:
     result = run_tfm(
         ["evaluate", tiny_corpus.path("test.de"), "--model", str(model),
          "--source", tiny_corpus.path("test.en"), "--score-only"]

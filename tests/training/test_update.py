@@ -37,7 +37,7 @@ def small_model(dropout: float = 0.0) -> Transformer:
 
 
 def batch(*lengths: tuple[int, int], seed: int = 1) -> Batch:
-    """Pairs of so many source and target pieces, without counting </s>."""
+    """Return pairs of so many source and target tokens, without counting </s>."""
     random = np.random.default_rng(seed)
     sources = [random.integers(3, VOCAB, source) for source, _ in lengths]
     targets = [random.integers(3, VOCAB, target) for _, target in lengths]
@@ -49,7 +49,7 @@ def uneven_batches() -> list[Batch]:
 
 
 def kept(found: Batch) -> Tensor:
-    """What is real in the target, (B, T)."""
+    """Return a mask of the target without padding, (B, T)."""
     keep = torch.zeros(found.target_out.numel(), dtype=torch.bool)
     keep[found.target_positions] = True
     return keep.view_as(found.target_out)
@@ -81,7 +81,7 @@ def plan(batches: Sequence[Batch]) -> UpdatePlan:
 def gradient(
     batches: Sequence[Batch], *, dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[Tensor, UpdateStats]:
-    """The gradient an update follows: what plain descent at rate 1 takes off the weights."""
+    """Return the gradient of an update: the difference that plain descent at rate 1 makes."""
     model = small_model()
     if dtype is not torch.bfloat16:
         model.double()
@@ -134,7 +134,7 @@ def all_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_batch_loss_is_that_of_the_real_pieces_only() -> None:
+def test_batch_loss_ignores_padding() -> None:
     model, both = small_model().eval(), batch((3, 4), (6, 2))
 
     loss, nll = batch_loss(model, both, label_smoothing=0.1)
@@ -171,7 +171,7 @@ def test_a_mean_of_the_batches_means_would_be_another_gradient() -> None:
     assert float((token_mean - true).norm() / true.norm()) < 1e-6  # single precision
 
 
-def test_gradient_is_that_of_the_loss_of_a_piece() -> None:
+def test_gradient_is_that_of_the_loss_per_token() -> None:
     model, whole = small_model().double(), merged_batch()
 
     found, _ = gradient([whole])
@@ -236,9 +236,7 @@ def diverge_by_gradient(run: Run) -> None:
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 @pytest.mark.parametrize("diverge", [diverge_by_weight, diverge_by_gradient])
-def test_a_diverged_update_is_refused_and_leaves_all_as_it_was(
-    diverge: Any, clip_norm: float
-) -> None:
+def test_a_diverged_update_is_skipped_and_changes_nothing(diverge: Any, clip_norm: float) -> None:
     run = Run()
     diverge(run)
     before = run.bits()
@@ -249,7 +247,7 @@ def test_a_diverged_update_is_refused_and_leaves_all_as_it_was(
     assert all_equal(run.bits(), before)
 
 
-def test_nothing_of_a_refused_update_is_left_in_the_next() -> None:
+def test_a_skipped_update_leaves_nothing_for_the_next() -> None:
     run, untroubled = Run(), Run()
     weight: Any = run.model.target_embedding.weight
     hook = weight.register_hook(lambda gradient: gradient * math.nan)
@@ -307,7 +305,7 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_a_refused_update_that_nobody_waits_for_leaves_weights_and_moments_as_they_were() -> None:
+def test_an_update_skipped_on_the_device_changes_no_weights_or_moments() -> None:
     run, untroubled = Run(), Run()
     spoilt = run.model.target_embedding.weight.data[5].clone()
     run.model.target_embedding.weight.data[5] = float("nan")

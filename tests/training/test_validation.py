@@ -67,7 +67,7 @@ def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> V
     )
 
 
-def test_loss_is_the_mean_over_all_pieces_whatever_the_batches(
+def test_loss_is_the_mean_over_all_tokens_for_any_batches(
     trained: TrainedModel, tiny_corpus: TinyCorpus
 ) -> None:
     total, pieces = 0.0, 0
@@ -185,7 +185,7 @@ def test_bleu_has_the_tokenizer_that_was_chosen(
 
 
 class TwoProcesses(Parallel):
-    """Rank 0 of two, which is told what rank 1 has."""
+    """Rank 0 of two, with a given message of rank 1."""
 
     def __init__(self, other: bytes) -> None:
         super().__init__(rank=0, world=2)

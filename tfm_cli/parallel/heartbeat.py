@@ -64,7 +64,7 @@ class Heartbeat:
 
     @property
     def next_rank(self) -> int:
-        """The rank that this one checks."""
+        """Return the rank that this one checks."""
         return (self.rank + 1) % self.world
 
     def beat(self) -> str:

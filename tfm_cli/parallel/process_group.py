@@ -53,7 +53,7 @@ class Parallel:
 
     @property
     def is_main(self) -> bool:
-        """True on rank 0, which alone logs and writes files."""
+        """Return True on rank 0, which alone logs and writes files."""
         return self.rank == 0
 
     @staticmethod

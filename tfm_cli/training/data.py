@@ -187,13 +187,13 @@ def _warn_of_tags(
     kinds = [(tags.untagged, tags.first_untagged, describe_untagged(known) if known else "")]
     words = describe_unknown_tag(tokenizer) + (f"; {advice}" if advice and not known else "")
     kinds.append((tags.unknown, tags.first_unknown, words))
-    for count, first, told in kinds:
+    for count, first, description in kinds:
         if first is not None:
             name = names[first.file] if first.file < len(names) else "?"
             have = "has" if count == 1 else "have"
             logger.warning(
                 "%s:%d: %d of %d source lines %s %s",
-                name, first.line, count, tags.lines, have, told,
+                name, first.line, count, tags.lines, have, description,
             )  # fmt: skip
 
 
@@ -367,9 +367,9 @@ def _percent(count: int, whole: int) -> str:
     return f"{100 * count / max(1, whole):.1f} %"
 
 
-def _position(place: LinePosition, side: int, files: Sequence[CorpusFile]) -> str:
-    names = files[place.file].names if place.file < len(files) else ("?",)
-    return f"{names[min(side, len(names) - 1)]}:{place.line}"
+def _position(line: LinePosition, side: int, files: Sequence[CorpusFile]) -> str:
+    names = files[line.file].names if line.file < len(files) else ("?",)
+    return f"{names[min(side, len(names) - 1)]}:{line.line}"
 
 
 def _dropped(store: CorpusStore) -> str:

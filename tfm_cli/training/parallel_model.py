@@ -116,7 +116,7 @@ class ParallelModel:
 
     @property
     def num_averaged(self) -> int:
-        """The number of ranks over which gradients are averaged; 1 where they are summed."""
+        """Return the number of ranks over which gradients are averaged; 1 if they are summed."""
         return self.parallel.world if self.is_sharded else 1
 
     def all_reduce_gradients(self) -> None:
@@ -127,7 +127,7 @@ class ParallelModel:
 
     @property
     def eval_model(self) -> Transformer:
-        """The model to validate; if weights are sharded, it has them inside `averaged_weights`."""
+        """Return the model to validate, with whole weights inside `averaged_weights`."""
         return self.model if self._unsharded is None else self._unsharded
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ class TimeLimit:
 
     @property
     def reason(self) -> str:
-        """The reason for the end, as shown to the user."""
+        """Return the reason for the end, as shown to the user."""
         return f"{self._max_time} passed (--max-time)"
 
     def check(self) -> None:

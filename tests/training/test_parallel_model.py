@@ -12,7 +12,7 @@ from tfm_cli.training.memory import fit_micro_batch
 from tfm_cli.training.parallel_model import compile_layers, should_compile
 
 
-def test_long_runs_on_a_gpu_are_compiled_by_themselves() -> None:
+def test_long_runs_on_a_gpu_are_compiled_by_default() -> None:
     gpu = torch.device("cuda")
     for updates, wanted in ((0, True), (20_000, True), (19_999, False)):
         assert should_compile(TrainingConfig(max_updates=updates), gpu) is wanted
@@ -21,7 +21,7 @@ def test_long_runs_on_a_gpu_are_compiled_by_themselves() -> None:
     assert not should_compile(TrainingConfig(compile="off"), gpu)
 
 
-def test_compiler_that_fails_is_done_without(
+def test_failing_compiler_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: Any, **named: Any) -> Any:

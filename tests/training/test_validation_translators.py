@@ -1,4 +1,4 @@
-"""The translator of a model that is learning: of its weights at that moment."""
+"""The translator of a model in training, with its current weights."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_weights_are_those_of_the_moment(trained: TrainedModel) -> None:
 
 
 @needs_native
-def test_weights_that_are_no_numbers_are_told_as_such(trained: TrainedModel) -> None:
+def test_non_finite_weights_raise_an_error_of_their_own(trained: TrainedModel) -> None:
     present = translators_of(trained)
     with torch.no_grad():
         next(trained.transformer.parameters()).fill_(float("nan"))
