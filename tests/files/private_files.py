@@ -1,4 +1,4 @@
-"""Private files of every command, and what somebody may have put in their places."""
+"""The private files of every command, and the odd files that may be in their places."""
 
 import ctypes
 import hashlib
@@ -18,7 +18,7 @@ from tests.conftest import Result, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, write_part
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model_v2"
-PATCH = pytest.MonkeyPatch()  # for processes of commands, whose changes end with them
+PATCH = pytest.MonkeyPatch()  # for the processes of commands, so that patches end with them
 PRECIOUS = "mine.txt"
 # In an older checkpoint, and arrays of a prepared text.
 _OTHERS = re.compile(r"/update-00000002/|/(target\.|source\.starts)")
@@ -28,12 +28,12 @@ _BYPASSES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 
 @dataclass(frozen=True)
 class Scene:
-    """A command that meets its private files, in a folder of its own.
+    """A command with its private files, in a folder of its own.
 
     Attributes:
-        folder: with all that there is: inputs, outputs and what is somebody else's.
-        command: what follows `tfm`; all its paths begin in the folder.
-        outputs: what the command may change: folders, and files by the beginnings of their paths.
+        folder: contains inputs, outputs and foreign files.
+        command: the arguments of `tfm`; all paths are relative to the folder.
+        outputs: paths that the command may change: folders, and prefixes of files.
         names: paths of private files.
         prepare: called in the process of the command.
     """
@@ -70,7 +70,7 @@ class Scene:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Return all paths in a folder with a description of what is there; links are not followed."""
+    """Return all paths in a folder, each with a description; links are not followed."""
     found = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
@@ -84,7 +84,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def heed_permissions() -> None:
-    """Let this process be refused what a mode forbids, even if it is root's."""
+    """Apply file permissions to this process even if it runs as root."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface; this process
     sets = (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -94,11 +94,11 @@ def heed_permissions() -> None:
     assert libc.capset(header, sets) == 0
 
 
-# --- what may stand in the place of a private file -----------------------------------------------
+# --- what may be in the place of a private file --------------------------------------------------
 
 
 def _emptied(path: Path) -> None:
-    """Make room at a path."""
+    """Remove whatever is at a path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -176,14 +176,14 @@ KINDS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def _inside(folder: Path, output: str) -> list[str]:
-    """Return the paths in an output, but for files that others of the same kind stand for."""
+    """Return the paths in an output, with one representative of each kind of file."""
     found = sorted(str(path.relative_to(folder)) for path in (folder / output).rglob("*"))
     assert found
     return [path for path in found if not _OTHERS.search(path)]
 
 
 def _write_theirs(folder: Path, run: Path) -> None:
-    """Write files of somebody else's, and folders that look as those of a run do."""
+    """Write foreign files, and folders that look like those of a run."""
     theirs = folder / "theirs"
     (theirs / "folder").mkdir(parents=True)
     (theirs / "victim").write_bytes(b"victim\n")
@@ -196,7 +196,7 @@ def _write_theirs(folder: Path, run: Path) -> None:
 
 
 def _world(corpus: TinyCorpus, folder: Path) -> list[str]:
-    """Make a folder with a text, a run that can go on, and more; return the training's flags."""
+    """Create a folder with text, a run that can be resumed, and more; return the training flags."""
     folder.mkdir(parents=True)
     flags = write_part(corpus, folder, pairs=55)
     flags = [flag.removeprefix(f"{folder}/") for flag in flags]

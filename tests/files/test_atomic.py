@@ -33,7 +33,7 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_appears_once_it_is_complete(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "new" / "text") as stream:
         stream.write(b"whole")
         assert not (tmp_path / "new" / "text").exists()
@@ -59,7 +59,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(
     assert names(tmp_path) == ["text"]
 
 
-def test_want_of_memory_is_no_fault_of_the_output(tmp_path: Path) -> None:
+def test_lack_of_memory_is_not_an_error_of_the_output(tmp_path: Path) -> None:
     lack = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     with pytest.raises(OSError, match="Cannot allocate memory") as raised:  # noqa: SIM117 - one of them raises
@@ -80,7 +80,7 @@ def test_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "text").stat().st_mode) == 0o600
 
 
-def test_symbolic_link_stays_one(tmp_path: Path) -> None:
+def test_symbolic_link_is_kept(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
 
@@ -125,7 +125,7 @@ def test_longest_name_can_be_written(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x" * 255]
 
 
-def test_full_disk_is_told_and_leaves_the_old_file(
+def test_full_disk_is_reported_and_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text").write_bytes(b"old")
@@ -143,7 +143,7 @@ def test_full_disk_is_told_and_leaves_the_old_file(
     assert names(tmp_path) == ["text"]
 
 
-def test_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_path_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     for path, reason in ((tmp_path / "file" / "text", "Not a directory|File exists"),
@@ -154,34 +154,34 @@ def test_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             pass
 
 
-def test_folder_appears_when_all_is_in_it(tmp_path: Path) -> None:
+def test_directory_appears_once_it_is_complete(tmp_path: Path) -> None:
     place = tmp_path / "new" / "folder"
 
-    with atomic_directory(place) as aside:
-        (aside / "one").write_bytes(b"1")
+    with atomic_directory(place) as temporary:
+        (temporary / "one").write_bytes(b"1")
         assert not place.exists()
 
     assert names(place) == ["one"]
     assert names(place.parent) == ["folder"]
 
 
-def test_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+def test_directory_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
 
-    with atomic_directory(tmp_path / "folder", may_replace=has_old) as aside:
-        (aside / "new").touch()
+    with atomic_directory(tmp_path / "folder", may_replace=has_old) as temporary:
+        (temporary / "new").touch()
 
     assert names(tmp_path / "folder") == ["new"]
     assert names(tmp_path) == ["folder"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link to a folder", "link to nothing"])
-def test_what_is_not_ours_is_never_replaced_by_a_folder(tmp_path: Path, kind: str) -> None:
+def test_foreign_file_or_directory_is_never_replaced(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "folder"
 
-    def fill(aside: Path) -> None:
-        (aside / "new").touch()  # it comes while the folder is written
+    def fill(temporary: Path) -> None:
+        (temporary / "new").touch()  # it appears while the directory is written
         if kind == "folder":
             place.mkdir()
             (place / "theirs").write_bytes(b"theirs")
@@ -193,8 +193,8 @@ def test_what_is_not_ours_is_never_replaced_by_a_folder(tmp_path: Path, kind: st
             place.symlink_to("elsewhere" if kind == "link to a folder" else "nothing")
 
     message = f"{place}: cannot be written: something stands there that was not made by tfm"
-    with pytest.raises(ResourceError, match=message), atomic_directory(place) as aside:
-        fill(aside)
+    with pytest.raises(ResourceError, match=message), atomic_directory(place) as temporary:
+        fill(temporary)
 
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert [path.read_bytes() for path in files] == [b"theirs"]
@@ -202,24 +202,24 @@ def test_what_is_not_ours_is_never_replaced_by_a_folder(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failure_leaves_the_old_folder_and_nothing_else(
+def test_failure_leaves_the_old_directory_and_nothing_else(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
 
-    def fail(aside: Path) -> None:
-        (aside / "new").touch()
+    def fail(temporary: Path) -> None:
+        (temporary / "new").touch()
         raise error
 
-    with pytest.raises(error), atomic_directory(tmp_path / "folder") as aside:
-        fail(aside)
+    with pytest.raises(error), atomic_directory(tmp_path / "folder") as temporary:
+        fail(temporary)
 
     assert names(tmp_path / "folder") == ["old"]
     assert names(tmp_path) == ["folder"]
 
 
-def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     place = tmp_path / "file" / "folder"
@@ -228,7 +228,7 @@ def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_removed_folder_leaves_nothing(tmp_path: Path) -> None:
+def test_removed_directory_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one").touch()
 
@@ -238,7 +238,7 @@ def test_removed_folder_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_folder_that_is_not_ours_is_not_removed(tmp_path: Path) -> None:
+def test_foreign_directory_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one").touch()
     (tmp_path / "link").symlink_to("folder")
@@ -250,13 +250,13 @@ def test_folder_that_is_not_ours_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_new_place_is_writable_and_stays_unmade(tmp_path: Path, folder: bool) -> None:
+def test_check_of_a_new_path_creates_nothing(tmp_path: Path, folder: bool) -> None:
     check_writable(tmp_path / "a" / "b" / "c", folder=folder)
 
     assert names(tmp_path) == []
 
 
-def test_asking_makes_no_name_even_for_a_moment(tmp_path: Path) -> None:
+def test_check_creates_no_name_even_briefly(tmp_path: Path) -> None:
     try:
         os.close(os.open(tmp_path, getattr(os, "O_TMPFILE", -1) | os.O_WRONLY))
     except OSError:
@@ -266,10 +266,10 @@ def test_asking_makes_no_name_even_for_a_moment(tmp_path: Path) -> None:
     check_writable(tmp_path / "file")
     check_writable(tmp_path / "folder", folder=True)
 
-    assert tmp_path.stat().st_mtime_ns == 0  # which a name that comes or goes would change
+    assert tmp_path.stat().st_mtime_ns == 0  # creating or removing a name would change it
 
 
-def test_what_there_is_can_be_written_over(tmp_path: Path) -> None:
+def test_existing_files_are_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     check_writable(tmp_path / "file")
@@ -278,7 +278,7 @@ def test_what_there_is_can_be_written_over(tmp_path: Path) -> None:
     check_writable("-")
 
 
-def test_what_could_not_be_written_is_told_beforehand(tmp_path: Path) -> None:
+def test_unwritable_path_is_reported_beforehand(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
 
@@ -293,7 +293,7 @@ def test_what_could_not_be_written_is_told_beforehand(tmp_path: Path) -> None:
             check_writable(path, folder=folder)
 
 
-def test_missing_permission_is_told_beforehand(
+def test_missing_permission_is_reported_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -308,19 +308,19 @@ def test_missing_permission_is_told_beforehand(
             check_writable(path, folder=folder)
 
 
-def test_closed_standard_output_is_told_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_output_is_reported_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
 
     with pytest.raises(ResourceError, match="standard output: cannot be written: it is closed"):
         check_writable("-")
 
 
-def test_what_killed_processes_left_is_swept_out(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_swept(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from tfm_cli.files.atomic import atomic_directory, atomic_file\n"
-        "with atomic_directory(Path(sys.argv[1])) as aside, atomic_file(sys.argv[2]) as stream:\n"
-        "    (aside / 'one').touch()\n"
+        "with atomic_directory(Path(sys.argv[1])) as new, atomic_file(sys.argv[2]) as stream:\n"
+        "    (new / 'one').touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     command = [sys.executable, "-c", program, f"{tmp_path}/folder", f"{tmp_path}/text"]
@@ -333,14 +333,14 @@ def test_what_killed_processes_left_is_swept_out(tmp_path: Path) -> None:
     link = temporary_name("folder")
     (tmp_path / link).symlink_to("elsewhere")
 
-    with atomic_directory(tmp_path / "folder") as aside, atomic_file(tmp_path / "text"):
-        (aside / "two").touch()
+    with atomic_directory(tmp_path / "folder") as temporary, atomic_file(tmp_path / "text"):
+        (temporary / "two").touch()
 
     assert names(tmp_path) == sorted([*others, link, "folder", "text"])
     assert names(tmp_path / "folder") == ["two"]
 
 
-def test_what_another_process_writes_is_not_swept_out(tmp_path: Path) -> None:
+def test_file_of_a_live_process_is_not_swept(tmp_path: Path) -> None:
     folder, text = tmp_path / "folder", tmp_path / "text"
     with temporary_directory(folder) as first, temporary_file(text) as (second, _):
         with atomic_directory(folder), atomic_file(text):
@@ -351,9 +351,7 @@ def test_what_another_process_writes_is_not_swept_out(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder", "text"]
 
 
-def test_nothing_is_swept_out_where_there_are_no_locks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_swept_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -368,7 +366,7 @@ def test_nothing_is_swept_out_where_there_are_no_locks(
     assert names(tmp_path) == sorted([*left, "folder", "text"])
 
 
-def test_file_that_is_taken_for_left_over_as_it_is_made_is_made_again(
+def test_file_that_is_swept_before_it_is_locked_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = fcntl.flock
@@ -391,7 +389,7 @@ def test_file_that_is_taken_for_left_over_as_it_is_made_is_made_again(
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder", "socket"])
-def test_own_file_is_not_written_through_what_is_none(tmp_path: Path, kind: str) -> None:
+def test_own_file_is_not_written_through_an_irregular_one(tmp_path: Path, kind: str) -> None:
     place, victim = tmp_path / "card", tmp_path / "victim"
     victim.write_bytes(b"theirs")
     make_odd(kind, place, victim)
@@ -419,20 +417,20 @@ def test_other_names_of_an_own_file_keep_the_old_content(tmp_path: Path) -> None
     assert (tmp_path / "model").read_bytes() == b"new"
 
 
-def test_errors_name_the_folder_and_not_where_it_is_written_aside(tmp_path: Path) -> None:
-    def fail(aside: Path) -> None:
-        raise ModelError(f"{aside / 'one'}: is torn", hint="look at it")
+def test_errors_name_the_final_directory(tmp_path: Path) -> None:
+    def fail(temporary: Path) -> None:
+        raise ModelError(f"{temporary / 'one'}: is torn", hint="look at it")
 
     with (
         pytest.raises(ModelError, match=f"^{tmp_path / 'folder' / 'one'}: is torn$") as caught,
-        atomic_directory(tmp_path / "folder") as aside,
+        atomic_directory(tmp_path / "folder") as temporary,
     ):
-        fail(aside)
+        fail(temporary)
 
     assert caught.value.hint == "look at it"
 
 
-def test_link_that_leads_to_itself_is_refused_and_left(tmp_path: Path) -> None:
+def test_link_loop_is_refused_and_left(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.symlink_to("out")
 

@@ -1,4 +1,4 @@
-"""Changes of the disk are made in one place, can be watched, and each can be made to fail."""
+"""Only `durable` changes the disk; each operation can be watched and can be made to fail."""
 
 import ast
 import errno
@@ -15,7 +15,7 @@ from tfm_cli.files.faults import VARIABLE, reset_faults
 from tfm_cli.files.untrusted import NotPrivateError
 
 PACKAGE = Path(__file__).parents[2] / "tfm_cli"
-# What changes no file that is to stay: temporary ones, which nobody else sees.
+# Modules that change only temporary files.
 WRITING = re.compile(r"[wax]b?\+?b?|rb?\+b?")
 CHANGES = {
     "chmod", "copyfile", "copymode", "copytree", "fchmod", "fsync", "hardlink_to", "link",
@@ -42,7 +42,7 @@ def ask(fault: str, patch: pytest.MonkeyPatch) -> None:
     reset_faults()
 
 
-def test_each_change_is_told_in_order(tmp_path: Path) -> None:
+def test_watcher_receives_each_operation_in_order(tmp_path: Path) -> None:
     told: list[Operation] = []
     folder = tmp_path / "new"
 
@@ -73,7 +73,7 @@ def test_each_change_is_told_in_order(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_file_can_be_gone_on_with_anywhere(tmp_path: Path) -> None:
+def test_file_can_be_updated_at_any_position(tmp_path: Path) -> None:
     told: list[Operation] = []
 
     with watched(told.append), durable.open_for_update(tmp_path / "a") as stream:
@@ -87,7 +87,7 @@ def test_file_can_be_gone_on_with_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_private_file_is_not_opened_through_what_is_none(kind: str, tmp_path: Path) -> None:
+def test_private_file_is_not_opened_through_an_irregular_one(kind: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"theirs")
     make_odd(kind, tmp_path / "lock", victim)
@@ -101,7 +101,7 @@ def test_private_file_is_not_opened_through_what_is_none(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "hard link"])
-def test_new_file_takes_no_name_that_is_taken(kind: str, tmp_path: Path) -> None:
+def test_new_file_does_not_take_an_existing_name(kind: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"theirs")
     make_odd(kind, tmp_path / "new", victim)
@@ -113,7 +113,7 @@ def test_new_file_takes_no_name_that_is_taken(kind: str, tmp_path: Path) -> None
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask("write:1=short", monkeypatch)
     told: list[Operation] = []
 
@@ -136,7 +136,7 @@ def test_short_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("sync_directory", lambda place: durable.sync_directory(place)),
     ],
 )
-def test_each_change_can_be_refused(
+def test_each_operation_can_fail(
     point: str, change: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "old").write_bytes(b"old")
@@ -166,7 +166,7 @@ def test_link_is_removed_and_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "tree").exists()
 
 
-def test_nothing_else_changes_the_disk() -> None:
+def test_no_other_module_changes_the_disk() -> None:
     found = {
         f"{path.relative_to(PACKAGE)}: {word}"
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -174,12 +174,12 @@ def test_nothing_else_changes_the_disk() -> None:
         for word in changes_of(ast.parse(path.read_bytes()))
     }
 
-    # What nobody wants to see is sent where it is lost.
+    # Unwanted output is discarded.
     assert found == {"cli/__init__.py: open w", "cli/__init__.py: os.open for writing"}
 
 
 def changes_of(tree: ast.AST) -> Iterator[str]:
-    """The calls that change a file system, other than those of `durable`."""
+    """Yield the calls that change a file system, except those of `durable`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "io"):
             names = {each.name for each in node.names} & (CHANGES | OF_OS)
@@ -200,7 +200,7 @@ def changes_of(tree: ast.AST) -> Iterator[str]:
         elif (owner and name in CHANGES) or (owner == "os" and name in OF_OS):
             yield name
         elif name == "replace" and len(node.args) == 1 and not node.keywords:
-            yield name  # of a path; that of a text takes two, that of a dataclass takes names
+            yield name  # Path.replace; str.replace has two arguments
         elif name in ("open", "FileIO") and modes:
             yield f"open {modes[0]}"
 
@@ -227,5 +227,5 @@ def changes_of(tree: ast.AST) -> Iterator[str]:
         ("durable.rename(a, b)", None),
     ],
 )
-def test_change_is_found_by_its_words(code: str, found: str | None) -> None:
+def test_calls_that_change_the_disk_are_recognised(code: str, found: str | None) -> None:
     assert list(changes_of(ast.parse(code))) == ([] if found is None else [found])

@@ -1,4 +1,4 @@
-"""Faults on purpose happen when they should, and only then."""
+"""Faults happen when they are due, and only then."""
 
 import errno
 import signal
@@ -29,21 +29,21 @@ def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -
     assert [reach("write") for _ in range(5)] == [""] * 5
 
 
-def test_nth_time_is_counted_for_each_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_counted_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("write:2=short", monkeypatch)
 
     assert [reach("sync"), reach("write"), reach("sync")] == [""] * 3
     assert [reach("write"), reach("write")] == ["short", ""]
 
 
-def test_plus_means_each_time_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plus_repeats_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("write:2+=nan", monkeypatch)
 
     assert [reach("write") for _ in range(4)] == ["", "nan", "nan", "nan"]
 
 
 @pytest.mark.parametrize("name", ["enospc", "edquot", "eio", "efbig"])
-def test_errors_are_those_of_the_system(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_have_the_number_of_the_system(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(f"write:1={name}", monkeypatch)
 
     with pytest.raises(OSError, match=r"\[Errno") as raised:
@@ -52,7 +52,7 @@ def test_errors_are_those_of_the_system(name: str, monkeypatch: pytest.MonkeyPat
     assert raised.value.errno == getattr(errno, name.upper())
 
 
-def test_want_of_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("micro_batch:1=memory", monkeypatch)
 
     with pytest.raises(MemoryError, match="can't allocate memory"):
@@ -70,19 +70,19 @@ def test_signals_are_sent_to_this_process(name: str, monkeypatch: pytest.MonkeyP
     assert sent == [getattr(signal, f"SIG{name.upper()}")]
 
 
-def test_rank_has_faults_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_can_be_limited_to_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("update:1@1=nan,update:1@0=short", monkeypatch, RANK="1")
 
     assert reach("update") == "nan"
 
 
-def test_what_a_launcher_starts_again_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarted_process_has_no_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     ask("update:1=nan", monkeypatch, TORCHELASTIC_RESTART_COUNT="1")
 
     assert reach("update") == ""
 
 
 @pytest.mark.parametrize("text", ["write", "write:0=kill", "write:1=burn", "write:1", ":1=kill"])
-def test_what_is_misspelled_is_refused(text: str) -> None:
+def test_misspelled_fault_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected POINT:N=ACTION, got"):
         parse_faults(text)

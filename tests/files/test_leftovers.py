@@ -1,4 +1,4 @@
-"""What a killed command left beside its output is swept by the next one, and nothing else is."""
+"""The next command sweeps what a killed command left beside its output, and nothing else."""
 
 import signal
 from collections.abc import Callable
@@ -26,7 +26,7 @@ ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.torture) for
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """`run(name)`: what becomes of a command, in a folder with a text."""
+    """Return `run(name)`, which runs a command in a folder with text."""
     monkeypatch.chdir(tmp_path)
     Path("text").write_bytes(TEXT)
     Path("to").mkdir()
@@ -65,9 +65,7 @@ def test_r56_leftovers_of_a_killed_command_are_swept_by_the_next(
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_r56_what_another_process_is_writing_is_not_swept(
-    name: str, run: Callable[..., Result]
-) -> None:
+def test_r56_file_of_a_live_process_is_not_swept(name: str, run: Callable[..., Result]) -> None:
     place = Path("to") / ("o.model" if name == "tokenize train" else "o")
     with temporary_file(place) as (held, stream):
         stream.write(b"half")
@@ -79,7 +77,7 @@ def test_r56_what_another_process_is_writing_is_not_swept(
         assert hidden() == [held.name]
 
 
-def test_r56_names_that_are_somebody_elses_are_not_swept(run: Callable[..., Result]) -> None:
+def test_r56_foreign_names_are_not_swept(run: Callable[..., Result]) -> None:
     kept = [".o.part", ".o.1.part", ".other.tfm-0123456789abcdef.part", ".o.tfm-0123.part"]
     for name in kept:
         (Path("to") / name).write_bytes(b"mine\n")

@@ -17,13 +17,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("is_ours", "name", "proof", "files"), CASES)
-def test_directory_with_a_strangers_file_is_not_ours_alone(
+def test_directory_with_a_foreign_file_is_not_ours(
     is_ours: object, name: str, proof: str, files: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert callable(is_ours)
     directory = tmp_path / name
     directory.mkdir()
-    assert is_ours(directory)  # as a killed run can leave it
+    assert is_ours(directory)  # as a killed run may leave it
 
     (directory / proof).touch()
     assert is_ours(directory)
@@ -42,7 +42,7 @@ def test_directory_with_a_strangers_file_is_not_ours_alone(
 
 
 @pytest.mark.parametrize(("is_ours", "name", "proof", "files"), CASES)
-def test_directory_without_its_proof_is_not_ours(
+def test_directory_without_its_marker_is_not_ours(
     is_ours: object, name: str, proof: str, files: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert callable(is_ours)

@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a private file, nothing outside of the output is changed."""
+"""Whatever is in the place of a private file, nothing outside the output changes."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.conftest import TinyCorpus
 from tests.files.private_files import KINDS, PRECIOUS, SCENES, Scene
 
 CODES = (0, 2, 3, 4, 5)
-# A few of all in the fast tests: what is most often met, and what once went wrong.
+# The fast tests run a few: the most frequent cases, and those that once failed.
 FAST = [
     ("train goes on", "link", "model/metrics.jsonl"),
     ("train goes on", "link to a folder", "model/corpus"),
@@ -27,7 +27,7 @@ FAST = [
 def scenes(
     tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Scene]:
-    """Each scene by its name, made once."""
+    """Return each scene by its name; it is created once."""
 
     @cache
     def scene(name: str) -> Scene:
@@ -37,7 +37,7 @@ def scenes(
 
 
 def check(scene: Scene, kind: str, name: str, place: Path) -> list[str]:
-    """Return what is wrong after a command has met something in the place of a private file."""
+    """Return what is wrong after a command ran with something in the place of a private file."""
     here = scene.copied(place / "world")
     path = here.folder / name
     KINDS[kind](path, here.folder / "theirs")
@@ -45,7 +45,7 @@ def check(scene: Scene, kind: str, name: str, place: Path) -> list[str]:
 
     try:
         result = here.run(is_privileged=kind != "unreadable")
-    except AssertionError as error:  # it was still at work
+    except AssertionError as error:  # it was still running
         return [f"{kind} for {name}: {error}"]
 
     wrong = []
@@ -75,7 +75,7 @@ def test_r55_nothing_around_an_output_changes(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_r55_nothing_around_an_output_changes_whatever_is_in_the_way(
+def test_r55_nothing_around_an_output_changes_for_any_file_in_the_way(
     scene: str, kind: str, scenes: Callable[[str], Scene], tmp_path: Path
 ) -> None:
     found = scenes(scene)
@@ -89,13 +89,13 @@ def test_r55_nothing_around_an_output_changes_whatever_is_in_the_way(
     assert wrong == []
 
 
-def test_r05_damaged_model_that_was_set_aside_does_not_replace_another_one(
+def test_r05_damaged_scheduled_best_does_not_replace_a_model(
     scenes: Callable[[str], Scene], tmp_path: Path
 ) -> None:
     here = scenes("train goes on").copied(tmp_path / "world")
-    aside = here.folder / "model" / "checkpoints" / "best-on-schedule"
-    aside.mkdir(exist_ok=True)
-    (aside / "model.safetensors").write_bytes(b"damaged")
+    best = here.folder / "model" / "checkpoints" / "best-on-schedule"
+    best.mkdir(exist_ok=True)
+    (best / "model.safetensors").write_bytes(b"damaged")
 
     result = here.run()
 

@@ -14,7 +14,7 @@ def test_object_is_read(tmp_path: Path, told: list[str]) -> None:
     assert told == []
 
 
-def test_absent_file_is_nothing_to_warn_of(tmp_path: Path, told: list[str]) -> None:
+def test_missing_file_causes_no_warning(tmp_path: Path, told: list[str]) -> None:
     assert read_private_json(tmp_path / "file") is None
     assert told == []
 
@@ -23,10 +23,10 @@ def test_absent_file_is_nothing_to_warn_of(tmp_path: Path, told: list[str]) -> N
 @pytest.mark.parametrize(
     "kind", ["pipe", "folder", "socket", "symbolic link", "hard link", "dangling", "denied"]
 )
-def test_file_that_cannot_be_read_is_absent_with_a_warning(
+def test_unreadable_file_is_treated_as_absent_with_a_warning(
     kind: str, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
     path = tmp_path / "file"
     if kind == "pipe":
         os.mkfifo(path)
@@ -74,7 +74,7 @@ def test_file_that_cannot_be_read_is_absent_with_a_warning(
     ],
     ids=["empty", "list", "brackets", "braces", "no UTF-8", "NaN", "digits", "large"],
 )
-def test_damaged_file_is_absent_with_a_warning(
+def test_damaged_file_is_treated_as_absent_with_a_warning(
     content: bytes, reason: str, tmp_path: Path, told: list[str]
 ) -> None:
     path = tmp_path / "file"

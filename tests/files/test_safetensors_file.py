@@ -1,4 +1,4 @@
-"""The weights file: what its bytes are, whoever reads them first."""
+"""Reading and hashing of safetensors files."""
 
 import hashlib
 import json
@@ -24,19 +24,19 @@ def tensors() -> dict[str, Tensor]:
 
 @pytest.fixture(autouse=True)
 def _nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What others hashed ahead and did not load is not ours."""
+    """Forget hashes that other tests prefetched and did not use."""
     monkeypatch.setattr(module, "_prefetched", {})
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     save_file(tensors(), tmp_path / "file", {"who": "somebody"})
-    os.utime(tmp_path / "file", (1, 1))  # what is written from now on is written at another time
+    os.utime(tmp_path / "file", (1, 1))  # any later change has another time
     return tmp_path / "file"
 
 
 def sha256_of(path: Path) -> str:
-    """By the definition, with safetensors' own reader."""
+    """Return the hash by its definition, with safetensors' own reader."""
     text = b""
     for name, tensor in sorted(load_file(path).items()):
         text += f"{name} torch.float32 {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes()
@@ -50,7 +50,7 @@ def hash_of(path: Path) -> str:
 
 @pytest.fixture
 def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever a file is hashed."""
+    """Return a list that grows by one whenever a file is hashed."""
     calls: list[int] = []
 
     def counting(values: Iterable[HashInput]) -> str:
@@ -61,11 +61,11 @@ def num_hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_hash_is_that_of_names_types_shapes_and_values(path: Path) -> None:
+def test_hash_covers_names_types_shapes_and_values(path: Path) -> None:
     assert hash_of(path) == sha256_of(path)
 
 
-def test_hash_does_not_depend_on_how_much_is_read_together(
+def test_hash_does_not_depend_on_the_buffer_size(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PART_BYTES", 1000)
@@ -75,14 +75,14 @@ def test_hash_does_not_depend_on_how_much_is_read_together(
     assert hash_of(path) == sha256_of(path)
 
 
-def test_file_that_was_hashed_ahead_is_hashed_once(path: Path, num_hashed: list[int]) -> None:
+def test_prefetched_hash_is_used(path: Path, num_hashed: list[int]) -> None:
     prefetch_hash(path)
 
     assert hash_of(path) == sha256_of(path)
     assert len(num_hashed) == 1
 
 
-def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
+def test_prefetched_hash_is_used_once(path: Path, num_hashed: list[int]) -> None:
     prefetch_hash(path)
     found = [hash_of(path) for _ in range(2)]
 
@@ -91,9 +91,7 @@ def test_hash_ahead_is_used_up(path: Path, num_hashed: list[int]) -> None:
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
-    path: Path, in_place: bool
-) -> None:
+def test_file_that_changed_after_prefetching_is_hashed_again(path: Path, in_place: bool) -> None:
     prefetch_hash(path)
     for thread, _ in module._prefetched.values():
         thread.join()
@@ -107,7 +105,7 @@ def test_file_that_became_another_after_it_was_hashed_is_hashed_again(
     assert hash_of(path) == sha256_of(path)
 
 
-def test_what_cannot_be_hashed_ahead_is_left_to_who_loads_it(tmp_path: Path) -> None:
+def test_prefetching_ignores_errors(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b"torn")
 
     prefetch_hash(tmp_path / "none")
@@ -126,8 +124,8 @@ def test_values_are_those_that_were_saved(path: Path) -> None:
         assert torch.equal(found.view(tensor.shape), tensor)
 
 
-def test_file_that_is_shortened_is_an_error_and_not_the_end_of_the_program(path: Path) -> None:
-    """As bytes of a mapped file that are no longer there are."""
+def test_truncated_file_is_an_error_and_not_a_crash(path: Path) -> None:
+    """Reading a mapped file that was truncated would crash."""
     with SafetensorsFile(path) as file:
         prefetch_hash(path)
         with path.open("r+b") as other:
@@ -139,7 +137,7 @@ def test_file_that_is_shortened_is_an_error_and_not_the_end_of_the_program(path:
             file.hash_from_disk()
 
 
-def test_file_that_is_written_to_while_it_is_read_is_refused(path: Path) -> None:
+def test_file_that_is_modified_while_it_is_read_is_refused(path: Path) -> None:
     with SafetensorsFile(path) as file:
         with path.open("r+b") as other:
             other.seek(-1, os.SEEK_END)
@@ -149,7 +147,7 @@ def test_file_that_is_written_to_while_it_is_read_is_refused(path: Path) -> None
             file.read()
 
 
-def test_command_that_translates_hashes_its_model_once(
+def test_translate_hashes_its_model_once(
     tiny_model: Path, run_tfm: RunTfm, num_hashed: list[int]
 ) -> None:
     result = run_tfm(["translate", "--model", str(tiny_model), "--device", "cpu"], "one two\n")
@@ -177,7 +175,7 @@ def header(table: object) -> bytes:
     ],
     ids=["empty", "torn", "endless", "list", "no values", "deep", "pickle"],
 )
-def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_of_another_format_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "file").write_bytes(content)
 
     prefetch_hash(tmp_path / "file")
@@ -187,7 +185,7 @@ def test_file_of_something_else_is_refused(tmp_path: Path, content: bytes, messa
         SafetensorsFile(tmp_path / "file")
 
 
-def test_header_that_no_configuration_asks_for_is_refused_unread(tmp_path: Path) -> None:
+def test_oversized_header_is_refused_unread(tmp_path: Path) -> None:
     size = module.MAX_HEADER_BYTES + 1
     with (tmp_path / "file").open("wb") as file:
         file.write(size.to_bytes(8, "little"))
@@ -197,7 +195,7 @@ def test_header_that_no_configuration_asks_for_is_refused_unread(tmp_path: Path)
         SafetensorsFile(tmp_path / "file")
 
 
-def test_pipe_in_place_of_weights_is_refused_and_not_waited_for(
+def test_pipe_in_place_of_weights_is_refused_without_blocking(
     tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")

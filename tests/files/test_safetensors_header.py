@@ -13,7 +13,7 @@ def parsed(table: object, size: int = 4) -> Header:
     return parse_header(json.dumps(table).encode(), start=100, end=100 + size)
 
 
-def test_tensors_are_told_with_their_place_in_the_file() -> None:
+def test_tensors_are_returned_with_their_positions() -> None:
     table = {"__metadata__": {"tfm": "{}"}, "b": {**F32, "data_offsets": [4, 8]}, "a": F32}
 
     found = parsed(table, 8)
@@ -23,7 +23,7 @@ def test_tensors_are_told_with_their_place_in_the_file() -> None:
     assert found.tensors["b"] == TensorInfo("F32", (1,), 104, 108)
 
 
-def test_empty_tensors_have_no_place() -> None:
+def test_empty_tensors_take_up_no_bytes() -> None:
     empty = {"dtype": "F32", "shape": [0, 3], "data_offsets": [4, 4]}
 
     assert parsed({"a": F32, "b": empty, "c": empty}).tensors["c"].end == 104
@@ -62,7 +62,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_header_that_lies_is_refused(name: str) -> None:
+def test_inconsistent_header_is_refused(name: str) -> None:
     table, told = HOSTILE[name]
 
     with pytest.raises(ValueError, match=told):
@@ -81,14 +81,14 @@ def test_header_that_lies_is_refused(name: str) -> None:
         (b"{" + b'"a":{' * 100_000, "nested deeper|Expecting"),
     ],
 )
-def test_header_that_is_no_plain_json_is_refused(header: bytes, told: str) -> None:
+def test_header_that_is_not_valid_json_is_refused(header: bytes, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         parse_header(header, start=0, end=0)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_safetensors_refuses_is_refused_here(name: str) -> None:
-    """Ours may be stricter, never laxer: the table above has what safetensors takes as well."""
+def test_headers_that_safetensors_refuses_are_refused(name: str) -> None:
+    """Ours may be stricter, never laxer; safetensors accepts some headers of the table."""
     text = json.dumps(HOSTILE[name][0]).encode()
     content = len(text).to_bytes(8, "little") + text + bytes(4)
     try:

@@ -32,7 +32,7 @@ def test_link_to_a_regular_file_is_followed(tmp_path: Path) -> None:
     assert read_regular(tmp_path / "link", max_bytes=10) == b"content"
 
 
-def test_larger_file_than_wanted_is_refused(tmp_path: Path) -> None:
+def test_file_over_the_size_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
 
     with pytest.raises(ValueError, match="has 7 bytes, expected at most 6"):
@@ -40,12 +40,12 @@ def test_larger_file_than_wanted_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_file_that_tells_no_size_is_read_no_further_than_wanted() -> None:
+def test_file_without_a_size_is_read_up_to_the_limit() -> None:
     with pytest.raises(ValueError, match="has more than 10 bytes"):
         read_regular(Path("/proc/self/status"), max_bytes=10)
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_irregular_file_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "gone").symlink_to("nothing")
@@ -63,7 +63,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
-def test_file_that_becomes_a_pipe_is_refused_when_it_is_open(
+def test_file_that_becomes_a_pipe_is_refused_after_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -79,7 +79,7 @@ def test_file_that_becomes_a_pipe_is_refused_when_it_is_open(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_private_file_is_not_read_through_what_is_none(kind: str, tmp_path: Path) -> None:
+def test_private_file_is_not_read_through_an_irregular_one(kind: str, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"theirs")
     make_odd(kind, tmp_path / "journal", tmp_path / "victim")
     before = num_open()

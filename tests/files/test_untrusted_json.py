@@ -20,7 +20,7 @@ from tfm_cli.files.untrusted import parse_json, parse_json_object
         (b"1" * 5000, "Exceeds the limit"),
     ],
 )
-def test_what_is_no_plain_json_is_refused(content: bytes, told: str) -> None:
+def test_invalid_json_is_refused(content: bytes, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         parse_json(content)
 
@@ -34,11 +34,11 @@ def test_what_is_no_plain_json_is_refused(content: bytes, told: str) -> None:
         (b'"[[[[[[[[[["', "[[[[[[[[[["),
     ],
 )  # fmt: skip
-def test_plain_json_is_read(content: bytes, wanted: object) -> None:
+def test_valid_json_is_parsed(content: bytes, wanted: object) -> None:
     assert parse_json(content) == wanted
 
 
-def test_object_is_wanted() -> None:
+def test_only_an_object_is_accepted() -> None:
     assert parse_json_object(b"{}") == {}
     with pytest.raises(ValueError, match="it is not a JSON object"):
         parse_json_object(b"[]")

@@ -1,8 +1,8 @@
-"""Feed a target with ever new bytes: `tests/fuzz/fuzz.py TARGET --seconds N`.
+"""Fuzz a target: `tests/fuzz/fuzz.py TARGET --seconds N`.
 
-With atheris (`pip install atheris`) the new bytes are those that reach new code. Without it, or
-with `--plain`, they are changed copies of the corpus, of which those are kept that are answered in
-a new way. What breaks the target is written to a file, and the exit code is 1.
+With atheris (`pip install atheris`) inputs are guided by coverage. Without it, or with `--plain`,
+they are mutations of the corpus, of which those with a new outcome are kept. An input that breaks
+the target is written to a file, and the exit code is 1.
 """
 
 import argparse
@@ -40,50 +40,50 @@ _WORDS = (
 )  # fmt: skip
 
 
-def mutated(content: bytes, other: bytes, chance: random.Random) -> bytes:
-    """The bytes with a few changes."""
+def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Return a copy with a few random changes."""
     found = bytearray(content)
-    for _ in range(chance.choice((1, 1, 1, 2, 4, 8))):
-        place = chance.randrange(len(found) + 1)
-        length = min(len(found) - place, chance.choice((1, 1, 2, 4, 16, 256)))
-        kind = chance.randrange(8)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
+        place = rng.randrange(len(found) + 1)
+        length = min(len(found) - place, rng.choice((1, 1, 2, 4, 16, 256)))
+        kind = rng.randrange(8)
         if kind == 0 and length:
-            found[place] ^= 1 << chance.randrange(8)
+            found[place] ^= 1 << rng.randrange(8)
         elif kind == 1 and length:
-            found[place] = chance.choice((0, 1, 10, 34, 127, 128, 255, chance.randrange(256)))
+            found[place] = rng.choice((0, 1, 10, 34, 127, 128, 255, rng.randrange(256)))
         elif kind == 2:
             del found[place : place + length]
         elif kind == 3:
-            found[place:place] = found[place : place + length] * chance.choice((1, 1, 2, 20))
+            found[place:place] = found[place : place + length] * rng.choice((1, 1, 2, 20))
         elif kind == 4:
-            found[place:place] = chance.choice(_WORDS)
+            found[place:place] = rng.choice(_WORDS)
         elif kind == 5:
-            start = chance.randrange(len(other) + 1)
+            start = rng.randrange(len(other) + 1)
             found[place : place + length] = other[start : start + length]
         elif kind == 6:
             numbers = list(re.finditer(rb"[0-9]+", found))
             if numbers:
-                one = chance.choice(numbers)
-                found[one.start() : one.end()] = chance.choice(_NUMBERS)
+                one = rng.choice(numbers)
+                found[one.start() : one.end()] = rng.choice(_NUMBERS)
         else:
-            found[place : place + length] = bytes(chance.randrange(256) for _ in range(length))
+            found[place : place + length] = bytes(rng.randrange(256) for _ in range(length))
     return bytes(found[:_LONGEST])
 
 
 def _kind(answer: str) -> str:
-    """The answer without what stands in it by chance."""
+    """Return an outcome without its arbitrary parts."""
     return re.sub(r"`[^`]*`|[0-9]+|/\S*", "", answer)[:80]
 
 
 def run_plain(name: str, *, seconds: float, seed: int, note: mmap.mmap, results: int) -> None:
-    """Change and try until the time is over; in a process that may crash."""
+    """Mutate and try inputs until the time is up, in a process that may crash."""
     from tests.fuzz.targets import TARGETS
 
-    target, chance = TARGETS[name], random.Random(seed)
+    target, rng = TARGETS[name], random.Random(seed)
     kept = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     seen, count, end = set[str](), 0, time.monotonic() + seconds
     while time.monotonic() < end:
-        content = mutated(chance.choice(kept), chance.choice(kept), chance)
+        content = mutated(rng.choice(kept), rng.choice(kept), rng)
         note.seek(0)
         note.write(len(content).to_bytes(8, "little") + content)
         answer = _kind(target(content))
@@ -96,7 +96,7 @@ def run_plain(name: str, *, seconds: float, seed: int, note: mmap.mmap, results:
 
 
 def fuzz_plain(name: str, *, seconds: float, seed: int) -> int:
-    """Run in a child; says how many inputs there were, and what the last was if it crashed."""
+    """Fuzz in a child process, and return the exit code; an input that crashes it is saved."""
     from tests.fuzz.targets import place_of
 
     note = mmap.mmap(-1, _LONGEST + 8)
@@ -108,25 +108,25 @@ def fuzz_plain(name: str, *, seconds: float, seed: int) -> int:
             try:
                 run_plain(name, seconds=seconds, seed=seed, note=note, results=writer)
                 code = 0
-            except BaseException:  # whatever it is, it is what was looked for
+            except BaseException:  # any exception is a finding
                 sys.excepthook(*sys.exc_info())
         os._exit(code)
     os.close(writer)
     _, status = os.waitpid(child, 0)
-    told = os.read(reader, 1 << 12).decode()
+    summary = os.read(reader, 1 << 12).decode()
     shutil.rmtree(place_of(child), ignore_errors=True)
     if status:
         size = int.from_bytes(note[:8], "little")
-        place = Path(tempfile.gettempdir()) / f"tfm-fuzz-{name}-{seed}"
-        place.write_bytes(note[8 : 8 + size])
-        print(f"{name}: broken (status {status}) by {place}")
+        path = Path(tempfile.gettempdir()) / f"tfm-fuzz-{name}-{seed}"
+        path.write_bytes(note[8 : 8 + size])
+        print(f"{name}: broken (status {status}) by {path}")
         return 1
-    print(f"{name}: {told} in {seconds:g} s, seed {seed}, none broke it")
+    print(f"{name}: {summary} in {seconds:g} s, seed {seed}, none broke it")
     return 0
 
 
 def fuzz_atheris(name: str, *, seconds: float, seed: int) -> None:
-    """Never comes back: libFuzzer ends the process, with its own words and exit code."""
+    """Run libFuzzer, which ends the process with its own messages and exit code."""
     import atheris
 
     with atheris.instrument_imports(include=["tfm_cli"]):
@@ -143,11 +143,11 @@ def fuzz_atheris(name: str, *, seconds: float, seed: int) -> None:
 
 
 def void(_: object) -> None:
-    """Nothing, which is what libFuzzer wants to be given back."""
+    """Return None, as libFuzzer requires."""
 
 
 def main() -> int:
-    """Fuzz the target that is named."""
+    """Fuzz the named target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=sorted(path.name for path in CORPUS.iterdir()))
     parser.add_argument("--seconds", type=float, default=60)

@@ -1,6 +1,6 @@
-"""What is fuzzed: functions that are given any bytes, and what they may answer.
+"""Fuzz targets: functions that take any bytes and return an outcome.
 
-Each takes the bytes or refuses them by an error that is meant; everything else is a finding.
+Each accepts the bytes or refuses them with an expected error; everything else is a finding.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from tfm_cli.text.reader import LineReader
 from tfm_cli.tokenizer.model_check import walk_model
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
-Target = Callable[[bytes], str]  # says in a word or two what came of it
-_MEMORY = Path("/dev/shm")  # where there is one, files cost less
+Target = Callable[[bytes], str]  # returns a short outcome
+_MEMORY = Path("/dev/shm")  # in memory if possible
 _LINES = ["a b c", "ＡＢＣ ½ ﬁ é", "", "日本語 \u3000", "\ufffd\x00\x1b", "▁ ▁▁", "x" * 300]
 
 
 def place_of(process: int) -> Path:
-    """Where a process that fuzzes writes the files that it tries."""
+    """Return the path at which a fuzzing process writes its inputs."""
     home = _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
     return home / f"tfm-fuzz-{process}"
 
@@ -42,7 +42,7 @@ def _written(name: str, content: bytes) -> Path:
 
 
 def lines(content: bytes) -> str:
-    """As many lines come out as line feeds tell of, however the bytes arrive."""
+    """Check that the number of lines matches the newlines, however the bytes are split."""
     options = content[0] if content else 0
     content = content[1:]
     invalid: Literal["refuse", "replace"] = "replace" if options & 1 else "refuse"
@@ -64,7 +64,7 @@ def lines(content: bytes) -> str:
 
 
 def config(content: bytes) -> str:
-    """`config.json` of a model directory."""
+    """Load `config.json` of a model directory."""
     try:
         saved = load_config(_written("config.json", content))
     except ModelError as error:
@@ -75,7 +75,7 @@ def config(content: bytes) -> str:
 
 
 def manifest(content: bytes) -> str:
-    """The two texts of a checkpoint; PyTorch is imported for it."""
+    """Load the two JSON files of a checkpoint; this imports PyTorch."""
     from tfm_cli.training import checkpoint_file as reading
 
     told = ""
@@ -95,7 +95,7 @@ def manifest(content: bytes) -> str:
 
 
 def header(content: bytes) -> str:
-    """A safetensors file; what is taken, safetensors takes as well and reads in the same way."""
+    """Read a safetensors file; whatever is accepted, safetensors must accept and read equally."""
     place = _written("file", content)
     try:
         with SafetensorsFile(place / "file") as file:
@@ -111,7 +111,7 @@ def header(content: bytes) -> str:
 
 
 def tokenizer(content: bytes) -> str:
-    """A SentencePiece model; SentencePiece itself is given what the walk lets through."""
+    """Load a SentencePiece model; SentencePiece itself receives what the check accepts."""
     try:
         walk_model(content)
     except ValueError as error:
@@ -120,7 +120,7 @@ def tokenizer(content: bytes) -> str:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
-    except (RuntimeError, UnicodeDecodeError) as error:  # its words may quote a piece of any bytes
+    except (RuntimeError, UnicodeDecodeError) as error:  # its message may quote any bytes
         return f"refused by SentencePiece: {error}"
     processor.Encode(_LINES, return_type=bytes)
     processor.Decode(list(range(len(processor))), return_type=bytes)
@@ -128,7 +128,7 @@ def tokenizer(content: bytes) -> str:
 
 
 def json(content: bytes) -> str:
-    """JSON that others wrote, and a vocabulary of it."""
+    """Parse untrusted JSON, and a vocabulary in it."""
     with contextlib.suppress(TfmError):
         Vocabulary.from_json(content, name="vocab.json")
     try:

@@ -1,4 +1,4 @@
-"""All that is known to be odd is tried again."""
+"""The fuzz targets run on the whole corpus of known odd inputs."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_corpus_breaks_no_target(name: str) -> None:
+def test_no_target_fails_on_the_corpus(name: str) -> None:
     inputs = sorted((CORPUS / name).iterdir())
 
     answers = {TARGETS[name](path.read_bytes()) for path in inputs}
@@ -29,22 +29,22 @@ def test_corpus_breaks_no_target(name: str) -> None:
     assert len(answers) > len(inputs) // 3
 
 
-def test_corpus_is_small_and_of_the_targets() -> None:
+def test_corpus_is_small_and_has_only_known_targets() -> None:
     assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
     assert all(path.stat().st_size <= 4096 for path in CORPUS.glob("*/*"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_changed_corpus_breaks_no_target(name: str) -> None:
-    chance = random.Random(1)
+def test_no_target_fails_on_a_mutated_corpus(name: str) -> None:
+    rng = random.Random(1)
     inputs = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
     for _ in range(150):
-        TARGETS[name](mutated(chance.choice(inputs), chance.choice(inputs), chance))
+        TARGETS[name](mutated(rng.choice(inputs), rng.choice(inputs), rng))
 
 
 @pytest.mark.slow
-def test_fuzzer_says_how_much_it_tried() -> None:
+def test_fuzzer_reports_the_number_of_inputs() -> None:
     program = Path(__file__).parent / "fuzz.py"
 
     done = subprocess.run(
@@ -58,7 +58,7 @@ def test_fuzzer_says_how_much_it_tried() -> None:
 
 
 @pytest.mark.slow
-def test_fuzzer_tells_of_a_crash_and_keeps_the_input(tmp_path: Path) -> None:
+def test_fuzzer_reports_a_crash_and_saves_the_input(tmp_path: Path) -> None:
     program = (
         "import os, sys; sys.path.insert(0, '.')\n"
         "from tests.fuzz import fuzz, targets\n"

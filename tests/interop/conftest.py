@@ -1,4 +1,4 @@
-"""What tests of imports read."""
+"""Directories that tests of imports read."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.interop.random_models import random_tokenizers
 
 @pytest.fixture(scope="session")
 def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as the Hub has them; do not change it."""
+    """Return a directory as on the Hub; tests must not change it."""
     pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
     pair = random_tokenizers("shared")
     directory = tmp_path_factory.mktemp("hub") / "opus-mt-en-de"
@@ -25,7 +25,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as OPUS-MT distributes them; do not change it."""
+    """Return a directory as OPUS-MT distributes it; tests must not change it."""
     pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
     pair = random_tokenizers("shared")
     model = hugging_face_model(pair, decoder_ffn_dim=40)
@@ -38,7 +38,7 @@ def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few short lines, so that no verification takes long."""
+    """Return a few short lines, so that verification is fast."""
     path = tmp_path_factory.mktemp("probe") / "probe.txt"
     path.write_text("the cat\n\nsat\non a mat\n", encoding="utf-8")
     return path

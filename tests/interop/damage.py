@@ -1,4 +1,4 @@
-"""Ways to damage a directory that is to be imported, and how each is answered."""
+"""Ways to damage a directory before it is imported, and the check of the refusal."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ Damage = Callable[[Path], object]  # done to a directory
 
 
 def copied(original: Path, target: Path) -> Path:
-    """A directory of plain files, copied to another place."""
+    """Copy a directory of regular files."""
     target.mkdir()
     for path in original.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
@@ -17,7 +17,7 @@ def copied(original: Path, target: Path) -> Path:
 
 
 def refused(run_tfm: RunTfm, source: Path, message: str, *, flags: tuple[str, ...] = ()) -> None:
-    """The import of a damaged directory ends with one clear error, and leaves nothing."""
+    """Check that the import of a damaged directory ends with one clear error and leaves nothing."""
     output = source.parent / "output"
 
     result = run_tfm(["import", str(source), "--output", str(output), "-q", *flags])
@@ -31,7 +31,7 @@ def refused(run_tfm: RunTfm, source: Path, message: str, *, flags: tuple[str, ..
 
 
 def cut(name: str, size: int) -> Damage:
-    """Leave the first bytes of a file only."""
+    """Truncate a file to its first bytes."""
 
     def damage(source: Path) -> None:
         path = source / name
@@ -41,12 +41,12 @@ def cut(name: str, size: int) -> Damage:
 
 
 def written(name: str, content: bytes) -> Damage:
-    """Put something else into a file."""
+    """Overwrite a file."""
     return lambda source: (source / name).write_bytes(content)
 
 
 def replaced(name: str, make: Callable[[Path], object]) -> Damage:
-    """Remove a file and let something be made in its place."""
+    """Remove a file and create something else in its place."""
 
     def damage(source: Path) -> None:
         (source / name).unlink()

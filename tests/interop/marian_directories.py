@@ -1,4 +1,4 @@
-"""Directories as Hugging Face and Marian write them, with random weights, for tests to import."""
+"""Directories in the formats of Hugging Face and Marian, with random weights."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import nn
 
 from tfm_cli.tokenizer.pair import TokenizerPair
 
-# Marian's options as it writes them into a model; those of a test come on top.
+# Marian's options as it writes them into a model; a test may override them.
 MARIAN_OPTIONS = {
     "type": "transformer", "enc-depth": "2", "dec-depth": "2", "dim-emb": "16",
     "transformer-heads": "2", "transformer-dim-ffn": "24", "transformer-ffn-activation": "swish",
@@ -27,7 +27,7 @@ MARIAN_OPTIONS = {
     "factors-combine": "sum", "factors-dim-emb": "0", "input-types": "[]", "right-left": "false",
     "ulr": "false", "ulr-dim-emb": "0", "dim-rnn": "1024", "version": "v1.12.42",
 }  # fmt: skip
-# Marian's names for the parts of a layer of Hugging Face's.
+# Marian's names for the parts of a layer, by Hugging Face's.
 _MARIAN_LAYER = {
     "self_attn": "self", "encoder_attn": "context", "fc1": "ffn_{}1", "fc2": "ffn_{}2",
     "self_attn_layer_norm": "self_Wo_ln_{}", "encoder_attn_layer_norm": "context_Wo_ln_{}",
@@ -36,7 +36,7 @@ _MARIAN_LAYER = {
 
 
 def hugging_face_model(pair: TokenizerPair, *, seed: int = 1, **settings: Any) -> Any:
-    """A random `MarianMTModel` for these tokenizers."""
+    """Return a random `MarianMTModel` for these tokenizers."""
     from transformers import MarianConfig, MarianMTModel
 
     source, target = pair.source, pair.target
@@ -78,7 +78,7 @@ def hugging_face_model(pair: TokenizerPair, *, seed: int = 1, **settings: Any) -
 def write_hugging_face_directory(
     directory: Path, model: Any, pair: TokenizerPair, **generation: Any
 ) -> Path:
-    """Save a model, its tokenizers and how it generates, as the Hub has them."""
+    """Save a model, its tokenizers and its generation config, as on the Hub."""
     directory.mkdir(parents=True, exist_ok=True)
     model.generation_config.update(**generation)
     model.save_pretrained(directory)
@@ -96,7 +96,7 @@ def write_hugging_face_directory(
 
 
 def ids(pieces: tuple[str, ...]) -> dict[str, int]:
-    """The pieces as `vocab.json` has them."""
+    """Return the pieces with their ids, as in `vocab.json`."""
     return {piece: index for index, piece in enumerate(pieces)}
 
 
@@ -112,7 +112,7 @@ def changed_json(path: Path, **changes: Any) -> None:
 
 
 def marian_arrays(model: Any) -> dict[str, np.ndarray]:
-    """The weights of a `MarianMTModel` by Marian's names, without what stands for `<pad>`."""
+    """Return the weights of a `MarianMTModel` under Marian's names, without the row of `<pad>`."""
     arrays = {}
     config, state = model.config, model.state_dict()
     for name, tensor in state.items():
@@ -155,7 +155,7 @@ def write_marian_directory(
     decoder: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Path:
-    """A directory as OPUS-MT distributes it; options are written with hyphens."""
+    """Write a directory as OPUS-MT distributes it; underscores in options become hyphens."""
     directory.mkdir(parents=True, exist_ok=True)
     sides = {"source": pair.source, "target": pair.target}
     sizes = ", ".join(str(side.vocab_size - 1) for side in sides.values())

@@ -1,4 +1,4 @@
-"""The other programs that tests compare with, where they are installed."""
+"""The other programs that tests compare with, if they are installed."""
 
 import logging
 from pathlib import Path
@@ -12,13 +12,13 @@ from tfm_cli.decoding.beam import beam_search
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
-LIMIT = 40  # pieces of a translation
-# What `transformers` warns of while it is imported is no business of ours.
+LIMIT = 40  # tokens of a translation
+# Warnings of `transformers` do not concern us.
 QUIET = pytest.mark.filterwarnings("ignore")
 
 
 def hugging_face(directory: Path) -> tuple[Any, Any]:
-    """`MarianMTModel` and `MarianTokenizer` of a directory."""
+    """Load `MarianMTModel` and `MarianTokenizer` from a directory."""
     transformers = pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -28,7 +28,7 @@ def hugging_face(directory: Path) -> tuple[Any, Any]:
 
 
 def ctranslate2(directory: Path, *, compute_type: str = "float32") -> Any:
-    """`Translator` of a directory."""
+    """Load CTranslate2's `Translator` from a directory."""
     module = pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     module.set_log_level(logging.ERROR)
     return module.Translator(
@@ -40,7 +40,7 @@ def ctranslate2(directory: Path, *, compute_type: str = "float32") -> Any:
 def translations(
     model: TrainedModel, lines: list[str], *, beam_size: int, renormalize: bool = False
 ) -> list[tuple[tuple[int, ...], float] | None]:
-    """Ids and score of each line's best; None where the beam met the limit."""
+    """Return ids and score of each line's best hypothesis; None if the beam reached the limit."""
     source, target = model.tokenizers.source, model.tokenizers.target
     ids, keep = pad_source(source.encode(lines), source.eos_id)
     found = beam_search(
@@ -64,5 +64,5 @@ def translations(
 
 
 def pieces(tokenizer: Tokenizer, rows: list[list[int]]) -> list[list[str]]:
-    """Ids as pieces."""
+    """Return the pieces of ids."""
     return [[tokenizer.pieces[index] for index in row] for row in rows]

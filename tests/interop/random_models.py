@@ -1,4 +1,4 @@
-"""Models nobody trained: every shape, weights drawn at random, translations that end."""
+"""Untrained models of every shape, with random weights and translations that end."""
 
 import copy
 import dataclasses
@@ -31,17 +31,17 @@ _WORDS = {
 
 
 def lines(count: int, *, side: str = "source", seed: int = 1) -> list[str]:
-    """Lines of one to nine words that the tokenizers here know."""
-    chance = random.Random(seed)
-    return [" ".join(chance.choices(_WORDS[side], k=chance.randint(1, 9))) for _ in range(count)]
+    """Return lines of one to nine words that these tokenizers know."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(_WORDS[side], k=rng.randint(1, 9))) for _ in range(count)]
 
 
 def random_tokenizers(kind: str = "joint") -> TokenizerPair:
-    """Small tokenizers, the same object at each call.
+    """Return small tokenizers, the same object at each call.
 
     Args:
         kind: `joint`: one for both sides; `separate`: two, with a vocabulary each that
-            SentencePiece numbered, of different sizes; `shared`: two over one vocabulary with an
+            SentencePiece numbered, of different sizes; `shared`: two with one vocabulary in an
             order of its own and a language tag, as OPUS-MT has them; `vocabularies`: two, each
             with such a vocabulary; `padless`: one for both sides, with SentencePiece's default
             ids, which leave padding out.
@@ -56,7 +56,7 @@ def random_model(
     search: SearchConfig = _SEARCH,
     **shape: object,
 ) -> TrainedModel:
-    """A model in evaluation mode on the CPU, whose logits are apart enough to rank pieces.
+    """Return a model in evaluation mode on the CPU, without near ties among its logits.
 
     Args:
         tokenizers: see `random_tokenizers`.
@@ -68,7 +68,7 @@ def random_model(
         "encoder_layers": 2, "decoder_layers": 2, "width": 16, "heads": 2,
         "feed_forward_width": 24, "dropout": 0.0, "max_positions": 256,
     }  # fmt: skip
-    # Checked by the tests that use them, which give what the settings allow.
+    # Not validated: tests pass valid settings.
     config = dataclasses.replace(ModelConfig(), **{**small, **shape})  # type: ignore[arg-type]
     run = dataclasses.replace(RunConfig(), model=config, search=search)
     # A copy, so that a test may change its weights.
@@ -100,14 +100,14 @@ def _transformer(tokenizers: str, seed: int, config: ModelConfig) -> Transformer
 def _let_end(transformer: Transformer, pair: TokenizerPair) -> None:
     """Raise the logit of </s> until most beams end.
 
-    The last hidden states have a part that never varies, the bias of the last norm, and </s> gets
-    more and more of it. That works for every shape, with an output bias and without.
+    The bias of the last norm is a constant part of all last hidden states; the embedding of </s>
+    gets an increasing share of it. That works for every shape, with or without an output bias.
     """
     last = transformer.decoder_layers[-1]
     assert isinstance(last, DecoderLayer)
     norm = transformer.decoder_norm or last.feed_forward_norm.norm
     norm.bias.normal_(std=0.5)
-    # With gains of either sign, what is tied to the output does not call for itself again.
+    # Gains of both signs keep a tied output from repeating its input.
     norm.weight.mul_(torch.randn_like(norm.weight).sign())
     constant = norm.bias / norm.bias.square().sum()
     source, keep = pad_source(pair.source.encode(lines(8)), pair.source.eos_id)

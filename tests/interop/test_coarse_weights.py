@@ -8,7 +8,7 @@ from tfm_cli.interop.ctranslate2 import write_ctranslate2
 from tfm_cli.interop.verification.comparison import verify_quantized_ctranslate2
 
 
-def test_coarse_weights_keep_most_translations(tmp_path: Path) -> None:
+def test_quantized_weights_keep_most_translations(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     model = random_model()
     write_ctranslate2(tmp_path, model, quantization="float16")
@@ -21,7 +21,7 @@ def test_coarse_weights_keep_most_translations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_coarse_weights_that_compute_something_else_are_refused(tmp_path: Path) -> None:
+def test_quantized_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     write_ctranslate2(tmp_path, random_model(seed=2), quantization="int8")
 

@@ -37,7 +37,7 @@ SHAPES: list[dict[str, Any]] = [
 
 @pytest.mark.slow
 @representative("shape", SHAPES, count=2, ids=str)
-def test_what_ctranslate2_loads_computes_and_finds_the_same(
+def test_ctranslate2_computes_and_translates_the_same(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:
     model = random_model(**shape)
@@ -46,7 +46,7 @@ def test_what_ctranslate2_loads_computes_and_finds_the_same(
     write_ctranslate2(tmp_path, model, quantization=None)
     translator = ctranslate2(tmp_path)
 
-    # Log-probabilities of pieces that are given, on a padded batch.
+    # Log-probabilities of given tokens, on a padded batch.
     generator = torch.Generator().manual_seed(1)
     given = torch.randint(0, target.vocab_size, (len(text), 12), generator=generator)
     given[torch.isin(given, torch.tensor([*target.banned_ids, target.eos_id]))] = (
@@ -78,7 +78,7 @@ def test_what_ctranslate2_loads_computes_and_finds_the_same(
 
 
 @pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
-def test_a_banned_piece_is_never_written(quantization: str | None, tmp_path: Path) -> None:
+def test_banned_token_is_never_written(quantization: str | None, tmp_path: Path) -> None:
     model = random_model(output_bias=True, tokenizers="shared")
     target = model.tokenizers.target
     assert model.transformer.output_bias is not None
@@ -96,7 +96,7 @@ def test_a_banned_piece_is_never_written(quantization: str | None, tmp_path: Pat
     assert all(-30 < score <= 0 for result in results for score in result.scores)
 
 
-def test_the_files_say_what_the_model_is(tmp_path: Path) -> None:
+def test_files_describe_the_model(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     model = random_model(tokenizers="vocabularies", tied_embeddings=0)
     source, target = model.tokenizers.source, model.tokenizers.target
@@ -118,7 +118,7 @@ def test_the_files_say_what_the_model_is(tmp_path: Path) -> None:
     assert (tmp_path / "target.spm").read_bytes() == target.model_bytes
 
 
-def test_one_vocabulary_is_written_once(tmp_path: Path) -> None:
+def test_joint_vocabulary_is_written_once(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
 
     write_ctranslate2(tmp_path, random_model(), quantization=None)
@@ -127,7 +127,7 @@ def test_one_vocabulary_is_written_once(tmp_path: Path) -> None:
     assert not (tmp_path / "source_vocabulary.json").exists()
 
 
-def test_there_are_positions_for_the_longest_source_and_translation() -> None:
+def test_positions_cover_the_longest_source_and_translation() -> None:
     long = random_model(search=SearchConfig(max_length=1000, max_length_factor=2.0))
 
     assert num_positions(long) == 2 * 1000 + 10 + 1
@@ -136,7 +136,7 @@ def test_there_are_positions_for_the_longest_source_and_translation() -> None:
     assert num_positions(random_model(search=SearchConfig(max_length=1_000_000))) == 16384
 
 
-def test_coarser_weights_take_less_room(tmp_path: Path) -> None:
+def test_quantized_weights_take_less_space(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     sizes = {}
     for quantization in (None, "float16", "int8"):
@@ -151,7 +151,7 @@ def test_coarser_weights_take_less_room(tmp_path: Path) -> None:
     assert sizes["float16"] < sizes[None]
 
 
-def test_two_ends_and_two_unknown_pieces_are_refused_at_once(tmp_path: Path) -> None:
+def test_differing_end_and_unknown_pieces_are_listed(tmp_path: Path) -> None:
     pair = random_tokenizers("separate")
     renamed = {"</s>": "<end>", "<unk>": "<what>"}
     order = tuple(renamed.get(piece, piece) for piece in pair.target.pieces)
@@ -171,7 +171,7 @@ def test_two_ends_and_two_unknown_pieces_are_refused_at_once(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_without_ctranslate2_it_is_told_what_to_install(
+def test_without_ctranslate2_the_hint_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)

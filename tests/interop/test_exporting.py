@@ -21,13 +21,13 @@ Save = Callable[[TrainedModel], Path]
 
 @pytest.fixture(autouse=True)
 def _few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No verification takes long."""
+    """Keep verification fast."""
     monkeypatch.setattr("tfm_cli.interop.verification.probe.NUM_LINES", 6)
 
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """`save(model)`: the path of its model directory."""
+    """Return `save(model)`, which returns the path of the model directory."""
 
     def saved(model: TrainedModel) -> Path:
         directory = tmp_path / "model"
@@ -43,11 +43,11 @@ def save(tmp_path: Path) -> Save:
 
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No library is asked: for what happens before and after."""
+    """Skip verification, to test what happens before and after it."""
     monkeypatch.setattr(exporting, "verify_hugging_face", lambda model, directory, lines: None)
 
 
-def test_a_model_is_exported_to_hugging_face_and_verified(
+def test_model_is_exported_to_hugging_face_and_verified(
     save: Save, tmp_path: Path, told: list[str]
 ) -> None:
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
@@ -61,7 +61,7 @@ def test_a_model_is_exported_to_hugging_face_and_verified(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-def test_a_model_is_exported_to_ctranslate2_and_verified(
+def test_model_is_exported_to_ctranslate2_and_verified(
     save: Save, tmp_path: Path, told: list[str]
 ) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
@@ -78,7 +78,7 @@ def test_a_model_is_exported_to_ctranslate2_and_verified(
     )
 
 
-def test_call_of_ctranslate2_has_what_is_asked_against_repetition() -> None:
+def test_call_of_ctranslate2_has_the_options_against_repetition() -> None:
     search = SearchConfig(no_repeat_ngram_size=3, repetition_penalty=1.5)
 
     assert "no_repeat_ngram_size=3, repetition_penalty=1.5)" in exporting._nearest_call(search)
@@ -86,7 +86,7 @@ def test_call_of_ctranslate2_has_what_is_asked_against_repetition() -> None:
 
 @representative("quantization", ["int8", "int16", "float16", "bfloat16"])
 @pytest.mark.slow
-def test_coarse_weights_are_written_after_exact_ones_were_verified(
+def test_quantized_weights_are_written_after_fp32_was_verified(
     quantization: str | None, save: Save, tmp_path: Path, told: list[str]
 ) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
@@ -99,7 +99,7 @@ def test_coarse_weights_are_written_after_exact_ones_were_verified(
     assert told[1].endswith(" lines keep their translation")
 
 
-def test_a_damaged_export_is_found_out_and_leaves_nothing(
+def test_damaged_export_is_detected_and_leaves_nothing(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
@@ -119,7 +119,7 @@ def test_a_damaged_export_is_found_out_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_damaged_export_to_ctranslate2_leaves_what_stood_there(
+def test_damaged_export_to_ctranslate2_leaves_the_old_one(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
@@ -142,7 +142,7 @@ def test_a_damaged_export_to_ctranslate2_leaves_what_stood_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-def test_what_the_other_side_cannot_express_is_refused_first(save: Save, tmp_path: Path) -> None:
+def test_inexpressible_model_is_refused_first(save: Save, tmp_path: Path) -> None:
     model = save(random_model(norm="pre", positions="rotary"))
 
     with pytest.raises(ConfigError, match=r"model\.norm: .*\n  model\.positions: "):
@@ -151,7 +151,7 @@ def test_what_the_other_side_cannot_express_is_refused_first(save: Save, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_lines_of_a_probe_are_what_is_compared(save: Save, tmp_path: Path, told: list[str]) -> None:
+def test_lines_of_the_probe_are_compared(save: Save, tmp_path: Path, told: list[str]) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     (tmp_path / "probe.txt").write_text("".join(f"{line}\n" for line in lines(5)))
     model = save(random_model())
@@ -161,7 +161,7 @@ def test_lines_of_a_probe_are_what_is_compared(save: Save, tmp_path: Path, told:
     assert " on 5 lines: " in told[0]
 
 
-def test_a_missing_probe_leaves_nothing(save: Save, tmp_path: Path, unverified: None) -> None:
+def test_missing_probe_leaves_nothing(save: Save, tmp_path: Path, unverified: None) -> None:
     model = save(random_model())
 
     with pytest.raises(DataError, match=r"none\.txt: cannot be read"):
@@ -170,7 +170,7 @@ def test_a_missing_probe_leaves_nothing(save: Save, tmp_path: Path, unverified: 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_is_replaced_only_if_asked_for(
+def test_export_is_replaced_only_with_overwrite(
     save: Save, tmp_path: Path, unverified: None
 ) -> None:
     model = save(random_model())
@@ -185,9 +185,7 @@ def test_an_export_is_replaced_only_if_asked_for(
     assert (tmp_path / "out" / "vocab.json").read_text() != "old"
 
 
-def test_a_foreign_directory_is_never_replaced(
-    save: Save, tmp_path: Path, unverified: None
-) -> None:
+def test_foreign_directory_is_never_replaced(save: Save, tmp_path: Path, unverified: None) -> None:
     model = save(random_model())
     before = sorted(path.name for path in model.iterdir())
 
@@ -256,7 +254,7 @@ def test_export_that_holds_an_input_is_never_replaced(
     assert probe.read_bytes() == before
 
 
-def test_what_comes_while_an_export_is_written_is_not_replaced(
+def test_directory_that_appears_during_an_export_is_not_replaced(
     save: Save, tmp_path: Path, unverified: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save(random_model())
@@ -276,7 +274,7 @@ def test_what_comes_while_an_export_is_written_is_not_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-def test_an_empty_directory_is_filled_and_a_link_stays_one(
+def test_empty_directory_is_used_and_a_link_is_kept(
     save: Save, tmp_path: Path, unverified: None
 ) -> None:
     model = save(random_model())
@@ -289,14 +287,14 @@ def test_an_empty_directory_is_filled_and_a_link_stays_one(
     assert (tmp_path / "real" / "vocab.json").is_file()
 
 
-def test_a_file_is_no_place_for_an_export(save: Save, tmp_path: Path, unverified: None) -> None:
+def test_file_as_output_is_refused(save: Save, tmp_path: Path, unverified: None) -> None:
     (tmp_path / "out").write_text("text")
 
     with pytest.raises(ResourceError, match="out: cannot be written: it is not a directory"):
         export_model(save(random_model()), tmp_path / "out", to="hf")
 
 
-def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     with pytest.raises(ConfigError, match="`--to` must be one of hf, ctranslate2, tfm, got onnx"):
@@ -308,7 +306,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         export_model(tmp_path, out, to="ctranslate2", quantization="int4")
 
 
-def test_without_ctranslate2_nothing_is_begun(
+def test_missing_ctranslate2_is_reported_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tfm_cli.interop.exporting.is_installed", lambda package: False)
@@ -317,7 +315,7 @@ def test_without_ctranslate2_nothing_is_begun(
         export_model(tmp_path, tmp_path / "out", to="ctranslate2")
 
 
-def test_without_transformers_it_is_written_and_told(
+def test_without_transformers_the_export_is_written_with_a_warning(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     monkeypatch.setattr(

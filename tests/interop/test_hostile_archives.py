@@ -12,11 +12,11 @@ from tests.interop.damage import Damage, copied, cut, refused, replaced, written
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 def npz_with(name: str, content: bytes, *, compressed: bool = False) -> Damage:
-    """Put one more member, as it is, into the archive."""
+    """Add a raw member to the archive."""
 
     def damage(source: Path) -> None:
         kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
@@ -40,7 +40,7 @@ def header(text: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + f"{text}\n".encode()
 
 
-# Of what `ast`, `tokenize` or NumPy raise each has been something else than a ValueError.
+# Each of these has made `ast`, `tokenize` or NumPy raise something other than a ValueError.
 HEADERS = {
     "signs": "-" * 9000 + "1",
     "parentheses": "(" * 9000,

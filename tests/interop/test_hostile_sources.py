@@ -18,11 +18,11 @@ from tests.interop.marian_directories import (
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 class Program:
-    """What a pickle can hold: it makes a file when it is read by a careless reader."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +35,7 @@ def safetensors_of_header(header_bytes: int) -> Damage:
     def damage(source: Path) -> None:
         with (source / "model.safetensors").open("wb") as stream:
             stream.write(struct.pack("<Q", header_bytes))
-            stream.truncate(8 + header_bytes)  # a hole: it takes no room on the disk
+            stream.truncate(8 + header_bytes)  # sparse: it takes no space on the disk
 
     return damage
 
@@ -120,9 +120,7 @@ def test_damaged_hugging_face_directory_is_refused(
     refused(run_tfm, source, message)
 
 
-def test_pickle_that_holds_a_program_does_not_run_it(
-    hugging_face: Path, tmp_path: Path, run_tfm: RunTfm
-) -> None:
+def test_code_in_a_pickle_is_not_run(hugging_face: Path, tmp_path: Path, run_tfm: RunTfm) -> None:
     source = copied(hugging_face, tmp_path / "source")
     (source / "model.safetensors").unlink()
     torch.save({"a": Program(tmp_path / "made")}, source / "pytorch_model.bin")
@@ -139,7 +137,7 @@ def test_pickle_that_holds_a_program_does_not_run_it(
         ({"a": torch.ones(2).to_sparse()}, "is a tensor of another kind"),
     ],
 )
-def test_pickle_of_other_things_is_refused(
+def test_pickle_of_other_objects_is_refused(
     hugging_face: Path, tmp_path: Path, run_tfm: RunTfm, content: object, message: str
 ) -> None:
     source = copied(hugging_face, tmp_path / "source")

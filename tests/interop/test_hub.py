@@ -8,7 +8,7 @@ from tfm_cli.interop import source_files
 pytest.importorskip("huggingface_hub", reason="needs tfm-cli[hf]")
 
 
-def test_hub_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def unreachable(name: str, *, allow_patterns: list[str]) -> str:
@@ -20,7 +20,7 @@ def test_hub_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         source_files.download("a/b", allow_pickle=False)
 
 
-def test_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(name: str, *, allow_patterns: list[str]) -> str:
         raise OSError("No space left on device")
 
@@ -30,7 +30,7 @@ def test_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         source_files.download("a/b", allow_pickle=False)
 
 
-def test_model_that_the_hub_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_missing_from_the_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     class AbsentError(HfHubHTTPError):
@@ -46,7 +46,7 @@ def test_model_that_the_hub_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         source_files.download("a/b", allow_pickle=False)
 
 
-def test_without_the_extra_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_huggingface_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
 
     with pytest.raises(ResourceError, match="huggingface_hub is not installed") as caught:
@@ -72,7 +72,7 @@ def test_without_the_extra_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPat
         ("a/b/c", False),
     ],
 )
-def test_names_are_those_that_the_hub_allows(name: str, is_one: bool) -> None:
+def test_names_follow_the_rules_of_the_hub(name: str, is_one: bool) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -84,7 +84,7 @@ def test_names_are_those_that_the_hub_allows(name: str, is_one: bool) -> None:
     assert source_files.is_hub_name(name) is is_one
 
 
-def test_name_that_the_library_refuses_is_told() -> None:
+def test_name_that_the_library_refuses_is_reported() -> None:
     with pytest.raises(DataError, match=r"a/b..c: cannot be downloaded: Cannot have -- or \.\."):
         source_files.download("a/b..c", allow_pickle=False)
 
@@ -93,7 +93,7 @@ def test_name_that_the_library_refuses_is_told() -> None:
     "error", [json.JSONDecodeError("Expecting value", "<html>", 0), TypeError("no list"),
               KeyError("sha"), AttributeError("get")],
 )  # fmt: skip
-def test_what_answers_in_the_hubs_place_is_told(
+def test_server_that_is_not_the_hub_is_reported(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def answered(name: str, *, allow_patterns: list[str]) -> str:
@@ -105,7 +105,7 @@ def test_what_answers_in_the_hubs_place_is_told(
         source_files.download("a/b", allow_pickle=False)
 
 
-def test_broken_connection_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_connection_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     client_error: type[Exception] = HfHubHTTPError.__mro__[1]

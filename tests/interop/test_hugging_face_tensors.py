@@ -14,12 +14,12 @@ from tfm_cli.interop.hugging_face.reading import read_hugging_face
 from tfm_cli.model.positions import marian_sinusoids
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A small model that imports without a complaint."""
+    """Return a small model that is imported without problems."""
     pair = random_tokenizers("shared")
     return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
 
@@ -31,7 +31,7 @@ def rewritten(directory: Path, change: Callable[[dict[str, Tensor]], object]) ->
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
-def test_no_bias_is_made_of_zeros(directory: Path) -> None:
+def test_zero_bias_is_dropped(directory: Path) -> None:
     rewritten(directory, lambda tensors: tensors["final_logits_bias"].zero_())
 
     imported = read_hugging_face(directory, allow_pickle=False)
@@ -39,7 +39,7 @@ def test_no_bias_is_made_of_zeros(directory: Path) -> None:
     assert imported.config.model.output_bias is False
 
 
-def test_half_precision_is_widened_and_told(directory: Path) -> None:
+def test_half_precision_is_converted_with_a_note(directory: Path) -> None:
     def halve(tensors: dict[str, Tensor]) -> None:
         tensors.update({name: tensor.half() for name, tensor in tensors.items()})
 
@@ -50,7 +50,7 @@ def test_half_precision_is_widened_and_told(directory: Path) -> None:
     assert imported.notes == ("weights stored as float16 are kept as float32",)
 
 
-def test_copies_of_what_is_tied_may_be_there(directory: Path) -> None:
+def test_equal_copies_of_a_tied_tensor_are_accepted(directory: Path) -> None:
     before = read_hugging_face(directory, allow_pickle=False)
 
     def copy(tensors: dict[str, Tensor]) -> None:
@@ -64,7 +64,7 @@ def test_copies_of_what_is_tied_may_be_there(directory: Path) -> None:
     assert_close(after.weights, before.weights, rtol=0, atol=0)
 
 
-def test_copies_that_differ_are_refused(directory: Path) -> None:
+def test_differing_copies_of_a_tied_tensor_are_refused(directory: Path) -> None:
     def add(tensors: dict[str, Tensor]) -> None:
         tensors["lm_head.weight"] = tensors["model.shared.weight"] + 1
 
@@ -98,7 +98,7 @@ def test_copies_of_other_types_are_refused_by_name(directory: Path) -> None:
          "has type int32, expected float32"),
     ],
 )  # fmt: skip
-def test_what_is_not_used_is_looked_at_all_the_same(
+def test_unused_tensors_are_checked_too(
     directory: Path, name: str, tensor: Tensor | None, message: str
 ) -> None:
     def store(tensors: dict[str, Tensor]) -> None:
@@ -113,7 +113,7 @@ def test_what_is_not_used_is_looked_at_all_the_same(
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal_halves", "sinusoidal_marian"])
-def test_stored_positions_are_known_again(directory: Path, kind: str) -> None:
+def test_stored_positions_are_recognised(directory: Path, kind: str) -> None:
     theirs = transformers.MarianMTModel.from_pretrained(directory)
     table = theirs.model.encoder.embed_positions.weight.detach().clone()
     if kind == "sinusoidal_marian":

@@ -1,4 +1,4 @@
-"""What may be named as the source of an import, and how it is told what is wrong with a name."""
+"""The sources of an import, and the errors for invalid ones."""
 
 import html
 import os
@@ -16,14 +16,14 @@ from tfm_cli.interop.importing import import_model, kind_of
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 def card_of(output: Path) -> str:
     return (output / "README.md").read_text(encoding="utf-8")
 
 
-def test_here_has_the_name_of_its_directory(
+def test_current_directory_has_its_own_name(
     hugging_face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: Path
 ) -> None:
     monkeypatch.chdir(hugging_face)
@@ -42,7 +42,7 @@ def test_empty_source_is_refused(
         import_model("", tmp_path / "model")
 
 
-def test_name_steers_no_terminal_and_no_card(
+def test_control_characters_in_a_name_are_escaped(
     hugging_face: Path, tmp_path: Path, probe: Path
 ) -> None:
     source = copied(hugging_face, tmp_path / "a\x1b[2J\nb")
@@ -51,7 +51,7 @@ def test_name_steers_no_terminal_and_no_card(
 
     card = card_of(tmp_path / "model")
     assert "\x1b" not in card
-    shown = html.unescape(card)  # what a reader of the Markdown sees
+    shown = html.unescape(card)  # as rendered Markdown shows it
     assert "| a\\u001b[2J\\u000ab (Hugging Face Marian) |" in shown
 
 
@@ -62,7 +62,7 @@ def test_name_steers_no_terminal_and_no_card(
         (ResourceError("models/nothere: cannot be downloaded: no network", hint="b"), "no network"),
     ],
 )
-def test_what_may_be_a_name_on_the_hub_is_told_of_as_both(
+def test_error_covers_both_a_directory_and_a_name_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: TfmError, reason: str
 ) -> None:
     def download(name: str, *, allow_pickle: bool) -> Path:
@@ -77,7 +77,7 @@ def test_what_may_be_a_name_on_the_hub_is_told_of_as_both(
     assert caught.value.hint == error.hint
 
 
-def test_positions_of_hugging_face_are_not_to_be_chosen(hugging_face: Path, tmp_path: Path) -> None:
+def test_positions_cannot_be_set_for_hugging_face(hugging_face: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not an `.npz`, so `--positions` does not apply"):
         import_model(str(hugging_face), tmp_path / "model", positions="marian")
 
@@ -95,7 +95,7 @@ def test_positions_of_hugging_face_are_not_to_be_chosen(hugging_face: Path, tmp_
         ),
     ],
 )
-def test_model_of_another_type_is_told_for_what_it_is(
+def test_model_of_another_type_is_named(
     tmp_path: Path, config: dict[str, object], told: str
 ) -> None:
     write_json(tmp_path / "config.json", config)
@@ -104,7 +104,7 @@ def test_model_of_another_type_is_told_for_what_it_is(
         kind_of(tmp_path)
 
 
-def test_export_for_ctranslate2_is_told_for_what_it_is(tmp_path: Path) -> None:
+def test_export_for_ctranslate2_is_recognised(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     write_ctranslate2(tmp_path, random_model(), quantization=None)
 
@@ -112,7 +112,7 @@ def test_export_for_ctranslate2_is_told_for_what_it_is(tmp_path: Path) -> None:
         kind_of(tmp_path)
 
 
-def test_missing_files_are_listed_with_all_else(tmp_path: Path) -> None:
+def test_missing_files_are_listed_with_other_problems(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     write_json(source / "config.json", {"model_type": "marian", "normalize_embedding": True,
@@ -133,7 +133,9 @@ def test_missing_files_are_listed_with_all_else(tmp_path: Path) -> None:
     ]
 
 
-def test_missing_files_of_marian_are_listed_with_all_else(marian: Path, tmp_path: Path) -> None:
+def test_missing_files_of_marian_are_listed_with_other_problems(
+    marian: Path, tmp_path: Path
+) -> None:
     source = copied(marian, tmp_path / "source")
     for name in ("model.npz", "opus.vocab.yml", "target.spm"):
         (source / name).unlink()

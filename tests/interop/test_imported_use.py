@@ -1,4 +1,4 @@
-"""An imported model is used like any of our own: translated with, scored, cut, fine-tuned."""
+"""An imported model is used like any other: to translate, score, tokenize and fine-tune."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "multi30k"
 
 @pytest.fixture(scope="module")
 def imported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model that went to Hugging Face and came from there as anybody's would."""
+    """Return a trained model that was exported to Hugging Face and imported like a foreign one."""
     directory = tmp_path_factory.mktemp("hugging-face")
     exported = invoke(["export", str(tiny_model), "--to", "hf", "--output", str(directory / "hf")])
     assert exported.code == 0, exported.err
@@ -28,7 +28,7 @@ def imported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def as_foreign(directory: Path) -> None:
-    """Let an export of ours forget that it is one: it stays in Marian's layout."""
+    """Remove the traces of tfm from an export, which keeps Marian's layout."""
     path = directory / "config.json"
     config = json.loads(path.read_bytes())
     config.pop("tfm_positions", None)
@@ -60,7 +60,7 @@ def test_imported_model_is_scored(imported: Path, tiny_corpus: TinyCorpus, run_t
     assert float(result.out) > 95
 
 
-def test_imported_models_tokenizer_cuts_and_joins(imported: Path, run_tfm: RunTfm) -> None:
+def test_imported_tokenizer_encodes_and_decodes(imported: Path, run_tfm: RunTfm) -> None:
     pieces = run_tfm(["tokenize", "encode", "--model", str(imported)], "seven one\n")
     text = run_tfm(["tokenize", "decode", "--model", str(imported)], pieces.out)
 
@@ -87,7 +87,7 @@ def test_fine_tuning_starts_from_the_imported_models_loss(
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not CORPUS.is_dir(), reason=f"Multi30k is not at {CORPUS.parent.name}/")
 def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_tfm: RunTfm) -> None:
-    """2,000 pairs of Multi30k, after a model that saw 4,000 others."""
+    """Fine-tune on 2,000 pairs of Multi30k, after training on 4,000 others."""
     sides = {
         side: (CORPUS / f"train.{side}").read_text(encoding="utf-8").split("\n")
         for side in ("en", "de")
@@ -101,7 +101,7 @@ def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_t
              "--device", "cpu", "--cpu-threads", "1", "--valid-metrics", "loss"]  # fmt: skip
 
     def train(text: str, output: str, *more: str) -> list[float]:
-        """The validation losses of a run."""
+        """Return the validation losses of a run."""
         text = str(tmp_path / text)
         result = run_tfm(
             ["train", "-s", f"{text}.en", "-t", f"{text}.de", *valid,
@@ -132,4 +132,4 @@ def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_t
 
     assert untouched == pytest.approx(original, abs=0.002)
     assert tuned[-1] < untouched - 0.05
-    assert tuned[0] < untouched + 0.1  # and at no time was it a model that knows nothing
+    assert tuned[0] < untouched + 0.1  # and it never was an untrained model

@@ -24,7 +24,7 @@ from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_mod
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,9 @@ def saved(directory: Path, model: TrainedModel) -> Path:
     return directory
 
 
-def test_kinds_are_told_by_their_content(hugging_face: Path, marian: Path, tmp_path: Path) -> None:
+def test_kind_is_detected_from_the_content(
+    hugging_face: Path, marian: Path, tmp_path: Path
+) -> None:
     assert kind_of(hugging_face) == "Hugging Face Marian"
     assert kind_of(marian) == "Marian"
     with pytest.raises(DataError, match="holds no model that can be imported"):
@@ -63,7 +65,7 @@ def test_hugging_face_model_is_verified_and_has_a_card(
 @pytest.mark.slow
 @representative("kind", ["joint", "separate", "shared"])
 @representative("positions", ["sinusoidal", "sinusoidal_halves", "sinusoidal_marian"])
-def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positions: str) -> None:
+def test_own_export_is_imported_bit_exactly(tmp_path: Path, kind: str, positions: str) -> None:
     model = random_model(
         tokenizers=kind, positions=positions, tied_embeddings=2 if kind == "separate" else 3,
         output_bias=True, activation="gelu", max_positions=1024,
@@ -83,7 +85,7 @@ def test_our_own_export_comes_back_to_the_bit(tmp_path: Path, kind: str, positio
 
 
 @pytest.mark.slow
-def test_our_own_export_is_verified_when_it_comes_back(tmp_path: Path, probe: Path) -> None:
+def test_import_of_an_own_export_is_verified(tmp_path: Path, probe: Path) -> None:
     model = random_model(max_positions=1024)
     export_model(saved(tmp_path / "ours", model), tmp_path / "theirs", to="hf", probe=probe)
 
@@ -114,7 +116,7 @@ def test_notes_are_warnings(
 
 
 @pytest.mark.slow
-def test_a_model_is_replaced_only_if_asked_for(
+def test_model_is_replaced_only_with_overwrite(
     hugging_face: Path, tmp_path: Path, probe: Path
 ) -> None:
     output = tmp_path / "model"
@@ -152,7 +154,7 @@ def test_foreign_model_is_never_replaced(hugging_face: Path, tmp_path: Path, pro
 @pytest.mark.parametrize(
     "name", ["checkpoints/other/best.pt", "corpus/en-fr/s.en", "README.md/x", "README.md"]
 )
-def test_folders_of_somebody_are_never_replaced(
+def test_foreign_directories_are_never_replaced(
     name: str, hugging_face: Path, tmp_path: Path, probe: Path
 ) -> None:
     output = tmp_path / "model"
@@ -192,7 +194,7 @@ def test_empty_directory_is_filled(hugging_face: Path, tmp_path: Path, probe: Pa
 
 
 @pytest.mark.slow
-def test_a_model_of_ours_is_no_source(tmp_path: Path) -> None:
+def test_model_of_tfm_is_refused_as_a_source(tmp_path: Path) -> None:
     source = saved(tmp_path / "ours", random_model())
 
     with pytest.raises(DataError, match="is a model of tfm already"):
@@ -207,19 +209,19 @@ def test_a_model_of_ours_is_no_source(tmp_path: Path) -> None:
         ("../name", "there is no such directory, and it is not a name on the Hub"),
     ],
 )
-def test_source_that_is_nothing_is_refused(tmp_path: Path, source: str, message: str) -> None:
+def test_missing_source_is_refused(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         import_model(source, tmp_path / "model")
 
 
-def test_file_is_no_source(tmp_path: Path) -> None:
+def test_file_is_refused_as_a_source(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(DataError, match="is not a directory, expected one with a model"):
         import_model(str(tmp_path / "file"), tmp_path / "model")
 
 
-def test_name_of_the_hub_is_downloaded(
+def test_name_on_the_hub_is_downloaded(
     hugging_face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probe: Path
 ) -> None:
     asked: list[tuple[str, list[str]]] = []
@@ -242,7 +244,7 @@ def test_name_of_the_hub_is_downloaded(
 
 
 def test_snapshot_of_links_is_read(hugging_face: Path, tmp_path: Path, probe: Path) -> None:
-    """The Hub's cache has the files under their hashes, and links to them."""
+    """The Hub's cache stores files under their hashes, with links to them."""
     cache = tmp_path / "models--Helsinki-NLP--opus-mt-en-de"
     snapshot, blobs = cache / "snapshots" / "0123abcd", cache / "blobs"
     snapshot.mkdir(parents=True)
@@ -267,7 +269,7 @@ def test_without_yaml_marian_cannot_be_read(
     assert "tfm-cli[marian]" in str(caught.value.hint)
 
 
-def test_card_of_a_model_with_an_odd_name_holds_neither_markdown_nor_html() -> None:
+def test_card_escapes_markdown_and_html_in_a_name() -> None:
     origin = importing._Origin("<img src=x>|\\|[a](http://b)`*x*`", "Hugging Face", "a`b", "0" * 64)
 
     card = importing._card(random_model(), origin, ["notes <b>of</b> `others`|"], "verified *so*")

@@ -1,4 +1,4 @@
-"""Model directories in int8: what is in them, and what may be done with them."""
+"""The content and the use of model directories in int8."""
 
 import shutil
 from pathlib import Path
@@ -39,7 +39,7 @@ def hypotheses(model: NativeModel) -> Any:
     return search(Segments(sources=sources, limits=[20] * len(sources)))
 
 
-def test_matrices_are_bytes_with_scales_and_all_else_is_as_it_was(exported: Path) -> None:
+def test_matrices_are_int8_with_scales_and_the_rest_is_unchanged(exported: Path) -> None:
     wanted = load_file(MODEL / "model.safetensors")
 
     found = load_file(exported / "model.safetensors")
@@ -59,16 +59,16 @@ def test_matrices_are_bytes_with_scales_and_all_else_is_as_it_was(exported: Path
 def test_size_is_about_a_quarter(exported: Path) -> None:
     size = (exported / "model.safetensors").stat().st_size
 
-    assert size < 0.45 * (MODEL / "model.safetensors").stat().st_size  # a narrow model's
+    assert size < 0.45 * (MODEL / "model.safetensors").stat().st_size  # for a narrow model
 
 
-def test_translations_are_to_the_bit_those_of_the_model_in_int8(exported: Path) -> None:
+def test_translations_equal_those_of_a_model_quantized_on_loading(exported: Path) -> None:
     wanted = hypotheses(NativeModel.load(MODEL, precision="int8"))
 
     assert hypotheses(NativeModel.load(exported, precision="int8")) == wanted
 
 
-def test_model_in_int8_is_translated_in_int8_unless_told_otherwise(exported: Path) -> None:
+def test_model_in_int8_is_translated_in_int8_by_default(exported: Path) -> None:
     wanted = [one.text for one in Translator.load(MODEL, precision="int8").translate(LINES)]
 
     assert stored_precision(exported / "model.safetensors") == "int8"
@@ -87,7 +87,7 @@ def test_model_in_int8_translates_together_with_one_in_fp32(exported: Path) -> N
     ]
 
 
-def test_commands_say_what_they_cannot_do_with_a_model_in_int8(
+def test_commands_refuse_a_model_in_int8_with_a_reason(
     exported: Path, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     told = "model.safetensors: has weights in int8, which only the native CPU engine can use"
@@ -153,7 +153,7 @@ def test_export_without_the_engine_is_refused(
         export_model(MODEL, tmp_path / "out", to="tfm", quantization="int8")
 
 
-def test_export_is_replaced_only_if_asked_for(exported: Path, tmp_path: Path) -> None:
+def test_export_is_replaced_only_with_overwrite(exported: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(exported, tmp_path / "out"))
     with pytest.raises(ConfigError, match="out: holds an export"):
         export_model(MODEL, output, to="tfm", quantization="int8")

@@ -47,7 +47,7 @@ def test_every_part_of_every_parameter_is_named_once(config: ModelConfig) -> Non
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("config", SHAPES)
-def test_a_name_elsewhere_belongs_to_one_tensor_of_ours(config: ModelConfig, kind: str) -> None:
+def test_foreign_name_belongs_to_one_tensor(config: ModelConfig, kind: str) -> None:
     owners: dict[str, list[TensorName]] = {}
     for name in tensor_names(config):
         foreign = getattr(name, kind)
@@ -64,7 +64,7 @@ def test_a_name_elsewhere_belongs_to_one_tensor_of_ours(config: ModelConfig, kin
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("shares", "ties"), list(itertools.product((True, False), repeat=2)))
-def test_nothing_of_a_real_model_is_left_over(shares: bool, ties: bool) -> None:
+def test_table_covers_all_tensors_of_a_real_model(shares: bool, ties: bool) -> None:
     pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
     theirs: Any = hugging_face_model(
         random_tokenizers("shared"), share_encoder_decoder_embeddings=shares,
@@ -77,7 +77,7 @@ def test_nothing_of_a_real_model_is_left_over(shares: bool, ties: bool) -> None:
 
     named = {name.hugging_face for name in tensor_names(config)}
     state = theirs.state_dict()
-    # A parameter that is another one as well stands there under each of its names.
+    # A tied parameter is stored under each of its names.
     copies = {
         name
         for name in ("lm_head.weight", *(f"model.{s}.embed_tokens.weight" for s in SIDES))
@@ -92,7 +92,7 @@ def test_nothing_of_a_real_model_is_left_over(shares: bool, ties: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["decoder_top_ln_scale", "encoder_l1_self_Wo_ln_scale_pre"])
-def test_norms_before_sublayers_have_marians_names(name: str) -> None:
+def test_pre_norms_have_marians_names(name: str) -> None:
     # As Marian 1.12 writes them with `--transformer-preprocess n --transformer-postprocess-top n`.
     found = {entry.marian for entry in tensor_names(ModelConfig(norm="pre"))}
 

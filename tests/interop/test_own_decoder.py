@@ -1,4 +1,4 @@
-"""A decoder with heads and feed-forward layers of its own: trained, used, sent away, taken in."""
+"""A decoder with its own heads and feed-forward width: trained, used, exported and imported."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_trained_model_is_used_and_exported_and_comes_back(
+def test_trained_model_is_used_exported_and_imported(
     tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
     pytest.importorskip("transformers", reason="needs tfm-cli[hf]")

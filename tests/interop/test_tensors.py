@@ -39,13 +39,13 @@ def test_parts_are_joined_in_their_order() -> None:
     assert_close(weights["b"], torch.arange(4.0), rtol=0, atol=0)
 
 
-def test_what_is_ignored_may_be_there() -> None:
+def test_ignored_tensors_may_be_present() -> None:
     weights, _ = put_together({**tensors(), "c": torch.ones(1)}, ignored=("c", "d"))
 
     assert set(weights) == {"a", "b"}
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_differences_are_listed() -> None:
     stored = {**tensors(), "c": torch.ones(1), "b": torch.ones(4, 1)}
     del stored["a.q"]
 
@@ -61,7 +61,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
+def test_non_finite_values_are_refused(number: float) -> None:
     stored = tensors()
     stored["b"][0, 2] = number
 
@@ -69,7 +69,7 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
         put_together(stored)
 
 
-def test_double_that_is_too_large_is_refused() -> None:
+def test_double_beyond_fp32_is_refused() -> None:
     stored = tensors()
     stored["b"] = torch.full((1, 4), 1e300, dtype=torch.float64)
 
@@ -77,7 +77,7 @@ def test_double_that_is_too_large_is_refused() -> None:
         put_together(stored)
 
 
-def test_whole_numbers_are_no_weights() -> None:
+def test_integer_weights_are_refused() -> None:
     stored = tensors()
     stored["b"] = torch.ones(1, 4, dtype=torch.int8)
 
@@ -86,7 +86,7 @@ def test_whole_numbers_are_no_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_told_and_kept_in_single(dtype: torch.dtype) -> None:
+def test_other_precisions_are_converted_to_fp32_with_a_note(dtype: torch.dtype) -> None:
     stored = {name: tensor.to(dtype) for name, tensor in tensors().items()}
 
     weights, notes = put_together(stored)
@@ -95,7 +95,7 @@ def test_other_precisions_are_told_and_kept_in_single(dtype: torch.dtype) -> Non
     assert notes == (f"weights stored as {str(dtype)[6:]} are kept as float32",)
 
 
-def test_only_the_first_complaints_are_named() -> None:
+def test_only_the_first_problems_are_listed() -> None:
     with pytest.raises(ModelError) as caught:
         raise_if_any([f"problem {number}" for number in range(11)], "the title", hint="mend it")
 
@@ -104,7 +104,7 @@ def test_only_the_first_complaints_are_named() -> None:
     assert (len(lines), caught.value.hint) == (10, "mend it")
 
 
-def test_no_complaint_is_no_error() -> None:
+def test_no_problem_is_no_error() -> None:
     raise_if_any([], "the title")
 
 

@@ -1,4 +1,4 @@
-"""A model that learned to translate says the same wherever it runs, a thousand sentences long."""
+"""A trained model gives the same translations in every program, on a thousand sentences."""
 
 import dataclasses
 from pathlib import Path
@@ -18,11 +18,11 @@ from tfm_cli.translation.translator import Translator, TranslatorOptions
 pytestmark = [
     pytest.mark.torture,
     pytest.mark.timeout(1200),
-    # What normalises punctuation there is not used for encoding.
+    # Its punctuation normalizer is not used for encoding.
     pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses"),
 ]
 _BATCH = 100
-_LONGEST = 120  # pieces: longer than any limit that a line of the corpus has
+_LONGEST = 120  # tokens: more than the limit of any line of the corpus
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def exported(model: Path, to: str, output: Path) -> None:
 
 
 def translated(model: Path, source: list[str], **how: Any) -> tuple[list[str], set[int]]:
-    """The translations, and which of the lines were ended by the limit on their length."""
+    """Return the translations, and the indices of those that reached the length limit."""
     saved = load_config(model).settings.search
     search = dataclasses.replace(saved, **how)
     translator = Translator.load(model, TranslatorOptions(search=search), device="cpu")
@@ -63,7 +63,7 @@ def translated(model: Path, source: list[str], **how: Any) -> tuple[list[str], s
 
 
 def assert_same(found: list[str], wanted: tuple[list[str], set[int]], reference: list[str]) -> None:
-    """The same line by line, but where ours was cut: other programs know no such limit."""
+    """Check that translations are equal, except where ours reached a limit that others lack."""
     ours, cut = wanted
     assert len(found) == len(ours) == 1000
     assert len(cut) < 10
@@ -75,10 +75,10 @@ def assert_same(found: list[str], wanted: tuple[list[str], set[int]], reference:
         for lines in (found, ours)
     ]
     assert round(scores[0], 2) == round(scores[1], 2)
-    assert scores[0] > 70  # it did learn
+    assert scores[0] > 70  # the model did learn
 
 
-def test_hugging_face_generates_what_tfm_translates(
+def test_hugging_face_translates_as_tfm_does(
     model: Path, source: list[str], reference: list[str], tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers", reason="install tfm-cli[hf]")
@@ -91,7 +91,9 @@ def test_hugging_face_generates_what_tfm_translates(
     for start in range(0, len(order), _BATCH):
         chosen = order[start : start + _BATCH]
         batch = tokenizer([source[i] for i in chosen], return_tensors="pt", padding=True)
-        ids = marian.generate(**batch, max_length=_LONGEST)  # all else comes with the export
+        ids = marian.generate(
+            **batch, max_length=_LONGEST
+        )  # all other options come with the export
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
             found[index] = text
@@ -100,7 +102,7 @@ def test_hugging_face_generates_what_tfm_translates(
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_ctranslate2_says_what_tfm_translates(
+def test_ctranslate2_translates_as_tfm_does(
     beam_size: int, model: Path, source: list[str], reference: list[str], tmp_path: Path
 ) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2", reason="install tfm-cli[ctranslate2]")
@@ -115,12 +117,12 @@ def test_ctranslate2_says_what_tfm_translates(
     )  # fmt: skip
     found = tokenizers.target.decode_pieces([result.hypotheses[0] for result in results])
 
-    # It stops at the count of finished hypotheses, and knows no other way.
+    # It always stops once the beam's number of hypotheses is finished.
     wanted = translated(model, source, beam_size=beam_size, early_stopping=True)
     assert_same(found, wanted, reference)
 
 
-def test_what_went_to_hugging_face_and_came_back_is_the_same_to_the_bit(
+def test_round_trip_to_hugging_face_is_bit_exact(
     model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     exported(model, "hf", tmp_path / "hf")

@@ -1,4 +1,4 @@
-"""Ways in which a file comes to harm."""
+"""Ways to damage a file."""
 
 import random
 import shutil
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Harm(NamedTuple):
-    """What is left of a file, and a name for what was done to it."""
+    """The damaged content of a file, with a name for the damage."""
 
     file: str
     kind: str
@@ -19,7 +19,7 @@ class Harm(NamedTuple):
 
 
 def cuts(directory: Path) -> Iterator[Harm]:
-    """Each file, with nothing, one byte, half and all but one byte left of it."""
+    """Yield each file truncated to nothing, one byte, half, and all but one byte."""
     for path in sorted(directory.iterdir()):
         if path.is_file():
             whole = path.read_bytes()
@@ -28,19 +28,19 @@ def cuts(directory: Path) -> Iterator[Harm]:
 
 
 def flips(directory: Path, *, number: int, seed: int) -> Iterator[Harm]:
-    """One bit of one file turned, so many times, over all files alike."""
-    chance = random.Random(seed)
+    """Yield files with one flipped bit, spread evenly over all files."""
+    rng = random.Random(seed)
     files = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
     for _ in range(number):
-        name = chance.choice(sorted(files))
-        place, bit = chance.randrange(len(files[name])), chance.randrange(8)
+        name = rng.choice(sorted(files))
+        place, bit = rng.randrange(len(files[name])), rng.randrange(8)
         content = bytearray(files[name])
         content[place] ^= 1 << bit
         yield Harm(name, f"bit {bit} of byte {place}", bytes(content))
 
 
 def copied(directory: Path, to: Path) -> Path:
-    """A folder with the same plain files."""
+    """Return a copy of a folder of regular files."""
     to.mkdir(parents=True)
     for path in directory.iterdir():
         if path.is_file():
@@ -49,7 +49,7 @@ def copied(directory: Path, to: Path) -> Path:
 
 
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
-    """Whether tensors are equal to the bit."""
+    """Return True if tensors are bit-equal."""
     return found.keys() == wanted.keys() and all(
         torch.equal(found[name], wanted[name]) for name in wanted
     )

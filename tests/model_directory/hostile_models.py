@@ -1,4 +1,4 @@
-"""Model directories that somebody made to do harm, each with what a refusal says."""
+"""Hostile model directories, each with the message of its refusal."""
 
 import json
 import os
@@ -11,15 +11,15 @@ MIB = 1 << 20
 
 
 class Hostile(NamedTuple):
-    """What is done to a directory, and what is told of it."""
+    """A change of a directory, and the message that it causes."""
 
     file: str
-    make: Callable[[Path], object]  # given the path of the file, which is gone
+    make: Callable[[Path], object]  # receives the path of the file, which has been removed
     told: str
 
 
 class _Program:
-    """What a pickle can hold."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.mkdir, ("made-by-a-pickle",))
@@ -32,7 +32,7 @@ def _header(table: object, *, values: int = 4) -> Callable[[Path], object]:
 
 
 def _sparse(head: bytes, size: int) -> Callable[[Path], object]:
-    """A file of any size that takes no room on the disk."""
+    """Return a function that writes a sparse file."""
 
     def make(path: Path) -> None:
         with path.open("wb") as stream:
@@ -52,7 +52,7 @@ _LARGE = {"encoder_layers": 128, "decoder_layers": 128, "width": 16384, "heads":
 
 
 def _config(**changes: Any) -> Callable[[Path], object]:
-    """The settings of the golden model, but for what is changed, wherever it stands."""
+    """Return a change of settings in the golden model's config, at any depth."""
     golden = Path(__file__).parents[1] / "golden" / "model_v2" / "config.json"
 
     def make(path: Path) -> None:
@@ -147,7 +147,7 @@ HOSTILE: dict[str, Hostile] = {
 
 
 def made(name: str, directory: Path) -> Path:
-    """A model directory in which one file is hostile."""
+    """Create a model directory in which one file is hostile."""
     golden = Path(__file__).parents[1] / "golden" / "model_v2"
     directory.mkdir()
     for file in golden.iterdir():

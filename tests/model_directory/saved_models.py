@@ -1,4 +1,4 @@
-"""Model directories of random weights, and weights files that were changed."""
+"""Model directories with random weights, and modified weights files."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A model that is read while it is written: always one of those that were saved, whole."""
+"""A model that is read while it is replaced is always one of the saved models, complete."""
 
 import os
 import threading
@@ -26,7 +26,7 @@ SHAPE = ModelConfig(encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_
 
 
 class Writer:
-    """Saves one model and another by turns, until it is told to stop."""
+    """Saves two models alternately until it is stopped."""
 
     def __init__(self, directory: Path, *, most: int) -> None:
         settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False)
@@ -44,7 +44,7 @@ class Writer:
         self.save()
 
     def save(self) -> None:
-        """Save the next one, with its number for the update."""
+        """Save the next model, with its number as the update."""
         which = self.weights[self.saved % 2]
         facts = WeightsFacts(self.saved, {})
         save_weights(self.directory, which, self.tokenizers, SHAPE, facts)
@@ -52,13 +52,13 @@ class Writer:
         self.saved += 1
 
     def run(self) -> None:
-        """Save until there is enough of it."""
+        """Save until stopped."""
         while not self.stop.is_set() and self.saved < self.most:
             self.save()
 
 
 @pytest.mark.parametrize("most", [12, pytest.param(200, marks=pytest.mark.torture)])
-def test_r45_reader_finds_one_of_the_saved_models_whole(most: int, tmp_path: Path) -> None:
+def test_r45_reader_always_gets_a_complete_model(most: int, tmp_path: Path) -> None:
     writer = Writer(tmp_path, most=most)
     thread = threading.Thread(target=writer.run)
     thread.start()
@@ -79,8 +79,8 @@ def test_r45_reader_finds_one_of_the_saved_models_whole(most: int, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_r45_what_was_open_stays_what_it_was(tmp_path: Path) -> None:
-    """A new file takes the place of the old one, which those who read it still have."""
+def test_r45_open_file_keeps_its_content(tmp_path: Path) -> None:
+    """A new file replaces the old one, which readers keep open."""
     writer = Writer(tmp_path, most=2)
     path = tmp_path / "model.safetensors"
     with path.open("rb") as stream:
@@ -93,7 +93,7 @@ def test_r45_what_was_open_stays_what_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_r45_translations_go_on_while_the_model_is_saved_again_and_again(
+def test_r45_translations_continue_while_the_model_is_replaced(
     tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = copied(tiny_model, tmp_path / "model")

@@ -40,12 +40,12 @@ def saved(tmp_path: Path) -> Path:
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     header = json.loads(path.read_bytes())
-    del header["sha256"]  # as one does who changes it on purpose
+    del header["sha256"]  # as after an intended edit
     change(header)
     path.write_text(json.dumps(header), encoding="utf-8")
 
 
-def test_what_is_saved_is_loaded(saved: Path) -> None:
+def test_saved_config_is_loaded(saved: Path) -> None:
     config = load_config(saved)
 
     assert config.settings == CONFIG
@@ -55,7 +55,7 @@ def test_what_is_saved_is_loaded(saved: Path) -> None:
     assert tokenizers.source.model_bytes == tokenizer().model_bytes
 
 
-def test_format_1_is_read_as_what_it_meant(saved: Path) -> None:
+def test_format_1_keeps_its_meaning(saved: Path) -> None:
     def as_format_1(header: dict[str, Any]) -> None:
         del header["tokenizer_files"], header["source_vocab_size"]
         del header["settings"]["search"]["length_norm"]
@@ -70,7 +70,7 @@ def test_format_1_is_read_as_what_it_meant(saved: Path) -> None:
     assert load_tokenizers(saved, config).is_joint
 
 
-def test_model_with_one_shape_for_both_sides_is_saved_as_older_versions_know_it(
+def test_model_with_one_shape_for_both_sides_is_saved_in_an_older_format(
     tmp_path: Path,
 ) -> None:
     same = ModelConfig(width=32, heads=2, decoder_heads=2, decoder_feed_forward_width=2048)
@@ -115,14 +115,14 @@ def test_shared_embeddings_of_two_vocabulary_sizes_are_refused(saved: Path) -> N
         load_config(saved)
 
 
-def test_config_can_be_read_by_a_person(saved: Path) -> None:
+def test_config_is_formatted_for_people(saved: Path) -> None:
     text = (saved / "config.json").read_text(encoding="utf-8")
 
     assert '      "target": [\n        "données.de"\n      ],' in text
     assert text.endswith("}\n")
 
 
-def test_file_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf8_is_kept(tmp_path: Path) -> None:
     name = os.fsdecode(b"train-\xff.fr")
     data = dataclasses.replace(CONFIG.data, source=(name,))
 
@@ -149,7 +149,7 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
         ("search", "repetition_penalty", 1e-300, 0.01),
     ],
 )
-def test_number_that_was_saved_when_it_had_no_bound_becomes_the_nearest_legal_one(
+def test_number_saved_without_a_bound_is_clamped(
     section: str, name: str, value: float, wanted: float, saved: Path
 ) -> None:
     def change(header: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ def test_number_that_was_saved_when_it_had_no_bound_becomes_the_nearest_legal_on
 
 
 @pytest.mark.parametrize("value", [0, -1, "x", True, None])
-def test_number_that_never_was_legal_stays_refused(value: object, saved: Path) -> None:
+def test_number_that_was_never_valid_is_refused(value: object, saved: Path) -> None:
     def change(header: dict[str, Any]) -> None:
         header["settings"]["training"]["save_freq"] = value
 
@@ -172,7 +172,7 @@ def test_number_that_never_was_legal_stays_refused(value: object, saved: Path) -
 
 
 @pytest.mark.parametrize("setting", [b'"beam_size": 4', b'"seed": 1'])
-def test_setting_that_is_not_the_saved_one_is_refused(setting: bytes, saved: Path) -> None:
+def test_modified_setting_is_refused(setting: bytes, saved: Path) -> None:
     path = saved / "config.json"
     content = path.read_bytes()
     assert setting in content
@@ -187,14 +187,14 @@ def test_setting_that_is_not_the_saved_one_is_refused(setting: bytes, saved: Pat
     load_config(saved)
 
 
-def test_layout_of_the_config_does_not_matter(saved: Path) -> None:
+def test_reformatted_config_is_accepted(saved: Path) -> None:
     path = saved / "config.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()), indent=None), encoding="utf-8")
 
     assert load_config(saved).settings == CONFIG
 
 
-def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:
+def test_missing_directory_and_missing_file_are_distinguished(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="none: there is no such model directory") as caught:
         load_config(tmp_path / "none")
     assert "tfm train --output" in str(caught.value.hint)
@@ -223,7 +223,7 @@ def test_missing_directory_is_told_from_a_missing_file(tmp_path: Path) -> None:
         (b'{"format_version": 1}', "has settings that cannot be used\n  settings: must be a table"),
     ],
 )
-def test_config_that_is_none_is_refused_by_name(content: bytes, told: str, tmp_path: Path) -> None:
+def test_invalid_config_is_refused_by_name(content: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
 
     with pytest.raises(ModelError) as caught:
@@ -233,7 +233,7 @@ def test_config_that_is_none_is_refused_by_name(content: bytes, told: str, tmp_p
     assert told in str(caught.value)
 
 
-def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
+def test_newer_format_is_refused_with_its_version(saved: Path) -> None:
     newer = FORMAT_VERSION + 1
     edit(
         saved / "config.json",
@@ -247,7 +247,7 @@ def test_newer_format_is_refused_with_who_made_it(saved: Path) -> None:
     assert caught.value.hint == "install a newer tfm"
 
 
-def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
+def test_all_invalid_settings_are_listed(saved: Path) -> None:
     def spoil(header: dict[str, Any]) -> None:
         header["settings"]["model"]["heads"] = -1
         header["settings"]["model"]["wings"] = 2
@@ -271,7 +271,7 @@ def test_all_settings_that_cannot_be_used_are_told(saved: Path) -> None:
     ]
 
 
-def test_very_many_settings_are_not_told_one_by_one(saved: Path) -> None:
+def test_very_many_settings_are_not_listed(saved: Path) -> None:
     names = {f"encoder_layer{number}": 1 for number in range(1001)}
     edit(saved / "config.json", lambda header: header.update(settings={"model": names}))
 
@@ -302,7 +302,7 @@ def test_tokenizer_of_another_size_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
-def test_what_is_no_plain_file_is_refused(name: str, saved: Path) -> None:
+def test_irregular_file_is_refused(name: str, saved: Path) -> None:
     config = load_config(saved)
     (saved / name).unlink()
     os.mkfifo(saved / name)
@@ -311,7 +311,7 @@ def test_what_is_no_plain_file_is_refused(name: str, saved: Path) -> None:
         load_tokenizers(saved, load_config(saved) if name == "config.json" else config)
 
 
-def test_identity_of_weights_is_that_of_their_content(tmp_path: Path) -> None:
+def test_identity_of_weights_depends_on_their_content(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden"
     copy, torn = tmp_path / "copy", tmp_path / "torn"
     for directory in (copy, torn):

@@ -1,4 +1,4 @@
-"""Torn, flipped, foreign files: refused by name, or without any effect; never loaded silently."""
+"""Torn, modified and foreign files are refused by name or have no effect; none is used silently."""
 
 import json
 import shutil
@@ -27,27 +27,29 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def two(tiny_model: Path, tmp_path: Path) -> list[Path]:
-    """Two checkpoints in a folder, the older first."""
+    """Return two checkpoints in a folder, the older first."""
     paths = sorted((tiny_model / "checkpoints").iterdir())[-2:]
     return [copied(path, tmp_path / "checkpoints" / path.name) for path in paths]
 
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """What a translation needs, and no more."""
+    """Return a model directory with only the files that a translation needs."""
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer.model", "model.safetensors"):
         shutil.copy(tiny_model / name, tmp_path / "model")
     return tmp_path / "model"
 
 
-def test_r05_cut_checkpoint_is_passed_over(two: list[Path], told: list[str]) -> None:
+def test_r05_truncated_checkpoint_is_skipped(two: list[Path], told: list[str]) -> None:
     older, newer = two
     for harm in list(cuts(newer)):
         whole = (newer / harm.file).read_bytes()
         (newer / harm.file).write_bytes(harm.content)
 
-        if harm.file == "manifest.json" and harm.content == whole[:-1]:  # a line feed is no loss
+        if (
+            harm.file == "manifest.json" and harm.content == whole[:-1]
+        ):  # only the final newline is missing
             assert checkpoint.read(newer).path == newer
         else:
             found = checkpoint.newest(newer.parent)
@@ -61,7 +63,7 @@ MANY = pytest.mark.parametrize("number", [20, pytest.param(200, marks=pytest.mar
 
 
 @MANY
-def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
+def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_has_no_effect(
     two: list[Path], number: int
 ) -> None:
     path = two[1]
@@ -72,14 +74,14 @@ def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
         (path / harm.file).write_bytes(harm.content)
         try:
             found = checkpoint.read(path)
-        except NewerFormatError:  # of the digit that tells the format
+        except NewerFormatError:  # in the digit of the format
             assert harm.file == "manifest.json"
             num_refused += 1
         except ModelError as error:
             named = str(error).startswith(f"{path / harm.file}: ") or harm.file == "manifest.json"
             num_refused += named
         else:
-            assert harm.file == "manifest.json", harm  # such as in the version of PyTorch there
+            assert harm.file == "manifest.json", harm  # such as in the recorded version of PyTorch
             assert found.state == wanted.state
             assert same(found.weights, wanted.weights)
             assert same(found.optimizer, wanted.optimizer)
@@ -88,7 +90,7 @@ def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_without_effect(
 
 
 @pytest.mark.slow
-def test_r05_run_goes_on_from_the_checkpoint_before_and_says_so(
+def test_r05_run_resumes_from_the_previous_checkpoint_with_a_warning(
     tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     output = tmp_path / "model"
@@ -109,7 +111,7 @@ def test_r05_run_goes_on_from_the_checkpoint_before_and_says_so(
 
 
 def _arguments(corpus: TinyCorpus) -> list[str]:
-    """What the shared tiny model was trained with."""
+    """Return the arguments that the shared tiny model was trained with."""
     from tests.conftest import TINY_SHAPE
 
     return [
@@ -120,7 +122,7 @@ def _arguments(corpus: TinyCorpus) -> list[str]:
 
 
 def outcome(model: Path, harm: Harm, wanted: dict[str, Tensor]) -> str:
-    """Empty if what is loaded is what was saved; else what the refusal says."""
+    """Return the message of the refusal; empty if the model is loaded as it was saved."""
     whole = (model / harm.file).read_bytes()
     (model / harm.file).write_bytes(harm.content)
     try:
@@ -144,12 +146,12 @@ def test_r05_damaged_model_directory_is_refused_by_name(model: Path, number: int
     for harm, message in told.items():
         assert not message or message.startswith(f"{model / harm.file}: "), (harm, message)
     harmless = [harm for harm, message in told.items() if not message]
-    # A line feed behind the settings, and numbers of the weights file that no translation asks for.
+    # The newline after the settings, and facts of the weights file that translation ignores.
     assert not [harm for harm in harmless if harm.file == "tokenizer.model"]
     assert len(harmless) <= 4
 
 
-def test_r05_translation_with_a_damaged_model_ends_with_4(model: Path, run_tfm: RunTfm) -> None:
+def test_r05_translation_with_a_damaged_model_exits_with_4(model: Path, run_tfm: RunTfm) -> None:
     for name in ("config.json", "tokenizer.model", "model.safetensors"):
         whole = (model / name).read_bytes()
         (model / name).write_bytes(whole[: len(whole) // 2])
@@ -184,7 +186,7 @@ def test_r43_other_tokenizer_of_the_same_size_is_refused_with_both_hashes(model:
         load_model(model, CPU)
 
 
-def test_r44_newer_model_is_refused_with_who_made_it(model: Path, run_tfm: RunTfm) -> None:
+def test_r44_newer_model_is_refused_with_its_version(model: Path, run_tfm: RunTfm) -> None:
     config = json.loads((model / "config.json").read_bytes())
     config.update(format_version=FORMAT_VERSION + 1, tfm_version="9.9", more={})
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -197,7 +199,7 @@ def test_r44_newer_model_is_refused_with_who_made_it(model: Path, run_tfm: RunTf
     assert "hint: install a newer tfm" in result.err
 
 
-def test_r44_newer_checkpoint_is_refused_and_not_gone_back_behind(two: list[Path]) -> None:
+def test_r44_newer_checkpoint_is_refused_and_not_skipped(two: list[Path]) -> None:
     manifest = json.loads((two[1] / "manifest.json").read_bytes())
     manifest.update(format_version=2, compressed=True)
     (two[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -231,7 +233,7 @@ def test_r44_unknown_names_in_a_manifest_are_refused(
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """Change the tensors of a checkpoint's file, and the manifest so that it knows of them."""
+    """Change the tensors of a checkpoint's file, and update the manifest."""
     import hashlib
 
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -242,7 +244,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None
     (path.parent / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_r05_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
+def test_r05_checkpoint_with_non_finite_weights_is_skipped(
     two: list[Path], told: list[str]
 ) -> None:
     name = "target_embedding.weight"
@@ -255,7 +257,7 @@ def test_r05_checkpoint_with_weights_that_are_no_numbers_is_passed_over(
     assert f"model.safetensors: has values that are not finite numbers: {name}" in told[0]
 
 
-def test_r05_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path]) -> None:
+def test_r05_tensors_of_another_model_are_refused_by_name(two: list[Path]) -> None:
     path = two[1] / "average.safetensors"
     rewritten(path, lambda table: table.update(extra=torch.ones(2, dtype=torch.float64)))
 
@@ -263,7 +265,7 @@ def test_r05_tensors_that_are_not_the_models_are_refused_by_name(two: list[Path]
         checkpoint.read(two[1])
 
 
-def test_r05_weights_that_are_no_numbers_are_refused_by_name(model: Path, run_tfm: RunTfm) -> None:
+def test_r05_non_finite_weights_are_refused_by_name(model: Path, run_tfm: RunTfm) -> None:
     path = model / "model.safetensors"
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["tfm"])

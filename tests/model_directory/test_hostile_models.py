@@ -1,4 +1,4 @@
-"""Model directories made to do harm: refused by name, in less than a second and 200 MB."""
+"""Hostile model directories are refused by name, within a second and 200 MB."""
 
 import json
 import os
@@ -19,9 +19,9 @@ from tfm_cli.model_directory.weights import build_transformer, load_model
 from tfm_cli.training import checkpoint
 
 MOST_SECONDS, MOST_BYTES = 1.0, 200 << 20
-pytestmark = pytest.mark.timeout(60)  # a pipe that is waited for would be waited for for ever
+pytestmark = pytest.mark.timeout(60)  # a blocking read of a pipe would never end
 
-# Loads each directory, and says what came of it, how long it took and what memory was needed.
+# Loads each directory and prints the result, the time and the memory.
 _PROGRAM = """
 import json, resource, sys, time, torch
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_r39_r40_command_refuses_a_hostile_model_with_4(
     assert HOSTILE[name].told in result.err
 
 
-def test_r39_torn_weights_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+def test_r39_torn_weights_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
     directory = made("header: 100 MB header", tmp_path / "model")
     program = (
         "import sys; from tfm_cli.cli import app\n"
@@ -127,7 +127,7 @@ def test_r42_link_to_a_regular_file_is_followed(tmp_path: Path) -> None:
     assert load_model(tmp_path / "model", torch.device("cpu")).config is not None
 
 
-def test_r42_checkpoint_with_a_pipe_or_a_device_is_passed_over(
+def test_r42_checkpoint_with_a_pipe_or_a_device_is_skipped(
     tiny_model: Path, tmp_path: Path, told: list[str]
 ) -> None:
     older, newer = sorted((tiny_model / "checkpoints").iterdir())[-2:]
@@ -156,7 +156,7 @@ def test_r42_checkpoint_with_a_pipe_or_a_device_is_passed_over(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory", "gone"])
-def test_r42_tokenizer_and_shortlist_that_are_no_files_are_refused(
+def test_r42_irregular_tokenizer_and_shortlist_are_refused(
     kind: str, tmp_path: Path, tiny_model: Path, run_tfm: RunTfm
 ) -> None:
     place = tmp_path / "place"

@@ -1,4 +1,4 @@
-"""What a weights file says of itself, which training asks for when it goes on."""
+"""The facts that a weights file records, which training reads when it resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def facts_of(directory: Path, update: Any, scores: Any) -> WeightsFacts | None:
     return weights_facts(directory)
 
 
-def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_facts_are_read_back(tmp_path: Path) -> None:
     assert facts_of(tmp_path, 7, {"bleu": 12.5, "loss": 2}) == WeightsFacts(
         7, {"bleu": 12.5, "loss": 2.0}
     )
@@ -39,15 +39,15 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
         (7, {"a": 10**400}),
     ],
 )  # fmt: skip
-def test_facts_that_are_none_are_refused(update: object, scores: object, tmp_path: Path) -> None:
+def test_invalid_facts_are_refused(update: object, scores: object, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"file: it has no valid update and scores"):
         facts_of(tmp_path, update, scores)
 
 
-def test_tensors_that_are_not_finite_are_found_and_no_others() -> None:
+def test_exactly_the_non_finite_tensors_are_returned() -> None:
     tensors = {
         "whole": torch.ones(2),
-        "large": torch.full((4,), 3e38),  # whose sum is infinite
+        "large": torch.full((4,), 3e38),  # with an infinite sum
         "nan": torch.tensor([1.0, float("nan")]),
         "both": torch.tensor([float("inf"), -float("inf")]),
         "none": torch.empty(0),

@@ -1,4 +1,4 @@
-"""Finite weights that compute no finite numbers: every use of the model refuses it by name."""
+"""Finite weights that overflow: every use of the model refuses it by name."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tfm_cli.model_directory.weights import WeightsFacts, load_model, save_weigh
 
 LINES = "one two three\nfour\nseven eight nine one\n"
 
-# Which weights are made how large.
+# The weights to scale, and the factor.
 DAMAGE = {
     "all": ("", 1e30),
     "source embedding": ("source_embedding", 3e38),
@@ -44,7 +44,7 @@ MODES = {
 
 
 def _damaged(model: Path, place: Path, kind: str) -> Path:
-    """A copy of a model of which some weights are far too large, yet finite."""
+    """Return a copy of a model in which some weights are far too large, yet finite."""
     shutil.copytree(model, place)
     loaded = load_model(model, torch.device("cpu"))
     prefix, factor = DAMAGE[kind]
@@ -67,7 +67,7 @@ def _assert_refused(code: int, out: str, err: str, model: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_translation_refuses_weights_that_compute_no_numbers(
+def test_translation_refuses_weights_that_overflow(
     mode: str, tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = _damaged(tiny_model, tmp_path / "damaged", "all")
@@ -79,7 +79,7 @@ def test_translation_refuses_weights_that_compute_no_numbers(
 
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("mode", ["beam", "greedy", "sampling", "alignment", "n-best"])
-def test_no_use_of_large_weights_is_a_bug(
+def test_large_weights_never_cause_a_crash(
     mode: str, kind: str, tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = _damaged(tiny_model, tmp_path / "damaged", kind)
@@ -94,7 +94,7 @@ def test_no_use_of_large_weights_is_a_bug(
         assert "inf" not in result.out
 
 
-def test_ensemble_refuses_weights_that_compute_no_numbers(
+def test_ensemble_refuses_weights_that_overflow(
     tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = _damaged(tiny_model, tmp_path / "damaged", "all")
@@ -104,7 +104,7 @@ def test_ensemble_refuses_weights_that_compute_no_numbers(
     _assert_refused(result.code, result.out, result.err, model)
 
 
-def test_shortlist_refuses_weights_that_compute_no_numbers(
+def test_shortlist_refuses_weights_that_overflow(
     tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = _damaged(tiny_model, tmp_path / "damaged", "all")
@@ -117,7 +117,7 @@ def test_shortlist_refuses_weights_that_compute_no_numbers(
 
 
 @pytest.mark.parametrize("mode", ["beam", "greedy", "sampling"])
-def test_translation_by_a_shortlist_refuses_weights_that_compute_no_numbers(
+def test_translation_with_a_shortlist_refuses_weights_that_overflow(
     mode: str, tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     text = ["-s", tiny_corpus.path("valid.en"), "-t", tiny_corpus.path("valid.de")]
@@ -133,7 +133,7 @@ def test_translation_by_a_shortlist_refuses_weights_that_compute_no_numbers(
     _assert_refused(result.code, result.out, result.err, model)
 
 
-def test_evaluate_refuses_weights_that_compute_no_numbers(
+def test_evaluate_refuses_weights_that_overflow(
     tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = _damaged(tiny_model, tmp_path / "damaged", "all")
@@ -146,7 +146,7 @@ def test_evaluate_refuses_weights_that_compute_no_numbers(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("metrics", ["bleu", "loss", "loss,bleu,chrf"])
-def test_training_far_too_fast_diverges(
+def test_excessive_learning_rate_diverges(
     metrics: str, precision: str, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     command = ["train", *tiny_corpus.train_arguments(), "--vocab-size", "60", "--lr", "1e9"]
@@ -161,7 +161,7 @@ def test_training_far_too_fast_diverges(
 
 
 @pytest.mark.parametrize("metrics", ["bleu", "loss", "bleu,loss"])
-def test_validation_without_finite_numbers_is_divergence(
+def test_non_finite_validation_is_divergence(
     metrics: str, tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     model = _damaged(tiny_model, tmp_path / "damaged", "all")
@@ -174,9 +174,9 @@ def test_validation_without_finite_numbers_is_divergence(
     assert "validation" in result.err
 
 
-@pytest.mark.filterwarnings("ignore")  # of what is imported for the verification
+@pytest.mark.filterwarnings("ignore")  # of packages that the verification imports
 @pytest.mark.parametrize("to", ["hf", "ctranslate2"])
-def test_export_refuses_weights_that_compute_no_numbers(
+def test_export_refuses_weights_that_overflow(
     to: str, tiny_model: Path, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
     pytest.importorskip({"hf": "transformers"}.get(to, to), reason="pip install 'tfm-cli[dev]'")

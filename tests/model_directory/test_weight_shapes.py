@@ -11,7 +11,7 @@ from tfm_cli.model_directory.weights import build_transformer
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[ModelConfig, tuple[int, int]]:
-    """A shape of the Transformer that can be built, and its vocabulary sizes."""
+    """Draw a valid shape of the Transformer, and its vocabulary sizes."""
     heads = draw(st.sampled_from((1, 2, 4)))
     config = ModelConfig(
         encoder_layers=draw(st.integers(1, 3)),
@@ -50,7 +50,7 @@ def test_weights_have_the_names_and_shapes_of_the_transformer(
     assert list(weight_shapes(config, vocab_sizes).items()) == wanted
 
 
-def test_weights_are_known_without_pytorch() -> None:
+def test_shapes_need_no_pytorch() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['numpy'] = None\n"
         "from tfm_cli.config.settings import ModelConfig\n"

@@ -54,7 +54,7 @@ def refusal(directory: Path) -> str:
     return str(caught.value).removeprefix(f"{directory}/")
 
 
-def test_what_is_saved_is_loaded_bit_by_bit(model: Path) -> None:
+def test_saved_weights_are_loaded_bit_exactly(model: Path) -> None:
     loaded = load_model(model, CPU)
 
     torch.manual_seed(1)
@@ -74,7 +74,7 @@ def test_same_weights_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
     assert len(found) == 1
 
 
-def test_weights_tell_which_they_are(model: Path) -> None:
+def test_weights_record_their_facts(model: Path) -> None:
     assert weights_facts(model) == FACTS
 
 
@@ -88,7 +88,7 @@ def test_directory_without_weights_has_no_facts(model: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 100, 2000, -1])
-def test_cut_weights_are_refused(keep: int, model: Path) -> None:
+def test_truncated_weights_are_refused(keep: int, model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
 
@@ -97,7 +97,7 @@ def test_cut_weights_are_refused(keep: int, model: Path) -> None:
     assert refusal(model).startswith("model.safetensors: is torn or not a safetensors file")
 
 
-def test_every_flipped_byte_is_refused_or_without_effect(model: Path) -> None:
+def test_every_flipped_byte_is_refused_or_has_no_effect(model: Path) -> None:
     path = model / "model.safetensors"
     whole = path.read_bytes()
     wanted = load_model(model, CPU).transformer.state_dict()
@@ -107,7 +107,7 @@ def test_every_flipped_byte_is_refused_or_without_effect(model: Path) -> None:
         flipped = bytearray(whole)
         flipped[place] ^= 0x10
         path.write_bytes(flipped)
-        found = wanted  # a flip may hit the update that the header tells of
+        found = wanted  # the flip may have hit the recorded update
         with contextlib.suppress(ModelError):
             found = load_model(model, CPU).transformer.state_dict()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -122,14 +122,14 @@ def test_changed_weight_is_refused(model: Path) -> None:
     assert refusal(model) == "model.safetensors: the weights are not those that were saved"
 
 
-def test_weights_that_are_no_numbers_are_refused_by_name(model: Path) -> None:
+def test_nan_weights_are_refused_by_name(model: Path) -> None:
     rewrite(model, lambda table: table["target_embedding.weight"][3].fill_(float("nan")))
 
     told = "model.safetensors: has values that are not finite numbers: target_embedding.weight"
     assert refusal(model) == told
 
 
-def test_all_tensors_that_do_not_fit_are_told(model: Path) -> None:
+def test_all_mismatched_tensors_are_listed(model: Path) -> None:
     def spoil(table: dict[str, Tensor]) -> None:
         table["extra"] = torch.zeros(2)
         del table["target_embedding.weight"]
@@ -164,7 +164,7 @@ def test_config_of_a_model_of_another_shape_is_refused(model: Path, tmp_path: Pa
         ({"positions": "rotary"}, "model.positions: was sinusoidal in training, is rotary"),
     ],
 )
-def test_config_under_which_the_weights_mean_something_else_is_refused(
+def test_config_that_changes_the_meaning_of_the_weights_is_refused(
     change: dict[str, Any], told: str, model: Path
 ) -> None:
     path = model / "config.json"
@@ -202,7 +202,7 @@ def test_decoder_of_another_shape_is_saved_and_loaded(tmp_path: Path) -> None:
     assert format_of_weights(tmp_path) == 4
 
 
-def test_weights_of_one_shape_for_both_sides_are_in_the_format_that_older_versions_read(
+def test_weights_of_one_shape_for_both_sides_are_in_an_older_format(
     model: Path,
 ) -> None:
     assert format_of_weights(model) == 3
@@ -242,7 +242,7 @@ def test_pickled_weights_are_refused(model: Path) -> None:
     assert refusal(model).startswith("model.safetensors: is torn or not a safetensors file")
 
 
-def test_finite_weights_whose_sum_is_not_are_loaded(model: Path) -> None:
+def test_finite_weights_with_an_infinite_sum_are_loaded(model: Path) -> None:
     rewrite(model, lambda table: table["target_embedding.weight"].fill_(3e38))
 
     loaded = load_model(model, CPU).transformer.target_embedding.weight
@@ -261,7 +261,7 @@ def test_weights_with_infinities_are_refused(model: Path, value: float) -> None:
     assert "has values that are not finite numbers: target_embedding.weight" in refusal(model)
 
 
-def test_loaded_weights_may_be_changed_and_the_file_stays(model: Path) -> None:
+def test_changing_loaded_weights_leaves_the_file(model: Path) -> None:
     path = model / "model.safetensors"
     before = path.read_bytes()
 
@@ -272,7 +272,7 @@ def test_loaded_weights_may_be_changed_and_the_file_stays(model: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", range(1, 4))
-def test_weights_that_begin_anywhere_are_loaded(model: Path, missing: int) -> None:
+def test_unaligned_weights_are_loaded(model: Path, missing: int) -> None:
     path = model / "model.safetensors"
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -288,7 +288,7 @@ def test_weights_that_begin_anywhere_are_loaded(model: Path, missing: int) -> No
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_weights_stay_as_they_were_when_the_file_changes_in_place(model: Path) -> None:
+def test_loaded_weights_are_independent_of_the_file(model: Path) -> None:
     loaded = load_model(model, CPU)
     wanted = {name: one.clone() for name, one in loaded.transformer.state_dict().items()}
 

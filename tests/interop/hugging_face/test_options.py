@@ -13,17 +13,17 @@ from tfm_cli.errors import ModelError
 from tfm_cli.interop.hugging_face.reading import read_hugging_face
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A small model that imports without a complaint."""
+    """Return a small model that is imported without problems."""
     pair = random_tokenizers("shared")
     return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
 
 
-def test_search_settings_are_those_of_the_source(directory: Path) -> None:
+def test_search_settings_come_from_the_source(directory: Path) -> None:
     changed_json(
         directory / "generation_config.json",
         num_beams=6, length_penalty=0.8, early_stopping=True, bad_words_ids=[[1]],
@@ -39,17 +39,17 @@ def test_search_settings_are_those_of_the_source(directory: Path) -> None:
     assert target.start_id == target.vocab_size - 1
 
 
-def test_without_a_generation_config_the_config_says_it(directory: Path) -> None:
+def test_without_a_generation_config_the_config_is_used(directory: Path) -> None:
     (directory / "generation_config.json").unlink()
     changed_json(directory / "config.json", num_beams=3, bad_words_ids=[[1], [0]])
 
     imported = read_hugging_face(directory, allow_pickle=False)
 
     assert imported.config.search.beam_size == 3
-    assert imported.tokenizers.target.banned_ids == (1,)  # the end is never banned
+    assert imported.tokenizers.target.banned_ids == (1,)  # </s> is never banned
 
 
-def test_sizes_that_are_none_are_told_of_alone(directory: Path) -> None:
+def test_invalid_sizes_are_the_only_problem_listed(directory: Path) -> None:
     changed_json(directory / "config.json", vocab_size=10_000_000, decoder_vocab_size=None)
 
     with pytest.raises(ModelError) as caught:
@@ -60,7 +60,7 @@ def test_sizes_that_are_none_are_told_of_alone(directory: Path) -> None:
     ]
 
 
-def test_end_that_is_none_is_told_of_alone(directory: Path) -> None:
+def test_invalid_end_is_the_only_problem_listed(directory: Path) -> None:
     changed_json(directory / "generation_config.json", eos_token_id="end", forced_eos_token_id=None)
     changed_json(directory / "config.json", eos_token_id=None)
 
@@ -84,22 +84,20 @@ def test_end_that_is_none_is_told_of_alone(directory: Path) -> None:
         ({}, None),
     ],
 )  # fmt: skip
-def test_longest_translation_is_told_of(
-    directory: Path, changes: dict[str, Any], note: str | None
-) -> None:
+def test_length_limit_is_noted(directory: Path, changes: dict[str, Any], note: str | None) -> None:
     changed_json(directory / "generation_config.json", **changes)
 
     assert read_hugging_face(directory, allow_pickle=False).notes == ((note,) if note else ())
 
 
-def test_two_names_for_one_number_must_agree(directory: Path) -> None:
+def test_aliases_must_agree(directory: Path) -> None:
     changed_json(directory / "config.json", num_hidden_layers=5)
 
     with pytest.raises(ModelError, match="`num_hidden_layers` is `5`, but `encoder_layers` is `2`"):
         read_hugging_face(directory, allow_pickle=False)
 
 
-def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
+def test_all_unsupported_options_are_listed(directory: Path) -> None:
     changed_json(
         directory / "config.json",
         normalize_before=True, add_final_layer_norm=True, normalize_embedding=True,
@@ -140,7 +138,7 @@ def test_all_that_is_not_supported_is_listed_at_once(directory: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "`quantization_config` is"),
     ],
 )  # fmt: skip
-def test_config_that_cannot_be_had_is_refused(
+def test_unsupported_config_is_refused(
     directory: Path, changes: dict[str, Any], message: str
 ) -> None:
     changed_json(directory / "config.json", **changes)
@@ -163,7 +161,7 @@ def test_config_that_cannot_be_had_is_refused(
         ({"forced_eos_token_id": 3}, "`forced_eos_token_id` is `3`, expected `eos_token_id`"),
     ],
 )
-def test_generation_that_cannot_be_had_is_refused(
+def test_unsupported_generation_is_refused(
     directory: Path, changes: dict[str, Any], message: str
 ) -> None:
     changed_json(directory / "generation_config.json", **changes)

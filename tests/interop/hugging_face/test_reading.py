@@ -24,9 +24,9 @@ from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
-LIMIT = 20  # pieces of a translation, on both sides
+LIMIT = 20  # tokens of a translation, on both sides
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, swish": ("shared", {"encoder_layers": 2, "decoder_layers": 1}),
@@ -64,13 +64,13 @@ def ragged_batch(pair: TokenizerPair) -> tuple[Tensor, Tensor | None, Tensor]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A small model that imports without a complaint."""
+    """Return a small model that is imported without problems."""
     pair = random_tokenizers("shared")
     return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_are_those_of_transformers(tmp_path: Path, shape: str) -> None:
+def test_logits_equal_those_of_transformers(tmp_path: Path, shape: str) -> None:
     kind, settings = SHAPES[shape]
     pair = random_tokenizers(kind)
     theirs = hugging_face_model(pair, **settings)
@@ -84,7 +84,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, shape: str) -> None:
         attention = torch.ones_like(source) if keep is None else keep[:, 0, 0].long()
         wanted = theirs(input_ids=source, attention_mask=attention, decoder_input_ids=target).logits
 
-    # Different order of sums in single precision; logits are up to 10 wide here.
+    # Sums differ in order, in fp32; logits range up to 10 here.
     assert_close(ours, wanted, rtol=0, atol=3e-5)
     assert (imported.tokenizers.source.pieces, imported.tokenizers.target.pieces) == (
         pair.source.pieces,
@@ -101,7 +101,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, shape: str) -> None:
         pytest.param(4, False, False, marks=pytest.mark.torture),
     ],
 )
-def test_translations_and_scores_are_those_of_generate(
+def test_translations_and_scores_equal_those_of_generate(
     tmp_path: Path, beam_size: int, early_stopping: bool, renormalize: bool
 ) -> None:
     model = random_model(
@@ -142,7 +142,7 @@ def test_translations_and_scores_are_those_of_generate(
     assert search.beam_size == beam_size
     compared = set()
     for row, hypotheses in enumerate(found):
-        # What meets the limit gets its </s> for nothing there, and for its probability here.
+        # At the limit, </s> is free there and scored here.
         sequence = [*wanted.sequences[row, 1:].tolist(), target.eos_id]
         sequence = sequence[: sequence.index(target.eos_id)]
         if max(len(sequence), *(len(hypothesis.ids) for hypothesis in hypotheses)) == LIMIT:
@@ -155,7 +155,7 @@ def test_translations_and_scores_are_those_of_generate(
     assert len(compared) > 15
 
 
-def test_pickle_is_read_only_if_that_is_allowed(directory: Path) -> None:
+def test_pickle_is_read_only_if_allowed(directory: Path) -> None:
     wanted = read_hugging_face(directory, allow_pickle=False)
     state = transformers.MarianMTModel.from_pretrained(directory).state_dict()
     torch.save(dict(state), directory / "pytorch_model.bin")
@@ -170,7 +170,7 @@ def test_pickle_is_read_only_if_that_is_allowed(directory: Path) -> None:
     assert any("read as a pickle" in note for note in found.notes)
 
 
-def test_permuted_width_of_our_own_export_is_undone(directory: Path) -> None:
+def test_permuted_width_of_an_own_export_is_restored(directory: Path) -> None:
     from tfm_cli.interop.hugging_face.writing import to_halves
 
     before = read_hugging_face(directory, allow_pickle=False)

@@ -22,7 +22,7 @@ from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 TATOEBA = Path(__file__).resolve().parents[4] / "shared" / "corpora" / "tatoeba-en-de"
@@ -30,13 +30,13 @@ TATOEBA = Path(__file__).resolve().parents[4] / "shared" / "corpora" / "tatoeba-
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A small model that imports without a complaint."""
+    """Return a small model that is imported without problems."""
     pair = random_tokenizers("shared")
     return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
 
 
 def plain_directory(tmp_path: Path, kind: str, **changes: Any) -> Path:
-    """A directory whose vocabularies are SentencePiece's own, as our exports write them."""
+    """Return a directory whose vocabularies are SentencePiece's own, as in our exports."""
     pair = random_tokenizers(kind)
     target = pair.target
     model = hugging_face_model(pair, pad_token_id=target.eos_id, **changes)
@@ -45,14 +45,14 @@ def plain_directory(tmp_path: Path, kind: str, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["joint", "separate"])
-def test_tokenizers_of_our_own_come_back_without_a_vocabulary(tmp_path: Path, kind: str) -> None:
+def test_own_tokenizers_are_imported_without_a_vocabulary(tmp_path: Path, kind: str) -> None:
     imported = read_hugging_face(plain_directory(tmp_path, kind), allow_pickle=False)
 
     assert imported.tokenizers.is_joint is (kind == "joint")
     assert imported.tokenizers.files() == random_tokenizers(kind).files()
 
 
-def test_another_start_keeps_the_vocabulary(tmp_path: Path) -> None:
+def test_other_start_token_keeps_the_vocabulary(tmp_path: Path) -> None:
     directory = plain_directory(tmp_path, "joint", decoder_start_token_id=5)
 
     imported = read_hugging_face(directory, allow_pickle=False)
@@ -94,7 +94,7 @@ def test_special_pieces_may_have_other_names(directory: Path) -> None:
         ({"unk_token": "<what>"}, "has no `<what>`"),
     ],
 )
-def test_tokenizer_settings_that_cannot_be_had_are_refused(
+def test_unsupported_tokenizer_settings_are_refused(
     directory: Path, changes: dict[str, Any], message: str
 ) -> None:
     changed_json(directory / "tokenizer_config.json", **changes)
@@ -113,7 +113,7 @@ def test_two_sizes_need_two_vocabularies(tmp_path: Path) -> None:
 
 
 def probe_texts() -> list[str]:
-    """Sentences, and what tokenizers trip over; spelled-out special pieces are not among them."""
+    """Return sentences and odd text, without spelled-out special pieces."""
     odd = ["😀 👩‍👩‍👧 🏳️‍🌈", "ⵣ ᚠᚢᚦ 𐍈 ꙮ", "中文字符", "ａｂｃ　ｄ", "a\u200bb\u00adc", "é e\u0301",
            "\t two  blanks ", ">>deu<< hello", ">>deu<<hello", ">>xxx<< hello", ">>", "<<a>>",
            "1.0 ~ no", "▁ ▁▁", "", " "]  # fmt: skip
@@ -124,12 +124,12 @@ def probe_texts() -> list[str]:
     return texts + [f"{TAG} {text}" for text in texts[20:60]]
 
 
-def test_ids_are_those_of_marian_tokenizer(tmp_path: Path) -> None:
+def test_ids_equal_those_of_marian_tokenizer(tmp_path: Path) -> None:
     texts = probe_texts()
     config = TokenizerConfig(vocab_size=400, byte_fallback=False)
     model = train_tokenizer(texts[16:1200], config, seed=1, soft_limit=True)
     plain = Tokenizer(model)
-    # Some pieces are missing from the vocabulary, and the order is another.
+    # The vocabulary lacks some pieces and has another order.
     kept = sorted(set(plain.pieces[5:]) - {"▁a", "e"})
     vocabulary = Vocabulary(("</s>", "<unk>", *kept, TAG, "<pad>"))
     pair = TokenizerPair(Tokenizer(model, vocabulary), Tokenizer(model, vocabulary))
@@ -146,7 +146,7 @@ def test_ids_are_those_of_marian_tokenizer(tmp_path: Path) -> None:
     assert [text.strip() for text in decoded] == [text.strip() for text in wanted]
 
 
-def test_vocabulary_order_is_that_of_the_ids(directory: Path) -> None:
+def test_vocabulary_is_ordered_by_ids(directory: Path) -> None:
     table = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
     shuffled = dict(sorted(table.items(), reverse=True))
     write_json(directory / "vocab.json", shuffled)

@@ -11,7 +11,7 @@ def test_sines_come_before_cosines() -> None:
     assert halves_order(7).tolist() == [0, 2, 4, 6, 1, 3, 5]
 
 
-def test_there_and_back_is_the_same_to_the_bit() -> None:
+def test_round_trip_is_bit_exact() -> None:
     for norm in ("post", "pre"):
         model = random_model(tokenizers="separate", tied_embeddings=0, norm=norm, output_bias=True)
         weights = model.transformer.state_dict()
@@ -24,7 +24,7 @@ def test_there_and_back_is_the_same_to_the_bit() -> None:
         assert all(value.data_ptr() != weights[name].data_ptr() for name, value in there.items())
 
 
-def test_only_what_knows_nothing_of_the_width_stays_as_it_is() -> None:
+def test_only_tensors_without_a_width_axis_are_unchanged() -> None:
     model = random_model(tokenizers="separate", tied_embeddings=0, norm="pre", output_bias=True)
     weights = model.transformer.state_dict()
 
@@ -39,7 +39,7 @@ def test_only_what_knows_nothing_of_the_width_stays_as_it_is() -> None:
 
 
 @pytest.mark.slow
-def test_halves_compute_what_interleaved_sinusoids_did() -> None:
+def test_halves_compute_the_same_as_interleaved_sinusoids() -> None:
     source = torch.arange(4, 12).reshape(2, 4)
     target = torch.arange(5, 15).reshape(2, 5)
     shapes: list[dict[str, Any]] = [
@@ -57,5 +57,5 @@ def test_halves_compute_what_interleaved_sinusoids_did() -> None:
             wanted = ours.transformer(source, None, target)
             found = halves.transformer(source, None, target)
 
-        # Sums run in another order, and that is all.
+        # Only the order of sums differs.
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)

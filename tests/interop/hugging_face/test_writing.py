@@ -43,7 +43,7 @@ def written(directory: Path, name: str) -> Any:
 
 @pytest.mark.slow
 @representative("shape", [*SHAPES, {"renormalize": True}], count=2, ids=str)
-def test_what_hugging_face_loads_computes_and_finds_the_same(
+def test_hugging_face_computes_and_translates_the_same(
     shape: dict[str, Any], tmp_path: Path
 ) -> None:
     renormalize = bool(shape.get("renormalize"))
@@ -83,7 +83,7 @@ def test_what_hugging_face_loads_computes_and_finds_the_same(
 
 @pytest.mark.slow
 @representative("kind", ["joint", "shared", "separate", "padless"])
-def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) -> None:
+def test_both_tokenizers_give_the_same_text(kind: str, tmp_path: Path) -> None:
     search = SearchConfig(beam_size=1, max_length_factor=2.0)
     model = random_model(tokenizers=kind, tied_embeddings=2, search=search)
     text = lines(12, seed=9)
@@ -99,13 +99,13 @@ def test_the_texts_of_both_tokenizers_are_the_same(kind: str, tmp_path: Path) ->
     same = [
         text == translation.text.strip()
         for text, translation in zip(found, translator.translate(text), strict=True)
-        if translation.num_tokens <= 10  # else it met a limit
+        if translation.num_tokens <= 10  # otherwise it reached a limit
     ]
     assert len(same) >= 3
     assert all(same)
 
 
-def test_a_banned_piece_is_never_written(tmp_path: Path) -> None:
+def test_banned_token_is_never_written(tmp_path: Path) -> None:
     model = random_model(output_bias=True)
     assert model.transformer.output_bias is not None
     model.transformer.output_bias.data[list(model.tokenizers.target.banned_ids)] += 50
@@ -130,7 +130,7 @@ def test_neither_transformers_nor_a_network_is_needed(
     assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"target_vocab.json"}
 
 
-def test_the_files_say_what_the_model_is(tmp_path: Path) -> None:
+def test_files_describe_the_model(tmp_path: Path) -> None:
     search = SearchConfig(beam_size=3, length_penalty=0.6, early_stopping=False, max_length=1000)
     model = random_model(search=search)
 
@@ -156,7 +156,7 @@ def test_the_files_say_what_the_model_is(tmp_path: Path) -> None:
         assert not file.get_tensor("final_logits_bias").any()
 
 
-def test_greedy_search_is_written_without_what_beams_need(tmp_path: Path) -> None:
+def test_greedy_search_is_written_without_beam_options(tmp_path: Path) -> None:
     write_hugging_face(tmp_path, random_model(search=SearchConfig(beam_size=1)))
 
     generation = written(tmp_path, "generation_config.json")
@@ -164,14 +164,14 @@ def test_greedy_search_is_written_without_what_beams_need(tmp_path: Path) -> Non
     assert not {"early_stopping", "length_penalty"} & set(generation)
 
 
-def test_halves_are_what_the_format_has_and_need_no_word(tmp_path: Path, told: list[str]) -> None:
+def test_halves_are_native_and_cause_no_warning(tmp_path: Path, told: list[str]) -> None:
     write_hugging_face(tmp_path, random_model(positions="sinusoidal_halves"))
 
     assert "tfm_positions" not in written(tmp_path, "config.json")
     assert told == []
 
 
-def test_marians_own_positions_are_written_as_a_table_and_told(
+def test_marians_own_positions_are_written_as_a_table_with_a_warning(
     tmp_path: Path, told: list[str]
 ) -> None:
     write_hugging_face(tmp_path, random_model(positions="sinusoidal_marian"))
@@ -182,7 +182,7 @@ def test_marians_own_positions_are_written_as_a_table_and_told(
         assert file.get_tensor("model.decoder.embed_positions.weight").shape == (512, 16)
 
 
-def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
+def test_other_length_norm_causes_a_warning(tmp_path: Path, told: list[str]) -> None:
     for penalty in (0.0, 1.0):
         search = SearchConfig(length_norm="wu", length_penalty=penalty)
         directory = tmp_path / str(penalty)
@@ -192,7 +192,7 @@ def test_another_length_norm_is_told(tmp_path: Path, told: list[str]) -> None:
     assert told == ["search.length_norm: `wu` is unknown there, `power` was written"]
 
 
-def test_runs_that_are_not_repeated_are_written_where_there_are_any(tmp_path: Path) -> None:
+def test_no_repeat_ngram_size_is_written_if_set(tmp_path: Path) -> None:
     for size, wanted in ((0, None), (3, 3)):
         search = SearchConfig(no_repeat_ngram_size=size)
         directory = tmp_path / str(size)
@@ -203,14 +203,14 @@ def test_runs_that_are_not_repeated_are_written_where_there_are_any(tmp_path: Pa
         assert found == wanted
 
 
-def test_penalty_of_repetition_is_left_out_and_told(tmp_path: Path, told: list[str]) -> None:
+def test_repetition_penalty_is_left_out_with_a_warning(tmp_path: Path, told: list[str]) -> None:
     write_hugging_face(tmp_path, random_model(search=SearchConfig(repetition_penalty=1.5)))
 
     assert "repetition_penalty" not in written(tmp_path, "generation_config.json")
     assert told == ["search.repetition_penalty: is computed differently there, and was left out"]
 
 
-def test_endless_positions_are_cut_and_told(tmp_path: Path, told: list[str]) -> None:
+def test_number_of_positions_is_limited_with_a_warning(tmp_path: Path, told: list[str]) -> None:
     write_hugging_face(tmp_path, random_model(search=SearchConfig(max_length=1_000_000)))
 
     assert written(tmp_path, "config.json")["max_position_embeddings"] == 16384
@@ -218,7 +218,7 @@ def test_endless_positions_are_cut_and_told(tmp_path: Path, told: list[str]) -> 
     assert told == ["search.max_length: needs 3000011 positions, 16384 were written"]
 
 
-def test_vocabularies_that_differ_are_written_both(tmp_path: Path) -> None:
+def test_two_vocabularies_are_both_written(tmp_path: Path) -> None:
     model = random_model(tokenizers="vocabularies", tied_embeddings=0)
 
     write_hugging_face(tmp_path, model)
@@ -227,12 +227,12 @@ def test_vocabularies_that_differ_are_written_both(tmp_path: Path) -> None:
     target = model.tokenizers.target.pieces
     assert written(tmp_path, "target_vocab.json") == {piece: i for i, piece in enumerate(target)}
     assert written(tmp_path, "tokenizer_config.json")["separate_vocabs"] is True
-    # <pad> has another id on each side, so </s> fills up.
+    # <pad> has different ids on the two sides, so </s> is the padding.
     assert written(tmp_path, "config.json")["pad_token_id"] == 0
     assert written(tmp_path, "config.json")["decoder_start_token_id"] == len(target) - 1
 
 
-def test_all_that_cannot_be_said_is_told_at_once(tmp_path: Path) -> None:
+def test_all_inexpressible_features_are_listed(tmp_path: Path) -> None:
     model = random_model(norm="pre", positions="rotary", activation="swiglu")
 
     with pytest.raises(ConfigError) as refused:
@@ -252,7 +252,7 @@ def test_learned_positions_are_refused(tmp_path: Path) -> None:
         write_hugging_face(tmp_path, random_model(positions="learned"))
 
 
-def test_two_ends_are_refused(tmp_path: Path) -> None:
+def test_two_end_pieces_are_refused(tmp_path: Path) -> None:
     model = with_target(random_tokenizers("separate"), lambda pieces: ("</s>", *pieces))
 
     with pytest.raises(
@@ -261,7 +261,7 @@ def test_two_ends_are_refused(tmp_path: Path) -> None:
         write_hugging_face(tmp_path, model)
 
 
-def test_a_piece_at_the_place_of_unk_is_refused(tmp_path: Path) -> None:
+def test_other_piece_with_the_id_of_unk_is_refused(tmp_path: Path) -> None:
     pair = random_tokenizers("separate")
     model = with_target(pair, lambda pieces: ("<pad>", pieces[0], "<unk>", "</s>", *pieces[1:]))
 
@@ -270,7 +270,7 @@ def test_a_piece_at_the_place_of_unk_is_refused(tmp_path: Path) -> None:
 
 
 def with_target(pair: TokenizerPair, order: Any) -> TrainedModel:
-    """A model whose target vocabulary stands in an order of its own."""
+    """Return a model whose target vocabulary has its own order."""
     plain = [piece for piece in pair.target.pieces if not piece.startswith("<")]
     missing = [p for p in ("<pad>", "<unk>", "</s>") if p not in order(plain)]
     vocabulary = Vocabulary((*order(plain), *missing), banned=("<pad>", "<unk>"))

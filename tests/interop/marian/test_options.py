@@ -16,11 +16,11 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
 
 def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerPair]:
-    """A random `MarianMTModel` that starts, as Marian does, from a zero vector."""
+    """Return a random `MarianMTModel` that starts from a zero vector, as Marian does."""
     pair = random_tokenizers(kind)
     model = hugging_face_model(pair, **settings)
     without_padding_row(model)
@@ -29,12 +29,12 @@ def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerP
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A small model that imports without a complaint."""
+    """Return a small model that is imported without problems."""
     theirs, pair = marian_model()
     return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
 
 
-def test_search_is_as_decoder_yml_says(directory: Path) -> None:
+def test_search_settings_come_from_decoder_yml(directory: Path) -> None:
     imported = read_marian(directory)
 
     search, target = imported.config.search, imported.tokenizers.target
@@ -44,7 +44,7 @@ def test_search_is_as_decoder_yml_says(directory: Path) -> None:
     assert imported.notes == ()
 
 
-def test_unknown_may_be_written_if_marian_lets_it(tmp_path: Path) -> None:
+def test_unknown_is_banned_unless_marian_allows_it(tmp_path: Path) -> None:
     theirs, pair = marian_model()
     decoder = {"allow-unk": "true"}
     write_marian_directory(tmp_path, marian_arrays(theirs), pair, decoder=decoder)
@@ -54,7 +54,7 @@ def test_unknown_may_be_written_if_marian_lets_it(tmp_path: Path) -> None:
     assert target.banned_ids == (target.start_id,)
 
 
-def test_without_decoder_yml_the_only_files_are_taken(directory: Path) -> None:
+def test_without_decoder_yml_the_only_candidates_are_used(directory: Path) -> None:
     (directory / "decoder.yml").unlink()
 
     imported = read_marian(directory)
@@ -90,7 +90,7 @@ def test_without_decoder_yml_the_only_files_are_taken(directory: Path) -> None:
         ({"dim_emb": "17", "transformer_heads": "1"}, "`dim-emb` must be even, got 17"),
     ],
 )
-def test_options_that_cannot_be_had_are_refused(
+def test_unsupported_options_are_refused(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     theirs, pair = marian_model()
@@ -108,7 +108,7 @@ def test_options_that_cannot_be_had_are_refused(
         ({"normalize": "much"}, "`normalize` must be a number, got `much`"),
     ],
 )
-def test_decoding_that_cannot_be_had_is_refused(
+def test_unsupported_decoding_is_refused(
     tmp_path: Path, decoder: dict[str, str], message: str
 ) -> None:
     theirs, pair = marian_model()
@@ -118,7 +118,7 @@ def test_decoding_that_cannot_be_had_is_refused(
         read_marian(tmp_path)
 
 
-def test_all_that_is_not_supported_is_listed_at_once(tmp_path: Path) -> None:
+def test_all_unsupported_options_are_listed(tmp_path: Path) -> None:
     theirs, pair = marian_model()
     write_marian_directory(
         tmp_path, marian_arrays(theirs), pair, type="s2s", ulr="true", transformer_pool="true",
@@ -132,7 +132,7 @@ def test_all_that_is_not_supported_is_listed_at_once(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
-def test_pieces_that_look_like_other_things_stay_pieces(tmp_path: Path) -> None:
+def test_pieces_that_look_like_yaml_values_stay_strings(tmp_path: Path) -> None:
     theirs, pair = marian_model()
     directory = write_marian_directory(tmp_path, marian_arrays(theirs), pair)
     path = directory / "opus.vocab.yml"
@@ -165,9 +165,7 @@ def test_pieces_that_look_like_other_things_stay_pieces(tmp_path: Path) -> None:
         ('"<unk>": 1\n', '"<unk>: 1\n', "is torn or not YAML"),
     ],
 )  # fmt: skip
-def test_vocabulary_that_is_none_is_refused(
-    directory: Path, old: str, new: str, message: str
-) -> None:
+def test_invalid_vocabulary_is_refused(directory: Path, old: str, new: str, message: str) -> None:
     path = directory / "opus.vocab.yml"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(old, new), encoding="utf-8")

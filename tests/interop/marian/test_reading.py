@@ -28,9 +28,9 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own affair
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
 
-# Kind of tokenizers, settings of `MarianMTModel`, and the same as Marian's options.
+# The kind of tokenizers, settings of `MarianMTModel`, and the equivalent options of Marian.
 SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "all tied, decoder of its own": (
         "shared", {"decoder_ffn_dim": 40}, {"transformer_decoder_dim_ffn": "40"},
@@ -61,7 +61,7 @@ def transformer_of(imported: ImportedModel) -> Transformer:
 
 
 def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerPair]:
-    """A random `MarianMTModel` that starts, as Marian does, from a zero vector."""
+    """Return a random `MarianMTModel` that starts from a zero vector, as Marian does."""
     pair = random_tokenizers(kind)
     model = hugging_face_model(pair, **settings)
     without_padding_row(model)
@@ -81,13 +81,13 @@ def logits_of_both(theirs: Any, imported: ImportedModel, pair: TokenizerPair) ->
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A small model that imports without a complaint."""
+    """Return a small model that is imported without problems."""
     theirs, pair = marian_model()
     return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
 
 
 @representative("shape", SHAPES)
-def test_logits_are_those_of_the_model_that_was_written(tmp_path: Path, shape: str) -> None:
+def test_logits_equal_those_of_the_original(tmp_path: Path, shape: str) -> None:
     kind, settings, options = SHAPES[shape]
     theirs, pair = marian_model(kind, **settings)
     write_marian_directory(tmp_path, marian_arrays(theirs), pair, **options)
@@ -95,7 +95,7 @@ def test_logits_are_those_of_the_model_that_was_written(tmp_path: Path, shape: s
     imported = read_marian(tmp_path, positions="halves")
     ours, wanted = logits_of_both(theirs, imported, pair)
 
-    # Marian has no piece to start from, so what stands for it has no mass here.
+    # Marian has no start token, so ours has no probability.
     assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
     assert imported.tokenizers.source.pieces == pair.source.pieces
     assert imported.tokenizers.target.pieces == pair.target.pieces
@@ -111,7 +111,7 @@ def test_positions_are_marians_own(directory: Path) -> None:
     assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
 
 
-def test_start_has_no_probability(directory: Path) -> None:
+def test_start_token_has_no_probability(directory: Path) -> None:
     theirs, pair = marian_model()
 
     ours, _ = logits_of_both(theirs, read_marian(directory), pair)
@@ -121,7 +121,7 @@ def test_start_has_no_probability(directory: Path) -> None:
 
 @pytest.mark.slow
 @representative("kind", ["shared", "vocabularies"])
-def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
+def test_ctranslate2_converts_it_to_the_same_model(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     from ctranslate2.converters import OpusMTConverter
 
@@ -132,7 +132,7 @@ def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
     options: dict[str, Any] = (
         {} if kind == "shared" else {"tied_embeddings_all": "false", "tied_embeddings": "true"}
     )
-    decoder = {"allow-unk": "true"}  # CTranslate2 lets it be written
+    decoder = {"allow-unk": "true"}  # CTranslate2 does not ban it
     directory = write_marian_directory(
         tmp_path / "source", marian_arrays(theirs), pair, decoder=decoder, **options
     )
@@ -146,7 +146,7 @@ def test_ctranslate2_reads_it_alike(tmp_path: Path, kind: str) -> None:
     assert (found.lines, found.difference <= 1e-4) == (24, True)
 
 
-def test_two_vocabularies_without_decoder_yml_are_told_by_their_names(tmp_path: Path) -> None:
+def test_two_vocabularies_without_decoder_yml_are_distinguished_by_name(tmp_path: Path) -> None:
     theirs, pair = marian_model("vocabularies")
     write_marian_directory(
         tmp_path, marian_arrays(theirs), pair, tied_embeddings_all="false", tied_embeddings="true"
@@ -175,7 +175,7 @@ def test_two_models_are_refused(tmp_path: Path) -> None:
         read_marian(tmp_path)
 
 
-def test_a_vocabulary_for_each_side_must_be_named(tmp_path: Path) -> None:
+def test_two_vocabularies_must_be_named(tmp_path: Path) -> None:
     theirs, pair = marian_model()
     decoder = {"vocabs": "[opus.vocab.yml]"}
     write_marian_directory(tmp_path, marian_arrays(theirs), pair, decoder=decoder)
@@ -184,7 +184,7 @@ def test_a_vocabulary_for_each_side_must_be_named(tmp_path: Path) -> None:
         read_marian(tmp_path)
 
 
-def test_output_without_a_bias_gets_one_of_zeros(tmp_path: Path) -> None:
+def test_missing_output_bias_is_zero(tmp_path: Path) -> None:
     theirs, pair = marian_model()
     theirs.final_logits_bias.zero_()
     arrays = marian_arrays(theirs)
@@ -196,7 +196,7 @@ def test_output_without_a_bias_gets_one_of_zeros(tmp_path: Path) -> None:
     assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
 
 
-def test_old_output_matrices_stand_the_other_way(tmp_path: Path) -> None:
+def test_old_output_matrices_are_transposed(tmp_path: Path) -> None:
     theirs, pair = marian_model(tie_word_embeddings=False)
     arrays = marian_arrays(theirs)
     arrays["decoder_ff_logit_out_W"] = arrays.pop("decoder_ff_logit_out_Wt").T

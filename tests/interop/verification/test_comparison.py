@@ -34,7 +34,7 @@ pytestmark = [QUIET, pytest.mark.slow]
 
 
 class Mirror:
-    """A program that does what tfm does, but for what a test alters."""
+    """A runtime that computes what tfm does, except for what a test alters."""
 
     name = "mirror 1.0"
     max_tokens = 60
@@ -63,7 +63,7 @@ class Mirror:
         return self.alter_found([hypotheses[0].ids for hypotheses in found], beam_size)
 
 
-def test_the_same_program_differs_in_nothing() -> None:
+def test_same_program_has_no_differences() -> None:
     model = random_model()
 
     found = compare(model, Mirror(model), lines(18))
@@ -78,7 +78,7 @@ def test_blank_lines_are_left_out() -> None:
     assert compare(model, Mirror(model), ["", "the cat", "  "]).lines == 1
 
 
-def test_what_was_found_fits_a_line() -> None:
+def test_result_fits_one_line() -> None:
     plain = Verification("transformers 5.0", 24, 2e-6, 0, 0)
 
     assert str(plain) == (
@@ -89,14 +89,14 @@ def test_what_was_found_fits_a_line() -> None:
     assert str(dataclasses.replace(plain, unfinished=3)).endswith(
         "same greedy tokens, same beam-4 tokens on the 21 whose beams end"
     )
-    # Nothing is claimed of what was not compared.
+    # The text claims nothing about what was not compared.
     assert str(dataclasses.replace(plain, lines=1, unfinished=1)) == (
         "verified with transformers 5.0 on 1 line: logits at most 2.0e-06 apart, "
         "same greedy tokens; no beam of 4 ends, so none was compared"
     )
 
 
-def test_what_was_left_out_is_told_with_the_reason() -> None:
+def test_left_out_lines_are_reported_with_the_reason() -> None:
     plain = Verification("transformers 5.0", 3, 2e-6, 0, 0)
 
     some = dataclasses.replace(plain, left_out={"they are odd": 2})
@@ -114,7 +114,7 @@ def test_what_was_left_out_is_told_with_the_reason() -> None:
     )
 
 
-def test_lines_that_are_read_otherwise_by_design_are_counted() -> None:
+def test_lines_that_differ_by_design_are_counted() -> None:
     model = random_model()
     lines = ["the cat", "a </s> b", f"{TAG} x", ">>a b<< c", ">> a"]
 
@@ -125,13 +125,13 @@ def test_lines_that_are_read_otherwise_by_design_are_counted() -> None:
     assert compare(model, Mirror(model), [TAG]).is_empty
 
 
-def test_nothing_is_verified_without_a_piece() -> None:
+def test_nothing_is_verified_without_a_token() -> None:
     model = random_model()
 
     assert compare(model, Mirror(model), []).is_empty
 
 
-def test_other_ids_of_a_source_are_a_mismatch() -> None:
+def test_differing_source_ids_are_a_mismatch() -> None:
     model = random_model()
     mirror = Mirror(model)
     mirror.alter_ids = lambda rows: [*rows[:2], (*rows[2][:1], 7), *rows[3:]]
@@ -143,7 +143,7 @@ def test_other_ids_of_a_source_are_a_mismatch() -> None:
     assert e.value.hint is not None
 
 
-def test_special_pieces_in_a_text_are_no_mismatch() -> None:
+def test_special_tokens_in_a_text_are_not_a_mismatch() -> None:
     model = random_model()
     mirror = Mirror(model)
     mirror.alter_ids = lambda rows: rows[:1] and [rows[0]]
@@ -151,7 +151,7 @@ def test_special_pieces_in_a_text_are_no_mismatch() -> None:
     assert compare(model, mirror, ["the cat", "a </s> b", "<unk>", f"{TAG} x"]).lines == 4
 
 
-def test_logits_apart_are_a_mismatch_with_line_and_piece() -> None:
+def test_differing_logits_are_a_mismatch_with_line_and_token() -> None:
     model = random_model()
     mirror = Mirror(model)
 
@@ -166,7 +166,7 @@ def test_logits_apart_are_a_mismatch_with_line_and_piece() -> None:
         compare(model, mirror, lines(3))
 
 
-def test_a_logit_that_is_no_number_is_a_mismatch() -> None:
+def test_nan_logit_is_a_mismatch() -> None:
     model = random_model()
     mirror = Mirror(model)
 
@@ -181,7 +181,7 @@ def test_a_logit_that_is_no_number_is_a_mismatch() -> None:
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_another_translation_is_a_mismatch_with_line_and_piece(beam_size: int) -> None:
+def test_differing_translation_is_a_mismatch_with_line_and_token(beam_size: int) -> None:
     model = random_model()
     mirror = Mirror(model)
     mirror.alter_found = lambda rows, beam: [
@@ -194,7 +194,7 @@ def test_another_translation_is_a_mismatch_with_line_and_piece(beam_size: int) -
 
 
 def test_translations_that_score_the_same_are_near_ties() -> None:
-    """Two pieces with the same row in every matrix are as good as each other, always."""
+    """Two tokens with the same row in every matrix always score the same."""
     model = random_model()
     ids = collections.Counter(index for found in translated(model) for index in found)
     one = ids.most_common(1)[0][0]
@@ -219,7 +219,7 @@ def translated(model: TrainedModel) -> list[Ids]:
         return [found[0].ids for found in ours.search(sources, beam_size=1, limit=20)]
 
 
-def test_beams_that_meet_the_limit_are_counted_and_not_compared() -> None:
+def test_beams_that_reach_the_limit_are_counted_and_not_compared() -> None:
     model = random_model()
     model.transformer.target_embedding.weight.data[model.tokenizers.target.eos_id] *= -3
     mirror = Mirror(model)
@@ -230,7 +230,7 @@ def test_beams_that_meet_the_limit_are_counted_and_not_compared() -> None:
     assert found.unfinished >= 10
 
 
-def test_long_lines_are_cut_to_the_positions_that_there_are() -> None:
+def test_long_lines_are_truncated_to_the_positions() -> None:
     model = random_model()
     mirror = Mirror(model)
     mirror.max_tokens = 12
@@ -240,7 +240,7 @@ def test_long_lines_are_cut_to_the_positions_that_there_are() -> None:
     assert set(mirror.limits) == {12}
 
 
-def test_without_the_library_it_is_told_that_nothing_was_verified(
+def test_missing_library_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -255,7 +255,7 @@ def test_without_the_library_it_is_told_that_nothing_was_verified(
     ]
 
 
-def test_an_export_to_hugging_face_is_verified_and_a_changed_one_is_not(tmp_path: Path) -> None:
+def test_export_to_hugging_face_is_verified_and_a_changed_one_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
     model = random_model(tokenizers="shared", activation="swish", output_bias=True)
     write_hugging_face(tmp_path, model)
@@ -274,7 +274,7 @@ def test_an_export_to_hugging_face_is_verified_and_a_changed_one_is_not(tmp_path
         verify_hugging_face(model, tmp_path, text)
 
 
-def test_a_directory_that_hugging_face_does_not_load_is_told(tmp_path: Path) -> None:
+def test_directory_that_hugging_face_cannot_load_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
 
     with pytest.raises(ModelError, match=r"transformers .* does not load the model: "):
@@ -282,7 +282,7 @@ def test_a_directory_that_hugging_face_does_not_load_is_told(tmp_path: Path) -> 
 
 
 def test_other_special_ids_in_the_directory_do_not_matter(tmp_path: Path) -> None:
-    """They are the model's: those of a directory may be missing, or said for another search."""
+    """Ours are used: those of a directory may be missing, or meant for another search."""
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
     model = random_model()
     write_hugging_face(tmp_path, model)
@@ -294,7 +294,7 @@ def test_other_special_ids_in_the_directory_do_not_matter(tmp_path: Path) -> Non
     assert verify_hugging_face(model, tmp_path, lines(10)) is not None
 
 
-def test_an_export_to_ctranslate2_is_verified_and_a_changed_one_is_not(tmp_path: Path) -> None:
+def test_export_to_ctranslate2_is_verified_and_a_changed_one_refused(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     model = random_model(norm="pre", positions="rotary", activation="swiglu")
     write_ctranslate2(tmp_path, model, quantization=None)
@@ -309,14 +309,14 @@ def test_an_export_to_ctranslate2_is_verified_and_a_changed_one_is_not(tmp_path:
         verify_ctranslate2(model, tmp_path, text)
 
 
-def test_a_directory_that_ctranslate2_does_not_load_is_told(tmp_path: Path) -> None:
+def test_directory_that_ctranslate2_cannot_load_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
 
     with pytest.raises(ModelError, match=r"CTranslate2 .* does not load the model: "):
         verify_ctranslate2(random_model(), tmp_path, ["a"])
 
 
-def test_an_installation_that_cannot_be_used_is_told(
+def test_unusable_installation_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     def refuse(*arguments: object) -> None:
@@ -331,8 +331,8 @@ def test_an_installation_that_cannot_be_used_is_told(
 
 
 @torch.inference_mode()
-def test_search_of_a_verification_is_free_to_write_bytes_that_are_no_text() -> None:
-    """Other programs have no such constraint, and equal models have to find the same there."""
+def test_search_may_write_bytes_that_are_not_text() -> None:
+    """Other programs have no such constraint, so a comparison must not have it either."""
     tokenizer = spelling_tokenizer()
     model: Any = SimpleNamespace(
         transformer=spelling_transformer(tokenizer, 1), tokenizers=TokenizerPair.joint(tokenizer)

@@ -15,7 +15,7 @@ from tfm_cli.model_directory.weights import load_model
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
-# What transformers warns of is its own affair.
+# Warnings of transformers do not concern us.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
@@ -80,7 +80,7 @@ def test_without_the_library_the_model_is_not_verified(
     assert f"not verified: {library} is not installed" in card
 
 
-def test_probe_is_what_is_compared_on(
+def test_models_are_compared_on_the_probe(
     hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
 ) -> None:
     import_model(str(hugging_face), tmp_path / "model", probe=probe)
@@ -88,7 +88,7 @@ def test_probe_is_what_is_compared_on(
     assert any("on 3 lines" in message for message in told)
 
 
-def test_archive_in_another_order_of_bytes_is_verified(
+def test_archive_in_another_byte_order_is_verified(
     marian: Path, tmp_path: Path, told: list[str], probe: Path
 ) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
@@ -106,7 +106,7 @@ def test_archive_in_another_order_of_bytes_is_verified(
     assert any(message.startswith("verified with CTranslate2") for message in told)
 
 
-def test_vocabulary_with_a_mark_of_its_encoding_is_verified(
+def test_vocabulary_with_a_byte_order_mark_is_verified(
     marian: Path, tmp_path: Path, told: list[str], probe: Path
 ) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
@@ -119,7 +119,7 @@ def test_vocabulary_with_a_mark_of_its_encoding_is_verified(
     assert any(message.startswith("verified with CTranslate2") for message in told)
 
 
-def test_json_with_a_mark_of_its_encoding_is_verified(
+def test_json_with_a_byte_order_mark_is_verified(
     hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
 ) -> None:
     source = copied(hugging_face, tmp_path / "source")

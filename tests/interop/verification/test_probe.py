@@ -60,7 +60,7 @@ def test_pieces_that_fit_no_sample_are_drawn_and_never_special() -> None:
 
 
 def sample_model(name: str) -> TrainedModel:
-    """A model whose pieces were learned from a file of the sample corpus."""
+    """Return a model whose tokenizer was trained on a file of the sample corpus."""
     with open_lines(sample_path(name)) as reader:
         config = TokenizerConfig(vocab_size=300, byte_fallback=False)
         pair = TokenizerPair.joint(Tokenizer(train_tokenizer(reader, config, seed=1)))
