@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import gc
 import logging
 import os
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import typer.testing
 from typer.testing import CliRunner
 
 from tests import traps
@@ -25,9 +23,6 @@ from tfm_cli.files import faults
 
 # Tests run side by side on few cores; processes that tests start have one thread each as well.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-# To make all commands out of their functions takes longer than most that is asked of them.
-typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 # A shell gives its background jobs SIGINT ignored, and they hand that on; tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

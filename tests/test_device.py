@@ -49,7 +49,7 @@ def test_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ["gpu", "", "cuda:-1", "meta", "xpu", "cpu,cuda", "cpu:0", "mps:1", "cuda:"]
 )
 def test_name_of_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown device `{name}`, wanted auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match=f"unknown device `{name}`, expected auto, cpu, cuda"):
         resolve_device(name)
 
 
@@ -129,7 +129,7 @@ def test_name_of_no_precision_of_translating_is_refused(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         decoding_precision(name, CPU)
 
-    wanted = "wanted one of auto, fp32, bf16, fp16, int8"
+    wanted = "expected one of auto, fp32, bf16, fp16, int8"
     assert str(caught.value) == f"unknown precision `{name}`, {wanted}"
 
 
@@ -165,7 +165,7 @@ def test_gpu_that_pytorch_cannot_use_is_told_once_and_the_cpu_serves(
     build: str, reason: str, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     pretend(monkeypatch, gpus=1, build=build)
-    monkeypatch.setattr(module, "_told", set())
+    monkeypatch.setattr(module, "_logged", set())
 
     assert [resolve_device("auto"), resolve_device("auto")] == [Device("cpu")] * 2
     assert told == [f"this machine has a GPU, but {reason}: computing on the CPU"]

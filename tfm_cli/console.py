@@ -1,4 +1,4 @@
-"""Logging to stderr: plain lines that a person and grep can read."""
+"""Log lines and progress on stderr, and text that is safe to print on a terminal."""
 
 import contextlib
 import errno
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-# What a terminal is shown: text that cannot steer it.
+# Text without control sequences for a terminal.
 
-# C0 but for tab and line feed, DEL, C1, the characters that turn the direction of writing, and
-# what stands for bytes of a file name that are no UTF-8.
+# C0 except tab and line feed, DEL, C1, bidirectional controls, and the surrogates by which Python
+# represents the bytes of a file name that are not UTF-8.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _LINE_FEED = re.compile("\n(?!  )")
 
 
 def visible(text: str) -> str:
-    r"""The text with each control character, but tab and line feed, spelled as in `\u001b`."""
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    r"""Return a text with its control characters as `\u001b`, except tab and line feed."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def told(text: str) -> str:
-    r"""A message as it is shown: as `visible`, and a line feed is spelled unless two blanks follow.
+def visible_message(text: str) -> str:
+    r"""Return a message as `visible` does, with each line feed as `\u000a` unless indented.
 
-    All lines of a message but the first are indented. A name with a line feed in it, which no
-    message indents, thus cannot begin a line that looks like ours.
+    All lines of a message but the first are indented by two blanks. A line feed in a file name
+    therefore cannot forge a line of ours.
     """
     return _LINE_FEED.sub(r"\\u000a", visible(text))
 
 
 def one_line(text: str) -> str:
-    """A name as it stands in a table or beside a score: as `visible`, without line feeds."""
+    """Return a name for a table or a line: as `visible`, without line feeds and tabs."""
     return visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
 
 
 class _LastingFile(io.FileIO):
-    """A terminal that may be gone one day; what is written to it then is lost."""
+    """A terminal that may disappear; output to it is then discarded."""
 
     def write(self, content: "ReadableBuffer", /) -> int:
         try:
@@ -55,9 +55,9 @@ class _LastingFile(io.FileIO):
 
 
 def lasting_terminal(stream: TextIO) -> TextIO:
-    """Return a stream to the same terminal that has no errors once the terminal is gone.
+    """Return a stream to the same terminal that raises no errors once the terminal is gone.
 
-    When a connection is dropped, a program should save its work and not fail at telling so.
+    After a dropped connection a program must save its work and not fail because of a log line.
     """
     binary = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(binary, encoding="utf-8", errors=stream.errors, line_buffering=True)
@@ -65,19 +65,19 @@ def lasting_terminal(stream: TextIO) -> TextIO:
 
 QUIET = logging.WARNING
 NORMAL = logging.INFO
-SILENT = logging.ERROR  # for what another process says as well
+SILENT = logging.ERROR  # for messages that another process logs as well
 
 
 class _PlainFormatter(logging.Formatter):
-    """Facts as they are; warnings and errors with their level in front."""
+    """A formatter with the level before warnings and errors, and nothing before the rest."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = told(super().format(record))
+        text = visible_message(super().format(record))
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever `sys.stderr` is now, since tests and progress displays replace it."""
+    """A handler that writes to the current `sys.stderr`, which tests and displays replace."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -93,20 +93,20 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def setup(level: int = NORMAL) -> None:
-    """Send the package's log lines from `level` upwards to stderr."""
+    """Write the package's log lines of `level` and above to stderr."""
     logger = logging.getLogger("tfm_cli")
     logger.handlers = [_StderrHandler()]
     logger.propagate = False
     logger.setLevel(level)
 
 
-def counted(count: int, what: str, others: str = "") -> str:
-    """A number of things as a person writes it: `1 pair`, `2 pairs`, `0 batches`."""
-    return f"{count} {what}" if count == 1 else f"{count} {others or what + 's'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 pair`, `2 pairs`, `0 batches`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration as a person writes it: `42s`, `3m05s`, `2h10m`."""
+    """Return a duration as `42s`, `3m05s` or `2h10m`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -115,65 +115,70 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-# How far long work is: a bar on a terminal, a line a minute elsewhere.
+# Progress of long work: a bar on a terminal, a line a minute elsewhere.
 
 _LINE_SECONDS = 60.0
 
 
 class TimeLeft:
-    """Tells the time left from the share of the work that was done; a class because it began."""
+    """An estimate of the remaining time, from the share of the work done since the first call."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._began: tuple[float, float] | None = None  # share and time
+        self._start: tuple[float, float] | None = None  # share and time
 
     def seconds(self, share: float | None) -> float | None:
-        """Seconds until all is done; None where they cannot be told, as at the first call.
+        """Return the seconds until the work is done; None if unknown, as at the first call.
 
-        The first call says where the work began, which may have been in the middle.
+        Args:
+            share: of the work done, from 0 to 1; it need not be 0 at the first call.
         """
         if share is None:
             return None
         now = self._clock()
-        if self._began is None:
-            self._began = share, now
-        first, began = self._began
+        if self._start is None:
+            self._start = share, now
+        first, start = self._start
         if share <= first:
             return None
-        return (now - began) * (1 - share) / (share - first)
+        return (now - start) * (1 - share) / (share - first)
 
 
 Show = Callable[[str, float | None], None]
-"""Takes what was done, in words, and its share of the work if that can be told."""
+"""Takes the work done, in words, and its share of all work if known."""
 
 
 @contextlib.contextmanager
 def shown_progress(
-    what: str, logger: logging.Logger, *, clock: Callable[[], float] = time.monotonic
+    title: str, logger: logging.Logger, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Show]:
-    """Shows how far the work called `what` is, where log lines of `logger` are shown."""
+    """Show the progress of work if `logger` is enabled for INFO.
+
+    Yields:
+        The function that takes each report.
+    """
     if not logger.isEnabledFor(logging.INFO):
         yield lambda words, share: None
         return
     time_left = TimeLeft(clock)
 
-    def told(words: str, share: float | None) -> str:
+    def described(words: str, share: float | None) -> str:
         left = time_left.seconds(share)
         part = "" if share is None else f" ({100 * share:.0f} %)"
         rest = "" if left is None else f", {seconds_text(left)} left"
-        return f"{what}: {words}{part}{rest}"
+        return f"{title}: {words}{part}{rest}"
 
     if not sys.stderr.isatty():
         last = clock()
 
-        def tell(words: str, share: float | None) -> None:
+        def log(words: str, share: float | None) -> None:
             nonlocal last
-            text = told(words, share)
+            text = described(words, share)
             if clock() - last >= _LINE_SECONDS:
                 last = clock()
                 logger.info("%s", text)
 
-        yield tell
+        yield log
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -182,10 +187,12 @@ def shown_progress(
     columns += [BarColumn(bar_width=20), TimeElapsedColumn()]
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(title, total=None)
 
         def show(words: str, share: float | None) -> None:
             total = None if share is None else 1.0
-            bar.update(task, description=told(words, share), completed=share or 0.0, total=total)
+            bar.update(
+                task, description=described(words, share), completed=share or 0.0, total=total
+            )
 
         yield show

@@ -1,6 +1,6 @@
-"""Devices and precisions by name; which there are is found out without PyTorch where that can be.
+"""Devices and precisions, by name, as far as possible without PyTorch.
 
-A machine without a GPU needs no PyTorch to translate, and importing it takes seconds.
+A machine without a GPU translates without PyTorch, whose import takes seconds.
 """
 
 import contextlib
@@ -12,21 +12,42 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tfm_cli.errors import INSTALL_TORCH, ConfigError, ResourceError
 
 logger = logging.getLogger(__name__)
 
-DECODING_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
-_told: set[str] = set()  # what was said once already
-_DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; else libcuda.so.1
-_LEAST_BF16 = (8, 0)  # compute capability
+class Precision(NamedTuple):
+    """A precision of matrix products."""
+
+    name: str
+    dtype: str  # PyTorch's name
+    devices: tuple[str, ...]  # types of devices that may compute in it
+    trains: bool  # it is also a precision of training
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("fp32", "float32", ("cpu", "cuda", "mps"), trains=True),
+        Precision("bf16", "bfloat16", ("cpu", "cuda", "mps"), trains=True),
+        Precision("fp16", "float16", ("cuda", "mps"), trains=False),
+        Precision("int8", "int8", ("cpu",), trains=False),
+    )
+}
+DECODING_PRECISIONS = ("auto", *PRECISIONS)
+TRAINING_PRECISIONS = ("auto", *(each.name for each in PRECISIONS.values() if each.trains))
+
+_logged: set[str] = set()  # reasons that were logged once
+_DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; otherwise libcuda.so.1
+_MIN_BF16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device by its name, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
+    """A device; its string is its name, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
 
     type: str
     index: int | None = None
@@ -39,60 +60,62 @@ CPU = Device("cpu")
 
 
 def resolve_device(name: str) -> Device:
-    """Return the device called `auto` (cuda, else mps, else cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
+    """Return the device `cpu`, `cuda`, `cuda:N`, `mps` or `auto` (cuda, or else mps, or else cpu).
 
     Raises:
-        ConfigError: no device has such a name.
-        ResourceError: this machine lacks it, or PyTorch, which computes on it.
+        ConfigError: it is not the name of a device.
+        ResourceError: the machine has no such device, or no PyTorch for it.
     """
     if name == "auto":
         if num_gpus():
             return Device("cuda")
         if has_mps():
             return Device("mps")
-        _tell_of_idle_gpus()
+        _warn_of_idle_gpus()
         return CPU
-    found = re.fullmatch(r"(cpu|mps|cuda)(?::([0-9]{1,4}))?", name)
-    if found is None or (found[2] is not None and found[1] != "cuda"):
-        raise ConfigError(f"unknown device `{name}`, wanted auto, cpu, cuda, cuda:N or mps")
-    device = Device(found[1], None if found[2] is None else int(found[2]))
+    match = re.fullmatch(r"(cpu|mps|cuda)(?::([0-9]{1,4}))?", name)
+    if match is None or (match[2] is not None and match[1] != "cuda"):
+        raise ConfigError(f"unknown device `{name}`, expected auto, cpu, cuda, cuda:N or mps")
+    device = Device(match[1], None if match[2] is None else int(match[2]))
     if device == CPU:
         return device
     count = num_gpus()
-    is_there = has_mps() if device.type == "mps" else (device.index or 0) < count
-    if not is_there:
-        seen = ["cpu", *(f"cuda:{i}" for i in range(count))]
-        hint = "use `--device auto` to take the best there is"
+    exists = has_mps() if device.type == "mps" else (device.index or 0) < count
+    if not exists:
+        names = ["cpu", *(f"cuda:{i}" for i in range(count))]
+        hint = "use `--device auto` for the best available device"
         build = torch_build()
         if device.type == "cuda" and build != "cuda" and driver_gpus() > (device.index or 0):
-            lacks = "PyTorch, which is not installed" if not build else "a PyTorch built with CUDA"
-            raise ResourceError(f"the device `{name}` needs {lacks}", hint=INSTALL_TORCH)
-        told = f"there is no device `{name}`; this machine has {', '.join(seen)}"
-        raise ResourceError(told, hint=hint)
+            missing = "a PyTorch built with CUDA" if build else "PyTorch, which is not installed"
+            raise ResourceError(f"the device `{name}` needs {missing}", hint=INSTALL_TORCH)
+        message = f"there is no device `{name}`; this machine has {', '.join(names)}"
+        raise ResourceError(message, hint=hint)
     return device
 
 
 def decoding_precision(name: str, device: Device) -> str:
-    """Return `fp32`, `bf16`, `fp16` or `int8` for translating.
+    """Return the precision of translation: `fp32`, `bf16`, `fp16` or `int8`.
 
-    `auto` is fp32 on every CPU, so that a model translates alike on all of them, and bf16 on GPUs
-    that have it.
+    `auto` is fp32 on every CPU, so that a model gives the same translations on all of them, and
+    bf16 on GPUs that have it.
 
     Raises:
         ConfigError: the name is unknown, or the device lacks that precision.
     """
     if name not in DECODING_PRECISIONS:
-        wanted = ", ".join(DECODING_PRECISIONS)
-        raise ConfigError(f"unknown precision `{name}`, wanted one of {wanted}")
+        expected = ", ".join(DECODING_PRECISIONS)
+        raise ConfigError(f"unknown precision `{name}`, expected one of {expected}")
     if name == "auto":
-        has_bf16 = device.type == "cuda" and gpu_capability(device) >= _LEAST_BF16
+        has_bf16 = device.type == "cuda" and gpu_capability(device) >= _MIN_BF16_CAPABILITY
         return "bf16" if has_bf16 else "fp32"
-    if name == "int8" and device.type != "cpu":
-        hint = "use bf16 or fp16 there, or `--device cpu`"
-        raise ConfigError(f"`--precision int8` is for CPUs, not for `{device}`", hint=hint)
-    if name == "fp16" and device.type == "cpu":
-        hint = "use int8, or bf16 on a processor that has it"
-        raise ConfigError("`--precision fp16` is for GPUs; CPUs compute it far slower", hint=hint)
+    if device.type not in PRECISIONS[name].devices:
+        if device.type == "cpu":
+            hint = "use int8, or bf16 on a processor that has it"
+            message = f"`--precision {name}` is for GPUs; CPUs compute it far slower"
+        else:
+            hint = "use bf16 or fp16 there, or `--device cpu`"
+            message = f"`--precision {name}` is for CPUs, not for `{device}`"
+        raise ConfigError(message, hint=hint)
     if name == "bf16":
         check_gpu_bf16(device, "fp16 or fp32")
     return name
@@ -103,9 +126,9 @@ def check_gpu_bf16(device: Device, others: str) -> None:
 
     Args:
         device: any.
-        others: precisions that the hint names.
+        others: precisions that the hint suggests.
     """
-    if device.type != "cuda" or (capability := gpu_capability(device)) >= _LEAST_BF16:
+    if device.type != "cuda" or (capability := gpu_capability(device)) >= _MIN_BF16_CAPABILITY:
         return
     major, minor = capability
     raise ConfigError(
@@ -116,14 +139,14 @@ def check_gpu_bf16(device: Device, others: str) -> None:
 
 
 def gpu_capability(device: Device) -> tuple[int, int]:
-    """Return the compute capability of a GPU that PyTorch uses."""
+    """Return the compute capability of a GPU, as PyTorch reports it."""
     import torch
 
     return torch.cuda.get_device_capability(str(device))
 
 
 def num_gpus() -> int:
-    """Return the number of GPUs that PyTorch can use; it is imported where there may be one."""
+    """Return the number of GPUs that PyTorch can use; import it only if there may be one."""
     build = torch_build()
     if build != "hip" and not (build == "cuda" and driver_gpus()):
         return 0
@@ -142,18 +165,18 @@ def has_mps() -> bool:
 
 
 def torch_build() -> str:
-    """Return what the installed PyTorch was built for: `cuda`, `hip` or `cpu`; empty for none.
+    """Return the build of the installed PyTorch: `cuda`, `hip` or `cpu`; empty without PyTorch.
 
     Its file `version.py` is read, not executed.
     """
-    found = None
-    with contextlib.suppress(ImportError, ValueError):  # ValueError: None stands in for it
-        found = importlib.util.find_spec("torch")
-    if found is None or not found.origin:
+    spec = None
+    with contextlib.suppress(ImportError, ValueError):  # ValueError: `sys.modules` has None for it
+        spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
         return ""
     text = ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = (Path(found.origin).parent / "version.py").read_text(encoding="utf-8")
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     for kind in ("cuda", "hip"):
         if re.search(rf"^{kind}\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
             return kind
@@ -161,7 +184,7 @@ def torch_build() -> str:
 
 
 def driver_gpus() -> int:
-    """Return the number of GPUs that CUDA's driver shows; it heeds CUDA_VISIBLE_DEVICES itself.
+    """Return the number of GPUs that CUDA's driver reports, subject to CUDA_VISIBLE_DEVICES.
 
     Source: CUDA Driver API, `cuInit` and `cuDeviceGetCount`.
     """
@@ -178,13 +201,13 @@ def driver_gpus() -> int:
     return count.value
 
 
-def _tell_of_idle_gpus() -> None:
-    """Say once, where there is a GPU that the installed PyTorch cannot use, that it stays idle."""
+def _warn_of_idle_gpus() -> None:
+    """Warn once if there is a GPU that the installed PyTorch cannot use."""
     build = torch_build()
     if build == "hip" or not driver_gpus():
         return
     reasons = {"": "PyTorch is not installed", "cpu": "PyTorch is a build without CUDA"}
     reason = reasons.get(build, "PyTorch cannot use it")
-    if reason not in _told:
-        _told.add(reason)
+    if reason not in _logged:
+        _logged.add(reason)
         logger.warning("this machine has a GPU, but %s: computing on the CPU", reason)

@@ -1,20 +1,20 @@
-"""What can go wrong, in the user's terms, and the exit code of each kind."""
+"""The kinds of errors that are reported to the user, with their exit codes."""
 
 import errno
 import signal
 from typing import Self
 
-# Those that ask a process to end: a key, a scheduler, a terminal or connection that is gone.
+# The signals that end a process: from a key, a scheduler, or a terminal that is gone.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 INSTALL_TORCH = "install it with `pip install torch`"  # the hint where PyTorch is missing
 
 
 class TfmError(Exception):
-    """Something the user can put right; shown without a traceback.
+    """An error that the user can resolve; it is shown without a traceback.
 
-    The message names the thing, the place, what was found and what was wanted. The hint is one
-    imperative line that says what to do.
+    The message names the file, the line, the actual and the expected value. The hint is one
+    imperative line.
     """
 
     exit_code = 1
@@ -31,31 +31,31 @@ class TfmError(Exception):
 
 
 class CheckError(TfmError):
-    """A check that was asked for does not hold, such as `tfm evaluate --fail-under`."""
+    """A check that failed, such as `tfm evaluate --fail-under`."""
 
     exit_code = 1
 
 
 class ConfigError(TfmError):
-    """How the command was called or configured."""
+    """A wrong call or configuration of the command."""
 
     exit_code = 2
 
 
 class DataError(TfmError):
-    """What the command was given to read: missing, malformed or misaligned."""
+    """Input that is missing, malformed or misaligned."""
 
     exit_code = 3
 
 
 class ModelError(TfmError):
-    """A model directory that is missing, torn, of another format, or not to be trusted."""
+    """A model directory that is missing, incomplete, of another format, or not trustworthy."""
 
     exit_code = 4
 
 
 class ResourceError(TfmError):
-    """What the machine lacks: memory, disk, a device, an optional package."""
+    """A lack of memory, disk space, a device or an optional package."""
 
     exit_code = 5
 
@@ -74,9 +74,10 @@ class OutputError(ResourceError):
 
 
 class DivergedError(TfmError):
-    """Training met losses or gradients that are no finite numbers, or far from any use.
+    """Training with losses or gradients that are not finite, or far too large.
 
-    `since` is the first update that showed it: what the one before made of the weights may be why.
+    Attributes:
+        since: the first such update; the update before it may have spoiled the weights.
     """
 
     exit_code = 6
@@ -86,8 +87,8 @@ class DivergedError(TfmError):
         self.since = since
 
 
-class Interrupted(TfmError):  # noqa: N818 - a signal is no error, and its exit code is 128 + number
-    """A signal asked for the end and everything worth keeping was saved."""
+class Interrupted(TfmError):  # noqa: N818 - a signal is not an error; the exit code is 128 + number
+    """An end by a signal, after all results were saved."""
 
     def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -95,17 +96,17 @@ class Interrupted(TfmError):  # noqa: N818 - a signal is no error, and its exit 
 
 
 class OutOfTime(BaseException):
-    """The time that the command was given is over; whatever it was doing ends here.
+    """The end of the time limit of a command.
 
-    Like KeyboardInterrupt it is no Exception: it may come at any place, and nothing on the way out
-    should take it for an error that can be dealt with.
+    Like KeyboardInterrupt it is not an Exception: it may be raised anywhere, and code that handles
+    errors must not catch it.
     """
 
     exit_code = 0
 
 
-class ToldElsewhere(TfmError):  # noqa: N818 - what went wrong is said by another process
-    """This process ends because of another one, which says why; nothing is shown."""
+class ReportedElsewhere(TfmError):  # noqa: N818 - the error is that of another process
+    """The end of a process because of another one, which reports the error; nothing is shown."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)

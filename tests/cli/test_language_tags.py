@@ -187,7 +187,7 @@ def test_tokenize_train_finds_the_tags_too(run_tfm: RunTfm, tmp_path: Path) -> N
     ])  # fmt: skip
 
     assert result.code == 0, result.err
-    assert "language tags, a piece each: >>deu<<, >>fra<<\n" in result.err
+    assert "language tags, one token each: >>deu<<, >>fra<<\n" in result.err
     assert Tokenizer.load(tmp_path / "m.model").language_tags == tuple(sorted(TAGS))
 
 

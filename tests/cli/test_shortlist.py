@@ -39,7 +39,7 @@ def test_translations_among_the_pieces_of_the_table_are_as_good(
 
     assert made.code == 0, made.err
     assert made.out == ""
-    assert f"{model}/shortlist.safetensors: knows " in made.err
+    assert f"{model}/shortlist.safetensors: has " in made.err
     texts, wanted_texts = ([line.split("\t")[-1] for line in lines] for lines in (found, wanted))
     assert sum(a == b for a, b in zip(texts, wanted_texts, strict=True)) > 37  # of 40 and the end
     # The probabilities are those among fewer pieces, so they are larger.

@@ -77,7 +77,7 @@ def test_train_writes_what_spm_train_writes() -> None:
 def test_train_says_in_one_line_what_it_did() -> None:
     result = learn("-i", "text")
 
-    told = "wrote new.model and new.vocab: 320 unigram pieces from 400 lines\n"
+    told = "wrote new.model and new.vocab: 320 unigram tokens from 400 lines\n"
     assert (result.stdout, result.stderr) == ("", told)
 
 
@@ -139,14 +139,22 @@ def test_a_soft_limit_learns_what_the_text_yields() -> None:
     [
         (["-i", "text", "--vocab-size", "9999"], 2, "`vocab_size` is 9999, but the text yields"),
         (["-i", "text", "--vocab-size", "260"], 2, "`vocab_size` is 260, but the characters"),
-        (["-i", "text", "--vocab-size", "1"], 2, "Invalid value for '--vocab-size'"),
+        (["-i", "text", "--vocab-size", "1"], 2, "`--vocab-size` must be at least 8, got 1"),
         (["-i", "text", "--model-type", "unigran"], 2, "got `unigran`; did you mean `unigram`?"),
-        (["-i", "text", "--character-coverage", "0"], 2, "for '--character-coverage'"),
+        (
+            ["-i", "text", "--character-coverage", "0"],
+            2,
+            "-coverage` must be at least 0.001",
+        ),
         (["-i", "text", "--user-defined-symbols", "<s>"], 2, "these symbols already: `<s>`"),
         (["-i", "text", "--user-defined-symbols", "<x>, mat"], 2, "have a blank: ` mat`"),
         (["-i", "text", "--normalization-rule-name", "nfk"], 2, "did you mean `nfkc`?"),
         (["-i", "text", "--normalization-rule-name", "no.tsv"], 3, "no.tsv: cannot be read: No s"),
-        (["-i", "text", "--model-prefix", "out/"], 2, "`out/` names no file"),
+        (
+            ["-i", "text", "--model-prefix", "out/"],
+            2,
+            "must end in the name of a file, got `out/`",
+        ),
         (["-i", "no,nor"], 3, "error: no: there is no such file\n  nor: there is no such file\n"),
         (["-i", "."], 3, ".: cannot be read: Is a directory"),
         (["-i", "empty"], 3, "0 usable lines to train a tokenizer on: 0 read"),
@@ -233,12 +241,12 @@ def test_sampling_depends_on_the_seed_and_decodes_to_the_same_text() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("4 x 5", "`x` is no id, wanted 0 to 319"),
-        ("-1", "`-1` is no id, wanted 0 to 319"),
-        ("1_0", "`1_0` is no id, wanted 0 to 319"),
-        ("٣", "`٣` is no id, wanted 0 to 319"),
-        ("5 320", "id 320 is too large, wanted 0 to 319"),
-        ("9" * 5000, f"id {'9' * 40} is too large, wanted 0 to 319"),
+        ("4 x 5", "`x` is no id, expected 0 to 319"),
+        ("-1", "`-1` is no id, expected 0 to 319"),
+        ("1_0", "`1_0` is no id, expected 0 to 319"),
+        ("٣", "`٣` is no id, expected 0 to 319"),
+        ("5 320", "id 320 is too large, expected 0 to 319"),
+        ("9" * 5000, f"id {'9' * 40} is too large, expected 0 to 319"),
     ],
 )
 def test_decode_refuses_what_is_no_id(line: str, complaint: str) -> None:
@@ -254,7 +262,7 @@ def test_decode_refuses_what_is_no_id(line: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["text"], 2, "Missing option '--model'"),
+        (["text"], 2, "`--model` is missing"),
         (["-m", "m.model", "text", "-i", "text"], 2, "not both"),
         (["-m", "m.model", "no", "nor"], 3, "error: no: there is no such file\n  nor: there is"),
         (["-m", "m.model", "."], 3, "error: .: cannot be read: Is a directory\n"),

@@ -116,7 +116,7 @@ def test_without_text_it_trains_on_the_sample_and_says_so(
 
     assert result.code == 0, result.err
     first = result.err.split("\n")[0]
-    assert first == "no training text is named: training on the sample corpus, preset `sample`"
+    assert first == "no training text is given: training on the sample corpus, preset `sample`"
     assert "the sample corpus of tfm" in Path("model/README.md").read_text("utf-8")
 
 
@@ -214,7 +214,7 @@ def test_recipe_of_the_sample_never_meets_other_text(
     result = run_tfm(["train", "--config", "run.toml", *text, *more, "-o", "model"])
 
     assert result.code == 2
-    assert result.err.startswith("error: run.toml: holds the recipe of the sample corpus")
+    assert result.err.startswith("error: run.toml: has the recipe of the sample corpus")
     assert "tfm train -s SOURCE -t TARGET --dump-config" in result.err
     assert not Path("model").exists()
 
@@ -229,14 +229,14 @@ def test_recipe_of_the_sample_in_a_file_that_names_other_text_is_refused(
     result = run_tfm(["train", "--config", "run.toml", "--dump-config"])
 
     assert result.code == 2
-    assert "run.toml: holds the recipe of the sample corpus" in result.err
+    assert "run.toml: has the recipe of the sample corpus" in result.err
 
 
 def test_preset_of_the_sample_is_refused_for_other_text(run_tfm: RunTfm) -> None:
     result = run_tfm(["train", "--preset", "sample", "-s", "a", "-t", "b", "--dump-config"])
 
     assert result.code == 2
-    assert "`--preset`: holds the recipe of the sample corpus" in result.err
+    assert "`--preset`: has the recipe of the sample corpus" in result.err
 
 
 @pytest.mark.parametrize("preset", PRESETS)

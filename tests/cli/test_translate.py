@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli.cli.translate import translate
+from tfm_cli.cli.translate import COMMAND, translate
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.native.library import LIBRARY, NONE
@@ -259,10 +259,11 @@ def test_progress_is_shown_where_a_terminal_has_no_translations_to_show(
         monkeypatch.setattr(sys, "stderr", Terminal())
         monkeypatch.setenv("TERM", "xterm")
 
-        translate(
-            model=[tiny_model], input_path=tiny_corpus.path("test.en"),
-            output_path=str(tmp_path / "out"), device="cpu", quiet=quiet,
-        )  # fmt: skip
+        values = {
+            "models": [str(tiny_model)], "input_path": tiny_corpus.path("test.en"),
+            "output_path": str(tmp_path / "out"), "training_device": "cpu", "quiet": quiet,
+        }  # fmt: skip
+        translate(COMMAND.parsed(values))
 
         assert isinstance(sys.stderr, Terminal)
         shown[quiet] = sys.stderr.getvalue()
@@ -347,7 +348,7 @@ def test_texts_of_very_many_lines_are_translated_by_and_by(
     command = [*model, "--json-input", "--n-best", "2"]
     wanted = run_tfm(command, given)
 
-    monkeypatch.setattr(streaming, "_MOST_TEXT_LINES", most)
+    monkeypatch.setattr(streaming, "_MAX_TEXT_LINES", most)
     result = run_tfm(command, given)
 
     assert result.out == wanted.out

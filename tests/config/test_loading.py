@@ -167,24 +167,24 @@ def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"[model]\nwidth = \n", r"run.toml: is no TOML: Invalid value \(at line 2, column 9\)"),
-        (b"[model]\nwidth = 1\nwidth = 2\n", r"run.toml: is no TOML: .*line 3"),
-        (b"a = " + b"1" * 5000, r"run.toml: is no TOML: .*digits"),
-        (b"a = " + b"[" * 100_000, r"run.toml: is no TOML: .*recursion"),
+        (b"[model]\nwidth = \n", r"run.toml: is not TOML: Invalid value \(at line 2, column 9\)"),
+        (b"[model]\nwidth = 1\nwidth = 2\n", r"run.toml: is not TOML: .*line 3"),
+        (b"a = " + b"1" * 5000, r"run.toml: is not TOML: .*digits"),
+        (b"a = " + b"[" * 100_000, r"run.toml: is not TOML: .*recursion"),
         (b"a = '\xff'", r"run.toml: byte 6 is not UTF-8"),
         (b"[model]\n" + b"a." * 60_000 + b"a = 1", r"a key of more than 8 parts \(at line 2\)"),
         (b"[" + b"a ." * 60_000 + b"a]", r"a key of more than 8 parts \(at line 1\)"),
         (b"x = {" + b"'a'\t.\t\"b.c\"." * 60_000 + b"a = 1}", r"a key of more than 8 parts"),
         (b'x = """\n\n"""\n' + b"a." * 9 + b"a = 1", r"at line 4\)"),
         (b"x = 1\n#" + b"-" * (1 << 20), r"run.toml: has more than 1048576 bytes"),
-        (b'x = "' + b'\\"' * 400_000, r"run.toml: is no TOML"),
+        (b'x = "' + b'\\"' * 400_000, r"run.toml: is not TOML"),
         (b"[model]\n" + b"".join(b"a%d=1\n" % i for i in range(80_000)), "has 80000 settings"),
         (
             b"".join(b"[a%d]\n" % i for i in range(80_000)),
-            "has 80000 settings, wanted at most 1000",
+            "has 80000 settings, expected at most 1000",
         ),
-        (b"x = " + b"a" * 1_000_000, r"run.toml: is no TOML"),
-        (b"x = " + b"'" * 1_000_000, r"run.toml: is no TOML"),
+        (b"x = " + b"a" * 1_000_000, r"run.toml: is not TOML"),
+        (b"x = " + b"'" * 1_000_000, r"run.toml: is not TOML"),
     ],
 )
 @pytest.mark.timeout(20)
@@ -243,7 +243,7 @@ def test_weight_of_no_training_file_is_refused_with_the_nearest(tmp_path: Path) 
     with pytest.raises(ConfigError) as caught:
         resolve(file=toml(tmp_path, text))
 
-    told = "data.weights.a.em: is no training file; did you mean `a.en`?"
+    told = "data.weights.a.em: is not a training file; did you mean `a.en`?"
     assert str(caught.value).split("\n  ")[1:] == [told]
 
 

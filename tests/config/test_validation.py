@@ -82,7 +82,7 @@ def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], tol
         (
             {"model": {"width": 12, "heads": 4, "positions": "rotary"}},
             "model.heads: must leave an even width for each head, got 3 "
-            "(rotary positions turn pairs)",
+            "(rotary positions rotate pairs)",
         ),
         (
             {"model": {"width": 12, "heads": 4, "decoder_heads": 5}},
@@ -91,12 +91,12 @@ def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], tol
         (
             {"model": {"width": 12, "heads": 3, "decoder_heads": 4, "positions": "rotary"}},
             "model.decoder_heads: must leave an even width for each head, got 3 "
-            "(rotary positions turn pairs)",
+            "(rotary positions rotate pairs)",
         ),
         (
             {"model": {"positions": "learned", "max_positions": 100}},
-            "model.max_positions: must be at least 779, got 100: data.max_length, "
-            "search.max_length and search.max_length_factor allow so many",
+            "model.max_positions: must be at least 779, got 100: from "
+            "data.max_length, search.max_length and search.max_length_factor",
         ),
         (
             {"data": {"source": ["a", "b"], "target": "c"}},
@@ -112,8 +112,8 @@ def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], tol
         ),
         (
             {"tokenizer": {"model": "a.model"}, "training": {"pretrained_model": "b"}},
-            "tokenizer.model: must not be set beside training.pretrained_model, "
-            "which brings its own tokenizer",
+            "tokenizer.model: must not be set with training.pretrained_model, "
+            "which has its own tokenizer",
         ),
         (
             {"training": {"device": "gpu"}},

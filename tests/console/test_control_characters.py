@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import TINY_SHAPE, Result, RunTfm
 from tests.forked import PATIENCE
 from tests.tiers import representative
-from tfm_cli.console import one_line, told, visible
+from tfm_cli.console import one_line, visible, visible_message
 
 # Set the clipboard, a link, clear the screen, the same in 8 bits, write backwards, a new title.
 HOSTILE = "\x1b]52;c;eA==\x07\x1b]8;;http://x\x1b\\\x1b[2J\x9b2J\u202etxt\x1b]0;x\x07\x7f"
@@ -46,7 +46,7 @@ def on_terminal(arguments: list[str], typed: bytes = b"") -> str:
 def test_r37_what_is_shown_steers_nothing() -> None:
     everything = "".join(map(chr, range(0x3000)))
 
-    for shown in (visible(everything), told(everything), one_line(everything)):
+    for shown in (visible(everything), visible_message(everything), one_line(everything)):
         assert not STEERING.search(shown)
         assert not {"\u202e", "\x9b", "\x1b"} & set(shown)
     assert "\n" not in one_line(everything)
@@ -55,8 +55,9 @@ def test_r37_what_is_shown_steers_nothing() -> None:
 
 @pytest.mark.parametrize("text", ["error: x", "a\nerror: disk full", "a\n\nhint: b", "a\n b"])
 def test_r37_name_cannot_begin_a_line_of_a_message(text: str) -> None:
-    assert told(text) == text.replace("\n", "\\u000a")
-    assert told(f"2 problems\n  {text}\n  more").split("\n  ")[1] == text.replace("\n", "\\u000a")
+    assert visible_message(text) == text.replace("\n", "\\u000a")
+    lines = visible_message(f"2 problems\n  {text}\n  more").split("\n  ")
+    assert lines[1] == text.replace("\n", "\\u000a")
 
 
 @pytest.mark.slow

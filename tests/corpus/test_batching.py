@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.corpus.batching import BatchOrder, CorpusSpan, padding_share, token_batches
+from tfm_cli.corpus.batching import BatchOrder, CorpusSpan, padding_share
 from tfm_cli.corpus.random_key import random_key
+from tfm_cli.corpus.token_budget import token_batches
 
 MULTI30K = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "multi30k"
 

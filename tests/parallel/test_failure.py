@@ -5,7 +5,7 @@ import pytest
 
 from tests.distributed import ranks
 from tests.parallel.notes import Notes
-from tfm_cli.errors import ConfigError, DataError, Interrupted, ToldElsewhere
+from tfm_cli.errors import ConfigError, DataError, Interrupted, ReportedElsewhere
 from tfm_cli.parallel import Parallel, heartbeat
 from tfm_cli.parallel.failure import FailureMonitor, RankLostError, is_lost_connection
 
@@ -29,7 +29,7 @@ def test_first_failure_is_reported_and_the_others_exit_with_its_code(
     second.close()
 
     assert said is error
-    assert isinstance(silent, ToldElsewhere)
+    assert isinstance(silent, ReportedElsewhere)
     assert silent.exit_code == code
 
 
@@ -94,7 +94,7 @@ def test_error_of_one_rank_ends_all(tmp_path: Path) -> None:
                 parallel.all_gather_bytes(b"")
         except DataError as error:
             raise SystemExit(1 if str(error) == "rank 1 of 3: torn" else 2) from error
-        except ToldElsewhere as error:
+        except ReportedElsewhere as error:
             raise SystemExit(10 + error.exit_code) from error
 
     done = ranks.run(tmp_path, [], world=3, prepare=fail)

@@ -25,12 +25,11 @@ def _values(field: dataclasses.Field[Any], kind: Any) -> st.SearchStrategy[Any]:
         top = highest if highest is not None else (bounds["lt"] or 10**9) - 1
         return st.integers(lowest, int(top))
     if kind is float:
-        open_low, open_high = lowest is None, bounds["lt"] is not None
+        is_open = bounds["lt"] is not None
         return st.floats(
-            bounds["gt"] if open_low else lowest,
-            bounds["lt"] if open_high else highest,
-            exclude_min=open_low,
-            exclude_max=open_high,
+            lowest,
+            bounds["lt"] if is_open else highest,
+            exclude_max=is_open,
             allow_nan=False,
             allow_infinity=False,
         )

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Result, RunTfm, TinyCorpus
 from tests.tiers import representative
 from tests.translation.native_translator import needs_native
-from tfm_cli.cli.translate import translate
+from tfm_cli.cli.translate import COMMAND, translate
 from tfm_cli.translation import resumable_output
 from tfm_cli.translation.segments import Lines, Segmenter
 
@@ -306,10 +306,11 @@ def test_bar_is_shown_unless_the_translations_are(
     monkeypatch.setattr(sys, "stdout", stdout)
 
     caplog.set_level(logging.INFO, "tfm_cli")  # as a command sets it
-    translate(
-        model=[tiny_model], input_path=tiny_corpus.path("test.en"), device="cpu",
-        output_path="-" if to_terminal else str(tmp_path / "out"),
-    )  # fmt: skip
+    values = {
+        "models": [str(tiny_model)], "input_path": tiny_corpus.path("test.en"),
+        "output_path": "-" if to_terminal else str(tmp_path / "out"), "training_device": "cpu",
+    }  # fmt: skip
+    translate(COMMAND.parsed(values))
 
     assert ("translating: 40 lines, " in shown.getvalue()) == (not to_terminal)
     assert ("lines/s (100 %)" in shown.getvalue()) == (not to_terminal)

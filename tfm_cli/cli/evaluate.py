@@ -1,24 +1,25 @@
-"""`tfm evaluate`: what sacreBLEU says of translations, in its own words, letters and formats."""
+"""`tfm evaluate`: sacreBLEU's scores of translations, with its flags and in its formats."""
 
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import typer
-from typer.core import TyperCommand
 
 from tfm_cli import console
+from tfm_cli.cli.commands import DeclaredCommand
 from tfm_cli.cli.options import (
-    PRECISION,
-    WORKERS,
-    check_precision,
-    flag,
+    Command,
+    Options,
     model_files,
+    option,
+    precision_option,
+    quiet_option,
     refuse_overwriting,
+    workers_option,
 )
-from tfm_cli.config.settings import SearchConfig, TrainingConfig
 from tfm_cli.console import one_line
 from tfm_cli.errors import CheckError, ConfigError, DataError
 from tfm_cli.evaluation import scores, significance
@@ -31,12 +32,185 @@ from tfm_cli.text.writer import open_output, write_lines
 
 logger = logging.getLogger(__name__)
 
+_MAX_RESAMPLES = 1_000_000
 
-# How `tfm evaluate` may be called: sacreBLEU's lists of values, and which flags go together.
+
+class EvaluateOptions(Options):
+    """The options of `tfm evaluate`."""
+
+    references: tuple[str, ...] = option(
+        "Text",
+        metavar="REFERENCE",
+        default=...,
+        help="Reference translations, plain or compressed; each file is one reference.",
+    )
+    inputs: tuple[str, ...] = option(
+        "Text",
+        "--input",
+        "-i",
+        metavar="FILE",
+        default=("-",),
+        shown_default="-",
+        help="Translations to score; give several to compare systems.",
+    )
+    metrics: tuple[str, ...] = option(
+        "Metrics",
+        "--metrics",
+        "-m",
+        metavar="NAME",
+        default=("bleu",),
+        shown_default="bleu",
+        help="Any of bleu, chrf and ter.",
+    )
+    tokenize: str | None = option(
+        "Metrics", "--tokenize", "-tok", shown_default="13a", help="BLEU's tokenizer."
+    )
+    lowercase: bool = option(
+        "Metrics", "--lowercase", "-lc", default=False, help="Case-insensitive BLEU."
+    )
+    smooth_method: str = option(
+        "Metrics",
+        "--smooth-method",
+        "-s",
+        default="exp",
+        help="BLEU's smoothing: exp, floor, add-k or none.",
+    )
+    smooth_value: float | None = option(
+        "Metrics",
+        "--smooth-value",
+        "-sv",
+        ge=0,
+        le=1_000_000,
+        shown_default="0.1 and 1",
+        help="The value of floor and of add-k.",
+    )
+    force: bool = option(
+        "Metrics", "--force", default=False, help="Do not warn of hypotheses that look tokenized."
+    )
+    chrf_char_order: int = option(
+        "Metrics",
+        "--chrf-char-order",
+        "-cc",
+        default=6,
+        ge=0,
+        le=99,
+        help="Longest character n-gram of chrF.",
+    )
+    chrf_word_order: int = option(
+        "Metrics",
+        "--chrf-word-order",
+        "-cw",
+        default=0,
+        ge=0,
+        le=99,
+        help="Longest word n-gram of chrF; 2 is chrF++.",
+    )
+    sentence_level: bool = option(
+        "Metrics", "--sentence-level", "-sl", default=False, help="Score each line by itself."
+    )
+    confidence: bool = option(
+        "Significance",
+        "--confidence",
+        "-ci",
+        default=False,
+        help="Add the 95% confidence interval by bootstrap resampling.",
+    )
+    confidence_n: int = option(
+        "Significance",
+        "--confidence-n",
+        "-cin",
+        default=1000,
+        ge=2,
+        le=_MAX_RESAMPLES,
+        help="Its number of resamples.",
+    )
+    paired_bs: bool = option(
+        "Significance",
+        "--paired-bs",
+        "-pbs",
+        default=False,
+        help="Test each system against the first by paired bootstrap resampling.",
+    )
+    paired_bs_n: int = option(
+        "Significance",
+        "--paired-bs-n",
+        "-pbsn",
+        default=1000,
+        ge=1,
+        le=_MAX_RESAMPLES,
+        help="Its number of resamples.",
+    )
+    paired_ar: bool = option(
+        "Significance",
+        "--paired-ar",
+        "-par",
+        default=False,
+        help="Test each system against the first by paired approximate randomization.",
+    )
+    paired_ar_n: int = option(
+        "Significance",
+        "--paired-ar-n",
+        "-parn",
+        default=10000,
+        ge=1,
+        le=_MAX_RESAMPLES,
+        help="Its number of trials.",
+    )
+    width: int = option(
+        "Output",
+        "--width",
+        "-w",
+        default=1,
+        ge=0,
+        le=20,
+        help="Digits after the decimal point.",
+    )
+    score_only: bool = option(
+        "Output",
+        "--score-only",
+        "-b",
+        default=False,
+        help="Print only the number; its signature goes to standard error.",
+    )
+    output_format: Literal["json", "text"] = option(
+        "Output", "--format", "-f", default="json", help="Format of the scores."
+    )
+    short: bool = option(
+        "Output", "--short", "-sh", default=False, help="Abbreviate signatures, except in JSON."
+    )
+    fail_under: float | None = option(
+        "Output",
+        "--fail-under",
+        ge=-1_000_000,
+        le=1_000_000,
+        help="Exit with 1 if the first metric of the first system is below this (ter: above).",
+    )
+    model: Path | None = option(
+        "Translation",
+        "--model",
+        metavar="DIR",
+        help="Translate --source with this model, in place of --input.",
+    )
+    source: str | None = option(
+        "Translation", "--source", metavar="FILE", help="The text to translate with --model."
+    )
+    output: Path | None = option(
+        "Translation",
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Also write its translations to this file.",
+    )
+    precision: str = precision_option("Translation")
+    workers: int = workers_option("Translation")
+    quiet: bool = quiet_option()
+
+
+# sacreBLEU's lists of values, and the options that exclude or need each other.
 
 _FOR_MODEL = ("source", "output", "beam_size", "length_penalty", "device", "precision", "workers")
 _FOR_CORPUS = ("confidence", "paired_bs", "paired_ar", "fail_under")
-_IDLE_WITHOUT = {  # settings that are idle unless the metric or flag behind them is asked for
+_NEEDED = {  # options without effect, and the metric or option that they need
     "tokenize": "bleu",
     "lowercase": "bleu",
     "smooth_method": "bleu",
@@ -49,48 +223,40 @@ _IDLE_WITHOUT = {  # settings that are idle unless the metric or flag behind the
 }
 
 
-class EvaluateCommand(TyperCommand):
-    """Reads `-m bleu chrf`, and after the references `-i a.txt b.txt`, as sacreBLEU does.
+class EvaluateCommand(DeclaredCommand):
+    """A command that reads `-m bleu chrf`, and `-i a.txt b.txt` after references, as sacreBLEU.
 
-    Otherwise the second system would be taken for one more reference, and scores would be wrong.
+    Otherwise the second system would be one more reference, and the scores wrong.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each further value a flag of its own, then parse as ever."""
+        """Repeat the flag before each further value, then parse."""
         rest, spread = list(args), list[str]()
         while rest:
-            option = rest.pop(0)
-            if option in ("-m", "--metrics") and rest:
-                spread += [option, rest.pop(0)]
+            word = rest.pop(0)
+            if word in ("-m", "--metrics") and rest:
+                spread += [word, rest.pop(0)]
                 while rest and rest[0] in METRICS:
-                    spread += [option, rest.pop(0)]
-            elif option in ("-i", "--input") and rest:
+                    spread += [word, rest.pop(0)]
+            elif word in ("-i", "--input") and rest:
                 has_references = self.make_parser(ctx).parse_args(list(spread))[0]["references"]
-                spread += [option, rest.pop(0)]
+                spread += [word, rest.pop(0)]
                 while has_references and rest and (rest[0] == "-" or rest[0][:1] != "-"):
-                    spread += [option, rest.pop(0)]
+                    spread += [word, rest.pop(0)]
             else:
-                spread.append(option)
-                if option == "--":
+                spread.append(word)
+                if word == "--":
                     spread, rest = spread + rest, []
         return super().parse_args(ctx, spread)
 
 
-def given_flags(ctx: typer.Context) -> dict[str, str]:
-    """The flags that stood on the command line, by the name of their parameter."""
-    given = {}
-    for parameter in ctx.command.params:
-        origin = ctx.get_parameter_source(parameter.name or "")
-        if origin is not None and origin.name == "COMMANDLINE":
-            given[str(parameter.name)] = max(parameter.opts, key=len)
-    return given
-
-
 def systems_once(paths: Sequence[str], *, paired: bool) -> list[str]:
-    """The paths but for a paired test's baseline that is given again, as in `-i base.txt *.txt`.
+    """Return the paths, without further mentions of a paired test's baseline.
+
+    Thus `-i base.txt *.txt` compares the baseline with all others.
 
     Raises:
-        ConfigError: any other path that is given twice.
+        ConfigError: any other path is given twice.
     """
     rest = [path for path in paths[1:] if not (paired and path == paths[0])]
     systems = [paths[0], *rest]
@@ -101,7 +267,16 @@ def systems_once(paths: Sequence[str], *, paired: bool) -> list[str]:
 
 
 def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: int) -> None:
-    """Refuse what contradicts itself, all at once; warn of what has no effect."""
+    """Report all contradictions among the options at once; warn of those without effect.
+
+    Args:
+        given: the flags on the command line, by name.
+        names: the metrics.
+        num_systems: number of systems to score.
+
+    Raises:
+        ConfigError: options contradict each other.
+    """
     problems = []
     if "model" not in given:
         problems += [f"`{given[name]}` needs `--model`" for name in _FOR_MODEL if name in given]
@@ -125,184 +300,20 @@ def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: 
         raise ConfigError("\n  ".join([f"the command has {len(problems)} problems", *problems]))
     if problems:
         raise ConfigError(problems[0])
-    for name, need in _IDLE_WITHOUT.items():
+    for name, need in _NEEDED.items():
         if name in given and need not in given and need not in names:
             shown = f"`-m {need}`" if need in METRICS else f"`--{need.replace('_', '-')}`"
             logger.warning("`%s` has no effect without %s", given[name], shown)
 
 
-def check_output(output: Path, read: Sequence[str], model: Path | None) -> None:
-    """Refuse a place for translations that cannot be written, or that is one of the files read."""
-    if str(output) == "-":
-        raise ConfigError("`--output` must be a file: standard output is for the scores")
-    refuse_overwriting(output, [*read, *([] if model is None else model_files(model))])
-    check_writable(output)
+class Texts(NamedTuple):
+    """The translations of each system, by its name in the report, and the references."""
+
+    systems: list[tuple[str, list[str]]]
+    references: list[list[str]]
 
 
-# What `tfm evaluate --model` does: it translates, and may keep the translations.
-
-
-def translate(
-    lines: Sequence[str],
-    model: Path,
-    search: Mapping[str, float | None],
-    *,
-    name: str,
-    device: str,
-    precision: str,
-    workers: int,
-) -> list[str]:
-    """The model's best translations, searched for as it was set up to but for what is given.
-
-    Args:
-        lines: to translate.
-        model: directory.
-        search: settings of the search, None where they are the model's own.
-        name: what warnings call the lines.
-        device: where to compute.
-        precision: of the arithmetic.
-        workers: processes, see `Translator.load`.
-    """
-    from tfm_cli.model_directory.config_file import load_config
-    from tfm_cli.translation.translator import Translator, TranslatorOptions
-
-    given = {name: value for name, value in search.items() if value is not None}
-    settings = load_config(model)[0].search
-    # Checked at run time against the fields' own types, which mypy cannot see.
-    settings = dataclasses.replace(settings, n_best=1, **given)  # type: ignore[arg-type]
-    translator = Translator.load(
-        model,
-        TranslatorOptions(search=settings, scores=False),
-        device=device, precision=precision, workers=workers,
-    )  # fmt: skip
-    return [translation.text for translation in translator.translate(lines, name=name)]
-
-
-def keep(translations: Sequence[str], output: Path) -> None:
-    """Write translations to a file, one a line."""
-    with open_output(output) as stream:
-        write_lines(stream, translations)
-
-
-COMMAND_CLASS = EvaluateCommand
-_TRAINING = TrainingConfig()
-
-
-def evaluate(
-    ctx: typer.Context,
-    references: Annotated[
-        list[str],
-        typer.Argument(
-            help="Reference translations, plain or compressed; each file is one reference."
-        ),
-    ],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            "-i",
-            help="Translations to score; several systems are compared. [default: -]",
-        ),
-    ] = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option("--metrics", "-m", help="Any of bleu, chrf and ter. [default: bleu]"),
-    ] = None,
-    tokenize: Annotated[
-        str | None, typer.Option("--tokenize", "-tok", help="BLEU's tokenizer. [default: 13a]")
-    ] = None,
-    lowercase: Annotated[
-        bool, typer.Option("--lowercase", "-lc", help="BLEU without regard to case.")
-    ] = False,
-    smooth_method: Annotated[
-        str,
-        typer.Option("--smooth-method", "-s", help="BLEU's smoothing: exp, floor, add-k or none."),
-    ] = "exp",
-    smooth_value: Annotated[
-        float | None,
-        typer.Option(
-            "--smooth-value",
-            "-sv",
-            min=0,
-            max=1_000_000,
-            help="For floor and add-k. [default: 0.1 and 1]",
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Do not warn of hypotheses that look tokenized.")
-    ] = False,
-    chrf_char_order: Annotated[
-        int, typer.Option("--chrf-char-order", "-cc", min=0, max=99, help="Characters of chrF.")
-    ] = 6,
-    chrf_word_order: Annotated[
-        int,
-        typer.Option("--chrf-word-order", "-cw", min=0, max=99, help="Words; 2 makes it chrF++."),
-    ] = 0,
-    confidence: Annotated[
-        bool, typer.Option("--confidence", "-ci", help="Give the 95% interval, by a bootstrap.")
-    ] = False,
-    confidence_n: Annotated[
-        int, typer.Option("--confidence-n", "-cin", min=2, max=1_000_000, help="Its resamples.")
-    ] = 1000,
-    paired_bs: Annotated[
-        bool,
-        typer.Option(
-            "--paired-bs", "-pbs", help="Test each system against the first, by a paired bootstrap."
-        ),
-    ] = False,
-    paired_bs_n: Annotated[
-        int, typer.Option("--paired-bs-n", "-pbsn", min=1, max=1_000_000, help="Its resamples.")
-    ] = 1000,
-    paired_ar: Annotated[
-        bool,
-        typer.Option("--paired-ar", "-par", help="The same by approximate randomization."),
-    ] = False,
-    paired_ar_n: Annotated[
-        int, typer.Option("--paired-ar-n", "-parn", min=1, max=1_000_000, help="Its trials.")
-    ] = 10000,
-    sentence_level: Annotated[
-        bool, typer.Option("--sentence-level", "-sl", help="Score each line by itself.")
-    ] = False,
-    width: Annotated[
-        int, typer.Option("--width", "-w", min=0, max=20, help="Digits after the point.")
-    ] = 1,
-    score_only: Annotated[
-        bool,
-        typer.Option("--score-only", "-b", help="Print the number; its signature goes to stderr."),
-    ] = False,
-    output_format: Annotated[
-        Literal["json", "text"], typer.Option("--format", "-f", help="How scores are printed.")
-    ] = "json",
-    short: Annotated[
-        bool, typer.Option("--short", "-sh", help="Abbreviate signatures, but in JSON.")
-    ] = False,
-    fail_under: Annotated[
-        float | None,
-        typer.Option(
-            min=-1_000_000,
-            max=1_000_000,
-            help="Exit with 1 if the first metric of the first system is below this (ter: above).",
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", help="Instead of --input: translate --source with this model."),
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="The text that --model translates.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also keep its translations here.")
-    ] = None,
-    beam_size: Annotated[
-        int | None, flag(SearchConfig, "beam_size", "--beam-size", "--beam")
-    ] = None,
-    length_penalty: Annotated[float | None, flag(SearchConfig, "length_penalty")] = None,
-    device: Annotated[str, flag(TrainingConfig, "device")] = _TRAINING.device,
-    precision: Annotated[str, PRECISION] = "auto",
-    workers: Annotated[int, WORKERS] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
-) -> None:
+def evaluate(options: EvaluateOptions) -> None:
     """Score translations with sacreBLEU.
 
     Prints what the sacrebleu program prints, for the same flags. Translations come from --input,
@@ -310,95 +321,155 @@ def evaluate(
 
     Example:  tfm evaluate ref.de -i hyp.de -m bleu,chrf
     """
-    console.setup(console.QUIET if quiet else console.NORMAL)
-    native_logger = logging.getLogger("sacrebleu")
-    native_logger.handlers, native_logger.propagate = logging.getLogger("tfm_cli").handlers, False
-    method: Method | None = "bootstrap" if paired_bs else "randomization" if paired_ar else None
-    names = [name.strip().lower() for text in metrics or ["bleu"] for name in text.split(",")]
+    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    sacrebleu = logging.getLogger("sacrebleu")
+    sacrebleu.handlers, sacrebleu.propagate = logging.getLogger("tfm_cli").handlers, False
+    names = [name.strip().lower() for text in options.metrics for name in text.split(",")]
     names = list(dict.fromkeys(names))
-    paths = systems_once(inputs or ["-"], paired=method is not None)
-    options = MetricOptions(
-        tokenize=tokenize,
-        lowercase=lowercase,
-        smooth_method=smooth_method,
-        smooth_value=smooth_value,
-        force=force,
-        chrf_char_order=chrf_char_order,
-        chrf_word_order=chrf_word_order,
+    paths = systems_once(options.inputs, paired=options.paired_bs or options.paired_ar)
+    metric_options = MetricOptions(
+        tokenize=options.tokenize,
+        lowercase=options.lowercase,
+        smooth_method=options.smooth_method,
+        smooth_value=options.smooth_value,
+        force=options.force,
+        chrf_char_order=options.chrf_char_order,
+        chrf_word_order=options.chrf_word_order,
     )
-    scores.check_options(names, options)
+    scores.check_options(names, metric_options)
     if "bleu" in names:
-        check_available(tokenize)
-    check_usage(given_flags(ctx), names, num_systems=len(paths))
-    search = {"beam_size": beam_size, "length_penalty": length_penalty}
-    check_precision(precision)
+        check_available(options.tokenize)
+    check_usage(options.given, names, num_systems=len(paths))
     check_writable("-")
-    if output is not None:
-        check_output(output, [*references, *([source] if source else [])], model)
+    check_output(options)
+    texts = _read_texts(options, paths)
+    if "bleu" in names and options.tokenize is None:
+        _warn_of_script(options.references[0], texts.references[0])
+    if options.sentence_level:
+        _print_sentence_scores(options, texts, names[0], metric_options)
+        return
+    value = _print_scores(options, texts, names, metric_options)
+    if options.fail_under is not None:
+        _check_score(names[0], value, options.fail_under, options.width)
 
-    texts = _read_aligned(references, paths if source is None else [source])
+
+def check_output(options: EvaluateOptions) -> None:
+    """Raise an error if `--output` cannot be written or is a file that is read."""
+    output = options.output
+    if output is None:
+        return
+    if str(output) == "-":
+        raise ConfigError("`--output` must be a file: standard output is for the scores")
+    read: list[str | Path] = [*options.references]
+    read += [] if options.source is None else [options.source]
+    read += [] if options.model is None else model_files(options.model)
+    refuse_overwriting(output, read)
+    check_writable(output)
+
+
+def _read_texts(options: EvaluateOptions, paths: Sequence[str]) -> Texts:
+    """Return the texts to score; with `--model` they are translated first."""
+    model, source = options.model, options.source
+    lines = _read_aligned(options.references, paths if source is None else [source])
     if model is not None and source is not None:
-        translations = translate(
-            texts[source], model, search, name=source, device=device, precision=precision,
-            workers=workers,
-        )  # fmt: skip
-        if output is not None:
-            keep(translations, output)
+        translations = _translate(options, model, lines[source], source)
+        if options.output is not None:
+            with open_output(options.output) as stream:
+                write_lines(stream, translations)
         systems = [(one_line(str(model)), translations)]
     else:
-        systems = [(one_line(path), texts[path]) for path in paths]
-    wanted = [texts[path] for path in references]
-    _warn_of_blanks(references, texts)
-    if "bleu" in names and tokenize is None:
-        _warn_of_script(references[0], wanted[0])
-    first = systems[0][1]
+        systems = [(one_line(path), lines[path]) for path in paths]
+    _warn_of_blanks(options.references, lines)
+    return Texts(systems, [lines[path] for path in options.references])
 
-    if sentence_level:
-        score = None
-        for score in scores.sentence_scores(first, wanted, metric=names[0], options=options):
-            typer.echo(score.bare(width) if score_only else score.line(width, short=short))
-        if score_only and score:
-            typer.echo(score.quoted_signature(short=short), err=True)
-        return
-    if len(systems) == 1:
-        resamples = confidence_n if confidence else 0
-        found = scores.corpus_scores(
-            first, wanted, metrics=names, options=options, num_resamples=resamples
+
+def _translate(options: EvaluateOptions, model: Path, lines: Sequence[str], name: str) -> list[str]:
+    """Return the model's best translations of lines, which warnings call by `name`."""
+    from tfm_cli.model_directory.config_file import load_config
+    from tfm_cli.translation.translator import Translator, TranslatorOptions
+
+    settings = load_config(model).settings.search
+    translator = Translator.load(
+        model,
+        TranslatorOptions(
+            search=dataclasses.replace(settings, n_best=1, **options.settings["search"]),
+            scores=False,
+        ),
+        device=options.setting("training", "device"),
+        precision=options.precision,
+        workers=options.workers,
+    )
+    return [translation.text for translation in translator.translate(lines, name=name)]
+
+
+def _print_sentence_scores(
+    options: EvaluateOptions, texts: Texts, metric: str, metric_options: MetricOptions
+) -> None:
+    score = None
+    for score in scores.sentence_scores(
+        texts.systems[0][1], texts.references, metric=metric, options=metric_options
+    ):
+        bare = score.bare(options.width)
+        typer.echo(bare if options.score_only else score.line(options.width, short=options.short))
+    if options.score_only and score:
+        typer.echo(score.quoted_signature(short=options.short), err=True)
+
+
+def _print_scores(
+    options: EvaluateOptions, texts: Texts, names: Sequence[str], metric_options: MetricOptions
+) -> float:
+    """Print the scores of all systems; return the first metric of the first system."""
+    layout: dict[str, Any] = {
+        "width": options.width,
+        "short": options.short,
+        "value_only": options.score_only,
+    }
+    (name, first), *others = texts.systems
+    if not others:
+        corpus_scores = scores.corpus_scores(
+            first,
+            texts.references,
+            metrics=names,
+            options=metric_options,
+            num_resamples=options.confidence_n if options.confidence else 0,
         )
-        value = found[0].value
-        text = scores.render(found, output_format, width=width, short=short, value_only=score_only)
-        signatures = [score.quoted_signature(short=short) for score in found]
+        value = corpus_scores[0].value
+        text = scores.render(corpus_scores, options.output_format, **layout)
+        signatures = [score.quoted_signature(short=options.short) for score in corpus_scores]
     else:
-        if method:
-            num_samples = paired_bs_n if paired_bs else paired_ar_n
+        if options.paired_bs or options.paired_ar:
+            method: Method = "bootstrap" if options.paired_bs else "randomization"
             comparison = significance.paired_test(
-                [(f"Baseline: {systems[0][0]}", first), *systems[1:]],
-                wanted,
+                [(f"Baseline: {name}", first), *others],
+                texts.references,
                 method=method,
                 metrics=names,
-                options=options,
-                num_samples=num_samples,
+                options=metric_options,
+                num_samples=options.paired_bs_n if options.paired_bs else options.paired_ar_n,
             )
         else:
-            comparison = significance.compare(systems, wanted, metrics=names, options=options)
+            comparison = significance.compare(
+                texts.systems, texts.references, metrics=names, options=metric_options
+            )
         value = comparison.scores[0].value
-        text = significance.render(
-            comparison, output_format, width=width, short=short, value_only=score_only
-        )
-        signatures = comparison.quoted_signatures(short=short)
+        text = significance.render(comparison, options.output_format, **layout)
+        signatures = comparison.quoted_signatures(short=options.short)
     typer.echo(text)
-    if score_only:
+    if options.score_only:
         typer.echo("\n".join(signatures), err=True)
-    if fail_under is not None:
-        _check_score(names[0], value, fail_under, width)
+    return value
 
 
 def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str, list[str]]:
-    """The lines of each file by its path; every file that cannot be read, or is of another length
-    than the first reference, is reported at once."""
+    """Return the lines of each file, by its path.
+
+    Raises:
+        DataError: a list of the files that cannot be read, or of those whose number of lines is
+            not that of the first reference.
+    """
     paths = [*references, *others]
     if paths.count("-") > 1:
-        raise ConfigError("standard input can be read only once, got `-` more often")
+        raise ConfigError("standard input can be read only once, got `-` more than once")
     texts: dict[str, list[str]] = {}
     errors = []
     for path in dict.fromkeys(paths):
@@ -410,36 +481,35 @@ def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str,
         raise DataError("\n  ".join([f"{len(errors)} files cannot be used", *map(str, errors)]))
     if errors:
         raise errors[0]
-    first, wanted = _name(references[0]), len(texts[references[0]])
-    if not wanted:
-        raise DataError(f"{first}: has no lines, wanted one for each segment")
-    wrong = {_name(path): len(lines) for path, lines in texts.items() if len(lines) != wanted}
-    hint = f"give a line for each line of {first}, a blank one where there is nothing"
+    first, expected = _name(references[0]), len(texts[references[0]])
+    if not expected:
+        raise DataError(f"{first}: has no lines, expected one for each segment")
+    wrong = {_name(path): len(lines) for path, lines in texts.items() if len(lines) != expected}
+    hint = f"give one line for each line of {first}, a blank one where there is no text"
     if len(wrong) > 1:
-        told = [f"{path}: {count} lines" for path, count in wrong.items()]
-        title = f"{len(wrong)} files do not align with {first}, which has {wanted} lines"
-        raise DataError("\n  ".join([title, *told]), hint=hint)
+        counts = [f"{path}: {count} lines" for path, count in wrong.items()]
+        title = f"{len(wrong)} files do not align with {first}, which has {expected} lines"
+        raise DataError("\n  ".join([title, *counts]), hint=hint)
     for path, count in wrong.items():
-        raise DataError(f"{path} and {first} do not align: {count} and {wanted} lines", hint=hint)
+        raise DataError(f"{path} and {first} do not align: {count} and {expected} lines", hint=hint)
     return texts
 
 
 def _warn_of_blanks(references: Sequence[str], texts: dict[str, list[str]]) -> None:
-    """Say where a reference has no text: whatever is said there counts as wrong."""
+    """Warn of blank lines in a reference: any translation of such a segment counts as wrong."""
     for path in dict.fromkeys(references):
         blank = [number for number, line in enumerate(texts[path], 1) if not line.strip()]
         if blank:
-            told = "%s: blank references: %d (first: line %d)"
-            logger.warning(told, _name(path), len(blank), blank[0])
+            message = "%s: blank references: %d (first: line %d)"
+            logger.warning(message, _name(path), len(blank), blank[0])
 
 
 def _warn_of_script(path: str, lines: Sequence[str]) -> None:
-    """Warn where BLEU would take a whole sentence for one word."""
+    """Warn if BLEU's tokenizer is wrong for the script, as it splits text at blanks only."""
     suited = choose_tokenizer(lines)
     if suited.tokenizer != DEFAULT_TOKENIZER:
         logger.warning(
-            "%s: %s, but BLEU's tokenizer %s takes what stands between blanks for a word; "
-            "use `-tok %s`",
+            "%s: %s, but BLEU's tokenizer %s splits words at blanks; use `-tok %s`",
             _name(path), suited.reason, DEFAULT_TOKENIZER, suited.tokenizer,
         )  # fmt: skip
 
@@ -456,15 +526,34 @@ def _read(path: str) -> list[str]:
         for note in reader.notes():
             logger.warning("%s: %s", reader.name, note)
     tabs = {line.count("\t") for line in lines}
-    if path == "-" and len(tabs) == 1 and tabs != {0}:  # sacreBLEU would take these for systems
+    if path == "-" and len(tabs) == 1 and tabs != {0}:  # sacreBLEU treats the columns as systems
         logger.warning("standard input has columns, but is scored as one system; see `--input`")
     return lines
 
 
 def _check_score(metric: str, value: float, limit: float, width: int) -> None:
+    """Raise a CheckError if a score is worse than `--fail-under` allows."""
     lower = scores.lower_is_better(metric)
     if value > limit if lower else value < limit:
         shown = f"{value:.{width}f}"
         if float(shown) == limit:  # rounding would hide the difference
             shown = repr(value)
-        raise CheckError(f"{metric} is {shown}, wanted at {'most' if lower else 'least'} {limit:g}")
+        raise CheckError(
+            f"{metric} is {shown}, expected at {'most' if lower else 'least'} {limit:g}"
+        )
+
+
+COMMAND = Command(
+    evaluate,
+    EvaluateOptions,
+    {
+        "Text": (),
+        "Metrics": (),
+        "Significance": (),
+        "Output": (),
+        "Translation": ("search.beam_size", "search.length_penalty", "training.device"),
+        "Messages": (),
+    },
+    has_letters=False,
+    parser=EvaluateCommand,
+)

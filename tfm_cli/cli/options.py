@@ -1,164 +1,385 @@
-"""Flags made from the settings of `config.py`, so that name, bound and help stand once."""
+"""The options of the commands: each is declared once, as a setting or by its command."""
 
 import dataclasses
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
-import typer
-from typer.core import TyperGroup
-
-from tfm_cli.config.settings import NORMALIZATION_RULES
+from tfm_cli import console
+from tfm_cli.config.presets import PRESETS
+from tfm_cli.config.settings import NORMALIZATION_RULES, RunConfig
 from tfm_cli.config.validation import coerce
 from tfm_cli.device import DECODING_PRECISIONS
 from tfm_cli.errors import ConfigError
 
-WORKERS: Any = typer.Option(
-    metavar="N",
-    min=0,
-    max=1024,
-    show_default=False,
-    help="Processes that work side by side on a CPU, sharing the weights; 0 takes one for "
-    "each core, once there is work for several. [default: 0]",
-)
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+    from tfm_cli.parallel import Parallel
+
+# The flags of a setting: `--name` unless listed here. The main flag is first; the others are the
+# names that fairseq, Marian and Sockeye have for it.
+FLAGS: dict[str, tuple[str, ...]] = {
+    "data.source": ("--source", "-s"),
+    "data.target": ("--target", "-t"),
+    "data.valid_source": ("--valid-source", "-vs"),
+    "data.valid_target": ("--valid-target", "-vt"),
+    "data.cache": ("--data-cache",),
+    "data.workers": ("--data-workers", "--data-threads"),
+    "tokenizer.model": ("--tokenizer",),
+    "training.max_updates": ("--max-updates", "--max-update"),
+    "training.max_epochs": ("--max-epochs", "--max-epoch"),
+    "training.max_tokens": ("--max-tokens", "--mini-batch-words"),
+    "training.update_freq": ("--update-freq", "--optimizer-delay"),
+    "training.learn_rate": ("--learn-rate", "--lr"),
+    "training.lr_warmup": ("--lr-warmup", "--warmup-updates"),
+    "training.disp_freq": ("--disp-freq", "--log-interval"),
+    "training.save_freq": ("--save-freq", "--save-interval-updates"),
+    "training.pretrained_model": ("--pretrained-model", "--finetune-from-model"),
+    "validation.freq": ("--valid-freq", "--validate-interval-updates"),
+    "validation.early_stopping": ("--early-stopping", "--patience"),
+    "validation.metrics": ("--valid-metrics",),
+    "parallel.timeout": ("--dist-timeout",),
+    "search.beam_size": ("--beam-size", "-b", "--beam"),
+    "search.length_penalty": ("--length-penalty", "--normalize", "-n", "--lenpen"),
+    "search.n_best": ("--n-best", "--nbest"),
+    "search.max_tokens": ("--max-tokens", "--mini-batch-words"),
+    "search.buffer_size": ("--buffer-size", "--maxi-batch", "--chunk-size"),
+}
+# The values of a setting in the help: N, X or NAME by its type unless listed here.
+METAVARS = {
+    "data.source": "FILE",
+    "data.target": "FILE",
+    "data.pairs": "FILE",
+    "data.valid_source": "FILE",
+    "data.valid_target": "FILE",
+    "data.cache": "DIR",
+    "tokenizer.model": "FILE",
+    "tokenizer.normalization_rule_name": "NAME|FILE",
+    "training.max_time": "TIME",
+    "training.pretrained_model": "DIR",
+    "parallel.timeout": "SECONDS",
+}
 
 
-def _no_cpu_threads(value: int | None) -> None:
-    if value is not None:
-        raise typer.BadParameter(
-            "a process computes with one thread; use `--workers N` for N cores"
+def _rule_name(text: str) -> str:
+    """Return a normalization rule in the spelling of the settings: `nmt-nfkc` is `nmt_nfkc`."""
+    spelled = text.replace("-", "_")
+    return spelled if spelled in NORMALIZATION_RULES else text
+
+
+# Spellings that only the flag of a setting has.
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    "tokenizer.normalization_rule_name": _rule_name,
+    "training.max_tokens": lambda text: "0" if text == "auto" else text,
+}
+_COMMA_SEPARATED = ("validation.metrics",)
+
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,4000}")
+_NO_BOUNDS = dict.fromkeys(("ge", "le", "lt", "choices"))
+
+
+class Option(NamedTuple):
+    """An option of a command, or an argument: one without flags."""
+
+    heading: str
+    flags: tuple[str, ...]
+    help: str
+    metavar: str = ""
+    default: Any = None
+    shown_default: str = ""
+    bounds: Mapping[str, Any] = _NO_BOUNDS  # as in the metadata of a setting
+    name: str = ""
+    kind: Any = str  # bool, int, float, str, Path, or a tuple of str or Path
+    section: str = ""  # of a setting
+    is_hidden: bool = False
+
+    @property
+    def flag(self) -> str:
+        """Return the main flag, or the name of an argument."""
+        return self.flags[0].partition("/")[0] if self.flags else self.metavar
+
+    @property
+    def is_list(self) -> bool:
+        """Return True if the option may be repeated."""
+        return isinstance(self.kind, types.GenericAlias)
+
+    @property
+    def is_required(self) -> bool:
+        """Return True if the command does not run without it."""
+        return self.default is ...
+
+    @property
+    def parameter(self) -> str:
+        """Return the name of the parameter of Typer."""
+        return f"{self.section}_{self.name}" if self.section else self.name
+
+    def read(self, given: object) -> Any:
+        """Return the value of what Typer found on the command line; None for nothing.
+
+        Raises:
+            ConfigError: it is missing, of another type, or out of bounds.
+        """
+        if self.kind is bool:
+            return given if given is True or (given is False and "/" in self.flags[0]) else None
+        texts = [given] if isinstance(given, str) else given
+        if not isinstance(texts, list | tuple) or not texts:
+            if self.is_required:
+                raise ConfigError(f"`{self.flag}` is missing")
+            return None
+        items = [self._item(text) for text in texts]
+        if self.key in _COMMA_SEPARATED:
+            items = [part.strip() for item in items for part in item.split(",")]
+        if self.kind is Path or self.kind == tuple[Path, ...]:
+            return tuple(items) if self.is_list else items[0]
+        value, complaint = coerce(items if self.is_list else items[0], self.kind, self.bounds)
+        if complaint:
+            raise ConfigError(f"`{self.flag}` {complaint}")
+        return value
+
+    @property
+    def key(self) -> str:
+        """Return the name as the tables above have it."""
+        return f"{self.section}.{self.name}"
+
+    def _item(self, text: str) -> Any:
+        if self.kind is Path or self.kind == tuple[Path, ...]:
+            return self._path(text)
+        text = _SPELLINGS.get(self.key, str)(text)
+        if self.kind is int and _WHOLE_NUMBER.fullmatch(text):
+            return int(text)
+        if self.kind is float:
+            try:
+                return float(text)
+            except ValueError:
+                return text  # refused as text
+        return text
+
+    def _path(self, text: str) -> Path:
+        # Unlike Path's method, os.path takes a name that is too long.
+        if os.path.exists(text) and not os.access(text, os.R_OK):  # noqa: PTH110
+            raise ConfigError(f"`{self.flag}`: `{text}` is not readable")
+        return Path(text)
+
+
+def option(
+    heading: str,
+    *flags: str,
+    help: str = "",
+    default: Any = None,
+    metavar: str = "",
+    shown_default: str = "",
+    ge: float | None = None,
+    le: float | None = None,
+    hidden: bool = False,
+) -> Any:
+    """Declare an option of a command in its subclass of `Options`, which has its type.
+
+    Args:
+        heading: under which the help lists it.
+        flags: the main one first; none for an argument.
+        help: one or more sentences.
+        default: the value without the option; `...` if it must be given.
+        metavar: the value's name in the help; by default its choices, or N, X, FILE or NAME.
+        shown_default: the default in the help, if it is not `default`.
+        ge: smallest number; le: largest number.
+        hidden: True leaves the option out of the help.
+    """
+    bounds = _NO_BOUNDS | {"ge": ge, "le": le}
+    return Option(heading, flags, help, metavar, default, shown_default, bounds, is_hidden=hidden)
+
+
+class Options:
+    """The values of a command's options, which a subclass declares.
+
+    Attributes:
+        given: the main flags of the options on the command line, by name.
+        settings: values of the settings that were given, by section and name.
+    """
+
+    given: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, Any]]
+
+    def __init__(self, options: Iterable[Option], values: Mapping[str, Any]) -> None:
+        given: dict[str, str] = {}
+        settings: dict[str, dict[str, Any]] = {}
+        for each in options:
+            value = values.get(each.parameter)
+            if value is not None:
+                given[each.name] = each.flag
+            if each.section:
+                section = settings.setdefault(each.section, {})
+                if value is not None:
+                    section[each.name] = value
+            else:
+                self.__dict__[each.name] = each.default if value is None else value
+        self.__dict__.update(given=given, settings=settings)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"the options of a command do not change: {name}")
+
+    def setting(self, section: str, name: str) -> Any:
+        """Return the value that was given for a setting, or else its built-in default."""
+        default = getattr(getattr(RunConfig(), section), name)
+        return self.settings[section].get(name, default)
+
+
+class Command(NamedTuple):
+    """A command: a function, its options, and the settings that it takes as flags.
+
+    The settings are listed as `section.name`, by the headings of the help, in its order; each
+    heading begins with options of its own.
+    """
+
+    run: Callable[[Any], None]
+    options: type[Options]
+    settings: Mapping[str, tuple[str, ...]]
+    # sacreBLEU's letters have other meanings.
+    has_letters: bool = True
+    # A preset replaces defaults, which the help then leaves out.
+    has_presets: bool = False
+    parser: "type[TyperCommand] | None" = None
+
+    def parsed(self, values: Mapping[str, Any]) -> Any:
+        """Return the options from what Typer found, by the names of its parameters."""
+        options = self.all_options()
+        read = {each.parameter: each.read(values.get(each.parameter)) for each in options}
+        return self.options(options, read)
+
+    def all_options(self) -> list[Option]:
+        """Return the command's options and those of its settings, in the order of the help."""
+        own = []
+        for name, kind in self.options.__annotations__.items():
+            own.append(_declared(name, kind, getattr(self.options, name)))
+        found = []
+        for heading, keys in self.settings.items():
+            found += [each for each in own if each.heading == heading]
+            found += [self._setting(heading, key) for key in keys]
+        return found + [each for each in own if each.is_hidden]
+
+    def _setting(self, heading: str, key: str) -> Option:
+        """Return the option of a setting."""
+        section, _, name = key.partition(".")
+        field = _fields(section)[name]
+        flags = FLAGS.get(key, (f"--{name.replace('_', '-')}",))
+        if not self.has_letters:
+            flags = tuple(flag for flag in flags if flag.startswith("--"))
+        if field.type is bool:
+            flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
+        default = field.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        if self.has_presets and any(name in preset.get(section, {}) for preset in PRESETS.values()):
+            default = ""
+        text = str(field.metadata["help"])
+        if isinstance(field.type, types.GenericAlias):
+            text += " Repeatable or comma-separated." if key in _COMMA_SEPARATED else " Repeatable."
+        return Option(
+            heading, flags, text, METAVARS.get(key, ""), shown_default=str(default),
+            bounds=field.metadata, name=name, kind=field.type, section=section,
+        )  # fmt: skip
+
+
+def _declared(name: str, kind: Any, option: Option) -> Option:
+    """Return an option with its name and its type, which may be a union with None."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
+    bounds = option.bounds
+    if typing.get_origin(kind) is Literal:
+        bounds, kind = {**bounds, "choices": typing.get_args(kind)}, str
+    flags, default = option.flags, option.default
+    shown_default = option.shown_default
+    if default not in (None, ..., (), "") and not shown_default:
+        shown_default = str(default)
+    if kind is bool:
+        shown_default = ""
+        if default is True:
+            flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
+    return option._replace(
+        name=name, kind=kind, bounds=bounds, flags=flags, shown_default=shown_default
+    )
+
+
+def _fields(section: str) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(getattr(RunConfig(), section))}
+
+
+# Options that several commands have.
+
+
+def quiet_option(heading: str = "Messages", text: str = "Warnings and errors only.") -> Any:
+    """Declare `--quiet`."""
+    return option(heading, "--quiet", "-q", help=text, default=False)
+
+
+def set_up_logging(quiet: bool, parallel: "Parallel") -> None:
+    """Log what `--quiet` admits on rank 0, and nothing but errors on the other ranks."""
+    level = console.QUIET if quiet else console.NORMAL
+    console.setup(level if parallel.is_main else console.SILENT)
+
+
+def workers_option(heading: str) -> Any:
+    """Declare `--workers`."""
+    return option(
+        heading,
+        "--workers",
+        ge=0,
+        le=1024,
+        default=0,
+        help="Worker processes on a CPU, which share the weights; 0 starts one for each core if "
+        "there are enough batches.",
+    )
+
+
+def precision_option(heading: str) -> Any:
+    """Declare `--precision` of a command that translates."""
+    return option(
+        heading,
+        "--precision",
+        default="auto",
+        help="Precision of the matrix products: auto (fp32 on CPUs; bf16 on GPUs that have it), "
+        "fp32, bf16, fp16 on GPUs, int8 on CPUs.",
+    )._replace(bounds={**_NO_BOUNDS, "choices": DECODING_PRECISIONS}, metavar="NAME")
+
+
+def cpu_threads_option() -> Any:
+    """Declare `--cpu-threads`, which version 0.1.0 had: scripts that use it get a hint."""
+    return option("", "--cpu-threads", hidden=True)
+
+
+def refuse_cpu_threads(cpu_threads: str | None) -> None:
+    """Raise a ConfigError if `--cpu-threads` was given."""
+    if cpu_threads is not None:
+        raise ConfigError(
+            "`--cpu-threads` is gone: a process computes with one thread",
+            hint="use `--workers N` for N cores",
         )
 
 
-# Scripts that were written for 0.1.0 get to know what to write instead.
-NO_CPU_THREADS: Any = typer.Option(
-    "--cpu-threads", hidden=True, callback=_no_cpu_threads, metavar="N"
-)
-PRECISION: Any = typer.Option(
-    metavar="NAME",
-    show_default=False,
-    help="Arithmetic of the matrix products: auto (fp32 on CPUs; bf16 on GPUs that have it), fp32, "
-    "bf16, fp16 on GPUs, int8 on CPUs. [default: auto]",
-)
-
-
-class CommandGroup(TyperGroup):
-    """A command with subcommands; without arguments it prints its help and ends with success."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments that stand before the subcommand."""
-        if not args and not ctx.resilient_parsing:
-            typer.echo(ctx.get_help())
-            raise typer.Exit
-        return super().parse_args(ctx, args)
-
-
-_METAVARS: dict[type, str] = {int: "N", float: "X"}
-
-
-def flag(
-    section: type,
-    name: str,
-    *names: str,
-    shown: bool = True,
-    extra: str = "",
-    metavar: str = "",
-    auto: bool = False,
-) -> Any:
-    """A Typer option with the help, bounds and default of a setting.
-
-    Args:
-        section: a dataclass of `config.py`.
-        name: the setting's name in it.
-        names: the flag's names, main one first, aliases after; by default `--name`.
-        shown: whether `--help` shows the built-in default; presets may have another.
-        extra: a sentence to add to the setting's help.
-        metavar: what help calls the value; by default N, X or NAME, by its type.
-        auto: whether the number 0 is also spelled `auto`.
-    """
-    field = {f.name: f for f in dataclasses.fields(section)}[name]
-    text = str(field.metadata["help"])
-    if field.metadata["choices"]:
-        listed = ", ".join(str(choice) for choice in field.metadata["choices"])
-        text = f"{text.rstrip('.')} ({listed})."
-    if shown and field.default not in ((), ""):
-        default = field.default
-        if isinstance(default, tuple):
-            default = ",".join(default)
-        text = f"{text} [default: {default}]"
-    if extra:
-        text = f"{text} {extra}"
-    # A field's type is a class here; dataclasses allow a string as well.
-    metavar = metavar or _METAVARS.get(field.type, "NAME")  # type: ignore[arg-type]
-    bounds: dict[str, Any] = {}
-    if auto:
-        bounds = {"parser": _number_or_auto}
-    elif field.type in (int, float):
-        # An open end is let through here, and refused with the other settings.
-        bounds = {
-            "min": _first_given(field.metadata["ge"], field.metadata["gt"]),
-            "max": _first_given(field.metadata["le"], field.metadata["lt"]),
-        }
-    declared = names or (f"--{name.replace('_', '-')}",)
-    return typer.Option(*declared, help=text, metavar=metavar, show_default=False, **bounds)
-
-
-def _first_given(*bounds: float | None) -> float | None:
-    return next((bound for bound in bounds if bound is not None), None)
-
-
-def _number_or_auto(text: str) -> int:
-    if text == "auto":
-        return 0
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"wanted a whole number or `auto`, got `{text}`") from None
-
-
-def rule_name(rule: str) -> str:
-    """Return a normalization rule as the settings spell it: `nmt-nfkc` is `nmt_nfkc`."""
-    spelled = rule.replace("-", "_")
-    return spelled if spelled in NORMALIZATION_RULES else rule
-
-
-def check_precision(name: str) -> None:
-    """Refuse an arithmetic that there is not, before seconds pass in loading."""
-    if name not in DECODING_PRECISIONS:
-        listed = ", ".join(f"`{one}`" for one in DECODING_PRECISIONS)
-        raise ConfigError(f"`--precision` must be one of {listed}, got `{name}`")
-
-
-def check_setting(section: type, name: str, value: object) -> None:
-    """Refuse, by the flag's name, a value that a setting of `config.py` cannot have."""
-    field = {f.name: f for f in dataclasses.fields(section)}[name]
-    _, complaint = coerce(value, field.type, field.metadata)
-    if complaint:
-        raise ConfigError(f"`--{name.replace('_', '-')}` {complaint}")
-
-
-# What a command must not write to: what it reads.
+# A command must not write to the files that it reads.
 
 
 def refuse_overwriting(
     output: str | Path, read: Iterable[str | Path], *, option: str = "--output"
 ) -> None:
-    """Refuse an output that is a file which is read, by whatever name, link or redirection.
+    """Raise a ConfigError if the output is a file that is read, by any name or link.
 
     Args:
         output: where the command writes; `-` is standard output.
         read: what it reads; `-` is standard input.
-        option: by which the output is named.
+        option: the flag that names the output.
     """
-    place = _identity(output, sys.stdout)
-    if place is None:
+    written = _identity(output, sys.stdout)
+    if written is None:
         return
     for path in read:
-        if _identity(path, sys.stdin) == place:
+        if _identity(path, sys.stdin) == written:
             name = "standard output" if str(output) == "-" else str(output)
             same = "standard input" if str(path) == "-" else f"`{path}`"
             raise ConfigError(
@@ -168,7 +389,7 @@ def refuse_overwriting(
 
 
 def model_files(path: Path) -> list[Path]:
-    """The files of a model directory that are read; or the path itself, if it is a file."""
+    """Return the files that are read from a model directory, or the path itself if it is a file."""
     from tfm_cli.files.layout import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
     if not path.is_dir():
@@ -177,7 +398,7 @@ def model_files(path: Path) -> list[Path]:
 
 
 def _identity(path: str | Path, standard: TextIO | None) -> tuple[int, int] | None:
-    """What two names of the same plain file have in common; None for anything else."""
+    """Return device and inode of a regular file; None for anything else."""
     try:
         if str(path) != "-":
             status = os.stat(path)  # noqa: PTH116 - a path with a NUL is a ValueError here
@@ -185,103 +406,6 @@ def _identity(path: str | Path, standard: TextIO | None) -> tuple[int, int] | No
             return None
         else:
             status = os.fstat(standard.fileno())
-    except (OSError, ValueError):  # it is not there, or has no descriptor
+    except (OSError, ValueError):  # it does not exist, or has no descriptor
         return None
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
-
-
-# Values of the command line, taken for what they plainly are.
-#
-# Typer asks pydantic, whose import takes longer than a line takes to translate. What is not plainly
-# of the type that is wanted, a mistake above all, is left to Typer, whose words for it are shown.
-#
-# Of Typer 0.29, whose parameters look for what reads their values in `_runtime_param`.
-
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
-_DECIMAL = re.compile(r"-?[0-9]{1,17}(\.[0-9]{1,17})?(e-?[0-9]{1,2})?")
-# What Typer's own options of a path are unless a command says something else.
-_USUAL_PATH = {
-    "exists": False, "file_okay": True, "dir_okay": True, "writable": False, "readable": True,
-    "resolve_path": False, "allow_dash": False, "path_type": None,
-}  # fmt: skip
-
-
-def take_plainly(command: Any) -> Any:
-    """Return a command that, like its subcommands, takes the values of its parameters plainly."""
-    typers = command.get_params
-    command.get_params = lambda ctx: plain_parameters(typers(ctx))
-    for subcommand in getattr(command, "commands", {}).values():
-        take_plainly(subcommand)
-    return command
-
-
-def plain_parameters(parameters: list[Any]) -> list[Any]:
-    """Return parameters of a command, `--help` among them, that take their values plainly."""
-    for parameter in parameters:
-        if parameter._runtime_param is None:
-            parameter._runtime_param = _PlainValues(parameter)
-    return parameters
-
-
-class _PlainValues:
-    """Reads the values of a parameter."""
-
-    def __init__(self, parameter: Any) -> None:
-        self._parameter = parameter
-
-    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the value as the type that the command wants."""
-        descriptor = self._parameter.type_descriptor
-        is_list = get_origin(descriptor.annotation) is list
-        kind = get_args(descriptor.annotation)[0] if is_list else descriptor.annotation
-        takes_several = param.multiple or param.nargs == -1
-        if value is None:
-            return () if takes_several else None
-        if is_list and takes_several and isinstance(value, list | tuple):
-            found = [_plain(each, kind, descriptor.parameter_info) for each in value]
-            if None not in found:
-                return found
-        elif not is_list and not takes_several:
-            found_one = _plain(value, kind, descriptor.parameter_info)
-            if found_one is not None:
-                return found_one
-        self._parameter._runtime_param = None  # from here on as Typer does it
-        return self._parameter.get_runtime_param().coerce(value, param=param, ctx=ctx)
-
-
-def _plain(value: Any, kind: Any, info: Any) -> Any:
-    """Return a value as a type; None if it is not plainly one."""
-    if info.parser is not None or info.clamp:
-        return None
-    if kind is str:
-        return value if isinstance(value, str) else None
-    if kind in (int, float):
-        number = _number(value, kind)
-        is_low = number is not None and info.min is not None and number < info.min
-        is_high = number is not None and info.max is not None and number > info.max
-        return None if is_low or is_high else number
-    if get_origin(kind) is Literal:
-        return value if value in get_args(kind) else None
-    if kind is Path:
-        return _path(value, info)
-    return None
-
-
-def _number(value: Any, kind: type) -> Any:
-    if type(value) is kind:
-        return value
-    spelling = _WHOLE if kind is int else _DECIMAL
-    if isinstance(value, str) and spelling.fullmatch(value):
-        return kind(value)
-    return None
-
-
-def _path(value: Any, info: Any) -> Path | None:
-    if any(getattr(info, name) != usual for name, usual in _USUAL_PATH.items()):
-        return None
-    if not isinstance(value, str | Path):
-        return None
-    exists = os.path.exists(value)  # noqa: PTH110 - unlike Path's, it takes a name that is too long
-    if exists and not os.access(value, os.R_OK):
-        return None
-    return Path(value)

@@ -1,91 +1,105 @@
-"""`tfm shortlist`: which pieces a model's translations need."""
+"""`tfm shortlist`: the target tokens that a model's translations need."""
 
 import logging
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from tfm_cli import console
-from tfm_cli.cli.options import NO_CPU_THREADS, WORKERS, flag, model_files, refuse_overwriting
-from tfm_cli.config.settings import DataConfig, TrainingConfig
+from tfm_cli.cli.options import (
+    Command,
+    Options,
+    cpu_threads_option,
+    model_files,
+    option,
+    quiet_option,
+    refuse_cpu_threads,
+    refuse_overwriting,
+    workers_option,
+)
 from tfm_cli.errors import ConfigError
 from tfm_cli.files.atomic import check_writable, refuse_irregular_file
+from tfm_cli.files.layout import SHORTLIST_FILE
 from tfm_cli.parallel.cpu_cores import import_numpy
 
 logger = logging.getLogger(__name__)
 
-_MANY = "Repeatable."
+
+class CommandOptions(Options):
+    """The options of `tfm shortlist` that are not settings."""
+
+    source: tuple[str, ...] = option(
+        "Text",
+        "--source",
+        "-s",
+        metavar="FILE",
+        default=...,
+        help="Text in the source language. Repeatable.",
+    )
+    target: tuple[str, ...] = option(
+        "Text",
+        "--target",
+        "-t",
+        metavar="FILE",
+        default=...,
+        help="Its translation, line by line. Repeatable.",
+    )
+    model: Path = option(
+        "Shortlist",
+        "--model",
+        "-m",
+        metavar="DIR",
+        default=Path("model"),
+        help="Model directory.",
+    )
+    output: Path | None = option(
+        "Shortlist",
+        "--output",
+        "-o",
+        metavar="FILE",
+        shown_default="`shortlist.safetensors` in the model directory",
+        help="The shortlist to write.",
+    )
+    best: int = option(
+        "Shortlist",
+        "--best",
+        default=200,
+        ge=1,
+        le=10_000,
+        help="Maximum number of target tokens for each source token.",
+    )
+    frequent: int = option(
+        "Shortlist",
+        "--frequent",
+        default=100,
+        ge=0,
+        le=1_000_000,
+        help="Number of most frequent target tokens, which every translation may contain.",
+    )
+    workers: int = workers_option("Speed")
+    cpu_threads: str | None = cpu_threads_option()
+    quiet: bool = quiet_option()
 
 
-def shortlist(
-    source: Annotated[
-        list[str],
-        typer.Option(
-            "--source", "-s", metavar="FILE", help=f"Text in the source language. {_MANY}"
-        ),
-    ],
-    target: Annotated[
-        list[str],
-        typer.Option(
-            "--target", "-t", metavar="FILE", help=f"Its translation, line by line. {_MANY}"
-        ),
-    ],
-    model: Annotated[
-        Path,
-        typer.Option("--model", "-m", metavar="DIR", help="Model directory."),
-    ] = Path("model"),
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The table to write. [default: `shortlist.safetensors` in the model directory]",
-        ),
-    ] = None,
-    best: Annotated[
-        int,
-        typer.Option(
-            metavar="N", min=1, max=10_000, help="Most target pieces for each source piece."
-        ),
-    ] = 200,
-    frequent: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            max=1_000_000,
-            help="Most frequent target pieces, which any translation may have.",
-        ),
-    ] = 100,
-    max_length: Annotated[int, flag(DataConfig, "max_length")] = DataConfig().max_length,
-    max_tokens: Annotated[int, flag(TrainingConfig, "max_tokens")] = TrainingConfig().max_tokens,
-    device: Annotated[str, flag(TrainingConfig, "device")] = "auto",
-    workers: Annotated[int, WORKERS] = 0,
-    cpu_threads: Annotated[int | None, NO_CPU_THREADS] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
-) -> None:
-    """Note which pieces translate which, for `tfm translate --shortlist`.
+def shortlist(options: CommandOptions) -> None:
+    """Write the shortlist for `tfm translate --shortlist`.
 
-    The model reads parallel text, best what it learned from; its attention says which target piece
-    came from which source piece.
+    The model reads parallel text, ideally its training text; its attention aligns each target
+    token with a source token.
 
-    \b
     Example:  tfm shortlist --model model -s train.en -t train.de
     """
-    console.setup(console.QUIET if quiet else console.NORMAL)
+    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    refuse_cpu_threads(options.cpu_threads)
+    source, target, model = options.source, options.target, options.model
     if len(source) != len(target):
         counts = f"{len(source)} and {len(target)}"
         raise ConfigError(f"source and target must be as many files, got {counts}")
-    from tfm_cli.files.layout import SHORTLIST_FILE
     from tfm_cli.model_directory.config_file import load_config
 
-    path = output or model / SHORTLIST_FILE
+    path = options.output or model / SHORTLIST_FILE
     load_config(model)
     refuse_overwriting(path, [*source, *target, *model_files(model)])
     check_writable(path)
-    if output is None:
+    if options.output is None:
         refuse_irregular_file(path)
 
     import_numpy()
@@ -97,24 +111,36 @@ def shortlist(
     from tfm_cli.translation.shortlist_building import ShortlistOptions, build_shortlist
     from tfm_cli.translation.worker_pool import num_workers
 
-    place = resolve_device(device)
-    count = num_workers(workers, device=place.type)
-    precision = resolve_precision("auto", place, [model]) if place.type == "cpu" else "fp32"
-    models = load_models([model], place, precision)
+    device = resolve_device(options.setting("training", "device"))
+    count = num_workers(options.workers, device=device.type)
+    precision = resolve_precision("auto", device, [model]) if device.type == "cpu" else "fp32"
+    models = load_models([model], device, precision)
     with useless_weights_refused(str(model)):
         table = build_shortlist(
             read_pairs(source, target),
             models.engine(SearchOptions(settings=models.config.search)),
             models.tokenizers,
             ShortlistOptions(
-                best=best,
-                frequent=frequent,
-                max_length=max_length,
-                max_tokens=max_tokens,
+                best=options.best,
+                frequent=options.frequent,
+                max_length=options.setting("data", "max_length"),
+                max_tokens=options.setting("training", "max_tokens"),
                 workers=count,
             ),
             name=", ".join([*source, *target]),
         )
-    save_shortlist(path, table, models.tokenizers, follow=output is not None)
+    save_shortlist(path, table, models.tokenizers, follow=options.output is not None)
     known = sum(count > 0 for count in table.seen)
-    logger.info("%s: knows %d of %d source pieces", path, known, len(table.seen))
+    logger.info("%s: has %d of %d source tokens", path, known, len(table.seen))
+
+
+COMMAND = Command(
+    shortlist,
+    CommandOptions,
+    {
+        "Text": ("data.max_length",),
+        "Shortlist": (),
+        "Speed": ("training.max_tokens", "training.device"),
+        "Messages": (),
+    },
+)

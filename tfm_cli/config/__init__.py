@@ -1,1 +1,1 @@
-"""The settings of a run: their names, types, defaults and bounds, presets, and TOML files."""
+"""The settings of a run: names, types, defaults and bounds; presets; TOML files."""

@@ -1,4 +1,4 @@
-"""Settings from presets, TOML files, `--set` and flags; every problem is reported at once."""
+"""Settings from presets, TOML files, `--set` and flags; all problems are reported at once."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ from tfm_cli.config.validation import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
 
 _MAX_TOML_BYTES = 1 << 20
-_MAX_SETTINGS = 1000  # each that is not known is compared with all that are
-_MAX_KEY_PARTS = 8  # of settings there are two
-# One that is not ended goes as far as it may, so that no character is looked at twice.
+_MAX_SETTINGS = 1000  # an unknown setting is compared with all known ones
+_MAX_KEY_PARTS = 8  # settings have two
+# An unterminated string matches to the end, so that no character is read twice.
 _STRING_OR_COMMENT = re.compile(
     r"""
     "{3} (?: \\. | [^\\] )*? (?: "{3} | \Z )
@@ -41,21 +41,20 @@ def resolve(
     pretrained: Callable[[str], Overrides] | None = None,
     begun: RunConfig | None = None,
 ) -> RunConfig:
-    """The run's settings: built-in default < preset < file < `--set` < flag.
+    """Return the settings of a run: default < preset < file < `--set` < flag.
 
     Args:
-        preset: name of a preset; without it the file's `preset`, else `tiny`.
+        preset: name of a preset; by default the file's `preset`, or else `tiny`.
         file: a TOML file with one table for each section.
         assignments: `section.name=value`, as `--set` takes them.
-        flags: values by section and name, already of the right type; None where not given.
-        pretrained: looks up what the model to start from was made with, by its directory; that
-            replaces the preset's values.
-        begun: the settings of the run that is to be resumed; one that had another default then
-            keeps it.
+        flags: values by section and name, of the right type; None if not given.
+        pretrained: returns the settings of a pretrained model, by its directory; they replace
+            those of the preset.
+        begun: the settings of the run to resume, which keeps defaults that have changed since.
 
     Raises:
-        ConfigError: names every unknown setting with its nearest neighbour, every wrong type and
-            every broken bound.
+        ConfigError: a list of all unknown settings, with the nearest name, wrong types and values
+            out of bounds.
     """
     problems = Problems()
     from_file = read_toml(file) if file else {}
@@ -71,11 +70,11 @@ def resolve(
     ]
     has_corpus = any(_names_a_corpus(layer) for layer in given)
     if has_corpus and SAMPLE in (chosen, named_in_file):
-        place = "`--preset`" if preset == SAMPLE else str(file)
+        origin = "`--preset`" if preset == SAMPLE else str(file)
         raise ConfigError(
-            f"{place}: holds the recipe of the sample corpus (preset `{SAMPLE}`), but other "
-            "training text is named",
-            hint="name the text when you write the file: "
+            f"{origin}: has the recipe of the sample corpus (preset `{SAMPLE}`), but other "
+            "training text is given",
+            hint="give the text when you write the file: "
             "`tfm train -s SOURCE -t TARGET --dump-config > run.toml`",
         )
     if chosen in ("tiny", SAMPLE) and not has_corpus:
@@ -94,7 +93,7 @@ def resolve(
 
 
 def _kept_from(begun: RunConfig) -> Overrides:
-    """Return the settings of a run that have the value which was built in before its setting."""
+    """Return the settings of a run that have the value from before the setting existed."""
     return {
         section: {
             name: value
@@ -108,7 +107,7 @@ def _kept_from(begun: RunConfig) -> Overrides:
 def _merged(
     layers: Iterable[Mapping[str, Any]], problems: Problems
 ) -> dict[str, dict[str, object]]:
-    """The layers' values by section and name; a later layer is the stronger one."""
+    """Return the values by section and name; a later layer replaces an earlier one."""
     merged: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
     for layer in layers:
         for section, values in layer.items():
@@ -141,32 +140,32 @@ def _parse_assignments(assignments: Iterable[str], problems: Problems) -> dict[s
 
 
 def _parse_value(section: str, name: str, text: str) -> object:
-    """A value as TOML has it; what is no such value is a string: a shell needs no quotes then."""
+    """Return a value of TOML; anything else is a string, so that a shell needs no quotes."""
     try:
         table = _parse_toml(f"value = {text}")
     except (ValueError, RecursionError):  # ValueError: also a number of too many digits
         return text
     kind = typing.get_type_hints(RunConfig).get(section)
-    wanted = typing.get_type_hints(kind).get(name) if kind else None
+    expected = typing.get_type_hints(kind).get(name) if kind else None
     if len(table) > 1 or (
-        wanted not in (None, bool, int, float) and not isinstance(table["value"], str | list)
+        expected not in (None, bool, int, float) and not isinstance(table["value"], str | list)
     ):
-        return text  # such as the duration 90, or a file that is called 2024
+        return text  # such as the duration 90, or a file named 2024
     return table["value"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Return the tables of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, is too large, or is no TOML; names file, line and column.
+        ConfigError: it cannot be read, is too large, or is not TOML, with line and column.
     """
     try:
         with path.open("rb") as stream:
             content = stream.read(_MAX_TOML_BYTES + 1)
         if len(content) > _MAX_TOML_BYTES:
             raise ConfigError(
-                f"{path}: has more than {_MAX_TOML_BYTES} bytes, which no settings have"
+                f"{path}: has more than {_MAX_TOML_BYTES} bytes, too many for settings"
             )
         tables = _parse_toml(content.decode("utf-8-sig"))
     except OSError as error:
@@ -174,33 +173,35 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8") from error
     except (ValueError, RecursionError) as error:  # also a number of too many digits
-        raise ConfigError(f"{path}: is no TOML: {error}") from error
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
     count = sum(len(table) if isinstance(table, dict) else 1 for table in tables.values())
     if max(count, len(tables)) > _MAX_SETTINGS:
         raise ConfigError(
-            f"{path}: has {max(count, len(tables))} settings, wanted at most {_MAX_SETTINGS}"
+            f"{path}: has {max(count, len(tables))} settings, expected at most {_MAX_SETTINGS}"
         )
     return tables
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a text; the memory for a key grows with the square of its parts.
+    """Return the tables of a text.
+
+    A key needs memory that grows with the square of its parts.
 
     Raises:
-        ValueError: it is no TOML, or a key has too many parts.
+        ValueError: it is not TOML, or a key has too many parts.
         RecursionError: it is nested too deeply.
     """
     keys = _STRING_OR_COMMENT.sub(lambda match: "s" + "\n" * match[0].count("\n"), text)
     if deep := _DEEP_KEY.search(keys):
         line = keys.count("\n", 0, deep.start()) + 1
         raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts (at line {line})")
-    import tomllib  # here, since models have no TOML
+    import tomllib  # here, since models need no TOML
 
     return tomllib.loads(text)
 
 
 def write_toml(config: RunConfig) -> str:
-    """The settings as TOML that `--config` reads back to the same settings."""
+    """Return the settings as TOML, from which `--config` reads the same settings."""
     lines = [f"preset = {json.dumps(config.preset)}"]
     for section, table in to_mapping(config).items():
         if isinstance(table, dict):
@@ -217,7 +218,7 @@ def _toml_value(value: Value | list[str]) -> str:
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
-    """The settings as plain tables, lists and values, as `config.json` holds them."""
+    """Return the settings as tables, lists and values, as in `config.json`."""
     tables = dataclasses.asdict(config)
     for section in SECTIONS:
         for name, value in tables[section].items():
@@ -227,13 +228,14 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 
 
 def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
-    """What a resumed run may not change but does, each as `section.name: old → new`."""
+    """Return the changes that a resumed run must not have, as `section.name: old → new`."""
     changes = []
     for section in SECTIONS:
         before, after = getattr(old, section), getattr(new, section)
         for field in dataclasses.fields(before):
             was, now = getattr(before, field.name), getattr(after, field.name)
-            is_open = field.metadata["decided"] and now == "auto"
-            if was != now and not (field.metadata["may_change"] or is_open):
+            may_change = field.metadata["may_change"]
+            is_allowed = may_change is True or (may_change == "to auto" and now == "auto")
+            if was != now and not is_allowed:
                 changes.append(f"{section}.{field.name}: {shown(was)} → {shown(now)}")
     return changes

@@ -1,9 +1,9 @@
-"""Named sets of settings: shapes with a recipe, and the run on the sample corpus."""
+"""Presets: model shapes with a training recipe, and the run on the sample corpus."""
 
 from tfm_cli.config.settings import Value
 
-# Values that differ from the defaults. `base` and `big` are rows of table 3 of Vaswani et al.
-# 2017; their highest rate is the paper's width ** -0.5 * warm-up ** -0.5 (equation 3).
+# Values that differ from the defaults. `base` and `big` are from table 3 of Vaswani et al. 2017;
+# their peak learning rate is the paper's width ** -0.5 * warmup ** -0.5 (equation 3).
 PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     "tiny": {
         "tokenizer": {"vocab_size": 4000},
@@ -49,14 +49,14 @@ PRESETS: dict[str, dict[str, dict[str, Value]]] = {
     },
 }
 
-# The preset of a run on the sample corpus: `tiny` with the values below. It is taken where no text
-# is named, and refused where one is.
+# The preset of a run on the sample corpus: `tiny` with the values below. It is the default without
+# training text, and refused with one.
 SAMPLE = "sample"
 
-# What `tiny` changes when it learns the sample corpus: a run of two minutes on two cores.
+# The changes to `tiny` for the sample corpus: a run of two minutes on two cores.
 SAMPLE_RUN: dict[str, dict[str, Value]] = {
     "tokenizer": {"vocab_size": 2000},
-    "model": {"dropout": 0.0},  # a grammar has no noise to learn by heart
+    "model": {"dropout": 0.0},  # text from a grammar has no noise to memorise
     "training": {
         "max_updates": 750,
         "max_tokens": 1024,

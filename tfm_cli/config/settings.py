@@ -1,16 +1,16 @@
-"""Every setting there is: its name, type, default, bounds and help, in one place.
+"""All settings: name, type, default, bounds and help of each, in one place.
 
-From here come the checks of TOML files and `--set`, and the flags of the commands with their help.
-The resolved settings are saved with each model.
+TOML files and `--set` are checked against them, and the flags of the commands and their help are
+generated from them. The resolved settings are saved with each model.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-# A setting: its default, its bounds and what it means, as a field of a dataclass.
+from tfm_cli.device import TRAINING_PRECISIONS
 
-# Of what is counted: more than anybody will see, and few enough for 64 bits.
+# The largest count: beyond any in practice, and far from overflow of 64 bits.
 MOST = 10**12
 
 Value = bool | int | float | str | tuple[str, ...] | tuple[float, ...]
@@ -21,99 +21,94 @@ def opt(
     help_text: str,
     *,
     ge: float | None = None,
-    gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
     choices: tuple[Value, ...] | None = None,
-    may_change: bool = False,
+    may_change: bool | Literal["to auto"] = False,
     before: Value | None = None,
-    decided: bool = False,
 ) -> Any:
-    """A field of a section.
+    """Return the field of a section.
 
     Args:
         default: the built-in default, which a preset, file, `--set` or flag replaces.
-        help_text: one sentence, used for the flag's help as well.
-        ge: smallest legal number; gt: legal numbers are above it; le, lt: the same from above.
-        choices: the legal values, where they are few.
-        may_change: a run may be resumed with another value, since it alters no result that was
-            already reached. All other settings must stay as they were.
-        before: the value that models and runs of formats before 3 have, which lack the setting.
-        decided: `auto` is replaced by what suits the text when a run begins, and saved as that; a
-            run that is resumed keeps it.
+        help_text: one sentence or more, also the help of the flag.
+        ge: lower bound.
+        le: upper bound.
+        lt: upper bound, itself not allowed.
+        choices: the allowed values; None for any.
+        may_change: True if a resumed run may have another value, because no result so far depends
+            on it. `to auto` if the run resolved `auto` and saved the result, which it keeps.
+        before: the value in models and runs of formats before 3, which lack the setting.
     """
     metadata = {
         "help": help_text,
         "ge": ge,
-        "gt": gt,
         "le": le,
         "lt": lt,
         "choices": choices,
         "may_change": may_change,
         "before": before,
-        "decided": decided,
     }
     return field(default=default, metadata=metadata)
 
 
-# The settings of decoding, a section of `config.py`.
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How translations are looked for."""
+    """Settings of the search for translations."""
 
-    beam_size: int = opt(4, "Hypotheses kept for each segment; 1 is greedy.", ge=1, le=256)
+    beam_size: int = opt(4, "Hypotheses kept for each segment; 1 is greedy search.", ge=1, le=256)
     length_penalty: float = opt(
-        1.0, "Exponent of the length normalisation; 0 turns it off.", ge=0, le=10
+        1.0, "Exponent of the length normalisation; 0 disables it.", ge=0, le=10
     )
     length_norm: str = opt(
         "power",
-        "What is raised to it: the number n of pieces, or (5 + n) / 6 (Wu et al. 2016).",
+        "Base of that power, for n tokens: n (power), or (5 + n) / 6 (wu; Wu et al. 2016).",
         choices=("power", "wu"),
     )
     early_stopping: bool = opt(
         False,
-        "Stop when as many translations as the beam is wide have ended; else go on while one that "
-        "still grows might score above the worst of them.",
+        "Stop once beam-size hypotheses are finished; otherwise continue while an unfinished one "
+        "may still score higher than the worst of them.",
     )
     renormalize: bool = opt(
         False,
-        "Share the probability of pieces that are never written among the others.",
+        "Renormalise probabilities over the tokens that may be written.",
     )
     n_best: int = opt(
         1,
-        "Different translations printed for each line, at most the beam size; with sampling, "
-        "samples.",
+        "Translations written for each line, all different and at most the beam size; with "
+        "sampling, the number of samples.",
         ge=1,
         le=256,
     )
     no_repeat_ngram_size: int = opt(
-        0, "No run of this many pieces is written twice in a translation; 0 for any.", ge=0, le=256
+        0, "Write no n-gram of this many tokens twice in a translation; 0 allows it.", ge=0, le=256
     )
     repetition_penalty: float = opt(
         1.0,
-        "Divides the positive logits of pieces already written, multiplies the negative ones; 1 "
-        "leaves them as they are (Keskar et al. 2019).",
+        "Divide the positive logits of tokens already written by this number, and multiply the "
+        "negative ones; 1 disables it (Keskar et al. 2019).",
         ge=0.01,
         le=1000,
     )
-    max_length: int = opt(
-        256, "Longest segment in source pieces that is translated in one go.", ge=2, le=1_000_000
-    )
+    max_length: int = opt(256, "Maximum number of source tokens in a segment.", ge=2, le=1_000_000)
     max_length_factor: float = opt(
         3.0,
-        "A translation has at most this many pieces for each source piece, plus 10.",
+        "Maximum number of target tokens for each source token, plus 10.",
         ge=0.001,
         le=1000,
     )
-    max_tokens: int = opt(4096, "Source pieces in a batch, times the beam.", ge=1, le=MOST)
+    max_tokens: int = opt(4096, "Source tokens in a batch, times the beam size.", ge=1, le=MOST)
     buffer_size: int = opt(
-        4096, "Most lines read ahead, sorted and translated together.", ge=1, le=MOST
+        4096, "Lines read ahead, sorted by length and translated together.", ge=1, le=MOST
     )
-    top_k: int = opt(0, "Sample among this many likeliest pieces; 0 for all.", ge=0, le=MOST)
-    top_p: float = opt(1.0, "Sample among the likeliest pieces of this total mass.", ge=1e-6, le=1)
-    temperature: float = opt(1.0, "Divides the logits before sampling.", ge=1e-6, le=1000)
+    top_k: int = opt(0, "Sample from this many most probable tokens; 0 for all.", ge=0, le=MOST)
+    top_p: float = opt(
+        1.0, "Sample from the most probable tokens with this total mass.", ge=1e-6, le=1
+    )
+    temperature: float = opt(
+        1.0, "Divide the logits by this number before sampling.", ge=1e-6, le=1000
+    )
     seed: int = opt(1, "Seed of the sampling.", ge=0, lt=2**31)
 
 
@@ -123,7 +118,7 @@ __all__ = [
     "ValidationConfig", "Value", "is_rule_file", "settings_before",
 ]  # fmt: skip
 
-# SentencePiece's names of rules that change characters before text is cut into pieces.
+# SentencePiece's names of the rules that normalise text before it is tokenized.
 NORMALIZATION_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 
 # sacreBLEU's tokenizers of BLEU, as of its version 2.6.
@@ -132,19 +127,19 @@ BLEU_TOKENIZERS = (
     "spBLEU-1K",
 )  # fmt: skip
 
-# Of the matrix products in translation; training has fewer.
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which text is learned from."""
+    """Settings of the training and validation text."""
 
-    # Files may be moved: a checkpoint knows their content by its hash.
+    # Files may be moved: a checkpoint identifies their content by its hash.
     source: tuple[str, ...] = opt(
         (), "Training text in the source language, plain, .gz, .zst or .xz.", may_change=True
     )
     target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
-    valid_source: tuple[str, ...] = opt((), "Validation text in the source.", may_change=True)
+    valid_source: tuple[str, ...] = opt(
+        (), "Validation text in the source language.", may_change=True
+    )
     valid_target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
     pairs: tuple[str, ...] = opt(
         (),
@@ -154,55 +149,55 @@ class DataConfig:
     )
     pairs_format: str = opt(
         "auto",
-        "What the files of pairs hold; auto tells it by their names.",
+        "Format of the files of pairs; auto depends on the suffix of the name.",
         choices=("auto", "tsv", "jsonl"),
         may_change=True,
     )
     weights: tuple[float, ...] = opt(
         (),
-        "How often an epoch has the pairs of each training file, in order; without any, all once.",
+        "Passes over each training file in an epoch, in the order of the files; by default 1.",
         ge=1e-12,
         le=100,
     )
     tags: tuple[str, ...] = opt(
         (),
-        "Language tags, such as `>>fra<<`, with which source lines begin: one piece each of a "
-        "tokenizer that is learned. Without any, those of the text, if a tenth of its lines begin "
-        "with one; `none` makes them text.",
+        "Language tags, such as `>>fra<<`, at the start of source lines, each of which becomes one "
+        "token of a new tokenizer. By default those in the text, if a tenth of its lines begin "
+        "with one; `none` treats them as text.",
     )
     max_length: int = opt(
         256,
-        "Training pairs with more pieces than this on a side are dropped and counted.",
+        "Skip and count training pairs with more tokens than this on either side.",
         ge=2,
         le=1_000_000,
     )
     max_ratio: float = opt(
         0.0,
-        "Training pairs of which one side has more than this many times the pieces of the other "
-        "are dropped; 0 for any.",
+        "Skip training pairs of which one side has more than this many times the tokens of the "
+        "other; 0 for no limit.",
         ge=0,
         le=1_000_000,
     )
-    drop_identical: bool = opt(False, "Drop training pairs of which both sides are the same text.")
-    drop_duplicates: bool = opt(False, "Drop training pairs that occurred before.")
+    drop_identical: bool = opt(False, "Skip training pairs with the same text on both sides.")
+    drop_duplicates: bool = opt(False, "Skip repeated training pairs.")
     drop_bad_characters: bool = opt(
         False,
-        "Drop training pairs with control or private-use characters, U+FFFD, U+FEFF, "
-        "noncharacters or separators of lines.",
+        "Skip training pairs with control or private-use characters, U+FFFD, U+FEFF, "
+        "noncharacters or line separators.",
     )
     bad_utf8: str = opt(
         "refuse",
-        "Training text that is no UTF-8 ends the run, gets U+FFFD instead, or drops its pair.",
+        "Refuse training text that is not UTF-8, replace it by U+FFFD, or drop its pair.",
         choices=("refuse", "replace", "drop-pair"),
     )
     cache: str = opt(
         "",
-        "Directory in which prepared training text is kept; by default `corpus` in the model's.",
+        "Directory for prepared training text; by default `corpus` in the model directory.",
         may_change=True,
     )
     workers: int = opt(
         0,
-        "Processes that prepare the training text; 0 takes one for each core.",
+        "Processes that prepare the training text; 0 starts one for each core.",
         ge=0,
         le=1024,
         may_change=True,
@@ -211,38 +206,36 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """How text is cut into pieces; the names are SentencePiece's own."""
+    """Settings of the tokenizer, by SentencePiece's names."""
 
-    model: str = opt("", "SentencePiece model to use; without one, one is learned from the corpus.")
-    vocab_size: int = opt(8000, "Number of pieces to learn.", ge=8, le=1_000_000)
+    model: str = opt("", "SentencePiece model to use; by default one is trained on the corpus.")
+    vocab_size: int = opt(8000, "Number of tokens in the vocabulary.", ge=8, le=1_000_000)
     model_type: str = opt(
-        "unigram", "Kind of subword model.", choices=("unigram", "bpe", "char", "word")
+        "unigram", "Type of subword model.", choices=("unigram", "bpe", "char", "word")
     )
     character_coverage: float = opt(
-        0.9995, "Share of the characters that get a piece of their own.", ge=0.001, le=1
+        0.9995, "Share of the characters in the text that become tokens.", ge=0.001, le=1
     )
     input_sentence_size: int = opt(
         1_000_000,
-        "Lines that the subword model is learned from, drawn at random; bounds the memory.",
+        "Lines on which the tokenizer is trained, drawn at random; they bound the memory.",
         ge=1,
         le=MOST,
     )
     normalization_rule_name: str = opt(
         "identity",
-        "Rule that changes characters before text is cut into pieces, and so in translations too: "
-        "identity (none), nfkc, nmt_nfkc, nfkc_cf, nmt_nfkc_cf (cf folds case), or a .tsv file of "
-        "rules, whose tokenizer takes up to a second longer to load.",
+        "Normalisation of text before it is tokenized, and therefore of translations too: identity "
+        "(none), nfkc, nmt_nfkc, nfkc_cf, nmt_nfkc_cf (cf folds case), or a .tsv file of rules, "
+        "with which the tokenizer takes up to a second longer to load.",
         before="nmt_nfkc",
     )
     byte_fallback: bool = opt(True, "Spell unknown characters as UTF-8 bytes.")
-    joint: bool = opt(
-        True, "Learn one tokenizer for both languages; else one each, with a vocabulary each."
-    )
+    joint: bool = opt(True, "Train one tokenizer for both languages, not one each.")
 
 
 @dataclass(frozen=True, slots=True)
 class StackShape:
-    """The shape of the encoder or of the decoder, with nothing left to be looked up."""
+    """The shape of the encoder or of the decoder."""
 
     layers: int
     heads: int
@@ -251,7 +244,7 @@ class StackShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of the Transformer; the defaults are the base model of Vaswani et al. 2017."""
+    """Shape of the Transformer; the defaults are the base model of Vaswani et al. 2017."""
 
     encoder_layers: int = opt(6, "Encoder layers.", ge=1, le=128)
     decoder_layers: int = opt(6, "Decoder layers.", ge=1, le=128)
@@ -260,13 +253,10 @@ class ModelConfig:
     feed_forward_width: int = opt(
         2048, "Inner width of the feed-forward layers (d_ff).", ge=1, le=65536
     )
-    decoder_heads: int = opt(
-        0, "Attention heads of the decoder, where it has others; 0 for `heads`.", ge=0, le=256
-    )
+    decoder_heads: int = opt(0, "Attention heads of the decoder; 0 for `heads`.", ge=0, le=256)
     decoder_feed_forward_width: int = opt(
         0,
-        "Inner width of the decoder's feed-forward layers, where it is another; 0 for "
-        "`feed_forward_width`.",
+        "Inner width of the decoder's feed-forward layers; 0 for `feed_forward_width`.",
         ge=0,
         le=65536,
     )
@@ -274,24 +264,26 @@ class ModelConfig:
         0.1, "Dropout on embeddings and on the output of each sub-layer.", ge=0, lt=1
     )
     norm: str = opt(
-        "post", "Layer norm after each sub-layer's residual, or before it.", choices=("post", "pre")
+        "post",
+        "Layer norm after each residual sub-layer (post), or before it (pre).",
+        choices=("post", "pre"),
     )
     positions: str = opt(
         "sinusoidal",
-        "Position encoding; the paper's sinusoids, or two other layouts of them.",
+        "Positions: the paper's sinusoids or two other layouts of them, learned, or rotary.",
         choices=("sinusoidal", "sinusoidal_halves", "sinusoidal_marian", "learned", "rotary"),
     )
     max_positions: int = opt(
-        1024, "Longest segment in pieces that learned positions can encode.", ge=2, le=1_000_000
+        1024, "Number of learned positions, the maximum length of a segment.", ge=2, le=1_000_000
     )
     activation: str = opt(
         "relu",
-        "Activation of the feed-forward layers; swiglu has a gate.",
+        "Activation of the feed-forward layers; swiglu is gated.",
         choices=("relu", "gelu", "swish", "swiglu"),
     )
     tied_embeddings: int = opt(
         3,
-        "Matrices that are one: 3 source, target and output; 2 target and output; 1 source and "
+        "Tied embedding matrices: 3 source, target and output; 2 target and output; 1 source and "
         "target; 0 none.",
         choices=(0, 1, 2, 3),
     )
@@ -299,7 +291,7 @@ class ModelConfig:
     output_bias: bool = opt(False, "Learn a bias for each logit.")
 
     def __post_init__(self) -> None:
-        # The same shape has one spelling, so that settings are equal if shapes are.
+        # Each shape has one representation, so that equal shapes are equal settings.
         if self.decoder_heads == self.heads:
             object.__setattr__(self, "decoder_heads", 0)
         if self.decoder_feed_forward_width == self.feed_forward_width:
@@ -322,7 +314,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the model learns, and for how long."""
+    """Settings of optimisation, precision and checkpoints."""
 
     max_updates: int = opt(
         100_000, "Stop after this many updates; 0 for no limit.", ge=0, le=MOST, may_change=True
@@ -334,140 +326,136 @@ class TrainingConfig:
         le=MOST,
         may_change=True,
     )
-    pretrained_model: str = opt("", "Model directory whose weights and tokenizer to start from.")
+    pretrained_model: str = opt("", "Model directory with the initial weights and the tokenizer.")
     max_time: str = opt(
-        "", "Stop this command after this time, such as 90s, 20m or 2h.", may_change=True
+        "", "Stop this command after a time such as 90s, 20m or 2h.", may_change=True
     )
     max_tokens: int = opt(
         4096,
-        "Target pieces in a batch, padding included; 0 or auto: the preset's, those of an update "
-        "in one batch, of which as much is computed at once as fits.",
+        "Target tokens in a batch, padding included; 0 or auto: the preset's total per update, "
+        "split to fit memory.",
         ge=0,
         le=10_000_000,
     )
     micro_batch: int = opt(
         0,
-        "Most target pieces of a batch that are computed at once, padding included; 0 takes 2048 "
-        "on a CPU, and elsewhere as many as fit its memory.",
+        "Target tokens of a batch that are computed at once, padding included; 0 takes 2048 on a "
+        "CPU, and on a GPU as many as fit its memory.",
         ge=0,
         le=10_000_000,
         may_change=True,
     )
     update_freq: int = opt(
-        1, "Batches whose gradients are summed for one update, in each process.",
+        1, "Batches in each process whose gradients are summed for one update.",
         ge=1, le=1_000_000, may_change=True,
     )  # fmt: skip
     learn_rate: float = opt(
-        7e-4, "Highest learning rate, reached at the end of warm-up.", ge=1e-20, le=1e38
+        7e-4, "Peak learning rate, at the end of the warm-up.", ge=1e-20, le=1e38
     )
     lr_warmup: int = opt(
-        4000, "Updates over which the rate rises; then it falls as 1/sqrt(update).", ge=1, le=MOST
+        4000, "Updates of the warm-up; then the rate decays as 1/sqrt(update).", ge=1, le=MOST
     )
     label_smoothing: float = opt(
-        0.1, "Probability mass that the target spreads over all pieces.", ge=0, lt=1
+        0.1, "Probability mass spread over the whole vocabulary.", ge=0, lt=1
     )
-    adam_beta1: float = opt(0.9, "Decay of Adam's mean of gradients.", ge=0, lt=1)
-    adam_beta2: float = opt(0.98, "Decay of Adam's mean of squared gradients.", ge=0, lt=1)
-    adam_epsilon: float = opt(1e-9, "Adam's guard against division by zero.", ge=1e-30, le=1)
+    adam_beta1: float = opt(0.9, "Decay of Adam's first moment.", ge=0, lt=1)
+    adam_beta2: float = opt(0.98, "Decay of Adam's second moment.", ge=0, lt=1)
+    adam_epsilon: float = opt(1e-9, "Term in the denominator of Adam.", ge=1e-30, le=1)
     weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0, le=1000)
-    clip_norm: float = opt(
-        1.0, "Largest norm of the gradient; 0 leaves it as it is.", ge=0, le=1e30
-    )
+    clip_norm: float = opt(1.0, "Maximum norm of the gradient; 0 disables clipping.", ge=0, le=1e30)
     bad_updates: str = opt(
         "skip",
-        "What becomes of an update whose loss or gradient is no finite number: it is left out, or "
-        "made once more at half the learning rate first, or training stops.",
+        "Treatment of an update whose loss or gradient is not finite: skip it, first retry it at "
+        "half the learning rate, or stop training.",
         choices=("skip", "retry", "stop"),
         may_change=True,
     )
     max_bad_updates: int = opt(
-        10, "Stop after this many of them in a row.", ge=1, le=MOST, may_change=True
+        10, "Stop after this many such updates in a row.", ge=1, le=MOST, may_change=True
     )
     ema_decay: float = opt(
-        0.999, "Decay of the moving average of weights that is validated and kept; 0 for none.",
+        0.999, "Decay of the average of weights that is validated and saved; 0 disables it.",
         ge=0, lt=1,
     )  # fmt: skip
-    seed: int = opt(1, "Seed of all that is random.", ge=0, lt=2**31)
+    seed: int = opt(1, "Random seed.", ge=0, lt=2**31)
     deterministic: bool = opt(
-        False, "Same run, same weights to the bit on a GPU too, but slower; a CPU always does.",
+        False, "Make runs on a GPU bitwise reproducible, but slower; on a CPU they always are.",
         may_change=True,
     )  # fmt: skip
-    device: str = opt("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", may_change=True)
+    device: str = opt("auto", "Device: auto, cpu, cuda, cuda:N or mps.", may_change=True)
     precision: str = opt(
         "auto",
-        "Arithmetic of training's matrix products: bf16, fp32, or auto, which is bf16 where the "
-        "device is faster with it. Validation on a CPU is in fp32 unless bf16 is asked for.",
-        choices=("auto", "fp32", "bf16"),
+        "Precision of the matrix products: bf16, fp32, or auto, which is bf16 on devices that are "
+        "faster with it. Validation on a CPU is in fp32 unless this is bf16.",
+        choices=TRAINING_PRECISIONS,
     )
     compile: str = opt(
         "auto",
-        "Compile the layers by torch.compile; auto does in long runs on a GPU.",
+        "Compile the layers with torch.compile; auto compiles in long runs on a GPU.",
         choices=("auto", "on", "off"),
         may_change=True,
     )
     activation_checkpointing: bool = opt(
         False,
-        "Compute the inside of each layer twice rather than remember it: less memory, more time.",
+        "Recompute the activations of each layer in the backward pass: less memory, more time.",
         may_change=True,
     )
     cpu_threads: int = opt(
-        0, "Threads on a CPU; 0 takes one for each core.", ge=0, le=1024, may_change=True
+        0, "Threads on a CPU; 0 for one for each core.", ge=0, le=1024, may_change=True
     )
     disp_freq: int = opt(100, "Updates between progress lines.", ge=1, le=MOST, may_change=True)
     save_freq: int = opt(500, "Updates between checkpoints.", ge=1, le=MOST, may_change=True)
     save_retries: int = opt(
-        3, "Checkpoints in a row that may fail, as on a full disk, before training stops.",
+        3, "Failed checkpoints in a row, as on a full disk, before training stops.",
         ge=0, le=MOST, may_change=True,
     )  # fmt: skip
-    keep_checkpoints: int = opt(
-        2, "Newest checkpoints that are kept.", ge=2, le=MOST, may_change=True
-    )
+    keep_checkpoints: int = opt(2, "Number of checkpoints to keep.", ge=2, le=MOST, may_change=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """How the model is judged while it learns; the best one so far is what gets kept."""
+    """Settings of validation, which selects the best checkpoint."""
 
     freq: int = opt(500, "Updates between validations.", ge=1, le=MOST)
     metrics: tuple[str, ...] = opt(
         ("bleu", "chrf", "loss"),
-        "Measures on the validation text; the first one decides what is best, and where it is "
-        "equal, the next one.",
+        "Metrics on the validation text; the first one selects the best checkpoint, the next one "
+        "breaks ties.",
         choices=("bleu", "chrf", "loss"),
     )
     tokenize: str = opt(
         "auto",
-        "Tokenizer of BLEU, by sacreBLEU's name; auto takes zh, char or 13a by the script of the "
+        "BLEU's tokenizer, by sacreBLEU's name; auto selects zh, char or 13a by the script of the "
         "validation text.",
         choices=("auto", *BLEU_TOKENIZERS),
-        decided=True,
+        may_change="to auto",
         before="13a",  # sacreBLEU's default
     )
     early_stopping: int = opt(
         10,
-        "Stop after this many validations that were no better than the best; 0 never stops.",
+        "Patience: stop after this many validations without improvement; 0 never stops.",
         ge=0,
         le=MOST,
         may_change=True,
     )
-    beam_size: int = opt(1, "Beam of the validation translations; 1 is greedy.", ge=1, le=256)
+    beam_size: int = opt(1, "Beam size of validation; 1 is greedy search.", ge=1, le=256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How several processes, as torchrun starts them, train one model."""
+    """Settings of training in several processes, which torchrun starts."""
 
     strategy: str = opt(
         "auto",
-        "What each process keeps: all weights (ddp), or a part of each weight, its moments and its "
-        "average (fsdp); auto is ddp.",
+        "Replicate the weights in each process (ddp), or shard the weights, moments and averages "
+        "(fsdp); auto is ddp.",
         choices=("auto", "ddp", "fsdp"),
         may_change=True,
     )
     timeout: int = opt(
         600,
-        "Seconds after which a process that is silent, or takes that long for a part of an update, "
-        "ends all of them.",
+        "Seconds after which a rank that is silent, or that long in one part of an update, ends "
+        "the run.",
         ge=1,
         le=86_400,
         may_change=True,
@@ -476,7 +464,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All settings of a training run, section by section."""
+    """All settings of a training run, by section."""
 
     preset: str = "tiny"
     data: DataConfig = DataConfig()
@@ -492,12 +480,12 @@ SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "pre
 
 
 def is_rule_file(rule: str) -> bool:
-    """Return True if a normalization rule is the path of a file, and no name."""
+    """Return True if a normalization rule is the path of a file, not a name."""
     return rule.lower().endswith(".tsv")
 
 
 def settings_before() -> dict[str, dict[str, Value]]:
-    """Return what models and runs of formats before 3 have for settings which these lack."""
+    """Return the values of settings that models and runs of formats before 3 lack."""
     values: dict[str, dict[str, Value]] = {}
     for section in SECTIONS:
         for setting in dataclasses.fields(getattr(RunConfig(), section)):

@@ -1,4 +1,4 @@
-"""Settings from plain tables, checked: names, types, bounds, and what must fit together."""
+"""Checks of settings in tables: names, types, bounds, and combinations."""
 
 import dataclasses
 import difflib
@@ -26,17 +26,17 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 class Problems:
-    """Collects what is wrong with the settings, to say it all at once."""
+    """A list of problems with the settings, reported at once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def add(self, place: str, what: str) -> None:
-        """Note one problem of the setting or file called `place`."""
-        self.lines.append(f"{place}: {what}")
+    def add(self, name: str, problem: str) -> None:
+        """Add a problem of a setting or file."""
+        self.lines.append(f"{name}: {problem}")
 
     def raise_if_any(self) -> None:
-        """Raise a ConfigError that lists every problem noted so far."""
+        """Raise a ConfigError with all problems, if there are any."""
         if self.lines:
             count = len(self.lines)
             title = f"the settings have {count} problem{'s' if count > 1 else ''}"
@@ -44,7 +44,7 @@ class Problems:
 
 
 def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
-    """A RunConfig from tables by section; what is wrong with them is added to `problems`."""
+    """Return the settings from tables by section; add their problems to `problems`."""
     hints = typing.get_type_hints(RunConfig)
     sections, wrong = {}, set()
     for section in SECTIONS:
@@ -59,7 +59,7 @@ def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
         if section not in hints:
             problems.add(section, f"unknown section{nearest(section, SECTIONS)}")
     config = RunConfig(preset=str(tables.get("preset", "tiny")), **sections)
-    # Where a value is wrong its default stands in, and says nothing of what was meant.
+    # A wrong value was replaced by its default, which combinations must not be checked with.
     if "data" not in wrong:
         _check_files(config.data, problems)
     if not wrong & {"data", "model", "search"}:
@@ -72,19 +72,19 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
     for sources, targets in (("source", "target"), ("valid_source", "valid_target")):
         counts = len(getattr(data, sources)), len(getattr(data, targets))
         if counts[0] != counts[1]:
-            told = f"must be as many files as data.{sources}, got {counts[1]} and {counts[0]}"
-            problems.add(f"data.{targets}", told)
+            reason = f"must be as many files as data.{sources}, got {counts[1]} and {counts[0]}"
+            problems.add(f"data.{targets}", reason)
     has_text = data.source or data.target or data.pairs
     if (data.valid_source or data.valid_target) and not has_text:
         problems.add("data.source", "is missing: there is validation text, but no training text")
     files = max(1, len(data.source) + len(data.pairs))  # the sample corpus is one
     if data.weights and len(data.weights) != files:
-        told = f"must be as many numbers as training files, got {len(data.weights)} and {files}"
-        problems.add("data.weights", told)
+        reason = f"must be as many numbers as training files, got {len(data.weights)} and {files}"
+        problems.add("data.weights", reason)
     wrong = [tag for tag in data.tags if not LANGUAGE_TAG.fullmatch(tag)]
     if wrong and data.tags != (NO_TAGS,):
-        told = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {shown(wrong[0])}"
-        problems.add("data.tags", told)
+        reason = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {shown(wrong[0])}"
+        problems.add("data.tags", reason)
     elif repeated := [tag for tag, count in Counter(data.tags).items() if count > 1]:
         problems.add("data.tags", f"has {shown(repeated[0])} more than once")
     if 0 < data.max_ratio < 1:
@@ -92,7 +92,7 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
 
 
 def _with_listed_weights(table: Any, problems: Problems) -> Any:
-    """The table of `data`; weights that are given by file become a list in the files' order."""
+    """Return the table of `data`; weights by file become a list in the order of the files."""
     weights = table.get("weights") if isinstance(table, Mapping) else None
     if not isinstance(weights, Mapping):
         return table
@@ -102,54 +102,55 @@ def _with_listed_weights(table: Any, problems: Problems) -> Any:
         files += [given] if isinstance(given, str) else given
     for name in weights:
         if name not in files:
-            problems.add(f"data.weights.{name}", f"is no training file{nearest(name, files)}")
+            problems.add(f"data.weights.{name}", f"is not a training file{nearest(name, files)}")
     return {**table, "weights": [weights.get(file, 1.0) for file in files]}
 
 
 def _check_shape(config: RunConfig, problems: Problems) -> None:
     data, model, search = config.data, config.model, config.search
-    for place, heads in (
+    for name, heads in (
         ("model.heads", model.heads),
         ("model.decoder_heads", model.decoder_heads),
     ):
         if not heads:
-            continue  # those of the encoder
+            continue  # as many as the encoder
         if model.width % heads:
-            problems.add(place, f"must divide model.width, got {heads} and {model.width}")
+            problems.add(name, f"must divide model.width, got {heads} and {model.width}")
         elif model.positions == "rotary" and model.width // heads % 2:
-            told = f"must leave an even width for each head, got {model.width // heads}"
-            problems.add(place, f"{told} (rotary positions turn pairs)")
+            reason = f"must leave an even width for each head, got {model.width // heads}"
+            problems.add(name, f"{reason} (rotary positions rotate pairs)")
     if model.positions == "sinusoidal_marian" and model.width % 2:
         problems.add("model.width", f"must be even for Marian's sinusoids, got {model.width}")
     if model.positions == "learned":
-        # The longest translation, as decoding/scoring.py bounds it, and </s>.
+        # The longest translation by decoding/length.py, and </s>.
         longest = int(search.max_length * search.max_length_factor) + 10
         needed = max(data.max_length, search.max_length, longest) + 1
         if model.max_positions < needed:
-            told = f"must be at least {needed}, got {model.max_positions}"
-            why = "data.max_length, search.max_length and search.max_length_factor allow so many"
-            problems.add("model.max_positions", f"{told}: {why}")
+            reason = f"must be at least {needed}, got {model.max_positions}"
+            source = "from data.max_length, search.max_length and search.max_length_factor"
+            problems.add("model.max_positions", f"{reason}: {source}")
     if search.n_best > search.beam_size:
-        told = f"must be at most search.beam_size, got {search.n_best} and {search.beam_size}"
-        problems.add("search.n_best", told)
+        reason = f"must be at most search.beam_size, got {search.n_best} and {search.beam_size}"
+        problems.add("search.n_best", reason)
 
 
 def _check_run(config: RunConfig, problems: Problems) -> None:
     if config.tokenizer.model and config.training.pretrained_model:
-        told = "must not be set beside training.pretrained_model, which brings its own tokenizer"
-        problems.add("tokenizer.model", told)
-    brings_tokenizers = config.tokenizer.model or config.training.pretrained_model
-    if not (config.tokenizer.joint or brings_tokenizers) and config.model.tied_embeddings & 1:
-        told = f"must be 2 or 0 without tokenizer.joint, got {config.model.tied_embeddings}"
-        problems.add("model.tied_embeddings", f"{told}: an id means another piece on each side")
+        reason = "must not be set with training.pretrained_model, which has its own tokenizer"
+        problems.add("tokenizer.model", reason)
+    has_tokenizers = config.tokenizer.model or config.training.pretrained_model
+    if not (config.tokenizer.joint or has_tokenizers) and config.model.tied_embeddings & 1:
+        reason = f"must be 2 or 0 without tokenizer.joint, got {config.model.tied_embeddings}"
+        problems.add("model.tied_embeddings", f"{reason}: an id is another token on each side")
     rule = config.tokenizer.normalization_rule_name
     if rule not in NORMALIZATION_RULES and not is_rule_file(rule):
         listed = ", ".join(f"`{name}`" for name in NORMALIZATION_RULES)
-        told = f"must be one of {listed} or a file that ends in `.tsv`, got {shown(rule)}"
-        problems.add("tokenizer.normalization_rule_name", told + nearest(rule, NORMALIZATION_RULES))
+        reason = f"must be one of {listed} or a file that ends in `.tsv`, got {shown(rule)}"
+        reason += nearest(rule, NORMALIZATION_RULES)
+        problems.add("tokenizer.normalization_rule_name", reason)
     if not _DEVICE.fullmatch(config.training.device):
-        told = f"must be auto, cpu, cuda, cuda:N or mps, got {shown(config.training.device)}"
-        problems.add("training.device", told)
+        reason = f"must be auto, cpu, cuda, cuda:N or mps, got {shown(config.training.device)}"
+        problems.add("training.device", reason)
     try:
         duration_seconds(config.training.max_time)
     except ValueError as error:
@@ -157,10 +158,10 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
 
 
 def duration_seconds(text: str) -> float | None:
-    """Seconds in a duration such as `90s`, `20m`, `1.5h` or `300`; None for an empty one.
+    """Return the seconds of a duration such as `90s`, `20m`, `1.5h` or `300`; None if empty.
 
     Raises:
-        ValueError: it is no duration.
+        ValueError: it is not a duration.
     """
     if not text:
         return None
@@ -181,48 +182,48 @@ def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Proble
     hints = typing.get_type_hints(kind)
     values: dict[str, Value] = {}
     for name, raw in table.items():
-        place = f"{section}.{name}"
+        full_name = f"{section}.{name}"
         if name not in known:
-            problems.add(place, f"unknown setting{nearest(name, known)}")
+            problems.add(full_name, f"unknown setting{nearest(name, known)}")
             continue
         value, complaint = coerce(raw, hints[name], known[name].metadata)
         if complaint:
-            problems.add(place, complaint)
+            problems.add(full_name, complaint)
         elif value is not None:
             values[name] = value
     return kind(**values)
 
 
-def coerce(raw: object, wanted: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:
-    """The value in the wanted type and "", or None and what is wrong with it."""
+def coerce(raw: object, kind: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:
+    """Return the value in a type and "", or None and the complaint about it."""
     value: Value
-    if wanted is float and isinstance(raw, int) and not isinstance(raw, bool):
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         try:
             value = float(raw)
         except OverflowError:
             return None, "must be a finite number, got one of too many digits"
-    elif wanted == tuple[float, ...]:
+    elif kind == tuple[float, ...]:
         numbers = _numbers(raw)
         if numbers is None:
             return None, f"must be a list of numbers, got {shown(raw)}"
         value = numbers
-    elif isinstance(wanted, types.GenericAlias):  # tuple[str, ...]; one string is a list of one
+    elif isinstance(kind, types.GenericAlias):  # tuple[str, ...]; one string is a list of one
         items = [raw] if isinstance(raw, str) else raw
         if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
             return None, f"must be a list of strings, got {shown(raw)}"
         value = tuple(items)
-    elif type(raw) is wanted:
-        # The line above made sure of the type.
+    elif type(raw) is kind:
+        # mypy does not see that the line above has checked the type.
         value = raw  # type: ignore[assignment]
     else:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-        return None, f"must be {names[wanted]}, got {shown(raw)}"
+        return None, f"must be {names[kind]}, got {shown(raw)}"
     complaint = _broken_bound(value, bounds)
     return (None, complaint) if complaint else (value, "")
 
 
 def _numbers(raw: object) -> tuple[float, ...] | None:
-    """Numbers from a list, from one of them, or from a text such as `1,0.5`; None for all else."""
+    """Return the numbers of a list, a number, or a text such as `1,0.5`; None for all else."""
     items = raw.split(",") if isinstance(raw, str) and raw else raw
     if not isinstance(items, list | tuple):
         items = [items]
@@ -242,8 +243,8 @@ def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
     if any(isinstance(text, str) and "\0" in text for text in texts):
         return "must not have a NUL character"
     if isinstance(value, tuple) and value and isinstance(value[0], float):
-        told = (_broken_bound(item, bounds) for item in value)
-        return next((complaint for complaint in told if complaint), "")
+        complaints = (_broken_bound(item, bounds) for item in value)
+        return next((complaint for complaint in complaints if complaint), "")
     choices = bounds["choices"]
     if choices:
         for item in value if isinstance(value, tuple) else (value,):
@@ -258,7 +259,6 @@ def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
         return f"must be a finite number, got {value}"
     rules: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
         ("ge", "at least", operator.ge),
-        ("gt", "above", operator.gt),
         ("le", "at most", operator.le),
         ("lt", "below", operator.lt),
     )
@@ -269,7 +269,7 @@ def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """A setting's value as messages quote it."""
+    """Return the value of a setting as it stands in messages."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -280,6 +280,6 @@ def shown(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[object]) -> str:
-    """`; did you mean …?` with the known name that is nearest, or nothing if none is near."""
+    """Return `; did you mean …?` with the nearest known name; empty if none is near."""
     match = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean `{match[0]}`?" if match else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tfm_cli.device import Device, check_gpu_bf16
+from tfm_cli.device import PRECISIONS, TRAINING_PRECISIONS, Device, check_gpu_bf16
 from tfm_cli.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -21,13 +21,14 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         ConfigError: the name is unknown, or the device lacks that precision.
     """
-    if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"unknown precision `{name}`, wanted auto, fp32 or bf16")
+    if name not in TRAINING_PRECISIONS:
+        expected = ", ".join(TRAINING_PRECISIONS)
+        raise ConfigError(f"unknown precision `{name}`, expected one of {expected}")
     if name == "bf16":
         _check_bf16(device, "fp32")
-    if name == "fp32" or (name == "auto" and not _fast_bf16(device)):
-        return torch.float32
-    return torch.bfloat16
+    if name == "auto":
+        name = "bf16" if _fast_bf16(device) else "fp32"
+    return precision_dtype(name)
 
 
 def validation_precision(name: str, device: torch.device) -> torch.dtype:
@@ -42,8 +43,15 @@ def validation_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """Return the name that `--precision` has for an arithmetic."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    """Return the precision whose tensors have a dtype."""
+    (name,) = (name for name in PRECISIONS if precision_dtype(name) == dtype)
+    return name
+
+
+def precision_dtype(name: str) -> torch.dtype:
+    """Return the dtype of tensors in a precision."""
+    dtype: torch.dtype = getattr(torch, PRECISIONS[name].dtype)
+    return dtype
 
 
 def _check_bf16(device: torch.device, others: str) -> None:

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.console import told
+from tfm_cli.console import visible_message
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
 from tfm_cli.native import structures
 from tfm_cli.native.library import Library
@@ -254,7 +254,7 @@ class NativeSearch:
         longest = max(map(len, sources), default=0)
         note = (
             f"error: {library.path.name} crashed: a bug of tfm, or memory that is broken\n"
-            f"  model: {told(self._name)}\n"
+            f"  model: {visible_message(self._name)}\n"
             f"  batch: {len(sources)} segments of at most {longest} tokens, beam {beam_size}\n"
             "hint: translate with `TFM_NATIVE_LIBRARY=none` to do without it, and report this\n"
         )

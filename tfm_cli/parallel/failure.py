@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from tfm_cli.console import visible
-from tfm_cli.errors import ResourceError, TfmError, ToldElsewhere
+from tfm_cli.errors import ReportedElsewhere, ResourceError, TfmError
 from tfm_cli.parallel.heartbeat import Heartbeat, ProgressState
 from tfm_cli.parallel.launcher import launcher_holds_store
 
@@ -113,8 +113,8 @@ class FailureMonitor:
     def publish(self, error: BaseException) -> BaseException:
         """Publish the failure of this rank, and return the error to raise.
 
-        The first rank that fails reports its error. The others return a ToldElsewhere with the same
-        exit code.
+        The first rank that fails reports its error. The others return a ReportedElsewhere with the
+        same exit code.
         """
         ignore_termination()
         self._is_ending = True
@@ -125,7 +125,7 @@ class FailureMonitor:
                 self._failed.wait(_ANSWER_SECONDS)
                 code = _exit_code(error) if self._exit_code is None else self._exit_code
                 message = f"rank {self._rank} exited after the failure of another rank"
-                return ToldElsewhere(message, exit_code=code)
+                return ReportedElsewhere(message, exit_code=code)
             if isinstance(error, RankLostError):
                 error = self._lost(self._heartbeat.silent_ranks() or error.lost)
             self.close()

@@ -89,7 +89,8 @@ class Parallel:
     def connected(self, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Iterator[None]:
         """Connect the ranks inside the block; all must reach its end, or all fail.
 
-        If one fails, it reports the error, and the others raise ToldElsewhere with its exit code.
+        If one fails, it reports the error, and the others raise ReportedElsewhere with its exit
+        code.
 
         Args:
             timeout_seconds: until a rank is late: one that does not join, that sends no heartbeat

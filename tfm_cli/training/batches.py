@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfm_cli.corpus.batch import Batch, flat_batch
-from tfm_cli.corpus.batching import BatchOrder, token_batches
+from tfm_cli.corpus.batching import BatchOrder
 from tfm_cli.corpus.store import CorpusStore, FlatSegments
+from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.training.state import TrainState
 
 # Updates that are prefetched: one is ready while the next is built.

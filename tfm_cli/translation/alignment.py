@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from tfm_cli.corpus.batching import token_batches
+from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.text.scripts import separators
 from tfm_cli.tokenizer.pair import TokenizerPair

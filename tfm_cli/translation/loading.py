@@ -82,12 +82,11 @@ def _in_native_engine(directories: Sequence[Path], precision: str) -> LoadedMode
 def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> LoadedModels:
     import torch
 
-    from tfm_cli.model.arithmetic import set_cpu_threads, warn_of_slow_bf16
+    from tfm_cli.model.arithmetic import precision_dtype, set_cpu_threads, warn_of_slow_bf16
     from tfm_cli.model_directory.weights import load_model
     from tfm_cli.translation.torch_engine import TorchEngine
 
     torch_device = torch.device(str(device))
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if device.type == "cpu":
         set_cpu_threads(1)
     if precision == "bf16":
@@ -98,7 +97,8 @@ def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> Lo
     def engine(options: SearchOptions) -> SearchEngine:
         return TorchEngine(
             [model.transformer for model in models], models[0].tokenizers, options,
-            device=torch_device, dtype=dtypes[precision], fixed_steps=device.type == "cuda",
+            device=torch_device, dtype=precision_dtype(precision),
+            fixed_steps=device.type == "cuda",
         )  # fmt: skip
 
     return LoadedModels(models[0].config, models[0].tokenizers, engine)

@@ -10,8 +10,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.corpus.batching import token_batches
 from tfm_cli.corpus.random_key import random_key
+from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.errors import DataError
 from tfm_cli.text.characters import is_blank
 from tfm_cli.text.language_tags import leading_tag, listed

@@ -14,8 +14,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from tfm_cli.corpus.batching import token_batches
 from tfm_cli.corpus.store import CorpusStore
+from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.alignment import attention_in_memory
 from tfm_cli.translation.search_engine import SearchEngine

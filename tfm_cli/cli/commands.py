@@ -1,0 +1,178 @@
+"""From declared commands to Typer's: parsing by our rules, help in our words."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tfm_cli.cli.options import Command, Option
+
+# By name, in the order of the help: the module in this package, and the attribute.
+Commands = Mapping[str, tuple[str, str]]
+
+
+class DeclaredCommand(TyperCommand):
+    """A command whose values and help follow its declaration."""
+
+    declared: tuple[Option, ...] = ()
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, `--help` among them."""
+        return [_adopt(each, self._declarations()) for each in super().get_params(ctx)]
+
+    def get_usage(self, ctx: Any) -> str:
+        """Return the first line of the help, which also precedes errors of usage."""
+        names = []
+        for each in self.declared:
+            if not each.flags:
+                name = f"{each.metavar}..." if each.is_list else each.metavar
+                names.append(name if each.is_required else f"[{name}]")
+        return " ".join([f"Usage: {ctx.command_path} [OPTIONS]", *names])
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help."""
+        from tfm_cli.cli.help import command_help
+
+        return command_help(self.get_usage(ctx), self.help or "", self.declared)
+
+    def _declarations(self) -> dict[str, Option]:
+        return {each.parameter: each for each in self.declared}
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands, each of which is imported when it is needed.
+
+    Without arguments it prints its help and ends with success.
+    """
+
+    members: Commands = MappingProxyType({})
+    option_rows: tuple[tuple[str, str], ...] = ()  # names and texts, for the help
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands."""
+        return list(self.members)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by its name; None if there is none."""
+        if cmd_name not in self.members:
+            return None
+        return _imported(cmd_name, *self.members[cmd_name])
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options that precede a command."""
+        return [_adopt(each, {}) for each in super().get_params(ctx)]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments up to the name of a command."""
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+    def get_usage(self, ctx: Any) -> str:
+        """Return the first line of the help, which also precedes errors of usage."""
+        return f"Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]..."
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help, with the first sentence of each command."""
+        from tfm_cli.cli.help import HELP_ROW, page, summary
+
+        rows = []
+        for name in self.list_commands(ctx):
+            rows.append((name, summary(self.get_command(ctx, name).help or "")))
+        return page(
+            self.get_usage(ctx),
+            self.help or "",
+            [("Commands", rows), ("Options", [*self.option_rows, HELP_ROW])],
+        )
+
+
+@functools.cache
+def _imported(name: str, module_name: str, attribute: str) -> Any:
+    """Return a command as Typer's object."""
+    module = importlib.import_module(f"tfm_cli.cli.{module_name}")
+    found = getattr(module, attribute)
+    return typer_command(found, name) if isinstance(found, Command) else typer_group(found, name)
+
+
+def typer_command(command: Command, name: str) -> Any:
+    """Return a declared command as Typer's object."""
+    options = tuple(command.all_options())
+
+    def callback(**values: Any) -> None:
+        command.run(command.options(options, values))
+
+    parameters = [
+        inspect.Parameter(
+            each.parameter,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_annotation(each),
+        )
+        for each in options
+    ]
+    # Typer reads the signature of a function, as a decorator may have set it.
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    parser = command.parser or DeclaredCommand
+    kind = type(parser.__name__, (parser,), {"declared": options})
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(name, cls=kind, help=command.run.__doc__)(callback)
+    return typer.main.get_command(app)
+
+
+def typer_group(kind: type[CommandGroup], name: str) -> Any:
+    """Return a group of commands as Typer's object."""
+    app = typer.Typer(
+        name=name, cls=kind, help=kind.__doc__, rich_markup_mode=None, add_completion=False
+    )
+    app.callback()(_nothing)
+    return typer.main.get_command(app)
+
+
+def _nothing() -> None:
+    """Do nothing before a command of a group."""
+
+
+def _annotation(option: Option) -> Any:
+    """Return the annotation from which Typer makes a parameter and completes its values."""
+    kind = option.kind
+    if option.is_list:
+        kind = list[str]
+    elif option.bounds["choices"]:
+        kind = Literal[option.bounds["choices"]]
+    elif kind in (int, float):
+        kind = str
+    if option.flags:
+        return Annotated[kind | None, typer.Option(*option.flags, hidden=option.is_hidden)]
+    return Annotated[kind | None, typer.Argument(metavar=option.metavar)]
+
+
+def _adopt(parameter: Any, declared: Mapping[str, Option]) -> Any:
+    """Return a parameter of Typer that takes its value by our rules.
+
+    Typer converts values by means of pydantic, whose import takes longer than a line takes to
+    translate, and its words differ from those for settings in files.
+    """
+    if "process_value" not in vars(parameter):
+        process = _process_own if parameter.name in declared else _process_flag
+        option = declared.get(parameter.name)
+        parameter.process_value = functools.partial(
+            process, parameter, option or parameter.process_value
+        )
+    return parameter
+
+
+def _process_own(parameter: Any, option: Option, ctx: Any, value: Any) -> Any:
+    return None if ctx.resilient_parsing else option.read(value)
+
+
+def _process_flag(parameter: Any, process: Any, ctx: Any, value: Any) -> Any:
+    """Call the callback of a flag such as `--help`; leave anything else to Typer."""
+    if isinstance(value, str) or parameter.callback is None:
+        return process(ctx, value)
+    return parameter.callback(ctx, parameter, value is True)
