@@ -122,8 +122,8 @@ def test_ranks_with_sharded_weights_match_one_process(
     assert " on 2 processes (fsdp), cpu each; 5 batches an epoch" in said
 
 
-@pytest.mark.slow
-@representative("strategy", ["fsdp", "ddp"])
+@pytest.mark.torture
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_with_uneven_shards_match_one_process(
     strategy: str, text: list[str], tmp_path: Path
 ) -> None:

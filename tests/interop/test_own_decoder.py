@@ -18,7 +18,7 @@ pytestmark = QUIET
 CPU = torch.device("cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(300)
 def test_trained_model_is_used_exported_and_imported(
     tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path

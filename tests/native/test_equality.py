@@ -242,7 +242,7 @@ def test_widest_beams_find_what_the_reference_finds(beam_size: int) -> None:
     assert_equal_where_clear([model.engine()], model.reference(), lines, how, share=0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_long_segments_and_translations() -> None:
     model = small(90, width=48, heads=4)
     lines = replace(model.lines(300, 3, 129), limits=[70, 700, 300])
