@@ -1,4 +1,4 @@
-"""What docs/native.md names is there."""
+"""Tests of docs/native.md: the files and names in it exist."""
 
 import re
 from pathlib import Path
