@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.test_train import in_double
-from tests.runs import SMALL_RUN, checkpoints, metrics, write_part
+from tests.runs import SMALL_RUN, checkpoints, metrics
 from tests.tiers import representative
 from tfm_cli.files import faults as failpoint
 from tfm_cli.training import loop
@@ -31,11 +30,6 @@ RUN = [
     "4",
 ]
 RETRY = ["--set", "training.bad_updates=retry"]
-
-
-@pytest.fixture(scope="module")
-def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
 
 
 def spoiled(faults: str, *, blind: bool = False) -> Callable[[int], None]:

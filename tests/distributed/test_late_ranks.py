@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.ranks_run import command, fault
-from tests.runs import write_part
 from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
 LIMIT = ["--dist-timeout", "6"]
-
-
-@pytest.fixture(scope="module")
-def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
 
 
 def errors(words: str) -> list[str]:

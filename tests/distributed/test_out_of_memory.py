@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.distributed.ranks_run import command, fault
 from tests.distributed.test_train import in_double
-from tests.runs import checkpoints, left_behind, write_part
+from tests.runs import checkpoints, left_behind
 from tests.tiers import representative
 from tests.training.test_out_of_memory import RUN, assert_same_weights
 from tfm_cli.files import faults
-
-
-@pytest.fixture(scope="module")
-def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
 
 
 def with_faults(text: str) -> Callable[[int], None]:

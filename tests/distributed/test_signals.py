@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TinyCorpus
 from tests.distributed import ranks, torchrun
-from tests.distributed.ranks_run import RanksRun, fault, unbroken
+from tests.distributed.ranks_run import RanksRun, fault
 from tests.runs import checkpoints, left_behind
 from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> RanksRun:
-    return unbroken(tiny_corpus, tmp_path_factory.mktemp("whole"))
 
 
 def newest(output: Path) -> int:

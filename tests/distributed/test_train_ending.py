@@ -19,11 +19,6 @@ OFTEN = ["--disp-freq", "1", "--valid-freq", "50", "--save-freq", "5", "--update
 
 
 @pytest.fixture(scope="module")
-def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
-
-
-@pytest.fixture(scope="module")
 def unbroken(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of 40 updates of two ranks, which do not depend on sharding."""
     directory = tmp_path_factory.mktemp("unbroken")

@@ -12,11 +12,6 @@ from tests.runs import metrics, write_part
 from tests.tiers import representative
 
 
-@pytest.fixture(scope="module")
-def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_part(tiny_corpus, tmp_path_factory.mktemp("text"), pairs=55)
-
-
 @pytest.mark.slow
 def test_other_settings_are_refused_by_name(text: list[str], tmp_path: Path) -> None:
     def its_own(rank: int) -> list[str]:
