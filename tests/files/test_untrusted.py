@@ -1,4 +1,5 @@
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from tfm_cli.files.untrusted import (
     NotPrivateError,
     check_private,
     open_regular,
+    parse_json,
+    parse_json_object,
     read_private,
+    read_private_json,
     read_regular,
 )
 
@@ -102,3 +106,125 @@ def test_private_file_is_read_up_to_a_size(tmp_path: Path) -> None:
         read_private(tmp_path / "journal", max_bytes=6)
     with pytest.raises(FileNotFoundError):
         read_private(tmp_path / "none", max_bytes=6)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "Expecting value"),
+        (b"\xff", "'utf-8' codec"),
+        (b"[1] x", "Extra data"),
+        (b'{"a": {"b": 1, "b": 2}}', "the name `b` occurs twice"),
+        (b"[NaN]", "NaN is not a finite number"),
+        (b"[-Infinity]", "-Infinity is not a finite number"),
+        (b"[1e400]", "1e400 is not a finite number"),
+        (b"[-1e400]", "-1e400 is not a finite number"),
+        (b"[" * 9 + b"]" * 9, "nested deeper than 8 levels"),
+        (b"[" * 200_000 + b"]" * 200_000, "nested deeper than 8 levels"),
+        (b'{"a":' * 200_000, "nested deeper than 8 levels"),
+        (b"1" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_invalid_json_is_refused(content: bytes, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_json(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"[" * 8 + b"]" * 8, [[[[[[[[]]]]]]]]),
+        (b'\xef\xbb\xbf{"a": [1, 1.5, true, "\\udc80"]}', {"a": [1, 1.5, True, "\udc80"]}),
+        (b"1e300", 1e300),
+        (b'"[[[[[[[[[["', "[[[[[[[[[["),
+    ],
+)  # fmt: skip
+def test_valid_json_is_parsed(content: bytes, wanted: object) -> None:
+    assert parse_json(content) == wanted
+
+
+def test_only_an_object_is_accepted() -> None:
+    assert parse_json_object(b"{}") == {}
+    with pytest.raises(ValueError, match="it is not a JSON object"):
+        parse_json_object(b"[]")
+
+
+def test_object_is_read(tmp_path: Path, told: list[str]) -> None:
+    (tmp_path / "file").write_bytes(b'{"a": [1]}')
+
+    assert read_private_json(tmp_path / "file") == {"a": [1]}
+    assert told == []
+
+
+def test_missing_file_causes_no_warning(tmp_path: Path, told: list[str]) -> None:
+    assert read_private_json(tmp_path / "file") is None
+    assert told == []
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "kind", ["pipe", "folder", "socket", "symbolic link", "hard link", "dangling", "denied"]
+)
+def test_unreadable_file_is_treated_as_absent_with_a_warning(
+    kind: str, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("file")
+    elif kind == "symbolic link":
+        (tmp_path / "other").write_bytes(b"{}")
+        path.symlink_to("other")
+    elif kind == "hard link":
+        (tmp_path / "other").write_bytes(b"{}")
+        path.hardlink_to("other")
+    elif kind == "dangling":
+        path.symlink_to("nothing")
+    else:
+        path.write_bytes(b"{}")
+
+        def deny(*_: object, **__: object) -> int:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os, "open", deny)
+
+    assert read_private_json(path, fallback="it begins again") is None
+
+    reason = {"folder": "directory", "dangling": "symbolic link", "denied": "Permission denied"}
+    assert len(told) == 1
+    assert told[0].startswith(f"{path}: cannot be read: ")
+    assert reason.get(kind, kind) in told[0]
+    assert told[0].endswith("; it begins again")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"[1]", "it is not a JSON object"),
+        (b"[" * 200_000, "it is nested deeper than 8 levels"),
+        (b'{"a":' * 200_000, "it is nested deeper than 8 levels"),
+        (b"\xff", "invalid start byte"),
+        (b'{"a": NaN}', "NaN is not a finite number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "expected at most 1048576"),
+    ],
+    ids=["empty", "list", "brackets", "braces", "no UTF-8", "NaN", "digits", "large"],
+)
+def test_damaged_file_is_treated_as_absent_with_a_warning(
+    content: bytes, reason: str, tmp_path: Path, told: list[str]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+
+    assert read_private_json(path) is None
+
+    assert len(told) == 1
+    assert told[0].startswith(f"{path}: is damaged: ")
+    assert reason in told[0]
+    assert told[0].endswith("; it is treated as absent")

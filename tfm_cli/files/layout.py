@@ -44,9 +44,9 @@ MARKER_FILE = ".tfm-run.json"
 LOCK_FILE = ".tfm-train.lock"
 CHECKPOINTS = "checkpoints"
 CORPUS = "corpus"
-# A run that ends between two scheduled validations also validates its last weights and keeps them
-# if they are the best. The best weights by schedule are kept here meanwhile: a run that resumes
-# takes them back, and so leaves to the byte what an unbroken run would have left.
+# A run that ends between two scheduled validations also validates its last weights, and keeps them
+# if they are the best. The best weights of scheduled validations are saved here: a resumed run
+# restores them, so that its result equals that of an uninterrupted run to the byte.
 ON_SCHEDULE = "best-on-schedule"
 BEST_FILES = (WEIGHTS_FILE, CARD_FILE)
 

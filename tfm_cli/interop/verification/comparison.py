@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tfm_cli.corpus.batch import make_batch, pad_source
+from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis, refuse_non_finite
 from tfm_cli.errors import ModelError
@@ -27,6 +26,7 @@ from tfm_cli.interop.verification.runtimes import (
     Ids,
     Runtime,
     is_installed,
+    padded_batch,
 )
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.tokenizer import Tokenizer
@@ -248,13 +248,7 @@ class OurModel:
         Raises:
             NonFiniteScoresError: they are not finite.
         """
-        batch = make_batch(
-            [np.asarray(ids, dtype=np.int64) for ids in sources],
-            [np.asarray(ids, dtype=np.int64) for ids in targets],
-            start_id=self._pair.target.start_id,
-            eos_id=self._pair.target.eos_id,
-            source_eos_id=self._pair.source.eos_id,
-        )
+        batch = padded_batch(self._pair, sources, targets)
         logits = self._transformer(batch.source, batch.source_keep, batch.target_in)  # (B, T, V)
         refuse_non_finite(logits)
         return [logits[row, : len(target) + 1] for row, target in enumerate(targets)]

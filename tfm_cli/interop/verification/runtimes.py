@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tfm_cli.corpus.batch import make_batch, pad_source
+from tfm_cli.corpus.batch import Batch, make_batch, pad_source
 from tfm_cli.errors import ModelError
 from tfm_cli.tokenizer.pair import TokenizerPair
 
@@ -65,6 +65,19 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def padded_batch(
+    tokenizers: TokenizerPair, sources: Sequence[Ids], targets: Sequence[Ids]
+) -> Batch:
+    """Return segments and their targets as one padded batch, with </s> and the start token."""
+    return make_batch(
+        [np.asarray(ids, dtype=np.int64) for ids in sources],
+        [np.asarray(ids, dtype=np.int64) for ids in targets],
+        start_id=tokenizers.target.start_id,
+        eos_id=tokenizers.target.eos_id,
+        source_eos_id=tokenizers.source.eos_id,
+    )
+
+
 class HuggingFaceRuntime:
     """`MarianMTModel` and `MarianTokenizer` of a directory.
 
@@ -108,14 +121,7 @@ class HuggingFaceRuntime:
         self, sources: Sequence[Ids], targets: Sequence[Ids], logits: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return the largest difference to our logits over the vocabulary, at each token."""
-        source, target = self._pair.source, self._pair.target
-        batch = make_batch(
-            [np.asarray(ids, dtype=np.int64) for ids in sources],
-            [np.asarray(ids, dtype=np.int64) for ids in targets],
-            start_id=target.start_id,
-            eos_id=target.eos_id,
-            source_eos_id=source.eos_id,
-        )
+        batch = padded_batch(self._pair, sources, targets)
         actual = self._model(
             input_ids=batch.source,
             attention_mask=_attention_mask(batch.source, batch.source_keep),
