@@ -31,11 +31,11 @@ from tests.bench.train_pairs import (
 from tests.bench.train_peers import PEER_MODELS
 from tests.bench.train_tricks import left_out
 from tests.bench.train_works import MICRO_BATCH, Shape
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.model.arithmetic import resolve_precision
-from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
 from tfm_cli.training.optimizer import make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
@@ -84,7 +84,7 @@ class Tfm:
     def __init__(self, job: dict[str, Any], store: CorpusStore, chosen: Plan) -> None:
         shape = Shape(**job["shape"])
         self._dtype = DTYPES[job["precision"]]
-        self.model = Transformer(
+        self.model = transformer_of(
             shape.vocab_size,
             encoder_layers=shape.layers,
             decoder_layers=shape.layers,

@@ -5,6 +5,7 @@
 Searches with and without each of them take turns in one process of one thread.
 """
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -37,7 +38,7 @@ def translator_of(
     if is_free:
         engine = translator._engine
         assert isinstance(engine, TorchEngine)
-        engine._utf8 = None
+        engine._vocabulary = dataclasses.replace(engine._vocabulary, utf8=None)
     return translator
 
 

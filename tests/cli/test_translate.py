@@ -15,6 +15,7 @@ from tests.conftest import RunTfm, TinyCorpus
 from tfm_cli.cli.translate import COMMAND, translate
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.options import DecodingOptions
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.translation import streaming
 
@@ -108,11 +109,11 @@ def test_output_file_has_what_standard_output_would(
 def test_flags_go_by_the_names_that_people_know(
     model: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch, flags: str
 ) -> None:
-    asked: dict[str, object] = {}
+    used: list[DecodingOptions] = []
 
-    def remember(*arguments: object, **options: object) -> object:
-        asked.update(options)
-        return beam_search(*arguments, **options)  # type: ignore[arg-type]
+    def remember(*arguments: Any, options: DecodingOptions, **others: Any) -> object:
+        used.append(options)
+        return beam_search(*arguments, options=options, **others)
 
     monkeypatch.setenv(LIBRARY, NONE)
     monkeypatch.setattr("tfm_cli.translation.torch_engine.beam_search", remember)
@@ -120,7 +121,7 @@ def test_flags_go_by_the_names_that_people_know(
     result = run_tfm([*model, *flags.split()], "one\n")
 
     assert len(lines_of(result.out)) == 2
-    assert (asked["beam_size"], asked["length_penalty"]) == (2, 0.5)
+    assert [(each.beam_size, each.length_penalty) for each in used] == [(2, 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class TableState:
     def reorder(self, origin: Tensor) -> None:
         self.older = self.older.view(len(origin), -1).gather(1, origin).flatten()
 
-    def keep(self, segments: Tensor) -> None:
+    def select(self, segments: Tensor) -> None:
         self.older = self.older.view(len(self.tables), -1)[segments].flatten()
         self.tables = self.tables[segments]
 

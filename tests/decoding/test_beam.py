@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from tests.decoding.searching import beam_search
 from tests.decoding.table_model import (
     EOS,
     START,
@@ -12,7 +13,6 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis
 
 WIDEST = 256  # more than there are translations of 4 pieces

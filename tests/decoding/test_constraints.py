@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tests.decoding.searching import beam_search, sample
 from tests.decoding.table_model import (
     EOS,
     START,
@@ -17,10 +18,8 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.constraints import Constraints
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.sampling import sample
 
 WIDEST = 256  # more than there are translations of 4 pieces
 LIMIT = 4
@@ -45,7 +44,7 @@ def search(
     limits: Sequence[int] = (),
     beam_size: int = WIDEST,
     start_id: int = START,
-    piece_scores: bool = False,
+    token_log_probs: bool = False,
 ) -> list[list[Hypothesis]]:
     """Beam search in a batch, a rule for each segment; they differ in the prefix alone."""
     return beam_search(
@@ -53,7 +52,7 @@ def search(
         start_id=start_id, eos_id=EOS, banned_ids=rules[0].banned, beam_size=beam_size,
         renormalize=rules[0].renormalize, no_repeat_ngram_size=rules[0].ngram,
         repetition_penalty=rules[0].penalty, prefixes=[rule.prefix for rule in rules],
-        piece_scores=piece_scores,
+        token_log_probs=token_log_probs,
     )  # fmt: skip
 
 
@@ -63,7 +62,7 @@ def draw(model: TableModel, rules: Rules, seeds: Sequence[int]) -> list[Hypothes
         model, sources(*[0] * count), None, limits=[LIMIT] * count, seeds=seeds,
         start_id=START, eos_id=EOS, banned_ids=rules.banned, renormalize=rules.renormalize,
         no_repeat_ngram_size=rules.ngram, repetition_penalty=rules.penalty,
-        prefixes=[rules.prefix] * count, piece_scores=True,
+        prefixes=[rules.prefix] * count, token_log_probs=True,
     )  # fmt: skip
 
 
@@ -83,7 +82,7 @@ def is_free(written: Sequence[int], piece: int, rules: Rules) -> bool:
     return piece not in rules.banned and not repeats
 
 
-def piece_scores(
+def token_log_probs(
     model: TableModel, ids: Sequence[int], rules: Rules, table: int = 0
 ) -> list[float]:
     """Log-probability of each of these pieces and of </s>."""
@@ -114,7 +113,7 @@ def every_translation(
         ):
             pieces = (*ids, EOS)
             if all(p in may_follow(ids[:step], rules) for step, p in enumerate(pieces)):
-                each = piece_scores(model, ids, rules, table)
+                each = token_log_probs(model, ids, rules, table)
                 total = sum(each)
                 hypotheses.append(Hypothesis(ids, total, total / len(pieces), tuple(each)))
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
@@ -126,8 +125,8 @@ def assert_same(found: Sequence[Hypothesis], wanted: Sequence[Hypothesis]) -> No
     for one, other in zip(found, wanted, strict=True):
         assert one.log_probability == pytest.approx(other.log_probability, rel=1e-9)
         assert one.score == pytest.approx(other.score, rel=1e-9)
-        if one.piece_scores and other.piece_scores:
-            assert one.piece_scores == pytest.approx(other.piece_scores, rel=1e-9, abs=1e-12)
+        if one.token_log_probs and other.token_log_probs:
+            assert one.token_log_probs == pytest.approx(other.token_log_probs, rel=1e-9, abs=1e-12)
 
 
 RULES = [
@@ -153,7 +152,7 @@ RULES = [
 def test_widest_beam_finds_all_that_the_rules_let_be_written(seed: int, rules: Rules) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [rules], piece_scores=True)
+    (found,) = search(model, [0], [rules], token_log_probs=True)
 
     assert_same(found, every_translation(model, rules))
 
@@ -168,11 +167,13 @@ def test_segments_with_and_without_a_prefix_are_searched_together(
     prefixes = [(2, 3), (), (1, 1, 2, 3), (3,), ()]
     rules = [Rules(prefix=prefix, ngram=3) for prefix in prefixes]
 
-    together = search(model, tables, rules, limits=limits, beam_size=beam_size, piece_scores=True)
+    together = search(
+        model, tables, rules, limits=limits, beam_size=beam_size, token_log_probs=True
+    )
 
     for table, limit, rule, found in zip(tables, limits, rules, together, strict=True):
         (alone,) = search(
-            model, [table], [rule], limits=[limit], beam_size=beam_size, piece_scores=True
+            model, [table], [rule], limits=[limit], beam_size=beam_size, token_log_probs=True
         )
         assert_same(found, alone)
         assert {hypothesis.ids[: len(rule.prefix)] for hypothesis in found} == {rule.prefix}
@@ -199,7 +200,7 @@ def test_end_is_never_penalized_even_where_it_is_the_start() -> None:
     model = TableModel(3)
     rules = Rules(penalty=100.0, ngram=1)
 
-    ((found, *_),) = search(model, [0], [rules], limits=[0], start_id=EOS, piece_scores=True)
+    ((found, *_),) = search(model, [0], [rules], limits=[0], start_id=EOS, token_log_probs=True)
 
     logits = model.logits[0, 0, START, EOS]  # the table calls every older piece START
     assert found.log_probability == pytest.approx(float(logits.log_softmax(0)[EOS]), rel=1e-9)
@@ -212,7 +213,7 @@ def test_logits_of_the_model_are_left_as_they_are() -> None:
         torch.tensor([3]), EOS, no_repeat_ngram_size=2, repetition_penalty=2.0
     )
 
-    constraints.weigh(logits, torch.tensor([[2, 2, 2], [1, 2, 1]]), torch.tensor([3, -1]))
+    constraints.apply(logits, torch.tensor([[2, 2, 2], [1, 2, 1]]), torch.tensor([3, -1]))
 
     torch.testing.assert_close(logits, before, rtol=0, atol=0)
 
@@ -220,7 +221,7 @@ def test_logits_of_the_model_are_left_as_they_are() -> None:
 def test_nothing_is_computed_where_nothing_is_asked_for() -> None:
     logits, nothing = torch.randn(2, VOCAB), torch.tensor([], dtype=torch.long)
 
-    weighed, allowed = Constraints(nothing, EOS).weigh(logits, torch.tensor([[2, 2], [1, 2]]))
+    weighed, allowed = Constraints(nothing, EOS).apply(logits, torch.tensor([[2, 2], [1, 2]]))
 
     assert weighed is logits
     assert allowed is logits
@@ -237,7 +238,9 @@ def test_scores_of_the_pieces_are_the_models_and_sum_to_that_of_the_search(
     model = TableModel(seed, num_tables=2)
 
     for table, found in enumerate(
-        search(model, [0, 1], [Rules()] * 2, limits=[6, 3], beam_size=beam_size, piece_scores=True)
+        search(
+            model, [0, 1], [Rules()] * 2, limits=[6, 3], beam_size=beam_size, token_log_probs=True
+        )
     ):
         for hypothesis in found:
             pieces = (*hypothesis.ids, EOS)
@@ -245,8 +248,8 @@ def test_scores_of_the_pieces_are_the_models_and_sum_to_that_of_the_search(
                 log_probabilities(model, table, pieces[:step])[piece]
                 for step, piece in enumerate(pieces)
             ]
-            assert hypothesis.piece_scores == pytest.approx(wanted, rel=1e-9)
-            assert sum(hypothesis.piece_scores) == pytest.approx(
+            assert hypothesis.token_log_probs == pytest.approx(wanted, rel=1e-9)
+            assert sum(hypothesis.token_log_probs) == pytest.approx(
                 hypothesis.log_probability, rel=1e-12
             )
 
@@ -256,10 +259,10 @@ def test_scores_of_the_pieces_change_nothing_else(beam_size: int) -> None:
     model = TableModel(5)
 
     (plain,) = search(model, [0], [Rules()], beam_size=beam_size)
-    (scored,) = search(model, [0], [Rules()], beam_size=beam_size, piece_scores=True)
+    (scored,) = search(model, [0], [Rules()], beam_size=beam_size, token_log_probs=True)
 
     assert_same(plain, scored)
-    assert {hypothesis.piece_scores for hypothesis in plain} == {()}
+    assert {hypothesis.token_log_probs for hypothesis in plain} == {()}
 
 
 # --- sampling ------------------------------------------------------------------------------------
@@ -273,7 +276,9 @@ def test_what_is_drawn_obeys_the_rules_and_has_their_probability(rules: Rules) -
     for hypothesis in draw(model, rules, range(30)):
         wanted = possible[hypothesis.ids]
         assert hypothesis.log_probability == pytest.approx(wanted.log_probability, rel=1e-9)
-        assert hypothesis.piece_scores == pytest.approx(wanted.piece_scores, rel=1e-9, abs=1e-12)
+        assert hypothesis.token_log_probs == pytest.approx(
+            wanted.token_log_probs, rel=1e-9, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 
+from tests.decoding.searching import beam_search, sample
 from tests.decoding.table_model import EOS, START, VOCAB, TableModel, log_probabilities, sources
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.sampling import sample
 
 
 def search(

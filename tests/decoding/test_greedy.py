@@ -3,9 +3,8 @@ from typing import Any
 
 import pytest
 
+from tests.decoding.searching import beam_search, greedy_search
 from tests.decoding.table_model import EOS, START, TableModel, sources
-from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import Hypothesis
 
 
@@ -90,4 +89,4 @@ def test_scores_are_not_there() -> None:
 
     assert math.isnan(found.score)
     assert math.isnan(found.log_probability)
-    assert found.piece_scores == ()
+    assert found.token_log_probs == ()

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.beam import beam_search
+from tests.decoding.searching import beam_search, greedy_search
 from tfm_cli.decoding.constraints import is_loop
-from tfm_cli.decoding.greedy import greedy_search
 
 EOS = 3
 
@@ -53,7 +52,7 @@ class Cycle:
     def reorder(self, origin: Tensor) -> None:
         pass
 
-    def keep(self, segments: Tensor) -> None:
+    def select(self, segments: Tensor) -> None:
         self._ends_after = self._ends_after[segments]
 
 

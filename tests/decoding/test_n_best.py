@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.decoding.searching import beam_search
 from tests.decoding.table_model import (
     EOS,
     START,
@@ -11,7 +12,6 @@ from tests.decoding.table_model import (
     forced_log_probability,
     sources,
 )
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.decoding.n_best import different_texts
 

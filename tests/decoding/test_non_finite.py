@@ -5,14 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.decoding.fixed_table import FixedTable, fixed_beams, fixed_greedy, found_in
-from tests.decoding.table_model import EOS, START, TableModel, sources
-from tfm_cli.decoding.beam import beam_search
+from tests.decoding.searching import beam_search, greedy_search, rules, sample
+from tests.decoding.static_table import StaticTable, found_in, static_beams, static_greedy
+from tests.decoding.table_model import EOS, START, TableModel, TableState, sources
 from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import NonFiniteScoresError
-from tfm_cli.decoding.sampling import sample
-from tfm_cli.decoding.static.beam import BeamRules
 
 LIMITS = [5, 5]
 
@@ -29,7 +26,7 @@ def _renormalized(model: TableModel) -> None:
 
 
 def _ensemble(model: TableModel) -> None:
-    both = Ensemble([TableModel(5, num_tables=2), model])
+    both: Ensemble[TableState] = Ensemble([TableModel(5, num_tables=2), model])
     beam_search(both, sources(0, 1), None, limits=LIMITS, start_id=START, eos_id=EOS)
 
 
@@ -41,15 +38,15 @@ def _sampling(model: TableModel) -> None:
     sample(model, sources(0, 1), None, limits=LIMITS, seeds=[1, 2], start_id=START, eos_id=EOS)
 
 
-def _fixed_greedy(model: TableModel) -> None:
-    found_in(fixed_greedy(FixedTable(model)), [0, 1], LIMITS)
+def _static_greedy(model: TableModel) -> None:
+    found_in(static_greedy(StaticTable(model)), [0, 1], LIMITS)
 
 
-def _fixed_beams(model: TableModel) -> None:
-    found_in(fixed_beams(FixedTable(model), BeamRules(START, EOS, beam_size=2)), [0, 1], LIMITS)
+def _static_beams(model: TableModel) -> None:
+    found_in(static_beams(StaticTable(model), rules(START, EOS, beam_size=2)), [0, 1], LIMITS)
 
 
-SEARCHES = [_beam, _renormalized, _ensemble, _greedy, _sampling, _fixed_greedy, _fixed_beams]
+SEARCHES = [_beam, _renormalized, _ensemble, _greedy, _sampling, _static_greedy, _static_beams]
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.decoding.searching import beam_search
 from tests.decoding.table_model import EOS, START, TableModel, TableState, sources
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.restricted import Lists, Shortlisted
+from tfm_cli.decoding.restricted import ShortlistedModel, Shortlists
 
 LISTS = ([EOS, START, 2], [EOS, START, 2, 3], [EOS, START, 3])
 
@@ -36,9 +36,9 @@ def search(
     filled = [ids + [EOS] * (longest - len(ids)) for ids in lists]
     columns = [[needed.index(piece) for piece in ids] for ids in filled]
     hidden = [[place >= len(ids) for place in range(longest)] for ids in lists]
-    own = Lists(torch.tensor(filled), torch.tensor(columns), torch.tensor(hidden))
+    own = Shortlists(torch.tensor(filled), torch.tensor(columns), torch.tensor(hidden))
     found = beam_search(
-        Shortlisted(SomeLogits(model, needed), own), sources(*range(len(lists))), None,
+        ShortlistedModel(SomeLogits(model, needed), own), sources(*range(len(lists))), None,
         limits=limits, start_id=1, eos_id=0, banned_ids=(1,), beam_size=beam_size,
     )  # fmt: skip
     return [

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.decoding.searching import beam_search, sample
 from tests.decoding.table_model import (
     EOS,
     START,
@@ -14,9 +15,9 @@ from tests.decoding.table_model import (
     sources,
 )
 from tfm_cli.decoding import sampling
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.sampling import sample, uniform
+from tfm_cli.decoding.options import DecodingOptions
+from tfm_cli.decoding.sampling import uniform
 
 
 def draw(
@@ -167,7 +168,8 @@ def drawn_by(
 ) -> int:  # fmt: skip
     """The piece that a number in [0, 1) draws."""
     table = torch.tensor([logits])
-    return int(sampling._drawn(table, [chance], temperature=temperature, top_k=top_k, top_p=top_p))
+    options = DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
+    return int(sampling._drawn(table, [chance], options))
 
 
 def shares_by(logits: list[float], **how: float) -> list[float]:

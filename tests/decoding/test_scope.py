@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.beam import beam_search
+from tests.decoding.searching import beam_search, sample
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.restricted import Scope
-from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.model.transformer import Transformer
 
 VOCAB, EOS, START, BANNED = 40, 3, 2, (0, 1, 2)
@@ -21,7 +22,7 @@ PREFIXES = [[], [8, 0], [], [], [39]]
 
 def model_of(seed: int) -> Transformer:
     torch.manual_seed(seed)
-    model = Transformer(
+    model = transformer_of(
         VOCAB, encoder_layers=1, decoder_layers=2, width=16, heads=2, feed_forward_width=24,
     ).eval().double()  # fmt: skip
     for parameter in model.parameters():
@@ -54,8 +55,8 @@ class Masked:
             def reorder(self, rows: Tensor) -> None:
                 self.state.reorder(rows)
 
-            def keep(self, segments: Tensor) -> None:
-                self.state.keep(segments)
+            def select(self, segments: Tensor) -> None:
+                self.state.select(segments)
                 self.allowed = self.allowed[segments]
 
         return State()
@@ -66,13 +67,15 @@ class Masked:
         return logits.masked_fill(~rows, -math.inf)
 
 
-def search(model: Any, scope: Scope, rows: list[int], **options: Any) -> list[list[Hypothesis]]:
+def search(
+    model: Any, scope: RestrictedVocabulary, rows: list[int], **options: Any
+) -> list[list[Hypothesis]]:
     ids = torch.arange(4, 4 + max(LENGTHS)).repeat(len(rows), 1) + torch.tensor(rows)[:, None]
     keep = torch.arange(max(LENGTHS)) < torch.tensor([LENGTHS[row] for row in rows])[:, None]
-    start_id, eos_id = scope.specials([START, EOS])
+    whole = TargetVocabulary(START, EOS, BANNED)
     common = dict(
-        limits=[LIMITS[row] for row in rows], start_id=start_id, eos_id=eos_id,
-        banned_ids=scope.specials(BANNED), piece_scores=True,
+        limits=[LIMITS[row] for row in rows], vocabulary=scope.vocabulary(whole),
+        token_log_probs=True,
         prefixes=[scope.prefix(i, PREFIXES[row]) for i, row in enumerate(rows)], **options,
     )  # fmt: skip
     if "seeds" in options:
@@ -97,7 +100,7 @@ def assert_same(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -
     assert [[h.ids for h in each] for each in found] == [[h.ids for h in each] for each in wanted]
     for ours, theirs in zip(chain(*found), chain(*wanted), strict=True):
         assert ours.score == pytest.approx(theirs.score)
-        assert ours.piece_scores == pytest.approx(theirs.piece_scores)
+        assert ours.token_log_probs == pytest.approx(theirs.token_log_probs)
 
 
 @torch.inference_mode()
@@ -109,13 +112,16 @@ def test_search_finds_what_it_finds_where_all_else_has_no_probability(
 ) -> None:
     models = [model_of(seed) for seed in range(count)]
     allowed, rows = allowed_of(share), list(range(len(LENGTHS)))
-    scope = Scope.of(allowed, [EOS, START, *BANNED])
+    scope = RestrictedVocabulary.of(allowed, [EOS, START, *BANNED])
     masked = [Masked(model, allowed) for model in models]
 
     found = search(scope.model(models), scope, rows, **options)
 
     assert_same(
-        found, search(Ensemble(masked) if count > 1 else masked[0], Scope(), rows, **options)
+        found,
+        search(
+            Ensemble(masked) if count > 1 else masked[0], RestrictedVocabulary(), rows, **options
+        ),
     )
 
 
@@ -125,11 +131,11 @@ def test_segment_is_searched_as_alone(options: dict[str, Any]) -> None:
     model, allowed = model_of(1), allowed_of(0.3)
     allowed[2] = True  # one of the neighbours may write all
     special = [EOS, START, *BANNED]
-    scope = Scope.of(allowed, special)
+    scope = RestrictedVocabulary.of(allowed, special)
     together = search(scope.model([model]), scope, list(range(len(LENGTHS))), **options)
 
     for row in range(len(LENGTHS)):
-        own = Scope.of(allowed[row : row + 1], special)
+        own = RestrictedVocabulary.of(allowed[row : row + 1], special)
         assert_same(search(own.model([model]), own, [row], **options), together[row : row + 1])
 
 
@@ -137,15 +143,15 @@ def test_model_gives_the_logits_that_some_segment_needs() -> None:
     allowed = torch.zeros(2, 100, dtype=torch.bool)
     allowed[0, [3, 50]], allowed[1, [3, 7, 99]] = True, True
 
-    scope = Scope.of(allowed, [3, 2, 2, 1])
+    scope = RestrictedVocabulary.of(allowed, [3, 2, 2, 1])
 
-    assert scope.needed is not None
-    assert scope.needed.tolist() == [1, 2, 3, 7, 50, 99]
-    assert scope.lists is not None
-    assert scope.lists.ids.tolist() == [[3, 2, 1, 50, 3], [3, 2, 1, 7, 99]]
-    assert scope.lists.hidden.tolist() == [[False] * 4 + [True], [False] * 5]
-    assert torch.equal(scope.needed[scope.lists.columns], scope.lists.ids)
-    assert scope.specials([2, 3]) == [1, 0]
+    assert scope.required is not None
+    assert scope.required.tolist() == [1, 2, 3, 7, 50, 99]
+    assert scope.shortlists is not None
+    assert scope.shortlists.ids.tolist() == [[3, 2, 1, 50, 3], [3, 2, 1, 7, 99]]
+    assert scope.shortlists.is_padding.tolist() == [[False] * 4 + [True], [False] * 5]
+    assert torch.equal(scope.required[scope.shortlists.columns], scope.shortlists.ids)
+    assert scope.vocabulary(TargetVocabulary(2, 3, [1])) == TargetVocabulary(1, 0, [2])
     assert scope.prefix(1, [99, 3, 7]) == [4, 0, 3]
 
 
@@ -153,20 +159,20 @@ def test_model_gives_all_logits_where_nearly_all_are_needed() -> None:
     allowed = torch.ones(2, 100, dtype=torch.bool)
     allowed[0, 50:] = False
 
-    scope = Scope.of(allowed, [3])
+    scope = RestrictedVocabulary.of(allowed, [3])
 
-    assert scope.needed is None
-    assert scope.lists is not None
-    assert torch.equal(scope.lists.columns, scope.lists.ids)
+    assert scope.required is None
+    assert scope.shortlists is not None
+    assert torch.equal(scope.shortlists.columns, scope.shortlists.ids)
 
 
 def test_whole_vocabulary_is_searched_as_ever() -> None:
-    scope = Scope.of(torch.ones(3, 100, dtype=torch.bool), [3, 2])
+    scope = RestrictedVocabulary.of(torch.ones(3, 100, dtype=torch.bool), [3, 2])
     model = model_of(1)
 
-    assert scope == Scope()
+    assert scope == RestrictedVocabulary()
     assert scope.model([model]) is model
-    assert scope.specials([2, 3]) == [2, 3]
+    assert scope.vocabulary(TargetVocabulary(2, 3)) == TargetVocabulary(2, 3)
     assert scope.prefix(0, [5, 6]) == [5, 6]
     hypothesis = Hypothesis((5, 6), -1.0, -0.5)
     assert scope.restored(0, hypothesis) is hypothesis

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TinyCorpus
+from tests.decoding.searching import beam_search, sample
 from tfm_cli.corpus.batch import make_batch, pad_source
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel
-from tfm_cli.decoding.sampling import sample
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 
@@ -42,7 +41,7 @@ class PrefixState:
         rows = origin + beams * torch.arange(len(origin))[:, None]
         self.prefix = self.prefix[rows.flatten()]
 
-    def keep(self, segments: Tensor) -> None:
+    def select(self, segments: Tensor) -> None:
         beams = len(self.prefix) // len(self.source)
         rows = segments[:, None] * beams + torch.arange(beams)
         self.prefix = self.prefix[rows.flatten()]

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.fixed_table import CPU, FixedTable, fixed_beams, found_in
 from tests.decoding.replay import ReplayedStep
+from tests.decoding.searching import beam_search, greedy_search, rules, sample
+from tests.decoding.static_table import CPU, StaticTable, found_in, static_beams, static_greedy
 from tests.decoding.table_model import (
     EOS,
     START,
@@ -23,15 +23,10 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.restricted import Lists, Shortlisted
-from tfm_cli.decoding.sampling import sample
-from tfm_cli.decoding.static import search as fixed_search
-from tfm_cli.decoding.static.beam import BeamRules
-from tfm_cli.decoding.static.greedy import FixedGreedy, GreedyRules
+from tfm_cli.decoding.restricted import ShortlistedModel, Shortlists
+from tfm_cli.decoding.static import search as static_search
 from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
 
 LETTER = 2  # a whole piece; those behind it stand for bytes
@@ -113,7 +108,7 @@ def test_bytes_follow_each_other_as_in_any_decoder() -> None:
         for begun, value in itertools.product(inside, EDGES):
             spelling = GreedySpelling(every)
             for byte in begun:
-                spelling.grow(0, byte)
+                spelling.append(0, byte)
             bytes_so_far = (*begun, value)
             ends = [
                 end
@@ -121,10 +116,10 @@ def test_bytes_follow_each_other_as_in_any_decoder() -> None:
                 for end in itertools.product((0x80, 0x90, 0xBF), repeat=more)
                 if is_utf8(bytes([*bytes_so_far, *end]))
             ]
-            assert spelling.fits(0, value, room=9) == bool(ends), bytes_so_far
-            spelling.grow(0, value)
+            assert spelling.fits(0, value, remaining=9) == bool(ends), bytes_so_far
+            spelling.append(0, value)
             if ends:
-                assert spelling.fits(0, 256, room=9) == (() in ends)
+                assert spelling.fits(0, 256, remaining=9) == (() in ends)
                 if () not in ends:
                     longer.append(bytes_so_far)
         inside = longer
@@ -139,11 +134,15 @@ def test_character_is_begun_only_where_there_is_room_for_its_end(character: str)
 
     for written, piece in enumerate(pieces):
         needed = len(pieces) - written
-        assert not spelling.fits(0, piece, room=needed - 1)
-        assert spelling.fits(0, piece, room=needed)
-        assert spelling.fits(0, EOS, room=0) == spelling.fits(0, LETTER, room=9) == (not written)
-        spelling.grow(0, piece)
-    assert spelling.fits(0, EOS, room=0)
+        assert not spelling.fits(0, piece, remaining=needed - 1)
+        assert spelling.fits(0, piece, remaining=needed)
+        assert (
+            spelling.fits(0, EOS, remaining=0)
+            == spelling.fits(0, LETTER, remaining=9)
+            == (not written)
+        )
+        spelling.append(0, piece)
+    assert spelling.fits(0, EOS, remaining=0)
 
 
 def test_vocabulary_without_byte_pieces_has_no_constraint() -> None:
@@ -296,7 +295,7 @@ def test_segment_whose_shortlist_lacks_the_last_byte_never_begins_the_character(
     assert utf8 is not None
 
     found = beam_search(
-        Shortlisted(model, Lists(ids, ids, hidden)), sources(0, 1), None, limits=[4, 4],
+        ShortlistedModel(model, Shortlists(ids, ids, hidden)), sources(0, 1), None, limits=[4, 4],
         start_id=START, eos_id=EOS, banned_ids=(START,), utf8=utf8, beam_size=WIDEST,
     )  # fmt: skip
 
@@ -342,14 +341,14 @@ def test_probability_shared_among_what_is_left_is_none_above_one() -> None:
 
     (found,) = search(
         model, [0], [7], values, beam_size=4, no_repeat_ngram_size=1, renormalize=True,
-        piece_scores=True,
+        token_log_probs=True,
     )  # fmt: skip
     drawn = draw(
-        model, 20, [7], values, no_repeat_ngram_size=1, renormalize=True, piece_scores=True
+        model, 20, [7], values, no_repeat_ngram_size=1, renormalize=True, token_log_probs=True
     )
 
     assert any(3 in hypothesis.ids for hypothesis in found)
-    assert all(score <= 0 for each in found + drawn for score in each.piece_scores)
+    assert all(score <= 0 for each in found + drawn for score in each.token_log_probs)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -391,10 +390,12 @@ def test_prefix_that_is_no_text_is_taken_as_it_is(prefix: list[int]) -> None:
 
 
 def test_scores_of_pieces_sum_up() -> None:
-    (found,) = search(table_of(KANA, 4), [0], [6], KANA, beam_size=4, piece_scores=True)
+    (found,) = search(table_of(KANA, 4), [0], [6], KANA, beam_size=4, token_log_probs=True)
 
     for hypothesis in found:
-        assert math.isclose(sum(hypothesis.piece_scores), hypothesis.log_probability, rel_tol=1e-9)
+        assert math.isclose(
+            sum(hypothesis.token_log_probs), hypothesis.log_probability, rel_tol=1e-9
+        )
 
 
 # --- greedy search -------------------------------------------------------------------------------
@@ -448,11 +449,10 @@ def test_greedy_search_has_the_rules_of_each_shortlist(seed: int) -> None:
         "limits": [7, 7], "start_id": START, "eos_id": EOS, "banned_ids": (START,), "utf8": utf8,
     }  # fmt: skip
 
-    greedy = greedy_search(Shortlisted(model, Lists(ids, ids, hidden)), sources(0, 1), None, **how)
+    shortlisted = ShortlistedModel(model, Shortlists(ids, ids, hidden))
+    greedy = greedy_search(shortlisted, sources(0, 1), None, **how)
 
-    beams = beam_search(
-        Shortlisted(model, Lists(ids, ids, hidden)), sources(0, 1), None, beam_size=1, **how
-    )
+    beams = beam_search(shortlisted, sources(0, 1), None, beam_size=1, **how)
     assert [each.ids for each in greedy] == [found.ids for (found,) in beams]
     assert set(greedy[1].ids) <= {LETTER}
 
@@ -475,12 +475,10 @@ def test_fixed_steps_find_what_the_others_find(
     model = table_of(values, seed, num_tables=3)
     model.logits = model.logits.float()
     utf8 = constraint(values)
-    rules = BeamRules(START, EOS, (START,), beam_size=beam_size, renormalize=renormalize, utf8=utf8)
-    greedy = GreedyRules(START, EOS, (START,), utf8)
+    how = rules(START, EOS, (START,), beam_size=beam_size, renormalize=renormalize, utf8=utf8)
 
-    beams = found_in(fixed_beams(FixedTable(model), rules), tables, limits)
-    rows_of = partial(FixedGreedy, rules=greedy, device=CPU)
-    by_greed = fixed_search.FixedSearch(FixedTable(model), rows_of, beams=1, device=CPU)
+    beams = found_in(static_beams(StaticTable(model), how), tables, limits)
+    by_greed = static_greedy(StaticTable(model), (START,), utf8)
 
     wanted = search(model, tables, limits, values, beam_size=beam_size, renormalize=renormalize)
     assert [[h.ids for h in each] for each in beams] == [[h.ids for h in each] for each in wanted]
@@ -494,18 +492,17 @@ def test_fixed_steps_find_what_the_others_find(
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_replayed_steps_spell_the_same(beam_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through all sizes and rooms, with recorded steps that several batches replay."""
-    monkeypatch.setattr(fixed_search, "StepGraph", ReplayedStep)
-    monkeypatch.setattr(fixed_search, "ROOM_BLOCK", 4)
-    monkeypatch.setattr(fixed_search, "_FEW_SEGMENTS", 1)
+    monkeypatch.setattr(static_search, "StepGraph", ReplayedStep)
+    monkeypatch.setattr(static_search, "CAPACITY_BLOCK", 4)
+    monkeypatch.setattr(static_search, "_FEW_SEGMENTS", 1)
     model = table_of(KANA, 4, num_tables=5)
     model.logits = model.logits.float()
     model.logits[..., EOS] -= 2.5
     utf8 = constraint(KANA)
-    beams = fixed_beams(
-        FixedTable(model), BeamRules(START, EOS, (START,), beam_size=beam_size, utf8=utf8)
+    beams = static_beams(
+        StaticTable(model), rules(START, EOS, (START,), beam_size=beam_size, utf8=utf8)
     )
-    rows_of = partial(FixedGreedy, rules=GreedyRules(START, EOS, (START,), utf8), device=CPU)
-    greedy = fixed_search.FixedSearch(FixedTable(model), rows_of, beams=1, device=CPU)
+    greedy = static_greedy(StaticTable(model), (START,), utf8)
     before = ReplayedStep.replays
 
     for tables, limits in (

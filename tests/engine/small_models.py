@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.model.transformer import Transformer
 
 VOCAB, START, EOS = 40, 2, 3
@@ -28,7 +29,7 @@ def model_of(shape: dict[str, Any]) -> Transformer:
     torch.manual_seed(1)
     base = {"encoder_layers": 2, "decoder_layers": 2, "width": 32, "heads": 4,
             "feed_forward_width": 48, "max_positions": 64}  # fmt: skip
-    model = Transformer(VOCAB, **{**base, **shape}).eval()
+    model = transformer_of(VOCAB, **{**base, **shape}).eval()
     for name, parameter in model.named_parameters():
         # No bias is 0 and no gain is 1, and attention is not even.
         parameter.data += 0.2 * torch.randn(parameter.shape) if parameter.ndim == 1 else 0

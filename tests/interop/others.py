@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.decoding.searching import beam_search
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 

@@ -9,9 +9,9 @@ import random
 import sentencepiece
 import torch
 
+from tests.decoding.searching import beam_search
 from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig, TokenizerConfig
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.model.layers import DecoderLayer
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import TrainedModel, build_transformer

@@ -35,7 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hypotheses(model: NativeModel) -> Any:
     sources = model.tokenizers.source.encode(LINES)
-    search = NativeSearch([model], model.config.search, piece_scores=True)
+    search = NativeSearch([model], model.config.search, token_log_probs=True)
     return search(Segments(sources=sources, limits=[20] * len(sources)))
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.model.attention import (
     MultiHeadAttention,
     attention_weights,
@@ -33,7 +34,7 @@ def queries_keys_values() -> tuple[Tensor, Tensor, Tensor]:
 def small_model(*, norm: str = "post", positions: str = "sinusoidal") -> Transformer:
     torch.manual_seed(1)
     return (
-        Transformer(
+        transformer_of(
             20,
             encoder_layers=2,
             decoder_layers=2,

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tfm_cli.model.cache import DecoderState, LayerState
+from tests.model.small_transformers import transformer as transformer_of
+from tfm_cli.model.cache import DecoderState, LayerCache
 from tfm_cli.model.transformer import Transformer
 
 VOCAB, BEAM = 20, 3
@@ -22,7 +23,7 @@ def small_model(
 ) -> Transformer:
     torch.manual_seed(1)
     return (
-        Transformer(
+        transformer_of(
             VOCAB,
             encoder_layers=depths[0],
             decoder_layers=depths[1],
@@ -47,7 +48,7 @@ def draw(*shape: int, seed: int = 1) -> Tensor:
 def written_state(*, rows: int, segments: int) -> DecoderState:
     """A state of two layers and four steps."""
     layers = [
-        LayerState(
+        LayerCache(
             draw(segments, 2, 5, 3, seed=seed),
             draw(segments, 2, 5, 3, seed=seed + 10),
             draw(rows, 2, 4, 3, seed=seed + 20),
@@ -64,7 +65,7 @@ def copied(state: DecoderState) -> list[dict[str, Tensor]]:
 
 
 def test_append_adds_a_step_to_those_before() -> None:
-    layer = LayerState(draw(1, 2, 5, 3), draw(1, 2, 5, 3))
+    layer = LayerCache(draw(1, 2, 5, 3), draw(1, 2, 5, 3))
     keys, values = draw(4, 2, 3, 3, seed=1), draw(4, 2, 3, 3, seed=2)
 
     for step in range(3):
@@ -105,7 +106,7 @@ def test_keep_leaves_the_segments_with_their_beams_and_no_other(segments: list[i
     state = written_state(rows=6, segments=3)
     before = copied(state)
 
-    state.keep(torch.tensor(segments))
+    state.select(torch.tensor(segments))
 
     assert state.source_keep is not None
     assert torch.equal(state.source_keep, SOURCE_KEEP[segments])
@@ -171,7 +172,7 @@ def test_cached_logits_equal_teacher_forced_ones_while_beams_split_swap_and_end(
     go_on([[2, 0, 0], [2, 1, 0], [0, 0, 0]])  # rows swap within a segment, or end
     check()
     segments = torch.tensor([0, 2])  # the second segment is done
-    state.keep(segments)
+    state.select(segments)
     written = torch.cat((written[:3], written[6:]))
     go_on([[1, 2, 0], [2, 0, 0]])
     check()

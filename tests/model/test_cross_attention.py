@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.model import attention
 from tfm_cli.model.transformer import Transformer
 
@@ -19,7 +20,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 def model_of(shape: dict[str, Any]) -> Transformer:
     torch.manual_seed(1)
-    model = Transformer(
+    model = transformer_of(
         VOCAB, encoder_layers=1, decoder_layers=LAYERS, width=16, heads=4, feed_forward_width=24,
         **shape,
     ).eval().double()  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.model.dropout import Dropout, Noise
-from tfm_cli.model.transformer import Transformer
 
 
 def noise(key: int) -> Noise:
@@ -201,7 +201,7 @@ def test_values_that_do_not_lie_in_a_row_are_dropped_as_any_others() -> None:
 
 def test_a_models_training_logits_are_a_function_of_the_key() -> None:
     torch.manual_seed(1)
-    model = Transformer(
+    model = transformer_of(
         20, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=16, dropout=0.3
     )
     source, target = torch.tensor([[3, 4, 5]]), torch.tensor([[1, 6, 7]])
@@ -219,7 +219,7 @@ def test_a_models_training_logits_are_a_function_of_the_key() -> None:
 
 
 def test_dropout_is_on_the_embeddings_and_on_each_sublayer() -> None:
-    model = Transformer(
+    model = transformer_of(
         20, encoder_layers=2, decoder_layers=3, width=8, heads=2, feed_forward_width=16, dropout=0.3
     )
     calls: list[float] = []

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.dropout import Noise
-from tfm_cli.model.layers import AddAndNorm, DecoderLayer, EncoderLayer, FeedForward
+from tfm_cli.model.layers import AddAndNorm, DecoderLayer, EncoderLayer, FeedForward, LayerShape
 
 every_norm = pytest.mark.parametrize("norm", ["post", "pre"])
 every_activation = pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
@@ -157,10 +157,7 @@ def test_encoder_layer_is_attention_then_feed_forward_each_in_add_and_norm(
     norm: str, activation: str
 ) -> None:
     torch.manual_seed(1)
-    layer = EncoderLayer(
-        width=WIDTH, heads=2, feed_forward_width=INNER, dropout=0.0, norm=norm,
-        activation=activation, rotary=None, noise=Noise(),
-    ).double()  # fmt: skip
+    layer = EncoderLayer(shape_of(norm, activation), None, Noise()).double()
     layer.self_attention_norm, layer.feed_forward_norm = add_and_norm(norm), add_and_norm(norm)
     first, second = layer.self_attention_norm, layer.feed_forward_norm
     x, keep = draw(2, 3, WIDTH), torch.tensor([[True] * 3, [True, False, False]])[:, None, None]
@@ -178,13 +175,21 @@ def test_encoder_layer_is_attention_then_feed_forward_each_in_add_and_norm(
     assert_close(layer(x, keep), expected, rtol=0, atol=1e-12)  # doubles, in another order
 
 
+def shape_of(norm: str, activation: str = "relu") -> LayerShape:
+    return LayerShape(
+        width=WIDTH,
+        heads=2,
+        feed_forward_width=INNER,
+        dropout=0.0,
+        norm=norm,
+        activation=activation,
+    )
+
+
 @every_norm
 def test_decoder_layer_attends_to_itself_then_to_the_memory(norm: str) -> None:
     torch.manual_seed(1)
-    layer = DecoderLayer(
-        width=WIDTH, heads=2, feed_forward_width=INNER, dropout=0.0, norm=norm,
-        activation="relu", rotary=None, noise=Noise(),
-    ).double()  # fmt: skip
+    layer = DecoderLayer(shape_of(norm), None, Noise()).double()
     norms = [add_and_norm(norm) for _ in range(3)]
     layer.self_attention_norm, layer.cross_attention_norm, layer.feed_forward_norm = norms
     x, memory, causal = draw(2, 3, WIDTH), draw(2, 4, WIDTH, seed=5), causal_mask(3)

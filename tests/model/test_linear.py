@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.model.linear import Linear, few_rows, few_rows_within, linear
 from tfm_cli.model.transformer import Transformer
@@ -35,7 +36,7 @@ class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch has 
 @pytest.fixture
 def small() -> Transformer:
     torch.manual_seed(1)
-    return Transformer(
+    return transformer_of(
         60, width=16, heads=2, feed_forward_width=32, encoder_layers=1, decoder_layers=1,
         dropout=0.0,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.model.positions import (
     LearnedPositions,
     RotaryPositions,
@@ -14,7 +15,6 @@ from tfm_cli.model.positions import (
     sinusoids,
     sinusoids_in_halves,
 )
-from tfm_cli.model.transformer import Transformer
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -158,7 +158,7 @@ def test_learned_positions_add_the_row_of_each_position() -> None:
 
 def test_learned_positions_start_narrow_in_a_model_too() -> None:
     torch.manual_seed(1)
-    model = Transformer(
+    model = transformer_of(
         10, width=64, heads=2, encoder_layers=1, decoder_layers=1, positions="learned",
         max_positions=500,
     )  # fmt: skip
@@ -234,4 +234,4 @@ def test_rotary_positions_refuse_heads_of_odd_width(heads: dict[str, int]) -> No
     shape: dict[str, Any] = {"width": 6, "encoder_layers": 1, "decoder_layers": 1, **heads}
 
     with pytest.raises(ValueError, match="rotary positions need heads of even width, got 3"):
-        Transformer(10, positions="rotary", **shape)
+        transformer_of(10, positions="rotary", **shape)

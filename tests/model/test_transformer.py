@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.presets import PRESETS
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.model.attention import causal_mask
@@ -31,7 +32,7 @@ def small_model(**options: Any) -> Transformer:
         "feed_forward_width": INNER,
         "dropout": 0.0,
     }
-    return Transformer(VOCAB, **{**shape, **options}).double()
+    return transformer_of(VOCAB, **{**shape, **options}).double()
 
 
 def with_uneven_weights(model: Transformer) -> Transformer:
@@ -266,7 +267,7 @@ def test_parameter_counts_are_those_of_the_paper(preset: str, millions: int) -> 
     shape: dict[str, Any] = {**dataclasses.asdict(ModelConfig()), **settings.get("model", {})}
     assert settings["tokenizer"]["vocab_size"] == 37_000
     with torch.device("meta"):
-        model = Transformer(37_000, **shape)
+        model = transformer_of(37_000, **shape)
 
     count = sum(parameter.numel() for parameter in model.parameters())
 
@@ -286,7 +287,7 @@ def test_norm_of_the_whole_stack_is_there_for_pre_norm_only() -> None:
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 def test_matrices_start_with_a_third_of_glorots_variance(activation: str) -> None:
     torch.manual_seed(1)
-    model = Transformer(
+    model = transformer_of(
         50, encoder_layers=1, decoder_layers=1, width=96, heads=4, feed_forward_width=160,
         activation=activation,
     )  # fmt: skip
@@ -320,7 +321,7 @@ def test_biases_start_at_zero_and_gains_at_one(norm: str) -> None:
 @every_tying
 def test_scaled_embeddings_start_with_unit_variance(tied: int) -> None:
     torch.manual_seed(1)
-    model = Transformer(500, width=64, encoder_layers=1, decoder_layers=1, tied_embeddings=tied)
+    model = transformer_of(500, width=64, encoder_layers=1, decoder_layers=1, tied_embeddings=tied)
 
     for name, parameter in model.named_parameters():
         if parameter.shape == (500, 64):

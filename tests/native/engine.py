@@ -15,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.decoding.searching import beam_search, greedy_search, sample
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.restricted import Scope
-from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import structures
@@ -351,14 +350,8 @@ class Reference:
         utf8 = Utf8.of(
             self.byte_values, self.vocab_size, banned_ids=self.banned, device=source.device
         )
-        start_id, eos_id = scope.specials([self.start_id, self.eos_id])
-        common: dict[str, Any] = {
-            "limits": lines.limits,
-            "start_id": start_id,
-            "eos_id": eos_id,
-            "banned_ids": scope.specials(self.banned),
-            "utf8": scope.utf8(utf8),
-        }
+        whole = TargetVocabulary(self.start_id, self.eos_id, self.banned, utf8)
+        common: dict[str, Any] = {"limits": lines.limits, "vocabulary": scope.vocabulary(whole)}
         model = scope.model(self.models)
         if not (how.sampling or how.scores or how.piece_scores or lines.prefixes) and how == Search(
             scores=False, stops_loops=how.stops_loops
@@ -372,7 +365,7 @@ class Reference:
             "renormalize": how.renormalize,
             "no_repeat_ngram_size": how.no_repeat_ngram_size,
             "repetition_penalty": how.repetition_penalty,
-            "piece_scores": how.piece_scores,
+            "token_log_probs": how.piece_scores,
         }
         if how.sampling:
             drawn = sample(
@@ -386,13 +379,13 @@ class Reference:
         )  # fmt: skip
         return [[scope.restored(i, each) for each in some] for i, some in enumerate(found)]
 
-    def _scope(self, lines: Lines) -> Scope:
+    def _scope(self, lines: Lines) -> RestrictedVocabulary:
         if not any(lines.allowed):
-            return Scope()
+            return RestrictedVocabulary()
         allowed = torch.zeros(len(lines), self.vocab_size, dtype=torch.bool)
         for row, ids in enumerate(lines.allowed):
             allowed[row, ids if ids else slice(None)] = True
-        return Scope.of(allowed, [self.eos_id, self.start_id, *self.banned])
+        return RestrictedVocabulary.of(allowed, [self.eos_id, self.start_id, *self.banned])
 
     def moved(self, most: float, seed: int) -> "Reference":
         """The same, but each logit is moved by up to `most`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tests.model.small_transformers import transformer as transformer_of
 from tests.native.engine import EngineModel, Workspace, call
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.model.transformer import Transformer
@@ -32,7 +33,7 @@ SHAPE: dict[str, Any] = {
 def random_model(seed: int, vocab_size: int, *, spread: float = 2.5, **shape: Any) -> Transformer:
     """A model that hardly ever finds two pieces as likely as each other."""
     torch.manual_seed(seed)
-    model = Transformer(vocab_size, source_vocab_size=SOURCE_SIZE, **{**SHAPE, **shape}).eval()
+    model = transformer_of(vocab_size, source_vocab_size=SOURCE_SIZE, **{**SHAPE, **shape}).eval()
     assert model.output is not None
     assert model.output_bias is not None
     with torch.no_grad():

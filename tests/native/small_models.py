@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from tests.model.small_transformers import transformer as transformer_of
 from tests.native.engine import BANNED, DEFAULTS, EOS, EngineModel, Lines, Reference, Search
 from tfm_cli.model.transformer import Transformer
 
@@ -39,7 +40,7 @@ class Small:
         """Weights that leave nothing at 0 or 1, attention uneven, and logits that lie apart."""
         torch.manual_seed(self.seed)
         source_size, target_size = self.vocab_sizes
-        model = Transformer(target_size, source_vocab_size=source_size, **self.shape).eval()
+        model = transformer_of(target_size, source_vocab_size=source_size, **self.shape).eval()
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.2 * torch.randn(parameter.shape)

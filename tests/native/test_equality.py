@@ -49,7 +49,7 @@ def assert_same(found: list[Hypothesis], wanted: list[Hypothesis], how: Search) 
         assert ours.log_probability == pytest.approx(theirs.log_probability, abs=tolerance)
         assert ours.score == pytest.approx(theirs.score, abs=tolerance)
         if how.piece_scores:
-            assert ours.piece_scores == pytest.approx(theirs.piece_scores, abs=1e-4)
+            assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-4)
 
 
 @examples
@@ -310,8 +310,8 @@ def test_scores_are_those_of_the_translation_read_again(precision: str) -> None:
     for rank in (0, -1):
         targets = [list(some[rank].ids) for some in found]
         for some, forced in zip(found, engine_force(engine, lines, targets), strict=True):
-            assert some[rank].piece_scores == pytest.approx(tuple(forced), abs=1e-5)
-            total = sum(some[rank].piece_scores)
+            assert some[rank].token_log_probs == pytest.approx(tuple(forced), abs=1e-5)
+            total = sum(some[rank].token_log_probs)
             assert some[rank].log_probability == pytest.approx(total, abs=1e-4)
 
 

@@ -65,7 +65,7 @@ def test_no_segments_have_no_hypotheses(model: NativeModel) -> None:
 def test_scores_of_pieces_are_noted_only_where_they_are_asked_for(model: NativeModel) -> None:
     ((hypothesis,),) = search(model)(segments([1, 2]))
 
-    assert hypothesis.piece_scores == ()
+    assert hypothesis.token_log_probs == ()
 
 
 def test_limits_prefixes_seeds_and_shortlists_arrive(model: NativeModel) -> None:

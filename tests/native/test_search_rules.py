@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.decoding.searching import beam_search, greedy_search, sample
 from tests.native.engine import EngineError, call
 from tests.native.engine_models import (
     BYTES,
@@ -28,11 +29,9 @@ from tests.native.engine_models import (
     workspace,
 )
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
-from tfm_cli.decoding.restricted import Scope
-from tfm_cli.decoding.sampling import sample
+from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
@@ -117,22 +116,21 @@ def reference(
     banned: Sequence[int],
     byte_values: dict[int, int],
 ) -> list[list[Hypothesis]]:
-    scope, utf8 = Scope(), None
+    scope, utf8 = RestrictedVocabulary(), None
     if any(segments.allowed):
         allowed = torch.zeros(len(segments.sources), VOCAB, dtype=torch.bool)
         for row, ids in enumerate(segments.allowed):
             allowed[row, ids or list(range(VOCAB))] = True
-        scope = Scope.of(allowed, [EOS, START, *banned])
+        scope = RestrictedVocabulary.of(allowed, [EOS, START, *banned])
     if byte_values:
         utf8 = Utf8.of(byte_values, VOCAB, banned_ids=banned, device=torch.device("cpu"))
-    (start_id,), (eos_id,) = scope.specials([START]), scope.specials([EOS])
     source, source_keep = pad_source([ids[:-1] for ids in segments.sources], EOS)
     for row, ids in enumerate(segments.sources):
         source[row, len(ids) - 1] = ids[-1]
     model = scope.model(models)
     common: dict[str, Any] = {
-        "limits": segments.limits, "start_id": start_id, "eos_id": eos_id,
-        "banned_ids": scope.specials(banned), "utf8": scope.utf8(utf8),
+        "limits": segments.limits,
+        "vocabulary": scope.vocabulary(TargetVocabulary(START, EOS, banned, utf8)),
     }  # fmt: skip
     if not options["scores"]:
         found = greedy_search(
@@ -143,9 +141,9 @@ def reference(
         name: options[name]
         for name in (
             "length_penalty", "renormalize", "no_repeat_ngram_size", "repetition_penalty",
-            "piece_scores",
         )
     }  # fmt: skip
+    common["token_log_probs"] = options["piece_scores"]
     common["norm_kind"] = "wu" if options["wu_norm"] else "power"
     common["prefixes"] = [scope.prefix(i, ids) for i, ids in enumerate(segments.prefixes)]
     if options["sampling"]:
@@ -211,8 +209,8 @@ def test_finds_what_the_reference_finds_by_any_options(seeds: range) -> None:
             same += 1
             assert is_near(own.score, other.score), seed
             assert is_near(own.log_probability, other.log_probability), seed
-            assert len(own.piece_scores) == len(other.piece_scores), seed
-            assert all(map(is_near, own.piece_scores, other.piece_scores)), seed
+            assert len(own.token_log_probs) == len(other.token_log_probs), seed
+            assert all(map(is_near, own.token_log_probs, other.token_log_probs)), seed
     assert same > 5 * len(seeds)
     assert different <= 0.01 * same
 
@@ -290,7 +288,7 @@ def test_scores_are_those_of_forced_reading() -> None:
             with torch.inference_mode():
                 logits = model(torch.tensor([source]), None, torch.tensor([[START, *each.ids]]))
             steps = logits.log_softmax(2)[0].gather(1, torch.tensor([[*each.ids, EOS]]).T)[:, 0]
-            assert list(each.piece_scores) == pytest.approx(steps.tolist(), abs=1e-4)
+            assert list(each.token_log_probs) == pytest.approx(steps.tolist(), abs=1e-4)
             assert each.log_probability == pytest.approx(float(steps.sum()), abs=1e-3)
 
 

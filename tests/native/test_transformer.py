@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.model.small_transformers import transformer as transformer_of
 from tests.native.engine import EOS, START, EngineError, EngineModel, Workspace, call
 from tests.native.engine_models import flat, int32s
 from tfm_cli.model.transformer import Transformer
@@ -68,7 +69,7 @@ def reference(
 def random_model(seed: int, source_size: int | None, target_size: int, **shape: Any) -> Transformer:
     """A model whose biases and gains are no zeros and ones, as of a trained one."""
     torch.manual_seed(seed)
-    model = Transformer(target_size, source_vocab_size=source_size, dropout=0.0, **shape).eval()
+    model = transformer_of(target_size, source_vocab_size=source_size, dropout=0.0, **shape).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:

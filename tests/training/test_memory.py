@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.model.small_transformers import transformer as transformer_of
 from tests.training.test_batches import planner, store
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def model() -> Transformer:
-    return Transformer(
+    return transformer_of(
         99, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=8
     ).train()
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.presets import PRESETS
 from tfm_cli.config.settings import TrainingConfig
-from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.optimizer import MovingAverage, learning_rate, make_optimizer
 
 widths = st.integers(2, 4096)
@@ -113,7 +113,7 @@ def test_updates_equal_adams_formula(weight_decay: float) -> None:
 
 @pytest.mark.parametrize("tied", [0, 2, 3])
 def test_every_parameter_is_optimised_once_and_only_matrices_decay(tied: int) -> None:
-    model = Transformer(
+    model = transformer_of(
         20, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=16,
         tied_embeddings=tied,
     )  # fmt: skip

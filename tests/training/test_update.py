@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.model.transformer import Transformer
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 def small_model(dropout: float = 0.0) -> Transformer:
     torch.manual_seed(1)
-    return Transformer(
+    return transformer_of(
         VOCAB, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=16,
         dropout=dropout,
     ).train()  # fmt: skip

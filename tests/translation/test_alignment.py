@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.small_transformers import transformer as transformer_of
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
@@ -88,7 +88,7 @@ def translator_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         *, on_long: str = "split", model: Any = None, rule: str = "identity", **search: float
     ) -> Translator:
         tokenizers = TokenizerPair.joint(tokenizer_of(vocabulary=request.param, rule=rule))
-        transformer = Transformer(
+        transformer = transformer_of(
             tokenizers.target.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
             feed_forward_width=4,
         ).eval()  # fmt: skip
@@ -107,7 +107,7 @@ def translator_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 def engine_of(tokenizer: Tokenizer) -> TorchEngine:
     """Return an engine whose attention is that of `Diagonal`."""
-    transformer = Transformer(
+    transformer = transformer_of(
         tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
         feed_forward_width=4,
     ).eval()  # fmt: skip

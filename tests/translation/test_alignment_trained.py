@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import RunTfm, TinyCorpus
+from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import TrainedModel, load_model
@@ -30,7 +31,7 @@ def test_weights_of_a_batch_are_those_of_its_pairs_and_the_mean_of_the_models(
     sources, targets = [[5, 6, 7], [8], [9, 5]], [[5, 6], [7, 8, 9, 5], []]
     torch.manual_seed(1)
     width = trained.tokenizers.target.vocab_size
-    other = Transformer(width, encoder_layers=1, decoder_layers=3, width=8, heads=2).eval()
+    other = transformer_of(width, encoder_layers=1, decoder_layers=3, width=8, heads=2).eval()
 
     def weights(models: list[Transformer], rows: slice) -> list[Tensor]:
         options = SearchOptions(settings=SearchConfig())

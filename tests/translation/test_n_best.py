@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.decoding.searching import sample
 from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.sampling import sample
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ def translated(
 ) -> list[Translation]:
     flags = {
         name: how.pop(name)
-        for name in ("sampling", "word_scores", "alignment", "fixed_steps")
+        for name in ("sampling", "word_scores", "alignment", "static_steps")
         if name in how
     }
     translator = torch_translator(
@@ -60,7 +60,7 @@ def texts_of(translation: Translation) -> list[str]:
     return [candidate.text for candidate in translation.candidates]
 
 
-@pytest.mark.parametrize("how", [{}, {"fixed_steps": True}, {"length_penalty": 0.0}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"static_steps": True}, {"length_penalty": 0.0}], ids=str)
 def test_texts_of_a_list_are_distinct(
     twins: Transformer, tokenizer: Tokenizer, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

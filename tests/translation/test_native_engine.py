@@ -236,8 +236,8 @@ def test_learned_positions_bound_the_length_of_a_segment(model: NativeModel) -> 
         clone.__dict__.update({**model.__dict__, "config": other})
         return NativeEngine([clone], SearchOptions(settings=SearchConfig()))
 
-    assert engine("learned").most_pieces == 8
-    assert engine("rotary").most_pieces > 10**9
+    assert engine("learned").max_segment_tokens == 8
+    assert engine("rotary").max_segment_tokens > 10**9
 
 
 # Which engine serves.
@@ -293,7 +293,7 @@ def test_batch_is_searched_in_the_parts_that_are_fastest(
     together = list(sizes)
     # Keys and values of a token in one layer: cross-attention and four hypotheses.
     of_token = 2 * model.config.model.width * 4 * 5
-    monkeypatch.setattr(module, "_NEAR_BYTES", 30 * of_token)
+    monkeypatch.setattr(module, "_CACHED_BYTES", 30 * of_token)
     monkeypatch.setattr(model, "num_bytes", 0)
     sizes.clear()
 

@@ -7,11 +7,11 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from tests.model.small_transformers import transformer as transformer_of
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.errors import ConfigError, DataError, ResourceError
-from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
@@ -62,7 +62,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
 @pytest.fixture
 def translator_of(tokenizer: Tokenizer) -> Callable[..., Translator]:
     def make(*, on_long: str = "split", positions: str = "rotary", **search: float) -> Translator:
-        transformer = Transformer(
+        transformer = transformer_of(
             tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
             feed_forward_width=4, positions=positions, max_positions=8,
         ).eval()  # fmt: skip
@@ -269,7 +269,7 @@ def test_prefix_that_is_too_long_is_refused_by_its_line(
 def test_prefix_with_unknown_characters_is_reported(echo: Echo, told: list[str]) -> None:
     config = TokenizerConfig(vocab_size=300, model_type="char", byte_fallback=False)
     tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
-    transformer = Transformer(
+    transformer = transformer_of(
         tokenizer.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
         feed_forward_width=4,
     ).eval()  # fmt: skip
@@ -318,7 +318,7 @@ def tagged(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Tokenizer:
 
 @pytest.fixture
 def multilingual(tagged: Tokenizer, echo: Echo) -> Translator:
-    transformer = Transformer(
+    transformer = transformer_of(
         tagged.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
         feed_forward_width=4,
     ).eval()  # fmt: skip
@@ -381,7 +381,7 @@ def test_tag_of_an_older_tokenizer_is_on_every_part(tokenizer: Tokenizer, echo: 
         hard_vocab_limit=False, user_defined_symbols=[">>deu<<"], minloglevel=3,
     )  # fmt: skip
     older = Tokenizer(written.getvalue())
-    transformer = Transformer(
+    transformer = transformer_of(
         older.vocab_size, encoder_layers=1, decoder_layers=1, width=4, heads=1,
         feed_forward_width=4,
     ).eval()  # fmt: skip

@@ -13,9 +13,9 @@ from tests.decoding.replay import ReplayedStep
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.static import search as fixed_search_module
-from tfm_cli.decoding.static.beam import FixedBeams
-from tfm_cli.decoding.static.greedy import FixedGreedy
-from tfm_cli.decoding.static.search import FixedSearch
+from tfm_cli.decoding.static.beam import StaticBeams
+from tfm_cli.decoding.static.greedy import StaticGreedy
+from tfm_cli.decoding.static.search import StaticSearch
 from tfm_cli.device import Device
 from tfm_cli.model_directory import weights
 from tfm_cli.model_directory.weights import TrainedModel, load_model
@@ -41,22 +41,22 @@ def lines(tiny_corpus: TinyCorpus) -> list[str]:
 def fixed_limits(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[int]]:
     """Return the limits of each batch that was searched with static shapes."""
     seen: list[Sequence[int]] = []
-    search = FixedSearch.__call__
+    search = StaticSearch.__call__
 
     def noting(self: Any, *sources: Any, limits: Sequence[int]) -> Any:
         seen.append(limits)
         return search(self, *sources, limits=limits)
 
-    monkeypatch.setattr(FixedSearch, "__call__", noting)
+    monkeypatch.setattr(StaticSearch, "__call__", noting)
     return seen
 
 
 def translator_of(
-    trained: TrainedModel, *, fixed_steps: bool, scores: bool = True, **search: Any
+    trained: TrainedModel, *, static_steps: bool, scores: bool = True, **search: Any
 ) -> Translator:
     return torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(**search), device=CPU,
-        scores=scores, fixed_steps=fixed_steps,
+        scores=scores, static_steps=static_steps,
     )  # fmt: skip
 
 
@@ -82,10 +82,10 @@ def test_translations_are_those_of_the_plain_search(
     fixed_limits: list[Sequence[int]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(fixed_search_module, "StepGraph", ReplayedStep)
-    wanted = list(translator_of(trained, fixed_steps=False, **search).translate(lines))
+    wanted = list(translator_of(trained, static_steps=False, **search).translate(lines))
     assert not fixed_limits
 
-    found = list(translator_of(trained, fixed_steps=True, **search).translate(lines))
+    found = list(translator_of(trained, static_steps=True, **search).translate(lines))
 
     assert_same(found, wanted)
     assert sum(map(len, fixed_limits)) == len(lines) - 1  # no other search ran
@@ -95,9 +95,9 @@ def test_greedy_translations_without_scores_are_the_same(
     trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
 ) -> None:
     how: dict[str, Any] = {"beam_size": 1, "scores": False}
-    wanted = list(translator_of(trained, fixed_steps=False, **how).translate(lines))
+    wanted = list(translator_of(trained, static_steps=False, **how).translate(lines))
 
-    found = list(translator_of(trained, fixed_steps=True, **how).translate(lines))
+    found = list(translator_of(trained, static_steps=True, **how).translate(lines))
 
     assert_same(found, wanted)
     assert math.isnan(found[0].candidates[0].score)
@@ -116,14 +116,14 @@ def test_batches_without_static_shapes_use_the_other_search(
 ) -> None:  # fmt: skip
     flags = {name: search.pop(name) for name in ("sampling", "word_scores") if name in search}
 
-    def translated(*, fixed_steps: bool) -> list[str]:
+    def translated(*, static_steps: bool) -> list[str]:
         translator = torch_translator(
             trained.transformer, trained.tokenizers, search=SearchConfig(**search), device=CPU,
-            fixed_steps=fixed_steps, **flags,
+            static_steps=static_steps, **flags,
         )  # fmt: skip
         return [translation.text for translation in translator.translate(lines[:5])]
 
-    assert translated(fixed_steps=True) == translated(fixed_steps=False)
+    assert translated(static_steps=True) == translated(static_steps=False)
     assert not fixed_limits
 
 
@@ -132,7 +132,7 @@ def test_several_models_are_searched_as_before(
 ) -> None:
     translator = torch_translator(
         trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
-        others=[trained.transformer], fixed_steps=True,
+        others=[trained.transformer], static_steps=True,
     )  # fmt: skip
 
     assert len(list(translator.translate(lines[:3]))) == 3
@@ -142,7 +142,7 @@ def test_several_models_are_searched_as_before(
 def test_batches_with_prefixes_are_searched_as_before(
     trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
 ) -> None:
-    translator = translator_of(trained, fixed_steps=True)
+    translator = translator_of(trained, static_steps=True)
     (plain,) = translator.translate_window(lines[:1])
     assert len(fixed_limits) == 1
 
@@ -158,31 +158,31 @@ def test_batches_with_a_shortlist_are_searched_as_before(
     size = trained.tokenizers.source.vocab_size
     shortlist = Shortlist.of([[-1]] * size, [[0]] * size, [1] * size, range(4, 14))
 
-    def translated(*, fixed_steps: bool) -> list[Translation]:
+    def translated(*, static_steps: bool) -> list[Translation]:
         translator = torch_translator(
             trained.transformer, trained.tokenizers, search=SearchConfig(), device=CPU,
-            shortlist=shortlist, fixed_steps=fixed_steps,
+            shortlist=shortlist, static_steps=static_steps,
         )  # fmt: skip
         return list(translator.translate(lines[:1]))
 
-    assert_same(translated(fixed_steps=True), translated(fixed_steps=False))
+    assert_same(translated(static_steps=True), translated(static_steps=False))
     assert not fixed_limits
 
 
 def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
     trained: TrainedModel, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = list(translator_of(trained, fixed_steps=True).translate(lines))
+    wanted = list(translator_of(trained, static_steps=True).translate(lines))
 
-    class Large(FixedBeams):
+    class Large(StaticBeams):
         def __init__(self, segments: int, *others: Any, **options: Any) -> None:
             if segments > 6:
                 raise torch.OutOfMemoryError
             super().__init__(segments, *others, **options)
 
-    monkeypatch.setattr(torch_engine, "FixedBeams", Large)
+    monkeypatch.setattr(torch_engine, "StaticBeams", Large)
 
-    assert_same(list(translator_of(trained, fixed_steps=True).translate(lines)), wanted)
+    assert_same(list(translator_of(trained, static_steps=True).translate(lines)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_gpus_with_graphs_have_steps_of_fixed_shapes(
 
     monkeypatch.setattr(translator, "resolve_device", Device)
     monkeypatch.setattr(weights, "load_model", lambda directory, _: load_model(directory, CPU))
-    monkeypatch.setattr(torch_engine, "fixed_search", noting)
+    monkeypatch.setattr(torch_engine, "static_search", noting)
 
     Translator.load(tiny_model, device=device, precision=precision)
 
@@ -208,15 +208,17 @@ def test_gpus_with_graphs_have_steps_of_fixed_shapes(
 
 @pytest.mark.parametrize(
     ("beam_size", "scores", "rows"),
-    [(1, False, FixedGreedy), (1, True, FixedBeams), (4, False, FixedBeams)],
+    [(1, False, StaticGreedy), (1, True, StaticBeams), (4, False, StaticBeams)],
 )
 def test_greedy_search_without_scores_has_its_own_steps(
     trained: TrainedModel, beam_size: int, scores: bool, rows: type
 ) -> None:
-    search = torch_engine.fixed_search(
-        trained.transformer, trained.tokenizers.target, SearchConfig(beam_size=beam_size),
+    vocabulary = torch_engine.target_vocabulary(trained.tokenizers.target, CPU)
+
+    search = torch_engine.static_search(
+        trained.transformer, vocabulary, SearchConfig(beam_size=beam_size),
         scores=scores, device=CPU, dtype=torch.float32,
     )  # fmt: skip
 
     assert search is not None
-    assert type(search._rows_of(1, 32)) is rows
+    assert type(search._make_search_state(1, 32)) is rows

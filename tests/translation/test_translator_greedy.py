@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import TinyCorpus
+from tests.decoding.searching import greedy_search
 from tests.translation.native_translator import needs_native
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.translator import Translator, TranslatorOptions

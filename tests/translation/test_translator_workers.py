@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.conftest import TinyCorpus
+from tests.decoding.searching import beam_search
 from tests.tiers import representative
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation import torch_engine as module

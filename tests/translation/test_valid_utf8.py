@@ -51,7 +51,7 @@ def translated(
 ) -> list[Translation]:  # fmt: skip
     flags = {
         name: how.pop(name)
-        for name in ("sampling", "scores", "word_scores", "alignment", "fixed_steps")
+        for name in ("sampling", "scores", "word_scores", "alignment", "static_steps")
         if name in how
     }
     pair, search = TokenizerPair.joint(tokenizer), SearchConfig(**how)
@@ -92,8 +92,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "early": {"early_stopping": True, "length_norm": "wu"},
     "word scores": {"word_scores": True},
     "alignment": {"alignment": True},
-    "fixed beam": {"fixed_steps": True},
-    "fixed greedy": {"fixed_steps": True, "beam_size": 1, "scores": False},
+    "fixed beam": {"static_steps": True},
+    "fixed greedy": {"static_steps": True, "beam_size": 1, "scores": False},
 }
 
 CASES: list[Any] = [(search, "") for search in SEARCHES]

@@ -23,7 +23,7 @@ def torch_translator(
     others: Sequence[Any] = (),
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
-    fixed_steps: bool = False,
+    static_steps: bool = False,
     sampling: bool = False,
     scores: bool = True,
     word_scores: bool = False,
@@ -39,6 +39,6 @@ def torch_translator(
     )  # fmt: skip
     engine = TorchEngine(
         [transformer, *others], tokenizers, options,
-        device=device, dtype=dtype, fixed_steps=fixed_steps,
+        device=device, dtype=dtype, static_steps=static_steps,
     )  # fmt: skip
     return Translator(engine, tokenizers, options, **how)

@@ -1,20 +1,22 @@
 """Beam search; greedy search is a beam of 1."""
 
-# B segments still open, K beam, R = B * K rows, V vocabulary, C candidates, t pieces written
+# B segments still open, K beam, R = B * K rows, V vocabulary, C candidates, t tokens written
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tfm_cli.decoding.constraints import (
-    REPEATED_PIECES,
+    REPEATED_TOKENS,
     Constraints,
-    forced_pieces,
+    forced_tokens,
     is_loop,
     only_forced,
     padded_prefixes,
+    single_precision,
 )
 from tfm_cli.decoding.interface import (
     Hypothesis,
@@ -24,7 +26,8 @@ from tfm_cli.decoding.interface import (
     refuse_non_finite,
 )
 from tfm_cli.decoding.length import length_norm
-from tfm_cli.decoding.utf8 import Spelling, Utf8
+from tfm_cli.decoding.options import DEFAULT_OPTIONS, DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.utf8 import Spelling
 
 
 def beam_search(
@@ -33,206 +36,233 @@ def beam_search(
     source_keep: Tensor | None,
     *,
     limits: Sequence[int],
-    start_id: int,
-    eos_id: int,
-    banned_ids: Sequence[int] = (),
-    beam_size: int = 4,
-    length_penalty: float = 1.0,
-    norm_kind: str = "power",
-    early_stopping: bool = False,
-    renormalize: bool = False,
-    no_repeat_ngram_size: int = 0,
-    repetition_penalty: float = 1.0,
+    vocabulary: TargetVocabulary,
+    options: DecodingOptions = DEFAULT_OPTIONS,
     prefixes: Sequence[Sequence[int]] = (),
-    utf8: Utf8 | None = None,
-    piece_scores: bool = False,
-    stops_loops: bool = False,
 ) -> list[list[Hypothesis]]:
-    """Up to `beam_size` hypotheses for each segment, best first; at least one.
+    """Return up to `beam_size` hypotheses for each segment, best first; at least one.
 
     A hypothesis is finished when </s> is among the `beam_size` best continuations of its segment.
     A segment is finished, and leaves the batch, when it has `beam_size` finished hypotheses and,
-    without `early_stopping`, none of those still growing scores above the worst of them.
+    without `early_stopping`, no growing hypothesis scores above the worst of them.
 
     Args:
-        model: what is searched.
+        model: the model that is searched.
         source: (B, S) ids.
         source_keep: (B, 1, 1, S), False at padding; None if there is none.
-        limits: most pieces of each segment's translation, without </s>, which is then forced.
-        start_id: what every translation is a continuation of.
-        eos_id: ends a translation.
-        banned_ids: never written.
-        beam_size: hypotheses that are followed at a time.
-        length_penalty: exponent of the length normalisation.
-        norm_kind: what is raised to it, see `length_norm`.
-        early_stopping: stop at the count, as fairseq and CTranslate2 do. The other way is that of
-            `generate` of Hugging Face: a few poor short hypotheses cannot keep out a good one that
-            ends later. Measured with a beam of 4 on Multi30k: 0.14 BLEU more in the same time.
-        renormalize: the probabilities of what may be written sum to 1; else the mass of
-            `banned_ids` counts, and of what `no_repeat_ngram_size` forbids.
-        no_repeat_ngram_size: no run of this many pieces is written twice; 0 for any.
-        repetition_penalty: divides the positive logits of pieces already written and multiplies
-            the negative ones (Keskar et al. 2019, arXiv:1909.05858).
-        prefixes: pieces that the translation of each segment begins with, scored like any other,
-            at most as many as its limit; empty for none. One that ends inside a character is
-            continued to its end, beyond the limit if need be.
-        utf8: lets byte pieces spell nothing but valid UTF-8: a hypothesis neither ends nor goes on
-            with another piece inside a character, and begins none that the limit would cut off.
-            `no_repeat_ngram_size` gives way where a character could not be ended otherwise. None
-            for no such constraint. Scores are the model's in either case.
-        piece_scores: note the log-probability of each piece of a hypothesis.
-        stops_loops: end a hypothesis that repeats the same few pieces, as if at its limit.
+        limits: maximum number of tokens of each segment's translation without </s>, which is
+            forced then.
+        vocabulary: the special tokens.
+        options: those of sampling are ignored.
+        prefixes: tokens that the translation of each segment begins with, scored like any other,
+            at most as many as its limit; empty for none. A prefix that ends inside a character is
+            continued to the end of the character, beyond the limit if necessary.
 
     Raises:
-        NonFiniteScoresError: the model gives scores that are not finite numbers.
+        NonFiniteScoresError: the model computes scores that are not finite numbers.
     """
-    device = source.device
-    finished: list[list[Hypothesis]] = [[] for _ in limits]
-    open_segments = list(range(len(limits)))  # indices of the segments still open
-    spelling = None
-    if utf8 is not None:
-        limits, spelling = utf8.limits(limits, prefixes), Spelling(utf8, len(limits))
-    limit = torch.tensor(limits, device=device)  # (B,)
-    constraints = Constraints(
-        torch.tensor(list(banned_ids), dtype=torch.long, device=device),
-        eos_id,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        repetition_penalty=repetition_penalty,
-    )
-    prefix = padded_prefixes(prefixes, device)  # (B, P)
+    beams = _Beams(limits, prefixes, vocabulary, options, source.device)
     state = model.start(source, source_keep)
-
-    beam = 1  # all hypotheses are the same before the first piece, so one is enough
-    scores = torch.zeros(len(limits), 1, device=device)  # (B, K) log-probabilities
-    pieces = torch.full((len(limits), 1, 1), start_id, device=device)  # (B, K, t)
-    gains = torch.zeros_like(scores)[:, :, None]  # (B, K, t) log-probabilities of the pieces
-    while open_segments:
-        segments = len(open_segments)
-        logits = model.step(pieces[:, :, -1].reshape(-1), state)  # (R, V)
-        room = limit - (pieces.shape[2] - 1)  # (B,) pieces that may still be written
-        loops = None
-        if stops_loops and pieces.shape[2] > REPEATED_PIECES:
-            rows = pieces[:, :, 1:].flatten(0, 1).tolist()
-            loops = torch.tensor([is_loop(row) for row in rows], device=device)  # (R,)
-        log_probs, candidates = _continuations(
-            logits, 2 * beam_size, constraints=constraints, room=room, renormalize=renormalize,
-            written=pieces[:, :, 1:].flatten(0, 1),
-            forced=forced_pieces(prefix, pieces.shape[2] - 1, beam), spelling=spelling, loops=loops,
-        )  # fmt: skip  # (R, C) each
-        totals = scores.view(-1, 1) + log_probs  # (R, C)
-        totals = totals.view(segments, -1)  # (B, K * C)
-        best, place = totals.topk(min(2 * beam_size, totals.shape[1]), dim=1)  # (B, C')
-        origin = place // candidates.shape[1]  # (B, C') the row within the segment
-        piece = candidates.view(segments, -1).gather(1, place)  # (B, C')
-        if piece_scores:
-            gain = log_probs.view(segments, -1).gather(1, place)  # (B, C')
-
-        ends = piece == eos_id  # (B, C')
-        at_end = ends & (best > -math.inf)
-        at_end[:, beam_size:] = False
-        norm = length_norm(pieces.shape[2], length_penalty, norm_kind)
-        for row, column in at_end.nonzero().tolist():
-            ids = pieces[row, origin[row, column], 1:].tolist()
-            total = float(best[row, column])
-            each: tuple[float, ...] = ()
-            if piece_scores:
-                earlier = gains[row, origin[row, column], 1:].tolist()
-                each = (*earlier, float(gain[row, column]))
-            finished[open_segments[row]].append(Hypothesis(tuple(ids), total, total / norm, each))
-
-        # The best that go on; a stable sort by "ends" keeps them in order of their scores.
-        going_on = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]  # (B, K)
-        scores = best.masked_fill(ends, -math.inf).gather(1, going_on)  # (B, K)
-        origin, piece = origin.gather(1, going_on), piece.gather(1, going_on)  # (B, K)
-        if piece_scores:
-            gains = _extended(gains, origin, gain.gather(1, going_on))  # (B, K, t + 1)
-
-        if spelling is not None:
-            spelling.grow(origin, piece)
-        hopes = scores.max(dim=1).values / norm  # (B,)
-        staying = [
-            row
-            for row, (segment, hope) in enumerate(zip(open_segments, hopes.tolist(), strict=True))
-            if hope > -math.inf
-            and not _is_decided(finished[segment], beam_size, hope, early_stopping=early_stopping)
-        ]
-        if len(staying) < segments:
-            open_segments = [open_segments[row] for row in staying]
-            if not open_segments:
-                break
-            kept = torch.tensor(staying, device=device)
-            state.keep(kept)
-            origin, piece, scores = origin[kept], piece[kept], scores[kept]
-            pieces, limit = pieces[kept], limit[kept]
-            prefix = None if prefix is None else prefix[kept]
-            gains = gains[kept]
-            if spelling is not None:
-                spelling.keep(kept)
-        pieces = _extended(pieces, origin, piece)  # (B, K, t + 1)
-        if beam_size > 1:
-            state.reorder(origin)
-        beam = origin.shape[1]
-    if not all(finished):  # each hypothesis had a sum of scores that overflowed
+    while beams.open_segments:
+        candidates = beams.candidates(model.step(beams.newest_tokens(), state))
+        beams.collect_finished(candidates)
+        growing = candidates.growing(options.beam_size, vocabulary.eos_id)  # (B, K)
+        if beams.spelling is not None:
+            beams.spelling.append(growing.origin, growing.tokens)
+        open_rows = beams.open_rows(growing)
+        if not open_rows:
+            break
+        if len(open_rows) < len(beams.open_segments):
+            kept = torch.tensor(open_rows, device=source.device)
+            beams.open_segments = [beams.open_segments[row] for row in open_rows]
+            beams.select(kept)
+            growing = growing.select(kept)
+            state.select(kept)
+        beams.append(growing)
+        if options.beam_size > 1:
+            state.reorder(growing.origin)
+    if not all(beams.finished):  # each hypothesis had a sum of scores that overflowed
         raise NonFiniteScoresError
-    return [sorted(found, key=lambda h: -h.score)[:beam_size] for found in finished]
+    return [
+        sorted(hypotheses, key=lambda h: -h.score)[: options.beam_size]
+        for hypotheses in beams.finished
+    ]
 
 
-def _extended(history: Tensor, origin: Tensor, newest: Tensor) -> Tensor:
-    """What the rows `origin` (B, K) of each segment have, (B, K, t), and something new behind."""
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Continuations of the hypotheses of each segment, best first, (B, C) each."""
+
+    scores: Tensor  # log-probabilities of the whole hypotheses
+    origin: Tensor  # the beam that is continued
+    tokens: Tensor
+    token_log_probs: Tensor
+
+    def growing(self, beam_size: int, eos_id: int) -> "_Candidates":
+        """Return the K best that do not end, filled up with ended ones that score -inf."""
+        ends = self.tokens == eos_id  # (B, C)
+        # A stable sort by "ends" leaves them in order of their scores.
+        order = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]  # (B, K)
+        return _Candidates(
+            self.scores.masked_fill(ends, -math.inf).gather(1, order),
+            self.origin.gather(1, order),
+            self.tokens.gather(1, order),
+            self.token_log_probs.gather(1, order),
+        )
+
+    def select(self, segments: Tensor) -> "_Candidates":
+        """Return the candidates of these segments alone."""
+        return _Candidates(
+            self.scores[segments],
+            self.origin[segments],
+            self.tokens[segments],
+            self.token_log_probs[segments],
+        )
+
+
+class _Beams:
+    """The growing and the finished hypotheses of a batch."""
+
+    def __init__(
+        self,
+        limits: Sequence[int],
+        prefixes: Sequence[Sequence[int]],
+        vocabulary: TargetVocabulary,
+        options: DecodingOptions,
+        device: torch.device,
+    ) -> None:
+        self.finished: list[list[Hypothesis]] = [[] for _ in limits]  # of all segments
+        self.open_segments = list(range(len(limits)))  # indices of the B segments
+        self.spelling: Spelling | None = None
+        if vocabulary.utf8 is not None:
+            limits = vocabulary.utf8.limits(limits, prefixes)
+            self.spelling = Spelling(vocabulary.utf8, len(limits))
+        self._options = options
+        self._constraints = Constraints.of(vocabulary, options, device)
+        self._limit = torch.tensor(limits, device=device)  # (B,)
+        self._prefix = padded_prefixes(prefixes, device)  # (B, P)
+        # All hypotheses are the same before the first token, so one is enough: K is 1.
+        self._scores = torch.zeros(len(limits), 1, device=device)  # (B, K) log-probabilities
+        self._tokens = torch.full((len(limits), 1, 1), vocabulary.start_id, device=device)
+        self._token_log_probs = torch.zeros_like(self._scores)[:, :, None]  # (B, K, 1 + t)
+
+    def newest_tokens(self) -> Tensor:
+        """Return the newest token of each row, (R,)."""
+        return self._tokens[:, :, -1].reshape(-1)
+
+    def candidates(self, logits: Tensor) -> _Candidates:
+        """Return the 2K best continuations of each segment, given logits (R, V)."""
+        num_segments, count = len(self.open_segments), 2 * self._options.beam_size
+        log_probs, tokens = self._continuations(logits, count)  # (R, C) each
+        totals = self._scores.view(-1, 1) + log_probs  # (R, C)
+        totals = totals.view(num_segments, -1)  # (B, K * C)
+        best, place = totals.topk(min(count, totals.shape[1]), dim=1)  # (B, C') each
+        return _Candidates(
+            best,
+            place // tokens.shape[1],
+            tokens.view(num_segments, -1).gather(1, place),
+            log_probs.view(num_segments, -1).gather(1, place),
+        )
+
+    def _continuations(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and ids of the likeliest next tokens of each row, (R, C) each.
+
+        Only these few are normalised: the log-softmax of all V logits is never written out.
+        """
+        logits, eos_id = single_precision(logits), self._constraints.eos_id
+        written = self._tokens[:, :, 1:].flatten(0, 1)  # (R, t)
+        remaining = self._limit - written.shape[1]  # (B,) tokens that may still be written
+        forced = forced_tokens(self._prefix, written.shape[1], self._tokens.shape[1])
+        eos = logits[:, eos_id].clone()
+        logits, allowed = self._constraints.apply(logits, written, forced)  # (R, V) each
+        total = (allowed if self._options.renormalize else logits).logsumexp(dim=1, keepdim=True)
+        refuse_non_finite(total)
+        plain, logits = logits, allowed if forced is None else only_forced(allowed, forced)
+        must_end = self._must_end(written, remaining)  # (R,)
+        if bool(must_end.any()):
+            otherwise = logits[:, eos_id]
+            logits = logits.masked_fill(must_end[:, None], -math.inf)
+            logits[:, eos_id] = torch.where(must_end, eos, otherwise)
+        count = min(count, logits.shape[1])
+        best, tokens = logits.topk(count, dim=1)  # (R, C) each
+        if self.spelling is not None:
+            rows = self.spelling.wrong_rows(best, tokens, remaining, forced)  # (r,)
+            if rows is not None:
+                restricted, stuck = self.spelling.restricted(logits, plain, rows, remaining)
+                best[rows], tokens[rows] = restricted.topk(count, dim=1)
+                if self._options.renormalize and len(stuck):
+                    total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
+        return best - total, tokens
+
+    def _must_end(self, written: Tensor, remaining: Tensor) -> Tensor:
+        """Return True for rows that are at their limit or in a loop, (R,)."""
+        must_end = (remaining < 1).repeat_interleave(len(written) // len(remaining))
+        if self._options.stops_loops and written.shape[1] >= REPEATED_TOKENS:
+            loops = [is_loop(row) for row in written.tolist()]
+            must_end |= torch.tensor(loops, device=written.device)
+        return must_end
+
+    def collect_finished(self, candidates: _Candidates) -> None:
+        """Store the hypotheses that end now: </s> among the K best candidates of a segment."""
+        at_end = (candidates.tokens == self._constraints.eos_id) & (candidates.scores > -math.inf)
+        at_end[:, self._options.beam_size :] = False
+        norm = self._norm()
+        for row, column in at_end.nonzero().tolist():
+            origin = candidates.origin[row, column]
+            ids = self._tokens[row, origin, 1:].tolist()
+            total = float(candidates.scores[row, column])
+            log_probs: tuple[float, ...] = ()
+            if self._options.token_log_probs:
+                earlier = self._token_log_probs[row, origin, 1:].tolist()
+                log_probs = (*earlier, float(candidates.token_log_probs[row, column]))
+            self.finished[self.open_segments[row]].append(
+                Hypothesis(tuple(ids), total, total / norm, log_probs)
+            )
+
+    def open_rows(self, growing: _Candidates) -> list[int]:
+        """Return the segments, of B, whose growing hypotheses may still be among the best."""
+        best = (growing.scores.max(dim=1).values / self._norm()).tolist()  # B
+        return [
+            row
+            for row, (segment, score) in enumerate(zip(self.open_segments, best, strict=True))
+            if score > -math.inf and not self._is_decided(self.finished[segment], score)
+        ]
+
+    def _is_decided(self, finished: Sequence[Hypothesis], best_growing: float) -> bool:
+        """Return True if a segment needs no more steps, given the best growing score."""
+        beam_size = self._options.beam_size
+        if len(finished) < beam_size:
+            return False
+        # Greedy search follows one hypothesis, and that has ended.
+        if self._options.early_stopping or beam_size == 1:
+            return True
+        scores = sorted((hypothesis.score for hypothesis in finished), reverse=True)
+        return scores[beam_size - 1] >= best_growing
+
+    def _norm(self) -> float:
+        """Return the length normalisation of a hypothesis with one more token."""
+        options = self._options
+        return length_norm(self._tokens.shape[2], options.length_penalty, options.norm_kind)
+
+    def select(self, segments: Tensor) -> None:
+        """Drop the growing hypotheses of all segments but these."""
+        self._tokens, self._limit = self._tokens[segments], self._limit[segments]
+        self._prefix = None if self._prefix is None else self._prefix[segments]
+        self._token_log_probs = self._token_log_probs[segments]
+        if self.spelling is not None:
+            self.spelling.select(segments)
+
+    def append(self, growing: _Candidates) -> None:
+        """Replace the hypotheses by these continuations, (B, K)."""
+        self._scores = growing.scores
+        self._tokens = _appended(self._tokens, growing.origin, growing.tokens)  # (B, K, t + 1)
+        if self._options.token_log_probs:
+            self._token_log_probs = _appended(
+                self._token_log_probs, growing.origin, growing.token_log_probs
+            )
+
+
+def _appended(history: Tensor, origin: Tensor, newest: Tensor) -> Tensor:
+    """Return the history of the beams `origin` (B, K), (B, K, t), with one more entry (B, K)."""
     earlier = history.gather(1, origin[:, :, None].expand(-1, -1, history.shape[2]))
     return torch.cat((earlier, newest[:, :, None]), dim=2)
-
-
-def _is_decided(
-    finished: Sequence[Hypothesis], beam_size: int, hope: float, *, early_stopping: bool
-) -> bool:
-    """Whether a segment needs no more steps, when the best growing hypothesis now scores `hope`."""
-    if len(finished) < beam_size:
-        return False
-    # Greedy search follows one hypothesis, and that has ended.
-    if early_stopping or beam_size == 1:
-        return True
-    scores = sorted((hypothesis.score for hypothesis in finished), reverse=True)
-    return scores[beam_size - 1] >= hope
-
-
-def _continuations(
-    logits: Tensor,
-    count: int,
-    *,
-    constraints: Constraints,
-    room: Tensor,
-    renormalize: bool,
-    written: Tensor,
-    forced: Tensor | None,
-    spelling: Spelling | None,
-    loops: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The likeliest next pieces of each row and their log-probabilities, (R, C) each.
-
-    Only these few are normalised: the log-softmax of all V logits is never written out.
-    """
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    eos_id = constraints.eos_id
-    eos = logits[:, eos_id].clone()
-    logits, allowed = constraints.weigh(logits, written, forced)  # (R, V) each
-    total = (allowed if renormalize else logits).logsumexp(dim=1, keepdim=True)  # (R, 1)
-    refuse_non_finite(total)
-    plain, logits = logits, allowed if forced is None else only_forced(allowed, forced)
-    at_limit = (room < 1).repeat_interleave(len(logits) // len(room))  # (R,)
-    if loops is not None:
-        at_limit |= loops
-    if bool(at_limit.any()):
-        possible = logits[:, eos_id]
-        logits = logits.masked_fill(at_limit[:, None], -math.inf)
-        logits[:, eos_id] = torch.where(at_limit, eos, possible)
-    count = min(count, logits.shape[1])
-    best, pieces = logits.topk(count, dim=1)  # (R, C) each
-    if spelling is not None:
-        rows = spelling.wrong_rows(best, pieces, room, forced)  # (r,)
-        if rows is not None:
-            restricted, stuck = spelling.restricted(logits, plain, rows, room)
-            best[rows], pieces[rows] = restricted.topk(count, dim=1)
-            if renormalize and len(stuck):
-                total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
-    return best - total, pieces

@@ -1,4 +1,4 @@
-"""What bears on the next piece besides the model: nothing unless asked for, and then at no cost."""
+"""Optional constraints on the next token; free when unused."""
 
 import math
 from collections.abc import Sequence
@@ -7,30 +7,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# R rows, V vocabulary, t pieces written, W runs of pieces among them, P pieces of a prefix
+from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+
+# R rows, V vocabulary, t tokens written, W n-grams among them, P tokens of a prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What is never written, and what is written again less gladly or not at all."""
+    """The tokens that are never written, and the rules against repetition."""
 
     banned: Tensor  # ids
-    eos_id: int  # may be written whatever else holds, so that every row can end
-    no_repeat_ngram_size: int = 0  # 0 for any
+    eos_id: int  # exempt from the ban on n-grams, so that every row can end
+    no_repeat_ngram_size: int = 0  # 0 for no constraint
     repetition_penalty: float = 1.0
 
-    def weigh(
+    @staticmethod
+    def of(
+        vocabulary: TargetVocabulary, options: DecodingOptions, device: torch.device
+    ) -> "Constraints":
+        """Return the constraints of a search."""
+        return Constraints(
+            torch.tensor(list(vocabulary.banned_ids), dtype=torch.long, device=device),
+            vocabulary.eos_id,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            repetition_penalty=options.repetition_penalty,
+        )
+
+    def apply(
         self, logits: Tensor, written: Tensor, forced: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The logits in whose softmax a piece has its probability, and those of what may follow.
+        """Return the logits whose softmax gives probabilities, and those of permitted tokens.
 
-        Both are (R, V), the second with -inf for what may not be written. They may be the tensor
-        that came in, which is left as it is.
+        Both are (R, V), the second with -inf for tokens that must not be written. They may be the
+        input tensor, which is not changed.
 
         Args:
             logits: (R, V) of the model, single precision or better.
             written: (R, t), without the start.
-            forced: (R,) pieces that may be written whatever else holds; -1 for none.
+            forced: (R,) tokens that are exempt from all constraints; -1 for none.
         """
         if self.repetition_penalty != 1:
             logits = _penalized(logits, written, self.repetition_penalty)
@@ -39,14 +53,19 @@ class Constraints:
             allowed = _without_repeats(allowed, written, self.no_repeat_ngram_size)
             allowed[:, self.eos_id] = logits[:, self.eos_id]
         if forced is not None:
-            place = forced.clamp(min=0)[:, None]  # (R, 1)
-            kept = torch.where(forced[:, None] >= 0, logits, allowed).gather(1, place)
-            allowed = allowed.scatter(1, place, kept)
+            index = forced.clamp(min=0)[:, None]  # (R, 1)
+            exempt = torch.where(forced[:, None] >= 0, logits, allowed).gather(1, index)
+            allowed = allowed.scatter(1, index, exempt)
         return logits, allowed
 
 
+def single_precision(logits: Tensor) -> Tensor:
+    """Return logits in single precision, or in double if they are."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 def _penalized(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
-    """Logits that are lower, or higher below a penalty of 1, for the pieces already written.
+    """Return logits that are lower, or higher below a penalty of 1, for tokens already written.
 
     Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, for positive logits; the negative
     ones are multiplied, since a division would raise them.
@@ -56,18 +75,18 @@ def _penalized(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
 
 
 def _without_repeats(logits: Tensor, written: Tensor, size: int) -> Tensor:
-    """Logits of -inf for a piece that would end a run of `size` pieces that was there before."""
-    runs = written.unfold(1, size, 1)  # (R, W, size)
+    """Return logits of -inf for tokens that would repeat an n-gram of `size` tokens."""
+    ngrams = written.unfold(1, size, 1)  # (R, W, size)
     newest = written[:, written.shape[1] - size + 1 :]  # (R, size - 1)
-    again = (runs[:, :, :-1] == newest[:, None]).all(dim=2)  # (R, W)
-    ends = runs[:, :, -1]  # (R, W)
-    lowered = logits.gather(1, ends).masked_fill(again, -math.inf)
-    # A piece may end several runs: the lowest counts.
+    is_repeat = (ngrams[:, :, :-1] == newest[:, None]).all(dim=2)  # (R, W)
+    ends = ngrams[:, :, -1]  # (R, W)
+    lowered = logits.gather(1, ends).masked_fill(is_repeat, -math.inf)
+    # A token may end several n-grams: the lowest value counts.
     return logits.scatter_reduce(1, ends, lowered, "amin")
 
 
 def padded_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device) -> Tensor | None:
-    """The prefixes as one tensor (B, P), -1 behind their ends; None where all are empty."""
+    """Return the prefixes as one tensor (B, P), padded with -1; None if all are empty."""
     longest = max(map(len, prefixes), default=0)
     if not longest:
         return None
@@ -75,34 +94,42 @@ def padded_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device) -> 
     return torch.tensor(rows, device=device)
 
 
-def forced_pieces(prefixes: Tensor | None, step: int, rows_each: int) -> Tensor | None:
-    """The piece that each row has to write at a step, (R,), -1 for any; None where none has to."""
+def forced_tokens(prefixes: Tensor | None, step: int, beam: int) -> Tensor | None:
+    """Return the token that each row has to write at a step, (R,), -1 for any.
+
+    None if no row has to write a given token.
+
+    Args:
+        prefixes: (B, P), from `padded_prefixes`.
+        step: number of tokens written before.
+        beam: rows of each segment.
+    """
     if prefixes is None or step >= prefixes.shape[1]:
         return None
-    return prefixes[:, step].repeat_interleave(rows_each)
+    return prefixes[:, step].repeat_interleave(beam)
 
 
 def only_forced(logits: Tensor, forced: Tensor) -> Tensor:
-    """Logits of -inf for all but the forced piece of each row that has one."""
+    """Return logits of -inf for all but the forced token of each row that has one."""
     others = torch.arange(logits.shape[1], device=logits.device) != forced[:, None]  # (R, V)
     return logits.masked_fill(others & (forced >= 0)[:, None], -math.inf)
 
 
-# Loops: the same few pieces again and again, from a model that has not learned enough.
+# Loops: a model that has not learned enough repeats the same few tokens.
 
-LONGEST_PERIOD = 8  # pieces that are repeated
-REPEATED_PIECES = 24  # so many of the newest pieces are a repetition of those before them
+LONGEST_PERIOD = 8  # tokens that are repeated
+REPEATED_TOKENS = 24  # number of newest tokens that must repeat those before them
 
 
 def is_loop(ids: Sequence[int]) -> bool:
-    """Return True if a translation ends in at least four passes over at most eight pieces.
+    """Return True if a translation ends in at least four passes over at most eight tokens.
 
-    It depends on these ids alone, so that whoever searches, and wherever, stops at the same place.
+    The result depends on these ids alone, so that every search stops at the same position.
     """
-    if len(ids) <= REPEATED_PIECES or ids[-1] not in ids[-1 - LONGEST_PERIOD : -1]:
+    if len(ids) <= REPEATED_TOKENS or ids[-1] not in ids[-1 - LONGEST_PERIOD : -1]:
         return False
-    newest = ids[-REPEATED_PIECES:]
+    newest = ids[-REPEATED_TOKENS:]
     return any(
-        newest == ids[-REPEATED_PIECES - period : -period]
-        for period in range(1, min(LONGEST_PERIOD, len(ids) - REPEATED_PIECES) + 1)
+        newest == ids[-REPEATED_TOKENS - period : -period]
+        for period in range(1, min(LONGEST_PERIOD, len(ids) - REPEATED_TOKENS) + 1)
     )

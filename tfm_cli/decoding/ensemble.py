@@ -1,4 +1,4 @@
-"""Several models as one, which believes the mean of what they believe."""
+"""An ensemble: several models whose probabilities are averaged."""
 
 # B segments, R rows (K for each segment), V vocabulary, M models
 
@@ -10,24 +10,25 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from tfm_cli.decoding.constraints import single_precision
 from tfm_cli.decoding.interface import StateT, StepModel
 
 
 @dataclass(frozen=True, slots=True)
 class EnsembleState(Generic[StateT]):
-    """What each of the models keeps."""
+    """The states of all models."""
 
     states: tuple[StateT, ...]
 
     def reorder(self, origin: Tensor) -> None:
-        """Let row k of each segment continue what its row `origin[:, k]` was, in every model."""
+        """Let row k of each segment continue row `origin[:, k]`, (B, K), in every model."""
         for state in self.states:
             state.reorder(origin)
 
-    def keep(self, segments: Tensor) -> None:
-        """Forget all segments but these, in every model."""
+    def select(self, segments: Tensor) -> None:
+        """Drop all segments but these, in every model."""
         for state in self.states:
-            state.keep(segments)
+            state.select(segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,10 @@ class Ensemble(Generic[StateT]):
         """Let every model read B segments."""
         return EnsembleState(tuple(model.start(source, source_keep) for model in self.models))
 
-    def step(self, pieces: Tensor, state: EnsembleState[StateT]) -> Tensor:
-        """Log-probabilities (R, V) of what follows the newest piece (R,) of each row."""
-        log_probs = []
-        for model, own in zip(self.models, state.states, strict=True):
-            logits = model.step(pieces, own)  # (R, V)
-            half = logits.dtype in (torch.bfloat16, torch.float16)
-            log_probs.append((logits.float() if half else logits).log_softmax(dim=1))
-        return torch.stack(log_probs).logsumexp(dim=0) - math.log(
-            len(log_probs)
-        )  # (M, R, V) → (R, V)
+    def step(self, tokens: Tensor, state: EnsembleState[StateT]) -> Tensor:
+        """Return log-probabilities (R, V) of the token after the newest (R,) of each row."""
+        log_probs = torch.stack([
+            single_precision(model.step(tokens, own)).log_softmax(dim=1)
+            for model, own in zip(self.models, state.states, strict=True)
+        ])  # fmt: skip  # (M, R, V)
+        return log_probs.logsumexp(dim=0) - math.log(len(log_probs))  # (R, V)

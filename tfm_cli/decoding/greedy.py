@@ -1,6 +1,6 @@
-"""Greedy search: the likeliest next piece, again and again, and nothing else.
+"""Greedy search: the likeliest next token at each step.
 
-What `beam_search` finds with a beam of 1, without the probabilities, which nobody asked for.
+It finds what `beam_search` finds with a beam of 1, but computes no probabilities.
 """
 
 # B segments still open, V vocabulary
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from tfm_cli.decoding.constraints import is_loop
 from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, refuse_non_finite
-from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
+from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.utf8 import GreedySpelling
 
-# Share of rows that still go on, up to which the others are dropped. What a state keeps of the rest
-# is moved then, which costs more than a step's attention.
-_WORTH_MOVING = 0.8
+# Rows that have ended leave the batch when at most this share of rows is still open. Their removal
+# copies the caches of the others, which costs more than the attention of one step.
+_MAX_OPEN_SHARE = 0.8
 
 
 def greedy_search(
@@ -25,68 +26,85 @@ def greedy_search(
     source_keep: Tensor | None,
     *,
     limits: Sequence[int],
-    start_id: int,
-    eos_id: int,
-    banned_ids: Sequence[int] = (),
-    utf8: Utf8 | None = None,
+    vocabulary: TargetVocabulary,
     stops_loops: bool = False,
 ) -> list[Hypothesis]:
-    """A hypothesis for each segment; its score and log-probability are NaN.
+    """Return a hypothesis for each segment; its score and log-probability are NaN.
 
     Args:
-        model: what is searched.
+        model: the model that is searched.
         source: (B, S) ids.
         source_keep: (B, 1, 1, S), False at padding; None if there is none.
-        limits: most pieces of each segment's translation, without </s>, which is then forced.
-        start_id: what every translation is a continuation of.
-        eos_id: ends a translation.
-        banned_ids: never written.
-        utf8: see `beam_search`.
-        stops_loops: end a translation that repeats the same few pieces, as if at its limit.
+        limits: maximum number of tokens of each segment's translation, without </s>.
+        vocabulary: the special tokens.
+        stops_loops: end a translation that repeats the same few tokens, as if at its limit.
 
     Raises:
-        NonFiniteScoresError: the model gives scores that are not finite numbers.
+        NonFiniteScoresError: the model computes scores that are not finite numbers.
     """
-    banned = torch.tensor(list(banned_ids), dtype=torch.long, device=source.device)
+    eos_id, device = vocabulary.eos_id, source.device
+    banned = torch.tensor(list(vocabulary.banned_ids), dtype=torch.long, device=device)
     written: list[list[int]] = [[] for _ in limits]
     rows = list(range(len(limits)))  # the segment of each row
     open_rows = [row for row in rows if limits[row]]
-    pieces = torch.full((len(limits),), start_id, device=source.device)  # (B,)
+    tokens = torch.full((len(limits),), vocabulary.start_id, device=device)  # (B,)
     state = model.start(source, source_keep)
-    spelling = None if utf8 is None else GreedySpelling(utf8)
+    spelling = None if vocabulary.utf8 is None else GreedySpelling(vocabulary.utf8)
     while open_rows:
-        if len(open_rows) <= _WORTH_MOVING * len(rows):
-            kept = torch.tensor(open_rows, device=source.device)
-            pieces = pieces.index_select(0, kept)
-            state.keep(kept)
+        if len(open_rows) <= _MAX_OPEN_SHARE * len(rows):
+            kept = torch.tensor(open_rows, device=device)
+            tokens = tokens.index_select(0, kept)
+            state.select(kept)
             rows = [rows[row] for row in open_rows]
             open_rows = list(range(len(rows)))
-        logits = model.step(pieces, state).index_fill(1, banned, -torch.inf)  # (B, V)
-        best, pieces = logits.max(dim=1)  # (B,) each
+        logits = model.step(tokens, state).index_fill(1, banned, -torch.inf)  # (B, V)
+        best, tokens = logits.max(dim=1)  # (B,) each
         refuse_non_finite(best)
-        newest, staying = pieces.tolist(), []
+        newest = tokens.tolist()
         if spelling is not None and spelling.is_near(newest):
-            room = {row: limits[rows[row]] - len(written[rows[row]]) for row in open_rows}
-            wrong = [
-                row for row in open_rows if not spelling.fits(rows[row], newest[row], room[row])
-            ]
-            if wrong:
-                places = torch.tensor(wrong, device=source.device)
-                some = logits[places]  # (r, V)
-                spelling.forbid_(some, [rows[row] for row in wrong], [room[row] for row in wrong])
-                pieces = pieces.index_copy(0, places, some.argmax(dim=1))
-                newest = pieces.tolist()
-            for row in open_rows:
-                spelling.grow(rows[row], newest[row])
+            remaining = {row: limits[rows[row]] - len(written[rows[row]]) for row in open_rows}
+            tokens, newest = _spelled(spelling, logits, tokens, newest, rows, remaining)
+        staying = []
         for row in open_rows:
             segment = rows[row]
-            if newest[row] != eos_id:
-                written[segment].append(newest[row])
-                ends = stops_loops and is_loop(written[segment])
-                if ends and spelling is not None:
-                    ends = spelling.fits(segment, eos_id, 1)
-                if len(written[segment]) < limits[segment] and not ends:
-                    staying.append(row)
+            if newest[row] == eos_id:
+                continue
+            written[segment].append(newest[row])
+            ends = stops_loops and is_loop(written[segment])
+            if ends and spelling is not None:
+                ends = spelling.fits(segment, eos_id, 1)
+            if len(written[segment]) < limits[segment] and not ends:
+                staying.append(row)
         open_rows = staying
-    nothing = float("nan")
-    return [Hypothesis(tuple(ids), nothing, nothing) for ids in written]
+    nan = float("nan")
+    return [Hypothesis(tuple(ids), nan, nan) for ids in written]
+
+
+def _spelled(
+    spelling: GreedySpelling,
+    logits: Tensor,
+    tokens: Tensor,
+    newest: list[int],
+    rows: Sequence[int],
+    remaining: dict[int, int],
+) -> tuple[Tensor, list[int]]:
+    """Return the likeliest tokens (B,) that spell valid UTF-8, on the device and on the host.
+
+    Args:
+        spelling: of the segments; the tokens are appended to it.
+        logits: (B, V).
+        tokens: (B,) the likeliest ones.
+        newest: the same on the host.
+        rows: the segment of each row.
+        remaining: the number of tokens that each open row may still write, this one included.
+    """
+    wrong = [row for row in remaining if not spelling.fits(rows[row], newest[row], remaining[row])]
+    if wrong:
+        index = torch.tensor(wrong, device=logits.device)
+        some = logits[index]  # (r, V)
+        spelling.forbid_(some, [rows[row] for row in wrong], [remaining[row] for row in wrong])
+        tokens = tokens.index_copy(0, index, some.argmax(dim=1))
+        newest = tokens.tolist()
+    for row in remaining:
+        spelling.append(rows[row], newest[row])
+    return tokens, newest

@@ -1,6 +1,6 @@
-"""What search gives back, and what it asks of a model.
+"""The interface between search and models: what a model provides and what search returns.
 
-Imports no PyTorch: the native engine, which does without, gives back the same.
+This module imports no PyTorch, since the native engine returns the same hypotheses without it.
 """
 
 # B segments, R rows (K for each segment, so R = B * K), V vocabulary
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NonFiniteScoresError(ArithmeticError):
-    """A model's scores are not finite numbers, so its weights are of no use."""
+    """The error for a model whose scores are not finite numbers, so its weights are useless."""
 
     def __init__(self, message: str = "the scores of the next token are not finite") -> None:
         super().__init__(message)
@@ -30,35 +30,35 @@ def refuse_non_finite(values: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A translation in pieces, without </s>."""
+    """A translation in token ids, without </s>."""
 
     ids: tuple[int, ...]
-    log_probability: float  # of the pieces and </s>, natural logarithm
+    log_probability: float  # of the tokens and </s>, natural logarithm
     score: float  # log-probability after length normalisation, by which hypotheses are ranked
-    piece_scores: tuple[float, ...] = ()  # log-probability of each piece and of </s>, where asked
+    token_log_probs: tuple[float, ...] = ()  # of each token and of </s>, if requested
 
 
 class State(Protocol):
-    """What a model keeps between steps; search never looks inside."""
+    """The data that a model stores between steps; search does not look inside."""
 
     def reorder(self, origin: Tensor) -> None:
-        """Let row k of each segment continue what its row `origin[:, k]` was, (B, K).
+        """Let row k of each segment continue row `origin[:, k]` of that segment, (B, K).
 
         The number K of rows of a segment may change.
         """
 
-    def keep(self, segments: Tensor) -> None:
-        """Forget all segments but these, with their rows."""
+    def select(self, segments: Tensor) -> None:
+        """Drop all segments but these, with their rows."""
 
 
 StateT = TypeVar("StateT", bound=State)
 
 
 class StepModel(Protocol[StateT]):
-    """A model that writes a piece at a time: a Transformer, an ensemble, a table."""
+    """A model that writes one token at a time: a Transformer, an ensemble, a table."""
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> StateT:
         """Read B segments, one row each."""
 
-    def step(self, pieces: Tensor, state: StateT) -> Tensor:
-        """Scores (R, V) of what follows the newest piece (R,) of each row, up to a constant."""
+    def step(self, tokens: Tensor, state: StateT) -> Tensor:
+        """Return scores (R, V) of the token after the newest (R,) of each row, up to a constant."""

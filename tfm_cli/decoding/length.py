@@ -1,23 +1,23 @@
-"""How hypotheses of different lengths are compared, and how long they may be."""
+"""Length normalisation of scores, and the maximum length of a translation."""
 
 
-def length_norm(num_pieces: int, alpha: float, kind: str = "power") -> float:
-    """Divisor for a hypothesis' log-probability, which falls with each piece.
+def length_norm(num_tokens: int, alpha: float, kind: str = "power") -> float:
+    """Return the divisor of a hypothesis' log-probability.
 
     Args:
-        num_pieces: n, pieces including </s>, at least 1.
+        num_tokens: n, tokens including </s>, at least 1.
         alpha: 0 leaves scores as they are; 0.6–1.0 is usual.
-        kind: `power` for n ** alpha, what most toolkits do; `wu` for ((5 + n) / 6) ** alpha.
+        kind: `power` for n ** alpha, as in most toolkits; `wu` for ((5 + n) / 6) ** alpha.
 
     Source: Wu et al. 2016, arXiv:1609.08144, equation 14, for `wu`.
     """
-    base = (5 + num_pieces) / 6 if kind == "wu" else num_pieces
+    base = (5 + num_tokens) / 6 if kind == "wu" else num_tokens
     return float(base**alpha)
 
 
-def output_limit(source_pieces: int, factor: float) -> int:
-    """Most pieces, without </s>, of a translation: `factor` for each source piece, plus 10.
+def output_limit(source_tokens: int, factor: float) -> int:
+    """Return the maximum number of tokens of a translation, without </s>.
 
-    A model that has fallen into a loop stops there.
+    It is `factor` for each source token, plus 10, and ends the output of a model in a loop.
     """
-    return int(source_pieces * factor) + 10
+    return int(source_tokens * factor) + 10

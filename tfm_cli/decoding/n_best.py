@@ -1,4 +1,4 @@
-"""N-best lists of different texts: hypotheses that spell the same text otherwise are left out."""
+"""N-best lists of distinct texts: one hypothesis for each text, however it is tokenised."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ from tfm_cli.decoding.interface import Hypothesis
 
 Search = Callable[[Sequence[int], int], list[list[Hypothesis]]]
 
-_WIDEST = 256  # rows of the widest search for texts that are missing: all that the engine follows
+_MAX_BEAM_SIZE = 256  # of a repeated search; the maximum of the native engine
 
 
 def different_texts(
@@ -17,27 +17,27 @@ def different_texts(
     count: int,
     beam_size: int,
 ) -> list[list[Hypothesis]]:
-    """Return the `count` best hypotheses of each segment that have different texts, best first.
+    """Return the `count` best hypotheses of each segment with distinct texts, best first.
 
-    A tokenizer can spell one text in several ways; of these the best counts. Segments that lack
-    texts are searched again with a beam that is twice as wide, until there are enough, a search
-    finds fewer hypotheses than its beam could hold, or it would have more than 256 rows.
+    A tokenizer can spell one text in several ways, of which the best counts. Segments with too few
+    texts are searched again with a beam twice as wide, until there are enough, a search finds
+    fewer hypotheses than its beam could hold, or the beam would exceed 256.
 
     Args:
-        search: gives the hypotheses of the segments with these indices, best first, found with a
-            beam of a given size. It may give none where memory cannot hold a wider beam.
-        texts_of: gives the text of each of the hypotheses. Blanks that differ make no other text.
+        search: returns the hypotheses of the segments with these indices, best first, for a given
+            beam size. The list of a segment may be empty if memory cannot hold a wider beam.
+        texts_of: returns the text of each hypothesis. Texts that differ in whitespace are equal.
         segments: number of segments.
-        count: hypotheses that are wanted of each.
+        count: number of hypotheses of each segment.
         beam_size: of the first search, at least `count`.
     """
     found: list[dict[str, Hypothesis]] = [{} for _ in range(segments)]
-    lacking: Sequence[int] = range(segments)
-    while lacking:
-        some = search(lacking, beam_size)
+    incomplete: Sequence[int] = range(segments)
+    while incomplete:
+        some = search(incomplete, beam_size)
         texts = iter(texts_of([each for hypotheses in some for each in hypotheses]))
         exhausted = set()
-        for segment, hypotheses in zip(lacking, some, strict=True):
+        for segment, hypotheses in zip(incomplete, some, strict=True):
             by_text = found[segment]
             for each in hypotheses:
                 text = " ".join(next(texts).split())
@@ -46,11 +46,11 @@ def different_texts(
             if len(hypotheses) < beam_size:
                 exhausted.add(segment)
         beam_size *= 2
-        if beam_size > _WIDEST:
+        if beam_size > _MAX_BEAM_SIZE:
             break
-        lacking = [
+        incomplete = [
             segment
-            for segment in lacking
+            for segment in incomplete
             if len(found[segment]) < count and segment not in exhausted
         ]
     return [

@@ -1,6 +1,6 @@
-"""A model that writes only some of the pieces, each segment its own: fewer logits to look through.
+"""Search over part of the vocabulary, such as the shortlist of each segment, for fewer logits.
 
-Search runs in ids of its own: piece i of it is, in a segment, piece `ids[segment, i]` of the model.
+Search then uses local ids: token i of a segment is token `ids[segment, i]` of the model.
 """
 
 import dataclasses
@@ -14,166 +14,166 @@ from torch import Tensor
 
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel
-from tfm_cli.decoding.utf8 import Utf8
+from tfm_cli.decoding.options import TargetVocabulary
 
-# B segments still open, K beam, R = B * K rows, C pieces that a segment may write, U logits of the
-# model: those that some segment may write, or all
+# B segments still open, K beam, R = B * K rows, V vocabulary, C tokens that a segment may write,
+# U logits of the model: of the tokens that some segment may write, or of all
 
 
 @dataclass(frozen=True, slots=True)
-class Lists:
-    """What each segment may write; a short list is filled up with what is hidden."""
+class Shortlists:
+    """The tokens that each segment may write; short lists are padded."""
 
     ids: Tensor  # (B, C), in the vocabulary
-    columns: Tensor  # (B, C), where their logits are among the U
-    hidden: Tensor  # (B, C), True for what fills up
+    columns: Tensor  # (B, C), the positions of their logits among the U
+    is_padding: Tensor  # (B, C)
 
-    def keep(self, segments: Tensor) -> "Lists":
-        """The lists of these segments alone."""
-        ids, columns, hidden = (
-            tensor.index_select(0, segments) for tensor in (self.ids, self.columns, self.hidden)
+    def select(self, segments: Tensor) -> "Shortlists":
+        """Return the lists of these segments alone."""
+        ids, columns, is_padding = (
+            tensor.index_select(0, segments) for tensor in (self.ids, self.columns, self.is_padding)
         )
-        return Lists(ids, columns, hidden)
+        return Shortlists(ids, columns, is_padding)
 
 
 @dataclass(slots=True)
 class ShortlistedState(Generic[StateT]):
-    """What the model keeps, and the lists of the segments still open."""
+    """The model's state and the shortlists of the segments still open."""
 
     state: StateT
-    lists: Lists
+    shortlists: Shortlists
 
     def reorder(self, origin: Tensor) -> None:
-        """Let row k of each segment continue what its row `origin[:, k]` was."""
+        """Let row k of each segment continue row `origin[:, k]` of that segment, (B, K)."""
         self.state.reorder(origin)
 
-    def keep(self, segments: Tensor) -> None:
-        """Forget all segments but these."""
-        self.state.keep(segments)
-        self.lists = self.lists.keep(segments)
+    def select(self, segments: Tensor) -> None:
+        """Drop all segments but these."""
+        self.state.select(segments)
+        self.shortlists = self.shortlists.select(segments)
 
 
 @dataclass(frozen=True, slots=True)
-class Shortlisted(Generic[StateT]):
-    """A StepModel in which each segment has the vocabulary of its list.
+class ShortlistedModel(Generic[StateT]):
+    """A StepModel in which the vocabulary of each segment is its shortlist.
 
-    What is written in a segment, and with which probability, does not depend on the others.
+    The tokens and probabilities of a segment do not depend on other segments.
 
     Args:
-        model: reads ids of the vocabulary and gives logits (R, U).
-        lists: of the segments that `start` will read.
+        model: reads ids of the vocabulary and computes logits (R, U).
+        shortlists: of the segments that `start` will read.
     """
 
     model: StepModel[StateT]
-    lists: Lists
+    shortlists: Shortlists
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> ShortlistedState[StateT]:
         """Read B segments, one row each."""
-        return ShortlistedState(self.model.start(source, source_keep), self.lists)
+        return ShortlistedState(self.model.start(source, source_keep), self.shortlists)
 
-    def step(self, pieces: Tensor, state: ShortlistedState[StateT]) -> Tensor:
-        """Logits (R, C) of what follows the newest piece (R,), a place in its list, of each row."""
-        lists = state.lists
-        segments, count = lists.ids.shape
-        written = lists.ids.gather(1, pieces.view(segments, -1))  # (B, K)
+    def step(self, tokens: Tensor, state: ShortlistedState[StateT]) -> Tensor:
+        """Return logits (R, C) of the token after the newest (R,), a local id, of each row."""
+        shortlists = state.shortlists
+        segments, count = shortlists.ids.shape
+        written = shortlists.ids.gather(1, tokens.view(segments, -1))  # (B, K)
         logits = self.model.step(written.flatten(), state.state)  # (R, U)
-        columns = lists.columns[:, None].expand(-1, written.shape[1], -1)  # (B, K, C)
+        columns = shortlists.columns[:, None].expand(-1, written.shape[1], -1)  # (B, K, C)
         own = torch.gather(logits.view(segments, -1, logits.shape[1]), 2, columns)  # (B, K, C)
-        return own.masked_fill_(lists.hidden[:, None], -math.inf).view(-1, count)
+        return own.masked_fill_(shortlists.is_padding[:, None], -math.inf).view(-1, count)
 
 
-# Among which pieces a batch is searched: all of them, or those that its segments may need.
-
-# B segments, V vocabulary, C pieces that a segment may need, U pieces that some segment may need
-
-
-_MOST = 0.75  # share of the vocabulary above which a model gives all logits: little would be saved
+# Share of the vocabulary above which a model computes all logits, since little would be saved.
+_MAX_RESTRICTED_SHARE = 0.75
 
 
-class Restrictable(StepModel[Any], Protocol):
-    """A StepModel that can do with logits for some pieces; its state is its own business."""
+class RestrictableModel(StepModel[Any], Protocol):
+    """A StepModel that can compute the logits of some tokens alone."""
 
     def restricted(self, ids: Tensor) -> StepModel[Any]:
-        """The same model with logits for these ids (U,) alone."""
+        """Return the same model with logits for these ids (U,) alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
-    """What a batch is searched in, where pieces have ids of their own.
+class RestrictedVocabulary:
+    """The tokens over which a batch is searched, with local ids where that is not all of them.
 
     Args:
-        special: pieces that have the first of these ids in every segment.
-        lists: of each segment, beginning with them; None for the whole vocabulary, in which a
-            piece has its own id.
-        needed: (U,) which pieces a model has to give logits of; None for all.
+        special: tokens that have the first local ids in every segment.
+        shortlists: of each segment, beginning with them; None for the whole vocabulary, in which
+            tokens have their own ids.
+        required: (U,) tokens whose logits a model has to compute; None for all.
     """
 
     special: Sequence[int] = ()
-    lists: Lists | None = None
-    needed: Tensor | None = None
+    shortlists: Shortlists | None = None
+    required: Tensor | None = None
 
     @staticmethod
-    def of(allowed: Tensor, special: Sequence[int]) -> "Scope":
-        """The scope where each segment may write some pieces, (B, V), and the special ones.
+    def of(allowed: Tensor, special: Sequence[int]) -> "RestrictedVocabulary":
+        """Return the vocabulary in which segments may write certain tokens and the special ones.
 
-        Which logits a model gives is a matter of speed alone: of those that its neighbours need, a
-        segment sees none.
+        The choice of the logits that a model computes affects speed alone: a segment does not see
+        those that only other segments need.
+
+        Args:
+            allowed: (B, V), True for tokens that a segment may write.
+            special: ids of tokens that all segments may write.
         """
         if bool(allowed.all()):
-            return Scope()
+            return RestrictedVocabulary()
         special, device = list(dict.fromkeys(special)), allowed.device
         others = allowed.clone()
         others[:, special] = False
-        row, piece = others.nonzero(as_tuple=True)  # (pieces of all segments,) each
+        row, token = others.nonzero(as_tuple=True)  # (tokens of all segments,) each
         counts = row.bincount(minlength=len(allowed))  # (B,)
         counts += len(special)
         ids = torch.full((len(allowed), int(counts.max())), special[0], device=device)  # (B, C)
         ids[:, : len(special)] = torch.tensor(special, device=device)
-        place = torch.arange(ids.shape[1], device=device)
-        hidden = place >= counts[:, None]
-        ids.masked_scatter_(~hidden & (place >= len(special)), piece)
+        local_id = torch.arange(ids.shape[1], device=device)
+        is_padding = local_id >= counts[:, None]
+        ids.masked_scatter_(~is_padding & (local_id >= len(special)), token)
         column = torch.zeros(allowed.shape[1], dtype=torch.long, device=device)  # (V,)
         column[ids.flatten()] = 1
-        needed = column.nonzero()[:, 0]  # (U,)
-        if len(needed) > _MOST * allowed.shape[1]:
-            return Scope(special, Lists(ids, ids, hidden))
-        column[needed] = torch.arange(len(needed), device=device)
-        return Scope(special, Lists(ids, column[ids], hidden), needed)
+        required = column.nonzero()[:, 0]  # (U,)
+        if len(required) > _MAX_RESTRICTED_SHARE * allowed.shape[1]:
+            return RestrictedVocabulary(special, Shortlists(ids, ids, is_padding))
+        column[required] = torch.arange(len(required), device=device)
+        return RestrictedVocabulary(special, Shortlists(ids, column[ids], is_padding), required)
 
-    def model(self, models: Sequence[Restrictable]) -> StepModel[Any]:
-        """What is searched: one model, or several as one, each normalised over a segment's list."""
-        within = [self._within(model) for model in models]
-        return Ensemble(within) if len(within) > 1 else within[0]
+    def model(self, models: Sequence[RestrictableModel]) -> StepModel[Any]:
+        """Return the model to search: one, or an ensemble, each normalised over a shortlist."""
+        restricted = [self._restricted(model) for model in models]
+        return Ensemble(restricted) if len(restricted) > 1 else restricted[0]
 
-    def _within(self, model: Restrictable) -> StepModel[Any]:
-        if self.lists is None:
+    def _restricted(self, model: RestrictableModel) -> StepModel[Any]:
+        if self.shortlists is None:
             return model
-        return Shortlisted(
-            model if self.needed is None else model.restricted(self.needed), self.lists
+        return ShortlistedModel(
+            model if self.required is None else model.restricted(self.required), self.shortlists
         )
 
-    def specials(self, ids: Sequence[int]) -> list[int]:
-        """Special pieces in these ids."""
-        return list(ids) if self.lists is None else [self.special.index(piece) for piece in ids]
-
-    def utf8(self, constraint: Utf8 | None) -> Utf8 | None:
-        """The constraint on byte pieces in these ids, given the one of the vocabulary."""
-        if constraint is None or self.lists is None:
-            return constraint
-        return constraint.within(self.lists.ids)
+    def vocabulary(self, whole: TargetVocabulary) -> TargetVocabulary:
+        """Return the special tokens of the whole vocabulary, and its constraint, in local ids."""
+        if self.shortlists is None:
+            return whole
+        start_id, eos_id, *banned_ids = (
+            self.special.index(token) for token in (whole.start_id, whole.eos_id, *whole.banned_ids)
+        )
+        utf8 = None if whole.utf8 is None else whole.utf8.within(self.shortlists.ids)
+        return TargetVocabulary(start_id, eos_id, banned_ids, utf8)
 
     def prefix(self, segment: int, ids: Sequence[int]) -> list[int]:
-        """What a segment's translation begins with, all of which it may write, in these ids."""
-        if self.lists is None or not ids:
+        """Return a segment's prefix, all of which it may write, in local ids."""
+        if self.shortlists is None or not ids:
             return list(ids)
-        place_of: dict[int, int] = {}
-        for place, piece in enumerate(self.lists.ids[segment].tolist()):
-            place_of.setdefault(piece, place)
-        return [place_of[piece] for piece in ids]
+        local_ids: dict[int, int] = {}
+        for local_id, token in enumerate(self.shortlists.ids[segment].tolist()):
+            local_ids.setdefault(token, local_id)
+        return [local_ids[token] for token in ids]
 
     def restored(self, segment: int, hypothesis: Hypothesis) -> Hypothesis:
-        """A hypothesis of a segment in ids of the vocabulary."""
-        if self.lists is None:
+        """Return a segment's hypothesis with the ids of the whole vocabulary."""
+        if self.shortlists is None:
             return hypothesis
-        ids = self.lists.ids[segment, list(hypothesis.ids)].tolist()
+        ids = self.shortlists.ids[segment, list(hypothesis.ids)].tolist()
         return dataclasses.replace(hypothesis, ids=tuple(ids))

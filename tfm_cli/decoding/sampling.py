@@ -1,26 +1,33 @@
-"""Sampling: each next piece is drawn by its probability, among the likeliest if so asked."""
+"""Sampling: each next token is drawn by its probability, optionally among the likeliest only."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.constraints import Constraints, forced_pieces, only_forced, padded_prefixes
+from tfm_cli.decoding.constraints import (
+    Constraints,
+    forced_tokens,
+    only_forced,
+    padded_prefixes,
+    single_precision,
+)
 from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, refuse_non_finite
 from tfm_cli.decoding.length import length_norm
-from tfm_cli.decoding.utf8 import Spelling, Utf8
+from tfm_cli.decoding.options import DEFAULT_OPTIONS, DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.utf8 import Spelling
 
-# Random numbers by counter: each is a function of a seed and a step, and there is no state.
+# Counter-based random numbers: each is a function of a seed and a step, without state.
 #
-# What is drawn at a step depends on nothing that was drawn before, so it is the same in a batch of
-# any size and order, after a restart, and in any language that has integers of 64 bits.
+# A draw does not depend on earlier draws, so it is the same in a batch of any size and order, after
+# a restart, and in any language with 64-bit integers.
 
 _MASK = 2**64 - 1
-_GAMMA = 0x9E3779B97F4A7C15  # the golden ratio, 2**64 / 1.618…, made odd
+_GAMMA = 0x9E3779B97F4A7C15  # the golden ratio, 2**64 / 1.618…, rounded to an odd number
 
 
 def mixed(number: int) -> int:
-    """Return 64 bits that each depend on all bits of a number of 64 bits.
+    """Return 64 bits that each depend on all bits of a 64-bit number.
 
     Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
     doi:10.1145/2660193.2660195, figure 16, with the constants of variant 13 of Stafford.
@@ -40,10 +47,9 @@ def uniform(seed: int, step: int) -> float:
     return (random_bits(seed, step) >> 11) * 2.0**-53
 
 
-# B segments still open, V vocabulary, C pieces that are left to draw from, t pieces written
+# B segments still open, V vocabulary, C tokens that may be drawn, t tokens written
 
-
-_COLDEST = 1e-6  # no draw is left by then, and a difference of logits divided by it is finite
+_MIN_TEMPERATURE = 1e-6  # deterministic already; a difference of logits divided by it is finite
 
 
 def sample(
@@ -53,148 +59,161 @@ def sample(
     *,
     limits: Sequence[int],
     seeds: Sequence[int],
-    start_id: int,
-    eos_id: int,
-    banned_ids: Sequence[int] = (),
-    length_penalty: float = 1.0,
-    norm_kind: str = "power",
-    renormalize: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    no_repeat_ngram_size: int = 0,
-    repetition_penalty: float = 1.0,
+    vocabulary: TargetVocabulary,
+    options: DecodingOptions = DEFAULT_OPTIONS,
     prefixes: Sequence[Sequence[int]] = (),
-    utf8: Utf8 | None = None,
-    piece_scores: bool = False,
 ) -> list[Hypothesis]:
-    """One drawn hypothesis for each segment; its probabilities are the model's own.
+    """Return one drawn hypothesis for each segment, with the probabilities of the model.
 
     Args:
-        model: what is drawn from.
+        model: the model that is sampled.
         source: (B, S) ids.
         source_keep: (B, 1, 1, S), False at padding; None if there is none.
-        limits: most pieces of each segment's translation, without </s>, which is then forced.
-        seeds: one for each segment, of 64 bits. Its draw at a step is a function of the seed and
-            the number of the step, so that it does not depend on its neighbours.
-        start_id: what every translation is a continuation of.
-        eos_id: ends a translation.
-        banned_ids: never drawn.
-        length_penalty: exponent of the length normalisation of the score.
-        norm_kind: what is raised to it, see `length_norm`.
-        renormalize: see `beam_search`.
-        temperature: divides the logits; below 1 the likely becomes likelier.
-        top_k: draw among this many likeliest pieces; 0 for all.
-        top_p: then among the fewest likeliest pieces whose mass reaches this share (Holtzman et
-            al. 2020, arXiv:1904.09751).
-        no_repeat_ngram_size: see `beam_search`.
-        repetition_penalty: see `beam_search`.
+        limits: maximum number of tokens of each segment's translation without </s>, which is
+            forced then.
+        seeds: one for each segment, of 64 bits. The draw at a step is a function of the seed and
+            the number of the step, so that it does not depend on other segments.
+        vocabulary: the special tokens.
+        options: those of beam search, such as `stops_loops`, are ignored.
         prefixes: see `beam_search`.
-        utf8: see `beam_search`.
-        piece_scores: see `beam_search`.
 
     Raises:
-        NonFiniteScoresError: the model gives scores that are not finite numbers.
+        NonFiniteScoresError: the model computes scores that are not finite numbers.
     """
-    device = source.device
-    spelling = None
-    if utf8 is not None:
-        limits, spelling = utf8.limits(limits, prefixes), Spelling(utf8, len(limits))
-    open_segments = list(range(len(limits)))
-    written: list[list[int]] = [[] for _ in limits]
-    gains: list[list[float]] = [[] for _ in limits]  # log-probabilities of the pieces
-    constraints = Constraints(
-        torch.tensor(list(banned_ids), dtype=torch.long, device=device),
-        eos_id,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        repetition_penalty=repetition_penalty,
-    )
-    prefix = padded_prefixes(prefixes, device)  # (B, P)
-    pieces = torch.full((len(limits), 1), start_id, device=device)  # (B, t)
+    samples = _Samples(limits, seeds, prefixes, vocabulary, options, source.device)
     state = model.start(source, source_keep)
-    while open_segments:
-        logits = model.step(pieces[:, -1], state)  # (B, V)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        forced = forced_pieces(prefix, pieces.shape[1] - 1, 1)
-        logits, allowed = constraints.weigh(logits, pieces[:, 1:], forced)  # (B, V) each
+    while samples.open_segments:
+        logits = model.step(samples.newest_tokens(), state)  # (B, V)
+        kept = samples.append_drawn(logits)
+        if kept is not None and samples.open_segments:
+            state.select(kept)
+    return samples.hypotheses()
+
+
+class _Samples:
+    """The translations that are drawn for a batch, one for each segment."""
+
+    def __init__(
+        self,
+        limits: Sequence[int],
+        seeds: Sequence[int],
+        prefixes: Sequence[Sequence[int]],
+        vocabulary: TargetVocabulary,
+        options: DecodingOptions,
+        device: torch.device,
+    ) -> None:
+        self.open_segments = list(range(len(limits)))  # indices of the B segments
+        self._spelling: Spelling | None = None
+        if vocabulary.utf8 is not None:
+            limits = vocabulary.utf8.limits(limits, prefixes)
+            self._spelling = Spelling(vocabulary.utf8, len(limits))
+        self._options = options
+        self._constraints = Constraints.of(vocabulary, options, device)
+        self._limits, self._seeds = limits, seeds
+        self._prefix = padded_prefixes(prefixes, device)  # (B, P)
+        self._tokens = torch.full((len(limits), 1), vocabulary.start_id, device=device)  # (B, 1+t)
+        self._written: list[list[int]] = [[] for _ in limits]  # of all segments, without </s>
+        self._token_log_probs: list[list[float]] = [[] for _ in limits]
+
+    def newest_tokens(self) -> Tensor:
+        """Return the newest token of each open segment, (B,)."""
+        return self._tokens[:, -1]
+
+    def append_drawn(self, logits: Tensor) -> Tensor | None:
+        """Draw the next token of each open segment, given logits (B, V).
+
+        Return the segments (B',) that remain open; None if all do.
+        """
+        log_probs, allowed = self._distributions(logits)  # (B, V) each
+        step = self._tokens.shape[1] - 1
+        numbers = [uniform(self._seeds[segment], step) for segment in self.open_segments]
+        tokens = _drawn(allowed, numbers, self._options).to(logits.device)  # (B, 1)
+        for row, segment in enumerate(self.open_segments):
+            if step >= self._limits[segment]:
+                tokens[row] = self._constraints.eos_id
+        token_log_probs = log_probs.gather(1, tokens)[:, 0]  # (B,)
+        refuse_non_finite(token_log_probs)
+        for segment, log_prob in zip(self.open_segments, token_log_probs.tolist(), strict=True):
+            self._token_log_probs[segment].append(log_prob)
+        open_rows = []
+        for row, token in enumerate(tokens[:, 0].tolist()):
+            if token != self._constraints.eos_id:
+                self._written[self.open_segments[row]].append(token)
+                open_rows.append(row)
+        self._tokens = torch.cat((self._tokens, tokens), dim=1)  # (B, t + 1)
+        if self._spelling is not None:
+            self._spelling.append(torch.zeros_like(tokens), tokens)
+        if len(open_rows) == len(self.open_segments):
+            return None
+        self.open_segments = [self.open_segments[row] for row in open_rows]
+        kept = torch.tensor(open_rows, dtype=torch.long, device=tokens.device)
+        self._select(kept)
+        return kept
+
+    def _distributions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the model's log-probabilities and the logits of permitted tokens, (B, V) each."""
+        step, renormalize = self._tokens.shape[1] - 1, self._options.renormalize
+        forced = forced_tokens(self._prefix, step, 1)
+        logits, allowed = self._constraints.apply(
+            single_precision(logits), self._tokens[:, 1:], forced
+        )
         refuse_non_finite(logits.amax(dim=1))
         log_probs = (allowed if renormalize else logits).log_softmax(dim=1)  # (B, V)
         if forced is not None:
             allowed = only_forced(allowed, forced)
-        steps = [len(written[segment]) for segment in open_segments]
-        if spelling is not None:
-            ends = [limits[segment] for segment in open_segments]
-            room = torch.tensor(ends, device=device) - (pieces.shape[1] - 1)  # (B,)
+        if self._spelling is not None:
+            limit = torch.tensor([self._limits[segment] for segment in self.open_segments])
+            remaining = limit.to(logits.device) - step  # (B,)
             allowed = allowed.clone() if allowed is logits else allowed
-            stuck = spelling.forbid_(allowed, logits, room, forced)
+            stuck = self._spelling.forbid_(allowed, logits, remaining, forced)
             if renormalize and len(stuck):
                 log_probs[stuck] = logits[stuck].log_softmax(dim=1)
-        chances = [
-            uniform(seeds[segment], step)
-            for segment, step in zip(open_segments, steps, strict=True)
-        ]
-        piece = _drawn(allowed, chances, temperature=temperature, top_k=top_k, top_p=top_p)
-        piece = piece.to(device)  # (B, 1)
-        for row, (segment, step) in enumerate(zip(open_segments, steps, strict=True)):
-            if step >= limits[segment]:
-                piece[row] = eos_id
-        gain = log_probs.gather(1, piece)[:, 0]  # (B,)
-        refuse_non_finite(gain)
-        gained = gain.tolist()
-        staying = []
-        for row, (segment, new) in enumerate(zip(open_segments, piece[:, 0].tolist(), strict=True)):
-            gains[segment].append(gained[row])
-            if new != eos_id:
-                written[segment].append(new)
-                staying.append(row)
-        pieces = torch.cat((pieces, piece), dim=1)  # (B, t + 1)
-        if spelling is not None:
-            spelling.grow(torch.zeros_like(piece), piece)
-        if len(staying) < len(open_segments):
-            open_segments = [open_segments[row] for row in staying]
-            if open_segments:
-                kept = torch.tensor(staying, device=device)
-                pieces = pieces[kept]
-                prefix = None if prefix is None else prefix[kept]
-                state.keep(kept)
-                if spelling is not None:
-                    spelling.keep(kept)
-    drawn_hypotheses = []
-    for ids, each in zip(written, gains, strict=True):
-        total = sum(each)
-        score = total / length_norm(len(ids) + 1, length_penalty, norm_kind)
-        scores = tuple(each) if piece_scores else ()
-        drawn_hypotheses.append(Hypothesis(tuple(ids), total, score, scores))
-    return drawn_hypotheses
+        return log_probs, allowed
+
+    def _select(self, segments: Tensor) -> None:
+        """Drop all open segments but these."""
+        self._tokens = self._tokens[segments]
+        self._prefix = None if self._prefix is None else self._prefix[segments]
+        if self._spelling is not None:
+            self._spelling.select(segments)
+
+    def hypotheses(self) -> list[Hypothesis]:
+        """Return what was drawn for each segment."""
+        options, found = self._options, []
+        for ids, log_probs in zip(self._written, self._token_log_probs, strict=True):
+            total = sum(log_probs)
+            score = total / length_norm(len(ids) + 1, options.length_penalty, options.norm_kind)
+            stored = tuple(log_probs) if options.token_log_probs else ()
+            found.append(Hypothesis(tuple(ids), total, score, stored))
+        return found
 
 
-def _drawn(
-    logits: Tensor, chances: Sequence[float], *, temperature: float, top_k: int, top_p: float
-) -> Tensor:
-    """Return the piece of each row that is drawn by a number in [0, 1), (B, 1).
+def _drawn(logits: Tensor, numbers: Sequence[float], options: DecodingOptions) -> Tensor:
+    """Return the token of each row that is selected by a number in [0, 1), (B, 1).
 
-    The pieces that are left stand in the order of their ids, each as wide as it is likely, and the
-    number says how far along them to go. In this order, unlike that of their probabilities, another
-    way of rounding the logits moves the borders between pieces a little and swaps none of them.
+    The remaining tokens are lined up in the order of their ids, each with a width equal to its
+    probability, and the number is a position on this line. In this order, unlike that of their
+    probabilities, a different rounding of the logits moves the borders between tokens slightly and
+    swaps none of them.
     """
     if logits.device.type == "mps":
         logits = logits.cpu()  # an MPS device has no double precision
     logits = logits.double()  # (B, V)
-    # Relative to the likeliest, whose 0 stays 0 however cold it gets.
-    weights = ((logits - logits.amax(dim=1, keepdim=True)) / max(temperature, _COLDEST)).exp()
-    if top_k or top_p < 1:
+    # Relative to the likeliest, whose 0 stays 0 at any temperature.
+    temperature = max(options.temperature, _MIN_TEMPERATURE)
+    weights = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).exp()
+    if options.top_k or options.top_p < 1:
         # The lower id first where two are equally likely.
-        pieces = logits.sort(dim=1, descending=True, stable=True).indices  # (B, V)
-        pieces = pieces[:, : top_k or None]  # (B, C)
-        kept = weights.gather(1, pieces)  # (B, C)
+        tokens = logits.sort(dim=1, descending=True, stable=True).indices  # (B, V)
+        tokens = tokens[:, : options.top_k or None]  # (B, C)
+        kept = weights.gather(1, tokens)  # (B, C)
         mass = kept.cumsum(dim=1)  # (B, C)
-        # The mass of the likelier ones, 0 for the first, decides.
-        kept[:, 1:].masked_fill_(mass[:, :-1] >= top_p * mass[:, -1:], 0.0)
-        weights = torch.zeros_like(weights).scatter_(1, pieces, kept)  # (B, V)
+        # The mass of the likelier tokens, 0 for the first, decides.
+        kept[:, 1:].masked_fill_(mass[:, :-1] >= options.top_p * mass[:, -1:], 0.0)
+        weights = torch.zeros_like(weights).scatter_(1, tokens, kept)  # (B, V)
     ends = weights.cumsum(dim=1)  # (B, V)
     whole = ends[:, -1:].contiguous()  # (B, 1)
-    chance = torch.tensor(chances, dtype=torch.float64, device=logits.device)[:, None]  # (B, 1)
-    place = torch.searchsorted(ends, whole * chance, right=True)  # (B, 1)
-    # A product that is rounded up to the whole mass belongs to the last piece that has any.
-    return place.minimum(torch.searchsorted(ends, whole))  # (B, 1)
+    number = torch.tensor(numbers, dtype=torch.float64, device=logits.device)[:, None]  # (B, 1)
+    token = torch.searchsorted(ends, whole * number, right=True)  # (B, 1)
+    # A product that is rounded up to the whole mass belongs to the last token that has any.
+    return token.minimum(torch.searchsorted(ends, whole))  # (B, 1)

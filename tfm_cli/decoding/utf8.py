@@ -1,14 +1,14 @@
-"""The constraint that pieces which stand for single bytes spell valid UTF-8.
+"""The constraint that tokens which stand for single bytes spell valid UTF-8.
 
-A tokenizer with byte fallback spells a character that it has no piece for as the bytes of its
-UTF-8, a piece each. A byte piece then has to continue the character that was begun, and neither
-another piece nor </s> may come before its last byte. The bytes that may follow each other are those
-of table 3-7 of the Unicode Standard (RFC 3629): no overlong forms, no surrogates, nothing above
-U+10FFFF. Search only excludes pieces; probabilities remain those of the model.
+A tokenizer with byte fallback spells a character that is not in its vocabulary as the bytes of its
+UTF-8, one token each. A byte token then has to continue the character that was begun, and neither
+another token nor </s> may come before its last byte. The permitted sequences of bytes are those of
+table 3-7 of the Unicode Standard (RFC 3629): no overlong forms, no surrogates, nothing above
+U+10FFFF. Search only excludes tokens; probabilities remain those of the model.
 """
 
 # B segments, K hypotheses of each, R = B * K rows, C candidates of a row, V vocabulary,
-# N byte pieces of a segment, T kinds of pieces, Q states times kinds of room
+# N byte tokens of a segment, T kinds of tokens, Q states times numbers of remaining tokens
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Bytes that may follow in the same places, first and last. The kind of a piece is 0 for a whole
-# piece or </s>, i + 1 for a byte of range i, and NEVER for a byte that may not be written.
+# First and last of the bytes that may follow in the same positions. The kind of a token is 0 for
+# text or </s>, i + 1 for a byte of range i, and NEVER for a byte that must not be written.
 _RANGES = (
     (0x00, 0x7F), (0x80, 0x8F), (0x90, 0x9F), (0xA0, 0xBF), (0xC2, 0xDF), (0xE0, 0xE0),
     (0xE1, 0xEC), (0xED, 0xED), (0xEE, 0xEF), (0xF0, 0xF0), (0xF1, 0xF3), (0xF4, 0xF4),
@@ -26,11 +26,11 @@ WHOLE, NEVER = 0, len(_RANGES) + 1
 _NUM_KINDS = NEVER + 1
 _LOW, _MIDDLE, _HIGH = 2, 3, 4  # kinds of continuation bytes
 
-# What a hypothesis is inside of: nothing, or a character whose next byte is restricted.
+# The states of a hypothesis: between characters, or inside one whose next byte is restricted.
 BETWEEN, ONE, TWO, AFTER_E0, AFTER_ED, THREE, AFTER_F0, AFTER_F4 = range(8)
 _NUM_STATES = 8
 _ANY = (_LOW, _MIDDLE, _HIGH)
-# For each state inside a character the kinds that may follow, and the state after them.
+# For each state inside a character, the kinds that may follow and the state after them.
 _CONTINUATIONS = {
     ONE: (_ANY, BETWEEN),
     TWO: (_ANY, ONE),
@@ -47,13 +47,13 @@ _FIRST = {
 _NEXT = {(BETWEEN, kind): state for kind, state in _FIRST.items()} | {
     (state, kind): after for state, (kinds, after) in _CONTINUATIONS.items() for kind in kinds
 }
-_LONGEST = 4  # bytes of a character; more room than that makes no difference
-_ROOMS = _LONGEST + 1
-_UNREACHABLE = _ROOMS + _LONGEST  # more than there is ever room for
+_LONGEST = 4  # bytes of a character; larger numbers of remaining tokens make no difference
+_NUM_REMAINING = _LONGEST + 1  # numbers of remaining tokens that are distinguished
+_UNREACHABLE = _NUM_REMAINING + _LONGEST  # more tokens than may ever remain
 
 
 def next_state(state: int, kind: int) -> int:
-    """Return the state after a piece; a piece that may not follow begins anew."""
+    """Return the state after a token; one that may not follow begins a new character."""
     return _NEXT.get((state, kind), _FIRST.get(kind, BETWEEN))
 
 
@@ -64,16 +64,16 @@ _AFTER = torch.tensor(
 
 @dataclass(frozen=True, slots=True)
 class Utf8:
-    """Which pieces may follow, for each segment of a batch or for all alike (B = 1).
+    """The tokens that may follow, for each segment of a batch or for all alike (B = 1).
 
     Attributes:
-        kinds: (B, V) kind of each piece.
-        places: (B, N) ids of the byte pieces, filled up with ids of other pieces.
-        may: (B, Q, T) whether a kind may follow, by state and room.
+        kinds: (B, V) kind of each token.
+        byte_ids: (B, N) ids of the byte tokens, padded with ids of other tokens.
+        may: (B, Q, T) True if a kind may follow, by state and number of remaining tokens.
     """
 
     kinds: Tensor
-    places: Tensor
+    byte_ids: Tensor
     may: Tensor
 
     @staticmethod
@@ -84,95 +84,97 @@ class Utf8:
         banned_ids: Sequence[int] = (),
         device: torch.device,
     ) -> "Utf8 | None":
-        """Return the constraint for a vocabulary; None where no piece stands for a byte.
+        """Return the constraint for a vocabulary; None if no token stands for a byte.
 
         Args:
-            byte_values: the byte, 0 to 255, that a piece stands for, by its id.
+            byte_values: the byte, 0 to 255, that a token stands for, by its id.
             vocab_size: V.
-            banned_ids: pieces that are never written.
-            device: where search runs.
+            banned_ids: tokens that are never written.
+            device: the device of the search.
         """
         if not byte_values:
             return None
         kinds = [WHOLE] * vocab_size
         banned = frozenset(banned_ids)
-        for piece, value in byte_values.items():
-            kinds[piece] = NEVER if piece in banned else _kind(value)
+        for token, value in byte_values.items():
+            kinds[token] = NEVER if token in banned else _kind(value)
         return Utf8._of_kinds(torch.tensor([kinds], device=device))
 
     @staticmethod
     def _of_kinds(kinds: Tensor) -> "Utf8":
         is_byte = kinds != WHOLE  # (B, V)
         count = int(is_byte.sum(dim=1).max())
-        # Byte pieces first, in the order of their ids.
-        places = is_byte.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        return Utf8(kinds, places, _may(kinds))
+        # Byte tokens first, in the order of their ids.
+        byte_ids = is_byte.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        return Utf8(kinds, byte_ids, _may(kinds))
 
     def within(self, ids: Tensor) -> "Utf8 | None":
-        """Return the constraint where each segment has a vocabulary of its own.
+        """Return the constraint for a vocabulary of each segment; None if none has a byte token.
 
-        Piece i of segment b is piece `ids[b, i]` of this vocabulary. None where no segment has a
-        byte piece. A segment that lacks the last bytes of a character never begins it.
+        Token i of segment b is token `ids[b, i]` of this vocabulary. A segment that lacks the last
+        bytes of a character never begins it.
         """
         kinds = self.kinds[0][ids]  # (B, V')
         return Utf8._of_kinds(kinds) if bool((kinds != WHOLE).any()) else None
 
     @property
     def num_segments(self) -> int:
-        """Number of segments that have rules of their own; 1 where all are alike."""
+        """Return the number of segments with rules of their own; 1 if all share them."""
         return len(self.kinds)
 
-    def keep(self, segments: Tensor) -> "Utf8":
+    def select(self, segments: Tensor) -> "Utf8":
         """Return the constraint for these segments alone."""
         if self.num_segments == 1:
             return self
-        return Utf8(self.kinds[segments], self.places[segments], self.may[segments])
+        return Utf8(self.kinds[segments], self.byte_ids[segments], self.may[segments])
 
-    def kinds_of(self, pieces: Tensor) -> Tensor:
-        """Return the kinds of the pieces of each segment, (B, any) for (B, any)."""
+    def kinds_of(self, tokens: Tensor) -> Tensor:
+        """Return the kinds of the tokens of each segment, (B, any) for (B, any)."""
         if self.num_segments == 1:
-            return self.kinds[0][pieces]
-        return self.kinds.gather(1, pieces)
+            return self.kinds[0][tokens]
+        return self.kinds.gather(1, tokens)
 
-    def allows(self, states: Tensor, room: Tensor, kinds: Tensor) -> Tensor:
-        """Return whether pieces of these kinds may follow, (B, K, C).
+    def allows(self, states: Tensor, remaining: Tensor, kinds: Tensor) -> Tensor:
+        """Return True where tokens of these kinds may follow, (B, K, C).
 
         Args:
             states: (B, K) of the hypotheses.
-            room: (B,) pieces that may still be written, these included.
+            remaining: (B,) number of tokens that may still be written, these included.
             kinds: (B, K, C).
         """
-        return self._rules(states, room).gather(2, kinds)
+        return self._rules(states, remaining).gather(2, kinds)
 
     def forbid_(
-        self, logits: Tensor, states: Tensor, room: Tensor, is_free: Tensor | None = None
+        self, logits: Tensor, states: Tensor, remaining: Tensor, is_free: Tensor | None = None
     ) -> Tensor:
-        """Set the logits of pieces that may not follow to -inf, in place, and return them.
+        """Set the logits of tokens that may not follow to -inf, in place, and return them.
 
         Args:
             logits: (R, V).
             states: (B, K) of the hypotheses.
-            room: (B,) as in `allows`.
-            is_free: (R,) rows that this is done for; None for all.
+            remaining: (B,) as in `allows`.
+            is_free: (R,) True for rows to change; None for all.
         """
         segments, beams = states.shape
-        places = self.places[:, None].expand(segments, beams, -1).flatten(0, 1)  # (R, N)
-        kinds = self.kinds.gather(1, self.places)[:, None].expand(segments, beams, -1)  # (B, K, N)
-        allowed = self.allows(states, room, kinds).flatten(0, 1)  # (R, N)
+        byte_ids = self.byte_ids[:, None].expand(segments, beams, -1).flatten(0, 1)  # (R, N)
+        kinds = self.kinds.gather(1, self.byte_ids)[:, None].expand(
+            segments, beams, -1
+        )  # (B, K, N)
+        allowed = self.allows(states, remaining, kinds).flatten(0, 1)  # (R, N)
         is_inside = (states != BETWEEN).flatten()  # (R,)
         if is_free is not None:
             allowed, is_inside = allowed | ~is_free[:, None], is_inside & is_free
-        spelled = logits.gather(1, places).masked_fill(~allowed, -torch.inf)  # (R, N)
+        spelled = logits.gather(1, byte_ids).masked_fill(~allowed, -torch.inf)  # (R, N)
         if bool(is_inside.any()):
             logits[is_inside] = -torch.inf
-        return logits.scatter_(1, places, spelled)
+        return logits.scatter_(1, byte_ids, spelled)
 
     def after(self, states: Tensor, kinds: Tensor) -> Tensor:
-        """Return the states after one more piece of these kinds, (B, K) for (B, K) each."""
+        """Return the states after one more token of these kinds, (B, K) for (B, K) each."""
         return _AFTER.to(states.device)[states, kinds]
 
     def limits(self, limits: Sequence[int], prefixes: Sequence[Sequence[int]]) -> list[int]:
-        """Return the limits, raised where a prefix ends inside a character that has no room."""
+        """Return the limits, raised where a prefix needs more tokens to end a character."""
         raised = list(limits)
         for segment, prefix in enumerate(prefixes):
             state, length = BETWEEN, len(prefix)
@@ -183,19 +185,19 @@ class Utf8:
             raised[segment] = max(raised[segment], length)
         return raised
 
-    def _rules(self, states: Tensor, room: Tensor) -> Tensor:
-        """The rules of each hypothesis, (B, K, T)."""
-        index = states * _ROOMS + room.clamp(0, _LONGEST)[:, None]  # (B, K)
+    def _rules(self, states: Tensor, remaining: Tensor) -> Tensor:
+        """Return True for the kinds that may follow each hypothesis, (B, K, T)."""
+        index = states * _NUM_REMAINING + remaining.clamp(0, _LONGEST)[:, None]  # (B, K)
         if self.num_segments == 1:
             return self.may[0][index]
         return self.may.gather(1, index[:, :, None].expand(-1, -1, _NUM_KINDS))
 
 
 class Spelling:
-    """What the hypotheses of a batch are inside of; a class because it changes with each piece.
+    """The states of the hypotheses of a batch, which change with each token.
 
     Args:
-        utf8: which pieces may follow.
+        utf8: the constraint.
         segments: B.
     """
 
@@ -203,31 +205,31 @@ class Spelling:
         self._utf8 = utf8
         self._outside = utf8.kinds.new_zeros(segments, 1)  # (B, 1)
         self._states: Tensor | None = None  # (B, K); None while all are between characters
-        self._is_near = True  # whether a byte piece may follow at this step
+        self._is_near = True  # True if a byte token may follow at this step
 
     def states(self, beams: int) -> Tensor:
         """Return the states of the hypotheses, (B, K)."""
         return self._outside.expand(-1, beams) if self._states is None else self._states
 
     def wrong_rows(
-        self, scores: Tensor, pieces: Tensor, room: Tensor, forced: Tensor | None
+        self, scores: Tensor, tokens: Tensor, remaining: Tensor, forced: Tensor | None
     ) -> Tensor | None:
-        """Return the rows (r,) with a candidate that may not follow; None where none has.
+        """Return the rows (r,) with a candidate that may not follow; None if there are none.
 
         Args:
-            scores: (R, C) of the candidates; -inf for one that is no candidate.
-            pieces: (R, C) their ids.
-            room: (B,) pieces that may still be written, these included.
-            forced: (R,) pieces that follow whatever else holds; -1 for none.
+            scores: (R, C) of the candidates; -inf for entries that are no candidates.
+            tokens: (R, C) their ids.
+            remaining: (B,) number of tokens that may still be written, these included.
+            forced: (R,) tokens that are exempt from the constraint; -1 for none.
         """
         segments = len(self._outside)
-        kinds = self._utf8.kinds_of(pieces.view(segments, -1))  # (B, K * C)
+        kinds = self._utf8.kinds_of(tokens.view(segments, -1))  # (B, K * C)
         self._is_near = bool(kinds.any())
         if self._states is None and not self._is_near:
             return None
-        beams = len(pieces) // segments
+        beams = len(tokens) // segments
         kinds = kinds.view(segments, beams, -1)  # (B, K, C)
-        fits = self._utf8.allows(self.states(beams), room, kinds).flatten(0, 1)  # (R, C)
+        fits = self._utf8.allows(self.states(beams), remaining, kinds).flatten(0, 1)  # (R, C)
         is_wrong = (~fits & (scores > -torch.inf)).any(dim=1)  # (R,)
         if forced is not None:
             is_wrong &= forced < 0
@@ -235,123 +237,135 @@ class Spelling:
         return rows if len(rows) else None
 
     def restricted(
-        self, logits: Tensor, plain: Tensor, rows: Tensor, room: Tensor
+        self, logits: Tensor, plain: Tensor, rows: Tensor, remaining: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits of some rows, with -inf for pieces that may not follow, (r, V).
+        """Return the logits of some rows, with -inf for tokens that may not follow, (r, V).
 
-        The second tensor holds those of the rows whose logits are those of `plain`.
+        The second tensor holds the rows whose logits are taken from `plain`.
 
         Args:
             logits: (R, V).
-            plain: (R, V) without what forbids repetitions, which counts where a character could
-                not be ended otherwise.
+            plain: (R, V) without the ban on repetitions, used where a character could not be ended
+                otherwise.
             rows: (r,).
-            room: (B,) as in `wrong_rows`.
+            remaining: (B,) as in `wrong_rows`.
         """
         beams = len(logits) // len(self._outside)
         segments = rows // beams
-        utf8, room = self._utf8.keep(segments), room[segments]
+        utf8, remaining = self._utf8.select(segments), remaining[segments]
         states = self.states(beams).flatten()[rows][:, None]  # (r, 1)
-        found = utf8.forbid_(logits[rows], states, room)  # (r, V)
+        found = utf8.forbid_(logits[rows], states, remaining)  # (r, V)
         stuck = (found.amax(dim=1) == -torch.inf).nonzero()[:, 0]
         if len(stuck):
-            without = utf8.keep(stuck).forbid_(plain[rows[stuck]], states[stuck], room[stuck])
+            without = utf8.select(stuck).forbid_(
+                plain[rows[stuck]], states[stuck], remaining[stuck]
+            )
             found[stuck] = without
         return found, rows[stuck]
 
-    def forbid_(self, logits: Tensor, plain: Tensor, room: Tensor, forced: Tensor | None) -> Tensor:
-        """Set the logits of pieces that may not follow to -inf, where each segment has one row.
+    def forbid_(
+        self, logits: Tensor, plain: Tensor, remaining: Tensor, forced: Tensor | None
+    ) -> Tensor:
+        """Set the logits of tokens that may not follow to -inf, where each segment has one row.
 
-        The arguments are those of `wrong_rows` and `restricted`, and so are the rows (r,) that it
-        returns.
+        Return the rows (r,) whose logits are taken from `plain`. The arguments are those of
+        `wrong_rows` and `restricted`.
         """
         is_free = None if forced is None else forced < 0
         states = self.states(1)
-        self._utf8.forbid_(logits, states, room, is_free)
+        self._utf8.forbid_(logits, states, remaining, is_free)
         rows = states[:, 0].nonzero()[:, 0]
         stuck = rows[logits[rows].amax(dim=1) == -torch.inf] if len(rows) else rows
         if len(stuck):
-            logits[stuck] = self._utf8.keep(stuck).forbid_(plain[stuck], states[stuck], room[stuck])
+            logits[stuck] = self._utf8.select(stuck).forbid_(
+                plain[stuck], states[stuck], remaining[stuck]
+            )
         return stuck
 
-    def grow(self, origin: Tensor, pieces: Tensor) -> None:
-        """Let hypothesis k continue hypothesis `origin[:, k]` by a piece, (B, K) each."""
+    def append(self, origin: Tensor, tokens: Tensor) -> None:
+        """Let hypothesis k continue hypothesis `origin[:, k]` with a token, (B, K) each."""
         if self._states is None and not self._is_near:
             return
-        kinds = self._utf8.kinds_of(pieces)  # (B, K)
+        kinds = self._utf8.kinds_of(tokens)  # (B, K)
         if self._states is not None:
             before = self._states.gather(1, origin)
         elif bool(kinds.any()):
-            before = torch.zeros_like(pieces)
+            before = torch.zeros_like(tokens)
         else:
             return
         states = self._utf8.after(before, kinds)
         self._states = states if bool(states.any()) else None
 
-    def keep(self, segments: Tensor) -> None:
-        """Forget all segments but these."""
-        self._utf8 = self._utf8.keep(segments)
+    def select(self, segments: Tensor) -> None:
+        """Drop all segments but these."""
+        self._utf8 = self._utf8.select(segments)
         self._outside = self._outside[segments]
         self._states = None if self._states is None else self._states[segments]
 
 
 class GreedySpelling:
-    """A `Spelling` for one hypothesis of each segment, kept on the host.
+    """A `Spelling` for one hypothesis of each segment, stored on the host.
 
-    Greedy search reads each piece there anyway, so a piece that is no byte costs next to nothing.
+    Greedy search reads each token there anyway, so tokens other than bytes cost almost nothing.
 
     Args:
-        utf8: which pieces may follow.
+        utf8: the constraint.
     """
 
     def __init__(self, utf8: Utf8) -> None:
         self._utf8 = utf8
         self._may: list[list[list[bool]]] = utf8.may.tolist()
         self._kinds = [
-            dict(zip(places, kinds, strict=True))
-            for places, kinds in zip(
-                utf8.places.tolist(), utf8.kinds.gather(1, utf8.places).tolist(), strict=True
+            dict(zip(byte_ids, kinds, strict=True))
+            for byte_ids, kinds in zip(
+                utf8.byte_ids.tolist(), utf8.kinds.gather(1, utf8.byte_ids).tolist(), strict=True
             )
         ]
         self._byte_ids = frozenset().union(*self._kinds)
         self._states: dict[int, int] = {}  # of segments that are inside a character
 
-    def is_near(self, pieces: Sequence[int]) -> bool:
-        """Return whether any of the pieces may be a byte, or a segment is inside a character."""
-        return bool(self._states) or not self._byte_ids.isdisjoint(pieces)
+    def is_near(self, tokens: Sequence[int]) -> bool:
+        """Return True if a token may be a byte, or a segment is inside a character."""
+        return bool(self._states) or not self._byte_ids.isdisjoint(tokens)
 
-    def fits(self, segment: int, piece: int, room: int) -> bool:
-        """Return whether a piece may follow in a segment, of so many that may still be written."""
-        place = segment % len(self._kinds)
-        kind = self._kinds[place].get(piece, WHOLE)
+    def fits(self, segment: int, token: int, remaining: int) -> bool:
+        """Return True if a token may follow in a segment.
+
+        Args:
+            segment: index of the segment.
+            token: id of the token.
+            remaining: number of tokens that may still be written, this one included.
+        """
+        rules = segment % len(self._kinds)
+        kind = self._kinds[rules].get(token, WHOLE)
         state = self._states.get(segment, BETWEEN)
-        return self._may[place][state * _ROOMS + min(room, _LONGEST)][kind]
+        return self._may[rules][state * _NUM_REMAINING + min(remaining, _LONGEST)][kind]
 
-    def forbid_(self, logits: Tensor, segments: Sequence[int], room: Sequence[int]) -> Tensor:
-        """Set the logits of pieces that may not follow to -inf, in place, and return them.
+    def forbid_(self, logits: Tensor, segments: Sequence[int], remaining: Sequence[int]) -> Tensor:
+        """Set the logits of tokens that may not follow to -inf, in place, and return them.
 
         Args:
             logits: (r, V).
             segments: of each row.
-            room: of each row, as in `fits`.
+            remaining: of each row, as in `fits`.
         """
-        at = torch.tensor(segments, device=logits.device)
-        states = at.new_tensor([[self._states.get(segment, BETWEEN)] for segment in segments])
-        return self._utf8.keep(at).forbid_(logits, states, at.new_tensor(room))
+        index = torch.tensor(segments, device=logits.device)
+        states = index.new_tensor([[self._states.get(segment, BETWEEN)] for segment in segments])
+        return self._utf8.select(index).forbid_(logits, states, index.new_tensor(remaining))
 
-    def grow(self, segment: int, piece: int) -> None:
-        """Note the piece that follows in a segment."""
-        kind = self._kinds[segment % len(self._kinds)].get(piece, WHOLE)
+    def append(self, segment: int, token: int) -> None:
+        """Append a token to a segment."""
+        kind = self._kinds[segment % len(self._kinds)].get(token, WHOLE)
         state = next_state(self._states.pop(segment, BETWEEN), kind)
         if state != BETWEEN:
             self._states[segment] = state
 
 
-class FixedSpelling:
-    """A `Spelling` in tensors alone, which stay where they are, for one vocabulary.
+class StaticSpelling:
+    """A `Spelling` in tensors that are reused for each batch, for one vocabulary.
 
     Args:
-        utf8: which pieces may follow, the same for all segments.
+        utf8: the constraint, the same for all segments.
         segments: B.
         beams: K.
     """
@@ -363,45 +377,45 @@ class FixedSpelling:
         self._vocab_size = len(kinds)
         self._states = kinds.new_zeros(segments, beams)
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Let all hypotheses be between characters."""
         self._states.zero_()
 
-    def take(self, other: "FixedSpelling", segments: Tensor) -> None:
-        """Become what these segments (B,) of another batch are."""
+    def copy_from(self, other: "StaticSpelling", segments: Tensor) -> None:
+        """Copy the states of these segments (B,) of another batch."""
         self._states.copy_(other._states.index_select(0, segments))
 
-    def forbid_(self, logits: Tensor, room: Tensor) -> Tensor:
-        """Set the logits (R, V) of pieces that may not follow to -inf, and return them.
+    def forbid_(self, logits: Tensor, remaining: Tensor) -> Tensor:
+        """Set the logits of tokens that may not follow to -inf, in place, and return them.
 
         Args:
             logits: (R, V).
-            room: (B,) pieces that may still be written, these included.
+            remaining: (B,) number of tokens that may still be written, these included.
         """
-        rules = self._states * _ROOMS + room.clamp(0, _LONGEST)[:, None]  # (B, K)
+        rules = self._states * _NUM_REMAINING + remaining.clamp(0, _LONGEST)[:, None]  # (B, K)
         return logits.masked_fill_(self._forbidden.index_select(0, rules.flatten()), -torch.inf)
 
-    def grow(self, origin: Tensor, pieces: Tensor) -> None:
-        """Let hypothesis k continue hypothesis `origin[:, k]` by a piece, (B, K) each."""
-        place = pieces + self._states.gather(1, origin) * self._vocab_size  # (B, K)
-        self._states.copy_(self._after.index_select(0, place.flatten()).view_as(pieces))
+    def append(self, origin: Tensor, tokens: Tensor) -> None:
+        """Let hypothesis k continue hypothesis `origin[:, k]` with a token, (B, K) each."""
+        index = tokens + self._states.gather(1, origin) * self._vocab_size  # (B, K)
+        self._states.copy_(self._after.index_select(0, index.flatten()).view_as(tokens))
 
 
 def _kind(value: int) -> int:
-    for place, (first, last) in enumerate(_RANGES, 1):
+    for kind, (first, last) in enumerate(_RANGES, 1):
         if first <= value <= last:
-            return place
+            return kind
     return NEVER
 
 
 def _may(kinds: Tensor) -> Tensor:
-    """Return whether a kind may follow by state and room, (B, Q, T), for pieces of (B, V) kinds.
+    """Return True where a kind may follow, (B, Q, T), for tokens of (B, V) kinds.
 
-    A byte may follow if the pieces that are there can end its character within the room.
+    A byte may follow if the available tokens can end its character within the remaining ones.
     """
     available = kinds.new_zeros((len(kinds), _NUM_KINDS), dtype=torch.bool)
     available.scatter_(1, kinds, torch.ones_like(kinds, dtype=torch.bool))
-    missing = kinds.new_zeros(len(kinds), _NUM_STATES)  # fewest pieces that end the character
+    missing = kinds.new_zeros(len(kinds), _NUM_STATES)  # fewest tokens that end the character
     for state, (following, after) in _CONTINUATIONS.items():
         is_possible = available[:, list(following)].any(dim=1)  # (B,)
         missing[:, state] = torch.where(is_possible, missing[:, after] + 1, _UNREACHABLE)
@@ -409,6 +423,6 @@ def _may(kinds: Tensor) -> Tensor:
     needed[:, :, WHOLE] = 0  # it may be </s>
     is_valid = torch.zeros(_NUM_STATES, _NUM_KINDS, dtype=torch.bool)
     is_valid[tuple(zip(*_NEXT, strict=True))] = True
-    rooms = torch.arange(_ROOMS, device=kinds.device)[:, None]
-    may = is_valid.to(kinds.device)[:, None] & (rooms >= needed[:, :, None])
-    return may.flatten(1, 2)  # (B, states, rooms, T) → (B, Q, T)
+    remaining = torch.arange(_NUM_REMAINING, device=kinds.device)[:, None]
+    may = is_valid.to(kinds.device)[:, None] & (remaining >= needed[:, :, None])
+    return may.flatten(1, 2)  # (B, states, remaining, T) → (B, Q, T)

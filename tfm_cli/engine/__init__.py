@@ -1,1 +1,1 @@
-"""A trained Transformer made ready to decode on a GPU, in steps of fixed shapes."""
+"""A trained Transformer for decoding on a GPU, in steps of fixed shapes."""

@@ -1,4 +1,4 @@
-"""PyTorch's part of a device: the arithmetic of matrix products, memory, threads."""
+"""PyTorch on a device: the precision of matrix products, memory, determinism, threads."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the arithmetic of training's matrix products.
+    """Return the precision of training's matrix products.
 
     `auto` is bf16 where the device is faster with it, processors included, else fp32.
 
@@ -32,10 +32,10 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def validation_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the arithmetic of validation in a run whose training precision is `name`.
+    """Return the precision of validation in a run whose training precision is `name`.
 
-    `auto` is fp32 on every CPU, as in `decoding_precision`: a score must not depend on the
-    processor. Otherwise validation computes as training does.
+    `auto` is fp32 on every CPU, since a score must not depend on the processor. Otherwise
+    validation uses the precision of training.
     """
     if name == "auto" and device.type == "cpu":
         return torch.float32
@@ -60,12 +60,12 @@ def _check_bf16(device: torch.device, others: str) -> None:
 
 
 def warn_of_slow_bf16(device: torch.device) -> None:
-    """Say where a processor computes bf16 without instructions for it."""
+    """Log a warning if the processor has no instructions for bf16."""
     if device.type == "cpu" and not _fast_bf16(device):
         logger.warning("this processor has no bf16 and computes it far slower than fp32")
 
 
-# Values of oneDNN's ONEDNN_MAX_CPU_ISA that leave bf16 out, whatever the processor has.
+# Values of oneDNN's ONEDNN_MAX_CPU_ISA that disable bf16 on any processor.
 _ISA_WITHOUT_BF16 = (
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 )  # fmt: skip
@@ -79,7 +79,7 @@ def _fast_bf16(device: torch.device) -> bool:
         isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
         if isa.upper() in _ISA_WITHOUT_BF16:
             return False
-        # torch 2.11 has no such function yet; there, fp32 it is.
+        # torch 2.11 has no such function, so fp32 is used there.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
@@ -87,7 +87,7 @@ def _fast_bf16(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute matrix products inside in `dtype`; weights stay as they are."""
+    """Compute matrix products in `dtype` inside this context; weights are not changed."""
     if dtype == torch.float32:
         yield
         return
@@ -96,28 +96,28 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error says that memory did not suffice."""
+    """Return True if an error means that there was not enough memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # On a CPU it is a plain RuntimeError of PyTorch, told by its words only.
+    # On a CPU, PyTorch raises a plain RuntimeError with one of these messages.
     words = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
     return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
 
 
-def set_deterministic(wanted: bool) -> None:
-    """Let operations give the same bits each time, or else be as fast as they can.
+def set_deterministic(is_deterministic: bool) -> None:
+    """Select deterministic algorithms, or else the fastest ones.
 
-    cuBLAS reads its part of it when it is first used, so this comes before any tensor on a GPU.
+    cuBLAS reads its setting at its first use, so this must precede any tensor on a GPU.
     """
-    if wanted:
+    if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Nothing here reads memory before it writes it, and filling it takes time.
-        # PyTorch makes this attribute where no type checker sees it.
+        # No code here reads uninitialised memory, and filling it takes time.
+        # PyTorch creates this attribute dynamically, so type checkers do not find it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(is_deterministic)
 
 
 def set_cpu_threads(count: int) -> None:
-    """Use this many threads inside an operation; 0 leaves one for each core."""
+    """Set the number of threads inside an operation; 0 leaves PyTorch's default."""
     if count:
         torch.set_num_threads(count)

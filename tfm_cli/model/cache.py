@@ -1,6 +1,6 @@
-"""What decoding keeps between steps: the keys and values of what was read and written so far."""
+"""The KV cache: keys and values of the source and of the tokens written so far."""
 
-# B segments, R rows (K beams of each segment, so R = B * K), S source pieces, t pieces written,
+# B segments, R rows (K beams of each segment, so R = B * K), S source tokens, t tokens written,
 # H heads, E width of a head
 
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 @dataclass(slots=True)
-class LayerState:
-    """Keys and values of one decoder layer.
+class LayerCache:
+    """The keys and values of one decoder layer.
 
-    The memory's are computed once for each segment and shared by its beams.
+    Those of the memory are computed once for each segment and shared by its beams.
     """
 
     memory_key: Tensor  # (B, H, S, E)
@@ -22,15 +22,15 @@ class LayerState:
     value: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of one step, (R, H, 1, E) each; returns all so far."""
+        """Append the keys and values of one step, (R, H, 1, E) each, and return all so far."""
         if self.key is not None and self.value is not None:
             key = torch.cat((self.key, key), dim=2)  # (R, H, t + 1, E)
             value = torch.cat((self.value, value), dim=2)
         self.key, self.value = key, value
         return key, value
 
-    def select(self, segments: Tensor, beams: Tensor) -> None:
-        """Keep of the pieces written those of these beams of these segments, (B, K) together."""
+    def reorder(self, segments: Tensor, beams: Tensor) -> None:
+        """Replace the rows by these beams of these segments, which broadcast to (B, K)."""
         if self.key is not None and self.value is not None:
             rows = (segments * (len(self.key) // len(self.memory_key)) + beams).flatten()  # (R,)
             self.key = self.key.index_select(0, rows)
@@ -39,25 +39,25 @@ class LayerState:
 
 @dataclass(slots=True)
 class DecoderState:
-    """The caches of all layers, and which source positions are real."""
+    """The caches of all layers, and the padding mask of the source."""
 
-    source_keep: Tensor | None  # (B, 1, 1, S), True for pieces, False for padding; None: no padding
-    layers: list[LayerState] = field(default_factory=list)
+    source_keep: Tensor | None  # (B, 1, 1, S), False at padding; None if there is none
+    layers: list[LayerCache] = field(default_factory=list)
     length: int = 0  # steps taken
 
     def reorder(self, origin: Tensor) -> None:
-        """Let beam k of each segment continue what its beam `origin[:, k]` was, (B, K)."""
+        """Let beam k of each segment continue its beam `origin[:, k]`, (B, K)."""
         segments = torch.arange(len(origin), device=origin.device)
         for layer in self.layers:
-            layer.select(segments[:, None], origin)
+            layer.reorder(segments[:, None], origin)
 
-    def keep(self, segments: Tensor) -> None:
-        """Forget all segments but these, with their beams."""
+    def select(self, segments: Tensor) -> None:
+        """Drop all segments but these, with their beams."""
         if self.source_keep is not None:
             self.source_keep = self.source_keep.index_select(0, segments)
         for layer in self.layers:
             if layer.key is not None:
                 beams = len(layer.key) // len(layer.memory_key)
-                layer.select(segments[:, None], torch.arange(beams, device=segments.device))
+                layer.reorder(segments[:, None], torch.arange(beams, device=segments.device))
             layer.memory_key = layer.memory_key.index_select(0, segments)
             layer.memory_value = layer.memory_value.index_select(0, segments)

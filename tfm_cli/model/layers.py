@@ -1,15 +1,16 @@
 """Encoder and decoder layers: attention, feed-forward, residuals and normalisation."""
 
-# B segments, S source pieces, T target pieces, R rows being decoded, D model width, H heads,
+# B segments, S source tokens, T target tokens, R rows being decoded, D model width, H heads,
 # E = D // H, F inner width of the feed-forward layer
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention, attention_weights
-from tfm_cli.model.cache import LayerState
+from tfm_cli.model.cache import LayerCache
 from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.linear import Linear
 from tfm_cli.model.positions import RotaryPositions
@@ -21,8 +22,29 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """The hyperparameters of an encoder or decoder layer.
+
+    Attributes:
+        width: D, a multiple of `heads`.
+        heads: H, of each attention.
+        feed_forward_width: F.
+        dropout: rate on sub-layer outputs.
+        norm: `post` as in the paper, or `pre`.
+        activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
+    """
+
+    width: int
+    heads: int
+    feed_forward_width: int
+    dropout: float
+    norm: str
+    activation: str
+
+
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between them, at each position by itself.
+    """Two linear maps with an activation between them, applied at each position separately.
 
     Source: Vaswani et al. 2017, equation 2; GELU: Hendrycks and Gimpel 2016; swish: Ramachandran
     et al. 2017; SwiGLU: Shazeer 2020.
@@ -31,12 +53,12 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner_width: int, activation: str) -> None:
         super().__init__()
         self.activation = activation
-        rows = 2 * inner_width if activation == "swiglu" else inner_width  # the gate is apart
+        rows = 2 * inner_width if activation == "swiglu" else inner_width  # with the gate
         self.inner = Linear(width, rows)
         self.outer = Linear(inner_width, width)
 
     def reset_parameters(self) -> None:
-        """Glorot initialisation; the gate of SwiGLU by itself."""
+        """Apply Glorot initialisation, to the gate of SwiGLU separately."""
         for matrix in self.inner.weight.data.chunk(2 if self.activation == "swiglu" else 1):
             nn.init.xavier_uniform_(matrix, gain=INITIAL_GAIN)
         nn.init.xavier_uniform_(self.outer.weight, gain=INITIAL_GAIN)
@@ -44,7 +66,7 @@ class FeedForward(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, T, D) to (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         inner = self.inner(x)  # (B, T, F), or (B, T, 2F) with a gate
         if self.activation == "swiglu":
             gate, inner = inner.chunk(2, dim=-1)  # (B, T, F) each
@@ -56,7 +78,7 @@ class FeedForward(nn.Module):
 
 
 class AddAndNorm(nn.Module):
-    """The residual connection round a sub-layer, with its dropout and layer norm.
+    """The residual connection around a sub-layer, with its dropout and layer norm.
 
     post: norm(x + dropout(sublayer(x))), as in the paper. pre: x + dropout(sublayer(norm(x))),
     which trains deeper stacks without warm-up.
@@ -71,12 +93,12 @@ class AddAndNorm(nn.Module):
         self.dropout = Dropout(dropout, noise)
 
     def enter(self, x: Tensor) -> Tensor:
-        """What the sub-layer gets to see of x (B, T, D)."""
+        """Return the input of the sub-layer for x (B, T, D)."""
         normed: Tensor = self.norm(x) if self.pre else x
         return normed
 
     def leave(self, x: Tensor, sublayer: Tensor) -> Tensor:
-        """x (B, T, D) with the sub-layer's output (B, T, D) added."""
+        """Return x (B, T, D) plus the sub-layer's output (B, T, D)."""
         total: Tensor = x + self.dropout(sublayer)
         return total if self.pre else self.norm(total)
 
@@ -84,27 +106,16 @@ class AddAndNorm(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each inside add & norm."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        heads: int,
-        feed_forward_width: int,
-        dropout: float,
-        norm: str,
-        activation: str,
-        rotary: RotaryPositions | None,
-        noise: Noise,
-    ) -> None:
+    def __init__(self, shape: LayerShape, rotary: RotaryPositions | None, noise: Noise) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(width, heads)
-        self.self_attention_norm = AddAndNorm(width, norm, dropout, noise)
-        self.feed_forward = FeedForward(width, feed_forward_width, activation)
-        self.feed_forward_norm = AddAndNorm(width, norm, dropout, noise)
+        self.self_attention = MultiHeadAttention(shape.width, shape.heads)
+        self.self_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.feed_forward = FeedForward(shape.width, shape.feed_forward_width, shape.activation)
+        self.feed_forward_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
         self.rotary = rotary
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """Maps (B, S, D) to (B, S, D); `keep` (B, 1, 1, S) hides padding."""
+        """Map (B, S, D) to (B, S, D); `keep` (B, 1, 1, S) is False at padding."""
         query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
         if self.rotary is not None:
             query, key = self.rotary(query), self.rotary(key)
@@ -114,41 +125,30 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Masked self-attention, attention to the memory and feed-forward, each inside add & norm."""
+    """Causal self-attention, cross-attention and feed-forward, each inside add & norm."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        heads: int,
-        feed_forward_width: int,
-        dropout: float,
-        norm: str,
-        activation: str,
-        rotary: RotaryPositions | None,
-        noise: Noise,
-    ) -> None:
+    def __init__(self, shape: LayerShape, rotary: RotaryPositions | None, noise: Noise) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(width, heads)
-        self.self_attention_norm = AddAndNorm(width, norm, dropout, noise)
-        self.cross_attention = MultiHeadAttention(width, heads)
-        self.cross_attention_norm = AddAndNorm(width, norm, dropout, noise)
-        self.feed_forward = FeedForward(width, feed_forward_width, activation)
-        self.feed_forward_norm = AddAndNorm(width, norm, dropout, noise)
+        self.self_attention = MultiHeadAttention(shape.width, shape.heads)
+        self.self_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.cross_attention = MultiHeadAttention(shape.width, shape.heads)
+        self.cross_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
+        self.feed_forward = FeedForward(shape.width, shape.feed_forward_width, shape.activation)
+        self.feed_forward_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
         self.rotary = rotary
 
     def forward(
         self, x: Tensor, memory: Tensor, memory_keep: Tensor | None, causal: Tensor
     ) -> Tensor:
-        """Maps all target positions at once, (B, T, D) to (B, T, D).
+        """Map all target positions at once, (B, T, D) to (B, T, D).
 
         Args:
             x: (B, T, D).
             memory: the encoder's output, (B, S, D).
-            memory_keep: (B, 1, 1, S), hides padding.
-            causal: (T, T), hides what comes after a position.
+            memory_keep: (B, 1, 1, S), False at padding.
+            causal: (T, T), False at positions after the current one.
         """
-        x = self._look_back(x, causal)
+        x = self._attend_to_target(x, causal)
 
         query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
         memory_key, memory_value = self.cross_attention.project_memory(memory)
@@ -160,47 +160,49 @@ class DecoderLayer(nn.Module):
     def cross_attention_weights(
         self, x: Tensor, memory: Tensor, memory_keep: Tensor | None, causal: Tensor
     ) -> Tensor:
-        """How much each target position attends to each of the memory, (B, H, T, S).
+        """Return the weights of cross-attention, (B, H, T, S).
 
-        The arguments are those of `forward`, which has no use for the weights by themselves.
+        The arguments are those of `forward`, which does not compute the weights separately.
         """
-        x = self._look_back(x, causal)
+        x = self._attend_to_target(x, causal)
         query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
         memory_key, _ = self.cross_attention.project_memory(memory)
         return attention_weights(query, memory_key, memory_keep)
 
-    def _look_back(self, x: Tensor, causal: Tensor) -> Tensor:
-        """x (B, T, D) after the self-attention."""
+    def _attend_to_target(self, x: Tensor, causal: Tensor) -> Tensor:
+        """Return x (B, T, D) after the self-attention."""
         query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
         if self.rotary is not None:
             query, key = self.rotary(query), self.rotary(key)
         attended = self.self_attention.attend(query, key, value, causal)
         return self.self_attention_norm.leave(x, attended)
 
-    def start(self, memory: Tensor) -> LayerState:
-        """The layer's state before the first step, for a memory (B, S, D)."""
+    def start(self, memory: Tensor) -> LayerCache:
+        """Return the layer's cache before the first step, for a memory (B, S, D)."""
         memory_key, memory_value = self.cross_attention.project_memory(memory)
-        return LayerState(memory_key.contiguous(), memory_value.contiguous())
+        return LayerCache(memory_key.contiguous(), memory_value.contiguous())
 
-    def step(self, x: Tensor, state: LayerState, source_keep: Tensor | None, at: int) -> Tensor:
-        """Maps the newest position of each row, (R, 1, D) to (R, 1, D), and extends the state.
+    def step(
+        self, x: Tensor, cache: LayerCache, source_keep: Tensor | None, position: int
+    ) -> Tensor:
+        """Map the newest position of each row, (R, 1, D) to (R, 1, D), and extend the cache.
 
-        The K rows of a segment are K queries to its one memory, so nothing of it is copied.
+        The K rows of a segment are K queries to one memory, which is not copied.
         """
         query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
         if self.rotary is not None:
-            query, key = self.rotary(query, at), self.rotary(key, at)
-        key, value = state.append(key, value)  # (R, H, t, E)
+            query, key = self.rotary(query, position), self.rotary(key, position)
+        key, value = cache.append(key, value)  # (R, H, t, E)
         attended = self.self_attention.attend(query, key, value, None)  # (R, 1, D)
         x = self.self_attention_norm.leave(x, attended)
 
-        segments = state.memory_key.shape[0]
+        segments = cache.memory_key.shape[0]
         entered = self.cross_attention_norm.enter(x)
         query = self.cross_attention.project_query(
             entered.reshape(segments, -1, x.shape[-1])  # (B, K, D)
         )
         attended = self.cross_attention.attend(
-            query, state.memory_key, state.memory_value, source_keep
+            query, cache.memory_key, cache.memory_value, source_keep
         )  # (B, K, D)
         x = self.cross_attention_norm.leave(x, attended.reshape(x.shape))  # (R, 1, D)
 

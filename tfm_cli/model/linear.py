@@ -1,7 +1,7 @@
 """Linear maps whose products have few different sizes in bf16 on a CPU.
 
-oneDNN, which computes them there, compiles a program for each size of a product and keeps it. Each
-batch has other sizes: after 40 updates of a narrow model the programs took 900 MB.
+oneDNN, which computes them there, compiles and caches a kernel for each size of a product, and the
+sizes of batches vary: after 40 updates of a narrow model the kernels took 900 MB.
 """
 
 # N rows
@@ -14,13 +14,13 @@ _LEAST_STEP = 16  # the rows of a tile of AMX
 
 
 def compiles_sizes(x: Tensor) -> bool:
-    """Return True if products of `x` are computed by a program for their size alone."""
+    """Return True if a kernel is compiled for each size of the products of `x`."""
     in_lower_precision = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return in_lower_precision and not torch.compiler.is_compiling()
 
 
 def few_rows(count: int) -> int:
-    """Return the least of a few numbers that is at least `count`: four in each octave."""
+    """Return the smallest of a few numbers that is at least `count`: four in each octave."""
     step = _step(count)
     return -(-count // step) * step
 
@@ -37,7 +37,7 @@ def _step(count: int) -> int:
 
 
 def padded_rows(x: Tensor) -> Tensor:
-    """Return `x` (N, D) in the arithmetic of its products, with rows of zeros up to `few_rows`."""
+    """Return `x` (N, D) in the precision of its products, with rows of zeros up to `few_rows`."""
     lower = x.to(torch.get_autocast_dtype("cpu"))
     missing = few_rows(len(x)) - len(x)
     return F.pad(lower, (0, 0, 0, missing)) if missing else lower
@@ -55,7 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by way of `linear`."""
+    """An `nn.Linear` that computes its products with `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, D) to (…, F)."""

@@ -1,29 +1,26 @@
-"""Where a piece stands: sinusoidal, learned and rotary position encodings."""
+"""Position encodings: sinusoidal, learned and rotary."""
 
 import torch
 from torch import Tensor, nn
 
-# Embeddings that can be made without values.
+# B segments, T tokens, D model width, H heads, E = D // H
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """`nn.Embedding`; on the meta device without drawing values, for which it has no room.
+    """Return an `nn.Embedding`; on the meta device without random values.
 
-    PyTorch would load its compiler to draw them there, which takes seconds.
+    To draw them there, PyTorch would load its compiler, which takes seconds.
     """
     if torch.get_default_device().type == "meta":
         return nn.Embedding(count, width, _weight=torch.empty(count, width))
     return nn.Embedding(count, width)
 
 
-# B segments, T pieces, D model width, H heads, E = D // H
-
-
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Position encodings, shape (T, width), for integer positions, shape (T,).
+    """Return position encodings (T, width) for integer positions (T,).
 
-    PE(pos, 2i) = sin(pos / 10000^(2i/width)) and PE(pos, 2i+1) is its cosine. Computed in double,
-    since sin and cos of large angles lose digits in single.
+    PE(pos, 2i) = sin(pos / 10000^(2i/width)) and PE(pos, 2i+1) is its cosine. They are computed in
+    double precision, since sin and cos of large angles lose digits in single.
 
     Source: Vaswani et al. 2017, section 3.5.
     """
@@ -40,19 +37,19 @@ def _angles(positions: Tensor, width: int) -> Tensor:
 
 
 def sinusoids_in_halves(positions: Tensor, width: int) -> Tensor:
-    """The same sinusoids, (T, width), but all sines stand before all cosines.
+    """Return the same sinusoids, (T, width), with all sines before all cosines.
 
-    The layout of `MarianMTModel` of Hugging Face and of CTranslate2.
+    This is the layout of `MarianMTModel` of Hugging Face and of CTranslate2.
     """
     angles = _angles(positions, width)  # (T, ceil(width / 2))
     return torch.cat((angles.sin(), angles.cos()[:, : width // 2]), dim=1).float()
 
 
 def marian_sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Position encodings (T, width), width even, as Marian itself and Tensor2Tensor compute them.
+    """Return position encodings (T, width), width even, as in Marian and Tensor2Tensor.
 
-    Sines stand before cosines, and the wavelengths reach 10000 itself: the angle is
-    pos / 10000^(i / (width/2 - 1)) where the paper has pos / 10000^(i / (width/2)).
+    All sines come before all cosines, and the largest wavelength is exactly 2 pi * 10000: the angle
+    is pos / 10000^(i / (width/2 - 1)) where the paper has pos / 10000^(i / (width/2)).
 
     Source: Marian 1.12, `sinusoidalPositionEmbeddings`.
     """
@@ -70,11 +67,12 @@ _LAYOUTS = {
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds the sinusoid of its position to each embedding; any length works.
+    """Sinusoids added to embeddings, for sequences of any length.
 
     Args:
         width: of the embeddings.
-        layout: `sinusoidal` as in the paper, `halves` or `marian`, as the functions above say.
+        layout: `sinusoidal` as in the paper, `halves` for `sinusoids_in_halves`, or `marian` for
+            `marian_sinusoids`.
     """
 
     def __init__(self, width: int, *, layout: str = "sinusoidal") -> None:
@@ -86,37 +84,37 @@ class SinusoidalPositions(nn.Module):
         self._table = torch.empty(0, width)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """`x` (B, T, D) plus the encodings of positions start … start + T - 1."""
+        """Return `x` (B, T, D) plus the encodings of positions start … start + T - 1."""
         return x + self.table(start + x.shape[1], x.device)[start:]
 
     def table(self, length: int, device: torch.device | None = None) -> Tensor:
-        """The encodings of the first `length` positions, (length, D)."""
+        """Return the encodings of the first `length` positions, (length, D)."""
         if self._table.shape[0] < length or self._table.device != device:
-            # Made anew at twice the length, so that decoding step by step seldom comes here.
+            # Twice the length, so that decoding step by step seldom computes a new table.
             positions = torch.arange(max(256, 2 * length), device=device)
             self._table = self._sinusoids(positions, self._width)  # (2 * length, D)
         return self._table[:length]
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector for its position to each embedding; lengths are bounded."""
+    """Learned vectors added to embeddings, for sequences of bounded length."""
 
     def __init__(self, width: int, max_positions: int) -> None:
         super().__init__()
         self.embedding = embedding(max_positions, width)
 
     def reset_parameters(self) -> None:
-        """Normal initialisation, narrow beside the unit width of scaled embeddings.
+        """Apply normal initialisation, narrow compared with scaled embeddings of unit variance.
 
-        Measured as for `INITIAL_GAIN`: a loss of 3.76 with it and 3.97 with unit width.
+        Measured as for `INITIAL_GAIN`: a loss of 3.76 with it and 3.97 with unit variance.
         """
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """`x` (B, T, D) plus the vectors of positions start … start + T - 1.
+        """Return `x` (B, T, D) plus the vectors of positions start … start + T - 1.
 
         Raises:
-            ValueError: the segment is longer than the model has positions for.
+            ValueError: the segment has more tokens than the model has positions.
         """
         end, limit = start + x.shape[1], self.embedding.num_embeddings
         if end > limit:
@@ -125,7 +123,7 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Turns queries and keys by an angle that grows with their position.
+    """Rotary positions: queries and keys are rotated by an angle proportional to their position.
 
     The product of a query and a key then depends on their distance alone.
 
@@ -133,19 +131,19 @@ class RotaryPositions(nn.Module):
     """
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """`x` (B, H, T, E), turned for the positions start … start + T - 1; E is even."""
+        """Return `x` (B, H, T, E), E even, rotated for positions start … start + T - 1."""
         positions = torch.arange(start, start + x.shape[2], device=x.device)
-        return turned(x, *rotations(positions, x.shape[3]))
+        return rotate(x, *rotations(positions, x.shape[3]))
 
 
 def rotations(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (T, E / 2) each and in double, of the angles for positions (T,)."""
+    """Return cosines and sines of the angles of positions (T,), (T, E / 2) each, in double."""
     angles = _angles(positions, width)  # (T, E / 2)
     return angles.cos(), angles.sin()
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`x` (B, H, T, E), its even elements and the odd ones behind them turned by angles."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return `x` (B, H, T, E) with each pair of even and odd elements rotated by its angle."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # (T, E / 2) each
     even, odd = x[..., 0::2], x[..., 1::2]  # (B, H, T, E / 2) each
     both = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

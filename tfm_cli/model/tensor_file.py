@@ -1,4 +1,4 @@
-"""Tensors into a safetensors file, byte for byte as the safetensors library writes them."""
+"""Writing tensors to a safetensors file, byte for byte as the safetensors library does."""
 
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
@@ -18,12 +18,12 @@ _TYPES = {
 def write_tensors(
     stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Write tensors, in the memory of the CPU and contiguous; returns the SHA-256 of the file.
+    """Write tensors to a stream and return the SHA-256 of the file.
 
     Args:
-        stream: at its start.
-        tensors: by name.
-        metadata: words that are kept beside them.
+        stream: positioned at its start.
+        tensors: by name, contiguous and in CPU memory.
+        metadata: strings that are stored with the tensors.
     """
     arrays = {
         name: Array(_TYPES[tensor.dtype], tuple(tensor.shape), _bytes(tensor))
@@ -34,6 +34,6 @@ def write_tensors(
 
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     flat = tensor.detach().reshape(-1)
-    if flat.stride(0) != 1:  # a single number may have any stride, and counts as contiguous
+    if flat.stride(0) != 1:  # a single number counts as contiguous with any stride
         flat = flat.clone(memory_format=torch.contiguous_format)
     yield flat.view(torch.uint8).numpy().data

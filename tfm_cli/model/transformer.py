@@ -1,10 +1,11 @@
 """The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, figure 1)."""
 
-# B segments, S source pieces, T target pieces, R rows being decoded, D model width, V vocabulary,
-# C some of its pieces
+# B segments, S source tokens, T target tokens, R rows being decoded, D model width, V vocabulary,
+# C some of its tokens
 
 import contextlib
 import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.cache import DecoderState
 from tfm_cli.model.dropout import Dropout, Noise
-from tfm_cli.model.layers import DecoderLayer, EncoderLayer
+from tfm_cli.model.layers import DecoderLayer, EncoderLayer, LayerShape
 from tfm_cli.model.positions import (
     LearnedPositions,
     RotaryPositions,
@@ -24,121 +25,130 @@ from tfm_cli.model.positions import (
 )
 
 
-class Transformer(nn.Module):
-    """An encoder-decoder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerShape:
+    """The hyperparameters of a Transformer; the defaults are those of the paper's base model.
 
-    Args:
-        vocab_size: target pieces; ids are 0 … vocab_size - 1.
-        source_vocab_size: source pieces; None where there is one vocabulary for both.
+    Attributes:
         encoder_layers, decoder_layers: depth of the stacks.
         width: of embeddings and layers (d_model); a multiple of `heads` and `decoder_heads`.
         heads: attention heads.
         feed_forward_width: inner width of the feed-forward layers (d_ff).
-        decoder_heads: attention heads of the decoder, towards the source too; 0 for `heads`.
+        decoder_heads: attention heads of the decoder, cross-attention included; 0 for `heads`.
         decoder_feed_forward_width: the decoder's; 0 for `feed_forward_width`.
         dropout: rate on embeddings and sub-layer outputs.
         norm: `post` as in the paper, or `pre`.
         positions: `sinusoidal` as in the paper, `sinusoidal_halves` or `sinusoidal_marian` (see
             `SinusoidalPositions`), `learned` or `rotary`.
-        max_positions: how many learned positions there are.
+        max_positions: number of learned positions.
         activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
         tied_embeddings: 3 for one matrix for source, target and output as in the paper; 2 for
             target and output; 1 for source and target; 0 for three matrices.
         scale_embeddings: multiply embeddings by sqrt(width), as in the paper.
         output_bias: add a learned bias to the logits.
+    """
+
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    width: int = 512
+    heads: int = 8
+    feed_forward_width: int = 2048
+    decoder_heads: int = 0
+    decoder_feed_forward_width: int = 0
+    dropout: float = 0.1
+    norm: str = "post"
+    positions: str = "sinusoidal"
+    max_positions: int = 1024
+    activation: str = "relu"
+    tied_embeddings: int = 3
+    scale_embeddings: bool = True
+    output_bias: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for heads that rotary positions cannot rotate."""
+        for layer in (self.encoder_layer, self.decoder_layer):
+            head_width = layer.width // layer.heads
+            if self.positions == "rotary" and head_width % 2:
+                raise ValueError(f"rotary positions need heads of even width, got {head_width}")
+
+    @property
+    def encoder_layer(self) -> LayerShape:
+        """Return the shape of the encoder's layers."""
+        return self._layer(self.heads, self.feed_forward_width)
+
+    @property
+    def decoder_layer(self) -> LayerShape:
+        """Return the shape of the decoder's layers."""
+        return self._layer(
+            self.decoder_heads or self.heads,
+            self.decoder_feed_forward_width or self.feed_forward_width,
+        )
+
+    def _layer(self, heads: int, feed_forward_width: int) -> LayerShape:
+        return LayerShape(
+            width=self.width,
+            heads=heads,
+            feed_forward_width=feed_forward_width,
+            dropout=self.dropout,
+            norm=self.norm,
+            activation=self.activation,
+        )
+
+
+class Transformer(nn.Module):
+    """An encoder-decoder Transformer.
+
+    Args:
+        shape: the hyperparameters.
+        vocab_size: target tokens; ids are 0 … vocab_size - 1.
+        source_vocab_size: source tokens; None if both sides share a vocabulary.
 
     Attributes:
-        recomputes_activations: compute the inside of each layer twice rather than remember it.
+        recomputes_activations: recompute the activations of each layer in the backward pass
+            instead of storing them.
     """
 
     def __init__(
-        self,
-        vocab_size: int,
-        *,
-        source_vocab_size: int | None = None,
-        encoder_layers: int = 6,
-        decoder_layers: int = 6,
-        width: int = 512,
-        heads: int = 8,
-        feed_forward_width: int = 2048,
-        decoder_heads: int = 0,
-        decoder_feed_forward_width: int = 0,
-        dropout: float = 0.1,
-        norm: str = "post",
-        positions: str = "sinusoidal",
-        max_positions: int = 1024,
-        activation: str = "relu",
-        tied_embeddings: int = 3,
-        scale_embeddings: bool = True,
-        output_bias: bool = False,
+        self, shape: TransformerShape, vocab_size: int, source_vocab_size: int | None = None
     ) -> None:
         super().__init__()
-        source_vocab_size = source_vocab_size or vocab_size
-        source_is_tied, output_is_tied = bool(tied_embeddings & 1), bool(tied_embeddings & 2)
+        source_vocab_size, width = source_vocab_size or vocab_size, shape.width
+        source_is_tied, output_is_tied = (bool(shape.tied_embeddings & bit) for bit in (1, 2))
         if source_is_tied and source_vocab_size != vocab_size:
-            found = f"{source_vocab_size} and {vocab_size}"
-            raise ValueError(f"tied source and target need vocabularies of one size, got {found}")
-        for count in (heads, decoder_heads or heads):
-            if positions == "rotary" and width // count % 2:
-                raise ValueError(f"rotary positions need heads of even width, got {width // count}")
+            actual = f"{source_vocab_size} and {vocab_size}"
+            raise ValueError(f"tied source and target need vocabularies of one size, got {actual}")
         self.noise = Noise()
         self.recomputes_activations = False
-        self.embedding_scale = math.sqrt(width) if scale_embeddings else 1.0
-        rotary = RotaryPositions() if positions == "rotary" else None
+        self.embedding_scale = math.sqrt(width) if shape.scale_embeddings else 1.0
 
         self.target_embedding = embedding(vocab_size, width)
-        # One matrix has one name; those who share it find None and use it by that name.
+        # A shared matrix has one name; the modules that share it are None.
         self.source_embedding = None if source_is_tied else embedding(source_vocab_size, width)
         self.output = None if output_is_tied else nn.Linear(width, vocab_size, bias=False)
-        self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if output_bias else None
+        self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if shape.output_bias else None
+        self.source_positions = _position_encoding(shape)
+        self.target_positions = _position_encoding(shape)
+        self.dropout = Dropout(shape.dropout, self.noise)
 
-        def position_encoding() -> nn.Module | None:
-            if positions == "rotary":
-                return None
-            if positions == "learned":
-                return LearnedPositions(width, max_positions)
-            return SinusoidalPositions(width, layout=positions.removeprefix("sinusoidal_"))
-
-        self.source_positions = position_encoding()
-        self.target_positions = position_encoding()
-        self.dropout = Dropout(dropout, self.noise)
-
-        def encoder_layer() -> EncoderLayer:
-            return EncoderLayer(
-                width=width,
-                heads=heads,
-                feed_forward_width=feed_forward_width,
-                dropout=dropout,
-                norm=norm,
-                activation=activation,
-                rotary=rotary,
-                noise=self.noise,
-            )
-
-        def decoder_layer() -> DecoderLayer:
-            return DecoderLayer(
-                width=width,
-                heads=decoder_heads or heads,
-                feed_forward_width=decoder_feed_forward_width or feed_forward_width,
-                dropout=dropout,
-                norm=norm,
-                activation=activation,
-                rotary=rotary,
-                noise=self.noise,
-            )
-
-        self.encoder_layers = nn.ModuleList(encoder_layer() for _ in range(encoder_layers))
-        self.decoder_layers = nn.ModuleList(decoder_layer() for _ in range(decoder_layers))
-        # Post-norm stacks end normalised; pre-norm stacks need a last norm of their own.
-        self.encoder_norm = nn.LayerNorm(width) if norm == "pre" else None
-        self.decoder_norm = nn.LayerNorm(width) if norm == "pre" else None
+        rotary = RotaryPositions() if shape.positions == "rotary" else None
+        self.encoder_layers = nn.ModuleList(
+            EncoderLayer(shape.encoder_layer, rotary, self.noise)
+            for _ in range(shape.encoder_layers)
+        )
+        self.decoder_layers = nn.ModuleList(
+            DecoderLayer(shape.decoder_layer, rotary, self.noise)
+            for _ in range(shape.decoder_layers)
+        )
+        # Post-norm layers end with a norm; pre-norm stacks need one after the last layer.
+        self.encoder_norm = nn.LayerNorm(width) if shape.norm == "pre" else None
+        self.decoder_norm = nn.LayerNorm(width) if shape.norm == "pre" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Narrowed Glorot for matrices; embeddings D**-0.5 wide, as they are scaled by D**0.5."""
+        """Apply narrowed Glorot to matrices; embeddings are D**-0.5 wide, as D**0.5 scales them."""
         if self.target_embedding.weight.is_meta:
-            return  # there is nothing to fill
-        # Children first: what nn.Linear and nn.Embedding give themselves is replaced.
+            return  # it has no values
+        # Children first, to replace the initialisation of nn.Linear and nn.Embedding.
         for module in reversed(list(self.modules())):
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
@@ -150,17 +160,17 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.output_bias)
 
     def forward(self, source: Tensor, source_keep: Tensor | None, target: Tensor) -> Tensor:
-        """Logits (B, T, V) of each next piece, all target positions at once (teacher forcing).
+        """Return logits (B, T, V) of each next token, for all target positions (teacher forcing).
 
         Args:
             source: (B, S) ids, padded at the end with any id.
             source_keep: (B, 1, 1, S), False at padding; None if there is none.
-            target: (B, T) ids shifted right: the start id, then the pieces before the last.
+            target: (B, T) ids shifted right: the start id, then the tokens before the last.
         """
         return self.logits(self.decode(target, self.encode(source, source_keep), source_keep))
 
     def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
-        """The memory (B, S, D) of source ids (B, S)."""
+        """Return the memory (B, S, D) of source ids (B, S)."""
         embedding = self.source_embedding or self.target_embedding
         x = self._embed(source, embedding, self.source_positions)  # (B, S, D)
         for layer in self.encoder_layers:
@@ -168,7 +178,7 @@ class Transformer(nn.Module):
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def decode(self, target: Tensor, memory: Tensor, source_keep: Tensor | None) -> Tensor:
-        """Hidden states (B, T, D) of target ids (B, T), each seeing itself and those before it."""
+        """Return hidden states (B, T, D) of target ids (B, T), with causal self-attention."""
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
         x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
         for layer in self.decoder_layers:
@@ -178,9 +188,9 @@ class Transformer(nn.Module):
     def cross_attention_weights(
         self, source: Tensor, source_keep: Tensor | None, target: Tensor, *, layer: int
     ) -> Tensor:
-        """How much a decoder layer attends to each source piece, (B, T, S), mean over its heads.
+        """Return the cross-attention of a decoder layer, (B, T, S), averaged over its heads.
 
-        Row t is that of the step which has read `target[:, t]` and looks for what comes next. The
+        Row t belongs to the step that has read `target[:, t]` and predicts the next token. The
         other arguments are those of `forward`; layers above `layer`, from 0, are not computed.
         """
         memory = self.encode(source, source_keep)  # (B, S, D)
@@ -193,44 +203,44 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix (V, D) that turns hidden states into logits."""
+        """Return the matrix (V, D) that maps hidden states to logits."""
         return self.target_embedding.weight if self.output is None else self.output.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (…, V) of hidden states (…, D)."""
+        """Return logits (…, V) of hidden states (…, D)."""
         return F.linear(hidden, self.output_weight, self.output_bias)
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
-        """Read the source, (B, S) ids; what comes back is ready for the first `step`."""
+        """Read the source, (B, S) ids, and return the state before the first `step`."""
         memory = self.encode(source, source_keep)  # (B, S, D)
         layers = [cast(DecoderLayer, layer).start(memory) for layer in self.decoder_layers]
         return DecoderState(source_keep, layers)
 
-    def step(self, pieces: Tensor, state: DecoderState) -> Tensor:
-        """Logits (R, V) of what follows the newest piece (R,) of each row; extends the state."""
-        return self.logits(self.advance(pieces, state))
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Return logits (R, V) of the token after the newest (R,) of each row; extend the state."""
+        return self.logits(self.advance(tokens, state))
 
     def restricted(self, ids: Tensor) -> "RestrictedTransformer":
-        """The same model with logits for these target ids (C,) alone."""
+        """Return the same model with logits for these target ids (C,) alone."""
         return RestrictedTransformer(self, ids)
 
-    def advance(self, pieces: Tensor, state: DecoderState) -> Tensor:
-        """Hidden states (R, D) after the newest piece (R,) of each row; extends the state."""
+    def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Return hidden states (R, D) after the newest token (R,) of each row; extend the state."""
         x = self._embed(
-            pieces[:, None], self.target_embedding, self.target_positions, state.length
+            tokens[:, None], self.target_embedding, self.target_positions, state.length
         )  # (R, 1, D)
-        for layer, layer_state in zip(self.decoder_layers, state.layers, strict=True):
-            x = cast(DecoderLayer, layer).step(x, layer_state, state.source_keep, state.length)
+        for layer, cache in zip(self.decoder_layers, state.layers, strict=True):
+            x = cast(DecoderLayer, layer).step(x, cache, state.source_keep, state.length)
         state.length += 1
         if self.decoder_norm is not None:
             x = self.decoder_norm(x)
         return x[:, 0]  # (R, D)
 
     def _through(self, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
-        """What a layer makes of its arguments, (B, T, D).
+        """Return the output of a layer, (B, T, D).
 
-        With `recomputes_activations`, what its backward pass needs is not kept but computed again,
-        with the same dropout: memory for one layer at a time, for a third more work.
+        With `recomputes_activations`, activations are recomputed in the backward pass with the
+        same dropout: they take the memory of one layer at a time, for a third more computation.
 
         Source: Chen et al. 2016, arXiv:1604.06174.
         """
@@ -249,7 +259,7 @@ class Transformer(nn.Module):
     def _embed(
         self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, start: int = 0
     ) -> Tensor:
-        """What the first layer sees (B, T, D) of ids (B, T), whose positions begin at `start`."""
+        """Return the first layer's input (B, T, D) for ids (B, T) at positions from `start`."""
         x = embedding(ids) * self.embedding_scale  # (B, T, D)
         if positions is not None:
             x = positions(x, start)
@@ -257,12 +267,21 @@ class Transformer(nn.Module):
         return dropped
 
 
+def _position_encoding(shape: TransformerShape) -> nn.Module | None:
+    """Return the encoding that is added to embeddings; None for rotary positions."""
+    if shape.positions == "rotary":
+        return None
+    if shape.positions == "learned":
+        return LearnedPositions(shape.width, shape.max_positions)
+    return SinusoidalPositions(shape.width, layout=shape.positions.removeprefix("sinusoidal_"))
+
+
 class RestrictedTransformer:
-    """A Transformer that decodes with logits for some of the target pieces alone.
+    """A Transformer that computes logits for some of the target tokens alone.
 
     Args:
-        transformer: whose weights and states these are.
-        ids: (C,) of the pieces.
+        transformer: provides the weights and states.
+        ids: (C,) of the tokens.
     """
 
     def __init__(self, transformer: Transformer, ids: Tensor) -> None:
@@ -272,10 +291,10 @@ class RestrictedTransformer:
         self._bias = None if bias is None else bias[ids]  # (C,)
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
-        """Read the source, as the Transformer does."""
+        """Read the source with the Transformer."""
         return self._transformer.start(source, source_keep)
 
-    def step(self, pieces: Tensor, state: DecoderState) -> Tensor:
-        """Logits (R, C) of what follows the newest piece (R,), any of all V, of each row."""
-        hidden = self._transformer.advance(pieces, state)  # (R, D)
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Return logits (R, C) of the token after the newest (R,), any of all V, of each row."""
+        hidden = self._transformer.advance(tokens, state)  # (R, D)
         return F.linear(hidden, self._weight, self._bias)

@@ -18,7 +18,7 @@ from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile, values_sha256
 from tfm_cli.model.tensor_file import write_tensors
-from tfm_cli.model.transformer import Transformer
+from tfm_cli.model.transformer import Transformer, TransformerShape
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
     load_config,
@@ -66,8 +66,8 @@ def build_transformer(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Tran
         vocab_sizes: of source and target.
     """
     source_size, target_size = vocab_sizes
-    shape = dataclasses.asdict(config)
-    return Transformer(target_size, source_vocab_size=source_size, **shape)
+    shape = TransformerShape(**dataclasses.asdict(config))
+    return Transformer(shape, target_size, source_size)
 
 
 def save_weights(

@@ -1,7 +1,7 @@
-// Memory of the engine: aligned, zero, counted by whoever holds it, and able to fail for tests.
+// Memory of the engine: aligned, zeroed, counted by its owner, with a failpoint for tests.
 //
-// What cannot be had is reported by std::bad_alloc. Big blocks come from the kernel untouched: a page
-// takes memory when it is first written to, so a cache costs what is used of it.
+// An allocation that fails throws std::bad_alloc. Large blocks are mapped: a page takes memory when it
+// is first written to, so a cache costs only the part that is used.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,24 +30,24 @@ inline void check_failpoint() {
 constexpr size_t kCacheLine = 64;
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
-// From this size on a block is a mapping of its own, which the kernel hands out zeroed page by page.
+// Blocks of at least this size are mappings, which the kernel zeroes page by page.
 constexpr size_t kMappedFrom = size_t{256} << 10;
 
 constexpr size_t round_up(size_t size, size_t multiple) {
   return (size + multiple - 1) / multiple * multiple;
 }
 
-// The size of `count` elements; std::bad_alloc if no size_t holds it.
+// Return the size of `count` elements; throw std::bad_alloc if it overflows.
 inline size_t array_bytes(size_t count, size_t element) {
   if (count > std::numeric_limits<ptrdiff_t>::max() / element) throw std::bad_alloc();
   return count * element;
 }
 
-// A block of zeros that begins at a cache line, and at a huge page if it is as large as one.
+// A block of zeros aligned to a cache line, or to a huge page if it is at least as large.
 class Block {
  public:
   Block() = default;
-  // huge: ask for huge pages, for what is read again and again as one stream.
+  // huge: request huge pages, for data that is read repeatedly as one stream.
   explicit Block(size_t bytes, bool huge = false) {
     if (bytes == 0) return;
     check_failpoint();
@@ -108,7 +108,7 @@ class Block {
     void* mapping = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     char* from = static_cast<char*>(mapping);
-    if (slack) {  // keep what begins at a huge page
+    if (slack) {  // use the part that begins at a huge page
       char* aligned = from + (kHugePage - reinterpret_cast<uintptr_t>(from) % kHugePage) % kHugePage;
       if (aligned != from) munmap(from, size_t(aligned - from));
       char* end = from + bytes + slack;
@@ -128,28 +128,28 @@ class Block {
   bool mapped_ = false;
 };
 
-// The weights of a model: small and large arrays side by side in huge pages, freed together.
+// The arrays of a model, allocated next to each other in huge pages and freed together.
 class Arena {
  public:
-  // Zeros that begin at a cache line.
+  // Return `count` zeros aligned to a cache line.
   template <class T>
   T* take(size_t count) {
     size_t bytes = round_up(array_bytes(count, sizeof(T)), kCacheLine);
     if (bytes > size_t(std::numeric_limits<ptrdiff_t>::max()) / 2) throw std::bad_alloc();
-    if (bytes > room_) {
+    if (bytes > left_) {
       size_t size = bytes > kChunk / 4 ? bytes : kChunk;
       blocks_.reserve(blocks_.size() + 1);
       blocks_.emplace_back(size, true);
-      if (size != kChunk) {  // a large array alone; the chunk before it goes on
+      if (size != kChunk) {  // a large array has its own block; the current chunk remains in use
         used_ += bytes;
         return static_cast<T*>(blocks_.back().data());
       }
       next_ = static_cast<char*>(blocks_.back().data());
-      room_ = size;
+      left_ = size;
     }
     T* result = reinterpret_cast<T*>(next_);
     next_ += bytes;
-    room_ -= bytes;
+    left_ -= bytes;
     used_ += bytes;
     return result;
   }
@@ -159,18 +159,18 @@ class Arena {
   static constexpr size_t kChunk = 8 * kHugePage;
   std::vector<Block> blocks_;
   char* next_ = nullptr;
-  size_t room_ = 0, used_ = 0;
+  size_t left_ = 0, used_ = 0;
 };
 
-// Memory that grows on demand and is kept: activations and caches. What it held is lost when it grows.
+// Memory that grows on demand and is reused: activations and caches. Its contents are lost on growth.
 class Buffer {
  public:
-  // At least `count` elements, with a vector's width of room behind the last. huge: ask for huge pages.
+  // Return at least `count` elements, padded by the width of a vector. huge: request huge pages.
   template <class T>
   T* get(size_t count, bool huge = false) {
     size_t bytes = array_bytes(count, sizeof(T)) + 2 * kCacheLine;
     if (bytes > block_.size()) {
-      block_ = Block();  // first give back, then ask
+      block_ = Block();  // free before allocating, to lower the peak
       block_ = Block(bytes < kMappedFrom ? bytes + bytes / 4 : bytes, huge);
     }
     return static_cast<T*>(block_.data());
@@ -182,7 +182,7 @@ class Buffer {
   Block block_;
 };
 
-// The allocator of vectors: it counts for the failpoint.
+// The allocator of vectors, subject to the failpoint.
 template <class T>
 struct Allocator {
   using value_type = T;

@@ -2,11 +2,11 @@
 // Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
 //
 // A cache holds the keys and values of one layer and one segment, [head][entry][padded head width], as
-// floats or as bf16. The K hypotheses of a segment share it: entry position * K + k is what hypothesis k
-// wrote at a position, and a table of ancestors names the entry that a later one reads there. So nothing
-// is moved when hypotheses change places.
+// floats or as bf16. The K hypotheses of a segment share it: entry position * K + k was written by
+// hypothesis k at a position, and the ancestors of a hypothesis are the entries that it reads at each
+// position. A beam is therefore reordered without moving any keys and values.
 //
-// Every sum has one order that depends on the number of positions and the head width alone.
+// Every sum has one order that depends only on the number of positions and the head width.
 //
 // H heads, E head width, P positions
 #pragma once
@@ -20,34 +20,34 @@
 
 namespace tfm {
 
-// The elements of a cached head, with zeros behind E: whole vectors of floats, or whole vectors of pairs
-// of bf16, where element l of a pair of vectors stands beside element l + VL.
+// The elements of a cached head, padded with zeros: whole vectors of floats, or whole vectors of pairs
+// of bf16, in which element l of a pair of vectors is next to element l + VL.
 template <class T>
 constexpr int padded_head_width(int head_width) {
   constexpr int multiple = sizeof(T) == 4 ? VL : 2 * VL;
   return (head_width + multiple - 1) / multiple * multiple;
 }
 
-// Positions of a block: caches of what is written grow by blocks, so that the memory they touch depends
-// on how long translations are, not on how long they might be.
+// Positions of a block: decoder caches grow by blocks, so that the memory they touch depends on the
+// actual lengths of translations, not on their limits.
 constexpr int kBlockBits = 5;
 constexpr int kBlock = 1 << kBlockBits;
 
 template <class T>
 struct Cache {  // of one layer and one segment, all heads
-  T* keys;      // (H, room, padded E)
-  T* values;    // (H, room, padded E)
-  int room;     // entries, of a block where there are several
-  const long* blocks = nullptr;  // how far behind the first block each of them is; nullptr: there is one
+  T* keys;      // (H, capacity, padded E)
+  T* values;    // (H, capacity, padded E)
+  int capacity;     // entries, of a block where there are several
+  const long* blocks = nullptr;  // offset of each block from the first; nullptr: there is only one
 };
 
-// Elements of the keys, and as many of the values, of `room` entries.
+// Return the number of elements of the keys, or of the values, of `capacity` entries.
 template <class T>
-constexpr size_t cache_size(int heads, int head_width, int room) {
-  return size_t(heads) * size_t(room) * size_t(padded_head_width<T>(head_width));
+constexpr size_t cache_size(int heads, int head_width, int capacity) {
+  return size_t(heads) * size_t(capacity) * size_t(padded_head_width<T>(head_width));
 }
 
-// Floats of scratch memory that `attend` needs.
+// Return the number of floats of scratch memory that `attend` needs.
 constexpr size_t attention_scratch(int num_positions, int head_width) {
   return round_up(size_t(num_positions), VL) + round_up(size_t(head_width), 2 * VL) + VL;
 }
@@ -70,11 +70,11 @@ static void store(Cache<T> cache, int heads, int head_width, int entry, const fl
   const size_t width = size_t(padded_head_width<T>(head_width));
   size_t start = 0;
   if (cache.blocks != nullptr) {
-    start = size_t(cache.blocks[entry / cache.room]);
-    entry %= cache.room;
+    start = size_t(cache.blocks[entry / cache.capacity]);
+    entry %= cache.capacity;
   }
   for (int h = 0; h < heads; h++) {
-    const size_t at = start + (size_t(h) * size_t(cache.room) + size_t(entry)) * width;
+    const size_t at = start + (size_t(h) * size_t(cache.capacity) + size_t(entry)) * width;
     store_head(cache.keys + at, key + h * head_width, head_width);
     store_head(cache.values + at, value + h * head_width, head_width);
   }
@@ -87,13 +87,13 @@ static TFM_INLINE vf head_vector(const uint16_t* p, int i) {
   return i % 2 == 0 ? lower_half(pairs) : upper_half(pairs);
 }
 
-// The halves of all groups of 2 * HALF lanes of a and then of b added up: the lower to the upper ones.
+// Add the lower and upper halves of all groups of 2 * HALF lanes of a, then of b.
 template <int HALF, int... I>
 static TFM_INLINE vf add_halves(vf a, vf b, std::integer_sequence<int, I...>) {
   const vi lower = {(I / HALF * 2 * HALF + I % HALF)...};
   return shuffled(a, b, lower) + shuffled(a, b, lower + HALF);
 }
-// The sums of VL vectors, one in each lane, added up as `sum` does.
+// Return the sums of VL vectors, one in each lane, in the order of `sum`.
 static TFM_INLINE vf sums_of(const vf* v) {
   vf left[VL];
   for (int i = 0; i < VL; i++) left[i] = v[i];
@@ -113,7 +113,7 @@ static TFM_INLINE vf sums_of(const vf* v) {
   return left[0];
 }
 
-// Ask for `count` elements from `from` on, of vectors j … of a cached head.
+// Prefetch `count` elements starting at `from`, of vectors j … of a cached head.
 template <class T>
 static TFM_INLINE void prefetch(const T* head, int count, int j) {
   constexpr int kLine = int(kCacheLine / sizeof(T));
@@ -127,8 +127,8 @@ constexpr int kValueVectors = 4;  // of the result at a time: with 4 sums each t
 constexpr int kValueVectors = 2;
 #endif
 
-// Vectors j … j + COUNT - 1 of the weighted sum of values, each of which is the sum of 4 sums: of the
-// positions 0, 4, 8, …, of 1, 5, …
+// Vectors j … j + COUNT - 1 of the weighted sum of values, each computed as 4 partial sums: of positions
+// 0, 4, 8, …, of 1, 5, …
 template <int COUNT, class T, class Entry>
 static TFM_INLINE void add_values(const T* values, int j, const float* p, int num_positions, float inverse, Entry entry,
                                   const T* next_keys, vf* result) {
@@ -152,9 +152,9 @@ static TFM_INLINE void add_values(const T* values, int j, const float* p, int nu
   for (int i = 0; i < COUNT; i++) result[i] = ((sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3])) * inverse;
 }
 
-// One head. V: vectors of a cached head, or 0 for any number. p: (P,), to which the attention weights go.
-// Caches are mostly far away: values are asked for while scores are computed, and the keys of the next head
-// while values are added up.
+// Attention of one head. V: vectors of a cached head, or 0 for any number. p: (P,) output, the attention
+// weights. Values are prefetched while scores are computed, and the keys of the next head while values
+// are summed.
 template <int V, class T>
 static void attend_head(const float* query, const T* keys, const T* values, int num_vectors, int head_width,
                         int num_positions, int stride, const uint8_t* ancestors, const long* blocks, const T* next_keys, float* out, float* p) {
@@ -217,8 +217,8 @@ static void attend_head(const float* query, const T* keys, const T* values, int 
 // One query, all heads: softmax(query keys^T / sqrt(E)) values.
 //   query, out: (H * E,); scratch: attention_scratch(num_positions, E) floats
 //   stride: hypotheses that share the cache, K; ancestors: (P,) or nullptr for entries position * stride
-//   weights: (P,), to which the mean over heads of the attention weights is added; nullptr: not wanted
-//   next: the cache that is read next, if that is known
+//   weights: (P,), to which the mean over heads of the attention weights is added; nullptr for none
+//   next: the cache that is read next, if known
 template <class T>
 static void attend(const float* query, Cache<T> cache, int heads, int head_width, int num_positions, int stride,
                    const uint8_t* ancestors, float* out, float* scratch, float* weights = nullptr,
@@ -227,13 +227,13 @@ static void attend(const float* query, Cache<T> cache, int heads, int head_width
   float* q = scratch;  // (padded E,)
   float* p = scratch + round_up(size_t(head_width), 2 * VL);
   for (int h = 0; h < heads; h++) {
-    const size_t at = size_t(h) * size_t(cache.room) * size_t(width);
+    const size_t at = size_t(h) * size_t(cache.capacity) * size_t(width);
     const float* from = query + h * head_width;
     if (head_width != width) {
       for (int j = 0; j < vectors; j++) store(q + j * VL, load_up_to(from + j * VL, head_width - j * VL));
       from = q;
     }
-    const T* next_keys = h + 1 < heads ? cache.keys + at + size_t(cache.room) * size_t(width) : next ? next->keys : cache.keys;
+    const T* next_keys = h + 1 < heads ? cache.keys + at + size_t(cache.capacity) * size_t(width) : next ? next->keys : cache.keys;
     auto head = vectors == 2 ? attend_head<2, T> : vectors == 4 ? attend_head<4, T> : vectors == 8 ? attend_head<8, T> : attend_head<0, T>;
     head(from, cache.keys + at, cache.values + at, vectors, head_width, num_positions, stride, ancestors, cache.blocks,
          next_keys, out + h * head_width, p);

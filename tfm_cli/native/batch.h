@@ -1,6 +1,6 @@
-// What a caller gives is checked before it is used.
+// Checks of the arguments of a call.
 //
-// B segments, S source pieces, V vocabulary
+// B segments, S source tokens, V vocabulary
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,8 +11,8 @@
 namespace tfm {
 
 constexpr int32_t kMostSegments = 1 << 20;
-constexpr int32_t kLongest = 1 << 22;  // pieces; more would be a mistake, and products might overflow
-constexpr int32_t kMostBeams = 256;    // the number of one is kept in a byte
+constexpr int32_t kLongest = 1 << 22;  // tokens; longer segments are mistakes, and products might overflow
+constexpr int32_t kMostBeams = 256;    // the index of a beam is stored in a byte
 
 inline void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value < least || value > most)
@@ -25,7 +25,7 @@ inline void check_ids(const char* name, const int32_t* ids, int64_t count, int32
     if (ids[i] < 0 || ids[i] >= size) refuse("%s: id %d of a vocabulary of %d", name, ids[i], size);
 }
 
-// The pieces of all segments.
+// Check the source tokens of all segments.
 inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t count, int32_t least) {
   if (count > 0 && !lengths) refuse("%s: there are none", name);
   int64_t sum = 0;
@@ -42,7 +42,7 @@ inline void check_sources(const TfmBatch& batch, const TfmModelOptions& model) {
   check_ids("source_ids", batch.source_ids, count, model.source_vocab_size);
 }
 
-// What a search needs besides.
+// Check the other data of a search.
 inline void check_batch(const TfmBatch& batch, const TfmModelOptions& model, const TfmSearchOptions& options) {
   check_sources(batch, model);
   const int32_t B = batch.num_segments;

@@ -1,4 +1,4 @@
-// What a call of interface.h does before and after its work: errors become a status and a text.
+// Conversion of exceptions to a status and a message, for the functions of interface.h.
 #pragma once
 #include <cstdint>
 #include <exception>
@@ -16,7 +16,7 @@ inline int32_t failed(int32_t status, const char* text) {
   return status;
 }
 
-// The status of what `body` does; nothing that it throws goes further.
+// Run `body` and return its status; no exception escapes.
 template <class Body>
 int32_t guarded(Body&& body) noexcept {
   try {
@@ -26,7 +26,7 @@ int32_t guarded(Body&& body) noexcept {
     return failed(failure.status, failure.what());
   } catch (const std::bad_alloc&) {
     return failed(TFM_NO_MEMORY, "out of memory");
-  } catch (const std::length_error&) {  // a vector longer than there are addresses
+  } catch (const std::length_error&) {  // of a vector that exceeds the address space
     return failed(TFM_NO_MEMORY, "out of memory");
   } catch (const std::exception& error) {
     return failed(TFM_DEFECT, error.what());

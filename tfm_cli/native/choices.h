@@ -1,6 +1,6 @@
-// What is made of a row of logits: its log-sum-exp, its largest, a piece that is drawn from it.
+// Functions of a row of logits: its log-sum-exp, its largest elements, a token sampled from it.
 //
-// N pieces, C of them that are wanted, M models
+// N tokens, C of them selected, M models
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -36,8 +36,8 @@ static TFM_INLINE vf log(vf x) {
   return x == x ? y : x;
 }
 
-// log(sum of e^x) in two parts, the larger first. Of no use, and not finite, where a value is NaN or
-// +inf or all are -inf.
+// log(sum of e^x) as the sum of two parts, the larger first. It is not finite if a value is NaN or +inf,
+// or all are -inf.
 struct LogSumExp {
   float largest, rest;
 
@@ -45,7 +45,7 @@ struct LogSumExp {
   bool is_finite() const { return std::isfinite(largest) && std::isfinite(rest); }
 };
 
-// NaN may be passed over.
+// NaN may be ignored.
 inline float largest_of(const float* x, int count) {
   const int whole = count / VL * VL;
   vf tops = broadcast(-kInfinity);
@@ -55,11 +55,11 @@ inline float largest_of(const float* x, int count) {
   return top;
 }
 
-// Of x (N,).
+// Return the log-sum-exp of x (N,).
 inline LogSumExp log_sum_exp(const float* x, int count) {
   const int whole = count / VL * VL;
   const float top = largest_of(x, count);
-  double sum_of_blocks = 0;  // single precision adds up no more than a block
+  double sum_of_blocks = 0;  // single precision only within a block
   constexpr int block = 32 * VL;
   for (int begin = 0; begin < whole; begin += block) {
     vf terms = {};
@@ -73,8 +73,8 @@ inline LogSumExp log_sum_exp(const float* x, int count) {
   return {top, float(std::log(sum_of_blocks))};
 }
 
-// One row of logits (N,) for each of M models become log-probabilities, in place, and then the
-// logarithm of the mean of their probabilities, in the first row. Source: `decoding/ensemble.py`.
+// Convert one row of logits (N,) of each of M models to log-probabilities, in place, and store the
+// logarithm of their mean probabilities in the first row. Source: `decoding/ensemble.py`.
 inline void log_mean(float* const* rows, int num_models, int count) {
   for (int m = 0; m < num_models; m++) {
     const LogSumExp total = log_sum_exp(rows[m], count);
@@ -99,24 +99,24 @@ struct Choice {
   float value;
   int32_t place;
 };
-// Larger values first, of equal ones the lower place.
+// Order by value, largest first, then by position.
 inline bool comes_before(const Choice& one, const Choice& other) {
   return one.value > other.value || (one.value == other.value && one.place < other.place);
 }
 
-// The `wanted` largest of values (N,) that are above -inf, in order; fewer if there are no more.
+// Find the `wanted` largest of values (N,) above -inf, in order; fewer if there are no more.
 inline void find_largest(const float* values, int count, int wanted, Vector<Choice>& found) {
   found.clear();
   if (wanted < 1) return;
-  const size_t room = size_t(wanted) + size_t(std::max(wanted, 32));
-  float bar = -kInfinity;  // what a value has to exceed
+  const size_t capacity = size_t(wanted) + size_t(std::max(wanted, 32));
+  float bar = -kInfinity;  // the threshold for further values
   const auto note = [&](int place) {
     if (!(values[place] > bar)) return;
     found.push_back({values[place], place});
-    if (found.size() < room) return;
+    if (found.size() < capacity) return;
     std::nth_element(found.begin(), found.begin() + (wanted - 1), found.end(), comes_before);
     found.resize(size_t(wanted));
-    bar = found.back().value;  // whatever equals it from here on has a higher place
+    bar = found.back().value;  // equal values that follow have higher positions
   };
   int i = 0;
   for (; i + VL <= count; i += VL) {
@@ -130,28 +130,28 @@ inline void find_largest(const float* values, int count, int wanted, Vector<Choi
   found.erase(end, found.end());
 }
 
-// The place that a number in [0, 1) draws from logits (N,), and -1 where none can be drawn.
+// Select a position in logits (N,) by a number in [0, 1); -1 if no token can be drawn.
 //
-// The pieces that are left stand in the order of their ids, each as wide as it is likely, and the
-// number says how far along them to go. Source: `decoding/sampling.py`.
+// The remaining tokens are lined up in the order of their ids, each with a width equal to its
+// probability, and the number is a position on this line. Source: `decoding/sampling.py`.
 class Draw {
  public:
-  int operator()(const float* logits, int count, double chance, double temperature, int top_k, double top_p) {
+  int operator()(const float* logits, int count, double number, double temperature, int top_k, double top_p) {
     if (!weigh(logits, count, temperature)) return -1;
     keep_likeliest(logits, count, top_k, top_p);
-    return along(chance, count);
+    return along(number, count);
   }
 
  private:
   static constexpr int kBlock = 64;
 
-  // Weights (N,) relative to the largest, whose 1 stays 1 however cold it gets.
+  // Weights (N,) relative to the largest, which is 1 at any temperature.
   bool weigh(const float* logits, int count, double temperature) {
-    constexpr double coldest = 1e-6;  // no draw is left by then
-    constexpr float least = -87;      // of exponents; what is less likely has no weight
+    constexpr double min_temperature = 1e-6;  // deterministic already
+    constexpr float least = -87;              // exponent; less likely tokens have no weight
     const float top = largest_of(logits, count);
     if (!std::isfinite(top)) return false;
-    const float divisor = float(std::max(temperature, coldest));
+    const float divisor = float(std::max(temperature, min_temperature));
     weights_.resize(round_up(size_t(count), kBlock));
     for (int i = 0; i < count; i += VL) {
       const vf logit = count - i < VL ? load_first(logits + i, count - i) : load(logits + i);
@@ -163,8 +163,8 @@ class Draw {
   }
   double weight(const Choice& each) const { return weights_[size_t(each.place)]; }
 
-  // Leave weights to the `top_k` likeliest alone, and of these to the fewest whose mass reaches the
-  // share `top_p`. Source: Holtzman et al. 2020, arXiv:1904.09751.
+  // Clear all weights but those of the `top_k` likeliest, and of these all but the fewest whose mass
+  // reaches the share `top_p`. Source: Holtzman et al. 2020, arXiv:1904.09751.
   void keep_likeliest(const float* logits, int count, int top_k, double top_p) {
     const bool is_few = top_k > 0 && top_k < count;
     if (!is_few && top_p >= 1) return;
@@ -175,7 +175,7 @@ class Draw {
         for (const Choice& each : kept_) share += top_p * weight(each);
       } else {
         for (int i = 0; i < count; i++) share += top_p * double(weights_[size_t(i)]);
-        find_largest(logits, count, kBlock, kept_);  // mostly enough
+        find_largest(logits, count, kBlock, kept_);  // usually sufficient
         double mass = 0;
         for (const Choice& each : kept_) mass += weight(each);
         if (mass < share) {
@@ -191,8 +191,8 @@ class Draw {
       if (comes_before(last, {logits[i], i})) weights_[size_t(i)] = 0;
   }
 
-  // Leave the first of the kept, in their order, up to the one with which their mass reaches the share.
-  // They are put in order no further than it takes to find that one.
+  // Truncate the kept tokens, in their order, at the one with which their mass reaches the share. They
+  // are sorted only as far as necessary.
   void keep_share(double share) {
     size_t begin = 0, end = kept_.size();
     double before = 0;
@@ -211,12 +211,12 @@ class Draw {
     kept_.resize(end);
   }
 
-  // The first place whose end, along all weights, is beyond the chance; the last with any mass where
+  // Return the first position whose cumulative weight exceeds the number; the last with any weight if
   // rounding leaves none.
-  int along(double chance, int count) const {
+  int along(double number, int count) const {
     double whole = 0;
     for (int i = 0; i < count; i += kBlock) whole += block(i);
-    const double goal = whole * chance;
+    const double goal = whole * number;
     double end = 0;
     for (int from = 0; from < count; from += kBlock) {
       const double mass = block(from);
@@ -230,10 +230,10 @@ class Draw {
       }
     }
     int last = count - 1;
-    while (weights_[size_t(last)] == 0) last--;  // the likeliest has some
+    while (weights_[size_t(last)] == 0) last--;  // the likeliest has a weight
     return last;
   }
-  // The mass of the weights of a block.
+  // Return the sum of the weights of a block.
   double block(int from) const {
     double sums[4] = {};
     for (int i = 0; i < kBlock; i += 4)

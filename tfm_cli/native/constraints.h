@@ -1,7 +1,7 @@
-// What bears on the next piece besides the model, in the rules of `decoding/`: loops, runs of pieces
-// that were there before, penalties for repetition, and valid UTF-8.
+// Constraints on the next token, with the rules of `decoding/`: loops, repeated n-grams, the repetition
+// penalty, and valid UTF-8.
 //
-// V vocabulary, t pieces written, N pieces among which a row is searched
+// V vocabulary, t tokens written, N tokens that a row may write
 #pragma once
 #include <algorithm>
 #include <array>
@@ -13,31 +13,31 @@
 
 namespace tfm {
 
-// ---- loops: `decoding/loops.py` ----
+// ---- loops: `is_loop` of `decoding/constraints.py` ----
 
-constexpr int kLongestPeriod = 8;    // pieces that are repeated
-constexpr int kRepeatedPieces = 24;  // so many of the newest are a repetition of those before them
+constexpr int kLongestPeriod = 8;    // tokens that are repeated
+constexpr int kRepeatedTokens = 24;  // number of newest tokens that must repeat those before them
 
-// Whether a translation ends in at least four passes over at most eight pieces.
+// Return true if a translation ends in at least four passes over at most eight tokens.
 inline bool is_loop(const Vector<int32_t>& ids) {
   const int length = int(ids.size());
-  if (length <= kRepeatedPieces) return false;
+  if (length <= kRepeatedTokens) return false;
   const int32_t* end = ids.data() + length;
-  for (int period = 1; period <= std::min(kLongestPeriod, length - kRepeatedPieces); period++)
-    if (end[-1] == end[-1 - period] && std::equal(end - kRepeatedPieces, end, end - kRepeatedPieces - period))
+  for (int period = 1; period <= std::min(kLongestPeriod, length - kRepeatedTokens); period++)
+    if (end[-1] == end[-1 - period] && std::equal(end - kRepeatedTokens, end, end - kRepeatedTokens - period))
       return true;
   return false;
 }
 
-// ---- the pieces among which a row is searched ----
+// ---- the tokens that a row may write ----
 
-// Piece `ids[i]` has place i among them; without `ids` a piece is its own place.
+// Token `ids[i]` has position i; without `ids` the position of a token is its id.
 struct Pieces {
   const int32_t* ids = nullptr;  // (N,) ascending
   int count = 0;                 // N
 
   int32_t piece(int place) const { return ids ? ids[place] : place; }
-  // -1 for a piece that is not among them.
+  // Return the position of a token, or -1 if the row may not write it.
   int place(int32_t piece) const {
     if (!ids) return piece;
     const int32_t* found = std::lower_bound(ids, ids + count, piece);
@@ -47,8 +47,8 @@ struct Pieces {
 
 // ---- repetition: `decoding/constraints.py` ----
 
-// The logits (N,) of pieces that were written are lowered: positive ones divided by the penalty,
-// negative ones multiplied with it.
+// Lower the logits (N,) of tokens already written: divide positive ones by the penalty, multiply
+// negative ones by it.
 //
 // Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, for positive logits; the negative ones
 // are multiplied, since a division would raise them.
@@ -63,7 +63,7 @@ inline void penalize(float* logits, const Pieces& pieces, const Vector<int32_t>&
   }
 }
 
-// The pieces that would end a run of `size` pieces that was there before, some of them several times.
+// Find the tokens that would repeat an n-gram of `size` tokens, some of them several times.
 inline void find_repeats(const Vector<int32_t>& written, int size, Vector<int32_t>& ends) {
   ends.clear();
   const int length = int(written.size());
@@ -75,31 +75,31 @@ inline void find_repeats(const Vector<int32_t>& written, int size, Vector<int32_
 
 // ---- valid UTF-8: `decoding/utf8.py` ----
 
-// Bytes that may follow in the same places, first and last; those of table 3-7 of the Unicode Standard
-// (RFC 3629). The kind of a piece is 0 for a whole piece or </s>, i + 1 for a byte of range i, and
-// kNever for a byte that may not be written.
+// First and last of the bytes that may follow in the same positions, from table 3-7 of the Unicode
+// Standard (RFC 3629). The kind of a token is 0 for text or </s>, i + 1 for a byte of range i, and
+// kNever for a byte that must not be written.
 constexpr std::array<std::array<uint8_t, 2>, 12> kByteRanges = {{
     {0x00, 0x7F}, {0x80, 0x8F}, {0x90, 0x9F}, {0xA0, 0xBF}, {0xC2, 0xDF}, {0xE0, 0xE0},
     {0xE1, 0xEC}, {0xED, 0xED}, {0xEE, 0xEF}, {0xF0, 0xF0}, {0xF1, 0xF3}, {0xF4, 0xF4},
 }};
 constexpr int kWhole = 0, kNever = int(kByteRanges.size()) + 1, kNumKinds = kNever + 1;
 
-// What a hypothesis is inside of: nothing, or a character whose next byte is restricted.
+// The states of a hypothesis: between characters, or inside one whose next byte is restricted.
 enum CharacterState : uint8_t { kBetween, kOne, kTwo, kAfterE0, kAfterEd, kThree, kAfterF0, kAfterF4, kNumStates };
 
 constexpr int kLow = 2, kMiddle = 3, kHigh = 4;  // kinds of continuation bytes
 
-// For each state inside a character the first and last kind that may follow, and the state after them.
+// For each state inside a character, the first and last kind that may follow, and the state after them.
 struct Continuation {
   uint8_t first, last, after;
 };
 constexpr std::array<Continuation, kNumStates> kContinuations = {{
-    {1, 0, kBetween},  // no character is begun
+    {1, 0, kBetween},  // between characters
     {kLow, kHigh, kBetween}, {kLow, kHigh, kOne}, {kHigh, kHigh, kOne}, {kLow, kMiddle, kOne},
     {kLow, kHigh, kTwo}, {kMiddle, kHigh, kTwo}, {kLow, kLow, kTwo},
 }};
 constexpr int kNone = -1;
-// The state after a kind that begins anew; kNone for one that begins nothing.
+// The state after a kind that begins a character; kNone for one that cannot.
 constexpr std::array<int8_t, kNumKinds> kFirst = {
     kBetween, kBetween, kNone, kNone, kNone, kOne, kAfterE0, kTwo, kAfterEd, kTwo, kAfterF0, kThree, kAfterF4, kNone,
 };
@@ -109,22 +109,22 @@ constexpr bool is_valid_next(int state, int kind) {
   return kind >= kContinuations[state].first && kind <= kContinuations[state].last;
 }
 
-// The state after a piece; one that may not follow begins anew.
+// Return the state after a token; one that may not follow begins a new character.
 constexpr uint8_t next_state(int state, int kind) {
   if (state != kBetween && is_valid_next(state, kind)) return kContinuations[state].after;
   return kFirst[kind] == kNone ? uint8_t(kBetween) : uint8_t(kFirst[kind]);
 }
 
-constexpr int kLongestCharacter = 4;  // bytes; more room than that makes no difference
+constexpr int kLongestCharacter = 4;  // bytes; larger numbers of remaining tokens make no difference
 
-// Whether a kind may follow by state and room: a byte may if the pieces that are there can end its
-// character within the room.
+// The kinds that may follow, by state and number of remaining tokens: a byte may follow if the available
+// tokens can end its character within the remaining ones.
 class Spelling {
  public:
   Spelling() = default;
   explicit Spelling(const std::array<bool, kNumKinds>& available) {
-    constexpr int unreachable = 2 * kLongestCharacter + 1;  // more than there is ever room for
-    int missing[kNumStates] = {};                           // fewest pieces that end the character
+    constexpr int unreachable = 2 * kLongestCharacter + 1;  // more tokens than may ever remain
+    int missing[kNumStates] = {};                           // fewest tokens that end the character
     for (int state = kOne; state < kNumStates; state++) {   // each after the one that follows it
       const Continuation& next = kContinuations[state];
       bool is_possible = false;
@@ -134,21 +134,21 @@ class Spelling {
     for (int state = 0; state < kNumStates; state++)
       for (int kind = 0; kind < kNumKinds; kind++) {
         const int needed = kind == kWhole ? 0 : 1 + missing[next_state(state, kind)];  // it may be </s>
-        for (int room = 0; room <= kLongestCharacter; room++)
-          may_[state][room][kind] = is_valid_next(state, kind) && room >= needed;
+        for (int remaining = 0; remaining <= kLongestCharacter; remaining++)
+          may_[state][remaining][kind] = is_valid_next(state, kind) && remaining >= needed;
       }
   }
 
-  // room: pieces that may still be written, this one included.
-  bool may(int state, int room, int kind) const {
-    return may_[state][std::clamp(room, 0, kLongestCharacter)][kind];
+  // remaining: tokens that may still be written, this one included.
+  bool may(int state, int remaining, int kind) const {
+    return may_[state][std::clamp(remaining, 0, kLongestCharacter)][kind];
   }
 
  private:
   bool may_[kNumStates][kLongestCharacter + 1][kNumKinds] = {};
 };
 
-// Which pieces are never written, and which of them are bytes.
+// The tokens that are never written, and those that stand for bytes.
 class Vocabulary {
  public:
   // banned: (num_banned,) ids; byte_values: (V,) or nullptr.
@@ -174,9 +174,9 @@ class Vocabulary {
   bool is_banned(int32_t piece) const { return is_banned_[size_t(piece)] != 0; }
   const Vector<int32_t>& bytes() const { return bytes_; }
   int kind(int32_t piece) const { return bytes_.empty() ? kWhole : kinds_[size_t(piece)]; }
-  // What may follow where all pieces may be written.
+  // Return the rules if all tokens may be written,
   const Spelling& spelling() const { return whole_; }
-  // … or these alone: a segment that lacks the last bytes of a character never begins it.
+  // or if only these may. A segment that lacks the last bytes of a character never begins it.
   Spelling spelling(const Pieces& pieces) const {
     std::array<bool, kNumKinds> available = {};
     if (pieces.ids) {
@@ -186,7 +186,7 @@ class Vocabulary {
     }
     return Spelling(available);
   }
-  // The limit of a segment, raised where its prefix ends inside a character that has no room.
+  // Return the limit of a segment, raised if its prefix needs more tokens to end a character.
   int raised_limit(int limit, const int32_t* prefix, int length) const {
     if (bytes_.empty()) return limit;
     int state = kBetween;
@@ -194,10 +194,10 @@ class Vocabulary {
     for (; state != kBetween; length++) state = kContinuations[size_t(state)].after;
     return std::max(limit, length);
   }
-  // Set the logits (N,) of pieces that may not follow to -inf; `kept` is working memory.
-  void forbid(float* logits, const Pieces& pieces, const Spelling& rules, int state, int room,
+  // Set the logits (N,) of tokens that may not follow to -inf; `kept` is working memory.
+  void forbid(float* logits, const Pieces& pieces, const Spelling& rules, int state, int remaining,
               Vector<float>& kept) const {
-    const auto allowed = [&](int32_t piece) { return rules.may(state, room, kind(piece)); };
+    const auto allowed = [&](int32_t piece) { return rules.may(state, remaining, kind(piece)); };
     if (pieces.ids) {
       for (int i = 0; i < pieces.count; i++)
         if ((state != kBetween || kind(pieces.ids[i]) != kWhole) && !allowed(pieces.ids[i])) logits[i] = -kInfinity;

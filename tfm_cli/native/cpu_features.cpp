@@ -1,7 +1,7 @@
-// What a library was built for, and whether this processor has it.
+// The instruction set that a library was built for, and a check that this processor has it.
 //
-// Compiled for the oldest processor of its kind, unlike the engine beside it: these functions are
-// called before it is known whether the engine may be.
+// This file is compiled for the oldest processors, unlike the engine: its functions are called before
+// it is known that the processor can run the engine.
 #include <cstdint>
 #include <string_view>
 
@@ -13,7 +13,7 @@
 #include <sys/auxv.h>
 #endif
 
-// The build names the instruction set; without a name it is what the compiler was told to use.
+// The build defines the instruction set; otherwise it follows from the compiler flags.
 #if !defined(TFM_INSTRUCTION_SET)
 #if defined(__AVX512BF16__)
 #define TFM_INSTRUCTION_SET "avx512_bf16"
@@ -37,7 +37,7 @@ constexpr bool kHasAvx2 = kHasAvx512 || kInstructionSet == "avx2";
 
 #if defined(__x86_64__)
 
-// A bit that the instruction CPUID sets. Source: Intel 64 and IA-32 Architectures Software
+// A bit of the result of the instruction CPUID. Source: Intel 64 and IA-32 Architectures Software
 // Developer's Manual, volume 2A, CPUID; leaf 0x80000001: AMD64 Architecture Programmer's Manual 3.
 enum Register { kEax, kEbx, kEcx, kEdx };
 struct Feature {
@@ -46,7 +46,7 @@ struct Feature {
   int bit;
 };
 
-// What -march=x86-64-v3 and -march=x86-64-v4 use beyond x86-64. Source: x86-64 psABI, table 3.1.
+// The features of -march=x86-64-v3 and -march=x86-64-v4 beyond x86-64. Source: x86-64 psABI, table 3.1.
 constexpr Feature kVersion3[] = {
     {1, 0, kEcx, 0},            // SSE3
     {1, 0, kEcx, 9},            // SSSE3
@@ -87,7 +87,7 @@ bool has_all(const Feature (&features)[N]) {
   return true;
 }
 
-// The states that the operating system keeps for each thread. Source: as above, XGETBV.
+// The register states that the operating system saves for each thread. Source: as above, XGETBV.
 bool system_keeps(uint32_t states) {
   uint32_t low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -108,7 +108,7 @@ bool runs_here() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
 
 #else
 
-bool runs_here() { return true; }  // each processor of Apple has the dot product of bytes
+bool runs_here() { return true; }  // all Apple processors have the dot product of bytes
 
 #endif
 

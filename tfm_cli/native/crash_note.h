@@ -1,8 +1,8 @@
-// What a process says before it dies of a fault inside the engine.
+// The message of a process that ends by a fault inside the engine.
 //
-// Handlers of signals belong to the process: they are there while a thread that has a note is inside
-// a call, and then what was there before is there again. A fault of any other thread is dealt with as
-// if they were not. They only do what POSIX allows in a handler (signal-safety(7)).
+// Signal handlers belong to the process: they are installed while a thread with a note is inside a
+// call, and the previous ones are restored afterwards. A fault of any other thread is passed to the
+// previous handler. The handlers call only functions that signal-safety(7) allows.
 #pragma once
 #include <cstring>
 
@@ -22,18 +22,17 @@ namespace tfm {
 
 #if defined(__unix__) || defined(__APPLE__)
 
-constexpr int kDefect = 70;  // exit code of a fault of the program, as in tfm_cli/cli
+constexpr int kDefect = 70;  // exit code of a bug of the program, as in tfm_cli/cli
 constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 constexpr int kNumFaults = 4;
-constexpr size_t kFaultStack = size_t{64} << 10;  // the stack of a thread may be what overflowed
+constexpr size_t kFaultStack = size_t{64} << 10;  // the stack of the thread may have overflowed
 
-// Threads inside a call that have a note. A handler must not ask for memory, which a first look at a
-// thread_local may do.
+// A thread inside a call, and its note. A handler reads this table, since it must not allocate memory.
 struct NotedCall {
-  std::atomic<const char*> note{nullptr};  // null for a place that is free
+  std::atomic<const char*> note{nullptr};  // null if this entry is free
   std::atomic<pthread_t> thread{};
 };
-constexpr int kMostCalls = 256;  // more threads go without
+constexpr int kMostCalls = 256;  // further threads have no note
 
 struct FaultHandlers {
   std::mutex mutex;
@@ -59,16 +58,16 @@ inline void on_fault(int number, siginfo_t* info, void*) {
     (void)written;
     _exit(kDefect);
   }
-  // The same fault comes again once this handler returns.
+  // The fault occurs again when this handler returns.
   for (int i = 0; i < kNumFaults; i++)
     if (kFaults[i] == number) sigaction(number, &fault_handlers.before[i], nullptr);
   if (is_sent) raise(number);
 }
 
-// Alive during a call.
+// Installs the handlers for the duration of a call.
 class CrashGuard {
  public:
-  // stack: kept by the caller from call to call.
+  // stack: reused by the caller for later calls.
   explicit CrashGuard(Buffer& stack) {
     const char* note = crash_note();
     if (!note[0]) return;

@@ -1,4 +1,4 @@
-// Embeddings of pieces.
+// Embeddings of tokens.
 //
 // V vocabulary, D width
 #pragma once
@@ -28,10 +28,10 @@ inline void packed_row(const Linear& matrix, int n, float* x) {
 
 class Embedding {
  public:
-  // Rows of the output layer's matrix (V, D), which is packed for products.
+  // Use the rows of the output layer's matrix (V, D), which is packed for products.
   void share(const Linear* matrix) { shared = matrix; }
 
-  // Rows of a matrix (V, D) of its own; in int8 with a scale for each row.
+  // Copy the rows of a separate matrix (V, D); in int8 with a scale for each row.
   void pack(Arena& arena, const float* data, int V, int D, Precision p) {
     width = D;
     precision = p;
@@ -49,7 +49,7 @@ class Embedding {
     }
   }
 
-  // The same in int8, with the bytes (V, D) and their scales (V,) as they are.
+  // Copy an int8 matrix, given its bytes (V, D) and scales (V,).
   void pack_bytes(Arena& arena, const int8_t* rows, const float* row_scales, int V, int D) {
     width = D;
     precision = Precision::int8;
@@ -59,7 +59,7 @@ class Embedding {
     std::memcpy(scales, row_scales, size_t(V) * sizeof(float));
   }
 
-  // x (D,) = scale * the embedding of a piece.
+  // x (D,) = scale * the embedding of a token.
   void look_up(int id, float scale, float* x) const {
     if (shared != nullptr) {
       packed_row(*shared, id, x);

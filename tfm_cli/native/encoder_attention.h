@@ -1,11 +1,10 @@
-// Attention of all pieces of a segment to each other: several queries at a time, so that a key and
-// a value that are loaded serve all of them.
+// Self-attention of all tokens of a segment: several queries at a time, so that each loaded key and
+// value serves all of them.
 // Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
 //
-// Each sum has one order, that of the head's elements or of the keys, whichever queries are
-// together.
+// Each sum has one order, that of the head's elements or of the keys, for any grouping of queries.
 //
-// S pieces, H heads, E width of a head, D = H * E
+// S tokens, H heads, E width of a head, D = H * E
 #pragma once
 #include <algorithm>
 
@@ -22,8 +21,8 @@ constexpr int QUERIES = 3;
 constexpr int VALUES = 3;
 #endif
 
-// Keys of a head (S, E), rows `wide` apart, as [block of VL keys][E][VL], with zeros behind the last:
-// scores of VL keys then need no sums across lanes.
+// Transpose the keys of a head (S, E), rows `wide` apart, to [block of VL keys][E][VL], padded with
+// zeros, so that scores of VL keys need no sums across lanes.
 inline void transpose_keys(const float* keys, long wide, int S, int E, float* transposed) {
   for (int from = 0; from < S; from += VL, transposed += long(E) * VL)
     for (int i = 0; i < VL; i++)
@@ -41,7 +40,7 @@ static void attention_weights(const float* queries, long wide, const float* tran
   for (int i = 0; i < N; i++) top[i] = broadcast(-kInfinity);
   for (int from = 0; from < padded; from += 2 * VL) {
     const float* first = transposed + long(from) * E;
-    const float* second = from + VL < padded ? first + long(E) * VL : first;  // or twice the first, unused
+    const float* second = from + VL < padded ? first + long(E) * VL : first;  // or the first again, unused
     vf sums[N][2] = {};
     for (int e = 0; e < E; e++) {
       const vf a = load(first + e * VL), b = load(second + e * VL);
@@ -76,7 +75,7 @@ static void attention_weights(const float* queries, long wide, const float* tran
 }
 
 // NV vectors of the values, by the weights of N queries.
-//   values: (S, E), rows `wide` apart; out: rows `stride` apart, of which `width` numbers are written
+//   values: (S, E), rows `wide` apart; out: rows `stride` apart, `width` numbers of each
 template <int N, int NV>
 static void mix_values(const float* weights, const float* totals, const float* values, long wide, int S, int width,
                        float* out, long stride) {
@@ -103,7 +102,7 @@ static void mix_values(const float* weights, const float* totals, const float* v
   }
 }
 
-// N queries of one head, at `projected`, whose keys and values are D and 2D behind.
+// Attention of N queries of one head at `projected`, whose keys and values are at offsets D and 2D.
 template <int N>
 static void attend_queries(const float* queries, const float* values, long wide, const float* transposed, int S, int E,
                            float* weights, float* out, long stride) {

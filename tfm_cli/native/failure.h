@@ -1,4 +1,4 @@
-// What went wrong, on its way to the caller.
+// The exception that becomes the status and the message of a call.
 #pragma once
 #include <cstdarg>
 #include <cstdio>

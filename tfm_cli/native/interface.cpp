@@ -15,7 +15,7 @@
 #include "transformer.h"
 #include "workspace.h"
 
-// Packed weights, and whether they are all there.
+// Packed weights, and the flag that none is missing.
 struct TfmModel {
   explicit TfmModel(const TfmModelOptions& options) : transformer(options) {}
   tfm::Transformer transformer;
@@ -72,7 +72,7 @@ int64_t segment_bytes(const TfmModel& model, int32_t source_length, int32_t limi
          tfm::hypotheses_bytes(model.transformer.options().width, limit, beam_size);
 }
 
-// Refuse a batch that no machine can hold, before its size is computed in integers.
+// Refuse a batch that no machine can hold, before integers overflow in computing its size.
 void check_memory(const TfmModel* const* models, int32_t num_models, const TfmBatch& batch, int32_t beam_size) {
   constexpr double most = 0x1p46;  // bytes: 64 TiB
   double total = 0;
@@ -82,7 +82,7 @@ void check_memory(const TfmModel* const* models, int32_t num_models, const TfmBa
   if (total > most) throw std::bad_alloc();
 }
 
-// Models that search together, and what they search over.
+// Check models that search together, and that they share a vocabulary.
 void check_models(const TfmModel* const* models, int32_t num_models) {
   if (!models) refuse("no models");
   check_range("num_models", num_models, 1, 1024);
@@ -174,7 +174,7 @@ void tfm_model_free(TfmModel* model) { delete model; }
 
 int32_t tfm_workspace_new(TfmWorkspace** workspace) {
   return guarded([&] {
-    if (!workspace) refuse("no place for the workspace");
+    if (!workspace) refuse("an argument is missing");
     *workspace = nullptr;
     tfm::check_failpoint();
     *workspace = new TfmWorkspace;

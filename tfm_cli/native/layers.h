@@ -1,9 +1,9 @@
-// What stands between the matrix products of a Transformer: norms, activations, feed-forward layers.
+// The layers of a Transformer but attention: norms, activations, residuals, feed-forward.
 //
 // M rows, D width of the model, F inner width of the feed-forward layer
 //
-// Rows stand `padded(width)` apart, so that whole vectors can be read and written. What is behind
-// the width of a row means nothing.
+// Rows are `padded(width)` apart, so that whole vectors can be read and written. The padding of a row
+// has no meaning.
 #pragma once
 #include <cmath>
 
@@ -31,7 +31,7 @@ struct LayerNorm {
     std::copy(values, values + count, to.begin());
   }
 
-  // x and y (D,) may be the same row. Returns whether the result is finite.
+  // x and y (D,) may be the same row. Return true if the result is finite.
   bool apply(const float* x, float* y) const {
     const int whole = width / VL * VL;
     vf total = {};
@@ -55,7 +55,7 @@ struct LayerNorm {
   }
 };
 
-// What becomes of VL results of a row: stored, and nothing below 0. NaN stays NaN.
+// Store VL results of a row after a ReLU. NaN stays NaN.
 struct StoreRelu {
   float* y;
   long stride;
@@ -66,7 +66,7 @@ struct StoreRelu {
 struct Scratch {
   Buffer rows, projected, attended, inner, normed, scores;
   RowBuffer inputs;
-  bool is_finite = true;  // of all that was normalised
+  bool is_finite = true;  // false once a normalised row was not finite
 
   template <class Epilogue>
   void product(const float* x, long stride, int M, const Linear& linear, Epilogue epilogue) {
@@ -92,7 +92,7 @@ struct Residual {
   LayerNorm norm;
   bool is_pre = false;
 
-  // What the sub-layer sees of x (M, D).
+  // Return the input of the sub-layer for x (M, D).
   const float* enter(Scratch& scratch, const float* x, int M) const {
     if (!is_pre) return x;
     const long stride = padded(norm.width);
@@ -101,13 +101,13 @@ struct Residual {
     return y;
   }
 
-  // x (M, D), to which the sub-layer's output has been added.
+  // Finish x (M, D), to which the sub-layer's output has been added.
   void leave(Scratch& scratch, float* x, int M) const {
     if (!is_pre) scratch.normalise(norm, x, x, padded(norm.width), M);
   }
 };
 
-// outer(activation(inner(x))), at each position by itself.
+// outer(activation(inner(x))), at each position separately.
 // Source: Vaswani et al. 2017, equation 2; SwiGLU: Shazeer 2020, arXiv:2002.05202.
 struct FeedForward {
   Linear inner, outer;
@@ -115,7 +115,7 @@ struct FeedForward {
   int activation = TFM_RELU;
   int width = 0, inner_width = 0;  // D, F
 
-  // x (M, D) in place.
+  // Map x (M, D) in place.
   void apply(Scratch& scratch, float* x, int M) const {
     const long stride = padded(width);
     const bool is_gated = activation == TFM_SWIGLU;
@@ -133,7 +133,7 @@ struct FeedForward {
   }
 
  private:
-  // The activation of a row; with a gate, swish(gate) * value of F gates before F values.
+  // Apply the activation to a row; with a gate, swish(gate) * value, where F gates precede F values.
   void activate(float* y) const {
     const int whole = inner_width / VL * VL, rest = inner_width - whole;
     if (activation == TFM_GELU) {
@@ -142,7 +142,7 @@ struct FeedForward {
       for (int f = 0; f < inner_width; f += VL) store(y + f, swish(load(y + f)));
     } else {
       for (int f = 0; f < whole; f += VL) store(y + f, swish(load(y + f)) * load(y + inner_width + f));
-      // Behind the last gate the values begin.
+      // The values begin after the last gate.
       if (rest > 0)
         store_first(y + whole, swish(load_first(y + whole, rest)) * load_first(y + inner_width + whole, rest), rest);
     }

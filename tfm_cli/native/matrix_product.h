@@ -1,11 +1,11 @@
 // Products of rows of activations with packed weights, in fp32, bf16 and int8, with fused epilogues.
 //
-// Weights are packed once into panels of NR columns, [panel][step][NR], where a step is what one lane of
-// 32 bits holds: 1 input in fp32, 2 in bf16, 4 in int8. A kernel then reads them as one stream. What
-// becomes of the results (stored, added, compared) is an epilogue, called while they are in registers.
+// Weights are packed once into panels of NR columns, [panel][step][NR], where a step is the content of a
+// lane of 32 bits: 1 input in fp32, 2 in bf16, 4 in int8. A kernel then reads them as one stream. An
+// epilogue, called while results are in registers, stores, adds or compares them.
 //
-// The sum over the inputs has one order, first to last, in every kernel: the results of a row are the
-// same bits whatever the number of rows, and `dot` and `column` give them one by one.
+// The sum over the inputs has one order, first to last, in every kernel: the results of a row have the
+// same bits for any number of rows, and `dot` and `column` compute single results with these bits.
 //
 // M rows, N columns (outputs), K inputs
 #pragma once
@@ -29,14 +29,14 @@ constexpr int MR = 6;
 #endif
 constexpr int NR = 2 * VL;  // columns of a panel
 
-// How far ahead of their use weights are asked for. Measured on Intel: L3 is far away there.
+// How far ahead of their use weights are prefetched. Measured on Intel, whose L3 has a high latency.
 constexpr long kPrefetchBytes = 2048;
-// Blocks of rows over which the next panel is spread: all at once would block the way of what is needed now.
+// Blocks of rows over which the prefetches of the next panel are spread, so as not to delay other loads.
 constexpr int kPrefetchBlocks = 8;
-// Rows from which on products in int8, which are exact in any order, are done in tiles.
+// Minimum rows of int8 products, which are exact in any order, for the use of tiles.
 constexpr int kTilesFrom = 8;
 
-// The bits of the largest of K magnitudes: above those of infinity where one is NaN.
+// Return the bits of the largest of K magnitudes: above those of infinity if one is NaN.
 inline int32_t largest_magnitude(const float* x, int K) {
   const int whole = K / VL * VL;
   const vi no_sign = broadcast(int32_t{0x7fffffff});
@@ -54,8 +54,8 @@ inline int32_t largest_magnitude(const float* x, int K) {
   return largest(max(most0, most1));
 }
 
-// A row of K numbers as bytes, round(127 x / max |x|) + kZeroPoint, up to `padded` of them; returns the
-// scale. A row that is not finite gives the scale NaN, and so results that are NaN.
+// Quantize a row of K numbers to bytes, round(127 x / max |x|) + kZeroPoint, padded to `padded`, and
+// return the scale. A row that is not finite gets the scale NaN, and so results that are NaN.
 inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
   const int whole = K / VL * VL;
   const int32_t bits = largest_magnitude(x, K);
@@ -83,7 +83,7 @@ inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
   return scale;
 }
 
-// The bytes of a row of weights, round(127 w / max |w|), and their scale.
+// Quantize a row of weights to bytes, round(127 w / max |w|), and return the scale.
 inline float quantize_weights(const float* w, size_t K, int8_t* bytes) {
   const int32_t bits = largest_magnitude(w, int(K));
   float most;
@@ -104,24 +104,24 @@ struct Linear {
   int steps = 0;   // lanes of 32 bits that hold the inputs
   int panels = 0;
   Precision precision = Precision::fp32;
-  bool in_tiles = false;   // the products are those of tiles, whose sums have another order
+  bool in_tiles = false;   // products use tiles, whose sums have another order
   int32_t* weights = nullptr;  // [panels][steps][NR] floats, pairs of bf16 or fours of int8
   float* bias = nullptr;       // [panels * NR]
   float* scales = nullptr;     // int8: of each column
   int32_t* offsets = nullptr;  // int8: -kZeroPoint times the sum of each column
 
   int inputs_of_step() const { return precision == Precision::fp32 ? 1 : precision == Precision::bf16 ? 2 : 4; }
-  // Inputs with the zeros behind them: what a row of bytes or of bf16 has.
+  // Return the inputs of a row of bytes or bf16, padding included.
   int padded_inputs() const { return steps * inputs_of_step(); }
   // Pairs of bf16 of a row of activations.
   long row_pairs() const {
     return precision == Precision::bf16 && (kHasBf16 || in_tiles) ? steps : 0;
   }
-  // Columns that an epilogue is called for, a whole number of vectors; what is behind N has weights of
-  // 0 and `padding_bias`.
+  // Return the columns for which an epilogue is called, a whole number of vectors; those from N have
+  // weights of 0 and `padding_bias`.
   int padded_columns() const { return int(round_up(size_t(N), VL)); }
 
-  // weight: (n, k) by rows. The bias is 0 until it is set.
+  // Pack a matrix (n, k), stored by rows. The bias is 0 until it is set.
   void pack(Arena& arena, const float* weight, int n, int k, Precision p, float padding_bias = 0) {
     begin(arena, n, k, p, padding_bias);
     if (p == Precision::int8) {
@@ -149,7 +149,7 @@ struct Linear {
           }
         }
   }
-  // bytes: (n, k) that were quantized before, by rows, with the scale of each row.
+  // Pack an int8 matrix (n, k), stored by rows, with a scale for each row.
   void pack_bytes(Arena& arena, const int8_t* bytes, const float* row_scales, int n, int k, float padding_bias = 0) {
     begin(arena, n, k, Precision::int8, padding_bias);
     Vector<int8_t> row(size_t(steps) * 4, 0);
@@ -187,7 +187,7 @@ struct Linear {
   }
 };
 
-// Rows of activations as the products of one layer read them.
+// Rows of activations in the format of the products of one layer.
 struct Rows {
   const float* x = nullptr;         // fp32, rows `stride` apart
   long stride = 0;
@@ -196,7 +196,7 @@ struct Rows {
   const int32_t* pairs = nullptr;   // bf16: (M, padded_inputs / 2)
 };
 
-// The row r of several by itself.
+// Return row r alone.
 inline Rows row_of(const Rows& rows, int r, const Linear& layer) {
   Rows row = rows;
   row.x += r * rows.stride;
@@ -206,10 +206,10 @@ inline Rows row_of(const Rows& rows, int r, const Linear& layer) {
   return row;
 }
 
-// Holds rows in the form that a layer reads.
+// Memory for rows in the format of a layer.
 class RowBuffer {
  public:
-  // x: (M, K) by rows that are `stride` apart. What is returned holds until the next call.
+  // Convert x (M, K), rows `stride` apart. The result is valid until the next call.
   Rows rows(const float* x, long stride, int M, const Linear& layer) {
     Rows result;
     result.x = x;
@@ -261,7 +261,7 @@ class RowBuffer {
   Buffer data_, scales_;
 };
 
-// What differs between the precisions: how an input is read and multiplied, and how a sum ends.
+// The operations that differ between precisions: load and multiply an input, finish a sum.
 struct Fp32Product {
   using Sum = vf;
   using Weights = vf;
@@ -326,8 +326,8 @@ struct Int8Product {
   }
 };
 
-// Rows m … m + M_ - 1 times NV vectors of columns from the first of a panel: (M_, NV * VL) results with
-// the bias added. While they are computed, what is `ahead` is asked for, `ahead_step` bytes a step.
+// Multiply rows m … m + M_ - 1 by the first NV vectors of columns of a panel: (M_, NV * VL) results with
+// the bias added. Meanwhile memory from `ahead` is prefetched, `ahead_step` bytes a step.
 template <class Product, int M_, int NV>
 static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& layer, int m, int panel,
                                              float* __restrict results, const char* ahead, long ahead_step) {
@@ -339,7 +339,7 @@ static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& lay
 #pragma GCC unroll 16
     for (int j = 0; j < NV; j++) sums[i][j] = Product::start(layer, panel * NR + j * VL);
   // In fp32 three rows share a pointer: with the stride once and twice as an index, their addresses need
-  // no sums. Measured: 1.08 to 1.15 times as fast.
+  // no additions. Measured: 1.08 to 1.15 times as fast.
   constexpr bool by_pointers = std::is_same_v<Product, Fp32Product> && M_ > 2;
   constexpr int num_pointers = (M_ + 2) / 3;
   const float* x_of[num_pointers] = {};
@@ -351,7 +351,7 @@ static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& lay
   for (long s = 0; s < steps; s++) {
     const int32_t* at = w + s * NR;
     if constexpr (NV == 2) {
-      __builtin_prefetch(ahead + s * ahead_step, 0, 2);  // to L2: there is no room in L1
+      __builtin_prefetch(ahead + s * ahead_step, 0, 2);  // to L2, since L1 is full
     } else {
 #pragma GCC unroll 16
       for (int j = 0; j < NV; j += int(kCacheLine) / (4 * VL))
@@ -372,7 +372,7 @@ static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& lay
 #pragma GCC unroll 8
       for (int g = 0; g < num_pointers; g++) {
         x_of[g]++;
-        asm("" : "+r"(x_of[g]));  // else GCC turns it into sums of addresses again
+        asm("" : "+r"(x_of[g]));  // otherwise GCC computes the addresses by additions
       }
     }
   }
@@ -390,7 +390,7 @@ static TFM_INLINE void kernel_of(int num_rows, const Rows& rows, const Linear& l
   if constexpr (M_ > 1) kernel_of<Product, M_ - 1>(num_rows, rows, layer, m, panel, results, ahead, ahead_step);
 }
 
-// Several panels at once, if one is to be; returns how many.
+// Multiply by several panels at once, and return their number.
 template <class Product>
 static __attribute__((noinline)) int few_rows_kernel(const Rows& rows, int M, const Linear& layer, int panel, float* results) {
   if (M == 1 && panel + 4 <= layer.panels) {
@@ -419,7 +419,7 @@ static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_r
     ahead = here + kPrefetchBytes;
     ahead_step = NR * 4;
   } else if (block < kPrefetchBlocks && panel + 1 < layer.panels) {
-    // While blocks of rows meet this panel, the next comes from memory.
+    // While blocks of rows are multiplied by this panel, the next is prefetched.
     const int sharing = std::min(blocks, kPrefetchBlocks);
     ahead = here + panel_bytes + block * panel_bytes / sharing;
     ahead_step = NR * 4 / sharing;
@@ -427,7 +427,7 @@ static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_r
   kernel_of<Product, MR>(num_rows, rows, layer, first_row, panel, results, ahead, ahead_step);
 }
 
-// Hands (num_rows, vectors * VL) results on. Kernels are compiled once, not for each epilogue.
+// Passes (num_rows, vectors * VL) results to an epilogue. Kernels are compiled once for all epilogues.
 template <class Epilogue>
 static TFM_INLINE void hand_on(const float* results, int first_row, int num_rows, int column, int vectors, int N, Epilogue& epilogue) {
   const int inside = std::min(vectors, (N - column + VL - 1) / VL);
@@ -446,14 +446,14 @@ template <class Product, class Epilogue>
 static void multiply_as(const Rows& rows, int M, const Linear& layer, Epilogue& epilogue) {
   alignas(kCacheLine) float results[std::max(MR * 2, 16) * VL];
   int panel = 0;
-  // Few rows: several panels at once, or too few sums are under way to hide the latency.
+  // With few rows, several panels at once give enough independent sums to hide the latency.
   while (M <= 4 && panel < layer.panels) {
     const int done = few_rows_kernel<Product>(rows, M, layer, panel, results);
     if (done == 1) break;
     hand_on(results, 0, M, panel * NR, done * 2, layer.N, epilogue);
     panel += done;
   }
-  constexpr int kChunk = 8 * MR;  // rows that stay in the cache while the panels go by
+  constexpr int kChunk = 8 * MR;  // rows that stay in the cache for all panels
   for (int chunk = 0; chunk < M; chunk += kChunk) {
     const int num_rows = std::min(M - chunk, kChunk), blocks = (num_rows + MR - 1) / MR;
     for (int p = panel; p < layer.panels; p++)
@@ -466,8 +466,8 @@ static void multiply_as(const Rows& rows, int M, const Linear& layer, Epilogue& 
 }
 
 #if TFM_HAS_TILES
-// How a product is done in tiles: where a row begins, how tiles are multiplied, how the sums of a vector
-// of columns end.
+// The operations of a product in tiles: address of a row, multiplication of tiles, end of the sums of a
+// vector of columns.
 struct Int8Tiles {
   static TFM_INLINE const char* row(const Rows& rows, const Linear& layer, int m) {
     return reinterpret_cast<const char*>(rows.bytes) + long(m) * layer.padded_inputs();
@@ -481,7 +481,7 @@ struct Int8Tiles {
   Int8Tiles(const Rows& rows, const Linear& layer, int column)
       : offset(load_int(layer.offsets + column)), scale(load(layer.scales + column)),
         bias(load(layer.bias + column)), row_scales(rows.scales) {}
-  // The very bits of Int8Product::finish.
+  // The result has the bits of Int8Product::finish.
   TFM_INLINE vf finish(const int32_t* sums, int row) const {
     return multiply_add(__builtin_convertvector(load_int(sums) + offset, vf), scale * row_scales[row], bias);
   }
@@ -498,13 +498,13 @@ struct Bf16Tiles {
   TFM_INLINE vf finish(const int32_t* sums, int) const { return (vf)load_int(sums) + bias; }
 };
 
-// The sums of a tile of rows and a tile of columns stand in tile I * Columns + J.
+// Tile I * Columns + J holds the sums of tile I of rows and tile J of columns.
 template <class Product, int I, int J, int Columns>
 static TFM_INLINE void add_tile() {
   Product::template add<I * Columns + J, I % 2 == 0 ? 4 : 5, J % 2 == 0 ? 6 : 7>();
 }
 
-// Tiles of rows: where they begin, and how many of their first rows the tile before has, too.
+// Tiles of rows: their first rows, and the number of rows that overlap with the tile before.
 struct RowTiles {
   int count = 0, rows = 0;
   int starts[4] = {}, repeated[4] = {};
@@ -512,8 +512,8 @@ struct RowTiles {
 
 constexpr int kTile = kTileRows * VL;
 
-// R tiles of rows times C tiles of columns, R * C <= 4, to (R, C) tiles of sums. While they are multiplied,
-// `lines` cache lines from `ahead` are asked for with each block of 64 bytes of inputs.
+// Multiply R tiles of rows by C tiles of columns, R * C <= 4, to (R, C) tiles of sums. Meanwhile `lines`
+// cache lines from `ahead` are prefetched with each block of 64 bytes of inputs.
 template <class Product, int R, int C>
 static void tile_kernel(const Rows& rows, const Linear& layer, const RowTiles& tiles, int half_panel, int32_t* sums,
                         const char* ahead, int lines) {
@@ -564,7 +564,7 @@ static void tile_kernel(const Rows& rows, const Linear& layer, const RowTiles& t
   if constexpr (R * C > 3) tile_store<3>(sums + 3 * kTile, VL * 4);
 }
 
-// The shape of 1 to 4 tiles of rows times 1 to 4 halves of panels; returns how many of the latter were done.
+// Multiply 1 to 4 tiles of rows by 1 to 4 halves of panels, and return the number of the latter.
 template <class Product>
 static __attribute__((noinline)) int tiles_kernel(const Rows& rows, const Linear& layer, const RowTiles& tiles, int half_panel,
                                                   int halves, int32_t* sums, const char* ahead, int lines) {
@@ -594,7 +594,7 @@ static void multiply_tiles(const Rows& rows, int M, const Linear& layer, Epilogu
   const int halves = (layer.N + VL - 1) / VL;  // of panels
   const long row_bytes = layer.steps * 4L, half_bytes = row_bytes * VL;
   const char* weights = reinterpret_cast<const char*>(layer.weights);
-  // Rows that stay in L2 while the panels go by, in groups of 4 tiles.
+  // Rows that stay in L2 for all panels, in groups of 4 tiles.
   const int chunk = int(std::max(1L, (1L << 19) / (kGroup * row_bytes))) * kGroup;
   RowTiles tiles;
   tiles.rows = std::min(M, kTileRows);
@@ -607,12 +607,12 @@ static void multiply_tiles(const Rows& rows, int M, const Linear& layer, Epilogu
       for (int group = 0; group < groups; group++) {
         tiles.count = 0;
         for (int m = first + group * kGroup; m < std::min(end, first + (group + 1) * kGroup); m += kTileRows) {
-          // The last tile begins early where it would go beyond the last row.
+          // The last tile overlaps with the one before if it would exceed the last row.
           tiles.starts[tiles.count] = std::max(0, std::min(m, M - kTileRows));
           tiles.repeated[tiles.count] = m - tiles.starts[tiles.count];
           tiles.count++;
         }
-        // The next columns come from memory while the first groups meet these.
+        // The next columns are prefetched while the first groups are multiplied by these.
         const int sharing = std::min(groups, 4), columns = std::min(step, halves - half);
         const char* ahead = weights + (half + step) * half_bytes + group * step * half_bytes / sharing;
         const int lines = half + step < halves && group < sharing ? kTileRows / sharing : 0;
@@ -632,8 +632,8 @@ static void multiply_tiles(const Rows& rows, int M, const Linear& layer, Epilogu
 }
 #endif
 
-// epilogue(row, column, VL results with the bias added) for all M rows and for every VL-th column below
-// N. rows: of this layer's precision, as RowBuffer makes them.
+// Call epilogue(row, column, VL results with the bias added) for all M rows and for every VL-th column
+// below N. rows: in this layer's precision, from a RowBuffer.
 template <class Epilogue>
 static void multiply(const Rows& rows, int M, const Linear& layer, Epilogue& epilogue) {
 #if TFM_HAS_TILES
@@ -654,7 +654,7 @@ struct Store {
   long stride;
   TFM_INLINE void operator()(int row, int column, vf v) const { store(y + row * stride + column, v); }
 };
-struct Add {  // to what stands there, such as a residual
+struct Add {  // to the present values, such as a residual
   float* y;
   long stride;
   TFM_INLINE void operator()(int row, int column, vf v) const {

@@ -1,7 +1,7 @@
-// The output layer: logits of the next piece, or no more of them than search needs.
+// The output layer: logits of the next token, or the largest of them.
 //
-// What search looks for is found while the logits of a few pieces are in registers: they are not
-// written to memory unless they are asked for.
+// The largest logits are found while the logits of a few tokens are in registers; logits are written to
+// memory only if requested.
 //
 // R rows, D width, V vocabulary
 #pragma once
@@ -15,17 +15,17 @@
 
 namespace tfm {
 
-// A logit in 8 bits is off by two sums of roundings, each spread evenly over a step. One logit in
-// 10^15 is off by more than 8 standard deviations.
+// The error of a logit in 8 bits is the sum of two sums of rounding errors, each uniform over a step. One
+// logit in 10^15 is off by more than 8 standard deviations.
 constexpr float kDeviations = 8;
 
-// Memory that the output layer works with, of one thread.
+// Working memory of the output layer, of one thread.
 struct OutputScratch {
   struct Candidate {
     float logit;
     int32_t id;
   };
-  // Pieces of a row that may have the largest logit, and how low those can be.
+  // Tokens of a row that may have the largest logit, and lower bounds of their logits.
   struct Screened {
     float bound, error;
     Vector<Candidate> found;
@@ -48,32 +48,32 @@ class OutputLayer {
   void pack(Arena& arena, const float* data, int V, int D, Precision precision);
   void pack_bytes(Arena& arena, const int8_t* bytes, const float* scales, int V, int D);
   void set_bias(const float* values);
-  // These are never the best nor among the leading.
+  // Exclude these tokens from the largest logits.
   void ban(const int32_t* ids, int count);
   void finish(Arena& arena);
 
-  // (V, D), whose rows are the embeddings of target pieces as well where they are tied.
+  // (V, D); its rows are the target embeddings as well if they are tied.
   const Linear& matrix() const { return layer; }
   int size() const { return layer.N; }
 
-  // All logits (R, V) of hidden states (R, D), the banned ones too; rows of `out` are `stride` apart,
-  // which is a whole number of vectors.
+  // Write all logits (R, V) of hidden states (R, D), those of banned tokens included; rows of `out` are
+  // `stride` apart, a whole number of vectors.
   void logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const;
 
-  // The ids (R,) of the largest logits, the lowest of equals; false if the scores are not finite.
+  // Find the ids (R,) of the largest logits, the lowest of equals; return false if scores are not finite.
   bool best(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const;
 
-  // The `count` largest logits of each row and their ids, (R, count), largest first and the lowest
-  // id of equals first; where there are fewer pieces, -inf and -1. The logarithm of the sum of the
-  // exponentials (R,) counts the banned pieces unless `renormalize`; NaN if a score is not finite.
+  // Find the `count` largest logits of each row and their ids, (R, count), largest first and the lowest
+  // id of equals first, padded with -inf and -1. The log-sum-exp (R,) includes banned tokens unless
+  // `renormalize`; it is NaN if a score is not finite.
   void leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
                float* log_sum_exp, float* values, int32_t* ids) const;
 
-  // Log-probabilities (R,) of one piece of each row, ids (R,), as `leading` gives them.
+  // Compute log-probabilities (R,) of one token of each row, ids (R,), as in `leading`.
   void log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
                          float* out) const;
 
-  // Logits (n,) of these pieces, ascending, of one row.
+  // Compute logits (n,) of these tokens, ascending, of one row.
   void logits_of(OutputScratch& scratch, const float* hidden, const int32_t* ids, int n, float* out) const;
 
  private:
@@ -82,16 +82,16 @@ class OutputLayer {
   struct Leader;
   struct Lead;
 
-  // One panel of the matrix by itself.
+  // Return one panel of the matrix alone.
   static Linear panel_of(const Linear& from, int panel);
   bool best_by_screen(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const;
   int likeliest(const Rows& row, const OutputScratch::Screened& screened) const;
 
   Linear layer;    // in the model's precision
-  Linear masked;   // the same with a bias of -inf for banned pieces
-  Linear screen;   // the same in int8, where the model's precision is a higher one
+  Linear masked;   // the same with a bias of -inf for banned tokens
+  Linear screen;   // the same in int8, if the model's precision is higher
   bool has_screen = false, is_finite = true;
-  float longest = 0, widest = 0;  // of the rows: the norm and the step, times kDeviations / sqrt(12)
+  float longest = 0, widest = 0;  // maxima over rows of the norm and of the step, times kDeviations / sqrt(12)
   Vector<uint8_t> is_banned;      // (V,)
 };
 
@@ -180,7 +180,7 @@ inline void OutputLayer::logits_of(OutputScratch& scratch, const float* hidden, 
 
 // ---- the largest logit ----
 
-// Keeps the largest logit of each row, the first of equals.
+// The epilogue that finds the largest logit of each row, the first of equals.
 struct OutputLayer::Largest {
   struct Row {
     float logit;
@@ -196,8 +196,8 @@ struct OutputLayer::Largest {
   }
 };
 
-// Keeps the pieces whose logit in 8 bits is near enough to the largest so far to be the largest in
-// truth.
+// The epilogue that collects tokens whose logits in 8 bits are close enough to the largest so far that
+// their exact logits may be the largest.
 struct OutputLayer::Screen {
   OutputScratch::Screened* rows;
   TFM_INLINE void operator()(int row, int column, vf v) const {
@@ -250,7 +250,7 @@ inline bool OutputLayer::best_by_screen(OutputScratch& scratch, const float* hid
   return true;
 }
 
-// The candidate with the largest logit in the model's precision.
+// Return the candidate with the largest logit in the model's precision.
 inline int OutputLayer::likeliest(const Rows& row, const OutputScratch::Screened& screened) const {
   int32_t id = -1, remaining = 0;
   for (const auto& candidate : screened.found)
@@ -279,22 +279,22 @@ inline int OutputLayer::likeliest(const Rows& row, const OutputScratch::Screened
   return std::isfinite(most) ? id : -1;
 }
 
-// ---- the leading logits and the sum of all ----
+// ---- the leading logits and the log-sum-exp of all ----
 
-// What is known of a row: the sum of exponentials so far, relative to the largest logit so far, and
-// the largest logits.
+// The state of a row: the sum of exponentials so far, relative to the largest logit so far, and the
+// largest logits.
 struct OutputLayer::Leader {
   vf total;
   float largest;
-  float bar;  // what a logit must exceed or equal to be among the leading
+  float bar;  // the threshold of the leading logits
   int wanted, found;
-  int32_t forced_id;  // the piece whose logit is wanted, or -1
+  int32_t forced_id;  // the token whose logit is requested, or -1
   float forced;
-  OutputScratch::Candidate* leading;  // sorted up to kSorted of them; else in no order
+  OutputScratch::Candidate* leading;  // sorted if at most kSorted of them; otherwise unordered
 
   static constexpr int kSorted = 64;
-  // Room for `wanted` candidates; many are sorted out now and then.
-  static int room(int wanted) { return wanted <= kSorted ? wanted : 2 * wanted + VL; }
+  // Capacity for `wanted` candidates; a large number is pruned regularly.
+  static int capacity(int wanted) { return wanted <= kSorted ? wanted : 2 * wanted + VL; }
 
   void start(int count, OutputScratch::Candidate* memory, int32_t id = -1) {
     forced_id = id;
@@ -318,7 +318,7 @@ struct OutputLayer::Leader {
     leading[i] = {logit, id};
     if (found == wanted) bar = leading[found - 1].logit;
   }
-  // Leave the leading ones of many.
+  // Prune all but the leading ones.
   void thin_out() {
     if (wanted <= kSorted || found <= wanted) return;
     std::nth_element(leading, leading + wanted - 1, leading + found, comes_first);
@@ -363,9 +363,9 @@ struct OutputLayer::Lead {
 inline void OutputLayer::leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
                                  float* log_sum_exp, float* values, int32_t* ids) const {
   Leader* rows = scratch.rows.get<Leader>(size_t(R));
-  const size_t room = size_t(Leader::room(count));
-  auto* memory = scratch.candidates.get<OutputScratch::Candidate>(size_t(R) * room);
-  for (int r = 0; r < R; r++) rows[r].start(count, memory + size_t(r) * room);
+  const size_t capacity = size_t(Leader::capacity(count));
+  auto* memory = scratch.candidates.get<OutputScratch::Candidate>(size_t(R) * capacity);
+  for (int r = 0; r < R; r++) rows[r].start(count, memory + size_t(r) * capacity);
   const Linear& chosen = renormalize ? masked : layer;
   Lead epilogue{rows, is_banned.data()};
   multiply(scratch.inputs.rows(hidden, layer.K, R, chosen), R, chosen, epilogue);
@@ -375,7 +375,7 @@ inline void OutputLayer::leading(OutputScratch& scratch, const float* hidden, in
   }
 }
 
-// ---- the logit of one piece and the sum of all ----
+// ---- the logit of one token and the log-sum-exp of all ----
 
 inline void OutputLayer::log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
                                            float* out) const {

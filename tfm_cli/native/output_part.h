@@ -1,6 +1,6 @@
-// The output layer for some pieces alone: what the shortlists of a batch need of it.
+// The output layer for some tokens alone, those of the shortlists of a batch.
 //
-// U pieces that some segment may write, R rows, D width
+// U tokens that some segment may write, R rows, D width
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace tfm {
 
 class OutputPart {
  public:
-  // Copy the columns of these pieces (U,). Each logit has the bits that the whole layer gives it, since
-  // the sum of a column is taken in the same order wherever the column stands.
+  // Copy the columns of these tokens (U,). Each logit has the same bits as in the whole layer, since the
+  // order of the sum of a column does not depend on its position.
   void gather(const Linear& from, const Vector<int32_t>& ids) {
     part_ = from;
     part_.N = int(ids.size());
@@ -27,7 +27,7 @@ class OutputPart {
     for (int panel = 0; panel < part_.panels; panel++) {
       const int32_t* sources[NR];
       for (int j = 0; j < NR; j++) {
-        // What fills the last panel up is never looked at.
+        // The padding of the last panel is never read.
         const int column = panel * NR + j, id = ids[size_t(std::min(column, part_.N - 1))];
         sources[j] = from.weights + size_t(id / NR) * size_t(from.steps) * NR + id % NR;
         part_.bias[column] = from.bias[id];
@@ -40,7 +40,7 @@ class OutputPart {
     }
   }
 
-  // Logits (R, U) of hidden states (R, D); rows of `out` are `stride` apart, a whole number of vectors.
+  // Write logits (R, U) of hidden states (R, D); rows of `out` are `stride` apart, a whole number of vectors.
   void logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const {
     Store epilogue{out, stride};
     multiply(scratch.inputs.rows(hidden, part_.K, R, part_), R, part_, epilogue);

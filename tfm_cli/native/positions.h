@@ -1,5 +1,5 @@
-// Where a piece stands: sinusoids, which are added to embeddings, and rotations of queries and keys.
-// Both are computed in double, since sine and cosine of large angles lose digits in single.
+// Position encodings: sinusoids, which are added to embeddings, and rotations of queries and keys. Both
+// are computed in double precision, since sine and cosine of large angles lose digits in single.
 //
 // D width, E width of a head
 #pragma once
@@ -11,10 +11,10 @@
 
 namespace tfm {
 
-// Sinusoids of positions in the layouts of `positions`, made as they are asked for.
+// Sinusoids of positions in the layouts of `positions`, computed on demand.
 //
 // PE(pos, 2i) = sin(pos / 10000^(2i / D)) and PE(pos, 2i + 1) is its cosine. In halves all sines
-// stand before all cosines; Marian's angles there are pos / 10000^(i / (D / 2 - 1)).
+// precede all cosines; Marian's angles are pos / 10000^(i / (D / 2 - 1)).
 // Source: Vaswani et al. 2017, section 3.5; Marian 1.12, `sinusoidalPositionEmbeddings`.
 class PositionTable {
  public:
@@ -28,7 +28,7 @@ class PositionTable {
 
  private:
   void start(int new_width, int new_layout) {
-    width = 0;  // begin anew if there is no memory for what follows
+    width = 0;  // recompute later if the following allocation fails
     table.clear();
     const int half = (new_width + 1) / 2;
     divisors.resize(half);
@@ -60,11 +60,11 @@ class PositionTable {
   Vector<float> table;  // (positions, D)
 };
 
-// Cosines and sines by which heads are turned at each position, made as they are asked for.
+// Cosines and sines of the rotations of heads at each position, computed on demand.
 // Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
 class RotationTable {
  public:
-  // Turn each pair of even and odd element of these heads, (heads, E), by the angles of a position.
+  // Rotate each pair of even and odd elements of these heads, (heads, E), by the angles of a position.
   void turn(float* x, int heads, int width, int position) {
     if (width != this->width) {
       this->width = width;

@@ -1,10 +1,10 @@
-// Random numbers by counter, as `decoding/random_numbers.py` has them: a function of seed and step.
+// Counter-based random numbers, as in `decoding/sampling.py`: functions of a seed and a step.
 #pragma once
 #include <cstdint>
 
 namespace tfm {
 
-// 64 bits that each depend on all bits of a number.
+// Return 64 bits that each depend on all bits of a number.
 //
 // Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
 // doi:10.1145/2660193.2660195, figure 16, with the constants of variant 13 of Stafford.
@@ -14,9 +14,9 @@ inline uint64_t mixed(uint64_t number) {
   return number ^ (number >> 31);
 }
 
-// A number in [0, 1), one of the 2^53 multiples of 2^-53 there.
+// Return a number in [0, 1), one of the 2^53 multiples of 2^-53 there.
 inline double uniform(uint64_t seed, uint64_t step) {
-  constexpr uint64_t gamma = 0x9E3779B97F4A7C15u;  // the golden ratio, 2^64 / 1.618…, made odd
+  constexpr uint64_t gamma = 0x9E3779B97F4A7C15u;  // the golden ratio, 2^64 / 1.618…, rounded to an odd number
   return static_cast<double>(mixed(seed + (step + 1) * gamma) >> 11) * 0x1p-53;
 }
 

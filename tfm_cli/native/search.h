@@ -1,12 +1,12 @@
-// Search for the best target pieces: greedy, beam and sampling, a batch at a time.
+// Greedy search, beam search and sampling, a batch at a time.
 //
-// The rules are those of `decoding/beam.py`, `greedy.py` and `sampling.py`; what is different is that
-// hypotheses that cannot lead anywhere are not followed, and that a row whose next piece nothing but
-// the model bears on never has its logits written out. Which way a row goes depends on itself alone.
-// Of equal scores the hypothesis that ranked higher comes first, then the piece with the lower id.
+// The rules are those of `decoding/beam.py`, `greedy.py` and `sampling.py`, with two differences:
+// hypotheses that score -inf are dropped, and the logits of a row without constraints are never written
+// out. The choice between the two ways depends on the row alone. Among equal scores, the hypothesis that
+// ranked higher comes first, then the token with the lower id.
 //
-// B segments, K beam, R rows (hypotheses that grow, of all segments), V vocabulary, D width of a model,
-// M models, C candidates of a row, N pieces among which a row is searched, t pieces written
+// B segments, K beam, R rows (hypotheses that reorder_and_append, of all segments), V vocabulary, D width of a model,
+// M models, C candidates of a row, N tokens that a row may write, t tokens written
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -28,14 +28,14 @@
 
 namespace tfm {
 
-// A translation in pieces, without </s>.
+// A translation in token ids, without </s>.
 struct Hypothesis {
   Vector<int32_t> ids;
   double log_probability, score;
   Vector<float> piece_scores;
 };
 
-// What a search needs besides its hypotheses; kept from one batch to the next.
+// Caches and working memory of a search, reused by the next batch.
 struct SearchMemory {
   Vector<std::unique_ptr<State>> states;     // (M,)
   Vector<std::unique_ptr<OutputPart>> parts;  // (M,) for shortlists
@@ -45,7 +45,7 @@ struct SearchMemory {
   Vector<int32_t> repeats, distinct;
   Draw draw;
 
-  // Of model m.
+  // Return the state of model m.
   State& state(int m) {
     while (states.size() <= size_t(m)) {
       check_failpoint();
@@ -74,17 +74,17 @@ struct SearchMemory {
   }
 };
 
-// Bytes that the hypotheses of one segment take at most, besides the caches of the models.
+// Return the maximum size of the hypotheses of one segment, without the caches of the models.
 inline int64_t hypotheses_bytes(int width, int limit, int beam) {
-  const int64_t hidden = 2 * int64_t(width) * int64_t(sizeof(float));  // also side by side
-  // 2K candidates: their logits and ids, what they become, and what the output layer sorts.
+  const int64_t hidden = 2 * int64_t(width) * int64_t(sizeof(float));  // twice, since rows are also gathered
+  // 2K candidates: logits and ids, continuations, and working memory of the output layer.
   const int64_t candidates = 2 * int64_t(beam) * 32;
-  // Ids, ancestors and log-probabilities, of this step and the next.
+  // Ids, ancestors and log-probabilities, for this step and the next.
   const int64_t history = 2 * (int64_t(limit) + 1) * int64_t(sizeof(int32_t) + 1 + sizeof(float));
   return beam * (hidden + candidates + history);
 }
 
-// How hypotheses of different lengths are compared; n pieces including </s>.
+// Return the divisor of the log-probability of a hypothesis of n tokens, including </s>.
 //
 // Source: Wu et al. 2016, arXiv:1609.08144, equation 14, for `wu_norm`.
 inline double length_norm(int n, const TfmSearchOptions& options) {
@@ -101,7 +101,7 @@ class Search {
         is_scored_(options.sampling || options.scores || options.piece_scores || options.beam_size > 1),
         most_candidates_(is_scored_ && !options.sampling ? int(std::min<int64_t>(2 * int64_t(beam_), vocabulary.size())) : 1) {}
 
-  // The hypotheses of each segment, best first; at least one.
+  // Return the hypotheses of each segment, best first; at least one.
   Vector<Vector<Hypothesis>> run(const TfmBatch& batch) {
     begin(batch);
     gather_needed();
@@ -116,7 +116,7 @@ class Search {
       size_t kept = 0;
       for (size_t i = 0; i < open_.size(); i++) {
         Segment& segment = segments_[size_t(open_[i])];
-        if (options_.sampling ? goes_on(segment) : advance(segment)) open_[kept++] = open_[i];
+        if (options_.sampling ? append_drawn(segment) : advance(segment)) open_[kept++] = open_[i];
       }
       open_.resize(kept);
     }
@@ -130,18 +130,18 @@ class Search {
   }
 
  private:
-  // A hypothesis that grows.
+  // A growing hypothesis.
   struct Row {
     Vector<int32_t> ids;        // (t,)
-    Vector<uint8_t> ancestors;  // (t + 1,) the beams whose entries of the caches are its own
-    Vector<float> gains;        // (t,) log-probabilities of the pieces, where asked for
+    Vector<uint8_t> ancestors;  // (t + 1,) the beam that wrote its cache entry at each position
+    Vector<float> token_log_probs;  // (t,) if requested
     float total = 0;            // log-probability
     double exact_total = 0;     // of sampling, in double
-    uint8_t state = kBetween;   // of the character that it is inside of
-    bool is_ending = false;     // nothing but </s> may follow
+    uint8_t state = kBetween;   // of the UTF-8 constraint
+    bool is_ending = false;     // only </s> may follow
   };
   struct Candidate {
-    float gain;  // log-probability; 0 where nobody asks
+    float log_prob;  // 0 if scores are not requested
     int32_t piece;
   };
   struct Segment {
@@ -150,8 +150,8 @@ class Search {
     const int32_t* prefix;
     int prefix_length;
     uint64_t seed;
-    Vector<int32_t> list;     // (N,) its shortlist; empty for all pieces
-    Vector<int32_t> columns;  // (N,) where their logits stand among those that are computed
+    Vector<int32_t> list;     // (N,) its shortlist; empty for all tokens
+    Vector<int32_t> columns;  // (N,) the positions of their logits among those computed
     Pieces pieces;
     Spelling own_spelling;
     const Spelling* spelling;
@@ -160,7 +160,7 @@ class Search {
     Vector<Row> rows, next;   // (K,) each at most; `next` is working memory
     Vector<Hypothesis> finished;  // best first, at most K
 
-    int room() const { return limit - written; }
+    int remaining() const { return limit - written; }
     int32_t forced() const { return written < prefix_length ? prefix[written] : -1; }
   };
 
@@ -188,15 +188,15 @@ class Search {
         restrict_to(segment, allowed, num_allowed);
         allowed += num_allowed;
       }
-      segment.rows.resize(1);  // all hypotheses are the same before the first piece, so one is enough
+      segment.rows.resize(1);  // all hypotheses are the same before the first token, so one is enough
       segment.rows[0].ancestors.push_back(0);
       segment.rows[0].is_ending = is_ending(segment, segment.rows[0]);
       open_.push_back(int32_t(b));
     }
   }
 
-  // Let a segment write these pieces, those that every segment has, and those of its prefix. Banned
-  // ones among them are not written, but have a share of the probability.
+  // Let a segment write these tokens, the special ones, and those of its prefix. Banned tokens are not
+  // written, but have a share of the probability.
   void restrict_to(Segment& segment, const int32_t* allowed, int count) {
     Vector<int32_t>& list = segment.list;
     list.assign(allowed, allowed + count);
@@ -210,8 +210,8 @@ class Search {
     segment.spelling = &segment.own_spelling;
   }
 
-  // Prepare for the logits that some segment with a shortlist needs: a small part of all, or all. That is
-  // a matter of speed alone, since a segment sees none but its own.
+  // Prepare to compute the logits that some segment with a shortlist needs, or all logits if those are
+  // nearly all. The choice affects speed alone, since a segment reads only its own.
   void gather_needed() {
     needed_.clear();
     for (const Segment& segment : segments_) needed_.insert(needed_.end(), segment.list.begin(), segment.list.end());
@@ -238,17 +238,17 @@ class Search {
     }
   }
 
-  // Greedy search needs no step for an end that is forced, since nobody asks how likely it is.
+  // Close a segment without a step if its end is forced and no scores are requested.
   bool close_if_ended(Segment& segment) {
     Row& row = segment.rows[0];
-    // A character that is not whole has to be ended first.
-    const bool ends = row.is_ending && (segment.room() < 1 || row.state == kBetween || segment.forced() >= 0);
+    // An incomplete character has to be ended first.
+    const bool ends = row.is_ending && (segment.remaining() < 1 || row.state == kBetween || segment.forced() >= 0);
     if (is_scored_ || !ends) return false;
     segment.finished.push_back({std::move(row.ids), kNaN, kNaN, {}});
     return true;
   }
 
-  // Called between steps, at most every 50 ms: whoever is asked may have to wait for a lock.
+  // Call `should_stop` between steps, at most every 50 ms, since it may have to wait for a lock.
   void check_stop() {
     if (!options_.should_stop) return;
     const auto now = std::chrono::steady_clock::now();
@@ -290,7 +290,7 @@ class Search {
 
   int width(int m) const { return models_[m]->options().width; }
 
-  // ---- the likeliest next pieces of each row ----
+  // ---- the likeliest next tokens of each row ----
 
   void find_candidates() {
     plain_.clear();
@@ -300,7 +300,7 @@ class Search {
     with_logits(others_, [&](const Task& task, float* logits) { find_in_logits(task, logits); });
   }
 
-  // Whether nothing bears on the next piece of a row but the model, the bans and its end.
+  // Return true if the next token of a row has no constraints but banned tokens and its end.
   bool is_plain(int r) {
     const Segment& segment = *rows_[size_t(r)].segment;
     const Row& row = *rows_[size_t(r)].row;
@@ -346,7 +346,7 @@ class Search {
     }
   }
 
-  // Whether a candidate of a row may not follow where it is inside a character, or would begin one.
+  // Return true if a candidate of a row violates the UTF-8 constraint.
   bool is_wrong(int r) const {
     if (vocabulary_.bytes().empty()) return false;
     const Segment& segment = *rows_[size_t(r)].segment;
@@ -354,11 +354,11 @@ class Search {
     const int state = rows_[size_t(r)].row->state;
     const Candidate* own = candidates_ + int64_t(r) * most_candidates_;
     return std::any_of(own, own + counts_[size_t(r)], [&](const Candidate& each) {
-      return !segment.spelling->may(state, segment.room(), vocabulary_.kind(each.piece));
+      return !segment.spelling->may(state, segment.remaining(), vocabulary_.kind(each.piece));
     });
   }
 
-  // A row whose logits are looked through, and their log-sum-exp where that is known, else NaN.
+  // A row whose logits are computed, and their log-sum-exp if it is known, otherwise NaN.
   struct Task {
     int row;
     float log_sum;
@@ -376,12 +376,12 @@ class Search {
     return out;
   }
 
-  // Call `use(task, logits (N,))` for each row; the logits of several models are those of their mean.
+  // Call `use(task, logits (N,))` for each row; those of several models are log-mean-probabilities.
   template <class Use>
   void with_logits(const Vector<Task>& tasks, Use use) {
     const auto is_listed = [&](size_t i) { return rows_[size_t(tasks[i].row)].segment->pieces.ids != nullptr; };
     const size_t stride = round_up(size_t(vocabulary_.size()), 64);
-    // So many rows at a time that their logits stay in the processor's own memory.
+    // The number of rows at a time is such that their logits stay in the processor's caches.
     const size_t most = std::max<size_t>(1, (size_t(1) << 20) / (stride * size_t(num_models_)));
     for (size_t from = 0, to; from < tasks.size(); from = to) {
       for (to = from + 1; to < tasks.size() && to - from < most && is_listed(to) == is_listed(from);) to++;
@@ -404,7 +404,7 @@ class Search {
     }
   }
 
-  // The logits (N,) of rows whose segments have shortlists, `stride` apart.
+  // Write the logits (N,) of rows whose segments have shortlists, `stride` apart.
   void write_listed(const Task* tasks, size_t count, int m, float* logits, size_t stride) {
     const size_t U = has_parts_ ? needed_.size() : size_t(vocabulary_.size()), needed_stride = round_up(U, 64);
     float* needed = memory_.needed_logits.get<float>(count * needed_stride);  // (R, U)
@@ -420,11 +420,11 @@ class Search {
   const OutputLayer& output(int m) const { return models_[m]->output(); }
   OutputScratch& scratch(int m) { return memory_.state(m).output; }
 
-  // The logits (N,) of a row as those of pieces that may be written, in place, and the log-sum-exp
-  // that makes log-probabilities of them. Source: `Constraints.weigh` of `decoding/constraints.py`.
-  class Weighed {
+  // The logits (N,) of a row with all constraints applied, in place, and the log-sum-exp that converts
+  // them to log-probabilities. Source: `Constraints.apply` of `decoding/constraints.py`.
+  class ConstrainedLogits {
    public:
-    Weighed(Search& search, const Task& task, float* logits)
+    ConstrainedLogits(Search& search, const Task& task, float* logits)
         : search_(search), segment_(*search.rows_[size_t(task.row)].segment), row_(*search.rows_[size_t(task.row)].row),
           logits_(logits), eos_place_(segment_.pieces.place(search.eos_)), eos_logit_(logits[eos_place_]),
           log_sum_(task.log_sum) {
@@ -432,7 +432,7 @@ class Search {
       if (options.repetition_penalty != 1)
         penalize(logits, segment_.pieces, row_.ids, float(options.repetition_penalty), search.memory_.distinct);
       const bool is_known = !std::isnan(task.log_sum);
-      // Inside a character what is forbidden may have to be allowed after all.
+      // Inside a character, forbidden tokens may have to be permitted again.
       const bool may_be_lifted = options.renormalize && row_.state != kBetween;
       if (may_be_lifted || (!is_known && (!options.renormalize || options.sampling))) lifted_log_sum_ = sum();
       if (!is_known && !options.renormalize) log_sum_ = lifted_log_sum_;
@@ -442,18 +442,18 @@ class Search {
 
     const Pieces& pieces() const { return segment_.pieces; }
     int eos_place() const { return eos_place_; }
-    float eos_logit() const { return eos_logit_; }  // whatever forbids it
+    float eos_logit() const { return eos_logit_; }  // without constraints
     float log_sum() const { return log_sum_; }
 
-    // Let nothing but valid UTF-8 follow.
+    // Permit only valid UTF-8.
     void restrict() {
-      search_.vocabulary_.forbid(logits_, segment_.pieces, *segment_.spelling, row_.state, segment_.room(),
+      search_.vocabulary_.forbid(logits_, segment_.pieces, *segment_.spelling, row_.state, segment_.remaining(),
                                  search_.memory_.kept);
     }
     bool has_any() const {
       return std::any_of(logits_, logits_ + segment_.pieces.count, [](float logit) { return logit > -kInfinity; });
     }
-    // The same inside a character that could not be ended otherwise: what forbids repetitions gives way.
+    // Permit only valid UTF-8, without the ban on repetitions: for a character that could not end otherwise.
     void restrict_alone() {
       for (size_t i = forbidden_.size(); i-- > 0;) logits_[forbidden_[i].place] = forbidden_[i].value;
       forbidden_.clear();
@@ -494,8 +494,8 @@ class Search {
     float* logits_;
     const int eos_place_;
     const float eos_logit_;
-    float log_sum_, lifted_log_sum_ = kNaN;  // the latter with all that is forbidden
-    Vector<Choice> forbidden_;               // what was there, in the order in which it went
+    float log_sum_, lifted_log_sum_ = kNaN;  // the latter including forbidden tokens
+    Vector<Choice> forbidden_;               // the overwritten logits, in the order of overwriting
   };
 
   // Source: `_continuations` of `decoding/beam.py`.
@@ -503,57 +503,57 @@ class Search {
     const int r = task.row;
     const Segment& segment = *rows_[size_t(r)].segment;
     const Row& row = *rows_[size_t(r)].row;
-    Weighed weighed(*this, task, logits);
+    ConstrainedLogits constrained(*this, task, logits);
     const int32_t forced = segment.forced();
     Vector<Choice>& found = memory_.found;
     if (row.is_ending) {
-      found.assign(1, {weighed.eos_logit(), weighed.eos_place()});
+      found.assign(1, {constrained.eos_logit(), constrained.eos_place()});
     } else if (forced >= 0) {
-      const int place = weighed.pieces().place(forced);
+      const int place = constrained.pieces().place(forced);
       found.assign(1, {logits[place], place});
     } else {
-      find_largest(logits, weighed.pieces().count, most_candidates_, found);
+      find_largest(logits, constrained.pieces().count, most_candidates_, found);
     }
-    note(r, weighed, found);
+    store_candidates(r, constrained, found);
     if (!is_wrong(r)) return;
-    bool is_stuck = row.is_ending;  // and inside a character, or its end would not be wrong
+    bool is_stuck = row.is_ending;  // and inside a character, since its end would be valid otherwise
     if (!is_stuck) {
-      weighed.restrict();
-      find_largest(logits, weighed.pieces().count, most_candidates_, found);
+      constrained.restrict();
+      find_largest(logits, constrained.pieces().count, most_candidates_, found);
       is_stuck = found.empty();
     }
     if (is_stuck) {
-      weighed.restrict_alone();
-      find_largest(logits, weighed.pieces().count, most_candidates_, found);
+      constrained.restrict_alone();
+      find_largest(logits, constrained.pieces().count, most_candidates_, found);
     }
-    note(r, weighed, found);
+    store_candidates(r, constrained, found);
   }
 
-  void note(int r, const Weighed& weighed, const Vector<Choice>& found) {
+  void store_candidates(int r, const ConstrainedLogits& constrained, const Vector<Choice>& found) {
     int& count = counts_[size_t(r)];
     count = 0;
     Candidate* own = candidates_ + int64_t(r) * most_candidates_;
     for (const Choice& each : found)
       if (each.value > -kInfinity)
-        own[count++] = {is_scored_ ? each.value - weighed.log_sum() : 0, weighed.pieces().piece(each.place)};
+        own[count++] = {is_scored_ ? each.value - constrained.log_sum() : 0, constrained.pieces().piece(each.place)};
   }
 
-  // ---- what becomes of a segment ----
+  // ---- the next step of a segment ----
 
-  // Take the best continuations of a segment; whether it needs more steps.
+  // Select the best continuations of a segment; return true if it needs more steps.
   bool advance(Segment& segment) {
     const int K = int(segment.rows.size());
     const double norm = is_scored_ ? length_norm(segment.written + 1, options_) : 1;
-    int heads[kMostBeams] = {};  // of the candidates of each row the first that is not taken
+    int heads[kMostBeams] = {};  // the first candidate of each row that is not taken
     uint16_t uses[kMostBeams] = {};
     chosen_.clear();
-    // The best 2K of all, of which K at least do not end; those of a row stand in order.
+    // The best 2K of all, of which at least K do not end; the candidates of a row are sorted.
     for (int taken = 0; taken < 2 * beam_ && int(chosen_.size()) < beam_; taken++) {
       int best = -1;
       float best_total = -kInfinity;
       for (int k = 0; k < K; k++) {
         if (heads[k] == counts_[size_t(segment.first_row + k)]) continue;
-        const float total = segment.rows[size_t(k)].total + candidate(segment, k, heads[k]).gain;
+        const float total = segment.rows[size_t(k)].total + candidate(segment, k, heads[k]).log_prob;
         if (total > best_total) {
           best = k;
           best_total = total;
@@ -565,13 +565,13 @@ class Search {
         chosen_.push_back({best, best_total, next});
         uses[best]++;
       } else if (taken < beam_) {
-        finish(segment, segment.rows[size_t(best)], best_total, norm, next.gain);
+        finish(segment, segment.rows[size_t(best)], best_total, norm, next.log_prob);
       }
     }
     if (chosen_.empty()) return false;
-    const double hope = double(chosen_[0].total / float(norm));
-    if (is_decided(segment, hope)) return false;
-    grow(segment, uses);
+    const double best_growing = double(chosen_[0].total / float(norm));
+    if (is_decided(segment, best_growing)) return false;
+    reorder_and_append(segment, uses);
     return !close_if_ended(segment);
   }
 
@@ -579,15 +579,16 @@ class Search {
     return candidates_[int64_t(segment.first_row + k) * most_candidates_ + i];
   }
 
-  // Whether a segment needs no more steps, when the best growing hypothesis now scores `hope`.
-  bool is_decided(const Segment& segment, double hope) const {
+  // Return true if a segment needs no more steps, given the best growing score.
+  bool is_decided(const Segment& segment, double best_growing) const {
     if (int(segment.finished.size()) < beam_) return false;
     if (options_.early_stopping || beam_ == 1) return true;
-    return segment.finished.back().score >= hope;
+    return segment.finished.back().score >= best_growing;
   }
 
-  // The rows of the next step; `uses`: how many of them continue each of the present ones.
-  void grow(Segment& segment, uint16_t* uses) {
+  // Reorder the rows and append the next tokens; `uses`: the number of continuations of each row. The
+  // caches of the models stay in place, since rows name their ancestors.
+  void reorder_and_append(Segment& segment, uint16_t* uses) {
     const int K = int(chosen_.size());
     if (int(segment.next.size()) < K) segment.next.resize(size_t(K));
     segment.written++;
@@ -595,19 +596,19 @@ class Search {
       const Chosen& chosen = chosen_[size_t(k)];
       Row& from = segment.rows[size_t(chosen.origin)];
       Row& to = segment.next[size_t(k)];
-      if (--uses[chosen.origin] == 0) {  // nobody else continues it
+      if (--uses[chosen.origin] == 0) {  // its last continuation
         to.ids.swap(from.ids);
         to.ancestors.swap(from.ancestors);
-        to.gains.swap(from.gains);
+        to.token_log_probs.swap(from.token_log_probs);
       } else {
         to.ids = from.ids;
         to.ancestors = from.ancestors;
-        to.gains = from.gains;
+        to.token_log_probs = from.token_log_probs;
       }
       to.total = chosen.total;
       to.ids.push_back(chosen.next.piece);  // (t + 1,)
       if (beam_ > 1) to.ancestors.push_back(uint8_t(k));
-      if (options_.piece_scores) to.gains.push_back(chosen.next.gain);
+      if (options_.piece_scores) to.token_log_probs.push_back(chosen.next.log_prob);
       to.state = next_state(from.state, vocabulary_.kind(chosen.next.piece));
       to.is_ending = is_ending(segment, to);
     }
@@ -616,20 +617,20 @@ class Search {
   }
 
   bool is_ending(const Segment& segment, const Row& row) const {
-    return segment.room() < 1 || (options_.stops_loops && !options_.sampling && is_loop(row.ids));
+    return segment.remaining() < 1 || (options_.stops_loops && !options_.sampling && is_loop(row.ids));
   }
 
-  void finish(Segment& segment, const Row& row, double total, double norm, float gain) {
+  void finish(Segment& segment, const Row& row, double total, double norm, float log_prob) {
     Hypothesis hypothesis{row.ids, kNaN, kNaN, {}};
     if (is_scored_) {
       hypothesis.log_probability = total;
       hypothesis.score = total / norm;
       if (options_.piece_scores) {
-        hypothesis.piece_scores = row.gains;
-        hypothesis.piece_scores.push_back(gain);  // (t + 1,)
+        hypothesis.piece_scores = row.token_log_probs;
+        hypothesis.piece_scores.push_back(log_prob);  // (t + 1,)
       }
     }
-    // Behind all that score as much. More than K are never asked for.
+    // Insert it after equal scores, and store at most K.
     Vector<Hypothesis>& finished = segment.finished;
     const auto place = std::find_if(finished.begin(), finished.end(), [&](const Hypothesis& other) {
       return other.score < hypothesis.score;
@@ -651,35 +652,35 @@ class Search {
   }
 
   Candidate drawn(const Segment& segment, const Row& row, const Task& task, float* logits) {
-    Weighed weighed(*this, task, logits);
-    int place = weighed.eos_place();
+    ConstrainedLogits constrained(*this, task, logits);
+    int place = constrained.eos_place();
     if (!row.is_ending && segment.forced() >= 0) {
-      place = weighed.pieces().place(segment.forced());
+      place = constrained.pieces().place(segment.forced());
     } else if (!row.is_ending) {
       if (!vocabulary_.bytes().empty()) {
-        weighed.restrict();
-        if (row.state != kBetween && !weighed.has_any()) weighed.restrict_alone();
+        constrained.restrict();
+        if (row.state != kBetween && !constrained.has_any()) constrained.restrict_alone();
       }
-      const double chance = uniform(segment.seed, uint64_t(segment.written));
-      place = memory_.draw(logits, weighed.pieces().count, chance, options_.temperature, options_.top_k, options_.top_p);
+      const double number = uniform(segment.seed, uint64_t(segment.written));
+      place = memory_.draw(logits, constrained.pieces().count, number, options_.temperature, options_.top_k, options_.top_p);
       if (place < 0) refuse_non_finite();
     }
-    const float gain = logits[place] - weighed.log_sum();
-    if (!std::isfinite(gain)) refuse_non_finite();
-    return {gain, weighed.pieces().piece(place)};
+    const float log_prob = logits[place] - constrained.log_sum();
+    if (!std::isfinite(log_prob)) refuse_non_finite();
+    return {log_prob, constrained.pieces().piece(place)};
   }
 
-  // Whether a segment needs more steps after what was drawn.
-  bool goes_on(Segment& segment) {
+  // Append the drawn token; return true if the segment needs more steps.
+  bool append_drawn(Segment& segment) {
     Row& row = segment.rows[0];
     const Candidate& next = candidates_[segment.first_row];
-    row.exact_total += double(next.gain);
+    row.exact_total += double(next.log_prob);
     if (next.piece == eos_) {
-      finish(segment, row, row.exact_total, length_norm(segment.written + 1, options_), next.gain);
+      finish(segment, row, row.exact_total, length_norm(segment.written + 1, options_), next.log_prob);
       return false;
     }
     row.ids.push_back(next.piece);  // (t + 1,)
-    if (options_.piece_scores) row.gains.push_back(next.gain);
+    if (options_.piece_scores) row.token_log_probs.push_back(next.log_prob);
     row.state = next_state(row.state, vocabulary_.kind(next.piece));
     segment.written++;
     row.is_ending = is_ending(segment, row);
@@ -703,15 +704,15 @@ class Search {
   SearchMemory& memory_;
   const int32_t eos_, start_;
   const int beam_;               // K
-  const bool is_scored_;         // whether log-probabilities are computed
+  const bool is_scored_;         // true if log-probabilities are computed
   const int most_candidates_;    // C
   Vector<Segment> segments_;     // (B,)
   Vector<int32_t> open_;         // segments that need more steps
-  Vector<int32_t> needed_;       // (U,) pieces on any shortlist, ascending
-  bool has_parts_ = false;       // whether their logits alone are computed
+  Vector<int32_t> needed_;       // (U,) tokens of all shortlists, ascending
+  bool has_parts_ = false;       // true if only their logits are computed
   std::chrono::steady_clock::time_point last_check_;
 
-  // Of a step.
+  // Data of a step.
   Vector<Group> groups_;
   Vector<Place> rows_;                  // (R,)
   Vector<int32_t> newest_;              // (R,)

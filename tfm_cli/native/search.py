@@ -71,7 +71,7 @@ class NativeSearch:
         sampling: draw one translation of each segment instead of looking for the best.
         scores: note log-probabilities and scores; without, greedy search is faster and they are
             NaN.
-        piece_scores: note the log-probability of each piece as well.
+        token_log_probs: note the log-probability of each piece as well.
         stops_loops: end a hypothesis that repeats the same few pieces; not when sampling.
         check: called now and then, between steps; what it raises ends the search.
         cache_bytes: most memory beyond the weights; a batch that needs more is searched in parts.
@@ -84,7 +84,7 @@ class NativeSearch:
         *,
         sampling: bool = False,
         scores: bool = True,
-        piece_scores: bool = False,
+        token_log_probs: bool = False,
         stops_loops: bool = False,
         check: Callable[[], None] | None = None,
         cache_bytes: int = CACHE_BYTES,
@@ -97,8 +97,8 @@ class NativeSearch:
             "renormalize": settings.renormalize,
             "no_repeat_ngram_size": settings.no_repeat_ngram_size,
             "stops_loops": stops_loops,
-            "scores": scores or piece_scores,
-            "piece_scores": piece_scores,
+            "scores": scores or token_log_probs,
+            "piece_scores": token_log_probs,
             "wu_norm": settings.length_norm == "wu",
             "top_k": min(settings.top_k, 2**31 - 1),
             "length_penalty": settings.length_penalty,
@@ -222,7 +222,7 @@ class NativeSearch:
             )
             stopping.raise_what_was_raised()
             self._refuse(status, workspace)
-            return _hypotheses(result, has_piece_scores=bool(self._options["piece_scores"]))
+            return _hypotheses(result, has_token_log_probs=bool(self._options["piece_scores"]))
 
     def _forced(
         self, segments: Segments, targets: Sequence[Ids], count: int, *, layer: int | None
@@ -397,15 +397,15 @@ def _pointer(values: array[Any], kind: Any) -> Any:
     return ctypes.cast(values.buffer_info()[0], kind)
 
 
-def _hypotheses(result: Result, *, has_piece_scores: bool) -> list[list[Hypothesis]]:
+def _hypotheses(result: Result, *, has_token_log_probs: bool) -> list[list[Hypothesis]]:
     counts = result.num_hypotheses[: result.num_segments]
     total = sum(counts)
     lengths = result.lengths[:total]
     ids = result.ids[: sum(lengths)]
     log_probabilities, scores = result.log_probabilities[:total], result.scores[:total]
-    piece_scores: Sequence[float] = ()
-    if has_piece_scores:
-        piece_scores = result.piece_scores[: sum(lengths) + total]
+    token_log_probs: Sequence[float] = ()
+    if has_token_log_probs:
+        token_log_probs = result.piece_scores[: sum(lengths) + total]
     rows: list[Hypothesis] = []
     begin = 0
     for row, length in enumerate(lengths):
@@ -415,7 +415,7 @@ def _hypotheses(result: Result, *, has_piece_scores: bool) -> list[list[Hypothes
                 tuple(ids[begin:end]),
                 log_probabilities[row],
                 scores[row],
-                tuple(piece_scores[begin + row : end + row + 1]),
+                tuple(token_log_probs[begin + row : end + row + 1]),
             )
         )
         begin = end

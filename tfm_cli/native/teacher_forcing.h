@@ -1,6 +1,6 @@
-// Whole pairs of source and target, read rather than searched.
+// Teacher forcing: log-probabilities and attention of given pairs of source and target.
 //
-// B pairs, S source pieces, T target pieces, D width
+// B pairs, S source tokens, T target tokens, D width
 #pragma once
 #include <algorithm>
 
@@ -8,17 +8,17 @@
 
 namespace tfm {
 
-// Rows of the decoder at a time, and pairs whose sources are kept at a time.
+// Maximum rows of the decoder at a time, and maximum pairs whose sources are cached at a time.
 constexpr int FORCED_ROWS = 256;
 constexpr int FORCED_PAIRS = 32;
 
-// What tfm_force of interface.h says, of a batch that has been checked.
+// Compute the results of tfm_force of interface.h, for a checked batch.
 inline void force(const Transformer& model, State& state, const TfmBatch& batch, const int32_t* target_ids,
                   const int32_t* target_lengths, float* log_probabilities, int layer, float* attention) {
   const int D = model.options().width;
   TfmBatch part = batch;
   Vector<Group> groups;
-  Vector<int32_t> read, written;  // pieces of each row: the newest, and the one that follows
+  Vector<int32_t> read, written;  // tokens of each row: the newest, and the next one
   Vector<float*> weights;
   Buffer hidden;
   auto flush = [&] {

@@ -4,7 +4,7 @@
 // allocate the thread-local storage of a library that was loaded at run time. A variable of the
 // model initial-exec puts all thread-local storage of this library, that of the C++ runtime for
 // exceptions included, in the block that each thread has from its start; that block has little
-// room, so the texts are allocated.
+// space, so the texts are allocated.
 #pragma once
 #include <cstdint>
 #include <cstdio>

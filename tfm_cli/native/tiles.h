@@ -1,6 +1,6 @@
-// Products in the tiles of Intel's AMX: 16 rows times 16 columns of 64 bytes of input in one instruction.
+// Products in the tiles of Intel's AMX: one instruction multiplies 16 rows by 16 columns, 64 bytes each.
 //
-// The instructions are written as assembly, so that one library serves processors with and without them.
+// The instructions are inline assembly, so that one library serves processors with and without them.
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 #pragma once
 #include <cstdint>
@@ -28,13 +28,13 @@ inline bool ask_for_tiles() {
   if ((d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  constexpr unsigned kTileState = 3u << 17;  // configuration and data are saved by the system
+  constexpr unsigned kTileState = 3u << 17;  // the system saves configuration and data
   if ((low & kTileState) != kTileState) return false;
-  // The system gives a process the registers (8 KiB) when it asks for them, and then to all its threads.
+  // A process has to request the registers (8 KiB); then all its threads have them.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
-// Whether this process may use tiles.
+// Return true if this process may use tiles.
 inline bool has_tiles() {
   static const bool result = ask_for_tiles();
   return result;
@@ -46,7 +46,7 @@ struct alignas(64) TileConfiguration {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0 … 3 hold sums, 4 and 5 rows of activations, 6 and 7 weights. While this stands, they are in use.
+// The tile configuration, for its lifetime: 0 … 3 hold sums, 4 and 5 activations, 6 and 7 weights.
 class Tiles {
  public:
   explicit Tiles(int activation_rows) {
@@ -77,7 +77,7 @@ template <int Sums, int Activations, int Weights>
 static TFM_INLINE void tile_multiply_bytes() {
   asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Activations), "i"(Weights));
 }
-// The same of pairs of bf16, into floats.
+// sums += pairs of bf16 activations times weights, in floats
 template <int Sums, int Activations, int Weights>
 static TFM_INLINE void tile_multiply_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Activations), "i"(Weights));

@@ -1,9 +1,9 @@
 // The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, figure 1), one step at a time.
 //
-// Rows are ragged: there is no padding, the encoder reads the pieces of all segments end to end, and
-// each row of the decoder has a length of its own.
+// Rows are ragged, so there is no padding and no padding mask: the encoder reads the tokens of all
+// segments concatenated, and each row of the decoder has its own length.
 //
-// B segments, S source pieces, M rows of the encoder, R rows of the decoder, D width, H heads,
+// B segments, S source tokens, M rows of the encoder, R rows of the decoder, D width, H heads,
 // E = D / H, F feed-forward width, V vocabulary, K beam
 #pragma once
 #include <algorithm>
@@ -27,7 +27,7 @@
 
 namespace tfm {
 
-// The hypotheses of one segment: rows that stand together.
+// The hypotheses of one segment, which are consecutive rows.
 struct Group {
   int32_t segment, first_row, num_rows, position;
 };
@@ -56,21 +56,21 @@ struct DecoderLayer {
   FeedForward feed_forward;
 };
 
-// What a model remembers of a batch, and memory to work with. Of one thread.
+// The KV caches of a model for a batch, and working memory, of one thread.
 //
-// The caches of what is written stand as [block of positions][segment][layer][keys, values][head]
-// [entry][E], those with most blocks first. So what is used of them lies together, in huge pages.
+// The layout of the decoder's caches is [block of positions][segment][layer][keys, values][head]
+// [entry][E], segments with most blocks first, so that the used parts are contiguous, in huge pages.
 struct State {
   struct Segment {
     int source_length;  // S
-    long memory_at;     // where its entries begin in the memory of each layer
-    int rank;           // its place among the segments, those with most blocks first
+    long memory_at;     // offset of its entries in the memory of each layer
+    int rank;           // its position in the order of segments, those with most blocks first
   };
   Vector<Segment> segments;
   int beam = 1;
-  long memory_size = 0;            // numbers of one layer, keys or values
-  long block_size = 0;             // numbers of one block of one segment and layer, keys or values
-  Vector<long> blocks;             // where each block of positions begins
+  long memory_size = 0;            // elements of one layer, keys or values
+  long block_size = 0;             // elements of one block of one segment and layer, keys or values
+  Vector<long> blocks;             // offset of each block of positions
   Buffer memory_caches, caches;    // of floats or bf16
   PositionTable positions;
   RotationTable encoder_rotations, decoder_rotations;
@@ -89,7 +89,7 @@ struct State {
   }
 };
 
-// Where `step` adds the weights of the cross-attention of one decoder layer, mean over heads.
+// The output of `step` for the cross-attention weights of one decoder layer, averaged over heads.
 struct AttentionProbe {
   int layer;
   float* const* weights;  // (R,) rows of S each
@@ -101,37 +101,37 @@ class Transformer {
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
 
-  // Take a tensor by its name in the state_dict of tfm_cli.model.transformer.Transformer.
+  // Pack a tensor by its name in the state_dict of tfm_cli.model.transformer.Transformer.
   void take(const char* name, const float* data, int64_t rows, int64_t columns);
-  // The same of a matrix that was quantized before, with a scale for each row; for int8 alone.
+  // Pack a quantized matrix with a scale for each row; only in int8 models.
   void take_bytes(const char* name, const int8_t* bytes, const float* scales, int64_t rows, int64_t columns);
   void finish();
 
-  // Read the source; what comes back is ready for the first step.
+  // Read the source, and prepare the state for the first step.
   void encode(State& state, const TfmBatch& batch, const int32_t* limits, int beam) const;
 
-  // What the output layer sees, (R, D), of the newest pieces (R,) of each row.
-  //   ancestors: of each row the beams whose entries it descends from, position + 1 long; null for
-  //   beams of 1.
-  // Groups may be of one segment, at positions that follow each other.
+  // Compute the inputs (R, D) of the output layer, given the newest token of each row.
+  //   ancestors: for each row the beam whose cache entry it reads at each position, position + 1 long;
+  //   null for beams of 1.
+  // Several groups may belong to one segment, at consecutive positions.
   void step(State& state, const Group* groups, int num_groups, const int32_t* pieces,
             const uint8_t* const* ancestors, float* hidden,
             const AttentionProbe* probe = nullptr) const;
 
-  // Pieces that are never written.
+  // Exclude tokens from the output.
   void ban(const int32_t* ids, int count) { banned.insert(banned.end(), ids, ids + count); }
 
   const OutputLayer& output() const { return output_layer; }
   const TfmModelOptions& options() const { return settings; }
   int64_t bytes() const;
-  // Bytes that the caches of a segment take at most.
+  // Return the maximum size of the caches of a segment.
   int64_t segment_bytes(int source_length, int limit, int beam) const;
 
  private:
   struct Tensor {
     int64_t rows, columns;
     std::function<void(const float*)> take;
-    std::function<void(const int8_t*, const float*)> take_bytes = nullptr;  // of matrices that products use
+    std::function<void(const int8_t*, const float*)> take_bytes = nullptr;  // for the matrices of products
     bool is_there = false;
   };
   Tensor& arriving(const char* name, int64_t rows, int64_t columns);
@@ -176,7 +176,7 @@ class Transformer {
   Vector<int32_t> banned;
   Arena arena;  // holds all of the above
   std::map<std::string, Tensor> tensors;
-  std::map<Linear*, Vector<float>> biases;  // which may come before their matrix
+  std::map<Linear*, Vector<float>> biases;  // which may be given before their matrix
 };
 
 // ---- weights ----
@@ -220,7 +220,7 @@ inline void Transformer::expect(const std::string& name, int64_t rows, int64_t c
   tensors[name] = Tensor{rows, columns, std::move(take)};
 }
 
-// A linear map whose rows are, one after the other, those of `parts`.
+// Pack a linear map whose rows are the concatenated rows of `parts`.
 inline void Transformer::expect_linear(const std::string& name, int64_t rows, int64_t columns,
                                        std::vector<std::pair<Linear*, int>> parts) {
   const Precision precision = Precision(settings.precision);
@@ -314,7 +314,7 @@ inline void Transformer::expect_embeddings() {
 }
 
 inline bool all_finite(const float* values, int64_t count) {
-  vf total = {};  // of zeros, unless there is an infinity or NaN
+  vf total = {};  // 0, unless a value is infinite or NaN
   int64_t i = 0;
   for (; i + VL <= count; i += VL) total += load(values + i) * 0.0f;
   if (i < count) total += load_first(values + i, int(count - i)) * 0.0f;
@@ -370,10 +370,10 @@ inline int64_t Transformer::bytes() const {
 
 // ---- reading the source ----
 
-// Blocks of positions for a translation of up to `limit` pieces and </s>.
+// Return the blocks of positions of a translation of up to `limit` tokens and </s>.
 inline int64_t num_blocks(int limit) { return int64_t(limit) / kBlock + 1; }
 
-// Numbers that the keys, or the values, of so many entries take.
+// Return the elements of the keys, or of the values, of this many entries.
 inline long Transformer::cache_numbers(int entries) const {
   return long(has_half_caches() ? cache_size<uint16_t>(settings.decoder_heads, decoder_width, entries)
                                 : cache_size<float>(settings.decoder_heads, decoder_width, entries));
@@ -415,7 +415,7 @@ inline void Transformer::embed(State& state, const Embedding& embedding,
   for (int d = 0; d < D; d++) x[d] += encoding[d];
 }
 
-// Decide where each block of positions begins, by the most pieces of each segment.
+// Assign the offset of each block of positions, given the limit of each segment.
 inline void Transformer::place_blocks(State& state, const int32_t* limits) const {
   const int B = int(state.segments.size());
   Vector<int> order;
@@ -454,7 +454,7 @@ inline void Transformer::encode(State& state, const TfmBatch& batch, const int32
   if (!state.scratch.is_finite) refuse_non_finite();
 }
 
-// Segments are read in groups whose intermediate results stay in the processor's own memory.
+// Segments are read in groups whose intermediate results stay in the processor's caches.
 constexpr int ENCODED_ROWS = 256;
 
 template <class T>
@@ -476,7 +476,7 @@ void Transformer::encode(State& state, const TfmBatch& batch) const {
   }
 }
 
-// x (M, D), the rows of several segments, through the encoder.
+// Apply the encoder to x (M, D), the rows of several segments.
 inline void Transformer::encode_rows(State& state, const int* lengths, int num_segments, float* x, int M) const {
   Scratch& scratch = state.scratch;
   const int H = settings.encoder_heads, E = encoder_width;
@@ -502,7 +502,7 @@ inline void Transformer::encode_rows(State& state, const int* lengths, int num_s
   if (settings.norm == TFM_PRE_NORM) scratch.normalise(encoder_norm, x, x, stride, M);
 }
 
-// Keys and values of the encoder's output x (M, D) of some segments, for all decoder layers.
+// Cache keys and values of the encoder's output x (M, D) of some segments, for all decoder layers.
 template <class T>
 void Transformer::remember(State& state, const float* x, int from, int to) const {
   const long stride = padded(D), wide = padded(2 * D);
@@ -584,7 +584,7 @@ void Transformer::step(State& state, const Group* groups, int num_groups, int R,
       const Cache<T> next = memory_cache<T>(state, i, groups[g + 1 < num_groups ? g + 1 : 0].segment);
       for (int k = 0; k < group.num_rows; k++) {
         const int r = group.first_row + k;
-        attend(projected + r * stride, own, H, E, own.room, 1, nullptr, attended + r * stride, scores,
+        attend(projected + r * stride, own, H, E, own.capacity, 1, nullptr, attended + r * stride, scores,
                probe && probe->layer == i ? probe->weights[r] : nullptr, k + 1 < group.num_rows ? &own : &next);
       }
     }

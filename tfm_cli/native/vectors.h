@@ -1,7 +1,7 @@
 // Vectors of floats and integers by the vector extensions of GCC and Clang: -march sets their width.
 //
-// Few operations need an intrinsic. Where the order of rounding matters, which is wherever two code
-// paths must give the same bits, products are added by multiply_add and not left to the compiler.
+// Few operations need an intrinsic. Where two code paths must give the same bits, products are added by
+// multiply_add, so that the compiler does not choose the rounding.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -39,7 +39,7 @@ static TFM_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 static TFM_INLINE void store_int(void* p, vi v) { std::memcpy(p, &v, sizeof v); }
 static TFM_INLINE vf broadcast(float x) { return x - vf{}; }
 static TFM_INLINE vi broadcast(int32_t x) { return x - vi{}; }
-// The first `count` < VL floats and zeros: no byte behind them is read or written.
+// Load or store the first `count` < VL floats, without reading or writing bytes after them.
 static TFM_INLINE vf load_first(const float* p, int count) {
   vf v = {};
   std::memcpy(&v, p, size_t(count) * 4);
@@ -56,7 +56,7 @@ static TFM_INLINE vi lanes() {
   return v;
 }
 
-// a * b + c, rounded once where the processor can.
+// a * b + c, rounded once if the processor supports it.
 static TFM_INLINE vf multiply_add(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
   return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -89,7 +89,7 @@ static TFM_INLINE four_floats low_lanes(eight_floats v) { return (four_floats)_m
 static TFM_INLINE four_floats high_lanes(eight_floats v) { return (four_floats)_mm256_extractf128_ps((__m256)v, 1); }
 #endif
 
-// The upper half of the lanes added to the lower, until one is left: one fixed order.
+// Add the upper half of the lanes to the lower repeatedly: one fixed order.
 static TFM_INLINE float sum(four_floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 #if defined(__AVX2__)
 static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lanes(v)); }
@@ -97,7 +97,7 @@ static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lan
 #if defined(__AVX512F__)
 static TFM_INLINE float sum(vf v) { return sum(low_lanes(v) + high_lanes(v)); }
 #endif
-// Lane i of the result is lane from[i] of a and b, end to end.
+// Lane i of the result is lane from[i] of a and b concatenated.
 template <class V>
 static TFM_INLINE V shuffled(V a, V b, vi from) {
 #if defined(__clang__)
@@ -108,7 +108,7 @@ static TFM_INLINE V shuffled(V a, V b, vi from) {
   return __builtin_shuffle(a, b, from);
 #endif
 }
-// Of numbers that are no NaN.
+// For numbers other than NaN.
 static TFM_INLINE float largest(vf v) {
   for (int half = VL / 2; half >= 1; half /= 2) {
     v = max(v, shuffled(v, v, lanes() ^ half));
@@ -121,7 +121,7 @@ static TFM_INLINE int32_t largest(vi v) {
   }
   return v[0];
 }
-// Whether a lane of a is at least that of b.
+// Return true if any lane of a is at least that of b.
 static TFM_INLINE bool any_at_least(vf a, vf b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ) != 0;
@@ -160,7 +160,7 @@ static TFM_INLINE vf exp(vf x) {
 static TFM_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 static TFM_INLINE vf swish(vf x) { return x / (1.0f + exp(-x)); }
 
-// Off by at most 3e-7. Source: the rational approximation of Eigen (generic_fast_erf).
+// The error is at most 3e-7. Source: the rational approximation of Eigen (generic_fast_erf).
 static TFM_INLINE vf erf(vf x) {
   x = x < -4.0f ? broadcast(-4.0f) : x;
   x = x > 4.0f ? broadcast(4.0f) : x;
@@ -183,8 +183,8 @@ static TFM_INLINE vf gelu(vf x) {
   return multiply_add(half, erf(x * 0.70710678118654752f), half);
 }
 
-// What is added to an activation of 8 bits. The dot product of x86 takes unsigned bytes times signed
-// ones; that of ARM signed ones alone.
+// The number that is added to 8-bit activations. The dot product of x86 multiplies unsigned by signed
+// bytes; that of ARM only signed bytes.
 #if defined(__ARM_NEON)
 constexpr int kZeroPoint = 0;
 #else
@@ -203,7 +203,7 @@ static TFM_INLINE vi dot_of_4(vi sums, vi activations, vi weights) {
 #elif defined(__AVXVNNI__)
   return (vi)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)activations, (__m256i)weights);
 #elif defined(__AVX2__)
-  // Even and odd bytes are widened to 16 bits apart: a sum of two products of bytes would not fit there.
+  // Even and odd bytes are widened separately, since 16 bits cannot hold a sum of two products of bytes.
   const __m256i low = _mm256_set1_epi16(0xff);
   __m256i ue = _mm256_and_si256((__m256i)activations, low), uo = _mm256_srli_epi16((__m256i)activations, 8);
   __m256i se = _mm256_srai_epi16(_mm256_slli_epi16((__m256i)weights, 8), 8), so = _mm256_srai_epi16((__m256i)weights, 8);

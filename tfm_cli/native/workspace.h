@@ -10,7 +10,7 @@ struct TfmWorkspace {
   tfm::SearchMemory memory;
   tfm::Buffer fault_stack;
   tfm::Vector<int32_t> num_hypotheses;               // (B,)
-  tfm::Vector<int32_t> lengths, ids;                 // (n,), and as many as they say
+  tfm::Vector<int32_t> lengths, ids;                 // (n,), and the sum of the lengths
   tfm::Vector<double> log_probabilities, scores;     // (n,)
   tfm::Vector<float> piece_scores;
 
@@ -25,7 +25,7 @@ struct TfmWorkspace {
     piece_scores = {};
   }
 
-  // Lay the hypotheses of each segment end to end.
+  // Concatenate the hypotheses of all segments.
   TfmResult result(const tfm::Vector<tfm::Vector<tfm::Hypothesis>>& found, bool has_piece_scores) {
     num_hypotheses.clear();
     lengths.clear();

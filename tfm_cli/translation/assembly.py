@@ -178,7 +178,9 @@ class Assembler:
         if self.word_scores:
             ids = [i for hypothesis in chosen for i in (*hypothesis.ids, self.target.eos_id)]
             pieces = [self.target.pieces[i] for i in ids]
-        piece_scores = tuple(each for hypothesis in chosen for each in hypothesis.piece_scores)
+        token_log_probs = tuple(
+            each for hypothesis in chosen for each in hypothesis.token_log_probs
+        )
         by_line: list[list[tuple[str, bool]]] = [[] for _ in range(line.count("\n") + 1)]
         for segment, text in zip(segments, texts, strict=True):
             by_line[segment.text_line].append((text, segment.continues_word))
@@ -186,7 +188,7 @@ class Assembler:
             join_texts([text for text, _ in parts], [continues for _, continues in parts])
             for parts in by_line
         )
-        return Candidate(text, score, log_probability, tuple(pieces), piece_scores)
+        return Candidate(text, score, log_probability, tuple(pieces), token_log_probs)
 
 
 def _by_line(

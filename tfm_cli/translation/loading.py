@@ -98,7 +98,7 @@ def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> Lo
         return TorchEngine(
             [model.transformer for model in models], models[0].tokenizers, options,
             device=torch_device, dtype=precision_dtype(precision),
-            fixed_steps=device.type == "cuda",
+            static_steps=device.type == "cuda",
         )  # fmt: skip
 
     return LoadedModels(models[0].config, models[0].tokenizers, engine)

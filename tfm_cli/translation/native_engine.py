@@ -1,6 +1,6 @@
-"""The native engine as the search engine: on CPUs, without PyTorch."""
+"""The native engine as the search engine on CPUs, without PyTorch."""
 
-# T target pieces, S source pieces
+# T target tokens, S source tokens
 
 import logging
 import sys
@@ -22,17 +22,18 @@ from tfm_cli.translation.shortlist import Shortlist
 
 logger = logging.getLogger(__name__)
 
-# Of keys and values that are read at each step: what processors keep near. On a Xeon with 2 MiB of
-# L2 cache for each core, `tiny` is fastest with 6 to 10 MiB of them, `base` with more than 100.
-_NEAR_BYTES = 8 << 20
+# Size of the keys and values of a part of a batch, all of which a step reads, so that they stay in
+# the processor's caches. On a Xeon with 2 MiB of L2 cache for each core, `tiny` is fastest with 6
+# to 10 MiB of them, `base` with more than 100.
+_CACHED_BYTES = 8 << 20
 
 
 class NativeEngine:
-    """Models that translate together; a class because searches share its memory.
+    """One or several native models that translate together; searches reuse its memory.
 
     Args:
         models: over the same vocabulary.
-        options: how they are searched.
+        options: of the searches.
     """
 
     place = "cpu"
@@ -40,13 +41,13 @@ class NativeEngine:
     def __init__(self, models: Sequence[NativeModel], options: SearchOptions) -> None:
         self._models = models
         self._options = options
-        self.most_pieces = min(_most_positions(model.config.model) for model in models)
+        self.max_segment_tokens = min(_max_segment_tokens(model.config.model) for model in models)
         self._search = NativeSearch(
             models,
             options.settings,
             sampling=options.sampling,
             scores=options.scores,
-            piece_scores=options.word_scores,
+            token_log_probs=options.word_scores,
             stops_loops=options.stops_loops,
             check=options.check,
             cache_bytes=options.cache_bytes,
@@ -58,19 +59,19 @@ class NativeEngine:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the weights and of the caches, which stay for the next batch."""
+        """Return the memory of the weights and of the caches, which the next batch reuses."""
         weights = sum(model.num_bytes for model in self._models)
         return weights + sum(each.num_bytes for each in (self._search, *self._readers))
 
     def begin_process(self) -> None:
-        """Do nothing: weights are shared, and caches are made when they are needed."""
+        """Do nothing: processes share the weights, and searches allocate caches."""
 
     def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
         """Return hypotheses of each segment, best first."""
         options = self._options
         found: Found = []
         for part in self._parts(batch, beam_size):
-            if options.check is not None:  # a short search would not ask
+            if options.check is not None:  # a short search does not call it
                 options.check()
             found += self._search(self._segments(part), beam_size=beam_size)
         return found
@@ -80,7 +81,7 @@ class NativeEngine:
         prefixes = [segment.prefix for segment in batch]
         return Segments(
             sources=[segment.ids for segment in batch],
-            limits=output_limits(batch, options.settings, self.most_pieces),
+            limits=output_limits(batch, options.settings, self.max_segment_tokens),
             prefixes=prefixes if any(prefixes) else None,
             seeds=[segment.seed for segment in batch] if options.sampling else None,
             allowed=_allowed(batch, options.shortlist, self._models[0].tokenizers),
@@ -89,14 +90,14 @@ class NativeEngine:
     def _parts(self, batch: Sequence[Segment], beam_size: int) -> Iterator[Sequence[Segment]]:
         """Yield parts of a batch that are searched fastest, one after the other.
 
-        A step reads the weights once for all rows, and for each row its keys and values. Of these
-        there are no more together than of weights, or than fit near the processor; a translation
-        is taken to be as long as its source. What is found does not depend on it.
+        A step reads the weights once for all rows, and the keys and values of each row. A part is
+        chosen so that these are no larger than the weights, or than a processor's caches, assuming
+        that translations are as long as their sources. Results do not depend on the parts.
         """
         tokens = [len(segment.ids) + 1 for segment in batch]
         of_token = sum(map(_cache_bytes, self._models)) * (1 + beam_size)
-        most = max(_NEAR_BYTES, *(model.num_bytes for model in self._models))
-        count = -(-sum(tokens) * of_token // most)  # rounded up
+        max_bytes = max(_CACHED_BYTES, *(model.num_bytes for model in self._models))
+        count = -(-sum(tokens) * of_token // max_bytes)  # rounded up
         size = max(1, -(-len(batch) // count))
         for start in range(0, len(batch), size):
             yield batch[start : start + size]
@@ -104,7 +105,7 @@ class NativeEngine:
     def attention(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[Matrix]:
-        """Return how much each target piece of each pair came from each source piece, (T, S)."""
+        """Return the attention of each target token to each source token, (T, S) of each pair."""
         of_models = [
             reader.attention(
                 sources, targets, layer=alignment_layer(model.config.model.decoder_layers)
@@ -117,7 +118,7 @@ class NativeEngine:
 
 
 def warn_of_slow_bf16(model: NativeModel) -> None:
-    """Say where a processor computes bf16 without instructions for it."""
+    """Log a warning if the processor has no instructions for bf16."""
     if not model.library.has_bf16:
         logger.warning("this processor has no bf16 and computes it no faster than fp32")
 
@@ -137,13 +138,13 @@ def _allowed(
 
 
 def _cache_bytes(model: NativeModel) -> int:
-    """Return the bytes of the keys and values of a token in all layers of the decoder."""
+    """Return the bytes of a token's keys and values in all decoder layers."""
     shape = model.config.model
     return shape.decoder_layers * 2 * shape.width * (4 if model.precision == "fp32" else 2)
 
 
-def _most_positions(shape: ModelConfig) -> int:
-    """Return the most pieces of a segment that a model can place, on either side."""
+def _max_segment_tokens(shape: ModelConfig) -> int:
+    """Return the maximum tokens of a segment, on either side, that a model has positions for."""
     # </s> of the source and the start of the target need a position as well.
     return shape.max_positions - 1 if shape.positions == "learned" else sys.maxsize
 

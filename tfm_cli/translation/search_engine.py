@@ -1,4 +1,4 @@
-"""What translation asks of what computes: to search segments, and to read finished pairs."""
+"""The interface between translation and engines: search, and attention of finished pairs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.shortlist import Shortlist
 
-# T target pieces, S source pieces
+# T target tokens, S source tokens
 
 
 Found = list[list[Hypothesis]]  # of each segment of a batch
@@ -22,18 +22,18 @@ Matrix = Sequence[Sequence[float]]  # rows of equal length
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How a model is searched.
+    """The options of the searches of an engine.
 
     Args:
         settings: of the search.
-        sampling: draw translations by chance instead of looking for the best.
-        scores: note how good hypotheses are; else greedy search may leave NaN.
-        word_scores: note the log-probability of each piece.
-        shortlist: the pieces that translations are searched among; else the whole vocabulary.
-        stops_loops: end a hypothesis that repeats the same few pieces, see `decoding.loops`.
-        check: called now and then during a search; what it raises ends the search.
-        cache_bytes: on a CPU, most memory of a process beyond the weights; a batch that needs more
-            is searched in parts.
+        sampling: draw translations at random instead of searching for the best.
+        scores: compute scores of hypotheses; otherwise those of greedy search may be NaN.
+        word_scores: store the log-probability of each token.
+        shortlist: restricts each translation to some tokens; None for the whole vocabulary.
+        stops_loops: end a hypothesis that repeats the same few tokens, see `is_loop`.
+        check: called regularly during a search; an exception that it raises ends the search.
+        cache_bytes: on a CPU, maximum memory of a process beyond the weights; a batch that needs
+            more is searched in parts.
     """
 
     settings: SearchConfig
@@ -47,39 +47,39 @@ class SearchOptions:
 
 
 class SearchEngine(Protocol):
-    """Models that translate together, and what computes them: the CPU engine or PyTorch."""
+    """One or several models that translate together, in the CPU engine or in PyTorch."""
 
     @property
     def place(self) -> str:
-        """The device, for messages."""
+        """Return the name of the device, for messages."""
 
     @property
-    def most_pieces(self) -> int:
-        """Most pieces of a segment, on either side, that the models can place."""
+    def max_segment_tokens(self) -> int:
+        """Return the maximum tokens of a segment, on either side, that have positions."""
 
     def begin_process(self) -> None:
-        """Get ready to search in a process that was forked off."""
+        """Prepare for searches in a forked process."""
 
     def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
         """Return hypotheses of each segment, best first.
 
         Args:
-            batch: segments, of about the same length.
+            batch: segments of similar lengths.
             beam_size: hypotheses that are followed at a time.
 
         Raises:
-            MemoryError: there is no memory for the batch; a smaller one may do.
-            NonFiniteScoresError: the models compute no finite numbers.
+            MemoryError: there is no memory for the batch; a smaller one may fit.
+            NonFiniteScoresError: the models compute scores that are not finite numbers.
         """
 
     def attention(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[Matrix]:
-        """Return how much each target piece of each pair came from each source piece, (T, S).
+        """Return the attention of each target token to each source token, (T, S) of each pair.
 
-        The attention of the step that writes the piece, by the layer that says most of it, mean
-        over heads and models. A row sums to less than 1: what went to </s> of the source is left
-        out.
+        Row t is the cross-attention of the step that writes token t, in the layer that aligns best,
+        averaged over heads and models. A row sums to less than 1, since the weight of the source's
+        </s> is left out.
 
         Args:
             sources: ids of each source, without </s>.
@@ -87,39 +87,38 @@ class SearchEngine(Protocol):
 
         Raises:
             MemoryError: there is no memory for all of these pairs together.
-            NonFiniteScoresError: the attention is not made of finite numbers.
+            NonFiniteScoresError: the attention weights are not finite numbers.
         """
 
 
-def output_limits(batch: Sequence[Segment], settings: SearchConfig, most_pieces: int) -> list[int]:
-    """Return the most pieces of the translation of each segment, without </s>."""
+def output_limits(
+    batch: Sequence[Segment], settings: SearchConfig, max_segment_tokens: int
+) -> list[int]:
+    """Return the maximum number of tokens of each segment's translation, without </s>."""
     return [
-        max(len(segment.prefix), min(longest, most_pieces))
+        max(len(segment.prefix), min(longest, max_segment_tokens))
         for segment in batch
         for longest in [output_limit(len(segment.ids), settings.max_length_factor)]
     ]
 
 
 def alignment_layer(decoder_layers: int) -> int:
-    """Return which decoder layer's attention is an alignment: the last but one, from 0.
+    """Return the decoder layer, from 0, whose attention is an alignment: the last but one.
 
-    Garg et al. 2019 (arXiv:1909.02074) found it the best. So it is here: of the links that IBM
-    model 1 finds in both directions on Multi30k, a model of four layers had 28, 65, 78 and 72 %, by
-    layer, at the step that writes the piece. The first layer knows too little of what is to be
-    written, so it is chosen only where there is no other.
+    Garg et al. 2019 (arXiv:1909.02074) found it the best. The same was measured here: of the links
+    that IBM model 1 finds in both directions on Multi30k, the layers of a model of four layers had
+    28, 65, 78 and 72 %, at the step that writes the token. The first layer has too little
+    information on the next token, so it is chosen only if it is the only one.
     """
     return max(decoder_layers - 2, min(decoder_layers - 1, 1))
 
 
-# Weights that compute no finite numbers are reported as a fault of their model.
-
-
 @contextlib.contextmanager
 def useless_weights_refused(name: str) -> Iterator[None]:
-    """Raise a ModelError that names the model where its scores are not finite numbers.
+    """Convert a NonFiniteScoresError to a ModelError that names the model.
 
     Args:
-        name: what messages call the model, or the models that translate together.
+        name: the name of the model, or of the models that translate together, in messages.
     """
     try:
         yield

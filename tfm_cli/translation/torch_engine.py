@@ -1,6 +1,6 @@
-"""PyTorch as the search engine: on GPUs, and on CPUs where the native engine is not."""
+"""PyTorch as the search engine: on GPUs, and on CPUs without the native engine."""
 
-# B segments, T target pieces, S source pieces, V vocabulary
+# B segments, T target tokens, S source tokens, V vocabulary
 
 import contextlib
 import sys
@@ -17,13 +17,14 @@ from tfm_cli.corpus.batch import make_batch, pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import StepModel, refuse_non_finite
-from tfm_cli.decoding.restricted import Scope
+from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.sampling import sample
-from tfm_cli.decoding.static.beam import BeamRules, FixedBeams
-from tfm_cli.decoding.static.greedy import FixedGreedy, GreedyRules
-from tfm_cli.decoding.static.search import FixedSearch
+from tfm_cli.decoding.static.beam import StaticBeams
+from tfm_cli.decoding.static.greedy import StaticGreedy
+from tfm_cli.decoding.static.search import StaticSearch
 from tfm_cli.decoding.utf8 import Utf8
-from tfm_cli.engine.cuda.transformer import FixedTransformer
+from tfm_cli.engine.cuda.transformer import StaticTransformer
 from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory, set_cpu_threads
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
@@ -40,16 +41,16 @@ from tfm_cli.translation.segments import Segment
 
 
 class TorchEngine:
-    """Models in PyTorch that translate together; a class because it holds what searches share.
+    """One or several PyTorch models that translate together.
 
     Args:
         models: over the same vocabulary, in evaluation mode, on `device`.
         tokenizers: of the models.
-        options: how they are searched.
-        device: where the models are.
-        dtype: arithmetic of the matrix products.
-        fixed_steps: let a single model search in steps of fixed shapes, which a GPU replays,
-            wherever nothing is asked for that needs others.
+        options: of the searches.
+        device: the device of the models.
+        dtype: precision of the matrix products.
+        static_steps: let a single model search in steps of fixed shapes, which a GPU replays, for
+            batches without options that need other shapes.
     """
 
     def __init__(
@@ -60,47 +61,44 @@ class TorchEngine:
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        fixed_steps: bool = False,
+        static_steps: bool = False,
     ) -> None:
         self._models = models
         self._tokenizers = tokenizers
         self._options = options
         self._device = device
         self._dtype = dtype
-        self.most_pieces = min(map(_most_positions, models))
-        target = tokenizers.target
-        self._utf8 = Utf8.of(
-            target.byte_values, target.vocab_size, banned_ids=target.banned_ids, device=device
-        )
-        self._fixed: FixedSearch[Any, Any] | None = None
-        if fixed_steps and len(models) == 1 and not (options.sampling or options.word_scores):
-            self._fixed = fixed_search(
-                models[0], target, options.settings, utf8=self._utf8, scores=options.scores,
+        self.max_segment_tokens = min(map(_max_segment_tokens, models))
+        self._vocabulary = target_vocabulary(tokenizers.target, device)
+        self._static: StaticSearch[Any, Any] | None = None
+        if static_steps and len(models) == 1 and not (options.sampling or options.word_scores):
+            self._static = static_search(
+                models[0], self._vocabulary, options.settings, scores=options.scores,
                 device=device, dtype=dtype,
             )  # fmt: skip
 
     @property
     def place(self) -> str:
-        """The device."""
+        """Return the name of the device."""
         return str(self._device)
 
     def begin_process(self) -> None:
-        """Let operations have one thread, as it is with the process that forked."""
+        """Use one thread in each operation, as in the process that forked this one."""
         set_cpu_threads(1)
 
     @torch.inference_mode()
     def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
         """Return hypotheses of each segment, best first."""
         with _memory_error():
-            scope = self._scope(batch)
-            found = self._found(batch, scope, beam_size)
-            return [[scope.restored(i, each) for each in some] for i, some in enumerate(found)]
+            restricted = self._restricted(batch)
+            found = self._found(batch, restricted, beam_size)
+            return [[restricted.restored(i, each) for each in some] for i, some in enumerate(found)]
 
     @torch.inference_mode()
     def attention(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[Matrix]:
-        """Return how much each target piece of each pair came from each source piece, (T, S)."""
+        """Return the attention of each target token to each source token, (T, S) of each pair."""
         with _memory_error():
             batch = make_batch(
                 sources,
@@ -125,10 +123,11 @@ class TorchEngine:
             refuse_non_finite(row)
         return [row.tolist() for row in rows]
 
-    def _scope(self, batch: Sequence[Segment]) -> Scope:
+    def _restricted(self, batch: Sequence[Segment]) -> RestrictedVocabulary:
+        """Return the vocabulary of a batch: the shortlists of its segments, or all tokens."""
         shortlist = self._options.shortlist
         if shortlist is None:
-            return Scope()
+            return RestrictedVocabulary()
         target = self._tokenizers.target
         allowed = torch.zeros(len(batch), target.vocab_size, dtype=torch.bool)  # (B, V)
         for row, segment in enumerate(batch):
@@ -138,26 +137,30 @@ class TorchEngine:
             else:
                 allowed[row, ids] = True
         special = [target.eos_id, target.start_id, *target.banned_ids]
-        return Scope.of(allowed.to(self._device), special)
+        return RestrictedVocabulary.of(allowed.to(self._device), special)
 
-    def _found(self, batch: Sequence[Segment], scope: Scope, beam_size: int) -> Found:
+    def _found(
+        self, batch: Sequence[Segment], restricted: RestrictedVocabulary, beam_size: int
+    ) -> Found:
         source, source_keep = pad_source([s.ids for s in batch], self._tokenizers.source.eos_id)
         source = source.to(self._device)
         source_keep = None if source_keep is None else source_keep.to(self._device)
-        prefixes = [scope.prefix(i, segment.prefix) for i, segment in enumerate(batch)]
-        limits = output_limits(batch, self._options.settings, self.most_pieces)
-        has_usual_shape = beam_size == self._options.settings.beam_size and scope.lists is None
-        if self._fixed is not None and has_usual_shape and not any(prefixes):
-            return self._fixed(source, source_keep, limits=limits)
+        prefixes = [restricted.prefix(i, segment.prefix) for i, segment in enumerate(batch)]
+        limits = output_limits(batch, self._options.settings, self.max_segment_tokens)
+        has_usual_shape = (
+            beam_size == self._options.settings.beam_size and restricted.shortlists is None
+        )
+        if self._static is not None and has_usual_shape and not any(prefixes):
+            return self._static(source, source_keep, limits=limits)
         with arithmetic(self._device, self._dtype):
-            return self._stepwise(
-                batch, scope, source, source_keep, prefixes, limits, beam_size=beam_size
+            return self._dynamic_search(
+                batch, restricted, source, source_keep, prefixes, limits, beam_size=beam_size
             )
 
-    def _stepwise(
+    def _dynamic_search(
         self,
         batch: Sequence[Segment],
-        scope: Scope,
+        restricted: RestrictedVocabulary,
         source: Tensor,
         source_keep: Tensor | None,
         prefixes: list[list[int]],
@@ -165,70 +168,64 @@ class TorchEngine:
         *,
         beam_size: int,
     ) -> Found:
-        """What is found a step at a time, each of which may be of any shape."""
-        options, target = self._options, self._tokenizers.target
-        settings = options.settings
-        model = scope.model(self._models)
+        """Return hypotheses of a search whose steps may have any shape."""
+        options = self._options
+        model = restricted.model(self._models)
         if options.check is not None:
-            model = _Checked(model, options.check)
-        start_id, eos_id = scope.specials([target.start_id, target.eos_id])
-        banned_ids = scope.specials(target.banned_ids)
-        utf8 = scope.utf8(self._utf8)
-        is_greedy = is_plainly_greedy(settings, sampling=options.sampling, scores=options.scores)
+            model = _CheckedModel(model, options.check)
+        vocabulary = restricted.vocabulary(self._vocabulary)
+        is_greedy = needs_no_scores(
+            options.settings, sampling=options.sampling, scores=options.scores
+        )
         if is_greedy and not any(prefixes):
             greedy = greedy_search(
-                model, source, source_keep, limits=limits, start_id=start_id, eos_id=eos_id,
-                banned_ids=banned_ids, utf8=utf8,
+                model, source, source_keep, limits=limits, vocabulary=vocabulary,
                 stops_loops=options.stops_loops,
             )  # fmt: skip
             return [[hypothesis] for hypothesis in greedy]
+        decoding = decoding_options(options, beam_size)
         if options.sampling:
+            seeds = [segment.seed for segment in batch]
             drawn = sample(
-                model,
-                source,
-                source_keep,
-                limits=limits,
-                seeds=[segment.seed for segment in batch],
-                start_id=start_id,
-                eos_id=eos_id,
-                banned_ids=banned_ids,
-                length_penalty=settings.length_penalty,
-                norm_kind=settings.length_norm,
-                renormalize=settings.renormalize,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                no_repeat_ngram_size=settings.no_repeat_ngram_size,
-                repetition_penalty=settings.repetition_penalty,
-                prefixes=prefixes,
-                utf8=utf8,
-                piece_scores=options.word_scores,
-            )
+                model, source, source_keep, limits=limits, seeds=seeds, vocabulary=vocabulary,
+                options=decoding, prefixes=prefixes,
+            )  # fmt: skip
             return [[hypothesis] for hypothesis in drawn]
         return beam_search(
-            model,
-            source,
-            source_keep,
-            limits=limits,
-            start_id=start_id,
-            eos_id=eos_id,
-            banned_ids=banned_ids,
-            beam_size=beam_size,
-            length_penalty=settings.length_penalty,
-            norm_kind=settings.length_norm,
-            early_stopping=settings.early_stopping,
-            renormalize=settings.renormalize,
-            no_repeat_ngram_size=settings.no_repeat_ngram_size,
-            repetition_penalty=settings.repetition_penalty,
+            model, source, source_keep, limits=limits, vocabulary=vocabulary, options=decoding,
             prefixes=prefixes,
-            utf8=utf8,
-            piece_scores=options.word_scores,
-            stops_loops=options.stops_loops,
-        )
+        )  # fmt: skip
 
 
-def _most_positions(transformer: Transformer) -> int:
-    """Return the most pieces of a segment that a model can place, on either side."""
+def target_vocabulary(target: Tokenizer, device: torch.device) -> TargetVocabulary:
+    """Return the special tokens of a target tokenizer, and its UTF-8 constraint on a device."""
+    utf8 = Utf8.of(
+        target.byte_values, target.vocab_size, banned_ids=target.banned_ids, device=device
+    )
+    return TargetVocabulary(target.start_id, target.eos_id, target.banned_ids, utf8)
+
+
+def decoding_options(options: SearchOptions, beam_size: int) -> DecodingOptions:
+    """Return the options of `decoding` for those of a translation."""
+    settings = options.settings
+    return DecodingOptions(
+        beam_size=beam_size,
+        length_penalty=settings.length_penalty,
+        norm_kind=settings.length_norm,
+        early_stopping=settings.early_stopping,
+        renormalize=settings.renormalize,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        repetition_penalty=settings.repetition_penalty,
+        stops_loops=options.stops_loops,
+        token_log_probs=options.word_scores,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+    )
+
+
+def _max_segment_tokens(transformer: Transformer) -> int:
+    """Return the maximum tokens of a segment, on either side, that a model has positions for."""
     if isinstance(transformer.target_positions, LearnedPositions):
         # </s> of the source and the start of the target need a position as well.
         return transformer.target_positions.embedding.num_embeddings - 1
@@ -237,76 +234,67 @@ def _most_positions(transformer: Transformer) -> int:
 
 @contextlib.contextmanager
 def _memory_error() -> Iterator[None]:
-    """Raise a MemoryError where PyTorch has another name for it."""
+    """Convert the errors of PyTorch that mean a lack of memory to MemoryError."""
     try:
         yield
     except RuntimeError as error:
         if not ran_out_of_memory(error):
             raise
-        # What the failed search held is free once this one is dealt with.
+        # Without the cause, whose frames hold the tensors of the failed search.
         raise MemoryError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
+class _CheckedModel:
     """A model that calls `check` before each step."""
 
     model: StepModel[Any]
     check: Callable[[], None]
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> Any:
-        """Read the source, as the model does."""
+        """Read the source with the model."""
         self.check()
         return self.model.start(source, source_keep)
 
-    def step(self, pieces: Tensor, state: Any) -> Tensor:
-        """Return the model's logits of what follows the newest piece of each row."""
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        """Return the model's logits of the token after the newest of each row."""
         self.check()
-        return self.model.step(pieces, state)
+        return self.model.step(tokens, state)
 
 
-def fixed_search(
+def static_search(
     transformer: Transformer,
-    target: Tokenizer,
+    vocabulary: TargetVocabulary,
     settings: SearchConfig,
     *,
-    utf8: Utf8 | None = None,
     scores: bool,
     device: torch.device,
     dtype: torch.dtype,
-) -> FixedSearch[Any, Any] | None:
-    """A search in steps of fixed shapes; None where the settings ask for what it does not do.
+) -> StaticSearch[Any, Any] | None:
+    """Return a search in steps of fixed shapes; None for settings that it does not support.
 
     The other arguments are those of `TorchEngine`.
     """
-    if _weighs_what_was_written(settings):
+    if _penalizes_repetition(settings):
         return None
-    model = FixedTransformer(transformer, dtype)
-    if is_plainly_greedy(settings, sampling=False, scores=scores):
-        greedy = GreedyRules(target.start_id, target.eos_id, target.banned_ids, utf8)
-        return FixedSearch(
-            model, partial(FixedGreedy, rules=greedy, device=device), beams=1, device=device
+    model = StaticTransformer(transformer, dtype)
+    if needs_no_scores(settings, sampling=False, scores=scores):
+        return StaticSearch(
+            model,
+            partial(StaticGreedy, vocabulary=vocabulary, device=device),
+            beams=1,
+            device=device,
         )
-    rules = BeamRules(
-        target.start_id,
-        target.eos_id,
-        target.banned_ids,
-        beam_size=settings.beam_size,
-        length_penalty=settings.length_penalty,
-        norm_kind=settings.length_norm,
-        early_stopping=settings.early_stopping,
-        renormalize=settings.renormalize,
-        utf8=utf8,
-    )
-    rows_of = partial(FixedBeams, rules=rules, device=device)
-    return FixedSearch(model, rows_of, beams=settings.beam_size, device=device)
+    options = decoding_options(SearchOptions(settings=settings), settings.beam_size)
+    beams = partial(StaticBeams, vocabulary=vocabulary, options=options, device=device)
+    return StaticSearch(model, beams, beams=settings.beam_size, device=device)
 
 
-def is_plainly_greedy(settings: SearchConfig, *, sampling: bool, scores: bool) -> bool:
-    """Whether the likeliest pieces are all that is wanted."""
-    others = sampling or scores or _weighs_what_was_written(settings)
+def needs_no_scores(settings: SearchConfig, *, sampling: bool, scores: bool) -> bool:
+    """Return True if the likeliest token at each step is all that is needed."""
+    others = sampling or scores or _penalizes_repetition(settings)
     return settings.beam_size == 1 and not others
 
 
-def _weighs_what_was_written(settings: SearchConfig) -> bool:
+def _penalizes_repetition(settings: SearchConfig) -> bool:
     return bool(settings.no_repeat_ngram_size) or settings.repetition_penalty != 1

@@ -100,7 +100,7 @@ class Translator:
             search,
             beam_size=search.n_best if options.sampling else search.beam_size,
             on_long=on_long,
-            max_tokens=min(search.max_length, engine.most_pieces),
+            max_tokens=min(search.max_length, engine.max_segment_tokens),
         )
         self._assemble = Assembler(
             target=tokenizers.target,

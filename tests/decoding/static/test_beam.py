@@ -1,32 +1,32 @@
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.fixed_table import FixedTable, fixed_beams, found_in
 from tests.decoding.replay import ReplayedStep
+from tests.decoding.searching import Rules, beam_search, rules
+from tests.decoding.static_table import StaticTable, found_in, static_beams
 from tests.decoding.table_model import EOS, START, TableModel, brute_force, sources
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
 from tfm_cli.decoding.static import search as module
-from tfm_cli.decoding.static.beam import BeamRules
 
 WIDEST = 256  # more than there are translations of 4 pieces
 
 
 def with_beams(
-    model: TableModel, tables: Sequence[int], limits: Sequence[int], rules: BeamRules
+    model: TableModel, tables: Sequence[int], limits: Sequence[int], how: Rules
 ) -> list[list[Hypothesis]]:
     """What `beam_search` finds, in the same single precision."""
     model.logits = model.logits.float()
+    vocabulary, options = how
     return beam_search(
-        model, sources(*tables), None, limits=limits, start_id=START, eos_id=EOS,
-        banned_ids=rules.banned_ids, beam_size=rules.beam_size,
-        length_penalty=rules.length_penalty, norm_kind=rules.norm_kind,
-        early_stopping=rules.early_stopping, renormalize=rules.renormalize,
+        model, sources(*tables), None, limits=limits, vocabulary=vocabulary,
+        **dataclasses.asdict(options),
     )  # fmt: skip
 
 
@@ -52,14 +52,14 @@ def assert_same(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -
     reluctance=st.sampled_from([0.0, 3.0, -2.0]),
 )
 def test_any_search_finds_what_beam_search_finds(
-    seed: int, limits: list[int], reluctance: float, **rules: object
+    seed: int, limits: list[int], reluctance: float, **options: Any
 ) -> None:
     model = TableModel(seed, num_tables=3)
     model.logits[..., EOS] -= reluctance
     tables = [segment % 3 for segment in range(len(limits))]
-    chosen = BeamRules(START, EOS, **rules)  # type: ignore[arg-type] # drawn by name
+    chosen = rules(START, EOS, **options)
 
-    found = found_in(fixed_beams(FixedTable(model), chosen), tables, limits)
+    found = found_in(static_beams(StaticTable(model), chosen), tables, limits)
 
     assert_same(found, with_beams(model, tables, limits, chosen))
 
@@ -67,9 +67,9 @@ def test_any_search_finds_what_beam_search_finds(
 @pytest.mark.parametrize("seed", range(5))
 def test_widest_beam_finds_every_sequence_in_the_order_of_scores(seed: int) -> None:
     model = TableModel(seed)
-    rules = BeamRules(START, EOS, beam_size=WIDEST, length_penalty=0.6)
+    how = rules(START, EOS, beam_size=WIDEST, length_penalty=0.6)
 
-    (found,) = found_in(fixed_beams(FixedTable(model), rules), [0], [3])
+    (found,) = found_in(static_beams(StaticTable(model), how), [0], [3])
 
     wanted = brute_force(model, 0, limit=3, length_penalty=0.6)
     assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
@@ -81,12 +81,12 @@ def test_segments_leave_rows_move_and_caches_grow(
 ) -> None:
     """Through all sizes and rooms, with recorded steps that two batches replay."""
     monkeypatch.setattr(module, "StepGraph", ReplayedStep)
-    monkeypatch.setattr(module, "ROOM_BLOCK", 4)
+    monkeypatch.setattr(module, "CAPACITY_BLOCK", 4)
     monkeypatch.setattr(module, "_FEW_SEGMENTS", 1)
     model = TableModel(4, num_tables=5)
     model.logits[..., EOS] -= 2.5
-    table, rules = FixedTable(model), BeamRules(START, EOS, beam_size=beam_size)
-    search = fixed_beams(table, rules)
+    table, how = StaticTable(model), rules(START, EOS, beam_size=beam_size)
+    search = static_beams(table, how)
     before = ReplayedStep.replays
 
     for tables, limits in (
@@ -94,9 +94,9 @@ def test_segments_leave_rows_move_and_caches_grow(
         ([4, 3, 2, 1, 0, 4, 3, 2], [0, 7, 7, 7, 7, 1, 1, 1]),
         ([0, 1, 2, 3, 4, 0, 1, 2, 3], [7, 7, 7, 1, 1, 1, 1, 1, 1]),
     ):
-        assert_same(found_in(search, tables, limits), with_beams(model, tables, limits, rules))
+        assert_same(found_in(search, tables, limits), with_beams(model, tables, limits, how))
 
-    assert {shape.room for shape in table.shapes} == {4, 8}
+    assert {shape.capacity for shape in table.shapes} == {4, 8}
     assert len({shape.segments for shape in table.shapes}) > 3
     assert len(set(table.shapes)) == len(table.shapes)  # each was made once
     assert ReplayedStep.replays > before
@@ -108,12 +108,12 @@ def test_replayed_steps_find_what_beam_search_finds(
     beam_size: int, early_stopping: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "StepGraph", ReplayedStep)
-    rules = BeamRules(START, EOS, (2,), beam_size=beam_size, early_stopping=early_stopping)
+    how = rules(START, EOS, (2,), beam_size=beam_size, early_stopping=early_stopping)
     model = TableModel(beam_size, num_tables=2)
-    search = fixed_beams(FixedTable(model), rules)
+    search = static_beams(StaticTable(model), how)
 
     for tables, limits in (([0, 1, 1], [7, 4, 2]), ([1, 0, 0], [1, 7, 6]), ([1, 1, 0], [5, 5, 5])):
-        assert_same(found_in(search, tables, limits), with_beams(model, tables, limits, rules))
+        assert_same(found_in(search, tables, limits), with_beams(model, tables, limits, how))
 
 
 def test_equal_scores_keep_the_hypothesis_that_ended_first() -> None:
@@ -123,33 +123,33 @@ def test_equal_scores_keep_the_hypothesis_that_ended_first() -> None:
     model.logits[:, 0, ..., EOS] = 0.0
     model.logits[:, 0, ..., 2] = 0.0
     model.logits[:, 1:, ..., EOS] = 0.0  # after the second piece it ends for sure
-    rules = BeamRules(START, EOS, beam_size=2, length_penalty=0.0)
+    how = rules(START, EOS, beam_size=2, length_penalty=0.0)
 
-    (found,) = found_in(fixed_beams(FixedTable(model), rules), [0], [5])
+    (found,) = found_in(static_beams(StaticTable(model), how), [0], [5])
 
     assert [hypothesis.ids for hypothesis in found] == [(), (2,)]
     assert found[0].score == found[1].score
-    assert_same([found], with_beams(model, [0], [5], rules))
+    assert_same([found], with_beams(model, [0], [5], how))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_model_whose_scores_are_not_finite_is_refused(value: float) -> None:
     model = TableModel(0, num_tables=2)
     model.logits[1] = value
-    rules = BeamRules(START, EOS, beam_size=2)
+    how = rules(START, EOS, beam_size=2)
 
     with pytest.raises(NonFiniteScoresError):
-        found_in(fixed_beams(FixedTable(model), rules), [0, 1], [5, 5])
+        found_in(static_beams(StaticTable(model), how), [0, 1], [5, 5])
     with pytest.raises(NonFiniteScoresError):
-        with_beams(model, [0, 1], [5, 5], rules)
+        with_beams(model, [0, 1], [5, 5], how)
 
 
 def test_batch_whose_memory_there_was_not_leaves_none_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = TableModel(0)
-    table = FixedTable(model)
-    search = fixed_beams(table, BeamRules(START, EOS))
+    table = StaticTable(model)
+    search = static_beams(table, rules(START, EOS))
     found_in(search, [0], [3])
 
     def fails(*others: object) -> None:
@@ -164,11 +164,11 @@ def test_batch_whose_memory_there_was_not_leaves_none_behind(
     assert [shape.segments for shape in table.shapes] == [1, 2, 1]
 
 
-@pytest.mark.parametrize(("name", "limit"), [("_MOST_STAGES", 2), ("_MOST_BYTES", 1)])
+@pytest.mark.parametrize(("name", "limit"), [("_MAX_STAGES", 2), ("_MAX_BYTES", 1)])
 def test_old_stages_are_forgotten(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, limit)
-    table = FixedTable(TableModel(0))
-    search = fixed_beams(table, BeamRules(START, EOS))
+    table = StaticTable(TableModel(0))
+    search = static_beams(table, rules(START, EOS))
 
     for count in (1, 2, 1, 3, 1, 2):
         found_in(search, [0] * count, [3] * count)

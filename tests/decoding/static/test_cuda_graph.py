@@ -76,8 +76,7 @@ def test_step_that_cannot_be_recorded_is_called_and_told_of_once(
 
     assert recorder.log.count("record") == 1
     assert [record.message for record in caplog.records] == [
-        "cuda:1 could not record a step of decoding, which is slower without:"
-        " operation not permitted"
+        "cuda:1 cannot record decoding steps, which makes decoding slower: operation not permitted"
     ]
 
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.fixed_table import FixedTable, fixed_greedy, found_in
 from tests.decoding.replay import ReplayedStep
+from tests.decoding.searching import greedy_search
+from tests.decoding.static_table import StaticTable, found_in, static_greedy
 from tests.decoding.table_model import EOS, START, TableModel, sources
-from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.static import search as module
 
 
@@ -34,7 +34,7 @@ def test_any_search_finds_what_greedy_search_finds(
     model.logits[..., EOS] -= reluctance
     tables = [segment % 3 for segment in range(len(limits))]
 
-    found = found_in(fixed_greedy(FixedTable(model), banned), tables, limits)
+    found = found_in(static_greedy(StaticTable(model), banned), tables, limits)
 
     assert [each[0].ids for each in found] == greedily(model, tables, limits, banned)
     assert all(math.isnan(each[0].score) for each in found)
@@ -45,12 +45,12 @@ def test_segments_leave_and_caches_grow_in_replayed_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "StepGraph", ReplayedStep)
-    monkeypatch.setattr(module, "ROOM_BLOCK", 4)
+    monkeypatch.setattr(module, "CAPACITY_BLOCK", 4)
     monkeypatch.setattr(module, "_FEW_SEGMENTS", 1)
     model = TableModel(4, num_tables=5)
     model.logits[..., EOS] -= 2.5
-    table = FixedTable(model)
-    search = fixed_greedy(table)
+    table = StaticTable(model)
+    search = static_greedy(table)
     before = ReplayedStep.replays
 
     for tables, limits in (
@@ -61,6 +61,6 @@ def test_segments_leave_and_caches_grow_in_replayed_steps(
         found = found_in(search, tables, limits)
         assert [each[0].ids for each in found] == greedily(model, tables, limits)
 
-    assert {shape.room for shape in table.shapes} == {4, 8}
+    assert {shape.capacity for shape in table.shapes} == {4, 8}
     assert len({shape.segments for shape in table.shapes}) > 2
     assert ReplayedStep.replays > before

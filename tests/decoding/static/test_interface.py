@@ -1,9 +1,9 @@
 from tfm_cli.decoding.static import search
-from tfm_cli.decoding.static.interface import ROOM_BLOCK, few_sizes, source_room
+from tfm_cli.decoding.static.interface import CAPACITY_BLOCK, bucket_size, source_capacity
 
 
 def test_sizes_are_few_and_large_enough() -> None:
-    sizes = [few_sizes(count) for count in range(1, 50)]
+    sizes = [bucket_size(count) for count in range(1, 50)]
 
     assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     for count, size in enumerate(sizes, 1):
@@ -11,10 +11,10 @@ def test_sizes_are_few_and_large_enough() -> None:
 
 
 def test_source_room_is_that_of_whole_blocks() -> None:
-    assert [source_room(length) for length in (1, 16, 17, 33)] == [16, 16, 32, 48]
+    assert [source_capacity(length) for length in (1, 16, 17, 33)] == [16, 16, 32, 48]
 
 
 def test_what_is_done_is_not_under_way_when_caches_grow() -> None:
     """Else an answer would be read for rows that have moved."""
-    assert ROOM_BLOCK % search._ASK_EVERY == 0
-    assert search._READ_AFTER < search._ASK_EVERY
+    assert CAPACITY_BLOCK % search._CHECK_INTERVAL == 0
+    assert search._READ_DELAY < search._CHECK_INTERVAL

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.decoding.replay import ReplayedStep
+from tests.decoding.searching import beam_search, greedy_search
 from tests.engine.small_models import (
     EOS,
     SHAPES,
@@ -19,17 +20,17 @@ from tests.engine.small_models import (
     model_of,
     source_of,
 )
-from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.static import search as fixed_search
-from tfm_cli.decoding.static.beam import BeamRules, FixedBeams
-from tfm_cli.decoding.static.greedy import FixedGreedy, GreedyRules
+from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.static import search as static_search
+from tfm_cli.decoding.static.beam import StaticBeams
+from tfm_cli.decoding.static.greedy import StaticGreedy
 from tfm_cli.decoding.static.interface import Shape
-from tfm_cli.decoding.static.search import FixedSearch
-from tfm_cli.engine.cuda.transformer import FixedTransformer, FixedTransformerState
+from tfm_cli.decoding.static.search import StaticSearch
+from tfm_cli.engine.cuda.transformer import StaticTransformer, StaticTransformerState
 from tfm_cli.model.transformer import Transformer
 
 BANNED = (0, 1, 7)
+VOCABULARY = TargetVocabulary(START, EOS, BANNED)
 DEVICES = [
     "cpu",
     pytest.param(
@@ -39,17 +40,17 @@ DEVICES = [
 on_every_device = pytest.mark.parametrize("device", DEVICES)
 
 
-def forced(fixed: FixedTransformer, source: Tensor, keep: Tensor | None, target: Tensor) -> Tensor:
+def forced(fixed: StaticTransformer, source: Tensor, keep: Tensor | None, target: Tensor) -> Tensor:
     """Logits (B, T, V) after each piece of the target (B, T), a step at a time, as one beam."""
-    segments, room = target.shape
-    state = fixed.state(Shape(segments + 2, 1, 16, room))  # two spare segments
+    segments, capacity = target.shape
+    state = fixed.state(Shape(segments + 2, 1, 16, capacity))  # two spare segments
     fixed.read(source, keep, state)
-    lineage = torch.full((segments + 2, 1, room), -1)
+    beam_ancestors = torch.full((segments + 2, 1, capacity), -1)
     logits = []
-    for step in range(room):
-        lineage[:, :, step] = 0
+    for step in range(capacity):
+        beam_ancestors[:, :, step] = 0
         pieces = torch.cat((target[:, step], torch.tensor([0, 0])))
-        after = fixed.fixed_step(pieces, torch.tensor([step]), lineage, state)
+        after = fixed.step(pieces, torch.tensor([step]), beam_ancestors, state)
         assert bool(after.isfinite().all())  # of the spare ones as well
         logits.append(after[:segments])
     return torch.stack(logits, dim=1)
@@ -65,7 +66,7 @@ def test_logits_are_those_of_the_transformer(
     source, keep = source_of(*lengths)
     target = torch.randint(4, VOCAB, (len(lengths), 35))
 
-    found = forced(FixedTransformer(model, torch.float32), source, keep, target)
+    found = forced(StaticTransformer(model, torch.float32), source, keep, target)
 
     # Single precision, sums in another order.
     assert_close(found, model(source, keep, target), rtol=1e-4, atol=2e-5)
@@ -81,7 +82,7 @@ def test_logits_in_half_precision_are_near_those_of_single_precision(
     source, keep = source_of(6, 2, 4)
     target = torch.randint(4, VOCAB, (3, 12))
 
-    found = forced(FixedTransformer(model, dtype), source, keep, target)
+    found = forced(StaticTransformer(model, dtype), source, keep, target)
 
     # A product's factors are off by 2 parts in 1000 in bf16 and by 0.2 in fp16; a dozen products
     # follow on each other, whose errors are independent.
@@ -92,19 +93,19 @@ def test_logits_in_half_precision_are_near_those_of_single_precision(
 
 def beams_in(
     model: Transformer, beam_size: int, dtype: torch.dtype = torch.float32
-) -> FixedSearch[FixedTransformerState, FixedBeams]:
+) -> StaticSearch[StaticTransformerState, StaticBeams]:
     device = model.output_weight.device
-    rules = BeamRules(START, EOS, BANNED, beam_size=beam_size)
-    return FixedSearch(
-        FixedTransformer(model, dtype),
-        partial(FixedBeams, rules=rules, device=device),
+    options = DecodingOptions(beam_size=beam_size)
+    return StaticSearch(
+        StaticTransformer(model, dtype),
+        partial(StaticBeams, vocabulary=VOCABULARY, options=options, device=device),
         beams=beam_size,
         device=device,
     )
 
 
 def assert_finds_what_beam_search_finds(
-    search: FixedSearch[FixedTransformerState, FixedBeams],
+    search: StaticSearch[StaticTransformerState, StaticBeams],
     model: Transformer,
     lengths: tuple[int, ...],
     limits: list[int],
@@ -146,8 +147,8 @@ def test_search_finds_what_it_finds_in_the_transformer(
     On a CPU by the same operators on the same memory, on a GPU as a graph.
     """
     if device == "cpu":
-        monkeypatch.setattr(fixed_search, "StepGraph", ReplayedStep)
-    monkeypatch.setattr(fixed_search, "_FEW_SEGMENTS", 2)
+        monkeypatch.setattr(static_search, "StepGraph", ReplayedStep)
+    monkeypatch.setattr(static_search, "_FEW_SEGMENTS", 2)
     model = model_of(shape).to(device)
     search = beams_in(model, beam_size)
     before = ReplayedStep.replays
@@ -166,13 +167,12 @@ def test_greedy_search_finds_what_it_finds_in_the_transformer(
     shape: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device == "cpu":
-        monkeypatch.setattr(fixed_search, "StepGraph", ReplayedStep)
-    monkeypatch.setattr(fixed_search, "_FEW_SEGMENTS", 2)
+        monkeypatch.setattr(static_search, "StepGraph", ReplayedStep)
+    monkeypatch.setattr(static_search, "_FEW_SEGMENTS", 2)
     model = model_of(shape).to(device)
-    rules = GreedyRules(START, EOS, BANNED)
-    search = FixedSearch(
-        FixedTransformer(model, torch.float32),
-        partial(FixedGreedy, rules=rules, device=torch.device(device)),
+    search = StaticSearch(
+        StaticTransformer(model, torch.float32),
+        partial(StaticGreedy, vocabulary=VOCABULARY, device=torch.device(device)),
         beams=1,
         device=torch.device(device),
     )
@@ -195,7 +195,7 @@ def test_numbers_of_an_earlier_batch_do_not_matter() -> None:
     assert_finds_what_beam_search_finds(search, model, (5, 6, 7), [34, 34, 34], 2)
 
     for stage in search._stages.values():
-        for cache in stage.state.caches:
+        for cache in stage.model_state.caches:
             for each in (cache.memory_keys, cache.memory_values, cache.keys, cache.values):
                 each.fill_(math.nan)
 
@@ -211,13 +211,13 @@ def test_tensors_of_a_shape_stay_where_they_are() -> None:
     def places() -> dict[Shape, list[int]]:
         found = {}
         for shape, stage in search._stages.items():
-            rows = [each for each in vars(stage.rows).values() if isinstance(each, Tensor)]
+            rows = [each for each in vars(stage.search_state).values() if isinstance(each, Tensor)]
             caches = [
                 each
-                for cache in stage.state.caches
+                for cache in stage.model_state.caches
                 for each in (cache.memory_keys, cache.memory_values, cache.keys, cache.values)
             ]
-            tensors = [*rows, *caches, stage.state.memory_mask]
+            tensors = [*rows, *caches, stage.model_state.source_keep]
             found[shape] = [each.data_ptr() for each in tensors]
         return found
 
@@ -226,7 +226,7 @@ def test_tensors_of_a_shape_stay_where_they_are() -> None:
     assert_finds_what_beam_search_finds(search, model, (4, 4, 4), [3, 34, 20], 3)
 
     assert places() == before
-    assert len(before) == 2  # rooms
+    assert len(before) == 2  # capacities
 
 
 # It ships no type information.
@@ -253,25 +253,28 @@ def test_steps_and_moves_need_no_numbers_and_no_other_device(
 ) -> None:
     """On the meta device, whose tensors have shapes and nothing else."""
     meta = torch.device("meta")
-    fixed = FixedTransformer(model_of(shape).to(meta), torch.float32)
+    fixed = StaticTransformer(model_of(shape).to(meta), torch.float32)
     source = torch.empty(5, 7, dtype=torch.long, device=meta)
     keep = torch.empty(5, 1, 1, 7, dtype=torch.bool, device=meta)
     segments = torch.empty(3, dtype=torch.long, device=meta)
 
-    def rows_of(segments: int, room: int) -> FixedBeams | FixedGreedy:
+    def rows_of(segments: int, capacity: int) -> StaticBeams | StaticGreedy:
         if beam_size == 1:
-            return FixedGreedy(segments, room, GreedyRules(START, EOS, BANNED), meta)
-        return FixedBeams(segments, room, BeamRules(START, EOS, BANNED, beam_size), meta)
+            return StaticGreedy(segments, capacity, VOCABULARY, meta)
+        options = DecodingOptions(beam_size=beam_size)
+        return StaticBeams(segments, capacity, VOCABULARY, options, meta)
 
-    wide, narrow = (Shape(count, beam_size, 16, 8 * room) for count, room in ((6, 4), (3, 8)))
+    wide, narrow = (
+        Shape(count, beam_size, 16, 8 * capacity) for count, capacity in ((6, 4), (3, 8))
+    )
     state, later_state = fixed.state(wide), fixed.state(narrow)
     rows, later_rows = rows_of(6, 32), rows_of(3, 64)
-    rows.begin([9] * 5)
+    rows.reset([9] * 5)
     with OneDevice(meta):
         fixed.read(source, keep, state)
         rows.step(fixed, state)
-        later_state.take(state, segments)
-        later_rows.take(rows, segments)  # type: ignore[arg-type] # both are of one kind
+        later_state.copy_from(state, segments)
+        later_rows.copy_from(rows, segments)  # type: ignore[arg-type] # both are of one kind
         later_rows.step(fixed, later_state)
 
 
@@ -279,7 +282,7 @@ def test_steps_and_moves_need_no_numbers_and_no_other_device(
 def test_weights_are_stored_once_in_single_precision_and_rounded_otherwise() -> None:
     model = model_of(SHAPES[0])
 
-    assert FixedTransformer(model, torch.float32)._output_weight.data_ptr() == (
+    assert StaticTransformer(model, torch.float32)._output_weight.data_ptr() == (
         model.output_weight.data_ptr()
     )
-    assert FixedTransformer(model, torch.bfloat16)._output_weight.dtype == torch.bfloat16
+    assert StaticTransformer(model, torch.bfloat16)._output_weight.dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from tests.decoding.searching import beam_search
 from tests.interop.marian_directories import (
     changed_json,
     hugging_face_model,
@@ -16,7 +17,6 @@ from tests.interop.marian_directories import (
 )
 from tests.interop.random_models import lines, random_model, random_tokenizers
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.beam import beam_search
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.hugging_face.reading import read_hugging_face
 from tfm_cli.interop.hugging_face.writing import hugging_face_tensors

@@ -1,4 +1,4 @@
-"""A step that a GPU records once and replays: one launch instead of one for each operator."""
+"""CUDA graphs: a step is recorded once and replayed with one launch, not one per operator."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,23 +8,23 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP = 2  # calls; libraries allocate and choose what they need in them
+_WARM_UP_CALLS = 2  # in which libraries allocate memory and choose kernels
 
 
 class Recorder:
-    """Records the graphs of one device, of which one runs at a time.
+    """The recorder of the graphs of one device, of which one runs at a time.
 
-    They share the memory for what a step computes in between, since nothing of it outlives a step.
+    The graphs share memory for intermediate results, none of which outlives a step.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.is_able = True  # until a recording fails
+        self.can_record = True  # until a recording fails
         self._stream: torch.cuda.Stream | None = None
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Call it where it will be recorded, so that libraries are ready there."""
+        """Call a function on the stream where it will be recorded, which initialises libraries."""
         with torch.cuda.device(self.device):
             side, main = self._side_stream(), torch.cuda.current_stream()
             side.wait_stream(main)
@@ -33,13 +33,13 @@ class Recorder:
             main.wait_stream(side)
 
     def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """The graph of what it launches; nothing of that runs yet."""
+        """Return the graph of the operators that a function launches, without running them."""
         with torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
-            # Memory is that of a graph that still lives; without one, it is new.
-            fellow = next(iter(self._graphs), None)
-            pool = None if fellow is None else fellow.pool()
-            # What other threads do meanwhile is none of its business.
+            # The memory pool is shared with any graph that still exists.
+            other = next(iter(self._graphs), None)
+            pool = None if other is None else other.pool()
+            # Operations of other threads do not affect the recording.
             with torch.cuda.graph(
                 graph, pool=pool, stream=self._side_stream(), capture_error_mode="thread_local"
             ):
@@ -55,15 +55,15 @@ class Recorder:
 
 
 class StepGraph:
-    """A function that reads and writes the same tensors, where they are, each time it is called.
+    """A function that reads and writes the same tensors in each call, recorded as a CUDA graph.
 
-    On a GPU its first calls run as they are, on the next it is recorded, and from then on it is
-    replayed. On other devices it is called.
+    On a GPU the first calls run the function directly, the next one records it, and later calls
+    replay the graph. On other devices every call runs the function.
 
     Args:
-        function: launches the same operators on the same tensors whatever they hold, and never
-            waits for the device. What it leaves for later stands in tensors made before.
-        recorder: of the device where the tensors are.
+        function: launches the same operators on the same tensors whatever their values, and never
+            waits for the device. Its results are written to tensors that existed before.
+        recorder: of the device of the tensors.
     """
 
     def __init__(self, function: Callable[[], None], recorder: Recorder) -> None:
@@ -73,11 +73,11 @@ class StepGraph:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        """Do what the function does."""
+        """Run or replay the function."""
         if self._recorder.device.type != "cuda":
             self._function()
             return
-        if self._graph is None and self._calls >= _WARM_UP and self._recorder.is_able:
+        if self._graph is None and self._calls >= _WARM_UP_CALLS and self._recorder.can_record:
             self._record()
         if self._graph is not None:
             self._graph.replay()
@@ -88,16 +88,16 @@ class StepGraph:
     def _record(self) -> None:
         try:
             self._graph = self._recorder.record(self._function)
-        except RuntimeError as error:  # nothing of the step has run
-            self._recorder.is_able = False
+        except RuntimeError as error:  # no operator of the step has run
+            self._recorder.can_record = False
             logger.warning(
-                "%s could not record a step of decoding, which is slower without: %s",
+                "%s cannot record decoding steps, which makes decoding slower: %s",
                 self._recorder.device, str(error).strip().split("\n")[0],
             )  # fmt: skip
 
 
 class ReadBack:
-    """A tensor on its way from the device, which meanwhile goes on."""
+    """An asynchronous copy of a tensor from the device to the host."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -107,13 +107,13 @@ class ReadBack:
             self._arrival = torch.cuda.current_stream(tensor.device).record_event()
 
     def wait(self) -> torch.Tensor:
-        """What the tensor held when this was made."""
+        """Return the values that the tensor had when the copy was started."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return self._copy
 
 
 def sent(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Integers on their way to a device, where what is launched from now on finds them."""
-    here = torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda")
-    return here.to(device, non_blocking=True)
+    """Return integers on a device; the copy is asynchronous but precedes later operators there."""
+    host = torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)

@@ -1,127 +1,121 @@
-"""The step of greedy search in tensors alone, all of which stay where they are.
+"""The step of greedy search on tensors that are reused for each batch.
 
-It finds what `greedy_search` finds, without the probabilities, which nobody asked for.
+It finds what `greedy_search` finds, without probabilities.
 """
 
-# B segments, one row each, n steps there is room for, V vocabulary
+# B segments, one row each, n steps of capacity, V vocabulary
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.options import TargetVocabulary
 from tfm_cli.decoding.static.cuda_graph import ReadBack, sent
-from tfm_cli.decoding.static.interface import FixedStepModel, FixedT
-from tfm_cli.decoding.utf8 import FixedSpelling, Utf8
+from tfm_cli.decoding.static.interface import StaticStateT, StaticStepModel
+from tfm_cli.decoding.utf8 import StaticSpelling
 
 
-@dataclass(frozen=True, slots=True)
-class GreedyRules:
-    """How greedy search goes; the names are those of `greedy_search`."""
-
-    start_id: int
-    eos_id: int
-    banned_ids: Sequence[int] = ()
-    utf8: Utf8 | None = None
-
-
-class FixedGreedy:
-    """What was written for B segments, and the step from one piece to the next.
+class StaticGreedy:
+    """The search state of greedy search over B segments.
 
     Args:
         segments: B.
-        room: n.
-        rules: of the search.
-        device: where the tensors are.
+        capacity: n.
+        vocabulary: the special tokens.
+        device: the device of the tensors.
     """
 
-    def __init__(self, segments: int, room: int, rules: GreedyRules, device: torch.device) -> None:
-        self._rules = rules
-        self._banned = sent(rules.banned_ids, device)
-        self._spelling = None if rules.utf8 is None else FixedSpelling(rules.utf8, segments, 1)
+    def __init__(
+        self, segments: int, capacity: int, vocabulary: TargetVocabulary, device: torch.device
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._banned = sent(vocabulary.banned_ids, device)
+        utf8 = vocabulary.utf8
+        self._spelling = None if utf8 is None else StaticSpelling(utf8, segments, 1)
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
 
         self._position = integers(1)  # steps taken
         self._newest = integers(segments)  # (B,)
-        self._pieces = integers(segments, room)
-        self._lineage = integers(segments, 1, room)  # 0 for the steps taken, -1 behind
-        self._origin = integers(segments, 1)  # one row each, which continues itself
+        self._tokens = integers(segments, capacity)
+        self._beam_ancestors = integers(segments, 1, capacity)  # 0 for past steps, -1 after them
+        self._origin = integers(segments, 1)  # each row continues itself
         self._limit = integers(segments)
-        self._lengths = integers(segments)  # pieces written before </s> or the limit
+        self._lengths = integers(segments)  # tokens written before </s> or the limit
         self._is_finite = torch.ones(segments, dtype=torch.bool, device=device)
         self.done = torch.zeros(segments, dtype=torch.bool, device=device)
 
-    def begin(self, limits: Sequence[int]) -> None:
-        """Begin anew with segments of these limits; what becomes of those behind is all one."""
+    def reset(self, limits: Sequence[int]) -> None:
+        """Reset for a new batch of segments with these limits; unused rows are ignored."""
         self._position.zero_()
-        self._newest.fill_(self._rules.start_id)
-        self._lineage.fill_(-1)
+        self._newest.fill_(self._vocabulary.start_id)
+        self._beam_ancestors.fill_(-1)
         self._lengths.zero_()
         self._is_finite.fill_(True)
         self._limit[: len(limits)] = sent(limits, self._limit.device)
         torch.eq(self._limit, 0, out=self.done)
         if self._spelling is not None:
-            self._spelling.begin()
+            self._spelling.reset()
 
-    def take(self, other: "FixedGreedy", segments: Tensor) -> None:
-        """Become what these segments (B,) of a search with no more room are."""
-        room = other._pieces.shape[1]
+    def copy_from(self, other: "StaticGreedy", segments: Tensor) -> None:
+        """Copy these segments (B,) of a search with at most this capacity."""
+        capacity = other._tokens.shape[1]
         self._position.copy_(other._position)
-        for mine, theirs in (
+        for own, others in (
             (self._newest, other._newest),
             (self._limit, other._limit),
             (self._lengths, other._lengths),
             (self._is_finite, other._is_finite),
             (self.done, other.done),
-            (self._pieces[:, :room], other._pieces),
-            (self._lineage[:, :, :room], other._lineage),
+            (self._tokens[:, :capacity], other._tokens),
+            (self._beam_ancestors[:, :, :capacity], other._beam_ancestors),
         ):
-            mine.copy_(theirs.index_select(0, segments))
-        self._lineage[:, :, room:] = -1
+            own.copy_(others.index_select(0, segments))
+        self._beam_ancestors[:, :, capacity:] = -1
         if self._spelling is not None and other._spelling is not None:
-            self._spelling.take(other._spelling, segments)
+            self._spelling.copy_from(other._spelling, segments)
 
-    def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
-        """Write one more piece for each segment that needs one."""
-        self._lineage.index_fill_(2, self._position, 0)
-        logits = model.fixed_step(self._newest, self._position, self._lineage, state)  # (B, V)
+    def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
+        """Write one more token of each segment that is not done."""
+        self._beam_ancestors.index_fill_(2, self._position, 0)
+        logits = model.step(self._newest, self._position, self._beam_ancestors, state)  # (B, V)
         logits = logits.index_fill_(1, self._banned, -math.inf)
         if self._spelling is not None:
             logits = self._spelling.forbid_(logits, self._limit - self._position)
-        best, piece = logits.max(dim=1)  # (B,) each
+        best, token = logits.max(dim=1)  # (B,) each
         self._is_finite.logical_and_(best.isfinite() | self.done)
         if self._spelling is not None:
-            self._spelling.grow(self._origin, piece[:, None])
-        self._newest.copy_(piece)
-        self._pieces.index_copy_(1, self._position, piece[:, None])
+            self._spelling.append(self._origin, token[:, None])
+        self._newest.copy_(token)
+        self._tokens.index_copy_(1, self._position, token[:, None])
         self._position.add_(1)
-        self.done.logical_or_(piece == self._rules.eos_id)
-        # What is done keeps its length, since </s> is no piece of it.
+        self.done.logical_or_(token == self._vocabulary.eos_id)
+        # Segments that are done keep their length, which excludes </s>.
         self._lengths.add_(~self.done)
         self.done.logical_or_(self._lengths >= self._limit)
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
-        """Gives what was written for these segments, without scores, when it has come.
+        """Start a copy of the results; the returned function waits for them.
 
-        A segment whose logits were not finite has no hypothesis.
+        It returns a hypothesis without scores of each of these segments, and none of a segment
+        whose logits were not finite.
         """
-        chosen = sent(segments, self.done.device)
-        coming = [
-            ReadBack(each.index_select(0, chosen))
-            for each in (self._lengths, self._pieces, self._is_finite)
+        selected = sent(segments, self.done.device)
+        copies = [
+            ReadBack(each.index_select(0, selected))
+            for each in (self._lengths, self._tokens, self._is_finite)
         ]
-        nothing = float("nan")
+        nan = float("nan")
 
         def hypotheses() -> list[list[Hypothesis]]:
-            of_segments = zip(*(each.wait().tolist() for each in coming), strict=True)
+            values = zip(*(each.wait().tolist() for each in copies), strict=True)
             return [
-                [Hypothesis(tuple(ids[:length]), nothing, nothing)] if is_finite else []
-                for length, ids, is_finite in of_segments
+                [Hypothesis(tuple(ids[:length]), nan, nan)] if is_finite else []
+                for length, ids, is_finite in values
             ]
 
         return hypotheses

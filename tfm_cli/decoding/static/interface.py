@@ -1,11 +1,10 @@
-"""What search on a device asks of a model: steps whose tensors have fixed shapes and places.
+"""The interface between search and models on a GPU: steps on tensors of fixed shapes and addresses.
 
-Such a step can be recorded once and replayed, since nothing that it launches depends on how far
-the search is: the position is a tensor as well.
+Such a step can be recorded as a CUDA graph and replayed, since no operator that it launches depends
+on the position of the search: the position is a tensor as well.
 """
 
-# B segments, K beams of each, R = B * K rows, S source pieces, n steps there is room for,
-# V vocabulary
+# B segments, K beams of each, R = B * K rows, S source tokens, n steps of capacity, V vocabulary
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,90 +17,96 @@ from tfm_cli.decoding.interface import Hypothesis
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large the tensors of a step are."""
+    """The sizes of the tensors of a step."""
 
     segments: int  # B
     beams: int  # K
-    source_pieces: int  # S
-    room: int  # n
+    source_tokens: int  # S
+    capacity: int  # n
 
 
-class FixedState(Protocol):
-    """What a model keeps between steps, in tensors that stay where they are."""
+class StaticState(Protocol):
+    """The data that a model stores between steps, in tensors that are reused for each batch."""
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Return the memory of the tensors."""
 
-    def take(self, other: Self, segments: Tensor) -> None:
-        """Become what these segments (B,) of a state are, which has as many beams and no more room.
+    def copy_from(self, other: Self, segments: Tensor) -> None:
+        """Copy these segments (B,) of a state with the same beams and at most this capacity.
 
-        The B segments are those of this state; a segment may be named several times.
+        B is the number of segments of this state; a segment may occur several times.
         """
 
 
-FixedT = TypeVar("FixedT", bound=FixedState)
+StaticStateT = TypeVar("StaticStateT", bound=StaticState)
 
 
-class FixedStepModel(Protocol[FixedT]):
-    """A model that writes a piece at a time, in steps of fixed shapes."""
+class StaticStepModel(Protocol[StaticStateT]):
+    """A model that writes one token at a time, in steps of fixed shapes."""
 
-    def state(self, shape: Shape) -> FixedT:
-        """A state that holds nothing yet."""
+    def state(self, shape: Shape) -> StaticStateT:
+        """Return an empty state."""
 
-    def read(self, source: Tensor, source_keep: Tensor | None, state: FixedT) -> None:
-        """Begin anew with the sources of the first segments, at most (B, S) ids.
+    def read(self, source: Tensor, source_keep: Tensor | None, state: StaticStateT) -> None:
+        """Reset the state and read the sources of its first segments, at most (B, S) ids.
 
-        The other segments may get any that gives them finite logits.
+        The other segments may have any sources with finite logits.
         """
 
-    def fixed_step(
-        self, pieces: Tensor, position: Tensor, lineage: Tensor, state: FixedT
+    def step(
+        self, tokens: Tensor, position: Tensor, beam_ancestors: Tensor, state: StaticStateT
     ) -> Tensor:
-        """Scores (R, V) of what follows the newest piece of each row, up to a constant.
+        """Return scores (R, V) of the next token of each row, up to a constant.
 
-        They are the caller's to write into. Only tensors may tell how far the search is, and no
-        operator may wait for what a tensor holds.
+        The caller may write into them. Operators may depend on the position of the search through
+        tensors alone, and none may wait for a value of the device.
 
         Args:
-            pieces: (R,), the K of the first segment, then of the second …
-            position: (1,) steps taken before, less than n.
-            lineage: (B, K, n), which beam of its segment a row was at each step; at `position`
-                itself; -1 behind.
+            tokens: (R,) newest tokens, the K of the first segment, then of the second …
+            position: (1,) number of steps before this one, less than n.
+            beam_ancestors: (B, K, n), the beam of its segment that each row was at each step up to
+                `position`, inclusive; -1 after that.
             state: filled by `read` and the steps before.
         """
 
 
-class Rows(Protocol):
-    """What a search keeps of B segments, in tensors that stay where they are, and its step."""
+class SearchState(Protocol):
+    """The state of a search over B segments, in tensors that are reused, and its step."""
 
-    done: Tensor  # (B,) whether a segment needs no more steps
+    done: Tensor  # (B,) True for segments that need no more steps
 
-    def begin(self, limits: Sequence[int]) -> None:
-        """Begin anew with segments of these limits; what becomes of those behind is all one."""
+    def reset(self, limits: Sequence[int]) -> None:
+        """Reset for a new batch of segments with these limits; unused rows are ignored."""
 
-    def take(self, other: Self, segments: Tensor) -> None:
-        """Become what these segments (B,) of a search with no more room are."""
+    def copy_from(self, other: Self, segments: Tensor) -> None:
+        """Copy these segments (B,) of a search with at most this capacity."""
 
-    def step(self, model: FixedStepModel[FixedT], state: FixedT) -> None:
-        """Write one more piece."""
+    def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
+        """Write one more token of each hypothesis."""
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
-        """Gives what was found for these segments, best first, when it has come to the host."""
+        """Start a copy of the results; the returned function waits for them.
+
+        It returns the hypotheses of these segments, best first.
+        """
 
 
-RowsT = TypeVar("RowsT", bound=Rows)
+SearchStateT = TypeVar("SearchStateT", bound=SearchState)
 
-_SOURCE_BLOCK = 16  # pieces; masks of such lengths are aligned as attention on a GPU likes them
-ROOM_BLOCK = 32  # steps
+_SOURCE_BLOCK = 16  # tokens; GPU attention prefers masks with aligned lengths
+CAPACITY_BLOCK = 32  # steps
 
 
-def few_sizes(count: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is enough, so that sizes come again."""
+def bucket_size(count: int) -> int:
+    """Return the smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is sufficient.
+
+    Few sizes let recorded steps be replayed for other batches.
+    """
     power = 1 << (count - 1).bit_length()  # the least power of two
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
 
-def source_room(length: int) -> int:
-    """The least multiple of a block that is enough, so that lengths come again."""
+def source_capacity(length: int) -> int:
+    """Return the smallest multiple of a block that is sufficient for so many source tokens."""
     return -(-length // _SOURCE_BLOCK) * _SOURCE_BLOCK

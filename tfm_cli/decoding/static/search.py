@@ -1,6 +1,6 @@
-"""Search that keeps a GPU busy: steps of fixed shapes, launched ahead of what they find."""
+"""Search for GPUs: steps of fixed shapes, launched before the results of earlier ones are known."""
 
-# B segments, S source pieces
+# B segments, S source tokens
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,108 +14,109 @@ from torch import Tensor
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
 from tfm_cli.decoding.static.cuda_graph import ReadBack, Recorder, StepGraph, sent
 from tfm_cli.decoding.static.interface import (
-    ROOM_BLOCK,
-    FixedStepModel,
-    FixedT,
-    RowsT,
+    CAPACITY_BLOCK,
+    SearchStateT,
     Shape,
-    few_sizes,
-    source_room,
+    StaticStateT,
+    StaticStepModel,
+    bucket_size,
+    source_capacity,
 )
 
-_ASK_EVERY = 4  # steps after which the device is asked what is done
-_READ_AFTER = 2  # steps, which keep it busy until its answer is read
-_FEW_SEGMENTS = 8  # fewer are hardly faster
-_MOST_STAGES = 32
-_MOST_BYTES = 2 << 30  # of all stages; the one in use may be larger by itself
+_CHECK_INTERVAL = 4  # steps between reads of the segments that are done
+_READ_DELAY = 2  # steps from the start of such a read to its use, which keep the device busy
+_FEW_SEGMENTS = 8  # smaller batches are hardly faster
+_MAX_STAGES = 32
+_MAX_BYTES = 2 << 30  # of all stages; the current one alone may be larger
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage(Generic[FixedT, RowsT]):
-    """The tensors of a search in one shape, and the step that works on them."""
+class _Stage(Generic[StaticStateT, SearchStateT]):
+    """The tensors of a search in one shape, and the step on them."""
 
     shape: Shape
-    state: FixedT
-    rows: RowsT
+    model_state: StaticStateT
+    search_state: SearchStateT
     step: StepGraph
 
 
-class FixedSearch(Generic[FixedT, RowsT]):
-    """Searches in steps of fixed shapes; a class because batches of like shapes share them.
+class StaticSearch(Generic[StaticStateT, SearchStateT]):
+    """A search in steps of fixed shapes, whose tensors are reused by batches of similar shapes.
 
     Args:
-        model: what is searched.
-        rows_of: makes what a search of so many segments with room for so many steps keeps.
+        model: the model that is searched.
+        make_search_state: returns the state of a search, given its number of segments and its
+            capacity in steps.
         beams: rows of each segment.
-        device: where the model is.
+        device: the device of the model.
     """
 
     def __init__(
         self,
-        model: FixedStepModel[FixedT],
-        rows_of: Callable[[int, int], RowsT],
+        model: StaticStepModel[StaticStateT],
+        make_search_state: Callable[[int, int], SearchStateT],
         *,
         beams: int,
         device: torch.device,
     ) -> None:
         self._model = model
-        self._rows_of = rows_of
+        self._make_search_state = make_search_state
         self._beams = beams
         self._device = device
         self._recorder = Recorder(device)
-        self._stages: OrderedDict[Shape, _Stage[FixedT, RowsT]] = OrderedDict()
+        self._stages: OrderedDict[Shape, _Stage[StaticStateT, SearchStateT]] = OrderedDict()
 
     def __call__(
         self, source: Tensor, source_keep: Tensor | None, *, limits: Sequence[int]
     ) -> list[list[Hypothesis]]:
-        """Hypotheses of each segment, best first.
+        """Return hypotheses of each segment, best first.
 
         Args:
             source: (B, S) ids.
             source_keep: (B, 1, 1, S), False at padding; None if there is none.
-            limits: most pieces of each segment's translation, without </s>.
+            limits: maximum number of tokens of each segment's translation, without </s>.
 
         Raises:
-            NonFiniteScoresError: the model gives scores that are not finite numbers.
+            NonFiniteScoresError: the model computes scores that are not finite numbers.
         """
         try:
             found = self._search(source, source_keep, limits)
         except torch.OutOfMemoryError:
             self._stages.clear()  # a smaller batch needs their memory
             raise
-        if not all(found):  # what has no finite score is no hypothesis
+        if not all(found):  # a segment without a finite score has no hypothesis
             raise NonFiniteScoresError
         return found
 
     def _search(
         self, source: Tensor, source_keep: Tensor | None, limits: Sequence[int]
     ) -> list[list[Hypothesis]]:
-        size, length = few_sizes(len(limits)), source_room(source.shape[1])
-        stage = self._stage(Shape(size, self._beams, length, ROOM_BLOCK))
-        self._model.read(source, source_keep, stage.state)
-        stage.rows.begin(limits)
-        segments = list(range(len(limits)))  # which the rows of the stage are; the rest is spare
+        size, length = bucket_size(len(limits)), source_capacity(source.shape[1])
+        stage = self._stage(Shape(size, self._beams, length, CAPACITY_BLOCK))
+        self._model.read(source, source_keep, stage.model_state)
+        stage.search_state.reset(limits)
+        segments = list(range(len(limits)))  # of the first rows of the stage; others are unused
         results = []
         for step in range(max(limits) + 1):
-            if step == stage.shape.room:
-                larger = replace(stage.shape, room=step + ROOM_BLOCK)
+            if step == stage.shape.capacity:
+                larger = replace(stage.shape, capacity=step + CAPACITY_BLOCK)
                 stage = self._moved(stage, range(len(segments)), larger)
             stage.step()
-            if step % _ASK_EVERY == 0:
-                answer = ReadBack(stage.rows.done)
-            elif step % _ASK_EVERY == _READ_AFTER:
+            if step % _CHECK_INTERVAL == 0:
+                answer = ReadBack(stage.search_state.done)
+            elif step % _CHECK_INTERVAL == _READ_DELAY:
                 done = answer.wait().tolist()[: len(segments)]
                 if all(done):
                     break
-                size = max(_FEW_SEGMENTS, few_sizes(done.count(False)))
+                size = max(_FEW_SEGMENTS, bucket_size(done.count(False)))
                 if 2 * size <= stage.shape.segments:
                     leaving = [row for row, is_done in enumerate(done) if is_done]
                     staying = [row for row, is_done in enumerate(done) if not is_done]
                     those = [segments[row] for row in leaving]
-                    results.append((those, stage.rows.results(leaving)))
+                    results.append((those, stage.search_state.results(leaving)))
                     stage = self._moved(stage, staying, replace(stage.shape, segments=size))
                     segments = [segments[row] for row in staying]
-        results.append((segments, stage.rows.results(range(len(segments)))))
+        results.append((segments, stage.search_state.results(range(len(segments)))))
         found: list[list[Hypothesis]] = [[] for _ in limits]
         for those, hypotheses in results:
             for segment, each in zip(those, hypotheses(), strict=True):
@@ -123,30 +124,31 @@ class FixedSearch(Generic[FixedT, RowsT]):
         return found
 
     def _moved(
-        self, stage: _Stage[FixedT, RowsT], rows: Sequence[int], shape: Shape
-    ) -> _Stage[FixedT, RowsT]:
-        """The search of these rows' segments, where it was, in another shape."""
+        self, stage: _Stage[StaticStateT, SearchStateT], rows: Sequence[int], shape: Shape
+    ) -> _Stage[StaticStateT, SearchStateT]:
+        """Return a stage of another shape to which the segments of these rows were copied."""
         moved = self._stage(shape)
-        spare = shape.segments - len(rows)
-        chosen = sent([*rows, *[rows[0]] * spare], self._device)  # (B,)
-        moved.state.take(stage.state, chosen)
-        moved.rows.take(stage.rows, chosen)
+        num_unused = shape.segments - len(rows)
+        selected = sent([*rows, *[rows[0]] * num_unused], self._device)  # (B,)
+        moved.model_state.copy_from(stage.model_state, selected)
+        moved.search_state.copy_from(stage.search_state, selected)
         return moved
 
-    def _stage(self, shape: Shape) -> _Stage[FixedT, RowsT]:
-        """The stage of a shape, which may hold another batch."""
+    def _stage(self, shape: Shape) -> _Stage[StaticStateT, SearchStateT]:
+        """Return the stage of a shape, which may hold the data of another batch."""
         stage = self._stages.get(shape)
         if stage is None:
-            state, rows = self._model.state(shape), self._rows_of(shape.segments, shape.room)
-            step = StepGraph(partial(rows.step, self._model, state), self._recorder)
-            stage = self._stages[shape] = _Stage(shape, state, rows, step)
+            model_state = self._model.state(shape)
+            search_state = self._make_search_state(shape.segments, shape.capacity)
+            step = StepGraph(partial(search_state.step, self._model, model_state), self._recorder)
+            stage = self._stages[shape] = _Stage(shape, model_state, search_state, step)
         self._stages.move_to_end(shape)
-        self._forget_old_stages()
+        self._drop_old_stages()
         return stage
 
-    def _forget_old_stages(self) -> None:
-        """Forget those that were used longest ago, until the others are few and small enough."""
-        taken = sum(stage.state.num_bytes for stage in self._stages.values())
-        while len(self._stages) > 1 and (len(self._stages) > _MOST_STAGES or taken > _MOST_BYTES):
+    def _drop_old_stages(self) -> None:
+        """Drop the least recently used stages until the others are few and small enough."""
+        total = sum(stage.model_state.num_bytes for stage in self._stages.values())
+        while len(self._stages) > 1 and (len(self._stages) > _MAX_STAGES or total > _MAX_BYTES):
             _, oldest = self._stages.popitem(last=False)
-            taken -= oldest.state.num_bytes
+            total -= oldest.model_state.num_bytes

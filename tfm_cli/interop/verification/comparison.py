@@ -17,6 +17,7 @@ from torch import Tensor
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import Hypothesis, refuse_non_finite
+from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.ctranslate2 import num_positions
 from tfm_cli.interop.source_files import first_line
@@ -258,18 +259,16 @@ class OurModel:
     ) -> list[list[Hypothesis]]:
         """Return the translations of each segment, best first; see `Runtime.search`."""
         source, keep = pad_source([list(ids) for ids in sources], self._pair.source.eos_id)
+        target = self._pair.target
         return beam_search(
             self._transformer,
             source,
             keep,
             limits=[limit] * len(sources),
-            start_id=self._pair.target.start_id,
-            eos_id=self._pair.target.eos_id,
-            banned_ids=self._pair.target.banned_ids,
-            beam_size=beam_size,
-            length_penalty=1.0,
-            early_stopping=True,
-            renormalize=self._bans_before_softmax,
+            vocabulary=TargetVocabulary(target.start_id, target.eos_id, target.banned_ids),
+            options=DecodingOptions(
+                beam_size=beam_size, early_stopping=True, renormalize=self._bans_before_softmax
+            ),
         )
 
     def score(self, source: Ids, target: Ids) -> float:
