@@ -125,7 +125,7 @@ def test_error_names_the_missing_file_and_its_address(name: str, offline: Path) 
         corpus_scores(["a"], [["a"]], options=MetricOptions(tokenize=name))
 
     path = offline / "models" / FILES[name]
-    assert str(told.value) == f"the tokenizer `{name}` needs the file {path}, which is not there"
+    assert str(told.value) == f"the tokenizer `{name}` needs the file {path}, which is missing"
     assert told.value.hint is not None
     assert told.value.hint.startswith("download https://")
     assert FILES[name] in told.value.hint
