@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -70,7 +71,7 @@ def test_process_returns_the_encoding_or_the_error_of_each_block(
         ours.send((tokenizers.files(), filters))
         for block in (BLOCK, INVALID, BLOCK):
             ours.send(block)
-        thread = threading.Thread(target=_serve_to_the_end, args=(theirs,))
+        thread = threading.Thread(target=encoding_pool.serve, args=(theirs,))
         thread.start()
         first, error, last = (ours.recv() for _ in range(3))
     thread.join()
@@ -84,9 +85,17 @@ def test_process_returns_the_encoding_or_the_error_of_each_block(
     assert error.hint is not None
 
 
-def _serve_to_the_end(connection: Any) -> None:
-    with pytest.raises((EOFError, OSError)):
-        encoding_pool.serve(connection)
+def test_process_returns_quietly_if_its_parent_ends_in_the_middle_of_a_message(
+    tokenizers: TokenizerPair,
+) -> None:
+    message = pickle.dumps((tokenizers.files(), FILTERS))
+    whole = struct.pack("!i", len(message)) + message
+    for size in (0, 2, 4, len(whole) // 2, len(whole), len(whole) + 2):
+        ours, theirs = Pipe()
+        with theirs:
+            with ours:
+                os.write(ours.fileno(), (whole * 2)[:size])
+            encoding_pool.serve(theirs)
 
 
 def test_results_and_the_first_error_come_in_the_order_of_the_text(

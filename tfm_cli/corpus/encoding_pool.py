@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import tfm_cli
 from tfm_cli.corpus.blocks import Block
@@ -198,21 +199,30 @@ class _Process:
 def serve(connection: Connection) -> None:
     """Receive the tokenizers and filters, then answer each block with its encoding or DataError.
 
-    Raises:
-        EOFError, ConnectionError: the other end was closed.
+    It returns when the other end is closed, even in the middle of a message.
     """
-    files, filters = connection.recv()
+    work = _receive(connection)
+    if work is None:
+        return
+    files, filters = work
     tokenizers = TokenizerPair.from_files(files, origin="tokenizer")
-    while True:
-        block = connection.recv()
+    while (block := _receive(connection)) is not None:
         result: EncodedBlock | DataError
         try:
             result = encode_block(block, tokenizers, filters, threads=1)
         except DataError as error:
             result = error
-        connection.send(result)
+        with contextlib.suppress(OSError):  # the other end is closed, which `_receive` finds
+            connection.send(result)
+
+
+def _receive(connection: Connection) -> Any:
+    """Return the next message; None if the other end is closed."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):  # OSError in the middle of a message
+        return None
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(EOFError, ConnectionError):
-        serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])))
