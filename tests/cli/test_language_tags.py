@@ -57,7 +57,7 @@ def trained(directory: Path, lines: list[str], *flags: str, valid: list[str] | N
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tagged")
     told = trained(directory, GOOD, *TINY_SHAPE)
-    assert "tokenizer: language tags, a piece each: >>deu<<, >>fra<<\n" in told
+    assert "tokenizer: language tags, one piece each: >>deu<<, >>fra<<\n" in told
     assert "warning: " not in told
     return directory / "model"
 
@@ -292,8 +292,8 @@ def test_tags_that_were_learned_as_text_are_told_at_the_export(
 
     assert done.code == 0, done.err
     assert (
-        "warning: tokenizers: language tags such as `>>fra<<` are text to this model, but unknown "
-        "to MarianTokenizer: translate no lines with them there\n"
+        "warning: tokenizers: this model reads language tags such as `>>fra<<` as text, but "
+        "MarianTokenizer does not: do not use them there\n"
     ) in done.err
 
 
