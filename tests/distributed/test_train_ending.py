@@ -13,7 +13,7 @@ from tests.conftest import TinyCorpus
 from tests.distributed import ranks
 from tests.runs import SMALL_RUN, checkpoints, metrics, write_part
 from tests.tiers import representative
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import OutputError
 
 OFTEN = ["--disp-freq", "1", "--valid-freq", "50", "--save-freq", "5", "--update-freq", "1"]
 
@@ -168,7 +168,8 @@ def test_disk_that_refuses_the_model_once_does_not_part_the_processes(
 
         def full(*arguments: Any, **named: Any) -> None:
             if next(calls) == 0:
-                raise ResourceError("no room") from OSError(28, "No space left on device")
+                full_disk = OSError(28, "No space left on device")
+                raise OutputError("no room", os_error=full_disk)
             exact(*arguments, **named)
 
         artifacts.save_weights = full  # type: ignore[attr-defined]  # imported there
