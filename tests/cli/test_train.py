@@ -44,7 +44,7 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
     patterns = [
         r"tokenizer: 24 pieces instead of 60, the text yields no more",
         r"tokenizer: learned 24 pieces",
-        r"training text: 20 pairs, \d+ \+ \d+ pieces",
+        r"training text: 20 pairs, \d+ \+ \d+ tokens",
         r"validation text: 2 pairs",
         r"model: tiny, [\d,]+ parameters, \w+ on cpu; \d+ batches an epoch, [\d.]+ % padding",
         r"update      2  epoch   2  loss +[\d.]+  ppl +[\d.]+  lr [\d.e-]+  tgt-tok/s .*",
@@ -90,7 +90,7 @@ def test_dropped_pairs_are_told(run_tfm: RunTfm) -> None:
     result = run_tfm(["train", "-s", "a.en", "-t", "a.de", *SMALL_RUN, *limit])
 
     assert result.code == 0, result.err
-    told = "training text: 1 pair, 2 + 2 pieces, 1 dropped: blank side, 2 dropped: too long\n"
+    told = "training text: 1 pair, 2 + 2 tokens, 1 dropped: blank side, 2 dropped: too long\n"
     assert told in result.err
     card = Path("model/README.md").read_text("utf-8")
     assert "| pairs | 1 (left out: 1 blank side, 2 too long) |" in card

@@ -111,7 +111,7 @@ def test_what_is_dropped_is_told_by_reason_and_stands_in_the_card(run_tfm: RunTf
 
     assert result.code == 0, result.err
     assert (
-        "training text: 1 pair, 2 + 2 pieces, 1 dropped: bad characters, 1 dropped: blank side, "
+        "training text: 1 pair, 2 + 2 tokens, 1 dropped: bad characters, 1 dropped: blank side, "
         "1 dropped: duplicate, 1 dropped: identical sides, 1 dropped: length ratio\n"
     ) in result.err
     card = Path("model/README.md").read_text("utf-8")

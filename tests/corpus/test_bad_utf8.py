@@ -76,7 +76,7 @@ def test_r21_training_leaves_out_the_pair_and_counts_it(
     for path, count, first in ((source, 2, 3), (target, 2, 2)):
         told = f"left out together with their pair: {count} (first: line {first})"
         assert f"warning: {path}: lines with invalid UTF-8, {told}\n" in result.err
-    assert "training text: 5 pairs, 10 + 10 pieces, 3 dropped: invalid UTF-8\n" in result.err
+    assert "training text: 5 pairs, 10 + 10 tokens, 3 dropped: invalid UTF-8\n" in result.err
     assert "(left out: 3 invalid UTF-8)" in (tmp_path / "model" / "README.md").read_text("utf-8")
 
 

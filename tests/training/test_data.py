@@ -57,7 +57,7 @@ def test_all_files_make_one_corpus_and_one_tokenizer(told: list[str]) -> None:
     assert len(corpora.valid) == 2
     assert told[1:] == [
         "tokenizer: learned 11 pieces",
-        "training text: 3 pairs, 7 + 7 pieces",
+        "training text: 3 pairs, 7 + 7 tokens",
         "validation text: 2 pairs",
     ]
 
@@ -69,7 +69,7 @@ def test_dropped_pairs_are_logged_by_reason(told: list[str]) -> None:
     with pytest.raises(DataError, match=r"valid\.en: 0 usable pairs, dropped: 1 too long"):
         load_corpora(settings, None, Path("model"))
 
-    text = "training text: 1 pair, 2 + 2 pieces, 2 dropped: blank side, 1 dropped: too long"
+    text = "training text: 1 pair, 2 + 2 tokens, 2 dropped: blank side, 1 dropped: too long"
     assert text in told
 
 
