@@ -1,4 +1,4 @@
-"""Write the golden files anew: `python tests/golden/regenerate.py`, then read `git diff`.
+"""Write the golden files and docs/reference/ anew: `make golden`, then read `git diff`.
 
 A golden file changes only when what it records was meant to change.
 """
@@ -24,12 +24,6 @@ from tfm_cli.tokenizer.vocabulary import Vocabulary  # noqa: E402
 
 HERE = Path(__file__).parent
 LOSSES = HERE / "losses"
-HELP = HERE / "help"
-HELP_COMMANDS = (
-    "", "train", "translate", "evaluate",
-    "import", "export", "shortlist", "check",
-    "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
-)  # fmt: skip
 # Frozen models: every later version must read them and use them alike.
 MODELS = {
     # Of format 1; it cannot be made again.
@@ -91,23 +85,6 @@ def run(command: str, stdin: str = "") -> str:
     return result.out
 
 
-def help_text(command: str) -> str:
-    """What `tfm COMMAND --help` prints, 80 columns wide."""
-    return run(f"{command} --help")
-
-
-def help_path(command: str) -> Path:
-    """Where the help of a command is kept."""
-    return HELP / f"{command.replace(' ', '-') or 'tfm'}.txt"
-
-
-def write_help() -> None:
-    """Note the help of every command."""
-    HELP.mkdir(exist_ok=True)
-    for command in HELP_COMMANDS:
-        help_path(command).write_text(help_text(command), encoding="utf-8", newline="\n")
-
-
 def freeze_model(name: str = "model_v2") -> None:
     """Train the model of this format and note what it says, unless that was done before."""
     if (HERE / name).exists():
@@ -153,7 +130,6 @@ def main() -> None:
     from tests.golden import reference
 
     write_losses()
-    write_help()
     reference.write_pages()
     freeze_model()
 
