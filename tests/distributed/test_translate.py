@@ -1,27 +1,21 @@
 """`torchrun -m tfm_cli translate`: the same file as of one process, or a failure of all."""
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import RunTfm, TinyCorpus
+from tests.distributed import ranks, torchrun
 from tests.tiers import representative
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 120  # seconds, for a machine that has much else to do
-ROOT = Path(__file__).resolve().parents[2]
-# Progress is kept at once, however fast a tiny model is.
-EAGER = """
-import tfm_cli.translation.resumable_output
-from tfm_cli.cli import main
-tfm_cli.translation.resumable_output.COMMIT_SECONDS = 0.0
-main()
-"""
+
+def keep_progress_at_once(rank: int) -> None:
+    """Let progress be written however fast a tiny model is."""
+    from tfm_cli.translation import resumable_output
+
+    resumable_output.COMMIT_SECONDS = 0.0
 
 
 @pytest.fixture
@@ -32,15 +26,9 @@ def flags(tiny_model: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def torchrun(directory: Path, world: int, flags: list[str]) -> subprocess.CompletedProcess[str]:
-    script = directory / "eager.py"
-    script.write_text(EAGER, encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launcher, "--nproc-per-node", str(world), str(script), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+def translate(directory: Path, world: int, flags: list[str]) -> list[ranks.Ended]:
+    """Return what becomes of processes that translate together."""
+    return ranks.run(directory / "streams", flags, world=world, prepare=keep_progress_at_once)
 
 
 @representative("world", [2, 3])
@@ -50,19 +38,18 @@ def test_ranks_write_what_one_process_writes(
     long = ["--max-length", "6", "--input", tiny_corpus.path("test.en")]
     whole = run_tfm([*flags, *long])
 
-    done = torchrun(tmp_path, world, [*flags, *long, "--output", str(tmp_path / "out")])
-    piped = torchrun(tmp_path, world, [*flags, *long, "--quiet"])
+    done = translate(tmp_path, world, [*flags, *long, "--output", str(tmp_path / "out")])
+    piped = translate(tmp_path, world, [*flags, *long, "--quiet"])
 
-    assert done.returncode == 0, done.stderr
+    err = "".join(each.err for each in done)
+    assert ranks.codes(done) == ranks.codes(piped) == [0] * world, err
     assert (tmp_path / "out").read_bytes() == whole.out.encode()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eager.py", "out"]
-    assert done.stderr.count("translated 40 lines in ") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "streams"]
+    assert err.count("translated 40 lines in ") == 1
     warnings = [line for line in whole.err.split("\n") if line.startswith("warning: line ")]
     assert warnings
-    assert sorted(line for line in done.stderr.split("\n") if "warning: line " in line) == (
-        sorted(warnings)
-    )
-    assert piped.stdout == whole.out
+    assert sorted(line for line in err.split("\n") if "warning: line " in line) == sorted(warnings)
+    assert [each.out for each in piped] == [whole.out] + [""] * (world - 1)
 
 
 def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_resumes(
@@ -72,18 +59,16 @@ def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_resumes(
     (tmp_path / "in").write_text(good * 44 + "?\n" + good * 20, encoding="utf-8")  # rank 1's
     job = [*flags, "--json-input", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
 
-    began = time.monotonic()
-    failed = torchrun(tmp_path, 2, job)
-    seconds = time.monotonic() - began
+    failed = translate(tmp_path, 2, job)
     (tmp_path / "in").write_text(good * 65, encoding="utf-8")
-    mended = torchrun(tmp_path, 3, job)
+    mended = translate(tmp_path, 3, job)
 
-    assert failed.returncode != 0
-    assert seconds < 60
-    assert failed.stderr.count(f"{tmp_path / 'in'}:45: is not a JSON object") == 1
-    assert "lines are written; the same command resumes after them" in failed.stderr
-    assert mended.returncode == 0, mended.stderr
-    assert f"{tmp_path / 'out'}: resuming after line " in mended.stderr
+    err = "".join(each.err for each in failed)
+    assert 0 not in ranks.codes(failed)
+    assert err.count(f"{tmp_path / 'in'}:45: is not a JSON object") == 1
+    assert "lines are written; the same command resumes after them" in err
+    assert ranks.codes(mended) == [0, 0, 0], mended
+    assert f"{tmp_path / 'out'}: resuming after line " in mended[0].err
     assert (tmp_path / "out").read_text(encoding="utf-8") == run_tfm(
         [*flags, "--json-input"], good * 65
     ).out
@@ -93,11 +78,12 @@ def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_resumes(
 def test_refusal_of_rank_0_ends_all(
     flags: list[str], tmp_path: Path, tiny_corpus: TinyCorpus
 ) -> None:
+    """It is torchrun that ends the other process."""
     (tmp_path / "out").mkdir()
+    command = [*flags, "-i", tiny_corpus.path("test.en"), "-o", str(tmp_path / "out")]
 
-    done = torchrun(
-        tmp_path, 2, [*flags, "-i", tiny_corpus.path("test.en"), "-o", str(tmp_path / "out")]
-    )
+    with torchrun.start(tmp_path / "job", command) as job:
+        code, err = job.ended(), job.words()
 
-    assert done.returncode != 0
-    assert f"error: {tmp_path / 'out'}: cannot be written: it is a directory" in done.stderr
+    assert code != 0
+    assert f"error: {tmp_path / 'out'}: cannot be written: it is a directory" in err

@@ -53,7 +53,7 @@ def test_kernels_agree_with_loops_without_wide_vectors(tmp_path: Path) -> None:
     run_kernels(tmp_path, "-O2", "-march=x86-64")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_kernels_stay_inside_their_memory(tmp_path: Path) -> None:
     sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     run_kernels(tmp_path, "-O1", "-march=native", *sanitizers)
