@@ -105,7 +105,7 @@ def test_r03_translation_keeps_what_was_done(translation: list[str], tmp_path: P
     told = process.communicate(timeout=PATIENCE)[1].decode()
 
     assert process.returncode == 129
-    assert f"{lines_done(tmp_path)} lines are done and kept" in told
+    assert f"{lines_done(tmp_path)} lines are written" in told
     assert told.endswith("\nhung up\n")
     assert not (tmp_path / "out").exists()
 
