@@ -30,7 +30,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv(library.LIBRARY, raising=False)
     monkeypatch.delenv(library.INSTRUCTION_SET, raising=False)
     monkeypatch.setattr(native, "__path__", [str(tmp_path / "nothing"), str(tmp_path)])
-    monkeypatch.setattr(library, "_chosen", library._chosen.__wrapped__)
+    monkeypatch.setattr(library, "_select", library._select.__wrapped__)
     return tmp_path
 
 

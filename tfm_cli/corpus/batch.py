@@ -65,7 +65,7 @@ def pad_source(
     hides it, it needs no id of its own.
     """
     ids, keep = _pad(FlatSegments.of(sources), eos_id)
-    return ids, _source_mask(keep)
+    return ids, _padding_mask(keep)
 
 
 def make_batch(
@@ -110,7 +110,7 @@ def flat_batch(
     # `nonzero` on the CPU: on a GPU it would synchronise, since its size depends on the data.
     positions = target_keep.flatten().nonzero()[:, 0]  # (N,)
     return Batch(
-        source, _source_mask(source_keep), target_in, target_out, positions, len(positions)
+        source, _padding_mask(source_keep), target_in, target_out, positions, len(positions)
     )
 
 
@@ -124,5 +124,6 @@ def _pad(segments: FlatSegments, eos_id: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(keep)
 
 
-def _source_mask(keep: Tensor) -> Tensor | None:
-    return None if bool(keep.all()) else keep[:, None, None, :]  # (B, 1, 1, S)
+def _padding_mask(keep: Tensor) -> Tensor | None:
+    """Return the mask (B, 1, 1, S), False at padding, of keep (B, S); None without padding."""
+    return None if bool(keep.all()) else keep[:, None, None, :]

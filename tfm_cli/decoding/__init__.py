@@ -1,1 +1,1 @@
-"""Search for the best target pieces under any StepModel."""
+"""Search for the best target tokens under any StepModel."""

@@ -1,4 +1,4 @@
-"""The engine that translates on CPUs: C++ behind a C interface, and its face in Python.
+"""The engine that translates on CPUs: C++ with a C interface, and its Python bindings.
 
-Nothing here imports PyTorch or NumPy.
+These modules import neither PyTorch nor NumPy.
 """

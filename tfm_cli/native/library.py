@@ -1,7 +1,7 @@
-"""Finding the library that was built for the instructions of this processor, and loading it.
+"""The library of the engine: finding the one for this processor, and loading it.
 
-Each instruction set has a library of its own, beside this file or, where the package is installed
-in place, in the folder of the same name among the installed packages.
+Each instruction set has its own library, next to this file or, for an editable installation, in the
+folder of the same name among the installed packages.
 """
 
 import ctypes
@@ -17,45 +17,45 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.native.structures import ABI, declare
 
 LIBRARY = "TFM_NATIVE_LIBRARY"  # a library, a folder of libraries, or NONE; for development
-INSTRUCTION_SET = "TFM_INSTRUCTION_SET"  # which of the libraries to take
+INSTRUCTION_SET = "TFM_INSTRUCTION_SET"  # selects one of the libraries
 NONE = "none"
 _BEST_FIRST = ("avx512_bf16", "avx512_vnni", "avx2", "neon")
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The engine, for one instruction set."""
+    """The engine for one instruction set."""
 
     path: Path
     instruction_set: str
-    has_bf16: bool  # products in bf16 have instructions of their own
+    has_bf16: bool  # the processor has instructions for products in bf16
     functions: ctypes.CDLL
 
 
 def load() -> Library:
-    """Return the best library for this processor, the same at every call.
+    """Return the best library for this processor, the same in every call.
 
     Raises:
-        ResourceError: there is none, or it does not fit the Python code.
+        ResourceError: there is none, or it does not match the Python code.
     """
-    found = _chosen(os.environ.get(LIBRARY, ""), os.environ.get(INSTRUCTION_SET, ""))
+    found = _select(os.environ.get(LIBRARY, ""), os.environ.get(INSTRUCTION_SET, ""))
     if isinstance(found, str):
-        raise ResourceError(f"the native CPU engine is not here: {found}", hint=_rebuilt())
+        raise ResourceError(f"the native CPU engine is not here: {found}", hint=_build_hint())
     return found
 
 
 def why_absent() -> str:
-    """Return why there is no engine, such as that it was not built; nothing if there is one.
+    """Return the reason why there is no engine; an empty string if there is one.
 
     Raises:
-        ResourceError: it does not fit the Python code, or the one that was named is not there.
+        ResourceError: it does not match the Python code, or the named library does not exist.
     """
-    found = _chosen(os.environ.get(LIBRARY, ""), os.environ.get(INSTRUCTION_SET, ""))
+    found = _select(os.environ.get(LIBRARY, ""), os.environ.get(INSTRUCTION_SET, ""))
     return found if isinstance(found, str) else ""
 
 
 def available() -> bool:
-    """Return True if there is an engine for this processor; else PyTorch serves.
+    """Return True if there is an engine for this processor; otherwise PyTorch is used.
 
     Raises:
         ResourceError: as for `why_absent`.
@@ -64,81 +64,81 @@ def available() -> bool:
 
 
 def description() -> str:
-    """Return what translates on a CPU, for `tfm --version`."""
+    """Return a description of the CPU engine, for `tfm --version`."""
     try:
         absent = why_absent()
     except ResourceError as error:
         return f"CPU engine: none: {error}" + (f"\n  {error.hint}" if error.hint else "")
     if absent:
-        return f"CPU engine: PyTorch, since there is no native one: {absent}\n  {_rebuilt()}"
+        return f"CPU engine: PyTorch, since there is no native one: {absent}\n  {_build_hint()}"
     return f"CPU engine: native, {load().instruction_set}"
 
 
 @functools.cache
-def _chosen(place: str, instruction_set: str) -> Library | str:
-    """Return a library, or why there is none."""
-    if place == NONE:
+def _select(path_or_folder: str, instruction_set: str) -> Library | str:
+    """Return a library, or the reason why there is none."""
+    if path_or_folder == NONE:
         return f"{LIBRARY} is `{NONE}`"
-    paths = _libraries(Path(place)) if place else _installed()
-    if not paths and place:
-        raise ResourceError(f"{place}: no library of the engine, which {LIBRARY} wants")
+    paths = _libraries(Path(path_or_folder)) if path_or_folder else _installed()
+    if not paths and path_or_folder:
+        raise ResourceError(f"{path_or_folder}: no library of the engine, which {LIBRARY} wants")
     if not paths:
         return "it was not built when tfm was installed"
-    lacking = []
+    unsupported = []
     for path in paths:
-        library = _loaded(path)
+        library = _load(path)
         if instruction_set not in ("", library.instruction_set):
             continue
         if library.functions.tfm_runs_here():
             return library
-        lacking.append(library.instruction_set)
+        unsupported.append(library.instruction_set)
     if instruction_set:
-        reason = "this processor lacks it" if lacking else "there is no library for it"
+        reason = "this processor lacks it" if unsupported else "there is no library for it"
         raise ResourceError(f"{INSTRUCTION_SET} is `{instruction_set}`: {reason}")
-    return f"this processor has none of {', '.join(lacking)}"
+    return f"this processor has none of {', '.join(unsupported)}"
 
 
 def _installed() -> list[Path]:
-    """Return the libraries of the first folder of the package that has some."""
+    """Return the libraries of the first folder of the package that contains any."""
     for folder in native.__path__:
         if paths := _libraries(Path(folder)):
             return paths
     return []
 
 
-def _libraries(place: Path) -> list[Path]:
-    if not place.is_dir():
-        return [place] if place.is_file() else []
+def _libraries(path_or_folder: Path) -> list[Path]:
+    if not path_or_folder.is_dir():
+        return [path_or_folder] if path_or_folder.is_file() else []
     order = {f"libtfm_{name}.so": rank for rank, name in enumerate(_BEST_FIRST)}
-    paths = place.glob("libtfm_*.so")
+    paths = path_or_folder.glob("libtfm_*.so")
     return sorted(paths, key=lambda path: (order.get(path.name, len(order)), path.name))
 
 
-def _loaded(path: Path) -> Library:
+def _load(path: Path) -> Library:
     try:
         functions = ctypes.CDLL(str(path.resolve()), mode=ctypes.RTLD_LOCAL)
     except OSError as error:
         reason = str(error).removeprefix(f"{path.resolve()}: ")
-        raise ResourceError(f"{path}: cannot be loaded: {reason}", hint=_rebuilt()) from error
+        raise ResourceError(f"{path}: cannot be loaded: {reason}", hint=_build_hint()) from error
     try:
         abi = functions.tfm_abi()
         if abi == ABI:
             declare(functions)
     except AttributeError as error:
         raise ResourceError(
-            f"{path}: no library of the engine: {error}", hint=_rebuilt()
+            f"{path}: no library of the engine: {error}", hint=_build_hint()
         ) from error
     if abi != ABI:
         raise ResourceError(
-            f"{path}: built for interface {abi}, this tfm has {ABI}", hint=_rebuilt()
+            f"{path}: built for interface {abi}, this tfm has {ABI}", hint=_build_hint()
         )
     return Library(
         path, functions.tfm_instruction_set().decode(), bool(functions.tfm_has_bf16()), functions
     )
 
 
-def _rebuilt() -> str:
-    """Return how to build it again."""
+def _build_hint() -> str:
+    """Return a hint with the command that builds the engine."""
     checkout = Path(tfm_cli.__file__).resolve().parent.parent
     what = "--force-reinstall tfm-cli"
     if (checkout / "pyproject.toml").is_file():

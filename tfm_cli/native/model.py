@@ -1,4 +1,4 @@
-"""Packed weights of a model: from a model directory, without PyTorch, or from memory."""
+"""A model in the engine: packed weights from a model directory, without PyTorch, or from memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGE_BYTES = 1 << 24  # of a tensor whose buffer is given back at once
+_LARGE_BYTES = 1 << 24  # of a tensor whose buffer is freed at once
 
 
 class NativeModel:
@@ -49,9 +49,9 @@ class NativeModel:
         library: of the engine.
         config: the settings of the model.
         tokenizers: of the model.
-        name: what messages call it.
+        name: its name in messages.
         precision: of the matrix products.
-        num_bytes: of the packed weights.
+        num_bytes: the memory of the packed weights.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class NativeModel:
         precision: str,
         name: str,
     ) -> None:
-        """An empty model; the constructors below put weights into it."""
+        """Create an empty model; `load` and `from_weights` add the weights."""
         self.library, self.config, self.tokenizers, self.name = library, config, tokenizers, name
         self.num_bytes = 0
         self.precision = precision
@@ -72,7 +72,7 @@ class NativeModel:
         self._check(library.functions.tfm_model_new(options, handle))
         self._handle = handle
         self._free = weakref.finalize(self, library.functions.tfm_model_free, handle)
-        self._free.atexit = False  # the system does so faster
+        self._free.atexit = False  # the system frees memory faster at exit
 
     @staticmethod
     def load(
@@ -83,11 +83,11 @@ class NativeModel:
         Args:
             directory: that `tfm train` or `tfm import` wrote.
             precision: `fp32`, `bf16` or `int8`, of the matrix products.
-            library: of the engine; else the best one for this processor.
+            library: of the engine; None for the best one for this processor.
 
         Raises:
-            ModelError: something is missing, torn, of a newer format, or does not belong together;
-                names the file, what was found and what was wanted.
+            ModelError: a file is missing, torn, of a newer format, or does not match the others;
+                names the file, the actual and the expected value.
             ResourceError: there is no engine, or no memory for the weights.
         """
         saved = load_config(directory)
@@ -119,50 +119,50 @@ class NativeModel:
         """Return the model with these weights, such as a Transformer's `state_dict`.
 
         Args:
-            weights: by name, on any device; others may be among them.
+            weights: by name, on any device; other names are ignored.
             config: the settings of the model.
             tokenizers: of the model.
             precision: as for `load`.
-            name: what messages call it.
+            name: its name in messages.
             library: as for `load`.
 
         Raises:
-            NonFiniteScoresError: a weight is no finite number.
+            NonFiniteScoresError: a weight is not a finite number.
             ResourceError: there is no engine, or no memory for the weights.
         """
         model = NativeModel(library or load(), config, tokenizers, precision=precision, name=name)
-        for wanted, shape in weight_shapes(config.model, tokenizers.vocab_sizes).items():
-            # Nothing is copied that is as it should be.
-            tensor = weights[wanted].detach().cpu().float().contiguous()
+        for weight, shape in weight_shapes(config.model, tokenizers.vocab_sizes).items():
+            # A contiguous fp32 tensor on the CPU is not copied.
+            tensor = weights[weight].detach().cpu().float().contiguous()
             if tuple(tensor.shape) != shape:
-                raise ValueError(f"{wanted} has shape {tuple(tensor.shape)}, wanted {shape}")
-            if not model._pack(wanted, shape, tensor.data_ptr()):
-                raise NonFiniteScoresError(f"{wanted} has values that are no finite numbers")
+                raise ValueError(f"{weight} has shape {tuple(tensor.shape)}, expected {shape}")
+            if not model._pack(weight, shape, tensor.data_ptr()):
+                raise NonFiniteScoresError(f"{weight} has values that are no finite numbers")
         model._finish()
         return model
 
     @property
     def handle(self) -> ctypes.c_void_p:
-        """The engine's model."""
+        """Return the pointer to the engine's model."""
         if not self._free.alive:
             raise ValueError(f"{self.name}: the model was closed")
         return self._handle
 
     def close(self) -> None:
-        """Free the weights now rather than when nothing refers to them; no search may run."""
+        """Free the weights before the object is garbage-collected; no search may be running."""
         self._free()
 
     def _read(self, path: Path, file: SafetensorsFile, saved: SavedConfig) -> None:
-        """Pack the weights of a file, a tensor at a time, while a thread hashes it."""
+        """Pack the weights of a file, a tensor at a time, while a thread hashes the file."""
         metadata = check_header(path, file, saved, precision=self.precision)
         sha256 = file.hash_in_background()
         shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
         size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}
         bad, buffer = set(), None
-        # The largest first: when their buffers are needed, little else is.
+        # The largest first, when the packed weights are still small, for a low peak of memory.
         for name in sorted(shapes, key=lambda name: -size[name]):
             if buffer is None or len(buffer) > _LARGE_BYTES:
-                buffer = None  # before there is another one
+                buffer = None  # freed before the next allocation
                 buffer = _Buffer(size[name])
             file.read_tensor(name, buffer.view)
             scales = None
@@ -181,13 +181,13 @@ class NativeModel:
     def _pack(
         self, name: str, shape: Shape, address: int, *, scales: _Buffer | None = None
     ) -> bool:
-        """Return False if a value of the tensor is no finite number.
+        """Pack a tensor; return False if a value is not a finite number.
 
         Args:
             name: of the tensor.
             shape: of the tensor.
-            address: of its numbers.
-            scales: of its rows, if the numbers are bytes.
+            address: of its fp32 numbers, or of its bytes.
+            scales: of its rows, if the tensor is in int8.
         """
         functions, (rows, columns) = self.library.functions, (*shape, 0)[:2]
         if scales is None:
@@ -224,15 +224,15 @@ class NativeModel:
 
 
 class _Buffer:
-    """Memory for a tensor that is on its way; given back with the object.
+    """Memory for a tensor that is read from a file; freed with the object.
 
     Raises:
-        MemoryError: there is none.
+        MemoryError: the allocation failed.
     """
 
     def __init__(self, size: int) -> None:
         try:
-            # Not filled with zeros first, as a bytearray would be.
+            # Unlike a bytearray, it is not filled with zeros first.
             self._memory = mmap.mmap(-1, size)
         except OSError as error:
             raise MemoryError from error
@@ -244,9 +244,9 @@ class _Buffer:
 
 
 def error_of(library: Library, status: int) -> str:
-    """Return what the engine says of a call that returned this status."""
-    told = library.functions.tfm_error() or b""
-    return f"{library.path.name}: status {status}: {told.decode(errors='replace')}"
+    """Return the engine's message on a call that returned this status."""
+    message = library.functions.tfm_error() or b""
+    return f"{library.path.name}: status {status}: {message.decode(errors='replace')}"
 
 
 def _options(shape: ModelConfig, tokenizers: TokenizerPair, precision: str) -> ModelOptions:
@@ -275,11 +275,11 @@ def _options(shape: ModelConfig, tokenizers: TokenizerPair, precision: str) -> M
 
 
 def _byte_values(target: Tokenizer) -> Any:
-    """Return the byte that each piece stands for, or -1, as an array; None if none does."""
+    """Return the byte that each token stands for, or -1, as an array; None without byte tokens."""
     by_id = target.byte_values
     if not by_id:
         return None
     values = (ctypes.c_int16 * target.vocab_size)(*[-1] * target.vocab_size)
-    for piece_id, value in by_id.items():
-        values[piece_id] = value
+    for token, value in by_id.items():
+        values[token] = value
     return values

@@ -1,4 +1,4 @@
-"""Searching with the engine: a batch of piece ids in, hypotheses out."""
+"""Search with the engine: a batch of token ids in, hypotheses out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfm_cli.native.structures import Batch, Result, SearchOptions
 
 Ids = Sequence[int]
 
-CACHE_BYTES = 1 << 30  # of keys, values and what else a batch needs while it is searched
+CACHE_BYTES = 1 << 30  # of KV caches and working memory of a batch
 
 _INT32S, _UINT64S = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_uint64)
 _FLOATS = ctypes.POINTER(ctypes.c_float)
@@ -33,12 +33,12 @@ class Segments:
     """A batch of segments that are searched together.
 
     Attributes:
-        sources: pieces of each, without </s>.
-        limits: most pieces of each translation, without </s>.
-        prefixes: what each translation begins with; None for nothing.
+        sources: tokens of each, without </s>.
+        limits: maximum tokens of each translation, without </s>.
+        prefixes: first tokens of each translation; None for none.
         seeds: of each, for sampling.
-        allowed: the pieces that each translation may be made of, ascending; an empty list, or
-            None, for all.
+        allowed: the tokens that each translation may contain, ascending; an empty list, or None,
+            for all.
     """
 
     sources: Sequence[Ids]
@@ -51,7 +51,7 @@ class Segments:
         return len(self.sources)
 
     def part(self, start: int, stop: int) -> Segments:
-        """Return some of the segments."""
+        """Return segments `start` to `stop`."""
         which = slice(start, stop)
         return Segments(
             sources=self.sources[which],
@@ -63,18 +63,19 @@ class Segments:
 
 
 class NativeSearch:
-    """Search by one or several models; threads may share it, each with caches of its own.
+    """Search with one model or an ensemble; threads may share it, each with its own caches.
 
     Args:
-        models: over the same vocabulary, which translate together.
-        settings: how translations are looked for.
-        sampling: draw one translation of each segment instead of looking for the best.
-        scores: note log-probabilities and scores; without, greedy search is faster and they are
-            NaN.
-        token_log_probs: note the log-probability of each piece as well.
-        stops_loops: end a hypothesis that repeats the same few pieces; not when sampling.
-        check: called now and then, between steps; what it raises ends the search.
-        cache_bytes: most memory beyond the weights; a batch that needs more is searched in parts.
+        models: over the same vocabulary.
+        settings: of the search.
+        sampling: sample one translation of each segment instead of searching for the best.
+        scores: compute log-probabilities and scores; otherwise greedy search is faster and they
+            are NaN.
+        token_log_probs: store the log-probability of each token as well.
+        stops_loops: end a hypothesis that repeats the same few tokens; ignored in sampling.
+        check: called regularly, between steps; an exception that it raises ends the search.
+        cache_bytes: maximum memory beyond the weights; a batch that needs more is searched in
+            parts.
     """
 
     def __init__(
@@ -111,19 +112,19 @@ class NativeSearch:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the caches that wait for the next search."""
+        """Return the memory of the caches that are not in use."""
         return self._workspaces.num_bytes
 
     def __call__(self, segments: Segments, *, beam_size: int = 0) -> list[list[Hypothesis]]:
-        """Return hypotheses of each segment, best first: the whole beam; one that is sampled.
+        """Return hypotheses of each segment, best first: the whole beam, or one sample.
 
         Args:
-            segments: the batch, in any order; what is found does not depend on the others.
-            beam_size: instead of that of the settings.
+            segments: the batch, in any order; results do not depend on other segments.
+            beam_size: overrides that of the settings; 0 for no change.
 
         Raises:
-            MemoryError: there is none for so many segments; fewer of them may fit.
-            NonFiniteScoresError: a model computes no finite numbers.
+            MemoryError: there is no memory for the batch; a smaller one may fit.
+            NonFiniteScoresError: a model computes scores that are not finite numbers.
         """
         beam_size = 1 if self._sampling else beam_size or self._settings.beam_size
         found: list[list[Hypothesis]] = []
@@ -132,11 +133,11 @@ class NativeSearch:
         return found
 
     def force(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> list[list[float]]:
-        """Return log-probabilities of the pieces of each target and of </s> behind them.
+        """Return log-probabilities of the tokens of each target and of the </s> after them.
 
         Args:
-            sources: pieces of each segment, without </s>.
-            targets: pieces of its translation, without </s>.
+            sources: tokens of each segment, without </s>.
+            targets: tokens of its translation, without </s>.
 
         Raises:
             MemoryError, NonFiniteScoresError: as for a search.
@@ -151,15 +152,15 @@ class NativeSearch:
     def attention(
         self, sources: Sequence[Ids], targets: Sequence[Ids], *, layer: int
     ) -> list[list[list[float]]]:
-        """Return how much each piece attends to each source piece: (T + 1, S + 1) of each pair.
+        """Return the attention of target tokens to source tokens, (T + 1, S + 1) of each pair.
 
-        Row t is that of the step that writes piece t, the last one that of </s>; columns are those
-        of the source pieces and of </s>.
+        Row t is the cross-attention of the step that writes token t, the last row that of </s>;
+        columns are the source tokens and </s>.
 
         Args:
             sources: as for `force`.
             targets: as for `force`.
-            layer: of the decoder, from 0; the mean over its heads is taken.
+            layer: of the decoder, from 0; averaged over its heads.
 
         Raises:
             MemoryError, NonFiniteScoresError: as for a search.
@@ -179,7 +180,7 @@ class NativeSearch:
     def _pairs(
         self, sources: Sequence[Ids], targets: Sequence[Ids]
     ) -> Iterator[tuple[Segments, Sequence[Ids]]]:
-        """Yield as many pairs at a time as fit in memory."""
+        """Yield pairs in parts that fit in memory."""
         if len(sources) != len(targets):
             raise ValueError(f"there are {len(sources)} sources and {len(targets)} targets")
         segments = Segments(sources=sources, limits=[len(target) for target in targets])
@@ -187,7 +188,7 @@ class NativeSearch:
             yield segments.part(start, stop), targets[start:stop]
 
     def _parts(self, segments: Segments, beam_size: int) -> Iterator[tuple[int, int]]:
-        """Yield where parts begin and end, of at least one segment, whose caches fit in memory."""
+        """Yield start and end of parts, of at least one segment, whose caches fit in memory."""
         start, total = 0, 0
         for i, (source, limit) in enumerate(zip(segments.sources, segments.limits, strict=True)):
             size = sum(
@@ -211,7 +212,7 @@ class NativeSearch:
         batch, _kept = _batch(segments, self._eos_id)
         with (
             self._workspaces.one() as workspace,
-            self._noted(segments.sources, beam_size),
+            self._crash_note(segments.sources, beam_size),
             closing(_Stopping(self._check)) as stopping,
         ):
             options = SearchOptions(
@@ -220,21 +221,21 @@ class NativeSearch:
             status = library.functions.tfm_search(
                 handles, len(handles), workspace, options, batch, result
             )
-            stopping.raise_what_was_raised()
+            stopping.raise_pending()
             self._refuse(status, workspace)
             return _hypotheses(result, has_token_log_probs=bool(self._options["piece_scores"]))
 
     def _forced(
         self, segments: Segments, targets: Sequence[Ids], count: int, *, layer: int | None
     ) -> array[float]:
-        """Return log-probabilities, or the attention of a layer: so many numbers end to end."""
+        """Return log-probabilities, or the attention of a layer: `count` concatenated numbers."""
         if len(self._models) != 1:
             raise ValueError("one model at a time reads whole pairs")
         model, values = self._models[0], array("f", bytes(4 * count))
         batch, _kept = _batch(segments, self._eos_id)
         target_ids, lengths = _flat(targets)
         address = _pointer(values, _FLOATS)
-        with self._workspaces.one() as workspace, self._noted(segments.sources, 1):
+        with self._workspaces.one() as workspace, self._crash_note(segments.sources, 1):
             status = model.library.functions.tfm_force(
                 model.handle, workspace, batch, _pointer(target_ids, _INT32S),
                 _pointer(lengths, _INT32S), address if layer is None else None, layer or 0,
@@ -248,8 +249,8 @@ class NativeSearch:
         return self._models[0].tokenizers.source.eos_id
 
     @contextmanager
-    def _noted(self, sources: Sequence[Ids], beam_size: int) -> Iterator[None]:
-        """Let a fault inside the engine be told with the model and the batch."""
+    def _crash_note(self, sources: Sequence[Ids], beam_size: int) -> Iterator[None]:
+        """Set a crash note, so that a fault inside the engine is reported with model and batch."""
         library = self._models[0].library
         longest = max(map(len, sources), default=0)
         note = (
@@ -265,21 +266,21 @@ class NativeSearch:
             library.functions.tfm_crash_note(None)
 
     def _refuse(self, status: int, workspace: ctypes.c_void_p) -> None:
-        """Raise what a status means, unless that is nothing."""
+        """Raise the exception for a status other than OK."""
         if status == structures.OK:
             return
         library = self._models[0].library
         if status == structures.NON_FINITE:
             raise NonFiniteScoresError
         if status == structures.NO_MEMORY:
-            told = error_of(library, status)
+            message = error_of(library, status)
             library.functions.tfm_workspace_trim(workspace)
-            raise MemoryError(told)
+            raise MemoryError(message)
         raise RuntimeError(error_of(library, status))
 
 
 class _Workspaces:
-    """Workspaces that are not in use; a class because threads take and return them."""
+    """The pool of workspaces that are not in use, shared by threads."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -287,13 +288,13 @@ class _Workspaces:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that workspaces hold which are not in use."""
+        """Return the memory of the workspaces that are not in use."""
         size = self._library.functions.tfm_workspace_bytes
         return sum(size(workspace) for workspace in self._free)
 
     @contextmanager
     def one(self) -> Iterator[ctypes.c_void_p]:
-        """Lend a workspace to the caller alone."""
+        """Reserve a workspace for the caller."""
         try:
             workspace = self._free.pop()
         except IndexError:
@@ -315,33 +316,33 @@ class _Workspaces:
 
 
 class _Stopping:
-    """What a search asks now and then whether it is to stop; kept until the search has ended.
+    """The callback by which a search checks for a request to stop; open until the search ends.
 
-    Signals are handled meanwhile, whose handlers may raise as well. Python runs a handler at the
-    first step of a function, before a `try` inside it, and ctypes would lose what it raises. A
-    generator goes on from inside its `try`.
+    It also lets Python handle signals, whose handlers may raise. Python runs a handler at the
+    first instruction of a function, before a `try` inside it, and ctypes would discard its
+    exception. A generator resumes inside its `try`.
     """
 
     def __init__(self, check: Callable[[], None] | None) -> None:
         self._check = check
         self._raised: BaseException | None = None
         # Only the main thread handles signals.
-        is_of_use = check is not None or threading.current_thread() is threading.main_thread()
+        is_needed = check is not None or threading.current_thread() is threading.main_thread()
         self._asking = self._answers()
         next(self._asking)
         self.function = (
             structures.ShouldStop(self._asking.__next__)
-            if is_of_use
+            if is_needed
             else structures.ShouldStop()  # NULL
         )
 
-    def raise_what_was_raised(self) -> None:
-        """Raise again what ended the search, if anything did."""
+    def raise_pending(self) -> None:
+        """Raise the exception that ended the search, if any."""
         if self._raised is not None:
             raise self._raised
 
     def close(self) -> None:
-        """Let go of what was raised and of this object, which refer to each other."""
+        """Release the exception and this object, which refer to each other."""
         self._asking.close()
         self._raised = None
         self.function = structures.ShouldStop()
@@ -360,7 +361,7 @@ class _Stopping:
 
 
 def _batch(segments: Segments, eos_id: int) -> tuple[Batch, Any]:
-    """Return the batch, and what it points to, which the caller has to keep."""
+    """Return the batch, and the arrays that it points to, which must outlive its use."""
     count = len(segments)
     sources, lengths = _flat([*source, eos_id] for source in segments.sources)
     limits = array("i", segments.limits)
@@ -388,7 +389,7 @@ def _batch(segments: Segments, eos_id: int) -> tuple[Batch, Any]:
 
 
 def _flat(rows: Iterable[Ids]) -> tuple[array[int], array[int]]:
-    """Return the ids of all rows end to end, and their lengths."""
+    """Return the concatenated ids of all rows, and their lengths."""
     rows = list(rows)
     return array("i", chain.from_iterable(rows)), array("i", map(len, rows))
 

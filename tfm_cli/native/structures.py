@@ -1,4 +1,4 @@
-"""The C interface of the engine as ctypes sees it: `interface.h`, name for name."""
+"""The ctypes declarations of `interface.h`, the C interface of the engine, with the same names."""
 
 import ctypes
 from ctypes import (
@@ -62,7 +62,7 @@ class ModelOptions(Structure):
 
 
 class SearchOptions(Structure):
-    """`TfmSearchOptions`: how translations are looked for."""
+    """`TfmSearchOptions`: the options of a search."""
 
     _fields_ = (
         ("beam_size", c_int32),
@@ -84,7 +84,7 @@ class SearchOptions(Structure):
 
 
 class Batch(Structure):
-    """`TfmBatch`: segments, rows of several lengths end to end."""
+    """`TfmBatch`: segments, whose rows of different lengths are concatenated."""
 
     _fields_ = (
         ("num_segments", c_int32),
@@ -100,7 +100,7 @@ class Batch(Structure):
 
 
 class Result(Structure):
-    """`TfmResult`: hypotheses of each segment, valid until the workspace is used again."""
+    """`TfmResult`: hypotheses of each segment, valid until the next use of the workspace."""
 
     _fields_ = (
         ("num_segments", c_int32),
@@ -113,7 +113,7 @@ class Result(Structure):
     )
 
 
-# Of each function what it returns and what it takes.
+# The result type and the argument types of each function.
 FUNCTIONS = {
     "tfm_abi": (c_int32, ()),
     "tfm_runs_here": (c_int32, ()),
@@ -153,10 +153,10 @@ FUNCTIONS = {
 
 
 def declare(library: CDLL) -> CDLL:
-    """Return the library, of whose functions ctypes now knows what they take and return.
+    """Declare the types of all functions of a library, and return it.
 
     Raises:
-        AttributeError: it lacks one of them, so it is none of the engine's or of another version.
+        AttributeError: a function is missing, so it is not the engine or another version of it.
     """
     for name, (result, arguments) in FUNCTIONS.items():
         function: ctypes._NamedFuncPointer = getattr(library, name)
