@@ -234,7 +234,7 @@ main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @representative("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_while_a_tokenizer_is_learned_ends_it_at_once(
     number: int, tiny_corpus: TinyCorpus, run_tfm: RunTfm

@@ -20,6 +20,7 @@ import pytest
 from tests import traps
 from tests.conftest import TINY_SHAPE, TinyCorpus
 from tests.distributed.torchrun import gone_after
+from tests.tiers import representative
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus import encoding_pool
 from tfm_cli.corpus.blocks import Block
@@ -222,10 +223,10 @@ def test_r53_processes_end_with_a_parent_that_is_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
+@representative(
     ("number", "at_work"),
-    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGINT, True)],
-    ids=["killed at the start", "killed at work", "Ctrl-C"],
+    [(signal.SIGKILL, True), (signal.SIGKILL, False), (signal.SIGINT, True)],
+    ids=["killed at work", "killed at the start", "Ctrl-C"],
 )
 def test_r53_nothing_outlives_training_that_ends_while_it_prepares_text(
     number: signal.Signals, at_work: bool, tiny_corpus: TinyCorpus, tmp_path: Path

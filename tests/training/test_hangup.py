@@ -163,7 +163,7 @@ def test_r03_terminal_that_is_gone_costs_nothing_that_was_done(
         assert lines_done(tmp_path) > 50
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_r03_words_for_a_terminal_that_is_gone_stop_no_training(
     training: list[str], tmp_path: Path
 ) -> None:

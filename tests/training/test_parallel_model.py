@@ -45,7 +45,7 @@ def test_failing_compiler_is_not_used(
     transformer(source, None, source)  # the plain layers are back
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.filterwarnings("ignore")  # what the compiler warns itself of
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_layers_compute_the_same() -> None:
