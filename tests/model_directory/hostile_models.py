@@ -83,7 +83,7 @@ HEADERS: Made = {
     "name twice": (_header(b'{"a": 1, "a": 2}'), "the name `a` occurs twice"),
     "deep nesting": (_header(b'{"a":' * (MIB // 6)), "nested deeper"),
     "a MiB of lists": (
-        _header(b'{"a":[' + b"[]," * (MIB // 3 - 9) + b"[]]}"), "`a` has not dtype"
+        _header(b'{"a":[' + b"[]," * (MIB // 3 - 9) + b"[]]}"), "`a` must have dtype"
     ),
     "a MiB of tensors": (
         _header({f"{n:x}": _tensor(0, 0, [0]) for n in range(15_000)}, values=0), "does not fit"
@@ -119,7 +119,7 @@ CONFIGS: Made = {
         "unknown name, and 59999 more",
     ),
     "a path for a tokenizer": (
-        _config(tokenizer_files={"../../etc/passwd": "0"}), "is no tokenizer file: ../../etc/passwd"
+        _config(tokenizer_files={"../../etc/passwd": "0"}), "are not tokenizer files: "
     ),
     "no UTF-8": (lambda p: p.write_bytes(b'{"\xff": 1}'), "is torn or not a model config"),
     "binary": (lambda p: p.write_bytes(bytes(range(256)) * 100), "is torn or not a model config"),

@@ -194,7 +194,7 @@ def test_r44_newer_model_is_refused_with_its_version(model: Path, run_tfm: RunTf
     result = run_tfm(["translate", "--model", str(model)], "one\n")
 
     assert (result.code, result.out) == (4, "")
-    assert f"has format {FORMAT_VERSION + 1}, this is tfm" in result.err
+    assert f"has format {FORMAT_VERSION + 1}, but tfm" in result.err
     assert "made by tfm 9.9" in result.err
     assert "hint: install a newer tfm" in result.err
 

@@ -319,9 +319,9 @@ def _compare_source_ids(
     for number, line in enumerate(lines, 1):
         tag = _MARIAN_TAG.match(line)
         if any(piece in line for piece in special):
-            left_out["they contain special tokens, which are not read as text there"] += 1
+            left_out["special tokens in the text are not read as text there"] += 1
         elif (tag[0] if tag else "") != tokenizer.language_tag(line):
-            left_out["they begin with what only the other program reads as a language tag"] += 1
+            left_out["only the other program reads a language tag at the beginning"] += 1
         else:
             plain.append((number, line))
     texts = [line for _, line in plain]
