@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from tfm_cli.cli import app
 from tfm_cli.cli.tokenize import convert_lines
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.tokenizer.tokenizer import train_tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 AWKWARD = (
     "a\rb\n\u2028x\u2029y\n\n  \t \nc\x85d\n\ufeffe\nnot\x00null\n\x1b[0m\x0b\x0c\n日本 ½ 😀\nend"

@@ -8,7 +8,8 @@ import pytest
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.sources import CorpusFile, aligned_files
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 _WORDS = ["a", "bb", "ccc", "dddd", "é", "ü", "ж", "漢字", "😀", "of", "the"]
 

@@ -31,7 +31,8 @@ from tfm_cli.corpus.sources import CorpusFile
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.parallel import child_processes
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 FILTERS = Filters(40)

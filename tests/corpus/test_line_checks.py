@@ -13,7 +13,8 @@ from tfm_cli.corpus.prepare import prepare
 from tfm_cli.corpus.sources import aligned_files
 from tfm_cli.corpus.store_files import open_store
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 LINES = ["one two", "one ½ km²", "a  b", "zwölf", "one ▁ two", "½"]

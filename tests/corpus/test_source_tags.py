@@ -2,7 +2,8 @@ import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.line_checks import LinePosition, SourceTags, TagPositions
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 LINES = ["", ">>fra<< a", "b", "  ", ">>xyz<< c", "d", ">>fra<< e", ">>abc<< f"]
 COUNTED = SourceTags(6, 2, 2, LinePosition(1, 12), LinePosition(1, 14))

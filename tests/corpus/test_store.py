@@ -8,7 +8,8 @@ from tfm_cli.corpus import store as module
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 WORDS = "a b c d e f"
 

@@ -19,7 +19,8 @@ from tfm_cli.model_directory.weights import (
     weights_sha256,
 )
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 
 def save_random_model(

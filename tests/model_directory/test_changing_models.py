@@ -20,7 +20,8 @@ from tfm_cli.model_directory.weights import (
     weights_facts,
 )
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 SHAPE = ModelConfig(encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_forward_width=16)
 

@@ -18,7 +18,8 @@ from tfm_cli.model_directory.config_file import (
     weights_identity,
 )
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 CONFIG = RunConfig(
     preset="small",

@@ -12,8 +12,8 @@ from tests.sentencepiece_bytes import MODEL, charsmap, delimited, trie
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError, ResourceError
 from tfm_cli.tokenizer import model_file as trial
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer.training import TrainerOptions
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import TrainerOptions, train_tokenizer
 
 OWN = MODEL + delimited(3, delimited(2, charsmap(trie(ord("b"), text_at=0), texts=b"a\0")))
 

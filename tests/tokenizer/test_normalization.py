@@ -10,7 +10,8 @@ from tfm_cli.config.settings import NORMALIZATION_RULES, TokenizerConfig
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer.model_file import check_model
 from tfm_cli.tokenizer.normalization import check_rule, without_rule_file_name
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 # Text that NFKC changes, in eight scripts.
 TEXTS = [

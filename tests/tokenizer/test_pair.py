@@ -7,8 +7,8 @@ import sentencepiece
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
-from tfm_cli.tokenizer.training import TrainerOptions
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import TrainerOptions, train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 PIECES = TokenizerConfig(vocab_size=20, byte_fallback=False)

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 TEXT = ["the cat sat on the mat", "ein Hund läuft über die Straße", "日本語 の 文", "42 ½ ﬁ"] * 25

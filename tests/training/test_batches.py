@@ -11,7 +11,8 @@ from tests.tiers import representative
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore, Segments
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
 from tfm_cli.training.memory import CPU_MICRO_BATCH
 from tfm_cli.training.state import TrainState

@@ -6,7 +6,8 @@ import pytest
 from tfm_cli.config.settings import DataConfig, RunConfig, TokenizerConfig
 from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.training import data as module
 from tfm_cli.training.data import check_inputs, load_corpora, with_sample_corpus
 

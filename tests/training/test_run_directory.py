@@ -8,7 +8,8 @@ from tfm_cli.config.settings import DataConfig, RunConfig, TokenizerConfig, Trai
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.training.run_directory import (
     begin,
     can_resume,

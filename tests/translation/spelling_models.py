@@ -5,7 +5,8 @@ import torch
 from tfm_cli.config.settings import ModelConfig, TokenizerConfig
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import build_transformer
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 SHAPE = ModelConfig(encoder_layers=1, decoder_layers=1, width=16, heads=2, feed_forward_width=16)
 

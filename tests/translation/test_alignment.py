@@ -10,7 +10,8 @@ from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.alignment import Aligner

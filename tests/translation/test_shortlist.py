@@ -11,7 +11,8 @@ from torch import Tensor
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist, save_shortlist
 
 

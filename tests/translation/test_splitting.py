@@ -1,7 +1,8 @@
 import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.translation.segments import Cut, rate_cuts, split
 
 TEXT = ["The cat sat. It slept, then ran away. क्या वह गया। नहीं 日本語の文。次の文。ผมไป"] * 20

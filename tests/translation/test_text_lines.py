@@ -1,7 +1,8 @@
 import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 from tfm_cli.translation.segments import on_one_line, restored, text_lines, unified
 

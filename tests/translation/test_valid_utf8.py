@@ -13,7 +13,8 @@ from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 from tfm_cli.translation.result import Translation
 from tfm_cli.translation.shortlist import Shortlist

@@ -11,9 +11,8 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from tfm_cli.files.faults import reach
 from tfm_cli.files.untrusted import check_private, check_private_status
@@ -21,8 +20,7 @@ from tfm_cli.files.untrusted import check_private, check_private_status
 _BUFFER_BYTES = 1 << 20  # collects short lines; larger parts, such as tensors, bypass it
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """A change that has been made."""
 
     kind: str  # create, open, write, truncate, sync, sync_directory, rename, remove, make_directory

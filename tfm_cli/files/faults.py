@@ -19,7 +19,7 @@ import re
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tfm_cli.errors import ConfigError
 
@@ -40,8 +40,7 @@ _ACTIONS = (*_ERRORS, *_SIGNALS, "memory", "sleep", *_BY_CALLER)
 _reached: Counter[str] = Counter()
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """An action that is due when a point is reached for the `number`-th time in this process."""
 
     point: str

@@ -8,8 +8,8 @@ import ctypes
 import functools
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import tfm_cli
 from tfm_cli import native
@@ -22,8 +22,7 @@ NONE = "none"
 _BEST_FIRST = ("avx512_bf16", "avx512_vnni", "avx2", "neon")
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
+class Library(NamedTuple):
     """The engine for one instruction set."""
 
     path: Path

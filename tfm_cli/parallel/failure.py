@@ -15,7 +15,7 @@ from typing import Any
 
 from tfm_cli.console import visible
 from tfm_cli.errors import ReportedElsewhere, ResourceError, TfmError
-from tfm_cli.parallel.heartbeat import Heartbeat, ProgressState
+from tfm_cli.parallel.heartbeat import DEFAULT_TIMEOUT_SECONDS, Heartbeat, ProgressState
 from tfm_cli.parallel.launcher import launcher_holds_store
 
 _NUM_ENDED, _EXIT_CODE, _NUM_ACKNOWLEDGED = "tfm/ended", "tfm/exit_code", "tfm/heard"
@@ -24,8 +24,6 @@ _RANK_0_FIRST_SECONDS = 0.5  # for rank 0 to report, if all ranks fail for the s
 _ANSWER_SECONDS = 2.0
 _GRACE_SECONDS = 120.0  # for work that can be finished alone, such as writing a checkpoint
 _WAITING_GRACE_SECONDS = 4.0  # for a rank that waits: a closed connection would end the wait
-
-DEFAULT_TIMEOUT_SECONDS = 600.0
 
 
 class RankLostError(ResourceError):

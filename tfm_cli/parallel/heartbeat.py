@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+DEFAULT_TIMEOUT_SECONDS = 600.0
 _BEAT_SECONDS = 0.5
 _STALL_MARGIN_SECONDS = 1.5  # so that a silent rank is reported before a stalled one
 _FINISHED = -2  # the last beat of a process that has finished its part

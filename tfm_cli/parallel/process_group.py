@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfm_cli.device import num_gpus
 from tfm_cli.errors import ConfigError
-from tfm_cli.parallel.failure import (
-    DEFAULT_TIMEOUT_SECONDS,
-    FailureMonitor,
-    RankLostError,
-    ignore_termination,
-    is_lost_connection,
-)
-from tfm_cli.parallel.heartbeat import ProgressState
+from tfm_cli.parallel.heartbeat import DEFAULT_TIMEOUT_SECONDS, ProgressState
 from tfm_cli.parallel.launcher import store_across_restarts, watch_launcher
 
 if TYPE_CHECKING:
@@ -106,6 +99,12 @@ class Parallel:
             return
         import torch.distributed as processes
 
+        from tfm_cli.parallel.failure import (
+            FailureMonitor,
+            RankLostError,
+            ignore_termination,
+            is_lost_connection,
+        )
         from tfm_cli.parallel.rendezvous import connect
 
         self._timeout = timedelta(seconds=timeout_seconds)
@@ -299,6 +298,8 @@ class Parallel:
             self._state.is_waiting = False
             self._state.num_steps += 1
         except RuntimeError as error:
+            from tfm_cli.parallel.failure import RankLostError
+
             if rank is None or rank == self.rank:
                 raise RankLostError(self.rank, self.world) from error
             raise RankLostError(self.rank, self.world, f"rank {rank}") from error

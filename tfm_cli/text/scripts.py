@@ -3,8 +3,7 @@
 import bisect
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Script = Literal["Han", "kana", "other"]
 
@@ -65,8 +64,7 @@ def belongs_without_blanks(character: str) -> bool:
     return any(first <= code <= last for first, last in _WIDE_MARKS)
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptCounts:
+class ScriptCounts(NamedTuple):
     """Counts of letters in scripts without blanks, and of words in all other scripts."""
 
     han: int

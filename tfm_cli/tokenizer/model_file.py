@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 MAX_MODEL_BYTES = 64 << 20
+# SentencePiece's spelling of a blank. It puts one before each line, so that the piece of a language
+# tag must begin with it; a tag without it would become two pieces.
+BLANK = "▁"
 MIN_VERSION = (0, 2, 2)  # crafted models can make older versions read outside their memory
 _CHILD_TIMEOUT_SECONDS = 20.0
 # Load the model and look up every character, alone and beside others.
@@ -127,3 +130,9 @@ def read_model_file(path: Path) -> bytes:
         raise ModelError(f"{path}: {message}") from error
     except ValueError as error:
         raise ModelError(f"{path}: {error} for a SentencePiece model") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return SentencePiece's error message without the position in its source code."""
+    message = re.sub(r"^[A-Z_]+: (\S+\.cc\(\d+\) \[.*\] ?)?", "", str(error)).strip()
+    return message[:1].lower() + message[1:].rstrip(".")

@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from tfm_cli.errors import ModelError
 from tfm_cli.files.layout import (
@@ -19,8 +18,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerPair:
+class TokenizerPair(NamedTuple):
     """The tokenizers of source and target; a joint tokenizer is the same object twice."""
 
     source: Tokenizer

@@ -13,12 +13,17 @@ import sentencepiece
 from tfm_cli.errors import ModelError
 from tfm_cli.text.language_tags import LANGUAGE_TAG, leading_tag
 from tfm_cli.tokenizer.model_check import user_defined_pieces
-from tfm_cli.tokenizer.model_file import MAX_MODEL_BYTES, check_model, read_model_file
+from tfm_cli.tokenizer.model_file import (
+    BLANK,
+    MAX_MODEL_BYTES,
+    check_model,
+    read_model_file,
+    reason_of,
+)
 from tfm_cli.tokenizer.normalization import SILENT, changes_characters
-from tfm_cli.tokenizer.training import TAG_MARK, reason_of, train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
-__all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file", "train_tokenizer"]
+__all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file"]
 
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
 
@@ -60,7 +65,7 @@ class Tokenizer:
         self.pieces = tuple(pieces) if vocabulary is None else vocabulary.pieces
         self._tag_pieces = _tag_pieces(self.pieces, None if vocabulary else model_bytes)
         self._cuts_tags = vocabulary is not None or any(
-            piece.startswith(TAG_MARK) for piece in self._tag_pieces.values()
+            piece.startswith(BLANK) for piece in self._tag_pieces.values()
         )
         if self.eos_id < 0:
             hint = "train the model without `eos_id=-1`"
@@ -368,13 +373,13 @@ def _tag_pieces(pieces: Sequence[str], model_bytes: bytes | None) -> dict[str, s
         model_bytes: the SentencePiece model, in which tags are user-defined pieces; None if a
             vocabulary defines the pieces.
     """
-    candidates = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(TAG_MARK))]
+    candidates = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(BLANK))]
     if model_bytes is None:
-        return {piece: piece for piece in candidates if not piece.startswith(TAG_MARK)}
+        return {piece: piece for piece in candidates if not piece.startswith(BLANK)}
     user_defined = set(user_defined_pieces(model_bytes)) if candidates else set()
     # A piece with a blank before the tag, as text has it, takes precedence over one without.
-    candidates.sort(key=lambda piece: piece.startswith(TAG_MARK))
-    tags = {piece.removeprefix(TAG_MARK): piece for piece in candidates if piece in user_defined}
+    candidates.sort(key=lambda piece: piece.startswith(BLANK))
+    tags = {piece.removeprefix(BLANK): piece for piece in candidates if piece in user_defined}
     return dict(sorted(tags.items()))
 
 

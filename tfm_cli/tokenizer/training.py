@@ -20,6 +20,7 @@ import sentencepiece
 from tfm_cli.config.settings import TokenizerConfig, is_rule_file
 from tfm_cli.errors import END_SIGNALS, ConfigError, DataError, ResourceError, TfmError
 from tfm_cli.text.language_tags import LANGUAGE_TAG
+from tfm_cli.tokenizer.model_file import BLANK, reason_of
 from tfm_cli.tokenizer.normalization import (
     SILENT,
     check_rule,
@@ -36,10 +37,6 @@ MAX_LINE_BYTES = 4192  # SentencePiece's own default of max_sentence_length
 THREADS = 16
 SPECIAL_IDS = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3}
 _SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>")  # SentencePiece's own spellings of them
-_BLANK = "▁"  # SentencePiece's spelling of a blank
-# Prefix of a language tag's piece: SentencePiece puts a blank before each line, so that a tag
-# without it would become two pieces.
-TAG_MARK = _BLANK
 _BYTE_PIECES = 256
 # With more text, training runs in a child process: a megabyte takes about a second.
 _CHILD_PROCESS_BYTES = 1 << 20
@@ -256,14 +253,14 @@ def _own_symbols(extra: Mapping[str, str | bool]) -> tuple[list[str], list[str]]
     if with_blank:
         raise ConfigError(
             f"no text yields these symbols, which have a blank: {', '.join(with_blank)}",
-            hint=f"leave the blank out, or write `{_BLANK}` for it",
+            hint=f"leave the blank out, or write `{BLANK}` for it",
         )
     return user_defined, control
 
 
 def _tag_piece(symbol: str) -> str:
     """Return the piece of a language tag, or the symbol itself if it is not a tag."""
-    return TAG_MARK + symbol if LANGUAGE_TAG.fullmatch(symbol) else symbol
+    return BLANK + symbol if LANGUAGE_TAG.fullmatch(symbol) else symbol
 
 
 def _check_yielded(
@@ -272,7 +269,7 @@ def _check_yielded(
     """Raise a ConfigError for user-defined symbols that the model never produces from text."""
     never = []
     for symbol in symbols:
-        text = symbol.replace(_BLANK, " ")
+        text = symbol.replace(BLANK, " ")
         # Blanks at the ends of a line are dropped, and some models split at blanks only.
         lines = [text, f"a{text}a", f"a {text} a"]
         if not any(symbol in pieces for pieces in processor.Encode(lines, return_type=str)):
@@ -281,14 +278,8 @@ def _check_yielded(
         message = f"no text yields these symbols: {', '.join(never)}"
         hint = None
         if model_type == "word":
-            hint = f"write `{_BLANK}` before a word, or choose another `model_type`"
+            hint = f"write `{BLANK}` before a word, or choose another `model_type`"
         raise ConfigError(message, hint=hint)
-
-
-def reason_of(error: Exception) -> str:
-    """Return SentencePiece's error message without the position in its source code."""
-    message = re.sub(r"^[A-Z_]+: (\S+\.cc\(\d+\) \[.*\] ?)?", "", str(error)).strip()
-    return message[:1].lower() + message[1:].rstrip(".")
 
 
 def _no_usable_lines(sample: Sample) -> DataError:

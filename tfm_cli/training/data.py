@@ -39,7 +39,8 @@ from tfm_cli.text.language_tags import NO_TAGS, TagCounts, listed
 from tfm_cli.text.reader import held_in_memory, open_lines
 from tfm_cli.tokenizer.normalization import check_rule
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
+from tfm_cli.tokenizer.training import train_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import chain, islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.text.scripts import join_texts
 from tfm_cli.text.sentences import count_marks, sentence_ends
 from tfm_cli.tokenizer.tokenizer import Tokenizer
-from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.result import Candidate, Translation
 from tfm_cli.translation.segments import Segment
+
+if TYPE_CHECKING:
+    from tfm_cli.translation.alignment import Aligner
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +84,7 @@ def _lost_sentences(source: str, text: str, *, is_shorter: bool) -> tuple[int, i
 Parts = list[list[Hypothesis]]  # hypotheses of each segment of a line, best first
 
 
-@dataclass(frozen=True, slots=True)
-class Assembler:
+class Assembler(NamedTuple):
     """A function from the hypotheses of segments to a translation of each line.
 
     The candidates of a line have different texts, and may be fewer than `n_best`; samples may be
@@ -101,7 +103,7 @@ class Assembler:
     n_best: int
     word_scores: bool = False
     are_samples: bool = False
-    aligner: Aligner | None = None
+    aligner: "Aligner | None" = None
     watch: ShortfallWatch | None = None
 
     def __call__(

@@ -4,9 +4,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tfm_cli.errors import DataError
 from tfm_cli.translation.segments import unified
@@ -16,8 +15,7 @@ _PREFIX_FIELD = "target_prefix"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # a JSON escape may spell a lone surrogate
 
 
-@dataclass(frozen=True, slots=True)
-class InputLine:
+class InputLine(NamedTuple):
     """A source text, with everything else on its line that is copied to the output.
 
     Attributes:

@@ -8,9 +8,8 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tfm_cli
 from tfm_cli import console
@@ -42,8 +41,7 @@ _SPEED_ONLY = ("max_tokens", "buffer_size")
 _SAMPLING_ONLY = ("top_k", "top_p", "temperature", "seed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(NamedTuple):
     """A translation of one input to one output.
 
     Args:
@@ -84,7 +82,7 @@ def job_settings(
     """
     from tfm_cli.model_directory.config_file import weights_identity  # imports SentencePiece
 
-    settings = dataclasses.asdict(search) | dataclasses.asdict(output_format)
+    settings = dataclasses.asdict(search) | output_format._asdict()
     for name in (*_SPEED_ONLY, *(() if sampling else _SAMPLING_ONLY)):
         del settings[name]
     settings["format"] = settings.pop("kind")
@@ -174,5 +172,5 @@ def _no_output() -> Iterator[Output]:
 
 def _broadcast_position(start: Position, parallel: Parallel) -> Position:
     """Return the position of rank 0."""
-    message = json.dumps(dataclasses.asdict(start)).encode()
+    message = json.dumps(start._asdict()).encode()
     return Position(**json.loads(parallel.broadcast_bytes(message)))

@@ -1,8 +1,8 @@
 """Loading of one model or an ensemble, and of the engine that runs it on a device."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.device import Device, decoding_precision, torch_build
@@ -14,8 +14,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.search_engine import SearchEngine, SearchOptions
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModels:
+class LoadedModels(NamedTuple):
     """Models in memory.
 
     Attributes:

@@ -5,6 +5,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.native.model import NativeModel
@@ -18,7 +19,9 @@ from tfm_cli.translation.search_engine import (
     output_limits,
 )
 from tfm_cli.translation.segments import Segment
-from tfm_cli.translation.shortlist import Shortlist
+
+if TYPE_CHECKING:
+    from tfm_cli.translation.shortlist import Shortlist
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +127,7 @@ def warn_of_slow_bf16(model: NativeModel) -> None:
 
 
 def _allowed(
-    batch: Sequence[Segment], shortlist: Shortlist | None, tokenizers: TokenizerPair
+    batch: Sequence[Segment], shortlist: "Shortlist | None", tokenizers: TokenizerPair
 ) -> list[list[int]] | None:
     if shortlist is None:
         return None

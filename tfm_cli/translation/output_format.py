@@ -3,8 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tfm_cli.errors import ConfigError
 from tfm_cli.translation.input_format import InputLine
@@ -12,8 +11,7 @@ from tfm_cli.translation.result import Candidate, Translation
 from tfm_cli.translation.segments import on_one_line, restored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputFormat:
+class OutputFormat(NamedTuple):
     """The format of the output.
 
     Attributes:

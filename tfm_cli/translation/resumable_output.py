@@ -7,7 +7,6 @@ to another program.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -15,9 +14,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
@@ -32,8 +30,7 @@ _FORMAT = 1
 _MAX_NAME_BYTES = 200  # file systems allow 255
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """A position in the input.
 
     Attributes:
@@ -151,7 +148,7 @@ class ResumableFile:
         progress = {
             "format": _FORMAT,
             "settings": self._settings,
-            "position": dataclasses.asdict(position),
+            "position": position._asdict(),
             "bytes": num_bytes,
         }
         with replace_file(self._journal) as stream:

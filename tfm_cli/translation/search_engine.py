@@ -2,8 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
@@ -11,7 +10,9 @@ from tfm_cli.decoding.length import output_limit
 from tfm_cli.errors import ModelError
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.translation.segments import Segment
-from tfm_cli.translation.shortlist import Shortlist
+
+if TYPE_CHECKING:
+    from tfm_cli.translation.shortlist import Shortlist
 
 # T target tokens, S source tokens
 
@@ -20,8 +21,7 @@ Found = list[list[Hypothesis]]  # of each segment of a batch
 Matrix = Sequence[Sequence[float]]  # rows of equal length
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchOptions:
+class SearchOptions(NamedTuple):
     """The options of the searches of an engine.
 
     Args:
@@ -40,7 +40,7 @@ class SearchOptions:
     sampling: bool = False
     scores: bool = True
     word_scores: bool = False
-    shortlist: Shortlist | None = None
+    shortlist: "Shortlist | None" = None
     stops_loops: bool = False
     check: Callable[[], None] | None = None
     cache_bytes: int = CACHE_BYTES

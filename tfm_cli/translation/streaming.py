@@ -7,8 +7,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfm_cli.console import counted, one_line
 from tfm_cli.errors import DataError
@@ -62,8 +62,7 @@ class Work:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LineFormats:
+class LineFormats(NamedTuple):
     """Formats of the lines of input and output.
 
     Attributes:
@@ -75,8 +74,7 @@ class LineFormats:
     output: OutputFormat
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """Lines that are translated together.
 
     Attributes:
@@ -94,8 +92,7 @@ class Window:
     share: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TranslatedWindow:
+class TranslatedWindow(NamedTuple):
     """The output lines of a window."""
 
     window: Window
@@ -287,7 +284,7 @@ def merge_ranks(
                 yield window
                 continue
             is_own = window.number % parallel.world == parallel.rank
-            unwritten.append(window if is_own else replace(window, texts=[]))
+            unwritten.append(window if is_own else window._replace(texts=[]))
             if is_own:
                 yield window
 

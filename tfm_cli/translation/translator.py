@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.console import counted
@@ -13,7 +14,6 @@ from tfm_cli.device import resolve_device
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.assembly import Assembler, ShortfallWatch
 from tfm_cli.translation.loading import load_models, resolve_precision
 from tfm_cli.translation.result import Translation
@@ -25,8 +25,10 @@ from tfm_cli.translation.search_engine import (
     useless_weights_refused,
 )
 from tfm_cli.translation.segments import Lines, Segment, Segmenter
-from tfm_cli.translation.shortlist import load_shortlist
 from tfm_cli.translation.worker_pool import Group, WorkerPool, num_workers
+
+if TYPE_CHECKING:
+    from tfm_cli.translation.alignment import Aligner
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class Translator:
             n_best=search.n_best,
             word_scores=options.word_scores,
             are_samples=options.sampling,
-            aligner=Aligner(engine, tokenizers, search.max_tokens) if alignment else None,
+            aligner=_aligner(engine, tokenizers, search.max_tokens) if alignment else None,
             watch=ShortfallWatch() if warns_of_shortfalls else None,
         )
         self._n_best = search.n_best
@@ -147,6 +149,8 @@ class Translator:
         models = load_models(directories, resolved, resolved_precision)
         shortlist = None
         if options.shortlist is not None:
+            from tfm_cli.translation.shortlist import load_shortlist
+
             shortlist = load_shortlist(options.shortlist, models.tokenizers)
         search_options = SearchOptions(
             settings=options.search or models.config.search,
@@ -269,3 +273,9 @@ class Translator:
                 self._has_warned_of_few = True
                 break
         return translations
+
+
+def _aligner(engine: SearchEngine, tokenizers: TokenizerPair, max_tokens: int) -> "Aligner":
+    from tfm_cli.translation.alignment import Aligner  # seldom needed, and never for one line
+
+    return Aligner(engine, tokenizers, max_tokens)
