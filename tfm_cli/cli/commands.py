@@ -4,8 +4,9 @@ import functools
 import importlib
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -140,16 +141,22 @@ def _nothing() -> None:
 
 def _annotation(option: Option) -> Any:
     """Return the annotation from which Typer makes a parameter and completes its values."""
-    kind = option.kind
+    kind = option.kind if option.kind in (bool, Path) else str
     if option.is_list:
         kind = list[str]
-    elif option.bounds["choices"]:
-        kind = Literal[option.bounds["choices"]]
-    elif kind in (int, float):
-        kind = str
-    if option.flags:
-        return Annotated[kind | None, typer.Option(*option.flags, hidden=option.is_hidden)]
-    return Annotated[kind | None, typer.Argument(metavar=option.metavar)]
+    if not option.flags:
+        return Annotated[kind | None, typer.Argument(metavar=option.metavar)]
+    choices = option.bounds["choices"]
+
+    def matching(incomplete: str) -> list[str]:
+        return [str(choice) for choice in choices if str(choice).startswith(incomplete)]
+
+    return Annotated[
+        kind | None,
+        typer.Option(
+            *option.flags, hidden=option.is_hidden, autocompletion=matching if choices else None
+        ),
+    ]
 
 
 def _adopt(parameter: Any, declared: Mapping[str, Option]) -> Any:
