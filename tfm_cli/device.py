@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,8 @@ _DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; otherwise libcuda
 _MIN_BF16_CAPABILITY = (8, 0)
 
 
-class Device(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Device:
     """A device; its string is its name, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
 
     type: str

@@ -25,8 +25,8 @@ from tfm_cli.corpus.parallel_text import read_corpus  # noqa: E402
 from tfm_cli.corpus.prepare import cached_store, prepare  # noqa: E402
 from tfm_cli.corpus.sources import CorpusFile, aligned_files  # noqa: E402
 from tfm_cli.tokenizer.pair import TokenizerPair  # noqa: E402
-from tfm_cli.tokenizer.tokenizer import Tokenizer, train_tokenizer  # noqa: E402
-from tfm_cli.tokenizer.training import draw_sample  # noqa: E402
+from tfm_cli.tokenizer.tokenizer import Tokenizer  # noqa: E402
+from tfm_cli.tokenizer.training import draw_sample, train_tokenizer  # noqa: E402
 
 FILTERS = Filters(256)
 _LINES = 600_000  # of both sides; with fewer, starting processes would be what is measured

@@ -91,10 +91,11 @@ class Section:
 _SectionType = TypeVar("_SectionType", bound=type[Section])
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(opt,))
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(kind: _SectionType) -> _SectionType:
     """Turn a class into a section, whose fields are its annotated attributes."""
-    return dataclass(init=False, repr=False, eq=False)(kind)
+    dataclass(init=False, repr=False, eq=False)(kind)  # in place
+    return kind
 
 
 @section

@@ -1,8 +1,7 @@
 """Search for the hypotheses of a batch of segments, within memory and with distinct texts."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from tfm_cli.corpus.random_key import random_key
 from tfm_cli.decoding.n_best import different_texts
@@ -13,7 +12,8 @@ from tfm_cli.translation.search_engine import Found, SearchEngine, SearchOptions
 from tfm_cli.translation.segments import Segment
 
 
-class BatchSearch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BatchSearch:
     """A function from segments to hypotheses, on any engine.
 
     Args:
