@@ -30,7 +30,7 @@ MARGIN = 1e-3  # of a logit, by which a choice beats the next; sums in another o
 MOST_LEFT_OUT = 0.05  # of all lines, since a choice is closer
 
 examples = pytest.mark.parametrize("count", [
-    60,
+    pytest.param(60, marks=pytest.mark.slow),
     pytest.param(2000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)]),
 ])  # fmt: skip
 

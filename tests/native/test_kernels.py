@@ -38,10 +38,12 @@ def processor_has(*flags: str) -> bool:
     return known.exists() and set(flags) <= set(known.read_text().split())
 
 
+@pytest.mark.slow  # compiles for seconds
 def test_kernels_agree_with_loops_on_this_processor(tmp_path: Path) -> None:
     run_kernels(tmp_path, "-O2", "-march=native")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not processor_has("avx2", "fma"), reason="runs on processors with AVX2")
 def test_kernels_agree_with_loops_with_avx2(tmp_path: Path) -> None:
     run_kernels(tmp_path, "-O2", "-march=x86-64-v3")
