@@ -33,7 +33,7 @@ def test_libraries_for_older_processors_pass_the_tests(place: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n0",
          "tests/native/test_equality.py", "tests/native/test_independence.py",
-         "tests/native/test_abi.py", "-m", "not slow and not torture"],
+         "tests/native/test_abi.py", "-m", "not torture"],
         cwd=ROOT, env=os.environ | {"TFM_NATIVE_LIBRARY": str(paths[place])},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
