@@ -67,7 +67,7 @@ def fields_of(section: str) -> dict[str, dataclasses.Field[Any]]:
 def test_r07_each_setting_has_a_class(section: str) -> None:
     fields = fields_of(section)
 
-    may_change = {name for name, field in fields.items() if field.metadata["may_change"]}
+    may_change = {name for name, field in fields.items() if field.metadata["may_change"] is True}
 
     assert MAY_CHANGE[section].isdisjoint(DECIDES[section])
     assert MAY_CHANGE[section] | DECIDES[section] == set(fields)
