@@ -9,6 +9,7 @@ from tests.model.small_transformers import transformer as transformer_of
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
@@ -61,12 +62,13 @@ class Diagonal:
 
 
 def echo(
-    model: object, source: Tensor, keep: object, *, eos_id: int, beam_size: int, **others: object
-) -> list[list[Hypothesis]]:
+    model: object, source: Tensor, keep: object, *, vocabulary: TargetVocabulary,
+    options: DecodingOptions, **others: object,
+) -> list[list[Hypothesis]]:  # fmt: skip
     """A fake `beam_search`: the source, then the source without its last tokens."""
-    rows = [row[: row.index(eos_id)] for row in source.tolist()]
+    rows = [row[: row.index(vocabulary.eos_id)] for row in source.tolist()]
     return [
-        [Hypothesis(tuple(ids[: len(ids) - rank]), 0.0, 0.0) for rank in range(beam_size)]
+        [Hypothesis(tuple(ids[: len(ids) - rank]), 0.0, 0.0) for rank in range(options.beam_size)]
         for ids in rows
     ]
 

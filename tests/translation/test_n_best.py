@@ -11,6 +11,7 @@ from tests.translation.spelling_models import spelling_tokenizer, spelling_trans
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.options import DecodingOptions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
@@ -121,8 +122,9 @@ class FewTexts:
 
     def __call__(
         self, model: object, source: torch.Tensor, keep: object, *, limits: Sequence[int],
-        beam_size: int, **others: object,
+        options: DecodingOptions, **others: object,
     ) -> list[list[Hypothesis]]:  # fmt: skip
+        beam_size = options.beam_size
         self.beams.append((len(limits), beam_size))
         some = [
             Hypothesis(self.ids[rank % len(self.ids)], -rank, -rank / 2)

@@ -11,6 +11,7 @@ from tests.model.small_transformers import transformer as transformer_of
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
 from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
@@ -39,13 +40,16 @@ class Echo:
 
     def __call__(
         self, model: object, source: Tensor, keep: Tensor | None, *,
-        limits: Sequence[int], eos_id: int, beam_size: int, **others: object,
+        vocabulary: TargetVocabulary, options: DecodingOptions, **others: object,
     ) -> list[list[Hypothesis]]:  # fmt: skip
         if len(source) >= self.too_many:
             raise torch.OutOfMemoryError
-        self.batches.append([tuple(row[: row.index(eos_id)]) for row in source.tolist()])
+        self.batches.append([tuple(row[: row.index(vocabulary.eos_id)]) for row in source.tolist()])
         return [
-            [Hypothesis(ids[: len(ids) - rank], -rank, -rank / 2) for rank in range(beam_size)]
+            [
+                Hypothesis(ids[: len(ids) - rank], -rank, -rank / 2)
+                for rank in range(options.beam_size)
+            ]
             for ids in self.batches[-1]
         ]
 
@@ -289,9 +293,9 @@ def test_first_part_has_the_prefix_and_a_limit_beyond_it(
 
     def remember(
         model: object, source: Tensor, keep: object, *, limits: Sequence[int],
-        prefixes: Sequence[Sequence[int]], eos_id: int, **others: object,
+        prefixes: Sequence[Sequence[int]], vocabulary: TargetVocabulary, **others: object,
     ) -> list[list[Hypothesis]]:  # fmt: skip
-        lengths = [row.index(eos_id) for row in source.tolist()]
+        lengths = [row.index(vocabulary.eos_id) for row in source.tolist()]
         asked.extend(zip(lengths, map(len, prefixes), limits, strict=True))
         return [[Hypothesis((), -1.0, -1.0)] for _ in limits]
 
