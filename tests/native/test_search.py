@@ -46,7 +46,7 @@ def ids(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:
 
 
 def test_each_segment_has_its_hypotheses(model: NativeModel) -> None:
-    found = search(model, beam_size=2, piece_scores=True)(segments([1, 2, 3], [], [4]))
+    found = search(model, beam_size=2, token_log_probs=True)(segments([1, 2, 3], [], [4]))
 
     assert found == [
         [
