@@ -50,10 +50,10 @@ def beam_search(
         model: the model that is searched.
         source: (B, S) ids.
         source_keep: (B, 1, 1, S), False at padding; None if there is none.
-        limits: maximum number of tokens of each segment's translation without </s>, which is
-            forced then.
+        limits: maximum number of tokens of each segment's translation, without </s>; at the limit
+            </s> is forced.
         vocabulary: the special tokens.
-        options: those of sampling are ignored.
+        options: options of sampling are ignored.
         prefixes: tokens that the translation of each segment begins with, scored like any other,
             at most as many as its limit; empty for none. A prefix that ends inside a character is
             continued to the end of the character, beyond the limit if necessary.
@@ -81,7 +81,7 @@ def beam_search(
         beams.append(growing)
         if options.beam_size > 1:
             state.reorder(growing.origin)
-    if not all(beams.finished):  # each hypothesis had a sum of scores that overflowed
+    if not all(beams.finished):  # the scores of all its hypotheses overflowed
         raise NonFiniteScoresError
     return [
         sorted(hypotheses, key=lambda h: -h.score)[: options.beam_size]
@@ -99,7 +99,7 @@ class _Candidates:
     token_log_probs: Tensor
 
     def growing(self, beam_size: int, eos_id: int) -> "_Candidates":
-        """Return the K best that do not end, filled up with ended ones that score -inf."""
+        """Return the K best that do not end; missing ones are filled with others of score -inf."""
         ends = self.tokens == eos_id  # (B, C)
         # A stable sort by "ends" leaves them in order of their scores.
         order = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]  # (B, K)
@@ -111,7 +111,7 @@ class _Candidates:
         )
 
     def select(self, segments: Tensor) -> "_Candidates":
-        """Return the candidates of these segments alone."""
+        """Return the candidates of only these segments."""
         return _Candidates(
             self.scores[segments],
             self.origin[segments],
@@ -167,7 +167,7 @@ class _Beams:
     def _continuations(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and ids of the likeliest next tokens of each row, (R, C) each.
 
-        Only these few are normalised: the log-softmax of all V logits is never written out.
+        Only these few are normalised: the log-softmax of all V logits is never materialised.
         """
         logits, eos_id = single_precision(logits), self._constraints.eos_id
         written = self._tokens[:, :, 1:].flatten(0, 1)  # (R, t)
@@ -220,7 +220,7 @@ class _Beams:
             )
 
     def open_rows(self, growing: _Candidates) -> list[int]:
-        """Return the segments, of B, whose growing hypotheses may still be among the best."""
+        """Return the rows, of B, of segments that a growing hypothesis may still improve."""
         best = (growing.scores.max(dim=1).values / self._norm()).tolist()  # B
         return [
             row
@@ -245,7 +245,7 @@ class _Beams:
         return length_norm(self._tokens.shape[2], options.length_penalty, options.norm_kind)
 
     def select(self, segments: Tensor) -> None:
-        """Drop the growing hypotheses of all segments but these."""
+        """Keep the growing hypotheses of only these segments."""
         self._tokens, self._limit = self._tokens[segments], self._limit[segments]
         self._prefix = None if self._prefix is None else self._prefix[segments]
         self._token_log_probs = self._token_log_probs[segments]
@@ -253,7 +253,7 @@ class _Beams:
             self.spelling.select(segments)
 
     def append(self, growing: _Candidates) -> None:
-        """Replace the hypotheses by these continuations, (B, K)."""
+        """Replace the hypotheses with these continuations, (B, K)."""
         self._scores = growing.scores
         self._tokens = _appended(self._tokens, growing.origin, growing.tokens)  # (B, K, t + 1)
         if self._options.token_log_probs:
@@ -263,6 +263,6 @@ class _Beams:
 
 
 def _appended(history: Tensor, origin: Tensor, newest: Tensor) -> Tensor:
-    """Return the history of the beams `origin` (B, K), (B, K, t), with one more entry (B, K)."""
+    """Return the history (B, K, t) of the beams `origin` (B, K) with one more entry, (B, K)."""
     earlier = history.gather(1, origin[:, :, None].expand(-1, -1, history.shape[2]))
     return torch.cat((earlier, newest[:, :, None]), dim=2)

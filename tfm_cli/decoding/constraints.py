@@ -1,4 +1,4 @@
-"""Optional constraints on the next token; free when unused."""
+"""Optional constraints on the next token, at no cost when they are unused."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Constraints:
     def apply(
         self, logits: Tensor, written: Tensor, forced: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits whose softmax gives probabilities, and those of permitted tokens.
+        """Return the logits whose softmax is the model's distribution, and those to choose from.
 
         Both are (R, V), the second with -inf for tokens that must not be written. They may be the
         input tensor, which is not changed.
@@ -60,7 +60,7 @@ class Constraints:
 
 
 def single_precision(logits: Tensor) -> Tensor:
-    """Return logits in single precision, or in double if they are."""
+    """Return bf16 and fp16 logits in single precision, others unchanged."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
@@ -81,7 +81,7 @@ def _without_repeats(logits: Tensor, written: Tensor, size: int) -> Tensor:
     is_repeat = (ngrams[:, :, :-1] == newest[:, None]).all(dim=2)  # (R, W)
     ends = ngrams[:, :, -1]  # (R, W)
     lowered = logits.gather(1, ends).masked_fill(is_repeat, -math.inf)
-    # A token may end several n-grams: the lowest value counts.
+    # A token may end several n-grams; it is excluded if one of them is a repetition.
     return logits.scatter_reduce(1, ends, lowered, "amin")
 
 
@@ -95,9 +95,9 @@ def padded_prefixes(prefixes: Sequence[Sequence[int]], device: torch.device) -> 
 
 
 def forced_tokens(prefixes: Tensor | None, step: int, beam: int) -> Tensor | None:
-    """Return the token that each row has to write at a step, (R,), -1 for any.
+    """Return the token that is forced on each row at a step, (R,); -1 for none.
 
-    None if no row has to write a given token.
+    The result is None if no prefix is that long.
 
     Args:
         prefixes: (B, P), from `padded_prefixes`.
@@ -115,9 +115,9 @@ def only_forced(logits: Tensor, forced: Tensor) -> Tensor:
     return logits.masked_fill(others & (forced >= 0)[:, None], -math.inf)
 
 
-# Loops: a model that has not learned enough repeats the same few tokens.
+# Loops: an undertrained model repeats the same few tokens.
 
-LONGEST_PERIOD = 8  # tokens that are repeated
+LONGEST_PERIOD = 8  # in tokens, of a loop
 REPEATED_TOKENS = 24  # number of newest tokens that must repeat those before them
 
 

@@ -21,19 +21,19 @@ class EnsembleState(Generic[StateT]):
     states: tuple[StateT, ...]
 
     def reorder(self, origin: Tensor) -> None:
-        """Let row k of each segment continue row `origin[:, k]`, (B, K), in every model."""
+        """Replace row k of each segment with its row `origin[:, k]`, (B, K), in every model."""
         for state in self.states:
             state.reorder(origin)
 
     def select(self, segments: Tensor) -> None:
-        """Drop all segments but these, in every model."""
+        """Keep only these segments, in every model."""
         for state in self.states:
             state.select(segments)
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble(Generic[StateT]):
-    """A StepModel whose probabilities are the mean of its models'.
+    """A StepModel whose probabilities are the mean of those of its models.
 
     Args:
         models: over the same source and target vocabulary, at least one.
@@ -42,7 +42,7 @@ class Ensemble(Generic[StateT]):
     models: Sequence[StepModel[StateT]]
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> EnsembleState[StateT]:
-        """Let every model read B segments."""
+        """Encode B segments with every model."""
         return EnsembleState(tuple(model.start(source, source_keep) for model in self.models))
 
     def step(self, tokens: Tensor, state: EnsembleState[StateT]) -> Tensor:

@@ -1,6 +1,6 @@
 """Greedy search: the likeliest next token at each step.
 
-It finds what `beam_search` finds with a beam of 1, but computes no probabilities.
+The results are those of `beam_search` with a beam of 1, but no probabilities are computed.
 """
 
 # B segments still open, V vocabulary
@@ -29,7 +29,7 @@ def greedy_search(
     vocabulary: TargetVocabulary,
     stops_loops: bool = False,
 ) -> list[Hypothesis]:
-    """Return a hypothesis for each segment; its score and log-probability are NaN.
+    """Return one hypothesis for each segment, whose score and log-probability are NaN.
 
     Args:
         model: the model that is searched.

@@ -1,4 +1,4 @@
-"""The interface between search and models: what a model provides and what search returns.
+"""The interface between search and models: step models, their states, and hypotheses.
 
 This module imports no PyTorch, since the native engine returns the same hypotheses without it.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NonFiniteScoresError(ArithmeticError):
-    """The error for a model whose scores are not finite numbers, so its weights are useless."""
+    """The error for scores that are not finite numbers, as unusable weights produce them."""
 
     def __init__(self, message: str = "the scores of the next token are not finite") -> None:
         super().__init__(message)
@@ -39,26 +39,26 @@ class Hypothesis:
 
 
 class State(Protocol):
-    """The data that a model stores between steps; search does not look inside."""
+    """The data that a model stores between steps, which is opaque to search."""
 
     def reorder(self, origin: Tensor) -> None:
-        """Let row k of each segment continue row `origin[:, k]` of that segment, (B, K).
+        """Replace row k of each segment with row `origin[:, k]` of that segment, (B, K).
 
         The number K of rows of a segment may change.
         """
 
     def select(self, segments: Tensor) -> None:
-        """Drop all segments but these, with their rows."""
+        """Keep only these segments, with their rows."""
 
 
 StateT = TypeVar("StateT", bound=State)
 
 
 class StepModel(Protocol[StateT]):
-    """A model that writes one token at a time: a Transformer, an ensemble, a table."""
+    """A model that predicts one token at a time, such as a Transformer or an ensemble."""
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> StateT:
-        """Read B segments, one row each."""
+        """Encode B segments, one row each, and return the state before the first step."""
 
     def step(self, tokens: Tensor, state: StateT) -> Tensor:
         """Return scores (R, V) of the token after the newest (R,) of each row, up to a constant."""

@@ -18,6 +18,6 @@ def length_norm(num_tokens: int, alpha: float, kind: str = "power") -> float:
 def output_limit(source_tokens: int, factor: float) -> int:
     """Return the maximum number of tokens of a translation, without </s>.
 
-    It is `factor` for each source token, plus 10, and ends the output of a model in a loop.
+    It is `factor` for each source token, plus 10. It also ends output that repeats endlessly.
     """
     return int(source_tokens * factor) + 10

@@ -1,4 +1,4 @@
-"""N-best lists of distinct texts: one hypothesis for each text, however it is tokenised."""
+"""N-best lists of distinct texts: one hypothesis for each text, even if several spell it."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,9 +19,9 @@ def different_texts(
 ) -> list[list[Hypothesis]]:
     """Return the `count` best hypotheses of each segment with distinct texts, best first.
 
-    A tokenizer can spell one text in several ways, of which the best counts. Segments with too few
+    Several hypotheses may spell one text; only the best of them is returned. Segments with too few
     texts are searched again with a beam twice as wide, until there are enough, a search finds
-    fewer hypotheses than its beam could hold, or the beam would exceed 256.
+    fewer hypotheses than its beam size, or the beam would exceed 256.
 
     Args:
         search: returns the hypotheses of the segments with these indices, best first, for a given

@@ -15,10 +15,10 @@ class TargetVocabulary:
     """The tokens of the target vocabulary that search treats specially.
 
     Attributes:
-        start_id: the token that every translation continues.
+        start_id: the decoder's first input.
         eos_id: ends a translation; must not be banned.
         banned_ids: never written.
-        utf8: lets byte tokens spell only valid UTF-8. A hypothesis neither ends nor continues with
+        utf8: restricts byte tokens to valid UTF-8. A hypothesis neither ends nor continues with
             another token inside a character, and begins no character that the limit would cut
             off. Scores remain those of the model. None for no such constraint.
     """
@@ -39,16 +39,16 @@ class DecodingOptions:
     """The options of a search, the same for all segments of a batch.
 
     Attributes:
-        beam_size: hypotheses that are followed at a time.
+        beam_size: number of hypotheses that are kept at each step.
         length_penalty: exponent of the length normalisation of scores.
-        norm_kind: the base of that power, see `length_norm`.
+        norm_kind: the kind of length normalisation, see `length_norm`.
         early_stopping: finish a segment once it has `beam_size` finished hypotheses, as fairseq
-            and CTranslate2 do. Without it a segment also needs all growing hypotheses to score
-            below the worst finished one, as in `generate` of Hugging Face, so that a few poor
+            and CTranslate2 do. Without it, search continues until no growing hypothesis scores
+            above the worst finished one, as in `generate` of Hugging Face, so that a few poor
             short hypotheses cannot exclude a good one that ends later. Measured with a beam of 4
             on Multi30k: 0.14 BLEU more in the same time.
-        renormalize: let the probabilities of the tokens that may be written sum to 1; otherwise
-            the mass of banned tokens counts, and of those that `no_repeat_ngram_size` forbids.
+        renormalize: normalise probabilities over the permitted tokens; otherwise over all tokens,
+            including banned ones and those that `no_repeat_ngram_size` forbids.
         no_repeat_ngram_size: write no n-gram of this size twice; 0 for no constraint. The UTF-8
             constraint overrides it where a character could not be ended otherwise.
         repetition_penalty: divides the positive logits of tokens already written and multiplies
@@ -57,7 +57,7 @@ class DecodingOptions:
         token_log_probs: store the log-probability of each token of a hypothesis.
         temperature: divides the logits in sampling; below 1, likely tokens become likelier.
         top_k: sample among this many likeliest tokens; 0 for all.
-        top_p: then sample among the fewest likeliest tokens whose mass reaches this share
+        top_p: sample, after `top_k`, among the fewest likeliest tokens with this share of the mass
             (Holtzman et al. 2020, arXiv:1904.09751).
     """
 

@@ -1,6 +1,7 @@
-"""Search over part of the vocabulary, such as the shortlist of each segment, for fewer logits.
+"""Search over part of the vocabulary, such as a shortlist for each segment.
 
-Search then uses local ids: token i of a segment is token `ids[segment, i]` of the model.
+Fewer logits are computed. Search uses local ids: token i of a segment is token
+`ids[segment, i]` of the model.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class Shortlists:
     is_padding: Tensor  # (B, C)
 
     def select(self, segments: Tensor) -> "Shortlists":
-        """Return the lists of these segments alone."""
+        """Return the lists of only these segments."""
         ids, columns, is_padding = (
             tensor.index_select(0, segments) for tensor in (self.ids, self.columns, self.is_padding)
         )
@@ -44,11 +45,11 @@ class ShortlistedState(Generic[StateT]):
     shortlists: Shortlists
 
     def reorder(self, origin: Tensor) -> None:
-        """Let row k of each segment continue row `origin[:, k]` of that segment, (B, K)."""
+        """Replace row k of each segment with row `origin[:, k]` of that segment, (B, K)."""
         self.state.reorder(origin)
 
     def select(self, segments: Tensor) -> None:
-        """Drop all segments but these."""
+        """Keep only these segments."""
         self.state.select(segments)
         self.shortlists = self.shortlists.select(segments)
 
@@ -68,7 +69,7 @@ class ShortlistedModel(Generic[StateT]):
     shortlists: Shortlists
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> ShortlistedState[StateT]:
-        """Read B segments, one row each."""
+        """Encode B segments, one row each, and return the state before the first step."""
         return ShortlistedState(self.model.start(source, source_keep), self.shortlists)
 
     def step(self, tokens: Tensor, state: ShortlistedState[StateT]) -> Tensor:
@@ -87,20 +88,20 @@ _MAX_RESTRICTED_SHARE = 0.75
 
 
 class RestrictableModel(StepModel[Any], Protocol):
-    """A StepModel that can compute the logits of some tokens alone."""
+    """A StepModel that can compute logits for a subset of the vocabulary."""
 
     def restricted(self, ids: Tensor) -> StepModel[Any]:
-        """Return the same model with logits for these ids (U,) alone."""
+        """Return a view of this model that computes logits only for these ids (U,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestrictedVocabulary:
-    """The tokens over which a batch is searched, with local ids where that is not all of them.
+    """The tokens over which a batch is searched; they have local ids if they are not all.
 
     Args:
         special: tokens that have the first local ids in every segment.
-        shortlists: of each segment, beginning with them; None for the whole vocabulary, in which
-            tokens have their own ids.
+        shortlists: of each segment, beginning with the special tokens; None for the whole
+            vocabulary, in which tokens have their own ids.
         required: (U,) tokens whose logits a model has to compute; None for all.
     """
 
@@ -112,8 +113,8 @@ class RestrictedVocabulary:
     def of(allowed: Tensor, special: Sequence[int]) -> "RestrictedVocabulary":
         """Return the vocabulary in which segments may write certain tokens and the special ones.
 
-        The choice of the logits that a model computes affects speed alone: a segment does not see
-        those that only other segments need.
+        The set of logits that a model computes affects only the speed: each segment uses the
+        logits of its own shortlist.
 
         Args:
             allowed: (B, V), True for tokens that a segment may write.
@@ -141,7 +142,7 @@ class RestrictedVocabulary:
         return RestrictedVocabulary(special, Shortlists(ids, column[ids], is_padding), required)
 
     def model(self, models: Sequence[RestrictableModel]) -> StepModel[Any]:
-        """Return the model to search: one, or an ensemble, each normalised over a shortlist."""
+        """Return the model to search: one model or an ensemble, restricted to the shortlists."""
         restricted = [self._restricted(model) for model in models]
         return Ensemble(restricted) if len(restricted) > 1 else restricted[0]
 
@@ -153,7 +154,7 @@ class RestrictedVocabulary:
         )
 
     def vocabulary(self, whole: TargetVocabulary) -> TargetVocabulary:
-        """Return the special tokens of the whole vocabulary, and its constraint, in local ids."""
+        """Return special tokens and UTF-8 constraint of the whole vocabulary in local ids."""
         if self.shortlists is None:
             return whole
         start_id, eos_id, *banned_ids = (
@@ -163,7 +164,7 @@ class RestrictedVocabulary:
         return TargetVocabulary(start_id, eos_id, banned_ids, utf8)
 
     def prefix(self, segment: int, ids: Sequence[int]) -> list[int]:
-        """Return a segment's prefix, all of which it may write, in local ids."""
+        """Return a segment's prefix in local ids; its shortlist must contain all these tokens."""
         if self.shortlists is None or not ids:
             return list(ids)
         local_ids: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Sampling: each next token is drawn by its probability, optionally among the likeliest only."""
+"""Sampling: each token is drawn from the model's distribution, optionally truncated."""
 
 from collections.abc import Sequence
 
@@ -38,18 +38,18 @@ def mixed(number: int) -> int:
 
 
 def random_bits(seed: int, step: int) -> int:
-    """Return output number `step`, from 0, of the generator SplitMix64 with a seed, as 64 bits."""
+    """Return the 64 bits of output `step`, from 0, of the generator SplitMix64 with a seed."""
     return mixed(seed + (step + 1) * _GAMMA & _MASK)
 
 
 def uniform(seed: int, step: int) -> float:
-    """Return a number in [0, 1), one of the 2**53 multiples of 2**-53 there."""
+    """Return a uniformly distributed multiple of 2**-53 in [0, 1)."""
     return (random_bits(seed, step) >> 11) * 2.0**-53
 
 
 # B segments still open, V vocabulary, C tokens that may be drawn, t tokens written
 
-_MIN_TEMPERATURE = 1e-6  # deterministic already; a difference of logits divided by it is finite
+_MIN_TEMPERATURE = 1e-6  # in effect deterministic, and quotients of logits stay finite
 
 
 def sample(
@@ -63,18 +63,18 @@ def sample(
     options: DecodingOptions = DEFAULT_OPTIONS,
     prefixes: Sequence[Sequence[int]] = (),
 ) -> list[Hypothesis]:
-    """Return one drawn hypothesis for each segment, with the probabilities of the model.
+    """Return one sampled hypothesis for each segment, scored with the model's own distribution.
 
     Args:
         model: the model that is sampled.
         source: (B, S) ids.
         source_keep: (B, 1, 1, S), False at padding; None if there is none.
-        limits: maximum number of tokens of each segment's translation without </s>, which is
-            forced then.
+        limits: maximum number of tokens of each segment's translation, without </s>; at the limit
+            </s> is forced.
         seeds: one for each segment, of 64 bits. The draw at a step is a function of the seed and
             the number of the step, so that it does not depend on other segments.
         vocabulary: the special tokens.
-        options: those of beam search, such as `stops_loops`, are ignored.
+        options: options of beam search, such as `stops_loops`, are ignored.
         prefixes: see `beam_search`.
 
     Raises:
@@ -91,7 +91,7 @@ def sample(
 
 
 class _Samples:
-    """The translations that are drawn for a batch, one for each segment."""
+    """The translations that are sampled for a batch, one for each segment."""
 
     def __init__(
         self,
@@ -171,14 +171,14 @@ class _Samples:
         return log_probs, allowed
 
     def _select(self, segments: Tensor) -> None:
-        """Drop all open segments but these."""
+        """Keep only these open segments."""
         self._tokens = self._tokens[segments]
         self._prefix = None if self._prefix is None else self._prefix[segments]
         if self._spelling is not None:
             self._spelling.select(segments)
 
     def hypotheses(self) -> list[Hypothesis]:
-        """Return what was drawn for each segment."""
+        """Return the sampled hypothesis of each segment."""
         options, found = self._options, []
         for ids, log_probs in zip(self._written, self._token_log_probs, strict=True):
             total = sum(log_probs)
@@ -189,31 +189,30 @@ class _Samples:
 
 
 def _drawn(logits: Tensor, numbers: Sequence[float], options: DecodingOptions) -> Tensor:
-    """Return the token of each row that is selected by a number in [0, 1), (B, 1).
+    """Return the token of each row that a number in [0, 1) selects, (B, 1).
 
-    The remaining tokens are lined up in the order of their ids, each with a width equal to its
-    probability, and the number is a position on this line. In this order, unlike that of their
-    probabilities, a different rounding of the logits moves the borders between tokens slightly and
-    swaps none of them.
+    The number is an argument of the inverse of the cumulative distribution, in which tokens are in
+    the order of their ids. A different rounding of the logits then moves the borders between
+    tokens slightly; in the order of their probabilities, it could swap tokens.
     """
     if logits.device.type == "mps":
         logits = logits.cpu()  # an MPS device has no double precision
     logits = logits.double()  # (B, V)
-    # Relative to the likeliest, whose 0 stays 0 at any temperature.
+    # Relative to the likeliest token, whose weight is 1 at any temperature.
     temperature = max(options.temperature, _MIN_TEMPERATURE)
     weights = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).exp()
     if options.top_k or options.top_p < 1:
-        # The lower id first where two are equally likely.
+        # Of equally likely tokens, the one with the lower id is first.
         tokens = logits.sort(dim=1, descending=True, stable=True).indices  # (B, V)
         tokens = tokens[:, : options.top_k or None]  # (B, C)
         kept = weights.gather(1, tokens)  # (B, C)
         mass = kept.cumsum(dim=1)  # (B, C)
-        # The mass of the likelier tokens, 0 for the first, decides.
+        # A token is dropped if the likelier ones reach `top_p`; the first is always kept.
         kept[:, 1:].masked_fill_(mass[:, :-1] >= options.top_p * mass[:, -1:], 0.0)
         weights = torch.zeros_like(weights).scatter_(1, tokens, kept)  # (B, V)
     ends = weights.cumsum(dim=1)  # (B, V)
     whole = ends[:, -1:].contiguous()  # (B, 1)
     number = torch.tensor(numbers, dtype=torch.float64, device=logits.device)[:, None]  # (B, 1)
     token = torch.searchsorted(ends, whole * number, right=True)  # (B, 1)
-    # A product that is rounded up to the whole mass belongs to the last token that has any.
+    # If the product is rounded up to the whole mass, select the last token with any mass.
     return token.minimum(torch.searchsorted(ends, whole))  # (B, 1)

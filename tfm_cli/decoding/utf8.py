@@ -1,8 +1,8 @@
 """The constraint that tokens which stand for single bytes spell valid UTF-8.
 
-A tokenizer with byte fallback spells a character that is not in its vocabulary as the bytes of its
-UTF-8, one token each. A byte token then has to continue the character that was begun, and neither
-another token nor </s> may come before its last byte. The permitted sequences of bytes are those of
+A tokenizer with byte fallback spells a character that is not in its vocabulary as its UTF-8 bytes,
+one token each. A byte token must then continue the character that was begun, and neither another
+token nor </s> may come before its last byte. The permitted sequences of bytes are those of
 table 3-7 of the Unicode Standard (RFC 3629): no overlong forms, no surrogates, nothing above
 U+10FFFF. Search only excludes tokens; probabilities remain those of the model.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# First and last of the bytes that may follow in the same positions. The kind of a token is 0 for
-# text or </s>, i + 1 for a byte of range i, and NEVER for a byte that must not be written.
+# First and last byte of ranges whose bytes are permitted in the same positions. The kind of a token
+# is 0 for text or </s>, i + 1 for a byte of range i, and NEVER for a byte that must not be written.
 _RANGES = (
     (0x00, 0x7F), (0x80, 0x8F), (0x90, 0x9F), (0xA0, 0xBF), (0xC2, 0xDF), (0xE0, 0xE0),
     (0xE1, 0xEC), (0xED, 0xED), (0xEE, 0xEF), (0xF0, 0xF0), (0xF1, 0xF3), (0xF4, 0xF4),
@@ -64,7 +64,7 @@ _AFTER = torch.tensor(
 
 @dataclass(frozen=True, slots=True)
 class Utf8:
-    """The tokens that may follow, for each segment of a batch or for all alike (B = 1).
+    """The UTF-8 constraint, for each segment of a batch or shared by all (B = 1).
 
     Attributes:
         kinds: (B, V) kind of each token.
@@ -109,7 +109,7 @@ class Utf8:
         return Utf8(kinds, byte_ids, _may(kinds))
 
     def within(self, ids: Tensor) -> "Utf8 | None":
-        """Return the constraint for a vocabulary of each segment; None if none has a byte token.
+        """Return the constraint if each segment has its own vocabulary; None without byte tokens.
 
         Token i of segment b is token `ids[b, i]` of this vocabulary. A segment that lacks the last
         bytes of a character never begins it.
@@ -119,11 +119,11 @@ class Utf8:
 
     @property
     def num_segments(self) -> int:
-        """Return the number of segments with rules of their own; 1 if all share them."""
+        """Return the number of segments with separate rules; 1 if all share them."""
         return len(self.kinds)
 
     def select(self, segments: Tensor) -> "Utf8":
-        """Return the constraint for these segments alone."""
+        """Return the constraint for only these segments."""
         if self.num_segments == 1:
             return self
         return Utf8(self.kinds[segments], self.byte_ids[segments], self.may[segments])
@@ -194,7 +194,7 @@ class Utf8:
 
 
 class Spelling:
-    """The states of the hypotheses of a batch, which change with each token.
+    """The UTF-8 states of the hypotheses of a batch, updated with each token.
 
     Args:
         utf8: the constraint.
@@ -283,7 +283,7 @@ class Spelling:
         return stuck
 
     def append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Let hypothesis k continue hypothesis `origin[:, k]` with a token, (B, K) each."""
+        """Replace hypothesis k with hypothesis `origin[:, k]` and a token, (B, K) each."""
         if self._states is None and not self._is_near:
             return
         kinds = self._utf8.kinds_of(tokens)  # (B, K)
@@ -297,7 +297,7 @@ class Spelling:
         self._states = states if bool(states.any()) else None
 
     def select(self, segments: Tensor) -> None:
-        """Drop all segments but these."""
+        """Keep only these segments."""
         self._utf8 = self._utf8.select(segments)
         self._outside = self._outside[segments]
         self._states = None if self._states is None else self._states[segments]
@@ -378,11 +378,11 @@ class StaticSpelling:
         self._states = kinds.new_zeros(segments, beams)
 
     def reset(self) -> None:
-        """Let all hypotheses be between characters."""
+        """Set all hypotheses to the state between characters."""
         self._states.zero_()
 
     def copy_from(self, other: "StaticSpelling", segments: Tensor) -> None:
-        """Copy the states of these segments (B,) of another batch."""
+        """Copy the states of these segments (B,) from another batch."""
         self._states.copy_(other._states.index_select(0, segments))
 
     def forbid_(self, logits: Tensor, remaining: Tensor) -> Tensor:
@@ -396,7 +396,7 @@ class StaticSpelling:
         return logits.masked_fill_(self._forbidden.index_select(0, rules.flatten()), -torch.inf)
 
     def append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Let hypothesis k continue hypothesis `origin[:, k]` with a token, (B, K) each."""
+        """Replace hypothesis k with hypothesis `origin[:, k]` and a token, (B, K) each."""
         index = tokens + self._states.gather(1, origin) * self._vocab_size  # (B, K)
         self._states.copy_(self._after.index_select(0, index.flatten()).view_as(tokens))
 

@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of training's matrix products.
+    """Return the dtype of the matrix products in training.
 
-    `auto` is bf16 where the device is faster with it, processors included, else fp32.
+    `auto` is bf16 on devices, CPUs included, that multiply matrices faster in it, else fp32.
 
     Raises:
         ConfigError: the name is unknown, or the device lacks that precision.
@@ -32,9 +32,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def validation_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the precision of validation in a run whose training precision is `name`.
+    """Return the dtype of the matrix products in validation, for the training precision `name`.
 
-    `auto` is fp32 on every CPU, since a score must not depend on the processor. Otherwise
+    `auto` is fp32 on every CPU, so that scores do not depend on the type of processor. Otherwise
     validation uses the precision of training.
     """
     if name == "auto" and device.type == "cpu":
@@ -43,13 +43,13 @@ def validation_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """Return the precision whose tensors have a dtype."""
+    """Return the name of the precision that uses a dtype."""
     (name,) = (name for name in PRECISIONS if precision_dtype(name) == dtype)
     return name
 
 
 def precision_dtype(name: str) -> torch.dtype:
-    """Return the dtype of tensors in a precision."""
+    """Return the dtype that a precision uses."""
     dtype: torch.dtype = getattr(torch, PRECISIONS[name].dtype)
     return dtype
 
@@ -79,7 +79,7 @@ def _fast_bf16(device: torch.device) -> bool:
         isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
         if isa.upper() in _ISA_WITHOUT_BF16:
             return False
-        # torch 2.11 has no such function, so fp32 is used there.
+        # torch 2.11 lacks `get_capabilities`, so no CPU counts as fast there.
         capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
@@ -87,7 +87,7 @@ def _fast_bf16(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute matrix products in `dtype` inside this context; weights are not changed."""
+    """Compute matrix products in `dtype` inside this context; weights keep their dtype."""
     if dtype == torch.float32:
         yield
         return
@@ -105,19 +105,20 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def set_deterministic(is_deterministic: bool) -> None:
-    """Select deterministic algorithms, or else the fastest ones.
+    """Select deterministic algorithms, or the fastest ones if `is_deterministic` is False.
 
-    cuBLAS reads its setting at its first use, so this must precede any tensor on a GPU.
+    cuBLAS reads the environment variable when it is first used, so call this before any GPU
+    computation.
     """
     if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # No code here reads uninitialised memory, and filling it takes time.
+        # This package never reads uninitialised memory, and filling it takes time.
         # PyTorch creates this attribute dynamically, so type checkers do not find it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(is_deterministic)
 
 
 def set_cpu_threads(count: int) -> None:
-    """Set the number of threads inside an operation; 0 leaves PyTorch's default."""
+    """Set the number of PyTorch's intra-op threads; 0 keeps its default."""
     if count:
         torch.set_num_threads(count)

@@ -30,7 +30,7 @@ class LayerCache:
         return key, value
 
     def reorder(self, segments: Tensor, beams: Tensor) -> None:
-        """Replace the rows by these beams of these segments, which broadcast to (B, K)."""
+        """Replace the rows with these beams of these segments; the indices broadcast to (B, K)."""
         if self.key is not None and self.value is not None:
             rows = (segments * (len(self.key) // len(self.memory_key)) + beams).flatten()  # (R,)
             self.key = self.key.index_select(0, rows)
@@ -46,13 +46,13 @@ class DecoderState:
     length: int = 0  # steps taken
 
     def reorder(self, origin: Tensor) -> None:
-        """Let beam k of each segment continue its beam `origin[:, k]`, (B, K)."""
+        """Replace beam k of each segment with its beam `origin[:, k]`; origin is (B, K)."""
         segments = torch.arange(len(origin), device=origin.device)
         for layer in self.layers:
             layer.reorder(segments[:, None], origin)
 
     def select(self, segments: Tensor) -> None:
-        """Drop all segments but these, with their beams."""
+        """Keep only these segments, with their beams."""
         if self.source_keep is not None:
             self.source_keep = self.source_keep.index_select(0, segments)
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""Keyed dropout: the same key gives the same masks, whatever was drawn before."""
+"""Keyed dropout: a key determines the masks, regardless of earlier draws."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ class Noise:
     def seed(self, key: int, device: torch.device | None = None) -> None:
         """Start the stream of masks that belongs to `key`, in [0, 2**63), on one device.
 
-        On a CPU the stream has a generator of its own. PyTorch's dropout on a GPU takes none, so
-        the default generator of that GPU is seeded, and that of no other.
+        On a CPU the stream has its own generator. PyTorch's dropout on a GPU accepts none, so the
+        default generator of that GPU is seeded, and no other.
         """
         kind = "cpu" if device is None else device.type
         if kind == "cuda":
@@ -32,7 +32,7 @@ class Noise:
 
     @contextlib.contextmanager
     def replayed(self, state: Tensor) -> Iterator[None]:
-        """Draw inside the block, on a CPU, the masks that followed `state`."""
+        """Draw again, inside the block and on a CPU, the masks that were drawn after `state`."""
         present = self.state()
         self._generator.set_state(state)
         try:
@@ -42,9 +42,9 @@ class Noise:
 
     @contextlib.contextmanager
     def part(self, start: int, stop: int, *, of: int) -> Iterator[None]:
-        """Treat batches inside the block as rows `start` to `stop` of one of `of` rows.
+        """Treat a batch inside the block as rows `start` to `stop` of a batch of `of` rows.
 
-        They get the masks that these rows have in the whole batch.
+        Its masks are those of these rows in the whole batch.
         """
         self._part = (start, stop, of)
         try:
@@ -60,7 +60,7 @@ class Noise:
         return torch.ge(drawn[rows], threshold, out=keep)
 
     def dropped(self, x: Tensor, rate: float) -> Tensor:
-        """Return `x` after the dropout of a device that draws its own random numbers."""
+        """Return `x` after PyTorch's own dropout, which is used on GPUs."""
         if self._part is None:
             return F.dropout(x, rate)
         shape, rows = self._whole(x)
@@ -81,17 +81,17 @@ class Noise:
     def bytes(self, count: int) -> Tensor:
         """Return `count` uniform random bytes, shape (count,), uint8."""
         words = torch.empty(-(-count // 8), dtype=torch.int64)
-        # From the lowest number without an upper bound: all 64 bits are random.
+        # The range is that of all 64-bit integers, so that each bit is random.
         words.random_(-(2**63), None, generator=self._generator)
         return words.view(torch.uint8)[:count]
 
 
 class Dropout(nn.Module):
-    """Zeroes elements with probability `rate` in training, scales the rest by 1 / (1 - rate).
+    """Dropout: in training, elements are zeroed at a rate and the rest scaled by 1 / (1 - rate).
 
-    On a CPU one random byte decides on an element, so the rate is rounded to a multiple of 1/256
-    (0.1 becomes 0.1016) and the scale is exact for the rounded rate. PyTorch's own dropout draws
-    one number at a time there and took longer than all matrix products of a narrow model.
+    On a CPU one random byte is drawn for each element, so the rate is rounded to a multiple of
+    1/256 (0.1 becomes 0.1016), and the scale is that of the rounded rate. PyTorch's own dropout
+    draws one number at a time there and took longer than all matrix products of a narrow model.
 
     Source: Srivastava et al. 2014; Vaswani et al. 2017, section 5.4.
     """

@@ -30,7 +30,7 @@ class LayerShape:
         width: D, a multiple of `heads`.
         heads: H, of each attention.
         feed_forward_width: F.
-        dropout: rate on sub-layer outputs.
+        dropout: rate of the dropout of sub-layer outputs.
         norm: `post` as in the paper, or `pre`.
         activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
     """
@@ -162,7 +162,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Return the weights of cross-attention, (B, H, T, S).
 
-        The arguments are those of `forward`, which does not compute the weights separately.
+        The arguments are those of `forward`, whose fused attention does not return the weights.
         """
         x = self._attend_to_target(x, causal)
         query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
@@ -187,7 +187,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Map the newest position of each row, (R, 1, D) to (R, 1, D), and extend the cache.
 
-        The K rows of a segment are K queries to one memory, which is not copied.
+        The K rows of a segment attend to one memory, which is not copied.
         """
         query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
         if self.rotary is not None:

@@ -1,7 +1,7 @@
-"""Linear maps whose products have few different sizes in bf16 on a CPU.
+"""Linear maps that pad their inputs to a few sizes in bf16 on a CPU.
 
-oneDNN, which computes them there, compiles and caches a kernel for each size of a product, and the
-sizes of batches vary: after 40 updates of a narrow model the kernels took 900 MB.
+oneDNN compiles and caches a kernel for each shape of a matrix product, and the sizes of batches
+vary: after 40 updates of a narrow model the kernels took 900 MB.
 """
 
 # N rows
@@ -10,34 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEAST_STEP = 16  # the rows of a tile of AMX
+_LEAST_STEP = 16  # rows of an AMX tile
 
 
 def compiles_sizes(x: Tensor) -> bool:
-    """Return True if a kernel is compiled for each size of the products of `x`."""
+    """Return True if oneDNN compiles a kernel for each shape of a product with `x`."""
     in_lower_precision = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return in_lower_precision and not torch.compiler.is_compiling()
 
 
 def few_rows(count: int) -> int:
-    """Return the smallest of a few numbers that is at least `count`: four in each octave."""
+    """Return `count` rounded up to one of a few sizes, at most four between two powers of two."""
     step = _step(count)
     return -(-count // step) * step
 
 
 def few_rows_within(count: int) -> int:
-    """Return the largest of these numbers that is at most `count`, which is at least 16."""
+    """Return `count`, which is at least 16, rounded down to one of the sizes of `few_rows`."""
     step = _step(count)
     return count // step * step
 
 
 def _step(count: int) -> int:
-    """Return an eighth of the power of two that is at least `count`."""
+    """Return an eighth of the smallest power of two that is at least `count`, at least 16."""
     return max(_LEAST_STEP, (1 << max(0, count - 1).bit_length()) // 8)
 
 
 def padded_rows(x: Tensor) -> Tensor:
-    """Return `x` (N, D) in the precision of its products, with rows of zeros up to `few_rows`."""
+    """Return `x` (N, D) in the dtype of autocast, padded with rows of zeros to `few_rows(N)`."""
     lower = x.to(torch.get_autocast_dtype("cpu"))
     missing = few_rows(len(x)) - len(x)
     return F.pad(lower, (0, 0, 0, missing)) if missing else lower
@@ -46,7 +46,7 @@ def padded_rows(x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W^T + b of x (…, D), as `F.linear` does.
 
-    Rows of zeros change no row of the result and add nothing to the gradient of the weights.
+    Padding with rows of zeros changes neither the result nor the gradient of the weights.
     """
     if x.ndim < 2 or not compiles_sizes(x):
         return F.linear(x, weight, bias)

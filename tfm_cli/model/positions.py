@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """Return an `nn.Embedding`; on the meta device without random values.
+    """Return an `nn.Embedding`; on the meta device it is not initialised.
 
-    To draw them there, PyTorch would load its compiler, which takes seconds.
+    To initialise it there, PyTorch would import its compiler, which takes seconds.
     """
     if torch.get_default_device().type == "meta":
         return nn.Embedding(count, width, _weight=torch.empty(count, width))
@@ -37,7 +37,7 @@ def _angles(positions: Tensor, width: int) -> Tensor:
 
 
 def sinusoids_in_halves(positions: Tensor, width: int) -> Tensor:
-    """Return the same sinusoids, (T, width), with all sines before all cosines.
+    """Return the encodings of `sinusoids`, (T, width), with all sines before all cosines.
 
     This is the layout of `MarianMTModel` of Hugging Face and of CTranslate2.
     """
@@ -49,7 +49,7 @@ def marian_sinusoids(positions: Tensor, width: int) -> Tensor:
     """Return position encodings (T, width), width even, as in Marian and Tensor2Tensor.
 
     All sines come before all cosines, and the largest wavelength is exactly 2 pi * 10000: the angle
-    is pos / 10000^(i / (width/2 - 1)) where the paper has pos / 10000^(i / (width/2)).
+    is pos / 10000^(i / (width/2 - 1)); in the paper it is pos / 10000^(i / (width/2)).
 
     Source: Marian 1.12, `sinusoidalPositionEmbeddings`.
     """
@@ -104,9 +104,10 @@ class LearnedPositions(nn.Module):
         self.embedding = embedding(max_positions, width)
 
     def reset_parameters(self) -> None:
-        """Apply normal initialisation, narrow compared with scaled embeddings of unit variance.
+        """Apply normal initialisation with a standard deviation of 0.02.
 
-        Measured as for `INITIAL_GAIN`: a loss of 3.76 with it and 3.97 with unit variance.
+        Scaled embeddings have unit variance. Position vectors of unit variance gave a validation
+        loss of 3.97, and these 3.76, measured as for `INITIAL_GAIN`.
         """
         nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -125,7 +126,7 @@ class LearnedPositions(nn.Module):
 class RotaryPositions(nn.Module):
     """Rotary positions: queries and keys are rotated by an angle proportional to their position.
 
-    The product of a query and a key then depends on their distance alone.
+    The dot product of a query and a key then depends on their positions only by the distance.
 
     Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
     """

@@ -1,7 +1,7 @@
 """The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, figure 1)."""
 
 # B segments, S source tokens, T target tokens, R rows being decoded, D model width, V vocabulary,
-# C some of its tokens
+# C tokens of a restricted vocabulary
 
 import contextlib
 import math
@@ -35,8 +35,8 @@ class TransformerShape:
         heads: attention heads.
         feed_forward_width: inner width of the feed-forward layers (d_ff).
         decoder_heads: attention heads of the decoder, cross-attention included; 0 for `heads`.
-        decoder_feed_forward_width: the decoder's; 0 for `feed_forward_width`.
-        dropout: rate on embeddings and sub-layer outputs.
+        decoder_feed_forward_width: inner width in the decoder; 0 for `feed_forward_width`.
+        dropout: rate of the dropout of embeddings and sub-layer outputs.
         norm: `post` as in the paper, or `pre`.
         positions: `sinusoidal` as in the paper, `sinusoidal_halves` or `sinusoidal_marian` (see
             `SinusoidalPositions`), `learned` or `rotary`.
@@ -65,7 +65,7 @@ class TransformerShape:
     output_bias: bool = False
 
     def __post_init__(self) -> None:
-        """Raise a ValueError for heads that rotary positions cannot rotate."""
+        """Raise a ValueError if positions are rotary and heads have an odd width."""
         for layer in (self.encoder_layer, self.decoder_layer):
             head_width = layer.width // layer.heads
             if self.positions == "rotary" and head_width % 2:
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         self.embedding_scale = math.sqrt(width) if shape.scale_embeddings else 1.0
 
         self.target_embedding = embedding(vocab_size, width)
-        # A shared matrix has one name; the modules that share it are None.
+        # A shared matrix is stored under one name; the other modules that use it are None.
         self.source_embedding = None if source_is_tied else embedding(source_vocab_size, width)
         self.output = None if output_is_tied else nn.Linear(width, vocab_size, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(vocab_size)) if shape.output_bias else None
@@ -145,9 +145,13 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Apply narrowed Glorot to matrices; embeddings are D**-0.5 wide, as D**0.5 scales them."""
+        """Initialise all weights.
+
+        Matrices are drawn by Glorot with `INITIAL_GAIN`. Embeddings have a standard deviation of
+        D**-0.5, so that their scale of D**0.5 gives unit variance.
+        """
         if self.target_embedding.weight.is_meta:
-            return  # it has no values
+            return  # meta tensors have no values
         # Children first, to replace the initialisation of nn.Linear and nn.Embedding.
         for module in reversed(list(self.modules())):
             reset = getattr(module, "reset_parameters", None)
@@ -165,12 +169,12 @@ class Transformer(nn.Module):
         Args:
             source: (B, S) ids, padded at the end with any id.
             source_keep: (B, 1, 1, S), False at padding; None if there is none.
-            target: (B, T) ids shifted right: the start id, then the tokens before the last.
+            target: (B, T) ids shifted right: the start id, then all tokens but the last.
         """
         return self.logits(self.decode(target, self.encode(source, source_keep), source_keep))
 
     def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
-        """Return the memory (B, S, D) of source ids (B, S)."""
+        """Return the encoder's output, the memory (B, S, D), for source ids (B, S)."""
         embedding = self.source_embedding or self.target_embedding
         x = self._embed(source, embedding, self.source_positions)  # (B, S, D)
         for layer in self.encoder_layers:
@@ -190,7 +194,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Return the cross-attention of a decoder layer, (B, T, S), averaged over its heads.
 
-        Row t belongs to the step that has read `target[:, t]` and predicts the next token. The
+        Row t belongs to the step whose input is `target[:, t]`, which predicts the next token. The
         other arguments are those of `forward`; layers above `layer`, from 0, are not computed.
         """
         memory = self.encode(source, source_keep)  # (B, S, D)
@@ -211,7 +215,7 @@ class Transformer(nn.Module):
         return F.linear(hidden, self.output_weight, self.output_bias)
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
-        """Read the source, (B, S) ids, and return the state before the first `step`."""
+        """Encode the source, (B, S) ids, and return the state before the first `step`."""
         memory = self.encode(source, source_keep)  # (B, S, D)
         layers = [cast(DecoderLayer, layer).start(memory) for layer in self.decoder_layers]
         return DecoderState(source_keep, layers)
@@ -221,7 +225,7 @@ class Transformer(nn.Module):
         return self.logits(self.advance(tokens, state))
 
     def restricted(self, ids: Tensor) -> "RestrictedTransformer":
-        """Return the same model with logits for these target ids (C,) alone."""
+        """Return a view of this model that computes logits only for these target ids (C,)."""
         return RestrictedTransformer(self, ids)
 
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
@@ -240,7 +244,7 @@ class Transformer(nn.Module):
         """Return the output of a layer, (B, T, D).
 
         With `recomputes_activations`, activations are recomputed in the backward pass with the
-        same dropout: they take the memory of one layer at a time, for a third more computation.
+        same dropout. This needs the memory of one layer at a time and a third more computation.
 
         Source: Chen et al. 2016, arXiv:1604.06174.
         """
@@ -277,7 +281,7 @@ def _position_encoding(shape: TransformerShape) -> nn.Module | None:
 
 
 class RestrictedTransformer:
-    """A Transformer that computes logits for some of the target tokens alone.
+    """A Transformer that computes logits only for some of the target tokens.
 
     Args:
         transformer: provides the weights and states.
@@ -291,10 +295,10 @@ class RestrictedTransformer:
         self._bias = None if bias is None else bias[ids]  # (C,)
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> DecoderState:
-        """Read the source with the Transformer."""
+        """Encode the source with the Transformer."""
         return self._transformer.start(source, source_keep)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Return logits (R, C) of the token after the newest (R,), any of all V, of each row."""
+        """Return logits (R, C) of the next token; the newest of each row (R,) are any of all V."""
         hidden = self._transformer.advance(tokens, state)  # (R, D)
         return F.linear(hidden, self._weight, self._bias)

@@ -1,4 +1,4 @@
-"""The library of the engine: finding the one for this processor, and loading it.
+"""The shared library of the engine: selection for this processor, and loading.
 
 Each instruction set has its own library, next to this file or, for an editable installation, in the
 folder of the same name among the installed packages.

@@ -81,13 +81,13 @@ class NativeModel:
         """Return the model in a directory.
 
         Args:
-            directory: that `tfm train` or `tfm import` wrote.
+            directory: a model directory, as `tfm train` and `tfm import` write it.
             precision: `fp32`, `bf16` or `int8`, of the matrix products.
             library: of the engine; None for the best one for this processor.
 
         Raises:
             ModelError: a file is missing, torn, of a newer format, or does not match the others;
-                names the file, the actual and the expected value.
+                the message gives the file, the actual and the expected value.
             ResourceError: there is no engine, or no memory for the weights.
         """
         saved = load_config(directory)
@@ -159,7 +159,7 @@ class NativeModel:
         shapes = weight_shapes(saved.settings.model, saved.vocab_sizes)
         size = {name: file.tensors[name].end - file.tensors[name].begin for name in shapes}
         bad, buffer = set(), None
-        # The largest first, when the packed weights are still small, for a low peak of memory.
+        # The largest come first, while few weights are packed, for a low peak of memory.
         for name in sorted(shapes, key=lambda name: -size[name]):
             if buffer is None or len(buffer) > _LARGE_BYTES:
                 buffer = None  # freed before the next allocation
@@ -186,7 +186,7 @@ class NativeModel:
         Args:
             name: of the tensor.
             shape: of the tensor.
-            address: of its fp32 numbers, or of its bytes.
+            address: of its fp32 numbers, or of its int8 numbers if there are scales.
             scales: of its rows, if the tensor is in int8.
         """
         functions, (rows, columns) = self.library.functions, (*shape, 0)[:2]
@@ -232,7 +232,7 @@ class _Buffer:
 
     def __init__(self, size: int) -> None:
         try:
-            # Unlike a bytearray, it is not filled with zeros first.
+            # Unlike a bytearray, it takes no time to fill with zeros.
             self._memory = mmap.mmap(-1, size)
         except OSError as error:
             raise MemoryError from error
@@ -244,7 +244,7 @@ class _Buffer:
 
 
 def error_of(library: Library, status: int) -> str:
-    """Return the engine's message on a call that returned this status."""
+    """Return the engine's message for the last call, which returned this status."""
     message = library.functions.tfm_error() or b""
     return f"{library.path.name}: status {status}: {message.decode(errors='replace')}"
 

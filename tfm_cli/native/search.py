@@ -133,7 +133,7 @@ class NativeSearch:
         return found
 
     def force(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> list[list[float]]:
-        """Return log-probabilities of the tokens of each target and of the </s> after them.
+        """Return the log-probabilities of each target's tokens and of the </s> after them.
 
         Args:
             sources: tokens of each segment, without </s>.
@@ -188,7 +188,7 @@ class NativeSearch:
             yield segments.part(start, stop), targets[start:stop]
 
     def _parts(self, segments: Segments, beam_size: int) -> Iterator[tuple[int, int]]:
-        """Yield start and end of parts, of at least one segment, whose caches fit in memory."""
+        """Yield start and end of parts whose caches fit in memory, or of a single segment."""
         start, total = 0, 0
         for i, (source, limit) in enumerate(zip(segments.sources, segments.limits, strict=True)):
             size = sum(
@@ -316,17 +316,17 @@ class _Workspaces:
 
 
 class _Stopping:
-    """The callback by which a search checks for a request to stop; open until the search ends.
+    """The callback that the engine calls to check for a request to stop; closed after the search.
 
-    It also lets Python handle signals, whose handlers may raise. Python runs a handler at the
-    first instruction of a function, before a `try` inside it, and ctypes would discard its
-    exception. A generator resumes inside its `try`.
+    During the call, Python also runs signal handlers, which may raise. In a plain function, a
+    handler would run before the first `try`, and ctypes would discard its exception. The callback
+    is a generator, since that resumes inside its `try`.
     """
 
     def __init__(self, check: Callable[[], None] | None) -> None:
         self._check = check
         self._raised: BaseException | None = None
-        # Only the main thread handles signals.
+        # Python runs signal handlers only in the main thread.
         is_needed = check is not None or threading.current_thread() is threading.main_thread()
         self._asking = self._answers()
         next(self._asking)
@@ -342,7 +342,7 @@ class _Stopping:
             raise self._raised
 
     def close(self) -> None:
-        """Release the exception and this object, which refer to each other."""
+        """Break the reference cycle of the exception and this object."""
         self._asking.close()
         self._raised = None
         self.function = structures.ShouldStop()

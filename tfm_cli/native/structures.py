@@ -156,7 +156,7 @@ def declare(library: CDLL) -> CDLL:
     """Declare the types of all functions of a library, and return it.
 
     Raises:
-        AttributeError: a function is missing, so it is not the engine or another version of it.
+        AttributeError: a function is missing, so the library is not this version of the engine.
     """
     for name, (result, arguments) in FUNCTIONS.items():
         function: ctypes._NamedFuncPointer = getattr(library, name)

@@ -1,7 +1,7 @@
 """The step of beam search on tensors that are reused for each batch.
 
-It finds what `beam_search` finds. No code here waits for a value of the device, so steps can be
-launched ahead on a GPU and replayed.
+The results are those of `beam_search`. No step waits for a value from the device, so a GPU can
+queue steps ahead and replay them.
 """
 
 # B segments, K beams of each, R = B * K rows, n steps of capacity, V vocabulary,
@@ -28,7 +28,7 @@ class StaticBeams:
         segments: B.
         capacity: n.
         vocabulary: the special tokens.
-        options: those of sampling and against repetition are ignored.
+        options: options of sampling and against repetition are ignored.
         device: the device of the tensors.
     """
 
@@ -58,7 +58,7 @@ class StaticBeams:
         self._newest = integers(segments * beams)  # (R,)
         self._scores = torch.zeros(segments, beams, device=device)  # log-probabilities
         self._tokens = integers(segments, beams, capacity)
-        # The beam that each hypothesis was at each step.
+        # The beam of the ancestor of each hypothesis at each step.
         self._beam_ancestors = integers(segments, beams, capacity)
         self._limit = integers(segments)
         self.done = torch.zeros(segments, dtype=torch.bool, device=device)
@@ -84,7 +84,7 @@ class StaticBeams:
         self._end_scores.fill_(-math.inf)
 
     def copy_from(self, other: "StaticBeams", segments: Tensor) -> None:
-        """Copy these segments (B,) of a search with at most this capacity."""
+        """Copy these segments (B,) from a search with at most this capacity."""
         capacity = other._tokens.shape[2]
         self._position.copy_(other._position)
         newest = other._newest.view(len(other.done), -1).index_select(0, segments)  # (B, K)
@@ -106,7 +106,7 @@ class StaticBeams:
             self._spelling.copy_from(other._spelling, segments)
 
     def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
-        """Write one more token of each hypothesis, and store those that have ended."""
+        """Append a token to each hypothesis, and store those that have ended."""
         beams = self._options.beam_size
         own = self._slots[None, :, None].expand(len(self.done), -1, 1)  # (B, K, 1)
         self._beam_ancestors.index_copy_(2, self._position, own)
@@ -178,7 +178,7 @@ class StaticBeams:
         self.done.logical_or_(is_decided | ~(best_growing > -math.inf))
 
     def _reorder_and_append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Let beam k of each segment continue beam `origin[:, k]` with a token, (B, K) each.
+        """Replace beam k of each segment with its beam `origin[:, k]` and a token, (B, K) each.
 
         The model's caches stay in place: attention follows the reordered `beam_ancestors`.
         """
@@ -191,7 +191,7 @@ class StaticBeams:
         self._position.add_(1)
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
-        """Start a copy of the finished hypotheses; the returned function waits for it."""
+        """Start a copy of finished hypotheses to the host; the returned function waits for it."""
         selected = sent(segments, self.done.device)
         copies = [
             ReadBack(each.index_select(0, selected))
@@ -213,5 +213,5 @@ class StaticBeams:
 
 
 def _reordered(history: Tensor, beams: Tensor) -> Tensor:
-    """Return the history (B, K, n) of these beams (B, K) of their segments, of (B, any, n)."""
+    """Return the history (B, K, n) of these beams (B, K), given one of (B, any, n)."""
     return history.gather(1, beams[:, :, None].expand(-1, -1, history.shape[2]))

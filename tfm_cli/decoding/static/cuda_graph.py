@@ -12,7 +12,7 @@ _WARM_UP_CALLS = 2  # in which libraries allocate memory and choose kernels
 
 
 class Recorder:
-    """The recorder of the graphs of one device, of which one runs at a time.
+    """A recorder of the CUDA graphs of one device, which must not run concurrently.
 
     The graphs share memory for intermediate results, none of which outlives a step.
     """
@@ -24,7 +24,7 @@ class Recorder:
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Call a function on the stream where it will be recorded, which initialises libraries."""
+        """Call a function on the stream where it will be recorded, so that libraries initialise."""
         with torch.cuda.device(self.device):
             side, main = self._side_stream(), torch.cuda.current_stream()
             side.wait_stream(main)
@@ -39,7 +39,7 @@ class Recorder:
             # The memory pool is shared with any graph that still exists.
             other = next(iter(self._graphs), None)
             pool = None if other is None else other.pool()
-            # Operations of other threads do not affect the recording.
+            # In this mode, operations of other threads do not invalidate the recording.
             with torch.cuda.graph(
                 graph, pool=pool, stream=self._side_stream(), capture_error_mode="thread_local"
             ):
@@ -49,7 +49,7 @@ class Recorder:
 
     def _side_stream(self) -> torch.cuda.Stream:
         if self._stream is None:
-            # Its constructor has no annotations.
+            # The constructor of `Stream` has no type annotations.
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         return self._stream
 
@@ -62,7 +62,7 @@ class StepGraph:
 
     Args:
         function: launches the same operators on the same tensors whatever their values, and never
-            waits for the device. Its results are written to tensors that existed before.
+            waits for the device. It writes its results to existing tensors.
         recorder: of the device of the tensors.
     """
 
@@ -114,6 +114,6 @@ class ReadBack:
 
 
 def sent(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return integers on a device; the copy is asynchronous but precedes later operators there."""
+    """Return integers on a device, copied asynchronously but before later operators there."""
     host = torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

@@ -1,6 +1,6 @@
 """The step of greedy search on tensors that are reused for each batch.
 
-It finds what `greedy_search` finds, without probabilities.
+The results are those of `greedy_search`, without probabilities.
 """
 
 # B segments, one row each, n steps of capacity, V vocabulary
@@ -19,7 +19,7 @@ from tfm_cli.decoding.utf8 import StaticSpelling
 
 
 class StaticGreedy:
-    """The search state of greedy search over B segments.
+    """The state of greedy search over B segments.
 
     Args:
         segments: B.
@@ -62,7 +62,7 @@ class StaticGreedy:
             self._spelling.reset()
 
     def copy_from(self, other: "StaticGreedy", segments: Tensor) -> None:
-        """Copy these segments (B,) of a search with at most this capacity."""
+        """Copy these segments (B,) from a search with at most this capacity."""
         capacity = other._tokens.shape[1]
         self._position.copy_(other._position)
         for own, others in (
@@ -80,7 +80,7 @@ class StaticGreedy:
             self._spelling.copy_from(other._spelling, segments)
 
     def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
-        """Write one more token of each segment that is not done."""
+        """Append a token to each segment that is not done."""
         self._beam_ancestors.index_fill_(2, self._position, 0)
         logits = model.step(self._newest, self._position, self._beam_ancestors, state)  # (B, V)
         logits = logits.index_fill_(1, self._banned, -math.inf)
@@ -99,10 +99,10 @@ class StaticGreedy:
         self.done.logical_or_(self._lengths >= self._limit)
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
-        """Start a copy of the results; the returned function waits for them.
+        """Start a copy of the results to the host; the returned function waits for it.
 
-        It returns a hypothesis without scores of each of these segments, and none of a segment
-        whose logits were not finite.
+        That function returns one hypothesis without scores for each of these segments, and none for
+        a segment whose logits were not finite.
         """
         selected = sent(segments, self.done.device)
         copies = [

@@ -33,7 +33,7 @@ class StaticState(Protocol):
         """Return the memory of the tensors."""
 
     def copy_from(self, other: Self, segments: Tensor) -> None:
-        """Copy these segments (B,) of a state with the same beams and at most this capacity.
+        """Copy these segments (B,) from a state with the same beams and at most this capacity.
 
         B is the number of segments of this state; a segment may occur several times.
         """
@@ -43,15 +43,15 @@ StaticStateT = TypeVar("StaticStateT", bound=StaticState)
 
 
 class StaticStepModel(Protocol[StaticStateT]):
-    """A model that writes one token at a time, in steps of fixed shapes."""
+    """A model that predicts one token at a time, in steps of fixed shapes."""
 
     def state(self, shape: Shape) -> StaticStateT:
         """Return an empty state."""
 
     def read(self, source: Tensor, source_keep: Tensor | None, state: StaticStateT) -> None:
-        """Reset the state and read the sources of its first segments, at most (B, S) ids.
+        """Reset the state and encode the sources of its first segments, at most (B, S) ids.
 
-        The other segments may have any sources with finite logits.
+        The other segments may hold any values that lead to finite logits.
         """
 
     def step(
@@ -59,15 +59,15 @@ class StaticStepModel(Protocol[StaticStateT]):
     ) -> Tensor:
         """Return scores (R, V) of the next token of each row, up to a constant.
 
-        The caller may write into them. Operators may depend on the position of the search through
-        tensors alone, and none may wait for a value of the device.
+        The caller may overwrite them. Operators may depend on the position of the search only
+        through tensors, and none may wait for a value from the device.
 
         Args:
             tokens: (R,) newest tokens, the K of the first segment, then of the second …
             position: (1,) number of steps before this one, less than n.
             beam_ancestors: (B, K, n), the beam of its segment that each row was at each step up to
                 `position`, inclusive; -1 after that.
-            state: filled by `read` and the steps before.
+            state: as `read` and the earlier steps left it.
         """
 
 
@@ -80,33 +80,33 @@ class SearchState(Protocol):
         """Reset for a new batch of segments with these limits; unused rows are ignored."""
 
     def copy_from(self, other: Self, segments: Tensor) -> None:
-        """Copy these segments (B,) of a search with at most this capacity."""
+        """Copy these segments (B,) from a search with at most this capacity."""
 
     def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
-        """Write one more token of each hypothesis."""
+        """Append a token to each hypothesis."""
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
-        """Start a copy of the results; the returned function waits for them.
+        """Start a copy of the results to the host; the returned function waits for it.
 
-        It returns the hypotheses of these segments, best first.
+        That function returns the hypotheses of these segments, best first.
         """
 
 
 SearchStateT = TypeVar("SearchStateT", bound=SearchState)
 
-_SOURCE_BLOCK = 16  # tokens; GPU attention prefers masks with aligned lengths
+_SOURCE_BLOCK = 16  # tokens; attention on GPUs is faster with aligned masks
 CAPACITY_BLOCK = 32  # steps
 
 
 def bucket_size(count: int) -> int:
-    """Return the smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is sufficient.
+    """Return the smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is at least `count`.
 
-    Few sizes let recorded steps be replayed for other batches.
+    With few sizes, a recorded step can be replayed for many batches.
     """
-    power = 1 << (count - 1).bit_length()  # the least power of two
+    power = 1 << (count - 1).bit_length()  # the smallest power of two that is at least `count`
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
 
 def source_capacity(length: int) -> int:
-    """Return the smallest multiple of a block that is sufficient for so many source tokens."""
+    """Return the number of source tokens, rounded up to a multiple of `_SOURCE_BLOCK`."""
     return -(-length // _SOURCE_BLOCK) * _SOURCE_BLOCK

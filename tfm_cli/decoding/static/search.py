@@ -24,7 +24,7 @@ from tfm_cli.decoding.static.interface import (
 )
 
 _CHECK_INTERVAL = 4  # steps between reads of the segments that are done
-_READ_DELAY = 2  # steps from the start of such a read to its use, which keep the device busy
+_READ_DELAY = 2  # steps between the start of such a read and its use, which keep the device busy
 _FEW_SEGMENTS = 8  # smaller batches are hardly faster
 _MAX_STAGES = 32
 _MAX_BYTES = 2 << 30  # of all stages; the current one alone may be larger
@@ -95,7 +95,7 @@ class StaticSearch(Generic[StaticStateT, SearchStateT]):
         stage = self._stage(Shape(size, self._beams, length, CAPACITY_BLOCK))
         self._model.read(source, source_keep, stage.model_state)
         stage.search_state.reset(limits)
-        segments = list(range(len(limits)))  # of the first rows of the stage; others are unused
+        segments = list(range(len(limits)))  # of the first rows of the stage; other rows are unused
         results = []
         for step in range(max(limits) + 1):
             if step == stage.shape.capacity:
@@ -135,7 +135,7 @@ class StaticSearch(Generic[StaticStateT, SearchStateT]):
         return moved
 
     def _stage(self, shape: Shape) -> _Stage[StaticStateT, SearchStateT]:
-        """Return the stage of a shape, which may hold the data of another batch."""
+        """Return the stage of a shape, which may still hold the data of an earlier batch."""
         stage = self._stages.get(shape)
         if stage is None:
             model_state = self._model.state(shape)

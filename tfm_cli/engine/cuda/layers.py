@@ -46,12 +46,12 @@ class StepContext:
 
 
 def additive_mask(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where a mask is True, else -inf, to be added to attention scores."""
+    """Return a mask to add to attention scores: 0 where `keep` is True, else -inf."""
     return torch.zeros_like(keep, dtype=dtype).masked_fill_(~keep, -math.inf)
 
 
 def linear_in(dtype: torch.dtype, linear: nn.Linear, outputs: slice = slice(None)) -> Linear:
-    """Return the map to these outputs of x W^T + b, computed in `dtype`."""
+    """Return a function that computes these outputs of x W^T + b in `dtype`."""
     weight = linear.weight.detach()[outputs].to(dtype)
     bias = linear.bias.detach()[outputs].to(dtype)
     return lambda x: F.linear(x.to(dtype), weight, bias)
@@ -114,7 +114,7 @@ class StaticCrossAttention:
         self._heads = attention.heads
 
     def cache_memory(self, memory: Tensor, cache: StaticCache) -> None:
-        """Store the keys and values of the first segments' sources, (B', S', D)."""
+        """Store the keys and values of the memory (B', S', D) of the first segments."""
         segments, length, width = memory.shape
         projected = self._memory(memory)  # (B', S', 2D)
         split = projected.view(segments, length, 2, self._heads, width // self._heads)
@@ -165,7 +165,7 @@ class StaticDecoderLayer:
         self._feed_forward = StaticFeedForward(layer.feed_forward, layer.feed_forward_norm, dtype)
 
     def cache_memory(self, memory: Tensor, cache: StaticCache) -> None:
-        """Store the keys and values of the first segments' sources, (B', S', D)."""
+        """Store the keys and values of the memory (B', S', D) of the first segments."""
         self._cross_attention.cache_memory(memory, cache)
 
     def step(self, x: Tensor, cache: StaticCache, context: StepContext) -> Tensor:
@@ -175,13 +175,13 @@ class StaticDecoderLayer:
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Return the values averaged by attention weights, heads concatenated: (B * K, D).
+    """Return the mean of the values, weighted by attention, with heads concatenated: (B * K, D).
 
     Args:
         query: (B, H, K, E).
-        keys: (B, H, N, E), or S of them.
-        values: likewise.
-        mask: added to the scores, (B, 1, K or 1, N), of the same type.
+        keys: (B, H, N, E), or (B, H, S, E).
+        values: of the same shape as the keys.
+        mask: added to the scores, (B, 1, K or 1, N or S), of the same dtype.
     """
     segments, heads, beams, width = query.shape
     mask = mask.expand(segments, heads, beams, -1)

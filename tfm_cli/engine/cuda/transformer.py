@@ -38,7 +38,7 @@ class StaticTransformerState:
         )
 
     def copy_from(self, other: "StaticTransformerState", segments: Tensor) -> None:
-        """Copy these segments (B,) of a state with the same beams and at most this capacity.
+        """Copy these segments (B,) from a state with the same beams and at most this capacity.
 
         B is the number of segments of this state; a segment may occur several times.
         """
@@ -63,7 +63,7 @@ class StaticTransformerState:
 class StaticTransformer:
     """A StaticStepModel with a copy of the weights of a Transformer.
 
-    The encoder is that of the Transformer, since its work consists of a few large products.
+    The encoder is that of the Transformer, since it computes only a few, large products.
 
     Args:
         transformer: fp32, in evaluation mode.
@@ -111,14 +111,14 @@ class StaticTransformer:
     def read(
         self, source: Tensor, source_keep: Tensor | None, state: StaticTransformerState
     ) -> None:
-        """Reset the state and read the sources of its first segments, at most (B, S) ids."""
+        """Reset the state and encode the sources of its first segments, at most (B, S) ids."""
         segments, length = source.shape
         with arithmetic(source.device, self._dtype):
             memory = self._transformer.encode(source, source_keep)  # (B', S', D)
         state.clear()
         for layer, cache in zip(self._layers, state.caches, strict=True):
             layer.cache_memory(memory, cache)
-        # Unused segments attend to zeros, since attention to nothing would give NaN.
+        # Unused segments attend to zeros, since a fully masked row would give NaN.
         state.source_keep.fill_(True)
         state.source_keep[:segments, :, :, length:] = False
         if source_keep is not None:
@@ -141,7 +141,7 @@ class StaticTransformer:
             position: (1,) number of steps before this one, less than n.
             beam_ancestors: (B, K, n), the beam of its segment that each row was at each step up to
                 `position`, inclusive; -1 after that.
-            state: filled by `read` and the steps before.
+            state: as `read` and the earlier steps left it.
         """
         x = F.embedding(tokens, self._embedding) * self._transformer.embedding_scale  # (R, D)
         if state.positions is not None:
@@ -167,7 +167,7 @@ class StaticTransformer:
 def _position_table(positions: nn.Module | None, length: int, like: Tensor) -> Tensor | None:
     """Return the vectors added to embeddings at each step, (n, D); zero beyond learned positions.
 
-    None for models without such vectors.
+    The result is None for models without such vectors.
     """
     if positions is None:
         return None
