@@ -1,4 +1,4 @@
-"""Child processes that a signal suspended: the user is warned, and later the process is killed."""
+"""A monitor of suspended child processes: it warns the user, and later kills the process."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ class SuspensionMonitor:
         if self._thread is None:
             thread = threading.Thread(target=self._watch, name="stopped", daemon=True)
             thread.start()
-            self._thread = thread  # only now: a signal during the start leaves nothing to join
+            self._thread = thread  # set last: a signal during the start leaves nothing to join
 
     def close(self) -> None:
         """Stop the thread."""
@@ -57,8 +57,8 @@ class SuspensionMonitor:
         )
 
     def _watch(self) -> None:
-        # Polls are counted instead of seconds: no time should pass while this process itself is
-        # suspended.
+        # Polls are counted instead of seconds, since seconds would also pass while this process
+        # itself is suspended.
         polls: dict[int, int] = {}
         warning_polls = max(1, round(_WARNING_SECONDS / _POLL_SECONDS))
         while not self._closed.wait(_POLL_SECONDS):

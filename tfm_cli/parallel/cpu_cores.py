@@ -19,7 +19,7 @@ def available_cores(root: Path = _SYSTEM, *, heeds_openmp: bool = True) -> int:
     """Return the number of cores that this process may use, at least 1.
 
     Hardware threads of one core count once. The result is the minimum over the CPU affinity, the
-    CPU quota of the control group (as of a container) and OMP_NUM_THREADS.
+    CPU quota of the control group (such as a container) and OMP_NUM_THREADS.
 
     Args:
         root: the parent of `proc` and `sys`.
@@ -39,8 +39,8 @@ def import_numpy() -> None:
     PyTorch may come with an OpenBLAS of its own, as on ARM, which should use all threads.
 
     Raises:
-        ResourceError: there is no memory for numpy. OpenBLAS would end the process then, by an
-            exit or a signal of its own.
+        ResourceError: there is no memory for numpy. Without this check, OpenBLAS would exit or
+            crash the process.
     """
     if "numpy" in sys.modules:
         return
@@ -70,7 +70,7 @@ def _num_cores(root: Path) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """Yield the CPU quota, in cores, of each control group around this process that has one."""
+    """Yield the CPU quotas, in cores, of the control group of this process and its parents."""
     for line in _read_text(root / "proc/self/cgroup").split("\n"):
         _, _, names_and_path = line.partition(":")
         names, _, path = names_and_path.partition(":")

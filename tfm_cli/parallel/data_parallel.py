@@ -28,7 +28,7 @@ def distribute(
     parallel: Parallel,
     device: torch.device,
 ) -> nn.Module:
-    """Give all ranks the weights of rank 0, shard them if asked to, and return the module to call.
+    """Copy the weights of rank 0 to all ranks, shard them with `fsdp`, and return the module.
 
     With `fsdp` gradients are averaged over the ranks; with `ddp` each rank has those of its own
     batches until `all_reduce_gradients`.
@@ -66,7 +66,7 @@ def accumulate_gradients(module: Any, *, is_last: bool) -> Iterator[None]:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a tensor, all of it if it is not sharded; memory is shared."""
+    """Return this rank's shard of a tensor, or all of an unsharded one; memory is shared."""
     detached: Any = tensor.detach()
     shard: Tensor = detached.to_local() if _is_sharded(detached) else detached
     return shard
@@ -135,7 +135,7 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter], group: Any) -> None
 
 
 def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yield runs of parameters of one type that fit into a message."""
+    """Yield runs of parameters of one dtype that fit into one all-reduce."""
     bucket: list[nn.Parameter] = []
     for parameter in parameters:
         num_values = sum(map(Tensor.numel, bucket)) + parameter.numel()

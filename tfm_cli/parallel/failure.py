@@ -23,11 +23,11 @@ _POLL_SECONDS = 0.1
 _RANK_0_FIRST_SECONDS = 0.5  # for rank 0 to report, if all ranks fail for the same reason
 _ANSWER_SECONDS = 2.0
 _GRACE_SECONDS = 120.0  # for work that can be finished alone, such as writing a checkpoint
-_WAITING_GRACE_SECONDS = 4.0  # for a rank that waits: a closed connection would end the wait
+_WAITING_GRACE_SECONDS = 4.0  # for a rank that waits: a closed connection ends most waits before
 
 
 class RankLostError(ResourceError):
-    """Another rank has exited, and its part of the work is missing."""
+    """The exit of another rank before its part of the work was done."""
 
     def __init__(
         self, rank: int, world: int, lost: str = "another process", *, activity: str = ""
@@ -40,7 +40,7 @@ class RankLostError(ResourceError):
 
 
 class RankTimeoutError(ResourceError):
-    """Another rank does not answer in time."""
+    """The failure of another rank to answer in time."""
 
     def __init__(self, rank: int, world: int, reason: str, *, activity: str = "") -> None:
         super().__init__(
@@ -65,14 +65,14 @@ def is_lost_connection(error: BaseException) -> bool:
 class FailureMonitor:
     """Threads that watch for the failure of other ranks, and publish a failure of this one.
 
-    Without them, a process that waits for another one on a GPU would wait for ever, and a lost
-    connection would have neither a reason nor a name.
+    Without them, a process that waits for another one on a GPU would wait forever, and the error of
+    a lost connection would give neither the rank nor the reason.
 
     Args:
         store: a store of `torch.distributed`, held by rank 0 or the launcher.
-        rank, world: of this process, and the number of processes.
+        rank, world: rank of this process, and number of processes.
         state: the progress of its main thread.
-        timeout_seconds: until a rank that does not answer is late.
+        timeout_seconds: time after which a rank that does not answer is late.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FailureMonitor:
         self._exit_code: int | None = None  # of the first rank that failed
         self._failed = threading.Event()  # another rank has published a failure
         self._closed = threading.Event()
-        self._is_ending = False  # the main thread is on its way out
+        self._is_ending = False  # the main thread is exiting
         self._store_answered_at = time.monotonic()
         self._watcher = threading.Thread(target=self._watch, name="failure", daemon=True)
         self._watcher.start()
@@ -111,8 +111,8 @@ class FailureMonitor:
     def publish(self, error: BaseException) -> BaseException:
         """Publish the failure of this rank, and return the error to raise.
 
-        The first rank that fails reports its error. The others return a ReportedElsewhere with the
-        same exit code.
+        This is the error itself on the first rank that fails, and a ReportedElsewhere with the same
+        exit code on the others.
         """
         ignore_termination()
         self._is_ending = True
@@ -143,7 +143,7 @@ class FailureMonitor:
         return RankLostError(self._rank, self._world, lost, activity=self._activity)
 
     def wait_until_acknowledged(self) -> None:
-        """Wait until the others have read the exit code, while rank 0 may hold the store."""
+        """Wait until the others have read the exit code, since the store may end with rank 0."""
         deadline = time.monotonic() + _ANSWER_SECONDS
         with contextlib.suppress(RuntimeError):
             while (
@@ -175,10 +175,10 @@ class FailureMonitor:
                 os._exit(self._exit_code)
 
     def _watch_store(self) -> None:
-        """Exit if the holder of the store was suspended, which leaves no way to inform the others.
+        """Exit if the holder of the store is suspended while this process waits for another one.
 
-        A store that does not answer does no harm while this process makes progress, as when a
-        launcher is suspended at a terminal.
+        Without the store, this process can neither inform the others nor learn of their failures.
+        While it makes progress it continues, as when a launcher is suspended at a terminal.
         """
         polled_at, num_steps = time.monotonic(), -1
         while not self._closed.wait(_POLL_SECONDS) and self._watcher.is_alive():
@@ -221,7 +221,7 @@ class FailureMonitor:
 
 
 def _exit_code(error: BaseException) -> int:
-    """Return the exit code that the command line gives an error."""
+    """Return the exit code of the command after an error."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if isinstance(error, BrokenPipeError):  # the reader of our output has closed it

@@ -1,7 +1,7 @@
 """Heartbeats: every rank publishes its progress, and the previous rank checks it.
 
-A process that was suspended, or whose machine is gone, closes no connection, so the processes that
-wait for it would never find out.
+A process that is suspended, or whose machine is down, leaves its connections open, so the processes
+that wait for it would wait forever.
 """
 
 import contextlib
@@ -47,9 +47,9 @@ class Heartbeat:
 
     Args:
         store: a store of `torch.distributed`.
-        rank, world: of this process, and the number of processes.
+        rank, world: rank of this process, and number of processes.
         state: the progress of its main thread.
-        timeout_seconds: until a rank without a heartbeat or a step is late.
+        timeout_seconds: time after which a rank without a heartbeat or a step is late.
     """
 
     store: Any
@@ -69,7 +69,7 @@ class Heartbeat:
         return (self.rank + 1) % self.world
 
     def beat(self) -> str:
-        """Publish and check if it is time to; return why the next rank is late, or an empty string.
+        """Publish and check heartbeats if due; return the reason why the next rank is late, or "".
 
         Raises:
             RuntimeError: the store is gone.

@@ -26,7 +26,7 @@ def launcher_holds_store() -> bool:
 def watch_launcher() -> None:
     """End this process if its launcher is killed: by SIGTERM, and by force some seconds later.
 
-    No other process would end it: a launcher signals its processes unless it is killed.
+    A launcher that is killed cannot signal its processes, so they would continue.
     """
     if not is_launched():
         return

@@ -1,6 +1,6 @@
 """The process group that torchrun starts; a single process is a group of one.
 
-Messages travel through gloo, so no file is shared, and all ranks notice at once when one exits.
+Ranks exchange messages by gloo instead of shared files, so all notice at once when one exits.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from tfm_cli.parallel.launcher import store_across_restarts, watch_launcher
 if TYPE_CHECKING:
     import torch
 
-# The timeout of gloo itself: long enough for a window on a slow machine. The failure monitor
-# reports a late rank much earlier.
+# The timeout of gloo itself: long enough for a window of lines on a slow machine. The failure
+# monitor reports a late rank much earlier.
 _GLOO_TIMEOUT = timedelta(hours=12)
 _MAX_UNSENT = 2  # messages that a sender may be ahead of the receiver
 
 
 class Parallel:
-    """A rank of a process group, with its connections and its messages that are not sent yet.
+    """A rank of a process group, with its connections and its unsent messages.
 
     Args:
         rank: of this process, from 0.
@@ -86,8 +86,8 @@ class Parallel:
         code.
 
         Args:
-            timeout_seconds: until a rank is late: one that does not join, that sends no heartbeat
-                (such as a suspended one), or that takes as long for a step with a deadline.
+            timeout_seconds: time after which a rank is late that has not joined, has sent no
+                heartbeat (as when it is suspended), or has not ended a step with a deadline.
 
         Raises:
             ResourceError: a rank exited without a message. A late rank is reported by another
@@ -150,12 +150,12 @@ class Parallel:
         self._state.num_steps += 1
 
     def set_flag(self, name: str) -> None:
-        """Set a flag that processes see which the launcher starts after a failure of these."""
+        """Set a flag, which persists when the launcher restarts the processes after a failure."""
         if self._flags is not None:
             self._flags.set(f"tfm/{name}", "1")
 
     def has_flag(self, name: str) -> bool:
-        """Return True if a process set the flag, in this start or an earlier one."""
+        """Return True if a process has set the flag, before or after a restart."""
         return self._flags is not None and bool(self._flags.check([f"tfm/{name}"]))
 
     def gradient_group(self, device: "torch.device") -> Any:
@@ -185,7 +185,7 @@ class Parallel:
                 hint="use `--device cpu`",
             )
         with self._waiting():
-            # Late ranks were waited for on the other group.
+            # Late ranks were waited for in the first group.
             self._gradient_group = (
                 processes.new_group(backend="nccl", timeout=self._timeout)
                 if device.type == "cuda"
@@ -194,7 +194,7 @@ class Parallel:
         return self._gradient_group
 
     def send(self, message: bytes) -> None:
-        """Send at least one byte to rank 0; block only if rank 0 is far behind."""
+        """Send a non-empty message to rank 0; block only if rank 0 is far behind."""
         import torch
         import torch.distributed as processes
 

@@ -70,7 +70,7 @@ def _agree_on_name(
     deadline: float,
     late: Callable[[Iterable[int]], RankTimeoutError],
 ) -> str:
-    """Return a name for the keys of these processes that no earlier ones have used.
+    """Return a prefix for the keys of these processes that no earlier ones have used.
 
     A launcher keeps its store when it restarts processes, so the keys of the earlier ones, such as
     that of their failure, can still be read. Each rank therefore publishes a new random number, and

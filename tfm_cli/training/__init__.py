@@ -1,1 +1,1 @@
-"""From a run's settings to a trained model."""
+"""Training of a model from the settings of a run."""

@@ -1,4 +1,4 @@
-"""The artifacts of a run on the disk: best weights, model card, metrics and checkpoints."""
+"""The artifacts that a run writes: best weights, model card, metrics and checkpoints."""
 
 import contextlib
 import errno
@@ -50,11 +50,11 @@ class CardFacts:
         arithmetic: the precision and the kind of device of the run.
         num_parameters: of the model.
         vocab_sizes: of the source and the target.
-        num_pairs: learned from.
+        num_pairs: of the training text.
         dropped: the number of pairs that were left out, by reason.
         update: after which the weights were saved.
-        values: of the metrics of these weights; empty without validation.
-        scores: of sacreBLEU among them, with their signatures.
+        values: the validation metrics of these weights, by name; empty without validation.
+        scores: the sacreBLEU scores among them, with their signatures.
     """
 
     arithmetic: str
@@ -123,8 +123,8 @@ def _both(encoder: int, decoder: int) -> str:
 class RunWriter:
     """The writer of a run's artifacts, which follows the events of the loop.
 
-    Every rank has one and passes it every event, since all bring their shards of the weights; only
-    that of rank 0 writes.
+    Every rank has one and passes every event to it, since all ranks must take part in gathering
+    sharded weights; only rank 0 writes files.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class RunWriter:
         self._state = state
         self._text_sha256 = corpora.sha256()
         self._metrics: MetricsFile | None = None
-        self._resumed_update: int | None = None  # until the first update after it
+        self._resumed_update: int | None = None  # None after the first update, and on other ranks
         if self._is_writer:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
             self._resumed_update = state.update
@@ -159,7 +159,7 @@ class RunWriter:
         self._failed_saves = 0  # in a row
 
     def write(self, event: SavedEvent, display: Display) -> None:
-        """Display an event, and write the files that it makes due."""
+        """Display an event, and write the files that are due after it."""
         if self._metrics is not None:
             self._write_metrics(event, self._metrics)
         if isinstance(event, Logged):
@@ -177,13 +177,13 @@ class RunWriter:
             self._try_to_save(event)
 
     def last_good(self, since: int | None) -> str:
-        """Return a description of the newest checkpoint from before the weights went bad.
+        """Return a description of the newest checkpoint from before the first bad update.
 
         Args:
             since: the first bad update; None if it is not known.
         """
         paths = checkpoint.checkpoint_paths(self._output / CHECKPOINTS)
-        # The update before the first bad one may have spoilt the weights.
+        # The update before the first bad one may have damaged the weights.
         good = [path for path in paths if since is None or checkpoint.update_of(path) < since - 1]
         if good:
             return f"the last good checkpoint is `{good[-1]}`"
@@ -200,7 +200,7 @@ class RunWriter:
             metrics.add(event)
 
     def _write_best(self, event: Validated | Unvalidated) -> None:
-        """Write the best weights, now: training is about to change them."""
+        """Write the best weights at once, before training changes them."""
         validation = event.validation if isinstance(event, Validated) else None
         is_scheduled = isinstance(event, Validated) and event.counted
         try:
@@ -212,7 +212,7 @@ class RunWriter:
             raise self._with_hint(error) from error
 
     def _check_output(self) -> None:
-        """Raise an OutputError if the directory was moved away: a new one would lack the rest."""
+        """Raise an OutputError if the directory is gone: a new one would lack its other files."""
         if self._is_writer and self._is_gone():
             message = f"{self._output}: was moved or removed: there is no `{CONFIG_FILE}`"
             raise OutputError(message, os_error=FileNotFoundError(errno.ENOENT, message))
@@ -221,7 +221,7 @@ class RunWriter:
         return not (self._output / CONFIG_FILE).exists()
 
     def _with_hint(self, error: OutputError) -> OutputError:
-        """Return the error with a hint for the reason why an output could not be written."""
+        """Return the error of writing an output, with a hint that depends on its cause."""
         advice = "check the disk"
         if error.is_disk_full:
             advice = "free some space"
@@ -239,7 +239,7 @@ class RunWriter:
         return OutputError(str(error), os_error=error.os_error, hint=hint)
 
     def _try_to_save(self, event: CheckpointDue) -> None:
-        """Save a checkpoint, or continue with the previous one and try again at the next."""
+        """Save a checkpoint; training continues after an error unless too many occur in a row."""
         try:
             self._save(event.update)
             self._failed_saves = 0
@@ -261,7 +261,7 @@ class RunWriter:
             if self._metrics is not None:
                 self._metrics.sync()
         except ResourceError:
-            # The other ranks do not notice, and bring their shards.
+            # The other ranks are unaware of the error and wait for this one to gather their shards.
             checkpoint.gather_tensors(model, average, optimizer, select=False)
             raise
         checkpoint.save(
@@ -276,14 +276,14 @@ class RunWriter:
         )
 
     def _save_scheduled_best(self) -> None:
-        """Copy the best model by schedule, which a resumed run restores."""
+        """Copy the best model of the scheduled validations, which a resumed run restores."""
         path = self._output / CHECKPOINTS / ON_SCHEDULE
         with atomic_directory(path, may_replace=is_scheduled_best) as temporary:
             for name in self._best_files(self._output):
                 durable.write_file(temporary / name, (self._output / name).read_bytes())
 
     def _best_files(self, directory: Path) -> list[str]:
-        """Return the files of the best model, except a card that tfm did not write."""
+        """Return the file names of the best model, without a card that tfm did not write."""
         has_card = is_card(self._output / CARD_FILE) and (directory / CARD_FILE).exists()
         return [WEIGHTS_FILE, CARD_FILE] if has_card else [WEIGHTS_FILE]
 
@@ -298,7 +298,7 @@ class RunWriter:
             return
         try:
             for name in self._best_files(saved):
-                with contextlib.suppress(FileNotFoundError):  # a run was killed here after that
+                with contextlib.suppress(FileNotFoundError):  # a killed run renamed it
                     durable.rename(saved / name, self._output / name)
             durable.sync_directory(self._output)
             remove_directory(saved, is_ours=is_scheduled_best)

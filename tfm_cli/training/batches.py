@@ -14,7 +14,7 @@ from tfm_cli.corpus.store import CorpusStore, FlatSegments
 from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.training.state import TrainState
 
-# Updates that are prefetched: one is ready while the next is built.
+# The number of prefetched updates: one is ready while the next is built.
 _PREFETCHED = 2
 
 
@@ -22,7 +22,7 @@ _PREFETCHED = 2
 class MicroBatch:
     """A part of an update that is computed in one pass."""
 
-    number: int  # within the update, over all ranks; dropout is a function of it
+    number: int  # within the update, across all ranks; it seeds dropout
     batch: Batch
     counts: bool = True  # False for a filler that keeps this rank in step with the others
 
@@ -51,11 +51,11 @@ class Planner:
         store: the corpus.
         order: the pairs of each batch.
         batches_per_update: on all ranks.
-        micro_batch: the most target tokens of a pass, padding included.
+        micro_batch: the maximum number of target tokens in a micro-batch, padding included.
         start_id: the first id of the decoder's input.
         eos_id: the last id of target segments.
         source_eos_id: the last id of source segments.
-        rank, world: of this process, and the number of processes.
+        rank, world: rank of this process, and number of processes.
         pins: allocate batches in pinned memory, for copies to a GPU.
     """
 
@@ -71,7 +71,7 @@ class Planner:
     pins: bool = False
 
     def updates(self, state: TrainState) -> Iterator[UpdatePlan]:
-        """Yield updates without end, from the position of a run, which is read only once."""
+        """Yield updates endlessly from the position in `state`, which is read only once."""
         epoch, pool, position = state.epoch, state.pool, state.position
         while True:
             batches = self.order.batches(epoch, pool)
@@ -133,7 +133,7 @@ class Planner:
 
 @contextlib.contextmanager
 def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
-    """Compute plans in a thread that is a little ahead; its errors are raised here."""
+    """Prefetch plans in a thread; the yielded iterator raises the errors of that thread."""
     ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_PREFETCHED)
     ended = threading.Event()
 
@@ -159,7 +159,7 @@ def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[U
         yield results()
     finally:
         ended.set()
-        # The thread may be blocked by a full queue; with room in it, the thread ends.
+        # The thread may be blocked on a full queue; it ends once there is room.
         with contextlib.suppress(queue.Empty):
             while True:
                 ready.get_nowait()

@@ -1,11 +1,11 @@
-"""Checkpoints: all that is needed to resume a run, to the bit.
+"""Checkpoints: everything that is needed to resume a run with bit-identical results.
 
 A checkpoint is a folder with the weights, their moving average, the optimizer's moments, the state
 of the run, and a manifest with the hash of each file, written last. It is written under a temporary
 name, synced and renamed, and only then is an older one removed. Nothing is pickled.
 
-A checkpoint does not depend on the number of processes, or on sharding: it has whole tensors by
-name, written by rank 0, and any number of processes can resume from it.
+A checkpoint does not depend on sharding or on the number of processes: rank 0 writes whole tensors
+by name, and any number of processes can resume from them.
 """
 
 import hashlib
@@ -63,12 +63,13 @@ def save(
 ) -> Path:
     """Write a checkpoint into `directory`, remove the oldest ones, and return its path.
 
-    One that seems newer is removed too: it is torn, or the run would have resumed from it. All
-    ranks must call this, to bring their shards; only rank 0 writes.
+    Checkpoints of later updates are removed too: they are torn, as otherwise the run would have
+    resumed from them. All ranks must call this, since gathering shards is a collective operation;
+    only rank 0 writes.
 
     Raises:
         OutputError: it could not be written; older checkpoints are untouched. If the disk is full,
-            the message has the space that it needs and the space that is free.
+            the message gives the required and the free space.
     """
     path = directory / f"update-{state.update:08d}"
     is_writer = parallel is None or parallel.is_main
@@ -91,7 +92,7 @@ def save(
 def gather_tensors(
     model: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer, *, select: bool
 ) -> dict[str, dict[str, Tensor]]:
-    """Return all tensors of a checkpoint, by file; see `whole_tensors`."""
+    """Return all tensors of a checkpoint, by file name; see `whole_tensors`."""
     return {
         WEIGHTS_FILE: whole_tensors(dict(model.named_parameters()), select=select),
         AVERAGE_FILE: whole_tensors(average.weights, select=select),
@@ -123,7 +124,7 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _num_free_bytes(directory: Path) -> int:
-    """Return the free space of the file system that has, or would have, a directory."""
+    """Return the free space where a directory is, or would be if it existed."""
     while not directory.exists():
         directory = directory.parent
     return shutil.disk_usage(directory).free
@@ -144,9 +145,9 @@ def _prune(directory: Path, path: Path, *, max_checkpoints: int) -> None:
 
 
 def whole_tensors(tensors: Mapping[str, Tensor], *, select: bool) -> dict[str, Tensor]:
-    """Return whole tensors in CPU memory on the ranks that select them.
+    """Return whole tensors in CPU memory on ranks with `select`; the others get an empty table.
 
-    All ranks must call this, in the same order, since each brings its shards.
+    All ranks must call this in the same order, since gathering shards is a collective operation.
     """
     table = {}
     for name, tensor in tensors.items():
@@ -157,7 +158,7 @@ def whole_tensors(tensors: Mapping[str, Tensor], *, select: bool) -> dict[str, T
 
 
 def update_of(path: Path) -> int:
-    """Return the update in the name of a checkpoint."""
+    """Return the update number in the name of a checkpoint."""
     return int(path.name.removeprefix("update-"))
 
 
@@ -176,8 +177,8 @@ def newest(directory: Path) -> Checkpoint | None:
     A torn one is skipped with a warning.
 
     Raises:
-        ModelError: there are checkpoints, but none of them is whole or has its name; or the newest
-            is of a newer format.
+        ModelError: there are checkpoints, but each of them is torn or has a wrong name; or one has
+            a newer format.
     """
     _restore_displaced(directory)
     paths = checkpoint_paths(directory)
@@ -203,9 +204,9 @@ def newest(directory: Path) -> Checkpoint | None:
 
 
 def _restore_displaced(directory: Path) -> None:
-    """Rename a whole checkpoint back that was moved away for another one of the same update.
+    """Restore a checkpoint that was moved aside for another one of the same update.
 
-    The process was killed before that one had got the name.
+    It is left over if the process was killed before the other one was renamed into its place.
     """
     present = checkpoint_paths(directory)
     for trash in sorted(directory.glob(".update-*.trash")):
@@ -217,7 +218,7 @@ def _restore_displaced(directory: Path) -> None:
                 read(trash)
                 durable.rename(trash, path)
             except (ModelError, OSError):
-                continue  # half removed: there is a newer one, or it was torn
+                continue  # it was replaced and partly removed, or was torn before
 
 
 def restore(
@@ -229,7 +230,7 @@ def restore(
 ) -> None:
     """Load a checkpoint into a model, its average and its optimizer.
 
-    Rank 0 has the checkpoint, and all ranks must call this.
+    All ranks must call this; the checkpoint is used on rank 0, and None on the others.
     """
     parallel = parallel or Parallel()
     parameters = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""Reading of checkpoints: every file is checked by its hash and by its content, or refused."""
+"""Reading of checkpoints: a file with a wrong hash or invalid content is refused."""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,12 +32,12 @@ FORMAT_VERSION = 1
 TYPES = {"F32": torch.float32}  # the types of a run's tensors
 _HASHED = set(CHECKPOINT_FILES)
 _MAX_JSON_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each of the model's
+_MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each parameter
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, as PyTorch's Adam names them
 
 
 class NewerFormatError(ModelError):
-    """A checkpoint of a later version of tfm; to resume from an older one would lose work."""
+    """A checkpoint of a later version of tfm; falling back to an older one would lose work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def read(path: Path) -> Checkpoint:
     """Return the checkpoint in a folder.
 
     Raises:
-        ModelError: it is torn, changed, or of a newer format; names the file.
+        ModelError: it is torn, was changed, or has a newer format; the message names the file.
     """
     hashes = _hashes(path / MANIFEST_FILE)
     content = _content(path / STATE_FILE)
@@ -74,7 +74,7 @@ def read(path: Path) -> Checkpoint:
 def check_fits(
     checkpoint: Checkpoint, parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]
 ) -> None:
-    """Raise a ModelError that names tensors which do not fit a model and its optimizer."""
+    """Raise a ModelError that lists the tensors that do not fit a model and its optimizer."""
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in _MOMENTS}
     steps: dict[str, tuple[int, ...]] = {f"{name}/step": () for name in shapes}
@@ -128,7 +128,7 @@ def _state(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
 
 
 def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Return the tensors in a file, in memory of their own."""
+    """Read the tensors of a file into memory."""
     try:
         with SafetensorsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
             wrong = [name for name, values in file.tensors.items() if values.dtype not in TYPES]

@@ -57,7 +57,7 @@ class Corpora:
     train: CorpusStore
     valid: CorpusStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
-    prepared: Path | None = None  # the folder of the training text, unless runs share it
+    prepared: Path | None = None  # the folder of the training text; None if runs share it
 
     def sha256(self) -> dict[str, str]:
         """Return a hash of the training text and of the validation text, by name."""
@@ -73,17 +73,17 @@ class Corpora:
 
 
 def check_inputs(config: RunConfig, *, trains_tokenizer: bool = True) -> None:
-    """Raise an error that names every input of a run that cannot be read, before any work.
+    """Raise an error if an input of a run is missing or invalid, before any work.
 
     Args:
-        config: names the files.
-        trains_tokenizer: this process trains the tokenizer, unless there is one.
+        config: all settings, with the paths of the files.
+        trains_tokenizer: this process trains the tokenizer if the settings name none.
 
     Raises:
-        DataError: text that is missing or cannot be read twice, or invalid normalization rules.
-        ModelError: the tokenizer of the settings is not a tokenizer.
-        ResourceError: the sample corpus is not installed, or a package or a file that the tokenizer
-            of BLEU needs.
+        DataError: a text is missing or cannot be read twice, or normalization rules are invalid.
+        ModelError: `tokenizer.model` is not a tokenizer.
+        ResourceError: the sample corpus is not installed, or a package or a file is missing that
+            the tokenizer of BLEU needs.
     """
     data = with_sample_corpus(config.data)
     training_files(data)
@@ -103,20 +103,21 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
     Training text that was prepared before is not read again, unless a tokenizer is trained.
 
     Args:
-        config: names the files; without any, the sample corpus is used.
-        tokenizers: those that exist already, as in a resumed run.
+        config: all settings; the sample corpus is used if they name no training text.
+        tokenizers: those that exist already, as in a resumed run; None to load or train them.
         output: the model directory, which holds prepared text unless the settings name another
             directory.
 
     Raises:
         DataError: a file is missing, malformed, misaligned or has no usable pair.
-        ConfigError: the weights of the corpora leave less than a pair for an epoch.
+        ConfigError: the tokenizer lacks a tag of the settings, or the weights of the corpora leave
+            less than one pair per epoch.
         ResourceError: the prepared text cannot be written.
     """
     data = with_sample_corpus(config.data)
     cache = Path(data.cache) if data.cache else output / CORPUS
     with _files_on_disk(data, cache) as files:
-        # Validation text is small: its errors are reported before the long reading.
+        # Validation text is small: its errors are reported before the training text is read.
         valid_pairs = _read_validation(data, files)
         trains_tokenizer = tokenizers is None and not config.tokenizer.model
         if tokenizers is None:
@@ -131,7 +132,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
             workers=data.workers,
             warn=not trains_tokenizer,
         )
-    # Epochs without a pair would be skipped silently, one after the other.
+    # Otherwise epochs without any pair would be skipped without a message.
     epoch_pairs = sum((span.end - span.first) * span.weight for span in train.spans)
     if epoch_pairs < 1:
         raise ConfigError(
@@ -214,7 +215,7 @@ def _warn_of_validation_tags(paths: Sequence[str], tokenizer: Tokenizer) -> None
 
 @contextlib.contextmanager
 def _files_on_disk(data: DataConfig, cache: Path) -> Iterator[tuple[CorpusFile, ...]]:
-    """Yield the training files, with a copy of standard input, since text is read twice."""
+    """Yield the training files; standard input is copied to a file, since text is read twice."""
     if "-" not in data.pairs:
         yield training_files(data)
         return
@@ -333,7 +334,7 @@ def _origin(config: RunConfig) -> Origin:
 def _log_losses(
     store: CorpusStore, tokenizers: TokenizerPair, files: Sequence[CorpusFile], origin: Origin
 ) -> None:
-    """Log the training text that has unknown pieces, or that does not survive a round trip."""
+    """Log unknown tokens, and lines that change when they are tokenized and detokenized."""
     sides = zip(
         ("source", "target"),
         (tokenizers.source, tokenizers.target),

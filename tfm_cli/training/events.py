@@ -1,4 +1,4 @@
-"""The events of a training run, which the loop yields for others to display and to save."""
+"""The events of a training run: the loop yields them, and its caller displays and saves them."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Validated:
     epoch: int  # from 1
     validation: Validation
     is_best: bool
-    counted: bool  # False off schedule: patience and best score stay as they were
+    counted: bool  # False if unscheduled: patience and best score do not change
     seconds: float  # trained so far, over all runs
 
 
@@ -62,7 +62,7 @@ class UpdateSkipped:
     epoch: int  # from 1
     loss: float  # negative log-likelihood per target token
     gradient_norm: float
-    pairs: tuple[int, ...]  # line numbers in the training text, from 1; the first few
+    pairs: tuple[int, ...]  # numbers of its first pairs, from 1, dropped pairs not counted
     num_pairs: int
     count: int  # skipped so far, including this one
     is_retried: bool  # the update is computed again

@@ -1,4 +1,4 @@
-"""The initial parts of a run: tokenizers and weights that exist already, and fresh weights."""
+"""The initial tokenizers and weights of a run: existing ones, or random weights."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def load_initial_parts(
     config: RunConfig, output: Path, *, resume: bool
 ) -> tuple[TokenizerPair | None, Transformer | None]:
-    """Return the tokenizers and the weights that exist before any text is read.
+    """Return the tokenizers and the model that exist before any text is read, None if missing.
 
     A resumed run has tokenizers; its weights come from a checkpoint.
     """
@@ -50,12 +50,12 @@ def with_bleu_tokenizer(
     resume: bool,
     parallel: Parallel,
 ) -> RunConfig:
-    """Return the settings with BLEU's tokenizer resolved: that of the resumed run, or a suited one.
+    """Return the settings with the BLEU tokenizer of the resumed run, or one chosen for `auto`.
 
     Args:
         config: all settings.
         output: of the run; only rank 0 reads it.
-        references: of the validation text; without any, the setting stays.
+        references: of the validation text; if empty, the setting does not change.
         resume: the run is resumed.
         parallel: the processes, which all get the same tokenizer.
 
@@ -77,7 +77,7 @@ def with_bleu_tokenizer(
 
 
 def initialize_model(config: RunConfig, tokenizers: TokenizerPair) -> Transformer:
-    """Return a model whose weights are drawn with the run's seed."""
+    """Return a model with random weights, drawn with `training.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return build_transformer(config.model, tokenizers.vocab_sizes)
@@ -99,7 +99,7 @@ def _check_same_shape(directory: Path, actual: ModelConfig, expected: ModelConfi
 
 
 def check_same_text(output: Path, original: dict[str, str], current: dict[str, str]) -> None:
-    """Raise a ConfigError if a text, by its hash, is not the one that a run began with."""
+    """Raise a ConfigError if the hash of a text differs from that at the start of the run."""
     changed = [name for name, sha256 in current.items() if original.get(name) != sha256]
     if changed:
         verb = "are not those" if len(changed) > 1 else "is not the one"
@@ -110,9 +110,9 @@ def check_same_text(output: Path, original: dict[str, str], current: dict[str, s
 
 
 def _check_same_batch_size(output: Path, original: RunConfig, current: RunConfig) -> None:
-    """Raise a ConfigError if the size of batches changed, since resume positions count batches.
+    """Raise a ConfigError if the batch size changed, since the position to resume counts batches.
 
-    It changes with `--max-tokens auto`, where `--update-freq` makes batches larger, not more.
+    With `--max-tokens auto`, `--update-freq` changes the size of batches instead of their number.
     """
     expected, actual = (
         resolve_batch_size(each.training, each.preset).max_tokens for each in (original, current)

@@ -19,22 +19,22 @@ from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# A signal to a whole job reaches a process again when the launcher or the shell forwards it, within
-# so many seconds.
+# A signal to a whole job may reach a process twice, since the launcher or the shell also forwards
+# it. Within this many seconds, the second one counts as the same signal.
 _SAME_SECONDS = 3.0
 
 
 @contextlib.contextmanager
 def record_signals(world: int = 1) -> Iterator[Callable[[], int]]:
-    """Record the first signal to end inside the block; a second one ends the process at once.
+    """Record the first termination signal in the block; a second one ends the process at once.
 
-    Under a launcher, a signal soon after the first one counts as the same. So does a second SIGHUP:
-    after the loss of a connection, the shell and the system each send one. A signal that is ignored
-    at the start stays ignored, as SIGINT in the background of a script and SIGHUP under `nohup`.
-    Yields a function that returns the number of the signal, 0 for none.
+    Under a launcher, a signal soon after the first one counts as the same. So does a second SIGHUP
+    in any case: when a connection is lost, the shell and the system each send one. A signal that is
+    ignored before the block stays ignored, such as SIGINT in a background job of a script or SIGHUP
+    under `nohup`. Yields a function that returns the number of the recorded signal, 0 for none.
 
     Args:
-        world: the number of processes, which wait for each other.
+        world: the number of processes; if several, one may be waiting for another.
     """
     received: list[int] = []
     received_at = math.inf
@@ -75,7 +75,8 @@ def record_signals(world: int = 1) -> Iterator[Callable[[], int]]:
 def _exit_on_second(watched: Sequence[int], same_seconds: float) -> Iterator[None]:
     """End the process at a second signal that comes at least `same_seconds` after the first.
 
-    A thread does it: signal handlers run in the main thread, which may wait for another process.
+    This takes a thread, since Python runs signal handlers in the main thread, which may be waiting
+    for another process.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -118,10 +119,10 @@ def interruption(
 
     Args:
         state: the position of the run.
-        signalled: returns the number of the signal that came, 0 for none.
+        signalled: returns the number of the signal that was received, 0 for none.
         max_time: the time limit of the command; empty for none.
-        began: when the command began, by `clock`.
-        clock: seconds.
+        began: the start of the command, by `clock`.
+        clock: returns the time in seconds.
         parallel: the processes, all of which must call the function together.
         saving_seconds: estimates the duration of the last checkpoint.
     """

@@ -1,4 +1,4 @@
-"""The training loop: a generator of events, for others to display and to save."""
+"""The training loop: a generator of events that its caller displays and saves."""
 
 import math
 import time
@@ -30,7 +30,7 @@ from tfm_cli.training.statistics import HINT, TrainingStatistics
 from tfm_cli.training.update import UpdateOptions, UpdateStats, update
 from tfm_cli.training.validation import Validation, is_better
 
-# A learning rate that was halved is doubled again after so many good updates in a row.
+# A learning rate that was halved is doubled again after this many good updates in a row.
 RECOVERY_UPDATES = 1000
 
 
@@ -47,20 +47,20 @@ def train(
 ) -> Iterator[Event]:
     """Train until there is a reason to stop, and yield each event after it happened.
 
-    Between two updates the order is: progress, validation, checkpoint, stop. Everything on which
-    results depend is in `state`, so a resumed run equals an unbroken one.
+    Between two updates the order is: progress, validation, checkpoint, stop. All counters on which
+    results depend are in `state`, so a resumed run equals an uninterrupted one.
 
     Args:
         parallel_model: trained in place. With several processes, each runs this loop and yields
             the same events, except for times.
         planner: provides the batches of each update.
         optimizer: of the model's parameters.
-        average: the moving average of the weights, which is what gets validated.
+        average: the moving average of the weights, which is validated instead of them.
         state: the position and counters of the run; changed in place.
         config: all settings.
         validate: validates the model's current weights; None without validation text. If it raises
-            OutOfTime, training ends as if the validation had not begun, and the resumed run makes
-            it.
+            OutOfTime, training ends as if the validation had not begun, and the resumed run starts
+            with it.
         interrupted: returns the reason to stop now, such as a signal; None to continue.
     """
     statistics = TrainingStatistics(
@@ -88,7 +88,7 @@ def train(
 
 @dataclass(slots=True, kw_only=True)
 class _Loop:
-    """The parts of a training loop; see `train` for those that it is given."""
+    """The state of a training loop; see `train` for its arguments."""
 
     parallel_model: ParallelModel
     planner: Planner
@@ -100,8 +100,8 @@ class _Loop:
     interrupted: Callable[[], Stopped | None]
     statistics: TrainingStatistics
     memory_limit: MemoryLimit
-    first_update: int  # the last one of the previous run
-    saved_update: int  # of the newest checkpoint; -1 if that lacks a later validation
+    first_update: int  # `state.update` at the start of this process
+    saved_update: int  # of the newest checkpoint; -1 if it lacks a later validation
     began: float = field(default_factory=time.monotonic)  # of the current update
 
     def run(self) -> Iterator[Event]:
@@ -146,7 +146,7 @@ class _Loop:
         is_skipped = waits and not stats.is_finite()
         _adapt_rate(state, is_skipped=is_skipped, retries=retries)
         state.update += 1
-        # Once for each update, made or skipped: without waiting for a GPU it is not known which.
+        # Skipped updates count too: to find out, the CPU would have to wait for the GPU.
         self.average.include(state.update)
         state.world = self.parallel_model.parallel.world
         state.batches_per_update = self.planner.batches_per_update
@@ -169,7 +169,7 @@ class _Loop:
             wait_for_gradient=waits,
         )
         stats = update(self.parallel_model, plan, self.optimizer, options, self.memory_limit)
-        # All ranks have the same limit, since a resumed run has one for all of them.
+        # All ranks use the same limit, since a checkpoint holds only one.
         parallel = self.parallel_model.parallel
         if parallel.world > 1 and not self.parallel_model.is_sharded:
             self.memory_limit.share(parallel)
@@ -182,7 +182,7 @@ class _Loop:
         state, settings = self.state, self.config.training
         logs = state.update % settings.disp_freq == 0
         validates = self.validate is not None and state.update % self.config.validation.freq == 0
-        # A checkpoint that was due before may have been put off.
+        # A checkpoint may be overdue, since bad updates postpone it.
         saves = state.update // settings.save_freq > self.saved_update // settings.save_freq
         if is_skipped or logs or validates or saves:
             yield from self.statistics.flush()
@@ -190,7 +190,7 @@ class _Loop:
             yield self._logged()
         if validates:
             yield self._validate(counted=True)
-        # During a bad spell, a checkpoint would displace one from before it.
+        # In a series of bad updates, a checkpoint would displace one from before them.
         if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
             self.saved_update = state.update
             yield self._checkpoint()
@@ -256,7 +256,7 @@ class _Loop:
         check_weights_agree(self.state.update, *parts)
 
     def _stop(self, stop: Stopped) -> Iterator[Event]:
-        """Yield the validation and the checkpoint that are due at the end."""
+        """Yield the last validation and checkpoint, if they are due, and the reason to stop."""
         state = self.state
         if stop.validate_first and self.validate and state.validated_update < state.update:
             yield from self.statistics.flush()
@@ -268,7 +268,7 @@ class _Loop:
         yield stop
 
     def _stop_during_validation(self, error: OutOfTime) -> Iterator[Event]:
-        """Yield a checkpoint of the state before the validation, and the end."""
+        """Yield a checkpoint of the state before the validation, and the reason to stop."""
         state = self.state
         needs_more = "" if state.update > self.first_update else ", which needs more"
         if state.best_score is None:

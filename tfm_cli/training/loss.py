@@ -28,8 +28,8 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss to minimise, and the summed plain negative log-likelihood.
 
-    The target distribution is 1 - e on the right token plus e / V on every token. Logits are
-    computed and dropped chunk by chunk, gradients included, so (N, V) of them never exist.
+    The target distribution is 1 - e on the correct token plus e / V on every token. Logits and
+    gradients are computed chunk by chunk, so a tensor of shape (N, V) never exists.
 
     Args:
         hidden: decoder output at the target tokens, (N, D), without padding.
@@ -40,10 +40,10 @@ def cross_entropy(
 
     Source: Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4.
     """
-    # The function's own `needs_input_grad` is True under `no_grad` as well, and validation would
-    # compute gradients in vain.
+    # `ctx.needs_input_grad` is True even under `no_grad`; with it, validation would compute
+    # gradients that are not used.
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    # PyTorch declares neither `apply` nor `backward` with types.
+    # PyTorch has type annotations for neither `apply` nor `backward`.
     result: tuple[Tensor, Tensor] = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, label_smoothing, needs_gradient
     )
@@ -94,8 +94,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             nll += chunk_nll
             loss += (1 - smoothing) * chunk_nll + smoothing * smooth
             if hidden_gradient is not None and weight_gradient is not None:
-                # d loss / d logits = powers / total - target distribution. The first term goes
-                # through the two products, with the division on their short sides.
+                # d loss / d logits = powers / total - target distribution. For the first term,
+                # tensors of D columns are divided by `total`, since `powers` has V columns.
                 part = hidden_gradient[start : start + rows]
                 part.copy_(((powers @ weight) / total)[:count])  # (C, D)
                 part -= (1 - smoothing) * weight[y] + smoothing * mean_weight
@@ -123,7 +123,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total`; in lower precision under autocast."""
+    """Add left @ right to `total`; under autocast, the product has lower precision."""
     if torch.is_autocast_enabled(total.device.type):
         total += left @ right
     else:

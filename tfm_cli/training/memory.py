@@ -1,4 +1,4 @@
-"""Batches that fit into memory: sizes of micro-batches, and the limit found when one did not fit.
+"""Fitting batches into memory: micro-batch sizes, and the limit that out-of-memory errors lower.
 
 The largest micro-batches are tried before the first update.
 """
@@ -30,8 +30,8 @@ _UNLIMITED = 1 << 40  # positions, more than any memory holds
 def resolve_batch_size(settings: TrainingConfig, preset: str) -> TrainingConfig:
     """Return the settings with `max_tokens` as a number.
 
-    0 uses the preset's size, with all batches of an update merged into one. The micro-batch is then
-    limited by memory alone, and an update stays as large as it was.
+    0 means the preset's size, with all batches of an update merged into one. The size of an update
+    does not change, and only memory limits the size of micro-batches.
     """
     if settings.max_tokens:
         return settings
@@ -43,7 +43,7 @@ def resolve_batch_size(settings: TrainingConfig, preset: str) -> TrainingConfig:
 
 
 def initial_micro_batch(settings: TrainingConfig, device: torch.device, *, before: int = 0) -> int:
-    """Return the target tokens of a micro-batch: as set, or a good guess.
+    """Return the initial size of micro-batches in target tokens: as set, or an estimate.
 
     Args:
         settings: with `max_tokens` resolved.
@@ -65,10 +65,10 @@ def fit_micro_batch(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Planner:
-    """Return the planner with micro-batches of which the largest fits into memory.
+    """Return the planner with a micro-batch size that fits into memory.
 
-    A forward and a backward pass are tried beside the memory for the optimizer's moments; no weight
-    changes. The size is halved until it fits.
+    The size is halved until the largest micro-batches fit. Each try is a forward and a backward
+    pass, with memory allocated for the optimizer's moments; weights do not change.
 
     Args:
         planner: with the initial micro-batch.
@@ -107,7 +107,7 @@ def fit_micro_batch(
 
 
 def largest_micro_batches(planner: Planner) -> list[Batch]:
-    """Return the micro-batches of the first pool with most positions and most attention scores."""
+    """Return the micro-batches of the first pool with most positions or most attention scores."""
     source, target = planner.store.source.lengths, planner.store.target.lengths
     parts = [
         part
@@ -115,7 +115,7 @@ def largest_micro_batches(planner: Planner) -> list[Batch]:
         for part in planner.split(batch)
     ]  # fmt: skip
     sizes = [(len(part), int(source[part].max()), int(target[part].max())) for part in parts]
-    if not parts:  # the weights of the corpora may leave nothing for this epoch
+    if not parts:  # the weights of the corpora may leave no pair for this epoch
         return []
     positions = [rows * (s + t) for rows, s, t in sizes]
     scores = [rows * (s * s + t * t + s * t) for rows, s, t in sizes]
@@ -149,23 +149,23 @@ def _try(
 class MemoryLimit:
     """The positions that fit into memory in one pass, lowered whenever a batch does not fit.
 
-    A batch is split between pairs, by halves. The parts keep the width and the dropout of the
-    whole, so their gradients add up to those of the whole except for the order of summation.
+    A batch is halved, between pairs, until each part fits. The parts keep the padded width and the
+    dropout of the batch, so their gradients add up to its own, up to rounding.
     """
 
     max_positions_per_pass: int = 0  # of both sides, padding included; 0 for no limit
-    num_splits: int = 0  # how often it was lowered
+    num_splits: int = 0  # the number of times that it was lowered
 
     def split(self, batch: Batch) -> Iterator[tuple[int, int]]:
-        """Yield the first row and the end of each part of a batch."""
+        """Yield the row range, as start and stop, of each part of a batch."""
         num_rows = len(batch.source)
         yield from self._halve(0, num_rows, _num_positions(batch) // num_rows)
 
     def lower(self, batch: Batch, rows: int, device: torch.device) -> None:
-        """Lower the limit after so many rows of a batch did not fit; warn the first time.
+        """Lower the limit after `rows` rows of a batch did not fit; warn the first time.
 
         Raises:
-            ResourceError: it was a single pair.
+            ResourceError: not even a single pair fits.
         """
         width = _num_positions(batch) // len(batch.source)
         if rows == 1:

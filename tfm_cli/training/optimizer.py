@@ -11,7 +11,7 @@ from tfm_cli.config.settings import TrainingConfig
 
 
 def learning_rate(update: int, *, peak: float, warmup: int) -> float:
-    """Return the learning rate of an update, from 1: linear warm-up, then 1/sqrt(update) decay.
+    """Return the learning rate of update 1, 2, …: linear warm-up, then 1/sqrt(update) decay.
 
     With peak = width**-0.5 * warmup**-0.5 it is the paper's width**-0.5 * min(update**-0.5,
     update * warmup**-1.5).
@@ -41,7 +41,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 
 class MovingAverage:
-    """An exponential moving average of a model's weights, which translates better than the last.
+    """An exponential moving average of a model's weights, which improves translations.
 
     Early in training the decay is smaller, min(decay, (1 + update) / (10 + update)), so that the
     random initial weights are soon forgotten.
@@ -74,7 +74,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Swap the average into the model inside the block; its own weights return unchanged."""
+        """Swap the average into the model inside the block, and swap it back at the end."""
         if not self._decay:
             yield
             return

@@ -24,7 +24,7 @@ from tfm_cli.training.optimizer import MovingAverage
 
 logger = logging.getLogger(__name__)
 
-# Runs of at least so many updates are compiled: compilation takes a minute or two.
+# Runs of at least this many updates are compiled: compilation takes a minute or two.
 LONG_RUN = 20_000
 
 
@@ -90,7 +90,7 @@ class ParallelModel:
         self.is_sharded = strategy == "fsdp" and self.parallel.world > 1
         if self.is_sharded:
             self._unsharded = copy.deepcopy(model).to("meta")
-        else:  # shards are moved one by one: together they may be too large for a device
+        else:  # shards are moved one by one: the whole may be too large for a device
             model.to(self.device)
         self._objective = distribute(
             Objective(model, label_smoothing),
@@ -166,7 +166,7 @@ def compile_layers(model: Transformer) -> None:
 
 
 def undo_compilation(model: Transformer, error: Exception) -> bool:
-    """Return to plain layers after an error of the compiler; False if no layer was compiled."""
+    """Undo compilation after a compiler error; return False if no layer was compiled."""
     compiled = [layer for layer in _layers(model) if layer._compiled_call_impl is not None]
     for layer in compiled:
         layer._compiled_call_impl = None

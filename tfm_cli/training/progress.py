@@ -26,7 +26,7 @@ from tfm_cli.training.events import Logged, UpdateSkipped, Validated
 
 logger = logging.getLogger(__name__)
 
-# The errors of parsing a line that tfm did not write, or not completely.
+# The errors of parsing a line that is incomplete or was not written by tfm.
 _INVALID_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _MAX_LINE_BYTES = 1 << 20
 _KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "refused"}
@@ -38,7 +38,7 @@ def perplexity(loss: float) -> float:
 
 
 def progress_line(event: Logged) -> str:
-    """Return the line of a progress report, of fixed width."""
+    """Return the log line of training progress, in columns of fixed width."""
     return (
         f"update {event.update:6d}  epoch {event.epoch:3d}  loss {event.loss:6.3f}  "
         f"ppl {perplexity(event.loss):8.2f}  lr {event.learn_rate:.2e}  "
@@ -55,7 +55,7 @@ def score_text(metric: str, value: float) -> str:
 
 
 def validation_line(event: Validated) -> str:
-    """Return the line of a validation."""
+    """Return the log line of a validation."""
     values = "  ".join(score_text(*each) for each in event.validation.values.items())
     best = "  best" if event.is_best else ""
     return (
@@ -65,7 +65,7 @@ def validation_line(event: Validated) -> str:
 
 
 def skipped_line(event: UpdateSkipped) -> str:
-    """Return the line of a skipped update, with the reason and the consequence."""
+    """Return the log line of a skipped update, with the reason."""
     action = "retried at half the learning rate" if event.is_retried else "skipped"
     shown = ", ".join(map(str, event.pairs)) + (", …" if event.num_pairs > len(event.pairs) else "")
     plural = "s" if event.num_pairs > 1 else ""
@@ -89,7 +89,7 @@ class MetricsFile:
     def drop_unscheduled(self) -> None:
         """Drop validations that were made only because the run was about to end.
 
-        The file then equals that of an unbroken run.
+        The file then equals that of an uninterrupted run.
         """
         self._filter(lambda facts: bool(facts.get("scheduled", True)))
 
@@ -124,13 +124,13 @@ class MetricsFile:
             fields["seconds"] = event.seconds
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):
-                fields[name] = None  # JSON has no such number
+                fields[name] = None  # JSON has neither infinity nor NaN
         self._unwritten.append(json.dumps(fields).encode() + b"\n")
         with contextlib.suppress(OSError):  # `sync` tries again before the next checkpoint
             self._write(synced=False)
 
     def sync(self) -> None:
-        """Write all lines to the disk, before a checkpoint that comes after them.
+        """Write all lines to the disk; called before a checkpoint, which must not be ahead of them.
 
         Raises:
             OutputError: they could not be written.
@@ -143,7 +143,7 @@ class MetricsFile:
     def _write(self, *, synced: bool) -> None:
         self._break_hard_links()
         with durable.open_for_update(self._path) as stream:
-            if stream.seek(0, os.SEEK_END) > self._num_bytes:  # part of a line that did not fit
+            if stream.seek(0, os.SEEK_END) > self._num_bytes:  # a partly written line
                 stream.seek(self._num_bytes)
                 stream.truncate()
             stream.writelines(self._unwritten)
@@ -155,7 +155,7 @@ class MetricsFile:
             self._unwritten.clear()
 
     def _break_hard_links(self) -> None:
-        """Replace the file by a copy if it has got another name, such as in a backup."""
+        """Replace the file by a copy if it has other hard links, such as in a backup."""
         try:
             check_private(self._path)
         except NotPrivateError as error:
@@ -243,7 +243,7 @@ class Display:
 
     @contextlib.contextmanager
     def _above_bar(self) -> Iterator[None]:
-        """Write the lines of the block above the bar."""
+        """Hide the bar inside the block, so that log lines appear above it."""
         if self._live is None:
             yield
             return

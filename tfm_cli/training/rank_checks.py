@@ -1,4 +1,4 @@
-"""The agreement of all ranks: before a run on settings, code, text and state; later on weights."""
+"""Checks that all ranks have the same settings, code and text, and later the same weights."""
 
 import base64
 import dataclasses
@@ -25,7 +25,7 @@ from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# Machines may differ in these settings, and in those of `data` that only say where the text is.
+# Machines may differ in these settings, and in those of `data` that are paths of the text.
 _MACHINE_SETTINGS = ("training.device", "training.cpu_threads")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
@@ -34,7 +34,7 @@ def check_ranks_agree(facts: Mapping[str, str], parallel: Parallel) -> None:
     """Raise a ConfigError, on all ranks, that names every fact in which a rank differs from rank 0.
 
     Args:
-        facts: values by the names that messages give them.
+        facts: values by their names in error messages.
         parallel: the processes.
     """
     messages = parallel.all_gather_bytes(json.dumps(dict(facts)).encode())
@@ -53,10 +53,10 @@ def check_ranks_agree(facts: Mapping[str, str], parallel: Parallel) -> None:
 
 
 def with_settings_of_rank_0(config: RunConfig, parallel: Parallel) -> RunConfig:
-    """Return the settings with the defaults that rank 0 has from the run that it resumes.
+    """Return the settings with the defaults of rank 0, which are those of the run it resumes.
 
-    A run keeps the defaults that it began with. Only rank 0 is sure to have its directory; the
-    other ranks, which may be on other machines, have the current defaults.
+    A run keeps the defaults that it began with. Ranks on other machines may be unable to read its
+    directory, and start from the current defaults.
     """
     own = {
         section: {name: getattr(getattr(config, section), name) for name in table}
@@ -150,13 +150,13 @@ def with_smallest_micro_batch(planner: Planner, parallel: Parallel) -> Planner:
 
 
 def broadcast_state(state: TrainState, parallel: Parallel) -> TrainState:
-    """Return the state of rank 0."""
+    """Return the state of rank 0, on all ranks."""
     message = parallel.broadcast_bytes(json.dumps(state.to_json()).encode())
     return TrainState.from_json(json.loads(message))
 
 
 def log_batches_per_update(state: TrainState, update_freq: int, world: int) -> None:
-    """Log the number of batches per update if a resumed run had another one."""
+    """Log the number of batches per update if it differs from that before the resume."""
     before, now = state.batches_per_update, update_freq * world
     if before in (0, now):
         return
@@ -171,7 +171,7 @@ def log_batches_per_update(state: TrainState, update_freq: int, world: int) -> N
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the sum over the bits of each tensor, read as integers; any single bit changes it."""
+    """Return the sum of each tensor, read as integers; any flipped bit changes it."""
     sums = [
         tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
         for tensor in tensors.values()
@@ -188,8 +188,8 @@ def check_weights_agree(
 ) -> None:
     """Raise a DivergedError, on all ranks, if weights, averages or moments differ from rank 0.
 
-    Equal gradients give equal weights, so memory or code is at fault. Such weights must be neither
-    validated nor saved.
+    All ranks apply the same gradients, so a difference means faulty memory or code. Such weights
+    must be neither validated nor saved.
     """
     parallel = parallel_model.parallel
     if parallel.world == 1 or parallel_model.is_sharded:  # each shard exists only once

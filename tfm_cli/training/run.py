@@ -100,23 +100,23 @@ def run(
     parallel: Parallel | None = None,
     limit: TimeLimit | None = None,
 ) -> None:
-    """Train with some settings until there is a reason to stop.
+    """Train or resume a model until there is a reason to stop.
 
     Args:
         config: all settings.
         output: becomes a model directory; only rank 0 writes.
-        resume: resume the run in it, as `run_directory.can_resume` found; otherwise the files of
-            another model in it are removed. That of rank 0 counts.
+        resume: resume the run in `output`, as decided by `run_directory.can_resume`; otherwise
+            remove the files of another model there. Only the value on rank 0 is used.
         parallel: the processes that train together, connected.
         limit: the time limit of the command; by default it starts now.
 
     Raises:
         ConfigError: the text is not the one the run began with, or the ranks differ.
-        DataError: the text cannot be learned from.
+        DataError: the text is missing, malformed, or without a usable pair.
         ModelError: no checkpoint is whole, or the model to start from cannot be used.
         ResourceError: memory, disk or device do not suffice.
         DivergedError: the loss or the gradient was not finite.
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; a checkpoint was saved.
     """
     train_and_record(
         prepare(
@@ -132,7 +132,7 @@ def run(
 def prepare(
     config: RunConfig, output: Path, *, resume: bool, parallel: Parallel, limit: TimeLimit
 ) -> TrainingRun:
-    """Load or make all parts of a run; see `run`."""
+    """Load or create all parts of a run; see `run`."""
     set_deterministic(config.training.deterministic)
     device = torch.device(str(resolve_device(parallel.device(config.training.device))))
     dtype = resolve_precision(config.training.precision, device)
@@ -232,7 +232,7 @@ def train_and_record(run: TrainingRun) -> None:
     """Train, display and save the events of the loop, and log the reason for the end.
 
     Raises:
-        Interrupted: a signal came; a checkpoint was saved.
+        Interrupted: a signal was received; a checkpoint was saved.
     """
     config, state, parallel = run.config, run.state, run.parallel_model.parallel
     device = run.parallel_model.device
@@ -403,7 +403,7 @@ def _log_start(
 
 
 def _closing_line(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:
-    """Return the reason for the end, the best score, the time and the directory."""
+    """Return the last log line: the reason to stop, the best score, the time and the directory."""
     parts = [f"stopped after update {state.update}: {stopped.reason}"]
     best = weights_facts(output)
     if best is not None and metric in best.scores:

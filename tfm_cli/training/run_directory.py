@@ -1,4 +1,4 @@
-"""The output directory of a run: its lock, the run in it that can be resumed, and its ownership."""
+"""The output directory of a run: its lock, checks before a run, and removal of old files."""
 
 import contextlib
 import datetime
@@ -61,14 +61,14 @@ _HOLDER_SECONDS = 0.5  # between locking the file and writing the holder into it
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Lock `output` inside the block, so that no other process trains into it; make it if needed.
+    """Lock `output` inside the block, so that no other process trains into it; create it if needed.
 
-    The system releases the lock of a process that ends in any way. If `output` is new and empty at
-    the end, it is removed again.
+    The system releases the lock however the process ends. If `output` is new and empty at the end,
+    it is removed again.
 
     Raises:
-        ResourceError: another process trains into it (the message has that process, its machine and
-            its start); or the directory, or the lock in it, cannot be written.
+        ResourceError: another process trains into it (the message gives its PID, its machine and
+            its start time); or the directory, or the lock in it, cannot be written.
     """
     check_writable(output, folder=True)
     missing = [folder for folder in (output, *output.parents) if not folder.exists()]
@@ -141,7 +141,7 @@ _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
 def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
     """Return True if `output` holds a run to resume, False if a new run can begin there.
 
-    This needs no torch, so it can be called before any work.
+    This does not import torch, so it can be called before any slow work.
 
     Raises:
         ResourceError: the directory could not be written.
@@ -180,7 +180,7 @@ def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
 
 
 def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
-    """Raise an error if an output directory is not ours to change; nothing in it is touched.
+    """Raise an error if tfm may not change an output directory; nothing in it is touched.
 
     It must be new, be empty, hold a `config.json` of ours, or have the marker of a run that began.
     The remains of a run of version 0.1 that was killed before its `config.json` are accepted if
@@ -277,16 +277,16 @@ def check_inputs_not_overwritten(
 ) -> None:
     """Raise an error if a run would replace or remove its own inputs in the output directory.
 
-    Inputs that stay as they are may lie in it.
+    Inputs that the run leaves unchanged may be in it.
 
     Args:
-        config: names the inputs.
+        config: all settings, with the paths of the inputs.
         output: of the run.
         resume: the run is resumed: it reads no pretrained model and keeps its tokenizers.
         more: inputs that are not in the settings.
 
     Raises:
-        ConfigError: names the input.
+        ConfigError: an input would be replaced or removed; the message names it.
     """
     data = config.data
     inputs = [*data.source, *data.target, *data.pairs, *data.valid_source, *data.valid_target]
@@ -391,7 +391,7 @@ def clear(output: Path, *, except_names: Collection[str] = ()) -> None:
 
 
 def begin(output: Path) -> None:
-    """Make the directory if needed, and remove the temporary files of killed runs."""
+    """Create the directory if needed, and remove the temporary files of killed runs."""
     with _disk_errors(output):
         for directory in (output, output / CHECKPOINTS):
             durable.make_directory(directory)

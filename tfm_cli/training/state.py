@@ -22,8 +22,8 @@ class TrainState:
 
     update: int = 0  # optimizer updates made
     world: int = 0  # processes that made the newest of them
-    batches_per_update: int = 0  # the most batches that the newest of them had
-    micro_batch: int = 0  # the most target tokens of a pass
+    batches_per_update: int = 0  # the maximum, for the newest of them
+    micro_batch: int = 0  # the maximum number of target tokens per pass
     epoch: int = 0  # finished passes over the corpus
     pool: int = 0  # finished pools of the current epoch
     position: int = 0  # batches of the current pool that were used
@@ -37,13 +37,13 @@ class TrainState:
     # Bad updates.
     refused: int = 0  # attempts at an update without a finite loss and gradient
     refused_in_a_row: int = 0
-    refused_since: int = 0  # the update with which this row began
+    refused_since: int = 0  # the first update of this series
     far_off_in_a_row: int = 0  # updates with a loss far above that of a uniform guess
     rate_halvings: int = 0  # of the learning rate, after skipped updates
     good_since_halving: int = 0  # updates
-    memory_splits: int = 0  # how often the memory limit was lowered
+    memory_splits: int = 0  # the number of times that the memory limit was lowered
     most_places: int = 0  # the memory limit: positions per pass, of both sides; 0 for none
-    # Since the last progress line, so that the next one does not depend on a break.
+    # Sums since the last progress line, so that a resumed run logs the same next line.
     window_nll: float = 0.0  # summed negative log-likelihood
     window_pieces: int = 0  # target tokens
     window_seconds: float = 0.0
@@ -54,7 +54,7 @@ class TrainState:
 
     @staticmethod
     def from_json(table: dict[str, Any]) -> "TrainState":
-        """Return the state of a table from `to_json`; a missing field has its default.
+        """Return the state in a table from `to_json`; a missing field gets its default.
 
         Raises:
             ValueError: a name or a value that `to_json` never writes.
@@ -83,7 +83,7 @@ class TrainState:
 
 
 def _bounds(name: str, kind: Any) -> tuple[float, float]:
-    """Return the least and the greatest value that a run can reach."""
+    """Return the smallest and the largest valid value of a field."""
     if kind is int:
         return 0, _MAX_POSITIONS if name in ("most_places", "micro_batch") else _MAX_COUNT
     if name.endswith("_seconds"):

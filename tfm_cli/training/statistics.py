@@ -13,9 +13,9 @@ from tfm_cli.training.state import TrainState
 from tfm_cli.training.update import UpdateStats
 
 HINT = "lower `--learn-rate` or lengthen `--lr-warmup`, and start again"
-# A run has diverged after so many updates in a row whose loss is so many times that of a uniform
-# guess, log V. It was 26, 117 and 387 times in the first updates of the preset `tiny` at a million
-# times its learning rate.
+# A run has diverged after DIVERGED_UPDATES updates in a row, each with a loss of more than
+# DIVERGED_FACTOR times that of a uniform guess, log V. The first updates of the preset `tiny` at a
+# million times its learning rate had 26, 117 and 387 times that loss.
 DIVERGED_FACTOR = 4
 DIVERGED_UPDATES = 20
 _MAX_PAIRS_SHOWN = 5
@@ -59,7 +59,7 @@ class TrainingStatistics:
         self._state.window_seconds += seconds
 
     def flush(self) -> Iterator[UpdateSkipped]:
-        """Bring the state up to date, and yield the updates that were skipped.
+        """Add the pending updates to the state, and yield those that were skipped.
 
         Raises:
             DivergedError: too many in a row were skipped, or had a loss far above a uniform guess.

@@ -11,8 +11,8 @@ from types import FrameType
 from tfm_cli.config.validation import duration_seconds
 from tfm_cli.errors import OutOfTime
 
-# Work may exceed the limit by so much before it is interrupted. A command may end ten seconds late;
-# the rest of these are for the last checkpoint and the exit.
+# Work may exceed the limit by this much before it is interrupted. A command may end ten seconds
+# late; the remaining six are for the last checkpoint and the exit.
 GRACE_SECONDS = 4.0
 
 
@@ -21,8 +21,8 @@ class TimeLimit:
 
     Args:
         max_time: duration such as `20m`; empty for no limit.
-        began: when the command began, by `clock`; None for now.
-        clock: seconds.
+        began: the start of the command, by `clock`; None for now.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TimeLimit:
         return f"{self._max_time} passed (--max-time)"
 
     def check(self) -> None:
-        """Raise OutOfTime if the limit and the grace period are over."""
+        """Raise OutOfTime if the limit and the grace period have passed."""
         if self._overdue_in() <= 0:
             raise OutOfTime(self.reason)
 
@@ -75,7 +75,7 @@ class TimeLimit:
         finally:
             self.disarm()
             signal.signal(signal.SIGALRM, handler)
-            if other_alarm:  # that of the caller
+            if other_alarm:  # set by the caller
                 left = other_alarm - (time.monotonic() - set_at)
                 signal.setitimer(signal.ITIMER_REAL, max(0.001, left))
 

@@ -24,12 +24,12 @@ class UpdateOptions:
     """The settings of one update.
 
     Args:
-        number: of the update, from 1; dropout is a function of it and `seed`.
+        number: of the update, from 1; it seeds dropout together with `seed`.
         peak_rate: the highest learning rate.
         warmup: updates until the peak rate.
         clip_norm: the largest gradient norm; 0 for no limit.
         seed: of the run.
-        attempt: the number of times that this update was skipped before; dropout differs.
+        attempt: the number of earlier attempts at this update; each has its own dropout.
         wait_for_gradient: check the gradient before the step. Otherwise the fused optimizer checks
             it on the device, and the CPU does not wait for a GPU.
     """
@@ -121,8 +121,8 @@ class _Gradients:
         """Accumulate gradients in the model, and return the summed negative log-likelihood.
 
         If memory does not suffice for a micro-batch, all gradients are computed again with a lower
-        limit, since an interrupted backward pass leaves incomplete ones. Ranks that hold all
-        weights do not communicate here, so none waits for another that starts again.
+        limit, since an interrupted backward pass leaves incomplete ones. Without sharding, ranks do
+        not communicate here, so none waits for another that starts over.
         """
         while True:
             nll = self._try_to_accumulate(micro_batches, keys)
@@ -135,7 +135,7 @@ class _Gradients:
     def _try_to_accumulate(
         self, micro_batches: Sequence[MicroBatch], keys: Sequence[int]
     ) -> Tensor | None:
-        """Return None, with the memory limit lowered, if memory did not suffice."""
+        """Return the summed NLL; if memory did not suffice, lower the limit and return None."""
         total = torch.zeros((), device=self.parallel_model.device)
         token_weight = self.parallel_model.num_averaged / self.target_tokens
         fault = math.nan if reach("gradient") == "nan" else 1.0
@@ -186,7 +186,7 @@ class _Gradients:
 
 
 def _clip(model: nn.Module, clip_norm: float) -> Tensor:
-    """Clip the gradients to a norm unless it is 0, and return the norm before."""
+    """Clip the gradients to `clip_norm` unless it is 0, and return their norm before that."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = full_tensor(nn.utils.get_total_norm(gradients))
     if clip_norm:

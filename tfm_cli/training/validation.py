@@ -52,7 +52,7 @@ def translator_factory(
 ) -> TranslatorFactory:
     """Return a function that makes a translator of the weights at the time of its call.
 
-    On a CPU the native engine has a packed copy of them until the translator is closed.
+    On a CPU the native engine holds a packed copy of them until the translator is closed.
 
     Args:
         model: on `device`.
@@ -116,13 +116,12 @@ class ValidationOptions:
     """The settings of a validation.
 
     Args:
-        metrics: of `loss` (negative log-likelihood per target token), `bleu` and `chrf`.
+        metrics: some of `loss` (negative log-likelihood per target token), `bleu` and `chrf`.
         tokenize: the tokenizer of BLEU.
         device: the device of the model.
         dtype: arithmetic of the matrix products.
-        check: called between the steps of the work; raises OutOfTime to cut the validation off, on
-            all ranks.
-        threads: threads of each rank that translate side by side.
+        check: called between steps; raises OutOfTime to stop the validation on all ranks.
+        threads: translation threads of each rank.
     """
 
     metrics: Sequence[str]
@@ -142,8 +141,8 @@ def validate(
 ) -> Validation:
     """Return the metrics of the model's current weights.
 
-    The ranks share the work, batch by batch, and all return what one alone would, to the last
-    digit. The model is in training mode afterwards.
+    The ranks share the batches, and each returns exactly what a single process would. The model is
+    in training mode afterwards.
 
     Args:
         model: the model to validate.
@@ -210,7 +209,7 @@ def distribute_jobs(
 
     Args:
         jobs: the same on all ranks.
-        work: does a job; returns numbers, strings or lists of them.
+        work: runs a job; returns a JSON value.
         parallel: the processes.
         threads: threads of each rank.
 
@@ -246,12 +245,12 @@ def _search_on_all_ranks(
     parallel: Parallel,
     threads: int,
 ) -> list[Found]:
-    """Return the hypotheses of each batch, whichever rank searched for them."""
+    """Search the batches on all ranks, and return the hypotheses of each on every rank."""
 
     def search_ids(batch: list[Segment]) -> list[list[list[int]]] | None:
         try:
             return [[list(each.ids) for each in hypotheses] for hypotheses in search(batch)]
-        except NonFiniteScoresError:  # None lets all ranks raise: some have other batches
+        except NonFiniteScoresError:  # None makes all ranks raise, not only this one
             return None
 
     shares = distribute_jobs(batches, search_ids, parallel, threads=threads)
