@@ -1,1 +1,1 @@
-"""Parallel text on its way to the model."""
+"""Parallel text: reading, filtering, encoding, storage and batching."""

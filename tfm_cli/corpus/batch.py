@@ -14,7 +14,7 @@ from tfm_cli.corpus.store import FlatSegments
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Model inputs and expected outputs of some sentence pairs."""
+    """The model inputs and expected outputs of a batch of sentence pairs."""
 
     source: Tensor  # (B, S) ids
     source_keep: Tensor | None  # (B, 1, 1, S), False at padding; None if there is no padding
@@ -28,7 +28,7 @@ class Batch:
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """Return the batch in pinned memory, which a GPU reads without the CPU."""
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
         return self._with(Tensor.pin_memory)
 
     def rows(self, start: int, stop: int) -> "Batch":
@@ -61,8 +61,8 @@ def pad_source(
 ) -> tuple[Tensor, Tensor | None]:
     """Return source ids (B, S) with </s> after each segment, and the padding mask (B, 1, 1, S).
 
-    The mask is False at padding, and None if there is none. Padding repeats </s>: since the mask
-    hides it, it needs no id of its own.
+    The mask is False at padding, and None if there is none. Padding has the id of </s>: the mask
+    hides it, so it needs no id of its own.
     """
     ids, keep = _pad(FlatSegments.of(sources), eos_id)
     return ids, _padding_mask(keep)
@@ -107,7 +107,7 @@ def flat_batch(
     target_out, target_keep = _pad(targets, eos_id)
     target_in = target_out.roll(1, dims=1)
     target_in[:, 0] = start_id
-    # `nonzero` on the CPU: on a GPU it would synchronise, since its size depends on the data.
+    # `nonzero` runs on the CPU: on a GPU it would synchronise, since its size depends on the data.
     positions = target_keep.flatten().nonzero()[:, 0]  # (N,)
     return Batch(
         source, _padding_mask(source_keep), target_in, target_out, positions, len(positions)

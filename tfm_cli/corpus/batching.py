@@ -36,7 +36,7 @@ class BatchOrder:
         target_lengths: the same for the targets.
         max_tokens: as in `token_batches`.
         seed: the seed of the run.
-        spans: the weight of each training file; empty if all pairs occur once an epoch.
+        spans: the weight of each training file; empty if all pairs occur once per epoch.
         pool_pairs: the maximum size of a pool.
     """
 

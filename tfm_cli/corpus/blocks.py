@@ -111,12 +111,12 @@ class _LineBuffer:
 
     @property
     def num_lines(self) -> int:
-        """The number of buffered lines."""
+        """Return the number of buffered lines."""
         return len(self._ends)
 
     @property
     def crlf(self) -> bool:
-        """True if lines end in CRLF."""
+        """Return True if lines end in CRLF."""
         return bool(self.reader.crlf)
 
     def fill(self) -> None:
@@ -152,7 +152,7 @@ class BlockPairs(NamedTuple):
     sources: list[str]
     targets: list[str]
     repairs: tuple[Repairs, ...]  # of each file
-    num_left_out: int  # pairs that were dropped since a line is not UTF-8
+    num_left_out: int  # pairs that were dropped because a line is not UTF-8
     numbers: Sequence[int]  # line number of each pair
 
 

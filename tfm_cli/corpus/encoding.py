@@ -29,7 +29,7 @@ class EncodedBlock:
         hashes: of the texts of each pair; empty unless duplicates are dropped.
         dropped: the number of dropped pairs, by reason.
         repairs: repaired lines of each of the block's files.
-        round_trips: text of source and target that is not restored, before filtering by length.
+        round_trips: text of each side that decoding does not restore, before filtering by length.
         tags: source lines by language tag, before any filtering.
     """
 

@@ -2,7 +2,7 @@
 
 Each process is `python -m tfm_cli.corpus.encoding_pool FD`, which imports no PyTorch. Blocks and
 results travel through a socket pair as pickles that this package writes and reads; no file is ever
-unpickled. A process ends as soon as the other end of its socket is closed, which the system does
+unpickled. A process ends as soon as the other end of its socket is closed, and the system closes it
 however the parent ends.
 """
 
@@ -34,7 +34,7 @@ _QUEUED_PER_PROCESS = 2  # the block that is being encoded, and the next
 def encoding_pool(
     tokenizers: TokenizerPair, filters: Filters, *, num_processes: int
 ) -> Iterator["EncodingPool"]:
-    """Start processes that encode blocks, and end them with the context.
+    """Start processes that encode blocks, and end them at the end of the block.
 
     Args:
         tokenizers: of the two sides.
@@ -52,13 +52,13 @@ def encoding_pool(
             process = _Process(monitor)
             stack.callback(process.close)
             processes.append(process)
-        for process in processes:  # only now, since each blocks until its process has started
+        for process in processes:  # in a second loop, since `send` blocks until the process runs
             process.send((tokenizers.files(), filters))
         yield EncodingPool(tokenizers, filters, processes)
 
 
 class EncodingPool:
-    """Encodes blocks in the given processes; without any, in this one."""
+    """A pool of processes that encode blocks; without any, this process encodes them."""
 
     def __init__(
         self, tokenizers: TokenizerPair, filters: Filters, processes: list["_Process"]
@@ -69,15 +69,15 @@ class EncodingPool:
 
     @property
     def pids(self) -> list[int]:
-        """The process IDs."""
+        """Return the process IDs."""
         return [process.pid for process in self._processes]
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
         """Yield each block with its encoding, in order.
 
         Raises:
-            DataError: the first error in the order of the text, however many processes there are:
-                a file cannot be read, or a line is malformed.
+            DataError: a file cannot be read, or a line is malformed. With any number of processes,
+                it is the first error in the order of the text.
             ResourceError: a process was killed, or stopped for too long.
         """
         if not self._processes:
@@ -152,7 +152,7 @@ class _Process:
 
     @property
     def pid(self) -> int:
-        """The process ID."""
+        """Return the process ID."""
         return self._child.pid
 
     def send(self, message: object) -> None:
@@ -186,7 +186,7 @@ class _Process:
         return ResourceError(f"a process that prepares text {how}", hint=hint)
 
     def kill(self) -> None:
-        """Kill the process, which owns nothing that could be lost; `encode` then raises."""
+        """Kill the process, which has no state worth saving; `encode` then raises."""
         self._child.kill()
         self._child.wait()
 

@@ -18,8 +18,8 @@ class Filters:
     """Rules that training pairs must satisfy; pairs with a blank side are always dropped.
 
     Attributes:
-        max_length: the most tokens on a side, without </s>.
-        max_ratio: the most tokens on a side per token of the other; 0 for no limit.
+        max_length: the maximum number of tokens on a side, without </s>.
+        max_ratio: the maximum ratio of the longer to the shorter side, in tokens; 0 for no limit.
         identical: drop pairs whose sides are the same text.
         duplicates: drop pairs whose texts occurred before.
         bad_characters: drop pairs with bad characters or separators (`text.characters`).
@@ -49,7 +49,7 @@ class Filters:
 def filter_texts(
     sources: Sequence[str], targets: Sequence[str], filters: Filters, dropped: Counter[str]
 ) -> tuple[list[str], list[str]]:
-    """Return the pairs whose text passes the filters, and add the others to `dropped`."""
+    """Return the pairs whose text passes the filters, and count the others in `dropped`."""
     has_blank = not (all(map(str.strip, sources)) and all(map(str.strip, targets)))
     if not (has_blank or filters.identical or filters.bad_characters):  # the usual case
         return list(sources), list(targets)
@@ -81,7 +81,7 @@ def filter_lengths(
         source: tokens of each source without </s>, shape (num_pairs,).
         target: the same for the targets.
         filters: the rules.
-        dropped: the number of other pairs is added here, by reason.
+        dropped: the number of dropped pairs by reason; changed in place.
     """
     shorter, longer = np.minimum(source, target), np.maximum(source, target)
     select = np.ones(len(source), dtype=np.bool_)
@@ -98,11 +98,11 @@ def repeated_hashes(hashes: np.ndarray, *, at_a_time: int = _HASHES_AT_A_TIME) -
     """Return True for each hash that also occurs earlier, shape (num_hashes,).
 
     The hashes are partitioned by their leading bits into parts of about `at_a_time`, and each part
-    takes one pass over all of them, so that memory is bounded if they are mapped from a disk.
+    takes one pass over all of them, so that memory is bounded if they are memory-mapped.
 
     Args:
         hashes: 64-bit hashes of the texts, shape (num_hashes,).
-        at_a_time: about as many are held in memory.
+        at_a_time: the approximate number of hashes in memory.
     """
     is_repeated = np.zeros(len(hashes), dtype=np.bool_)
     num_parts = 1 << max(0, (max(1, len(hashes)) - 1) // at_a_time).bit_length()

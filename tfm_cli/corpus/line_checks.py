@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple, Self
 from tfm_cli.text.language_tags import TagCounts, leading_tag, listed
 from tfm_cli.tokenizer.tokenizer import Tokenizer, plain_blanks
 
-# Larger shares are a warning, smaller ones a note.
-MAX_CHANGED = 0.01  # of lines: no translation of the model can equal one of these
+# Larger shares cause a warning, smaller ones a note.
+MAX_CHANGED = 0.01  # of lines, which no translation of the model can equal
 MAX_UNKNOWN = 0.001  # of tokens: each stands for text that the model can neither read nor write
 
-# A tokenizer is learned by the run, named for it, or belongs to a trained model.
+# A tokenizer is trained by the run, named in its settings, or part of a trained model.
 Origin = Literal["learned", "named", "model"]
 
 _MAX_SHOWN = 24  # characters of a line that a message shows
@@ -20,13 +20,13 @@ _MAX_TAGS = 1000  # different tags whose first lines are recorded
 
 
 class LinePosition(NamedTuple):
-    """The first line of a kind.
+    """The position of the first line with some property.
 
     Attributes:
         file: index of its file in the corpus.
         line: its number in the file, from 1.
         text: an excerpt, which may be empty.
-        becomes: the text that replaces the excerpt; may be empty.
+        becomes: the excerpt after encoding and decoding, which may be empty.
     """
 
     file: int
@@ -37,9 +37,9 @@ class LinePosition(NamedTuple):
 
 @dataclass(slots=True)
 class LineCounts:
-    """A base of dataclasses whose fields are counts, or a `LinePosition` or None.
+    """A base class of dataclasses whose fields are counts or optional line positions.
 
-    Several processes count parts of one text, so the counts can be merged and written as JSON.
+    Several processes count parts of one text, so counts can be merged and converted to JSON.
     """
 
     def merge(self, later: Self) -> None:
@@ -50,7 +50,7 @@ class LineCounts:
             setattr(self, field.name, mine + theirs if is_number else mine or theirs)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a table that JSON can hold."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod
@@ -88,7 +88,7 @@ def _parse_position(name: str, values: object) -> LinePosition | None:
 
 
 def is_count(value: object) -> bool:
-    """Return True for an integer of JSON that can be a count."""
+    """Return True for a JSON integer that is a valid count."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
@@ -252,7 +252,7 @@ class TagPositions:
         self._first_other: LinePosition | None = None  # of the tags beyond `_MAX_TAGS`
 
     def add(self, lines: Sequence[str], *, file: int, first_number: int) -> None:
-        """Count consecutive lines of a file, the first of which has this number."""
+        """Count the tags of consecutive lines, the first of which has the number `first_number`."""
         for number, line in enumerate(lines, first_number):
             tag = self.counts.add(line)
             if tag is None or tag in self._first:

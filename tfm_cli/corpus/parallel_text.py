@@ -1,4 +1,4 @@
-"""Pairs of lines of corpus files, one after the other."""
+"""Reading of corpus files, pair by pair."""
 
 import logging
 import os

@@ -169,7 +169,7 @@ def cached_store(
             try:
                 prepare(files, tokenizers, filters, directory, workers=workers, warn=warn)
             except ResourceError:
-                # Without locks, another run may have put the same text there at the same moment.
+                # Without locks, another run may have prepared the same text at the same time.
                 if not _is_complete(directory):
                     raise
             changed = [file.name for file in files if not hashes.are_current(file)]
@@ -221,10 +221,10 @@ def _key(
 
 
 def remove_stale(directory: Path) -> None:
-    """Remove all other prepared texts from the cache: of older text or tokenizers, or incomplete.
+    """Remove all prepared texts but this one from the cache of a run.
 
-    The cache belongs to one run. Folders that are not proven to be of tfm stay, and so does a text
-    that another run uses, if the user let it share the cache.
+    They are of older text or tokenizers, or incomplete. Folders that tfm did not write stay, and so
+    does a text that another run with the same cache has open.
     """
     cache = directory.parent
     for path in sorted(cache.iterdir()):
@@ -247,10 +247,10 @@ def _sweep(cache: Path, *, of_0_1: bool = False) -> None:
 
 
 class FileHashes:
-    """Hashes of file contents, remembered as long as size, times and inode do not change.
+    """Hashes of file contents, cached as long as size, times and inode do not change.
 
     Args:
-        path: the file that remembers them; a file there that is not of tfm stays as it is.
+        path: the file of cached hashes; a file that tfm did not write is left unchanged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -304,7 +304,7 @@ class FileHashes:
                     while chunk := stream.read(_CHUNK_BYTES):
                         digest.update(chunk)
                 entry = [*fingerprint, digest.hexdigest()]
-                self._known.pop(key, None)  # inserted again, it is the newest
+                self._known.pop(key, None)  # reinserted as the newest
                 self._known[key] = entry
                 self._is_changed = True
         except OSError as error:
@@ -313,7 +313,7 @@ class FileHashes:
 
 
 def _has_bytes(path: Path) -> bool:
-    """Return False if the file is missing or empty, so that nothing is lost by replacing it."""
+    """Return False if the file is missing or empty, and can be replaced without loss."""
     with suppress(OSError):
         return not stat.S_ISREG((status := path.lstat()).st_mode) or status.st_size > 0
     return False
@@ -340,10 +340,10 @@ def _fingerprint(path: Path) -> list[object]:
 
 # Locks
 #
-# A text is prepared by one process at a time, in any container or on any machine. The lock is that
-# of the file system (flock) on `.KEY.lock` beside the folder `KEY`; the system releases it when its
-# process ends, however it ends. On a file system without locks, two runs may prepare the same text,
-# each in a temporary folder of its own.
+# A text is prepared by one process at a time, in any container or on any machine. The lock is a
+# file lock (flock) on `.KEY.lock` beside the folder `KEY`; the system releases it however its
+# process ends. On a file system without locks, two runs may prepare the same text, each in a
+# temporary folder of its own.
 
 
 @contextmanager
@@ -354,7 +354,7 @@ def key_lock(directory: Path) -> Iterator[None]:
         directory: the folder of the text, which need not exist.
 
     Raises:
-        ResourceError: the lock cannot be written, or its name is not a plain file.
+        ResourceError: the lock cannot be written, or its path is not a regular file.
     """
     path = directory.with_name(f".{directory.name}.lock")
     try:
@@ -405,7 +405,7 @@ def _remove_held(path: Path, stream: BinaryIO | FileIO) -> None:
 
 
 def _is_at(path: Path, stream: BinaryIO | FileIO) -> bool:
-    """Return True if the path still names the open file."""
+    """Return True if the path still refers to the open file."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
     return False

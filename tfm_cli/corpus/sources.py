@@ -34,7 +34,7 @@ class CorpusFile:
 
     @property
     def name(self) -> str:
-        """The first name, for lists of files in messages."""
+        """Return the first name, for lists of files in messages."""
         return self.names[0]
 
 
@@ -73,7 +73,7 @@ def training_files(data: DataConfig, *, standard_input: str = "-") -> tuple[Corp
 
 
 def _format_of(path: str, setting: str) -> Format:
-    """Return the format that the setting names, or else that of the file name."""
+    """Return the format of the setting; with `auto`, that of the file name."""
     for known in ("tsv", "jsonl"):
         if setting == known:
             return known
@@ -93,7 +93,7 @@ def _format_of(path: str, setting: str) -> Format:
 def parse_pairs(
     lines: Iterable[str], file_format: Format, repairs: Repairs, *, name: str, num_lines: int = 0
 ) -> Iterator[Pair]:
-    """Yield the pair of each line, in order; a blank line is a pair of blanks.
+    """Yield the pair of each line, in order; that of a blank line is two empty strings.
 
     Args:
         lines: text without line feeds.
@@ -154,7 +154,7 @@ def _parse_object(line: str, repairs: Repairs, name: str, number: int) -> Pair:
 
 
 def _one_line(text: str) -> str:
-    """Return text with blanks for line feeds and U+FFFD for unpaired surrogates of JSON escapes."""
+    """Return text without NUL, with line feeds as blanks and lone surrogates as U+FFFD."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text.replace("\n", " ").replace("\0", "")

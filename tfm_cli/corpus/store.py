@@ -39,7 +39,7 @@ class Segments:
         ids: token ids of all segments, shape (num_tokens,).
         starts: offsets in `ids`, shape (num_segments + 1,).
         lengths: tokens of each segment, including </s>; computed if None.
-        release: called now and then to release the memory of mapped arrays.
+        release: called regularly to release the memory of mapped arrays.
         vocab_size: if given, gathered segments are checked, since they come from a disk.
         name: the name of the corpus in errors.
 
@@ -131,7 +131,7 @@ class CorpusStore:
         dropped: the number of dropped pairs, by reason.
         spans: the pairs of each training file, in order; empty for a single file.
         sha256: the hash of all ids, if it is known already.
-        round_trips: text that encoding source and target lost, if it was counted.
+        round_trips: text of each side that decoding does not restore, if it was counted.
         tags: source lines by language tag, if they were counted.
         release: releases the memory of mapped arrays.
     """
@@ -234,7 +234,7 @@ def corpus_sha256(source: str, target: str) -> str:
 
 
 def no_usable_pairs(name: str, dropped: Counter[str]) -> DataError:
-    """Return the error for a corpus of which no pair is left."""
+    """Return the error for a corpus without usable pairs."""
     counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
     return DataError(f"{name}: 0 usable pairs" + (f", dropped: {counts}" if counts else ""))
 

@@ -39,7 +39,7 @@ _TYPES = tuple(np.dtype(kind).str for kind in (np.uint16, np.int32))  # see `id_
 
 
 class StoreWriter:
-    """Writes a corpus, block by block, into an empty folder.
+    """A writer of a corpus, block by block, into an empty folder.
 
     Args:
         directory: the empty folder.
@@ -79,7 +79,7 @@ class StoreWriter:
 
     @property
     def dropped(self) -> Counter[str]:
-        """The number of pairs that were dropped so far, by reason."""
+        """Return the number of pairs that were dropped so far, by reason."""
         return self._dropped
 
     def add(self, encoded: EncodedBlock, *, file: int) -> None:
@@ -94,7 +94,7 @@ class StoreWriter:
             self._hashes.write(encoded.hashes.tobytes())
 
     def finish(self) -> None:
-        """Drop duplicates if the filters say so, and write `store.json`."""
+        """Drop duplicates if the filters require it, and write `store.json`."""
         self._open_files.close()
         if self._filters.duplicates:
             self._drop_duplicates()
@@ -190,7 +190,7 @@ def open_store(
         directory: its folder.
         weights: passes per epoch over the pairs of each file; empty for one pass over each.
         vocab_sizes: the expected sizes.
-        max_length: the most tokens that a segment may have.
+        max_length: the maximum number of tokens of a segment.
 
     Raises:
         DataError: a file is missing or has a wrong size, or lengths are inconsistent. Single ids
@@ -222,7 +222,7 @@ def locked_if_unused(directory: Path) -> Iterator[None]:
 
 
 def _lock_shared(directory: Path) -> int:
-    """Return an open file whose lock keeps a corpus from being removed."""
+    """Return a file descriptor whose lock keeps a corpus from being removed."""
     with open_private(directory / PREPARED_FACTS) as file:
         if try_lock(file.fileno(), shared=True) is False:
             raise BlockingIOError(errno.EWOULDBLOCK, "is being removed", str(directory))

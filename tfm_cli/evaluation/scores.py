@@ -49,7 +49,7 @@ DEFAULTS = MetricOptions()
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """The 95 % interval of a bootstrap: mean ± half_width."""
+    """The 95 % confidence interval of bootstrap resampling: mean ± half_width."""
 
     mean: float
     half_width: float
@@ -62,7 +62,7 @@ class Score:
     Attributes:
         metric: `bleu`, `chrf` or `ter`.
         name: the metric's name in sacreBLEU, such as `chrF2++`.
-        value: 0 to 100; TER is not bounded above, and lower is better.
+        value: 0 to 100; TER may exceed 100, and lower is better.
         signature: that of sacreBLEU, to be quoted with the value.
         short_signature: the same with abbreviated keys.
         confidence: from bootstrap resampling; None without it.
@@ -78,7 +78,7 @@ class Score:
 
     @property
     def text(self) -> str:
-        """The line that sacreBLEU prints: name, signature, value and its components."""
+        """Return the line that sacreBLEU prints: name, signature, value and its components."""
         return self.line()
 
     def quoted_signature(self, *, short: bool = False) -> str:
@@ -94,12 +94,12 @@ class Score:
         return self._native.format(width, False, self.signature, True)
 
     def bare(self, width: int = 1) -> str:
-        """Return the value alone, with its confidence interval if there is one."""
+        """Return the value, with its confidence interval if there is one, but without a name."""
         return self._native.format(width, True)
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return True if lower scores are better: TER counts edits."""
+    """Return True if lower scores are better, as for TER, which counts edits."""
     return metric == "ter"
 
 
@@ -162,7 +162,7 @@ def sentence_scores(
     metric: str = "bleu",
     options: MetricOptions = DEFAULTS,
 ) -> Iterator[Score]:
-    """Yield a Score for each segment, in order; BLEU with its effective order."""
+    """Yield a Score for each segment, in order; BLEU uses effective order."""
     check_aligned(hypotheses, references)
     options = dataclasses.replace(options, effective_order=True)
     built = build_metrics((metric,), references, options)[metric]
@@ -242,7 +242,7 @@ def _build(name: str, references: Sequence[Sequence[str]], options: MetricOption
             effective_order=options.effective_order,
             references=references,
         )
-    except (ImportError, RuntimeError, OSError, AssertionError) as error:  # a wrong dictionary
+    except (ImportError, RuntimeError, OSError, AssertionError) as error:  # a bad dictionary
         reason = " ".join(str(error).split())
         message = f"the tokenizer `{options.tokenize}` cannot be used: {reason}"
         raise ResourceError(message) from error

@@ -14,14 +14,14 @@ LONG_LINE_BYTES = 4192  # SentencePiece does not learn from longer lines
 
 @dataclass(slots=True)
 class Occurrences:
-    """The number of lines of a kind, and the first one; a pair has the line of its source."""
+    """The number of lines of a kind, and the position of the first; for pairs, of its source."""
 
     count: int = 0
     file: str | None = None
     line: int | None = None
 
     def add(self, count: int, file: str, line: int | None) -> None:
-        """Count more lines, the first of which is this one."""
+        """Count more lines, the first of which is `line` of `file`."""
         if count and not self.count:
             self.file, self.line = file, line
         self.count += count
@@ -32,14 +32,14 @@ class FileFacts:
     """Properties of a file; all counts are of lines.
 
     Attributes:
-        problem: the reason why it cannot be read, or not to its end; empty if it was read.
+        problem: the reason why it was not read to its end; empty if it was.
         hint: a remedy for the problem.
         line_end: that of the first line, LF or CRLF.
         invalid: lines that are not UTF-8.
         invalid_byte: the first such byte and its position.
         other_ends: lines whose end differs from that of the first.
-        cut: lines that exceed the limit of every command.
-        long: lines from which a tokenizer does not learn.
+        cut: lines that exceed the maximum length, at which every command cuts them.
+        long: lines that the training of a tokenizer skips.
         separators: lines that contain a separator, by its name.
         bad: lines that contain a bad character, by its kind.
     """
@@ -67,7 +67,7 @@ class FileFacts:
 
 
 class FileInspection:
-    """Reads a file in windows and records its properties, up to its end or to damage.
+    """A reader that records the properties of a file, up to its end or to damage.
 
     Args:
         path: the file.
@@ -136,7 +136,7 @@ class FileInspection:
         if reader.has_crlf:
             facts.other_ends = self._repaired(reader, "bare")
         replaced = facts.bad["replacement"]
-        # The reader writes U+FFFD for bytes that are not UTF-8; those lines do not count here.
+        # The reader replaces bytes that are not UTF-8 by U+FFFD; those lines do not count here.
         replaced.count -= facts.invalid.count
         if facts.invalid.count:
             replaced.file, replaced.line = (facts.path if replaced.count else None), None

@@ -23,14 +23,14 @@ from tfm_cli.text.reader import MAX_LINE_BYTES
 
 Level = Literal["error", "warning", "note"]
 
-# Larger shares are a warning or an error, smaller ones a note.
-MAX_OVERLAP = 0.01  # of valid or test: beyond, the score is off by more than noise
-MAX_KNOWN_SOURCES = 0.05  # of valid or test: short sentences do recur
+# Larger shares cause a warning or an error, smaller ones a note.
+MAX_OVERLAP = 0.01  # of valid or test: above, the score is off by more than noise
+MAX_KNOWN_SOURCES = 0.05  # of valid or test: short sentences recur
 MAX_REPEATS = 0.05  # a repeated pair has more weight in training than others
 MAX_BLANK = 0.01  # blank pairs are dropped, and suggest that one side lost lines
 MAX_IDENTICAL = 0.02  # names, numbers and headings are identical in any corpus
 MAX_FAR_APART = 0.01  # a pair with this length ratio is hardly a translation
-MAX_BAD_CHARACTERS = 0.001  # of lines: beyond, the damage is systematic
+MAX_BAD_CHARACTERS = 0.001  # of lines: above, the damage is systematic
 MAX_TOO_LONG = 0.01  # of pairs, which training drops
 FAR_APART = 9  # length ratio
 

@@ -1,4 +1,4 @@
-"""Inspection of a whole corpus; no problem stops it."""
+"""Inspection of a whole corpus, which continues after problems."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +64,7 @@ class CorpusInspection:
 
     @property
     def unit(self) -> str:
-        """The unit of lengths."""
+        """Return the unit of lengths."""
         return "words" if self.tokenizers is None else "pieces"
 
     def read(self, source_path: str, target_path: str, progress: Progress) -> None:
@@ -82,7 +82,7 @@ class CorpusInspection:
                 progress(self.pairs, min(file.share() for file in files))
 
     def _inspect(self, sources: list[str], targets: list[str], path: str, line: int) -> None:
-        """Inspect consecutive pairs, the first of which is on this line."""
+        """Inspect consecutive pairs, the first of which is on `line`."""
         self.pairs += len(sources)
         self.tags.add(sources, file=len(self.files) - 1, first_number=line)
         texts = [source.strip() for source in sources], [target.strip() for target in targets]
@@ -147,7 +147,7 @@ class CorpusInspection:
 def paired_windows(
     source: FileInspection, target: FileInspection
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield lines of both sides, equally many; at most one window of a side is held back.
+    """Yield equally many lines of both sides; at most one window of a side is buffered.
 
     If one side is longer, the rest of it is read as well, so that all of its lines are inspected
     and counted.

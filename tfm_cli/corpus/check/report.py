@@ -19,7 +19,7 @@ _COMMONEST = 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CorpusReport:
-    """Everything about one corpus; `overlap` is None for the training corpus."""
+    """The results of the check of one corpus; `overlap` is None for the training corpus."""
 
     facts: CorpusInspection
     repeats: Repeats
@@ -29,7 +29,7 @@ class CorpusReport:
 
 
 def as_json(reports: Sequence[CorpusReport], *, tokenizer: str | None, max_length: int) -> str:
-    """Return one JSON object, whose keys are always the same."""
+    """Return one JSON object, which always has the same keys."""
     findings = [finding for report in reports for finding in report.findings]
     counts = {f"{level}s": _count(findings, level) for level in LEVELS}
     table = {

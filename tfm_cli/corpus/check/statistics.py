@@ -16,10 +16,10 @@ _BINS_PER_OCTAVE = 64  # ratio bins between 1 and 2, for quantiles within 1 %
 _MAX_OCTAVES = 20
 
 _BUCKET_BITS = 6
-NUM_BUCKETS = 1 << _BUCKET_BITS  # one at a time is in memory: 25 MB of 100 million pairs
+NUM_BUCKETS = 1 << _BUCKET_BITS  # one at a time is in memory: 25 MB for 100 million pairs
 MAX_IN_MEMORY = 1 << 20  # pairs of 16 bytes; more are written to an unnamed file
 
-_MAX_CAUSES = 1 << 16  # different causes of unknown tokens; beyond, the rarest are dropped
+_MAX_CAUSES = 1 << 16  # different causes of unknown tokens; with more, the rarest are dropped
 
 
 class LengthCounts:
@@ -49,7 +49,7 @@ class LengthCounts:
 
     @property
     def mean(self) -> float:
-        """The mean length; 0 without segments."""
+        """Return the mean length; 0 without segments."""
         return self.total / max(1, self.count)
 
     def quantile(self, share: float) -> int:
@@ -142,7 +142,7 @@ class LineHashes:
     Among 100 million lines, two have the same hash by chance with a probability of 0.0003.
 
     Args:
-        max_in_memory: pairs; more are written to a file.
+        max_in_memory: the number of pairs in memory; more are written to a file.
     """
 
     def __init__(self, *, max_in_memory: int = MAX_IN_MEMORY) -> None:
@@ -227,7 +227,7 @@ def _bucket(rows: np.ndarray) -> np.ndarray:
 
 
 class UnknownPieces:
-    """Counts unknown tokens of one side of a corpus, and the text that causes them.
+    """The number of unknown tokens on one side of a corpus, and the text that causes them.
 
     Args:
         tokenizer: of this side.
