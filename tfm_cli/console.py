@@ -32,7 +32,7 @@ def visible_message(text: str) -> str:
     r"""Return a message as `visible` does, with each line feed as `\u000a` unless indented.
 
     All lines of a message but the first are indented by two blanks. A line feed in a file name
-    therefore cannot forge a line of ours.
+    therefore cannot forge a log line.
     """
     return _LINE_FEED.sub(r"\\u000a", visible(text))
 
@@ -57,7 +57,7 @@ class _LastingFile(io.FileIO):
 def lasting_terminal(stream: TextIO) -> TextIO:
     """Return a stream to the same terminal that raises no errors once the terminal is gone.
 
-    After a dropped connection a program must save its work and not fail because of a log line.
+    When a connection is lost, the program must save its work instead of failing at a log line.
     """
     binary = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(binary, encoding="utf-8", errors=stream.errors, line_buffering=True)
@@ -69,7 +69,7 @@ SILENT = logging.ERROR  # for messages that another process logs as well
 
 
 class _PlainFormatter(logging.Formatter):
-    """A formatter with the level before warnings and errors, and nothing before the rest."""
+    """A formatter that puts the level before every message except those of level INFO."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = visible_message(super().format(record))

@@ -24,8 +24,8 @@ class Precision(NamedTuple):
 
     name: str
     dtype: str  # PyTorch's name
-    devices: tuple[str, ...]  # types of devices that may compute in it
-    trains: bool  # it is also a precision of training
+    devices: tuple[str, ...]  # types of devices that support it
+    trains: bool  # True if training may use it
 
 
 PRECISIONS = {
@@ -40,7 +40,7 @@ PRECISIONS = {
 DECODING_PRECISIONS = ("auto", *PRECISIONS)
 TRAINING_PRECISIONS = ("auto", *(each.name for each in PRECISIONS.values() if each.trains))
 
-_logged: set[str] = set()  # reasons that were logged once
+_logged: set[str] = set()  # reasons that have been logged
 _DRIVERS = {"win32": "nvcuda.dll"}  # CUDA's driver by system; otherwise libcuda.so.1
 _MIN_BF16_CAPABILITY = (8, 0)
 
@@ -146,7 +146,7 @@ def gpu_capability(device: Device) -> tuple[int, int]:
 
 
 def num_gpus() -> int:
-    """Return the number of GPUs that PyTorch can use; import it only if there may be one."""
+    """Return the number of GPUs that PyTorch can use, importing it only if there may be one."""
     build = torch_build()
     if build != "hip" and not (build == "cuda" and driver_gpus()):
         return 0

@@ -37,7 +37,7 @@ class CheckError(TfmError):
 
 
 class ConfigError(TfmError):
-    """A wrong call or configuration of the command."""
+    """A wrong command line or configuration."""
 
     exit_code = 2
 
@@ -69,7 +69,7 @@ class OutputError(ResourceError):
 
     @property
     def is_disk_full(self) -> bool:
-        """True if there is no space left for the output, or no quota."""
+        """Return True if there is no space left for the output, or no quota."""
         return self.os_error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,7 +77,7 @@ class DivergedError(TfmError):
     """Training with losses or gradients that are not finite, or far too large.
 
     Attributes:
-        since: the first such update; the update before it may have spoiled the weights.
+        since: the first such update; the update before it may have damaged the weights.
     """
 
     exit_code = 6
@@ -88,7 +88,7 @@ class DivergedError(TfmError):
 
 
 class Interrupted(TfmError):  # noqa: N818 - a signal is not an error; the exit code is 128 + number
-    """An end by a signal, after all results were saved."""
+    """The end of a command by a signal; once training has begun, a checkpoint was saved."""
 
     def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -96,7 +96,7 @@ class Interrupted(TfmError):  # noqa: N818 - a signal is not an error; the exit 
 
 
 class OutOfTime(BaseException):
-    """The end of the time limit of a command.
+    """The expiry of the time limit of a command.
 
     Like KeyboardInterrupt it is not an Exception: it may be raised anywhere, and code that handles
     errors must not catch it.
@@ -106,7 +106,7 @@ class OutOfTime(BaseException):
 
 
 class ReportedElsewhere(TfmError):  # noqa: N818 - the error is that of another process
-    """The end of a process because of another one, which reports the error; nothing is shown."""
+    """The exit of a process because of an error that another process reports; it shows nothing."""
 
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The command line: the only package with Typer, exit codes and the standard streams."""
+"""The command line: commands, their help, and the report of errors with an exit code."""
 
 import atexit
 import contextlib
@@ -54,7 +54,7 @@ class Cli(CommandGroup):
     )
 
     def make_context(self, *arguments: Any, **more: Any) -> Any:
-        """Parse the command line; what `--help` and `--version` print is written here."""
+        """Parse the command line; print the output of `--help` and `--version`."""
         with _failures_reported():
             return super().make_context(*arguments, **more)
 
@@ -66,7 +66,7 @@ class Cli(CommandGroup):
 
 @contextlib.contextmanager
 def _failures_reported() -> Iterator[None]:
-    """Turn an exception into a message on stderr and an exit code; nothing else does."""
+    """Convert an exception inside the block to a message on stderr and an exit code."""
     try:
         yield
     except (Interrupted, OutOfTime) as stop:
@@ -80,7 +80,7 @@ def _failures_reported() -> Iterator[None]:
             typer.echo(f"hint: {visible_message(error.hint)}", err=True)
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError as gone:
-        raise typer.Exit(0) from gone  # the reader needs no more
+        raise typer.Exit(0) from gone  # the reader has closed the pipe
     except KeyboardInterrupt as stop:
         after_key = sys.stderr is not None and sys.stderr.isatty()  # the terminal shows ^C
         typer.echo("\ninterrupted" if after_key else "interrupted", err=True)
@@ -112,7 +112,7 @@ _OUT_OF_MEMORY = (
 
 
 def _resource_problem(bug: Exception) -> str:
-    """Return the message for an exception that a lack of resources caused; empty for a bug."""
+    """Return the message for an exception caused by a lack of resources; empty for a bug."""
     words = visible_message(str(bug))
     if isinstance(bug, ImportError):
         name, path = bug.name or "", Path(bug.path or "")
@@ -189,14 +189,14 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.captureWarnings(True)
     signal.signal(signal.SIGTERM, _raise_interrupted)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # `nohup` has it ignored
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # `nohup` ignores it
         signal.signal(signal.SIGHUP, _raise_interrupted)
     code: object = 0
     try:
         _run()
     except SystemExit as end:
         code = end.code
-    # Here the exception is gone, and with it the objects that it held, such as worker processes.
+    # The exception is freed by now, and with it objects that it kept, such as worker processes.
     _exit_early(code)
     raise SystemExit(code)
 
@@ -212,10 +212,10 @@ def _run() -> None:
 
 
 def _exit_early(code: object) -> None:
-    """End the process without freeing its memory object by object.
+    """Exit the process without freeing its objects one by one.
 
-    That takes a tenth of the time of a translation of one line. With PyTorch, a debugger or a
-    profiler the process exits as usual, since they may have more to do.
+    Freeing them takes a tenth of the time of translating one line. With PyTorch, a debugger or a
+    profiler the process exits normally, since they may have work to do at exit.
     """
     is_watched = sys.gettrace() is not None or sys.getprofile() is not None
     others = [thread for thread in threading.enumerate() if not thread.daemon]
@@ -229,14 +229,14 @@ def _exit_early(code: object) -> None:
 
 
 def _raise_interrupted(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGHUP:  # the shell sends it, and the system once more
+    if number == signal.SIGHUP:  # the shell and the system each send one
         signal.signal(number, signal.SIG_IGN)
     message = "hung up" if number == signal.SIGHUP else "terminated"
     raise Interrupted(message, signal_number=number)
 
 
 def _flush_stdout() -> None:
-    """Flush standard output; if that fails, discard its buffer, or Python would report it."""
+    """Flush standard output; if that fails, discard its buffer, so that Python reports no error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

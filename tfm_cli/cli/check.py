@@ -106,7 +106,7 @@ def check(options: CheckOptions) -> None:
 def _tokenizers(
     options: CheckOptions, config: RunConfig
 ) -> tuple["TokenizerPair | None", str, "Origin"]:
-    """Return the tokenizers that count, their path, and the origin of the choice."""
+    """Return the tokenizers with which tokens are counted, their path, and their origin."""
     path = options.tokenizer or config.tokenizer.model
     origin: Origin = "named"
     if options.model is not None or (not path and config.training.pretrained_model):

@@ -1,4 +1,4 @@
-"""From declared commands to Typer's: parsing by our rules, help in our words."""
+"""Conversion of declared commands to Typer's, which keep their own parsing and help."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tfm_cli.cli.options import Command, Option
 
-# By name, in the order of the help: the module in this package, and the attribute.
+# By name, in the order of the help: a module in this package, and an attribute of it.
 Commands = Mapping[str, tuple[str, str]]
 
 
@@ -48,7 +48,7 @@ class DeclaredCommand(TyperCommand):
 class CommandGroup(TyperGroup):
     """A group of commands, each of which is imported when it is needed.
 
-    Without arguments it prints its help and ends with success.
+    Without arguments it prints its help and exits with 0.
     """
 
     members: Commands = MappingProxyType({})
@@ -117,7 +117,7 @@ def typer_command(command: Command, name: str) -> Any:
         )
         for each in options
     ]
-    # Typer reads the signature of a function, as a decorator may have set it.
+    # Typer derives the parameters of a command from the signature of its function.
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     parser = command.parser or DeclaredCommand
     kind = type(parser.__name__, (parser,), {"declared": options})
@@ -140,7 +140,7 @@ def _nothing() -> None:
 
 
 def _annotation(option: Option) -> Any:
-    """Return the annotation from which Typer makes a parameter and completes its values."""
+    """Return the annotation from which Typer derives a parameter and its completion."""
     kind = option.kind if option.kind in (bool, Path) else str
     if option.is_list:
         kind = list[str]
@@ -160,10 +160,10 @@ def _annotation(option: Option) -> Any:
 
 
 def _adopt(parameter: Any, declared: Mapping[str, Option]) -> Any:
-    """Return a parameter of Typer that takes its value by our rules.
+    """Return a parameter of Typer whose value is processed by its declaration instead of Typer.
 
     Typer converts values by means of pydantic, whose import takes longer than a line takes to
-    translate, and its words differ from those for settings in files.
+    translate, and its error messages differ from those for settings in files.
     """
     if "process_value" not in vars(parameter):
         process = _process_own if parameter.name in declared else _process_flag

@@ -210,7 +210,7 @@ class EvaluateOptions(Options):
 
 _FOR_MODEL = ("source", "output", "beam_size", "length_penalty", "device", "precision", "workers")
 _FOR_CORPUS = ("confidence", "paired_bs", "paired_ar", "fail_under")
-_NEEDED = {  # options without effect, and the metric or option that they need
+_NEEDED = {  # options, and the metric or option without which they have no effect
     "tokenize": "bleu",
     "lowercase": "bleu",
     "smooth_method": "bleu",
@@ -224,9 +224,9 @@ _NEEDED = {  # options without effect, and the metric or option that they need
 
 
 class EvaluateCommand(DeclaredCommand):
-    """A command that reads `-m bleu chrf`, and `-i a.txt b.txt` after references, as sacreBLEU.
+    """A command that accepts `-m bleu chrf`, and `-i a.txt b.txt` after references, as sacreBLEU.
 
-    Otherwise the second system would be one more reference, and the scores wrong.
+    Otherwise the second system would count as another reference, and the scores would be wrong.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -251,7 +251,7 @@ class EvaluateCommand(DeclaredCommand):
 
 
 def systems_once(paths: Sequence[str], *, paired: bool) -> list[str]:
-    """Return the paths, without further mentions of a paired test's baseline.
+    """Return the paths, without repetitions of a paired test's baseline.
 
     Thus `-i base.txt *.txt` compares the baseline with all others.
 
@@ -267,7 +267,7 @@ def systems_once(paths: Sequence[str], *, paired: bool) -> list[str]:
 
 
 def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: int) -> None:
-    """Report all contradictions among the options at once; warn of those without effect.
+    """Raise one error for all contradictions among the options; warn of those without effect.
 
     Args:
         given: the flags on the command line, by name.
@@ -384,7 +384,7 @@ def _read_texts(options: EvaluateOptions, paths: Sequence[str]) -> Texts:
 
 
 def _translate(options: EvaluateOptions, model: Path, lines: Sequence[str], name: str) -> list[str]:
-    """Return the model's best translations of lines, which warnings call by `name`."""
+    """Return the model's best translations of lines; warnings refer to the text by `name`."""
     from tfm_cli.model_directory.config_file import load_config
     from tfm_cli.translation.translator import Translator, TranslatorOptions
 
@@ -464,8 +464,9 @@ def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str,
     """Return the lines of each file, by its path.
 
     Raises:
-        DataError: a list of the files that cannot be read, or of those whose number of lines is
-            not that of the first reference.
+        ConfigError: standard input is named more than once.
+        DataError: files cannot be read, or have another number of lines than the first reference;
+            the message lists them all.
     """
     paths = [*references, *others]
     if paths.count("-") > 1:

@@ -10,8 +10,8 @@ from tfm_cli.cli.options import Option
 _MAX_WIDTH = 80
 _MIN_WIDTH = 40
 _MAX_NAME_WIDTH = 28
-_HIGHEST = 10**9  # bounds from here on only keep numbers computable
-_LOWEST = 1e-5  # so do positive bounds up to here
+_HIGHEST = 10**9  # bounds from here on only avoid overflow, and are not shown
+_LOWEST = 1e-5  # positive lower bounds up to here are shown as `above 0`
 _NO_BREAK = "\xa0"
 
 Rows = Sequence[tuple[str, str]]
@@ -24,7 +24,7 @@ def command_help(usage: str, documentation: str, options: Iterable[Option]) -> s
     Args:
         usage: the first line.
         documentation: the docstring of the command.
-        options: in order; those of one heading stand together.
+        options: in the order of the help, grouped by heading.
     """
     sections: dict[str, list[tuple[str, str]]] = {}
     for option in options:
@@ -57,7 +57,7 @@ def summary(documentation: str) -> str:
 
 
 def _row(name: str, text: str, column: int, width: int) -> list[str]:
-    """Return the lines of a name and its text, which stands below a name that is too long."""
+    """Return the lines of a name and its text, which is below a name that is too long."""
     filled = _filled(text, width, indent=" " * column)
     name = f"  {name}"
     if len(name) + 2 > column:
@@ -96,7 +96,7 @@ def _value_name(option: Option) -> str:
 
 
 def _fits(option: Option) -> bool:
-    """Return True if the choices are short enough to stand for the name of the value."""
+    """Return True if the choices are short enough to be shown as the name of the value."""
     return not option.is_list and len("|".join(map(str, option.bounds["choices"]))) <= 16
 
 
@@ -119,7 +119,7 @@ def _text(option: Option) -> str:
 
 
 def _range(option: Option) -> str:
-    """Return the legal numbers, without bounds that only keep them computable."""
+    """Return the range of valid numbers, without bounds that only avoid overflow."""
     if option.kind not in (int, float):
         return ""
     bounds = option.bounds

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tfm_cli.parallel import Parallel
 
 # The flags of a setting: `--name` unless listed here. The main flag is first; the others are the
-# names that fairseq, Marian and Sockeye have for it.
+# names that fairseq, Marian and Sockeye use for it.
 FLAGS: dict[str, tuple[str, ...]] = {
     "data.source": ("--source", "-s"),
     "data.target": ("--target", "-t"),
@@ -52,7 +52,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "search.max_tokens": ("--max-tokens", "--mini-batch-words"),
     "search.buffer_size": ("--buffer-size", "--maxi-batch", "--chunk-size"),
 }
-# The values of a setting in the help: N, X or NAME by its type unless listed here.
+# Placeholders for values of settings in the help: N, X or NAME by type unless listed here.
 METAVARS = {
     "data.source": "FILE",
     "data.target": "FILE",
@@ -74,7 +74,7 @@ def _rule_name(text: str) -> str:
     return spelled if spelled in NORMALIZATION_RULES else text
 
 
-# Spellings that only the flag of a setting has.
+# Conversions of spellings that only the flag of a setting accepts.
 _SPELLINGS: dict[str, Callable[[str], str]] = {
     "tokenizer.normalization_rule_name": _rule_name,
     "training.max_tokens": lambda text: "0" if text == "auto" else text,
@@ -86,7 +86,7 @@ _NO_BOUNDS = dict.fromkeys(("ge", "le", "lt", "choices"))
 
 
 class Option(NamedTuple):
-    """An option of a command, or an argument: one without flags."""
+    """An option of a command; one without flags is an argument."""
 
     heading: str
     flags: tuple[str, ...]
@@ -112,16 +112,16 @@ class Option(NamedTuple):
 
     @property
     def is_required(self) -> bool:
-        """Return True if the command does not run without it."""
+        """Return True if it must be given."""
         return self.default is ...
 
     @property
     def parameter(self) -> str:
-        """Return the name of the parameter of Typer."""
+        """Return the name of the Typer parameter."""
         return f"{self.section}_{self.name}" if self.section else self.name
 
     def read(self, given: object) -> Any:
-        """Return the value of what Typer found on the command line; None for nothing.
+        """Return the value of the text that Typer found on the command line; None if there is none.
 
         Raises:
             ConfigError: it is missing, of another type, or out of bounds.
@@ -145,7 +145,7 @@ class Option(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Return the name as the tables above have it."""
+        """Return the key of the tables above."""
         return f"{self.section}.{self.name}"
 
     def _item(self, text: str) -> Any:
@@ -158,7 +158,7 @@ class Option(NamedTuple):
             try:
                 return float(text)
             except ValueError:
-                return text  # refused as text
+                return text  # refused by `coerce`
         return text
 
     def _path(self, text: str) -> Path:
@@ -179,7 +179,7 @@ def option(
     le: float | None = None,
     hidden: bool = False,
 ) -> Any:
-    """Declare an option of a command in its subclass of `Options`, which has its type.
+    """Declare an option in a subclass of `Options`, where its annotation is its type.
 
     Args:
         heading: under which the help lists it.
@@ -233,21 +233,21 @@ class Options:
 class Command(NamedTuple):
     """A command: a function, its options, and the settings that it takes as flags.
 
-    The settings are listed as `section.name`, by the headings of the help, in its order; each
-    heading begins with options of its own.
+    `settings` maps the headings of the help, in order, to settings as `section.name`. The command's
+    own options precede them under each heading.
     """
 
     run: Callable[[Any], None]
     options: type[Options]
     settings: Mapping[str, tuple[str, ...]]
-    # sacreBLEU's letters have other meanings.
+    # False leaves out short flags of settings, which have other meanings in sacreBLEU.
     has_letters: bool = True
-    # A preset replaces defaults, which the help then leaves out.
+    # True leaves out defaults from the help that a preset may replace.
     has_presets: bool = False
     parser: "type[TyperCommand] | None" = None
 
     def parsed(self, values: Mapping[str, Any]) -> Any:
-        """Return the options from what Typer found, by the names of its parameters."""
+        """Return the options, given the values that Typer found by the names of its parameters."""
         options = self.all_options()
         read = {each.parameter: each.read(values.get(each.parameter)) for each in options}
         return self.options(options, read)
@@ -319,7 +319,7 @@ def quiet_option(heading: str = "Messages", text: str = "Warnings and errors onl
 
 
 def set_up_logging(quiet: bool, parallel: "Parallel") -> None:
-    """Log what `--quiet` admits on rank 0, and nothing but errors on the other ranks."""
+    """Log warnings, and without `--quiet` progress, on rank 0; log only errors on the others."""
     level = console.QUIET if quiet else console.NORMAL
     console.setup(level if parallel.is_main else console.SILENT)
 
@@ -371,8 +371,8 @@ def refuse_overwriting(
     """Raise a ConfigError if the output is a file that is read, by any name or link.
 
     Args:
-        output: where the command writes; `-` is standard output.
-        read: what it reads; `-` is standard input.
+        output: path of the output; `-` is standard output.
+        read: paths of the inputs; `-` is standard input.
         option: the flag that names the output.
     """
     written = _identity(output, sys.stdout)

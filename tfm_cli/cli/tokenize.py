@@ -397,7 +397,7 @@ def _batches(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _ids_of(line: str, position: str, vocab_size: int) -> list[int]:
-    """Return the ids on a line, whose file and number are `position`.
+    """Return the ids on a line, given its file and number for errors.
 
     Raises:
         DataError: a word is not an id of the vocabulary.

@@ -210,7 +210,7 @@ def translate(options: TranslateOptions) -> None:
             buffer_size=search.buffer_size,
         )  # fmt: skip
 
-        # Somebody who types is answered line by line; torchrun starts its own processes.
+        # Typed lines are translated one by one; torchrun starts its own processes.
         is_single = is_typed(options.input_path) or parallel.world > 1
 
         def load() -> "Translator":
@@ -237,7 +237,7 @@ def _log_result(reader: LineReader, work: Work) -> None:
 
 
 def chosen_settings(options: TranslateOptions) -> dict[str, object]:
-    """Return the settings of the search that were given, by name.
+    """Return the search settings that were given on the command line, by name.
 
     Options without effect cause a warning.
 
@@ -266,7 +266,7 @@ def chosen_settings(options: TranslateOptions) -> dict[str, object]:
 
 
 def line_parser(options: TranslateOptions) -> Callable[[str, str], InputLine]:
-    """Return the parser of an input line; its arguments are the line and its name in messages.
+    """Return a parser of input lines; its arguments are a line and its position in messages.
 
     Raises:
         ConfigError: some of the options exclude each other.
@@ -290,9 +290,10 @@ def line_parser(options: TranslateOptions) -> Callable[[str, str], InputLine]:
 def search_settings(
     settings: SearchConfig, chosen: Mapping[str, object], *, sampling: bool = False
 ) -> SearchConfig:
-    """Return the model's own settings of the search, but for those chosen.
+    """Return the model's own search settings, with the chosen ones replaced.
 
-    The beam is at least as wide as the n-best list is long. By default one sample is drawn.
+    A chosen beam size limits the n-best list; otherwise the beam is widened to the length of the
+    list. With sampling, one sample is drawn by default.
     """
     # The options have the types of the fields, which mypy cannot see.
     merged = dataclasses.replace(settings, **chosen)  # type: ignore[arg-type]
@@ -312,7 +313,7 @@ def shortlist_hash(shortlist: Path | None) -> str:
 
 
 def _device_and_precision(options: TranslateOptions, parallel: Parallel) -> tuple[str, str]:
-    """Return the name of this process' device and the precision, which is no longer `auto`."""
+    """Return the name of this process's device, and the precision with `auto` resolved."""
     from tfm_cli.device import resolve_device
     from tfm_cli.model_directory.config_file import check_weights_file
     from tfm_cli.translation.loading import resolve_precision
@@ -321,7 +322,7 @@ def _device_and_precision(options: TranslateOptions, parallel: Parallel) -> tupl
         prefetch_hash(check_weights_file(directory))
     device = parallel.device(options.setting("training", "device"))
     precision = options.precision
-    if precision == "auto":  # a job must not resume on a machine where it is another one
+    if precision == "auto":  # a job must not resume with another one on another machine
         precision = resolve_precision(precision, resolve_device(device), options.models)
     return device, precision
 

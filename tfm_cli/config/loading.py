@@ -93,7 +93,7 @@ def resolve(
 
 
 def _kept_from(begun: RunConfig) -> Overrides:
-    """Return the settings of a run that have the value from before the setting existed."""
+    """Return the settings of a run that still have the value from before the setting existed."""
     return {
         section: {
             name: value
@@ -140,7 +140,7 @@ def _parse_assignments(assignments: Iterable[str], problems: Problems) -> dict[s
 
 
 def _parse_value(section: str, name: str, text: str) -> object:
-    """Return a value of TOML; anything else is a string, so that a shell needs no quotes."""
+    """Return the value of a TOML text, or else the text itself, so that strings need no quotes."""
     try:
         table = _parse_toml(f"value = {text}")
     except (ValueError, RecursionError):  # ValueError: also a number of too many digits
@@ -183,9 +183,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a text.
+    """Return the tables of a TOML text.
 
-    A key needs memory that grows with the square of its parts.
+    The memory for a key grows with the square of the number of its parts, which is limited.
 
     Raises:
         ValueError: it is not TOML, or a key has too many parts.
@@ -195,7 +195,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
     if deep := _DEEP_KEY.search(keys):
         line = keys.count("\n", 0, deep.start()) + 1
         raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts (at line {line})")
-    import tomllib  # here, since models need no TOML
+    import tomllib  # here, since translation needs no TOML
 
     return tomllib.loads(text)
 
@@ -213,7 +213,7 @@ def write_toml(config: RunConfig) -> str:
 def _toml_value(value: Value | list[str]) -> str:
     if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
         return f"{value:.1f}"
-    # JSON escapes strings as TOML does but for DEL, and writes lists and booleans alike.
+    # JSON escapes strings as TOML does, except for DEL, and writes lists and booleans alike.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -55,8 +55,8 @@ def opt(
 class Section:
     """The base of sections: frozen records of settings with equality by value.
 
-    `dataclass` generates and compiles these methods for each class anew, which takes a tenth of
-    the time of a translation of one line; here they are the same for all.
+    `dataclass` would generate and compile these methods for each class, which takes a tenth of the
+    time of translating one line; here all classes share them.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -252,7 +252,7 @@ class DataConfig(Section):
 
 @section
 class TokenizerConfig(Section):
-    """Settings of the tokenizer, by SentencePiece's names."""
+    """Settings of the tokenizer, with the names of SentencePiece."""
 
     model: str = opt("", "SentencePiece model to use; by default one is trained on the corpus.")
     vocab_size: int = opt(8000, "Number of tokens in the vocabulary.", ge=8, le=1_000_000)
@@ -529,7 +529,7 @@ def is_rule_file(rule: str) -> bool:
 
 
 def settings_before() -> dict[str, dict[str, Value]]:
-    """Return the values of settings that models and runs of formats before 3 lack."""
+    """Return the values, by section, of settings that models and runs of formats before 3 lack."""
     values: dict[str, dict[str, Value]] = {}
     for section in SECTIONS:
         for setting in dataclasses.fields(getattr(RunConfig(), section)):

@@ -26,7 +26,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 class Problems:
-    """A list of problems with the settings, reported at once."""
+    """A list of problems with the settings, reported together."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -59,7 +59,7 @@ def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
         if section not in hints:
             problems.add(section, f"unknown section{nearest(section, SECTIONS)}")
     config = RunConfig(preset=str(tables.get("preset", "tiny")), **sections)
-    # A wrong value was replaced by its default, which combinations must not be checked with.
+    # A wrong value was replaced by its default, so its combinations cannot be checked.
     if "data" not in wrong:
         _check_files(config.data, problems)
     if not wrong & {"data", "model", "search"}:
@@ -195,7 +195,7 @@ def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Proble
 
 
 def coerce(raw: object, kind: Any, bounds: Mapping[str, Any]) -> tuple[Value | None, str]:
-    """Return the value in a type and "", or None and the complaint about it."""
+    """Return the value converted to a type and "", or None and the reason for refusing it."""
     value: Value
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         try:
@@ -223,7 +223,7 @@ def coerce(raw: object, kind: Any, bounds: Mapping[str, Any]) -> tuple[Value | N
 
 
 def _numbers(raw: object) -> tuple[float, ...] | None:
-    """Return the numbers of a list, a number, or a text such as `1,0.5`; None for all else."""
+    """Return the numbers of a list, a number, or a text such as `1,0.5`; None for anything else."""
     items = raw.split(",") if isinstance(raw, str) and raw else raw
     if not isinstance(items, list | tuple):
         items = [items]
@@ -269,7 +269,7 @@ def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return the value of a setting as it stands in messages."""
+    """Return the value of a setting as shown in messages."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

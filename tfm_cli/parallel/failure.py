@@ -111,8 +111,8 @@ class FailureMonitor:
     def publish(self, error: BaseException) -> BaseException:
         """Publish the failure of this rank, and return the error to raise.
 
-        This is the error itself on the first rank that fails, and a ReportedElsewhere with the same
-        exit code on the others.
+        The first rank that fails raises its own error. The others raise a ReportedElsewhere with
+        the same exit code.
         """
         ignore_termination()
         self._is_ending = True

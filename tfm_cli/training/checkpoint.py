@@ -230,7 +230,7 @@ def restore(
 ) -> None:
     """Load a checkpoint into a model, its average and its optimizer.
 
-    All ranks must call this; the checkpoint is used on rank 0, and None on the others.
+    All ranks must call this: rank 0 with the checkpoint, which the others get from it.
     """
     parallel = parallel or Parallel()
     parameters = dict(model.named_parameters())
