@@ -32,7 +32,7 @@ _ZSTD_INPUT_BYTES = 1024
 
 
 def bom_encoding(first: bytes) -> str:
-    """Return the encoding that a byte order mark names, except UTF-8; "" without a mark."""
+    """Return the encoding that a byte order mark indicates, except UTF-8; "" without a mark."""
     return next((name for mark, name in OTHER_BOMS.items() if first.startswith(mark)), "")
 
 
@@ -42,12 +42,12 @@ def binary_reason(first: bytes) -> str:
         return "NUL bytes"
     if len(first) < _MIN_SAMPLE_BYTES:
         return ""
-    # Each undecodable sequence becomes U+FFFD; those in the text itself do not count.
+    # Each undecodable sequence becomes U+FFFD; those of the text itself are not counted.
     marks = first.decode("utf-8", "replace").count("\ufffd") - first.count("\ufffd".encode())
     return "bytes that are not UTF-8" if marks > _MAX_INVALID_SHARE * len(first) else ""
 
 
-# Input that arrives in pieces.
+# Streams that are read in parts.
 
 
 class Prepended(io.RawIOBase):
@@ -136,7 +136,7 @@ def decompressed(kind: str, first: bytes, stream: BinaryIO, *, name: str) -> Bin
         opened = lzma.LZMAFile(raw)  # noqa: SIM115 - closed with its stream
     else:
         opened = _Zstandard(raw, name)
-    return _Checked(opened)  # type: ignore[return-value] # its `read1` is all that is called
+    return _Checked(opened)  # type: ignore[return-value] # callers only use `read1`
 
 
 class _Checked:

@@ -2,8 +2,8 @@
 
 import re
 
-# Some programs end a line at these; here only LF does. Such programs count other numbers of lines
-# in the two sides of a text, which then no longer align.
+# Some programs end a line at these, but only LF ends a line here. By such a program, the two sides
+# of a parallel text may get different numbers of lines.
 SEPARATORS = {
     "\v": "VT",
     "\f": "FF",
@@ -42,7 +42,7 @@ _ANY_BAD = re.compile(f"[{''.join(_BAD.values())}]")
 def is_plain(line: str) -> bool:
     """Return True only if a line has no separator and no bad character.
 
-    This is a fast test that is true for most lines; False proves nothing.
+    This is a fast test, which may be False for a line that has neither.
     """
     # All characters are printable except controls, separators other than the space, private use,
     # format characters and unassigned ones. U+FFFD is the only bad character that is printable.

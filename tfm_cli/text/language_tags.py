@@ -1,4 +1,4 @@
-"""Language tags such as `>>fra<<`, which begin a source line and choose the target language."""
+"""Language tags such as `>>fra<<`, which begin a source line and select the target language."""
 
 import re
 from collections import Counter

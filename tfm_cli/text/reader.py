@@ -1,6 +1,6 @@
 """The reader of lines: UTF-8 in any locale, only a line feed ends a line, and no line is lost.
 
-Files are read as bytes; the first of them show a compressed file, which is decompressed.
+A compressed file is recognised by its first bytes and decompressed.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ TextT = TypeVar("TextT", str, tuple[str, str])
 class LineReader:
     """An iterator over the lines of a byte stream, as text without line feeds.
 
-    Only LF ends a line; U+2028, U+0085, a lone CR and the like are characters. A last line without
-    LF is a line. A byte order mark at the start is dropped. If the first line ends in CRLF, a CR
-    before any LF belongs to the line end; lines that end the other way are counted in `repairs`.
-    NUL is removed and counted.
+    Only LF ends a line; U+2028, U+0085, a lone CR and the like are ordinary characters. A last
+    line without LF is a line. A byte order mark at the start is dropped. If the first line ends in
+    CRLF, a CR before any LF belongs to the line end; lines with the other line end are counted in
+    `repairs`. NUL is removed and counted.
 
     Args:
         stream: binary, at its start.
@@ -97,8 +97,8 @@ class LineReader:
     def window(self, max_lines: int, *, wait: bool = True) -> list[str]:
         """Return up to `max_lines` lines; fewer if the input ends or pauses; none at its end.
 
-        A person who types a line, or a slow pipe, thus gets an answer before sending the next line.
-        The characters in a window are bounded too.
+        A line that is typed, or that comes from a slow pipe, is thus translated before the next one
+        arrives. The number of characters in a window is limited too.
 
         Args:
             max_lines: at least 1.
@@ -115,11 +115,11 @@ class LineReader:
         return lines
 
     def block(self, size: int) -> bytes:
-        """Return whole lines as bytes, at least `size` of them unless the input ends.
+        """Return whole lines as bytes, at least `size` bytes unless the input ends.
 
         The decompressed bytes are unchanged, except that a line longer than `max_line_bytes` is
-        truncated, still longer than that. Use `within` to read the lines of a block; they are no
-        longer part of the iteration.
+        truncated to slightly more than that. Use `within` to read the lines of a block; iteration
+        does not yield them again.
         """
         parts, held = [b""], 0
         while held < size and not self._ended:
@@ -162,9 +162,9 @@ class LineReader:
         return reader
 
     def share(self) -> float | None:
-        """Return the fraction of the (compressed) file that was read; None if its size is unknown.
+        """Return the fraction of the file that was read; None if its size is unknown.
 
-        It is between 0 and 1.
+        It is between 0 and 1, and refers to the compressed size.
         """
         return fraction_read(self._raw_stream)
 
@@ -173,7 +173,7 @@ class LineReader:
         return self.repairs.notes(self._max_line_bytes)
 
     def _has_next(self, since: float | None = None) -> bool:
-        """Return True if a line is ready, after reading as much as that needs.
+        """Return True if a line is ready, after reading more of the input if necessary.
 
         Args:
             since: time at which the caller's window began; reading then ends as soon as the input

@@ -42,13 +42,13 @@ _BLOCKS: tuple[tuple[int, int, Script], ...] = (
     (0x20000, 0x323AF, "Han"),
 )
 _FIRST = [block[0] for block in _BLOCKS]
-# Punctuation of these scripts, and full-width forms.
 _LETTERS = frozenset({"Lo", "Lm", "Nl", "So"})  # Unicode categories, without combining marks
+# Punctuation of these scripts, and full-width forms.
 _WIDE_MARKS = ((0x3000, 0x303F), (0xFE10, 0xFE1F), (0xFE30, 0xFE6F), (0xFF00, 0xFF65))
 
 
 def script_without_blanks(character: str) -> Script | None:
-    """Return the script of a character if that script has no blanks; otherwise None."""
+    """Return the script of a character if it has no blanks between words; otherwise None."""
     code = ord(character)
     if code < _FIRST[0]:
         return None
@@ -93,7 +93,7 @@ class ScriptCounts(NamedTuple):
 
 
 def count_scripts(lines: Iterable[str]) -> ScriptCounts:
-    """Return the counts of letters and words by script, without digits and punctuation."""
+    """Count letters and words by script, without digits and punctuation."""
     counts = {"Han": 0, "kana": 0, "other": 0}
     words = 0
     for line in lines:

@@ -26,7 +26,7 @@ _OPENING = "\"'“‘«‹„‚(\\[{「『（【〈《〔［｛｢¿¡—–-"
 
 @functools.cache
 def _end() -> re.Pattern[str]:
-    """Return the pattern of marks that may end a sentence; compiled on first use, 1 ms."""
+    """Return the pattern of marks that may end a sentence; its compilation takes 1 ms."""
     # A semicolon ends a question in Greek. Some quotation marks close in one language and open in
     # another; they close only before a blank.
     return re.compile(
@@ -123,7 +123,7 @@ def _is_end(text: str, match: re.Match[str], *, has_capitals: bool) -> bool:
     if any(mark in _UNCONDITIONAL for mark in marks):
         if marks == "\uff0e" and following.isdigit():
             return False
-        # After a quotation inside a sentence a particle or a comma follows.
+        # A quotation inside a sentence is followed by a particle, a comma or a small letter.
         is_quoted = marks[-1] not in _UNCONDITIONAL and marks[-1] not in _NARROW
         return not (is_quoted and (text[end] in "とっって、，,;；" or following.islower()))
     is_ellipsis = marks[:2] == ".." or marks[0] in "…‥"

@@ -49,7 +49,7 @@ def open_output(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _buffered(stream: BinaryIO) -> Iterator[BinaryIO]:
-    """Yield the stream, with a buffer if PYTHONUNBUFFERED removed it.
+    """Yield the stream, with a buffer if PYTHONUNBUFFERED disabled it.
 
     Without a buffer each line is a system call, and an incomplete write is not reported.
     """

@@ -1,8 +1,8 @@
 """Validation of SentencePiece models in Python, before SentencePiece's own code parses them.
 
-SentencePiece is C++ code that trusts its models. Several crafted models are known that make it read
-outside its memory (CVE-2026-1260, and its issues #1263, #1265, #1267, #1269 and #1272). Anything
-that SentencePiece itself would not write is refused here.
+SentencePiece is C++ code that does not validate its models. Several crafted models are known to
+cause out-of-bounds reads (CVE-2026-1260, and its issues #1263, #1265, #1267, #1269 and #1272).
+Anything that SentencePiece itself would not write is refused here.
 
 Sources: `sentencepiece_model.proto`, the encoding at https://protobuf.dev/programming-guides, and
 the search of Darts-clone 0.32, https://github.com/s-yata/darts-clone.
@@ -27,7 +27,7 @@ _PIECES, _TRAINER, NORMALIZER, _SAMPLES, DENORMALIZER = 1, 2, 3, 4, 5
 _PIECE, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, CHARSMAP = 3, 2
 
-_MAX_CHARSMAP_BYTES = 1 << 20  # those included in SentencePiece have a quarter of it
+_MAX_CHARSMAP_BYTES = 1 << 20  # those included in SentencePiece have a quarter of this size
 MAX_TEXT_BYTES = 256  # of a replacement; NFKC has none of 64 bytes, and lines grow by this factor
 _BLOCK = 256  # units of the double array for the values of one byte
 # SHA-256 of nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf, as included in SentencePiece 0.2.
@@ -42,10 +42,10 @@ Field = tuple[int, int, bytes | int]  # number, wire type, value
 
 
 def walk_model(model: bytes) -> bytes:
-    """Check a serialized model; return its normalizers that are not included in SentencePiece.
+    """Check a serialized model; return its normalizer tables that SentencePiece does not include.
 
     Raises:
-        ValueError: it is no model, or has something that SentencePiece does not write.
+        ValueError: it is not a model, or contains something that SentencePiece does not write.
     """
     at, num_pieces, user_defined = _plain_pieces(model)
     unusual, num_samples = b"", 0
@@ -91,7 +91,7 @@ def _plain_pieces(model: bytes) -> tuple[int, int, list[bytes]]:
     """Check the leading pieces that have the most common encoding, as a fast path.
 
     A vocabulary has tens of thousands of pieces: a text of less than 100 bytes, a score, and a type
-    unless it is the usual one.
+    unless it is the default.
 
     Returns:
         The offset after these pieces, their number, and the user-defined ones among them.
@@ -165,7 +165,7 @@ def _walk_words(message: bytes, ranges: dict[int, tuple[int, int]]) -> None:
 
 
 def _walk_normalizer(message: bytes) -> bytes:
-    """Check a normalizer; return its table unless that is included in SentencePiece."""
+    """Check a normalizer; return its table unless SentencePiece includes that."""
     unusual = b""
     for number, wire_type, value in fields(message):
         if number == CHARSMAP and isinstance(value, bytes) and wire_type == _BYTES:
@@ -190,7 +190,7 @@ def _check_nesting(symbols: list[bytes]) -> None:
 
 
 # The normalizer's table: its length, a double array of 32-bit units in which each step leads to
-# another unit, and the replacements, each ended by NUL.
+# another unit, and the replacements, each terminated by NUL.
 
 
 def check_charsmap(charsmap: bytes) -> bool:

@@ -23,7 +23,7 @@ MAX_MODEL_BYTES = 64 << 20
 # SentencePiece's spelling of a blank. It puts one before each line, so that the piece of a language
 # tag must begin with it; a tag without it would become two pieces.
 BLANK = "▁"
-MIN_VERSION = (0, 2, 2)  # crafted models can make older versions read outside their memory
+MIN_VERSION = (0, 2, 2)  # crafted models can cause out-of-bounds reads in older versions
 _CHILD_TIMEOUT_SECONDS = 20.0
 # Load the model and look up every character, alone and beside others.
 _CHILD_PROGRAM = """
@@ -93,11 +93,11 @@ def try_in_child(model: bytes) -> bool:
 def check_model(model: bytes, *, name: str) -> None:
     """Check a serialized model before SentencePiece loads it into this process.
 
-    A model with normalization rules that are not included in SentencePiece is first loaded in a
-    child process; the time that took is logged.
+    A model with normalization rules that SentencePiece does not include is first loaded in a child
+    process, and the time that this takes is logged.
 
     Raises:
-        ModelError: the model has something that SentencePiece would not write, or crashed a child.
+        ModelError: the model has something that SentencePiece would not write, or a child crashed.
         ResourceError: crafted models can crash the installed version of SentencePiece.
     """
     check_version()

@@ -61,7 +61,7 @@ def trainer_options(rule: str) -> Iterator[dict[str, str]]:
 
 
 def changes_characters(model: bytes) -> bool:
-    """Return True unless a serialized model leaves all characters but blanks as they are."""
+    """Return True if a serialized model may change characters other than blanks."""
     for number, _, value in fields(model):
         if number in (NORMALIZER, DENORMALIZER) and isinstance(value, bytes):
             for inner, _, setting in fields(value):

@@ -74,7 +74,7 @@ class TokenizerPair(NamedTuple):
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], *, origin: str) -> Self:
-        """Return the tokenizers whose `files` these are.
+        """Return the tokenizers that `files` serialized.
 
         Args:
             files: content by name.

@@ -101,7 +101,7 @@ class Tokenizer:
 
     @property
     def start_id(self) -> int:
-        """Return the id that a decoder starts from.
+        """Return the id of the decoder's first input.
 
         Without a vocabulary it is the begin-of-segment token, or the end if the model has none.
         """
@@ -112,7 +112,7 @@ class Tokenizer:
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """Return the ids that a decoder never writes; by default padding, unknown and start."""
+        """Return the ids that are never generated; by default padding, unknown and start."""
         if self.vocabulary is not None:
             return tuple(sorted(self.vocabulary.ids[piece] for piece in self.vocabulary.banned))
         special = {int(self._processor.pad_id()), self.unk_id, self.start_id}
@@ -140,7 +140,7 @@ class Tokenizer:
 
     @property
     def reads_tags_as_text(self) -> bool:
-        """Return True if SentencePiece splits language tags like any other text."""
+        """Return True if language tags are split like any other text."""
         return not self._cuts_tags
 
     @property
@@ -203,7 +203,7 @@ class Tokenizer:
         """Return the span of each token of `encode` in its line: begin and end, in characters.
 
         A span may include the blank before a word. If several tokens spell one character, the last
-        one has the character, and the spans of the others are empty and end where it begins.
+        one spans the character, and the spans of the others are empty, at its begin.
         """
         tags, texts = self._tags(lines)
         mapped = self._processor.Encode(
@@ -227,8 +227,8 @@ class Tokenizer:
     ) -> list[tuple[int, str]]:
         """Return each line that decoding does not restore: its index and the decoded text.
 
-        As in SentencePiece, runs of blanks count as one and blanks at the ends are ignored. So is a
-        missing language tag, since decoders do not write it.
+        As in SentencePiece, runs of blanks count as one and blanks at the ends are ignored. A
+        missing language tag is ignored too, since translations have none.
         """
         suspects: Sequence[int] = range(len(lines))
         if not self.changes_characters:  # decoding all lines takes a third as long as encoding
@@ -258,7 +258,7 @@ class Tokenizer:
     def language_tag(self, line: str) -> str:
         """Return the language tag at the start of a line, known or not.
 
-        It is "" without a tag, and in a model to which tags are text.
+        It is "" without a tag, and if the model treats tags as text.
         """
         tag = leading_tag(line)
         return tag if self._cuts_tags or tag in self._tag_pieces else ""
@@ -276,7 +276,7 @@ class Tokenizer:
     def sample_pieces(
         self, line: str, *, seed: int, nbest_size: int = -1, alpha: float = 0.1
     ) -> list[str]:
-        """Return a random segmentation of a line; the same seed gives the same one.
+        """Return a random segmentation of a line, which is determined by the seed.
 
         Args:
             line: the text.
@@ -330,7 +330,7 @@ class Tokenizer:
         special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids}
         shown = [i not in special for i in ids]
         pieces = [self.pieces[i] for i, seen in zip(ids, shown, strict=True) if seen]
-        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # given bytes, it counts bytes
+        texts = [piece.decode("utf-8") for piece in _utf8(pieces)]  # offsets in characters
         mapped = self._processor.Decode(texts, return_type="offset_mapping")
         shift = int(mapped["text"].startswith("▁"))  # `decode_pieces` removes it
         offsets = iter([(max(0, b - shift), max(0, e - shift)) for b, e in mapped["offsets"]])

@@ -1,6 +1,6 @@
 """Training of a SentencePiece model on any number of lines, in bounded memory.
 
-The same lines and the same seed give the same bytes.
+The same lines and seed give the same model, byte for byte.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class TrainerOptions:
     """Options of `train_tokenizer` that are not settings of a run.
 
     Args:
-        threads: another number gives a unigram model whose scores differ in the last digits.
+        threads: number of threads, which changes the last digits of a unigram model's scores.
         shuffle: train on lines drawn at random instead of the first ones.
         max_line_bytes: skip longer lines.
         max_sample_bytes: most text to train on.
@@ -133,7 +133,7 @@ def train_tokenizer(
     tags: Callable[[], Sequence[str]] = tuple,
     options: TrainerOptions = TrainerOptions(),
 ) -> bytes:
-    """Train a SentencePiece model: pad 0, unk 1, <s> 2, </s> 3; same input, same bytes.
+    """Train a SentencePiece model, deterministically, with pad 0, unk 1, <s> 2 and </s> 3.
 
     Args:
         lines: text without line feeds, of any length; only a sample of it is held in memory.
@@ -149,7 +149,7 @@ def train_tokenizer(
 
     Raises:
         DataError: no line is usable, or the file of normalization rules is not.
-        ConfigError: the text does not yield so many pieces, or needs more, or an option is wrong.
+        ConfigError: the text needs fewer or more pieces than `vocab_size`, or an option is invalid.
         ResourceError: memory ran out.
     """
     user_defined, control = _own_symbols(options.extra)
@@ -172,7 +172,7 @@ def train_tokenizer(
         "num_threads": options.threads,
         "minloglevel": SILENT,
     }
-    counts = dataclasses.replace(sample, lines=[])  # a child process takes the lines away
+    counts = dataclasses.replace(sample, lines=[])  # a child process empties the list of lines
     try:
         with trainer_options(rule) as normalization:
             model = _train(sample.lines, trainer_arguments | normalization)
@@ -214,7 +214,7 @@ def _usable_sample(
 
 
 def _train(lines: list[bytes], arguments: Mapping[str, object]) -> bytes:
-    """Train in this process, or in a child process on more text, which empties the list."""
+    """Train in this process, or with more text in a child process, which empties the list."""
     if sum(map(len, lines)) > _CHILD_PROCESS_BYTES:
         return train_in_child(lines, arguments)
     with _default_signal_handlers():
@@ -225,7 +225,7 @@ def _train(lines: list[bytes], arguments: Mapping[str, object]) -> bytes:
 def _default_signal_handlers() -> Iterator[None]:
     """Let a signal end the process at once, since Python handles none while SentencePiece trains.
 
-    Nothing has been written yet that a handler would have to save. Ignored signals stay ignored.
+    At this point a handler would have nothing to clean up. Ignored signals stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -290,7 +290,7 @@ def _no_usable_lines(sample: Sample) -> DataError:
 def _explained(
     error: Exception, config: TokenizerConfig, sample: Sample, *, num_symbols: int
 ) -> TfmError:
-    """Return SentencePiece's error in terms of our settings."""
+    """Convert an error of SentencePiece to one that refers to the settings."""
     cause, vocab_size = str(error), config.vocab_size
     if "sentences_.empty()" in cause or "(all_chars_count) > (0)" in cause:
         return _no_usable_lines(sample)

@@ -18,13 +18,13 @@ class Vocabulary:
     Args:
         pieces: every piece once; the index is the id.
         eos: the piece that ends a segment.
-        unk: the piece of everything unknown.
-        start: the piece that a decoder starts from.
-        banned: pieces that a decoder never writes, though their probability mass counts.
+        unk: the piece that stands for anything unknown.
+        start: the piece that is the decoder's first input.
+        banned: pieces that are never generated, although they have a share of the probabilities.
         name: name of the vocabulary in messages.
 
     Raises:
-        ModelError: a piece occurs twice, or a special piece is missing; lists all problems.
+        ModelError: a piece occurs twice, a special piece is missing, or </s> is banned.
     """
 
     pieces: tuple[str, ...]

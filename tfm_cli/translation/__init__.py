@@ -1,1 +1,1 @@
-"""Translation: lines in, as many lines out."""
+"""Translation of lines of text, each into one line of output."""

@@ -1,4 +1,4 @@
-"""Word alignment of translations with their lines, by the model's own attention."""
+"""Word alignment of translations with their source lines, from the model's cross-attention."""
 
 # S source tokens, T target tokens, I words of the line, J words of its translation
 
@@ -32,7 +32,7 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Aligner:
-    """A model's attention as the alignment of finished translations.
+    """An aligner of finished translations, which uses the attention of their model.
 
     Args:
         engine: the ensemble of models.
@@ -81,7 +81,7 @@ class Aligner:
     def _source_words(
         self, sources: Sequence[str], segments: Sequence[Sequence[Segment]]
     ) -> list[list[list[Words]]]:
-        """Return the words of each source token, by line and segment."""
+        """Return the words that each source token belongs to, by line and segment."""
         source = self.tokenizers.source
         lines_of = [list(text_lines(text, source)) for text in sources]
         spans = iter(source.encode_spans([each.text for lines in lines_of for each in lines]))
@@ -114,7 +114,7 @@ class Aligner:
             segments: the segments of the line.
             chosen: a hypothesis of each segment.
             matrices: the attention (T, S) of each segment.
-            source_words: the words of each source token, by segment.
+            source_words: the words that each source token belongs to, by segment.
             num_words: words of the line.
         """
         target = self.tokenizers.target
@@ -165,7 +165,7 @@ class Aligner:
 def attention_in_memory(
     engine: SearchEngine, sources: Sequence[Ids], targets: Sequence[Ids]
 ) -> list[Matrix]:
-    """Return the attention (T, S) of each pair, halving a batch that does not fit into memory.
+    """Return the attention (T, S) of each pair, halving a batch that does not fit in memory.
 
     Raises:
         MemoryError: a single pair does not fit.
@@ -185,7 +185,7 @@ def attention_in_memory(
 class Rows(NamedTuple):
     """The alignment of each word of a translation, with the weight for averaging it."""
 
-    num_tokens: list[float]  # (J,) tokens of the word; a token of several words counts in parts
+    num_tokens: list[float]  # (J,) tokens of the word; a token of several words is divided
     weights: list[list[float]]  # (J, I)
 
 
@@ -198,7 +198,7 @@ def word_rows(
 ) -> Rows:
     """Return the attention of each word of a translation to each word of its line.
 
-    It is the mean over the tokens of the target word of the sum over those of the source word.
+    It is the sum over the tokens of the source word, averaged over those of the target word.
 
     Args:
         weights: attention of each target token to each source token, (T, S).
@@ -234,10 +234,10 @@ def word_rows(
 def _joined_rows(
     texts: Sequence[str], continues_word: Sequence[bool], parts: Sequence[Rows]
 ) -> AlignmentRows:
-    """Return the rows of the words of all parts of a text.
+    """Return the alignment of all words of a text, given that of its parts.
 
-    If a word continues in the next part, since there is no blank between the parts, its row is the
-    mean over its tokens in both.
+    A word that continues in the next part, because no blank separates them, gets the mean over its
+    tokens in both parts.
 
     Args:
         texts: the text of each part.
@@ -264,7 +264,7 @@ def _joined_rows(
 
 
 def _token_indices(parts: Sequence[Ids], tag: int) -> list[list[int]]:
-    """Return the indices in the line of the tokens of each part.
+    """Return the indices of each part's tokens among the tokens of the line.
 
     Args:
         parts: ids of each part of the line.

@@ -1,4 +1,4 @@
-"""Assembly of the hypotheses of segments into a translation of each line."""
+"""Assembly of the translation of each line from the hypotheses of its segments."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ _MAX_CHOICES = 16  # combinations that are tried for each candidate of a line of
 
 _MIN_SENTENCES = 3  # of a source whose translation can lack sentences
 _MIN_TOKENS = 16  # of a source whose translation can lack tokens
-_SHORTFALL_RATIO = 4  # a translation lacks text if it has this many times fewer tokens
+_SHORTFALL_RATIO = 4  # a translation may lack text if it has this many times fewer tokens
 
 
 class ShortfallWatch:
@@ -46,7 +46,7 @@ class ShortfallWatch:
         """
         if self._has_warned:
             return
-        # A character unknown to the tokenizer has one token for each of its bytes.
+        # With byte fallback, an unknown character has one token for each of its bytes.
         tokens = min(source_tokens, len(source))
         sentences = _lost_sentences(source, text, is_shorter=target_tokens * 2 < tokens)
         if sentences is not None:
@@ -64,7 +64,7 @@ class ShortfallWatch:
 
 
 def _lost_sentences(source: str, text: str, *, is_shorter: bool) -> tuple[int, int] | None:
-    """Return the numbers of sentences if a translation has less than half of its source's.
+    """Return the sentences of source and translation if more than half of them are lost.
 
     Args:
         source: the line.
@@ -85,7 +85,7 @@ Parts = list[list[Hypothesis]]  # hypotheses of each segment of a line, best fir
 
 
 class Assembler(NamedTuple):
-    """A function from the hypotheses of segments to a translation of each line.
+    """A callable that returns the translation of each line, given hypotheses of its segments.
 
     The candidates of a line have different texts, and may be fewer than `n_best`; samples may be
     equal. A blank line has `n_best` blank candidates.
@@ -153,8 +153,8 @@ class Assembler(NamedTuple):
     ) -> tuple[list[list[Hypothesis]], list[Candidate]]:
         """Return the candidates of a line, best first, and the hypotheses of each.
 
-        A line of several segments combines the i-th best of each segment first, then other
-        combinations if too few texts differ.
+        For a line of several segments, the i-th best hypotheses of all segments are combined first,
+        and then others if there are too few distinct texts.
         """
         if len(parts) == 1 or self.n_best == 1 or self.are_samples:
             combinations = list(islice(_rank_by_rank(parts), self.n_best))
@@ -196,7 +196,7 @@ class Assembler(NamedTuple):
 def _by_line(
     batches: Iterable[Sequence[Segment]], hypotheses: Iterable[Sequence[list[Hypothesis]]]
 ) -> tuple[dict[int, list[Segment]], dict[int, Parts]]:
-    """Return the segments of each line in order, and their hypotheses; neither of blank lines."""
+    """Return segments and hypotheses by line, both in order of segments; without blank lines."""
     by_line: dict[int, list[tuple[Segment, list[Hypothesis]]]] = {}
     for batch, of_batch in zip(batches, hypotheses, strict=True):
         for segment, of_segment in zip(batch, of_batch, strict=True):
@@ -210,7 +210,7 @@ def _by_line(
 
 
 def _rank_by_rank(parts: Parts) -> Iterator[list[Hypothesis]]:
-    """Yield the i-th best hypotheses of all segments, repeating the last one of a shorter list."""
+    """Yield the i-th best hypothesis of each segment; the last of a shorter list is repeated."""
     for rank in range(max(map(len, parts))):
         yield [part[min(rank, len(part) - 1)] for part in parts]
 
@@ -230,7 +230,7 @@ def _best_first(parts: Parts) -> Iterator[list[Hypothesis]]:
 
 
 def _blank_line(blank: Translation, line: str) -> Translation:
-    """Return the translation of a text without words, with as many line feeds as it has."""
+    """Return the translation of a text without words: only the line feeds of the text."""
     text = "\n" * line.count("\n")
     candidates = tuple(replace(candidate, text=text) for candidate in blank.candidates)
     return replace(blank, source=line, candidates=candidates)

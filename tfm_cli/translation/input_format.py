@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, NoReturn
 from tfm_cli.errors import DataError
 from tfm_cli.translation.segments import unified
 
-_SOURCE_FIELDS = ("source", "text")  # ours, and Sockeye's
+_SOURCE_FIELDS = ("source", "text")  # as in the output of `tfm translate`, and as in Sockeye
 _PREFIX_FIELD = "target_prefix"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # a JSON escape may spell a lone surrogate
 
 
 class InputLine(NamedTuple):
-    """A source text, with everything else on its line that is copied to the output.
+    """A source text, with everything else on its line that the output may need.
 
     Attributes:
         source: text to translate, with a line feed for each line break.
@@ -82,7 +82,7 @@ def from_columns(line: str, position: str, *, number: int, forced: bool) -> Inpu
 def from_json(line: str, position: str) -> InputLine:
     """Parse an object with `source` or `text` and optionally `target_prefix`.
 
-    A blank line is a blank source.
+    A blank line stands for a blank source.
 
     Args:
         line: the input line.
@@ -104,7 +104,7 @@ def from_json(line: str, position: str) -> InputLine:
         message = f"{position}: is not a JSON object: character {error.colno}: {error.msg}"
         raise DataError(message) from error
     except ValueError as error:  # NaN, infinity, or too many digits
-        reason = str(error).partition(";")[0]  # the rest is advice for programmers
+        reason = str(error).partition(";")[0]  # the rest is advice for Python programmers
         raise DataError(f"{position}: has a number that cannot be kept: {reason}") from error
     except RecursionError as error:
         raise DataError(f"{position}: has objects or lists nested too deeply") from error

@@ -1,4 +1,4 @@
-"""A translation job: its output, its processes, its progress, and where it resumes."""
+"""A translation job: its output, its processes, its progress, and its resumption."""
 
 import contextlib
 import dataclasses
@@ -47,8 +47,8 @@ class Job(NamedTuple):
     Args:
         input_path: path of the input; `-` is standard input.
         output_path: path of the output; `-` is standard output.
-        settings: everything except the input that the output depends on, see `job_settings`.
-        overwrite: start again even if the same output was begun.
+        settings: all that the output depends on except the input, see `job_settings`.
+        overwrite: start again instead of resuming an unfinished output.
         formats: formats of the input and output lines.
         buffer_size: most lines of a window.
     """
@@ -70,7 +70,7 @@ def job_settings(
     precision: str,
     **others: object,
 ) -> dict[str, Any]:
-    """Return everything except the input that the output depends on, by the names of the flags.
+    """Return all that the output depends on except the input, by the names of the flags.
 
     Args:
         models: model directories.
@@ -105,7 +105,7 @@ def check_input(input_path: str, parallel: Parallel) -> None:
 def run_job(
     job: Job, reader: LineReader, load: Callable[[], "Translator"], *, parallel: Parallel
 ) -> Work:
-    """Translate the rest of an input that its output lacks, in all processes of `parallel`.
+    """Translate the lines that are not in the output yet, in all processes of `parallel`.
 
     Args:
         job: the job.
@@ -128,7 +128,7 @@ def run_job(
             )
 
         if not parallel.is_main:
-            console.setup(console.QUIET)  # other ranks only warn, about their own lines
+            console.setup(console.QUIET)  # other ranks only log warnings about their own lines
         with _progress(job) as progress:
             return write_windows(
                 merge_ranks(iter(windows), translate, parallel),

@@ -20,7 +20,7 @@ class LoadedModels(NamedTuple):
     Attributes:
         config: configuration of the first model.
         tokenizers: tokenizers of all models.
-        engine: returns the search engine of the models for these options.
+        engine: returns a search engine of these models, given its options.
     """
 
     config: RunConfig
@@ -29,7 +29,7 @@ class LoadedModels(NamedTuple):
 
 
 def resolve_precision(name: str, device: Device, directories: Sequence[Path]) -> str:
-    """Return the precision of a name; `auto` is int8 on a CPU if a model is stored in int8.
+    """Return the precision to use; `auto` is int8 on a CPU if a model is stored in int8.
 
     Args:
         name: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
@@ -51,7 +51,7 @@ def load_models(directories: Sequence[Path], device: Device, precision: str) -> 
     Args:
         directories: model directories, at least one.
         device: device that the models run on.
-        precision: precision of the matrix products, one that the device has.
+        precision: precision of the matrix products; the device must support it.
 
     Raises:
         ModelError: a directory is invalid, or its tokenizers differ from those of the first.

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Size of the keys and values of a part of a batch, all of which a step reads, so that they stay in
-# the processor's caches. On a Xeon with 2 MiB of L2 cache for each core, `tiny` is fastest with 6
+# Size of the keys and values of a part of a batch, which stay in the processor's caches, since each
+# step reads all of them. On a Xeon with 2 MiB of L2 cache for each core, `tiny` is fastest with 6
 # to 10 MiB of them, `base` with more than 100.
 _CACHED_BYTES = 8 << 20
 
 
 class NativeEngine:
-    """One or several native models that translate together; searches reuse its memory.
+    """One native model or an ensemble; consecutive searches reuse the memory of the caches.
 
     Args:
         models: over the same vocabulary.
@@ -67,14 +67,14 @@ class NativeEngine:
         return weights + sum(each.num_bytes for each in (self._search, *self._readers))
 
     def begin_process(self) -> None:
-        """Do nothing: processes share the weights, and searches allocate caches."""
+        """Do nothing, since processes share the weights and searches allocate their own caches."""
 
     def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
         """Return hypotheses of each segment, best first."""
         options = self._options
         found: Found = []
         for part in self._parts(batch, beam_size):
-            if options.check is not None:  # a short search does not call it
+            if options.check is not None:  # the engine does not call it in a short search
                 options.check()
             found += self._search(self._segments(part), beam_size=beam_size)
         return found
@@ -91,11 +91,11 @@ class NativeEngine:
         )
 
     def _parts(self, batch: Sequence[Segment], beam_size: int) -> Iterator[Sequence[Segment]]:
-        """Yield parts of a batch that are searched fastest, one after the other.
+        """Yield parts of a batch, whose size makes the search fast.
 
-        A step reads the weights once for all rows, and the keys and values of each row. A part is
-        chosen so that these are no larger than the weights, or than a processor's caches, assuming
-        that translations are as long as their sources. Results do not depend on the parts.
+        A step reads the weights once for all rows, and the keys and values of each row. The keys
+        and values of a part are no larger than the weights, or than the caches of a processor, if
+        translations are as long as their sources. Results do not depend on the parts.
         """
         tokens = [len(segment.ids) + 1 for segment in batch]
         of_token = sum(map(_cache_bytes, self._models)) * (1 + beam_size)
@@ -147,7 +147,7 @@ def _cache_bytes(model: NativeModel) -> int:
 
 
 def _max_segment_tokens(shape: ModelConfig) -> int:
-    """Return the maximum tokens of a segment, on either side, that a model has positions for."""
+    """Return the maximum tokens of a segment, on either side, that the positions allow."""
     # </s> of the source and the start of the target need a position as well.
     return shape.max_positions - 1 if shape.positions == "learned" else sys.maxsize
 

@@ -19,8 +19,8 @@ class OutputFormat(NamedTuple):
         n_best: candidates of each line.
         with_score: write the score before a line of text; n-best lists and JSON always have it.
         word_scores: write the log-probability of each piece.
-        alignment: write all weights, the heaviest source word of each target word, or the pairs
-            with more than a weight; None writes no alignment.
+        alignment: `soft` writes all weights, `hard` the source word with the largest weight for
+            each target word, a number the pairs with more than this weight; None writes nothing.
     """
 
     kind: Literal["text", "json"] = "text"
@@ -53,7 +53,7 @@ def as_text(
 ) -> Iterator[str]:
     """Yield a line `[columns<TAB>][score<TAB>]translation[ ||| 0-0 …][ ||| WordScores= …]`."""
     best = translation.candidates[0]
-    # A tab in the translation would make it two columns.
+    # A tab would split the translation into two columns.
     text = best.text.replace("\t", " ") if line.columns else on_one_line(best.text)
     text = " ||| ".join([text, *_extras(best, output_format)])
     score = [f"{best.score:.4f}"] if output_format.with_score else []
@@ -76,7 +76,7 @@ def as_json(
 ) -> Iterator[str]:
     """Yield a JSON object with source, translation and score, and all candidates of an n-best list.
 
-    All fields of JSON input are copied, except those that are written here.
+    Other fields of JSON input are copied.
     """
     best = translation.candidates[0]
     given = {"source": translation.source} if line.fields is None else line.fields
@@ -144,7 +144,7 @@ def alignment_kind(name: str) -> Literal["soft", "hard"] | float:
     """Parse the value of Marian's `--alignment`: `soft`, `hard`, or a weight from 0 to below 1.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the value is none of these.
     """
     for kind in ("soft", "hard"):
         if name == kind:
@@ -163,8 +163,8 @@ def alignment_pairs(
 
     Args:
         weights: weights of the source words for each target word, (J, I).
-        kind: `hard` selects the heaviest source word of each target word, the first of equals; a
-            number selects the pairs with more than this weight.
+        kind: `hard` selects the source word with the largest weight for each target word, the
+            first of several; a number selects the pairs with more than this weight.
     """
     if kind == "hard":
         best = [

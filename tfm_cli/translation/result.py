@@ -11,7 +11,7 @@ class Candidate:
         text: the translation.
         score: length-normalised log-probability; 0 for a blank line.
         log_probability: sum over all tokens.
-        pieces: the pieces that were written, with </s> after each segment; empty unless requested.
+        pieces: the pieces of the text, with </s> after each segment; empty unless requested.
         word_scores: log-probability of each piece.
         alignment: for each word of the text, its attention to each word of the line; empty unless
             requested. A row sums to at most 1.

@@ -25,7 +25,7 @@ from tfm_cli.files.untrusted import NOT_OURS, check_private, read_private_json
 
 logger = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 5.0  # most work that a kill loses, and least work that is kept
+COMMIT_SECONDS = 5.0  # of work: the most that a kill loses, and the least that is saved
 _FORMAT = 1
 _MAX_NAME_BYTES = 200  # file systems allow 255
 
@@ -56,7 +56,7 @@ class Output(Protocol):
 
     @property
     def start(self) -> Position:
-        """Return the position in the input up to which the output is written already."""
+        """Return the position in the input from which translation resumes."""
 
     def mark(self, position: Position) -> None:
         """Record that the output is written up to this position in the input."""
@@ -75,12 +75,12 @@ class StreamOutput:
 
 
 class ResumableFile:
-    """A locked file that replaces its path when it is complete, and is resumed if it is not.
+    """A locked partial file, renamed to its final path when complete, and resumable until then.
 
     Args:
         path: path of the complete file.
-        settings: everything except the input that the content depends on, by the user's names.
-        overwrite: start again even if the file was begun.
+        settings: all that the content depends on except the input, by the names of the flags.
+        overwrite: start again instead of resuming an unfinished file.
         clock: returns the time in seconds.
     """
 
@@ -96,7 +96,7 @@ class ResumableFile:
         self._path = link_target(path)
         self._partial = _private_path(self._path, "partial")
         self._journal = _private_path(self._path, "progress")
-        self._settings = json.loads(json.dumps(settings))  # as it is read from the journal
+        self._settings = json.loads(json.dumps(settings))  # as a journal is read back
         self._clock = clock
         durable.make_directory(self._path.parent)
         check_private(self._journal)
@@ -111,7 +111,7 @@ class ResumableFile:
             self.stream.truncate()
         except BaseException:
             with contextlib.suppress(OSError):
-                if not os.fstat(self.stream.fileno()).st_size:  # it may be new
+                if not os.fstat(self.stream.fileno()).st_size:  # it may have been created just now
                     durable.remove(self._partial)
             self.stream.close()
             raise
@@ -165,7 +165,7 @@ class ResumableFile:
         """Commit the work so far if it took more than a few seconds; otherwise leave no files."""
         is_long = self._clock() - self._last_commit >= COMMIT_SECONDS
         if self._done != self._committed and (is_long or self._committed[0].lines):
-            with contextlib.suppress(OSError):  # on a full disk, the last commit counts
+            with contextlib.suppress(OSError):  # on a full disk, the last commit remains
                 self._commit()
         lines = self._committed[0].lines
         if not lines:
@@ -199,7 +199,7 @@ class ResumableFile:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), self._partial.lstat()):
                     return stream
-            stream.close()  # another process has just completed it: this is its output
+            stream.close()  # another process has just renamed this file to its final path
 
     def _resume_position(self, *, overwrite: bool) -> tuple[Position, int]:
         """Return the position in the input and the size of the output to resume at.
@@ -262,8 +262,8 @@ def _private_path(path: Path, kind: str) -> Path:
 
 
 def _read(journal: Path) -> tuple[dict[str, Any], Position, int] | None:
-    """Return settings, position and size in a journal; None if there is no valid journal."""
-    check_private(journal)  # refuses one of another program, which would be replaced
+    """Return the settings, position and size in a journal; None if there is no valid one."""
+    check_private(journal)  # a file of another program must not be replaced
     progress = read_private_json(journal, fallback="it begins again")
     if progress is None:
         return None

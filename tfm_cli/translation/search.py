@@ -1,4 +1,4 @@
-"""Search for the hypotheses of a batch of segments, within memory and with distinct texts."""
+"""Search for hypotheses of a batch of segments, within memory and with distinct texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from tfm_cli.translation.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class BatchSearch:
-    """A function from segments to hypotheses, on any engine.
+    """A callable that returns the hypotheses of segments, on any engine.
 
     Args:
         engine: the models.
@@ -29,11 +29,11 @@ class BatchSearch:
     def __call__(self, batch: list[Segment]) -> Found:
         """Return the hypotheses of each segment, best first.
 
-        A batch that does not fit into memory is halved. The hypotheses of an n-best list have
+        A batch that does not fit in memory is halved. The hypotheses of an n-best list have
         different texts. Samples are independent of each other and in the order of sampling.
 
         Raises:
-            ResourceError: a single segment does not fit into memory.
+            ResourceError: a single segment does not fit in memory.
         """
         count = self.options.settings.n_best
         if not self.options.sampling or count == 1:
@@ -72,7 +72,7 @@ class BatchSearch:
         def search(indices: Sequence[int], width: int) -> Found:
             if width == beam_size:
                 return self.engine.search(batch, beam_size)
-            # At most as many hypotheses at a time as in the first search.
+            # No more hypotheses at a time than in the first search.
             size = max(1, len(batch) * beam_size // width)
             found: Found = []
             for start in range(0, len(indices), size):
@@ -91,5 +91,5 @@ class BatchSearch:
 
 
 def _sampled_segment(segment: Segment, draw: int) -> Segment:
-    """Return the segment with the seed of one of its samples; the first has its own seed."""
+    """Return the segment with the seed of one of its samples; the first keeps the seed."""
     return replace(segment, seed=random_key("draw", segment.seed, draw)) if draw else segment

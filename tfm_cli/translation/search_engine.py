@@ -1,4 +1,4 @@
-"""The interface between translation and engines: search, and attention of finished pairs."""
+"""The interface between translation and engines: search, and the attention of given pairs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ class SearchOptions(NamedTuple):
 
 
 class SearchEngine(Protocol):
-    """One or several models that translate together, in the CPU engine or in PyTorch."""
+    """One model or an ensemble, in the native engine or in PyTorch."""
 
     @property
     def place(self) -> str:
@@ -55,7 +55,7 @@ class SearchEngine(Protocol):
 
     @property
     def max_segment_tokens(self) -> int:
-        """Return the maximum tokens of a segment, on either side, that have positions."""
+        """Return the maximum tokens of a segment, on either side, that the positions allow."""
 
     def begin_process(self) -> None:
         """Prepare for searches in a forked process."""
@@ -65,7 +65,7 @@ class SearchEngine(Protocol):
 
         Args:
             batch: segments of similar lengths.
-            beam_size: hypotheses that are followed at a time.
+            beam_size: number of hypotheses that are kept at each step.
 
         Raises:
             MemoryError: there is no memory for the batch; a smaller one may fit.
@@ -77,9 +77,9 @@ class SearchEngine(Protocol):
     ) -> list[Matrix]:
         """Return the attention of each target token to each source token, (T, S) of each pair.
 
-        Row t is the cross-attention of the step that writes token t, in the layer that aligns best,
-        averaged over heads and models. A row sums to less than 1, since the weight of the source's
-        </s> is left out.
+        Row t is the cross-attention of the step that predicts token t, in the layer that aligns
+        best, averaged over heads and models. A row sums to less than 1, since the weight of the
+        source's </s> is left out.
 
         Args:
             sources: ids of each source, without </s>.
@@ -103,12 +103,12 @@ def output_limits(
 
 
 def alignment_layer(decoder_layers: int) -> int:
-    """Return the decoder layer, from 0, whose attention is an alignment: the last but one.
+    """Return the decoder layer, from 0, whose attention is used as an alignment.
 
-    Garg et al. 2019 (arXiv:1909.02074) found it the best. The same was measured here: of the links
-    that IBM model 1 finds in both directions on Multi30k, the layers of a model of four layers had
-    28, 65, 78 and 72 %, at the step that writes the token. The first layer has too little
-    information on the next token, so it is chosen only if it is the only one.
+    It is the penultimate one, which Garg et al. 2019 (arXiv:1909.02074) found best. In a model of
+    four layers on Multi30k, the layers recovered 28, 65, 78 and 72 % of the links that IBM model 1
+    finds in both directions, at the step that predicts the token. The first layer has too little
+    information on the next token, so a model of two layers uses its last.
     """
     return max(decoder_layers - 2, min(decoder_layers - 1, 1))
 
@@ -118,7 +118,7 @@ def useless_weights_refused(name: str) -> Iterator[None]:
     """Convert a NonFiniteScoresError to a ModelError that names the model.
 
     Args:
-        name: the name of the model, or of the models that translate together, in messages.
+        name: the name of the model or the ensemble in messages.
     """
     try:
         yield

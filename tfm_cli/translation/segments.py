@@ -33,12 +33,12 @@ _BREAK = re.compile("\r\n|[\n\v\f\r\x85\u2028\u2029]")
 
 
 class Lines(NamedTuple):
-    """The lines of a window; no lines mean that the input pauses.
+    """The lines of a window; it is empty while the input has no further line yet.
 
     Attributes:
         lines: texts to translate.
         prefixes: beginning of each translation, "" for none; empty if no line has one.
-        before: lines of the input before these; None for those that were segmented so far.
+        before: number of input lines before these; None continues the count of the segmenter.
         name: name of the input in messages; "" for none; None skips the check of language tags.
     """
 
@@ -81,7 +81,7 @@ class Part(NamedTuple):
 
 
 class Segmenter:
-    """A converter of windows of lines into batches of segments, which counts the lines.
+    """A segmenter of windows of lines into batches of segments, which counts the lines.
 
     Args:
         tokenizers: tokenizers of the model.
@@ -186,7 +186,7 @@ class Segmenter:
 
         Args:
             prefix_ids: ids of each line of each prefix.
-            with_text: window and text indices of the source lines that are translated.
+            with_text: source lines that are translated, as indices in the window and in the text.
         """
         for index, rows in enumerate(prefix_ids):
             for text_line, ids in enumerate(rows):
@@ -243,7 +243,7 @@ class TextLine(NamedTuple):
     head_length: int = 0
 
     def span_in_text(self, begin: int, end: int) -> tuple[int, int]:
-        """Return the span in the whole text of a span in this line, begin and end."""
+        """Return begin and end in the whole text of a span in this line."""
         if end < self.head_length:
             return self.tag_begin + begin, self.tag_begin + end
         begin, end = (max(0, offset - self.head_length) for offset in (begin, end))
@@ -251,7 +251,7 @@ class TextLine(NamedTuple):
 
 
 def unified(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return a text with line feeds as breaks, and its own breaks unless all are line feeds."""
+    """Return a text with line feeds as line breaks, and its own ones if any was different."""
     breaks = tuple(map(sys.intern, _BREAK.findall(text)))
     if breaks.count("\n") == len(breaks):
         return text, ()
@@ -259,7 +259,7 @@ def unified(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def restored(text: str, breaks: tuple[str, ...]) -> str:
-    """Return a text with these line breaks in place of its line feeds; unchanged if empty."""
+    """Return a text with its line feeds replaced by these line breaks; unchanged without any."""
     if not breaks:
         return text
     first, *others = text.split("\n")
@@ -272,7 +272,7 @@ def on_one_line(text: str) -> str:
 
 
 def text_lines(text: str, tokenizer: Tokenizer) -> Iterator[TextLine]:
-    """Yield the lines of a text, separated by line feeds, except blank ones.
+    """Yield the lines of a text, except blank ones; a text without line feeds is one line.
 
     A line without a language tag inherits that of the nearest line before it. A line with only a
     tag sets the tag of the lines after it.
@@ -334,7 +334,7 @@ def _is_in_word(line: str, offset: int) -> bool:
 
 
 def split(ids: Sequence[int], cuts: Sequence[Cut], limit: int, *, tag: int = 0) -> list[list[int]]:
-    """Return the ids in parts of at most `limit`, each ended at the best cut.
+    """Return the ids in parts of at most `limit`, each of which ends at the best cut.
 
     The last of several equal cuts is used. A cut in the first half of a part is used only to keep a
     character whole, since there would be too many parts otherwise.
@@ -379,7 +379,7 @@ def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
     cuts = []
     begin_before, end_before = 0, 0
     for begin, end in spans:
-        # If several tokens spell a character, all but the last have an empty span.
+        # If several tokens spell one character, all but the last have an empty span.
         if begin_before == end_before or begin >= len(line):
             cuts.append(Cut.CHARACTER)
         elif not line[begin_before:end_before].strip():  # a blank belongs to the next token
@@ -434,7 +434,7 @@ class TagCheck:
         self._warned: set[str] = set()  # tags; "" stands for a missing tag
 
     def check(self, lines: Sequence[str], first_number: int, *, name: str = "") -> None:
-        """Warn of tags that the model does not know, and of lines without a tag that need one.
+        """Warn of tags that the model does not have, and of lines that lack a required tag.
 
         Args:
             lines: source texts.

@@ -1,4 +1,4 @@
-"""A shortlist: the target tokens that each source token is likely to need, as a file."""
+"""Shortlists: the target tokens that translations of each source token are likely to need."""
 
 import json
 from array import array
@@ -24,9 +24,9 @@ class Shortlist:
 
     Attributes:
         best: (P, N), flattened: target ids aligned with each source token, the most frequent first,
-            without those of `frequent`; rows are padded by -1.
-        counts: (P, N), flattened: how often they were aligned; rows are padded by 0.
-        seen: (P,) occurrences of the source token.
+            without those of `frequent`; rows are padded with -1.
+        counts: (P, N), flattened: number of alignments with each; rows are padded with 0.
+        seen: (P,) number of occurrences of each source token.
         frequent: (K,) the most frequent target tokens.
     """
 
@@ -51,7 +51,7 @@ class Shortlist:
 
     @property
     def width(self) -> int:
-        """Return N, the most target tokens for a source token."""
+        """Return N, the maximum number of target tokens for a source token."""
         return len(self.best) // len(self.seen)
 
     def needed(self, token: int) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class Shortlist:
 
         These are the tokens aligned with any token of the segment, the frequent tokens, </s> and
         the prefix; with a shared vocabulary also the segment's own tokens, for names and numbers.
-        A segment with a token that is not in the table may use all.
+        A segment with a token that has no occurrences may use all.
 
         Args:
             source: ids of the segment.

@@ -31,12 +31,12 @@ _MAX_TEXT_LINES = 1 << 14  # additional lines in texts that are translated toget
 
 @dataclass(slots=True)
 class Work:
-    """Counts of what was translated so far.
+    """Counts of the lines and tokens that were translated so far.
 
     Attributes:
         lines: lines of the input.
         tokens: target tokens.
-        seconds: time, without that spent waiting for input.
+        seconds: elapsed time, without the time spent waiting for input.
         share: fraction of the input that was read, from 0 to 1; None if unknown.
     """
 
@@ -79,7 +79,7 @@ class Window(NamedTuple):
 
     Attributes:
         number: number of the window in this run, from 0.
-        texts: the lines; none mean that the input pauses.
+        texts: the lines; empty while the input has no further line yet.
         start: position before them.
         end: position after them.
         share: fraction of the input up to their end.
@@ -100,15 +100,15 @@ class TranslatedWindow(NamedTuple):
     tokens: int
 
 
-# What is being translated, oldest first: a window, some of its lines, and True if these are the
-# last ones of the window.
+# Lines that are being translated, oldest first: a window, some of its lines, and True if these are
+# the last ones of the window.
 PendingLines = deque[tuple[Window, list[InputLine], bool]]
 
 
 class WindowReader:
     """An iterable of the windows of an input, which measures the time spent waiting for input.
 
-    While lines are pending, a window without lines means that the input pauses.
+    While lines are pending, an empty window means that the input has no further line yet.
 
     Args:
         reader: the input.
@@ -164,7 +164,7 @@ class FieldCheck:
         self._warned: set[tuple[str, str]] = set()
 
     def __call__(self, line: InputLine, position: str) -> None:
-        """Warn of values that occur twice, cannot be read unchanged, or are replaced."""
+        """Warn of names that occur twice, and of values that are changed or replaced."""
         if line.fields is None:
             return
         for name in line.repeated:
@@ -198,7 +198,7 @@ def translated_windows(
         translator: the translator.
         formats: formats of input and output.
         name: name of the input in messages.
-        pending: receives the lines that are given to the translator, until they are translated.
+        pending: holds the lines that were given to the translator until they are translated.
     """
     # There may be millions of blank lines, which all give the same output.
     blank, blank_texts = formats.parse("", name), list[str]()
@@ -254,7 +254,7 @@ def _parsed(
 
 
 def split_window(lines: list[InputLine]) -> Iterator[list[InputLine]]:
-    """Yield the lines of a window in lists that each have a bounded number of text lines."""
+    """Yield the lines of a window in lists, each with a bounded number of text lines."""
     some, num_text_lines = list[InputLine](), 0
     for line in lines:
         count = line.source.count("\n") if line.fields is not None else 0
@@ -274,7 +274,7 @@ def merge_ranks(
     """Translate the windows of this rank; yield those of all ranks in order on rank 0.
 
     Window i belongs to rank i modulo the number of ranks. Every rank reads the whole input, and
-    rank 0 checks that all have read the same.
+    rank 0 checks that it was the same for all.
     """
     unwritten: deque[Window] = deque()
 
@@ -308,7 +308,7 @@ def write_windows(
     waited: Callable[[], float],
     progress: Callable[[Work], None],
 ) -> Work:
-    """Write each window, and return the counts of all.
+    """Write each window, and return the total counts.
 
     Args:
         translated: windows in order.
@@ -332,7 +332,7 @@ def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
     """Skip the lines that were translated before, and return their hash.
 
     Raises:
-        DataError: they are not the lines that were translated.
+        DataError: the lines differ from those that were translated.
     """
     digest, left = hashlib.sha256(), start.lines
     while left and (texts := reader.window(min(left, 1 << 14))):
@@ -361,7 +361,7 @@ def _serialized(translated: TranslatedWindow) -> bytes:
 
 
 def _received(window: Window, parallel: Parallel) -> TranslatedWindow:
-    """Return the translation of a window by another rank.
+    """Return the translation of a window, received from another rank.
 
     Raises:
         DataError: that rank has read another input.

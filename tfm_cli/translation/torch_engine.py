@@ -41,7 +41,7 @@ from tfm_cli.translation.segments import Segment
 
 
 class TorchEngine:
-    """One or several PyTorch models that translate together.
+    """One PyTorch model or an ensemble.
 
     Args:
         models: over the same vocabulary, in evaluation mode, on `device`.
@@ -49,8 +49,8 @@ class TorchEngine:
         options: of the searches.
         device: the device of the models.
         dtype: precision of the matrix products.
-        static_steps: let a single model search in steps of fixed shapes, which a GPU replays, for
-            batches without options that need other shapes.
+        static_steps: search in steps of fixed shapes, which a GPU replays, with a single model and
+            options that allow it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TorchEngine:
         return str(self._device)
 
     def begin_process(self) -> None:
-        """Use one thread in each operation, as in the process that forked this one."""
+        """Use one thread in each operation, as the parent process does."""
         set_cpu_threads(1)
 
     @torch.inference_mode()
@@ -168,7 +168,7 @@ class TorchEngine:
         *,
         beam_size: int,
     ) -> Found:
-        """Return hypotheses of a search whose steps may have any shape."""
+        """Return the hypotheses of a search whose steps may have any shape."""
         options = self._options
         model = restricted.model(self._models)
         if options.check is not None:
@@ -206,7 +206,7 @@ def target_vocabulary(target: Tokenizer, device: torch.device) -> TargetVocabula
 
 
 def decoding_options(options: SearchOptions, beam_size: int) -> DecodingOptions:
-    """Return the options of `decoding` for those of a translation."""
+    """Return the decoding options that correspond to the options of an engine."""
     settings = options.settings
     return DecodingOptions(
         beam_size=beam_size,
@@ -225,7 +225,7 @@ def decoding_options(options: SearchOptions, beam_size: int) -> DecodingOptions:
 
 
 def _max_segment_tokens(transformer: Transformer) -> int:
-    """Return the maximum tokens of a segment, on either side, that a model has positions for."""
+    """Return the maximum tokens of a segment, on either side, that the positions allow."""
     if isinstance(transformer.target_positions, LearnedPositions):
         # </s> of the source and the start of the target need a position as well.
         return transformer.target_positions.embedding.num_embeddings - 1
@@ -234,7 +234,7 @@ def _max_segment_tokens(transformer: Transformer) -> int:
 
 @contextlib.contextmanager
 def _memory_error() -> Iterator[None]:
-    """Convert the errors of PyTorch that mean a lack of memory to MemoryError."""
+    """Convert PyTorch's out-of-memory errors to MemoryError."""
     try:
         yield
     except RuntimeError as error:
@@ -252,7 +252,7 @@ class _CheckedModel:
     check: Callable[[], None]
 
     def start(self, source: Tensor, source_keep: Tensor | None) -> Any:
-        """Read the source with the model."""
+        """Encode the source with the model."""
         self.check()
         return self.model.start(source, source_keep)
 
@@ -273,7 +273,7 @@ def static_search(
 ) -> StaticSearch[Any, Any] | None:
     """Return a search in steps of fixed shapes; None for settings that it does not support.
 
-    The other arguments are those of `TorchEngine`.
+    `scores` is as in `SearchOptions`; the other arguments are as for `TorchEngine`.
     """
     if _penalizes_repetition(settings):
         return None
@@ -291,7 +291,7 @@ def static_search(
 
 
 def needs_no_scores(settings: SearchConfig, *, sampling: bool, scores: bool) -> bool:
-    """Return True if the likeliest token at each step is all that is needed."""
+    """Return True if search needs only the likeliest token at each step, without its score."""
     others = sampling or scores or _penalizes_repetition(settings)
     return settings.beam_size == 1 and not others
 

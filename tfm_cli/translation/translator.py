@@ -1,4 +1,4 @@
-"""The translator: a model that translates lines in order, in memory bounded by a window."""
+"""The translator of lines, in order and in windows that bound the memory."""
 
 import logging
 from collections import deque
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# For each of many workers, which may exceed `CACHE_BYTES` in all, since small batches are slow.
+# Minimum for each worker; all of them may exceed `CACHE_BYTES`, since small batches are slow.
 _MIN_CACHE_BYTES = 1 << 28
 
 SearchAll = Callable[[Callable[[list[Segment]], Found], Sequence[list[Segment]]], list[Found]]
@@ -63,10 +63,10 @@ class TranslatorOptions:
 
 
 class Translator:
-    """A model, or an ensemble, with its search; it counts the lines that it translates.
+    """A model or an ensemble with its search, which counts the lines that it translates.
 
     Args:
-        engine: engine of the models, which searches by `options`.
+        engine: engine of the models, created with `options`.
         tokenizers: tokenizers of the models.
         options: options of the search.
         on_long: see `TranslatorOptions`.
@@ -133,8 +133,8 @@ class Translator:
             others: directories of the other models of an ensemble.
             device: name of the device; `auto` is a GPU if there is one.
             precision: precision of the matrix products.
-            workers: most processes that translate in parallel; 0 chooses by the machine. They are
-                forked after loading, so nothing may have started threads by then.
+            workers: most processes that translate in parallel; 0 depends on the machine. They are
+                forked after loading, so no threads may be running by then.
 
         Raises:
             ConfigError: the device or precision is unknown, or does not support several workers.
@@ -198,8 +198,8 @@ class Translator:
             lines: the window.
             prefixes: beginning of the translation of each line, "" for none; a blank line has a
                 blank translation even with a prefix.
-            search_all: returns the hypotheses of each batch, using the search that it is given;
-                for ranks that share the batches.
+            search_all: returns the hypotheses of each batch, given the search and the batches; for
+                ranks that share the batches.
 
         Raises:
             DataError: a prefix has more tokens than a segment may have.
@@ -276,6 +276,6 @@ class Translator:
 
 
 def _aligner(engine: SearchEngine, tokenizers: TokenizerPair, max_tokens: int) -> "Aligner":
-    from tfm_cli.translation.alignment import Aligner  # seldom needed, and never for one line
+    from tfm_cli.translation.alignment import Aligner  # only if alignments are requested
 
     return Aligner(engine, tokenizers, max_tokens)

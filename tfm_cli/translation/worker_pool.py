@@ -20,7 +20,7 @@ from tfm_cli.errors import END_SIGNALS, ConfigError, ResourceError, TfmError
 from tfm_cli.parallel.child_processes import SuspensionMonitor
 from tfm_cli.parallel.cpu_cores import available_cores
 
-if TYPE_CHECKING:  # importing it takes 5 ms, which a single line should not wait for
+if TYPE_CHECKING:  # importing it takes 5 ms, which would delay a single line
     from multiprocessing.connection import Connection
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
-_JOBS_PER_WORKER = 2  # one that is worked on and one that is prefetched
+_JOBS_PER_WORKER = 2  # one in progress and one prefetched
 _MAX_DEFAULT_WORKERS = 16  # each worker needs memory for its batch
 
 
@@ -36,7 +36,7 @@ def num_workers(requested: int, *, device: str) -> int:
     """Return the number of processes that translate.
 
     Args:
-        requested: number of processes; 0 is one for each core on a CPU and one on other devices.
+        requested: number of processes; 0 is one for each core, at most 16, on a CPU, otherwise one.
         device: type of the device.
 
     Raises:
@@ -89,7 +89,7 @@ class WorkerPool(Generic[JobT, ResultT]):
     after a minute.
 
     Args:
-        work: does a job and returns its result.
+        work: runs a job and returns its result.
         max_workers: most processes.
         initializer: called once in each worker.
     """
@@ -186,7 +186,7 @@ class WorkerPool(Generic[JobT, ResultT]):
                 raise self._lost(worker) from error
 
     def _work_here(self) -> None:
-        """Do the next job in this process."""
+        """Run the next job in this process."""
         group, index, job = self._queue.popleft()
         try:
             _record(group, index, self._work(job), is_result=True)
@@ -242,7 +242,7 @@ class WorkerPool(Generic[JobT, ResultT]):
         theirs: "Connection",
         mask: Iterable[int],
     ) -> NoReturn:
-        """Run a worker: do jobs until the pipe is closed."""
+        """Run a worker until the pipe is closed."""
         code = 1
         try:
             for number in END_SIGNALS:  # they are meant for the parent process
@@ -254,7 +254,7 @@ class WorkerPool(Generic[JobT, ResultT]):
                 connection.close()
             jobs: SimpleQueue[JobT] = SimpleQueue()
             # OpenMP would wait for the thread team of the thread that forked; a new thread has no
-            # team. Meanwhile this thread notices at once when the pipe is closed.
+            # team. This thread reads the pipe, so that the worker ends when the pipe is closed.
             threading.Thread(target=self._work_on, args=(jobs, theirs), daemon=True).start()
             with suppress(EOFError, OSError):
                 while True:
