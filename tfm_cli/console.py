@@ -131,7 +131,7 @@ class TimeLeft:
         """Return the seconds until the work is done; None if unknown, as at the first call.
 
         Args:
-            share: of the work done, from 0 to 1; it need not be 0 at the first call.
+            share: the share of the work that is done, 0 to 1; may be above 0 at the first call.
         """
         if share is None:
             return None

@@ -125,7 +125,7 @@ def check_gpu_bf16(device: Device, others: str) -> None:
     """Raise a ConfigError if a GPU has no bf16.
 
     Args:
-        device: any.
+        device: any device; only GPUs are checked.
         others: precisions that the hint suggests.
     """
     if device.type != "cuda" or (capability := gpu_capability(device)) >= _MIN_BF16_CAPABILITY:

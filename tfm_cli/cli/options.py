@@ -97,7 +97,7 @@ class Option(NamedTuple):
     bounds: Mapping[str, Any] = _NO_BOUNDS  # as in the metadata of a setting
     name: str = ""
     kind: Any = str  # bool, int, float, str, Path, or a tuple of str or Path
-    section: str = ""  # of a setting
+    section: str = ""  # empty unless it is a setting
     is_hidden: bool = False
 
     @property
@@ -182,7 +182,7 @@ def option(
     """Declare an option in a subclass of `Options`, where its annotation is its type.
 
     Args:
-        heading: under which the help lists it.
+        heading: the heading under which the help lists it.
         flags: the main one first; none for an argument.
         help: one or more sentences.
         default: the value without the option; `...` if it must be given.
@@ -349,7 +349,7 @@ def precision_option(heading: str) -> Any:
 
 
 def cpu_threads_option() -> Any:
-    """Declare `--cpu-threads`, which version 0.1.0 had: scripts that use it get a hint."""
+    """Declare `--cpu-threads`, an option of version 0.1.0: scripts that use it get a hint."""
     return option("", "--cpu-threads", hidden=True)
 
 

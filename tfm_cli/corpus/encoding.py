@@ -24,9 +24,9 @@ class EncodedBlock:
     """The pairs of a block that pass the filters, source and target.
 
     Attributes:
-        ids: of all segments of a side, concatenated, without </s>.
+        ids: token ids of all segments of a side, concatenated, without </s>.
         lengths: tokens of each segment, including </s>.
-        hashes: of the texts of each pair; empty unless duplicates are dropped.
+        hashes: a hash of the texts of each pair; empty unless duplicates are dropped.
         dropped: the number of dropped pairs, by reason.
         repairs: repaired lines of each of the block's files.
         round_trips: text of each side that decoding does not restore, before filtering by length.
@@ -61,9 +61,9 @@ def encode_block(
 
     Args:
         block: lines of corpus files.
-        tokenizers: of the two sides.
+        tokenizers: the tokenizers of the two sides.
         filters: rules for the pairs to drop.
-        threads: of SentencePiece; 0 for a number that suits the machine.
+        threads: the number of threads of SentencePiece; 0 for one that suits the machine.
 
     Raises:
         DataError: a line is not UTF-8 and the filters refuse it, or it holds no pair.

@@ -37,7 +37,7 @@ def encoding_pool(
     """Start processes that encode blocks, and end them at the end of the block.
 
     Args:
-        tokenizers: of the two sides.
+        tokenizers: the tokenizers of the two sides.
         filters: rules for the pairs to drop.
         num_processes: 0 encodes in this process.
 
@@ -212,7 +212,7 @@ def serve(connection: Connection) -> None:
             result = encode_block(block, tokenizers, filters, threads=1)
         except DataError as error:
             result = error
-        with contextlib.suppress(OSError):  # the other end is closed, which `_receive` finds
+        with contextlib.suppress(OSError):  # if the other end is closed, `_receive` returns None
             connection.send(result)
 
 

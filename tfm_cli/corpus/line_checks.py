@@ -9,7 +9,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer, plain_blanks
 
 # Larger shares cause a warning, smaller ones a note.
 MAX_CHANGED = 0.01  # of lines, which no translation of the model can equal
-MAX_UNKNOWN = 0.001  # of tokens: each stands for text that the model can neither read nor write
+MAX_UNKNOWN = 0.001  # of tokens: the model can neither read nor write their text
 
 # A tokenizer is trained by the run, named in its settings, or part of a trained model.
 Origin = Literal["learned", "named", "model"]
@@ -98,7 +98,7 @@ class RoundTrip(LineCounts):
 
     Attributes:
         lines: encoded lines.
-        pieces: their tokens.
+        pieces: the number of their tokens.
         changed: lines that decoding does not restore.
         unknown: unknown tokens.
         first_changed: the first line that is changed.
@@ -123,7 +123,7 @@ class RoundTrip(LineCounts):
         """Count some lines.
 
         Args:
-            tokenizer: of this side.
+            tokenizer: the tokenizer of this side.
             lines: the text.
             encoded: its ids.
             position: maps an index in `lines` to the index of its file and its line number.
@@ -221,7 +221,7 @@ class SourceTags(LineCounts):
         """Count some lines.
 
         Args:
-            tokenizer: of the source.
+            tokenizer: the tokenizer of the source.
             lines: the text; blank lines do not count.
             position: maps an index in `lines` to the index of its file and its line number.
         """
@@ -248,7 +248,7 @@ class TagPositions:
 
     def __init__(self) -> None:
         self.counts = TagCounts()
-        self._first: dict[str, LinePosition] = {}  # by tag; "" for lines without one
+        self._first: dict[str, LinePosition] = {}  # first line by tag; "" for lines without one
         self._first_other: LinePosition | None = None  # of the tags beyond `_MAX_TAGS`
 
     def add(self, lines: Sequence[str], *, file: int, first_number: int) -> None:

@@ -68,7 +68,7 @@ def prepare(
 
     Args:
         files: the corpus.
-        tokenizers: of the two sides.
+        tokenizers: the tokenizers of the two sides.
         filters: rules for the pairs to drop.
         directory: the folder.
         workers: processes that encode; 0 for a number that suits the machine and the text.
@@ -110,7 +110,7 @@ def num_workers(files: Sequence[CorpusFile], setting: int) -> int:
     """
     if setting:
         return setting
-    # OMP_NUM_THREADS is ignored: under torchrun, which sets it, the other ranks wait meanwhile.
+    # OMP_NUM_THREADS, which torchrun sets, is ignored: the other ranks are idle at this time.
     cores = available_cores(heeds_openmp=False)
     return cores if cores > 1 and sum(map(_size, files)) >= _MIN_BYTES_FOR_PROCESSES else 0
 
@@ -137,7 +137,7 @@ def cached_store(
     Args:
         cache: the folder of prepared corpora.
         files: the corpus.
-        tokenizers: of the two sides.
+        tokenizers: the tokenizers of the two sides.
         filters: rules for the pairs to drop.
         weights: passes per epoch over the pairs of each file; empty for one pass over each.
         workers: as in `prepare`.
@@ -163,7 +163,7 @@ def cached_store(
             _sweep(cache)
             if directory.exists():
                 try:
-                    return opened(directory), directory  # another run has prepared it meanwhile
+                    return opened(directory), directory  # another run has prepared it in between
                 except DataError as error:
                     logger.warning("%s; preparing it again", error)
             try:

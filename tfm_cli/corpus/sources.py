@@ -23,7 +23,7 @@ class CorpusFile:
     """A file of pairs, or two files that are aligned line by line.
 
     Attributes:
-        paths: of the source and the target, or of the one file.
+        paths: the paths of source and target, or of the one file.
         names: their names in messages.
         format: `lines` for two files; `tsv` or `jsonl` for one.
     """

@@ -180,7 +180,7 @@ class CorpusStore:
 
         Args:
             pairs: source and target text.
-            tokenizers: of the two sides.
+            tokenizers: the tokenizers of the two sides.
             max_length: pairs with more tokens than this on a side are dropped.
             name: the name of the corpus in errors.
 

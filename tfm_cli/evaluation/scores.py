@@ -65,7 +65,7 @@ class Score:
         value: 0 to 100; TER may exceed 100, and lower is better.
         signature: that of sacreBLEU, to be quoted with the value.
         short_signature: the same with abbreviated keys.
-        confidence: from bootstrap resampling; None without it.
+        confidence: the interval from bootstrap resampling; None without it.
     """
 
     metric: str

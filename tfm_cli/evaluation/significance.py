@@ -32,7 +32,7 @@ class SystemScore:
         system: the system's name.
         metric: the metric's name in sacreBLEU, such as `chrF2`.
         value: as in `Score`.
-        confidence: from the paired bootstrap; None without it.
+        confidence: the interval from the paired bootstrap; None without it.
         p_value: the probability of at least this difference from the baseline under the null
             hypothesis that the systems are equal; None for the baseline, and without a test.
     """
@@ -50,8 +50,8 @@ class Comparison:
 
     Attributes:
         scores: grouped by metric, with the systems in the given order.
-        signatures: by the metric's name.
-        short_signatures: by the metric's name.
+        signatures: signatures by the metric's name.
+        short_signatures: short signatures by the metric's name.
         test: a description of the test; empty without one.
     """
 
@@ -107,7 +107,7 @@ def paired_test(
         method: `bootstrap` resamples segments (Koehn 2004) and gives confidence intervals as well;
             `randomization` swaps segments of the two systems (Riezler and Maxwell 2005).
         metrics: some of METRICS.
-        options: of the metrics.
+        options: the options of the metrics.
         num_samples: resamples or trials; 0 for sacreBLEU's defaults, 1000 and 10000. The seed is
             the environment variable SACREBLEU_SEED, or 12345, so that a test is reproducible.
 

@@ -23,7 +23,7 @@ class SuspensionMonitor:
     `reason`.
 
     Args:
-        description: words for one of the processes, such as `a process that translates`.
+        description: a description of one process, such as `a process that translates`.
     """
 
     def __init__(self, description: str) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tfm_cli.parallel.process_group import Parallel
 
-# The most values in one all-reduce: many small gradients share a message, and none is so large that
-# its copy needs much memory.
+# The maximum number of values in one all-reduce: small gradients share a message, and the copy of a
+# message needs little memory.
 _MAX_BUCKET_VALUES = 1 << 23
 
 
@@ -34,7 +34,7 @@ def distribute(
     batches until `all_reduce_gradients`.
 
     Args:
-        module: on `device`; with `fsdp` anywhere, and its parameters become shards on `device`.
+        module: must be on `device`, except with `fsdp`, which moves its parameters as shards.
         layers: parts of it whose weights are gathered one after the other.
         strategy: `ddp` or `fsdp`.
         parallel: the processes.

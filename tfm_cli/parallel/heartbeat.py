@@ -59,7 +59,7 @@ class Heartbeat:
     timeout_seconds: float
     _num_beats: int = 0
     _beat_at: float = 0.0
-    _last: _Beat = field(default_factory=_Beat)  # of the next rank
+    _last: _Beat = field(default_factory=_Beat)  # the newest beat of the next rank
     _last_beat_at: float = field(default_factory=time.monotonic)
     _last_step_at: float = field(default_factory=time.monotonic)
 

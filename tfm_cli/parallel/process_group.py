@@ -28,9 +28,9 @@ class Parallel:
     """A rank of a process group, with its connections and its unsent messages.
 
     Args:
-        rank: of this process, from 0.
+        rank: the rank of this process, from 0.
         world: the number of processes.
-        local_rank: of this process on its machine, from 0.
+        local_rank: the rank of this process on its machine, from 0.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:

@@ -73,7 +73,7 @@ def _agree_on_name(
     """Return a prefix for the keys of these processes that no earlier ones have used.
 
     A launcher keeps its store when it restarts processes, so the keys of the earlier ones, such as
-    that of their failure, can still be read. Each rank therefore publishes a new random number, and
+    their exit code, can still be read. Each rank therefore publishes a new random number, and
     an answer of rank 0 counts only if it repeats this number.
     """
     if rank > 0:

@@ -48,11 +48,11 @@ class CardFacts:
 
     Args:
         arithmetic: the precision and the kind of device of the run.
-        num_parameters: of the model.
-        vocab_sizes: of the source and the target.
-        num_pairs: of the training text.
+        num_parameters: the number of parameters of the model.
+        vocab_sizes: the vocabulary sizes of source and target.
+        num_pairs: the number of pairs in the training text.
         dropped: the number of pairs that were left out, by reason.
-        update: after which the weights were saved.
+        update: the update after which the weights were saved.
         values: the validation metrics of these weights, by name; empty without validation.
         scores: the sacreBLEU scores among them, with their signatures.
     """

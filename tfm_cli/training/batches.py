@@ -50,7 +50,7 @@ class Planner:
     Args:
         store: the corpus.
         order: the pairs of each batch.
-        batches_per_update: on all ranks.
+        batches_per_update: the number of batches per update on all ranks.
         micro_batch: the maximum number of target tokens in a micro-batch, padding included.
         start_id: the first id of the decoder's input.
         eos_id: the last id of target segments.

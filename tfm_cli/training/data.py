@@ -181,8 +181,8 @@ def _warn_of_tags(
 
     Args:
         tags: the counts.
-        tokenizer: of the source.
-        names: of the files.
+        tokenizer: the tokenizer of the source.
+        names: the names of the files.
         advice: added if the tokenizer has no tags.
     """
     known = tokenizer.language_tags

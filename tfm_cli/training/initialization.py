@@ -54,8 +54,8 @@ def with_bleu_tokenizer(
 
     Args:
         config: all settings.
-        output: of the run; only rank 0 reads it.
-        references: of the validation text; if empty, the setting does not change.
+        output: the directory of the run; only rank 0 reads it.
+        references: references of the validation text; if empty, the setting does not change.
         resume: the run is resumed.
         parallel: the processes, which all get the same tokenizer.
 

@@ -54,7 +54,7 @@ def train(
         parallel_model: trained in place. With several processes, each runs this loop and yields
             the same events, except for times.
         planner: provides the batches of each update.
-        optimizer: of the model's parameters.
+        optimizer: the optimizer of the model's parameters.
         average: the moving average of the weights, which is validated instead of them.
         state: the position and counters of the run; changed in place.
         config: all settings.
@@ -102,7 +102,7 @@ class _Loop:
     memory_limit: MemoryLimit
     first_update: int  # `state.update` at the start of this process
     saved_update: int  # of the newest checkpoint; -1 if it lacks a later validation
-    began: float = field(default_factory=time.monotonic)  # of the current update
+    began: float = field(default_factory=time.monotonic)  # start of the current update
 
     def run(self) -> Iterator[Event]:
         """Yield the events of all updates."""
@@ -146,7 +146,7 @@ class _Loop:
         is_skipped = waits and not stats.is_finite()
         _adapt_rate(state, is_skipped=is_skipped, retries=retries)
         state.update += 1
-        # Skipped updates count too: to find out, the CPU would have to wait for the GPU.
+        # Skipped updates count too: to detect them, the CPU would have to wait for the GPU.
         self.average.include(state.update)
         state.world = self.parallel_model.parallel.world
         state.batches_per_update = self.planner.batches_per_update

@@ -36,7 +36,7 @@ def cross_entropy(
         weight: output matrix, (V, D).
         targets: ids, (N,).
         label_smoothing: e; 0 makes both results equal.
-        bias: of the logits, (V,); None for none.
+        bias: bias of the logits, (V,); None for none.
 
     Source: Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4.
     """
@@ -67,7 +67,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         pads = compiles_sizes(hidden)
         if pads:
             rows = few_rows_within(rows)
-        exact = torch.promote_types(weight.dtype, torch.float32)  # of sums and exponentials
+        exact = torch.promote_types(weight.dtype, torch.float32)  # for sums and exponentials
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None
         bias_gradient = torch.zeros_like(bias) if needs_gradient and bias is not None else None

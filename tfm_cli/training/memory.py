@@ -72,7 +72,7 @@ def fit_micro_batch(
 
     Args:
         planner: with the initial micro-batch.
-        model: on the device, before its first update in this process.
+        model: the model on the device, before its first update in this process.
         may_shrink: halve the size if it does not fit; otherwise raise.
         has_moments: the optimizer's moments are in memory already.
         device: the device of the model.
@@ -153,7 +153,7 @@ class MemoryLimit:
     dropout of the batch, so their gradients add up to its own, up to rounding.
     """
 
-    max_positions_per_pass: int = 0  # of both sides, padding included; 0 for no limit
+    max_positions_per_pass: int = 0  # sum of both sides, padding included; 0 for no limit
     num_splits: int = 0  # the number of times that it was lowered
 
     def split(self, batch: Batch) -> Iterator[tuple[int, int]]:

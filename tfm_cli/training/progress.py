@@ -82,7 +82,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, update: int) -> None:
         """Continue a file after `update`: later lines, of an interrupted run, are dropped."""
         self._path = path
-        self._num_bytes = 0  # of the lines that were written
+        self._num_bytes = 0  # size of the lines that were written
         self._unwritten: list[bytes] = []
         self._filter(lambda facts: bool(facts["update"] <= update))
 

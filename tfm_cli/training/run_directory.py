@@ -133,7 +133,7 @@ def _describe_holder(stream: BinaryIO) -> str:
         time.sleep(0.02)
 
 
-# In the order of their removal. The settings are last: they prove that the other files are ours.
+# In the order of their removal. The settings are last: they prove that tfm wrote the other files.
 _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILES, CONFIG_FILE)
 _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
 
@@ -182,13 +182,13 @@ def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
 def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
     """Raise an error if tfm may not change an output directory; nothing in it is touched.
 
-    It must be new, be empty, hold a `config.json` of ours, or have the marker of a run that began.
+    It must be new, be empty, hold a `config.json` of tfm, or have the marker of a run that began.
     The remains of a run of version 0.1 that was killed before its `config.json` are accepted if
     each entry is proven to be one of them.
 
     Raises:
-        ResourceError: it could not be written, or one of our names is a link.
-        ConfigError: it holds other files, or a link in place of one of our directories.
+        ResourceError: it could not be written, or a file name of tfm is a link.
+        ConfigError: it holds other files, or a link in place of a directory of tfm.
     """
     check_writable(output, folder=True)
     if not output.is_dir():
@@ -215,7 +215,7 @@ def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) ->
 
 
 def _check_links(config: RunConfig, output: Path) -> None:
-    """Raise an error if one of our names in the directory is a link or not of the expected kind."""
+    """Raise an error if a file name of tfm in the directory is a link or another kind of entry."""
     for name in (CHECKPOINTS, *(() if config.data.cache else (CORPUS,))):
         path = output / name
         if path.is_symlink():
@@ -250,7 +250,7 @@ def _is_early_file(path: Path, *, has_begun: bool) -> bool:
     """Return True for an entry that a run may have left if it was killed before its `config.json`.
 
     Args:
-        path: of the entry.
+        path: the path of the entry.
         has_begun: another entry proves that there was such a run.
     """
     name = path.name
@@ -281,7 +281,7 @@ def check_inputs_not_overwritten(
 
     Args:
         config: all settings, with the paths of the inputs.
-        output: of the run.
+        output: the directory of the run.
         resume: the run is resumed: it reads no pretrained model and keeps its tokenizers.
         more: inputs that are not in the settings.
 
@@ -370,7 +370,7 @@ def clear(output: Path, *, except_names: Collection[str] = ()) -> None:
     """Remove the files of a model, and nothing else, so that a new run can begin.
 
     Args:
-        output: of the run.
+        output: the directory of the run.
         except_names: the files that the new run replaces anyway.
     """
     checkpoints = output / CHECKPOINTS

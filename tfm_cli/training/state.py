@@ -39,8 +39,8 @@ class TrainState:
     refused_in_a_row: int = 0
     refused_since: int = 0  # the first update of this series
     far_off_in_a_row: int = 0  # updates with a loss far above that of a uniform guess
-    rate_halvings: int = 0  # of the learning rate, after skipped updates
-    good_since_halving: int = 0  # updates
+    rate_halvings: int = 0  # of the learning rate after skipped updates, still in effect
+    good_since_halving: int = 0  # good updates since the rate last changed
     memory_splits: int = 0  # the number of times that the memory limit was lowered
     most_places: int = 0  # the memory limit: positions per pass, of both sides; 0 for none
     # Sums since the last progress line, so that a resumed run logs the same next line.

@@ -35,7 +35,7 @@ class TrainingStatistics:
         state: holds the sums and counters; changed in place.
         settings: the policy for updates without a finite gradient.
         parallel: the processes, all of which must flush together.
-        vocab_size: of the target.
+        vocab_size: the size of the target vocabulary.
     """
 
     def __init__(

@@ -24,11 +24,11 @@ class UpdateOptions:
     """The settings of one update.
 
     Args:
-        number: of the update, from 1; it seeds dropout together with `seed`.
+        number: the number of the update, from 1; it seeds dropout together with `seed`.
         peak_rate: the highest learning rate.
         warmup: updates until the peak rate.
         clip_norm: the largest gradient norm; 0 for no limit.
-        seed: of the run.
+        seed: the seed of the run.
         attempt: the number of earlier attempts at this update; each has its own dropout.
         wait_for_gradient: check the gradient before the step. Otherwise the fused optimizer checks
             it on the device, and the CPU does not wait for a GPU.
@@ -74,14 +74,14 @@ def update(
     Losses are summed and divided by the number of target tokens on all ranks: a mean of per-batch
     means would give the tokens of short batches more weight.
 
-    An update whose loss or gradient is not finite is skipped: weights and moments stay as they are.
+    An update whose loss or gradient is not finite is skipped: weights and moments do not change.
 
     Args:
         parallel_model: in training mode.
         plan: the batches; the gradients of all ranks are summed.
-        optimizer: of the model's parameters.
+        optimizer: the optimizer of the model's parameters.
         options: see UpdateOptions.
-        memory_limit: the most that fits into memory, lowered if a batch does not fit.
+        memory_limit: the limit on positions per pass, lowered if a batch does not fit.
 
     Raises:
         ResourceError: memory does not suffice for a single pair or, with sharded weights, for a
@@ -186,7 +186,7 @@ class _Gradients:
 
 
 def _clip(model: nn.Module, clip_norm: float) -> Tensor:
-    """Clip the gradients to `clip_norm` unless it is 0, and return their norm before that."""
+    """Clip the gradients to `clip_norm` unless it is 0, and return their norm before clipping."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = full_tensor(nn.utils.get_total_norm(gradients))
     if clip_norm:

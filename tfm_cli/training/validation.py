@@ -55,10 +55,10 @@ def translator_factory(
     On a CPU the native engine holds a packed copy of them until the translator is closed.
 
     Args:
-        model: on `device`.
-        tokenizers: of the model.
-        config: of the run.
-        options: of the search.
+        model: the model, on `device`.
+        tokenizers: the tokenizers of the model.
+        config: the settings of the run.
+        options: the options of the search.
         device: the device of the model.
         dtype: arithmetic of the matrix products.
     """
@@ -271,9 +271,9 @@ def is_better(
     The first metric decides; if it is equal, the next one does.
 
     Args:
-        values: by metric, in order.
-        best: of the first metric; None before the first validation.
-        best_others: of the other metrics; empty if they were not saved.
+        values: values by metric, in order.
+        best: the best value of the first metric; None before the first validation.
+        best_others: the values of the other metrics; empty if they were not saved.
     """
     for metric, value, other in zip(values, values.values(), (best, *best_others), strict=False):
         if not math.isfinite(value):

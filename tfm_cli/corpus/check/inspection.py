@@ -34,9 +34,9 @@ class CorpusInspection:
         blank: pairs with a blank source only, a blank target only, or both blank.
         identical: pairs whose sides are equal.
         too_long: pairs with more than `max_length` tokens on a side.
-        lengths: of source and target.
-        ratios: of target and source lengths.
-        hashes: of all pairs.
+        lengths: histograms of source and target lengths.
+        ratios: a histogram of the ratios of target to source lengths.
+        hashes: hashes of all pairs.
         unknown: unknown tokens of source and target; None without tokenizers.
         round_trips: text of source and target that the tokenizers do not restore.
         tags: language tags of source lines.

@@ -230,7 +230,7 @@ class UnknownPieces:
     """The number of unknown tokens on one side of a corpus, and the text that causes them.
 
     Args:
-        tokenizer: of this side.
+        tokenizer: the tokenizer of this side.
 
     Attributes:
         count: the number of unknown tokens.
