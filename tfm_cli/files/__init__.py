@@ -1,1 +1,1 @@
-"""Files: ownership, atomic and durable writes, wary reads, safetensors, fault injection."""
+"""Files: ownership, atomic and durable writes, untrusted files, safetensors, fault injection."""

@@ -1,7 +1,7 @@
-"""Write files and directories atomically: each appears under its name complete, or not at all.
+"""Atomic writes of files and directories: each appears under its name complete or not at all.
 
 Content is written under a temporary name, flushed to the disk and renamed, so that a reader sees
-either the old file or the new one. `durable` makes the individual changes.
+either the old file or the new one. `durable` performs the individual operations.
 """
 
 import contextlib
@@ -63,20 +63,20 @@ def _why_not_writable(path: Path, *, folder: bool) -> str:
         return f"`{parent}` is not a directory"
     if not os.access(parent, os.W_OK | os.X_OK):
         return f"no permission to write in `{parent}`"
-    # Permission bits do not bind root, so only creating a file proves that one can be created.
-    # Where the system supports it, the file has no name: nothing is left, whatever happens.
+    # Permission bits do not restrict root, so only creating a file proves that one can be created.
+    # Where the system supports it, the file has no name, so that nothing is left behind.
     with tempfile.TemporaryFile(dir=parent):
         return ""
 
 
 def link_target(path: str | Path) -> Path:
-    """Return the path that remains after all symbolic links are followed.
+    """Return a path with all symbolic links resolved.
 
     Raises:
         OSError: the links form a loop.
     """
     target = Path(os.path.realpath(path))
-    if target.is_symlink():  # `realpath` gives up in a loop
+    if target.is_symlink():  # `realpath` does not resolve a loop
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return target
 
@@ -89,13 +89,13 @@ def atomic_file(path: str | Path, *, follow: bool = True) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to create or replace.
-        follow: set for a path that a person typed: a symbolic link is followed and its target
-            replaced; a pipe or a device is written to directly. Otherwise the path is one of
-            ours, and anything but a regular file is refused.
+        follow: True for a path that the user specified: a symbolic link is followed and its target
+            replaced, and a pipe or a device is written to directly. False for a path in one of
+            tfm's directories, where anything but a regular file is refused.
 
     Raises:
-        OutputError: the file cannot be written, or its name is taken by something that must not
-            be replaced; whatever has the name is untouched.
+        OutputError: the file cannot be written, or its name belongs to something that must not be
+            replaced, which is left unchanged.
     """
     target = Path(path)
     try:
@@ -124,9 +124,9 @@ def refuse_irregular_file(path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise a NotPrivateError if a name in a directory of ours is not that of a regular file.
+    """Raise a NotPrivateError if a path in one of tfm's directories is not a regular file.
 
-    A hard link is fine: the name is replaced, and the file's other names keep the old content.
+    A hard link is accepted: its name is replaced, and other names keep the old content.
     """
     try:
         check_private(path)
@@ -136,7 +136,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def copy_permissions(path: Path, stream: BinaryIO) -> None:
-    """Give an open file the permissions of the file at `path`, if there is one."""
+    """Copy the permissions of the file at `path`, if there is one, to an open file."""
     with contextlib.suppress(FileNotFoundError):
         os.fchmod(stream.fileno(), stat.S_IMODE(path.lstat().st_mode))
 
@@ -198,7 +198,7 @@ def temporary_directory(path: Path) -> Iterator[Path]:
 
 
 def _lock_new(path: Path, descriptor: int) -> bool:
-    """Lock a new file or directory; False if another process swept it before the lock was taken."""
+    """Lock a new file or directory; return False if another process has removed it before."""
     if try_lock(descriptor) is False:
         return False
     with contextlib.suppress(FileNotFoundError):
@@ -210,7 +210,7 @@ def _lock_new(path: Path, descriptor: int) -> bool:
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that replaces the one at `path` once it is complete and synced.
 
-    Errors are those of the system. A symbolic link at `path` is itself replaced.
+    An OSError is not converted. A symbolic link at `path` is itself replaced.
     """
     durable.make_directory(path.parent)
     sweep(path.parent, [path.name])
@@ -234,12 +234,12 @@ def atomic_directory(
 
     Args:
         path: the directory to create or replace.
-        may_replace: returns True for an existing directory that is ours to replace; it is called
-            when everything has been written.
+        may_replace: returns True for an existing directory that may be replaced; it is called when
+            everything has been written.
 
     Raises:
-        OutputError: the directory cannot be written, or its name is taken by something that must
-            not be replaced; whatever has the name is untouched.
+        OutputError: the directory cannot be written, or its name belongs to something that must
+            not be replaced, which is left unchanged.
     """
     try:
         durable.make_directory(path.parent)
@@ -261,7 +261,7 @@ def atomic_directory(
 
 
 def _rename_over(temporary: Path, path: Path, may_replace: Callable[[Path], bool]) -> None:
-    """Rename a directory to `path`; one that has the name is removed, or put back on failure."""
+    """Rename a directory to `path`; an existing one is removed, or restored on failure."""
     if not os.path.lexists(path):
         durable.rename(temporary, path)
         return
@@ -275,12 +275,12 @@ def _rename_over(temporary: Path, path: Path, may_replace: Callable[[Path], bool
 
 
 def remove_directory(path: Path, *, is_ours: Callable[[Path], bool]) -> bool:
-    """Remove a directory, if it exists and is ours.
+    """Remove a directory, if it exists and tfm made it.
 
-    It is renamed first, so that a half-removed directory never looks complete.
+    It is renamed first, so that a partly removed directory never looks complete.
 
     Returns:
-        False if it is not ours and was left alone.
+        False if tfm did not make it; it is then left unchanged.
     """
     if not os.path.lexists(path):
         return True
@@ -292,7 +292,7 @@ def remove_directory(path: Path, *, is_ours: Callable[[Path], bool]) -> bool:
 
 @contextlib.contextmanager
 def _moved_to_trash(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Rename a directory of ours to a temporary name, and remove it when the block succeeds."""
+    """Rename a directory to a temporary name, and remove it when the block succeeds."""
     if not is_ours(path):
         reason = "something stands there that was not made by tfm"
         raise FileExistsError(errno.EEXIST, reason, str(path))

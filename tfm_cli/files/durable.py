@@ -1,8 +1,8 @@
-"""The only module that changes the disk, one operation at a time.
+"""The only module that writes to the disk, one operation at a time.
 
 Each operation is a failpoint under its own name and under `durable` (see `faults`), and tests can
-watch it. The order of operations is decided elsewhere: by `atomic`, and by the modules that append
-to a file.
+observe it. The callers determine the order of operations: `atomic`, and modules that append to a
+file.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _BUFFER_BYTES = 1 << 20  # collects short lines; larger parts, such as tensors, 
 
 
 class Operation(NamedTuple):
-    """A change that has been made."""
+    """A completed change of the file system."""
 
     kind: str  # create, open, write, truncate, sync, sync_directory, rename, remove, make_directory
     path: Path
@@ -53,7 +53,7 @@ def _notify(operation: Operation) -> None:
 
 
 class _File(io.FileIO):
-    """A raw file with failpoints; a subclass because the standard library's buffers need one."""
+    """A raw file with failpoints; the buffers of the standard library require a FileIO."""
 
     def __init__(self, path: Path, mode: str, flags: int = 0) -> None:
         self._path = path
@@ -63,7 +63,7 @@ class _File(io.FileIO):
         view = memoryview(data).cast("B")  # type: ignore[arg-type]  # any object with bytes
         action = _reach("write")
         if action in ("short", "tear"):
-            view = view[: -(-len(view) // 2)]  # at least a byte, or the buffer would retry for ever
+            view = view[: -(-len(view) // 2)]  # at least a byte, or the buffer would retry forever
         offset = self.tell() if _watchers else 0
         count = cast(int, super().write(view))  # the buffer writes the rest after a short write
         if action == "tear":
@@ -83,7 +83,7 @@ def create(path: Path) -> BinaryIO:
     """Create an empty file and open it for writing.
 
     Raises:
-        FileExistsError: the name is taken, if only by a link.
+        FileExistsError: the name exists, even as a link without a target.
     """
     _reach("create")
     file = _File(path, "wb", os.O_EXCL | os.O_NOFOLLOW)
@@ -178,7 +178,7 @@ def make_new_directory(path: Path) -> None:
     """Create a directory whose parent exists.
 
     Raises:
-        FileExistsError: the name is taken, if only by a link.
+        FileExistsError: the name exists, even as a link without a target.
     """
     _reach("make_directory")
     path.mkdir()

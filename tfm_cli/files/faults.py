@@ -1,13 +1,13 @@
 """Failpoints: `TFM_FAILPOINT` makes a named point fail the n-th time that it is reached.
 
-Tests use it to make every single operation fail in turn. Without the variable nothing happens.
+Tests use it to make each operation fail. Without the variable it has no effect.
 
     TFM_FAILPOINT=write:3=enospc          the third write fails with a full disk
     TFM_FAILPOINT=durable:17=kill         the process is killed at the 17th durable operation
-    TFM_FAILPOINT=update:7@1=stop,…       rank 1 is stopped at its seventh update; and another fault
+    TFM_FAILPOINT=update:7@1=stop,…       rank 1 is stopped at its seventh update; others may follow
     TFM_FAILPOINT=save:2+=eio             every save from the second on fails
 
-A process that torchrun restarts after a failure ignores the variable, so that it gets further.
+A process that torchrun restarts after a failure ignores the variable, so that it makes progress.
 
 Source: SQLite's and curl's tests, which fail the n-th operation for n = 1, 2, 3 … until none fails.
 """
@@ -50,11 +50,11 @@ class Fault(NamedTuple):
 
 
 def reach(point: str) -> str:
-    """Count that a point was reached, and carry out the fault that is due there.
+    """Count a point as reached, and carry out the fault that is due there.
 
     Returns:
         An action that the caller has to carry out: `short`, to write half; `tear`, to write half
-        and be killed; `nan`; or the empty string.
+        and be killed; `nan`, to use a NaN; or the empty string.
 
     Raises:
         OSError: the fault is a system error.

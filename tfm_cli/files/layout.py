@@ -1,10 +1,10 @@
-"""The name of every file that tfm writes into directories of its own.
+"""The names of all files in the directories that tfm creates.
 
-model/                         a model directory; a run directory has what is marked with *, too
+model/                         a model directory; entries with * exist in run directories only
 ├── config.json                settings, tokenizers and hashes; written last
 ├── model.safetensors          the best weights
 ├── tokenizer.model            or source.model and target.model, with their vocabularies
-├── shortlist.safetensors      optional: the target tokens that a source token may need
+├── shortlist.safetensors      optional: likely target tokens of each source token
 ├── README.md                  the model card
 ├── metrics.jsonl              * a line for each progress report and validation
 ├── .tfm-run.json              * the marker of a run that has no `config.json` yet
@@ -35,7 +35,7 @@ TOKENIZER_FILE_SETS = (
 )
 TOKENIZER_FILES = tuple(sorted(set().union(*TOKENIZER_FILE_SETS)))
 
-# A directory for another toolkit.
+# An export for another toolkit.
 EXPORT_FILE = ".tfm-export.json"
 
 # A run directory.

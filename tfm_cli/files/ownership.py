@@ -1,9 +1,9 @@
-"""Decide what tfm may change, replace or remove: only what it made, and can prove that it made.
+"""Ownership of files: tfm changes, replaces or removes only what it verifiably made.
 
 Only `sweep` changes the disk: it removes temporary files of processes that have ended. A temporary
 file or directory has a random name, and the process that writes it holds a lock on it (flock). A
 lock that is free proves that the writer has ended, on any machine and in any container. Where the
-file system has no locks, nothing is ever swept.
+file system has no locks, nothing is ever removed.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _MAX_FACTS_BYTES = 1 << 20
 _END_OF_CARD = b"All settings are in `config.json`.\n"
 _MAX_STEM_LENGTH = 50  # so that a temporary name of the longest file name is not too long
 _TEMPORARY = re.compile(r"\.(.*)\.tfm-[0-9a-f]{16}\.(?:part|trash)", re.DOTALL)
-_TEMPORARY_OF_0_1 = re.compile(r"\.(.*)\.[0-9]{1,10}\.(?:part|trash)", re.DOTALL)  # by process
+_TEMPORARY_OF_0_1 = re.compile(r"\.(.*)\.[0-9]{1,10}\.(?:part|trash)", re.DOTALL)  # with PID
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -133,7 +133,7 @@ def is_checkpoint(path: Path) -> bool:
     """Return True for a directory that is a checkpoint by its name and its content.
 
     It is empty, or it holds only files of a checkpoint, including the manifest or, if that was
-    lost, all the others. A directory with any other file is not ours alone.
+    lost, all the others. A directory with any other file is not a checkpoint.
     """
     return is_checkpoint_name(path.name) and (
         is_empty_directory(path)
@@ -155,7 +155,7 @@ def is_checkpoint_name(name: str) -> bool:
 def is_prepared_text(path: Path) -> bool:
     """Return True for the directory of a prepared text: named by a hash, and empty or complete.
 
-    A directory with any other file is not ours alone.
+    A directory with any other file is not a prepared text.
     """
     return is_prepared_name(path.name) and (
         is_empty_directory(path)
@@ -181,7 +181,7 @@ def holds_only(path: Path, names: Collection[str]) -> bool:
 
 
 def holds_model(directory: Path) -> bool:
-    """Return True if a directory has a `config.json` that tfm wrote, not another program."""
+    """Return True if a directory has a `config.json` that tfm wrote."""
     with contextlib.suppress(OSError, ValueError):
         content = read_regular(directory / CONFIG_FILE, max_bytes=_MAX_FACTS_BYTES)
         return "tfm_version" in parse_json_object(content)
@@ -197,7 +197,7 @@ def holds_marker(directory: Path) -> bool:
 
 
 def holds_export(directory: Path) -> bool:
-    """Return True if a directory has the marker that `tfm export` leaves."""
+    """Return True if a directory has the marker that `tfm export` writes."""
     with contextlib.suppress(OSError, ValueError):
         content = read_private(directory / EXPORT_FILE, max_bytes=_MAX_FACTS_BYTES)
         return "tfm_version" in parse_json_object(content)
@@ -212,7 +212,7 @@ def is_own_file(path: Path, names: Collection[str]) -> bool:
 def is_card(path: Path) -> bool:
     """Return True for a model card that tfm wrote, for an empty file, and if there is none.
 
-    A file that somebody else wrote or appended to has another beginning or end.
+    A file of other origin, or one that was appended to, has another beginning or end.
     """
     try:
         content = read_regular(path, max_bytes=_MAX_FACTS_BYTES)
@@ -259,7 +259,7 @@ def _is_cached(path: Path) -> bool:
 
 @contextlib.contextmanager
 def inspecting(output: Path) -> Iterator[None]:
-    """Raise a ResourceError where the block cannot read an output directory."""
+    """Convert an OSError in the block to a ResourceError about an output directory."""
     try:
         yield
     except OSError as error:
@@ -271,7 +271,7 @@ def refuse_replacing_inputs(output: Path, inputs: Iterable[str | Path]) -> None:
     """Refuse an output directory that contains an input, since it is replaced as a whole.
 
     Raises:
-        ConfigError: names the input.
+        ConfigError: the directory contains an input.
     """
     directory = Path(os.path.realpath(output))
     for path in inputs:
@@ -283,10 +283,9 @@ def refuse_replacing_inputs(output: Path, inputs: Iterable[str | Path]) -> None:
 
 
 def output_error(path: Path | str, error: OSError) -> OutputError:
-    """Return the error to raise where the system refused to write an output.
+    """Return the error for an output that could not be written.
 
-    Where a private file turned out to be a link, for example, it names that file, which may lie
-    inside `path`.
+    After a NotPrivateError, the message has the path of that file, which may be inside `path`.
     """
     reason, hint = error.strerror or str(error), None
     if isinstance(error, NotPrivateError):

@@ -93,7 +93,7 @@ def _are_counts(values: object) -> bool:
 
 # Reading
 
-# The names of types in the hash of a model's weights, which has no others.
+# The names of types in the hash of a model's weights, which have only these types.
 _TYPE_NAMES = {"F32": "torch.float32", "I8": "torch.int8"}
 _PART_BYTES = 1 << 20  # held in memory at a time while a file is hashed
 
@@ -107,8 +107,8 @@ _prefetched: dict["_Identity", tuple[threading.Thread, list[str]]] = {}
 class SafetensorsFile:
     """An open safetensors file, whose header has been checked.
 
-    The file is read, not mapped: if a mapped file were truncated by another process, the access
-    would end this one.
+    The file is read, not mapped: if another process truncated a mapped file, an access to it would
+    kill this process.
 
     Attributes:
         tensors: type, shape and position of each tensor, by name.
@@ -174,7 +174,7 @@ class SafetensorsFile:
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if the file was modified since it was opened."""
-        # The status change time is left out: it also changes when the file loses its name.
+        # The status change time is ignored, since it also changes when the file is unlinked.
         if _identity(self._file.fileno())[:-1] != self._identity[:-1]:
             raise ValueError("it was written to while it was read")
 
@@ -197,8 +197,8 @@ class SafetensorsFile:
         """Start to hash the file in a thread, unless `prefetch_hash` has already done so.
 
         Returns:
-            A function that waits for the result and returns it or raises as `hash_from_disk`. The
-            file must stay open until then.
+            A function that waits for the result and returns it, or raises the errors of
+            `hash_from_disk`. The file must stay open until then.
         """
         thread, result = _prefetched.pop(self._identity, (None, []))
         if thread is None:
@@ -274,7 +274,7 @@ def values_sha256(tensors: Iterable[HashInput]) -> str:
 def prefetch_hash(path: Path) -> None:
     """Start to hash a weights file in a thread, for the `SafetensorsFile` that will be read later.
 
-    If the file has changed by then, it is hashed again. Errors are left to that reader.
+    If the file has changed by then, it is hashed again. Errors are reported by that reader.
     """
     with contextlib.suppress(OSError, ValueError):
         file, result = SafetensorsFile(path), list[str]()
@@ -301,8 +301,8 @@ def _identity(descriptor: int) -> _Identity:
     return _Identity(status.st_dev, status.st_ino, status.st_size, *times)
 
 
-# Writing. The file is byte for byte what the safetensors library writes. The library itself either
-# builds the whole file in memory, or writes it itself, past failpoints, syncing and hashing.
+# Writing. The file is byte for byte what the safetensors library writes. The library would either
+# build the whole file in memory, or write it without failpoints, syncing and hashing.
 
 # In the order in which the library sorts types of the same width.
 NUM_BYTES = {

@@ -1,6 +1,6 @@
-"""Read files that others may have made: only regular files, without blocking, up to a given size.
+"""Reading of untrusted files: only regular files, without blocking, up to a given size.
 
-A *private* file is one that tfm finds again by its name, such as a lock or a journal. It is opened
+A *private* file is one that tfm keeps under a fixed name, such as a lock or a journal. It is opened
 only if it is a regular file with a single name: writing through a link would change another file.
 """
 
@@ -23,14 +23,14 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class NotPrivateError(OSError):
-    """The path of a private file is not that of a regular file with one name; it is left alone."""
+    """The error for a private file that is not a regular file with a single name."""
 
 
 def open_regular(path: Path) -> FileIO:
     """Open a regular file for reading, without a buffer.
 
-    A link is followed. A pipe without a writer is not waited for, and a device is not opened,
-    since merely opening one can have effects.
+    A link is followed. The call does not wait for the writer of a pipe, and does not open a device,
+    since merely opening one can have side effects.
 
     Raises:
         OSError: the file does not exist, may not be read, or is not a regular file.
@@ -57,7 +57,7 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
 
 
 def check_private(path: Path) -> bool:
-    """Return True if a private file exists, False if nothing has its name.
+    """Return True if a private file exists, False if its name does not exist.
 
     Raises:
         NotPrivateError: the path is a link, is not a regular file, or the file has another name
@@ -207,14 +207,14 @@ def _finite_float(digits: str) -> float:
 def read_private_json(
     path: Path, *, fallback: str = "it is treated as absent", max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any] | None:
-    """Return the object in a private JSON file of ours, or None if it is missing or unusable.
+    """Return the object in a private JSON file, or None if it is missing or unusable.
 
-    Such a file is read as warily as a stranger's: anyone who can write to the directory can change
-    it, and many can write to a shared cache. A file that is unusable is reported by a warning.
+    Such a file is untrusted as well: anyone who can write to its directory can change it, and many
+    users can write to a shared cache. A warning is logged if it is unusable.
 
     Args:
         path: the file.
-        fallback: ends the warning: what happens without the file.
+        fallback: the end of the warning, about the consequences.
         max_bytes: larger files are not read.
     """
     try:

@@ -1,1 +1,1 @@
-"""Models from and for other toolkits: Hugging Face Marian and Marian in, CTranslate2 out."""
+"""Import from Hugging Face and Marian, and export to Hugging Face and CTranslate2."""

@@ -1,4 +1,4 @@
-"""Write a model for `ctranslate2.Translator`, built from CTranslate2's own public specs."""
+"""Export to CTranslate2, with the public specs of the package `ctranslate2`."""
 
 # D model width, V vocabulary
 
@@ -25,8 +25,8 @@ FILES = (
     "target_vocabulary.json", "source.spm", "target.spm",
 )  # fmt: skip
 QUANTIZATIONS = ("int8", "int16", "float16", "bfloat16")
-# Added to the logits of tokens that are never written: representable in fp16, and its exponential
-# is zero in every precision.
+# Added to the logits of banned tokens: representable in fp16, and its exponential is zero in every
+# precision.
 BAN = -1e4
 _MIN_POSITIONS = 512
 _MAX_POSITIONS = 16384
@@ -38,8 +38,8 @@ def write_ctranslate2(directory: Path, model: TrainedModel, *, quantization: str
     `Translator.translate_batch` takes the pieces of `source.spm` without </s>, which it adds
     itself, and returns pieces for `target.spm`.
 
-    Tokens that are never written, such as padding, are banned by a bias of the output layer, so
-    that no option is needed. Their probability is then zero, whereas `tfm translate` includes it
+    Tokens that are never generated, such as padding, are banned by a bias of the output layer, so
+    that no option is needed. Their probability is then zero, whereas `tfm translate` includes them
     in the softmax, so scores are slightly higher.
 
     Args:
@@ -48,7 +48,7 @@ def write_ctranslate2(directory: Path, model: TrainedModel, *, quantization: str
         quantization: `int8`, `int16`, `float16`, `bfloat16`, or None for fp32.
 
     Raises:
-        ConfigError: the model has features that CTranslate2 lacks; lists all of them.
+        ConfigError: the model has features that CTranslate2 lacks; the message lists them.
         ResourceError: CTranslate2 is not installed.
     """
     refuse_inexpressible(model)
@@ -64,7 +64,7 @@ def refuse_inexpressible(model: TrainedModel) -> None:
     """Refuse a model that CTranslate2 cannot express.
 
     Raises:
-        ConfigError: lists all features that CTranslate2 lacks.
+        ConfigError: the model has features that CTranslate2 lacks; the message lists them.
     """
     source, target = model.tokenizers.source, model.tokenizers.target
     problems = []
@@ -175,7 +175,7 @@ def _set(spec: Any, path: str, values: np.ndarray[Any, Any]) -> None:
 
 
 def num_positions(model: TrainedModel) -> int:
-    """Return the number of positions of an export: those of the longest segment, and one more."""
+    """Return the number of positions of an export: the tokens of the longest segment, plus one."""
     shape, search = model.config.model, model.config.search
     if shape.positions == "learned":
         return shape.max_positions

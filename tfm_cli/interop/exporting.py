@@ -82,7 +82,7 @@ def export_model(
     probe: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Convert a model directory for another toolkit, and run the result there.
+    """Convert a model directory for another toolkit or to int8, and verify the result.
 
     Args:
         model_dir: the model to export.
@@ -99,7 +99,7 @@ def export_model(
         ConfigError: the model has features that the other toolkit lacks, all of which are listed;
             or `output` holds something that must not be replaced.
         DataError: `probe` cannot be read.
-        ModelError: the model is torn, or the result computes something else; `output` is
+        ModelError: the model is torn, or the result does not compute the same; `output` is
             unchanged.
         ResourceError: CTranslate2 or the native CPU engine is needed and not installed, or the
             disk is full.
@@ -207,9 +207,10 @@ def _is_export(directory: Path, to: str) -> bool:
 def _write_for_others(
     directory: Path, model: TrainedModel, to: str, quantization: str | None, lines: Sequence[str]
 ) -> None:
-    """Write a model for another toolkit, and compare what it computes there.
+    """Write a model for another toolkit, and compare the results.
 
-    Coarser weights are written last, since only fp32 can be compared closely.
+    Quantized weights are written after a comparison in fp32, since only fp32 can be compared
+    closely.
     """
     if to == "hf":
         write_hugging_face(directory, model)
@@ -233,7 +234,7 @@ def _log_loss(quantization: str, loss: QuantizationLoss) -> None:
 
 
 def _nearest_call(search: SearchConfig) -> str:
-    """Return the call of `translate_batch` that comes nearest to a model's own settings."""
+    """Return a message with the call of `translate_batch` that is closest to a model's settings."""
     options = {
         "beam_size": search.beam_size,
         "length_penalty": search.length_penalty,
@@ -246,7 +247,7 @@ def _nearest_call(search: SearchConfig) -> str:
     if search.repetition_penalty != 1:
         options["repetition_penalty"] = search.repetition_penalty
     arguments = ", ".join(f"{name}={value}" for name, value in options.items())
-    # CTranslate2 has no other choice for these two.
+    # CTranslate2 supports no other values of these two settings.
     flags = []
     if search.length_norm != "power" and search.length_penalty != 0:
         flags.append("--length-norm power")
@@ -256,8 +257,8 @@ def _nearest_call(search: SearchConfig) -> str:
     return f"translate_batch(pieces, {arguments}) comes closest to `{command}`"
 
 
-# Model directories with weights in int8, as the native CPU engine quantizes them: a quarter of the
-# disk space, and of the time to load
+# Model directories with weights in int8, as the native CPU engine quantizes them. They need a
+# quarter of the disk space and of the time to load.
 
 
 def write_int8(directory: Path, model: TrainedModel, model_dir: Path) -> None:
@@ -302,7 +303,7 @@ def verify_int8(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Q
     """Compare a model directory in int8 with its model in fp32.
 
     Raises:
-        ModelError: it computes something else than the model does when quantized on the fly.
+        ModelError: the results differ from those of the model when it is quantized on loading.
         NonFiniteScoresError: the weights compute values that are not finite.
     """
     saved = NativeModel.load(directory, precision="int8")

@@ -86,8 +86,8 @@ def import_model(
         ConfigError: `output` holds something that must not be replaced, or `positions` is given
             for a model that specifies them itself.
         DataError: the source is not a supported kind of model, or cannot be downloaded.
-        ModelError: the source is damaged, needs an unsupported feature, or computes something
-            else than the result does; `output` is unchanged.
+        ModelError: the source is damaged, needs an unsupported feature, or does not compute the
+            same as the result; `output` is unchanged.
         ResourceError: a package that is needed to read it is not installed, or the disk is full.
     """
     output = Path(os.path.realpath(output))
@@ -128,7 +128,7 @@ def kind_of(directory: Path) -> str:
     """Return `HUGGING_FACE` or `MARIAN`, by the content of a directory.
 
     Raises:
-        DataError: it is neither; names the kind of another known one.
+        DataError: it is neither; the message names its kind if it is known.
         ModelError: its `config.json` is torn.
     """
     if has_file(directory, CONFIG_FILE):
@@ -184,7 +184,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def may_replace(directory: Path) -> bool:
-    """Return True for an empty directory, or one with a model of ours and nothing else."""
+    """Return True for an empty directory, or one with a model made by tfm and nothing else."""
     entries = list(directory.iterdir())
     return not entries or (holds_model(directory) and all(map(_is_of_model, entries)))
 

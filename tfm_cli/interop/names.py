@@ -10,11 +10,11 @@ from tfm_cli.config.settings import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class TensorName:
-    """The names of one of our tensors, or of some of its rows, in other toolkits.
+    """The names of a tensor of tfm, or of some of its rows, in other toolkits.
 
-    We store the query, key and value projections of an attention as one tensor; they are three
-    parts, since other toolkits have a tensor for each. The gate and the linear half of SwiGLU are
-    two parts. Parts that share a name in a toolkit form one tensor there, in the same order.
+    The query, key and value projections of an attention are one tensor of three parts, since other
+    toolkits have a tensor for each. The gate and the linear half of SwiGLU are two parts. Parts
+    that share a name in a toolkit form one tensor there, in the same order.
     """
 
     tfm: str

@@ -1,6 +1,6 @@
-"""The files of a model to import: those of a directory, read warily, or downloaded from the Hub.
+"""The files of a model to import, from an untrusted directory or downloaded from the Hub.
 
-No file may lead out of its directory, block, or be too large.
+A file is refused if it is a link out of its directory, not a regular file, or too large.
 """
 
 import os
@@ -31,7 +31,7 @@ def has_file(directory: Path, name: str) -> bool:
 
 
 def missing_files(directory: Path, names: Iterable[str]) -> list[str]:
-    """Return a line for each name that a directory has no entry of.
+    """Return a line for each of these names that is missing from a directory.
 
     Raises:
         ModelError: a name leads out of the directory.
@@ -106,7 +106,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
 
 
 def quoted(value: object) -> str:
-    """Return a value as messages quote it, truncated if it is long."""
+    """Return a value in the form for messages, truncated if it is long."""
     if value is None:
         return "missing"
     text = str(value).lower() if isinstance(value, bool) else f"`{value}`"

@@ -1,4 +1,4 @@
-"""The conversion of another toolkit's tensors to ours, with all checks, shared by the importers."""
+"""The conversion and validation of tensors of other toolkits, shared by the importers."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class ImportedModel:
-    """A model of another toolkit, converted to ours."""
+    """A model of another toolkit, converted to tfm."""
 
     config: RunConfig
     tokenizers: TokenizerPair
-    weights: dict[str, Tensor]  # by our names, in fp32
+    weights: dict[str, Tensor]  # by tfm's names, in fp32
     notes: tuple[str, ...]  # about the conversion, for the user
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignTensor:
-    """A tensor of another toolkit, and the part of one of our tensors that it becomes."""
+    """A tensor of another toolkit, and the part of a tensor of tfm that it becomes."""
 
     name: str
     shape: tuple[int, ...]  # in the other toolkit's layout
-    tfm: str  # the name of our tensor
+    tfm: str  # the name of the tensor in tfm
     part: int
-    as_row: bool = False  # stored as a matrix with a single row; ours is a vector
-    transposed: bool = False  # stored with our rows as its columns
+    as_row: bool = False  # stored as a matrix with a single row; a vector in tfm
+    transposed: bool = False  # stored as the transpose of the matrix in tfm
 
 
 def required_tensors(
@@ -43,7 +43,7 @@ def required_tensors(
 ) -> list[ForeignTensor]:
     """Return the tensors that a model of this shape needs, under another toolkit's names.
 
-    The shapes are those of our layout.
+    The shapes are those in tfm.
     """
     shapes = weight_shapes(config, vocab_sizes)
     tensors = []
@@ -62,7 +62,7 @@ def assemble(
     source: str,
     ignored: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return our tensors in fp32, and notes on the types that they were stored in.
+    """Return the weights by tfm's names in fp32, and notes on the types that were stored.
 
     No tensor is loaded before all names and shapes have been checked.
 
@@ -74,8 +74,8 @@ def assemble(
         ignored: names of further tensors that may be stored.
 
     Raises:
-        ModelError: lists the tensors that are missing, unknown, of another shape or type, or not
-            finite.
+        ModelError: tensors are missing, unknown, of another shape or type, or not finite; the
+            message lists them.
     """
     expected = {item.name: item.shape for item in required}
     differences = shape_differences(shapes, expected, optional=ignored)

@@ -26,7 +26,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer, read_model_file
 
 # Format 2 added a tokenizer for each side and search settings; format 3 the settings that
-# `settings_before` lists; format 4 decoder layers with a shape of their own and int8 weights.
+# `settings_before` lists; format 4 separate heads and widths of the decoder, and int8 weights.
 FORMAT_VERSION = 4
 _MAX_CONFIG_BYTES = 1 << 20
 # Settings that had no upper bound, or another one, when older models were saved. Some settings
@@ -36,7 +36,7 @@ _FORMERLY_UNBOUNDED = {
     "temperature", "top_p", "repetition_penalty", "max_length_factor",
 }  # fmt: skip
 _MAX_SETTINGS = 1000  # since the nearest name is looked up for each unknown setting
-_FORMAT_4_SETTINGS = ("decoder_heads", "decoder_feed_forward_width")  # 0: as the encoder's
+_FORMAT_4_SETTINGS = ("decoder_heads", "decoder_feed_forward_width")  # 0: same as the encoder's
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
     "source_vocab_size", "settings",
@@ -55,13 +55,13 @@ class SavedConfig(NamedTuple):
 def oldest_format(shape: ModelConfig) -> int:
     """Return the oldest format that can describe a model of this shape.
 
-    An older tfm then reads the models that it can use, and refuses the others by their format.
+    An older tfm can then read the models that it supports, and refuses others by their format.
     """
     return 4 if shape.decoder_heads or shape.decoder_feed_forward_width else 3
 
 
 def without_format_4_defaults(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model settings without those that format 4 added, where they have their default."""
+    """Return model settings without those of format 4 that have their default values."""
     return {name: value for name, value in table.items() if value or name not in _FORMAT_4_SETTINGS}
 
 
@@ -82,7 +82,7 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
         "source_vocab_size": source_size,
         "settings": settings,
     }
-    # The hash comes first: whoever edits the file can delete its line and the JSON stays valid.
+    # The hash comes first: after an edit, its line can be deleted and the JSON stays valid.
     header = {"sha256": _sha256(header), **header}
     # A file name that is not UTF-8 contains lone surrogates, which JSON writes as \udcxx.
     text = json.dumps(header, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -94,7 +94,7 @@ def load_config(directory: Path) -> SavedConfig:
     """Read `config.json` of a model directory and validate it.
 
     Raises:
-        ModelError: it is missing, of a newer format, or invalid; lists all invalid settings.
+        ModelError: it is missing, of a newer format, or invalid; the message lists all problems.
     """
     path = model_file(directory, CONFIG_FILE)
     written = _read_json(path)
@@ -141,7 +141,7 @@ def _settings(header: Mapping[str, Any], problems: Problems) -> RunConfig:
 
 
 def _vocab_sizes(header: Mapping[str, Any], config: RunConfig, problems: Problems) -> list[int]:
-    """Return the vocabulary sizes of source and target that are valid."""
+    """Return the valid ones among the vocabulary sizes of source and target."""
     sizes = []
     for name in ("source_vocab_size", "vocab_size"):
         size = header.get(name)
@@ -169,7 +169,7 @@ def _tokenizer_hashes(header: Mapping[str, Any], problems: Problems) -> tuple[di
 
 
 def _sha256(header: dict[str, Any]) -> str:
-    """Return the SHA-256 of a header, which does not depend on how the file is formatted."""
+    """Return the SHA-256 of a header, which does not depend on the formatting of the file."""
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
@@ -267,7 +267,7 @@ def torn_weights_error(path: Path, error: Exception) -> ModelError:
 
 
 def weights_identity(directory: Path) -> str:
-    """Return a hash of the weights file's metadata, which include the hashes of the tensors.
+    """Return a hash of the weights file's metadata, which include a hash of the tensors.
 
     A torn file has a hash as well; the damage is reported when the weights are loaded.
     """
@@ -278,10 +278,10 @@ def weights_identity(directory: Path) -> str:
 
 
 def load_named_tokenizers(path: Path) -> TokenizerPair:
-    """Load the tokenizers of a `.model` file, of a model, or of a run without a `config.json` yet.
+    """Load the tokenizers of a `.model` file, a model, or a run that has no `config.json` yet.
 
     Raises:
-        ModelError: there is none, or it is torn.
+        ModelError: a file is missing or torn.
     """
     if not path.is_dir():
         return TokenizerPair.joint(Tokenizer.load(path))

@@ -21,13 +21,13 @@ from tfm_cli.model_directory.config_file import FORMAT_VERSION, SavedConfig
 SCALES = ".scales"  # suffix of the tensor with the scale of each row of an int8 matrix
 INT8_FORMAT = 4  # the first format with int8 weights
 METADATA_KEY = "tfm"  # only one key, since safetensors writes several in an arbitrary order
-_MAX_LISTED = 8  # problems that a message lists
+_MAX_LISTED = 8  # number of problems in a message
 
 Shape = tuple[int, ...]
 
 
 def weight_shapes(config: ModelConfig, vocab_sizes: tuple[int, int]) -> dict[str, Shape]:
-    """Return the shape of each weight by its name, in the order of the Transformer's state.
+    """Return the shape of each weight by its name, in the order of the Transformer's `state_dict`.
 
     Args:
         config: the hyperparameters of the Transformer.
@@ -101,7 +101,7 @@ def shape_differences(
     Args:
         actual: the shapes that a file has, by name.
         expected: the shapes that it must have.
-        optional: names that it may have besides, in any shape.
+        optional: further names that it may have, in any shape.
     """
     differences = [f"{name}: missing" for name in expected if name not in actual]
     unknown = set(actual) - set(expected) - set(optional)
@@ -115,7 +115,7 @@ def shape_differences(
 
 
 def listed(problems: Sequence[str], separator: str = "\n  ") -> str:
-    """Join problems for a message; of many, only the first and the number of the others."""
+    """Join problems for a message: the first eight, and the number of the others."""
     more = len(problems) - _MAX_LISTED
     shown = [*problems[:_MAX_LISTED], *([f"… and {more} more"] if more > 0 else [])]
     return separator.join(shown)
@@ -157,10 +157,10 @@ def check_header(
         path: of the file, for messages.
         file: the open file.
         saved: the content of `config.json`.
-        precision: the precision to compute in; weights in int8 serve int8 only.
+        precision: the precision to compute in; int8 weights can be used only in int8.
 
     Raises:
-        ModelError: the file is of a newer format, or does not match; lists all differences.
+        ModelError: the file is of a newer format, or has differences, which are listed.
         ValueError: its metadata is not a JSON object.
     """
     metadata, shape = read_metadata(file), saved.settings.model

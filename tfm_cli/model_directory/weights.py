@@ -59,7 +59,7 @@ class WeightsFacts:
 
 
 def build_transformer(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Transformer:
-    """Return a Transformer of this shape, with fresh weights.
+    """Return a Transformer of this shape, with newly initialised weights.
 
     Args:
         config: the hyperparameters of the Transformer.
@@ -88,7 +88,7 @@ def save_weights(
         weights: by name; with int8, those of `int8_shapes` are int8 with a tensor of row scales.
         tokenizers: of the model.
         shape: of the model.
-        facts: to be recorded in the file.
+        facts: facts to record in the file.
         precision: `fp32` or `int8`.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -117,8 +117,8 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
     """Load a model directory, in evaluation mode on a device.
 
     Raises:
-        ModelError: a file is missing, torn, of a newer format, or belongs to another model; names
-            the file.
+        ModelError: a file is missing, torn, of a newer format, or belongs to another model; the
+            message has its path.
     """
     saved = load_config(directory)
     tokenizers = load_tokenizers(directory, saved)

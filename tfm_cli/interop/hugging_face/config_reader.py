@@ -23,7 +23,7 @@ class PieceId:
 
 
 class OptionsReader:
-    """Reads values from the two files, and adds each problem to `problems`."""
+    """A reader of values from the two files, which adds each problem to `problems`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class OptionsReader:
         self, section: type, table: Mapping[str, tuple[str, object]], values: Mapping[str, Any],
         file: str,
     ) -> dict[str, Any]:  # fmt: skip
-        """Return settings of one of our sections, validated as our own are."""
+        """Return settings of a section of the run configuration, validated as usual."""
         fields = {f.name: f for f in dataclasses.fields(section)}
         settings = {}
         for name, (ours, default) in table.items():
@@ -61,7 +61,7 @@ class OptionsReader:
     def check_neutral(
         self, values: Mapping[str, Any], table: Mapping[str, tuple[object, ...]], file: str
     ) -> None:
-        """Report each option whose value is not one of those under which it has no effect."""
+        """Report each option whose value would change the computation."""
         for name, neutral in table.items():
             value = values.get(name)
             if value is None and name != "model_type":
@@ -71,7 +71,7 @@ class OptionsReader:
                 self.problems.append(f"{file}: `{name}` is {quoted(value)}, expected {expected}")
 
     def check_forced_end(self) -> None:
-        """Report it if another piece than </s> is forced at the length limit."""
+        """Report a token other than </s> that is forced at the length limit."""
         eos = (self.search.get("eos_token_id"), self.config.get("eos_token_id"))
         forced = self.search.get("forced_eos_token_id")
         if forced is not None and _single(forced) not in map(_single, eos):
@@ -115,7 +115,7 @@ class OptionsReader:
         return found[0][1] if found and len(self.problems) == before else None
 
     def banned(self, eos: PieceId | None) -> tuple[PieceId, ...]:
-        """Return the ids that are never written, without </s>, as Hugging Face does."""
+        """Return the ids that are never generated; </s> is excluded, as in Hugging Face."""
         ids: dict[int, PieceId] = {}
         for name, in_lists in (("bad_words_ids", True), ("suppress_tokens", False)):
             option = f"{self.search_file}: `{name}`"
@@ -129,7 +129,7 @@ class OptionsReader:
         return tuple(ids.values())
 
     def length_notes(self, factor: float) -> list[str]:
-        """Return a note on the length limit, which depends on the source here."""
+        """Return a note on the length limit, which in tfm depends on the source."""
         for name, extra in (("max_new_tokens", 0), ("max_length", 1)):  # the first has precedence
             value = self.search.get(name)
             if type(value) is int and (name, value) != ("max_length", _DEFAULT_MAX_LENGTH):

@@ -15,10 +15,10 @@ from tfm_cli.interop.source_files import quoted
 
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "swish": "swish", "silu": "swish"}
 
-# The original position encodings of our exports; `sinusoidal` is exported with a permuted width.
+# The position encodings of exported models; `sinusoidal` is exported with permuted dimensions.
 _POSITIONS = ("sinusoidal", "sinusoidal_halves", "sinusoidal_marian")
 
-# Their names, with our names and their defaults.
+# The options of Hugging Face, with the settings of tfm and the defaults of Hugging Face.
 _MODEL = {
     "encoder_layers": ("encoder_layers", REQUIRED),
     "decoder_layers": ("decoder_layers", REQUIRED),
@@ -28,7 +28,7 @@ _MODEL = {
     "dropout": ("dropout", 0.1),
     "scale_embedding": ("scale_embeddings", False),
 }
-# Checked with the bounds of the encoder's settings, since ours for the decoder also allow 0.
+# Checked with the bounds of the encoder's settings, since those of the decoder also allow 0.
 _DECODER = {
     "decoder_attention_heads": ("heads", REQUIRED),
     "decoder_ffn_dim": ("feed_forward_width", REQUIRED),
@@ -41,7 +41,7 @@ _SEARCH = {
     "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
 }
 
-# Options that change the computation, with the only values under which they have no effect.
+# Options that change the computation, with the values that leave it unchanged.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "model_type": ("marian",),
     "architectures": (["MarianMTModel"],),
@@ -94,9 +94,9 @@ _TRAINING_ONLY = ("attention_dropout", "activation_dropout", "encoder_layerdrop"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The content of the two files as settings of ours; ids are those of the target side.
+    """The content of the two files as settings of tfm; ids are those of the target side.
 
-    A value is None if it is invalid, which has been reported.
+    A value is None if it is invalid; the problem has been reported.
     """
 
     model: dict[str, Any]  # settings of ModelConfig except positions and output_bias
@@ -117,7 +117,7 @@ def read_options(
 
     Args:
         config: `config.json`.
-        generation: `generation_config.json`; None in old models, whose `config.json` has all.
+        generation: `generation_config.json`; None in old models, which have all in `config.json`.
         problems: receives a line for each option that is invalid or not supported.
     """
     reader = OptionsReader(config, generation, problems)

@@ -40,7 +40,7 @@ _SHARED, _SOURCE, _TARGET, _OUTPUT = (
     "lm_head.weight",
 )
 _POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
-# The tolerance of a stored position table, by its type; that of other types is 1e-5.
+# The tolerance of a stored position table by its type; it is 1e-5 for other types.
 _TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -52,8 +52,8 @@ def read_hugging_face(directory: Path, *, allow_pickle: bool) -> ImportedModel:
         allow_pickle: read `pytorch_model.bin` if there is no `model.safetensors`.
 
     Raises:
-        ModelError: a file is torn or hostile; or lists every file that is missing, and every
-            option and tensor that is not supported.
+        ModelError: a file is torn or hostile, files are missing, or options or tensors are not
+            supported; the message lists all problems.
     """
     config = read_json(directory, CONFIG)
     generation = read_json(directory, GENERATION) if has_file(directory, GENERATION) else None
@@ -91,7 +91,7 @@ class _Stored:
 def _weights(
     stored: _Stored, model: ModelConfig, vocab_sizes: tuple[int, int]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return our tensors; a tied tensor may be stored several times if all copies are equal."""
+    """Return the weights by tfm's names; a tied tensor may be stored as several equal copies."""
     required = []
     for item in required_tensors(model, vocab_sizes, lambda name: name.hugging_face):
         if item.name == _BIAS:
@@ -145,7 +145,7 @@ def _has_bias(stored: _Stored, vocab_size: int | None, problems: list[str]) -> b
 
 
 def _positions(stored: _Stored, options: Options, problems: list[str]) -> str:
-    """Return the kind of sinusoids that is stored; Hugging Face's own if none is."""
+    """Return the kind of sinusoids that is stored; that of Hugging Face if there is none."""
     kinds = {}
     for name in _POSITIONS:
         if name not in stored.shapes or "width" not in options.model:

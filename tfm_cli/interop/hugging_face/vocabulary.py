@@ -1,4 +1,4 @@
-"""The tokenizers of a Hugging Face Marian directory, converted to a pair of ours."""
+"""The tokenizers of a Hugging Face Marian directory, converted to a TokenizerPair."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +28,8 @@ _ROLES = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
 def read_tokenizers(directory: Path, options: Options, problems: list[str]) -> TokenizerPair | None:
     """Return the tokenizers of a directory; None if there are problems.
 
-    Vocabularies in the order of the SentencePiece models are dropped, so that an exported model
-    comes back as it was: one joint tokenizer, or one for each side.
+    Vocabularies in the order of the SentencePiece models are dropped, so that an imported export
+    has its original tokenizers: a joint one, or one for each side.
 
     Args:
         directory: the directory to read.
@@ -93,7 +93,7 @@ def _content(value: object, default: str) -> str:
 
 
 def _added(directory: Path, settings: Mapping[str, Any], known: set[str]) -> list[str]:
-    """Report added pieces, which Hugging Face splits off a text before SentencePiece sees it."""
+    """Report added pieces, which Hugging Face splits off a text before it runs SentencePiece."""
     added: list[tuple[str, str]] = []
     problems = []
     for name in ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):

@@ -33,7 +33,7 @@ FILES = (
     "vocab.json", "target_vocab.json", "tokenizer_config.json",
 )  # fmt: skip
 POSITIONS_KEY = "tfm_positions"  # in config.json: the position encodings that an import restores
-# `transformers` computes the table entry by entry, in Python, whenever it loads a model.
+# `transformers` computes the table entry by entry in Python when it loads a model, which is slow.
 _MAX_POSITIONS = 16384
 _MIN_POSITIONS = 512
 _PAD = "<pad>"
@@ -52,7 +52,7 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     written with the weights, and a warning is logged, since a runtime has to read it from there.
 
     Raises:
-        ConfigError: the model has features that Marian lacks; lists all of them.
+        ConfigError: the model has features that Marian lacks; the message lists them.
     """
     refuse_inexpressible(model)
     shape, search, pair = model.config.model, model.config.search, model.tokenizers
@@ -75,7 +75,7 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     if search.length_norm == "wu" and search.length_penalty != 0:
         logger.warning("search.length_norm: `wu` is unknown there, `power` was written")
     if search.repetition_penalty != 1:
-        # Theirs penalises log-probabilities, and the start token as well.
+        # Hugging Face penalises log-probabilities, and the start token as well.
         logger.warning("search.repetition_penalty: is computed differently there, and was left out")
     if _may_know_tags_as_text(pair.source):
         logger.warning(
@@ -91,7 +91,7 @@ def refuse_inexpressible(model: TrainedModel) -> None:
     """Refuse a model that Hugging Face's Marian cannot express.
 
     Raises:
-        ConfigError: lists all features that Marian lacks.
+        ConfigError: the model has features that Marian lacks; the message lists them.
     """
     shape, pair = model.config.model, model.tokenizers
     problems = []
@@ -109,7 +109,7 @@ def refuse_inexpressible(model: TrainedModel) -> None:
             "tokenizers: MarianTokenizer has one end piece for both sides, "
             f"got {first} and {second}"
         )
-    # It drops the special ids of the source side from a target, whatever they mean there.
+    # MarianTokenizer drops the special ids of the source side from targets as well.
     elif source.unk_id not in {*target.banned_ids, target.unk_id, target.start_id}:
         unk = f"`{source.pieces[source.unk_id]}` has the id {source.unk_id}"
         there = f"which is `{target.pieces[source.unk_id]}` in the target"
@@ -159,7 +159,7 @@ def hugging_face_tensors(model: TrainedModel, positions: int) -> dict[str, Tenso
     bias = tensors.get("final_logits_bias", torch.zeros(model.tokenizers.target.vocab_size))
     tensors["final_logits_bias"] = bias[None]  # (1, V)
     if shape.tied_embeddings == 1:
-        # There, either all embeddings are tied or none, so each gets a copy.
+        # MarianMTModel ties either all embeddings or none, so each gets a copy.
         for side in ("encoder", "decoder"):
             tensors[f"model.{side}.embed_tokens.weight"] = tensors["model.shared.weight"].clone()
     if shape.positions == "sinusoidal_marian":
@@ -230,11 +230,11 @@ def _special_ids(pair: TokenizerPair) -> dict[str, int]:
 
 
 def _padding(pair: TokenizerPair) -> str:
-    """Return the padding piece: one with the same id on both sides that is never written."""
+    """Return the padding piece: one with the same id on both sides that is never generated."""
     ids = [_ids(side).get(_PAD) for side in (pair.source, pair.target)]
     if ids[0] is not None and ids[0] == ids[1] and ids[0] in pair.target.banned_ids:
         return _PAD
-    # Otherwise </s> serves, since padding is masked in the source and follows </s> in the target.
+    # Otherwise </s> is used: padding is masked in the source and follows </s> in the target.
     return pair.source.pieces[pair.source.eos_id]
 
 
@@ -252,7 +252,7 @@ def _tokenizer_config(pair: TokenizerPair, positions: int) -> dict[str, Any]:
 
 
 def _num_positions(search: SearchConfig) -> int:
-    """Return the positions for the longest source with </s> and target with the start token."""
+    """Return the number of positions for the longest source and target, with one special token."""
     needed = 1 + max(search.max_length, _limit(search))
     if needed > _MAX_POSITIONS:
         message = "search.max_length: needs %d positions, %d were written"
@@ -278,8 +278,8 @@ def _json(table: dict[str, Any]) -> bytes:
 # matrices, norms and position encodings agree on it. Permuting the weights therefore converts a
 # model between the two layouts, bit-exactly in both directions.
 
-# Parameters whose columns read the width, and those whose rows write it, by the ends of their
-# names. No other parameter has an axis of the model width.
+# Suffixes of the names of parameters whose columns, or whose rows, are an axis of the model width.
+# No other parameter has such an axis.
 _COLUMNS = (
     "_embedding.weight",  # (V, D)
     ".projection.weight",  # (3D, D)
@@ -307,7 +307,7 @@ def to_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, T
 
 
 def from_halves(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Return the weights that `to_halves` was given, bit-exactly."""
+    """Invert `to_halves`, bit-exactly."""
     return _permuted(weights, halves_order(config.width).argsort())
 
 

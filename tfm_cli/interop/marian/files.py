@@ -1,4 +1,4 @@
-"""Warily read Marian's two file formats: `.npz` archives of arrays, and YAML as plain data.
+"""Reading of untrusted files of Marian: `.npz` archives of arrays, and YAML as plain data.
 
 The sizes and types of an archive's arrays are checked before any of them is read. In YAML, every
 scalar is a string, and anchors, aliases and tags are refused.
@@ -52,7 +52,7 @@ class NpzFile:
 
     Raises:
         ModelError: the file is torn or not an archive; or an array is pickled, has an unsupported
-            type, has another size than its header states, or is compressed beyond reason.
+            type, has another size than in its header, or has an implausible compression ratio.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class NpzFile:
         return self._array(name).tobytes()
 
     def copy_with(self, path: Path, name: str, content: bytes) -> None:
-        """Write the arrays to another file in native byte order, one array of bytes replaced."""
+        """Write the arrays to another file in native byte order, with one of them replaced."""
         arrays = {other: _native(self._array(other)) for other in self.shapes if other != name}
         arrays[name] = np.frombuffer(content, dtype=np.int8)
         np.savez(path, allow_pickle=False, **arrays)
@@ -167,7 +167,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Return the fields of a header, unparsed: type and shape."""
+    """Return the fields of a header as strings: type and shape."""
     fields: dict[str, str] = {}
     position = 1
     while text.startswith("{") and (item := _ITEM.match(text, position)):
@@ -184,7 +184,7 @@ def _fields(text: str) -> dict[str, str]:
 def parse_yaml(content: bytes, source: str) -> Any:
     """Return a YAML document as nested strings, lists and dicts.
 
-    `no`, `~` and `1.0` stay strings, since they are pieces of a vocabulary.
+    `no`, `~` and `1.0` stay strings, since they may be pieces of a vocabulary.
 
     Args:
         content: one document in UTF-8, with or without a byte order mark.
@@ -215,7 +215,7 @@ def parse_yaml(content: bytes, source: str) -> Any:
 
 
 class _YamlReader:
-    """Builds values from parser events; `yaml` is the module, which is imported only if needed."""
+    """A builder of values from parser events; `yaml` is the module, imported only if needed."""
 
     def __init__(self, events: Iterable[Any], yaml: Any, source: str) -> None:
         self._events = iter(events)

@@ -16,7 +16,7 @@ _SHAPE = {
     "dim-emb": "width",
     "transformer-heads": "heads",
     "transformer-dim-ffn": "feed_forward_width",
-    "transformer-decoder-dim-ffn": "decoder_feed_forward_width",  # 0, as here: the encoder's
+    "transformer-decoder-dim-ffn": "decoder_feed_forward_width",  # 0: same as the encoder's
 }
 _SHAPE_DEFAULTS = {"transformer-decoder-dim-ffn": "0"}  # an option that older models lack
 _SEARCH = {
@@ -26,7 +26,7 @@ _SEARCH = {
 }
 _ACTIVATIONS = ("swish", "relu")
 
-# Options that change the computation, with the values under which they have no effect.
+# Options that change the computation, with the values that leave it unchanged.
 _OFF: tuple[object, ...] = ("false", "0", "", "no", "off", [], None)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "type": ("transformer",),
@@ -39,7 +39,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "transformer-aan-activation": (),
     "transformer-aan-depth": (),
     "transformer-aan-nogate": (),
-    "transformer-depth-scaling": (),  # of fresh weights only
+    "transformer-depth-scaling": (),  # affects only the initialisation
     "transformer-rnn-projection": (),
     "factors-combine": (),
     "output-omit-bias": (),
@@ -105,7 +105,7 @@ def model_settings(options: Mapping[str, Any], problems: list[str]) -> dict[str,
 
 
 def _norm(options: Mapping[str, Any], problems: list[str]) -> str:
-    """Return `pre` or `post`, read from the steps before and after each layer; d is dropout."""
+    """Return `pre` or `post`, by the operations around each sub-layer; d is dropout."""
     names = ("transformer-preprocess", "transformer-postprocess", "transformer-postprocess-top",
              "transformer-postprocess-emb")  # fmt: skip
     defaults = ("", "dan", "", "d")
@@ -148,7 +148,7 @@ def search_settings(options: Mapping[str, Any], problems: list[str]) -> dict[str
 
 
 def allows_unknown(options: Mapping[str, Any]) -> bool:
-    """Return True if the decoder may write <unk>, which is not Marian's default."""
+    """Return True if the decoder may generate <unk>, which is not Marian's default."""
     return _is_on(options.get("allow-unk"))
 
 

@@ -43,8 +43,8 @@ _OUTPUT_BIAS = "decoder_ff_logit_out_b"
 _EMBEDDINGS = ("Wemb", "encoder_Wemb", "decoder_Wemb", _OUTPUT)
 _TOKENIZERS = ("source.spm", "target.spm")
 _END, _UNKNOWN = "</s>", "<unk>"
-# Marian has no start token: its decoder first reads a zero vector. We give that vector a piece at
-# the end of the vocabulary, which is never written; this bias makes its probability negligible.
+# Marian has no start token: the first input of its decoder is a zero vector. This vector becomes a
+# piece at the end of the vocabulary, which is banned; the bias makes its probability negligible.
 _STARTS = ("<pad>", "<start>")
 _START_BIAS = -100.0
 
@@ -58,8 +58,8 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
             that conversions to Hugging Face and CTranslate2 use instead.
 
     Raises:
-        ModelError: a file is torn or hostile; or lists every file that is missing, and every
-            option and tensor that is not supported.
+        ModelError: a file is torn or hostile, files are missing, or options or tensors are not
+            supported; the message lists all problems.
         ResourceError: PyYAML is not installed.
     """
     problems: list[str] = []
@@ -96,7 +96,7 @@ class SourceNames(NamedTuple):
 
 
 def source_names(directory: Path) -> SourceNames:
-    """Return the files that `decoder.yml` names; without it, the only candidates."""
+    """Return the names in `decoder.yml`; without that file, the only candidates."""
     return _source_names(directory, _decoder(directory))
 
 
@@ -197,7 +197,7 @@ def _first_fault(table: dict[str, Any]) -> str:
 def _weights(
     stored: NpzFile, model: ModelConfig, sizes: tuple[int, int]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return our tensors: the stored ones, with a row for the start piece in each vocabulary."""
+    """Return the weights by tfm's names, with a row for the start piece in each vocabulary."""
     required = []
     for item in required_tensors(model, sizes, lambda name: name.marian):
         if item.name == _OUTPUT_BIAS and item.name not in stored.shapes:

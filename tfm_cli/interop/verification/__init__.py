@@ -1,1 +1,1 @@
-"""Comparison of a model in this toolkit with the same model in another one."""
+"""Comparison of a model in tfm with the same model in another toolkit."""

@@ -1,4 +1,4 @@
-"""Compare what a model computes here and in another program, on sentences."""
+"""Comparison of a model's results in tfm and in another program, on sentences."""
 
 # B segments, S source tokens, T target tokens with </s>, V vocabulary
 
@@ -57,7 +57,7 @@ class Verification:
 
     @property
     def is_empty(self) -> bool:
-        """True if the segmentation into tokens was compared on no line."""
+        """Return True if the segmentation into tokens was compared on no line."""
         return sum(self.left_out.values()) >= self.lines
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ def verify_hugging_face(
     """Compare a model with a Marian directory that `transformers` loads.
 
     Args:
-        model: on the CPU; its special ids are used, so that the directory may be anyone's.
+        model: on the CPU; its special ids are used instead of those in the directory.
         directory: `config.json`, `model.safetensors` and the files of MarianTokenizer.
         lines: text to compare on; blank lines are left out.
 
@@ -118,7 +118,7 @@ def verify_hugging_face(
         None, after a warning, if `transformers` is not installed or cannot be used.
 
     Raises:
-        ModelError: they differ; names the line, the token, and both values.
+        ModelError: they differ; the message has the line, the token and the values.
     """
     if not is_installed("transformers"):
         logger.warning("not verified: transformers is not installed")
@@ -188,7 +188,7 @@ def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Veri
     """Compare the source ids of lines, the logits for random targets, and two searches.
 
     Raises:
-        ModelError: they differ; names the line, the token, and both values.
+        ModelError: they differ; the message has the line, the token and the values.
     """
     lines = [line for line in lines if line.strip()]
     source, target = model.tokenizers.source, model.tokenizers.target
@@ -225,7 +225,7 @@ def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Veri
 
 
 class OurModel:
-    """A model of ours on the CPU, run by rules that other programs share.
+    """A model in tfm on the CPU, with the search rules that other programs share.
 
     Args:
         model: in evaluation mode.
@@ -240,7 +240,7 @@ class OurModel:
 
     @property
     def eos_id(self) -> int:
-        """The id of </s> on the target side."""
+        """Return the id of </s> on the target side."""
         return self._pair.target.eos_id
 
     def logits(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> list[Tensor]:
@@ -281,7 +281,7 @@ class OurModel:
 
 
 def _gap(model: OurModel, source: Ids, ours: Hypothesis, theirs: Ids, *, beam_size: int) -> float:
-    """Return the margin by which our model prefers our translation, in logits or in scores."""
+    """Return the margin by which tfm's model prefers its own translation, in logits or scores."""
     if beam_size > 1:
         return ours.score - model.score(source, theirs)
     # After the first token that differs, the two greedy searches have different prefixes.
@@ -294,7 +294,7 @@ def _gap(model: OurModel, source: Ids, ours: Hypothesis, theirs: Ids, *, beam_si
 def _refuse_if_apart(
     runtime: Runtime, line: int, pieces: Sequence[str], differences: Tensor
 ) -> None:
-    # `argmax` prefers NaN, and NaN fails every comparison.
+    # `argmax` selects a NaN if there is one, and a NaN fails the comparison.
     worst = int(differences.argmax())
     if not float(differences[worst]) <= TOLERANCE:
         position = f"probe line {line}, token {worst + 1} (`{pieces[worst]}`)"
@@ -310,7 +310,7 @@ def _compare_source_ids(
     Returns:
         The number of lines that were left out, by reason.
     """
-    # Other programs read a special token that is spelled out in the text as that token, and
+    # Other programs convert the spelling of a special token in the text to that token, and treat
     # anything that looks like a language tag as one, even if the model has no such tag.
     ids = {tokenizer.eos_id, tokenizer.unk_id, tokenizer.start_id, *tokenizer.banned_ids}
     special = [tokenizer.pieces[index] for index in ids]
@@ -346,7 +346,7 @@ def _limit(sources: Sequence[Ids], runtime: Runtime) -> int:
 
 
 def _random_target(tokenizer: Tokenizer, rng: random.Random) -> Ids:
-    """Return random tokens that may be written, so that all of the vocabulary is covered."""
+    """Return random tokens of the whole vocabulary, without </s> and banned tokens."""
     never_drawn = {tokenizer.eos_id, *tokenizer.banned_ids}
     usable = [index for index in range(tokenizer.vocab_size) if index not in never_drawn]
     return tuple(rng.choices(usable, k=rng.randint(0, _MAX_RANDOM_TARGET)))

@@ -1,4 +1,4 @@
-"""Verify that an imported model computes what the original does, run by another program."""
+"""Verification of an imported model against the original, which another program runs."""
 
 import codecs
 import dataclasses
@@ -96,13 +96,13 @@ def _readable_weights(path: Path, temporary: Path) -> Path:
 
 
 def _without_bom(directory: Path, temporary: Path, names: Collection[str] = ()) -> Path:
-    """Return a directory whose text files have no byte order mark, which others read as text.
+    """Return a directory whose text files lack byte order marks, which others read as text.
 
-    It is the directory itself, or one of links and of copies without the mark.
+    It is the directory itself, or a new one with links to its files and copies without the mark.
 
     Args:
         directory: only its regular files are considered.
-        temporary: where a new directory is created.
+        temporary: parent of a new directory.
         names: of the text files; by default all JSON files.
     """
     files = [path for path in directory.iterdir() if path.is_file()]

@@ -12,7 +12,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 NUM_LINES = 24
 _SAMPLES = ("test.en", "test.fr")
-# Beyond these, a tokenizer was not trained for a language.
+# Above these limits, a tokenizer is considered unsuitable for a language.
 _MAX_UNKNOWN = 0.02  # of the tokens
 _MAX_TOKENS_PER_CHARACTER = 0.6
 _MAX_RANDOM_LINE = 20  # tokens
@@ -28,7 +28,7 @@ def probe_lines(model: TrainedModel, probe_file: Path | None, *, seed: int) -> l
     Args:
         model: the model to compare.
         probe_file: text in the source language, plain or compressed.
-        seed: for random tokens.
+        seed: seed of the random tokens.
 
     Raises:
         DataError: the file cannot be read, or all its lines are blank.

@@ -24,19 +24,19 @@ Ids = tuple[int, ...]
 
 
 class Runtime(Protocol):
-    """A model that is run by another program; ids are ours, and without </s>."""
+    """A model that is run by another program; ids are tfm's, without </s>."""
 
     @property
     def name(self) -> str:
-        """The program and its version."""
+        """Return the program and its version."""
 
     @property
     def bans_before_softmax(self) -> bool:
-        """True if tokens that are never written get no probability, False if they keep theirs."""
+        """Return True if the softmax excludes banned tokens, False if it includes them."""
 
     @property
     def max_tokens(self) -> int:
-        """The longest source and the longest target that the model has positions for."""
+        """Return the maximum tokens of a source or a target that the positions allow."""
 
     def encode(self, lines: Sequence[str]) -> list[Ids] | None:
         """Return the ids of each line; None if the program takes tokens instead of text."""
@@ -44,12 +44,12 @@ class Runtime(Protocol):
     def differences(
         self, sources: Sequence[Ids], targets: Sequence[Ids], logits: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Return the difference to our logits for given targets, (T,) for each segment.
+        """Return the difference to tfm's logits for given targets, (T,) for each segment.
 
         Args:
             sources: segments, computed as one padded batch.
             targets: a target for each of them.
-            logits: ours, (T, V) for each segment.
+            logits: tfm's, (T, V) for each segment.
         """
 
     def search(self, sources: Sequence[Ids], *, beam_size: int, limit: int) -> list[Ids]:
@@ -82,8 +82,8 @@ class HuggingFaceRuntime:
     """`MarianMTModel` and `MarianTokenizer` of a directory.
 
     Args:
-        directory: a model of Hugging Face, by anyone.
-        tokenizers: of our model, which define the special ids.
+        directory: a model of Hugging Face from any source.
+        tokenizers: of the model in tfm, which define the special ids.
 
     Raises:
         ModelError: `transformers` cannot load it.
@@ -112,7 +112,7 @@ class HuggingFaceRuntime:
 
     def encode(self, lines: Sequence[str]) -> list[Ids]:
         """Return the ids of each line, without </s>."""
-        with _quiet_transformers():  # it warns of long lines
+        with _quiet_transformers():  # otherwise it warns of long lines
             rows = self._tokenizer(list(lines), add_special_tokens=False)["input_ids"]
         return [tuple(row) for row in rows]
 
@@ -120,7 +120,7 @@ class HuggingFaceRuntime:
     def differences(
         self, sources: Sequence[Ids], targets: Sequence[Ids], logits: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Return the largest difference to our logits over the vocabulary, at each token."""
+        """Return the largest difference to tfm's logits over the vocabulary, at each token."""
         batch = padded_batch(self._pair, sources, targets)
         actual = self._model(
             input_ids=batch.source,
@@ -194,7 +194,7 @@ class CTranslate2Runtime:
     Args:
         directory: an export for CTranslate2.
         tokenizers: of the model that was exported.
-        max_tokens: the longest segment that the model has positions for.
+        max_tokens: the maximum tokens of a segment that the positions allow.
         compute_type: `float32` to compare values closely; `default` to compute in the type of the
             weights.
 
@@ -234,9 +234,9 @@ class CTranslate2Runtime:
     def differences(
         self, sources: Sequence[Ids], targets: Sequence[Ids], logits: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Return the difference to our log-probability of each given token, including </s>.
+        """Return the difference to tfm's log-probability of each given token, including </s>.
 
-        CTranslate2 returns no other logits, but all of them are in the divisor of the softmax.
+        CTranslate2 returns no other values, but all logits are in the divisor of the softmax.
         """
         eos_id, banned = self._pair.target.eos_id, list(self._pair.target.banned_ids)
         results = self._translator.score_batch(
@@ -272,7 +272,7 @@ class CTranslate2Runtime:
 
 @contextlib.contextmanager
 def _quiet_ctranslate2() -> Iterator[None]:
-    """Suppress CTranslate2's advice on the types that suit this machine best."""
+    """Suppress CTranslate2's advice on the best types for this machine."""
     import ctranslate2
 
     level = ctranslate2.get_log_level()
