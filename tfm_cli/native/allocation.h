@@ -1,7 +1,7 @@
 // Memory of the engine: aligned, zeroed, counted by its owner, with a failpoint for tests.
 //
 // An allocation that fails throws std::bad_alloc. Large blocks are mapped: a page takes memory when it
-// is first written to, so a cache costs only the part that is used.
+// is first written to, so a cache takes only the memory that is used.
 #pragma once
 #include <cstddef>
 #include <cstdint>

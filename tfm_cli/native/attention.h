@@ -6,7 +6,7 @@
 // hypothesis k at a position, and the ancestors of a hypothesis are the entries that it reads at each
 // position. A beam is therefore reordered without moving any keys and values.
 //
-// Every sum has one order that depends only on the number of positions and the head width.
+// The order of every sum depends only on the number of positions and the head width.
 //
 // H heads, E head width, P positions
 #pragma once
@@ -38,7 +38,7 @@ struct Cache {  // of one layer and one segment, all heads
   T* keys;      // (H, capacity, padded E)
   T* values;    // (H, capacity, padded E)
   int capacity;     // entries, of a block where there are several
-  const long* blocks = nullptr;  // offset of each block from the first; nullptr: there is only one
+  const long* blocks = nullptr;  // offset of each block from the first; nullptr if there is only one
 };
 
 // Return the number of elements of the keys, or of the values, of `capacity` entries.
@@ -80,14 +80,14 @@ static void store(Cache<T> cache, int heads, int head_width, int entry, const fl
   }
 }
 
-// Vector i of a cached head.
+// Return vector i of a cached head.
 static TFM_INLINE vf head_vector(const float* p, int i) { return load(p + i * VL); }
 static TFM_INLINE vf head_vector(const uint16_t* p, int i) {
   const vi pairs = load_int(p + i / 2 * 2 * VL);
   return i % 2 == 0 ? lower_half(pairs) : upper_half(pairs);
 }
 
-// Add the lower and upper halves of all groups of 2 * HALF lanes of a, then of b.
+// Add the lower and upper halves of each group of 2 * HALF lanes of a, then of b.
 template <int HALF, int... I>
 static TFM_INLINE vf add_halves(vf a, vf b, std::integer_sequence<int, I...>) {
   const vi lower = {(I / HALF * 2 * HALF + I % HALF)...};
@@ -127,8 +127,8 @@ constexpr int kValueVectors = 4;  // of the result at a time: with 4 sums each t
 constexpr int kValueVectors = 2;
 #endif
 
-// Vectors j … j + COUNT - 1 of the weighted sum of values, each computed as 4 partial sums: of positions
-// 0, 4, 8, …, of 1, 5, …
+// Compute vectors j … j + COUNT - 1 of the weighted sum of values, each as 4 partial sums: over positions
+// 0, 4, 8, …, over 1, 5, …, and so on.
 template <int COUNT, class T, class Entry>
 static TFM_INLINE void add_values(const T* values, int j, const float* p, int num_positions, float inverse, Entry entry,
                                   const T* next_keys, vf* result) {
@@ -152,7 +152,7 @@ static TFM_INLINE void add_values(const T* values, int j, const float* p, int nu
   for (int i = 0; i < COUNT; i++) result[i] = ((sums[i][0] + sums[i][1]) + (sums[i][2] + sums[i][3])) * inverse;
 }
 
-// Attention of one head. V: vectors of a cached head, or 0 for any number. p: (P,) output, the attention
+// Compute the attention of one head. V: vectors of a cached head, or 0 for any number. p: (P,) output, the attention
 // weights. Values are prefetched while scores are computed, and the keys of the next head while values
 // are summed.
 template <int V, class T>
@@ -214,7 +214,7 @@ static void attend_head(const float* query, const T* keys, const T* values, int 
   for (int from = 0; from < num_positions; from += VL) store(p + from, load(p + from) * factor);
 }
 
-// One query, all heads: softmax(query keys^T / sqrt(E)) values.
+// Compute the attention of one query in all heads: softmax(query keys^T / sqrt(E)) values.
 //   query, out: (H * E,); scratch: attention_scratch(num_positions, E) floats
 //   stride: hypotheses that share the cache, K; ancestors: (P,) or nullptr for entries position * stride
 //   weights: (P,), to which the mean over heads of the attention weights is added; nullptr for none

@@ -11,7 +11,7 @@
 namespace tfm {
 
 constexpr int32_t kMostSegments = 1 << 20;
-constexpr int32_t kLongest = 1 << 22;  // tokens; longer segments are mistakes, and products might overflow
+constexpr int32_t kLongest = 1 << 22;  // tokens; longer segments are errors, and sizes might overflow
 constexpr int32_t kMostBeams = 256;    // the index of a beam is stored in a byte
 
 inline void check_range(const char* name, int64_t value, int64_t least, int64_t most) {

@@ -11,7 +11,7 @@
 
 namespace tfm {
 
-// log(x) of a positive number; NaN stays NaN. Source: logf of the Cephes library (Moshier).
+// Return log(x) of a positive number; NaN stays NaN. Source: logf of the Cephes library (Moshier).
 static TFM_INLINE vf log(vf x) {
   const vu bits = (vu)x;
   vi e = (vi)(bits >> 23) - 126;                       // x = m 2^e
@@ -45,7 +45,7 @@ struct LogSumExp {
   bool is_finite() const { return std::isfinite(largest) && std::isfinite(rest); }
 };
 
-// NaN may be ignored.
+// Return the largest element; NaN may be ignored.
 inline float largest_of(const float* x, int count) {
   const int whole = count / VL * VL;
   vf tops = broadcast(-kInfinity);
@@ -99,7 +99,7 @@ struct Choice {
   float value;
   int32_t place;
 };
-// Order by value, largest first, then by position.
+// Return true if `one` has the larger value, or an equal value and a lower position.
 inline bool comes_before(const Choice& one, const Choice& other) {
   return one.value > other.value || (one.value == other.value && one.place < other.place);
 }
@@ -132,8 +132,8 @@ inline void find_largest(const float* values, int count, int wanted, Vector<Choi
 
 // Select a position in logits (N,) by a number in [0, 1); -1 if no token can be drawn.
 //
-// The remaining tokens are lined up in the order of their ids, each with a width equal to its
-// probability, and the number is a position on this line. Source: `decoding/sampling.py`.
+// The number is an argument of the inverse of the cumulative distribution of the remaining tokens, which
+// are in the order of their ids. Source: `decoding/sampling.py`.
 class Draw {
  public:
   int operator()(const float* logits, int count, double number, double temperature, int top_k, double top_p) {
@@ -147,7 +147,7 @@ class Draw {
 
   // Weights (N,) relative to the largest, which is 1 at any temperature.
   bool weigh(const float* logits, int count, double temperature) {
-    constexpr double min_temperature = 1e-6;  // deterministic already
+    constexpr double min_temperature = 1e-6;  // in effect deterministic
     constexpr float least = -87;              // exponent; less likely tokens have no weight
     const float top = largest_of(logits, count);
     if (!std::isfinite(top)) return false;
@@ -163,8 +163,8 @@ class Draw {
   }
   double weight(const Choice& each) const { return weights_[size_t(each.place)]; }
 
-  // Clear all weights but those of the `top_k` likeliest, and of these all but the fewest whose mass
-  // reaches the share `top_p`. Source: Holtzman et al. 2020, arXiv:1904.09751.
+  // Clear all weights except those of the `top_k` likeliest tokens, and of these the fewest likeliest whose
+  // mass reaches the share `top_p`. Source: Holtzman et al. 2020, arXiv:1904.09751.
   void keep_likeliest(const float* logits, int count, int top_k, double top_p) {
     const bool is_few = top_k > 0 && top_k < count;
     if (!is_few && top_p >= 1) return;
@@ -191,8 +191,8 @@ class Draw {
       if (comes_before(last, {logits[i], i})) weights_[size_t(i)] = 0;
   }
 
-  // Truncate the kept tokens, in their order, at the one with which their mass reaches the share. They
-  // are sorted only as far as necessary.
+  // Truncate the kept tokens, in order of probability, after the one with which their mass reaches the
+  // share. They are sorted only as far as necessary.
   void keep_share(double share) {
     size_t begin = 0, end = kept_.size();
     double before = 0;
@@ -230,7 +230,7 @@ class Draw {
       }
     }
     int last = count - 1;
-    while (weights_[size_t(last)] == 0) last--;  // the likeliest has a weight
+    while (weights_[size_t(last)] == 0) last--;  // ends, since the likeliest token has a weight
     return last;
   }
   // Return the sum of the weights of a block.

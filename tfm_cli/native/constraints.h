@@ -15,7 +15,7 @@ namespace tfm {
 
 // ---- loops: `is_loop` of `decoding/constraints.py` ----
 
-constexpr int kLongestPeriod = 8;    // tokens that are repeated
+constexpr int kLongestPeriod = 8;    // in tokens, of a loop
 constexpr int kRepeatedTokens = 24;  // number of newest tokens that must repeat those before them
 
 // Return true if a translation ends in at least four passes over at most eight tokens.
@@ -75,8 +75,8 @@ inline void find_repeats(const Vector<int32_t>& written, int size, Vector<int32_
 
 // ---- valid UTF-8: `decoding/utf8.py` ----
 
-// First and last of the bytes that may follow in the same positions, from table 3-7 of the Unicode
-// Standard (RFC 3629). The kind of a token is 0 for text or </s>, i + 1 for a byte of range i, and
+// First and last byte of ranges whose bytes are permitted in the same positions, from table 3-7 of the
+// Unicode Standard (RFC 3629). The kind of a token is 0 for text or </s>, i + 1 for a byte of range i, and
 // kNever for a byte that must not be written.
 constexpr std::array<std::array<uint8_t, 2>, 12> kByteRanges = {{
     {0x00, 0x7F}, {0x80, 0x8F}, {0x90, 0x9F}, {0xA0, 0xBF}, {0xC2, 0xDF}, {0xE0, 0xE0},
@@ -99,7 +99,7 @@ constexpr std::array<Continuation, kNumStates> kContinuations = {{
     {kLow, kHigh, kTwo}, {kMiddle, kHigh, kTwo}, {kLow, kLow, kTwo},
 }};
 constexpr int kNone = -1;
-// The state after a kind that begins a character; kNone for one that cannot.
+// The state after each kind that begins a character; kNone for kinds that cannot begin one.
 constexpr std::array<int8_t, kNumKinds> kFirst = {
     kBetween, kBetween, kNone, kNone, kNone, kOne, kAfterE0, kTwo, kAfterEd, kTwo, kAfterF0, kThree, kAfterF4, kNone,
 };
@@ -148,7 +148,7 @@ class Spelling {
   bool may_[kNumStates][kLongestCharacter + 1][kNumKinds] = {};
 };
 
-// The tokens that are never written, and those that stand for bytes.
+// The tokens that are never generated, and those that stand for bytes.
 class Vocabulary {
  public:
   // banned: (num_banned,) ids; byte_values: (V,) or nullptr.
@@ -174,9 +174,10 @@ class Vocabulary {
   bool is_banned(int32_t piece) const { return is_banned_[size_t(piece)] != 0; }
   const Vector<int32_t>& bytes() const { return bytes_; }
   int kind(int32_t piece) const { return bytes_.empty() ? kWhole : kinds_[size_t(piece)]; }
-  // Return the rules if all tokens may be written,
+  // Return the rules if all tokens may be written.
   const Spelling& spelling() const { return whole_; }
-  // or if only these may. A segment that lacks the last bytes of a character never begins it.
+  // Return the rules if only these tokens may be written. A segment that lacks the last bytes of a character
+  // never begins it.
   Spelling spelling(const Pieces& pieces) const {
     std::array<bool, kNumKinds> available = {};
     if (pieces.ids) {

@@ -1,7 +1,7 @@
 // The instruction set that a library was built for, and a check that this processor has it.
 //
-// This file is compiled for the oldest processors, unlike the engine: its functions are called before
-// it is known that the processor can run the engine.
+// This file is compiled for the oldest processors, unlike the engine, since its functions are called
+// before the processor is known to support the engine.
 #include <cstdint>
 #include <string_view>
 

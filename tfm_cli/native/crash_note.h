@@ -49,7 +49,7 @@ inline const char* note_of_call() {
 }
 
 inline void on_fault(int number, siginfo_t* info, void*) {
-  const bool is_sent = info->si_code <= 0;  // by a process, not by an instruction
+  const bool is_sent = info->si_code <= 0;  // true if a process sent it, not an instruction
   const char* note = note_of_call();
   if (note && !is_sent) {
     const size_t length = strlen(note);
@@ -64,7 +64,7 @@ inline void on_fault(int number, siginfo_t* info, void*) {
   if (is_sent) raise(number);
 }
 
-// Installs the handlers for the duration of a call.
+// A guard that installs the handlers for the duration of a call.
 class CrashGuard {
  public:
   // stack: reused by the caller for later calls.

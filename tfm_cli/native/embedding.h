@@ -8,7 +8,7 @@
 
 namespace tfm {
 
-// Row n of a packed matrix (N, K), which is the weight of one output: x (K,).
+// Copy row n, the weights of one output, of a packed matrix (N, K) to x (K,).
 inline void packed_row(const Linear& matrix, int n, float* x) {
   const int32_t* from = matrix.weights + size_t(n / NR) * size_t(matrix.steps) * NR + n % NR;
   for (int k = 0; k < matrix.K; from += NR) {
@@ -59,7 +59,7 @@ class Embedding {
     std::memcpy(scales, row_scales, size_t(V) * sizeof(float));
   }
 
-  // x (D,) = scale * the embedding of a token.
+  // Store scale * the embedding of a token in x (D,).
   void look_up(int id, float scale, float* x) const {
     if (shared != nullptr) {
       packed_row(*shared, id, x);

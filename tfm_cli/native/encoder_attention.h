@@ -2,7 +2,7 @@
 // value serves all of them.
 // Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
 //
-// Each sum has one order, that of the head's elements or of the keys, for any grouping of queries.
+// The order of each sum, over elements of a head or over keys, does not depend on the grouping of queries.
 //
 // S tokens, H heads, E width of a head, D = H * E
 #pragma once
@@ -29,7 +29,7 @@ inline void transpose_keys(const float* keys, long wide, int S, int E, float* tr
       for (int e = 0; e < E; e++) transposed[e * VL + i] = from + i < S ? keys[(from + i) * wide + e] : 0.0f;
 }
 
-// softmax(Q K^T / sqrt(E)) of N queries, not yet divided by the sums, which are returned in `totals`.
+// Compute softmax(Q K^T / sqrt(E)) of N queries, without the division by the sums, which are stored in `totals`.
 //   queries: (N, E), rows `wide` apart; weights: (N, padded S)
 template <int N>
 static void attention_weights(const float* queries, long wide, const float* transposed, int S, int E, float* weights,
@@ -40,7 +40,7 @@ static void attention_weights(const float* queries, long wide, const float* tran
   for (int i = 0; i < N; i++) top[i] = broadcast(-kInfinity);
   for (int from = 0; from < padded; from += 2 * VL) {
     const float* first = transposed + long(from) * E;
-    const float* second = from + VL < padded ? first + long(E) * VL : first;  // or the first again, unused
+    const float* second = from + VL < padded ? first + long(E) * VL : first;  // or the first again, whose results are unused
     vf sums[N][2] = {};
     for (int e = 0; e < E; e++) {
       const vf a = load(first + e * VL), b = load(second + e * VL);
@@ -74,7 +74,7 @@ static void attention_weights(const float* queries, long wide, const float* tran
   }
 }
 
-// NV vectors of the values, by the weights of N queries.
+// Compute NV vectors of the weighted sum of the values for N queries.
 //   values: (S, E), rows `wide` apart; out: rows `stride` apart, `width` numbers of each
 template <int N, int NV>
 static void mix_values(const float* weights, const float* totals, const float* values, long wide, int S, int width,
@@ -102,7 +102,7 @@ static void mix_values(const float* weights, const float* totals, const float* v
   }
 }
 
-// Attention of N queries of one head at `projected`, whose keys and values are at offsets D and 2D.
+// Compute the attention of N queries of one head at `projected`, whose keys and values are at offsets D and 2D.
 template <int N>
 static void attend_queries(const float* queries, const float* values, long wide, const float* transposed, int S, int E,
                            float* weights, float* out, long stride) {
@@ -122,8 +122,8 @@ static void attend_up_to(int count, const float* queries, const float* values, l
   if constexpr (N > 1) attend_up_to<N - 1>(count, queries, values, wide, transposed, S, E, weights, out, stride);
 }
 
-// projected: queries, keys and values of a segment, (S, 3D), rows `wide` apart; out: (S, D), rows
-// `stride` apart.
+// Compute the self-attention of a segment.
+//   projected: queries, keys and values, (S, 3D), rows `wide` apart; out: (S, D), rows `stride` apart
 inline void attend_all(Buffer& memory, const float* projected, long wide, int S, int heads, int E, float* out, long stride) {
   const long D = long(heads) * E;
   const size_t padded = round_up(size_t(S), VL);

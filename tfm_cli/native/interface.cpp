@@ -15,7 +15,7 @@
 #include "transformer.h"
 #include "workspace.h"
 
-// Packed weights, and the flag that none is missing.
+// Packed weights, and a flag that is set when none is missing.
 struct TfmModel {
   explicit TfmModel(const TfmModelOptions& options) : transformer(options) {}
   tfm::Transformer transformer;

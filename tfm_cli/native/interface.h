@@ -1,7 +1,7 @@
-// The C interface of the engine: what Python calls through ctypes.
+// The C interface of the engine, which Python calls through ctypes.
 //
-// No function stores a pointer that it is given, throws, prints or exits, and each checks all sizes,
-// ids and lengths: invalid arguments are refused with a status. A model is read-only once it is
+// No function stores a pointer argument, throws, prints or exits, and each checks all sizes, ids and
+// lengths: invalid arguments are refused with a status. A model is read-only once it is
 // finished, so threads can share it; each thread has its own workspace.
 //
 // B segments, S source tokens, T target tokens, K beam, V target vocabulary, D width
@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-// Must change with any declaration in this file. Python refuses a library with another number.
+// Increase it with any change of a declaration in this file. Python refuses a library with another number.
 #define TFM_ABI 1
 
 #if defined(_WIN32)
@@ -118,13 +118,13 @@ TFM_API int32_t tfm_model_new(const TfmModelOptions* options, TfmModel** model);
 // can report all of them.
 TFM_API int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, int64_t rows,
                                  int64_t columns);
-// Pack a matrix that is quantized already, in a model whose products are in int8.
+// Pack a quantized matrix, in a model whose products are in int8.
 TFM_API int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes,
                                        const float* scales, int64_t rows, int64_t columns);
 // Quantize a matrix as products in int8 do: bytes (rows, columns) and a scale for each row.
 TFM_API int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes,
                              float* scales);
-// Set the tokens that are never written, </s> excluded, and for each target token the byte that it
+// Set the tokens that are never generated, without </s>, and for each target token the byte that it
 // stands for, or -1: (V,) or NULL.
 TFM_API int32_t tfm_model_vocabulary(TfmModel* model, const int32_t* banned_ids, int32_t num_banned,
                                      const int16_t* byte_values);
@@ -138,7 +138,7 @@ TFM_API int64_t tfm_workspace_bytes(const TfmWorkspace* workspace);
 // Free the caches of a workspace, not the workspace itself.
 TFM_API void tfm_workspace_trim(TfmWorkspace* workspace);
 TFM_API void tfm_workspace_free(TfmWorkspace* workspace);
-// Let the n-th allocation of this thread from now on fail, once, for tests; 0 for none.
+// Make the n-th next allocation of this thread fail, once, for tests; 0 for none.
 TFM_API void tfm_fail_allocation(int64_t n);
 // Return the maximum size of the caches of one segment, for choosing a batch.
 TFM_API int64_t tfm_segment_bytes(const TfmModel* model, int32_t source_length, int32_t limit,
@@ -153,7 +153,7 @@ TFM_API int32_t tfm_search(const TfmModel* const* models, int32_t num_models,
 //   target_ids, target_lengths: the tokens of each target, without start and </s>.
 //   log_probabilities: T + 1 for each pair, concatenated, the last that of </s>; NULL for none.
 //   layer, attention: weights of the cross-attention of this decoder layer, averaged over heads, at the
-//   step that writes each token: (T + 1, S) for each pair, concatenated; NULL for none.
+//   step that predicts each token: (T + 1, S) for each pair, concatenated; NULL for none.
 TFM_API int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch,
                           const int32_t* target_ids, const int32_t* target_lengths,
                           float* log_probabilities, int32_t layer, float* attention);

@@ -1,9 +1,9 @@
-// The layers of a Transformer but attention: norms, activations, residuals, feed-forward.
+// The layers of a Transformer except attention: norms, activations, residuals, feed-forward.
 //
 // M rows, D width of the model, F inner width of the feed-forward layer
 //
-// Rows are `padded(width)` apart, so that whole vectors can be read and written. The padding of a row
-// has no meaning.
+// Rows are `padded(width)` apart, so that whole vectors can be read and written. The content of the
+// padding is undefined.
 #pragma once
 #include <cmath>
 
@@ -16,7 +16,7 @@ namespace tfm {
 
 inline long padded(long width) { return long(round_up(size_t(width), VL)); }
 
-// The first `count` lanes of v, and zeros.
+// Return the first `count` lanes of v, followed by zeros.
 static TFM_INLINE vf first_lanes(vf v, int count) { return lanes() < broadcast(count) ? v : vf{}; }
 
 // Gain and bias of a layer normalisation, y = (x - mean) / sqrt(variance + 1e-5) * gain + bias.
@@ -66,7 +66,7 @@ struct StoreRelu {
 struct Scratch {
   Buffer rows, projected, attended, inner, normed, scores;
   RowBuffer inputs;
-  bool is_finite = true;  // false once a normalised row was not finite
+  bool is_finite = true;  // false after a normalised row was not finite
 
   template <class Epilogue>
   void product(const float* x, long stride, int M, const Linear& linear, Epilogue epilogue) {
@@ -101,13 +101,13 @@ struct Residual {
     return y;
   }
 
-  // Finish x (M, D), to which the sub-layer's output has been added.
+  // Normalise x (M, D), to which the sub-layer's output has been added, if the norm is post.
   void leave(Scratch& scratch, float* x, int M) const {
     if (!is_pre) scratch.normalise(norm, x, x, padded(norm.width), M);
   }
 };
 
-// outer(activation(inner(x))), at each position separately.
+// The feed-forward layer: outer(activation(inner(x))), at each position separately.
 // Source: Vaswani et al. 2017, equation 2; SwiGLU: Shazeer 2020, arXiv:2002.05202.
 struct FeedForward {
   Linear inner, outer;

@@ -4,8 +4,8 @@
 // lane of 32 bits: 1 input in fp32, 2 in bf16, 4 in int8. A kernel then reads them as one stream. An
 // epilogue, called while results are in registers, stores, adds or compares them.
 //
-// The sum over the inputs has one order, first to last, in every kernel: the results of a row have the
-// same bits for any number of rows, and `dot` and `column` compute single results with these bits.
+// Every kernel sums over the inputs from first to last, so the results of a row have the same bits for
+// any number of rows, and `dot` and `column` compute single results with these bits.
 //
 // M rows, N columns (outputs), K inputs
 #pragma once
@@ -29,18 +29,18 @@ constexpr int MR = 6;
 #endif
 constexpr int NR = 2 * VL;  // columns of a panel
 
-// How far ahead of their use weights are prefetched. Measured on Intel, whose L3 has a high latency.
+// Distance at which weights are prefetched, tuned on Intel processors, whose L3 has a high latency.
 constexpr long kPrefetchBytes = 2048;
 // Blocks of rows over which the prefetches of the next panel are spread, so as not to delay other loads.
 constexpr int kPrefetchBlocks = 8;
 // Minimum rows of int8 products, which are exact in any order, for the use of tiles.
 constexpr int kTilesFrom = 8;
 
-// Return the bits of the largest of K magnitudes: above those of infinity if one is NaN.
+// Return the bits of the largest of K magnitudes, which exceed those of infinity if one is NaN.
 inline int32_t largest_magnitude(const float* x, int K) {
   const int whole = K / VL * VL;
   const vi no_sign = broadcast(int32_t{0x7fffffff});
-  vi most0 = {}, most1 = {};  // as integers, since their order is that of the numbers, with NaN on top
+  vi most0 = {}, most1 = {};  // bits as integers, which have the same order as the numbers, with NaN above all
   int k = 0;
   for (; k + 2 * VL <= K; k += 2 * VL) {
     most0 = max(most0, load_int(x + k) & no_sign);
@@ -55,7 +55,7 @@ inline int32_t largest_magnitude(const float* x, int K) {
 }
 
 // Quantize a row of K numbers to bytes, round(127 x / max |x|) + kZeroPoint, padded to `padded`, and
-// return the scale. A row that is not finite gets the scale NaN, and so results that are NaN.
+// return the scale. A row that is not finite gets the scale NaN, so that its results are NaN.
 inline float quantize_row(const float* x, int K, int padded, uint8_t* bytes) {
   const int whole = K / VL * VL;
   const int32_t bits = largest_magnitude(x, K);
@@ -98,7 +98,7 @@ inline float quantize_weights(const float* w, size_t K, int8_t* bytes) {
   return scale;
 }
 
-// y = x W^T + bias of one layer.
+// A linear layer: y = x W^T + bias.
 struct Linear {
   int N = 0, K = 0;
   int steps = 0;   // lanes of 32 bits that hold the inputs
@@ -111,14 +111,14 @@ struct Linear {
   int32_t* offsets = nullptr;  // int8: -kZeroPoint times the sum of each column
 
   int inputs_of_step() const { return precision == Precision::fp32 ? 1 : precision == Precision::bf16 ? 2 : 4; }
-  // Return the inputs of a row of bytes or bf16, padding included.
+  // Return the number of inputs of a row of bytes or bf16, including padding.
   int padded_inputs() const { return steps * inputs_of_step(); }
-  // Pairs of bf16 of a row of activations.
+  // Return the number of pairs of bf16 in a row of activations.
   long row_pairs() const {
     return precision == Precision::bf16 && (kHasBf16 || in_tiles) ? steps : 0;
   }
-  // Return the columns for which an epilogue is called, a whole number of vectors; those from N have
-  // weights of 0 and `padding_bias`.
+  // Return the number of columns for which an epilogue is called, a whole number of vectors; columns from N
+  // on have weights of 0 and the bias `padding_bias`.
   int padded_columns() const { return int(round_up(size_t(N), VL)); }
 
   // Pack a matrix (n, k), stored by rows. The bias is 0 until it is set.
@@ -196,7 +196,7 @@ struct Rows {
   const int32_t* pairs = nullptr;   // bf16: (M, padded_inputs / 2)
 };
 
-// Return row r alone.
+// Return only row r.
 inline Rows row_of(const Rows& rows, int r, const Linear& layer) {
   Rows row = rows;
   row.x += r * rows.stride;
@@ -206,7 +206,7 @@ inline Rows row_of(const Rows& rows, int r, const Linear& layer) {
   return row;
 }
 
-// Memory for rows in the format of a layer.
+// A buffer for rows in the format of a layer.
 class RowBuffer {
  public:
   // Convert x (M, K), rows `stride` apart. The result is valid until the next call.
@@ -327,7 +327,7 @@ struct Int8Product {
 };
 
 // Multiply rows m … m + M_ - 1 by the first NV vectors of columns of a panel: (M_, NV * VL) results with
-// the bias added. Meanwhile memory from `ahead` is prefetched, `ahead_step` bytes a step.
+// the bias added. Each step also prefetches `ahead_step` bytes of memory from `ahead`.
 template <class Product, int M_, int NV>
 static __attribute__((noinline)) void kernel(const Rows& rows, const Linear& layer, int m, int panel,
                                              float* __restrict results, const char* ahead, long ahead_step) {
@@ -427,7 +427,7 @@ static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_r
   kernel_of<Product, MR>(num_rows, rows, layer, first_row, panel, results, ahead, ahead_step);
 }
 
-// Passes (num_rows, vectors * VL) results to an epilogue. Kernels are compiled once for all epilogues.
+// Pass (num_rows, vectors * VL) results to an epilogue. Kernels are compiled once for all epilogues.
 template <class Epilogue>
 static TFM_INLINE void hand_on(const float* results, int first_row, int num_rows, int column, int vectors, int N, Epilogue& epilogue) {
   const int inside = std::min(vectors, (N - column + VL - 1) / VL);
@@ -466,8 +466,8 @@ static void multiply_as(const Rows& rows, int M, const Linear& layer, Epilogue& 
 }
 
 #if TFM_HAS_TILES
-// The operations of a product in tiles: address of a row, multiplication of tiles, end of the sums of a
-// vector of columns.
+// The operations of a product in tiles: address a row, multiply tiles, finish the sums of a vector of
+// columns.
 struct Int8Tiles {
   static TFM_INLINE const char* row(const Rows& rows, const Linear& layer, int m) {
     return reinterpret_cast<const char*>(rows.bytes) + long(m) * layer.padded_inputs();
@@ -498,7 +498,7 @@ struct Bf16Tiles {
   TFM_INLINE vf finish(const int32_t* sums, int) const { return (vf)load_int(sums) + bias; }
 };
 
-// Tile I * Columns + J holds the sums of tile I of rows and tile J of columns.
+// Multiply tile I of rows by tile J of columns; tile I * Columns + J holds the sums.
 template <class Product, int I, int J, int Columns>
 static TFM_INLINE void add_tile() {
   Product::template add<I * Columns + J, I % 2 == 0 ? 4 : 5, J % 2 == 0 ? 6 : 7>();
@@ -512,8 +512,8 @@ struct RowTiles {
 
 constexpr int kTile = kTileRows * VL;
 
-// Multiply R tiles of rows by C tiles of columns, R * C <= 4, to (R, C) tiles of sums. Meanwhile `lines`
-// cache lines from `ahead` are prefetched with each block of 64 bytes of inputs.
+// Multiply R tiles of rows by C tiles of columns, R * C <= 4, to (R, C) tiles of sums. Each block of 64
+// bytes of inputs also prefetches `lines` cache lines from `ahead`.
 template <class Product, int R, int C>
 static void tile_kernel(const Rows& rows, const Linear& layer, const RowTiles& tiles, int half_panel, int32_t* sums,
                         const char* ahead, int lines) {
@@ -654,7 +654,7 @@ struct Store {
   long stride;
   TFM_INLINE void operator()(int row, int column, vf v) const { store(y + row * stride + column, v); }
 };
-struct Add {  // to the present values, such as a residual
+struct Add {  // to the previous values, such as a residual
   float* y;
   long stride;
   TFM_INLINE void operator()(int row, int column, vf v) const {

@@ -52,7 +52,7 @@ class OutputLayer {
   void ban(const int32_t* ids, int count);
   void finish(Arena& arena);
 
-  // (V, D); its rows are the target embeddings as well if they are tied.
+  // Return the matrix (V, D), whose rows are also the target embeddings if they are tied.
   const Linear& matrix() const { return layer; }
   int size() const { return layer.N; }
 
@@ -60,11 +60,11 @@ class OutputLayer {
   // `stride` apart, a whole number of vectors.
   void logits(OutputScratch& scratch, const float* hidden, int R, float* out, long stride) const;
 
-  // Find the ids (R,) of the largest logits, the lowest of equals; return false if scores are not finite.
+  // Find the ids (R,) of the largest logits, the lowest id of equal ones; return false if scores are not finite.
   bool best(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const;
 
   // Find the `count` largest logits of each row and their ids, (R, count), largest first and the lowest
-  // id of equals first, padded with -inf and -1. The log-sum-exp (R,) includes banned tokens unless
+  // id of equal ones first, padded with -inf and -1. The log-sum-exp (R,) includes banned tokens unless
   // `renormalize`; it is NaN if a score is not finite.
   void leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
                float* log_sum_exp, float* values, int32_t* ids) const;
@@ -82,7 +82,7 @@ class OutputLayer {
   struct Leader;
   struct Lead;
 
-  // Return one panel of the matrix alone.
+  // Return only one panel of the matrix.
   static Linear panel_of(const Linear& from, int panel);
   bool best_by_screen(OutputScratch& scratch, const float* hidden, int R, int32_t* ids) const;
   int likeliest(const Rows& row, const OutputScratch::Screened& screened) const;
@@ -180,7 +180,7 @@ inline void OutputLayer::logits_of(OutputScratch& scratch, const float* hidden, 
 
 // ---- the largest logit ----
 
-// The epilogue that finds the largest logit of each row, the first of equals.
+// The epilogue that finds the largest logit of each row, the first of equal ones.
 struct OutputLayer::Largest {
   struct Row {
     float logit;
@@ -318,7 +318,7 @@ struct OutputLayer::Leader {
     leading[i] = {logit, id};
     if (found == wanted) bar = leading[found - 1].logit;
   }
-  // Prune all but the leading ones.
+  // Drop all candidates except the leading ones.
   void thin_out() {
     if (wanted <= kSorted || found <= wanted) return;
     std::nth_element(leading, leading + wanted - 1, leading + found, comes_first);

@@ -1,4 +1,4 @@
-// The output layer for some tokens alone, those of the shortlists of a batch.
+// The output layer for only some tokens, those of the shortlists of a batch.
 //
 // U tokens that some segment may write, R rows, D width
 #pragma once
@@ -27,7 +27,7 @@ class OutputPart {
     for (int panel = 0; panel < part_.panels; panel++) {
       const int32_t* sources[NR];
       for (int j = 0; j < NR; j++) {
-        // The padding of the last panel is never read.
+        // The results of the last panel's padding are never read.
         const int column = panel * NR + j, id = ids[size_t(std::min(column, part_.N - 1))];
         sources[j] = from.weights + size_t(id / NR) * size_t(from.steps) * NR + id % NR;
         part_.bias[column] = from.bias[id];

@@ -14,7 +14,7 @@ inline uint64_t mixed(uint64_t number) {
   return number ^ (number >> 31);
 }
 
-// Return a number in [0, 1), one of the 2^53 multiples of 2^-53 there.
+// Return a uniformly distributed multiple of 2^-53 in [0, 1).
 inline double uniform(uint64_t seed, uint64_t step) {
   constexpr uint64_t gamma = 0x9E3779B97F4A7C15u;  // the golden ratio, 2^64 / 1.618…, rounded to an odd number
   return static_cast<double>(mixed(seed + (step + 1) * gamma) >> 11) * 0x1p-53;

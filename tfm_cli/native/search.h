@@ -1,11 +1,11 @@
 // Greedy search, beam search and sampling, a batch at a time.
 //
 // The rules are those of `decoding/beam.py`, `greedy.py` and `sampling.py`, with two differences:
-// hypotheses that score -inf are dropped, and the logits of a row without constraints are never written
-// out. The choice between the two ways depends on the row alone. Among equal scores, the hypothesis that
-// ranked higher comes first, then the token with the lower id.
+// hypotheses that score -inf are dropped, and the logits of a row without constraints are never
+// materialised, which depends on that row only. Among equal scores, the hypothesis that ranked higher
+// comes first, then the token with the lower id.
 //
-// B segments, K beam, R rows (hypotheses that reorder_and_append, of all segments), V vocabulary, D width of a model,
+// B segments, K beam, R rows (the growing hypotheses of all segments), V vocabulary, D width of a model,
 // M models, C candidates of a row, N tokens that a row may write, t tokens written
 #pragma once
 #include <algorithm>
@@ -123,7 +123,7 @@ class Search {
     Vector<Vector<Hypothesis>> all;
     all.reserve(segments_.size());
     for (Segment& segment : segments_) {
-      if (segment.finished.empty()) refuse_non_finite();  // each hypothesis had scores that overflowed
+      if (segment.finished.empty()) refuse_non_finite();  // the scores of all hypotheses overflowed
       all.push_back(std::move(segment.finished));
     }
     return all;
@@ -195,8 +195,8 @@ class Search {
     }
   }
 
-  // Let a segment write these tokens, the special ones, and those of its prefix. Banned tokens are not
-  // written, but have a share of the probability.
+  // Restrict a segment to these tokens, the special ones, and those of its prefix. Banned tokens are never
+  // generated, but have a share of the probability.
   void restrict_to(Segment& segment, const int32_t* allowed, int count) {
     Vector<int32_t>& list = segment.list;
     list.assign(allowed, allowed + count);
@@ -210,8 +210,8 @@ class Search {
     segment.spelling = &segment.own_spelling;
   }
 
-  // Prepare to compute the logits that some segment with a shortlist needs, or all logits if those are
-  // nearly all. The choice affects speed alone, since a segment reads only its own.
+  // Prepare to compute the logits of all shortlists of the batch, or all logits if those are nearly all. The
+  // choice affects only the speed, since a segment reads only the logits of its own shortlist.
   void gather_needed() {
     needed_.clear();
     for (const Segment& segment : segments_) needed_.insert(needed_.end(), segment.list.begin(), segment.list.end());
@@ -381,7 +381,7 @@ class Search {
   void with_logits(const Vector<Task>& tasks, Use use) {
     const auto is_listed = [&](size_t i) { return rows_[size_t(tasks[i].row)].segment->pieces.ids != nullptr; };
     const size_t stride = round_up(size_t(vocabulary_.size()), 64);
-    // The number of rows at a time is such that their logits stay in the processor's caches.
+    // The logits of this many rows at a time stay in the processor's caches.
     const size_t most = std::max<size_t>(1, (size_t(1) << 20) / (stride * size_t(num_models_)));
     for (size_t from = 0, to; from < tasks.size(); from = to) {
       for (to = from + 1; to < tasks.size() && to - from < most && is_listed(to) == is_listed(from);) to++;
@@ -453,7 +453,7 @@ class Search {
     bool has_any() const {
       return std::any_of(logits_, logits_ + segment_.pieces.count, [](float logit) { return logit > -kInfinity; });
     }
-    // Permit only valid UTF-8, without the ban on repetitions: for a character that could not end otherwise.
+    // Permit only valid UTF-8 and lift the ban on repetitions, for a character that could not end otherwise.
     void restrict_alone() {
       for (size_t i = forbidden_.size(); i-- > 0;) logits_[forbidden_[i].place] = forbidden_[i].value;
       forbidden_.clear();
@@ -516,7 +516,7 @@ class Search {
     }
     store_candidates(r, constrained, found);
     if (!is_wrong(r)) return;
-    bool is_stuck = row.is_ending;  // and inside a character, since its end would be valid otherwise
+    bool is_stuck = row.is_ending;  // inside a character, since outside one the end would be valid
     if (!is_stuck) {
       constrained.restrict();
       find_largest(logits, constrained.pieces().count, most_candidates_, found);
@@ -587,7 +587,7 @@ class Search {
   }
 
   // Reorder the rows and append the next tokens; `uses`: the number of continuations of each row. The
-  // caches of the models stay in place, since rows name their ancestors.
+  // caches of the models stay in place, since each row stores its ancestors.
   void reorder_and_append(Segment& segment, uint16_t* uses) {
     const int K = int(chosen_.size());
     if (int(segment.next.size()) < K) segment.next.resize(size_t(K));
@@ -709,7 +709,7 @@ class Search {
   Vector<Segment> segments_;     // (B,)
   Vector<int32_t> open_;         // segments that need more steps
   Vector<int32_t> needed_;       // (U,) tokens of all shortlists, ascending
-  bool has_parts_ = false;       // true if only their logits are computed
+  bool has_parts_ = false;       // true if only the logits of `needed_` are computed
   std::chrono::steady_clock::time_point last_check_;
 
   // Data of a step.

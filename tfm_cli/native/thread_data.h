@@ -1,8 +1,8 @@
 // Data of each calling thread: its failpoint, its last error, and its crash note.
 //
-// A call must return an error code when memory runs out. glibc ends the process where it cannot
-// allocate the thread-local storage of a library that was loaded at run time. A variable of the
-// model initial-exec puts all thread-local storage of this library, that of the C++ runtime for
+// A call must return an error code when memory runs out. glibc ends the process if it cannot allocate
+// the thread-local storage of a library that was loaded at run time. A variable with the TLS model
+// initial-exec puts all thread-local storage of this library, that of the C++ runtime for
 // exceptions included, in the block that each thread has from its start; that block has little
 // space, so the texts are allocated.
 #pragma once
@@ -23,7 +23,7 @@
 
 namespace tfm {
 
-// The n-th allocation of this thread from now on fails, once, if this is n > 0.
+// n > 0 makes the n-th next allocation of this thread fail, once.
 inline thread_local int64_t allocation_to_fail TFM_STATIC_TLS = 0;
 
 struct ThreadTexts {
@@ -37,9 +37,9 @@ struct ThreadTexts {
 class ThreadTextsKey {
  public:
   ThreadTextsKey() { is_valid_ = pthread_key_create(&key_, std::free) == 0; }
-  // The texts of this thread, or null if there are none.
+  // Return the texts of this thread, or null if there are none.
   ThreadTexts* find() const { return is_valid_ ? static_cast<ThreadTexts*>(pthread_getspecific(key_)) : nullptr; }
-  // The texts of this thread, or null if there is no memory for them.
+  // Return the texts of this thread, or null if there is no memory for them.
   ThreadTexts* find_or_allocate() const {
     ThreadTexts* texts = find();
     if (texts || !is_valid_) return texts;
@@ -69,7 +69,7 @@ inline ThreadTexts* allocated_thread_texts() { return &texts_of_thread; }
 
 #endif
 
-// Store the error that tfm_error returns to this thread. Its status is returned without memory, too.
+// Store the error that tfm_error returns to this thread; without memory, only the status is returned.
 inline void set_last_error(const char* text) {
   if (ThreadTexts* texts = allocated_thread_texts()) snprintf(texts->last_error, sizeof texts->last_error, "%s", text);
 }
@@ -79,7 +79,7 @@ inline const char* last_error() {
   return texts ? texts->last_error : "out of memory";
 }
 
-// Store or clear the note of this thread, which goes without one if there is no memory.
+// Store or clear the note of this thread; without memory, there is no note.
 inline void set_crash_note(const char* text) {
   const bool is_empty = text == nullptr || text[0] == '\0';
   if (ThreadTexts* texts = is_empty ? thread_texts() : allocated_thread_texts())

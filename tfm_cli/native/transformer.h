@@ -107,7 +107,7 @@ class Transformer {
   void take_bytes(const char* name, const int8_t* bytes, const float* scales, int64_t rows, int64_t columns);
   void finish();
 
-  // Read the source, and prepare the state for the first step.
+  // Encode the source, and prepare the state for the first step.
   void encode(State& state, const TfmBatch& batch, const int32_t* limits, int beam) const;
 
   // Compute the inputs (R, D) of the output layer, given the newest token of each row.
@@ -368,12 +368,12 @@ inline int64_t Transformer::bytes() const {
   return int64_t(arena.bytes() + (source_positions.size() + target_positions.size()) * sizeof(float));
 }
 
-// ---- reading the source ----
+// ---- the encoder ----
 
-// Return the blocks of positions of a translation of up to `limit` tokens and </s>.
+// Return the number of blocks of positions for a translation of up to `limit` tokens and </s>.
 inline int64_t num_blocks(int limit) { return int64_t(limit) / kBlock + 1; }
 
-// Return the elements of the keys, or of the values, of this many entries.
+// Return the number of elements of the keys, or of the values, of this many entries.
 inline long Transformer::cache_numbers(int entries) const {
   return long(has_half_caches() ? cache_size<uint16_t>(settings.decoder_heads, decoder_width, entries)
                                 : cache_size<float>(settings.decoder_heads, decoder_width, entries));
@@ -454,7 +454,7 @@ inline void Transformer::encode(State& state, const TfmBatch& batch, const int32
   if (!state.scratch.is_finite) refuse_non_finite();
 }
 
-// Segments are read in groups whose intermediate results stay in the processor's caches.
+// Segments are encoded in groups whose intermediate results stay in the processor's caches.
 constexpr int ENCODED_ROWS = 256;
 
 template <class T>

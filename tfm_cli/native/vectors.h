@@ -1,7 +1,7 @@
-// Vectors of floats and integers by the vector extensions of GCC and Clang: -march sets their width.
+// Vectors of floats and integers, with the vector extensions of GCC and Clang; -march sets their width.
 //
 // Few operations need an intrinsic. Where two code paths must give the same bits, products are added by
-// multiply_add, so that the compiler does not choose the rounding.
+// multiply_add, so that the rounding does not depend on the compiler.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -56,7 +56,7 @@ static TFM_INLINE vi lanes() {
   return v;
 }
 
-// a * b + c, rounded once if the processor supports it.
+// Return a * b + c, rounded once if the processor supports it.
 static TFM_INLINE vf multiply_add(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
   return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -76,7 +76,7 @@ static TFM_INLINE float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// The lower and the upper half of the lanes of a vector.
+// Return the lower or the upper half of the lanes of a vector.
 #if defined(__AVX512F__)
 typedef float half_vf __attribute__((vector_size(32)));
 static TFM_INLINE half_vf low_lanes(vf v) { return (half_vf)_mm512_castps512_ps256((__m512)v); }
@@ -89,7 +89,7 @@ static TFM_INLINE four_floats low_lanes(eight_floats v) { return (four_floats)_m
 static TFM_INLINE four_floats high_lanes(eight_floats v) { return (four_floats)_mm256_extractf128_ps((__m256)v, 1); }
 #endif
 
-// Add the upper half of the lanes to the lower repeatedly: one fixed order.
+// Return the sum of the lanes in a fixed order: the upper half is added to the lower repeatedly.
 static TFM_INLINE float sum(four_floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 #if defined(__AVX2__)
 static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lanes(v)); }
@@ -97,7 +97,7 @@ static TFM_INLINE float sum(eight_floats v) { return sum(low_lanes(v) + high_lan
 #if defined(__AVX512F__)
 static TFM_INLINE float sum(vf v) { return sum(low_lanes(v) + high_lanes(v)); }
 #endif
-// Lane i of the result is lane from[i] of a and b concatenated.
+// Return a vector whose lane i is lane from[i] of a and b concatenated.
 template <class V>
 static TFM_INLINE V shuffled(V a, V b, vi from) {
 #if defined(__clang__)
@@ -108,7 +108,7 @@ static TFM_INLINE V shuffled(V a, V b, vi from) {
   return __builtin_shuffle(a, b, from);
 #endif
 }
-// For numbers other than NaN.
+// Return the largest lane; no lane may be NaN.
 static TFM_INLINE float largest(vf v) {
   for (int half = VL / 2; half >= 1; half /= 2) {
     v = max(v, shuffled(v, v, lanes() ^ half));
@@ -121,7 +121,7 @@ static TFM_INLINE int32_t largest(vi v) {
   }
   return v[0];
 }
-// Return true if any lane of a is at least that of b.
+// Return true if a lane of a is at least that of b.
 static TFM_INLINE bool any_at_least(vf a, vf b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ) != 0;
@@ -133,12 +133,12 @@ static TFM_INLINE bool any_at_least(vf a, vf b) {
 #endif
 }
 
-// e^x to about 2 units in the last place; 0 below -87.3 becomes e^-87.3, NaN stays NaN.
+// Return e^x to about 2 units in the last place; x below -87.3 is treated as -87.3, and NaN stays NaN.
 // Source: expf of the Cephes library (Moshier).
 static TFM_INLINE vf exp(vf x) {
   x = x < -87.3f ? broadcast(-87.3f) : x;
   x = x > 88.3f ? broadcast(88.3f) : x;
-  const vf magic = broadcast(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
+  const vf magic = broadcast(12582912.0f);  // 1.5 * 2^23: a sum with it is rounded to an integer
   vf shifted = multiply_add(x, broadcast(1.44269504088896341f), magic);
   vf n = shifted - magic;
   vf r = multiply_add(n, broadcast(-0.693359375f), x);
@@ -160,7 +160,7 @@ static TFM_INLINE vf exp(vf x) {
 static TFM_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 static TFM_INLINE vf swish(vf x) { return x / (1.0f + exp(-x)); }
 
-// The error is at most 3e-7. Source: the rational approximation of Eigen (generic_fast_erf).
+// Return erf(x) with an error of at most 3e-7. Source: the rational approximation of Eigen (generic_fast_erf).
 static TFM_INLINE vf erf(vf x) {
   x = x < -4.0f ? broadcast(-4.0f) : x;
   x = x > 4.0f ? broadcast(4.0f) : x;
@@ -177,21 +177,21 @@ static TFM_INLINE vf erf(vf x) {
   q = multiply_add(q, y, broadcast(-1.42647390514189e-02f));
   return x * p / q;
 }
-// The exact form, with erf. Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+// Return the exact GELU, with erf. Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
 static TFM_INLINE vf gelu(vf x) {
   vf half = 0.5f * x;
   return multiply_add(half, erf(x * 0.70710678118654752f), half);
 }
 
-// The number that is added to 8-bit activations. The dot product of x86 multiplies unsigned by signed
-// bytes; that of ARM only signed bytes.
+// The zero point of 8-bit activations. The dot product of x86 multiplies unsigned by signed bytes, that of
+// ARM signed by signed bytes.
 #if defined(__ARM_NEON)
 constexpr int kZeroPoint = 0;
 #else
 constexpr int kZeroPoint = 128;
 #endif
 
-// sums + the sum of 4 products of bytes in each lane of 32 bits, exact.
+// Return sums plus the exact sum of 4 products of bytes in each lane of 32 bits.
 static TFM_INLINE vi dot_of_4(vi sums, vi activations, vi weights) {
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
   return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)activations, (__m512i)weights);
@@ -220,10 +220,10 @@ static TFM_INLINE vi dot_of_4(vi sums, vi activations, vi weights) {
 #endif
 }
 
-// bfloat16 is the upper half of a float. The two of a lane of 32 bits: the lower and the upper half.
+// Return the first or the second bf16 of each lane of 32 bits as a float, whose upper half it is.
 static TFM_INLINE vf lower_half(vi pairs) { return (vf)((vu)pairs << 16); }
 static TFM_INLINE vf upper_half(vi pairs) { return (vf)((vu)pairs & 0xffff0000u); }
-// Rounded to the nearest, ties to even, in the upper half; NaN stays NaN.
+// Round to the nearest bf16, ties to even, in the upper half of each lane; NaN stays NaN.
 static TFM_INLINE vu round_to_bf16(vf x) {
   vu bits = (vu)x;
   vu rounded = bits + (0x7fffu + ((bits >> 16) & 1u));
@@ -247,7 +247,7 @@ static TFM_INLINE float from_bf16(uint16_t half) {
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 constexpr bool kHasBf16 = true;
-// sums + the sum of 2 products of bf16 in each lane.
+// Return sums plus the sum of 2 products of bf16 in each lane.
 static TFM_INLINE vf dot_of_2(vf sums, vi activations, vi weights) {
   return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)activations, (__m512bh)weights);
 }
