@@ -99,7 +99,7 @@ class _Candidates:
     token_log_probs: Tensor
 
     def growing(self, beam_size: int, eos_id: int) -> "_Candidates":
-        """Return the K best that do not end; missing ones are filled with others of score -inf."""
+        """Return the K best that do not end, padded with ended ones at a score of -inf."""
         ends = self.tokens == eos_id  # (B, C)
         # A stable sort by "ends" leaves them in order of their scores.
         order = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]  # (B, K)

@@ -283,7 +283,7 @@ class Spelling:
         return stuck
 
     def append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Replace hypothesis k with hypothesis `origin[:, k]` and a token, (B, K) each."""
+        """Replace hypothesis k with hypothesis `origin[:, k]` plus a token, (B, K) each."""
         if self._states is None and not self._is_near:
             return
         kinds = self._utf8.kinds_of(tokens)  # (B, K)
@@ -396,7 +396,7 @@ class StaticSpelling:
         return logits.masked_fill_(self._forbidden.index_select(0, rules.flatten()), -torch.inf)
 
     def append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Replace hypothesis k with hypothesis `origin[:, k]` and a token, (B, K) each."""
+        """Replace hypothesis k with hypothesis `origin[:, k]` plus a token, (B, K) each."""
         index = tokens + self._states.gather(1, origin) * self._vocab_size  # (B, K)
         self._states.copy_(self._after.index_select(0, index.flatten()).view_as(tokens))
 

@@ -4,7 +4,7 @@ Tests use it to make each operation fail. Without the variable it has no effect.
 
     TFM_FAILPOINT=write:3=enospc          the third write fails with a full disk
     TFM_FAILPOINT=durable:17=kill         the process is killed at the 17th durable operation
-    TFM_FAILPOINT=update:7@1=stop,…       rank 1 is stopped at its seventh update; others may follow
+    TFM_FAILPOINT=update:7@1=stop,…       rank 1 is stopped at its seventh update; more may follow
     TFM_FAILPOINT=save:2+=eio             every save from the second on fails
 
 A process that torchrun restarts after a failure ignores the variable, so that it makes progress.

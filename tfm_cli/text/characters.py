@@ -2,8 +2,8 @@
 
 import re
 
-# Some programs end a line at these, but only LF ends a line here. By such a program, the two sides
-# of a parallel text may get different numbers of lines.
+# Some programs end a line at these; here only LF does. Such a program can count different numbers
+# of lines in the two sides of a parallel text.
 SEPARATORS = {
     "\v": "VT",
     "\f": "FF",

@@ -194,7 +194,7 @@ class LineReader:
 
     def _read_chunk(self) -> bytes:
         try:
-            return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return] # BinaryIO lacks it, what comes here has it
+            return self._stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined, no-any-return] # all streams here have it, but BinaryIO does not
         except DamagedError as error:
             message = f"the {self._compression} data is damaged or cut off after line"
             hint = "fetch or compress the file again"

@@ -25,7 +25,7 @@ MAX_MODEL_BYTES = 64 << 20
 BLANK = "▁"
 MIN_VERSION = (0, 2, 2)  # crafted models can cause out-of-bounds reads in older versions
 _CHILD_TIMEOUT_SECONDS = 20.0
-# Load the model and look up every character, alone and beside others.
+# Load the model, encode every character and decode every piece.
 _CHILD_PROGRAM = """
 import sys
 import sentencepiece

@@ -203,7 +203,7 @@ class Tokenizer:
         """Return the span of each token of `encode` in its line: begin and end, in characters.
 
         A span may include the blank before a word. If several tokens spell one character, the last
-        one spans the character, and the spans of the others are empty, at its begin.
+        one spans the character, and the spans of the others are empty, at its beginning.
         """
         tags, texts = self._tags(lines)
         mapped = self._processor.Encode(

@@ -64,7 +64,7 @@ class ShortfallWatch:
 
 
 def _lost_sentences(source: str, text: str, *, is_shorter: bool) -> tuple[int, int] | None:
-    """Return the sentences of source and translation if more than half of them are lost.
+    """Return the numbers of sentences on both sides if more than half of them are lost.
 
     Args:
         source: the line.

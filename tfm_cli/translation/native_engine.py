@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Size of the keys and values of a part of a batch, which stay in the processor's caches, since each
-# step reads all of them. On a Xeon with 2 MiB of L2 cache for each core, `tiny` is fastest with 6
-# to 10 MiB of them, `base` with more than 100.
+# Size of the keys and values of a part of a batch. Each step reads all of them, so they should stay
+# in the processor's caches. On a Xeon with 2 MiB of L2 cache for each core, `tiny` is fastest with
+# 6 to 10 MiB of them, `base` with more than 100.
 _CACHED_BYTES = 8 << 20
 
 
@@ -94,8 +94,8 @@ class NativeEngine:
         """Yield parts of a batch, whose size makes the search fast.
 
         A step reads the weights once for all rows, and the keys and values of each row. The keys
-        and values of a part are no larger than the weights, or than the caches of a processor, if
-        translations are as long as their sources. Results do not depend on the parts.
+        and values of a part are no larger than the weights or the caches of a processor, whichever
+        are larger, if translations are as long as their sources. Results do not depend on parts.
         """
         tokens = [len(segment.ids) + 1 for segment in batch]
         of_token = sum(map(_cache_bytes, self._models)) * (1 + beam_size)
@@ -147,7 +147,7 @@ def _cache_bytes(model: NativeModel) -> int:
 
 
 def _max_segment_tokens(shape: ModelConfig) -> int:
-    """Return the maximum tokens of a segment, on either side, that the positions allow."""
+    """Return the maximum number of tokens of a source or a target that the positions allow."""
     # </s> of the source and the start of the target need a position as well.
     return shape.max_positions - 1 if shape.positions == "learned" else sys.maxsize
 

@@ -55,7 +55,7 @@ class SearchEngine(Protocol):
 
     @property
     def max_segment_tokens(self) -> int:
-        """Return the maximum tokens of a segment, on either side, that the positions allow."""
+        """Return the maximum number of tokens of a source or a target that the positions allow."""
 
     def begin_process(self) -> None:
         """Prepare for searches in a forked process."""

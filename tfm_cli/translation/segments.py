@@ -251,7 +251,7 @@ class TextLine(NamedTuple):
 
 
 def unified(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return a text with line feeds as line breaks, and its own ones if any was different."""
+    """Return a text with line feeds as line breaks, and the original ones if any differs."""
     breaks = tuple(map(sys.intern, _BREAK.findall(text)))
     if breaks.count("\n") == len(breaks):
         return text, ()
@@ -272,7 +272,7 @@ def on_one_line(text: str) -> str:
 
 
 def text_lines(text: str, tokenizer: Tokenizer) -> Iterator[TextLine]:
-    """Yield the lines of a text, except blank ones; a text without line feeds is one line.
+    """Yield the lines of a text; blank ones are left out if there are several.
 
     A line without a language tag inherits that of the nearest line before it. A line with only a
     tag sets the tag of the lines after it.

@@ -225,7 +225,7 @@ def decoding_options(options: SearchOptions, beam_size: int) -> DecodingOptions:
 
 
 def _max_segment_tokens(transformer: Transformer) -> int:
-    """Return the maximum tokens of a segment, on either side, that the positions allow."""
+    """Return the maximum number of tokens of a source or a target that the positions allow."""
     if isinstance(transformer.target_positions, LearnedPositions):
         # </s> of the source and the start of the target need a position as well.
         return transformer.target_positions.embedding.num_embeddings - 1

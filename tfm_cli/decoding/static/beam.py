@@ -178,7 +178,7 @@ class StaticBeams:
         self.done.logical_or_(is_decided | ~(best_growing > -math.inf))
 
     def _reorder_and_append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Replace beam k of each segment with its beam `origin[:, k]` and a token, (B, K) each.
+        """Replace beam k of each segment with its beam `origin[:, k]` plus a token, (B, K) each.
 
         The model's caches stay in place: attention follows the reordered `beam_ancestors`.
         """

@@ -252,7 +252,7 @@ def _tokenizer_config(pair: TokenizerPair, positions: int) -> dict[str, Any]:
 
 
 def _num_positions(search: SearchConfig) -> int:
-    """Return the number of positions for the longest source and target, with one special token."""
+    """Return the number of positions for the longest source and target, plus a special token."""
     needed = 1 + max(search.max_length, _limit(search))
     if needed > _MAX_POSITIONS:
         message = "search.max_length: needs %d positions, %d were written"
