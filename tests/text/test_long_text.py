@@ -122,7 +122,7 @@ def test_r29_endless_line_of_a_corpus_is_dropped_and_counted(
     assert result.code == 0, result.err
     assert f"lines cut at {MAX_LINE_BYTES} bytes: 1 (first: line 20001)" in result.err
     reason = "blank side" if zeros else "too long"
-    assert re.search(rf"training text: 20001 pairs, .* pieces, 1 dropped: {reason}\n", result.err)
+    assert re.search(rf"training text: 20001 pairs, .* tokens, 1 dropped: {reason}\n", result.err)
 
 
 @settings(deadline=None)
