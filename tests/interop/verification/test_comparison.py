@@ -188,7 +188,7 @@ def test_differing_translation_is_a_mismatch_with_line_and_token(beam_size: int)
         (9, 9, 9) if beam == beam_size else row for row in rows
     ]
 
-    wanted = rf"probe line 1, beam {beam_size}, piece \d: found `.+`, expected `.+`, whose "
+    wanted = rf"probe line 1, beam {beam_size}, token \d: expected `.+`, got `.+`, "
     with pytest.raises(ModelError, match=wanted):
         compare(model, mirror, lines(6))
 
