@@ -69,7 +69,7 @@ def test_unknown_tokens_of_the_training_text_are_logged_once_with_file_and_line(
         f"warning: training text: the tokenizer does not know {unknown} of {pieces} target tokens "
         f"({100 * unknown / pieces:.1f} %) and changes 1 of 20 target lines (5.0 %), first "
         f"{path}:5: `einhundert`; the vocabulary of a trained model cannot grow: replace this text "
-        "on both sides, leave its pairs out, or train a new model"
+        "on both sides, drop its pairs, or train a new model"
     ]
 
 
@@ -145,4 +145,4 @@ def test_own_tokenizer_beside_a_pretrained_model_is_refused(
     result = run_tfm(fine_tuning(text, output, tiny_model, "--tokenizer", "own.model"))
 
     assert result.code == 2
-    assert "tokenizer.model: must not be set beside training.pretrained_model" in result.err
+    assert "tokenizer.model: must not be set with training.pretrained_model" in result.err
