@@ -146,7 +146,7 @@ def test_standard_input_without_a_format_is_refused_before_any_work(run_tfm: Run
     result = run_tfm(["train", "--pairs", "-", *SHORT], "one\teins\n")
 
     assert result.code == 2
-    assert "error: standard input: its name does not tell how it holds pairs" in result.err
+    assert "error: standard input: its name does not show the format of its pairs" in result.err
     assert not Path("model").exists()
 
 

@@ -1,7 +1,7 @@
 """Every number that a user may give is bounded, and within its bounds nothing is a bug."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import TINY_SHAPE, TinyCorpus, invoke
 from tests.runs import write_part
 from tfm_cli.cli import app
+from tfm_cli.cli.options import Option
 from tfm_cli.config.settings import SECTIONS, RunConfig
 
 KNOWN_CODES = range(7)
@@ -30,18 +31,14 @@ def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any
             yield " ".join((*path, name)), command
 
 
-def _kind(parameter: Any) -> Any:
-    return parameter.type_descriptor.annotation
-
-
 COMMANDS = dict(_commands(typer.main.get_command(app)))
 NUMBERS = [
-    (name, parameter)
+    (name, option)
     for name, command in COMMANDS.items()
-    for parameter in command.params
-    if _kind(parameter) in (int, float)
-    and parameter.type_descriptor.parameter_info.parser is None
-    and not parameter.hidden  # a flag that is gone: it is refused with any value
+    for option in command.declared
+    if option.kind in (int, float)
+    and not option.bounds["choices"]
+    and not option.is_hidden  # a flag that is gone: it is refused with any value
 ]
 SETTINGS = [
     (section, field)
@@ -51,24 +48,23 @@ SETTINGS = [
 ]
 
 
-def _name(parameter: Any) -> str:
-    name: str = max(parameter.opts, key=len)
-    return name
+def _upper(bounds: Mapping[str, Any]) -> Any:
+    return bounds["le"] if bounds["le"] is not None else bounds["lt"]
 
 
 def test_numbers_are_found() -> None:
-    found = {f"{command} {_name(parameter)}" for command, parameter in NUMBERS}
+    found = {f"{command} {option.flag}" for command, option in NUMBERS}
 
     assert {"translate --temperature", "train --learn-rate", "tokenize encode --alpha"} <= found
     assert {field.name for _, field in SETTINGS} >= {"weights", "adam_epsilon", "max_updates"}
 
 
 @pytest.mark.parametrize(
-    ("command", "parameter"), NUMBERS, ids=[f"{name} {_name(each)}" for name, each in NUMBERS]
+    ("command", "option"), NUMBERS, ids=[f"{name} {each.flag}" for name, each in NUMBERS]
 )
-def test_every_number_on_the_command_line_has_two_bounds(command: str, parameter: Any) -> None:
-    assert parameter.min is not None
-    assert parameter.max is not None
+def test_every_number_on_the_command_line_has_two_bounds(command: str, option: Option) -> None:
+    assert option.bounds["ge"] is not None
+    assert _upper(option.bounds) is not None
 
 
 @pytest.mark.parametrize(
@@ -94,9 +90,11 @@ def _drawn(kind: type, lowest: float, highest: float) -> st.SearchStrategy[str]:
 def _options(command: str, without: tuple[str, ...] = ()) -> st.SearchStrategy[list[str]]:
     """A few flags of a command, each with a number of its range."""
     choices = [
-        st.tuples(st.just(_name(parameter)), _drawn(_kind(parameter), parameter.min, parameter.max))
-        for owner, parameter in NUMBERS
-        if owner == command and _name(parameter) not in (*without, *CORES)
+        st.tuples(
+            st.just(option.flag), _drawn(option.kind, option.bounds["ge"], _upper(option.bounds))
+        )
+        for owner, option in NUMBERS
+        if owner == command and option.flag not in (*without, *CORES)
     ]
     return st.lists(st.one_of(choices), max_size=4).map(lambda pairs: [*chain(*pairs)])
 
@@ -197,9 +195,8 @@ def test_no_number_makes_a_shortlist_a_bug(
 
 def _values(field: dataclasses.Field[Any]) -> st.SearchStrategy[str]:
     bounds = field.metadata
-    highest = bounds["le"] if bounds["le"] is not None else bounds["lt"]
     kind = int if field.type is int else float
-    return _drawn(kind, bounds["ge"], highest)
+    return _drawn(kind, bounds["ge"], _upper(bounds))
 
 
 # A shape takes what memory it takes, and the text yields few tokens.

@@ -76,7 +76,7 @@ def test_its_tokenizers_serve_another_run(
     result = run_tfm([*command, "--set", "model.tied_embeddings=0"])
 
     assert refused.code == 2
-    assert "has another vocabulary for each side, which the model would share" in refused.err
+    assert "the sides have different vocabularies, which the model would share" in refused.err
     assert "set `model.tied_embeddings` to 2 or 0" in refused.err
     assert result.code == 0, result.err
     for name in ("source.model", "target.model"):

@@ -97,7 +97,7 @@ def _hashes(path: Path) -> dict[str, str]:
     manifest = _table(path, _content(path))
     version = manifest.get("format_version")
     if type(version) is not int:
-        raise _torn(path, "`format_version` is missing or no number")
+        raise _torn(path, "`format_version` is missing or not a number")
     if version > FORMAT_VERSION:
         message = f"{path.parent}: has format {version}, expected at most {FORMAT_VERSION}"
         raise NewerFormatError(message, hint="install a newer tfm")
