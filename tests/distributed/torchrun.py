@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0  # seconds, for a machine that has much else to do
-GONE_SECONDS = 5.0  # … within which all is gone when the launcher is
+GONE_SECONDS = 20.0  # for what the promise allows 5 s on a machine that does nothing else
 _MARK = "TFM_TEST_JOB"
 
 

@@ -84,6 +84,7 @@ def test_fine_tuning_starts_from_the_imported_models_loss(
     assert first["loss"] == pytest.approx(own, abs=0.1)  # of one batch
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not CORPUS.is_dir(), reason=f"Multi30k is not at {CORPUS.parent.name}/")
 def test_fine_tuning_an_imported_model_lowers_its_own_loss(tmp_path: Path, run_tfm: RunTfm) -> None:
