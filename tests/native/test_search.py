@@ -171,8 +171,9 @@ def test_signal_ends_the_search(check: Callable[[], None] | None, model: NativeM
     try:
         for milliseconds in range(1, 30):
             gc.collect()
-            signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
-            with pytest.raises(Ended):
+            # The timer may fire as soon as it is set.
+            with pytest.raises(Ended):  # noqa: PT012
+                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
                 search(model, check=check)(segments([ENDLESS]))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
