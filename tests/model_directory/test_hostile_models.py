@@ -18,7 +18,8 @@ from tfm_cli.model_directory.weight_shapes import weight_shapes
 from tfm_cli.model_directory.weights import build_transformer, load_model
 from tfm_cli.training import checkpoint
 
-MOST_SECONDS, MOST_BYTES = 1.0, 200 << 20
+# A second, and more on a machine that has much else to do.
+MOST_SECONDS, MOST_BYTES = 3.0, 200 << 20
 pytestmark = pytest.mark.timeout(60)  # a blocking read of a pipe would never end
 
 # Loads each directory and prints the result, the time and the memory.
