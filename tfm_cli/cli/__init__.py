@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 import tfm_cli
-from tfm_cli.cli.commands import CommandGroup
+from tfm_cli.cli.commands import CommandGroup, Commands
 from tfm_cli.console import lasting_terminal, visible, visible_message
 from tfm_cli.errors import (
     END_SIGNALS,
@@ -36,7 +36,7 @@ _REPORT = "if it persists, please report it together with the command and the li
 class Cli(CommandGroup):
     """The group of all commands, which reports every failure and ends with its exit code."""
 
-    members = {  # noqa: RUF012 - as in the base class
+    members: ClassVar[Commands] = {
         "train": ("train", "COMMAND"),
         "translate": ("translate", "COMMAND"),
         "evaluate": ("evaluate", "COMMAND"),

@@ -43,7 +43,7 @@ class CheckOptions(Options):
         "--test-target",
         metavar="FILE",
         default=(),
-        help="Its translation, line by line. Repeatable.",
+        help="Test text in the target language, line by line. Repeatable.",
     )
     config_file: Path | None = option(
         "Settings",

@@ -5,8 +5,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -51,7 +50,7 @@ class CommandGroup(TyperGroup):
     Without arguments it prints its help and exits with 0.
     """
 
-    members: Commands = MappingProxyType({})
+    members: ClassVar[Commands] = {}
     option_rows: tuple[tuple[str, str], ...] = ()  # names and texts, for the help
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -122,7 +122,7 @@ class EvaluateOptions(Options):
         default=1000,
         ge=2,
         le=_MAX_RESAMPLES,
-        help="Its number of resamples.",
+        help="Number of resamples for the confidence interval.",
     )
     paired_bs: bool = option(
         "Significance",
@@ -138,7 +138,7 @@ class EvaluateOptions(Options):
         default=1000,
         ge=1,
         le=_MAX_RESAMPLES,
-        help="Its number of resamples.",
+        help="Number of resamples of the paired bootstrap.",
     )
     paired_ar: bool = option(
         "Significance",
@@ -154,7 +154,7 @@ class EvaluateOptions(Options):
         default=10000,
         ge=1,
         le=_MAX_RESAMPLES,
-        help="Its number of trials.",
+        help="Number of trials of the approximate randomization.",
     )
     width: int = option(
         "Output",

@@ -40,7 +40,7 @@ class CommandOptions(Options):
         "-t",
         metavar="FILE",
         default=...,
-        help="Its translation, line by line. Repeatable.",
+        help="Text in the target language, line by line. Repeatable.",
     )
     model: Path = option(
         "Shortlist",

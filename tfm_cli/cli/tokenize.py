@@ -4,10 +4,10 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tfm_cli import console
-from tfm_cli.cli.commands import CommandGroup
+from tfm_cli.cli.commands import CommandGroup, Commands
 from tfm_cli.cli.options import (
     Command,
     Options,
@@ -41,7 +41,7 @@ Convert = Callable[[list[str], str, int], list[str]]
 class TokenizeGroup(CommandGroup):
     """Tokenize text with SentencePiece: train, encode, decode."""
 
-    members = {  # noqa: RUF012 - as in the base class
+    members: ClassVar[Commands] = {
         "train": ("tokenize", "TRAIN"),
         "encode": ("tokenize", "ENCODE"),
         "decode": ("tokenize", "DECODE"),
@@ -216,7 +216,7 @@ def _lines_of(paths: list[str], readers: list[LineReader]) -> Iterator[str]:
 
 
 def _files() -> Any:
-    return option("Text", metavar="FILE", default=(), help="The same as --input.")
+    return option("Text", metavar="FILE", default=(), help="Text, as with --input.")
 
 
 def _inputs() -> Any:

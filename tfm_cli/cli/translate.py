@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tfm_cli.cli.options import (
     Command,
@@ -150,7 +150,7 @@ class TranslateOptions(Options):
         "the source (see `tfm shortlist`), and normalise probabilities over them.",
     )
     shortlist_file: Path | None = option(
-        "Speed", "--shortlist-file", metavar="FILE", help="The same, with another shortlist."
+        "Speed", "--shortlist-file", metavar="FILE", help="Restrict the search to this shortlist."
     )
     precision: str = precision_option("Speed")
     workers: int = workers_option("Speed")
@@ -288,15 +288,14 @@ def line_parser(options: TranslateOptions) -> Callable[[str, str], InputLine]:
 
 
 def search_settings(
-    settings: SearchConfig, chosen: Mapping[str, object], *, sampling: bool = False
+    settings: SearchConfig, chosen: Mapping[str, Any], *, sampling: bool = False
 ) -> SearchConfig:
     """Return the model's own search settings, with the chosen ones replaced.
 
     A chosen beam size limits the n-best list; otherwise the beam is widened to the length of the
     list. With sampling, one sample is drawn by default.
     """
-    # The options have the types of the fields, which mypy cannot see.
-    merged = dataclasses.replace(settings, **chosen)  # type: ignore[arg-type]
+    merged = dataclasses.replace(settings, **chosen)
     if sampling:
         return merged if "n_best" in chosen else dataclasses.replace(merged, n_best=1)
     if "beam_size" in chosen:

@@ -182,11 +182,15 @@ class DataConfig(Section):
     source: tuple[str, ...] = opt(
         (), "Training text in the source language, plain, .gz, .zst or .xz.", may_change=True
     )
-    target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
+    target: tuple[str, ...] = opt(
+        (), "Training text in the target language, line by line.", may_change=True
+    )
     valid_source: tuple[str, ...] = opt(
         (), "Validation text in the source language.", may_change=True
     )
-    valid_target: tuple[str, ...] = opt((), "Its translation, line by line.", may_change=True)
+    valid_target: tuple[str, ...] = opt(
+        (), "Validation text in the target language, line by line.", may_change=True
+    )
     pairs: tuple[str, ...] = opt(
         (),
         "Training text with both sides in one file, source<TAB>target (.tsv) or JSON lines with "

@@ -9,7 +9,7 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from tfm_cli.config.settings import (
     NORMALIZATION_RULES,
@@ -213,8 +213,7 @@ def coerce(raw: object, kind: Any, bounds: Mapping[str, Any]) -> tuple[Value | N
             return None, f"must be a list of strings, got {shown(raw)}"
         value = tuple(items)
     elif type(raw) is kind:
-        # mypy does not see that the line above has checked the type.
-        value = raw  # type: ignore[assignment]
+        value = cast("Value", raw)
     else:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
         return None, f"must be {names[kind]}, got {shown(raw)}"

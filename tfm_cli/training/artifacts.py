@@ -26,6 +26,7 @@ from tfm_cli.files.layout import (
     WEIGHTS_FILE,
 )
 from tfm_cli.files.ownership import is_card, is_scheduled_best
+from tfm_cli.model.arithmetic import precision_name
 from tfm_cli.model_directory.weights import WeightsFacts, save_weights, weights_facts
 from tfm_cli.text.markdown import code, plain
 from tfm_cli.training import checkpoint
@@ -136,11 +137,8 @@ class RunWriter:
         average: MovingAverage,
         optimizer: torch.optim.Optimizer,
         state: TrainState,
-        *,
-        arithmetic: str,
     ) -> None:
         self._config = config
-        self._arithmetic = arithmetic
         self._output = output
         self._corpora = corpora
         self._parallel_model = parallel_model
@@ -329,9 +327,10 @@ class RunWriter:
                 logger.warning(message, self._output / CARD_FILE)
             self._has_warned_of_card = True
             return
+        model = self._parallel_model
         facts = CardFacts(
-            arithmetic=self._arithmetic,
-            num_parameters=sum(p.numel() for p in self._parallel_model.model.parameters()),
+            arithmetic=f"{precision_name(model.dtype)} on {model.device.type}",
+            num_parameters=sum(p.numel() for p in model.model.parameters()),
             vocab_sizes=self._corpora.tokenizers.vocab_sizes,
             num_pairs=len(self._corpora.train),
             dropped=dict(self._corpora.train.dropped),

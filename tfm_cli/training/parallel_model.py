@@ -85,7 +85,7 @@ class ParallelModel:
         self.model = model
         self.parallel = parallel or Parallel()
         self.device = device or torch.device("cpu")
-        self._dtype = dtype
+        self.dtype = dtype
         self._unsharded: Transformer | None = None
         self.is_sharded = strategy == "fsdp" and self.parallel.world > 1
         if self.is_sharded:
@@ -105,7 +105,7 @@ class ParallelModel:
 
         Both are scalars.
         """
-        with arithmetic(self.device, self._dtype):
+        with arithmetic(self.device, self.dtype):
             loss, nll = self._objective(batch)
         return loss, nll
 

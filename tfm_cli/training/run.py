@@ -235,7 +235,6 @@ def train_and_record(run: TrainingRun) -> None:
         Interrupted: a signal was received; a checkpoint was saved.
     """
     config, state, parallel = run.config, run.state, run.parallel_model.parallel
-    device = run.parallel_model.device
     writer = RunWriter(
         config,
         run.output,
@@ -244,7 +243,6 @@ def train_and_record(run: TrainingRun) -> None:
         run.average,
         run.optimizer,
         state,
-        arithmetic=f"{precision_name(run.dtype)} on {device.type}",
     )
     run.limit.disarm()  # from here on there is something to save
     with record_signals(parallel.world) as signalled:
@@ -276,7 +274,7 @@ def train_and_record(run: TrainingRun) -> None:
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
-            raise out_of_memory_error(device) from error
+            raise out_of_memory_error(run.parallel_model.device) from error
         (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written everything by then
     line = stopped.reason
     if parallel.is_main:
