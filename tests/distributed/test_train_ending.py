@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,31 @@ def test_signal_to_one_stops_all_after_the_same_update(
     assert ranks.codes(gone_on) == [0, 0]
     assert 7 <= newest < 40
     assert losses(tmp_path / "parts") == pytest.approx(unbroken, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_slow_rank_0_still_reports_the_signal(text: list[str], tmp_path: Path) -> None:
+    def prepare(rank: int) -> None:
+        from tfm_cli.training import run
+
+        closing_line = run._closing_line
+
+        def delayed(*arguments: Any) -> str:
+            time.sleep(1.5)
+            return closing_line(*arguments)
+
+        run._closing_line = delayed
+
+    train = command(text, tmp_path / "m", updates=9999)
+    at_work = ranks.start(tmp_path / "s", train, prepare=prepare)
+    at_work.wait_for("update      7")
+    at_work.signal(1, signal.SIGTERM)
+    stopped = at_work.ended()
+
+    assert ranks.codes(stopped) == [143, 143], stopped
+    assert ": SIGTERM was received; " in stopped[0].err
+    assert ranks.errors(stopped) == []
+    assert "of 2" not in stopped[1].err
 
 
 @pytest.mark.slow

@@ -33,6 +33,20 @@ def test_first_failure_is_reported_and_the_others_exit_with_its_code(
     assert silent.exit_code == code
 
 
+def test_reason_that_all_ranks_share_is_left_to_rank_0_however_late_it_is() -> None:
+    store = Notes()
+    first, second = FailureMonitor(store, 0, 2), FailureMonitor(store, 1, 2)
+    stopped = Interrupted("stopped after update 7", signal_number=15)
+    elsewhere = ReportedElsewhere("stopped", exit_code=143)
+
+    silent = second.publish(elsewhere)
+    second.close()
+    said = first.publish(stopped)
+
+    assert silent is elsewhere
+    assert said is stopped
+
+
 def test_error_of_another_rank_than_0_names_it() -> None:
     second = FailureMonitor(Notes(), 1, 2)
 

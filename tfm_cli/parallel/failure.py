@@ -116,6 +116,9 @@ class FailureMonitor:
         """
         ignore_termination()
         self._is_ending = True
+        if isinstance(error, ReportedElsewhere):  # all ranks end for one reason, which rank 0 gives
+            self._failed.wait(_ANSWER_SECONDS)
+            return error
         if self._rank > 0 or isinstance(error, RankLostError):
             self._failed.wait(_RANK_0_FIRST_SECONDS)
         try:

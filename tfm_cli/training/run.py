@@ -15,7 +15,7 @@ from tfm_cli.console import counted, seconds_text
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
-from tfm_cli.errors import DivergedError, Interrupted
+from tfm_cli.errors import DivergedError, Interrupted, ReportedElsewhere
 from tfm_cli.files.layout import CHECKPOINTS
 from tfm_cli.model.arithmetic import (
     precision_name,
@@ -117,6 +117,7 @@ def run(
         ResourceError: memory, disk or device do not suffice.
         DivergedError: the loss or the gradient was not finite.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; a checkpoint was saved.
+        ReportedElsewhere: the same, on all ranks but 0.
     """
     train_and_record(
         prepare(
@@ -233,6 +234,7 @@ def train_and_record(run: TrainingRun) -> None:
 
     Raises:
         Interrupted: a signal was received; a checkpoint was saved.
+        ReportedElsewhere: the same, on all ranks but 0.
     """
     config, state, parallel = run.config, run.state, run.parallel_model.parallel
     writer = RunWriter(
@@ -275,12 +277,15 @@ def train_and_record(run: TrainingRun) -> None:
             if not ran_out_of_memory(error):
                 raise
             raise out_of_memory_error(run.parallel_model.device) from error
+        line = stopped.reason
+        if parallel.is_main:
+            line = _closing_line(run.output, config.validation.metrics[0], state, stopped)
         (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written everything by then
-    line = stopped.reason
-    if parallel.is_main:
-        line = _closing_line(run.output, config.validation.metrics[0], state, stopped)
     if signal_number and not stopped.is_complete:
-        raise Interrupted(line, signal_number=signal_number)
+        interrupted = Interrupted(line, signal_number=signal_number)
+        if not parallel.is_main:
+            raise ReportedElsewhere(line, exit_code=interrupted.exit_code)
+        raise interrupted
     logger.info("%s", line)
 
 
