@@ -40,7 +40,7 @@ MODEL = b"".join(PIECES)
 
 
 def charsmap(units: Sequence[int], *, texts: bytes = b"x\0", length: int | None = None) -> bytes:
-    """A normaliser's table of these units and texts."""
+    """A normalizer's table of these units and texts."""
     table = struct.pack(f"<{len(units)}I", *units)
     return struct.pack("<I", len(table) if length is None else length) + table + texts
 

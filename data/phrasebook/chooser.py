@@ -26,7 +26,7 @@ class Chooser:
         """One of the items, each as likely."""
         return items[int(self._random.random() * len(items))]
 
-    def favour(self, items: Sequence[T]) -> T:
+    def favor(self, items: Sequence[T]) -> T:
         """One of the items, the first about three times as likely as the last."""
         position = self._random.random()
         return items[int(position * (1 + position) / 2 * len(items))]

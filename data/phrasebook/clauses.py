@@ -119,7 +119,7 @@ def choose_subject(chooser: Chooser, verb: Verb) -> NounPhrase:
     is_anybody = len(verb.subjects) - len(others) == len(PERSON)
     if is_anybody and not (others and chooser.chance(0.25)):
         return person(chooser)
-    key = chooser.favour(others if is_anybody else verb.subjects)
+    key = chooser.favor(others if is_anybody else verb.subjects)
     if key in RELATIVES:
         return described(chooser, key, weights={"my": 1}, adjective_chance=0)
     weights: dict[Determiner, int] = {"the": 7, "this": 2, "that": 1, "number": 2}
@@ -152,7 +152,7 @@ def choose_object(chooser: Chooser, built: Clause, setting: Setting) -> NounPhra
         vessel = container(chooser, keys)
         if vessel:
             return vessel
-    key = chooser.favour(keys)
+    key = chooser.favor(keys)
     first = thing(chooser, key, built, setting)
     others = [one for one in keys if one in EDIBLE and one != key]
     may_pair = key in EDIBLE and not built.negation and verb.preposition == ""

@@ -100,7 +100,7 @@ def described(
     number: Number | None = None
     if determiner == "number":
         is_rarely_many = key in PERSON or noun.group in {"building", "outdoors", "room"}
-        number = chooser.favour(SMALL_NUMBERS[:5] if is_rarely_many else SMALL_NUMBERS)
+        number = chooser.favor(SMALL_NUMBERS[:5] if is_rarely_many else SMALL_NUMBERS)
     return Described(
         noun=noun,
         determiner=determiner,
@@ -153,7 +153,7 @@ def _adjectives(chooser: Chooser, noun: Noun, *, may_count: bool) -> tuple[Adjec
 
 def person_name(chooser: Chooser) -> Person:
     """Somebody by name."""
-    return Person(chooser.favour(tuple(NAMES.values())))
+    return Person(chooser.favor(tuple(NAMES.values())))
 
 
 def relative(
@@ -171,7 +171,7 @@ def relative(
 def somebody(chooser: Chooser, keys: tuple[str, ...] = PEOPLE) -> Described:
     """Somebody by what he is: the doctor, this woman, two children."""
     weights: dict[Determiner, int] = {"the": 14, "this": 3, "that": 2, "number": 1, "every": 1}
-    return described(chooser, chooser.favour(keys), weights=weights)
+    return described(chooser, chooser.favor(keys), weights=weights)
 
 
 def pronoun(chooser: Chooser) -> Pronoun:
@@ -223,7 +223,7 @@ def other_person(chooser: Chooser, subject: NounPhrase) -> NounPhrase:
             agreement = subject.agreement if chooser.chance(0.6) else None
             return relative(chooser, agreement)
         case _:
-            return described(chooser, chooser.favour(PEOPLE), weights={"the": 4, "that": 1})
+            return described(chooser, chooser.favor(PEOPLE), weights={"the": 4, "that": 1})
 
 
 def other_pronoun(chooser: Chooser, subject: NounPhrase) -> Pronoun:
@@ -254,7 +254,7 @@ def journey(chooser: Chooser, relation: str) -> Modifier:
         return Locality(
             "to" if relation == "to" else "from", chooser.pick(tuple(PLACE_NAMES.values()))
         )
-    key = chooser.favour(DESTINATIONS)
+    key = chooser.favor(DESTINATIONS)
     phrase = Described(noun=NOUNS[key], determiner="the")
     return Phrase(PREPOSITION_WORDS[relation], phrase)
 

@@ -98,7 +98,7 @@ def mood(chooser: Chooser, subject: NounPhrase | None = None) -> Clause:
         predicate = Quality(adjective=chooser.pick(PASSING))
         return Clause(subject=subject, verb=BE, tense=tense, predicate=predicate, modifiers=(when,))
     choices = [one for one in moods(subject) if tense != "future" or one.key in LATER]
-    adjective = chooser.favour(choices)
+    adjective = chooser.favor(choices)
     clause = Clause(
         subject=subject,
         verb=BE,

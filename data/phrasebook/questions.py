@@ -222,7 +222,7 @@ def which(chooser: Chooser) -> Question:
     keys = [key for key in keys if not NOUNS[key].mass and NOUNS[key].number == "both"]
     if verb.key == "have" or not keys:
         return which(chooser)
-    asked = described(chooser, chooser.favour(keys), weights={"which": 1}, adjective_chance=0.1)
+    asked = described(chooser, chooser.favor(keys), weights={"which": 1}, adjective_chance=0.1)
     return Question(asked, _clause(chooser, verb, object=asked))
 
 
@@ -232,7 +232,7 @@ def how_many(chooser: Chooser) -> Question:
     keys = [key for key in verb.objects if not NOUNS[key].mass and NOUNS[key].number == "both"]
     if not keys:
         return how_many(chooser)
-    counted = described(chooser, chooser.favour(keys), weights={"how many": 1})
+    counted = described(chooser, chooser.favor(keys), weights={"how many": 1})
     return Question(counted, _clause(chooser, verb, object=counted))
 
 

@@ -50,7 +50,7 @@ def time(chooser: Chooser, tense: Tense, *, is_far: bool, is_near: bool = True) 
     if kind == "span":
         units = FAR_UNITS if is_far else NEAR_UNITS
         relation: Literal["ago", "in"] = "ago" if tense == "past" else "in"
-        return Span(relation, chooser.favour(SPAN_NUMBERS), chooser.weighted(units))
+        return Span(relation, chooser.favor(SPAN_NUMBERS), chooser.weighted(units))
     key = chooser.pick(OCCASIONS)
     determiner: Determiner = "generic" if NOUNS[key].group == "meal" else "the"
     preposition = PREPOSITION_WORDS[chooser.pick(("after", "before"))]
@@ -60,7 +60,7 @@ def time(chooser: Chooser, tense: Tense, *, is_far: bool, is_near: bool = True) 
 def duration(chooser: Chooser, *, is_far: bool) -> Span:
     """For so long; weeks and years only if `is_far`."""
     return Span(
-        "for", chooser.favour(SPAN_NUMBERS), chooser.weighted(FAR_UNITS if is_far else NEAR_UNITS)
+        "for", chooser.favor(SPAN_NUMBERS), chooser.weighted(FAR_UNITS if is_far else NEAR_UNITS)
     )
 
 

@@ -143,7 +143,7 @@ def test_table_of_all_pieces_changes_nothing_to_the_bit(
     assert found == translations(model, lines, prefixes, None, n_best=2)
 
 
-def test_translations_with_a_table_do_not_depend_on_neighbours_or_window(
+def test_translations_with_a_table_do_not_depend_on_neighbors_or_window(
     model: Path, corpus: list[str], tiny_corpus: TinyCorpus, run_tfm: RunTfm
 ) -> None:
     options = ["--best", "1", "--frequent", "1", "--device", "cpu"]

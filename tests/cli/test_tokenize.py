@@ -56,7 +56,7 @@ def decode_to_file(encoded: bytes, *arguments: str) -> bytes:
     return Path("decoded").read_bytes()
 
 
-def normalised(lines: Sequence[str], model_bytes: bytes) -> list[str]:
+def normalized(lines: Sequence[str], model_bytes: bytes) -> list[str]:
     processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
     return [processor.Normalize(line).replace("▁", " ").removeprefix(" ") for line in lines]
 
@@ -184,11 +184,11 @@ def test_train_refuses(arguments: list[str], code: int, message: str) -> None:
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(lines=st.lists(st.text(st.characters(exclude_characters="\n\0", exclude_categories=["Cs"]))))
-def test_decode_after_encode_gives_the_normalised_text(
+def test_decode_after_encode_gives_the_normalized_text(
     lines: list[str], model_bytes: bytes
 ) -> None:
     text = "".join(f"{line}\n" for line in ["first", *lines]).encode()  # no CRLF file, no BOM
-    wanted = "".join(f"{line}\n" for line in normalised(["first", *lines], model_bytes)).encode()
+    wanted = "".join(f"{line}\n" for line in normalized(["first", *lines], model_bytes)).encode()
 
     assert decode_to_file(encode_to_file(text)) == wanted
     ids = encode_to_file(text, "--output-format", "id")

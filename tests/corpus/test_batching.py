@@ -111,7 +111,7 @@ def test_pools_share_out_the_pairs_of_an_epoch(num_pairs: int, pool_pairs: int, 
     actual = [int(pair) for batches in pools for batch in batches for pair in batch]
     assert sorted(actual) == list(range(num_pairs))
     assert order.num_pools == max(1, -(-num_pairs // pool_pairs))
-    if order.num_pools > 1:  # each pool takes its runs of neighbours from all over the corpus
+    if order.num_pools > 1:  # each pool takes its runs of neighbors from all over the corpus
         sizes = [sum(len(batch) for batch in batches) for batches in pools]
         assert max(sizes) <= pool_pairs + 256
         again = BatchOrder(source, source, max_tokens=60, seed=seed, pool_pairs=pool_pairs)

@@ -70,7 +70,7 @@ def test_second_run_neither_prepares_nor_reads_the_text(
     assert second.spans[0].weight == 2.0
 
 
-def test_touched_or_moved_text_is_recognised(
+def test_touched_or_moved_text_is_recognized(
     files: tuple[CorpusFile, ...], cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, directory = cached(files)

@@ -34,14 +34,14 @@ def counted(tokenizer: Tokenizer, lines: Sequence[str] = LINES) -> RoundTrip:
     return trip
 
 
-def test_lines_that_normalisation_changes_are_counted_with_the_first_change() -> None:
+def test_lines_that_normalization_changes_are_counted_with_the_first_change() -> None:
     trip = counted(learn("nfkc"))
 
     assert (trip.lines, trip.changed, trip.unknown) == (6, 3, 0)
     assert trip.first_changed == LinePosition(3, 101, "one ½ km²", "one 1⁄2 km2")
 
 
-def test_without_normalisation_only_the_blank_symbol_is_changed() -> None:
+def test_without_normalization_only_the_blank_symbol_is_changed() -> None:
     trip = counted(learn("identity"))
 
     assert (trip.changed, trip.first_changed) == (1, LinePosition(3, 104, "one ▁ two", "one two"))

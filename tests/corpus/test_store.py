@@ -55,7 +55,7 @@ def test_pair_with_a_blank_side_is_dropped_and_counted(tokenizer: Tokenizer) -> 
     assert store.dropped == {"blank side": 3}
 
 
-def test_pair_that_normalises_to_nothing_is_dropped_and_counted() -> None:
+def test_pair_that_normalizes_to_nothing_is_dropped_and_counted() -> None:
     settings = TokenizerConfig(vocab_size=30, model_type="word", byte_fallback=False,
                                normalization_rule_name="nmt_nfkc")  # fmt: skip
     tokenizer = Tokenizer(train_tokenizer([WORDS], settings, seed=1, soft_limit=True))

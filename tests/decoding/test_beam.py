@@ -141,7 +141,7 @@ def test_banned_pieces_are_never_written_but_keep_their_probability(seed: int) -
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_renormalised_probabilities_of_all_that_may_be_written_sum_to_one(seed: int) -> None:
+def test_renormalized_probabilities_of_all_that_may_be_written_sum_to_one(seed: int) -> None:
     model, allowed = TableModel(seed), TableModel(seed)
     allowed.logits[..., [START, 2]] = -math.inf
 

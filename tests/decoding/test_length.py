@@ -22,7 +22,7 @@ def test_penalty_of_zero_leaves_scores_as_they_are() -> None:
     assert {length_norm(num_pieces, 0.0) for num_pieces in range(1, 500)} == {1.0}
 
 
-def test_higher_penalty_favours_the_longer() -> None:
+def test_higher_penalty_favors_the_longer() -> None:
     longer, shorter = -6.0, -5.0
 
     assert longer < shorter

@@ -65,7 +65,7 @@ def test_each_bit_of_the_seed_changes_half_of_the_bits() -> None:
     [(uniform(7, step), uniform(7, step + 1)) for step in range(0, 20000, 2)],
     [(uniform(8, step), uniform(9, step)) for step in range(10000)],
 ], ids=["seeds", "first_steps", "steps", "sequences"])  # fmt: skip
-def test_neighbours_have_nothing_to_do_with_each_other(pairs: list[tuple[float, float]]) -> None:
+def test_neighbors_have_nothing_to_do_with_each_other(pairs: list[tuple[float, float]]) -> None:
     counts = Counter((int(10 * one), int(10 * other)) for one, other in pairs)
 
     cells = [counts[row, column] for row in range(10) for column in range(10)]

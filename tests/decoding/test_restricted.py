@@ -75,7 +75,7 @@ def test_widest_beam_finds_every_sequence_of_the_list_and_no_other(seed: int) ->
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(10))
-def test_what_is_found_does_not_depend_on_what_the_neighbours_may_write(
+def test_what_is_found_does_not_depend_on_what_the_neighbors_may_write(
     seed: int, beam_size: int
 ) -> None:
     """Segments leave the batch one after the other, beams change places."""

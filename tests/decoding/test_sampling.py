@@ -71,7 +71,7 @@ def test_other_seeds_draw_otherwise() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_drawn_does_not_depend_on_the_neighbours(seed: int) -> None:
+def test_what_is_drawn_does_not_depend_on_the_neighbors(seed: int) -> None:
     model = TableModel(seed, num_tables=4)
     tables, seeds, limits = [3, 1, 0, 2, 1], [9, 8, 7, 6, 5], [6, 2, 0, 5, 6]
 

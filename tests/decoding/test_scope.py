@@ -129,7 +129,7 @@ def test_search_finds_what_it_finds_where_all_else_has_no_probability(
 @every_option
 def test_segment_is_searched_as_alone(options: dict[str, Any]) -> None:
     model, allowed = model_of(1), allowed_of(0.3)
-    allowed[2] = True  # one of the neighbours may write all
+    allowed[2] = True  # one of the neighbors may write all
     special = [EOS, START, *BANNED]
     scope = RestrictedVocabulary.of(allowed, special)
     together = search(scope.model([model]), scope, list(range(len(LENGTHS))), **options)

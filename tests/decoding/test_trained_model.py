@@ -144,9 +144,7 @@ def test_forced_score_is_the_score_of_the_draw(trained: TrainedModel, ids: list[
         assert hypothesis.log_probability == pytest.approx(wanted, abs=1e-9)
 
 
-def test_draw_does_not_depend_on_the_neighbours(
-    trained: TrainedModel, ids: list[list[int]]
-) -> None:
+def test_draw_does_not_depend_on_the_neighbors(trained: TrainedModel, ids: list[list[int]]) -> None:
     together = draw(trained, ids, list(range(len(ids))))
 
     alone = [draw(trained, [source], [seed])[0] for seed, source in enumerate(ids)]

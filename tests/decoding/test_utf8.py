@@ -572,7 +572,7 @@ def test_pieces_are_drawn_by_their_probability_among_those_that_may_follow() -> 
     assert abs(found - share) <= 4 * math.sqrt(share * (1 - share) / count)
 
 
-def test_what_is_drawn_does_not_depend_on_the_neighbours() -> None:
+def test_what_is_drawn_does_not_depend_on_the_neighbors() -> None:
     model = table_of(KANA, 5, num_tables=3)
     model.logits[..., LETTER] -= 2
     tables, seeds, limits = [2, 1, 0, 2], [9, 8, 7, 6], [6, 2, 0, 5]

@@ -227,5 +227,5 @@ def changes_of(tree: ast.AST) -> Iterator[str]:
         ("durable.rename(a, b)", None),
     ],
 )
-def test_calls_that_change_the_disk_are_recognised(code: str, found: str | None) -> None:
+def test_calls_that_change_the_disk_are_recognized(code: str, found: str | None) -> None:
     assert list(changes_of(ast.parse(code))) == ([] if found is None else [found])

@@ -94,7 +94,7 @@ def freeze_model(name: str = "model_v2") -> None:
     with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
         corpus = write_corpus(Path())
         for side in ("en", "de"):
-            # Without SentencePiece's table of normalisation the file is small.
+            # Without SentencePiece's table of normalization the file is small.
             run(
                 f"tokenize train --input train.{side} --model-prefix {side} "
                 "--vocab-size 40 --model-type word --no-byte-fallback "

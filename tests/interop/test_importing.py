@@ -372,7 +372,7 @@ def test_model_of_another_type_is_named(
         kind_of(tmp_path)
 
 
-def test_export_for_ctranslate2_is_recognised(tmp_path: Path) -> None:
+def test_export_for_ctranslate2_is_recognized(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     write_ctranslate2(tmp_path, random_model(), quantization=None)
 

@@ -133,7 +133,7 @@ def test_bytes_are_uniform_at_every_position_of_a_word() -> None:
         assert abs(chi_square - 255) < 4 * math.sqrt(510), place
 
 
-def test_neighbouring_bytes_are_independent() -> None:
+def test_neighboring_bytes_are_independent() -> None:
     drawn = noise(12).bytes(400_000).double()
 
     correlation = float(torch.corrcoef(torch.stack((drawn[:-1], drawn[1:])))[0, 1])

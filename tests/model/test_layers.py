@@ -41,7 +41,7 @@ def layer_norm(x: Tensor, module: AddAndNorm) -> Tensor:
     return centred / (variance + 1e-5).sqrt() * module.norm.weight + module.norm.bias
 
 
-def test_layer_norm_normalises_each_item_by_itself() -> None:
+def test_layer_norm_normalizes_each_item_by_itself() -> None:
     module = AddAndNorm(WIDTH, "post", 0.0, Noise()).double()
     x = draw(3, 5, WIDTH) * draw(3, 5, 1, seed=2).exp() + draw(3, 5, 1, seed=3)
 
@@ -73,7 +73,7 @@ def test_changing_one_item_leaves_the_others_as_they_were() -> None:
     assert torch.equal(before[same], after[same])
 
 
-def test_post_norm_normalises_the_sum() -> None:
+def test_post_norm_normalizes_the_sum() -> None:
     module, x, sublayer = add_and_norm("post"), draw(2, 3, WIDTH), draw(2, 3, WIDTH, seed=4)
 
     assert torch.equal(module.enter(x), x)
@@ -81,7 +81,7 @@ def test_post_norm_normalises_the_sum() -> None:
     assert_close(module.leave(x, sublayer), layer_norm(x + sublayer, module), rtol=0, atol=1e-12)
 
 
-def test_pre_norm_normalises_what_the_sublayer_sees_and_nothing_else() -> None:
+def test_pre_norm_normalizes_what_the_sublayer_sees_and_nothing_else() -> None:
     module, x, sublayer = add_and_norm("pre"), draw(2, 3, WIDTH), draw(2, 3, WIDTH, seed=4)
 
     assert_close(module.enter(x), layer_norm(x, module), rtol=0, atol=1e-12)  # as above
@@ -213,7 +213,7 @@ def test_decoder_layer_attends_to_itself_then_to_the_memory(norm: str) -> None:
     for sublayer, module in zip(sublayers, norms, strict=True):
         if norm == "post":
             expected = layer_norm(expected + sublayer(expected), module)
-        else:  # the memory is normalised already, by the encoder
+        else:  # the memory is normalized already, by the encoder
             expected = expected + sublayer(layer_norm(expected, module))
 
     found = layer(x, memory, keep, causal)

@@ -1,4 +1,4 @@
-"""Neighbours, batch, order and workers do not matter, to the bit, in any precision."""
+"""Neighbors, batch, order and workers do not matter, to the bit, in any precision."""
 
 import random
 import threading
@@ -73,7 +73,7 @@ def assert_independent(engine: EngineModel, lines: Lines, how: Search, seed: int
 
 @every_precision
 @every_search
-def test_neighbours_and_order_do_not_matter(how: Search, precision: str) -> None:
+def test_neighbors_and_order_do_not_matter(how: Search, precision: str) -> None:
     model = small(150, width=40, heads=5)
     lines = model.lines(*LENGTHS, limit=13)
 
@@ -82,9 +82,7 @@ def test_neighbours_and_order_do_not_matter(how: Search, precision: str) -> None
 
 @every_precision
 @pytest.mark.parametrize("how", [Search(scores=False), Search(beam_size=4)], ids=str)
-def test_neighbours_do_not_matter_where_the_vocabulary_is_large(
-    how: Search, precision: str
-) -> None:
+def test_neighbors_do_not_matter_where_the_vocabulary_is_large(how: Search, precision: str) -> None:
     model = small(3001, width=72, heads=3, tied_embeddings=0, output_bias=True)
     lines = model.lines(*LENGTHS, limit=9)
 
@@ -95,7 +93,7 @@ def test_neighbours_do_not_matter_where_the_vocabulary_is_large(
     25,
     pytest.param(1000, marks=[pytest.mark.torture, pytest.mark.timeout(3600)]),
 ])  # fmt: skip
-def test_neighbours_do_not_matter_whatever_the_shape_and_the_options(count: int) -> None:
+def test_neighbors_do_not_matter_whatever_the_shape_and_the_options(count: int) -> None:
     @tries(count)
     @given(st.data())
     def check(data: st.DataObject) -> None:

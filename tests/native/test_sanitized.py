@@ -1,4 +1,4 @@
-"""The engine built with sanitizers: no fault of memory, no undefined behaviour, no leak."""
+"""The engine built with sanitizers: no fault of memory, no undefined behavior, no leak."""
 
 import os
 import shutil

@@ -163,7 +163,7 @@ def test_lower_precisions_are_near(precision: str, tolerance: float) -> None:
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
 @pytest.mark.parametrize("width", [128, 60])
-def test_neighbours_do_not_matter(precision: str, width: int) -> None:
+def test_neighbors_do_not_matter(precision: str, width: int) -> None:
     shape = {**SHAPE, "width": width}
     model = random_model(4, None, 300, **shape)
     pairs = random_pairs(4, 300, 300, 70)

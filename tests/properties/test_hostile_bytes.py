@@ -101,7 +101,7 @@ def headers(draw: st.DrawFn, *, odd: bool) -> bytes:
 
 @st.composite
 def models(draw: st.DrawFn) -> bytes:
-    """SentencePiece models, often with a piece, a setting or a normaliser that is odd."""
+    """SentencePiece models, often with a piece, a setting or a normalizer that is odd."""
     texts = st.binary(max_size=6) | st.just(b"a" * 1025) | st.text(max_size=3).map(str.encode)
     scores = st.floats(width=32)
     pieces = draw(

@@ -188,8 +188,8 @@ def test_r17_reported_score_is_that_of_the_text_by_itself(
         ids = target.encode([candidate.text])[0]
         log_probability = forced(trained, source.encode([line])[0], ids)
         assert candidate.log_probability == pytest.approx(log_probability, abs=1e-4), line
-        normalised = log_probability / (len(ids) + 1) ** SearchConfig().length_penalty
-        assert candidate.score == pytest.approx(normalised, abs=1e-4)
+        normalized = log_probability / (len(ids) + 1) ** SearchConfig().length_penalty
+        assert candidate.score == pytest.approx(normalized, abs=1e-4)
 
 
 @torch.inference_mode()

@@ -60,7 +60,7 @@ def test_share_uses_the_current_size(tmp_path: Path) -> None:
         (b"", ""),
     ],
 )
-def test_other_encodings_are_recognised_by_their_mark(first: bytes, name: str) -> None:
+def test_other_encodings_are_recognized_by_their_mark(first: bytes, name: str) -> None:
     assert bom_encoding(first) == name
 
 
@@ -81,5 +81,5 @@ def test_other_encodings_are_recognised_by_their_mark(first: bytes, name: str) -
         ("Привет, мир.\n".encode("koi8-r") * 50, "bytes that are not UTF-8"),
     ],
 )
-def test_binary_is_recognised_by_its_first_bytes(first: bytes, why: str) -> None:
+def test_binary_is_recognized_by_its_first_bytes(first: bytes, why: str) -> None:
     assert binary_reason(first) == why

@@ -31,7 +31,7 @@ def noise(size: int) -> bytes:
     return random.Random(1).randbytes(size // 2).hex().encode() + b"\n"
 
 
-def test_xz_is_recognised_by_its_bytes() -> None:
+def test_xz_is_recognized_by_its_bytes() -> None:
     assert lines_of(lzma.compress(RAW)) == LINES
     assert lines_of(lzma.compress(RAW) + lzma.compress(b"more")) == [*LINES, "more"]
     assert lines_of(lzma.compress(b"")) == []
@@ -52,7 +52,7 @@ def test_xz_that_is_damaged_is_an_error() -> None:
 
 
 @needs_zstandard
-def test_zstandard_is_recognised_by_its_bytes() -> None:
+def test_zstandard_is_recognized_by_its_bytes() -> None:
     packed = zstandard.compress(RAW)
 
     assert lines_of(packed) == LINES

@@ -13,7 +13,7 @@ def lines_of(raw: bytes) -> list[str]:
     return list(LineReader(io.BytesIO(raw), "corpus.gz"))
 
 
-def test_gzip_is_recognised_by_its_bytes_not_its_name(tmp_path: Path) -> None:
+def test_gzip_is_recognized_by_its_bytes_not_its_name(tmp_path: Path) -> None:
     (tmp_path / "packed.txt").write_bytes(gzip.compress(b"one\ntwo\n"))
     (tmp_path / "plain.gz").write_bytes(b"one\ntwo\n")
 

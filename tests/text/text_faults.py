@@ -1,4 +1,4 @@
-"""Faulty texts, and the expected behaviour of every command that reads text."""
+"""Faulty texts, and the expected behavior of every command that reads text."""
 
 import gzip
 import io
@@ -207,7 +207,7 @@ FAST: tuple[Command, ...] = (encode,)  # the others use the same reader
 
 
 def given(fault: Fault, command: Command, model: Path, folder: Path) -> Result:
-    """The expected behaviour of a command for a faulty text."""
+    """The expected behavior of a command for a faulty text."""
     path = folder / fault.file
     path.write_bytes(fault.raw)
     (folder / "lines").write_bytes(b"\n" * fault.lines)

@@ -63,8 +63,8 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         MODEL + delimited(2, delimited(30, b"x" * 60_000) * 80), "its setting 30 has"
     ),
     "very much to try": (MODEL + delimited(4, b"\x0a\x00" * 40_000), "80000 bytes of samples"),
-    "a normaliser's long name": (
-        MODEL + delimited(3, delimited(1, b"x" * 70_000)), "its normaliser's setting 1 has"
+    "a normalizer's long name": (
+        MODEL + delimited(3, delimited(1, b"x" * 70_000)), "its normalizer's setting 1 has"
     ),
     "65 nested symbols (#1267)": (
         MODEL + b"".join(piece(b"x" * n, kind=4) for n in range(1, 66)), "more than 64 symbols"
@@ -109,7 +109,7 @@ CHARSMAPS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", CHARSMAPS)
-def test_crafted_normaliser_is_refused(name: str) -> None:
+def test_crafted_normalizer_is_refused(name: str) -> None:
     table, told = CHARSMAPS[name]
 
     refused(MODEL + delimited(3, delimited(2, table)), told)
@@ -122,7 +122,7 @@ def test_valid_custom_normalizer_is_accepted_and_returned() -> None:
     assert walk_model(MODEL + delimited(3, delimited(2, table))) == table
 
 
-def test_normalisers_of_sentencepiece_are_known() -> None:
+def test_normalizers_of_sentencepiece_are_known() -> None:
     known = {"nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"}
     for name in known:
         normalizer = sentencepiece.SentencePieceNormalizer(rule_name=name)
@@ -137,7 +137,7 @@ def test_normalisers_of_sentencepiece_are_known() -> None:
     assert not known
 
 
-def test_normalisers_of_sentencepiece_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalizers_of_sentencepiece_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     from tfm_cli.tokenizer import model_check as checked
 
     monkeypatch.setattr(checked, "_KNOWN_CHARSMAPS", set())

@@ -23,7 +23,7 @@ def _nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_tried", set())
 
 
-def test_model_with_a_normaliser_of_its_own_is_tried_once_and_used(
+def test_model_with_a_normalizer_of_its_own_is_tried_once_and_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started, run = [], subprocess.run
@@ -48,7 +48,7 @@ def test_usual_model_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     Tokenizer(train_tokenizer(["a b c"], settings, seed=1, soft_limit=True))
 
 
-def test_rules_of_a_file_are_a_normaliser_that_works(tmp_path: Path) -> None:
+def test_rules_of_a_file_are_a_normalizer_that_works(tmp_path: Path) -> None:
     (tmp_path / "rules.tsv").write_text("41\t61\n42\t62 62\n", encoding="utf-8")
     settings = TokenizerConfig(vocab_size=300, byte_fallback=True)
     extra = {"normalization_rule_tsv": str(tmp_path / "rules.tsv")}

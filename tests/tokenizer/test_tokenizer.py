@@ -46,7 +46,7 @@ def reference(tokenizer: Tokenizer) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
 
 
-def normalised(tokenizer: Tokenizer, text: str) -> str:
+def normalized(tokenizer: Tokenizer, text: str) -> str:
     """Return a text as the model's normalizer changes it, with blanks."""
     return str(reference(tokenizer).Normalize(text)).replace("▁", " ").removeprefix(" ")
 
@@ -85,21 +85,21 @@ def test_text_without_a_rule_comes_back_but_for_blanks(kind: str, text: str) -> 
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if "word" not in kind])
 @settings(max_examples=30, deadline=None)
 @given(text=texts)
-def test_ids_decode_to_the_normalised_text(kind: str, text: str) -> None:
+def test_ids_decode_to_the_normalized_text(kind: str, text: str) -> None:
     tokenizer = MODELS[kind]
     once = tokenizer.decode(tokenizer.encode([text]))
 
-    assert once == [normalised(tokenizer, text)]
+    assert once == [normalized(tokenizer, text)]
     assert tokenizer.decode(tokenizer.encode(once)) == once
 
 
 @every_model
 @settings(max_examples=30, deadline=None)
 @given(text=texts)
-def test_pieces_decode_to_the_normalised_text(tokenizer: Tokenizer, text: str) -> None:
+def test_pieces_decode_to_the_normalized_text(tokenizer: Tokenizer, text: str) -> None:
     pieces = tokenizer.encode_pieces([text])
 
-    assert tokenizer.decode_pieces(pieces) == [normalised(tokenizer, text)]
+    assert tokenizer.decode_pieces(pieces) == [normalized(tokenizer, text)]
     assert [tokenizer.piece_ids(pieces[0])] == tokenizer.encode([text])
 
 

@@ -112,7 +112,7 @@ def test_updates_equal_adams_formula(weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("tied", [0, 2, 3])
-def test_every_parameter_is_optimised_once_and_only_matrices_decay(tied: int) -> None:
+def test_every_parameter_is_optimized_once_and_only_matrices_decay(tied: int) -> None:
     model = transformer_of(
         20, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=16,
         tied_embeddings=tied,

@@ -249,7 +249,7 @@ def test_quiet_run_shows_nothing(
     assert shown_on(stream(), monkeypatch, console.QUIET) == ""
 
 
-def test_terminal_without_colour_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_without_color_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
     shown = shown_on(Terminal(), monkeypatch)

@@ -168,7 +168,7 @@ def test_each_word_of_a_translation_has_a_row(translator_of: TranslatorOf, max_l
         assert len(candidate.alignment) == len(candidate.text.split()), translation.source
 
 
-def test_word_that_the_normaliser_takes_apart_is_one_on_the_line(
+def test_word_that_the_normalizer_takes_apart_is_one_on_the_line(
     translator_of: TranslatorOf,
 ) -> None:
     assert hard(translator_of(rule="nmt_nfkc"), ["a\u200bb c"]) == [

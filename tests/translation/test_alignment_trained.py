@@ -69,7 +69,7 @@ def test_numbers_are_aligned_with_their_translations(
     assert right > 0.8 * total
 
 
-def test_alignment_does_not_depend_on_neighbours_or_window(
+def test_alignment_does_not_depend_on_neighbors_or_window(
     tiny_model: Path, tiny_corpus: TinyCorpus
 ) -> None:
     lines = [*tiny_corpus.lines("test.en")[:12], "", "one"]

@@ -193,7 +193,7 @@ def test_samples_may_be_equal(twins: Transformer, tokenizer: Tokenizer) -> None:
     assert [len(texts_of(each)) for each in found] == [4] * 4
 
 
-def test_samples_do_not_depend_on_the_neighbours(twins: Transformer, tokenizer: Tokenizer) -> None:
+def test_samples_do_not_depend_on_the_neighbors(twins: Transformer, tokenizer: Tokenizer) -> None:
     how: dict[str, Any] = {"sampling": True, "beam_size": 1, "n_best": 3}
 
     together = translated(twins, tokenizer, LINES, **how)

@@ -120,7 +120,7 @@ def test_shortlist_gives_the_results_of_pytorch(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("how", [{}, {"beam_size": 1}], ids=str)
-def test_translation_depends_on_no_neighbour_to_the_bit(
+def test_translation_depends_on_no_neighbor_to_the_bit(
     tiny_model: Path, lines: list[str], precision: str, how: dict[str, Any]
 ) -> None:
     options = SearchOptions(settings=SearchConfig(**how), word_scores=True)

@@ -89,7 +89,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "n-grams": {"no_repeat_ngram_size": 2},
     "n-grams in samples": {"no_repeat_ngram_size": 1, "sampling": True, "beam_size": 1},
     "penalty": {"repetition_penalty": 2.0},
-    "renormalised": {"renormalize": True},
+    "renormalized": {"renormalize": True},
     "early": {"early_stopping": True, "length_norm": "wu"},
     "word scores": {"word_scores": True},
     "alignment": {"alignment": True},

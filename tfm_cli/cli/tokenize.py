@@ -131,7 +131,7 @@ def train(options: TrainOptions) -> None:
     """Train a SentencePiece model on text.
 
     The flags are SentencePiece's own. By default, unlike in SentencePiece, unknown characters are
-    spelled as bytes and the text is not normalised. The special tokens are <pad> 0, <unk> 1,
+    spelled as bytes and the text is not normalized. The special tokens are <pad> 0, <unk> 1,
     <s> 2, </s> 3. The same text and flags give the same file.
 
     Example:  tfm tokenize train -i train.de,train.en --model-prefix ende

@@ -189,7 +189,7 @@ COMMAND = Command(
             "model.dropout", "training.pretrained_model",
         ),
         "Duration": ("training.max_updates", "training.max_epochs", "training.max_time"),
-        "Optimisation": (
+        "Optimization": (
             "training.max_tokens", "training.update_freq", "training.learn_rate",
             "training.lr_warmup", "training.label_smoothing", "training.seed",
         ),

@@ -147,7 +147,7 @@ class TranslateOptions(Options):
         "--shortlist",
         default=False,
         help="Restrict the search to the target tokens that the shortlist of the model has for "
-        "the source (see `tfm shortlist`), and normalise probabilities over them.",
+        "the source (see `tfm shortlist`), and normalize probabilities over them.",
     )
     shortlist_file: Path | None = option(
         "Speed", "--shortlist-file", metavar="FILE", help="Restrict the search to this shortlist."

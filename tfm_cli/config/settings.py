@@ -104,7 +104,7 @@ class SearchConfig(Section):
 
     beam_size: int = opt(4, "Hypotheses kept for each segment; 1 is greedy search.", ge=1, le=256)
     length_penalty: float = opt(
-        1.0, "Exponent of the length normalisation; 0 disables it.", ge=0, le=10
+        1.0, "Exponent of the length normalization; 0 disables it.", ge=0, le=10
     )
     length_norm: str = opt(
         "power",
@@ -118,7 +118,7 @@ class SearchConfig(Section):
     )
     renormalize: bool = opt(
         False,
-        "Renormalise probabilities over the tokens that may be written.",
+        "Renormalize probabilities over the tokens that may be written.",
     )
     n_best: int = opt(
         1,
@@ -164,7 +164,7 @@ __all__ = [
     "ValidationConfig", "Value", "is_rule_file", "settings_before",
 ]  # fmt: skip
 
-# SentencePiece's names of the rules that normalise text before it is tokenized.
+# SentencePiece's names of the rules that normalize text before it is tokenized.
 NORMALIZATION_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 
 # sacreBLEU's tokenizers of BLEU, as of its version 2.6.
@@ -274,7 +274,7 @@ class TokenizerConfig(Section):
     )
     normalization_rule_name: str = opt(
         "identity",
-        "Normalisation of text before it is tokenized, and therefore of translations too: identity "
+        "Normalization of text before it is tokenized, and therefore of translations too: identity "
         "(none), nfkc, nmt_nfkc, nfkc_cf, nmt_nfkc_cf (cf folds case), or a .tsv file of rules, "
         "with which the tokenizer takes up to a second longer to load.",
         before="nmt_nfkc",
@@ -362,7 +362,7 @@ class ModelConfig(Section):
 
 @section
 class TrainingConfig(Section):
-    """Settings of optimisation, precision and checkpoints."""
+    """Settings of optimization, precision and checkpoints."""
 
     max_updates: int = opt(
         100_000, "Stop after this many updates; 0 for no limit.", ge=0, le=MOST, may_change=True

@@ -107,7 +107,7 @@ def flat_batch(
     target_out, target_keep = _pad(targets, eos_id)
     target_in = target_out.roll(1, dims=1)
     target_in[:, 0] = start_id
-    # `nonzero` runs on the CPU: on a GPU it would synchronise, since its size depends on the data.
+    # `nonzero` runs on the CPU: on a GPU it would synchronize, since its size depends on the data.
     positions = target_keep.flatten().nonzero()[:, 0]  # (N,)
     return Batch(
         source, _padding_mask(source_keep), target_in, target_out, positions, len(positions)

@@ -240,7 +240,7 @@ def no_usable_pairs(name: str, dropped: Counter[str]) -> DataError:
 
 
 def _is_usable(pair: Sequence[list[int]], *, max_length: int, dropped: Counter[str]) -> bool:
-    if not pair[0] or not pair[1]:  # the normaliser removed every character
+    if not pair[0] or not pair[1]:  # the normalizer removed every character
         dropped["blank side"] += 1
         return False
     if max(len(pair[0]), len(pair[1])) > max_length:

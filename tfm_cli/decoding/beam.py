@@ -167,7 +167,7 @@ class _Beams:
     def _continuations(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and ids of the likeliest next tokens of each row, (R, C) each.
 
-        Only these few are normalised: the log-softmax of all V logits is never materialised.
+        Only these few are normalized: the log-softmax of all V logits is never materialized.
         """
         logits, eos_id = single_precision(logits), self._constraints.eos_id
         written = self._tokens[:, :, 1:].flatten(0, 1)  # (R, t)
@@ -240,7 +240,7 @@ class _Beams:
         return scores[beam_size - 1] >= best_growing
 
     def _norm(self) -> float:
-        """Return the length normalisation of a hypothesis with one more token."""
+        """Return the length normalization of a hypothesis with one more token."""
         options = self._options
         return length_norm(self._tokens.shape[2], options.length_penalty, options.norm_kind)
 

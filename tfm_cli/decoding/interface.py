@@ -34,7 +34,7 @@ class Hypothesis:
 
     ids: tuple[int, ...]
     log_probability: float  # of the tokens and </s>, natural logarithm
-    score: float  # log-probability after length normalisation, by which hypotheses are ranked
+    score: float  # log-probability after length normalization, by which hypotheses are ranked
     token_log_probs: tuple[float, ...] = ()  # of each token and of </s>, if requested
 
 

@@ -1,4 +1,4 @@
-"""Length normalisation of scores, and the maximum length of a translation."""
+"""Length normalization of scores, and the maximum length of a translation."""
 
 
 def length_norm(num_tokens: int, alpha: float, kind: str = "power") -> float:

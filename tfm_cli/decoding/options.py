@@ -40,14 +40,14 @@ class DecodingOptions:
 
     Attributes:
         beam_size: number of hypotheses that are kept at each step.
-        length_penalty: exponent of the length normalisation of scores.
-        norm_kind: the kind of length normalisation, see `length_norm`.
+        length_penalty: exponent of the length normalization of scores.
+        norm_kind: the kind of length normalization, see `length_norm`.
         early_stopping: finish a segment once it has `beam_size` finished hypotheses, as fairseq
             and CTranslate2 do. Without it, search continues until no growing hypothesis scores
             above the worst finished one, as in `generate` of Hugging Face, so that a few poor
             short hypotheses cannot exclude a good one that ends later. Measured with a beam of 4
             on Multi30k: 0.14 BLEU more in the same time.
-        renormalize: normalise probabilities over the permitted tokens; otherwise over all tokens,
+        renormalize: normalize probabilities over the permitted tokens; otherwise over all tokens,
             including banned ones and those that `no_repeat_ngram_size` forbids.
         no_repeat_ngram_size: write no n-gram of this size twice; 0 for no constraint. The UTF-8
             constraint overrides it where a character could not be ended otherwise.

@@ -281,5 +281,5 @@ def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: 
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += [f"\n- {plain(note)}" for note in notes]
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
-    lines += ["The licence is that of the original model. All settings are in `config.json`."]
+    lines += ["The license is that of the original model. All settings are in `config.json`."]
     return "\n".join(lines) + "\n"

@@ -112,7 +112,7 @@ def set_deterministic(is_deterministic: bool) -> None:
     """
     if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # This package never reads uninitialised memory, and filling it takes time.
+        # This package never reads uninitialized memory, and filling it takes time.
         # PyTorch creates this attribute dynamically, so type checkers do not find it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(is_deterministic)

@@ -1,4 +1,4 @@
-"""Encoder and decoder layers: attention, feed-forward, residuals and normalisation."""
+"""Encoder and decoder layers: attention, feed-forward, residuals and normalization."""
 
 # B segments, S source tokens, T target tokens, R rows being decoded, D model width, H heads,
 # E = D // H, F inner width of the feed-forward layer
@@ -58,7 +58,7 @@ class FeedForward(nn.Module):
         self.outer = Linear(inner_width, width)
 
     def reset_parameters(self) -> None:
-        """Apply Glorot initialisation, to the gate of SwiGLU separately."""
+        """Apply Glorot initialization, to the gate of SwiGLU separately."""
         for matrix in self.inner.weight.data.chunk(2 if self.activation == "swiglu" else 1):
             nn.init.xavier_uniform_(matrix, gain=INITIAL_GAIN)
         nn.init.xavier_uniform_(self.outer.weight, gain=INITIAL_GAIN)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """Return an `nn.Embedding`; on the meta device it is not initialised.
+    """Return an `nn.Embedding`; on the meta device it is not initialized.
 
-    To initialise it there, PyTorch would import its compiler, which takes seconds.
+    To initialize it there, PyTorch would import its compiler, which takes seconds.
     """
     if torch.get_default_device().type == "meta":
         return nn.Embedding(count, width, _weight=torch.empty(count, width))
@@ -104,7 +104,7 @@ class LearnedPositions(nn.Module):
         self.embedding = embedding(max_positions, width)
 
     def reset_parameters(self) -> None:
-        """Apply normal initialisation with a standard deviation of 0.02.
+        """Apply normal initialization with a standard deviation of 0.02.
 
         Scaled embeddings have unit variance. Position vectors of unit variance gave a validation
         loss of 3.97, and these 3.76, measured as for `INITIAL_GAIN`.

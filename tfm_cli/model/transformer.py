@@ -145,14 +145,14 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise all weights.
+        """Initialize all weights.
 
         Matrices are drawn by Glorot with `INITIAL_GAIN`. Embeddings have a standard deviation of
         D**-0.5, so that their scale of D**0.5 gives unit variance.
         """
         if self.target_embedding.weight.is_meta:
             return  # meta tensors have no values
-        # Children first, to replace the initialisation of nn.Linear and nn.Embedding.
+        # Children first, to replace the initialization of nn.Linear and nn.Embedding.
         for module in reversed(list(self.modules())):
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):

@@ -59,7 +59,7 @@ class WeightsFacts:
 
 
 def build_transformer(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Transformer:
-    """Return a Transformer of this shape, with newly initialised weights.
+    """Return a Transformer of this shape, with newly initialized weights.
 
     Args:
         config: the hyperparameters of the Transformer.

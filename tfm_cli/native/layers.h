@@ -19,7 +19,7 @@ inline long padded(long width) { return long(round_up(size_t(width), VL)); }
 // Return the first `count` lanes of v, followed by zeros.
 static TFM_INLINE vf first_lanes(vf v, int count) { return lanes() < broadcast(count) ? v : vf{}; }
 
-// Gain and bias of a layer normalisation, y = (x - mean) / sqrt(variance + 1e-5) * gain + bias.
+// Gain and bias of a layer normalization, y = (x - mean) / sqrt(variance + 1e-5) * gain + bias.
 // Source: Ba et al. 2016, arXiv:1607.06450, equation 4.
 struct LayerNorm {
   int width = 0;
@@ -66,14 +66,14 @@ struct StoreRelu {
 struct Scratch {
   Buffer rows, projected, attended, inner, normed, scores;
   RowBuffer inputs;
-  bool is_finite = true;  // false after a normalised row was not finite
+  bool is_finite = true;  // false after a normalized row was not finite
 
   template <class Epilogue>
   void product(const float* x, long stride, int M, const Linear& linear, Epilogue epilogue) {
     multiply(inputs.rows(x, stride, M, linear), M, linear, epilogue);
   }
 
-  void normalise(const LayerNorm& norm, const float* x, float* y, long stride, int M) {
+  void normalize(const LayerNorm& norm, const float* x, float* y, long stride, int M) {
     for (int m = 0; m < M; m++) is_finite &= norm.apply(x + m * stride, y + m * stride);
   }
 
@@ -97,13 +97,13 @@ struct Residual {
     if (!is_pre) return x;
     const long stride = padded(norm.width);
     float* y = scratch.normed.get<float>(M * stride);
-    scratch.normalise(norm, x, y, stride, M);
+    scratch.normalize(norm, x, y, stride, M);
     return y;
   }
 
-  // Normalise x (M, D), to which the sub-layer's output has been added, if the norm is post.
+  // Normalize x (M, D), to which the sub-layer's output has been added, if the norm is post.
   void leave(Scratch& scratch, float* x, int M) const {
-    if (!is_pre) scratch.normalise(norm, x, x, padded(norm.width), M);
+    if (!is_pre) scratch.normalize(norm, x, x, padded(norm.width), M);
   }
 };
 

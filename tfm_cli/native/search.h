@@ -2,7 +2,7 @@
 //
 // The rules are those of `decoding/beam.py`, `greedy.py` and `sampling.py`, with two differences:
 // hypotheses that score -inf are dropped, and the logits of a row without constraints are never
-// materialised, which depends on that row only. Among equal scores, the hypothesis that ranked higher
+// materialized, which depends on that row only. Among equal scores, the hypothesis that ranked higher
 // comes first, then the token with the lower id.
 //
 // B segments, K beam, R rows (the growing hypotheses of all segments), V vocabulary, D width of a model,

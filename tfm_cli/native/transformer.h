@@ -499,7 +499,7 @@ inline void Transformer::encode_rows(State& state, const int* lengths, int num_s
     attention.residual.leave(scratch, x, M);
     layer.feed_forward.apply(scratch, x, M);
   }
-  if (settings.norm == TFM_PRE_NORM) scratch.normalise(encoder_norm, x, x, stride, M);
+  if (settings.norm == TFM_PRE_NORM) scratch.normalize(encoder_norm, x, x, stride, M);
 }
 
 // Cache keys and values of the encoder's output x (M, D) of some segments, for all decoder layers.
@@ -532,7 +532,7 @@ inline void Transformer::step(State& state, const Group* groups, int num_groups,
       embed(state, target_embedding, target_positions, pieces[r], groups[g].position, x + r * stride);
   has_half_caches() ? step<uint16_t>(state, groups, num_groups, R, ancestors, x, probe)
                     : step<float>(state, groups, num_groups, R, ancestors, x, probe);
-  if (settings.norm == TFM_PRE_NORM) state.scratch.normalise(decoder_norm, x, x, stride, R);
+  if (settings.norm == TFM_PRE_NORM) state.scratch.normalize(decoder_norm, x, x, stride, R);
   if (!state.scratch.is_finite) refuse_non_finite();
   for (int r = 0; r < R; r++) memcpy(hidden + (long)r * D, x + r * stride, D * sizeof(float));
 }

@@ -15,7 +15,7 @@ _LAUNCHER_SECONDS = 20.0
 
 
 def connect(rank: int, world: int, *, timeout_seconds: float) -> Any:
-    """Initialise the process group, and return a store that only its processes use.
+    """Initialize the process group, and return a store that only its processes use.
 
     Raises:
         RankTimeoutError: some ranks did not join in time.

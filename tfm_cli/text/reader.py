@@ -1,6 +1,6 @@
 """The reader of lines: UTF-8 in any locale, only a line feed ends a line, and no line is lost.
 
-A compressed file is recognised by its first bytes and decompressed.
+A compressed file is recognized by its first bytes and decompressed.
 """
 
 import contextlib
@@ -224,7 +224,7 @@ class LineReader:
 
     def _bound_rest(self) -> None:
         # A line that is too long by one byte may still fit if that byte is a CR. Two bytes too many
-        # are enough to recognise an over-long line.
+        # are enough to recognize an over-long line.
         if len(self._rest) > self._max_line_bytes + 1:
             self._rest, self._overlong = self._rest[: self._max_line_bytes + 2], True
 
@@ -251,7 +251,7 @@ class LineReader:
         return chunk
 
     def _peek(self) -> bytes:
-        """Return the first chunk, long enough to recognise a signature even if a pipe is slow."""
+        """Return the first chunk, long enough to recognize a signature even if a pipe is slow."""
         chunk = self._read_chunk()
         while chunk and any(s.startswith(chunk) and s != chunk for s in _SIGNATURES):
             more = self._read_chunk()

@@ -172,7 +172,7 @@ def _walk_normalizer(message: bytes) -> bytes:
             if value and check_charsmap(value):
                 unusual += value
         elif isinstance(value, bytes) and len(value) > _MAX_TEXT_BYTES:
-            raise ValueError(f"its normaliser's setting {number} has {len(value)} bytes")
+            raise ValueError(f"its normalizer's setting {number} has {len(value)} bytes")
     return unusual
 
 
@@ -200,34 +200,34 @@ def check_charsmap(charsmap: bytes) -> bool:
         ValueError: a step or a replacement lies outside the table, or a replacement is too long.
     """
     if (size := len(charsmap)) > _MAX_CHARSMAP_BYTES:
-        raise ValueError(f"its normaliser has {size} bytes, expected at most {_MAX_CHARSMAP_BYTES}")
+        raise ValueError(f"its normalizer has {size} bytes, expected at most {_MAX_CHARSMAP_BYTES}")
     if hashlib.sha256(charsmap).hexdigest() in _KNOWN_CHARSMAPS:
         return False
     if len(charsmap) < 4:
-        raise ValueError("its normaliser is torn")
+        raise ValueError("its normalizer is torn")
     (num_bytes,) = struct.unpack("<I", charsmap[:4])
     texts = charsmap[4 + num_bytes :]
     if num_bytes % (4 * _BLOCK) or not 0 < num_bytes < len(charsmap) - 4:
-        raise ValueError(f"its normaliser has a table of {num_bytes} bytes, which none has")
+        raise ValueError(f"its normalizer has a table of {num_bytes} bytes, which none has")
     if not texts.endswith(b"\0"):
-        raise ValueError("its normaliser has texts without an end")
+        raise ValueError("its normalizer has texts without an end")
     units = struct.unpack(f"<{num_bytes // 4}I", charsmap[4 : 4 + num_bytes])
     if units[0] >> 31 or units[0] & 0x1FF:
-        raise ValueError("its normaliser begins with a unit that is no beginning")
+        raise ValueError("its normalizer begins with a unit that is no beginning")
     size = len(units)
     for position, unit in enumerate(units):
         if unit >> 31:  # a value, checked at the unit that leads to it
             continue
         target = position ^ ((unit >> 10) << ((unit & 0x200) >> 6))
         if target | (_BLOCK - 1) >= size:
-            raise ValueError(f"its normaliser's unit {position} leads out of the table")
+            raise ValueError(f"its normalizer's unit {position} leads out of the table")
         if unit >> 8 & 1:
             begin = units[target] & 0x7FFFFFFF
             if begin >= len(texts):
-                raise ValueError(f"its normaliser's unit {position} has a text beyond the last")
+                raise ValueError(f"its normalizer's unit {position} has a text beyond the last")
             if texts.find(b"\0", begin, begin + MAX_TEXT_BYTES + 1) < 0:
                 message = f"has a text of more than {MAX_TEXT_BYTES} bytes"
-                raise ValueError(f"its normaliser's unit {position} {message}")
+                raise ValueError(f"its normalizer's unit {position} {message}")
     return True
 
 

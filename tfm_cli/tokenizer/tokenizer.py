@@ -322,7 +322,7 @@ class Tokenizer:
     def decode_spans(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Return the span of each id in the text of `decode`: begin and end, in characters.
 
-        See `encode_spans`. A special token has an empty span between its neighbours.
+        See `encode_spans`. A special token has an empty span between its neighbors.
         """
         if self.vocabulary is None:
             mapped = self._processor.Decode(list(ids), return_type="offset_mapping")

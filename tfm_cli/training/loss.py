@@ -26,7 +26,7 @@ def cross_entropy(
     label_smoothing: float,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed loss to minimise, and the summed plain negative log-likelihood.
+    """Return the summed loss to minimize, and the summed plain negative log-likelihood.
 
     The target distribution is 1 - e on the correct token plus e / V on every token. Logits and
     gradients are computed chunk by chunk, so a tensor of shape (N, V) never exists.

@@ -9,7 +9,7 @@ class Candidate:
 
     Attributes:
         text: the translation.
-        score: length-normalised log-probability; 0 for a blank line.
+        score: length-normalized log-probability; 0 for a blank line.
         log_probability: sum over all tokens.
         pieces: the pieces of the text, with </s> after each segment; empty unless requested.
         word_scores: log-probability of each piece.

@@ -275,7 +275,7 @@ def test_unused_tensors_are_checked_too(
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal_halves", "sinusoidal_marian"])
-def test_stored_positions_are_recognised(directory: Path, kind: str) -> None:
+def test_stored_positions_are_recognized(directory: Path, kind: str) -> None:
     theirs = transformers.MarianMTModel.from_pretrained(directory)
     table = theirs.model.encoder.embed_positions.weight.detach().clone()
     if kind == "sinusoidal_marian":

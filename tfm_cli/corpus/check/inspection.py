@@ -97,11 +97,11 @@ class CorpusInspection:
         if self.tokenizers is None:
             lengths = _word_counts(texts[0]), _word_counts(texts[1])
         else:
-            # Not stripped, as in training: a normaliser may turn a blank into text.
+            # Not stripped, as in training: a normalizer may turn a blank into text.
             lines = [sources[index] for index in full], [targets[index] for index in full]
             numbers = [line + index for index in full]
             lengths = self._token_counts(lines, self.tokenizers, numbers)
-        # A normaliser may remove all text of a line.
+        # A normalizer may remove all text of a line.
         is_nonempty = (lengths[0] > 0) & (lengths[1] > 0)
         if self.tokenizers is not None:
             is_too_long = is_nonempty & (np.maximum(*lengths) > self._max_length)

@@ -24,7 +24,7 @@ class Recorder:
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Call a function on the stream where it will be recorded, so that libraries initialise."""
+        """Call a function on the stream where it will be recorded, so that libraries initialize."""
         with torch.cuda.device(self.device):
             side, main = self._side_stream(), torch.cuda.current_stream()
             side.wait_stream(main)

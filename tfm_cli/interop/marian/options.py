@@ -39,7 +39,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "transformer-aan-activation": (),
     "transformer-aan-depth": (),
     "transformer-aan-nogate": (),
-    "transformer-depth-scaling": (),  # affects only the initialisation
+    "transformer-depth-scaling": (),  # affects only the initialization
     "transformer-rnn-projection": (),
     "factors-combine": (),
     "output-omit-bias": (),
