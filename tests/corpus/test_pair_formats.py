@@ -4,7 +4,7 @@ import pytest
 
 from tfm_cli.corpus.sources import Format, Pair, parse_pairs
 from tfm_cli.errors import DataError
-from tfm_cli.text.repairs import Repairs
+from tfm_cli.text.reader import Repairs
 
 
 def pairs(lines: list[str], held: Format, repairs: Repairs | None = None) -> list[Pair]:

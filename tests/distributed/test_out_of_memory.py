@@ -65,7 +65,7 @@ def test_r10_run_in_which_one_process_lacked_memory_goes_on_to_the_same_bits(
 
     state = json.loads((checkpoints(tmp_path / "broken")[-1] / "state.json").read_bytes())["state"]
     assert state["memory_splits"] == 1
-    assert state["most_places"] > 0
+    assert state["max_positions_per_pass"] > 0
     assert left_behind(tmp_path / "broken") == left_behind(tmp_path / "unbroken")
 
 

@@ -30,14 +30,14 @@ FSDP = ["--set", "parallel.strategy=fsdp"]
 
 def in_double(rank: int = 0) -> None:
     """Train in double precision."""
-    from tfm_cli.training import checkpoint_file, initialization, run
+    from tfm_cli.training import checkpoint, initialization, run
 
     def double(*arguments: Any) -> Any:
         return initialization.initialize_model(*arguments).double()
 
     # Mypy sees that it is imported there, and another signature.
     run.initialize_model = double  # type: ignore[attr-defined, assignment]
-    checkpoint_file.TYPES["F64"] = torch.float64
+    checkpoint.TYPES["F64"] = torch.float64
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_slow_rank_0_still_reports_the_signal(text: list[str], tmp_path: Path) -
             time.sleep(1.5)
             return closing_line(*arguments)
 
-        run._closing_line = delayed
+        vars(run)["_closing_line"] = delayed
 
     train = command(text, tmp_path / "m", updates=9999)
     at_work = ranks.start(tmp_path / "s", train, prepare=prepare)

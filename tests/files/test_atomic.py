@@ -192,7 +192,7 @@ def test_foreign_file_or_directory_is_never_replaced(tmp_path: Path, kind: str) 
             (tmp_path / "elsewhere" / "theirs").write_bytes(b"theirs")
             place.symlink_to("elsewhere" if kind == "link to a folder" else "nothing")
 
-    message = f"{place}: cannot be written: something stands there that was not made by tfm"
+    message = f"{place}: cannot be written: it exists and was not created by tfm"
     with pytest.raises(ResourceError, match=message), atomic_directory(place) as temporary:
         fill(temporary)
 

@@ -76,7 +76,7 @@ def config(content: bytes) -> str:
 
 def manifest(content: bytes) -> str:
     """Load the two JSON files of a checkpoint; this imports PyTorch."""
-    from tfm_cli.training import checkpoint_file as reading
+    from tfm_cli.training import checkpoint as reading
 
     told = ""
     place = _written(MANIFEST_FILE, content)

@@ -267,7 +267,7 @@ def test_directory_that_appears_during_an_export_is_not_replaced(
 
     monkeypatch.setattr(exporting, "write_hugging_face", written_slowly)
 
-    with pytest.raises(ResourceError, match="something stands there that was not made by tfm"):
+    with pytest.raises(ResourceError, match="it exists and was not created by tfm"):
         export_model(model, tmp_path / "out", to="hf", overwrite=True)
 
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"

@@ -20,7 +20,7 @@ from tfm_cli.model_directory.config_file import FORMAT_VERSION
 from tfm_cli.model_directory.weights import load_model, weights_sha256
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.training import checkpoint
-from tfm_cli.training.checkpoint_file import NewerFormatError
+from tfm_cli.training.checkpoint import NewerFormatError
 
 CPU = torch.device("cpu")
 

@@ -1,12 +1,13 @@
 import io
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterable
 from typing import BinaryIO, cast
 
 import pytest
 
 from tfm_cli.errors import DataError
-from tfm_cli.text.reader import LineReader
+from tfm_cli.text.reader import LineReader, Repairs
 
 
 class Pieces(io.RawIOBase):
@@ -209,3 +210,32 @@ def test_cut_line_is_not_said_to_end_in_a_carriage_return() -> None:
 
     assert list(reader) == ["a", "bcd\r", "abcd"]
     assert reader.repairs.counts["crlf"] == 1  # the last line, which was read whole
+
+
+def test_counts_of_later_parts_are_added_and_the_first_line_stays() -> None:
+    first, later = Repairs(), Repairs()
+    for line in (3, 5):
+        first.add("nul", line)
+    later.add("nul", 9)
+    later.add("clipped", 11)
+
+    first.merge(later)
+
+    assert first.notes(7) == [
+        "lines with NUL characters, removed: 3 (first: line 3)",
+        "lines cut at 7 bytes: 1 (first: line 11)",
+    ]
+    assert Repairs().notes(7) == []
+
+
+def test_lines_may_be_counted_together_and_called_by_another_name() -> None:
+    repairs = Repairs()
+
+    repairs.add("invalid", 7, 3)
+    repairs.add("invalid", 9)
+    repairs.count_as("invalid", "left_out")
+
+    assert repairs == Repairs(Counter(left_out=4), {"left_out": 7})
+    assert repairs.notes(9) == [
+        "lines with invalid UTF-8, left out together with their pair: 4 (first: line 7)"
+    ]

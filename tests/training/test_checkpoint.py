@@ -241,7 +241,7 @@ def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> 
         trainer.learn(1)
         (trainer.save(tmp_path) / "state.json").write_text("{}", encoding="utf-8")
 
-    with pytest.raises(ModelError, match="none of the 2 checkpoints is whole") as caught:
+    with pytest.raises(ModelError, match="has 2 checkpoints, of which none is intact") as caught:
         checkpoint.newest(tmp_path)
 
     assert caught.value.hint == "start again with `--overwrite`"

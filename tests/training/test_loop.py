@@ -223,7 +223,7 @@ def test_every_pair_is_used_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> No
     assert stop.reason == "2 epochs made (--max-epochs)"
     assert sorted(pieces) == sorted(2 * [*run.ids.tolist(), *[3] * NUM_PAIRS])
     assert (run.state.epoch, run.state.position) == (2, 0)
-    assert run.state.target_pieces == len(pieces)
+    assert run.state.target_tokens == len(pieces)
 
 
 def test_interruption_saves_first_and_validates_only_on_request() -> None:

@@ -29,7 +29,7 @@ def card(config: RunConfig, **other: Any) -> str:
         "values": {"bleu": 34.214, "chrf": 61.5, "loss": 1.23456},
         "scores": SCORES,
     }
-    state = TrainState(update=2000, target_pieces=9_876_543, train_seconds=7260)
+    state = TrainState(update=2000, target_tokens=9_876_543, train_seconds=7260)
     return model_card(config, state, CardFacts(**{**facts, **other}))
 
 

@@ -76,7 +76,7 @@ def test_metrics_are_json_lines_with_all_facts(tmp_path: Path) -> None:
     train, valid = metrics(tmp_path)
     assert train == {
         "event": "train", "update": 500, "epoch": 1, "loss": 5.213, "ppl": math.exp(5.213),
-        "learn_rate": 3.1e-4, "target_pieces_per_second": 4120.4, "gradient_norm": 1.018,
+        "learn_rate": 3.1e-4, "target_tokens_per_second": 4120.4, "gradient_norm": 1.018,
         "seconds": 75,
     }  # fmt: skip
     assert valid == {

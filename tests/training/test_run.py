@@ -157,7 +157,7 @@ def test_run_without_a_whole_checkpoint_is_refused(
     result = run_tfm(command(text, output, updates=3))
 
     assert result.code == 4
-    assert "none of the 1 checkpoints is whole" in result.err
+    assert "has 1 checkpoint, of which none is intact" in result.err
     assert "hint: start again with `--overwrite`" in result.err
 
 

@@ -20,7 +20,7 @@ _SECONDS = st.floats(0, 1e12)
         update=_COUNTS,
         epoch=_COUNTS,
         position=_COUNTS,
-        target_pieces=_COUNTS,
+        target_tokens=_COUNTS,
         train_seconds=_SECONDS,
         best_score=st.none() | _SCORES,
         best_others=st.lists(_SCORES, max_size=3),
@@ -28,7 +28,7 @@ _SECONDS = st.floats(0, 1e12)
         stalled=_COUNTS,
         validated_update=_COUNTS,
         window_nll=_SUMS,
-        window_pieces=_COUNTS,
+        window_tokens=_COUNTS,
         window_seconds=_SECONDS,
     )
 )
@@ -43,6 +43,17 @@ def test_fresh_state_has_done_nothing() -> None:
 
     assert state.best_score is None
     assert not any(value for value in state.to_json().values())
+
+
+def test_counter_under_its_former_name_is_read() -> None:
+    state = TrainState.from_json({"update": 7, "refused": 2, "most_places": 4096})
+
+    assert state == TrainState(update=7, nonfinite_attempts=2, max_positions_per_pass=4096)
+
+
+def test_counter_under_both_names_is_refused() -> None:
+    with pytest.raises(ValueError, match="the counter `window_tokens` is also there as `window_p"):
+        TrainState.from_json({"window_pieces": 1, "window_tokens": 1})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def test_fresh_state_has_done_nothing() -> None:
         ("update", -1),
         ("update", True),
         ("epoch", 1.0),
-        ("most_places", 2**40),
+        ("max_positions_per_pass", 2**40),
         ("rate_halvings", 10**5000),
     ],
     ids=lambda value: str(value)[:12] if isinstance(value, str) else f"{float(min(value, 1e99)):g}",

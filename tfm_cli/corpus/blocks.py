@@ -10,8 +10,7 @@ import numpy as np
 
 from tfm_cli.corpus.sources import CorpusFile, Format, Pair, parse_pairs
 from tfm_cli.errors import DataError
-from tfm_cli.text.reader import MAX_LINE_BYTES, LineReader, open_lines
-from tfm_cli.text.repairs import Repairs
+from tfm_cli.text.reader import MAX_LINE_BYTES, LineReader, Repairs, open_lines
 
 BLOCK_BYTES = 1 << 18
 MAX_BLOCK_LINES = 16_384

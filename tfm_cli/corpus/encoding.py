@@ -12,7 +12,7 @@ import numpy as np
 from tfm_cli.corpus.blocks import Block, block_pairs
 from tfm_cli.corpus.filters import Filters, filter_lengths, filter_texts
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
-from tfm_cli.text.repairs import Repairs
+from tfm_cli.text.reader import Repairs
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 # SentencePiece returns Python integers, which take twenty times the memory of an array.

@@ -9,8 +9,7 @@ from tfm_cli.console import Show, counted
 from tfm_cli.corpus.blocks import block_pairs, read_blocks
 from tfm_cli.corpus.sources import CorpusFile, Pair, aligned_files
 from tfm_cli.errors import DataError
-from tfm_cli.text.reader import MAX_LINE_BYTES
-from tfm_cli.text.repairs import Repairs
+from tfm_cli.text.reader import MAX_LINE_BYTES, Repairs
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ from tfm_cli.files.ownership import (
 )
 from tfm_cli.files.untrusted import MAX_JSON_BYTES, open_private, read_private_json
 from tfm_cli.parallel.cpu_cores import available_cores
-from tfm_cli.text.repairs import Repairs
+from tfm_cli.text.reader import Repairs
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tfm_cli.config.settings import DataConfig
 from tfm_cli.errors import ConfigError, DataError, ResourceError
-from tfm_cli.text.repairs import Repairs
+from tfm_cli.text.reader import Repairs
 
 Format = Literal["lines", "tsv", "jsonl"]
 Pair = tuple[str, str]

@@ -294,7 +294,7 @@ def remove_directory(path: Path, *, is_ours: Callable[[Path], bool]) -> bool:
 def _moved_to_trash(path: Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Rename a directory to a temporary name, and remove it when the block succeeds."""
     if not is_ours(path):
-        reason = "something stands there that was not made by tfm"
+        reason = "it exists and was not created by tfm"
         raise FileExistsError(errno.EEXIST, reason, str(path))
     trash = path.with_name(temporary_name(path.name, "trash"))
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -73,19 +73,19 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a whole tensor; all ranks must call this together if it is sharded."""
+    """Return the full tensor of a parameter; all ranks must call this together if it is sharded."""
     detached: Any = tensor.detach()
-    whole: Tensor = detached.full_tensor() if _is_sharded(detached) else detached
-    return whole
+    full: Tensor = detached.full_tensor() if _is_sharded(detached) else detached
+    return full
 
 
 @torch.no_grad()
 def copy_from_rank_0(tensor: Tensor, values: Tensor | None, parallel: Parallel) -> None:
-    """Copy the values of rank 0 into a tensor, whole or sharded, on every rank.
+    """Copy the values of rank 0 into a tensor, full or sharded, on every rank.
 
     Args:
         tensor: changed in place.
-        values: the whole tensor on rank 0; ignored on the other ranks.
+        values: the full tensor on rank 0; ignored on the other ranks.
         parallel: the processes, all of which must call this.
     """
     if parallel.world > 1:

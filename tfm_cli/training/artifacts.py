@@ -86,7 +86,7 @@ def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
                   f"{model.norm}-norm, {model.positions} positions, {model.activation}"),
         ("parameters", f"{facts.num_parameters:,}"),
         ("vocabulary", " + ".join(f"{size:,}" for size in dict.fromkeys(facts.vocab_sizes))),
-        ("trained", f"{state.update} updates, {state.target_pieces:,} target tokens, "
+        ("trained", f"{state.update} updates, {state.target_tokens:,} target tokens, "
                     f"{seconds_text(state.train_seconds)}"),
         ("arithmetic", facts.arithmetic),
         ("these weights", f"after update {facts.update}"
@@ -311,7 +311,7 @@ class RunWriter:
 
     def _write_model(self, update: int, validation: Validation | None) -> None:
         values = validation.values if validation else {}
-        weights = checkpoint.whole_tensors(self._average.current(), select=self._is_writer)
+        weights = checkpoint.full_tensors(self._average.current(), select=self._is_writer)
         if not self._is_writer:
             return
         save_weights(

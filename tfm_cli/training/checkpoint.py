@@ -4,7 +4,7 @@ A checkpoint is a folder with the weights, their moving average, the optimizer's
 of the run, and a manifest with the hash of each file, written last. It is written under a temporary
 name, synced and renamed, and only then is an older one removed. Nothing is pickled.
 
-A checkpoint does not depend on sharding or on the number of processes: rank 0 writes whole tensors
+A checkpoint does not depend on sharding or on the number of processes: rank 0 writes full tensors
 by name, and any number of processes can resume from them.
 """
 
@@ -13,41 +13,65 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tfm_cli.console import counted
 from tfm_cli.errors import ModelError, OutputError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, remove_directory
 from tfm_cli.files.layout import (
     AVERAGE_FILE,
+    CHECKPOINT_FILES,
     MANIFEST_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     WEIGHTS_FILE,
 )
 from tfm_cli.files.ownership import is_checkpoint, is_checkpoint_name
+from tfm_cli.files.safetensors_file import SafetensorsFile
+from tfm_cli.files.untrusted import parse_json_object, read_regular
 from tfm_cli.model.tensor_file import write_tensors
+from tfm_cli.model_directory.weight_shapes import (
+    listed,
+    non_finite_weights_error,
+    shape_differences,
+)
+from tfm_cli.model_directory.weights import non_finite_tensors
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.data_parallel import copy_from_rank_0, full_tensor
-from tfm_cli.training.checkpoint_file import (
-    FORMAT_VERSION,
-    Checkpoint,
-    NewerFormatError,
-    check_fits,
-    read,
-)
 from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.run_directory import sweep_checkpoints
 from tfm_cli.training.state import TrainState
 
-__all__ = ["Checkpoint", "checkpoint_paths", "gather_tensors", "newest", "optimizer_tensors",
-           "read", "restore", "save", "update_of", "whole_tensors"]  # fmt: skip
-
 logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+TYPES = {"F32": torch.float32}  # the types of a run's tensors
+_HASHED = set(CHECKPOINT_FILES)
+_MAX_JSON_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 4 << 20  # the optimizer has three tensors for each parameter
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of each parameter, as PyTorch's Adam names them
+
+
+class NewerFormatError(ModelError):
+    """A checkpoint of a later version of tfm; falling back to an older one would lose work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint in memory."""
+
+    path: Path
+    state: TrainState
+    text_sha256: dict[str, str]  # of the training and the validation text
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 def save(
@@ -63,7 +87,7 @@ def save(
 ) -> Path:
     """Write a checkpoint into `directory`, remove the oldest ones, and return its path.
 
-    Checkpoints of later updates are removed too: they are torn, as otherwise the run would have
+    Checkpoints of later updates are removed too: they are damaged, as otherwise the run would have
     resumed from them. All ranks must call this, since gathering shards is a collective operation;
     only rank 0 writes.
 
@@ -92,11 +116,11 @@ def save(
 def gather_tensors(
     model: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer, *, select: bool
 ) -> dict[str, dict[str, Tensor]]:
-    """Return all tensors of a checkpoint, by file name; see `whole_tensors`."""
+    """Return all tensors of a checkpoint, by file name; see `full_tensors`."""
     return {
-        WEIGHTS_FILE: whole_tensors(dict(model.named_parameters()), select=select),
-        AVERAGE_FILE: whole_tensors(average.weights, select=select),
-        OPTIMIZER_FILE: whole_tensors(optimizer_tensors(model, optimizer), select=select),
+        WEIGHTS_FILE: full_tensors(dict(model.named_parameters()), select=select),
+        AVERAGE_FILE: full_tensors(average.weights, select=select),
+        OPTIMIZER_FILE: full_tensors(optimizer_tensors(model, optimizer), select=select),
     }
 
 
@@ -144,8 +168,8 @@ def _prune(directory: Path, path: Path, *, max_checkpoints: int) -> None:
     sweep_checkpoints(directory)
 
 
-def whole_tensors(tensors: Mapping[str, Tensor], *, select: bool) -> dict[str, Tensor]:
-    """Return whole tensors in CPU memory on ranks with `select`; the others get an empty table.
+def full_tensors(tensors: Mapping[str, Tensor], *, select: bool) -> dict[str, Tensor]:
+    """Return full tensors in CPU memory on ranks with `select`; the others get an empty table.
 
     All ranks must call this in the same order, since gathering shards is a collective operation.
     """
@@ -163,7 +187,7 @@ def update_of(path: Path) -> int:
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:
-    """Return the checkpoints in a directory, whole or torn, oldest first.
+    """Return the checkpoints in a directory, intact or damaged, oldest first.
 
     A copy under another name, such as `update-00000500-copy`, is not among them.
     """
@@ -172,13 +196,13 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 
 
 def newest(directory: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint, or None if there is no checkpoint at all.
+    """Return the newest intact checkpoint, or None if there is no checkpoint at all.
 
-    A torn one is skipped with a warning.
+    A damaged one is skipped with a warning.
 
     Raises:
-        ModelError: there are checkpoints, but each of them is torn or has a wrong name; or one has
-            a newer format.
+        ModelError: there are checkpoints, but each is damaged or has a wrong name; or one has a
+            newer format.
     """
     _restore_displaced(directory)
     paths = checkpoint_paths(directory)
@@ -191,7 +215,7 @@ def newest(directory: Path) -> Checkpoint | None:
             logger.warning("%s; skipping this checkpoint", error)
     if paths:
         raise ModelError(
-            f"{directory}: none of the {len(paths)} checkpoints is whole",
+            f"{directory}: has {counted(len(paths), 'checkpoint')}, of which none is intact",
             hint="start again with `--overwrite`",
         )
     if others := sorted(directory.glob("update-*")):
@@ -201,6 +225,109 @@ def newest(directory: Path) -> Checkpoint | None:
             hint="rename it, or start again with `--overwrite`",
         )
     return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Return the checkpoint in a folder.
+
+    Raises:
+        ModelError: it is damaged, was changed, or has a newer format; the message names the file.
+    """
+    hashes = _hashes(path / MANIFEST_FILE)
+    content = _content(path / STATE_FILE)
+    _check_hash(path / STATE_FILE, hashlib.sha256(content).hexdigest(), hashes[STATE_FILE])
+    state, text_sha256 = _state(path / STATE_FILE, content)
+    weights, average, optimizer = (
+        _tensors(path / name, hashes[name]) for name in (WEIGHTS_FILE, AVERAGE_FILE, OPTIMIZER_FILE)
+    )
+    for name, tensors in ((WEIGHTS_FILE, weights), (AVERAGE_FILE, average)):
+        if bad := non_finite_tensors(tensors):
+            raise non_finite_weights_error(path / name, bad)
+    return Checkpoint(path, state, text_sha256, weights, average, optimizer)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Return the hash of each file, by name, from a manifest."""
+    manifest = _table(path, _content(path))
+    version = manifest.get("format_version")
+    if type(version) is not int:
+        raise _invalid(path, "`format_version` is missing or not a number")
+    if version > FORMAT_VERSION:
+        message = f"{path.parent}: has format {version}, expected at most {FORMAT_VERSION}"
+        raise NewerFormatError(message, hint="install a newer tfm")
+    if unknown := sorted(set(manifest) - {"format_version", "torch_version", "sha256"}):
+        raise _invalid(path, f"has the unknown name `{unknown[0][:60]}`")
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
+        raise _invalid(path, "has no table of hashes")
+    if set(hashes) != _HASHED:
+        unexpected = sorted(set(hashes) ^ _HASHED)[0]
+        raise _invalid(
+            path, f"has hashes of other files than a checkpoint has: `{unexpected[:60]}`"
+        )
+    return hashes
+
+
+def _state(path: Path, content: bytes) -> tuple[TrainState, dict[str, str]]:
+    table = _table(path, content)
+    state, text_sha256 = table.get("state"), table.get("text_sha256")
+    if set(table) != {"state", "text_sha256"} or not isinstance(state, dict):
+        raise _invalid(path, "has other tables than `state` and `text_sha256`")
+    if not isinstance(text_sha256, dict) or not all(
+        isinstance(value, str) for value in text_sha256.values()
+    ):
+        raise _invalid(path, "`text_sha256` is no table of hashes")
+    try:
+        return TrainState.from_json(state), text_sha256
+    except ValueError as error:
+        raise _invalid(path, error) from error
+
+
+def _tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read the tensors of a file into memory."""
+    try:
+        with SafetensorsFile(path, max_header_bytes=_MAX_HEADER_BYTES) as file:
+            wrong = [name for name, values in file.tensors.items() if values.dtype not in TYPES]
+            if wrong:
+                raise ModelError(f"{path}: {wrong[0]} has type {file.tensors[wrong[0]].dtype}")
+            _check_hash(path, file.sha256_of_file(), sha256)
+            contents = file.read()
+        return {
+            # `frombuffer` refuses an empty buffer.
+            name: torch.frombuffer(contents[name], dtype=TYPES[values.dtype]).view(values.shape)
+            if contents[name]
+            else torch.empty(values.shape)
+            for name, values in file.tensors.items()
+        }
+    except OSError as error:
+        raise _invalid(path, error.strerror) from error
+    except ValueError as error:
+        raise _invalid(path, error) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path, max_bytes=_MAX_JSON_BYTES)
+    except OSError as error:
+        raise _invalid(path, error.strerror) from error
+    except ValueError as error:
+        raise _invalid(path, error) from error
+
+
+def _table(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return parse_json_object(content)
+    except ValueError as error:
+        raise _invalid(path, error) from error
+
+
+def _check_hash(path: Path, actual: str, expected: str) -> None:
+    if actual != expected:
+        raise ModelError(f"{path}: is not what was saved: its SHA-256 differs")
+
+
+def _invalid(path: Path, reason: object) -> ModelError:
+    return ModelError(f"{path}: is torn or no checkpoint: {reason}")
 
 
 def _restore_displaced(directory: Path) -> None:
@@ -218,7 +345,28 @@ def _restore_displaced(directory: Path) -> None:
                 read(trash)
                 durable.rename(trash, path)
             except (ModelError, OSError):
-                continue  # it was replaced and partly removed, or was torn before
+                continue  # it was replaced and partly removed, or was damaged before
+
+
+def check_fits(
+    checkpoint: Checkpoint, parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]
+) -> None:
+    """Raise a ModelError that lists the tensors that do not fit a model and its optimizer."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in _MOMENTS}
+    steps: dict[str, tuple[int, ...]] = {f"{name}/step": () for name in shapes}
+    average_shapes = {name: tuple(tensor.shape) for name, tensor in average.items()}
+    problems: list[str] = []
+    for file, expected, tensors in (
+        (WEIGHTS_FILE, shapes, checkpoint.weights),
+        (AVERAGE_FILE, average_shapes, checkpoint.average),
+        (OPTIMIZER_FILE, moments | steps, checkpoint.optimizer),
+    ):
+        actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        problems += [f"{file}: {each}" for each in shape_differences(actual, expected)]
+    if problems:
+        title = f"{checkpoint.path}: its tensors are not those of this model"
+        raise ModelError(f"{title}\n  {listed(problems)}")
 
 
 def restore(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tfm_cli.config.settings import RunConfig
+from tfm_cli.console import counted
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import DivergedError, OutOfTime
 from tfm_cli.files.faults import reach
@@ -79,7 +80,7 @@ def train(
         validate=validate,
         interrupted=interrupted,
         statistics=statistics,
-        memory_limit=MemoryLimit(state.most_places, state.memory_splits),
+        memory_limit=MemoryLimit(state.max_positions_per_pass, state.memory_splits),
         first_update=state.update,
         saved_update=state.update,
     )
@@ -173,7 +174,7 @@ class _Loop:
         parallel = self.parallel_model.parallel
         if parallel.world > 1 and not self.parallel_model.is_sharded:
             self.memory_limit.share(parallel)
-        state.most_places = self.memory_limit.max_positions_per_pass
+        state.max_positions_per_pass = self.memory_limit.max_positions_per_pass
         state.memory_splits = self.memory_limit.num_splits
         return stats
 
@@ -191,14 +192,14 @@ class _Loop:
         if validates:
             yield self._validate(counted=True)
         # In a series of bad updates, a checkpoint would displace one from before them.
-        if saves and not (state.far_off_in_a_row or state.refused_in_a_row):
+        if saves and not (state.high_loss_in_a_row or state.nonfinite_in_a_row):
             self.saved_update = state.update
             yield self._checkpoint()
 
     def _logged(self) -> Logged:
         state, last = self.state, self.statistics.last
         assert last is not None
-        tokens = state.window_pieces
+        tokens = state.window_tokens
         event = Logged(
             update=state.update,
             epoch=state.epoch + 1,
@@ -208,7 +209,7 @@ class _Loop:
             gradient_norm=float(last.gradient_norm),
             seconds=state.train_seconds,
         )
-        state.window_nll, state.window_pieces, state.window_seconds = 0.0, 0, 0.0
+        state.window_nll, state.window_tokens, state.window_seconds = 0.0, 0, 0.0
         return event
 
     def _validate(self, *, counted: bool) -> Validated:
@@ -306,18 +307,14 @@ def _completed(state: TrainState, config: RunConfig) -> Stopped | None:
     settings, patience = config.training, config.validation.early_stopping
     reason = ""
     if settings.max_updates and state.update >= settings.max_updates:
-        reason = f"{_counted(state.update, 'update')} made (--max-updates)"
+        reason = f"{counted(state.update, 'update')} made (--max-updates)"
     elif settings.max_epochs and state.epoch >= settings.max_epochs:
-        reason = f"{_counted(state.epoch, 'epoch')} made (--max-epochs)"
+        reason = f"{counted(state.epoch, 'epoch')} made (--max-epochs)"
     elif patience and state.stalled >= patience:
         metric = config.validation.metrics[0]
-        stalled = _counted(state.stalled, "validation")
+        stalled = counted(state.stalled, "validation")
         reason = f"{stalled} without a better {metric} (--early-stopping)"
     return Stopped(reason, is_complete=True, validate_first=True) if reason else None
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_finite(

@@ -111,7 +111,7 @@ class MetricsFile:
                 "loss": event.loss,
                 "ppl": perplexity(event.loss),
                 "learn_rate": event.learn_rate,
-                "target_pieces_per_second": event.tokens_per_second,
+                "target_tokens_per_second": event.tokens_per_second,
                 "gradient_norm": event.gradient_norm,
                 "seconds": event.seconds,
             }

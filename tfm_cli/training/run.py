@@ -113,7 +113,7 @@ def run(
     Raises:
         ConfigError: the text is not the one the run began with, or the ranks differ.
         DataError: the text is missing, malformed, or without a usable pair.
-        ModelError: no checkpoint is whole, or the model to start from cannot be used.
+        ModelError: no checkpoint is intact, or the model to start from cannot be used.
         ResourceError: memory, disk or device do not suffice.
         DivergedError: the loss or the gradient was not finite.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; a checkpoint was saved.
@@ -411,8 +411,8 @@ def _closing_line(output: Path, metric: str, state: TrainState, stopped: Stopped
     best = weights_facts(output)
     if best is not None and metric in best.scores:
         parts.append(f"best {score_text(metric, best.scores[metric])} at update {best.update}")
-    if state.refused:
-        parts.append(f"{counted(state.refused, 'update')} skipped or retried")
+    if state.nonfinite_attempts:
+        parts.append(f"{counted(state.nonfinite_attempts, 'update')} skipped or retried")
     parts.append(f"trained {seconds_text(state.train_seconds)}")
     parts.append(f"model in `{output}`" if best else f"no model in `{output}` yet")
     if not stopped.is_complete:

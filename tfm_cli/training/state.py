@@ -13,12 +13,21 @@ _MAX_SUM = 1e300
 _MAX_METRICS = 100
 
 
+# Fields as checkpoints of version 0.1 name them.
+_FORMER_NAMES = {
+    "target_pieces": "target_tokens",
+    "refused": "nonfinite_attempts",
+    "refused_in_a_row": "nonfinite_in_a_row",
+    "refused_since": "nonfinite_since",
+    "far_off_in_a_row": "high_loss_in_a_row",
+    "most_places": "max_positions_per_pass",
+    "window_pieces": "window_tokens",
+}
+
+
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """The position and counters of a run, across resumptions.
-
-    The names of the fields are keys of `state.json`. A `refused` update is one that was skipped.
-    """
+    """The position and counters of a run; the names of the fields are keys of `state.json`."""
 
     update: int = 0  # optimizer updates made
     world: int = 0  # processes that made the newest of them
@@ -27,7 +36,7 @@ class TrainState:
     epoch: int = 0  # finished passes over the corpus
     pool: int = 0  # finished pools of the current epoch
     position: int = 0  # batches of the current pool that were used
-    target_pieces: int = 0  # target tokens learned from so far
+    target_tokens: int = 0  # target tokens learned from so far
     train_seconds: float = 0.0  # spent on updates and validation so far
     best_score: float | None = None  # of the first validation metric
     best_others: list[float] = field(default_factory=list)  # of the others, which break ties
@@ -35,17 +44,17 @@ class TrainState:
     stalled: int = 0  # validations since the best one
     validated_update: int = 0  # the newest update whose weights were validated
     # Bad updates.
-    refused: int = 0  # attempts at an update without a finite loss and gradient
-    refused_in_a_row: int = 0
-    refused_since: int = 0  # the first update of this series
-    far_off_in_a_row: int = 0  # updates with a loss far above that of a uniform guess
+    nonfinite_attempts: int = 0  # at an update, without a finite loss and gradient
+    nonfinite_in_a_row: int = 0
+    nonfinite_since: int = 0  # the first update of this series
+    high_loss_in_a_row: int = 0  # updates with a loss far above that of a uniform guess
     rate_halvings: int = 0  # of the learning rate after skipped updates, still in effect
     good_since_halving: int = 0  # good updates since the rate last changed
     memory_splits: int = 0  # the number of times that the memory limit was lowered
-    most_places: int = 0  # the memory limit: positions per pass, of both sides; 0 for none
+    max_positions_per_pass: int = 0  # the memory limit, of source and target; 0 for none
     # Sums since the last progress line, so that a resumed run logs the same next line.
     window_nll: float = 0.0  # summed negative log-likelihood
-    window_pieces: int = 0  # target tokens
+    window_tokens: int = 0  # target tokens
     window_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -60,6 +69,10 @@ class TrainState:
             ValueError: a name or a value that `to_json` never writes.
         """
         kinds = typing.get_type_hints(TrainState)
+        for former, name in _FORMER_NAMES.items():
+            if former in table and name in table:
+                raise ValueError(f"the counter `{name}` is also there as `{former}`")
+        table = {_FORMER_NAMES.get(name, name): value for name, value in table.items()}
         for name, value in table.items():
             if name not in kinds:
                 raise ValueError(f"unknown counter `{name[:60]}`")
@@ -85,7 +98,8 @@ class TrainState:
 def _bounds(name: str, kind: Any) -> tuple[float, float]:
     """Return the smallest and the largest valid value of a field."""
     if kind is int:
-        return 0, _MAX_POSITIONS if name in ("most_places", "micro_batch") else _MAX_COUNT
+        is_size = name in ("max_positions_per_pass", "micro_batch")
+        return 0, _MAX_POSITIONS if is_size else _MAX_COUNT
     if name.endswith("_seconds"):
         return 0, _MAX_SECONDS
     return (-_MAX_SUM if name in ("best_score", "best_others") else 0), _MAX_SUM

@@ -54,8 +54,8 @@ class TrainingStatistics:
         """Add an update, whether it was made or skipped."""
         self._pending.append(_Pending(stats, plan, is_retried))
         self.last = stats
-        self._state.target_pieces += stats.target_tokens
-        self._state.window_pieces += stats.target_tokens
+        self._state.target_tokens += stats.target_tokens
+        self._state.window_tokens += stats.target_tokens
         self._state.window_seconds += seconds
 
     def flush(self) -> Iterator[UpdateSkipped]:
@@ -70,20 +70,20 @@ class TrainingStatistics:
         for each, nll in zip(pending, totals, strict=True):
             stats, loss = each.stats, nll / each.stats.target_tokens
             if stats.is_finite():
-                state.refused_in_a_row = 0
+                state.nonfinite_in_a_row = 0
                 state.window_nll += nll
                 is_far_off = not loss <= self._max_loss
-                state.far_off_in_a_row = state.far_off_in_a_row + 1 if is_far_off else 0
+                state.high_loss_in_a_row = state.high_loss_in_a_row + 1 if is_far_off else 0
                 self._check_loss(stats.number, loss)
                 continue
-            state.refused += 1
-            state.refused_in_a_row += 1
-            if state.refused_in_a_row == 1:
-                state.refused_since = stats.number
-            state.target_pieces -= stats.target_tokens
-            state.window_pieces -= stats.target_tokens
+            state.nonfinite_attempts += 1
+            state.nonfinite_in_a_row += 1
+            if state.nonfinite_in_a_row == 1:
+                state.nonfinite_since = stats.number
+            state.target_tokens -= stats.target_tokens
+            state.window_tokens -= stats.target_tokens
             norm = float(stats.gradient_norm)
-            if state.refused_in_a_row < self._max_skipped:
+            if state.nonfinite_in_a_row < self._max_skipped:
                 yield self._skipped(each, loss, norm)
                 continue
             raise self._too_many_skipped(stats.number, loss, norm)
@@ -91,17 +91,17 @@ class TrainingStatistics:
     def _too_many_skipped(self, number: int, loss: float, norm: float) -> DivergedError:
         state = self._state
         before = ""
-        if state.refused_in_a_row > 1:
-            before = f", after {state.refused_in_a_row - 1} like it in a row"
+        if state.nonfinite_in_a_row > 1:
+            before = f", after {state.nonfinite_in_a_row - 1} like it in a row"
         return DivergedError(
             f"update {number}: the loss is {loss:.4g} and the gradient norm {norm:.4g}{before}; "
             "the weights were not changed",
             hint=HINT,
-            since=state.refused_since,
+            since=state.nonfinite_since,
         )
 
     def _check_loss(self, number: int, loss: float) -> None:
-        count = self._state.far_off_in_a_row
+        count = self._state.high_loss_in_a_row
         if count >= DIVERGED_UPDATES:
             uniform = self._max_loss / DIVERGED_FACTOR
             raise DivergedError(
@@ -121,6 +121,6 @@ class TrainingStatistics:
             gradient_norm=norm,
             pairs=tuple(numbers[:_MAX_PAIRS_SHOWN]),
             num_pairs=len(numbers),
-            count=self._state.refused,
+            count=self._state.nonfinite_attempts,
             is_retried=pending.is_retried,
         )

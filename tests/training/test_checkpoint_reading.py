@@ -14,7 +14,7 @@ from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.training import checkpoint
-from tfm_cli.training.checkpoint_file import Checkpoint, check_fits, read
+from tfm_cli.training.checkpoint import Checkpoint, check_fits, read
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.state import TrainState
 
