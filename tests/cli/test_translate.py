@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import RunTfm, TinyCorpus
 from tfm_cli.cli.translate import COMMAND, translate
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import DecodingOptions
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.translation import streaming
 

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tfm_cli.decoding import beam, greedy, sampling
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 
 _VOCABULARY = frozenset(field.name for field in dataclasses.fields(TargetVocabulary))

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tests.decoding.searching import Rules
 from tests.decoding.table_model import EOS, START, TableModel, sources
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary
 from tfm_cli.decoding.static.beam import StaticBeams
 from tfm_cli.decoding.static.greedy import StaticGreedy
 from tfm_cli.decoding.static.interface import Shape

@@ -15,8 +15,7 @@ from tests.decoding.table_model import (
     sources,
 )
 from tfm_cli.decoding import sampling
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import DecodingOptions
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis
 from tfm_cli.decoding.sampling import uniform
 
 

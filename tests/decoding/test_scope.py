@@ -9,8 +9,7 @@ from torch import Tensor
 from tests.decoding.searching import beam_search, sample
 from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary
 from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.model.transformer import Transformer
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import RunTfm, invoke
 from tfm_cli.corpus.sources import sample_path
-from tfm_cli.decoding.length import output_limit
+from tfm_cli.decoding.interface import output_limit
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_directory.config_file import load_config, load_tokenizers
 from tfm_cli.model_directory.weights import load_model

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from tests.decoding.searching import beam_search, greedy_search, sample
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary
 from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer

@@ -29,8 +29,7 @@ from tests.native.engine_models import (
     workspace,
 )
 from tfm_cli.corpus.batch import pad_source
-from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
-from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError, TargetVocabulary
 from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer

@@ -11,8 +11,7 @@ import torch
 
 from tests.conftest import TinyCorpus
 from tests.native.engine import EngineModel, Lines, Reference, Search, engine_search, library
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.length import output_limit
+from tfm_cli.decoding.interface import Hypothesis, output_limit
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 
 COUNT = 1000

@@ -10,8 +10,7 @@ from tests.decoding.searching import sample
 from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import DecodingOptions
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer

@@ -10,8 +10,7 @@ from torch import Tensor
 from tests.model.small_transformers import transformer as transformer_of
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig, TokenizerConfig
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary
 from tfm_cli.errors import ConfigError, DataError, ResourceError
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer

@@ -19,14 +19,16 @@ from tfm_cli.decoding.constraints import (
     single_precision,
 )
 from tfm_cli.decoding.interface import (
+    DEFAULT_OPTIONS,
+    DecodingOptions,
     Hypothesis,
     NonFiniteScoresError,
     StateT,
     StepModel,
+    TargetVocabulary,
+    length_norm,
     refuse_non_finite,
 )
-from tfm_cli.decoding.length import length_norm
-from tfm_cli.decoding.options import DEFAULT_OPTIONS, DecodingOptions, TargetVocabulary
 from tfm_cli.decoding.utf8 import Spelling
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import DecodingOptions, TargetVocabulary
 
 # R rows, V vocabulary, t tokens written, W n-grams among them, P tokens of a prefix
 

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from tfm_cli.decoding.constraints import is_loop
-from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, refuse_non_finite
-from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.interface import (
+    Hypothesis,
+    StateT,
+    StepModel,
+    TargetVocabulary,
+    refuse_non_finite,
+)
 from tfm_cli.decoding.utf8 import GreedySpelling
 
 # Rows that have ended leave the batch when at most this share of rows is still open. Their removal

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.decoding.ensemble import Ensemble
-from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel
-from tfm_cli.decoding.options import TargetVocabulary
+from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, TargetVocabulary
 
 # B segments still open, K beam, R = B * K rows, V vocabulary, C tokens that a segment may write,
 # U logits of the model: of the tokens that some segment may write, or of all

@@ -12,9 +12,16 @@ from tfm_cli.decoding.constraints import (
     padded_prefixes,
     single_precision,
 )
-from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, refuse_non_finite
-from tfm_cli.decoding.length import length_norm
-from tfm_cli.decoding.options import DEFAULT_OPTIONS, DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import (
+    DEFAULT_OPTIONS,
+    DecodingOptions,
+    Hypothesis,
+    StateT,
+    StepModel,
+    TargetVocabulary,
+    length_norm,
+    refuse_non_finite,
+)
 from tfm_cli.decoding.utf8 import Spelling
 
 # Counter-based random numbers: each is a function of a seed and a step, without state.

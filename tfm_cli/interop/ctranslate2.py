@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig
-from tfm_cli.decoding.length import output_limit
+from tfm_cli.decoding.interface import output_limit
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.interop.names import TensorName, tensor_names

@@ -16,8 +16,7 @@ from torch import Tensor
 
 import tfm_cli
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.length import output_limit
+from tfm_cli.decoding.interface import Hypothesis, output_limit
 from tfm_cli.errors import ConfigError, ModelError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, check_writable

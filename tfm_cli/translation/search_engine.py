@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
-from tfm_cli.decoding.length import output_limit
+from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError, output_limit
 from tfm_cli.errors import ModelError
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.translation.segments import Segment

@@ -16,8 +16,12 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import make_batch, pad_source
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.greedy import greedy_search
-from tfm_cli.decoding.interface import StepModel, refuse_non_finite
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import (
+    DecodingOptions,
+    StepModel,
+    TargetVocabulary,
+    refuse_non_finite,
+)
 from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.static.beam import StaticBeams

@@ -20,7 +20,7 @@ from tests.engine.small_models import (
     model_of,
     source_of,
 )
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import DecodingOptions, TargetVocabulary
 from tfm_cli.decoding.static import search as static_search
 from tfm_cli.decoding.static.beam import StaticBeams
 from tfm_cli.decoding.static.greedy import StaticGreedy

@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.length import length_norm
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary, length_norm
 from tfm_cli.decoding.static.cuda_graph import ReadBack, sent
 from tfm_cli.decoding.static.interface import StaticStateT, StaticStepModel
 from tfm_cli.decoding.utf8 import StaticSpelling

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig, SearchConfig
-from tfm_cli.decoding.length import output_limit
+from tfm_cli.decoding.interface import output_limit
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import durable
 from tfm_cli.interop.names import tensor_names

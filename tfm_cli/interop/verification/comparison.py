@@ -16,8 +16,12 @@ from torch import Tensor
 
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.decoding.beam import beam_search
-from tfm_cli.decoding.interface import Hypothesis, refuse_non_finite
-from tfm_cli.decoding.options import DecodingOptions, TargetVocabulary
+from tfm_cli.decoding.interface import (
+    DecodingOptions,
+    Hypothesis,
+    TargetVocabulary,
+    refuse_non_finite,
+)
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.ctranslate2 import num_positions
 from tfm_cli.interop.source_files import first_line
