@@ -12,10 +12,8 @@ from torch import Tensor
 from tests.decoding.searching import Rules
 from tests.decoding.table_model import EOS, START, TableModel, sources
 from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary
-from tfm_cli.decoding.static.beam import StaticBeams
-from tfm_cli.decoding.static.greedy import StaticGreedy
-from tfm_cli.decoding.static.interface import Shape
-from tfm_cli.decoding.static.search import StaticSearch
+from tfm_cli.decoding.static.search import Shape, StaticSearch
+from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
 from tfm_cli.decoding.utf8 import Utf8
 
 CPU = torch.device("cpu")

@@ -14,8 +14,24 @@ from typing import Any
 
 from tfm_cli.config.settings import ModelConfig
 from tfm_cli.model_directory.weight_shapes import weight_shapes
-from tfm_cli.native import structures
-from tfm_cli.native.library import load
+from tfm_cli.native.library import (
+    ACTIVATIONS,
+    BAD_ARGUMENT,
+    DEFECT,
+    NO_MEMORY,
+    NON_FINITE,
+    NORMS,
+    OK,
+    POSITIONS,
+    PRECISIONS,
+    STOPPED,
+    Batch,
+    ModelOptions,
+    Result,
+    SearchOptions,
+    ShouldStop,
+    load,
+)
 
 LAST = 2**31 - 1
 ABSURD = [-(2**31), -(2**31) + 1, -1000, -1, 0, 1, 2, 255, 256, 257, 1 << 20, (1 << 24) + 1, LAST]
@@ -37,18 +53,18 @@ BYTES = range(30, 36)  # pieces that stand for bytes
 FUNCTIONS = load().functions
 
 
-def options_of(shape: dict[str, Any], precision: str) -> structures.ModelOptions:
+def options_of(shape: dict[str, Any], precision: str) -> ModelOptions:
     config = ModelConfig(encoder_layers=1, decoder_layers=2, **shape)
-    return structures.ModelOptions(
+    return ModelOptions(
         encoder_layers=1, decoder_layers=2, width=config.width, encoder_heads=config.heads,
         decoder_heads=config.heads, encoder_feed_forward_width=config.feed_forward_width,
         decoder_feed_forward_width=config.feed_forward_width, source_vocab_size=VOCAB,
-        target_vocab_size=VOCAB, norm=structures.NORMS[config.norm],
-        activation=structures.ACTIVATIONS[config.activation],
-        positions=structures.POSITIONS[config.positions], max_positions=config.max_positions,
+        target_vocab_size=VOCAB, norm=NORMS[config.norm],
+        activation=ACTIVATIONS[config.activation],
+        positions=POSITIONS[config.positions], max_positions=config.max_positions,
         tied_embeddings=config.tied_embeddings, scale_embeddings=config.scale_embeddings,
         output_bias=config.output_bias, start_id=START, eos_id=EOS,
-        precision=structures.PRECISIONS[precision],
+        precision=PRECISIONS[precision],
     )  # fmt: skip
 
 
@@ -77,8 +93,8 @@ def status_of(status: int, wanted: range | tuple[int, ...] = STATUSES) -> int:
     """A status that is among those that may be; one that is not OK comes with a text."""
     told = FUNCTIONS.tfm_error().decode()
     assert status in wanted, f"status {status}: {told}"
-    assert status != structures.DEFECT, told
-    assert status == structures.OK or told
+    assert status != DEFECT, told
+    assert status == OK or told
     return status
 
 
@@ -89,7 +105,7 @@ class Model:
         self.shape, self.handle = shape, ctypes.c_void_p()
         self.positions = shape.get("max_positions", 10**6)
         options = options_of(shape, precision)
-        assert FUNCTIONS.tfm_model_new(options, self.handle) == structures.OK
+        assert FUNCTIONS.tfm_model_new(options, self.handle) == OK
         self.weights = weights_of(shape, seed)
 
     def give(self, name: str) -> int:
@@ -100,7 +116,7 @@ class Model:
 
     def finish(self) -> "Model":
         for name in self.weights:
-            assert self.give(name) == structures.OK
+            assert self.give(name) == OK
         ids, at = ints([0, START])
         values = (ctypes.c_int16 * VOCAB)(*[-1] * VOCAB)
         values[BYTES.start : BYTES.stop] = [0x41, 0xC3, 0xA4, 0xE2, 0x82, 0xAC]
@@ -137,7 +153,7 @@ class Request:
         self.target_ids = ids(sum(self.target_lengths))
         self.seeds = array("Q", (chance.getrandbits(64) for _ in range(count)))
         self.num_segments = count
-        self.options = structures.SearchOptions(
+        self.options = SearchOptions(
             beam_size=chance.choice([1, 1, 2, 4, 256]), sampling=chance.random() < 0.3,
             early_stopping=chance.randint(0, 1), renormalize=chance.randint(0, 1),
             no_repeat_ngram_size=chance.choice([0, 0, 1, 2]), stops_loops=chance.randint(0, 1),
@@ -152,8 +168,8 @@ class Request:
         self.kept.append(kept)
         return at
 
-    def batch(self) -> structures.Batch:
-        return structures.Batch(
+    def batch(self) -> Batch:
+        return Batch(
             num_segments=self.num_segments, source_ids=self._at(self.source_ids),
             source_lengths=self._at(self.lengths), limits=self._at(self.limits),
             prefix_ids=self._at(self.prefix_ids), prefix_lengths=self._at(self.prefix_lengths),
@@ -163,13 +179,13 @@ class Request:
 
 
 def search(
-    model: Any, workspace: Any, request: Request, batch: structures.Batch | None = None
+    model: Any, workspace: Any, request: Request, batch: Batch | None = None
 ) -> tuple[int, str]:
     """The status and all of the result."""
-    batch, result = batch or request.batch(), structures.Result()
+    batch, result = batch or request.batch(), Result()
     handles = (ctypes.c_void_p * 1)(model)
     status = FUNCTIONS.tfm_search(handles, 1, workspace, request.options, batch, result)
-    if status != structures.OK:
+    if status != OK:
         return status, ""
     counts = result.num_hypotheses[: result.num_segments]
     total = sum(counts)
@@ -183,22 +199,22 @@ def search(
 def wrong_model_options(chance: random.Random) -> None:
     options = options_of(chance.choice(SHAPES), chance.choice(["fp32", "bf16", "int8"]))
     for _ in range(chance.randint(1, 3)):
-        field = chance.choice(structures.ModelOptions._fields_)[0]
+        field = chance.choice(ModelOptions._fields_)[0]
         setattr(options, field, chance.choice(ABSURD))
     if max(options.encoder_layers, options.decoder_layers) > 10**6:
-        wanted: tuple[int, ...] = (structures.BAD_ARGUMENT,)
+        wanted: tuple[int, ...] = (BAD_ARGUMENT,)
     else:
-        wanted = (structures.OK, structures.BAD_ARGUMENT, structures.NO_MEMORY)
+        wanted = (OK, BAD_ARGUMENT, NO_MEMORY)
     handle = ctypes.c_void_p()
     status = status_of(FUNCTIONS.tfm_model_new(options, handle), wanted)
-    assert bool(handle) == (status == structures.OK)
-    status_of(FUNCTIONS.tfm_model_finish(handle), (structures.BAD_ARGUMENT,))
+    assert bool(handle) == (status == OK)
+    status_of(FUNCTIONS.tfm_model_finish(handle), (BAD_ARGUMENT,))
     FUNCTIONS.tfm_model_free(handle)
 
 
 def wrong_tensors(chance: random.Random) -> None:
     model = Model(chance.choice(SHAPES), chance.choice(["fp32", "bf16", "int8"]))
-    refused = (structures.BAD_ARGUMENT,)
+    refused = (BAD_ARGUMENT,)
     for name, (size, values) in model.weights.items():
         rows, columns = size if len(size) == 2 else (size[0], 0)
         address = values.buffer_info()[0]
@@ -224,12 +240,12 @@ def wrong_tensors(chance: random.Random) -> None:
         elif kind == 4:
             place, before = chance.randrange(len(values)), array("f", values)
             values[place] = chance.choice([math.nan, math.inf, -math.inf])
-            status_of(model.give(name), (structures.NON_FINITE,))
+            status_of(model.give(name), (NON_FINITE,))
             values[:] = before
         if chance.random() < 0.02:
             status_of(FUNCTIONS.tfm_model_finish(handle), refused)
             break
-        status_of(model.give(name), (structures.OK,))
+        status_of(model.give(name), (OK,))
         status_of(model.give(name), refused)
     model.free()
 
@@ -246,9 +262,7 @@ def wrong_vocabulary(chance: random.Random) -> None:
     status_of(
         FUNCTIONS.tfm_model_vocabulary(model.handle, at, count, chance.choice([None, values]))
     )
-    status_of(
-        FUNCTIONS.tfm_model_vocabulary(model.handle, None, 5, None), (structures.BAD_ARGUMENT,)
-    )
+    status_of(FUNCTIONS.tfm_model_vocabulary(model.handle, None, 5, None), (BAD_ARGUMENT,))
     model.free()
 
 
@@ -265,15 +279,13 @@ def extreme_weights(chance: random.Random, workspace: Any) -> None:
     for _ in range(3):
         request = Request(chance, model.positions)
         request.options.beam_size = chance.choice([1, 3])
-        status_of(
-            search(model.handle, workspace, request)[0], (structures.OK, structures.NON_FINITE)
-        )
-        force(model, workspace, request, request.batch(), 0, (structures.OK, structures.NON_FINITE))
+        status_of(search(model.handle, workspace, request)[0], (OK, NON_FINITE))
+        force(model, workspace, request, request.batch(), 0, (OK, NON_FINITE))
     model.free()
 
 
 def force(
-    model: Model, workspace: Any, request: Request, batch: structures.Batch, layer: int,
+    model: Model, workspace: Any, request: Request, batch: Batch, layer: int,
     wanted: range | tuple[int, ...] = STATUSES,
 ) -> None:  # fmt: skip
     size = sum(length + 1 for length in request.target_lengths)
@@ -330,8 +342,8 @@ def wrong_search(chance: random.Random, model: Model, workspace: Any) -> None:
         batch = request.batch()
     status, _ = search(model.handle, workspace, request, batch)
     is_surely_wrong = kind in (3, 4, 5)
-    others = (structures.OK, structures.BAD_ARGUMENT, structures.NO_MEMORY)
-    status_of(status, (structures.BAD_ARGUMENT,) if is_surely_wrong else others)
+    others = (OK, BAD_ARGUMENT, NO_MEMORY)
+    status_of(status, (BAD_ARGUMENT,) if is_surely_wrong else others)
 
 
 def wrong_force(chance: random.Random, model: Model, workspace: Any) -> None:
@@ -339,7 +351,7 @@ def wrong_force(chance: random.Random, model: Model, workspace: Any) -> None:
     layer = chance.choice([0, 1, *ABSURD])
     if chance.random() < 0.5:
         batch = request.batch()
-        force(model, workspace, request, batch, layer, (structures.OK, structures.BAD_ARGUMENT))
+        force(model, workspace, request, batch, layer, (OK, BAD_ARGUMENT))
         return
     _kept, ids = ints([*request.target_ids[:-1], chance.choice([-1, VOCAB, LAST])])
     lengths = list(request.target_lengths)
@@ -347,17 +359,17 @@ def wrong_force(chance: random.Random, model: Model, workspace: Any) -> None:
         lengths[0] = chance.choice([-1, (1 << 24) + 1, LAST, -(2**31)])
     _other, at = ints(lengths)
     status = FUNCTIONS.tfm_force(model.handle, workspace, request.batch(), ids, at, None, 0, None)
-    status_of(status, (structures.BAD_ARGUMENT,))
+    status_of(status, (BAD_ARGUMENT,))
     nothing = FUNCTIONS.tfm_force(
         model.handle, workspace, request.batch(), None, None, None, 0, None
     )
-    status_of(nothing, (structures.BAD_ARGUMENT,))
+    status_of(nothing, (BAD_ARGUMENT,))
 
 
 def calls_in_wrong_order(chance: random.Random, model: Model, workspace: Any) -> None:
-    request, result = Request(chance, model.positions), structures.Result()
+    request, result = Request(chance, model.positions), Result()
     unfinished = Model(SHAPES[0], "fp32")
-    refused = (structures.BAD_ARGUMENT,)
+    refused = (BAD_ARGUMENT,)
     batch = request.batch()
     both = (ctypes.c_void_p * 2)(model.handle, unfinished.handle)
     none = (ctypes.c_void_p * 2)(model.handle, None)
@@ -392,9 +404,9 @@ def calls_in_wrong_order(chance: random.Random, model: Model, workspace: Any) ->
 
 def stopped(chance: random.Random, model: Model, workspace: Any) -> None:
     request = Request(chance, model.positions)
-    request.options.should_stop = structures.ShouldStop(lambda: 1)
+    request.options.should_stop = ShouldStop(lambda: 1)
     status, _ = search(model.handle, workspace, request)
-    status_of(status, (structures.OK, structures.STOPPED))
+    status_of(status, (OK, STOPPED))
 
 
 def learned_positions_end(chance: random.Random, model: Model, workspace: Any) -> None:
@@ -403,13 +415,13 @@ def learned_positions_end(chance: random.Random, model: Model, workspace: Any) -
         return
     request.lengths[0] += model.positions
     request.source_ids = [3] * sum(request.lengths)
-    assert search(model.handle, workspace, request)[0] == structures.BAD_ARGUMENT
+    assert search(model.handle, workspace, request)[0] == BAD_ARGUMENT
 
 
 def main(count: int, seed: int) -> None:
     chance = random.Random(seed)
     workspace = ctypes.c_void_p()
-    assert FUNCTIONS.tfm_workspace_new(workspace) == structures.OK
+    assert FUNCTIONS.tfm_workspace_new(workspace) == OK
     models = [
         Model(shape, precision).finish()
         for shape in SHAPES
@@ -419,7 +431,7 @@ def main(count: int, seed: int) -> None:
     found = [
         search(model.handle, workspace, each) for model, each in zip(models, known, strict=True)
     ]
-    assert all(status == structures.OK for status, _ in found), found
+    assert all(status == OK for status, _ in found), found
     alone: list[Callable[[random.Random], None]] = [
         wrong_model_options, wrong_tensors, wrong_vocabulary,
         lambda chance: extreme_weights(chance, workspace),

@@ -21,8 +21,20 @@ from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary
 from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.native import structures
-from tfm_cli.native.library import Library, load, why_absent
+from tfm_cli.native.library import (
+    ACTIVATIONS,
+    NORMS,
+    OK,
+    POSITIONS,
+    PRECISIONS,
+    Batch,
+    Library,
+    ModelOptions,
+    Result,
+    SearchOptions,
+    load,
+    why_absent,
+)
 
 UNK, START, EOS = 0, 1, 2
 BANNED = (UNK, START)
@@ -49,7 +61,7 @@ def library() -> Library:
 @functools.cache
 def precisions() -> tuple[str, ...]:
     """All of them: what a processor lacks is computed another way."""
-    return tuple(structures.PRECISIONS)
+    return tuple(PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -91,11 +103,11 @@ class Search:
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def options(self) -> structures.SearchOptions:
+    def options(self) -> SearchOptions:
         """The same in those of the C interface."""
-        names = [name for name, *_ in structures.SearchOptions._fields_]
+        names = [name for name, *_ in SearchOptions._fields_]
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return structures.SearchOptions(**values, wu_norm=self.norm_kind == "wu")
+        return SearchOptions(**values, wu_norm=self.norm_kind == "wu")
 
     def __str__(self) -> str:
         told = {name: value for name, value in vars(self).items() if value != vars(Search())[name]}
@@ -112,7 +124,7 @@ class EngineError(Exception):
 
 def check(functions: ctypes.CDLL, status: int) -> None:
     """Raise an EngineError for a status other than OK."""
-    if status != structures.OK:
+    if status != OK:
         raise EngineError(status, functions.tfm_error().decode())
 
 
@@ -124,11 +136,11 @@ def call(name: str, *arguments: Any) -> None:
 
 def model_options(
     shape: Mapping[str, Any], vocab_sizes: tuple[int, int], precision: str
-) -> structures.ModelOptions:
+) -> ModelOptions:
     """`TfmModelOptions` of a shape in the words of `Transformer`."""
     whole = {**DEFAULTS, **shape}
-    names = {name for name, _ in structures.ModelOptions._fields_}
-    return structures.ModelOptions(
+    names = {name for name, _ in ModelOptions._fields_}
+    return ModelOptions(
         **{
             **{name: value for name, value in whole.items() if name in names},
             "encoder_heads": whole["heads"],
@@ -138,12 +150,12 @@ def model_options(
             or whole["feed_forward_width"],
             "source_vocab_size": vocab_sizes[0],
             "target_vocab_size": vocab_sizes[1],
-            "norm": structures.NORMS[whole["norm"]],
-            "activation": structures.ACTIVATIONS[whole["activation"]],
-            "positions": structures.POSITIONS[whole["positions"]],
+            "norm": NORMS[whole["norm"]],
+            "activation": ACTIVATIONS[whole["activation"]],
+            "positions": POSITIONS[whole["positions"]],
             "start_id": START,
             "eos_id": EOS,
-            "precision": structures.PRECISIONS[precision],
+            "precision": PRECISIONS[precision],
         }
     )
 
@@ -219,7 +231,7 @@ class Workspace:
         self.free = weakref.finalize(self, self.functions.tfm_workspace_free, self.handle)
 
 
-def batch_of(lines: Lines, eos_id: int) -> tuple[structures.Batch, list[Any]]:
+def batch_of(lines: Lines, eos_id: int) -> tuple[Batch, list[Any]]:
     """The batch of the C interface, and what its pointers lead to."""
     kept: list[Any] = []
 
@@ -231,7 +243,7 @@ def batch_of(lines: Lines, eos_id: int) -> tuple[structures.Batch, list[Any]]:
     def flat(rows: list[list[int]]) -> tuple[Any, Any]:
         return pointer([each for row in rows for each in row]), pointer([len(row) for row in rows])
 
-    batch = structures.Batch(num_segments=len(lines))
+    batch = Batch(num_segments=len(lines))
     batch.source_ids, batch.source_lengths = flat([[*ids, eos_id] for ids in lines.sources])
     batch.limits = pointer(lines.limits)
     if lines.prefixes:
@@ -244,7 +256,7 @@ def batch_of(lines: Lines, eos_id: int) -> tuple[structures.Batch, list[Any]]:
 
 
 def hypotheses(
-    result: structures.Result, *, piece_scores: bool
+    result: Result, *, piece_scores: bool
 ) -> list[list[Hypothesis]]:  # fmt: skip
     """What a search found, copied out of the workspace."""
     found: list[list[Hypothesis]] = []
@@ -274,7 +286,7 @@ def engine_search(
     functions, workspace = models[0].functions, workspace or Workspace()
     batch, _kept = batch_of(lines, models[0].source_eos_id)
     handles = (ctypes.c_void_p * len(models))(*(model.handle for model in models))
-    result = structures.Result()
+    result = Result()
     status = functions.tfm_search(
         handles, len(models), workspace.handle, how.options(), batch, result
     )

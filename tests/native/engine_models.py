@@ -15,7 +15,7 @@ from tests.model.small_transformers import transformer as transformer_of
 from tests.native.engine import EngineModel, Workspace, call
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.native.structures import Batch, Result, SearchOptions
+from tfm_cli.native.library import Batch, Result, SearchOptions
 
 START, EOS, UNKNOWN = 1, 0, 2
 SOURCE_SIZE = 20

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import tfm_cli.native
-from tfm_cli.native.library import Library
-from tfm_cli.native.structures import declare
+from tfm_cli.native.library import Library, declare
 
 # Source pieces that ask for a fault
 NO_MEMORY, NON_FINITE, ENDLESS, DEFECT, BAD = range(91, 96)
@@ -33,7 +32,7 @@ def stub() -> Library:
         functions = declare(ctypes.CDLL(str(path)))
     for name in ("stub_note", "stub_noted"):
         getattr(functions, name).restype = ctypes.c_char_p
-    functions.stub_options.restype = ctypes.POINTER(tfm_cli.native.structures.ModelOptions)
+    functions.stub_options.restype = ctypes.POINTER(tfm_cli.native.library.ModelOptions)
     functions.stub_sum.restype = ctypes.c_double
     for name in ("stub_options", "stub_finished", "stub_banned"):
         getattr(functions, name).argtypes = [ctypes.c_void_p]

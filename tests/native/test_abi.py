@@ -17,7 +17,7 @@ from tests.native.engine import (
     library,
 )
 from tests.native.small_models import small
-from tfm_cli.native import structures
+from tfm_cli.native.library import NON_FINITE
 
 ROOT = Path(__file__).parents[2]
 every_precision = pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -59,7 +59,7 @@ def test_weights_that_are_no_numbers_are_refused(precision: str, value: float) -
         parameter.data.flatten()[len(parameter.flatten()) // 2] = value
         with pytest.raises(EngineError, match=name.replace(".", r"\.")) as error:
             EngineModel(transformer, model.shape, precision)
-        assert error.value.status == structures.NON_FINITE
+        assert error.value.status == NON_FINITE
         parameter.data = before
 
 
@@ -81,7 +81,7 @@ def test_scores_that_overflow_are_told_of(name: str, how: Search, precision: str
     with pytest.raises(EngineError, match="not finite") as error:
         engine_search(engine, lines, how)
 
-    assert error.value.status == structures.NON_FINITE
+    assert error.value.status == NON_FINITE
 
 
 @every_precision

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.native.engine import library
-from tfm_cli.native.structures import declare
+from tfm_cli.native.library import declare
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from tests.native.engine import (
 )
 from tests.native.small_models import Small, small
 from tests.tiers import representative
-from tfm_cli.native import structures
+from tfm_cli.native.library import NO_MEMORY, OK
 
 SEARCHES = [
     Search(scores=False),
@@ -58,7 +58,7 @@ def failures(attempt: Callable[[], object], after: Callable[[], None]) -> int:
             with allocation_fails(n):
                 attempt()
         except EngineError as error:
-            if error.status != structures.NO_MEMORY:
+            if error.status != NO_MEMORY:
                 raise
             after()
         else:
@@ -131,12 +131,12 @@ def test_model_is_packed_after_each_allocation_that_fails(precision: str, lines:
             status = call()
             functions.tfm_fail_allocation(0)
             yield status
-            if status == structures.OK:
+            if status == OK:
                 return
 
     def repeated(call: Callable[[], int]) -> int:
         *failed, _last = tries(call)
-        assert set(failed) <= {structures.NO_MEMORY}
+        assert set(failed) <= {NO_MEMORY}
         return len(failed)
 
     handle, count = ctypes.c_void_p(), 0

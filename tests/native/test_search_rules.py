@@ -34,7 +34,7 @@ from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
-from tfm_cli.native.structures import (
+from tfm_cli.native.library import (
     BAD_ARGUMENT,
     NO_MEMORY,
     NON_FINITE,

@@ -16,7 +16,7 @@ from tests.native.engine import EOS, START, EngineError, EngineModel, Workspace,
 from tests.native.engine_models import flat, int32s
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
-from tfm_cli.native.structures import (
+from tfm_cli.native.library import (
     ACTIVATIONS,
     BAD_ARGUMENT,
     NON_FINITE,

@@ -13,9 +13,8 @@ from tests.decoding.replay import ReplayedStep
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.static import search as fixed_search_module
-from tfm_cli.decoding.static.beam import StaticBeams
-from tfm_cli.decoding.static.greedy import StaticGreedy
 from tfm_cli.decoding.static.search import StaticSearch
+from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
 from tfm_cli.device import Device
 from tfm_cli.model_directory import weights
 from tfm_cli.model_directory.weights import TrainedModel, load_model

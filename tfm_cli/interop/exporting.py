@@ -55,7 +55,7 @@ from tfm_cli.model_directory.weights import (
     save_weights,
     weights_facts,
 )
-from tfm_cli.native import library, structures
+from tfm_cli.native import library
 from tfm_cli.native.model import NativeModel, error_of
 from tfm_cli.native.search import NativeSearch, Segments
 from tfm_cli.translation.search_engine import useless_weights_refused
@@ -293,7 +293,7 @@ def _quantize(matrix: Tensor) -> tuple[Tensor, Tensor]:
     status = engine.functions.tfm_quantize(
         matrix.data_ptr(), rows, columns, values.data_ptr(), scales.data_ptr()
     )
-    if status != structures.OK:
+    if status != library.OK:
         raise RuntimeError(error_of(engine, status))
     return values, scales
 

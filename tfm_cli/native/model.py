@@ -30,9 +30,18 @@ from tfm_cli.model_directory.weight_shapes import (
     non_finite_weights_error,
     weight_shapes,
 )
-from tfm_cli.native import structures
-from tfm_cli.native.library import Library, load
-from tfm_cli.native.structures import ModelOptions
+from tfm_cli.native.library import (
+    ACTIVATIONS,
+    NO_MEMORY,
+    NON_FINITE,
+    NORMS,
+    OK,
+    POSITIONS,
+    PRECISIONS,
+    Library,
+    ModelOptions,
+    load,
+)
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
@@ -196,7 +205,7 @@ class NativeModel:
             status = functions.tfm_model_bytes_tensor(
                 self._handle, name.encode(), address, scales.address, rows, columns
             )
-        if status == structures.NON_FINITE:
+        if status == NON_FINITE:
             return False
         self._check(status)
         return True
@@ -213,9 +222,9 @@ class NativeModel:
         self.num_bytes = functions.tfm_model_bytes(self._handle)
 
     def _check(self, status: int) -> None:
-        if status == structures.NO_MEMORY:
+        if status == NO_MEMORY:
             raise self._no_memory()
-        if status != structures.OK:
+        if status != OK:
             raise RuntimeError(error_of(self.library, status))
 
     def _no_memory(self) -> ResourceError:
@@ -261,16 +270,16 @@ def _options(shape: ModelConfig, tokenizers: TokenizerPair, precision: str) -> M
         decoder_feed_forward_width=shape.decoder.feed_forward_width,
         source_vocab_size=source_size,
         target_vocab_size=target_size,
-        norm=structures.NORMS[shape.norm],
-        activation=structures.ACTIVATIONS[shape.activation],
-        positions=structures.POSITIONS[shape.positions],
+        norm=NORMS[shape.norm],
+        activation=ACTIVATIONS[shape.activation],
+        positions=POSITIONS[shape.positions],
         max_positions=shape.max_positions,
         tied_embeddings=shape.tied_embeddings,
         scale_embeddings=shape.scale_embeddings,
         output_bias=shape.output_bias,
         start_id=tokenizers.target.start_id,
         eos_id=tokenizers.target.eos_id,
-        precision=structures.PRECISIONS[precision],
+        precision=PRECISIONS[precision],
     )
 
 

@@ -15,10 +15,17 @@ from typing import Any
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.console import visible_message
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
-from tfm_cli.native import structures
-from tfm_cli.native.library import Library
+from tfm_cli.native.library import (
+    NO_MEMORY,
+    NON_FINITE,
+    OK,
+    Batch,
+    Library,
+    Result,
+    SearchOptions,
+    ShouldStop,
+)
 from tfm_cli.native.model import NativeModel, error_of
-from tfm_cli.native.structures import Batch, Result, SearchOptions
 
 Ids = Sequence[int]
 
@@ -267,12 +274,12 @@ class NativeSearch:
 
     def _refuse(self, status: int, workspace: ctypes.c_void_p) -> None:
         """Raise the exception for a status other than OK."""
-        if status == structures.OK:
+        if status == OK:
             return
         library = self._models[0].library
-        if status == structures.NON_FINITE:
+        if status == NON_FINITE:
             raise NonFiniteScoresError
-        if status == structures.NO_MEMORY:
+        if status == NO_MEMORY:
             message = error_of(library, status)
             library.functions.tfm_workspace_trim(workspace)
             raise MemoryError(message)
@@ -307,9 +314,9 @@ class _Workspaces:
     def _new(self) -> ctypes.c_void_p:
         functions, workspace = self._library.functions, ctypes.c_void_p()
         status = functions.tfm_workspace_new(workspace)
-        if status == structures.NO_MEMORY:
+        if status == NO_MEMORY:
             raise MemoryError(error_of(self._library, status))
-        if status != structures.OK:
+        if status != OK:
             raise RuntimeError(error_of(self._library, status))
         weakref.finalize(self, functions.tfm_workspace_free, workspace).atexit = False
         return workspace
@@ -331,9 +338,7 @@ class _Stopping:
         self._asking = self._answers()
         next(self._asking)
         self.function = (
-            structures.ShouldStop(self._asking.__next__)
-            if is_needed
-            else structures.ShouldStop()  # NULL
+            ShouldStop(self._asking.__next__) if is_needed else ShouldStop()  # NULL
         )
 
     def raise_pending(self) -> None:
@@ -345,7 +350,7 @@ class _Stopping:
         """Break the reference cycle of the exception and this object."""
         self._asking.close()
         self._raised = None
-        self.function = structures.ShouldStop()
+        self.function = ShouldStop()
 
     def _answers(self) -> Generator[int, None, None]:
         while True:

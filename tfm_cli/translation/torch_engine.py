@@ -24,11 +24,10 @@ from tfm_cli.decoding.interface import (
 )
 from tfm_cli.decoding.restricted import RestrictedVocabulary
 from tfm_cli.decoding.sampling import sample
-from tfm_cli.decoding.static.beam import StaticBeams
-from tfm_cli.decoding.static.greedy import StaticGreedy
 from tfm_cli.decoding.static.search import StaticSearch
+from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
 from tfm_cli.decoding.utf8 import Utf8
-from tfm_cli.engine.cuda.transformer import StaticTransformer
+from tfm_cli.engine.cuda import StaticTransformer
 from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory, set_cpu_threads
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer

@@ -22,11 +22,9 @@ from tests.engine.small_models import (
 )
 from tfm_cli.decoding.interface import DecodingOptions, TargetVocabulary
 from tfm_cli.decoding.static import search as static_search
-from tfm_cli.decoding.static.beam import StaticBeams
-from tfm_cli.decoding.static.greedy import StaticGreedy
-from tfm_cli.decoding.static.interface import Shape
-from tfm_cli.decoding.static.search import StaticSearch
-from tfm_cli.engine.cuda.transformer import StaticTransformer, StaticTransformerState
+from tfm_cli.decoding.static.search import Shape, StaticSearch
+from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
+from tfm_cli.engine.cuda import StaticTransformer, StaticTransformerState
 from tfm_cli.model.transformer import Transformer
 
 BANNED = (0, 1, 7)

@@ -1,5 +1,5 @@
 from tfm_cli.decoding.static import search
-from tfm_cli.decoding.static.interface import CAPACITY_BLOCK, bucket_size, source_capacity
+from tfm_cli.decoding.static.search import CAPACITY_BLOCK, bucket_size, source_capacity
 
 
 def test_sizes_are_few_and_large_enough() -> None:

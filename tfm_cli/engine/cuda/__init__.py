@@ -1,1 +1,0 @@
-"""The decoder with fixed shapes that CUDA graphs need."""
