@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN
 from tests.tiers import representative
-from tfm_cli.corpus import prepare, store_files
+from tfm_cli.corpus import prepare
+from tfm_cli.corpus.store import open_store
 
 SHORT = [*SMALL_RUN, "--max-updates", "2", "-o", "model"]
 
@@ -161,7 +162,7 @@ def test_weights_stand_in_the_spans(
     tiny_corpus: TinyCorpus, run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    before = store_files.open_store
+    before = open_store
 
     def watched(*arguments: Any, **options: Any) -> Any:
         store = before(*arguments, **options)

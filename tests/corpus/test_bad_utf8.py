@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_SHAPE, Result, RunTfm
-from tfm_cli.corpus.blocks import Block, block_pairs
-from tfm_cli.corpus.parallel_text import read_corpus
+from tfm_cli.corpus.parallel_text import Block, block_pairs, read_corpus
 from tfm_cli.corpus.sources import aligned_files
 
 BROKEN = (b"t\xffwo", b"two \xc0\xaf", b"z\xed\xa0\x80wei", b"vier \xe2\x82")

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.corpus.blocks import Block
 from tfm_cli.corpus.encoding import encode_block
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.line_checks import LinePosition, RoundTrip, hint_for_changed, hint_for_unknown
+from tfm_cli.corpus.parallel_text import Block
 from tfm_cli.corpus.prepare import prepare
 from tfm_cli.corpus.sources import aligned_files
-from tfm_cli.corpus.store_files import open_store
+from tfm_cli.corpus.store import open_store
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tfm_cli.corpus import blocks
+from tfm_cli.corpus import parallel_text
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.sources import aligned_files
 from tfm_cli.errors import ConfigError, DataError
@@ -157,7 +157,7 @@ def test_readable_files_pass() -> None:
 
 
 def test_progress_counts_pairs_and_the_share_of_all_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 2)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 2)
     files = aligned_files(
         [write("a", "1\n2\n3\n"), write("b", "1\n2\n")],
         [write("c", "1\n2\n3\n"), write("d", "1\n2\n")],

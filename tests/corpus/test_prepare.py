@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.corpus.conftest import hostile_lines, write
-from tfm_cli.corpus import blocks
+from tfm_cli.corpus import parallel_text
 from tfm_cli.corpus import prepare as preparing
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
 from tfm_cli.corpus.prepare import num_workers, prepare
 from tfm_cli.corpus.sources import CorpusFile, aligned_files
-from tfm_cli.corpus.store import CorpusStore
-from tfm_cli.corpus.store_files import open_store
+from tfm_cli.corpus.store import CorpusStore, open_store
 from tfm_cli.errors import DataError
 from tfm_cli.text import reader
 from tfm_cli.text.reader import open_lines
@@ -58,8 +57,8 @@ def test_store_equals_that_of_the_plain_reader_in_memory(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", max_lines)
+    monkeypatch.setattr(parallel_text, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", max_lines)
     monkeypatch.setattr(reader, "_CHUNK_BYTES", max(100, block_bytes // 4))
     expected = CorpusStore.build(plain(two_files)[0], bytes_pair, max_length=40, name="x")
 
@@ -79,7 +78,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 50)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 50)
     for workers in (0, 1, 3):
         prepare(two_files, bytes_pair, FILTERS, tmp_path / str(workers), workers=workers)
 
@@ -94,7 +93,7 @@ def test_repairs_are_logged_like_those_of_the_plain_reader(
     told: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 50)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 50)
     _, expected = plain(two_files)
 
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "told", workers=0)
@@ -136,7 +135,7 @@ def test_first_invalid_line_is_reported_with_its_number(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 40)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 40)
     lines = hostile_lines(5, 700)
     source = write(tmp_path / "a", lines)
     lines[line - 1] = b"ab\xff"
@@ -157,7 +156,7 @@ def test_first_invalid_line_is_reported_with_its_number(
 def test_misaligned_files_are_all_reported_and_nothing_is_left(
     workers: int, bytes_pair: TokenizerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 60)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 60)
     a, b = write(tmp_path / "a", [b"x"] * 500), write(tmp_path / "b", [b"x"] * 499)
     c, d = write(tmp_path / "c", [b""]), write(tmp_path / "d", [b"x"] * 300 + [b"y"])
 
@@ -204,10 +203,10 @@ def test_interruption_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 40)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 40)
 
-    def interrupted(files: tuple[CorpusFile, ...]) -> Iterator[blocks.Block]:
-        for number, block in enumerate(blocks.read_blocks(files)):
+    def interrupted(files: tuple[CorpusFile, ...]) -> Iterator[parallel_text.Block]:
+        for number, block in enumerate(parallel_text.read_blocks(files)):
             if number == 9:
                 raise KeyboardInterrupt
             yield block

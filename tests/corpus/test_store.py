@@ -108,7 +108,7 @@ def test_hash_depends_on_the_content(tokenizer: Tokenizer) -> None:
 
 
 def test_text_is_read_in_parts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAIRS_AT_A_TIME", 3)
+    monkeypatch.setattr(module, "_ENCODED_PAIRS", 3)
     pairs = [(word, f"{word} {word}") for word in WORDS.split()]
     asked: list[int] = []
 

@@ -1,22 +1,41 @@
-"""Encoding of a block of lines as token ids."""
+"""Encoding of blocks of lines as token ids, in this process or in a pool of processes."""
 
+import contextlib
 import hashlib
-from collections import Counter
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
-from tfm_cli.corpus.blocks import Block, block_pairs
+import tfm_cli
 from tfm_cli.corpus.filters import Filters, filter_lengths, filter_texts
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags
+from tfm_cli.corpus.parallel_text import Block, block_pairs
+from tfm_cli.errors import DataError, ResourceError, TfmError
+from tfm_cli.parallel.child_processes import SuspensionMonitor
+from tfm_cli.parallel.cpu_cores import BLAS_THREADS
 from tfm_cli.text.reader import Repairs
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 # SentencePiece returns Python integers, which take twenty times the memory of an array.
 _PAIRS_AT_A_TIME = 4096
+_QUEUED_PER_PROCESS = 2  # the block that is being encoded, and the next
+_CHILD_PROGRAM = """
+import sys
+from tfm_cli.corpus.encoding import Connection, serve
+serve(Connection(int(sys.argv[1])))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +164,204 @@ def _hashes(sources: list[str], targets: list[str]) -> np.ndarray:
         for source, target in zip(sources, targets, strict=True)
     )
     return np.frombuffer(raw, dtype="<u8").astype(np.uint64)
+
+
+# A pool of processes, none of which imports PyTorch
+#
+# Blocks and results travel through a socket pair as pickles that this package writes and reads; no
+# file is ever unpickled. A process ends as soon as the other end of its socket is closed, and the
+# system closes it however the parent ends.
+
+
+@contextlib.contextmanager
+def encoding_pool(
+    tokenizers: TokenizerPair, filters: Filters, *, num_processes: int
+) -> Iterator["EncodingPool"]:
+    """Start processes that encode blocks, and end them at the end of the block.
+
+    Args:
+        tokenizers: the tokenizers of the two sides.
+        filters: rules for the pairs to drop.
+        num_processes: 0 encodes in this process.
+
+    Raises:
+        ResourceError: a process cannot be started.
+    """
+    with contextlib.ExitStack() as stack:
+        processes = []
+        monitor = SuspensionMonitor("a process that prepares text")
+        stack.callback(monitor.close)
+        for _ in range(num_processes):
+            process = _Process(monitor)
+            stack.callback(process.close)
+            processes.append(process)
+        for process in processes:  # in a second loop, since `send` blocks until the process runs
+            process.send((tokenizers.files(), filters))
+        yield EncodingPool(tokenizers, filters, processes)
+
+
+class EncodingPool:
+    """A pool of processes that encode blocks; without any, this process encodes them."""
+
+    def __init__(
+        self, tokenizers: TokenizerPair, filters: Filters, processes: list["_Process"]
+    ) -> None:
+        self._tokenizers = tokenizers
+        self._filters = filters
+        self._processes = processes
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the process IDs."""
+        return [process.pid for process in self._processes]
+
+    def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
+        """Yield each block with its encoding, in order.
+
+        Raises:
+            DataError: a file cannot be read, or a line is malformed. With any number of processes,
+                it is the first error in the order of the text.
+            ResourceError: a process was killed, or stopped for too long.
+        """
+        if not self._processes:
+            for block in blocks:
+                yield block, encode_block(block, self._tokenizers, self._filters, threads=0)
+            return
+        idle: SimpleQueue[_Process] = SimpleQueue()
+        for process in self._processes:
+            idle.put(process)
+
+        def encode_remotely(block: Block) -> EncodedBlock:
+            process = idle.get()
+            try:
+                return process.encode(block)
+            finally:
+                idle.put(process)
+
+        pending: deque[tuple[Block, Future[EncodedBlock]]] = deque()
+        iterator = iter(blocks)
+        at_end, failure = False, None
+        num_processes = len(self._processes)
+        threads = ThreadPoolExecutor(num_processes)
+        try:
+            while True:
+                while not at_end and len(pending) < _QUEUED_PER_PROCESS * num_processes:
+                    try:
+                        new = next(iterator, None)
+                    except TfmError as error:  # raised below, after the blocks that precede it
+                        new, failure = None, error
+                    if new is None:
+                        at_end = True
+                    else:
+                        pending.append((new, threads.submit(encode_remotely, new)))
+                if not pending:
+                    break
+                block, future = pending.popleft()
+                yield block, future.result()
+            if failure is not None:
+                raise failure
+        finally:
+            for process in self._processes if pending else ():
+                process.kill()  # a thread that waits for its result would block the shutdown
+            threads.shutdown(cancel_futures=True)
+
+
+class _Process:
+    """A child process that encodes one block at a time."""
+
+    def __init__(self, monitor: SuspensionMonitor) -> None:
+        package = Path(tfm_cli.__file__).parent.parent
+        path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+        self._connection, child_end = Pipe()
+        with child_end, contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._connection.close)
+            try:
+                # -P: no module is imported from the user's working directory. In a process group of
+                # its own, the child does not receive the SIGINT of Ctrl-C; the parent ends it.
+                self._child = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _CHILD_PROGRAM, str(child_end.fileno())],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    pass_fds=[child_end.fileno()],
+                    env={**os.environ, "PYTHONPATH": path, BLAS_THREADS: "1"}, process_group=0,
+                )  # fmt: skip
+            except OSError as error:
+                raise ResourceError(
+                    f"cannot start a process to prepare text: {error.strerror}",
+                    hint="set `--data-workers` lower",
+                ) from error
+            on_failure.pop_all()
+        self._monitor = monitor
+        monitor.add(self.pid)
+
+    @property
+    def pid(self) -> int:
+        """Return the process ID."""
+        return self._child.pid
+
+    def send(self, message: object) -> None:
+        """Send an object; a process that has ended is reported by `encode`."""
+        with contextlib.suppress(OSError):
+            self._connection.send(message)
+
+    def encode(self, block: Block) -> EncodedBlock:
+        """Encode a block in the child.
+
+        Raises:
+            DataError: a line is not UTF-8, or holds no pair.
+            ResourceError: the process was killed, or stopped for too long.
+        """
+        try:
+            self._connection.send(block)
+            result = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._reason_for_end() from error
+        if isinstance(result, DataError):
+            raise result
+        assert isinstance(result, EncodedBlock)
+        return result
+
+    def _reason_for_end(self) -> ResourceError:
+        code = self._child.wait()
+        if reason := self._monitor.reason(self.pid):
+            return reason
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        hint = "if memory ran out, set `--data-workers` lower"
+        return ResourceError(f"a process that prepares text {how}", hint=hint)
+
+    def kill(self) -> None:
+        """Kill the process, which has no state worth saving; `encode` then raises."""
+        self._child.kill()
+        self._child.wait()
+
+    def close(self) -> None:
+        """Kill the process and close the connection, which no thread may be using."""
+        self.kill()
+        self._connection.close()
+
+
+def serve(connection: Connection) -> None:
+    """Receive the tokenizers and filters, then answer each block with its encoding or DataError.
+
+    It returns when the other end is closed, even in the middle of a message.
+    """
+    work = _receive(connection)
+    if work is None:
+        return
+    files, filters = work
+    tokenizers = TokenizerPair.from_files(files, origin="tokenizer")
+    while (block := _receive(connection)) is not None:
+        result: EncodedBlock | DataError
+        try:
+            result = encode_block(block, tokenizers, filters, threads=1)
+        except DataError as error:
+            result = error
+        with contextlib.suppress(OSError):  # if the other end is closed, `_receive` returns None
+            connection.send(result)
+
+
+def _receive(connection: Connection) -> Any:
+    """Return the next message; None if the other end is closed."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):  # OSError in the middle of a message
+        return None

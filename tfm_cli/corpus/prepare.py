@@ -20,13 +20,18 @@ from typing import BinaryIO
 import sentencepiece
 
 from tfm_cli.console import counted, shown_progress
-from tfm_cli.corpus.blocks import read_blocks
-from tfm_cli.corpus.encoding_pool import encoding_pool
+from tfm_cli.corpus.encoding import encoding_pool
 from tfm_cli.corpus.filters import Filters
-from tfm_cli.corpus.parallel_text import warn_of_repairs
+from tfm_cli.corpus.parallel_text import read_blocks, warn_of_repairs
 from tfm_cli.corpus.sources import CorpusFile
-from tfm_cli.corpus.store import CorpusStore, no_usable_pairs
-from tfm_cli.corpus.store_files import FORMAT, StoreWriter, locked_if_unused, open_store
+from tfm_cli.corpus.store import (
+    FORMAT,
+    CorpusStore,
+    StoreWriter,
+    locked_if_unused,
+    no_usable_pairs,
+    open_store,
+)
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, atomic_file, remove_directory

@@ -7,9 +7,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import TinyCorpus, invoke
-from tfm_cli.corpus.check import file_facts, inspection
-from tfm_cli.corpus.check.file_facts import FileInspection, Occurrences
-from tfm_cli.corpus.check.inspection import CorpusInspection, inspect_corpus, paired_windows
+from tfm_cli.corpus.check import inspection
+from tfm_cli.corpus.check.inspection import (
+    CorpusInspection,
+    FileInspection,
+    Occurrences,
+    inspect_corpus,
+    paired_windows,
+)
 from tfm_cli.corpus.check.statistics import LineHashes
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.store import CorpusStore
@@ -159,7 +164,7 @@ def test_progress_runs_from_zero_to_one(tmp_path: Path) -> None:
 def test_at_most_one_window_of_each_side_is_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_facts, "WINDOW_LINES", 8)
+    monkeypatch.setattr(inspection, "WINDOW_LINES", 8)
     paths = write(tmp_path / "s", ["a"] * 1000), write(tmp_path / "t", ["b"] * 700)
     handed = [0, 0]
 
@@ -191,7 +196,7 @@ def peak(paths: tuple[list[str], list[str]]) -> int:
 def test_memory_does_not_grow_with_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_facts, "WINDOW_LINES", 64)
+    monkeypatch.setattr(inspection, "WINDOW_LINES", 64)
     monkeypatch.setattr(inspection, "LineHashes", lambda: LineHashes(max_in_memory=1500))
     lines = [f"number {number} of the lines" for number in range(12_000)]
     few = [write(tmp_path / "few", lines[:4000])], [write(tmp_path / "few2", lines[:4000])]

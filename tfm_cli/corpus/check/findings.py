@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfm_cli.console import counted
-from tfm_cli.corpus.check.file_facts import LONG_LINE_BYTES, FileFacts, Occurrences
-from tfm_cli.corpus.check.inspection import CorpusInspection
+from tfm_cli.corpus.check.inspection import (
+    LONG_LINE_BYTES,
+    CorpusInspection,
+    FileFacts,
+    Occurrences,
+)
 from tfm_cli.corpus.check.statistics import Overlap, Repeats
 from tfm_cli.corpus.line_checks import (
     MAX_CHANGED,

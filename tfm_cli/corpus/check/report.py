@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfm_cli.console import counted, one_line, visible
-from tfm_cli.corpus.check.file_facts import FileFacts
 from tfm_cli.corpus.check.findings import Finding
-from tfm_cli.corpus.check.inspection import CorpusInspection
+from tfm_cli.corpus.check.inspection import CorpusInspection, FileFacts
 from tfm_cli.corpus.check.statistics import Overlap, Repeats
 from tfm_cli.corpus.line_checks import LinePosition
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.corpus.check.file_facts import LONG_LINE_BYTES, FileFacts, FileInspection, Occurrences
+from tfm_cli.corpus.check.inspection import LONG_LINE_BYTES, FileFacts, FileInspection, Occurrences
 from tfm_cli.text.characters import SEPARATORS, bad_kinds
 
 ENDS = [b"\n", b"\r\n"]

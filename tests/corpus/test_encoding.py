@@ -22,10 +22,10 @@ from tests.conftest import TINY_SHAPE, TinyCorpus
 from tests.distributed.torchrun import gone_after
 from tests.tiers import representative
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.corpus import encoding_pool
-from tfm_cli.corpus.blocks import Block
+from tfm_cli.corpus import encoding
 from tfm_cli.corpus.encoding import EncodedBlock, encode_block
 from tfm_cli.corpus.filters import Filters
+from tfm_cli.corpus.parallel_text import Block
 from tfm_cli.corpus.prepare import prepare
 from tfm_cli.corpus.sources import CorpusFile
 from tfm_cli.errors import DataError, ResourceError
@@ -73,7 +73,7 @@ def test_process_returns_the_encoding_or_the_error_of_each_block(
         ours.send((tokenizers.files(), filters))
         for block in (BLOCK, INVALID, BLOCK):
             ours.send(block)
-        thread = threading.Thread(target=encoding_pool.serve, args=(theirs,))
+        thread = threading.Thread(target=encoding.serve, args=(theirs,))
         thread.start()
         first, error, last = (ours.recv() for _ in range(3))
     thread.join()
@@ -97,7 +97,7 @@ def test_process_returns_quietly_if_its_parent_ends_in_the_middle_of_a_message(
         with theirs:
             with ours:
                 os.write(ours.fileno(), (whole * 2)[:size])
-            encoding_pool.serve(theirs)
+            encoding.serve(theirs)
 
 
 def test_results_and_the_first_error_come_in_the_order_of_the_text(
@@ -107,7 +107,7 @@ def test_results_and_the_first_error_come_in_the_order_of_the_text(
         Block(0, "lines", ("a", "b"), number, (False, False), (b"a\n", b"b\n"))
         for number in range(9)
     ]
-    with encoding_pool.encoding_pool(tokenizers, FILTERS, num_processes=3) as pool:
+    with encoding.encoding_pool(tokenizers, FILTERS, num_processes=3) as pool:
         numbers = [block.num_lines for block, _ in pool.encode(blocks)]
         with pytest.raises(DataError, match=r"^a:9:"):
             list(pool.encode([BLOCK, INVALID, BLOCK]))
@@ -137,13 +137,13 @@ def test_error_names_the_signal_that_killed_a_process(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start = encoding_pool._Process.__init__
+    start = encoding._Process.__init__
 
-    def start_and_kill(self: encoding_pool._Process, *arguments: Any) -> None:
+    def start_and_kill(self: encoding._Process, *arguments: Any) -> None:
         start(self, *arguments)
         os.kill(self.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(encoding_pool._Process, "__init__", start_and_kill)
+    monkeypatch.setattr(encoding._Process, "__init__", start_and_kill)
 
     with pytest.raises(ResourceError, match=r"prepares text was killed by signal 9") as caught:
         prepare(two_files, bytes_pair, FILTERS, tmp_path / "store", workers=2)
@@ -153,7 +153,7 @@ def test_error_names_the_signal_that_killed_a_process(
 
 
 def test_error_names_the_signal_that_killed_a_process_at_work(tokenizers: TokenizerPair) -> None:
-    with encoding_pool.encoding_pool(tokenizers, FILTERS, num_processes=2) as pool:
+    with encoding.encoding_pool(tokenizers, FILTERS, num_processes=2) as pool:
         results = pool.encode(itertools.repeat(BLOCK))
         next(results)
         os.kill(pool.pids[1], signal.SIGKILL)
@@ -168,13 +168,13 @@ def test_error_names_a_process_that_is_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start = encoding_pool._Process.__init__
+    start = encoding._Process.__init__
 
-    def start_and_stop(self: encoding_pool._Process, *arguments: Any) -> None:
+    def start_and_stop(self: encoding._Process, *arguments: Any) -> None:
         start(self, *arguments)
         os.kill(self.pid, signal.SIGSTOP)
 
-    monkeypatch.setattr(encoding_pool._Process, "__init__", start_and_stop)
+    monkeypatch.setattr(encoding._Process, "__init__", start_and_stop)
     monkeypatch.setattr(child_processes, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(child_processes, "_TIMEOUT_SECONDS", 0.5)
 
@@ -205,7 +205,7 @@ def test_r53_processes_end_with_a_parent_that_is_killed(
     pid = os.fork()
     if pid == 0:
         try:
-            with encoding_pool.encoding_pool(bytes_pair, FILTERS, num_processes=2) as pool:
+            with encoding.encoding_pool(bytes_pair, FILTERS, num_processes=2) as pool:
                 results = pool.encode(itertools.repeat(BLOCK))
                 next(results)
                 pids.with_suffix(".part").write_text(" ".join(map(str, pool.pids)))
@@ -272,7 +272,7 @@ def _children(pid: int) -> list[int]:
             command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == str(pid) and b"tfm_cli.corpus.encoding_pool" in command:
+        if parent == str(pid) and b"tfm_cli.corpus.encoding" in command:
             pids.append(int(path.name))
     return pids
 
@@ -282,7 +282,7 @@ def _has_begun(directory: Path) -> bool:
 
 
 def test_process_does_not_import_torch() -> None:
-    command = [sys.executable, "-X", "importtime", "-c", "import tfm_cli.corpus.encoding_pool"]
+    command = [sys.executable, "-X", "importtime", "-c", "import tfm_cli.corpus.encoding"]
 
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
 

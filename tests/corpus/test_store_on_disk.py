@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from tests.corpus.conftest import hostile_lines, write
-from tfm_cli.corpus import blocks, store_files
+from tfm_cli.corpus import parallel_text
+from tfm_cli.corpus import store as store_module
 from tfm_cli.corpus.batching import CorpusSpan
 from tfm_cli.corpus.encoding import id_type, length_type
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_corpus
 from tfm_cli.corpus.prepare import prepare
 from tfm_cli.corpus.sources import aligned_files
-from tfm_cli.corpus.store import CorpusStore, Segments
-from tfm_cli.corpus.store_files import open_store
+from tfm_cli.corpus.store import CorpusStore, Segments, open_store
 from tfm_cli.errors import DataError
 from tfm_cli.tokenizer.pair import TokenizerPair
 
@@ -156,7 +156,7 @@ def test_metadata_that_is_nested_or_large_is_refused(
         open_store(directory, ())
 
     (directory / "store.json").write_bytes(whole)
-    monkeypatch.setattr(store_files, "_MAX_METADATA_BYTES", len(whole) - 1)
+    monkeypatch.setattr(store_module, "_MAX_METADATA_BYTES", len(whole) - 1)
     with pytest.raises(DataError, match="bytes, expected at most"):
         open_store(directory, ())
 
@@ -236,8 +236,8 @@ def test_types_are_the_narrowest_that_fit() -> None:
 def test_repeated_pairs_are_dropped(
     workers: int, bytes_pair: TokenizerPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "MAX_BLOCK_LINES", 60)
-    monkeypatch.setattr(store_files, "_PAIRS_AT_A_TIME", 17)
+    monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 60)
+    monkeypatch.setattr(store_module, "_COPIED_PAIRS", 17)
     lines = hostile_lines(1, 40)
     sources = [(lines + lines[::-1] + lines)[i] for i in range(120)]
     targets = [(lines * 2 + lines[::-1])[i] for i in range(120)]
