@@ -15,7 +15,7 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.interop.ctranslate2 import FILES, QUANTIZATIONS, num_positions, write_ctranslate2
-from tfm_cli.interop.verification.comparison import verify_quantized_ctranslate2
+from tfm_cli.interop.verification import verify_quantized_ctranslate2
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary

@@ -22,7 +22,7 @@ Save = Callable[[TrainedModel], Path]
 @pytest.fixture(autouse=True)
 def _few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep verification fast."""
-    monkeypatch.setattr("tfm_cli.interop.verification.probe.NUM_LINES", 6)
+    monkeypatch.setattr("tfm_cli.interop.verification.NUM_PROBE_LINES", 6)
 
 
 @pytest.fixture
@@ -318,9 +318,7 @@ def test_missing_ctranslate2_is_reported_first(
 def test_without_transformers_the_export_is_written_with_a_warning(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
-    monkeypatch.setattr(
-        "tfm_cli.interop.verification.comparison.is_installed", lambda package: False
-    )
+    monkeypatch.setattr("tfm_cli.interop.verification.is_installed", lambda package: False)
 
     export_model(save(random_model()), tmp_path / "out", to="hf")
 

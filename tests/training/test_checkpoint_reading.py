@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.model.tensor_file import write_tensors
+from tfm_cli.model_directory.weights import write_tensors
 from tfm_cli.training import checkpoint
 from tfm_cli.training.checkpoint import Checkpoint, check_fits, read
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer

@@ -38,14 +38,14 @@ from tfm_cli.interop import ctranslate2
 from tfm_cli.interop.ctranslate2 import QUANTIZATIONS, write_ctranslate2
 from tfm_cli.interop.hugging_face import writing as hugging_face
 from tfm_cli.interop.hugging_face.writing import write_hugging_face
-from tfm_cli.interop.verification.comparison import (
+from tfm_cli.interop.runtimes import is_installed
+from tfm_cli.interop.verification import (
     QuantizationLoss,
+    probe_lines,
     verify_ctranslate2,
     verify_hugging_face,
     verify_quantized_ctranslate2,
 )
-from tfm_cli.interop.verification.probe import probe_lines
-from tfm_cli.interop.verification.runtimes import is_installed
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weight_shapes import SCALES, int8_shapes, weight_shapes
 from tfm_cli.model_directory.weights import (
@@ -68,7 +68,6 @@ _FILES = {
     "ctranslate2": ctranslate2.FILES,
     "tfm": (CONFIG_FILE, WEIGHTS_FILE, SHORTLIST_FILE, *TOKENIZER_FILES),
 }
-_SEED = 1
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -114,7 +113,7 @@ def export_model(
         hugging_face.refuse_inexpressible(model)
     elif to == "ctranslate2":
         ctranslate2.refuse_inexpressible(model)
-    lines = probe_lines(model, probe, seed=_SEED)
+    lines = probe_lines(model, probe)
     with (
         useless_weights_refused(str(model_dir)),
         atomic_directory(output, may_replace=partial(may_replace, to=to)) as temporary,

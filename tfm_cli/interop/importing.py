@@ -48,7 +48,7 @@ from tfm_cli.interop.source_files import (
     source_file,
 )
 from tfm_cli.interop.tensors import ImportedModel
-from tfm_cli.interop.verification.import_check import verify_import
+from tfm_cli.interop.verification import verify_import
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
 from tfm_cli.text.markdown import code, plain

@@ -6,9 +6,10 @@ whose files are mixed, torn or modified is refused, with the name of the file.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,8 +17,7 @@ from torch import Tensor
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import WEIGHTS_FILE
-from tfm_cli.files.safetensors_file import SafetensorsFile, values_sha256
-from tfm_cli.model.tensor_file import write_tensors
+from tfm_cli.files.safetensors_file import Array, SafetensorsFile, values_sha256, write_arrays
 from tfm_cli.model.transformer import Transformer, TransformerShape
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
@@ -39,6 +39,12 @@ from tfm_cli.model_directory.weight_shapes import (
     weight_shapes,
 )
 from tfm_cli.tokenizer.pair import TokenizerPair
+
+_SAFETENSORS_TYPES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,32 @@ def save_weights(
     }
     with atomic_file(directory / WEIGHTS_FILE, follow=False) as stream:
         write_tensors(stream, tensors, {METADATA_KEY: json.dumps(metadata)})
+
+
+def write_tensors(
+    stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write tensors to a stream and return the SHA-256 of the file.
+
+    The bytes are those that the safetensors library writes.
+
+    Args:
+        stream: positioned at its start.
+        tensors: by name, contiguous and in CPU memory.
+        metadata: strings that are stored with the tensors.
+    """
+    arrays = {
+        name: Array(_SAFETENSORS_TYPES[tensor.dtype], tuple(tensor.shape), _bytes(tensor))
+        for name, tensor in tensors.items()
+    }
+    return write_arrays(stream, arrays, metadata)
+
+
+def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+    flat = tensor.detach().reshape(-1)
+    if flat.stride(0) != 1:  # a single number counts as contiguous with any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    yield flat.view(torch.uint8).numpy().data
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -35,13 +35,12 @@ from tfm_cli.files.layout import (
 from tfm_cli.files.ownership import is_checkpoint, is_checkpoint_name
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json_object, read_regular
-from tfm_cli.model.tensor_file import write_tensors
 from tfm_cli.model_directory.weight_shapes import (
     listed,
     non_finite_weights_error,
     shape_differences,
 )
-from tfm_cli.model_directory.weights import non_finite_tensors
+from tfm_cli.model_directory.weights import non_finite_tensors, write_tensors
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.data_parallel import copy_from_rank_0, full_tensor
 from tfm_cli.training.optimizer import MovingAverage

@@ -20,7 +20,7 @@ from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.marian.reading import read_marian
 from tfm_cli.interop.tensors import ImportedModel
-from tfm_cli.interop.verification.comparison import compare
+from tfm_cli.interop.verification import compare
 from tfm_cli.model.positions import marian_sinusoids
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import build_transformer
@@ -125,7 +125,7 @@ def test_ctranslate2_converts_it_to_the_same_model(tmp_path: Path, kind: str) ->
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     from ctranslate2.converters import OpusMTConverter
 
-    from tfm_cli.interop.verification.runtimes import CTranslate2Runtime
+    from tfm_cli.interop.runtimes import CTranslate2Runtime
     from tfm_cli.model_directory.weights import TrainedModel
 
     theirs, pair = marian_model(kind)

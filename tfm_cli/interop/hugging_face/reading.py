@@ -16,8 +16,7 @@ from torch import Tensor
 from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.files.safetensors_file import SafetensorsFile
-from tfm_cli.interop.hugging_face.config_reader import CONFIG, GENERATION
-from tfm_cli.interop.hugging_face.options import Options, read_options
+from tfm_cli.interop.hugging_face.options import CONFIG, GENERATION, Options, read_options
 from tfm_cli.interop.hugging_face.vocabulary import read_tokenizers
 from tfm_cli.interop.hugging_face.writing import from_halves
 from tfm_cli.interop.source_files import first_line, has_file, read_json, source_file

@@ -1,20 +1,25 @@
-"""Comparison of a model's results in tfm and in another program, on sentences."""
+"""Comparison of a model's results in tfm and in another program, on the lines of a probe."""
 
 # B segments, S source tokens, T target tokens with </s>, V vocabulary
 
+import codecs
+import dataclasses
 import logging
 import math
 import random
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tfm_cli.corpus.batch import pad_source
+from tfm_cli.corpus.sources import sample_path
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.interface import (
     DecodingOptions,
@@ -22,10 +27,11 @@ from tfm_cli.decoding.interface import (
     TargetVocabulary,
     refuse_non_finite,
 )
-from tfm_cli.errors import ModelError
+from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.interop.ctranslate2 import num_positions
-from tfm_cli.interop.source_files import first_line
-from tfm_cli.interop.verification.runtimes import (
+from tfm_cli.interop.marian.files import NpzFile
+from tfm_cli.interop.marian.reading import MODEL, source_names
+from tfm_cli.interop.runtimes import (
     CTranslate2Runtime,
     HuggingFaceRuntime,
     Ids,
@@ -33,7 +39,10 @@ from tfm_cli.interop.verification.runtimes import (
     is_installed,
     padded_batch,
 )
-from tfm_cli.model_directory.weights import TrainedModel
+from tfm_cli.interop.source_files import first_line
+from tfm_cli.model_directory.weights import TrainedModel, build_transformer
+from tfm_cli.text.reader import held_in_memory, open_lines
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +54,15 @@ _BATCH = 16
 _MAX_TOKENS = 100  # of a source or a translation: enough to show a difference
 _MAX_RANDOM_TARGET = 16  # tokens
 _MARIAN_TAG = re.compile(r">>.+<<")  # the language tags of MarianTokenizer
+_MAX_CONVERTED_TOKENS = 200  # CTranslate2's conversion of an `.npz` has positions for 2,048
+
+NUM_PROBE_LINES = 24
+_SAMPLES = ("test.en", "test.fr")
+# Above these limits, a tokenizer is considered unsuitable for a language.
+_MAX_UNKNOWN = 0.02  # of the tokens
+_MAX_TOKENS_PER_CHARACTER = 0.6
+_MAX_RANDOM_LINE = 20  # tokens
+_SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +180,10 @@ def verify_quantized_ctranslate2(
     runtime = CTranslate2Runtime(
         directory, model.tokenizers, max_tokens=num_positions(model) - 2, compute_type="default"
     )
-    ours = OurModel(model, bans_before_softmax=runtime.bans_before_softmax)
+    ours = TfmRuntime(model, bans_before_softmax=runtime.bans_before_softmax)
     sources = _sources(model.tokenizers.source, runtime, lines)
     limit = _limit(sources, runtime)
-    rng = random.Random(1)
+    rng = random.Random(_SEED)
     differences: list[Tensor] = []
     unchanged = 0
     for start in range(0, len(sources), _BATCH):
@@ -196,11 +214,11 @@ def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Veri
     """
     lines = [line for line in lines if line.strip()]
     source, target = model.tokenizers.source, model.tokenizers.target
-    ours = OurModel(model, bans_before_softmax=runtime.bans_before_softmax)
+    ours = TfmRuntime(model, bans_before_softmax=runtime.bans_before_softmax)
     left_out = _compare_source_ids(source, runtime, lines)
     sources = _sources(source, runtime, lines)
     limit = _limit(sources, runtime)
-    rng = random.Random(1)
+    rng = random.Random(_SEED)
     difference, near_ties, unfinished = 0.0, 0, 0
     for start in range(0, len(sources), _BATCH):
         batch = sources[start : start + _BATCH]
@@ -228,7 +246,7 @@ def compare(model: TrainedModel, runtime: Runtime, lines: Sequence[str]) -> Veri
     )
 
 
-class OurModel:
+class TfmRuntime:
     """A model in tfm on the CPU, with the search rules that other programs share.
 
     Args:
@@ -284,7 +302,7 @@ class OurModel:
         return float(logits.log_softmax(dim=1).gather(1, tokens[:, None]).mean())
 
 
-def _gap(model: OurModel, source: Ids, ours: Hypothesis, theirs: Ids, *, beam_size: int) -> float:
+def _gap(model: TfmRuntime, source: Ids, ours: Hypothesis, theirs: Ids, *, beam_size: int) -> float:
     """Return the margin by which tfm's model prefers its own translation, in logits or scores."""
     if beam_size > 1:
         return ours.score - model.score(source, theirs)
@@ -377,3 +395,181 @@ def _mismatch(runtime: Runtime, position: str, reason: str) -> ModelError:
         f"{runtime.name} does not compute what tfm computes: {position}: {reason}",
         hint="please report it together with the model's `config.json`; nothing was written",
     )
+
+
+# The probe: the text on which models are compared
+
+
+def probe_lines(model: TrainedModel, probe_file: Path | None) -> list[str]:
+    """Return lines to compare a model on, none of them blank.
+
+    Without a file, they are sentences of the sample corpus if the tokenizer suits one of its
+    languages, otherwise random tokens of the source vocabulary. If the model has language tags, a
+    line without one gets one.
+
+    Args:
+        model: the model to compare.
+        probe_file: text in the source language, plain or compressed.
+
+    Raises:
+        DataError: the file cannot be read, or all its lines are blank.
+    """
+    tokenizer = model.tokenizers.source
+    if probe_file is None:
+        lines = _sample(tokenizer) or _random_lines(tokenizer, random.Random(_SEED))
+    else:
+        with open_lines(probe_file) as reader:
+            lines = held_in_memory((line for line in reader if line.strip()), reader.name)
+        if not lines:
+            raise DataError(f"{probe_file}: has no line to verify the model with")
+    tags = tokenizer.language_tags
+    if not tags:
+        return lines
+    return [
+        line if line.startswith(tags) else f"{tags[index % len(tags)]} {line}"
+        for index, line in enumerate(lines)
+    ]
+
+
+def _sample(tokenizer: Tokenizer) -> list[str]:
+    """Return sentences in the language that the tokenizer suits best; none if it suits none."""
+    best: tuple[float, list[str]] = (_MAX_TOKENS_PER_CHARACTER, [])
+    for name in _SAMPLES:
+        try:
+            with open_lines(sample_path(name)) as reader:
+                lines = list(islice((line for line in reader if line.strip()), NUM_PROBE_LINES))
+        except ResourceError:  # the sample corpus is not installed
+            continue
+        ids = [index for row in tokenizer.encode(lines) for index in row]
+        density = len(ids) / sum(map(len, lines))
+        if ids.count(tokenizer.unk_id) <= _MAX_UNKNOWN * len(ids) and density < best[0]:
+            best = density, lines
+    return best[1]
+
+
+def _random_lines(tokenizer: Tokenizer, rng: random.Random) -> list[str]:
+    special = {tokenizer.eos_id, tokenizer.unk_id, tokenizer.start_id, *tokenizer.banned_ids}
+    special |= set(tokenizer.piece_ids(tokenizer.language_tags))
+    # A joint vocabulary has pieces that the SentencePiece model of the source never produces.
+    own = {piece for piece, _ in tokenizer.scored_pieces}
+    usable = [i for i, piece in enumerate(tokenizer.pieces) if i not in special and piece in own]
+    rows = [rng.choices(usable, k=rng.randint(1, _MAX_RANDOM_LINE)) for _ in range(NUM_PROBE_LINES)]
+    return [line for line in tokenizer.decode(rows) if line.strip()] or ["?"]
+
+
+# Imported models, compared with the originals that other programs run
+
+
+def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: Path | None) -> str:
+    """Compare a model with its original, and return the result in words.
+
+    A Hugging Face model is run by `transformers`. Only Marian itself runs an `.npz`, which is
+    therefore compared with its conversion by CTranslate2. That conversion always has positions in
+    halves, so our weights are compared under those.
+
+    Args:
+        model: the imported model, read back.
+        directory: the original.
+        is_npz: True for Marian's own format.
+        probe: text in the source language; by default it is generated.
+
+    Raises:
+        ModelError: the two models differ.
+    """
+    lines = probe_lines(model, probe)
+    if is_npz:
+        return _verify_npz(model, directory, lines)
+    with tempfile.TemporaryDirectory(prefix="tfm-") as temporary:
+        result = verify_hugging_face(model, _without_bom(directory, Path(temporary)), lines)
+    if result is None:
+        return "not verified: transformers is not installed, or cannot be used"
+    logger.log(logging.WARNING if result.is_empty else logging.INFO, "%s", result)
+    return str(result)
+
+
+def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> str:
+    if not is_installed("ctranslate2"):
+        message = "not verified: ctranslate2 is not installed"
+        logger.warning("%s", message)
+        return message
+    import yaml
+    from ctranslate2.converters import MarianConverter
+
+    names = source_names(directory)
+    twin = _as_converted(model)
+    with tempfile.TemporaryDirectory(prefix="tfm-") as temporary:
+        try:
+            weights = _readable_weights(directory / names.weights, Path(temporary))
+            home = _without_bom(directory, Path(temporary), names.vocabularies)
+            vocabularies = [str(home / name) for name in dict.fromkeys(names.vocabularies)]
+            converter = MarianConverter(str(weights), vocabularies)
+            converted = Path(converter.convert(f"{temporary}/model"))
+        except (KeyError, ValueError, RuntimeError, NotImplementedError, yaml.YAMLError) as error:
+            message = f"not verified: CTranslate2 cannot read it: {error}"
+            logger.warning("%s", message)
+            return message
+        runtime = CTranslate2Runtime(converted, twin.tokenizers, max_tokens=_MAX_CONVERTED_TOKENS)
+        result = compare(twin, runtime, lines)
+    message = str(result)
+    if model.config.model.positions == "sinusoidal_marian":
+        message += " (with CTranslate2's positions)"
+    logger.log(logging.WARNING if result.is_empty else logging.INFO, "%s", message)
+    return message
+
+
+def _readable_weights(path: Path, temporary: Path) -> Path:
+    """Return the path of an archive, or of a copy that CTranslate2 can read.
+
+    CTranslate2 strips only one of the zeros that pad the options, of which newer versions of
+    Marian write many, and it assumes that numbers have the byte order of this machine.
+    """
+    with NpzFile(path) as stored:
+        content = stored.content(MODEL)
+        plain = content.rstrip(b"\0") + b"\0"
+        if plain == content and stored.is_native:
+            return path
+        stored.copy_with(temporary / "model.npz", MODEL, plain)
+    return temporary / "model.npz"
+
+
+def _without_bom(directory: Path, temporary: Path, names: Collection[str] = ()) -> Path:
+    """Return a directory whose text files lack byte order marks, which others read as text.
+
+    It is the directory itself, or a new one with links to its files and copies without the mark.
+
+    Args:
+        directory: only its regular files are considered.
+        temporary: parent of a new directory.
+        names: of the text files; by default all JSON files.
+    """
+    files = [path for path in directory.iterdir() if path.is_file()]
+    marked = []
+    for path in files:
+        if path.name in names or (not names and path.suffix == ".json"):
+            with path.open("rb") as stream:
+                if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                    marked.append(path)
+    if not marked:
+        return directory
+    home = temporary / "text"
+    home.mkdir()
+    for path in files:
+        if path in marked:
+            (home / path.name).write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        else:
+            (home / path.name).symlink_to(path.resolve())
+    return home
+
+
+def _as_converted(model: TrainedModel) -> TrainedModel:
+    """Return the model as CTranslate2 converts it: positions in halves, and <unk> not banned."""
+    shape = dataclasses.replace(model.config.model, positions="sinusoidal_halves")
+    twin = build_transformer(shape, model.tokenizers.vocab_sizes)
+    twin.load_state_dict(model.transformer.state_dict())
+    sides = []
+    for side in (model.tokenizers.source, model.tokenizers.target):
+        assert side.vocabulary is not None, "every Marian model has one"
+        vocabulary = dataclasses.replace(side.vocabulary, banned=(side.vocabulary.start,))
+        sides.append(Tokenizer(side.model_bytes, vocabulary))
+    config = dataclasses.replace(model.config, model=shape)
+    return TrainedModel(config, TokenizerPair(sides[0], sides[1]), twin.eval())

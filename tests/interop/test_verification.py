@@ -15,18 +15,18 @@ from tests.interop.others import QUIET
 from tests.interop.random_models import TAG, lines, random_model
 from tests.translation.spelling_models import spelling_tokenizer, spelling_transformer
 from tfm_cli.errors import ModelError
+from tfm_cli.interop import verification
 from tfm_cli.interop.ctranslate2 import write_ctranslate2
 from tfm_cli.interop.hugging_face.writing import write_hugging_face
-from tfm_cli.interop.verification import comparison
-from tfm_cli.interop.verification.comparison import (
-    OurModel,
+from tfm_cli.interop.runtimes import Ids
+from tfm_cli.interop.verification import (
+    TfmRuntime,
     Verification,
     compare,
+    probe_lines,
     verify_ctranslate2,
     verify_hugging_face,
 )
-from tfm_cli.interop.verification.probe import probe_lines
-from tfm_cli.interop.verification.runtimes import Ids
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.pair import TokenizerPair
 
@@ -41,7 +41,7 @@ class Mirror:
 
     def __init__(self, model: TrainedModel, *, bans_before_softmax: bool = False) -> None:
         self.bans_before_softmax = bans_before_softmax
-        self.model = OurModel(model, bans_before_softmax=bans_before_softmax)
+        self.model = TfmRuntime(model, bans_before_softmax=bans_before_softmax)
         self.tokenizer = model.tokenizers.source
         self.limits: list[int] = []
         self.alter_ids: Callable[[list[Ids]], list[Ids]] = lambda rows: rows
@@ -213,7 +213,7 @@ def test_translations_that_score_the_same_are_near_ties() -> None:
 
 
 def translated(model: TrainedModel) -> list[Ids]:
-    ours = OurModel(model, bans_before_softmax=False)
+    ours = TfmRuntime(model, bans_before_softmax=False)
     sources = [tuple(ids) for ids in model.tokenizers.source.encode(lines(20))]
     with torch.no_grad():
         return [found[0].ids for found in ours.search(sources, beam_size=1, limit=20)]
@@ -259,7 +259,7 @@ def test_export_to_hugging_face_is_verified_and_a_changed_one_refused(tmp_path: 
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
     model = random_model(tokenizers="shared", activation="swish", output_bias=True)
     write_hugging_face(tmp_path, model)
-    text = probe_lines(model, None, seed=1)
+    text = probe_lines(model, None)
 
     verified = verify_hugging_face(model, tmp_path, text)
 
@@ -298,7 +298,7 @@ def test_export_to_ctranslate2_is_verified_and_a_changed_one_refused(tmp_path: P
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     model = random_model(norm="pre", positions="rotary", activation="swiglu")
     write_ctranslate2(tmp_path, model, quantization=None)
-    text = probe_lines(model, None, seed=1)
+    text = probe_lines(model, None)
 
     verified = verify_ctranslate2(model, tmp_path, text)
 
@@ -322,8 +322,8 @@ def test_unusable_installation_is_reported(
     def refuse(*arguments: object) -> None:
         raise ImportError("huggingface-hub>=9 is required\nand more")
 
-    monkeypatch.setattr(comparison, "is_installed", lambda package: True)
-    monkeypatch.setattr(comparison, "HuggingFaceRuntime", refuse)
+    monkeypatch.setattr(verification, "is_installed", lambda package: True)
+    monkeypatch.setattr(verification, "HuggingFaceRuntime", refuse)
 
     assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
 
@@ -339,7 +339,7 @@ def test_search_may_write_bytes_that_are_not_text() -> None:
     )
     sources = [tuple(ids) for ids in tokenizer.encode(["one two", "three four five"])]
 
-    found = OurModel(model, bans_before_softmax=False).search(sources, beam_size=1, limit=20)
+    found = TfmRuntime(model, bans_before_softmax=False).search(sources, beam_size=1, limit=20)
 
     texts = tokenizer.decode([list(hypotheses[0].ids) for hypotheses in found])
     assert any("\ufffd" in text for text in texts)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tfm_cli.model.tensor_file import write_tensors
+from tfm_cli.model_directory.weights import write_tensors
 
 _TYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,

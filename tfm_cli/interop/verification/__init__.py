@@ -1,1 +1,0 @@
-"""Comparison of a model in tfm with the same model in another toolkit."""
