@@ -69,8 +69,8 @@ BOMB = "a: &a [x, x]\n" + "".join(
     for old, new in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
 )
 MARIAN: dict[str, tuple[Damage, str]] = {
-    "truncated": (cut("model.npz", 3000), "is torn or not an `.npz` archive"),
-    "empty": (cut("model.npz", 0), "is torn or not an `.npz` archive"),
+    "truncated": (cut("model.npz", 3000), "is damaged or not an `.npz` archive"),
+    "empty": (cut("model.npz", 0), "is damaged or not an `.npz` archive"),
     "objects": (
         npz_with("evil", array_bytes(np.array([{}], dtype=object))), "`evil` is a pickle of objects"
     ),
@@ -79,7 +79,7 @@ MARIAN: dict[str, tuple[Damage, str]] = {
         npz_with("evil", array_bytes(np.ones(2, dtype=np.longdouble))),
         f"`evil` has type {np.dtype(np.longdouble)}, expected float16, float32 or float64",
     ),
-    "no array": (npz_with("evil", b"what"), "`evil` is torn or not an array"),
+    "no array": (npz_with("evil", b"what"), "`evil` is damaged or not an array"),
     "huge shape": (
         npz_with("evil", header_of("(1099511627776, 16)")), "for its shape (1099511627776, 16)"
     ),
@@ -89,12 +89,12 @@ MARIAN: dict[str, tuple[Damage, str]] = {
         "`evil` unpacks from",
     ),
     **{
-        f"header of {kind}": (npz_with("evil", header(text)), "`evil` is torn or not an array")
+        f"header of {kind}": (npz_with("evil", header(text)), "`evil` is damaged or not an array")
         for kind, text in HEADERS.items()
     },
-    "header cut off": (npz_with("evil", b"\x93NUMPY\x01\x00\x09"), "is torn or not an array"),
+    "header cut off": (npz_with("evil", b"\x93NUMPY\x01\x00\x09"), "is damaged or not an array"),
     "header of a gigabyte": (
-        npz_with("evil", b"\x93NUMPY\x02\x00\x00\x00\x00\x40"), "`evil` is torn or not an array"
+        npz_with("evil", b"\x93NUMPY\x02\x00\x00\x00\x00\x40"), "`evil` is damaged or not an array"
     ),
     "twice": (npz_with("Wemb", array_bytes(np.ones(1))), "has `Wemb` twice"),
     "unknown": (npz_with("evil", array_bytes(np.ones(3, dtype=np.float32))), "evil: unknown"),

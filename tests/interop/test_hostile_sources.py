@@ -56,15 +56,15 @@ def swapped_ids(table: dict[str, object]) -> None:
 
 
 HUGGING_FACE: dict[str, tuple[Damage, str]] = {
-    "truncated": (cut("model.safetensors", 5000), "is torn or not a safetensors file"),
-    "empty": (cut("model.safetensors", 0), "is torn or not a safetensors file"),
+    "truncated": (cut("model.safetensors", 5000), "is damaged or not a safetensors file"),
+    "empty": (cut("model.safetensors", 0), "is damaged or not a safetensors file"),
     "no weights": (lambda s: (s / "model.safetensors").unlink(), "has no weights"),
     "pickle by another name": (
         written("model.safetensors", pickle.dumps({"a": 1}, protocol=4) * 20),
-        "is torn or not a safetensors file",
+        "is damaged or not a safetensors file",
     ),
     "huge header": (safetensors_of_header(100 << 20), "its header has 104857600 bytes, expected"),
-    "header of nothing": (safetensors_of_header(1000), "is torn or not a safetensors file"),
+    "header of nothing": (safetensors_of_header(1000), "is damaged or not a safetensors file"),
     "other width": (
         lambda s: changed_json(s / "config.json", d_model=32), ", 16), expected ("
     ),
@@ -88,10 +88,10 @@ HUGGING_FACE: dict[str, tuple[Damage, str]] = {
     "text for an id": (with_vocabulary(lambda t: t.update({"<unk>": "1"})), "`1` for an id"),
     "list for a vocabulary": (written("vocab.json", b"[1]"), "is not a JSON object"),
     "piece twice": (written("vocab.json", b'{"a": 0, "a": 1}'), "`a` occurs twice"),
-    "deep nesting": (written("config.json", b"[" * 100_000), "is torn or not JSON"),
-    "no UTF-8": (written("config.json", b'{"\xff": 1}'), "is torn or not JSON"),
+    "deep nesting": (written("config.json", b"[" * 100_000), "is damaged or not JSON"),
+    "no UTF-8": (written("config.json", b'{"\xff": 1}'), "is damaged or not JSON"),
     "no tokenizer": (lambda s: (s / "source.spm").unlink(), "source.spm: is missing"),
-    "torn tokenizer": (cut("target.spm", 100), "is not a SentencePiece model"),
+    "damaged tokenizer": (cut("target.spm", 100), "is not a SentencePiece model"),
     "directory": (replaced("vocab.json", Path.mkdir), "vocab.json: is not a regular file"),
     "pipe": (replaced("vocab.json", os.mkfifo), "vocab.json: is not a regular file"),
     "pipe for weights": (replaced("model.safetensors", os.mkfifo), "is not a regular file"),
@@ -125,7 +125,7 @@ def test_code_in_a_pickle_is_not_run(hugging_face: Path, tmp_path: Path, run_tfm
     (source / "model.safetensors").unlink()
     torch.save({"a": Program(tmp_path / "made")}, source / "pytorch_model.bin")
 
-    refused(run_tfm, source, "is torn, or holds more than tensors", flags=("--allow-pickle",))
+    refused(run_tfm, source, "is damaged, or holds more than tensors", flags=("--allow-pickle",))
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_damaged_model_in_int8_is_refused(exported: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="the weights are not those that were saved"):
         NativeModel.load(directory, precision="int8")
     path.write_bytes(whole[:-1])
-    with pytest.raises(ModelError, match="is torn or not a safetensors file"):
+    with pytest.raises(ModelError, match="is damaged or not a safetensors file"):
         NativeModel.load(directory, precision="int8")
 
 

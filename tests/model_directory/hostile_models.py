@@ -69,7 +69,9 @@ Made = dict[str, tuple[Callable[[Path], object], str]]
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 HEADERS: Made = {
-    "a pickle": (lambda p: p.write_bytes(pickle.dumps(_Program())), "is torn or not a safetensors"),
+    "a pickle": (
+        lambda p: p.write_bytes(pickle.dumps(_Program())), "is damaged or not a safetensors"
+    ),
     "a long pickle": (
         lambda p: p.write_bytes(pickle.dumps([_Program()] * 9000, protocol=0)), "its header has"
     ),
@@ -121,8 +123,10 @@ CONFIGS: Made = {
     "a path for a tokenizer": (
         _config(tokenizer_files={"../../etc/passwd": "0"}), "are not tokenizer files: "
     ),
-    "no UTF-8": (lambda p: p.write_bytes(b'{"\xff": 1}'), "is torn or not a model config"),
-    "binary": (lambda p: p.write_bytes(bytes(range(256)) * 100), "is torn or not a model config"),
+    "no UTF-8": (lambda p: p.write_bytes(b'{"\xff": 1}'), "is damaged or not a model config"),
+    "binary": (
+        lambda p: p.write_bytes(bytes(range(256)) * 100), "is damaged or not a model config"
+    ),
 }  # fmt: skip
 PLACES: Made = {
     "a pipe": (os.mkfifo, "is not a regular file"),

@@ -207,13 +207,16 @@ def test_missing_directory_and_missing_file_are_distinguished(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is torn or not a model config: Expecting value"),
-        (b'{"format_version": 1,', "is torn or not a model config"),
-        (b"\xff", "is torn or not a model config: 'utf-8'"),
-        (b'{"format_version": NaN}', "is torn or not a model config: NaN is not a finite number"),
-        (b'{"a": 1, "a": 2}', "is torn or not a model config: the name `a` occurs twice"),
-        (b"[" * 100_000, "is torn or not a model config"),
-        (b"[]", "is torn or not a model config: it is not a JSON object"),
+        (b"", "is damaged or not a model config: Expecting value"),
+        (b'{"format_version": 1,', "is damaged or not a model config"),
+        (b"\xff", "is damaged or not a model config: 'utf-8'"),
+        (
+            b'{"format_version": NaN}',
+            "is damaged or not a model config: NaN is not a finite number",
+        ),
+        (b'{"a": 1, "a": 2}', "is damaged or not a model config: the name `a` occurs twice"),
+        (b"[" * 100_000, "is damaged or not a model config"),
+        (b"[]", "is damaged or not a model config: it is not a JSON object"),
         (
             b'{"format_version": 1e400}',
             "model config: 1e400 is not a finite number",
@@ -314,13 +317,13 @@ def test_irregular_file_is_refused(name: str, saved: Path) -> None:
 
 def test_identity_of_weights_depends_on_their_content(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden"
-    copy, torn = tmp_path / "copy", tmp_path / "torn"
-    for directory in (copy, torn):
+    copy, damaged = tmp_path / "copy", tmp_path / "damaged"
+    for directory in (copy, damaged):
         directory.mkdir()
     (copy / WEIGHTS_FILE).write_bytes((golden / "model_v1" / WEIGHTS_FILE).read_bytes())
-    (torn / WEIGHTS_FILE).write_bytes(b"torn")
+    (damaged / WEIGHTS_FILE).write_bytes(b"damaged")
 
-    places = (golden / "model_v1", golden / "model_v2", copy, torn)
+    places = (golden / "model_v1", golden / "model_v2", copy, damaged)
     first, second, same, none = (weights_identity(place) for place in places)
 
     assert first == same

@@ -97,9 +97,11 @@ def test_truncated_weights_are_refused(keep: int, model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
 
-    with pytest.raises(ModelError, match=r"model\.safetensors: is torn or not a safetensors file"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: is damaged or not a safetensors file"
+    ):
         weights_facts(model)
-    assert refusal(model).startswith("model.safetensors: is torn or not a safetensors file")
+    assert refusal(model).startswith("model.safetensors: is damaged or not a safetensors file")
 
 
 def test_every_flipped_byte_is_refused_or_has_no_effect(model: Path) -> None:
@@ -244,7 +246,7 @@ def test_weights_of_another_program_are_refused(model: Path) -> None:
 def test_pickled_weights_are_refused(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"\x80\x05\x95\x0b\x00\x00\x00\x00\x00\x00\x00.")
 
-    assert refusal(model).startswith("model.safetensors: is torn or not a safetensors file")
+    assert refusal(model).startswith("model.safetensors: is damaged or not a safetensors file")
 
 
 def test_finite_weights_with_an_infinite_sum_are_loaded(model: Path) -> None:

@@ -163,7 +163,7 @@ def test_cut_weights_are_refused_as_by_pytorch(
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
 
-    assert refusal(directory, library).startswith("model.safetensors: is torn")
+    assert refusal(directory, library).startswith("model.safetensors: is damaged")
 
 
 def test_changed_weights_are_refused_as_by_pytorch(directory: Path, library: Library) -> None:
@@ -227,7 +227,7 @@ def test_file_that_is_shortened_while_it_is_read_is_refused(
 
     monkeypatch.setattr(SafetensorsFile, "read_tensor", cutting)
 
-    with pytest.raises(ModelError, match="is torn or not a safetensors file: it ends after"):
+    with pytest.raises(ModelError, match="is damaged or not a safetensors file: it ends after"):
         NativeModel.load(directory, library=library)
 
 

@@ -145,7 +145,7 @@ def test_error_names_all_changed_settings(output: Path) -> None:
 def test_torn_config_is_refused(output: Path) -> None:
     (output / "config.json").write_bytes(b"{")
 
-    with pytest.raises(ModelError, match=r"config\.json: is torn"):
+    with pytest.raises(ModelError, match=r"config\.json: is damaged"):
         can_resume(CONFIG, output, overwrite=False)
 
 

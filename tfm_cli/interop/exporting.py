@@ -97,7 +97,7 @@ def export_model(
         ConfigError: the model has features that the other toolkit lacks, all of which are listed;
             or `output` holds something that must not be replaced.
         DataError: `probe` cannot be read.
-        ModelError: the model is torn, or the result does not compute the same; `output` is
+        ModelError: the model is damaged, or the result does not compute the same; `output` is
             unchanged.
         ResourceError: CTranslate2 or the native CPU engine is needed and not installed, or the
             disk is full.

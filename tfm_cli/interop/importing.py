@@ -129,7 +129,7 @@ def kind_of(directory: Path) -> str:
 
     Raises:
         DataError: it is neither; the message names its kind if it is known.
-        ModelError: its `config.json` is torn.
+        ModelError: its `config.json` is damaged.
     """
     if has_file(directory, CONFIG_FILE):
         config = read_json(directory, CONFIG_FILE)

@@ -95,14 +95,14 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     """Return the object in a JSON file, with or without a byte order mark.
 
     Raises:
-        ModelError: as `read_source`, or it is torn, not a JSON object, or repeats a name.
+        ModelError: as `read_source`, or it is damaged, not a JSON object, or repeats a name.
     """
     path = directory / name
     content = read_source(directory, name, max_bytes=MAX_JSON_BYTES)
     try:
         return parse_json_object(content)
     except ValueError as error:
-        raise ModelError(f"{path}: is torn or not JSON: {error}") from error
+        raise ModelError(f"{path}: is damaged or not JSON: {error}") from error
 
 
 def quoted(value: object) -> str:

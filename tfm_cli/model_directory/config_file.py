@@ -223,7 +223,7 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
     """Load the tokenizers of a model directory.
 
     Raises:
-        ModelError: one is missing or torn, or its hash or size differs from `config.json`.
+        ModelError: one is missing or damaged, or its hash or size differs from `config.json`.
     """
     files = {}
     for name, expected in saved.tokenizer_files.items():
@@ -250,26 +250,26 @@ def check_weights_file(directory: Path) -> Path:
     """Check the header of the weights file without PyTorch, and return the file's path.
 
     Raises:
-        ModelError: the file is missing or torn.
+        ModelError: the file is missing or damaged.
     """
     path = model_file(directory, WEIGHTS_FILE)
     try:
         SafetensorsFile(path).close()
     except (OSError, ValueError) as error:
-        raise torn_weights_error(path, error) from error
+        raise damaged_weights_error(path, error) from error
     return path
 
 
-def torn_weights_error(path: Path, error: Exception) -> ModelError:
+def damaged_weights_error(path: Path, error: Exception) -> ModelError:
     """Return the error for a weights file that cannot be read."""
     hint = "copy it again, or go back to a checkpoint"
-    return ModelError(f"{path}: is torn or not a safetensors file: {error}", hint=hint)
+    return ModelError(f"{path}: is damaged or not a safetensors file: {error}", hint=hint)
 
 
 def weights_identity(directory: Path) -> str:
     """Return a hash of the weights file's metadata, which include a hash of the tensors.
 
-    A torn file has a hash as well; the damage is reported when the weights are loaded.
+    A damaged file has a hash as well; the damage is reported when the weights are loaded.
     """
     path, metadata = model_file(directory, WEIGHTS_FILE), None
     with contextlib.suppress(ValueError, OSError), SafetensorsFile(path) as file:
@@ -281,7 +281,7 @@ def load_named_tokenizers(path: Path) -> TokenizerPair:
     """Load the tokenizers of a `.model` file, a model, or a run that has no `config.json` yet.
 
     Raises:
-        ModelError: a file is missing or torn.
+        ModelError: a file is missing or damaged.
     """
     if not path.is_dir():
         return TokenizerPair.joint(Tokenizer.load(path))
@@ -326,4 +326,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return parse_json_object(content)
     except ValueError as error:
-        raise ModelError(f"{path}: is torn or not a model config: {error}") from error
+        raise ModelError(f"{path}: is damaged or not a model config: {error}") from error

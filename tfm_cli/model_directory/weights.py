@@ -1,7 +1,7 @@
 """Save and load the weights of a model directory, and load the model as a whole.
 
 The file names are fixed, and hashes tie settings, tokenizers and weights together: a directory
-whose files are mixed, torn or modified is refused, with the name of the file.
+whose files are mixed, damaged or modified is refused, with the name of the file.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from tfm_cli.files.safetensors_file import Array, SafetensorsFile, values_sha256
 from tfm_cli.model.transformer import Transformer, TransformerShape
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
+    damaged_weights_error,
     load_config,
     load_tokenizers,
     model_file,
     oldest_format,
-    torn_weights_error,
     without_format_4_defaults,
 )
 from tfm_cli.model_directory.weight_shapes import (
@@ -149,7 +149,7 @@ def load_model(directory: Path, device: torch.device) -> TrainedModel:
     """Load a model directory, in evaluation mode on a device.
 
     Raises:
-        ModelError: a file is missing, torn, of a newer format, or belongs to another model; the
+        ModelError: a file is missing, damaged, of a newer format, or belongs to another model; the
             message has its path.
     """
     saved = load_config(directory)
@@ -165,7 +165,7 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
     """Return the facts that a weights file records, or None if there is no weights file yet.
 
     Raises:
-        ModelError: the file is torn or records none.
+        ModelError: the file is damaged or records none.
     """
     if not (directory / WEIGHTS_FILE).exists():
         return None
@@ -174,7 +174,7 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
         with SafetensorsFile(path) as file:
             metadata = read_metadata(file)
     except (OSError, ValueError) as error:
-        raise torn_weights_error(path, error) from error
+        raise damaged_weights_error(path, error) from error
     update, scores = metadata.get("update"), metadata.get("scores")
     if (
         type(update) is not int
@@ -182,7 +182,7 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
         or not isinstance(scores, dict)
         or not all(map(_is_score, scores.values()))
     ):
-        raise torn_weights_error(path, ValueError("it has no valid update and scores"))
+        raise damaged_weights_error(path, ValueError("it has no valid update and scores"))
     return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
 
 
@@ -202,7 +202,7 @@ def _load_weights(directory: Path, saved: SavedConfig) -> dict[str, Tensor]:
             for name, shape in weight_shapes(saved.settings.model, saved.vocab_sizes).items()
         }
     except (OSError, ValueError) as error:
-        raise torn_weights_error(path, error) from error
+        raise damaged_weights_error(path, error) from error
     if file.sha256(contents) != metadata.get("weights_sha256"):
         raise changed_weights_error(path)
     if bad := non_finite_tensors(weights):

@@ -17,10 +17,10 @@ from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
+    damaged_weights_error,
     load_config,
     load_tokenizers,
     model_file,
-    torn_weights_error,
 )
 from tfm_cli.model_directory.weight_shapes import (
     SCALES,
@@ -95,7 +95,7 @@ class NativeModel:
             library: of the engine; None for the best one for this processor.
 
         Raises:
-            ModelError: a file is missing, torn, of a newer format, or does not match the others;
+            ModelError: a file is missing, damaged, of a newer format, or does not match the others;
                 the message gives the file, the actual and the expected value.
             ResourceError: there is no engine, or no memory for the weights.
         """
@@ -109,7 +109,7 @@ class NativeModel:
             with SafetensorsFile(path) as file:
                 model._read(path, file, saved)
         except (OSError, ValueError) as error:
-            raise torn_weights_error(path, error) from error
+            raise damaged_weights_error(path, error) from error
         except MemoryError as error:
             raise model._no_memory() from error
         model._finish()

@@ -162,7 +162,7 @@ def test_pieces_that_look_like_yaml_values_stay_strings(tmp_path: Path) -> None:
         ('"<unk>": 1\n', '"<unk>": &a 1\n', "has anchors or aliases"),
         ('"<unk>": 1\n', '"<unk>": !!int 1\n', "has the tag"),
         ('"<unk>": 1\n', '? [a]\n: 1\n', "has a name that is not a string"),
-        ('"<unk>": 1\n', '"<unk>: 1\n', "is torn or not YAML"),
+        ('"<unk>": 1\n', '"<unk>: 1\n', "is damaged or not YAML"),
     ],
 )  # fmt: skip
 def test_invalid_vocabulary_is_refused(directory: Path, old: str, new: str, message: str) -> None:

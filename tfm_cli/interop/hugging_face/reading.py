@@ -51,7 +51,7 @@ def read_hugging_face(directory: Path, *, allow_pickle: bool) -> ImportedModel:
         allow_pickle: read `pytorch_model.bin` if there is no `model.safetensors`.
 
     Raises:
-        ModelError: a file is torn or hostile, files are missing, or options or tensors are not
+        ModelError: a file is damaged or hostile, files are missing, or options or tensors are not
             supported; the message lists all problems.
     """
     config = read_json(directory, CONFIG)
@@ -206,7 +206,7 @@ def _opened(directory: Path) -> Iterator[_Stored]:
 
 @contextlib.contextmanager
 def _opened_safetensors(path: Path) -> Iterator[_Stored]:
-    message = f"{path}: is torn or not a safetensors file"
+    message = f"{path}: is damaged or not a safetensors file"
     try:
         SafetensorsFile(path).close()  # checks the header before safetensors maps the file
     except (OSError, ValueError) as error:
@@ -232,7 +232,7 @@ def _unpickled(path: Path) -> _Stored:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError,
             AttributeError, IndexError, OSError) as error:  # fmt: skip
         reason = first_line(error)
-        raise ModelError(f"{path}: is torn, or holds more than tensors: {reason}") from error
+        raise ModelError(f"{path}: is damaged, or holds more than tensors: {reason}") from error
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
         raise ModelError(f"{path}: is not a table of tensors")
     problems = [
@@ -249,7 +249,7 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{path}: is torn: {error}") from error
+        raise ModelError(f"{path}: is damaged: {error}") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ModelError(f"{path}: is compressed, which torch never does")
 

@@ -38,7 +38,7 @@ def read_tokenizers(directory: Path, options: Options, problems: list[str]) -> T
             special pieces.
 
     Raises:
-        ModelError: a file is torn, or is not a SentencePiece model.
+        ModelError: a file is damaged, or is not a SentencePiece model.
     """
     settings = read_json(directory, SETTINGS) if has_file(directory, SETTINGS) else {}
     special = read_json(directory, SPECIAL) if has_file(directory, SPECIAL) else {}
@@ -218,7 +218,7 @@ def _is_own(model: bytes, vocabulary: Vocabulary, *, decodes: bool) -> bool:
     """Return True if a vocabulary adds nothing to its SentencePiece model."""
     try:
         plain = Tokenizer(model)
-    except ModelError:  # it has no </s>, or is torn, which is reported elsewhere
+    except ModelError:  # it has no </s>, or is damaged, which is reported elsewhere
         return False
     ids = vocabulary.ids
     if plain.marian_pieces != vocabulary.pieces or plain.eos_id != ids[vocabulary.eos]:

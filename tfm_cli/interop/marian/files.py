@@ -51,8 +51,9 @@ class NpzFile:
         is_native: True if all arrays have the byte order of this machine.
 
     Raises:
-        ModelError: the file is torn or not an archive; or an array is pickled, has an unsupported
-            type, has another size than in its header, or has an implausible compression ratio.
+        ModelError: the file is damaged or not an archive; or an array is pickled, has an
+            unsupported type, has another size than in its header, or has an implausible
+            compression ratio.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +63,7 @@ class NpzFile:
         try:
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ModelError(f"{path}: is torn or not an `.npz` archive: {error}") from error
+            raise ModelError(f"{path}: is damaged or not an `.npz` archive: {error}") from error
         members = self._archive.infolist()
         if len(members) > _MAX_MEMBERS:
             raise ModelError(f"{path}: has {len(members)} arrays, expected at most {_MAX_MEMBERS}")
@@ -109,7 +110,7 @@ class NpzFile:
                 array: np.ndarray = archive[name]
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error,
                 NotImplementedError, RuntimeError) as error:  # fmt: skip
-            raise ModelError(f"{self.path}: `{name}` is torn: {error}") from error
+            raise ModelError(f"{self.path}: `{name}` is damaged: {error}") from error
         return array
 
     def _shape(self, member: zipfile.ZipInfo, name: str) -> tuple[int, ...]:
@@ -121,7 +122,9 @@ class NpzFile:
                 shape, dtype, header_bytes = _header(stream)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error,
                 NotImplementedError, RuntimeError) as error:  # fmt: skip
-            raise ModelError(f"{self.path}: `{name}` is torn or not an array: {error}") from error
+            raise ModelError(
+                f"{self.path}: `{name}` is damaged or not an array: {error}"
+            ) from error
         if dtype.hasobject or dtype.kind not in "fiub":
             reason = "is a pickle of objects" if dtype.hasobject else f"has type {dtype}"
             raise ModelError(f"{self.path}: `{name}` {reason}, expected numbers")
@@ -191,7 +194,7 @@ def parse_yaml(content: bytes, source: str) -> Any:
         source: the file, for messages.
 
     Raises:
-        ModelError: it is torn or not YAML, has anchors, aliases or tags, or repeats a name.
+        ModelError: it is damaged or not YAML, has anchors, aliases or tags, or repeats a name.
         ResourceError: PyYAML is not installed.
     """
     try:
@@ -208,7 +211,7 @@ def parse_yaml(content: bytes, source: str) -> Any:
         if "nesting depth" in reason:  # libyaml of PyYAML 6.0.4 itself refuses 1,000 levels
             reason = f"is nested deeper than {_MAX_YAML_DEPTH} levels"
             raise ModelError(f"{source}: {reason}") from error
-        raise ModelError(f"{source}: is torn or not YAML: {reason}") from error
+        raise ModelError(f"{source}: is damaged or not YAML: {reason}") from error
     if len(documents) != 1:
         raise ModelError(f"{source}: has {len(documents)} YAML documents, expected 1")
     return documents[0]

@@ -54,7 +54,7 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
             that conversions to Hugging Face and CTranslate2 use instead.
 
     Raises:
-        ModelError: a file is torn or hostile, files are missing, or options or tensors are not
+        ModelError: a file is damaged or hostile, files are missing, or options or tensors are not
             supported; the message lists all problems.
         ResourceError: PyYAML is not installed.
     """
