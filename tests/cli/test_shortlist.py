@@ -8,7 +8,7 @@ import torch
 from tests.conftest import RunTfm, TinyCorpus
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.model_directory.weights import load_model
-from tfm_cli.translation.result import Translation
+from tfm_cli.translation.assembly import Translation
 from tfm_cli.translation.shortlist import Shortlist, load_shortlist, save_shortlist
 from tfm_cli.translation.translator import Translator, TranslatorOptions
 

@@ -149,7 +149,7 @@ def test_export_without_the_engine_is_refused(
 ) -> None:
     monkeypatch.setenv("TFM_NATIVE_LIBRARY", "none")
 
-    with pytest.raises(ResourceError, match="the native CPU engine is not here"):
+    with pytest.raises(ResourceError, match="the native CPU engine is unavailable"):
         export_model(MODEL, tmp_path / "out", to="tfm", quantization="int8")
 
 

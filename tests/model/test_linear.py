@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.corpus.batch import make_batch
-from tfm_cli.model.linear import Linear, few_rows, few_rows_within, linear
+from tfm_cli.model.linear import Linear, linear, round_down_rows, round_up_rows
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.training.parallel_model import batch_loss
 
@@ -54,13 +54,15 @@ def batches(count: int) -> Iterator[Any]:
 
 
 def test_there_are_few_numbers_of_rows() -> None:
-    numbers = {few_rows(count) for count in range(1, 4097)}
+    numbers = {round_up_rows(count) for count in range(1, 4097)}
 
     assert len(numbers) <= 28
-    assert all(count <= few_rows(count) <= max(16, 1.25 * count + 16) for count in range(1, 4097))
-    assert {few_rows(number) for number in numbers} == numbers
-    assert all(few_rows_within(count) in numbers for count in range(16, 4097))
-    assert all(few_rows_within(count) <= count for count in range(16, 4097))
+    assert all(
+        count <= round_up_rows(count) <= max(16, 1.25 * count + 16) for count in range(1, 4097)
+    )
+    assert {round_up_rows(number) for number in numbers} == numbers
+    assert all(round_down_rows(count) in numbers for count in range(16, 4097))
+    assert all(round_down_rows(count) <= count for count in range(16, 4097))
 
 
 def test_products_of_many_batches_have_few_sizes(small: Transformer) -> None:

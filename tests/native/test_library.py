@@ -121,7 +121,7 @@ def test_none_that_runs_here_is_told(built: Built) -> None:
 
     assert not library.available()
     assert library.why_absent() == "this processor has none of avx512_vnni, avx2"
-    with pytest.raises(ResourceError, match="engine is not here: this processor has none of"):
+    with pytest.raises(ResourceError, match="engine is unavailable: this processor has none of"):
         library.load()
 
 

@@ -22,7 +22,7 @@ from tfm_cli.corpus.batch import make_batch
 from tfm_cli.files import faults as failpoint
 from tfm_cli.model.arithmetic import set_deterministic
 from tfm_cli.model_directory.weights import TrainedModel, load_model
-from tfm_cli.translation.result import Candidate
+from tfm_cli.translation.assembly import Candidate
 from tfm_cli.translation.translator import Translator, TranslatorOptions
 
 CPU = torch.device("cpu")

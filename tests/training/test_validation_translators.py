@@ -12,7 +12,7 @@ from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.training.validation import TranslatorFactory, translator_factory, uses_native_engine
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from tfm_cli.native import library
 from tfm_cli.native.model import NativeModel
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.native_engine import NativeEngine
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.translator import Translator
 

@@ -16,8 +16,8 @@ from tfm_cli.tokenizer.vocabulary import Vocabulary
 from tfm_cli.translation import torch_engine as module
 from tfm_cli.translation.alignment import Aligner
 from tfm_cli.translation.assembly import Assembler
-from tfm_cli.translation.output_format import alignment_pairs
-from tfm_cli.translation.search_engine import SearchOptions, alignment_layer
+from tfm_cli.translation.formats import alignment_pairs
+from tfm_cli.translation.search import SearchOptions, alignment_layer
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator

@@ -13,7 +13,7 @@ from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.model_directory.weights import TrainedModel, load_model
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator, TranslatorOptions
 

@@ -16,7 +16,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation import search as searching
 from tfm_cli.translation import torch_engine as module
-from tfm_cli.translation.result import Translation
+from tfm_cli.translation.assembly import Translation
 
 CPU = torch.device("cpu")
 LINES = ["one two", "", "three", "four five six seven"]

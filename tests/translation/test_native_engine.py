@@ -20,9 +20,9 @@ from tfm_cli.native.library import LIBRARY, NONE
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
 from tfm_cli.translation import native_engine as module
+from tfm_cli.translation.assembly import Translation
 from tfm_cli.translation.native_engine import NativeEngine
-from tfm_cli.translation.result import Translation
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.translator import Translator, TranslatorOptions
 
@@ -224,7 +224,7 @@ def test_weights_without_finite_scores_are_refused(trained: TrainedModel) -> Non
     broken = NativeModel.from_weights(weights, trained.config, trained.tokenizers)
     translator = native([broken], SearchOptions(settings=SearchConfig()), name="broken")
 
-    with pytest.raises(ModelError, match="broken: the weights are of no use"):
+    with pytest.raises(ModelError, match="broken: the weights are unusable"):
         translator.translate_window(["one"])
 
 

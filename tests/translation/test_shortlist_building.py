@@ -8,7 +8,7 @@ from tests.conftest import TinyCorpus
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.errors import DataError
 from tfm_cli.model_directory.weights import TrainedModel, load_model
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.shortlist_building import ShortlistOptions, build_shortlist
 from tfm_cli.translation.torch_engine import TorchEngine

@@ -19,7 +19,7 @@ from tfm_cli.device import Device
 from tfm_cli.model_directory import weights
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation import torch_engine, translator
-from tfm_cli.translation.result import Translation
+from tfm_cli.translation.assembly import Translation
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.translator import Translator
 

@@ -10,7 +10,7 @@ from tests.conftest import TinyCorpus
 from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.model_directory.weights import TrainedModel, load_model
-from tfm_cli.translation.result import Translation
+from tfm_cli.translation.assembly import Translation
 from tfm_cli.translation.translator import Translator
 
 CPU = torch.device("cpu")

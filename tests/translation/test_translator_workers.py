@@ -16,7 +16,7 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.errors import DataError, ResourceError
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation import torch_engine as module
-from tfm_cli.translation.result import Translation
+from tfm_cli.translation.assembly import Translation
 from tfm_cli.translation.segments import Lines
 from tfm_cli.translation.translator import Translator
 

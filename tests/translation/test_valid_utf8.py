@@ -16,7 +16,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
-from tfm_cli.translation.result import Translation
+from tfm_cli.translation.assembly import Translation
 from tfm_cli.translation.shortlist import Shortlist
 
 LINES = ["one two", "three", "four five six seven", "eight 日本", "😀 nine"]

@@ -7,7 +7,7 @@ import torch
 
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.torch_engine import TorchEngine
 from tfm_cli.translation.translator import Translator

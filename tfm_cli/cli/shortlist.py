@@ -105,17 +105,17 @@ def shortlist(options: CommandOptions) -> None:
     import_numpy()
     from tfm_cli.corpus.parallel_text import read_pairs
     from tfm_cli.device import resolve_device
-    from tfm_cli.translation.loading import load_models, resolve_precision
-    from tfm_cli.translation.search_engine import SearchOptions, useless_weights_refused
+    from tfm_cli.translation.search import SearchOptions, unusable_weights_as_model_error
     from tfm_cli.translation.shortlist import save_shortlist
     from tfm_cli.translation.shortlist_building import ShortlistOptions, build_shortlist
+    from tfm_cli.translation.translator import load_models, resolve_precision
     from tfm_cli.translation.worker_pool import num_workers
 
     device = resolve_device(options.setting("training", "device"))
     count = num_workers(options.workers, device=device.type)
     precision = resolve_precision("auto", device, [model]) if device.type == "cpu" else "fp32"
     models = load_models([model], device, precision)
-    with useless_weights_refused(str(model)):
+    with unusable_weights_as_model_error(str(model)):
         table = build_shortlist(
             read_pairs(source, target),
             models.engine(SearchOptions(settings=models.config.search)),

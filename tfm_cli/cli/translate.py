@@ -30,10 +30,15 @@ from tfm_cli.files.safetensors_file import prefetch_hash
 from tfm_cli.files.untrusted import open_regular
 from tfm_cli.parallel import Parallel
 from tfm_cli.text.reader import LineReader, is_typed, open_lines
-from tfm_cli.translation.input_format import InputLine, from_columns, from_forced, from_json
-from tfm_cli.translation.job import Job, check_input, job_settings, run_job
-from tfm_cli.translation.output_format import OutputFormat, alignment_kind
-from tfm_cli.translation.streaming import LineFormats, Work
+from tfm_cli.translation.formats import (
+    InputLine,
+    OutputFormat,
+    alignment_kind,
+    from_columns,
+    from_forced,
+    from_json,
+)
+from tfm_cli.translation.streaming import Job, LineFormats, Work, check_input, job_settings, run_job
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator, TranslatorOptions
@@ -315,7 +320,7 @@ def _device_and_precision(options: TranslateOptions, parallel: Parallel) -> tupl
     """Return the name of this process's device, and the precision with `auto` resolved."""
     from tfm_cli.device import resolve_device
     from tfm_cli.model_directory.config_file import check_weights_file
-    from tfm_cli.translation.loading import resolve_precision
+    from tfm_cli.translation.translator import resolve_precision
 
     for directory in options.models:
         prefetch_hash(check_weights_file(directory))

@@ -1,6 +1,6 @@
 """Beam search; greedy search is a beam of 1."""
 
-# B segments still open, K beam, R = B * K rows, V vocabulary, C candidates, t tokens written
+# B segments still open, K beam, R = B * K rows, V vocabulary, C candidates, t tokens generated
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def beam_search(
 
     A hypothesis is finished when </s> is among the `beam_size` best continuations of its segment.
     A segment is finished, and leaves the batch, when it has `beam_size` finished hypotheses and,
-    without `early_stopping`, no growing hypothesis scores above the worst of them.
+    without `early_stopping`, no active hypothesis scores above the worst of them.
 
     Args:
         model: the model that is searched.
@@ -68,21 +68,21 @@ def beam_search(
     while beams.open_segments:
         candidates = beams.candidates(model.step(beams.newest_tokens(), state))
         beams.collect_finished(candidates)
-        growing = candidates.growing(options.beam_size, vocabulary.eos_id)  # (B, K)
+        active = candidates.active(options.beam_size, vocabulary.eos_id)  # (B, K)
         if beams.spelling is not None:
-            beams.spelling.append(growing.origin, growing.tokens)
-        open_rows = beams.open_rows(growing)
+            beams.spelling.append(active.origin, active.tokens)
+        open_rows = beams.open_rows(active)
         if not open_rows:
             break
         if len(open_rows) < len(beams.open_segments):
             kept = torch.tensor(open_rows, device=source.device)
             beams.open_segments = [beams.open_segments[row] for row in open_rows]
             beams.select(kept)
-            growing = growing.select(kept)
+            active = active.select(kept)
             state.select(kept)
-        beams.append(growing)
+        beams.append(active)
         if options.beam_size > 1:
-            state.reorder(growing.origin)
+            state.reorder(active.origin)
     if not all(beams.finished):  # the scores of all its hypotheses overflowed
         raise NonFiniteScoresError
     return [
@@ -100,7 +100,7 @@ class _Candidates:
     tokens: Tensor
     token_log_probs: Tensor
 
-    def growing(self, beam_size: int, eos_id: int) -> "_Candidates":
+    def active(self, beam_size: int, eos_id: int) -> "_Candidates":
         """Return the K best that do not end, padded with ended ones at a score of -inf."""
         ends = self.tokens == eos_id  # (B, C)
         # A stable sort by "ends" leaves them in order of their scores.
@@ -123,7 +123,7 @@ class _Candidates:
 
 
 class _Beams:
-    """The growing and the finished hypotheses of a batch."""
+    """The active and the finished hypotheses of a batch."""
 
     def __init__(
         self,
@@ -172,15 +172,15 @@ class _Beams:
         Only these few are normalized: the log-softmax of all V logits is never materialized.
         """
         logits, eos_id = single_precision(logits), self._constraints.eos_id
-        written = self._tokens[:, :, 1:].flatten(0, 1)  # (R, t)
-        remaining = self._limit - written.shape[1]  # (B,) tokens that may still be written
-        forced = forced_tokens(self._prefix, written.shape[1], self._tokens.shape[1])
+        generated = self._tokens[:, :, 1:].flatten(0, 1)  # (R, t)
+        remaining = self._limit - generated.shape[1]  # (B,) tokens that may still be generated
+        forced = forced_tokens(self._prefix, generated.shape[1], self._tokens.shape[1])
         eos = logits[:, eos_id].clone()
-        logits, allowed = self._constraints.apply(logits, written, forced)  # (R, V) each
+        logits, allowed = self._constraints.apply(logits, generated, forced)  # (R, V) each
         total = (allowed if self._options.renormalize else logits).logsumexp(dim=1, keepdim=True)
         refuse_non_finite(total)
         plain, logits = logits, allowed if forced is None else only_forced(allowed, forced)
-        must_end = self._must_end(written, remaining)  # (R,)
+        must_end = self._must_end(generated, remaining)  # (R,)
         if bool(must_end.any()):
             otherwise = logits[:, eos_id]
             logits = logits.masked_fill(must_end[:, None], -math.inf)
@@ -196,12 +196,12 @@ class _Beams:
                     total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
         return best - total, tokens
 
-    def _must_end(self, written: Tensor, remaining: Tensor) -> Tensor:
+    def _must_end(self, generated: Tensor, remaining: Tensor) -> Tensor:
         """Return True for rows that are at their limit or in a loop, (R,)."""
-        must_end = (remaining < 1).repeat_interleave(len(written) // len(remaining))
-        if self._options.stops_loops and written.shape[1] >= REPEATED_TOKENS:
-            loops = [is_loop(row) for row in written.tolist()]
-            must_end |= torch.tensor(loops, device=written.device)
+        must_end = (remaining < 1).repeat_interleave(len(generated) // len(remaining))
+        if self._options.stops_loops and generated.shape[1] >= REPEATED_TOKENS:
+            loops = [is_loop(row) for row in generated.tolist()]
+            must_end |= torch.tensor(loops, device=generated.device)
         return must_end
 
     def collect_finished(self, candidates: _Candidates) -> None:
@@ -221,17 +221,17 @@ class _Beams:
                 Hypothesis(tuple(ids), total, total / norm, log_probs)
             )
 
-    def open_rows(self, growing: _Candidates) -> list[int]:
-        """Return the rows, of B, of segments that a growing hypothesis may still improve."""
-        best = (growing.scores.max(dim=1).values / self._norm()).tolist()  # B
+    def open_rows(self, active: _Candidates) -> list[int]:
+        """Return the rows, of B, of segments that an active hypothesis may still improve."""
+        best = (active.scores.max(dim=1).values / self._norm()).tolist()  # B
         return [
             row
             for row, (segment, score) in enumerate(zip(self.open_segments, best, strict=True))
             if score > -math.inf and not self._is_decided(self.finished[segment], score)
         ]
 
-    def _is_decided(self, finished: Sequence[Hypothesis], best_growing: float) -> bool:
-        """Return True if a segment needs no more steps, given the best growing score."""
+    def _is_decided(self, finished: Sequence[Hypothesis], best_active: float) -> bool:
+        """Return True if a segment needs no more steps, given the best active score."""
         beam_size = self._options.beam_size
         if len(finished) < beam_size:
             return False
@@ -239,7 +239,7 @@ class _Beams:
         if self._options.early_stopping or beam_size == 1:
             return True
         scores = sorted((hypothesis.score for hypothesis in finished), reverse=True)
-        return scores[beam_size - 1] >= best_growing
+        return scores[beam_size - 1] >= best_active
 
     def _norm(self) -> float:
         """Return the length normalization of a hypothesis with one more token."""
@@ -247,20 +247,20 @@ class _Beams:
         return length_norm(self._tokens.shape[2], options.length_penalty, options.norm_kind)
 
     def select(self, segments: Tensor) -> None:
-        """Keep the growing hypotheses of only these segments."""
+        """Keep the active hypotheses of only these segments."""
         self._tokens, self._limit = self._tokens[segments], self._limit[segments]
         self._prefix = None if self._prefix is None else self._prefix[segments]
         self._token_log_probs = self._token_log_probs[segments]
         if self.spelling is not None:
             self.spelling.select(segments)
 
-    def append(self, growing: _Candidates) -> None:
+    def append(self, active: _Candidates) -> None:
         """Replace the hypotheses with these continuations, (B, K)."""
-        self._scores = growing.scores
-        self._tokens = _appended(self._tokens, growing.origin, growing.tokens)  # (B, K, t + 1)
+        self._scores = active.scores
+        self._tokens = _appended(self._tokens, active.origin, active.tokens)  # (B, K, t + 1)
         if self._options.token_log_probs:
             self._token_log_probs = _appended(
-                self._token_log_probs, growing.origin, growing.token_log_probs
+                self._token_log_probs, active.origin, active.token_log_probs
             )
 
 

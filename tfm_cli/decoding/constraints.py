@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tfm_cli.decoding.interface import DecodingOptions, TargetVocabulary
 
-# R rows, V vocabulary, t tokens written, W n-grams among them, P tokens of a prefix
+# R rows, V vocabulary, t tokens generated, W n-grams among them, P tokens of a prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """The tokens that are never written, and the rules against repetition."""
+    """The tokens that are never generated, and the rules against repetition."""
 
     banned: Tensor  # ids
     eos_id: int  # exempt from the ban on n-grams, so that every row can end
@@ -34,23 +34,23 @@ class Constraints:
         )
 
     def apply(
-        self, logits: Tensor, written: Tensor, forced: Tensor | None = None
+        self, logits: Tensor, generated: Tensor, forced: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits whose softmax is the model's distribution, and those to choose from.
 
-        Both are (R, V), the second with -inf for tokens that must not be written. They may be the
+        Both are (R, V), the second with -inf for tokens that must not be generated. They may be the
         input tensor, which is not changed.
 
         Args:
             logits: (R, V) of the model, single precision or better.
-            written: (R, t), without the start.
+            generated: (R, t), without the start.
             forced: (R,) tokens that are exempt from all constraints; -1 for none.
         """
         if self.repetition_penalty != 1:
-            logits = _penalized(logits, written, self.repetition_penalty)
+            logits = _penalized(logits, generated, self.repetition_penalty)
         allowed = logits.index_fill(1, self.banned, -math.inf) if len(self.banned) else logits
-        if 0 < self.no_repeat_ngram_size <= written.shape[1]:
-            allowed = _without_repeats(allowed, written, self.no_repeat_ngram_size)
+        if 0 < self.no_repeat_ngram_size <= generated.shape[1]:
+            allowed = _without_repeats(allowed, generated, self.no_repeat_ngram_size)
             allowed[:, self.eos_id] = logits[:, self.eos_id]
         if forced is not None:
             index = forced.clamp(min=0)[:, None]  # (R, 1)
@@ -64,20 +64,20 @@ def single_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def _penalized(logits: Tensor, written: Tensor, penalty: float) -> Tensor:
-    """Return logits that are lower, or higher below a penalty of 1, for tokens already written.
+def _penalized(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
+    """Return logits that are lower, or higher below a penalty of 1, for tokens already generated.
 
     Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, for positive logits; the negative
     ones are multiplied, since a division would raise them.
     """
-    before = logits.gather(1, written)  # (R, t)
-    return logits.scatter(1, written, torch.where(before > 0, before / penalty, before * penalty))
+    before = logits.gather(1, generated)  # (R, t)
+    return logits.scatter(1, generated, torch.where(before > 0, before / penalty, before * penalty))
 
 
-def _without_repeats(logits: Tensor, written: Tensor, size: int) -> Tensor:
+def _without_repeats(logits: Tensor, generated: Tensor, size: int) -> Tensor:
     """Return logits of -inf for tokens that would repeat an n-gram of `size` tokens."""
-    ngrams = written.unfold(1, size, 1)  # (R, W, size)
-    newest = written[:, written.shape[1] - size + 1 :]  # (R, size - 1)
+    ngrams = generated.unfold(1, size, 1)  # (R, W, size)
+    newest = generated[:, generated.shape[1] - size + 1 :]  # (R, size - 1)
     is_repeat = (ngrams[:, :, :-1] == newest[:, None]).all(dim=2)  # (R, W)
     ends = ngrams[:, :, -1]  # (R, W)
     lowered = logits.gather(1, ends).masked_fill(is_repeat, -math.inf)
@@ -101,7 +101,7 @@ def forced_tokens(prefixes: Tensor | None, step: int, beam: int) -> Tensor | Non
 
     Args:
         prefixes: (B, P), from `padded_prefixes`.
-        step: number of tokens written before.
+        step: number of tokens generated before.
         beam: rows of each segment.
     """
     if prefixes is None or step >= prefixes.shape[1]:

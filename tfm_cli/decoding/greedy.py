@@ -49,7 +49,7 @@ def greedy_search(
     """
     eos_id, device = vocabulary.eos_id, source.device
     banned = torch.tensor(list(vocabulary.banned_ids), dtype=torch.long, device=device)
-    written: list[list[int]] = [[] for _ in limits]
+    generated: list[list[int]] = [[] for _ in limits]
     rows = list(range(len(limits)))  # the segment of each row
     open_rows = [row for row in rows if limits[row]]
     tokens = torch.full((len(limits),), vocabulary.start_id, device=device)  # (B,)
@@ -67,22 +67,22 @@ def greedy_search(
         refuse_non_finite(best)
         newest = tokens.tolist()
         if spelling is not None and spelling.is_near(newest):
-            remaining = {row: limits[rows[row]] - len(written[rows[row]]) for row in open_rows}
+            remaining = {row: limits[rows[row]] - len(generated[rows[row]]) for row in open_rows}
             tokens, newest = _spelled(spelling, logits, tokens, newest, rows, remaining)
         staying = []
         for row in open_rows:
             segment = rows[row]
             if newest[row] == eos_id:
                 continue
-            written[segment].append(newest[row])
-            ends = stops_loops and is_loop(written[segment])
+            generated[segment].append(newest[row])
+            ends = stops_loops and is_loop(generated[segment])
             if ends and spelling is not None:
                 ends = spelling.fits(segment, eos_id, 1)
-            if len(written[segment]) < limits[segment] and not ends:
+            if len(generated[segment]) < limits[segment] and not ends:
                 staying.append(row)
         open_rows = staying
     nan = float("nan")
-    return [Hypothesis(tuple(ids), nan, nan) for ids in written]
+    return [Hypothesis(tuple(ids), nan, nan) for ids in generated]
 
 
 def _spelled(

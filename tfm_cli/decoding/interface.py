@@ -74,7 +74,7 @@ class TargetVocabulary:
     Attributes:
         start_id: the decoder's first input.
         eos_id: ends a translation; must not be banned.
-        banned_ids: never written.
+        banned_ids: never generated.
         utf8: restricts byte tokens to valid UTF-8. A hypothesis neither ends nor continues with
             another token inside a character, and begins no character that the limit would cut
             off. Scores remain those of the model. None for no such constraint.
@@ -100,7 +100,7 @@ class DecodingOptions:
         length_penalty: exponent of the length normalization of scores.
         norm_kind: the kind of length normalization, see `length_norm`.
         early_stopping: finish a segment once it has `beam_size` finished hypotheses, as fairseq
-            and CTranslate2 do. Without it, search continues until no growing hypothesis scores
+            and CTranslate2 do. Without it, search continues until no active hypothesis scores
             above the worst finished one, as in `generate` of Hugging Face, so that a few poor
             short hypotheses cannot exclude a good one that ends later. Measured with a beam of 4
             on Multi30k: 0.14 BLEU more in the same time.
@@ -108,7 +108,7 @@ class DecodingOptions:
             including banned ones and those that `no_repeat_ngram_size` forbids.
         no_repeat_ngram_size: write no n-gram of this size twice; 0 for no constraint. The UTF-8
             constraint overrides it where a character could not be ended otherwise.
-        repetition_penalty: divides the positive logits of tokens already written and multiplies
+        repetition_penalty: divides the positive logits of tokens already generated and multiplies
             the negative ones (Keskar et al. 2019, arXiv:1909.05858).
         stops_loops: end a hypothesis that repeats the same few tokens, as if at its limit.
         token_log_probs: store the log-probability of each token of a hypothesis.

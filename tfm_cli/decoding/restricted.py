@@ -16,13 +16,13 @@ from torch import Tensor
 from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.interface import Hypothesis, StateT, StepModel, TargetVocabulary
 
-# B segments still open, K beam, R = B * K rows, V vocabulary, C tokens that a segment may write,
-# U logits of the model: of the tokens that some segment may write, or of all
+# B segments still open, K beam, R = B * K rows, V vocabulary, C tokens that a segment may generate,
+# U logits of the model: of the tokens that some segment may generate, or of all
 
 
 @dataclass(frozen=True, slots=True)
 class Shortlists:
-    """The tokens that each segment may write; short lists are padded."""
+    """The tokens that each segment may generate; short lists are padded."""
 
     ids: Tensor  # (B, C), in the vocabulary
     columns: Tensor  # (B, C), the positions of their logits among the U
@@ -75,9 +75,9 @@ class ShortlistedModel(Generic[StateT]):
         """Return logits (R, C) of the token after the newest (R,), a local id, of each row."""
         shortlists = state.shortlists
         segments, count = shortlists.ids.shape
-        written = shortlists.ids.gather(1, tokens.view(segments, -1))  # (B, K)
-        logits = self.model.step(written.flatten(), state.state)  # (R, U)
-        columns = shortlists.columns[:, None].expand(-1, written.shape[1], -1)  # (B, K, C)
+        generated = shortlists.ids.gather(1, tokens.view(segments, -1))  # (B, K)
+        logits = self.model.step(generated.flatten(), state.state)  # (R, U)
+        columns = shortlists.columns[:, None].expand(-1, generated.shape[1], -1)  # (B, K, C)
         own = torch.gather(logits.view(segments, -1, logits.shape[1]), 2, columns)  # (B, K, C)
         return own.masked_fill_(shortlists.is_padding[:, None], -math.inf).view(-1, count)
 
@@ -110,14 +110,14 @@ class RestrictedVocabulary:
 
     @staticmethod
     def of(allowed: Tensor, special: Sequence[int]) -> "RestrictedVocabulary":
-        """Return the vocabulary in which segments may write certain tokens and the special ones.
+        """Return the vocabulary in which segments may generate certain tokens and the special ones.
 
         The set of logits that a model computes affects only the speed: each segment uses the
         logits of its own shortlist.
 
         Args:
-            allowed: (B, V), True for tokens that a segment may write.
-            special: ids of tokens that all segments may write.
+            allowed: (B, V), True for tokens that a segment may generate.
+            special: ids of tokens that all segments may generate.
         """
         if bool(allowed.all()):
             return RestrictedVocabulary()

@@ -54,7 +54,7 @@ def uniform(seed: int, step: int) -> float:
     return (random_bits(seed, step) >> 11) * 2.0**-53
 
 
-# B segments still open, V vocabulary, C tokens that may be drawn, t tokens written
+# B segments still open, V vocabulary, C tokens that may be drawn, t tokens generated
 
 _MIN_TEMPERATURE = 1e-6  # in effect deterministic, and quotients of logits stay finite
 
@@ -119,7 +119,7 @@ class _Samples:
         self._limits, self._seeds = limits, seeds
         self._prefix = padded_prefixes(prefixes, device)  # (B, P)
         self._tokens = torch.full((len(limits), 1), vocabulary.start_id, device=device)  # (B, 1+t)
-        self._written: list[list[int]] = [[] for _ in limits]  # of all segments, without </s>
+        self._generated: list[list[int]] = [[] for _ in limits]  # of all segments, without </s>
         self._token_log_probs: list[list[float]] = [[] for _ in limits]
 
     def newest_tokens(self) -> Tensor:
@@ -145,7 +145,7 @@ class _Samples:
         open_rows = []
         for row, token in enumerate(tokens[:, 0].tolist()):
             if token != self._constraints.eos_id:
-                self._written[self.open_segments[row]].append(token)
+                self._generated[self.open_segments[row]].append(token)
                 open_rows.append(row)
         self._tokens = torch.cat((self._tokens, tokens), dim=1)  # (B, t + 1)
         if self._spelling is not None:
@@ -187,7 +187,7 @@ class _Samples:
     def hypotheses(self) -> list[Hypothesis]:
         """Return the sampled hypothesis of each segment."""
         options, found = self._options, []
-        for ids, log_probs in zip(self._written, self._token_log_probs, strict=True):
+        for ids, log_probs in zip(self._generated, self._token_log_probs, strict=True):
             total = sum(log_probs)
             score = total / length_norm(len(ids) + 1, options.length_penalty, options.norm_kind)
             stored = tuple(log_probs) if options.token_log_probs else ()

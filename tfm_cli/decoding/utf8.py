@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # First and last byte of ranges whose bytes are permitted in the same positions. The kind of a token
-# is 0 for text or </s>, i + 1 for a byte of range i, and NEVER for a byte that must not be written.
+# is 0 for text or </s>, i + 1 for a byte of range i, and NEVER for a byte that is banned.
 _RANGES = (
     (0x00, 0x7F), (0x80, 0x8F), (0x90, 0x9F), (0xA0, 0xBF), (0xC2, 0xDF), (0xE0, 0xE0),
     (0xE1, 0xEC), (0xED, 0xED), (0xEE, 0xEF), (0xF0, 0xF0), (0xF1, 0xF3), (0xF4, 0xF4),
@@ -69,12 +69,12 @@ class Utf8:
     Attributes:
         kinds: (B, V) kind of each token.
         byte_ids: (B, N) ids of the byte tokens, padded with ids of other tokens.
-        may: (B, Q, T) True if a kind may follow, by state and number of remaining tokens.
+        allowed_kinds: (B, Q, T) True if a kind may follow, by state and number of remaining tokens.
     """
 
     kinds: Tensor
     byte_ids: Tensor
-    may: Tensor
+    allowed_kinds: Tensor
 
     @staticmethod
     def of(
@@ -89,7 +89,7 @@ class Utf8:
         Args:
             byte_values: the byte, 0 to 255, that a token stands for, by its id.
             vocab_size: V.
-            banned_ids: tokens that are never written.
+            banned_ids: tokens that are never generated.
             device: the device of the search.
         """
         if not byte_values:
@@ -106,7 +106,7 @@ class Utf8:
         count = int(is_byte.sum(dim=1).max())
         # Byte tokens first, in the order of their ids.
         byte_ids = is_byte.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        return Utf8(kinds, byte_ids, _may(kinds))
+        return Utf8(kinds, byte_ids, _allowed_kinds(kinds))
 
     def within(self, ids: Tensor) -> "Utf8 | None":
         """Return the constraint if each segment has its own vocabulary; None without byte tokens.
@@ -126,7 +126,7 @@ class Utf8:
         """Return the constraint for only these segments."""
         if self.num_segments == 1:
             return self
-        return Utf8(self.kinds[segments], self.byte_ids[segments], self.may[segments])
+        return Utf8(self.kinds[segments], self.byte_ids[segments], self.allowed_kinds[segments])
 
     def kinds_of(self, tokens: Tensor) -> Tensor:
         """Return the kinds of the tokens of each segment, (B, any) for (B, any)."""
@@ -139,7 +139,7 @@ class Utf8:
 
         Args:
             states: (B, K) of the hypotheses.
-            remaining: (B,) number of tokens that may still be written, these included.
+            remaining: (B,) number of tokens that may still be generated, these included.
             kinds: (B, K, C).
         """
         return self._rules(states, remaining).gather(2, kinds)
@@ -189,8 +189,8 @@ class Utf8:
         """Return True for the kinds that may follow each hypothesis, (B, K, T)."""
         index = states * _NUM_REMAINING + remaining.clamp(0, _LONGEST)[:, None]  # (B, K)
         if self.num_segments == 1:
-            return self.may[0][index]
-        return self.may.gather(1, index[:, :, None].expand(-1, -1, _NUM_KINDS))
+            return self.allowed_kinds[0][index]
+        return self.allowed_kinds.gather(1, index[:, :, None].expand(-1, -1, _NUM_KINDS))
 
 
 class Spelling:
@@ -219,7 +219,7 @@ class Spelling:
         Args:
             scores: (R, C) of the candidates; -inf for entries that are no candidates.
             tokens: (R, C) their ids.
-            remaining: (B,) number of tokens that may still be written, these included.
+            remaining: (B,) number of tokens that may still be generated, these included.
             forced: (R,) tokens that are exempt from the constraint; -1 for none.
         """
         segments = len(self._outside)
@@ -314,7 +314,7 @@ class GreedySpelling:
 
     def __init__(self, utf8: Utf8) -> None:
         self._utf8 = utf8
-        self._may: list[list[list[bool]]] = utf8.may.tolist()
+        self._allowed_kinds: list[list[list[bool]]] = utf8.allowed_kinds.tolist()
         self._kinds = [
             dict(zip(byte_ids, kinds, strict=True))
             for byte_ids, kinds in zip(
@@ -334,12 +334,12 @@ class GreedySpelling:
         Args:
             segment: index of the segment.
             token: id of the token.
-            remaining: number of tokens that may still be written, this one included.
+            remaining: number of tokens that may still be generated, this one included.
         """
         rules = segment % len(self._kinds)
         kind = self._kinds[rules].get(token, WHOLE)
         state = self._states.get(segment, BETWEEN)
-        return self._may[rules][state * _NUM_REMAINING + min(remaining, _LONGEST)][kind]
+        return self._allowed_kinds[rules][state * _NUM_REMAINING + min(remaining, _LONGEST)][kind]
 
     def forbid_(self, logits: Tensor, segments: Sequence[int], remaining: Sequence[int]) -> Tensor:
         """Set the logits of tokens that may not follow to -inf, in place, and return them.
@@ -371,8 +371,8 @@ class StaticSpelling:
     """
 
     def __init__(self, utf8: Utf8, segments: int, beams: int) -> None:
-        (may,), (kinds,) = utf8.may, utf8.kinds
-        self._forbidden = ~may[:, kinds]  # (Q, V)
+        (allowed,), (kinds,) = utf8.allowed_kinds, utf8.kinds
+        self._forbidden = ~allowed[:, kinds]  # (Q, V)
         self._after = _AFTER.to(kinds.device)[:, kinds].flatten()  # (states * V,)
         self._vocab_size = len(kinds)
         self._states = kinds.new_zeros(segments, beams)
@@ -390,7 +390,7 @@ class StaticSpelling:
 
         Args:
             logits: (R, V).
-            remaining: (B,) number of tokens that may still be written, these included.
+            remaining: (B,) number of tokens that may still be generated, these included.
         """
         rules = self._states * _NUM_REMAINING + remaining.clamp(0, _LONGEST)[:, None]  # (B, K)
         return logits.masked_fill_(self._forbidden.index_select(0, rules.flatten()), -torch.inf)
@@ -408,7 +408,7 @@ def _kind(value: int) -> int:
     return NEVER
 
 
-def _may(kinds: Tensor) -> Tensor:
+def _allowed_kinds(kinds: Tensor) -> Tensor:
     """Return True where a kind may follow, (B, Q, T), for tokens of (B, V) kinds.
 
     A byte may follow if the available tokens can end its character within the remaining ones.
@@ -424,5 +424,5 @@ def _may(kinds: Tensor) -> Tensor:
     is_valid = torch.zeros(_NUM_STATES, _NUM_KINDS, dtype=torch.bool)
     is_valid[tuple(zip(*_NEXT, strict=True))] = True
     remaining = torch.arange(_NUM_REMAINING, device=kinds.device)[:, None]
-    may = is_valid.to(kinds.device)[:, None] & (remaining >= needed[:, :, None])
-    return may.flatten(1, 2)  # (B, states, remaining, T) → (B, Q, T)
+    allowed = is_valid.to(kinds.device)[:, None] & (remaining >= needed[:, :, None])
+    return allowed.flatten(1, 2)  # (B, states, remaining, T) → (B, Q, T)

@@ -32,7 +32,7 @@ class StaticCache:
 
     memory_keys: Tensor  # (B, H, S, E), of the source
     memory_values: Tensor
-    keys: Tensor  # (B, H, N, E), of the tokens written: K of the first step, then of the second …
+    keys: Tensor  # (B, H, N, E), of the tokens generated: K of the first step, then of the second …
     values: Tensor
 
 
@@ -80,7 +80,7 @@ class Residual:
 
 
 class StaticSelfAttention:
-    """Attention to the tokens written so far, with its add & norm."""
+    """Attention to the tokens generated so far, with its add & norm."""
 
     def __init__(
         self, attention: MultiHeadAttention, add_and_norm: AddAndNorm, dtype: torch.dtype

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.text.scripts import count_scripts
 
-# The default of sacreBLEU, which splits text at blanks and punctuation.
+# The default of sacreBLEU, which splits text at spaces and punctuation.
 DEFAULT_TOKENIZER = "13a"
 _PACKAGES = {  # by tokenizer: the package of each module
     "ja-mecab": {"MeCab": "mecab-python3", "ipadic": "ipadic"},
@@ -29,18 +29,18 @@ def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
     """Return the tokenizer of BLEU for the script of a sample of the references.
 
     Chinese is split into characters, except for Latin words and numbers (`zh`); other scripts that
-    do not separate words by blanks are split into characters (`char`); other text is split into
+    do not separate words by spaces are split into characters (`char`); other text is split into
     words (`13a`). The sample is spread evenly over the references.
     """
     step = -(-max(1, len(references)) // _SAMPLE_LINES)
     counts = count_scripts(line[:_SAMPLE_CHARACTERS] for line in references[::step])
     if not counts.is_without_blanks:
         return TokenizerChoice(
-            DEFAULT_TOKENIZER, "the references are written with blanks between words"
+            DEFAULT_TOKENIZER, "the references are written with spaces between words"
         )
     if counts.is_chinese:
         return TokenizerChoice("zh", "the references are in Chinese characters")
-    return TokenizerChoice("char", "the references are written without blanks between words")
+    return TokenizerChoice("char", "the references are written without spaces between words")
 
 
 def check_available(tokenizer: str | None) -> None:

@@ -58,7 +58,7 @@ from tfm_cli.model_directory.weights import (
 from tfm_cli.native import library
 from tfm_cli.native.model import NativeModel, error_of
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.translation.search_engine import useless_weights_refused
+from tfm_cli.translation.search import unusable_weights_as_model_error
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def export_model(
         ctranslate2.refuse_inexpressible(model)
     lines = probe_lines(model, probe)
     with (
-        useless_weights_refused(str(model_dir)),
+        unusable_weights_as_model_error(str(model_dir)),
         atomic_directory(output, may_replace=partial(may_replace, to=to)) as temporary,
     ):
         if to == "tfm":

@@ -52,7 +52,7 @@ from tfm_cli.interop.verification import verify_import
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
 from tfm_cli.text.markdown import code, plain
-from tfm_cli.translation.search_engine import useless_weights_refused
+from tfm_cli.translation.search import unusable_weights_as_model_error
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def import_model(
         logger.warning("%s", note)
     origin = _Origin(name, kind, weights_file, _sha256(source_file(directory, weights_file)))
     with (
-        useless_weights_refused(name),
+        unusable_weights_as_model_error(name),
         atomic_directory(output, may_replace=may_replace) as temporary,
     ):
         model = _write_and_load(temporary, imported)

@@ -19,14 +19,14 @@ def compiles_sizes(x: Tensor) -> bool:
     return in_lower_precision and not torch.compiler.is_compiling()
 
 
-def few_rows(count: int) -> int:
+def round_up_rows(count: int) -> int:
     """Return `count` rounded up to one of a few sizes, at most four between two powers of two."""
     step = _step(count)
     return -(-count // step) * step
 
 
-def few_rows_within(count: int) -> int:
-    """Return `count`, which is at least 16, rounded down to one of the sizes of `few_rows`."""
+def round_down_rows(count: int) -> int:
+    """Return `count`, which is at least 16, rounded down to one of the sizes of `round_up_rows`."""
     step = _step(count)
     return count // step * step
 
@@ -37,9 +37,9 @@ def _step(count: int) -> int:
 
 
 def padded_rows(x: Tensor) -> Tensor:
-    """Return `x` (N, D) in the dtype of autocast, padded with rows of zeros to `few_rows(N)`."""
+    """Return `x` (N, D) in the dtype of autocast, with rows of zeros up to `round_up_rows(N)`."""
     lower = x.to(torch.get_autocast_dtype("cpu"))
-    missing = few_rows(len(x)) - len(x)
+    missing = round_up_rows(len(x)) - len(x)
     return F.pad(lower, (0, 0, 0, missing)) if missing else lower
 
 

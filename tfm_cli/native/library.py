@@ -201,7 +201,7 @@ def load() -> Library:
     """
     found = _select(os.environ.get(LIBRARY, ""), os.environ.get(INSTRUCTION_SET, ""))
     if isinstance(found, str):
-        raise ResourceError(f"the native CPU engine is not here: {found}", hint=_build_hint())
+        raise ResourceError(f"the native CPU engine is unavailable: {found}", hint=_build_hint())
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tfm_cli.model.linear import compiles_sizes, few_rows_within, padded_rows
+from tfm_cli.model.linear import compiles_sizes, padded_rows, round_down_rows
 
 # Logits of a chunk on a CPU: 2**22 of them are 16 MB in fp32. Products of too few rows are slow, as
 # each reads and writes the whole gradient of the output matrix: with 65 rows of 32,000 logits the
@@ -66,7 +66,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows = max(_LEAST_ROWS, budget // vocab_size)
         pads = compiles_sizes(hidden)
         if pads:
-            rows = few_rows_within(rows)
+            rows = round_down_rows(rows)
         exact = torch.promote_types(weight.dtype, torch.float32)  # for sums and exponentials
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None

@@ -71,7 +71,7 @@ from tfm_cli.training.validation import (
     uses_native_engine,
     validate,
 )
-from tfm_cli.translation.search_engine import SearchOptions
+from tfm_cli.translation.search import SearchOptions
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from tfm_cli.native import library
 from tfm_cli.parallel import Parallel
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.training.parallel_model import batch_loss
-from tfm_cli.translation.search_engine import Found, SearchOptions
+from tfm_cli.translation.search import BatchHypotheses, SearchOptions
 from tfm_cli.translation.segments import Segment
 from tfm_cli.translation.translator import Translator
 
@@ -239,12 +239,12 @@ def _run_jobs(jobs: Sequence[Any], work: Callable[[Any], Any], *, threads: int) 
 
 
 def _search_on_all_ranks(
-    search: Callable[[list[Segment]], Found],
+    search: Callable[[list[Segment]], BatchHypotheses],
     batches: Sequence[list[Segment]],
     *,
     parallel: Parallel,
     threads: int,
-) -> list[Found]:
+) -> list[BatchHypotheses]:
     """Search the batches on all ranks, and return the hypotheses of each on every rank."""
 
     def search_ids(batch: list[Segment]) -> list[list[list[int]]] | None:

@@ -14,8 +14,8 @@ from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.text.scripts import separators
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.result import Translation
-from tfm_cli.translation.search_engine import Matrix, SearchEngine
+from tfm_cli.translation.assembly import Translation
+from tfm_cli.translation.search import Matrix, SearchEngine
 from tfm_cli.translation.segments import Segment, text_lines
 
 Ids = Sequence[int]  # ids of a segment, without </s>
@@ -236,7 +236,7 @@ def _joined_rows(
 ) -> AlignmentRows:
     """Return the alignment of all words of a text, given that of its parts.
 
-    A word that continues in the next part, because no blank separates them, gets the mean over its
+    A word that continues in the next part, because no space separates them, gets the mean over its
     tokens in both parts.
 
     Args:
@@ -282,7 +282,7 @@ def words_of_tokens(text: str, spans: Sequence[Span]) -> list[Words]:
     """Return the words of a text that each token belongs to.
 
     Words are separated by white space, as in `str.split`. A token without a character of a word,
-    such as a blank, belongs to the next word.
+    such as a space, belongs to the next word.
 
     Args:
         text: the decoded tokens.

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,11 +11,11 @@ from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.text.scripts import join_texts
 from tfm_cli.text.sentences import count_marks, sentence_ends
 from tfm_cli.tokenizer.tokenizer import Tokenizer
-from tfm_cli.translation.result import Candidate, Translation
 from tfm_cli.translation.segments import Segment
 
 if TYPE_CHECKING:
     from tfm_cli.translation.alignment import Aligner
+
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,42 @@ _MAX_CHOICES = 16  # combinations that are tried for each candidate of a line of
 _MIN_SENTENCES = 3  # of a source whose translation can lack sentences
 _MIN_TOKENS = 16  # of a source whose translation can lack tokens
 _SHORTFALL_RATIO = 4  # a translation may lack text if it has this many times fewer tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One translation of a line.
+
+    Attributes:
+        text: the translation.
+        score: length-normalized log-probability; 0 for a blank line.
+        log_probability: sum over all tokens.
+        pieces: the pieces of the text, with </s> after each segment; empty unless requested.
+        word_scores: log-probability of each token.
+        alignment: for each word of the text, its attention to each word of the line; empty unless
+            requested. A row sums to at most 1.
+    """
+
+    text: str
+    score: float
+    log_probability: float
+    pieces: tuple[str, ...] = ()
+    word_scores: tuple[float, ...] = ()
+    alignment: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """The translation of one line."""
+
+    source: str
+    candidates: tuple[Candidate, ...]  # best first, at least one
+    num_tokens: int  # tokens of the best candidate, </s> included
+
+    @property
+    def text(self) -> str:
+        """Return the best translation; "" for a blank line."""
+        return self.candidates[0].text
 
 
 class ShortfallWatch:
@@ -93,7 +129,7 @@ class Assembler(NamedTuple):
     Args:
         target: tokenizer that decodes the hypotheses.
         n_best: candidates of a line.
-        word_scores: record the pieces and their log-probabilities.
+        word_scores: record the tokens and their log-probabilities.
         are_samples: the hypotheses were sampled, so they keep their order and may have equal texts.
         aligner: aligns the words of source and translation; None for no alignments.
         watch: warns of translations that are far too short; None for no warnings.

@@ -11,8 +11,8 @@ from tfm_cli.config.settings import ModelConfig
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.search_engine import (
-    Found,
+from tfm_cli.translation.search import (
+    BatchHypotheses,
     Matrix,
     SearchOptions,
     alignment_layer,
@@ -69,10 +69,10 @@ class NativeEngine:
     def begin_process(self) -> None:
         """Do nothing, since processes share the weights and searches allocate their own caches."""
 
-    def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
+    def search(self, batch: Sequence[Segment], beam_size: int) -> BatchHypotheses:
         """Return hypotheses of each segment, best first."""
         options = self._options
-        found: Found = []
+        found: BatchHypotheses = []
         for part in self._parts(batch, beam_size):
             if options.check is not None:  # the engine does not call it in a short search
                 options.check()

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Zero-width joiner, variation selectors, skin tones and tags modify the preceding character.
 _CONTINUES = re.compile("[\u200d\ufe00-\ufe0f\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 _JOINER = "\u200d"
-_ZERO_WIDTH_BLANK = "\u200b"  # separates words in Khmer, Thai and Burmese
+_ZERO_WIDTH_SPACE = "\u200b"  # separates words in Khmer, Thai and Burmese
 _CONTINUATION_BYTE = re.compile("<0x[89AB][0-9A-F]>")  # not the first byte of a character
 _MAX_TAG_WARNINGS = 8
 # The mandatory line breaks of Unicode (UAX #14).
@@ -77,7 +77,7 @@ class Part(NamedTuple):
     """A part of a line."""
 
     ids: list[int]
-    continues_word: bool = False  # begins in the middle of a word of a script with blanks
+    continues_word: bool = False  # begins in the middle of a word of a script with spaces
 
 
 class Segmenter:
@@ -233,7 +233,7 @@ class TextLine(NamedTuple):
         number: index of the line in the text.
         begin: offset of the line in the text.
         tag_begin: offset of the inherited tag in the text.
-        head_length: characters of the inherited tag and the blank after it.
+        head_length: characters of the inherited tag and the space after it.
     """
 
     text: str
@@ -267,7 +267,7 @@ def restored(text: str, breaks: tuple[str, ...]) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """Return the lines of a text joined by blanks, without empty lines."""
+    """Return the lines of a text joined by spaces, without empty lines."""
     return " ".join(filter(None, text.split("\n"))) if "\n" in text else text
 
 
@@ -306,9 +306,9 @@ class Cut(IntEnum):
     CHARACTER = 0  # inside a character of several tokens
     CLUSTER = 1  # before a combining mark, or inside an emoji
     WORD = 2  # between two characters of a word
-    LETTER = 3  # next to a character of a script without blanks
+    LETTER = 3  # next to a character of a script without spaces
     ABBREVIATION = 4  # between words, after a full stop that does not end a sentence
-    BLANK = 5  # between words
+    SPACE = 5  # between words
     CLAUSE = 6  # after a comma, colon or semicolon
     SENTENCE = 7
 
@@ -326,9 +326,9 @@ def split_line(
 
 
 def _is_in_word(line: str, offset: int) -> bool:
-    """Return True if an offset is between two characters of a word in a script with blanks."""
+    """Return True if an offset is between two characters of a word in a script with spaces."""
     return not any(
-        each.isspace() or each == _ZERO_WIDTH_BLANK or belongs_without_blanks(each)
+        each.isspace() or each == _ZERO_WIDTH_SPACE or belongs_without_blanks(each)
         for each in line[offset - 1 : offset + 1]
     )
 
@@ -382,7 +382,7 @@ def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
         # If several tokens spell one character, all but the last have an empty span.
         if begin_before == end_before or begin >= len(line):
             cuts.append(Cut.CHARACTER)
-        elif not line[begin_before:end_before].strip():  # a blank belongs to the next token
+        elif not line[begin_before:end_before].strip():  # a space belongs to the next token
             cuts.append(Cut.WORD)
         else:
             cuts.append(better.get(begin) or _between(line, begin))
@@ -391,7 +391,7 @@ def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
 
 
 def _starts(line: str, ends: Iterable[int]) -> Iterable[int]:
-    """Yield these offsets, and the offset after each blank that follows them."""
+    """Yield these offsets, and the offset after each space that follows them."""
     for end in ends:
         yield end
         while end < len(line) and line[end].isspace():
@@ -405,12 +405,12 @@ def _between(line: str, offset: int) -> Cut:
     if _CONTINUES.match(after) or before == _JOINER or unicodedata.category(after)[0] == "M":
         return Cut.CLUSTER
     if any(
-        (each.isspace() and each not in NO_BREAK) or each == _ZERO_WIDTH_BLANK
+        (each.isspace() and each not in NO_BREAK) or each == _ZERO_WIDTH_SPACE
         for each in (before, after)
     ):
         while offset > 1 and line[offset - 1].isspace():
             offset -= 1
-        return Cut.ABBREVIATION if line[offset - 1] == "." else Cut.BLANK
+        return Cut.ABBREVIATION if line[offset - 1] == "." else Cut.SPACE
     is_between = script_without_blanks(before) or script_without_blanks(after)
     # A closing mark is not separated from the text before it.
     if is_between and unicodedata.category(after) not in ("Pe", "Pf", "Po"):

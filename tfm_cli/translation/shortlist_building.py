@@ -18,7 +18,7 @@ from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.translation.alignment import attention_in_memory
-from tfm_cli.translation.search_engine import SearchEngine
+from tfm_cli.translation.search import SearchEngine
 from tfm_cli.translation.shortlist import Shortlist
 from tfm_cli.translation.worker_pool import WorkerPool
 

@@ -33,8 +33,8 @@ from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
-from tfm_cli.translation.search_engine import (
-    Found,
+from tfm_cli.translation.search import (
+    BatchHypotheses,
     Matrix,
     SearchOptions,
     alignment_layer,
@@ -90,7 +90,7 @@ class TorchEngine:
         set_cpu_threads(1)
 
     @torch.inference_mode()
-    def search(self, batch: Sequence[Segment], beam_size: int) -> Found:
+    def search(self, batch: Sequence[Segment], beam_size: int) -> BatchHypotheses:
         """Return hypotheses of each segment, best first."""
         with _memory_error():
             restricted = self._restricted(batch)
@@ -144,7 +144,7 @@ class TorchEngine:
 
     def _found(
         self, batch: Sequence[Segment], restricted: RestrictedVocabulary, beam_size: int
-    ) -> Found:
+    ) -> BatchHypotheses:
         source, source_keep = pad_source([s.ids for s in batch], self._tokenizers.source.eos_id)
         source = source.to(self._device)
         source_keep = None if source_keep is None else source_keep.to(self._device)
@@ -170,7 +170,7 @@ class TorchEngine:
         limits: list[int],
         *,
         beam_size: int,
-    ) -> Found:
+    ) -> BatchHypotheses:
         """Return the hypotheses of a search whose steps may have any shape."""
         options = self._options
         model = restricted.model(self._models)

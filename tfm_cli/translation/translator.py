@@ -6,23 +6,24 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tfm_cli.config.settings import SearchConfig
+from tfm_cli.config.settings import RunConfig, SearchConfig
 from tfm_cli.console import counted
-from tfm_cli.device import resolve_device
-from tfm_cli.errors import ConfigError, DataError
+from tfm_cli.device import Device, decoding_precision, resolve_device, torch_build
+from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
+from tfm_cli.files.layout import WEIGHTS_FILE
+from tfm_cli.model_directory.weight_shapes import stored_precision
+from tfm_cli.native import library
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.assembly import Assembler, ShortfallWatch
-from tfm_cli.translation.loading import load_models, resolve_precision
-from tfm_cli.translation.result import Translation
-from tfm_cli.translation.search import BatchSearch
-from tfm_cli.translation.search_engine import (
-    Found,
+from tfm_cli.translation.assembly import Assembler, ShortfallWatch, Translation
+from tfm_cli.translation.search import (
+    BatchHypotheses,
+    BatchSearch,
     SearchEngine,
     SearchOptions,
-    useless_weights_refused,
+    unusable_weights_as_model_error,
 )
 from tfm_cli.translation.segments import Lines, Segment, Segmenter
 from tfm_cli.translation.worker_pool import Group, WorkerPool, num_workers
@@ -30,12 +31,15 @@ from tfm_cli.translation.worker_pool import Group, WorkerPool, num_workers
 if TYPE_CHECKING:
     from tfm_cli.translation.alignment import Aligner
 
+
 logger = logging.getLogger(__name__)
 
 # Minimum for each worker; all of them may exceed `CACHE_BYTES`, since small batches are slow.
 _MIN_CACHE_BYTES = 1 << 28
 
-SearchAll = Callable[[Callable[[list[Segment]], Found], Sequence[list[Segment]]], list[Found]]
+SearchAll = Callable[
+    [Callable[[list[Segment]], BatchHypotheses], Sequence[list[Segment]]], list[BatchHypotheses]
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class TranslatorOptions:
         on_long: `split` a line of more than `search.max_length` tokens, preferably after a
             sentence, and join the translations; or `cut` it.
         scores: compute the scores of candidates; otherwise they may be NaN.
-        word_scores: record the log-probability of each piece.
+        word_scores: record the log-probability of each token.
         alignment: align the words of each candidate with those of its line.
         shortlist: file of a shortlist; None for the whole vocabulary.
     """
@@ -209,7 +213,7 @@ class Translator:
         batches = self._segmenter.batches(Lines(lines, prefixes))
         if search_all is not None:
             return self._finished(lines, batches, search_all(self._search_batch, batches))
-        with useless_weights_refused(self._name):
+        with unusable_weights_as_model_error(self._name):
             return self._finished(lines, batches, [self._search_batch(one) for one in batches])
 
     def translate_windows(
@@ -226,7 +230,7 @@ class Translator:
                 yielded first.
             ModelError: the scores are not finite numbers.
         """
-        pending: deque[tuple[Sequence[str], list[list[Segment]], Group[Found]]] = deque()
+        pending: deque[tuple[Sequence[str], list[list[Segment]], Group[BatchHypotheses]]] = deque()
         search = WorkerPool(
             self._search_batch,
             max_workers=self._num_workers,
@@ -236,7 +240,7 @@ class Translator:
         def oldest(max_left: int) -> Iterator[list[Translation]]:
             while pending and (len(pending) > max_left or not pending[0][2].missing):
                 lines, batches, group = pending.popleft()
-                with useless_weights_refused(self._name):
+                with unusable_weights_as_model_error(self._name):
                     translations = self._finished(lines, batches, search.results(group))
                 yield translations
 
@@ -256,7 +260,7 @@ class Translator:
         self,
         lines: Sequence[str],
         batches: Sequence[Sequence[Segment]],
-        hypotheses: Sequence[Found],
+        hypotheses: Sequence[BatchHypotheses],
     ) -> list[Translation]:
         """Assemble the translations of a window; warn once of a line with too few candidates."""
         translations = self._assemble(lines, batches, hypotheses)
@@ -279,3 +283,118 @@ def _aligner(engine: SearchEngine, tokenizers: TokenizerPair, max_tokens: int) -
     from tfm_cli.translation.alignment import Aligner  # only if alignments are requested
 
     return Aligner(engine, tokenizers, max_tokens)
+
+
+# Loading of one model or an ensemble, and of the engine that runs it on a device.
+
+
+class LoadedModels(NamedTuple):
+    """Models in memory.
+
+    Attributes:
+        config: configuration of the first model.
+        tokenizers: tokenizers of all models.
+        engine: returns a search engine of these models, given its options.
+    """
+
+    config: RunConfig
+    tokenizers: TokenizerPair
+    engine: Callable[[SearchOptions], SearchEngine]
+
+
+def resolve_precision(name: str, device: Device, directories: Sequence[Path]) -> str:
+    """Return the precision to use; `auto` is int8 on a CPU if a model is stored in int8.
+
+    Args:
+        name: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
+        device: device that the models run on.
+        directories: model directories.
+
+    Raises:
+        ConfigError: the name is unknown, or the device lacks that precision.
+    """
+    are_int8 = (stored_precision(each / WEIGHTS_FILE) == "int8" for each in directories)
+    if name == "auto" and device.type == "cpu" and any(are_int8):
+        return "int8"
+    return decoding_precision(name, device)
+
+
+def load_models(directories: Sequence[Path], device: Device, precision: str) -> LoadedModels:
+    """Load models for the native engine on a CPU, and otherwise for PyTorch.
+
+    Args:
+        directories: model directories, at least one.
+        device: device that the models run on.
+        precision: precision of the matrix products; the device must support it.
+
+    Raises:
+        ModelError: a directory is invalid, or its tokenizers differ from those of the first.
+        ResourceError: there is too little memory, or neither engine is installed.
+    """
+    if device.type == "cpu" and library.available():
+        return _in_native_engine(directories, precision)
+    if device.type == "cpu":
+        _check_fallback(precision)
+    return _in_torch(directories, device, precision)
+
+
+def _in_native_engine(directories: Sequence[Path], precision: str) -> LoadedModels:
+    from tfm_cli.native.model import NativeModel
+    from tfm_cli.translation.native_engine import NativeEngine, warn_of_slow_bf16
+
+    models = [NativeModel.load(directory, precision=precision) for directory in directories]
+    _check_same_tokenizers(directories, [model.tokenizers for model in models])
+    if precision == "bf16":
+        warn_of_slow_bf16(models[0])
+    first = models[0]
+    return LoadedModels(
+        first.config, first.tokenizers, lambda options: NativeEngine(models, options)
+    )
+
+
+def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> LoadedModels:
+    import torch
+
+    from tfm_cli.model.arithmetic import precision_dtype, set_cpu_threads, warn_of_slow_bf16
+    from tfm_cli.model_directory.weights import load_model
+    from tfm_cli.translation.torch_engine import TorchEngine
+
+    torch_device = torch.device(str(device))
+    if device.type == "cpu":
+        set_cpu_threads(1)
+    if precision == "bf16":
+        warn_of_slow_bf16(torch_device)
+    models = [load_model(directory, torch_device) for directory in directories]
+    _check_same_tokenizers(directories, [model.tokenizers for model in models])
+
+    def engine(options: SearchOptions) -> SearchEngine:
+        return TorchEngine(
+            [model.transformer for model in models], models[0].tokenizers, options,
+            device=torch_device, dtype=precision_dtype(precision),
+            static_steps=device.type == "cuda",
+        )  # fmt: skip
+
+    return LoadedModels(models[0].config, models[0].tokenizers, engine)
+
+
+def _check_fallback(precision: str) -> None:
+    """Raise a ResourceError if PyTorch cannot replace the native engine on a CPU."""
+    if precision != "int8" and torch_build():
+        return
+    absent = library.why_absent()
+    message = f"`--precision int8` needs the native CPU engine: {absent}"
+    if precision != "int8":
+        message = f"there is neither the native CPU engine ({absent}) nor PyTorch"
+    try:
+        library.load()
+    except ResourceError as error:
+        raise ResourceError(message, hint=error.hint) from error
+
+
+def _check_same_tokenizers(
+    directories: Sequence[Path], tokenizers: Sequence[TokenizerPair]
+) -> None:
+    for directory, own in zip(directories, tokenizers, strict=True):
+        if own.sha256 != tokenizers[0].sha256:
+            message = f"{directory}: has other tokenizers than {directories[0]}"
+            raise ModelError(message, hint="train them with the same one: `tfm train --tokenizer`")

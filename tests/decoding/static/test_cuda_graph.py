@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.decoding.replay import Recording, ReplayedStep
-from tfm_cli.decoding.static.cuda_graph import ReadBack, Recorder, StepGraph, sent
+from tfm_cli.decoding.static.cuda_graph import ReadBack, Recorder, StepGraph, to_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU = torch.device("cpu")
@@ -100,8 +100,8 @@ def test_what_is_read_back_is_as_it_was_then() -> None:
 
 
 def test_numbers_that_are_sent_are_integers() -> None:
-    assert sent([3, 1], CPU).tolist() == [3, 1]
-    assert sent([], CPU).dtype == torch.long
+    assert to_device([3, 1], CPU).tolist() == [3, 1]
+    assert to_device([], CPU).dtype == torch.long
 
 
 def test_replay_on_a_cpu_repeats_what_python_decided_when_it_was_recorded() -> None:

@@ -113,7 +113,7 @@ class ReadBack:
         return self._copy
 
 
-def sent(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     """Return integers on a device, copied asynchronously but before later operators there."""
     host = torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

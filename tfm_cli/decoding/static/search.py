@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
-from tfm_cli.decoding.static.cuda_graph import ReadBack, Recorder, StepGraph, sent
+from tfm_cli.decoding.static.cuda_graph import ReadBack, Recorder, StepGraph, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ class StaticSearch(Generic[StaticStateT, SearchStateT]):
         """Return a stage of another shape to which the segments of these rows were copied."""
         moved = self._stage(shape)
         num_unused = shape.segments - len(rows)
-        selected = sent([*rows, *[rows[0]] * num_unused], self._device)  # (B,)
+        selected = to_device([*rows, *[rows[0]] * num_unused], self._device)  # (B,)
         moved.model_state.copy_from(stage.model_state, selected)
         moved.search_state.copy_from(stage.search_state, selected)
         return moved

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary, length_norm
-from tfm_cli.decoding.static.cuda_graph import ReadBack, sent
+from tfm_cli.decoding.static.cuda_graph import ReadBack, to_device
 from tfm_cli.decoding.static.search import StaticStateT, StaticStepModel
 from tfm_cli.decoding.utf8 import StaticSpelling
 
 
 class StaticBeams:
-    """The growing and the finished hypotheses of B segments.
+    """The active and the finished hypotheses of B segments.
 
     Args:
         segments: B.
@@ -40,7 +40,7 @@ class StaticBeams:
     ) -> None:
         beams = options.beam_size
         self._vocabulary, self._options = vocabulary, options
-        self._banned = sent(vocabulary.banned_ids, device)
+        self._banned = to_device(vocabulary.banned_ids, device)
         norms = [
             length_norm(t + 1, options.length_penalty, options.norm_kind) for t in range(capacity)
         ]
@@ -52,7 +52,7 @@ class StaticBeams:
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
 
-        self._position = integers(1)  # tokens written
+        self._position = integers(1)  # tokens generated
         self._newest = integers(segments * beams)  # (R,)
         self._scores = torch.zeros(segments, beams, device=device)  # log-probabilities
         self._tokens = integers(segments, beams, capacity)
@@ -75,7 +75,7 @@ class StaticBeams:
         self._scores[:, 0] = 0
         self._tokens.zero_()
         self._beam_ancestors.fill_(-1)
-        self._limit[: len(limits)] = sent(limits, self._limit.device)
+        self._limit[: len(limits)] = to_device(limits, self._limit.device)
         self.done.fill_(False)
         if self._spelling is not None:
             self._spelling.reset()
@@ -120,11 +120,11 @@ class StaticBeams:
         self._store_ends(best[:, :beams], ends[:, :beams], origin[:, :beams], norm)
 
         # The best that do not end; a stable sort by "ends" leaves them in order of their scores.
-        growing = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beams]  # (B, K)
-        scores = best.masked_fill(ends, -math.inf).gather(1, growing)  # (B, K)
+        active = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beams]  # (B, K)
+        scores = best.masked_fill(ends, -math.inf).gather(1, active)  # (B, K)
         self._update_done(scores.amax(dim=1) / norm.to(scores.dtype))
         self._scores.copy_(scores)
-        self._reorder_and_append(origin.gather(1, growing), token.gather(1, growing))
+        self._reorder_and_append(origin.gather(1, active), token.gather(1, active))
 
     def _continuations(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and ids of the likeliest next tokens of each row, (R, C) each.
@@ -166,14 +166,14 @@ class StaticBeams:
         tokens = torch.cat((self._end_tokens, _reordered(self._tokens, origin)), dim=1)
         self._end_tokens.copy_(_reordered(tokens, order))  # (B, K, n)
 
-    def _update_done(self, best_growing: Tensor) -> None:
-        """Mark the segments that need no more steps, given the best growing scores (B,)."""
+    def _update_done(self, best_active: Tensor) -> None:
+        """Mark the segments that need no more steps, given the best active scores (B,)."""
         worst = self._end_scores[:, -1]  # (B,)
         is_decided = worst > -math.inf
         if not self._options.early_stopping and self._options.beam_size > 1:
-            is_decided = is_decided & (worst >= best_growing)
+            is_decided = is_decided & (worst >= best_active)
         # The best score is -inf, or NaN, where no hypothesis can grow.
-        self.done.logical_or_(is_decided | ~(best_growing > -math.inf))
+        self.done.logical_or_(is_decided | ~(best_active > -math.inf))
 
     def _reorder_and_append(self, origin: Tensor, tokens: Tensor) -> None:
         """Replace beam k of each segment with its beam `origin[:, k]` plus a token, (B, K) each.
@@ -190,7 +190,7 @@ class StaticBeams:
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
         """Start a copy of finished hypotheses to the host; the returned function waits for it."""
-        selected = sent(segments, self.done.device)
+        selected = to_device(segments, self.done.device)
         copies = [
             ReadBack(each.index_select(0, selected))
             for each in (self._ends, self._end_tokens, self._end_totals, self._end_scores)
@@ -229,7 +229,7 @@ class StaticGreedy:
         self, segments: int, capacity: int, vocabulary: TargetVocabulary, device: torch.device
     ) -> None:
         self._vocabulary = vocabulary
-        self._banned = sent(vocabulary.banned_ids, device)
+        self._banned = to_device(vocabulary.banned_ids, device)
         utf8 = vocabulary.utf8
         self._spelling = None if utf8 is None else StaticSpelling(utf8, segments, 1)
 
@@ -242,7 +242,7 @@ class StaticGreedy:
         self._beam_ancestors = integers(segments, 1, capacity)  # 0 for past steps, -1 after them
         self._origin = integers(segments, 1)  # each row continues itself
         self._limit = integers(segments)
-        self._lengths = integers(segments)  # tokens written before </s> or the limit
+        self._lengths = integers(segments)  # tokens generated before </s> or the limit
         self._is_finite = torch.ones(segments, dtype=torch.bool, device=device)
         self.done = torch.zeros(segments, dtype=torch.bool, device=device)
 
@@ -253,7 +253,7 @@ class StaticGreedy:
         self._beam_ancestors.fill_(-1)
         self._lengths.zero_()
         self._is_finite.fill_(True)
-        self._limit[: len(limits)] = sent(limits, self._limit.device)
+        self._limit[: len(limits)] = to_device(limits, self._limit.device)
         torch.eq(self._limit, 0, out=self.done)
         if self._spelling is not None:
             self._spelling.reset()
@@ -301,7 +301,7 @@ class StaticGreedy:
         That function returns one hypothesis without scores for each of these segments, and none for
         a segment whose logits were not finite.
         """
-        selected = sent(segments, self.done.device)
+        selected = to_device(segments, self.done.device)
         copies = [
             ReadBack(each.index_select(0, selected))
             for each in (self._lengths, self._tokens, self._is_finite)

@@ -13,7 +13,7 @@ from tests.decoding.table_model import (
     sources,
 )
 from tfm_cli.decoding.interface import Hypothesis
-from tfm_cli.decoding.n_best import different_texts
+from tfm_cli.translation.search import different_texts
 
 TEXTS = {2: "a", 3: "aa", 4: "b"}  # of the pieces: each text with an `aa` has two spellings
 VOCAB = 5
