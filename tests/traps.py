@@ -19,7 +19,12 @@ _CODE = {
     "pickle.find_class": ("torch._inductor", "torch._dynamo", "multiprocessing", "concurrent"),
     # Python's own files of compiled modules, and those that pytest made of plugins.
     "marshal.load": ("_pytest.assertion.rewrite",),
-    "marshal.loads": ("importlib", "zipimport", "_pytest.assertion.rewrite"),
+    "marshal.loads": (
+        "importlib",
+        "_frozen_importlib_external",
+        "zipimport",
+        "_pytest.assertion.rewrite",
+    ),
 }
 # What processes that were forked off tell the one that started them: there is no file in between.
 _OWN = ("pickle.find_class", "tfm_cli.translation.worker_pool")
