@@ -20,7 +20,7 @@ from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json
 from tfm_cli.model_directory.config_file import load_config
 from tfm_cli.text.reader import LineReader
-from tfm_cli.tokenizer.model_check import walk_model
+from tfm_cli.tokenizer.model_file import validate_model
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 Target = Callable[[bytes], str]  # returns a short outcome
@@ -113,7 +113,7 @@ def header(content: bytes) -> str:
 def tokenizer(content: bytes) -> str:
     """Load a SentencePiece model; SentencePiece itself receives what the check accepts."""
     try:
-        walk_model(content)
+        validate_model(content)
     except ValueError as error:
         return f"refused: {error}"
     sentencepiece.SetMinLogLevel(10)

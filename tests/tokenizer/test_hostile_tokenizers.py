@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import RunTfm
 from tests.sentencepiece_bytes import MODEL, charsmap, delimited, piece
-from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES
+from tfm_cli.tokenizer.model_file import MAX_MODEL_BYTES
 
 # Models as in the issues of SentencePiece, by the number of the issue.
 CRAFTED: dict[str, tuple[bytes, str]] = {

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError
-from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES, Tokenizer
+from tfm_cli.tokenizer.model_file import MAX_MODEL_BYTES
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
 
 TEXT = ["the cat sat on the mat", "ein Hund läuft über die Straße", "日本語 の 文", "42 ½ ﬁ"] * 25

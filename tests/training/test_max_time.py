@@ -205,7 +205,7 @@ def test_r03_time_that_is_up_ends_the_learning_of_a_tokenizer(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "stopped before the first update: 4s passed (--max-time)" in done.stderr
     assert seconds < most_seconds(4)
-    assert not [words for words in processes if b"tfm_cli.tokenizer.training_process" in words]
+    assert not [words for words in processes if b"tfm_cli.tokenizer.training" in words]
 
 
 @pytest.mark.torture

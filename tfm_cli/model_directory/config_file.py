@@ -22,8 +22,9 @@ from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import CONFIG_FILE, JOINT_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json_object, read_regular
+from tfm_cli.tokenizer.model_file import read_model_file
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer, read_model_file
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 # Format 2 added a tokenizer for each side and search settings; format 3 the settings that
 # `settings_before` lists; format 4 separate heads and widths of the decoder, and int8 weights.

@@ -15,7 +15,7 @@ import sentencepiece
 from tfm_cli.config.settings import is_rule_file
 from tfm_cli.errors import DataError
 from tfm_cli.files.untrusted import read_regular
-from tfm_cli.tokenizer.model_check import (
+from tfm_cli.tokenizer.model_file import (
     CHARSMAP,
     DENORMALIZER,
     MAX_TEXT_BYTES,

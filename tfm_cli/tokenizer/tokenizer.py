@@ -12,18 +12,15 @@ import sentencepiece
 
 from tfm_cli.errors import ModelError
 from tfm_cli.text.language_tags import LANGUAGE_TAG, leading_tag
-from tfm_cli.tokenizer.model_check import user_defined_pieces
 from tfm_cli.tokenizer.model_file import (
     BLANK,
-    MAX_MODEL_BYTES,
     check_model,
     read_model_file,
     reason_of,
+    user_defined_pieces,
 )
 from tfm_cli.tokenizer.normalization import SILENT, changes_characters
 from tfm_cli.tokenizer.vocabulary import Vocabulary
-
-__all__ = ["MAX_MODEL_BYTES", "Tokenizer", "read_model_file"]
 
 _LINES_PER_THREAD = 32  # below this, starting a thread costs more than it saves
 

@@ -15,8 +15,9 @@ from tfm_cli.interop.source_files import (
 )
 from tfm_cli.model_directory.weight_shapes import listed
 from tfm_cli.text.language_tags import LANGUAGE_TAG
+from tfm_cli.tokenizer.model_file import MAX_MODEL_BYTES
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES, Tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

@@ -28,8 +28,9 @@ from tfm_cli.interop.tensors import (
     required_tensors,
 )
 from tfm_cli.model_directory.weight_shapes import weight_shapes
+from tfm_cli.tokenizer.model_file import MAX_MODEL_BYTES
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import MAX_MODEL_BYTES, Tokenizer
+from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
 
 MODEL, DECODER = "special:model.yml", "decoder.yml"

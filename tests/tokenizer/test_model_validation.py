@@ -19,17 +19,17 @@ from tests.sentencepiece_bytes import (
     piece,
     trie,
 )  # fmt: skip
-from tfm_cli.tokenizer import model_check as module
-from tfm_cli.tokenizer.model_check import check_charsmap, walk_model
+from tfm_cli.tokenizer import model_file as module
+from tfm_cli.tokenizer.model_file import check_charsmap, validate_model
 
 
 def refused(model: bytes, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        walk_model(model)
+        validate_model(model)
 
 
 def test_plain_model_is_let_through() -> None:
-    assert walk_model(MODEL) == b""
+    assert validate_model(MODEL) == b""
 
 
 CRAFTED: dict[str, tuple[bytes, str]] = {
@@ -84,7 +84,7 @@ def test_too_many_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_64_nested_symbols_are_let_through() -> None:
-    walk_model(MODEL + b"".join(piece(b"x" * n, kind=4) for n in range(1, 65)))
+    validate_model(MODEL + b"".join(piece(b"x" * n, kind=4) for n in range(1, 65)))
 
 
 CHARSMAPS: dict[str, tuple[bytes, str]] = {
@@ -119,7 +119,7 @@ def test_crafted_normalizer_is_refused(name: str) -> None:
 def test_valid_custom_normalizer_is_accepted_and_returned() -> None:
     table = charsmap(trie(ord("a"), text_at=0), texts=b"x\0")
 
-    assert walk_model(MODEL + delimited(3, delimited(2, table))) == table
+    assert validate_model(MODEL + delimited(3, delimited(2, table))) == table
 
 
 def test_normalizers_of_sentencepiece_are_known() -> None:
@@ -138,12 +138,12 @@ def test_normalizers_of_sentencepiece_are_known() -> None:
 
 
 def test_normalizers_of_sentencepiece_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tfm_cli.tokenizer import model_check as checked
+    from tfm_cli.tokenizer import model_file as checked
 
     monkeypatch.setattr(checked, "_KNOWN_CHARSMAPS", set())
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name="nfkc_cf")
 
-    assert walk_model(MODEL + normalizer.serialized_model_proto()[0:]) != b""
+    assert validate_model(MODEL + normalizer.serialized_model_proto()[0:]) != b""
 
 
 in_its_own_time = settings(deadline=None, max_examples=100)
@@ -153,7 +153,7 @@ in_its_own_time = settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_model_or_are_refused(content: bytes) -> None:
     with contextlib.suppress(ValueError):
-        walk_model(content)
+        validate_model(content)
 
 
 @in_its_own_time
@@ -168,7 +168,7 @@ def test_walk_is_the_same_however_pieces_are_written(data: st.DataObject) -> Non
 
     def outcome(change: Callable[[bytes], bytes]) -> str:
         try:
-            return repr(walk_model(change(usual)))
+            return repr(validate_model(change(usual)))
         except ValueError as error:
             return str(error)
 
