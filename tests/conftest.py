@@ -226,8 +226,8 @@ def _train_tiny(tiny_corpus: TinyCorpus, directory: Path) -> None:
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
-    """What the package logs from now on, message by message."""
+def log_messages() -> Iterator[list[str]]:
+    """Return the messages that the package logs from now on."""
     messages: list[str] = []
 
     class Listener(logging.Handler):

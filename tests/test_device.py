@@ -27,14 +27,14 @@ def pretend(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "mps", "wanted"), [(0, False, "cpu"), (2, True, "cuda"), (0, True, "mps")]
+    ("gpus", "mps", "expected"), [(0, False, "cpu"), (2, True, "cuda"), (0, True, "mps")]
 )
 def test_auto_takes_the_best_there_is(
-    gpus: int, mps: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+    gpus: int, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, gpus=gpus, mps=mps)
 
-    assert resolve_device("auto") == Device(wanted)
+    assert resolve_device("auto") == Device(expected)
 
 
 def test_device_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ CPU, GPU = Device("cpu"), Device("cuda", 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "fast", "wanted"),
+    ("name", "device", "fast", "expected"),
     [
         ("auto", CPU, True, "fp32"),
         ("auto", CPU, False, "fp32"),
@@ -92,25 +92,25 @@ CPU, GPU = Device("cpu"), Device("cuda", 0)
     ],
 )
 def test_precision_of_translating(
-    name: str, device: Device, fast: bool, wanted: str,
-    monkeypatch: pytest.MonkeyPatch, told: list[str],
+    name: str, device: Device, fast: bool, expected: str,
+    monkeypatch: pytest.MonkeyPatch, log_messages: list[str],
 ) -> None:  # fmt: skip
     capability = (8, 0) if fast else (7, 5)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    assert decoding_precision(name, device) == wanted
-    assert told == []
+    assert decoding_precision(name, device) == expected
+    assert log_messages == []
 
 
 @pytest.mark.parametrize(
-    ("capability", "wanted"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+    ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")]
 )
 def test_gpu_takes_bf16_where_it_has_units_for_it(
-    capability: tuple[int, int], wanted: str, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
-    assert decoding_precision("auto", GPU) == wanted
+    assert decoding_precision("auto", GPU) == expected
 
 
 def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +119,8 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as caught:
         decoding_precision("bf16", GPU)
 
-    wanted = "`--precision bf16` is for GPUs of compute capability 8.0 or more"
-    assert str(caught.value) == f"{wanted}, `cuda:0` has 7.5"
+    expected = "`--precision bf16` is for GPUs of compute capability 8.0 or more"
+    assert str(caught.value) == f"{expected}, `cuda:0` has 7.5"
     assert "fp32 there" in str(caught.value.hint)
 
 
@@ -129,8 +129,8 @@ def test_name_of_no_precision_of_translating_is_refused(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         decoding_precision(name, CPU)
 
-    wanted = "expected one of auto, fp32, bf16, fp16, int8"
-    assert str(caught.value) == f"unknown precision `{name}`, {wanted}"
+    expected = "expected one of auto, fp32, bf16, fp16, int8"
+    assert str(caught.value) == f"unknown precision `{name}`, {expected}"
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "mps"])
@@ -162,13 +162,13 @@ def test_fp16_is_refused_on_cpus() -> None:
     [("", "PyTorch is not installed"), ("cpu", "PyTorch is a build without CUDA")],
 )
 def test_gpu_that_pytorch_cannot_use_is_told_once_and_the_cpu_serves(
-    build: str, reason: str, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    build: str, reason: str, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
 ) -> None:
     pretend(monkeypatch, gpus=1, build=build)
     monkeypatch.setattr(module, "_logged", set())
 
     assert [resolve_device("auto"), resolve_device("auto")] == [Device("cpu")] * 2
-    assert told == [f"this machine has a GPU, but {reason}: computing on the CPU"]
+    assert log_messages == [f"this machine has a GPU, but {reason}: computing on the CPU"]
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,12 @@ def _trap(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if any(name.startswith(_ALLOWED[event]) for name in callers if _ALLOWED[event]):
         return
-    told = f"{event} {arguments!r:.100} by {callers[0]} for {ours}"
-    found.append(told)
+    message = f"{event} {arguments!r:.100} by {callers[0]} for {ours}"
+    found.append(message)
     if os.environ.get("TFM_TRAPS"):  # in a process of its own: nobody may overlook it
-        os.write(2, f"trap: {told}\n".encode())
+        os.write(2, f"trap: {message}\n".encode())
         os._exit(99)
-    raise RuntimeError(f"trap: {told}")
+    raise RuntimeError(f"trap: {message}")
 
 
 def set_traps() -> None:

@@ -63,10 +63,10 @@ def test_counts_are_those_of_the_files(
     train = list(zip(tiny_corpus.lines("train.en"), tiny_corpus.lines("train.de"), strict=True))
     test = list(zip(tiny_corpus.lines("test.en"), tiny_corpus.lines("test.de"), strict=True))
     known = sum(pair in train for pair in test)
-    found = table["corpora"]["train"]
-    assert found["pairs"] == found["usable_pairs"] == 600
-    assert found["repeats"]["pairs"] == 600 - len(set(train))
-    assert found["lengths"]["source"]["total"] == sum(len(s.split()) for s, _ in train)
+    result = table["corpora"]["train"]
+    assert result["pairs"] == result["usable_pairs"] == 600
+    assert result["repeats"]["pairs"] == 600 - len(set(train))
+    assert result["lengths"]["source"]["total"] == sum(len(s.split()) for s, _ in train)
     assert table["corpora"]["test"]["overlap_with_train"]["pairs"] == known
     assert known > 0.01 * len(test)
     assert (table["ok"], table["errors"]) == (False, 1)
@@ -161,7 +161,7 @@ def test_lines_that_a_tokenizer_changes_are_counted_with_the_first(
     run_tfm([*learn, "--model-prefix", "nfkc", "--normalization-rule-name", "nfkc"])
     files = ["-s", "a.en", "-t", "a.zh"]
 
-    found = report(run_tfm, *files, "--tokenizer", "nfkc.model")
+    result = report(run_tfm, *files, "--tokenizer", "nfkc.model")
     plain = report(run_tfm, *files, "--tokenizer", "as-it-is.model")
     text = run_tfm(["check", *files, "--tokenizer", "nfkc.model"])
 
@@ -175,18 +175,18 @@ def test_lines_that_a_tokenizer_changes_are_counted_with_the_first(
             "becomes": "(三),四",
         },
     }
-    assert found["corpora"]["train"]["pieces"]["changed"] == changed
-    told = [finding for finding in found["findings"] if finding["code"] == "changed_line"]
-    assert [(each["level"], each["file"], each["line"]) for each in told] == [
+    assert result["corpora"]["train"]["pieces"]["changed"] == changed
+    findings = [finding for finding in result["findings"] if finding["code"] == "changed_line"]
+    assert [(each["level"], each["file"], each["line"]) for each in findings] == [
         ("warning", "a.en", 4), ("warning", "a.zh", 4),
     ]  # fmt: skip
-    assert told[1]["message"] == (
+    assert findings[1]["message"] == (
         "a.zh:4: 1 line of the target changed by the tokenizer (1.02 %): "
         "`（三），四` becomes `(三),四`"
     )
-    assert told[1]["hint"] == "learn the tokenizer with `--normalization-rule-name identity`"
+    assert findings[1]["hint"] == "learn the tokenizer with `--normalization-rule-name identity`"
     assert "source lines changed by the tokenizer" in text.out
-    assert f"warning: {told[1]['message']}\n  {told[1]['hint']}\n" in text.out
+    assert f"warning: {findings[1]['message']}\n  {findings[1]['hint']}\n" in text.out
     for side in ("source", "target"):
         nothing = {**BLANKS, "text": None, "becomes": None}
         assert plain["corpora"]["train"]["pieces"]["changed"][side] == nothing

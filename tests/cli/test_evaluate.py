@@ -87,17 +87,17 @@ def test_hypotheses_come_from_standard_input_without_a_flag() -> None:
 
 def test_paired_bootstrap_is_sacrebleus_with_signatures() -> None:
     arguments = "ref -i hyp other -pbs -pbsn 50"  # with chrF sacreBLEU 2.6 fails to write JSON
-    wanted = json.loads(sacrebleu_prints(arguments))
+    expected = json.loads(sacrebleu_prints(arguments))
 
-    found = json.loads(run(arguments).stdout)
+    actual = json.loads(run(arguments).stdout)
 
     signatures = [
         system[metric].pop("signature")
-        for system in found
+        for system in actual
         for metric in system
         if metric != "system"
     ]
-    assert found == wanted
+    assert actual == expected
     assert all("bs:50|seed:12345" in signature for signature in signatures)
 
 
@@ -188,8 +188,8 @@ def test_text_without_blanks_is_warned_of_and_scored_as_sacrebleu_does(
     assert f"use `-tok {flag}`\n" in result.stderr
     for quiet in (f"-tok {flag}", "-tok 13a", "-m chrf"):
         assert "warning" not in run(f"unblanked -i unblanked -b {quiet}").stderr
-    wanted = sacrebleu_prints(f"unblanked -i unblanked -b -tok {flag}")
-    assert run(f"unblanked -i unblanked -b -tok {flag}").stdout.encode() == wanted
+    expected = sacrebleu_prints(f"unblanked -i unblanked -b -tok {flag}")
+    assert run(f"unblanked -i unblanked -b -tok {flag}").stdout.encode() == expected
 
 
 def test_text_with_blanks_is_not_warned_of() -> None:
@@ -197,10 +197,10 @@ def test_text_with_blanks_is_not_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("flores200", "flores200sacrebleuspm"), ("ko-mecab", "tfm-cli[mecab]")]
+    ("name", "message"), [("flores200", "flores200sacrebleuspm"), ("ko-mecab", "tfm-cli[mecab]")]
 )
 def test_tokenizer_that_lacks_something_is_refused_before_any_reading(
-    name: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("sacrebleu.utils.SACREBLEU_DIR", str(tmp_path))
     monkeypatch.setitem(sys.modules, "mecab_ko", None)
@@ -208,7 +208,7 @@ def test_tokenizer_that_lacks_something_is_refused_before_any_reading(
     result = run(f"ref -i missing -tok {name}")
 
     assert result.exit_code == 5
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 

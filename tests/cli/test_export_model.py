@@ -21,10 +21,10 @@ def test_a_trained_model_leaves_for_ctranslate2_and_translates_the_same(
     assert (done.code, done.out) == (0, "")
     assert done.err.startswith("verified with CTranslate2 ")
     tokenizers = load_tokenizers(tiny_model, load_config(tiny_model))
-    found = ctranslate2.Translator(str(out)).translate_batch(
+    actual = ctranslate2.Translator(str(out)).translate_batch(
         tokenizers.source.encode_pieces(text), beam_size=4
     )
-    theirs = tokenizers.target.decode_pieces([result.hypotheses[0] for result in found])
+    theirs = tokenizers.target.decode_pieces([result.hypotheses[0] for result in actual])
     ours = run_tfm(
         ["translate", "-m", str(tiny_model), "--early-stopping", "-b", "4", "--device", "cpu"],
         "".join(f"{line}\n" for line in text),
@@ -46,8 +46,8 @@ def test_a_trained_model_leaves_for_hugging_face_and_translates_the_same(
     assert done.err.startswith("verified with transformers ")
     tokenizer = transformers.MarianTokenizer.from_pretrained(out)
     model = transformers.MarianMTModel.from_pretrained(out)
-    found = model.generate(**tokenizer(text, return_tensors="pt", padding=True))
-    theirs = tokenizer.batch_decode(found, skip_special_tokens=True)
+    result = model.generate(**tokenizer(text, return_tensors="pt", padding=True))
+    theirs = tokenizer.batch_decode(result, skip_special_tokens=True)
     ours = run_tfm(
         ["translate", "-m", str(tiny_model), "--device", "cpu"],
         "".join(f"{line}\n" for line in text),

@@ -125,11 +125,11 @@ def test_r36_no_locale_is_too_poor(
         if command == "train":
             (tmp_path / f"{name}.out").rename(tmp_path / "learned")
         if command == "translate":
-            found = (tmp_path / f"{name}.out").read_text(encoding="utf-8")
+            actual = (tmp_path / f"{name}.out").read_text(encoding="utf-8")
 
-    assert "fünf" in found
-    wanted = Path(tiny_corpus.path("valid.de")).read_text(encoding="utf-8")
-    same = [a == b for a, b in zip(found.split("\n"), wanted.split("\n"), strict=True)]
+    assert "fünf" in actual
+    expected = Path(tiny_corpus.path("valid.de")).read_text(encoding="utf-8")
+    same = [a == b for a, b in zip(actual.split("\n"), expected.split("\n"), strict=True)]
     assert sum(same) > 36  # of 40
     assert (tmp_path / "learned" / "model.safetensors").is_file()
 

@@ -105,7 +105,7 @@ def test_library_that_cannot_be_imported_is_a_lack(content: str, tmp_path: Path)
     ids=str,
 )
 def test_lacks_are_told_from_bugs(error: Exception, words: str) -> None:
-    found = _resource_problem(error)
+    result = _resource_problem(error)
 
-    assert found.startswith(words)
-    assert bool(found) == bool(words)
+    assert result.startswith(words)
+    assert bool(result) == bool(words)

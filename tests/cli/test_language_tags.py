@@ -56,9 +56,9 @@ def trained(directory: Path, lines: list[str], *flags: str, valid: list[str] | N
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tagged")
-    told = trained(directory, GOOD, *TINY_SHAPE)
-    assert "tokenizer: language tags, one piece each: >>deu<<, >>fra<<\n" in told
-    assert "warning: " not in told
+    stderr = trained(directory, GOOD, *TINY_SHAPE)
+    assert "tokenizer: language tags, one piece each: >>deu<<, >>fra<<\n" in stderr
+    assert "warning: " not in stderr
     return directory / "model"
 
 
@@ -89,27 +89,27 @@ def test_each_side_may_have_its_own_tokenizer(tmp_path: Path) -> None:
 def test_setting_of_the_tags_goes_before_the_text(
     given: str, known: tuple[str, ...], tmp_path: Path
 ) -> None:
-    told = trained(tmp_path, GOOD, *TINY_SHAPE, "--set", f"data.tags={given}")
+    stderr = trained(tmp_path, GOOD, *TINY_SHAPE, "--set", f"data.tags={given}")
 
     assert source_tokenizer(tmp_path / "model").language_tags == known
     source = tmp_path / "s"
     if known:
         wrong = "36 of 72 source lines have a language tag that the tokenizer does not have"
-        assert f"warning: {source}:10: {wrong}: it has >>fra<<, >>spa<<\n" in told
+        assert f"warning: {source}:10: {wrong}: it has >>fra<<, >>spa<<\n" in stderr
     else:
         wrong = "72 of 72 source lines have an apparent language tag at the start"
-        assert f"warning: {source}:1: {wrong}, which the tokenizer reads as text\n" in told
+        assert f"warning: {source}:1: {wrong}, which the tokenizer reads as text\n" in stderr
 
 
 def test_few_lines_with_tags_are_text_and_told(tmp_path: Path) -> None:
     plain = [line.removeprefix(TAGS[0] + " ") for line in GOOD if line.startswith(TAGS[0])]
 
-    told = trained(tmp_path, [*plain, f"{TAGS[0]} one"], *TINY_SHAPE)
+    stderr = trained(tmp_path, [*plain, f"{TAGS[0]} one"], *TINY_SHAPE)
 
     assert source_tokenizer(tmp_path / "model").language_tags == ()
     wrong = "1 of 37 source lines has an apparent language tag at the start"
     advice = "which the tokenizer reads as text; list them in `data.tags` if they are tags"
-    assert f"warning: {tmp_path / 's'}:37: {wrong}, {advice}\n" in told
+    assert f"warning: {tmp_path / 's'}:37: {wrong}, {advice}\n" in stderr
 
 
 @pytest.mark.parametrize("given", ["fra", ">>f r<<", '[">>fra<<", "none"]', ">><<"])
@@ -134,14 +134,14 @@ def test_lines_without_their_tag_are_told_once_where_a_tagged_model_learns_more(
 ) -> None:
     lines = ["", *GOOD[:5], "one two", ">>xyz<< two", "three", ">>xyz<< one"]
 
-    told = trained(
+    stderr = trained(
         tmp_path, lines, "--pretrained-model", str(model), valid=[GOOD[0], "two", ">>abc<< one"]
     )
 
     source, valid = tmp_path / "s", tmp_path / "vs"
     missing = "no language tag at the start, such as >>deu<<"
     unknown = "a language tag that the tokenizer does not have: it has >>deu<<, >>fra<<"
-    assert [line for line in told.split("\n") if " source lines ha" in line] == [
+    assert [line for line in stderr.split("\n") if " source lines ha" in line] == [
         f"warning: {source}:7: 2 of 9 source lines have {missing}",
         f"warning: {source}:8: 2 of 9 source lines have {unknown}",
         f"warning: {valid}:2: 1 of 3 source lines has {missing}",
@@ -153,14 +153,14 @@ def test_lines_without_their_tag_are_told_of_prepared_text_too(model: Path, tmp_
     flags = ["--pretrained-model", str(model), "--data-cache", str(tmp_path / "cache")]
     lines = [*GOOD[:5], "one two"]
 
-    told = [
+    matching = [
         trained(tmp_path, lines, *flags, "--overwrite", "--set", f"data.workers={workers}")
         for workers in (1, 1)
     ]
 
     missing = "1 of 6 source lines has no language tag at the start, such as >>deu<<"
-    assert f"warning: {tmp_path / 's'}:6: {missing}\n" in told[0]
-    assert f"warning: {tmp_path / 's'}:6: {missing}\n" in told[1]
+    assert f"warning: {tmp_path / 's'}:6: {missing}\n" in matching[0]
+    assert f"warning: {tmp_path / 's'}:6: {missing}\n" in matching[1]
 
 
 def test_tag_that_the_tokenizer_has_not_cannot_be_asked_for(
@@ -214,9 +214,9 @@ def test_model_without_tags_reads_them_as_text_and_says_so(
         ["translate", "-m", str(tiny_model), "-q", "--device", "cpu"], "one\n>>fra<< one\n"
     )
 
-    told = "the model has no language tags and reads it as text"
+    message = "the model has no language tags and reads it as text"
     assert result.err == (
-        f"warning: standard input:2: `>>fra<<` is not a target language: {told}\n"
+        f"warning: standard input:2: `>>fra<<` is not a target language: {message}\n"
     )
 
 
@@ -336,12 +336,12 @@ def test_check_tells_of_missing_and_unknown_tags(
     result = run_tfm(["check", *arguments, "--format", "json"])
 
     report = json.loads(result.out)
-    found = [each for each in report["findings"] if each["code"] in ("untagged", "unknown_tag")]
+    actual = [each for each in report["findings"] if each["code"] in ("untagged", "unknown_tag")]
     known = "the tokenizer does not have: it has" if with_model else (
         "the training corpus does not have: it has"
     )  # fmt: skip
     missing = "no language tag at the start, such as >>deu<<"
-    assert [(each["level"], each["message"]) for each in found] == [
+    assert [(each["level"], each["message"]) for each in actual] == [
         ("warning", f"{tmp_path / 's'}:20: 2 source lines (10.00 %) with {missing}"),
         ("warning", f"{tmp_path / 'vs'}:1: 1 source line (33.33 %) with {missing}"),
         (
@@ -366,8 +366,8 @@ def test_check_takes_few_lines_with_tags_for_text(run_tfm: RunTfm, tmp_path: Pat
         "--format", "json",
     ])  # fmt: skip
 
-    (found,) = (each for each in json.loads(result.out)["findings"] if "tag" in each["code"])
-    assert (found["level"], found["code"], found["line"]) == ("note", "unknown_tag", 31)
+    (actual,) = (each for each in json.loads(result.out)["findings"] if "tag" in each["code"])
+    assert (actual["level"], actual["code"], actual["line"]) == ("note", "unknown_tag", 31)
 
 
 def test_prefix_of_a_line_that_is_a_tag_alone_is_refused(model: Path, run_tfm: RunTfm) -> None:

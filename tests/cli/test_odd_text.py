@@ -176,7 +176,7 @@ def test_r32_binary_input_is_refused_where_text_is_learned_from(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", [fault for found in faults.FAULTS.values() for fault in found], ids=str
+    "fault", [fault for result in faults.FAULTS.values() for fault in result], ids=str
 )
 def test_r32_check_finds_what_is_the_matter(fault: faults.Fault, tmp_path: Path) -> None:
     faults.assert_reported(fault, tmp_path)

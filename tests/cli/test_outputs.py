@@ -135,9 +135,9 @@ def test_r09_output_that_cannot_be_written_is_told_before_any_work(
 
     result = run_tfm(COMMANDS[name](str(tiny_model), output))
 
-    told = reason.format(here=Path.cwd())
+    message = reason.format(here=Path.cwd())
     assert (result.code, result.out) == (5, "")
-    assert result.err == f"error: {output}{suffix}: cannot be written: {told}\n"
+    assert result.err == f"error: {output}{suffix}: cannot be written: {message}\n"
     assert everything() == before
 
 
@@ -151,7 +151,7 @@ def run_in_shell(command: str, user: int | None = None) -> subprocess.CompletedP
 
 @pytest.mark.slow
 @representative(
-    ("redirection", "told"),
+    ("redirection", "message"),
     [
         ("< text -o text", "text: is the same file as standard input"),
         ("< hard -o link", "link: is the same file as standard input"),
@@ -161,12 +161,12 @@ def run_in_shell(command: str, user: int | None = None) -> subprocess.CompletedP
 )
 @representative("name", ["translate", "tokenize encode"])
 def test_r09_redirected_streams_are_told_apart_too(
-    name: str, redirection: str, told: str, tiny_model: Path
+    name: str, redirection: str, message: str, tiny_model: Path
 ) -> None:
     done = run_in_shell(f"$TFM {name} -m {tiny_model} {redirection}")
 
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {told}, which is read\n")
+    assert done.stderr.startswith(f"error: {message}, which is read\n")
     assert Path("text").read_bytes() == b"one\ntwo\n"
 
 
@@ -177,8 +177,8 @@ def test_r09_full_disk_is_one_line_and_no_success(name: str, tiny_model: Path) -
 
     done = run_in_shell(f"$TFM {arguments} --quiet")
 
-    told = "error: /dev/full: cannot be written: No space left on device\n"
-    assert (done.returncode, done.stdout, done.stderr) == (5, "", told)
+    message = "error: /dev/full: cannot be written: No space left on device\n"
+    assert (done.returncode, done.stdout, done.stderr) == (5, "", message)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user for a moment")

@@ -150,10 +150,10 @@ def test_r34_slow_reader_holds_the_input_back(arguments: list[str], start: Start
 
 @pytest.mark.slow
 def test_r35_memory_is_that_of_a_window_whatever_comes_in(tiny_model: Path) -> None:
-    found = measure(tiny_model, 12, workers=1)
+    result = measure(tiny_model, 12, workers=1)
 
-    assert found.lines_out == found.lines_in > 60_000
-    assert found.peak < found.base + 200  # MiB
+    assert result.lines_out == result.lines_in > 60_000
+    assert result.peak < result.base + 200  # MiB
 
 
 def test_r26_blank_lines_cost_no_search(
@@ -192,6 +192,6 @@ def test_r26_blank_lines_among_others_come_out_in_their_places(
     def without_index(text: str) -> list[str]:
         return [line.partition(" ||| ")[2] or line for line in text.split("\n")]
 
-    wanted = "".join(apart)
-    assert without_index(together) == without_index(wanted) or flags[0] != "--n-best"
-    assert together == wanted or flags[0] == "--n-best"
+    expected = "".join(apart)
+    assert without_index(together) == without_index(expected) or flags[0] != "--n-best"
+    assert together == expected or flags[0] == "--n-best"

@@ -34,16 +34,16 @@ def test_translations_among_the_pieces_of_the_table_are_as_good(
     table = ["--best", "2", "--frequent", "0"]
 
     made = run_tfm(["shortlist", "-m", str(model), *corpus, *table, "--device", "cpu"])
-    found = run_tfm([*command, "--shortlist", "--with-score"]).out.split("\n")
-    wanted = run_tfm([*command, "--with-score"]).out.split("\n")
+    actual = run_tfm([*command, "--shortlist", "--with-score"]).out.split("\n")
+    expected = run_tfm([*command, "--with-score"]).out.split("\n")
 
     assert made.code == 0, made.err
     assert made.out == ""
     assert f"{model}/shortlist.safetensors: has " in made.err
-    texts, wanted_texts = ([line.split("\t")[-1] for line in lines] for lines in (found, wanted))
+    texts, wanted_texts = ([line.split("\t")[-1] for line in lines] for lines in (actual, expected))
     assert sum(a == b for a, b in zip(texts, wanted_texts, strict=True)) > 37  # of 40 and the end
     # The probabilities are those among fewer pieces, so they are larger.
-    assert found != wanted
+    assert actual != expected
 
 
 def test_table_can_stand_elsewhere(
@@ -138,9 +138,9 @@ def test_table_of_all_pieces_changes_nothing_to_the_bit(
     lines = tiny_corpus.lines("test.en")[:10]
     prefixes = ["", "neun"] * 5
 
-    found = translations(model, lines, prefixes, tmp_path / "table", n_best=2)
+    result = translations(model, lines, prefixes, tmp_path / "table", n_best=2)
 
-    assert found == translations(model, lines, prefixes, None, n_best=2)
+    assert result == translations(model, lines, prefixes, None, n_best=2)
 
 
 def test_translations_with_a_table_do_not_depend_on_neighbors_or_window(

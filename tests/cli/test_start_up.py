@@ -34,9 +34,9 @@ def imported(arguments: list[str], place: Path) -> set[str]:
 def test_translate_imports_neither_pytorch_nor_numpy_nor_pydantic(
     flags: str, tmp_path: Path
 ) -> None:
-    found = imported(["translate", "--model", str(MODEL), *flags.split()], tmp_path)
+    result = imported(["translate", "--model", str(MODEL), *flags.split()], tmp_path)
 
-    assert not found & {"torch", "numpy", "pydantic", "rich", "sacrebleu"}
+    assert not result & {"torch", "numpy", "pydantic", "rich", "sacrebleu"}
 
 
 def test_evaluation_imports_no_pytorch(tmp_path: Path) -> None:
@@ -58,6 +58,6 @@ def test_cutting_and_checking_of_text_import_no_pytorch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["translate", "--help"]])
 def test_help_imports_no_more_than_the_command_line(arguments: list[str], tmp_path: Path) -> None:
-    found = imported(arguments, tmp_path)
+    result = imported(arguments, tmp_path)
 
-    assert not found & {"torch", "numpy", "pydantic", "sacrebleu"}
+    assert not result & {"torch", "numpy", "pydantic", "sacrebleu"}

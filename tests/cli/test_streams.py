@@ -37,10 +37,10 @@ def run_in_shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def read_until(descriptor: int, wanted: bytes) -> bytes:
+def read_until(descriptor: int, expected: bytes) -> bytes:
     """What comes, up to what is waited for."""
     received, ends = b"", time.monotonic() + PATIENCE
-    while wanted not in received and time.monotonic() < ends:
+    while expected not in received and time.monotonic() < ends:
         if select.select([descriptor], [], [], 0.1)[0]:
             received += os.read(descriptor, 1 << 16)
     return received
@@ -81,8 +81,8 @@ def test_hostile_bytes_keep_their_lines_in_any_locale(
     assert done.stdout.startswith(first.encode())
     assert done.stdout.decode("utf-8").endswith(f"\n{first}")
     assert b"invalid UTF-8, replaced by U+FFFD" in done.stderr
-    told = b"line 302 has 3000 tokens, more than 256: split" in done.stderr
-    assert told == (command == "translate")
+    is_reported = b"line 302 has 3000 tokens, more than 256: split" in done.stderr
+    assert is_reported == (command == "translate")
 
 
 @pytest.mark.slow

@@ -77,8 +77,8 @@ def test_train_writes_what_spm_train_writes() -> None:
 def test_train_says_in_one_line_what_it_did() -> None:
     result = learn("-i", "text")
 
-    told = "wrote new.model and new.vocab: 320 unigram tokens from 400 lines\n"
-    assert (result.stdout, result.stderr) == ("", told)
+    message = "wrote new.model and new.vocab: 320 unigram tokens from 400 lines\n"
+    assert (result.stdout, result.stderr) == ("", message)
 
 
 def test_same_text_and_flags_give_the_same_files(model_bytes: bytes) -> None:
@@ -188,11 +188,11 @@ def test_decode_after_encode_gives_the_normalized_text(
     lines: list[str], model_bytes: bytes
 ) -> None:
     text = "".join(f"{line}\n" for line in ["first", *lines]).encode()  # no CRLF file, no BOM
-    wanted = "".join(f"{line}\n" for line in normalized(["first", *lines], model_bytes)).encode()
+    expected = "".join(f"{line}\n" for line in normalized(["first", *lines], model_bytes)).encode()
 
-    assert decode_to_file(encode_to_file(text)) == wanted
+    assert decode_to_file(encode_to_file(text)) == expected
     ids = encode_to_file(text, "--output-format", "id")
-    assert decode_to_file(ids, "--input-format", "id") == wanted
+    assert decode_to_file(ids, "--input-format", "id") == expected
 
 
 @pytest.mark.parametrize("output_format", ["piece", "id"])

@@ -63,12 +63,12 @@ def _model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_bytes: bytes) 
 def test_as_many_lines_out_as_in(text: bytes, output_format: str) -> None:
     if text.startswith(b"\xff\xfe"):
         text = b"x\n" + text  # at the start it would be a UTF-16 file
-    wanted = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
+    expected = text.count(b"\n") + (not text.endswith(b"\n") and text != b"")
 
     encoded = converted("encode", text, "--output-format", output_format)
     decoded = converted("decode", encoded, "--input-format", output_format)
 
-    assert encoded.count(b"\n") == decoded.count(b"\n") == wanted
+    assert encoded.count(b"\n") == decoded.count(b"\n") == expected
     encoded.decode("utf-8")
     decoded.decode("utf-8")
 
@@ -180,9 +180,9 @@ def test_a_full_disk_is_told_in_one_line() -> None:
         start("encode", "-m", "m.model", "text", stdout=full, stderr=subprocess.PIPE) as program,
     ):
         assert program.stderr
-        told = program.stderr.read()
+        stderr = program.stderr.read()
 
-    assert told == b"error: standard output: cannot be written: No space left on device\n"
+    assert stderr == b"error: standard output: cannot be written: No space left on device\n"
     assert program.returncode == 5
 
 

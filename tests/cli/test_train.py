@@ -90,8 +90,8 @@ def test_dropped_pairs_are_told(run_tfm: RunTfm) -> None:
     result = run_tfm(["train", "-s", "a.en", "-t", "a.de", *SMALL_RUN, *limit])
 
     assert result.code == 0, result.err
-    told = "training text: 1 pair, 2 + 2 tokens, 1 dropped: blank side, 2 dropped: too long\n"
-    assert told in result.err
+    message = "training text: 1 pair, 2 + 2 tokens, 1 dropped: blank side, 2 dropped: too long\n"
+    assert message in result.err
     card = Path("model/README.md").read_text("utf-8")
     assert "| pairs | 1 (left out: 1 blank side, 2 too long) |" in card
 
@@ -243,6 +243,6 @@ def test_preset_of_the_sample_is_refused_for_other_text(run_tfm: RunTfm) -> None
 def test_preset_is_chosen_by_its_name(preset: str, run_tfm: RunTfm) -> None:
     result = run_tfm(["train", "--preset", preset, "-s", "a", "-t", "b", "--dump-config"])
 
-    wanted = resolve(preset=preset, flags={"data": {"source": ("a",), "target": ("b",)}})
+    expected = resolve(preset=preset, flags={"data": {"source": ("a",), "target": ("b",)}})
     write("run.toml", result.out)
-    assert read_toml(Path("run.toml")) == to_mapping(wanted)
+    assert read_toml(Path("run.toml")) == to_mapping(expected)

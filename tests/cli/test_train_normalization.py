@@ -59,14 +59,14 @@ def test_text_is_learned_as_it_is_unless_asked_otherwise(run_tfm: RunTfm) -> Non
 
 
 def test_rules_of_a_file_are_needed_until_the_tokenizer_is_learned(run_tfm: RunTfm) -> None:
-    told = train(run_tfm, RULE, "own.tsv", code=3)
-    assert "error: own.tsv: cannot be read: No such file or directory\n" in told
+    stderr = train(run_tfm, RULE, "own.tsv", code=3)
+    assert "error: own.tsv: cannot be read: No such file or directory\n" in stderr
     assert not Path("model").exists()
 
     Path("own.tsv").write_text("BD\t31 2F 32\n", encoding="utf-8")
-    told = train(run_tfm, RULE, "own.tsv")
+    stderr = train(run_tfm, RULE, "own.tsv")
     assert restored() == TEXT.replace("½", "1/2")
-    assert "tokenizer: has normalization rules of its own, so each process first loads" in told
+    assert "tokenizer: has normalization rules of its own, so each process first loads" in stderr
 
     Path("own.tsv").unlink()
     train(run_tfm, RULE, "own.tsv", updates=2)
@@ -80,8 +80,8 @@ def test_older_run_keeps_its_tokenizer_when_it_is_resumed(run_tfm: RunTfm) -> No
     assert rule() == "nmt_nfkc"
 
     for updates in (2, 3):
-        told = train(run_tfm, updates=updates)
-        assert f"resuming after update {updates - 1} of `model`" in told
+        stderr = train(run_tfm, updates=updates)
+        assert f"resuming after update {updates - 1} of `model`" in stderr
         assert Path("model/tokenizer.model").read_bytes() == tokenizer
         assert rule() == "nmt_nfkc"
 
@@ -101,8 +101,8 @@ def test_older_run_is_not_resumed_with_another_rule(run_tfm: RunTfm) -> None:
     train(run_tfm, RULE, "nmt_nfkc")
     make_older()
 
-    told = train(run_tfm, RULE, "identity", code=2)
-    assert "  tokenizer.normalization_rule_name: `nmt_nfkc` → `identity`\n" in told
+    stderr = train(run_tfm, RULE, "identity", code=2)
+    assert "  tokenizer.normalization_rule_name: `nmt_nfkc` → `identity`\n" in stderr
 
     train(run_tfm, "--overwrite")
     assert (rule(), restored()) == ("identity", TEXT)
@@ -123,8 +123,8 @@ def test_older_model_translates_and_is_started_from_as_before(run_tfm: RunTfm) -
 def test_newer_run_is_not_resumed_with_another_rule(run_tfm: RunTfm) -> None:
     train(run_tfm, RULE, "nfkc")
 
-    told = train(run_tfm, updates=2, code=2)
-    assert "  tokenizer.normalization_rule_name: `nfkc` → `identity`\n" in told
+    stderr = train(run_tfm, updates=2, code=2)
+    assert "  tokenizer.normalization_rule_name: `nfkc` → `identity`\n" in stderr
 
 
 @pytest.mark.parametrize("other", ["--tokenizer", "--pretrained-model"])
@@ -139,26 +139,26 @@ def test_rule_is_not_for_a_tokenizer_that_exists(other: str, run_tfm: RunTfm) ->
 
 
 def test_unknown_rule_is_refused_with_the_nearest(run_tfm: RunTfm) -> None:
-    told = train(run_tfm, RULE, "nfkd", code=2)
+    stderr = train(run_tfm, RULE, "nfkd", code=2)
 
     assert (
         "tokenizer.normalization_rule_name: must be one of `identity`, `nfkc`, `nmt_nfkc`, "
         "`nfkc_cf`, `nmt_nfkc_cf` or a file that ends in `.tsv`, got `nfkd`; did you mean `nfkc`?"
-    ) in told
+    ) in stderr
 
 
 def test_log_counts_the_lines_that_are_changed_with_the_first(run_tfm: RunTfm) -> None:
     assert "changes" not in train(run_tfm)
 
-    told = train(run_tfm, RULE, "nmt_nfkc", "-o", "other")
+    stderr = train(run_tfm, RULE, "nmt_nfkc", "-o", "other")
     assert (
         "warning: training text: the tokenizer changes 40 of 40 target lines (100.0 %), first "
         "a.fa:1: `کتاب\u200cها ½ km²，` becomes `کتاب ها 1⁄2 km2,`; set "
         "`tokenizer.normalization_rule_name` to `identity`\n"
-    ) in told
+    ) in stderr
 
-    told = run_tfm(
+    stderr = run_tfm(
         [*(flag for flag in COMMAND if flag not in ("--vocab-size", "60")), "--max-updates", "1",
          "-o", "third", "--tokenizer", "other"]
     ).err  # fmt: skip
-    assert "learn the tokenizer with `--normalization-rule-name identity`\n" in told
+    assert "learn the tokenizer with `--normalization-rule-name identity`\n" in stderr

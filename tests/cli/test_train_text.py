@@ -51,7 +51,7 @@ def test_pairs_in_one_file_are_learned_as_those_in_two(
 ) -> None:
     two = ["-s", tiny_corpus.path("train.en"), "-t", tiny_corpus.path("train.de")]
     assert run_tfm(["train", *two, *SHORT]).code == 0
-    wanted = weights()
+    expected = weights()
     lines = [
         f"{source}\t{target}" if kind == "tsv" else json.dumps({"source": source, "target": target})
         for source, target in pairs
@@ -64,7 +64,7 @@ def test_pairs_in_one_file_are_learned_as_those_in_two(
 
     assert result.code == 0, result.err
     assert "training text: 600 pairs" in result.err
-    assert weights() == wanted
+    assert weights() == expected
     assert sorted(path.name for path in Path("model/corpus").iterdir()) == sorted(
         [*prepared(), "files.json"]
     )
@@ -138,8 +138,8 @@ def test_line_that_holds_no_pair_is_told_and_nothing_is_left(run_tfm: RunTfm) ->
     )
 
     assert result.code == 3
-    told = "error: standard input:2: has 1 column, expected source<TAB>target\n"
-    assert result.err.endswith(told)
+    message = "error: standard input:2: has 1 column, expected source<TAB>target\n"
+    assert result.err.endswith(message)
     assert not Path("model").exists()
 
 
@@ -215,10 +215,10 @@ def test_signal_during_preparation_leaves_nothing(number: int, tmp_path: Path) -
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
-    told = process.communicate(timeout=60)[1].decode()
+    stderr = process.communicate(timeout=60)[1].decode()
 
-    assert process.returncode == 128 + number, told
-    assert "Traceback" not in told
+    assert process.returncode == 128 + number, stderr
+    assert "Traceback" not in stderr
     assert not Path("model").exists()
 
 
@@ -250,8 +250,8 @@ def test_signal_while_a_tokenizer_is_learned_ends_it_at_once(
         stderr=subprocess.PIPE, env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
         assert process.stderr is not None
-        told = iter(process.stderr.readline, b"it learns\n")
-        assert b"" not in told
+        stderr_lines = iter(process.stderr.readline, b"it learns\n")
+        assert b"" not in stderr_lines
         process.send_signal(number)
         process.wait(timeout=60)
     again = run_tfm(command)

@@ -39,12 +39,12 @@ def fails(run_tfm: RunTfm, *arguments: str, code: int) -> list[str]:
 def test_all_wrong_settings_are_told_at_once(run_tfm: RunTfm) -> None:
     write("run.toml", "[training]\nmax_update = 3\nseed = -1\n")
 
-    told = fails(
+    stderr = fails(
         run_tfm, "-c", "run.toml", "--set", "model.width=wide", "-s", "a", "--max-time", "soon",
         "--device", "gpu", "--set", "training.clip_norm=nan", code=2,
     )  # fmt: skip
 
-    assert told == [
+    assert stderr == [
         "error: the settings have 7 problems",
         "  model.width: must be a whole number, got `wide`",
         "  training.max_update: unknown setting; did you mean `max_updates`?",
@@ -57,32 +57,34 @@ def test_all_wrong_settings_are_told_at_once(run_tfm: RunTfm) -> None:
 
 
 def test_missing_target_is_told(run_tfm: RunTfm) -> None:
-    told = fails(run_tfm, "-s", write("a.en", "one\n"), code=2)
+    stderr = fails(run_tfm, "-s", write("a.en", "one\n"), code=2)
 
-    assert told == [
+    assert stderr == [
         "error: the settings have 1 problem",
         "  data.target: must be as many files as data.source, got 0 and 1",
     ]
 
 
 def test_validation_text_alone_is_refused(run_tfm: RunTfm) -> None:
-    told = fails(run_tfm, "-vs", "a", "-vt", "b", code=2)
+    stderr = fails(run_tfm, "-vs", "a", "-vt", "b", code=2)
 
-    assert told[1:] == ["  data.source: is missing: there is validation text, but no training text"]
+    assert stderr[1:] == [
+        "  data.source: is missing: there is validation text, but no training text"
+    ]
 
 
 def test_unknown_preset_is_refused_with_the_nearest(run_tfm: RunTfm) -> None:
-    told = fails(run_tfm, "--preset", "bsae", code=2)
+    stderr = fails(run_tfm, "--preset", "bsae", code=2)
 
-    assert told[1:] == ["  preset: unknown preset `bsae`; did you mean `base`?"]
+    assert stderr[1:] == ["  preset: unknown preset `bsae`; did you mean `base`?"]
 
 
 def test_all_missing_files_are_told_at_once(run_tfm: RunTfm) -> None:
     files = ["-s", write("a.en", "one\n"), "-t", "a.de", "-vs", "v.en", "-vt", "."]
 
-    told = fails(run_tfm, *files, code=3)
+    stderr = fails(run_tfm, *files, code=3)
 
-    assert told == [
+    assert stderr == [
         "error: 3 files cannot be used",
         "  a.de: there is no such file",
         "  v.en: there is no such file",
@@ -95,9 +97,9 @@ def test_r20_all_misaligned_files_are_told_at_once(run_tfm: RunTfm) -> None:
     write("one", "one\n")
     files = ["-s", "two", "-s", "one", "-t", "one", "-t", "two", "-vs", "two", "-vt", "one"]
 
-    told = fails(run_tfm, *files, code=3)
+    stderr = fails(run_tfm, *files, code=3)
 
-    assert told == [
+    assert stderr == [
         "error: two and one do not align: 2 and 1 lines",
         "  two and one do not align: 2 and 1 lines",
         "  one and two do not align: 1 and 2 lines",
@@ -109,9 +111,9 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte(run_tfm: RunTfm) -> Non
     write("a.en", "one\ntwo\n")
     write("a.de", b"eins\nzw\xe9i\n")
 
-    told = fails(run_tfm, "-s", "a.en", "-t", "a.de", code=3)
+    stderr = fails(run_tfm, "-s", "a.en", "-t", "a.de", code=3)
 
-    assert told == [
+    assert stderr == [
         "error: a.de:2: byte 3: 0xe9 is not UTF-8",
         "hint: convert the file to UTF-8 (`iconv`) or remove the line on both sides",
     ]
@@ -121,35 +123,35 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte(run_tfm: RunTfm) -> Non
 def test_text_without_words_is_refused(content: str, run_tfm: RunTfm) -> None:
     files = ["-s", write("a.en", content), "-t", write("a.de", content)]
 
-    told = fails(run_tfm, *files, code=3)
+    stderr = fails(run_tfm, *files, code=3)
 
-    assert told == ["error: a.en, a.de: no line has any text"]
+    assert stderr == ["error: a.en, a.de: no line has any text"]
 
 
 def test_text_that_is_blank_on_one_side_is_refused(run_tfm: RunTfm) -> None:
     files = ["-s", write("a.en", "one\ntwo\n"), "-t", write("a.de", "\n\n")]
 
-    told = fails(run_tfm, *files, code=3)
+    stderr = fails(run_tfm, *files, code=3)
 
-    assert told == ["error: a.en: 0 usable pairs, dropped: 2 blank side"]
+    assert stderr == ["error: a.en: 0 usable pairs, dropped: 2 blank side"]
 
 
 def test_damaged_gzip_is_refused(run_tfm: RunTfm) -> None:
     whole = gzip.compress(b"one two three\n" * 100)
     files = ["-s", write("a.gz", whole[:-12]), "-t", write("a.de", "eins\n")]
 
-    told = fails(run_tfm, *files, code=3)
+    stderr = fails(run_tfm, *files, code=3)
 
-    assert told[0].startswith("error: a.gz: the gzip data is damaged or cut off after line ")
+    assert stderr[0].startswith("error: a.gz: the gzip data is damaged or cut off after line ")
 
 
 @pytest.mark.parametrize("place", ["file", "file/model"])
 def test_output_that_cannot_be_written_is_told_before_any_work(place: str, run_tfm: RunTfm) -> None:
     write("file", "")
 
-    told = fails(run_tfm, "-s", "none", "-t", "none", "-o", place, code=5)
+    stderr = fails(run_tfm, "-s", "none", "-t", "none", "-o", place, code=5)
 
-    assert told[0].startswith(f"error: {place}: cannot be written: ")
+    assert stderr[0].startswith(f"error: {place}: cannot be written: ")
 
 
 def test_output_with_other_files_is_refused_before_any_work(run_tfm: RunTfm) -> None:
@@ -157,9 +159,9 @@ def test_output_with_other_files_is_refused_before_any_work(run_tfm: RunTfm) -> 
     write("mine/notes.txt", "")
 
     for more in ([], ["--overwrite"]):
-        told = fails(run_tfm, "-s", "none", "-t", "none", "-o", "mine", *more, code=2)
+        stderr = fails(run_tfm, "-s", "none", "-t", "none", "-o", "mine", *more, code=2)
 
-        assert told == [
+        assert stderr == [
             "error: mine: is not empty and holds no model: `notes.txt`",
             "hint: name another `--output`",
         ]
@@ -168,9 +170,9 @@ def test_output_with_other_files_is_refused_before_any_work(run_tfm: RunTfm) -> 
 def test_changed_settings_are_refused_before_any_work(text: list[str], run_tfm: RunTfm) -> None:
     run_tfm(["train", *text, *SMALL_RUN, "--max-updates", "1", "-o", "kept"])
 
-    told = fails(run_tfm, "-s", "none", "-t", "none", "-o", "kept", "--seed", "9", code=2)
+    stderr = fails(run_tfm, "-s", "none", "-t", "none", "-o", "kept", "--seed", "9", code=2)
 
-    assert told == [
+    assert stderr == [
         "error: kept: holds a run with other settings; 1 change",
         "  training.seed: 1 → 9",
         "hint: keep them as they were, or use `--overwrite` or another `--output`",
@@ -178,15 +180,15 @@ def test_changed_settings_are_refused_before_any_work(text: list[str], run_tfm: 
 
 
 def test_missing_tokenizer_is_told_before_any_work(text: list[str], run_tfm: RunTfm) -> None:
-    told = fails(run_tfm, *text, "--set", "tokenizer.model=no.model", code=4)
+    stderr = fails(run_tfm, *text, "--set", "tokenizer.model=no.model", code=4)
 
-    assert told == ["error: no.model: cannot be read: No such file or directory"]
+    assert stderr == ["error: no.model: cannot be read: No such file or directory"]
 
 
 def test_device_that_is_not_there_is_told_before_any_work(text: list[str], run_tfm: RunTfm) -> None:
-    told = fails(run_tfm, *text, "--device", "cuda:77", code=5)
+    stderr = fails(run_tfm, *text, "--device", "cuda:77", code=5)
 
-    assert told[0].startswith("error: there is no device `cuda:77`; this machine has cpu")
+    assert stderr[0].startswith("error: there is no device `cuda:77`; this machine has cpu")
 
 
 def test_wrong_call_fails_without_importing_torch(text: list[str]) -> None:

@@ -34,10 +34,10 @@ def test_text_is_translated_line_by_line(
 ) -> None:
     result = run_tfm([*model, "--input", tiny_corpus.path("test.en")])
 
-    wanted = tiny_corpus.lines("test.de")
-    found = lines_of(result.out)
+    expected = tiny_corpus.lines("test.de")
+    actual = lines_of(result.out)
     assert result.code == 0
-    assert sum(one == other for one, other in zip(found, wanted, strict=True)) > 36  # of 40
+    assert sum(one == other for one, other in zip(actual, expected, strict=True)) > 36  # of 40
 
 
 def test_standard_output_is_data_and_the_rest_is_not(model: list[str], run_tfm: RunTfm) -> None:
@@ -191,13 +191,13 @@ def test_n_best_list_of_samples_has_as_many_as_asked_for(model: list[str], run_t
     one = run_tfm([*hot], "one two three\n\n").out
     several = run_tfm([*hot, "--n-best", "20"], "one two three\n\n").out
     rows = [line.split(" ||| ") for line in lines_of(several)]
-    found = json.loads(lines_of(run_tfm([*hot, "--n-best", "20", "-f", "json"], "one\n").out)[0])
+    result = json.loads(lines_of(run_tfm([*hot, "--n-best", "20", "-f", "json"], "one\n").out)[0])
 
     assert [row[0] for row in rows] == ["0"] * 20 + ["1"] * 20
     assert [rows[0][1], rows[20][1]] == lines_of(one)
     assert len({row[1] for row in rows[:20]}) > 1
-    assert len(found["n_best"]) == 20
-    assert found["translation"] == found["n_best"][0]["translation"]
+    assert len(result["n_best"]) == 20
+    assert result["translation"] == result["n_best"][0]["translation"]
 
 
 def test_greedy_is_a_beam_of_one(model: list[str], run_tfm: RunTfm) -> None:
@@ -236,8 +236,8 @@ def test_translation_that_lacks_sentences_is_warned_of_once(
 
     result = run_tfm([*model, "-q", *flags], "".join(f"{line}\n" for line in lines))
 
-    (told,) = lines_of(result.err)
-    assert told.startswith("warning: line 2: 6 sentences became 1, so its translation may lack")
+    (message,) = lines_of(result.err)
+    assert message.startswith("warning: line 2: 6 sentences became 1, so its translation may lack")
 
 
 def test_setting_of_the_sampling_is_idle_without_it(model: list[str], run_tfm: RunTfm) -> None:
@@ -334,9 +334,9 @@ def test_each_line_of_an_object_s_text_is_translated_and_the_breaks_stay(
     result = run_tfm([*model, "--json-input", "--format", "json"], given)
     as_text = run_tfm([*model, "--json-input"], given)
 
-    found = [json.loads(line)["translation"] for line in lines_of(result.out)]
-    assert found == list(texts.values())
-    assert lines_of(as_text.out) == [" ".join(each.split()) for each in found]
+    actual = [json.loads(line)["translation"] for line in lines_of(result.out)]
+    assert actual == list(texts.values())
+    assert lines_of(as_text.out) == [" ".join(each.split()) for each in actual]
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
@@ -346,12 +346,12 @@ def test_texts_of_very_many_lines_are_translated_by_and_by(
     texts = ["one\ntwo", "three", "", "one\n\ntwo\nthree\n", "two\nthree", "one"]
     given = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     command = [*model, "--json-input", "--n-best", "2"]
-    wanted = run_tfm(command, given)
+    expected = run_tfm(command, given)
 
     monkeypatch.setattr(streaming, "_MAX_TEXT_LINES", most)
     result = run_tfm(command, given)
 
-    assert result.out == wanted.out
+    assert result.out == expected.out
     assert [line.split(" ")[0] for line in lines_of(result.out)[::2]] == list("012345")
 
 
@@ -404,16 +404,16 @@ def test_lost_values_of_an_object_are_told_once_for_each_name(
     result = run_tfm([*model, "-q", "--json-input", "--format", "json"], given)
     as_text = run_tfm([*model, "-q", "--json-input"], given)
 
-    told = "the name `text` occurs more than once, and its last value counts"
-    repeated = f"warning: standard input:2: {told}"
+    message = "the name `text` occurs more than once, and its last value counts"
+    repeated = f"warning: standard input:2: {message}"
     assert result.err.splitlines() == [
         repeated,
         "warning: standard input:2: the input has a field `score`, which the output replaces",
         "warning: standard input:3: the input has a field `translation`, which the output replaces",
     ]
-    found = [json.loads(line) for line in lines_of(result.out)]
-    assert [each["translation"] for each in found] == ["eins", "zwei", "drei"]
-    assert found[2]["alignment"] == 2
+    actual = [json.loads(line) for line in lines_of(result.out)]
+    assert [each["translation"] for each in actual] == ["eins", "zwei", "drei"]
+    assert actual[2]["alignment"] == 2
     assert as_text.err.splitlines() == [repeated]
 
 
@@ -457,10 +457,10 @@ def test_scores_of_the_pieces_are_written(model: list[str], run_tfm: RunTfm) -> 
     (text,) = lines_of(run_tfm(scored, "one two\n").out)
     n_best = lines_of(run_tfm([*scored, "--n-best", "2"], "one two\n").out)
 
-    found = json.loads(line)
-    assert found["pieces"] == ["▁eins", "▁zwei", "</s>"]
-    assert sum(found["word_scores"]) == pytest.approx(found["log_probability"], abs=3e-4)
-    scores = " ".join(f"{score:.4f}" for score in found["word_scores"])
+    result = json.loads(line)
+    assert result["pieces"] == ["▁eins", "▁zwei", "</s>"]
+    assert sum(result["word_scores"]) == pytest.approx(result["log_probability"], abs=3e-4)
+    scores = " ".join(f"{score:.4f}" for score in result["word_scores"])
     assert text == f"eins zwei ||| WordScores= {scores}"
     assert n_best[0].startswith(f"0 ||| eins zwei ||| WordScores= {scores} ||| logprob=-")
     assert len(n_best[1].split(" ||| ")) == 5

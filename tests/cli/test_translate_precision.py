@@ -28,7 +28,7 @@ def test_fewer_bits_translate_as_well(
     model: list[str], tiny_corpus: TinyCorpus, run_tfm: RunTfm, precision: str, flags: str
 ) -> None:
     command = [*model, "--input", tiny_corpus.path("test.en"), *flags.split(), "--precision"]
-    wanted = tiny_corpus.lines("test.de")
+    expected = tiny_corpus.lines("test.de")
 
     plain, rounded = (run_tfm([*command, name]) for name in ("fp32", precision))
 
@@ -37,7 +37,7 @@ def test_fewer_bits_translate_as_well(
         [line.split("\t")[-1] for line in result.out.split("\n")[:-1]]
         for result in (plain, rounded)
     )
-    assert sum(one == other for one, other in zip(of_rounded, wanted, strict=True)) > 33  # of 40
+    assert sum(one == other for one, other in zip(of_rounded, expected, strict=True)) > 33  # of 40
     assert sum(one != other for one, other in zip(of_rounded, of_plain, strict=True)) <= 2
 
 

@@ -117,9 +117,9 @@ def test_assignment_is_read_as_the_setting_wants_it(assignment: str, value: Valu
 
     config = resolve(assignments=[assignment])
 
-    found = getattr(getattr(config, section), name)
-    assert found == value
-    assert type(found) is type(value)
+    result = getattr(getattr(config, section), name)
+    assert result == value
+    assert type(result) is type(value)
 
 
 def test_file_that_is_called_like_a_number_can_be_assigned() -> None:
@@ -165,7 +165,7 @@ def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"[model]\nwidth = \n", r"run.toml: is not TOML: Invalid value \(at line 2, column 9\)"),
         (b"[model]\nwidth = 1\nwidth = 2\n", r"run.toml: is not TOML: .*line 3"),
@@ -189,12 +189,12 @@ def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
 )
 @pytest.mark.timeout(20)
 def test_file_that_is_no_toml_is_refused_with_the_place(
-    content: bytes, told: str, tmp_path: Path
+    content: bytes, message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
 
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_toml(path)
 
 
@@ -243,8 +243,8 @@ def test_weight_of_no_training_file_is_refused_with_the_nearest(tmp_path: Path) 
     with pytest.raises(ConfigError) as caught:
         resolve(file=toml(tmp_path, text))
 
-    told = "data.weights.a.em: is not a training file; did you mean `a.en`?"
-    assert str(caught.value).split("\n  ")[1:] == [told]
+    message = "data.weights.a.em: is not a training file; did you mean `a.en`?"
+    assert str(caught.value).split("\n  ")[1:] == [message]
 
 
 def test_pairs_in_one_file_are_a_corpus(tmp_path: Path) -> None:

@@ -94,5 +94,5 @@ def test_base_and_big_are_the_papers(name: str) -> None:
     assert (recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon) == (0.9, 0.98, 1e-9)
     assert recipe.lr_warmup == 4000
     assert recipe.learn_rate == pytest.approx(width**-0.5 * 4000**-0.5)
-    found = sum(parameter.numel() for parameter in model.parameters())
-    assert found == pytest.approx(num_parameters, rel=0.04)  # the paper rounds, and counts 65
+    result = sum(parameter.numel() for parameter in model.parameters())
+    assert result == pytest.approx(num_parameters, rel=0.04)  # the paper rounds, and counts 65

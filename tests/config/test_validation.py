@@ -17,7 +17,7 @@ def problems_of(tables: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("tables", "told"),
+    ("tables", "message"),
     [
         ({"model": {"widht": 5}}, "model.widht: unknown setting; did you mean `width`?"),
         ({"model": {"qqq": 5}}, "model.qqq: unknown setting"),
@@ -68,12 +68,12 @@ def problems_of(tables: dict[str, Any]) -> list[str]:
         ({"validation": {"metrics": []}}, "validation.metrics: must not be empty"),
     ],
 )
-def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], told: str) -> None:
-    assert problems_of(tables) == [told]
+def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], message: str) -> None:
+    assert problems_of(tables) == [message]
 
 
 @pytest.mark.parametrize(
-    ("tables", "told"),
+    ("tables", "message"),
     [
         (
             {"model": {"width": 100, "heads": 3}},
@@ -125,8 +125,8 @@ def test_wrong_setting_is_named_with_what_was_wanted(tables: dict[str, Any], tol
         ),
     ],
 )
-def test_settings_that_do_not_fit_together_are_named(tables: dict[str, Any], told: str) -> None:
-    assert problems_of(tables) == [told]
+def test_settings_that_do_not_fit_together_are_named(tables: dict[str, Any], message: str) -> None:
+    assert problems_of(tables) == [message]
 
 
 def test_even_share_of_a_head_is_asked_for_with_rotary_positions_only() -> None:

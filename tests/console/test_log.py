@@ -87,7 +87,7 @@ def test_durations_are_written_as_a_person_does(seconds: float, text: str) -> No
 
 
 def test_numbers_of_things_are_told_as_people_do() -> None:
-    found = [console.counted(count, "pair") for count in (0, 1, 2)]
+    result = [console.counted(count, "pair") for count in (0, 1, 2)]
 
-    assert found == ["0 pairs", "1 pair", "2 pairs"]
+    assert result == ["0 pairs", "1 pair", "2 pairs"]
     assert console.counted(3, "batch", "batches") == "3 batches"

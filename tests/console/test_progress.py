@@ -32,7 +32,7 @@ class Clock:
         return self.now
 
 
-def test_elsewhere_than_on_a_terminal_it_is_a_line_a_minute(told: list[str]) -> None:
+def test_elsewhere_than_on_a_terminal_it_is_a_line_a_minute(log_messages: list[str]) -> None:
     clock = Clock()
 
     with shown_progress("working", logger, clock=clock) as show:
@@ -40,14 +40,14 @@ def test_elsewhere_than_on_a_terminal_it_is_a_line_a_minute(told: list[str]) -> 
             clock.now = second
             show(f"{second} things", second / 200)
 
-    assert told == [
+    assert log_messages == [
         "working: 60 things (30 %), 2m20s left",
         "working: 120 things (60 %), 1m20s left",
         "working: 180 things (90 %), 20s left",
     ]
 
 
-def test_share_that_cannot_be_told_is_left_out(told: list[str]) -> None:
+def test_share_that_cannot_be_told_is_left_out(log_messages: list[str]) -> None:
     clock = Clock()
 
     with shown_progress("working", logger, clock=clock) as show:
@@ -55,7 +55,7 @@ def test_share_that_cannot_be_told_is_left_out(told: list[str]) -> None:
         clock.now = 61
         show("2 things", None)
 
-    assert told == ["working: 2 things"]
+    assert log_messages == ["working: 2 things"]
 
 
 def test_nothing_is_shown_where_only_warnings_are(

@@ -73,8 +73,8 @@ def test_r21_training_leaves_out_the_pair_and_counts_it(
 
     assert result.code == 0, result.err
     for path, count, first in ((source, 2, 3), (target, 2, 2)):
-        told = f"left out together with their pair: {count} (first: line {first})"
-        assert f"warning: {path}: lines with invalid UTF-8, {told}\n" in result.err
+        message = f"left out together with their pair: {count} (first: line {first})"
+        assert f"warning: {path}: lines with invalid UTF-8, {message}\n" in result.err
     assert "training text: 5 pairs, 10 + 10 tokens, 3 dropped: invalid UTF-8\n" in result.err
     assert "(left out: 3 invalid UTF-8)" in (tmp_path / "model" / "README.md").read_text("utf-8")
 
@@ -86,8 +86,8 @@ def test_r21_training_replaces_it_and_counts_it(run_tfm: RunTfm, tmp_path: Path)
     result = train(run_tfm, tmp_path, "--bad-utf8", "replace")
 
     assert result.code == 0, result.err
-    told = "lines with invalid UTF-8, replaced by U+FFFD: 2 (first: line 3)"
-    assert f"warning: {source}: {told}\n" in result.err
+    message = "lines with invalid UTF-8, replaced by U+FFFD: 2 (first: line 3)"
+    assert f"warning: {source}: {message}\n" in result.err
     assert "training text: 8 pairs, " in result.err
 
 

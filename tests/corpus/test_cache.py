@@ -102,7 +102,7 @@ def test_key_depends_on_everything_that_ids_depend_on(
 
 @pytest.mark.parametrize("damage", ["short", "missing", "facts"])
 def test_incomplete_corpus_is_prepared_again_with_a_warning(
-    damage: str, files: tuple[CorpusFile, ...], cached: Any, told: list[str]
+    damage: str, files: tuple[CorpusFile, ...], cached: Any, log_messages: list[str]
 ) -> None:
     store, directory = cached(files)
     expected = store.sha256()
@@ -110,14 +110,14 @@ def test_incomplete_corpus_is_prepared_again_with_a_warning(
         (directory / "target.starts").unlink()
     else:
         (directory / ("store.json" if damage == "facts" else "source.ids")).write_bytes(b"{")
-    told.clear()
+    log_messages.clear()
 
     actual, _ = cached(files)
 
     assert actual.sha256() == expected
-    assert len(told) == 1
-    assert told[0].startswith(f"{directory}: is not a complete corpus: ")
-    assert told[0].endswith("; preparing it again")
+    assert len(log_messages) == 1
+    assert log_messages[0].startswith(f"{directory}: is not a complete corpus: ")
+    assert log_messages[0].endswith("; preparing it again")
 
 
 def test_interrupted_preparation_is_not_used(files: tuple[CorpusFile, ...], cached: Any) -> None:
@@ -281,19 +281,19 @@ def test_leftovers_of_any_text_are_swept_unless_locked(
 
 @pytest.mark.timeout(10)
 def test_pipe_in_place_of_the_hashes_does_not_block(
-    files: tuple[CorpusFile, ...], cached: Any, told: list[str]
+    files: tuple[CorpusFile, ...], cached: Any, log_messages: list[str]
 ) -> None:
     store, directory = cached(files)
     path = directory.parent / "files.json"
     path.unlink()
     os.mkfifo(path)
-    told.clear()
+    log_messages.clear()
 
     assert cached(files)[0].sha256() == store.sha256()
 
-    assert len(told) == 1
-    assert told[0].startswith(f"{path}: cannot be read: ")
-    assert told[0].endswith("; it is left unchanged and ignored")
+    assert len(log_messages) == 1
+    assert log_messages[0].startswith(f"{path}: cannot be read: ")
+    assert log_messages[0].endswith("; it is left unchanged and ignored")
     assert path.is_fifo()
 
 
@@ -331,7 +331,9 @@ def test_malformed_hash_is_dropped(
     assert FileHashes(path).of(files[0]) == expected
 
 
-def test_no_more_hashes_are_written_than_can_be_read(tmp_path: Path, told: list[str]) -> None:
+def test_no_more_hashes_are_written_than_can_be_read(
+    tmp_path: Path, log_messages: list[str]
+) -> None:
     hashes = FileHashes(tmp_path / "files.json")
     paths = []
     for number in range(40):
@@ -356,7 +358,7 @@ DEEP = b"[" * 200_000
     "content", [b"[]", b'["a.png"]', b"\xff", DEEP, b'["' + b"a" * (2 << 20) + b'"]'], ids=len
 )
 def test_malformed_files_json_is_left_unchanged(
-    content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, told: list[str]
+    content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, log_messages: list[str]
 ) -> None:
     path = tmp_path / "files.json"
     path.write_bytes(content)
@@ -367,8 +369,8 @@ def test_malformed_files_json_is_left_unchanged(
 
     assert actual[0] == actual[1] != ""
     assert path.read_bytes() == content
-    assert len(told) == 1
-    assert told[0].endswith("; it is left unchanged and ignored")
+    assert len(log_messages) == 1
+    assert log_messages[0].endswith("; it is left unchanged and ignored")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}"])
@@ -389,7 +391,7 @@ def test_empty_files_json_is_replaced(
 
 @pytest.mark.parametrize("content", [b'{"x": 1}', b'{"x": [1, 2]}', b'{"files": ["a.py"]}'])
 def test_foreign_files_json_is_left_unchanged(
-    content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, told: list[str]
+    content: bytes, files: tuple[CorpusFile, ...], tmp_path: Path, log_messages: list[str]
 ) -> None:
     path = tmp_path / "files.json"
     path.write_bytes(content)
@@ -400,7 +402,7 @@ def test_foreign_files_json_is_left_unchanged(
 
     assert actual[0] == actual[1] != ""
     assert path.read_bytes() == content
-    assert told == [f"{path}: was not written by tfm; it is left unchanged"]
+    assert log_messages == [f"{path}: was not written by tfm; it is left unchanged"]
 
 
 def test_unreadable_text_is_refused(tmp_path: Path) -> None:

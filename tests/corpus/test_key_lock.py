@@ -26,7 +26,9 @@ def test_lock_file_exists_inside_the_context_only(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == []
 
 
-def test_second_run_waits_for_the_first_and_logs_it_once(tmp_path: Path, told: list[str]) -> None:
+def test_second_run_waits_for_the_first_and_logs_it_once(
+    tmp_path: Path, log_messages: list[str]
+) -> None:
     order = []
 
     def second() -> None:
@@ -36,14 +38,14 @@ def test_second_run_waits_for_the_first_and_logs_it_once(tmp_path: Path, told: l
     with key_lock(tmp_path / KEY):
         thread = threading.Thread(target=second)
         thread.start()
-        while not told:
+        while not log_messages:
             thread.join(0.01)
         thread.join(0.3)
         order.append("first")
     thread.join(30)
 
     assert order == ["first", "second"]
-    assert told == [f"{tmp_path / KEY}: waiting for another run that prepares this text"]
+    assert log_messages == [f"{tmp_path / KEY}: waiting for another run that prepares this text"]
     assert names(tmp_path) == []
 
 

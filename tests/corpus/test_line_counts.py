@@ -97,7 +97,7 @@ def test_r26_blank_references_are_told_and_blank_hypotheses_are_not(
     of_references = run_tfm(["evaluate", "some", "-i", "full", "-f", "text"])
     of_hypotheses = run_tfm(["evaluate", "full", "-i", "some", "-f", "text"])
 
-    told = f"warning: some: blank references: {len(chosen)} (first: line {chosen[0] + 1})\n"
+    message = f"warning: some: blank references: {len(chosen)} (first: line {chosen[0] + 1})\n"
     assert (of_references.code, of_hypotheses.code) == (0, 0)
-    assert told in of_references.err
+    assert message in of_references.err
     assert "blank" not in of_hypotheses.err

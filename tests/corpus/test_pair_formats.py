@@ -51,7 +51,7 @@ def test_object_has_its_sides_by_name_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("{", "is not JSON: expecting property name enclosed in double quotes at character 2"),
         ('{"source": "a', "is not JSON: unterminated string starting at character 12"),
@@ -65,8 +65,8 @@ def test_object_has_its_sides_by_name_in_any_order() -> None:
          "language is marked as the source, expected an object with `source` and `target`"),
     ],
 )  # fmt: skip
-def test_malformed_object_is_refused_with_its_line_number(line: str, told: str) -> None:
+def test_malformed_object_is_refused_with_its_line_number(line: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         pairs(['{"source": "a", "target": "b"}', line], "jsonl")
 
-    assert str(caught.value) == f"text:12: {told}"
+    assert str(caught.value) == f"text:12: {message}"

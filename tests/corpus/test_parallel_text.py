@@ -74,20 +74,20 @@ def test_different_numbers_of_files_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (b"ab\xff", "byte 3: 0xff is not UTF-8"),
         (b"\xc3", "byte 1: 0xc3 is not UTF-8"),
         (b"x\xed\xa0\x80", "byte 2: 0xed is not UTF-8"),
     ],
 )
-def test_invalid_utf8_is_refused_with_file_line_and_byte(line: bytes, told: str) -> None:
+def test_invalid_utf8_is_refused_with_file_line_and_byte(line: bytes, message: str) -> None:
     source, target = write("a.en", b"fine\n" + line + b"\n"), write("a.de", "1\n2\n")
 
     with pytest.raises(DataError) as caught:
         list(read_pairs([source], [target]))
 
-    assert str(caught.value) == f"a.en:2: {told}"
+    assert str(caught.value) == f"a.en:2: {message}"
 
 
 def test_missing_file_is_refused() -> None:
@@ -108,23 +108,23 @@ def test_lines_of_damaged_gzip_are_counted() -> None:
 @pytest.mark.parametrize(
     "text", [b"a\r\nb\r", b"a\r\nb", b"a\r\nb\nc\r\n", b"a\r\nb\r\n", b"a\nb\r"]
 )
-def test_line_ends_are_those_of_the_line_reader(text: bytes, told: list[str]) -> None:
+def test_line_ends_are_those_of_the_line_reader(text: bytes, log_messages: list[str]) -> None:
     write("s", text)
     write("t", text)
     with open_lines("s") as reader:
         expected = list(reader)
 
     assert [source for source, _ in read_pairs(["s"], ["t"])] == expected
-    assert told == [f"{name}: {note}" for name in "st" for note in reader.notes()]
+    assert log_messages == [f"{name}: {note}" for name in "st" for note in reader.notes()]
 
 
-def test_repaired_lines_are_logged_once(told: list[str]) -> None:
+def test_repaired_lines_are_logged_once(log_messages: list[str]) -> None:
     source, target = write("a.en", f"{'long ' * 50}\na\0b\n" * 2), write("a.de", "1\n2\n3\n4\n")
 
     list(read_pairs([source], [target], warn=False))
     list(read_pairs([source], [target]))
 
-    assert told == ["a.en: lines with NUL characters, removed: 2 (first: line 2)"]
+    assert log_messages == ["a.en: lines with NUL characters, removed: 2 (first: line 2)"]
 
 
 def test_unreadable_files_are_reported_together() -> None:

@@ -90,25 +90,25 @@ def test_repairs_are_logged_like_those_of_the_plain_reader(
     two_files: tuple[CorpusFile, ...],
     bytes_pair: TokenizerPair,
     tmp_path: Path,
-    told: list[str],
+    log_messages: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parallel_text, "MAX_BLOCK_LINES", 50)
     _, expected = plain(two_files)
 
-    prepare(two_files, bytes_pair, FILTERS, tmp_path / "told", workers=0)
+    prepare(two_files, bytes_pair, FILTERS, tmp_path / "logged", workers=0)
     prepare(two_files, bytes_pair, FILTERS, tmp_path / "silent", workers=0, warn=False)
 
-    assert told == expected
-    assert sum("NUL" in line for line in told) == 4
-    assert sum("end in CRLF" in line for line in told) == 3
-    told.clear()
+    assert log_messages == expected
+    assert sum("NUL" in line for line in log_messages) == 4
+    assert sum("end in CRLF" in line for line in log_messages) == 3
+    log_messages.clear()
     assert list(read_corpus(two_files)) == plain(two_files)[0]
-    assert told == expected
+    assert log_messages == expected
 
 
 def test_long_line_is_cut_like_by_the_plain_reader(
-    bytes_pair: TokenizerPair, tmp_path: Path, told: list[str]
+    bytes_pair: TokenizerPair, tmp_path: Path, log_messages: list[str]
 ) -> None:
     long = "é".encode() * (reader.MAX_LINE_BYTES // 2)
     lines = [b"a", long + b"x\r", b"b", long, b"of" + long * 2, b"c"]
@@ -122,7 +122,7 @@ def test_long_line_is_cut_like_by_the_plain_reader(
     prepare(files, bytes_pair, filters, tmp_path / "store", workers=0)
 
     assert actual == pairs
-    assert told == expected
+    assert log_messages == expected
     assert len(open_store(tmp_path / "store", ())) == 6
 
 

@@ -19,13 +19,13 @@ def test_aligned_files_precede_files_of_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("x.tsv.zst", "tsv"), ("x.tsv.xz", "tsv"), ("x.ndjson", "jsonl"), ("tsv.jsonl", "jsonl")],
 )
-def test_format_is_that_of_the_file_name(name: str, told: str) -> None:
+def test_format_is_that_of_the_file_name(name: str, message: str) -> None:
     (file,) = training_files(DataConfig(pairs=(name,)))
 
-    assert file.format == told
+    assert file.format == message
 
 
 def test_set_format_overrides_the_file_name() -> None:
@@ -44,9 +44,11 @@ def test_standard_input_is_read_from_its_copy() -> None:
 
 @pytest.mark.parametrize(("path", "shown"), [("a.txt", "a.txt"), ("-", "standard input")])
 def test_name_without_a_known_suffix_is_refused(path: str, shown: str) -> None:
-    told = f"{shown}: its name does not show the format of its pairs, expected `.tsv` or `.jsonl`"
+    message = (
+        f"{shown}: its name does not show the format of its pairs, expected `.tsv` or `.jsonl`"
+    )
 
-    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         training_files(DataConfig(pairs=(path,)))
 
     assert "--pairs-format" in str(caught.value.hint)

@@ -77,7 +77,7 @@ def test_pair_over_the_maximum_length_is_dropped_and_counted(tokenizer: Tokenize
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "message"),
     [
         ([], "the text: 0 usable pairs"),
         ([("", "a")], "the text: 0 usable pairs, dropped: 1 blank side"),
@@ -88,12 +88,12 @@ def test_pair_over_the_maximum_length_is_dropped_and_counted(tokenizer: Tokenize
     ],
 )
 def test_text_without_a_usable_pair_is_refused_with_the_counts(
-    pairs: list[tuple[str, str]], told: str, tokenizer: Tokenizer
+    pairs: list[tuple[str, str]], message: str, tokenizer: Tokenizer
 ) -> None:
     with pytest.raises(DataError) as caught:
         build(pairs, tokenizer)
 
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 def test_hash_depends_on_the_content(tokenizer: Tokenizer) -> None:

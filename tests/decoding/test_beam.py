@@ -36,9 +36,9 @@ def search(
     )  # fmt: skip
 
 
-def assert_same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
-    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
-    for one, other in zip(found, wanted, strict=True):
+def assert_same(actual: list[Hypothesis], expected: list[Hypothesis]) -> None:
+    assert [hypothesis.ids for hypothesis in actual] == [hypothesis.ids for hypothesis in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert math.isclose(one.log_probability, other.log_probability, rel_tol=1e-9)
         assert math.isclose(one.score, other.score, rel_tol=1e-9)
 
@@ -52,10 +52,10 @@ def test_widest_beam_finds_every_sequence_in_the_order_of_scores(
 ) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [4], length_penalty=length_penalty, norm_kind=norm_kind)
+    (actual,) = search(model, [0], [4], length_penalty=length_penalty, norm_kind=norm_kind)
 
-    wanted = brute_force(model, 0, limit=4, length_penalty=length_penalty, norm_kind=norm_kind)
-    assert_same(found, wanted)
+    expected = brute_force(model, 0, limit=4, length_penalty=length_penalty, norm_kind=norm_kind)
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("limit", range(5))
@@ -63,10 +63,10 @@ def test_limit_forces_the_end(limit: int) -> None:
     model = TableModel(seed=limit)
     model.logits[..., EOS] -= 100  # it never ends of its own accord
 
-    (found,) = search(model, [0], [limit], beam_size=3)
+    (result,) = search(model, [0], [limit], beam_size=3)
 
-    assert {len(hypothesis.ids) for hypothesis in found} == {limit}
-    assert found[0].log_probability < -90  # an end that is forced is as unlikely as it is
+    assert {len(hypothesis.ids) for hypothesis in result} == {limit}
+    assert result[0].log_probability < -90  # an end that is forced is as unlikely as it is
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3, WIDEST])
@@ -77,18 +77,18 @@ def test_segments_searched_together_are_found_as_alone(seed: int, beam_size: int
 
     together = search(model, tables, limits, beam_size=beam_size)
 
-    for table, limit, found in zip(tables, limits, together, strict=True):
+    for table, limit, result in zip(tables, limits, together, strict=True):
         (alone,) = search(model, [table], [limit], beam_size=beam_size)
-        assert_same(found, alone)
+        assert_same(result, alone)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_scores_are_those_of_the_model(seed: int) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [6], beam_size=3, length_penalty=0.6, norm_kind="wu")
+    (result,) = search(model, [0], [6], beam_size=3, length_penalty=0.6, norm_kind="wu")
 
-    for hypothesis in found:
+    for hypothesis in result:
         total = forced_log_probability(model, 0, hypothesis.ids)
         norm = ((5 + len(hypothesis.ids) + 1) / 6) ** 0.6
         assert math.isclose(hypothesis.log_probability, total, rel_tol=1e-9)
@@ -97,11 +97,11 @@ def test_scores_are_those_of_the_model(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_hypotheses_are_distinct_and_best_first(seed: int) -> None:
-    (found,) = search(TableModel(seed), [0], [6], beam_size=5)
+    (result,) = search(TableModel(seed), [0], [6], beam_size=5)
 
-    scores = [hypothesis.score for hypothesis in found]
-    assert len(found) == 5
-    assert len({hypothesis.ids for hypothesis in found}) == 5
+    scores = [hypothesis.score for hypothesis in result]
+    assert len(result) == 5
+    assert len({hypothesis.ids for hypothesis in result}) == 5
     assert scores == sorted(scores, reverse=True)
 
 
@@ -115,9 +115,9 @@ def test_beam_of_one_is_greedy(seed: int) -> None:
             break
         greedy.append(after.index(max(after)))
 
-    ((found,),) = search(model, [0], [6], beam_size=1)
+    ((result,),) = search(model, [0], [6], beam_size=1)
 
-    assert found.ids == tuple(greedy)
+    assert result.ids == tuple(greedy)
 
 
 @pytest.mark.parametrize(("beam_size", "rows"), [(1, [3, 2, 1, 1]), (2, [3, 2 * 2, 1 * 2, 1 * 2])])
@@ -134,10 +134,10 @@ def test_finished_segments_leave_the_batch(beam_size: int, rows: list[int]) -> N
 def test_banned_pieces_are_never_written_but_keep_their_probability(seed: int) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [4], banned=(START, 2))
+    (result,) = search(model, [0], [4], banned=(START, 2))
 
-    assert_same(found, brute_force(model, 0, limit=4, length_penalty=1.0, banned=(START, 2)))
-    assert {piece for hypothesis in found for piece in hypothesis.ids} == {3}
+    assert_same(result, brute_force(model, 0, limit=4, length_penalty=1.0, banned=(START, 2)))
+    assert {piece for hypothesis in result for piece in hypothesis.ids} == {3}
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -145,12 +145,12 @@ def test_renormalized_probabilities_of_all_that_may_be_written_sum_to_one(seed: 
     model, allowed = TableModel(seed), TableModel(seed)
     allowed.logits[..., [START, 2]] = -math.inf
 
-    (found,) = beam_search(
+    (result,) = beam_search(
         model, sources(0), None, limits=[4], start_id=START, eos_id=EOS, banned_ids=(START, 2),
         beam_size=WIDEST, renormalize=True,
     )  # fmt: skip
 
-    assert_same(found, brute_force(allowed, 0, limit=4, length_penalty=1.0, banned=(START, 2)))
+    assert_same(result, brute_force(allowed, 0, limit=4, length_penalty=1.0, banned=(START, 2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -158,10 +158,10 @@ def test_half_precision_logits_are_summed_in_single(dtype: torch.dtype) -> None:
     model = TableModel(seed=3)
     model.logits = model.logits.to(dtype)
 
-    (found,) = search(model, [0], [4], beam_size=2)
+    (result,) = search(model, [0], [4], beam_size=2)
 
-    total = forced_log_probability(model, 0, found[0].ids)
-    assert math.isclose(found[0].log_probability, total, rel_tol=1e-5)  # single has 7 digits
+    total = forced_log_probability(model, 0, result[0].ids)
+    assert math.isclose(result[0].log_probability, total, rel_tol=1e-5)  # single has 7 digits
 
 
 @pytest.fixture
@@ -182,17 +182,17 @@ def poor_and_short() -> TableModel:
 def test_early_stopping_ends_with_as_many_hypotheses_as_the_beam(
     poor_and_short: TableModel,
 ) -> None:
-    (found,) = search(poor_and_short, [0], [7], beam_size=3, early_stopping=True)
+    (result,) = search(poor_and_short, [0], [7], beam_size=3, early_stopping=True)
 
-    assert max(len(hypothesis.ids) for hypothesis in found) == 2
+    assert max(len(hypothesis.ids) for hypothesis in result) == 2
 
 
 def test_without_early_stopping_poor_short_hypotheses_do_not_end_the_search(
     poor_and_short: TableModel,
 ) -> None:
-    (found,) = search(poor_and_short, [0], [7], beam_size=3)
+    (result,) = search(poor_and_short, [0], [7], beam_size=3)
 
-    assert found[0].ids == (2,) * 6
+    assert result[0].ids == (2,) * 6
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
@@ -223,6 +223,6 @@ def test_search_goes_on_while_the_worst_of_the_finished_may_be_beaten(
         if len(finished) == beam_size and finished[-1][0] >= hope:
             break
 
-    (found,) = search(model, [0], [limit], beam_size=beam_size, length_penalty=length_penalty)
+    (result,) = search(model, [0], [limit], beam_size=beam_size, length_penalty=length_penalty)
 
-    assert [hypothesis.ids for hypothesis in found] == [ids for _, ids in finished]
+    assert [hypothesis.ids for hypothesis in result] == [ids for _, ids in finished]

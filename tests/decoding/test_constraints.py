@@ -119,10 +119,10 @@ def every_translation(
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
 
-def assert_same(found: Sequence[Hypothesis], wanted: Sequence[Hypothesis]) -> None:
+def assert_same(actual: Sequence[Hypothesis], expected: Sequence[Hypothesis]) -> None:
     """The same translations, the same probabilities; of scores too where both have them."""
-    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
-    for one, other in zip(found, wanted, strict=True):
+    assert [hypothesis.ids for hypothesis in actual] == [hypothesis.ids for hypothesis in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert one.log_probability == pytest.approx(other.log_probability, rel=1e-9)
         assert one.score == pytest.approx(other.score, rel=1e-9)
         if one.token_log_probs and other.token_log_probs:
@@ -152,9 +152,9 @@ RULES = [
 def test_widest_beam_finds_all_that_the_rules_let_be_written(seed: int, rules: Rules) -> None:
     model = TableModel(seed)
 
-    (found,) = search(model, [0], [rules], token_log_probs=True)
+    (result,) = search(model, [0], [rules], token_log_probs=True)
 
-    assert_same(found, every_translation(model, rules))
+    assert_same(result, every_translation(model, rules))
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3, WIDEST])
@@ -171,14 +171,14 @@ def test_segments_with_and_without_a_prefix_are_searched_together(
         model, tables, rules, limits=limits, beam_size=beam_size, token_log_probs=True
     )
 
-    for table, limit, rule, found in zip(tables, limits, rules, together, strict=True):
+    for table, limit, rule, result in zip(tables, limits, rules, together, strict=True):
         (alone,) = search(
             model, [table], [rule], limits=[limit], beam_size=beam_size, token_log_probs=True
         )
-        assert_same(found, alone)
-        assert {hypothesis.ids[: len(rule.prefix)] for hypothesis in found} == {rule.prefix}
+        assert_same(result, alone)
+        assert {hypothesis.ids[: len(rule.prefix)] for hypothesis in result} == {rule.prefix}
         if beam_size == WIDEST:
-            assert_same(found, every_translation(model, rule, table=table, limit=limit))
+            assert_same(result, every_translation(model, rule, table=table, limit=limit))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -191,19 +191,19 @@ def test_greedy_search_goes_on_behind_a_prefix(seed: int) -> None:
             break
         greedy.append(after.index(max(after)))
 
-    ((found,),) = search(model, [0], [Rules(prefix=prefix)], limits=[6], beam_size=1)
+    ((result,),) = search(model, [0], [Rules(prefix=prefix)], limits=[6], beam_size=1)
 
-    assert found.ids == tuple(greedy)
+    assert result.ids == tuple(greedy)
 
 
 def test_end_is_never_penalized_even_where_it_is_the_start() -> None:
     model = TableModel(3)
     rules = Rules(penalty=100.0, ngram=1)
 
-    ((found, *_),) = search(model, [0], [rules], limits=[0], start_id=EOS, token_log_probs=True)
+    ((result, *_),) = search(model, [0], [rules], limits=[0], start_id=EOS, token_log_probs=True)
 
     logits = model.logits[0, 0, START, EOS]  # the table calls every older piece START
-    assert found.log_probability == pytest.approx(float(logits.log_softmax(0)[EOS]), rel=1e-9)
+    assert result.log_probability == pytest.approx(float(logits.log_softmax(0)[EOS]), rel=1e-9)
 
 
 def test_logits_of_the_model_are_left_as_they_are() -> None:
@@ -237,18 +237,18 @@ def test_scores_of_the_pieces_are_the_models_and_sum_to_that_of_the_search(
 ) -> None:
     model = TableModel(seed, num_tables=2)
 
-    for table, found in enumerate(
+    for table, actual in enumerate(
         search(
             model, [0, 1], [Rules()] * 2, limits=[6, 3], beam_size=beam_size, token_log_probs=True
         )
     ):
-        for hypothesis in found:
+        for hypothesis in actual:
             pieces = (*hypothesis.ids, EOS)
-            wanted = [
+            expected = [
                 log_probabilities(model, table, pieces[:step])[piece]
                 for step, piece in enumerate(pieces)
             ]
-            assert hypothesis.token_log_probs == pytest.approx(wanted, rel=1e-9)
+            assert hypothesis.token_log_probs == pytest.approx(expected, rel=1e-9)
             assert sum(hypothesis.token_log_probs) == pytest.approx(
                 hypothesis.log_probability, rel=1e-12
             )
@@ -274,10 +274,10 @@ def test_what_is_drawn_obeys_the_rules_and_has_their_probability(rules: Rules) -
     possible = {h.ids: h for h in every_translation(model, rules)}
 
     for hypothesis in draw(model, rules, range(30)):
-        wanted = possible[hypothesis.ids]
-        assert hypothesis.log_probability == pytest.approx(wanted.log_probability, rel=1e-9)
+        expected = possible[hypothesis.ids]
+        assert hypothesis.log_probability == pytest.approx(expected.log_probability, rel=1e-9)
         assert hypothesis.token_log_probs == pytest.approx(
-            wanted.token_log_probs, rel=1e-9, abs=1e-12
+            expected.token_log_probs, rel=1e-9, abs=1e-12
         )
 
 
@@ -296,6 +296,6 @@ def test_piece_behind_a_prefix_is_drawn_by_its_probability(rules: Rules) -> None
     drawn = draw(model, rules, range(count))
 
     counts = Counter((*hypothesis.ids[1:], EOS)[0] for hypothesis in drawn)
-    for piece, wanted in enumerate(logits.softmax(0).tolist()):
-        deviation = math.sqrt(wanted * (1 - wanted) / count)
-        assert abs(counts[piece] / count - wanted) <= 4 * deviation
+    for piece, expected in enumerate(logits.softmax(0).tolist()):
+        deviation = math.sqrt(expected * (1 - expected) / count)
+        assert abs(counts[piece] / count - expected) <= 4 * deviation

@@ -37,7 +37,7 @@ def test_widest_beam_finds_every_sequence_by_the_mean_of_the_probabilities(
     seed: int, count: int
 ) -> None:
     models = [TableModel(10 * seed + number) for number in range(count)]
-    wanted = sorted(
+    expected = sorted(
         (
             (mean_log_probability(models, ids) / (length + 1), ids)
             for length in range(4)
@@ -46,11 +46,11 @@ def test_widest_beam_finds_every_sequence_by_the_mean_of_the_probabilities(
         reverse=True,
     )
 
-    (found,) = search(models, [0], [3])
+    (actual,) = search(models, [0], [3])
 
-    assert [hypothesis.ids for hypothesis in found] == [ids for _, ids in wanted]
-    assert [hypothesis.score for hypothesis in found] == pytest.approx(
-        [score for score, _ in wanted], rel=1e-9
+    assert [hypothesis.ids for hypothesis in actual] == [ids for _, ids in expected]
+    assert [hypothesis.score for hypothesis in actual] == pytest.approx(
+        [score for score, _ in expected], rel=1e-9
     )
 
 
@@ -62,21 +62,21 @@ def test_segments_searched_together_are_found_as_alone(seed: int, beam_size: int
 
     together = search(models, tables, limits, beam_size=beam_size)
 
-    for table, limit, found in zip(tables, limits, together, strict=True):
+    for table, limit, result in zip(tables, limits, together, strict=True):
         (alone,) = search(models, [table], [limit], beam_size=beam_size)
-        assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in alone]
+        assert [hypothesis.ids for hypothesis in result] == [hypothesis.ids for hypothesis in alone]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_model_twice_is_the_model(seed: int) -> None:
     model = TableModel(seed)
 
-    (found,) = search([model, TableModel(seed)], [0], [4], beam_size=3)
+    (actual,) = search([model, TableModel(seed)], [0], [4], beam_size=3)
 
-    (wanted,) = beam_search(
+    (expected,) = beam_search(
         model, sources(0), None, limits=[4], start_id=START, eos_id=EOS, beam_size=3
     )
-    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
+    assert [hypothesis.ids for hypothesis in actual] == [hypothesis.ids for hypothesis in expected]
 
 
 def test_draws_have_the_mean_of_the_probabilities() -> None:
@@ -88,8 +88,8 @@ def test_draws_have_the_mean_of_the_probabilities() -> None:
     )  # fmt: skip
 
     for table, hypothesis in zip((0, 1, 0), drawn, strict=True):
-        wanted = mean_log_probability(models, hypothesis.ids, table)
-        assert hypothesis.log_probability == pytest.approx(wanted, rel=1e-9)
+        expected = mean_log_probability(models, hypothesis.ids, table)
+        assert hypothesis.log_probability == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -98,7 +98,7 @@ def test_half_precision_is_averaged_in_single(dtype: torch.dtype) -> None:
     for model in models:
         model.logits = model.logits.to(dtype)
 
-    ((found, *_),) = search(models, [0], [4], beam_size=2)
+    ((actual, *_),) = search(models, [0], [4], beam_size=2)
 
-    wanted = mean_log_probability(models, found.ids)
-    assert found.log_probability == pytest.approx(wanted, rel=1e-5)  # single has 7 digits
+    expected = mean_log_probability(models, actual.ids)
+    assert actual.log_probability == pytest.approx(expected, rel=1e-5)  # single has 7 digits

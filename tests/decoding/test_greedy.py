@@ -30,9 +30,9 @@ def test_finds_what_a_beam_of_one_finds(seed: int, banned: tuple[int, ...]) -> N
     """Segments that end at different times, of themselves or since they have to."""
     model = TableModel(seed, num_tables=6)
 
-    greedy, wanted = both(model, [3, 0, 5, 1, 4, 2, 0], [6, 7, 0, 1, 7, 2, 3], banned)
+    greedy, expected = both(model, [3, 0, 5, 1, 4, 2, 0], [6, 7, 0, 1, 7, 2, 3], banned)
 
-    assert ids_of(greedy) == ids_of(wanted)
+    assert ids_of(greedy) == ids_of(expected)
 
 
 @pytest.mark.parametrize("limit", range(8))
@@ -40,10 +40,10 @@ def test_limit_ends_a_translation(limit: int) -> None:
     model = TableModel(seed=limit)
     model.logits[..., EOS] -= 100
 
-    greedy, wanted = both(model, [0], [limit])
+    greedy, expected = both(model, [0], [limit])
 
     assert len(greedy[0].ids) == limit
-    assert ids_of(greedy) == ids_of(wanted)
+    assert ids_of(greedy) == ids_of(expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -51,18 +51,18 @@ def test_end_may_come_first(seed: int) -> None:
     model = TableModel(seed, num_tables=3)
     model.logits[1, 0, ..., EOS] += 100
 
-    greedy, wanted = both(model, [1, 0, 1, 2], [5, 5, 5, 5])
+    greedy, expected = both(model, [1, 0, 1, 2], [5, 5, 5, 5])
 
     assert greedy[0].ids == greedy[2].ids == ()
-    assert ids_of(greedy) == ids_of(wanted)
+    assert ids_of(greedy) == ids_of(expected)
 
 
 def test_no_step_is_taken_where_nothing_may_be_written() -> None:
     model = TableModel(0)
 
-    found = greedy_search(model, sources(0, 0), None, limits=[0, 0], start_id=START, eos_id=EOS)
+    result = greedy_search(model, sources(0, 0), None, limits=[0, 0], start_id=START, eos_id=EOS)
 
-    assert ids_of(found) == [(), ()]
+    assert ids_of(result) == [(), ()]
     assert model.rows_of_steps == []
 
 
@@ -80,13 +80,13 @@ def test_segments_found_together_are_found_as_alone() -> None:
 
     together, _ = both(model, [2, 0, 3, 1], [5, 3, 7, 1])
 
-    for table, limit, found in zip([2, 0, 3, 1], [5, 3, 7, 1], together, strict=True):
-        assert both(model, [table], [limit])[0][0].ids == found.ids
+    for table, limit, result in zip([2, 0, 3, 1], [5, 3, 7, 1], together, strict=True):
+        assert both(model, [table], [limit])[0][0].ids == result.ids
 
 
 def test_scores_are_not_there() -> None:
-    (found,), _ = both(TableModel(3), [0], [5])
+    (result,), _ = both(TableModel(3), [0], [5])
 
-    assert math.isnan(found.score)
-    assert math.isnan(found.log_probability)
-    assert found.token_log_probs == ()
+    assert math.isnan(result.score)
+    assert math.isnan(result.log_probability)
+    assert result.token_log_probs == ()

@@ -11,7 +11,7 @@ EOS = 3
 
 
 @pytest.mark.parametrize(
-    ("ids", "wanted"),
+    ("ids", "expected"),
     [
         ([5] * 24, False),
         ([5] * 25, True),
@@ -26,8 +26,8 @@ EOS = 3
         ([], False),
     ],
 )
-def test_loop_is_a_repetition_of_few_pieces(ids: list[int], wanted: bool) -> None:
-    assert is_loop(ids) == wanted
+def test_loop_is_a_repetition_of_few_pieces(ids: list[int], expected: bool) -> None:
+    assert is_loop(ids) == expected
 
 
 class Cycle:

@@ -26,9 +26,9 @@ def chi_square(counts: Iterable[int], expected: float) -> float:
 
 @pytest.mark.parametrize("seed", PUBLISHED)
 def test_outputs_are_those_published_for_splitmix64(seed: int) -> None:
-    wanted = PUBLISHED[seed]
+    expected = PUBLISHED[seed]
 
-    assert [random_bits(seed, step) for step in range(len(wanted))] == wanted
+    assert [random_bits(seed, step) for step in range(len(expected))] == expected
 
 
 def test_numbers_wrap_at_64_bits() -> None:

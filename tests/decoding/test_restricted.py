@@ -61,16 +61,16 @@ def log_probability(model: TableModel, table: int, ids: Sequence[int], listed: l
 def test_widest_beam_finds_every_sequence_of_the_list_and_no_other(seed: int) -> None:
     model = TableModel(seed, num_tables=3)
 
-    found = search(model, LISTS, [3, 3, 3], beam_size=81)
+    actual = search(model, LISTS, [3, 3, 3], beam_size=81)
 
     for table, listed in enumerate(LISTS):
         pieces = [piece for piece in listed if piece not in (EOS, START)]
-        wanted = {
+        expected = {
             ids: log_probability(model, table, ids, listed)
             for length in range(4)
             for ids in itertools.product(pieces, repeat=length)
         }
-        assert {h.ids: pytest.approx(h.log_probability) for h in found[table]} == wanted
+        assert {h.ids: pytest.approx(h.log_probability) for h in actual[table]} == expected
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3])

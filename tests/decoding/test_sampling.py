@@ -51,9 +51,9 @@ def greedy_ids(model: TableModel, table: int) -> tuple[int, ...]:
     return best.ids
 
 
-def assert_shares(found: list[float], wanted: list[float], count: int) -> None:
+def assert_shares(actual: list[float], expected: list[float], count: int) -> None:
     """Each share lies within four standard deviations."""
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         assert abs(one - other) <= 4 * math.sqrt(other * (1 - other) / count)
 
 
@@ -76,8 +76,8 @@ def test_what_is_drawn_does_not_depend_on_the_neighbors(seed: int) -> None:
 
     together = draw(model, tables, seeds, limits=limits)
 
-    for table, chance, limit, found in zip(tables, seeds, limits, together, strict=True):
-        assert [found] == draw(model, [table], [chance], limits=[limit])
+    for table, chance, limit, result in zip(tables, seeds, limits, together, strict=True):
+        assert [result] == draw(model, [table], [chance], limits=[limit])
 
 
 @pytest.mark.parametrize("how", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-300}])
@@ -108,8 +108,8 @@ def test_second_piece_is_drawn_by_its_probability_after_the_first() -> None:
     after_two = [hypothesis.ids for hypothesis in drawn if hypothesis.ids[:1] == (2,)]
     counts = Counter((*ids[1:], EOS)[0] for ids in after_two)
     shares = [counts[piece] / len(after_two) for piece in range(VOCAB)]
-    wanted = [math.exp(log_probability) for log_probability in log_probabilities(model, 0, [2])]
-    assert_shares(shares, wanted, len(after_two))
+    expected = [math.exp(log_probability) for log_probability in log_probabilities(model, 0, [2])]
+    assert_shares(shares, expected, len(after_two))
 
 
 def test_top_k_draws_among_the_likeliest() -> None:
@@ -119,11 +119,11 @@ def test_top_k_draws_among_the_likeliest() -> None:
 
     shares = first_pieces(model, 2000, top_k=2)
 
-    wanted = [0.0] * VOCAB
+    expected = [0.0] * VOCAB
     for piece in (first, second):
-        wanted[piece] = float(probs[piece] / (probs[first] + probs[second]))
+        expected[piece] = float(probs[piece] / (probs[first] + probs[second]))
     assert shares[least] == 0
-    assert_shares(shares, wanted, 2000)
+    assert_shares(shares, expected, 2000)
 
 
 def test_top_p_draws_among_the_fewest_that_reach_the_mass() -> None:
@@ -200,18 +200,18 @@ def test_number_rounded_up_to_the_whole_mass_draws_the_last_piece_with_any() -> 
     assert drawn_by([0.0, 0.0, -math.inf], 1.0) == 1
 
 
-@pytest.mark.parametrize(("top_k", "wanted"), [
+@pytest.mark.parametrize(("top_k", "expected"), [
     (0, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
     (1, [1, 0, 0, 0]),
     (3, [1 / 3, 1 / 3, 1 / 3, 0]),
     (4, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
     (9, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
 ])  # fmt: skip
-def test_lower_ids_are_kept_of_equally_likely_pieces(top_k: int, wanted: list[float]) -> None:
-    assert shares_by([1.0] * 4, top_k=top_k) == pytest.approx(wanted, abs=1e-3)
+def test_lower_ids_are_kept_of_equally_likely_pieces(top_k: int, expected: list[float]) -> None:
+    assert shares_by([1.0] * 4, top_k=top_k) == pytest.approx(expected, abs=1e-3)
     if top_k < 4:
         cut = shares_by([1.0] * 4, top_p=(top_k or 4) / 4)
-        assert cut == pytest.approx(wanted, abs=1e-3)
+        assert cut == pytest.approx(expected, abs=1e-3)
 
 
 def test_mass_of_top_p_is_that_of_the_top_k() -> None:
@@ -226,7 +226,7 @@ def test_draw_of_a_step_is_that_of_its_seed_and_number() -> None:
     model = TableModel(3)
     limits, seed = [3], 11
 
-    (found,) = draw(model, [0], [seed], limits=limits)
+    (result,) = draw(model, [0], [seed], limits=limits)
 
     ids: list[int] = []
     while len(ids) < 3:
@@ -236,7 +236,7 @@ def test_draw_of_a_step_is_that_of_its_seed_and_number() -> None:
         if piece == EOS:
             break
         ids.append(piece)
-    assert found.ids == tuple(ids)
+    assert result.ids == tuple(ids)
 
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.9}])
@@ -258,15 +258,17 @@ def test_counts_of_whole_translations_fit_their_probabilities(how: dict[str, flo
         return [float(share) for share in kept / kept.sum()]
 
     first = after(())
-    wanted: dict[tuple[int, ...], float] = {(): first[EOS]}
+    expected: dict[tuple[int, ...], float] = {(): first[EOS]}
     for one in (1, 2, 3):
         second = after((one,))
-        wanted[(one,)] = first[one] * second[EOS]
+        expected[(one,)] = first[one] * second[EOS]
         for two in (1, 2, 3):
-            wanted[(one, two)] = first[one] * second[two]
+            expected[(one, two)] = first[one] * second[two]
     counts = Counter(hypothesis.ids for hypothesis in drawn)
-    assert {ids for ids, share in wanted.items() if not share}.isdisjoint(counts)
+    assert {ids for ids, share in expected.items() if not share}.isdisjoint(counts)
     value = sum(
-        (counts[ids] - 4000 * share) ** 2 / (4000 * share) for ids, share in wanted.items() if share
+        (counts[ids] - 4000 * share) ** 2 / (4000 * share)
+        for ids, share in expected.items()
+        if share
     )
     assert value < 39.1  # 99.99 % of values with 12 degrees of freedom; fewer with fewer pieces

@@ -95,9 +95,11 @@ OPTIONS: list[dict[str, Any]] = [
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
 
-def assert_same(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -> None:
-    assert [[h.ids for h in each] for each in found] == [[h.ids for h in each] for each in wanted]
-    for ours, theirs in zip(chain(*found), chain(*wanted), strict=True):
+def assert_same(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    assert [[h.ids for h in each] for each in actual] == [
+        [h.ids for h in each] for each in expected
+    ]
+    for ours, theirs in zip(chain(*actual), chain(*expected), strict=True):
         assert ours.score == pytest.approx(theirs.score)
         assert ours.token_log_probs == pytest.approx(theirs.token_log_probs)
 
@@ -114,10 +116,10 @@ def test_search_finds_what_it_finds_where_all_else_has_no_probability(
     scope = RestrictedVocabulary.of(allowed, [EOS, START, *BANNED])
     masked = [Masked(model, allowed) for model in models]
 
-    found = search(scope.model(models), scope, rows, **options)
+    result = search(scope.model(models), scope, rows, **options)
 
     assert_same(
-        found,
+        result,
         search(
             Ensemble(masked) if count > 1 else masked[0], RestrictedVocabulary(), rows, **options
         ),

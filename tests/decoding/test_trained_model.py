@@ -114,8 +114,8 @@ def test_batch_of_one_finds_what_a_batch_of_many_finds(
     together = search(trained.transformer, trained, ids, beam_size)
 
     alone = [search(trained.transformer, trained, [i], beam_size)[0] for i in ids]
-    assert [[h.ids for h in found] for found in together] == [
-        [h.ids for h in found] for found in alone
+    assert [[h.ids for h in result] for result in together] == [
+        [h.ids for h in result] for result in alone
     ]
 
 
@@ -126,13 +126,13 @@ def test_forced_score_is_the_score_of_the_search(
 ) -> None:
     for first in range(0, len(ids), batch_size):
         batch = ids[first : first + batch_size]
-        found = search(trained.transformer, trained, batch, beam_size)
+        actual = search(trained.transformer, trained, batch, beam_size)
 
-        for source, hypotheses in zip(batch, found, strict=True):
+        for source, hypotheses in zip(batch, actual, strict=True):
             for hypothesis in hypotheses:
-                wanted = forced(trained, source, hypothesis.ids)
+                expected = forced(trained, source, hypothesis.ids)
                 # Double precision; the sums run in another order.
-                assert hypothesis.log_probability == pytest.approx(wanted, abs=1e-9)
+                assert hypothesis.log_probability == pytest.approx(expected, abs=1e-9)
 
 
 def test_forced_score_is_the_score_of_the_draw(trained: TrainedModel, ids: list[list[int]]) -> None:
@@ -140,8 +140,8 @@ def test_forced_score_is_the_score_of_the_draw(trained: TrainedModel, ids: list[
 
     assert max(len(hypothesis.ids) for hypothesis in drawn) > 3
     for source, hypothesis in zip(ids, drawn, strict=True):
-        wanted = forced(trained, source, hypothesis.ids)
-        assert hypothesis.log_probability == pytest.approx(wanted, abs=1e-9)
+        expected = forced(trained, source, hypothesis.ids)
+        assert hypothesis.log_probability == pytest.approx(expected, abs=1e-9)
 
 
 def test_draw_does_not_depend_on_the_neighbors(trained: TrainedModel, ids: list[list[int]]) -> None:

@@ -84,9 +84,9 @@ def table_of(values: Sequence[int], seed: int, **how: Any) -> TableModel:
     return TableModel(seed, vocab=LETTER + 1 + len(values), **how)
 
 
-def assert_same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
-    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
-    for one, other in zip(found, wanted, strict=True):
+def assert_same(actual: list[Hypothesis], expected: list[Hypothesis]) -> None:
+    assert [hypothesis.ids for hypothesis in actual] == [hypothesis.ids for hypothesis in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert math.isclose(one.log_probability, other.log_probability, rel_tol=1e-9)
         assert math.isclose(one.score, other.score, rel_tol=1e-9)
 
@@ -159,9 +159,9 @@ def test_widest_beam_finds_every_valid_sequence_in_the_order_of_scores(
 ) -> None:
     model = table_of(values, seed)
 
-    (found,) = search(model, [0], [limit], values, beam_size=WIDEST)
+    (result,) = search(model, [0], [limit], values, beam_size=WIDEST)
 
-    assert_same(found, texts_by_force(model, 0, values, limit))
+    assert_same(result, texts_by_force(model, 0, values, limit))
 
 
 @pytest.mark.parametrize("values", [KANA, EMOJI])
@@ -171,9 +171,9 @@ def test_scores_are_those_of_the_model(values: Sequence[int], renormalize: bool)
     model = table_of(values, 3)
     model.logits[..., START] = -math.inf
 
-    (found,) = search(model, [0], [6], values, beam_size=5, renormalize=renormalize)
+    (result,) = search(model, [0], [6], values, beam_size=5, renormalize=renormalize)
 
-    for hypothesis in found:
+    for hypothesis in result:
         total = forced_log_probability(model, 0, hypothesis.ids)
         assert math.isclose(hypothesis.log_probability, total, rel_tol=1e-9)
 
@@ -218,9 +218,9 @@ def test_narrow_beam_follows_the_best_that_can_become_valid(
         if len(finished) == beam_size and (beam_size == 1 or finished[-1][0] >= hope):
             break
 
-    (found,) = search(model, [0], [limit], values, beam_size=beam_size)
+    (result,) = search(model, [0], [limit], values, beam_size=beam_size)
 
-    assert [hypothesis.ids for hypothesis in found] == [ids for _, ids in finished]
+    assert [hypothesis.ids for hypothesis in result] == [ids for _, ids in finished]
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 3])
@@ -231,10 +231,10 @@ def test_segments_searched_together_are_found_as_alone(seed: int, beam_size: int
 
     together = search(model, tables, limits, KANA, beam_size=beam_size)
 
-    for table, limit, found in zip(tables, limits, together, strict=True):
+    for table, limit, result in zip(tables, limits, together, strict=True):
         (alone,) = search(model, [table], [limit], KANA, beam_size=beam_size)
-        assert_same(found, alone)
-        assert all(is_text(hypothesis.ids, KANA) for hypothesis in found)
+        assert_same(result, alone)
+        assert all(is_text(hypothesis.ids, KANA) for hypothesis in result)
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
@@ -242,13 +242,13 @@ def test_what_comes_near_no_byte_is_found_as_without_the_constraint(beam_size: i
     model = table_of(KANA, 1)
     model.logits[..., LETTER + 1 :] -= 50
 
-    (found,) = search(model, [0], [6], KANA, beam_size=beam_size)
+    (actual,) = search(model, [0], [6], KANA, beam_size=beam_size)
 
-    ((wanted),) = beam_search(
+    ((expected),) = beam_search(
         model, sources(0), None, limits=[6], start_id=START, eos_id=EOS, banned_ids=(START,),
         beam_size=beam_size,
     )  # fmt: skip
-    assert found == wanted
+    assert actual == expected
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -257,10 +257,10 @@ def test_several_models_together_write_valid_text(seed: int) -> None:
     for model in models:
         model.logits[..., LETTER] -= 3  # bytes come near at every step
 
-    (found,) = search(Ensemble(models), [0], [4], KANA, beam_size=WIDEST)
+    (actual,) = search(Ensemble(models), [0], [4], KANA, beam_size=WIDEST)
 
-    wanted = texts_by_force(models[0], 0, KANA, 4)
-    assert {hypothesis.ids for hypothesis in found} == {hypothesis.ids for hypothesis in wanted}
+    expected = texts_by_force(models[0], 0, KANA, 4)
+    assert {hypothesis.ids for hypothesis in actual} == {hypothesis.ids for hypothesis in expected}
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -269,14 +269,14 @@ def test_banned_byte_is_never_written_nor_a_character_that_needs_it(seed: int) -
     banned = (START, LETTER + 1 + EMOJI.index(0x98), LETTER + 1 + EMOJI.index(0xBF))
     utf8 = constraint(EMOJI, banned)
 
-    (found,) = beam_search(
+    (result,) = beam_search(
         model, sources(0), None, limits=[4], start_id=START, eos_id=EOS, banned_ids=banned,
         utf8=utf8, beam_size=WIDEST,
     )  # fmt: skip
 
     every = brute_force(model, 0, limit=4, length_penalty=1.0, banned=banned)
-    assert_same(found, [each for each in every if is_text(each.ids, EMOJI)])
-    assert any(len(each.ids) == 4 and LETTER not in each.ids for each in found)  # F0 9F 9F 9F
+    assert_same(result, [each for each in every if is_text(each.ids, EMOJI)])
+    assert any(len(each.ids) == 4 and LETTER not in each.ids for each in result)  # F0 9F 9F 9F
 
 
 @pytest.mark.parametrize("with_end", [True, False])
@@ -294,14 +294,14 @@ def test_segment_whose_shortlist_lacks_the_last_byte_never_begins_the_character(
     utf8 = constraint(KANA, (START,)).within(ids)
     assert utf8 is not None
 
-    found = beam_search(
+    actual = beam_search(
         ShortlistedModel(model, Shortlists(ids, ids, hidden)), sources(0, 1), None, limits=[4, 4],
         start_id=START, eos_id=EOS, banned_ids=(START,), utf8=utf8, beam_size=WIDEST,
     )  # fmt: skip
 
-    wanted = texts_by_force(model, 0, KANA, 4)
-    assert {each.ids for each in found[0]} == {each.ids for each in wanted}
-    written = {tuple(ids[1, list(each.ids)].tolist()) for each in found[1]}
+    expected = texts_by_force(model, 0, KANA, 4)
+    assert {each.ids for each in actual[0]} == {each.ids for each in expected}
+    written = {tuple(ids[1, list(each.ids)].tolist()) for each in actual[1]}
     listed = {each.ids for each in texts_by_force(model, 1, KANA, 4) if {*each.ids} <= {*few}}
     assert written == listed
     assert any(lead in each for each in written) == with_end
@@ -322,16 +322,16 @@ def test_no_run_is_repeated_but_to_end_a_character(seed: int, size: int) -> None
     model.logits[..., LETTER] -= 4
     lead, end = LETTER + 1, LETTER + 2
 
-    found = search(model, [0], [7], values, beam_size=4, no_repeat_ngram_size=size)[0]
+    result = search(model, [0], [7], values, beam_size=4, no_repeat_ngram_size=size)[0]
     drawn = draw(model, 20, [7], values, no_repeat_ngram_size=size)
 
-    for hypothesis in found + drawn:
+    for hypothesis in result + drawn:
         ids = hypothesis.ids
         assert is_text(ids, values)
         runs = Counter(ids[i : i + size] for i in range(len(ids) - size + 1))
         again = [run for run, count in runs.items() if count > 1]
         assert all(run[-1] == end for run in again)
-    assert any(lead in hypothesis.ids for hypothesis in found)
+    assert any(lead in hypothesis.ids for hypothesis in result)
 
 
 def test_probability_shared_among_what_is_left_is_none_above_one() -> None:
@@ -339,7 +339,7 @@ def test_probability_shared_among_what_is_left_is_none_above_one() -> None:
     model = table_of(values, 2)
     model.logits[..., LETTER] -= 4
 
-    (found,) = search(
+    (result,) = search(
         model, [0], [7], values, beam_size=4, no_repeat_ngram_size=1, renormalize=True,
         token_log_probs=True,
     )  # fmt: skip
@@ -347,8 +347,8 @@ def test_probability_shared_among_what_is_left_is_none_above_one() -> None:
         model, 20, [7], values, no_repeat_ngram_size=1, renormalize=True, token_log_probs=True
     )
 
-    assert any(3 in hypothesis.ids for hypothesis in found)
-    assert all(score <= 0 for each in found + drawn for score in each.token_log_probs)
+    assert any(3 in hypothesis.ids for hypothesis in result)
+    assert all(score <= 0 for each in result + drawn for score in each.token_log_probs)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -356,9 +356,9 @@ def test_pieces_written_before_are_penalised_and_text_stays_valid(seed: int) -> 
     model = table_of(KANA, seed)
     model.logits[..., LETTER] -= 4
 
-    (found,) = search(model, [0], [7], KANA, beam_size=4, repetition_penalty=5.0)
+    (result,) = search(model, [0], [7], KANA, beam_size=4, repetition_penalty=5.0)
 
-    assert all(is_text(hypothesis.ids, KANA) for hypothesis in found)
+    assert all(is_text(hypothesis.ids, KANA) for hypothesis in result)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -370,10 +370,10 @@ def test_prefix_that_ends_inside_a_character_is_continued_to_its_end(
     model = table_of(KANA, seed)
     kana = LETTER + 1
 
-    (found,) = search(model, [0], [limit], KANA, beam_size=beam_size, prefixes=[[kana]])
+    (result,) = search(model, [0], [limit], KANA, beam_size=beam_size, prefixes=[[kana]])
     drawn = draw(model, 10, [limit], KANA, prefixes=[[kana]])
 
-    for hypothesis in found + drawn:
+    for hypothesis in result + drawn:
         assert hypothesis.ids[0] == kana
         assert is_text(hypothesis.ids, KANA)
         assert len(hypothesis.ids) <= max(limit, 3)
@@ -381,18 +381,18 @@ def test_prefix_that_ends_inside_a_character_is_continued_to_its_end(
 
 @pytest.mark.parametrize("prefix", [[4], [LETTER, 4, 4], [3, 3], [3, LETTER]])
 def test_prefix_that_is_no_text_is_taken_as_it_is(prefix: list[int]) -> None:
-    (found,) = search(table_of(KANA, 1), [0], [7], KANA, beam_size=2, prefixes=[prefix])
+    (result,) = search(table_of(KANA, 1), [0], [7], KANA, beam_size=2, prefixes=[prefix])
 
-    for hypothesis in found:
+    for hypothesis in result:
         assert hypothesis.ids[: len(prefix)] == tuple(prefix)
         behind = hypothesis.ids[len(prefix) :]
         assert is_text(([3] if prefix[-1] == 3 else []) + [*behind], KANA)
 
 
 def test_scores_of_pieces_sum_up() -> None:
-    (found,) = search(table_of(KANA, 4), [0], [6], KANA, beam_size=4, token_log_probs=True)
+    (result,) = search(table_of(KANA, 4), [0], [6], KANA, beam_size=4, token_log_probs=True)
 
-    for hypothesis in found:
+    for hypothesis in result:
         assert math.isclose(
             sum(hypothesis.token_log_probs), hypothesis.log_probability, rel_tol=1e-9
         )
@@ -423,9 +423,9 @@ def test_greedy_search_finds_what_a_beam_of_one_finds(
     tables = [segment % 3 for segment in range(len(limits))]
     model = table_of(values, seed, num_tables=3)
 
-    wanted = search(model, tables, limits, values, beam_size=1)
+    expected = search(model, tables, limits, values, beam_size=1)
 
-    assert greedily(model, tables, limits, values) == [found.ids for (found,) in wanted]
+    assert greedily(model, tables, limits, values) == [actual.ids for (actual,) in expected]
 
 
 def test_choice_that_may_not_follow_gives_way_to_the_next() -> None:
@@ -453,7 +453,7 @@ def test_greedy_search_has_the_rules_of_each_shortlist(seed: int) -> None:
     greedy = greedy_search(shortlisted, sources(0, 1), None, **how)
 
     beams = beam_search(shortlisted, sources(0, 1), None, beam_size=1, **how)
-    assert [each.ids for each in greedy] == [found.ids for (found,) in beams]
+    assert [each.ids for each in greedy] == [result.ids for (result,) in beams]
     assert set(greedy[1].ids) <= {LETTER}
 
 
@@ -480,13 +480,13 @@ def test_fixed_steps_find_what_the_others_find(
     beams = found_in(static_beams(StaticTable(model), how), tables, limits)
     by_greed = static_greedy(StaticTable(model), (START,), utf8)
 
-    wanted = search(model, tables, limits, values, beam_size=beam_size, renormalize=renormalize)
-    assert [[h.ids for h in each] for each in beams] == [[h.ids for h in each] for each in wanted]
-    for ours, theirs in zip(beams, wanted, strict=True):
+    expected = search(model, tables, limits, values, beam_size=beam_size, renormalize=renormalize)
+    assert [[h.ids for h in each] for each in beams] == [[h.ids for h in each] for each in expected]
+    for ours, theirs in zip(beams, expected, strict=True):
         # Single precision: 6e-8 of each of a few sums of about 10.
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=2e-6)
-    found = by_greed(sources(*tables), None, limits=limits)
-    assert [each[0].ids for each in found] == greedily(model, tables, limits, values)
+    actual = by_greed(sources(*tables), None, limits=limits)
+    assert [each[0].ids for each in actual] == greedily(model, tables, limits, values)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -510,9 +510,9 @@ def test_replayed_steps_spell_the_same(beam_size: int, monkeypatch: pytest.Monke
         ([4, 3, 2, 1, 0, 4, 3, 2], [0, 7, 7, 7, 7, 1, 1, 1]),
         ([0, 1, 2, 3, 4, 0, 1, 2, 3], [7, 7, 7, 1, 1, 1, 1, 1, 1]),
     ):
-        wanted = search(model, tables, limits, KANA, beam_size=beam_size)
-        found = found_in(beams, tables, limits)
-        assert [[h.ids for h in some] for some in found] == [[h.ids for h in w] for w in wanted]
+        expected = search(model, tables, limits, KANA, beam_size=beam_size)
+        actual = found_in(beams, tables, limits)
+        assert [[h.ids for h in some] for some in actual] == [[h.ids for h in w] for w in expected]
         drawn = greedy(sources(*tables), None, limits=limits)
         assert [each[0].ids for each in drawn] == greedily(model, tables, limits, KANA)
 
@@ -568,8 +568,8 @@ def test_pieces_are_drawn_by_their_probability_among_those_that_may_follow() -> 
     after = log_probabilities(model, 0, [lead])
     share = 1 / (1 + math.exp(after[high] - after[low]))
     assert count > 1000
-    found = sum(ids[1] == low for ids in drawn) / count
-    assert abs(found - share) <= 4 * math.sqrt(share * (1 - share) / count)
+    result = sum(ids[1] == low for ids in drawn) / count
+    assert abs(result - share) <= 4 * math.sqrt(share * (1 - share) / count)
 
 
 def test_what_is_drawn_does_not_depend_on_the_neighbors() -> None:

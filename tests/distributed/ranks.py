@@ -61,13 +61,13 @@ class Ranks:
         """Send a signal to one of them."""
         os.kill(self.pids[rank], number)
 
-    def wait_for_end(self, wanted: int) -> None:
+    def wait_for_end(self, expected: int) -> None:
         """Wait until a process has ended."""
         until = time.monotonic() + PATIENCE
-        while wanted not in self.codes:
+        while expected not in self.codes:
             for rank, pid in enumerate(self.pids):
-                if rank not in self.codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
-                    code = os.waitstatus_to_exitcode(found[1])
+                if rank not in self.codes and (actual := os.waitpid(pid, os.WNOHANG))[0]:
+                    code = os.waitstatus_to_exitcode(actual[1])
                     self.codes[rank] = 128 - code if code < 0 else code
             if time.monotonic() > until:
                 for rank, pid in enumerate(self.pids):

@@ -41,11 +41,11 @@ def command(text: list[str], output: Path, *more: str, updates: int = UPDATES) -
 def unbroken(corpus: TinyCorpus, directory: Path) -> RanksRun:
     """Let two processes make the run."""
     text = write_part(corpus, directory, pairs=55)
-    told = directory / "operations"
+    operations = directory / "operations"
 
     def watch(rank: int) -> None:
         def note(operation: durable.Operation) -> None:
-            with told.open("a", encoding="utf-8") as stream:
+            with operations.open("a", encoding="utf-8") as stream:
                 target = operation.target
                 stream.write(f"{operation.kind} {target.name if target else operation.path}\n")
 
@@ -54,7 +54,7 @@ def unbroken(corpus: TinyCorpus, directory: Path) -> RanksRun:
 
     done = ranks.run(directory / "s", command(text, directory / "model"), prepare=watch)
     assert [each.code for each in done] == [0, 0], done
-    lines = told.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = operations.read_text(encoding="utf-8").split("\n")[:-1]
     return RanksRun(text, left_behind(directory / "model"), lines)
 
 

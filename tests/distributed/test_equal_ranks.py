@@ -87,10 +87,10 @@ def test_r12_any_number_of_processes_learns_from_the_same_pairs(
     learn("1-2-1", 2, updates=13)
     learn("1-2-1", 1)
 
-    wanted = ids_by_update(tmp_path / "ids-1")
-    assert list(wanted) == list(range(1, 21))
+    expected = ids_by_update(tmp_path / "ids-1")
+    assert list(expected) == list(range(1, 21))
     for name in ("2", "4", "1-2-1"):
-        assert ids_by_update(tmp_path / f"ids-{name}") == wanted
+        assert ids_by_update(tmp_path / f"ids-{name}") == expected
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
@@ -128,10 +128,10 @@ def test_r51_other_code_is_refused_before_any_text_is_read(text: list[str], tmp_
     done = ranks.run(tmp_path / "s", command(text, tmp_path / "model"), prepare=older)
 
     assert [each.code for each in done] == [2, 2]
-    told = done[0].err + done[1].err
-    assert "  rank 1: tfm is 0.0.9, on rank 0 " in told
-    assert f"  rank 1: PyTorch is 2.0, on rank 0 {torch.__version__}\n" in told
-    assert "training text" not in told
+    stderr = done[0].err + done[1].err
+    assert "  rank 1: tfm is 0.0.9, on rank 0 " in stderr
+    assert f"  rank 1: PyTorch is 2.0, on rank 0 {torch.__version__}\n" in stderr
+    assert "training text" not in stderr
 
 
 @pytest.mark.slow
@@ -171,8 +171,8 @@ def test_r51_rank_with_another_bit_stops_all_before_the_save(
     done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *more), prepare=flip)
 
     assert [each.code for each in done] == [6, 6], done
-    told = done[0].err + done[1].err
-    assert "error: update 10: there are other weights than on rank 0\n  rank 1 of 2: `" in told
-    assert f"`{name} (average)`\n" in told or not of_average  # no weight learned from it
-    assert "update-00000005`" in told.partition("hint: repeat the command")[2]
+    stderr = done[0].err + done[1].err
+    assert "error: update 10: there are other weights than on rank 0\n  rank 1 of 2: `" in stderr
+    assert f"`{name} (average)`\n" in stderr or not of_average  # no weight learned from it
+    assert "update-00000005`" in stderr.partition("hint: repeat the command")[2]
     assert [path.name for path in checkpoints(tmp_path / "model")] == ["update-00000005"]

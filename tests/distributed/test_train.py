@@ -86,14 +86,14 @@ def tensors(output: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_equal_runs(found: Path, wanted: Path) -> None:
+def assert_equal_runs(actual: Path, expected: Path) -> None:
     """Losses, scores and weights are the same but for the order in which numbers are added up."""
-    assert [line.keys() for line in facts(found)] == [line.keys() for line in facts(wanted)]
-    for mine, theirs in zip(facts(found), facts(wanted), strict=True):
+    assert [line.keys() for line in facts(actual)] == [line.keys() for line in facts(expected)]
+    for mine, theirs in zip(facts(actual), facts(expected), strict=True):
         for name, value in theirs.items():
             exact = not isinstance(value, float)
             assert mine[name] == (value if exact else pytest.approx(value, rel=1e-9)), name
-    own, others = tensors(found), tensors(wanted)
+    own, others = tensors(actual), tensors(expected)
     assert own.keys() == others.keys()
     for name, tensor in others.items():
         # Adam divides by moments, of which the smallest have few equal digits.

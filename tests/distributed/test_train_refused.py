@@ -22,11 +22,11 @@ def test_other_settings_are_refused_by_name(text: list[str], tmp_path: Path) -> 
 
     assert ranks.codes(done) == [2, 2]
     assert ranks.errors(done)[0].endswith("error: the processes differ in settings, code or text")
-    told = done[0].err + done[1].err
-    assert "  rank 1: training.seed is 2, on rank 0 1\n" in told
-    assert "  rank 1: training.disp_freq is 1, on rank 0 9\n" in told
-    assert "cpu_threads" not in told
-    assert "hint: give all of them the same settings and the same text" in told
+    stderr = done[0].err + done[1].err
+    assert "  rank 1: training.seed is 2, on rank 0 1\n" in stderr
+    assert "  rank 1: training.disp_freq is 1, on rank 0 9\n" in stderr
+    assert "cpu_threads" not in stderr
+    assert "hint: give all of them the same settings and the same text" in stderr
     assert not (tmp_path / "model").exists()
 
 
@@ -44,9 +44,9 @@ def test_text_that_differs_in_a_byte_is_refused_by_name(
     )
 
     assert ranks.codes(done) == [2, 2]
-    told = done[0].err + done[1].err
-    assert "  rank 1: training text is " in told
-    assert "validation text" not in told.partition("error: ")[2]
+    stderr = done[0].err + done[1].err
+    assert "  rank 1: training text is " in stderr
+    assert "validation text" not in stderr.partition("error: ")[2]
     left = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert left == [".tfm-run.json", "corpus"]  # the marker of a run that began
 
@@ -124,6 +124,6 @@ def test_weights_that_compute_no_numbers_in_a_validation_end_all_by_divergence(
     done = ranks.run(tmp_path / "s", command(text, tmp_path / "model", *more))
 
     assert ranks.codes(done) == [6, 6]
-    (told,) = ranks.errors(done)
+    (message,) = ranks.errors(done)
     assert "lower `--learn-rate`" in done[0].err + done[1].err
-    assert "the validation after update 2: " in told
+    assert "the validation after update 2: " in message

@@ -64,10 +64,10 @@ def test_logits_are_those_of_the_transformer(
     source, keep = source_of(*lengths)
     target = torch.randint(4, VOCAB, (len(lengths), 35))
 
-    found = forced(StaticTransformer(model, torch.float32), source, keep, target)
+    result = forced(StaticTransformer(model, torch.float32), source, keep, target)
 
     # Single precision, sums in another order.
-    assert_close(found, model(source, keep, target), rtol=1e-4, atol=2e-5)
+    assert_close(result, model(source, keep, target), rtol=1e-4, atol=2e-5)
 
 
 @torch.inference_mode()
@@ -80,13 +80,13 @@ def test_logits_in_half_precision_are_near_those_of_single_precision(
     source, keep = source_of(6, 2, 4)
     target = torch.randint(4, VOCAB, (3, 12))
 
-    found = forced(StaticTransformer(model, dtype), source, keep, target)
+    actual = forced(StaticTransformer(model, dtype), source, keep, target)
 
     # A product's factors are off by 2 parts in 1000 in bf16 and by 0.2 in fp16; a dozen products
     # follow on each other, whose errors are independent.
-    wanted = model(source, keep, target)
-    assert found.dtype == dtype
-    assert float((found.float() - wanted).norm() / wanted.norm()) < share
+    expected = model(source, keep, target)
+    assert actual.dtype == dtype
+    assert float((actual.float() - expected).norm() / expected.norm()) < share
 
 
 def beams_in(
@@ -113,13 +113,13 @@ def assert_finds_what_beam_search_finds(
     source, keep = source_of(*lengths)
     source, keep = source.to(device), None if keep is None else keep.to(device)
 
-    found = search(source, keep, limits=limits)
+    actual = search(source, keep, limits=limits)
 
-    wanted = beam_search(
+    expected = beam_search(
         model, source, keep, limits=limits, start_id=START, eos_id=EOS, banned_ids=BANNED,
         beam_size=beam_size,
     )  # fmt: skip
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         assert [h.ids for h in ours] == [h.ids for h in theirs]
         # Single precision, sums in another order, over some thirty pieces.
         totals = [h.log_probability for h in theirs]
@@ -178,11 +178,11 @@ def test_greedy_search_finds_what_it_finds_in_the_transformer(
     for lengths, limits in BATCHES:
         source, keep = source_of(*lengths)
         source, keep = source.to(device), None if keep is None else keep.to(device)
-        found = search(source, keep, limits=limits)
-        wanted = greedy_search(
+        actual = search(source, keep, limits=limits)
+        expected = greedy_search(
             model, source, keep, limits=limits, start_id=START, eos_id=EOS, banned_ids=BANNED
         )
-        assert [hypothesis.ids for (hypothesis,) in found] == [each.ids for each in wanted]
+        assert [hypothesis.ids for (hypothesis,) in actual] == [each.ids for each in expected]
 
 
 @torch.inference_mode()
@@ -207,7 +207,7 @@ def test_tensors_of_a_shape_stay_where_they_are() -> None:
     search = beams_in(model, 3)
 
     def places() -> dict[Shape, list[int]]:
-        found = {}
+        result = {}
         for shape, stage in search._stages.items():
             rows = [each for each in vars(stage.search_state).values() if isinstance(each, Tensor)]
             caches = [
@@ -216,8 +216,8 @@ def test_tensors_of_a_shape_stay_where_they_are() -> None:
                 for each in (cache.memory_keys, cache.memory_values, cache.keys, cache.values)
             ]
             tensors = [*rows, *caches, stage.model_state.source_keep]
-            found[shape] = [each.data_ptr() for each in tensors]
-        return found
+            result[shape] = [each.data_ptr() for each in tensors]
+        return result
 
     assert_finds_what_beam_search_finds(search, model, (5, 6, 7), [34, 34, 34], 3)
     before = places()

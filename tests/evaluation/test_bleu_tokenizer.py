@@ -77,10 +77,12 @@ def test_tokenizer_without_its_package_names_the_extra(
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
 
-    with pytest.raises(ResourceError, match=f"`{name}` needs {packages}: .* not installed") as told:
+    with pytest.raises(
+        ResourceError, match=f"`{name}` needs {packages}: .* not installed"
+    ) as raised:
         check_available(name)
 
-    assert told.value.hint == "pip install 'tfm-cli[mecab]'"
+    assert raised.value.hint == "pip install 'tfm-cli[mecab]'"
 
 
 @pytest.mark.parametrize(("name", "text"), [("ja-mecab", TEXTS["char"]), ("ko-mecab", ["우리는"])])
@@ -121,14 +123,14 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_error_names_the_missing_file_and_its_address(name: str, offline: Path) -> None:
-    with pytest.raises(ResourceError) as told:
+    with pytest.raises(ResourceError) as raised:
         corpus_scores(["a"], [["a"]], options=MetricOptions(tokenize=name))
 
     path = offline / "models" / FILES[name]
-    assert str(told.value) == f"the tokenizer `{name}` needs the file {path}, which is missing"
-    assert told.value.hint is not None
-    assert told.value.hint.startswith("download https://")
-    assert FILES[name] in told.value.hint
+    assert str(raised.value) == f"the tokenizer `{name}` needs the file {path}, which is missing"
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith("download https://")
+    assert FILES[name] in raised.value.hint
     assert list(offline.iterdir()) == []
 
 

@@ -434,10 +434,10 @@ def test_link_loop_is_refused_and_left(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.symlink_to("out")
 
-    told = "out: cannot be written: Too many levels of symbolic links"
-    with pytest.raises(ResourceError, match=told), atomic_file(path) as stream:
+    message = "out: cannot be written: Too many levels of symbolic links"
+    with pytest.raises(ResourceError, match=message), atomic_file(path) as stream:
         stream.write(b"new")
-    with pytest.raises(ResourceError, match=told):
+    with pytest.raises(ResourceError, match=message):
         check_writable(path)
 
     assert path.is_symlink()

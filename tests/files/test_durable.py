@@ -43,10 +43,10 @@ def ask(fault: str, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_watcher_receives_each_operation_in_order(tmp_path: Path) -> None:
-    told: list[Operation] = []
+    operations: list[Operation] = []
     folder = tmp_path / "new"
 
-    with watched(told.append):
+    with watched(operations.append):
         durable.make_directory(folder)
         with durable.create(folder / "a") as stream:
             stream.write(b"some")
@@ -58,7 +58,7 @@ def test_watcher_receives_each_operation_in_order(tmp_path: Path) -> None:
         durable.rename(folder / "a", folder / "b")
         durable.remove_tree(folder)
 
-    assert told == [
+    assert operations == [
         Operation("make_directory", folder),
         Operation("create", folder / "a"),
         Operation("write", folder / "a", data=b"some"),
@@ -74,16 +74,16 @@ def test_watcher_receives_each_operation_in_order(tmp_path: Path) -> None:
 
 
 def test_file_can_be_updated_at_any_position(tmp_path: Path) -> None:
-    told: list[Operation] = []
+    operations: list[Operation] = []
 
-    with watched(told.append), durable.open_for_update(tmp_path / "a") as stream:
+    with watched(operations.append), durable.open_for_update(tmp_path / "a") as stream:
         stream.write(b"abcdef")
         stream.seek(2)
         stream.truncate()
         stream.write(b"X")
 
     assert (tmp_path / "a").read_bytes() == b"abX"
-    assert [each.kind for each in told] == ["open", "write", "truncate", "write"]
+    assert [each.kind for each in operations] == ["open", "write", "truncate", "write"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,13 +115,13 @@ def test_new_file_does_not_take_an_existing_name(kind: str, tmp_path: Path) -> N
 
 def test_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask("write:1=short", monkeypatch)
-    told: list[Operation] = []
+    operations: list[Operation] = []
 
-    with watched(told.append):
+    with watched(operations.append):
         durable.write_file(tmp_path / "a", b"0123456789")
 
     assert (tmp_path / "a").read_bytes() == b"0123456789"
-    assert [each.data for each in told[1:]] == [b"01234", b"56789"]
+    assert [each.data for each in operations[1:]] == [b"01234", b"56789"]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_link_is_removed_and_not_followed(tmp_path: Path) -> None:
 
 
 def test_no_other_module_changes_the_disk() -> None:
-    found = {
+    result = {
         f"{path.relative_to(PACKAGE)}: {word}"
         for path in sorted(PACKAGE.rglob("*.py"))
         if str(path.relative_to(PACKAGE)) not in {"files/durable.py", *TEMPORARY}
@@ -175,7 +175,7 @@ def test_no_other_module_changes_the_disk() -> None:
     }
 
     # Unwanted output is discarded.
-    assert found == {"cli/__init__.py: open w", "cli/__init__.py: os.open for writing"}
+    assert result == {"cli/__init__.py: open w", "cli/__init__.py: os.open for writing"}
 
 
 def changes_of(tree: ast.AST) -> Iterator[str]:
@@ -206,7 +206,7 @@ def changes_of(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "result"),
     [
         ("Path('a').unlink()", "unlink"),
         ("place.rename(other)", "rename"),
@@ -227,5 +227,5 @@ def changes_of(tree: ast.AST) -> Iterator[str]:
         ("durable.rename(a, b)", None),
     ],
 )
-def test_calls_that_change_the_disk_are_recognized(code: str, found: str | None) -> None:
-    assert list(changes_of(ast.parse(code))) == ([] if found is None else [found])
+def test_calls_that_change_the_disk_are_recognized(code: str, result: str | None) -> None:
+    assert list(changes_of(ast.parse(code))) == ([] if result is None else [result])

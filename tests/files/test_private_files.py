@@ -78,12 +78,12 @@ def test_r55_nothing_around_an_output_changes(
 def test_r55_nothing_around_an_output_changes_for_any_file_in_the_way(
     scene: str, kind: str, scenes: Callable[[str], Scene], tmp_path: Path
 ) -> None:
-    found = scenes(scene)
+    result = scenes(scene)
 
     wrong = [
         each
-        for number, name in enumerate(found.names)
-        for each in check(found, kind, name, tmp_path / str(number))
+        for number, name in enumerate(result.names)
+        for each in check(result, kind, name, tmp_path / str(number))
     ]
 
     assert wrong == []

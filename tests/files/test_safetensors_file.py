@@ -94,9 +94,9 @@ def test_prefetched_hash_is_used(path: Path, num_hashed: list[int]) -> None:
 
 def test_prefetched_hash_is_used_once(path: Path, num_hashed: list[int]) -> None:
     prefetch_hash(path)
-    found = [hash_of(path) for _ in range(2)]
+    result = [hash_of(path) for _ in range(2)]
 
-    assert found == [sha256_of(path)] * 2
+    assert result == [sha256_of(path)] * 2
     assert len(num_hashed) == 2
 
 
@@ -130,8 +130,8 @@ def test_values_are_those_that_were_saved(path: Path) -> None:
         contents = file.read()
 
     for name, tensor in tensors().items():
-        found = torch.frombuffer(contents[name], dtype=torch.float32)
-        assert torch.equal(found.view(tensor.shape), tensor)
+        result = torch.frombuffer(contents[name], dtype=torch.float32)
+        assert torch.equal(result.view(tensor.shape), tensor)
 
 
 def test_truncated_file_is_an_error_and_not_a_crash(path: Path) -> None:
@@ -228,11 +228,11 @@ def parsed(table: object, size: int = 4) -> Header:
 def test_tensors_are_returned_with_their_positions() -> None:
     table = {"__metadata__": {"tfm": "{}"}, "b": {**F32, "data_offsets": [4, 8]}, "a": F32}
 
-    found = parsed(table, 8)
+    result = parsed(table, 8)
 
-    assert found.metadata == {"tfm": "{}"}
-    assert found.tensors["a"] == TensorInfo("F32", (1,), 100, 104)
-    assert found.tensors["b"] == TensorInfo("F32", (1,), 104, 108)
+    assert result.metadata == {"tfm": "{}"}
+    assert result.tensors["a"] == TensorInfo("F32", (1,), 100, 104)
+    assert result.tensors["b"] == TensorInfo("F32", (1,), 104, 108)
 
 
 def test_empty_tensors_take_up_no_bytes() -> None:
@@ -275,14 +275,14 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_inconsistent_header_is_refused(name: str) -> None:
-    table, told = HOSTILE[name]
+    table, message = HOSTILE[name]
 
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         parsed(table)
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "message"),
     [
         (b"", "is not that of a safetensors file"),
         (b' {"a": 1}', "is not that of a safetensors file"),
@@ -293,8 +293,8 @@ def test_inconsistent_header_is_refused(name: str) -> None:
         (b"{" + b'"a":{' * 100_000, "nested deeper|Expecting"),
     ],
 )
-def test_header_that_is_not_valid_json_is_refused(header: bytes, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_header_that_is_not_valid_json_is_refused(header: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_header(header, start=0, end=0)
 
 

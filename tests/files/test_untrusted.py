@@ -55,14 +55,14 @@ def test_irregular_file_is_refused_without_blocking(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("nothing")
     (tmp_path / "circle").symlink_to("circle")
 
-    for name, told in (
+    for name, message in (
         ("pipe", "is not a regular file"),
         ("zero", "is not a regular file"),
         (".", "is a directory"),
         ("gone", "No such file"),
         ("circle", "Too many levels"),
     ):
-        with pytest.raises(OSError, match=told):
+        with pytest.raises(OSError, match=message):
             read_regular(tmp_path / name, max_bytes=10)
 
 
@@ -109,7 +109,7 @@ def test_private_file_is_read_up_to_a_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "Expecting value"),
         (b"\xff", "'utf-8' codec"),
@@ -125,13 +125,13 @@ def test_private_file_is_read_up_to_a_size(tmp_path: Path) -> None:
         (b"1" * 5000, "Exceeds the limit"),
     ],
 )
-def test_invalid_json_is_refused(content: bytes, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_json_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_json(content)
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         (b"[" * 8 + b"]" * 8, [[[[[[[[]]]]]]]]),
         (b'\xef\xbb\xbf{"a": [1, 1.5, true, "\\udc80"]}', {"a": [1, 1.5, True, "\udc80"]}),
@@ -139,8 +139,8 @@ def test_invalid_json_is_refused(content: bytes, told: str) -> None:
         (b'"[[[[[[[[[["', "[[[[[[[[[["),
     ],
 )  # fmt: skip
-def test_valid_json_is_parsed(content: bytes, wanted: object) -> None:
-    assert parse_json(content) == wanted
+def test_valid_json_is_parsed(content: bytes, expected: object) -> None:
+    assert parse_json(content) == expected
 
 
 def test_only_an_object_is_accepted() -> None:
@@ -149,16 +149,16 @@ def test_only_an_object_is_accepted() -> None:
         parse_json_object(b"[]")
 
 
-def test_object_is_read(tmp_path: Path, told: list[str]) -> None:
+def test_object_is_read(tmp_path: Path, log_messages: list[str]) -> None:
     (tmp_path / "file").write_bytes(b'{"a": [1]}')
 
     assert read_private_json(tmp_path / "file") == {"a": [1]}
-    assert told == []
+    assert log_messages == []
 
 
-def test_missing_file_causes_no_warning(tmp_path: Path, told: list[str]) -> None:
+def test_missing_file_causes_no_warning(tmp_path: Path, log_messages: list[str]) -> None:
     assert read_private_json(tmp_path / "file") is None
-    assert told == []
+    assert log_messages == []
 
 
 @pytest.mark.timeout(10)
@@ -166,7 +166,7 @@ def test_missing_file_causes_no_warning(tmp_path: Path, told: list[str]) -> None
     "kind", ["pipe", "folder", "socket", "symbolic link", "hard link", "dangling", "denied"]
 )
 def test_unreadable_file_is_treated_as_absent_with_a_warning(
-    kind: str, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, log_messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
     path = tmp_path / "file"
@@ -196,10 +196,10 @@ def test_unreadable_file_is_treated_as_absent_with_a_warning(
     assert read_private_json(path, fallback="it begins again") is None
 
     reason = {"folder": "directory", "dangling": "symbolic link", "denied": "Permission denied"}
-    assert len(told) == 1
-    assert told[0].startswith(f"{path}: cannot be read: ")
-    assert reason.get(kind, kind) in told[0]
-    assert told[0].endswith("; it begins again")
+    assert len(log_messages) == 1
+    assert log_messages[0].startswith(f"{path}: cannot be read: ")
+    assert reason.get(kind, kind) in log_messages[0]
+    assert log_messages[0].endswith("; it begins again")
 
 
 @pytest.mark.parametrize(
@@ -217,14 +217,14 @@ def test_unreadable_file_is_treated_as_absent_with_a_warning(
     ids=["empty", "list", "brackets", "braces", "no UTF-8", "NaN", "digits", "large"],
 )
 def test_damaged_file_is_treated_as_absent_with_a_warning(
-    content: bytes, reason: str, tmp_path: Path, told: list[str]
+    content: bytes, reason: str, tmp_path: Path, log_messages: list[str]
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
 
     assert read_private_json(path) is None
 
-    assert len(told) == 1
-    assert told[0].startswith(f"{path}: is damaged: ")
-    assert reason in told[0]
-    assert told[0].endswith("; it is treated as absent")
+    assert len(log_messages) == 1
+    assert log_messages[0].startswith(f"{path}: is damaged: ")
+    assert reason in log_messages[0]
+    assert log_messages[0].endswith("; it is treated as absent")

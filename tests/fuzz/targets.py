@@ -78,20 +78,20 @@ def manifest(content: bytes) -> str:
     """Load the two JSON files of a checkpoint; this imports PyTorch."""
     from tfm_cli.training import checkpoint as reading
 
-    told = ""
+    outcome = ""
     place = _written(MANIFEST_FILE, content)
     try:
         reading._hashes(place / MANIFEST_FILE)
-        told += "manifest "
+        outcome += "manifest "
     except ModelError as error:
-        told += f"refused: {error} "
+        outcome += f"refused: {error} "
     try:
         state, _ = reading._state(place / STATE_FILE, content)
         assert state.update >= 0
-        told += "state"
+        outcome += "state"
     except ModelError as error:
-        told += f"refused: {error}"
-    return told
+        outcome += f"refused: {error}"
+    return outcome
 
 
 def header(content: bytes) -> str:
@@ -102,12 +102,12 @@ def header(content: bytes) -> str:
             contents = file.read()
     except ValueError as error:
         return f"refused: {error}"
-    wanted = {name: (values.dtype, list(values.shape)) for name, values in file.tensors.items()}
+    expected = {name: (values.dtype, list(values.shape)) for name, values in file.tensors.items()}
     # Safetensors ships no types.
     theirs = deserialize(content)  # type: ignore[no-untyped-call]
-    assert {name: (one["dtype"], one["shape"]) for name, one in theirs} == wanted
+    assert {name: (one["dtype"], one["shape"]) for name, one in theirs} == expected
     assert all(bytes(one["data"]) == bytes(contents[name]) for name, one in theirs)
-    return f"{len(wanted)} tensors"
+    return f"{len(expected)} tensors"
 
 
 def tokenizer(content: bytes) -> str:

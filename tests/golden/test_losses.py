@@ -7,12 +7,12 @@ from tests.golden.regenerate import LOSS_RUNS, LOSS_UPDATES, losses, read_losses
 
 @pytest.mark.parametrize("name", LOSS_RUNS)
 def test_learning_goes_as_it_always_went(name: str, tmp_path: Path) -> None:
-    wanted = read_losses(name)
+    expected = read_losses(name)
 
-    found = losses(name, tmp_path)
+    actual = losses(name, tmp_path)
 
-    assert len(wanted) == LOSS_UPDATES
-    for (update, loss, norm), golden in zip(found, wanted, strict=True):
+    assert len(expected) == LOSS_UPDATES
+    for (update, loss, norm), golden in zip(actual, expected, strict=True):
         assert update == golden[0]
         # CPUs of another kind add up in another order.
         assert loss == pytest.approx(golden[1], rel=1e-4), f"update {update}"

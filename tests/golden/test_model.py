@@ -24,8 +24,8 @@ def test_frozen_model_translates_as_ever(name: str, run_tfm: RunTfm) -> None:
     # Texts and their order to the letter; scores to what CPUs of another kind may differ in.
     score = re.compile(r"-?\d+\.\d{4}")
     assert score.sub("#", result.out) == score.sub("#", expected)
-    for found, wanted in zip(score.findall(result.out), score.findall(expected), strict=True):
-        assert abs(float(found) - float(wanted)) < 2e-3
+    for actual, wanted in zip(score.findall(result.out), score.findall(expected), strict=True):
+        assert abs(float(actual) - float(wanted)) < 2e-3
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -54,14 +54,14 @@ def test_ctranslate2_computes_and_translates_the_same(
         target.vocab_size // 2
     )
     results = translator.score_batch(source.encode_pieces(text), pieces(target, given.tolist()))
-    found = torch.tensor([result.log_probs[:12] for result in results])
+    actual = torch.tensor([result.log_probs[:12] for result in results])
     padded, keep = pad_source(source.encode(text), source.eos_id)
     start = torch.full((len(text), 1), target.start_id)
     with torch.no_grad():
         logits = model.transformer(padded, keep, torch.cat((start, given[:, :-1]), dim=1))
     logits[..., list(target.banned_ids)] = -math.inf
-    wanted = logits.log_softmax(dim=-1).gather(-1, given[..., None])[..., 0]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    expected = logits.log_softmax(dim=-1).gather(-1, given[..., None])[..., 0]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
     compared = 0
     for beam_size in (1, 4):
@@ -93,7 +93,7 @@ def test_banned_token_is_never_written(quantization: str | None, tmp_path: Path)
     )  # fmt: skip
 
     banned = {target.pieces[index] for index in target.banned_ids}
-    assert not banned & {piece for r in results for found in r.hypotheses for piece in found}
+    assert not banned & {piece for r in results for actual in r.hypotheses for piece in actual}
     assert all(-30 < score <= 0 for result in results for score in result.scores)
 
 
@@ -188,11 +188,11 @@ def test_quantized_weights_keep_most_translations(tmp_path: Path) -> None:
     model = random_model()
     write_ctranslate2(tmp_path, model, quantization="float16")
 
-    found = verify_quantized_ctranslate2(model, tmp_path, [*lines(20), ""])
+    result = verify_quantized_ctranslate2(model, tmp_path, [*lines(20), ""])
 
-    assert found.lines == 20
-    assert 10 <= found.unchanged <= 20
-    assert 0 < found.difference < 0.01
+    assert result.lines == 20
+    assert 10 <= result.unchanged <= 20
+    assert 0 < result.difference < 0.01
 
 
 @pytest.mark.slow

@@ -48,21 +48,21 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_model_is_exported_to_hugging_face_and_verified(
-    save: Save, tmp_path: Path, told: list[str]
+    save: Save, tmp_path: Path, log_messages: list[str]
 ) -> None:
     pytest.importorskip("transformers", reason="pip install 'tfm-cli[hf]'")
     model = save(random_model())
 
     export_model(model, tmp_path / "out", to="hf")
 
-    assert told[0].startswith("verified with transformers ")
-    assert told[1].startswith(f"wrote {tmp_path / 'out'}: ")
+    assert log_messages[0].startswith("verified with transformers ")
+    assert log_messages[1].startswith(f"wrote {tmp_path / 'out'}: ")
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_model_is_exported_to_ctranslate2_and_verified(
-    save: Save, tmp_path: Path, told: list[str]
+    save: Save, tmp_path: Path, log_messages: list[str]
 ) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     search = SearchConfig(length_norm="wu", max_length=40, early_stopping=False)
@@ -70,8 +70,8 @@ def test_model_is_exported_to_ctranslate2_and_verified(
 
     export_model(model, tmp_path / "out", to="ctranslate2")
 
-    assert told[0].startswith("verified with CTranslate2 ")
-    assert told[2] == (
+    assert log_messages[0].startswith("verified with CTranslate2 ")
+    assert log_messages[2] == (
         "translate_batch(pieces, beam_size=4, length_penalty=1.0, min_decoding_length=0, "
         "max_decoding_length=131, max_input_length=0) comes closest to "
         "`tfm translate --length-norm power --early-stopping`"
@@ -87,16 +87,16 @@ def test_call_of_ctranslate2_has_the_options_against_repetition() -> None:
 @representative("quantization", ["int8", "int16", "float16", "bfloat16"])
 @pytest.mark.slow
 def test_quantized_weights_are_written_after_fp32_was_verified(
-    quantization: str | None, save: Save, tmp_path: Path, told: list[str]
+    quantization: str | None, save: Save, tmp_path: Path, log_messages: list[str]
 ) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     model = save(random_model())
 
     export_model(model, tmp_path / "out", to="ctranslate2", quantization=quantization)
 
-    assert told[0].startswith("verified with CTranslate2 ")
-    assert told[1].startswith(f"{quantization}: ")
-    assert told[1].endswith(" lines keep their translation")
+    assert log_messages[0].startswith("verified with CTranslate2 ")
+    assert log_messages[1].startswith(f"{quantization}: ")
+    assert log_messages[1].endswith(" lines keep their translation")
 
 
 def test_damaged_export_is_detected_and_leaves_nothing(
@@ -151,14 +151,16 @@ def test_inexpressible_model_is_refused_first(save: Save, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_lines_of_the_probe_are_compared(save: Save, tmp_path: Path, told: list[str]) -> None:
+def test_lines_of_the_probe_are_compared(
+    save: Save, tmp_path: Path, log_messages: list[str]
+) -> None:
     pytest.importorskip("ctranslate2", reason="pip install 'tfm-cli[ctranslate2]'")
     (tmp_path / "probe.txt").write_text("".join(f"{line}\n" for line in lines(5)))
     model = save(random_model())
 
     export_model(model, tmp_path / "out", to="ctranslate2", probe=tmp_path / "probe.txt")
 
-    assert " on 5 lines: " in told[0]
+    assert " on 5 lines: " in log_messages[0]
 
 
 def test_missing_probe_leaves_nothing(save: Save, tmp_path: Path, unverified: None) -> None:
@@ -299,8 +301,8 @@ def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="`--to` must be one of hf, ctranslate2, tfm, got onnx"):
         export_model(tmp_path, out, to="onnx")
-    told = "`--quantization` is for `--to ctranslate2` and `--to tfm`"
-    with pytest.raises(ConfigError, match=told):
+    message = "`--quantization` is for `--to ctranslate2` and `--to tfm`"
+    with pytest.raises(ConfigError, match=message):
         export_model(tmp_path, out, to="hf", quantization="int8")
     with pytest.raises(ConfigError, match=r"`--quantization` must be one of int8, .*, got int4"):
         export_model(tmp_path, out, to="ctranslate2", quantization="int4")
@@ -316,11 +318,11 @@ def test_missing_ctranslate2_is_reported_first(
 
 
 def test_without_transformers_the_export_is_written_with_a_warning(
-    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
 ) -> None:
     monkeypatch.setattr("tfm_cli.interop.verification.is_installed", lambda package: False)
 
     export_model(save(random_model()), tmp_path / "out", to="hf")
 
-    assert told[0] == "not verified: transformers is not installed"
+    assert log_messages[0] == "not verified: transformers is not installed"
     assert (tmp_path / "out" / "config.json").is_file()

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @representative("positions", ["marian", "halves"])
 @representative("padding", [1, 700])
 def test_npz_is_verified_by_ctranslate2s_reader(
-    marian: Path, tmp_path: Path, told: list[str], positions: str, padding: int, probe: Path
+    marian: Path, tmp_path: Path, log_messages: list[str], positions: str, padding: int, probe: Path
 ) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     import numpy as np
@@ -41,7 +41,7 @@ def test_npz_is_verified_by_ctranslate2s_reader(
 
     import_model(str(source), tmp_path / "model", positions=positions, probe=probe)
 
-    assert any(message.startswith("verified with CTranslate2") for message in told)
+    assert any(message.startswith("verified with CTranslate2") for message in log_messages)
     shape = load_model(tmp_path / "model", CPU).config.model
     assert shape.positions == f"sinusoidal_{positions}"
 
@@ -64,7 +64,7 @@ def test_what_computes_something_else_is_not_kept(
 
 @representative("library", ["transformers", "ctranslate2"])
 def test_without_the_library_the_model_is_not_verified(
-    hugging_face: Path, marian: Path, tmp_path: Path, told: list[str],
+    hugging_face: Path, marian: Path, tmp_path: Path, log_messages: list[str],
     monkeypatch: pytest.MonkeyPatch, library: str, probe: Path,
 ) -> None:  # fmt: skip
     find_spec = importlib.util.find_spec
@@ -75,21 +75,21 @@ def test_without_the_library_the_model_is_not_verified(
 
     import_model(str(source), tmp_path / "model", probe=probe)
 
-    assert f"not verified: {library} is not installed" in told
+    assert f"not verified: {library} is not installed" in log_messages
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert f"not verified: {library} is not installed" in card
 
 
 def test_models_are_compared_on_the_probe(
-    hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
+    hugging_face: Path, tmp_path: Path, log_messages: list[str], probe: Path
 ) -> None:
     import_model(str(hugging_face), tmp_path / "model", probe=probe)
 
-    assert any("on 3 lines" in message for message in told)
+    assert any("on 3 lines" in message for message in log_messages)
 
 
 def test_archive_in_another_byte_order_is_verified(
-    marian: Path, tmp_path: Path, told: list[str], probe: Path
+    marian: Path, tmp_path: Path, log_messages: list[str], probe: Path
 ) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     import numpy as np
@@ -103,11 +103,11 @@ def test_archive_in_another_byte_order_is_verified(
 
     import_model(str(source), tmp_path / "model", probe=probe)
 
-    assert any(message.startswith("verified with CTranslate2") for message in told)
+    assert any(message.startswith("verified with CTranslate2") for message in log_messages)
 
 
 def test_vocabulary_with_a_byte_order_mark_is_verified(
-    marian: Path, tmp_path: Path, told: list[str], probe: Path
+    marian: Path, tmp_path: Path, log_messages: list[str], probe: Path
 ) -> None:
     pytest.importorskip("ctranslate2", reason="needs tfm-cli[ctranslate2]")
     source = copied(marian, tmp_path / "source")
@@ -116,11 +116,11 @@ def test_vocabulary_with_a_byte_order_mark_is_verified(
 
     import_model(str(source), tmp_path / "model", probe=probe)
 
-    assert any(message.startswith("verified with CTranslate2") for message in told)
+    assert any(message.startswith("verified with CTranslate2") for message in log_messages)
 
 
 def test_json_with_a_byte_order_mark_is_verified(
-    hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
+    hugging_face: Path, tmp_path: Path, log_messages: list[str], probe: Path
 ) -> None:
     source = copied(hugging_face, tmp_path / "source")
     for path in source.glob("*.json"):
@@ -128,4 +128,4 @@ def test_json_with_a_byte_order_mark_is_verified(
 
     import_model(str(source), tmp_path / "model", probe=probe)
 
-    assert any(message.startswith("verified with transformers") for message in told)
+    assert any(message.startswith("verified with transformers") for message in log_messages)

@@ -42,11 +42,11 @@ def test_imported_model_translates_as_the_original(
 
     result = run_tfm(["translate", "--model", str(imported), "--n-best", "2"], text)
 
-    wanted = run_tfm(["translate", "--model", str(tiny_model), "--n-best", "2"], text)
+    expected = run_tfm(["translate", "--model", str(tiny_model), "--n-best", "2"], text)
     assert load_model(imported, torch.device("cpu")).config.model.positions == "sinusoidal_halves"
     assert result.code == 0, result.err
     assert [line.split(" ||| ")[1] for line in result.out.split("\n")[:-1]] == [
-        line.split(" ||| ")[1] for line in wanted.out.split("\n")[:-1]
+        line.split(" ||| ")[1] for line in expected.out.split("\n")[:-1]
     ]
 
 

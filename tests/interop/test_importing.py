@@ -52,7 +52,7 @@ def test_kind_is_detected_from_the_content(
 
 
 def test_hugging_face_model_is_verified_and_has_a_card(
-    hugging_face: Path, tmp_path: Path, told: list[str], probe: Path
+    hugging_face: Path, tmp_path: Path, log_messages: list[str], probe: Path
 ) -> None:
     import_model(str(hugging_face), tmp_path / "model", probe=probe)
 
@@ -63,7 +63,7 @@ def test_hugging_face_model_is_verified_and_has_a_card(
     assert sha256 in card
     assert "with transformers" in card
     assert "`>>deu<<`" in card
-    assert any(message.startswith("verified with transformers") for message in told)
+    assert any(message.startswith("verified with transformers") for message in log_messages)
     assert load_model(tmp_path / "model", CPU).config.model.activation == "swish"
 
 
@@ -353,7 +353,7 @@ def test_positions_cannot_be_set_for_hugging_face(hugging_face: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"model_type": "bart"}, "is a model of the type `bart`, expected a Hugging Face model of"),
         ({"model_type": ["marian"]}, r"is a model of the type `\['marian'\]`, expected"),
@@ -364,11 +364,11 @@ def test_positions_cannot_be_set_for_hugging_face(hugging_face: Path, tmp_path: 
     ],
 )
 def test_model_of_another_type_is_named(
-    tmp_path: Path, config: dict[str, object], told: str
+    tmp_path: Path, config: dict[str, object], message: str
 ) -> None:
     write_json(tmp_path / "config.json", config)
 
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         kind_of(tmp_path)
 
 

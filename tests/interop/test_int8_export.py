@@ -40,18 +40,18 @@ def hypotheses(model: NativeModel) -> Any:
 
 
 def test_matrices_are_int8_with_scales_and_the_rest_is_unchanged(exported: Path) -> None:
-    wanted = load_file(MODEL / "model.safetensors")
+    expected = load_file(MODEL / "model.safetensors")
 
-    found = load_file(exported / "model.safetensors")
+    actual = load_file(exported / "model.safetensors")
 
-    assert {name for name in found if not name.endswith(SCALES)} == set(wanted)
-    for name, tensor in wanted.items():
+    assert {name for name in actual if not name.endswith(SCALES)} == set(expected)
+    for name, tensor in expected.items():
         if tensor.ndim == 1:
-            assert torch.equal(found[name], tensor)
+            assert torch.equal(actual[name], tensor)
         else:
-            rounded = found[name].float() * found[name + SCALES][:, None]
-            steps = found[name + SCALES][:, None]
-            assert found[name].dtype == torch.int8
+            rounded = actual[name].float() * actual[name + SCALES][:, None]
+            steps = actual[name + SCALES][:, None]
+            assert actual[name].dtype == torch.int8
             assert bool(((rounded - tensor).abs() <= 0.501 * steps).all())
     assert weights_facts(exported) == weights_facts(MODEL)
 
@@ -63,16 +63,16 @@ def test_size_is_about_a_quarter(exported: Path) -> None:
 
 
 def test_translations_equal_those_of_a_model_quantized_on_loading(exported: Path) -> None:
-    wanted = hypotheses(NativeModel.load(MODEL, precision="int8"))
+    expected = hypotheses(NativeModel.load(MODEL, precision="int8"))
 
-    assert hypotheses(NativeModel.load(exported, precision="int8")) == wanted
+    assert hypotheses(NativeModel.load(exported, precision="int8")) == expected
 
 
 def test_model_in_int8_is_translated_in_int8_by_default(exported: Path) -> None:
-    wanted = [one.text for one in Translator.load(MODEL, precision="int8").translate(LINES)]
+    expected = [one.text for one in Translator.load(MODEL, precision="int8").translate(LINES)]
 
     assert stored_precision(exported / "model.safetensors") == "int8"
-    assert [one.text for one in Translator.load(exported).translate(LINES)] == wanted
+    assert [one.text for one in Translator.load(exported).translate(LINES)] == expected
     for precision in ("fp32", "bf16"):
         with pytest.raises(ModelError, match="has weights in int8, which only the native CPU eng"):
             Translator.load(exported, precision=precision)
@@ -81,22 +81,22 @@ def test_model_in_int8_is_translated_in_int8_by_default(exported: Path) -> None:
 def test_model_in_int8_translates_together_with_one_in_fp32(exported: Path) -> None:
     together = Translator.load(MODEL, others=[exported])
 
-    wanted = Translator.load(exported)
+    expected = Translator.load(exported)
     assert [one.text for one in together.translate(LINES)] == [
-        one.text for one in wanted.translate(LINES)
+        one.text for one in expected.translate(LINES)
     ]
 
 
 def test_commands_refuse_a_model_in_int8_with_a_reason(
     exported: Path, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
-    told = "model.safetensors: has weights in int8, which only the native CPU engine can use"
+    message = "model.safetensors: has weights in int8, which only the native CPU engine can use"
 
     export = run_tfm(["export", str(exported), "--to", "hf", "--output", str(tmp_path / "out")])
 
     assert (export.code, export.out) == (4, "")
-    assert told in export.err
-    with pytest.raises(ModelError, match=told):
+    assert message in export.err
+    with pytest.raises(ModelError, match=message):
         load_model(exported, torch.device("cpu"))
 
 
@@ -130,7 +130,7 @@ def test_export_that_computes_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("to", "quantization", "told"),
+    ("to", "quantization", "message"),
     [
         ("tfm", None, "`--to tfm` needs `--quantization int8`, got none"),
         ("tfm", "int16", "`--to tfm` needs `--quantization int8`, got int16"),
@@ -138,9 +138,9 @@ def test_export_that_computes_something_else_is_refused(
     ],
 )
 def test_other_precisions_are_refused(
-    to: str, quantization: str | None, told: str, tmp_path: Path
+    to: str, quantization: str | None, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         export_model(MODEL, tmp_path / "out", to=to, quantization=quantization)
 
 

@@ -36,12 +36,12 @@ def sizes(config: ModelConfig) -> tuple[int, int]:
 def test_every_part_of_every_parameter_is_named_once(config: ModelConfig) -> None:
     table = tensor_names(config)
 
-    found = Counter((name.tfm, name.part) for name in table)
+    result = Counter((name.tfm, name.part) for name in table)
     parts = {name.tfm: name.parts for name in table}
     shapes = weight_shapes(config, sizes(config))
 
     assert set(parts) == set(shapes)
-    assert found == Counter((name, part) for name in parts for part in range(parts[name]))
+    assert result == Counter((name, part) for name in parts for part in range(parts[name]))
     assert all(shapes[name][0] % count == 0 for name, count in parts.items())
 
 
@@ -94,6 +94,6 @@ def test_table_covers_all_tensors_of_a_real_model(shares: bool, ties: bool) -> N
 @pytest.mark.parametrize("name", ["decoder_top_ln_scale", "encoder_l1_self_Wo_ln_scale_pre"])
 def test_pre_norms_have_marians_names(name: str) -> None:
     # As Marian 1.12 writes them with `--transformer-preprocess n --transformer-postprocess-top n`.
-    found = {entry.marian for entry in tensor_names(ModelConfig(norm="pre"))}
+    result = {entry.marian for entry in tensor_names(ModelConfig(norm="pre"))}
 
-    assert name in found
+    assert name in result

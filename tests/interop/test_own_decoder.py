@@ -42,9 +42,9 @@ def test_trained_model_is_used_exported_and_imported(
     assert "2+4 heads, feed-forward 64+96" in card
     text = "".join(f"{line}\n" for line in tiny_corpus.lines("test.en"))
     translated = run_tfm(["translate", "--model", str(model), "--device", "cpu"], text)
-    wanted = tiny_corpus.lines("test.de")
-    found = translated.out.split("\n")[:-1]
-    assert sum(ours == theirs for ours, theirs in zip(found, wanted, strict=True)) > 30
+    expected = tiny_corpus.lines("test.de")
+    actual = translated.out.split("\n")[:-1]
+    assert sum(ours == theirs for ours, theirs in zip(actual, expected, strict=True)) > 30
 
     for target in ("hf", "ctranslate2"):
         result = run_tfm(["export", str(model), "--to", target, "-o", str(tmp_path / target)])

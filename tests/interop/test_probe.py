@@ -40,21 +40,21 @@ def test_a_model_that_asks_for_tags_gets_them(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(f"the cat\n{TAG} a\n>>xyz<< a\n".encode())
     model = random_model(tokenizers="shared")
 
-    found = probe_lines(model, tmp_path / "a.txt")
+    result = probe_lines(model, tmp_path / "a.txt")
 
-    assert found == [f"{TAG} the cat", f"{TAG} a", f"{TAG} >>xyz<< a"]
+    assert result == [f"{TAG} the cat", f"{TAG} a", f"{TAG} >>xyz<< a"]
     assert all(line.startswith(f"{TAG} ") for line in probe_lines(model, None))
 
 
 def test_pieces_that_fit_no_sample_are_drawn_and_never_special() -> None:
     model = random_model(tokenizers="shared")
 
-    found = probe_lines(model, None)
+    result = probe_lines(model, None)
 
-    assert found == probe_lines(model, None)
-    assert 12 <= len(found) <= verification.NUM_PROBE_LINES
+    assert result == probe_lines(model, None)
+    assert 12 <= len(result) <= verification.NUM_PROBE_LINES
     source = model.tokenizers.source
-    ids = [index for row in source.encode(found) for index in row]
+    ids = [index for row in source.encode(result) for index in row]
     assert source.unk_id not in ids
     assert source.eos_id not in ids
 
@@ -71,10 +71,10 @@ def sample_model(name: str) -> TrainedModel:
 def test_a_model_for_a_sample_language_gets_its_sentences(language: str) -> None:
     model = sample_model(f"valid.{language}")
 
-    found = probe_lines(model, None)
+    result = probe_lines(model, None)
 
     text = Path(sample_path(f"test.{language}")).read_text("utf-8").split("\n")
-    assert found == text[: verification.NUM_PROBE_LINES]
+    assert result == text[: verification.NUM_PROBE_LINES]
 
 
 def test_without_the_sample_corpus_pieces_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

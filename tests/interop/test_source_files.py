@@ -32,8 +32,8 @@ def test_missing_files_are_listed(tmp_path: Path) -> None:
     (tmp_path / "here").touch()
     (tmp_path / "link").symlink_to("nowhere")
 
-    found = missing_files(tmp_path, ["a", "here", "link", "b", "a"])
+    result = missing_files(tmp_path, ["a", "here", "link", "b", "a"])
 
-    assert found == ["a: is missing", "b: is missing"]
+    assert result == ["a: is missing", "b: is missing"]
     with pytest.raises(ModelError, match=r"names a file outside of itself: `../here`"):
         missing_files(tmp_path, ["../here"])

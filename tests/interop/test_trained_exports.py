@@ -62,17 +62,19 @@ def translated(model: Path, source: list[str], **how: Any) -> tuple[list[str], s
     return [translation.text for translation in found], cut
 
 
-def assert_same(found: list[str], wanted: tuple[list[str], set[int]], reference: list[str]) -> None:
+def assert_same(
+    actual: list[str], expected: tuple[list[str], set[int]], reference: list[str]
+) -> None:
     """Check that translations are equal, except where ours reached a limit that others lack."""
-    ours, cut = wanted
-    assert len(found) == len(ours) == 1000
+    ours, cut = expected
+    assert len(actual) == len(ours) == 1000
     assert len(cut) < 10
     kept = [index for index in range(1000) if index not in cut]
-    assert [index for index in kept if found[index] != ours[index]] == []
+    assert [index for index in kept if actual[index] != ours[index]] == []
     references = [[reference[index] for index in kept]]
     scores = [
         corpus_scores([lines[index] for index in kept], references, metrics=["bleu"])[0].value
-        for lines in (found, ours)
+        for lines in (actual, ours)
     ]
     assert round(scores[0], 2) == round(scores[1], 2)
     assert scores[0] > 70  # the model did learn
@@ -87,7 +89,7 @@ def test_hugging_face_translates_as_tfm_does(
     tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path / "hf")
     order = sorted(range(len(source)), key=lambda index: len(source[index]))
 
-    found = [""] * len(source)
+    result = [""] * len(source)
     for start in range(0, len(order), _BATCH):
         chosen = order[start : start + _BATCH]
         batch = tokenizer([source[i] for i in chosen], return_tensors="pt", padding=True)
@@ -96,9 +98,9 @@ def test_hugging_face_translates_as_tfm_does(
         )  # all other options come with the export
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
-            found[index] = text
+            result[index] = text
 
-    assert_same(found, translated(model, source), reference)
+    assert_same(result, translated(model, source), reference)
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
@@ -115,11 +117,11 @@ def test_ctranslate2_translates_as_tfm_does(
         pieces, beam_size=beam_size, length_penalty=1, max_batch_size=_BATCH,
         min_decoding_length=0, max_decoding_length=_LONGEST,
     )  # fmt: skip
-    found = tokenizers.target.decode_pieces([result.hypotheses[0] for result in results])
+    actual = tokenizers.target.decode_pieces([result.hypotheses[0] for result in results])
 
     # It always stops once the beam's number of hypotheses is finished.
-    wanted = translated(model, source, beam_size=beam_size, early_stopping=True)
-    assert_same(found, wanted, reference)
+    expected = translated(model, source, beam_size=beam_size, early_stopping=True)
+    assert_same(actual, expected, reference)
 
 
 def test_round_trip_to_hugging_face_is_bit_exact(

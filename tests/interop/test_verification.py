@@ -66,10 +66,10 @@ class Mirror:
 def test_same_program_has_no_differences() -> None:
     model = random_model()
 
-    found = compare(model, Mirror(model), lines(18))
+    result = compare(model, Mirror(model), lines(18))
 
-    assert (found.lines, found.difference, found.near_ties) == (18, 0.0, 0)
-    assert found.against == "mirror 1.0"
+    assert (result.lines, result.difference, result.near_ties) == (18, 0.0, 0)
+    assert result.against == "mirror 1.0"
 
 
 def test_blank_lines_are_left_out() -> None:
@@ -118,10 +118,10 @@ def test_lines_that_differ_by_design_are_counted() -> None:
     model = random_model()
     lines = ["the cat", "a </s> b", f"{TAG} x", ">>a b<< c", ">> a"]
 
-    found = compare(model, Mirror(model), lines)
+    result = compare(model, Mirror(model), lines)
 
-    assert sorted(found.left_out.values()) == [1, 2]
-    assert not found.is_empty
+    assert sorted(result.left_out.values()) == [1, 2]
+    assert not result.is_empty
     assert compare(model, Mirror(model), [TAG]).is_empty
 
 
@@ -161,8 +161,8 @@ def test_differing_logits_are_a_mismatch_with_line_and_token() -> None:
 
     mirror.alter_logits = alter
 
-    wanted = r"probe line 2, token 1 \(`.+`\): logits differ by 0\.01, expected at most 0\.0001$"
-    with pytest.raises(ModelError, match=wanted):
+    expected = r"probe line 2, token 1 \(`.+`\): logits differ by 0\.01, expected at most 0\.0001$"
+    with pytest.raises(ModelError, match=expected):
         compare(model, mirror, lines(3))
 
 
@@ -188,15 +188,15 @@ def test_differing_translation_is_a_mismatch_with_line_and_token(beam_size: int)
         (9, 9, 9) if beam == beam_size else row for row in rows
     ]
 
-    wanted = rf"probe line 1, beam {beam_size}, token \d: expected `.+`, got `.+`, "
-    with pytest.raises(ModelError, match=wanted):
+    expected = rf"probe line 1, beam {beam_size}, token \d: expected `.+`, got `.+`, "
+    with pytest.raises(ModelError, match=expected):
         compare(model, mirror, lines(6))
 
 
 def test_translations_that_score_the_same_are_near_ties() -> None:
     """Two tokens with the same row in every matrix always score the same."""
     model = random_model()
-    ids = collections.Counter(index for found in translated(model) for index in found)
+    ids = collections.Counter(index for result in translated(model) for index in result)
     one = ids.most_common(1)[0][0]
     other = next(i for i in range(4, model.tokenizers.target.vocab_size) if i not in ids)
     weight = model.transformer.target_embedding.weight.data
@@ -207,9 +207,9 @@ def test_translations_that_score_the_same_are_near_ties() -> None:
         tuple(swapped.get(index, index) for index in row) for row in rows
     ]
 
-    found = compare(model, mirror, lines(20))
+    result = compare(model, mirror, lines(20))
 
-    assert found.near_ties >= 1
+    assert result.near_ties >= 1
 
 
 def translated(model: TrainedModel) -> list[Ids]:
@@ -225,9 +225,9 @@ def test_beams_that_reach_the_limit_are_counted_and_not_compared() -> None:
     mirror = Mirror(model)
     mirror.alter_found = lambda rows, beam: [() if beam == 4 else row for row in rows]
 
-    found = compare(model, mirror, lines(20))
+    result = compare(model, mirror, lines(20))
 
-    assert found.unfinished >= 10
+    assert result.unfinished >= 10
 
 
 def test_long_lines_are_truncated_to_the_positions() -> None:
@@ -241,7 +241,7 @@ def test_long_lines_are_truncated_to_the_positions() -> None:
 
 
 def test_missing_library_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
@@ -249,7 +249,7 @@ def test_missing_library_is_reported(
     assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
     assert verify_ctranslate2(random_model(), tmp_path, ["a"]) is None
 
-    assert told == [
+    assert log_messages == [
         "not verified: transformers is not installed",
         "not verified: ctranslate2 is not installed",
     ]
@@ -317,7 +317,7 @@ def test_directory_that_ctranslate2_cannot_load_is_reported(tmp_path: Path) -> N
 
 
 def test_unusable_installation_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise ImportError("huggingface-hub>=9 is required\nand more")
@@ -327,7 +327,9 @@ def test_unusable_installation_is_reported(
 
     assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
 
-    assert told == ["not verified: transformers cannot be used: huggingface-hub>=9 is required"]
+    assert log_messages == [
+        "not verified: transformers cannot be used: huggingface-hub>=9 is required"
+    ]
 
 
 @torch.inference_mode()
@@ -339,7 +341,7 @@ def test_search_may_write_bytes_that_are_not_text() -> None:
     )
     sources = [tuple(ids) for ids in tokenizer.encode(["one two", "three four five"])]
 
-    found = TfmRuntime(model, bans_before_softmax=False).search(sources, beam_size=1, limit=20)
+    result = TfmRuntime(model, bans_before_softmax=False).search(sources, beam_size=1, limit=20)
 
-    texts = tokenizer.decode([list(hypotheses[0].ids) for hypotheses in found])
+    texts = tokenizer.decode([list(hypotheses[0].ids) for hypotheses in result])
     assert any("\ufffd" in text for text in texts)

@@ -34,7 +34,7 @@ def test_name_of_no_precision_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "wanted"),
+    ("name", "device", "expected"),
     [
         ("auto", "cpu", torch.float32),
         ("bf16", "cpu", torch.bfloat16),
@@ -44,15 +44,15 @@ def test_name_of_no_precision_is_refused(name: str) -> None:
     ],
 )
 def test_validation_on_a_cpu_is_in_fp32_unless_bf16_was_asked_for(
-    name: str, device: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, device: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_fast_bf16", lambda device: True)
 
-    assert validation_precision(name, torch.device(device)) == wanted
+    assert validation_precision(name, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "wanted"),
+    ("capabilities", "expected"),
     [
         ({"avx512_bf16": True}, torch.bfloat16),
         ({"amx_bf16": True}, torch.bfloat16),
@@ -60,18 +60,18 @@ def test_validation_on_a_cpu_is_in_fp32_unless_bf16_was_asked_for(
     ],
 )
 def test_cpu_takes_bf16_where_it_has_instructions_for_it(
-    capabilities: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
 
-    assert resolve_precision("auto", torch.device("cpu")) == wanted
+    assert resolve_precision("auto", torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 @pytest.mark.parametrize(
-    ("isa", "wanted"),
+    ("isa", "expected"),
     [
         ("AVX2", torch.float32),
         ("avx512_core_vnni", torch.float32),
@@ -82,7 +82,7 @@ def test_cpu_takes_bf16_where_it_has_instructions_for_it(
     ],
 )
 def test_bf16_that_onednn_was_told_to_leave_out_is_not_taken(
-    name: str, isa: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, isa: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capabilities = {"avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -90,7 +90,7 @@ def test_bf16_that_onednn_was_told_to_leave_out_is_not_taken(
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, isa)
 
-    assert resolve_precision("auto", torch.device("cpu")) == wanted
+    assert resolve_precision("auto", torch.device("cpu")) == expected
 
 
 def test_cpu_of_an_older_torch_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,19 +123,19 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as caught:
         resolve_precision("bf16", GPU)
 
-    wanted = "`--precision bf16` is for GPUs of compute capability 8.0 or more"
-    assert str(caught.value) == f"{wanted}, `cuda:0` has 7.5"
+    expected = "`--precision bf16` is for GPUs of compute capability 8.0 or more"
+    assert str(caught.value) == f"{expected}, `cuda:0` has 7.5"
     assert caught.value.hint == "use fp32 there"
 
 
 def test_bf16_on_a_processor_without_it_is_told(
-    monkeypatch: pytest.MonkeyPatch, told: list[str]
+    monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
 ) -> None:
     monkeypatch.setattr(module, "_fast_bf16", lambda device: False)
 
     warn_of_slow_bf16(CPU)
 
-    assert told == ["this processor has no bf16 and computes it far slower than fp32"]
+    assert log_messages == ["this processor has no bf16 and computes it far slower than fp32"]
 
 
 @pytest.mark.parametrize(

@@ -115,11 +115,11 @@ def test_multi_head_is_the_concatenation_of_single_heads() -> None:
         heads.append(scores.softmax(dim=-1) @ value)
     expected = torch.cat(heads, dim=-1) @ attention.output.weight.T + attention.output.bias
 
-    found = attention.attend(
+    actual = attention.attend(
         attention.project_query(x), *attention.project_memory(memory), keep=PADDING
     )
     # Double arithmetic; the sums of 12 products run in another order.
-    assert_close(found, expected, rtol=0, atol=1e-14)
+    assert_close(actual, expected, rtol=0, atol=1e-14)
 
 
 def test_self_attention_projects_as_attention_to_itself_does() -> None:

@@ -70,10 +70,10 @@ def test_append_adds_a_step_to_those_before() -> None:
 
     for step in range(3):
         now = slice(step, step + 1)
-        found = layer.append(keys[:, :, now], values[:, :, now])
+        result = layer.append(keys[:, :, now], values[:, :, now])
 
-        assert torch.equal(found[0], keys[:, :, : step + 1])
-        assert torch.equal(found[1], values[:, :, : step + 1])
+        assert torch.equal(result[0], keys[:, :, : step + 1])
+        assert torch.equal(result[1], values[:, :, : step + 1])
 
 
 @pytest.mark.parametrize("origin", [[[1, 0], [0, 0], [1, 1]], [[1], [0], [1]], [[0, 1, 1]] * 3])
@@ -114,8 +114,8 @@ def test_keep_leaves_the_segments_with_their_beams_and_no_other(segments: list[i
         assert torch.equal(layer.memory_key, old["memory_key"][segments])
         assert torch.equal(layer.memory_value, old["memory_value"][segments])
         assert layer.key is not None
-        wanted = old["key"].view(3, 2, *old["key"].shape[1:])[segments]
-        assert torch.equal(layer.key, wanted.flatten(0, 1))
+        expected = old["key"].view(3, 2, *old["key"].shape[1:])[segments]
+        assert torch.equal(layer.key, expected.flatten(0, 1))
 
 
 def test_beams_share_the_memory_of_their_segment() -> None:

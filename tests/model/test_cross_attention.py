@@ -55,11 +55,11 @@ def test_weights_are_those_of_decoding_step_by_step(
             model.step(target[:, step], state)
 
     for layer in range(LAYERS):
-        wanted = torch.cat(computed[2 * layer + 1 :: 2 * LAYERS], dim=2).mean(dim=1)
-        found = model.cross_attention_weights(source, keep, target, layer=layer)
-        assert_close(found, wanted)
-        assert_close(found.sum(dim=2), torch.ones(2, 5, dtype=torch.float64))
-        assert not found[1, :, 4:].any()
+        expected = torch.cat(computed[2 * layer + 1 :: 2 * LAYERS], dim=2).mean(dim=1)
+        actual = model.cross_attention_weights(source, keep, target, layer=layer)
+        assert_close(actual, expected)
+        assert_close(actual.sum(dim=2), torch.ones(2, 5, dtype=torch.float64))
+        assert not actual[1, :, 4:].any()
 
 
 @torch.inference_mode()
@@ -72,5 +72,5 @@ def test_restricted_logits_are_columns_of_the_full_ones(shape: dict[str, Any]) -
     state, wanted_state = restricted.start(source, keep), model.start(source, keep)
 
     for step in range(5):
-        found = restricted.step(target[:, step], state)
-        assert_close(found, model.step(target[:, step], wanted_state)[:, ids])
+        result = restricted.step(target[:, step], state)
+        assert_close(result, model.step(target[:, step], wanted_state)[:, ids])

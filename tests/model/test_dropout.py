@@ -91,11 +91,11 @@ def test_dropout_does_not_touch_the_ambient_random_numbers() -> None:
 def test_rate_is_rounded_to_a_256th_and_the_scale_is_exact_for_it(
     rate: float, threshold: int
 ) -> None:
-    found = dropped(rate, shape=(200_000,))
+    result = dropped(rate, shape=(200_000,))
 
     scale = torch.tensor(256 / (256 - threshold))
-    assert set(found.tolist()) == {0.0, float(scale)}
-    share = float((found == 0).double().mean())
+    assert set(result.tolist()) == {0.0, float(scale)}
+    share = float((result == 0).double().mean())
     rounded = threshold / 256
     # Four standard deviations of a mean of 200,000 draws.
     assert abs(share - rounded) < 4 * math.sqrt(rounded * (1 - rounded) / 200_000)
@@ -103,10 +103,10 @@ def test_rate_is_rounded_to_a_256th_and_the_scale_is_exact_for_it(
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
 def test_dropout_keeps_the_mean(rate: float) -> None:
-    found = dropped(rate, shape=(200_000,)).double()
+    result = dropped(rate, shape=(200_000,)).double()
 
     # Four standard deviations of the mean, sqrt(rate / (1 - rate) / n) each.
-    assert abs(float(found.mean()) - 1) < 4 * math.sqrt(rate / (1 - rate) / 200_000) * 1.05
+    assert abs(float(result.mean()) - 1) < 4 * math.sqrt(rate / (1 - rate) / 200_000) * 1.05
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
@@ -169,14 +169,14 @@ def test_parts_have_the_masks_of_the_whole_where_the_device_draws_them() -> None
     x, shared = torch.rand(7, 5) + 1, Noise()
     torch.manual_seed(5)
     whole = shared.dropped(x, 0.4)
-    found = []
+    result = []
 
     for start, stop in ((0, 4), (4, 7)):
         torch.manual_seed(5)
         with shared.part(start, stop, of=7):
-            found.append(shared.dropped(x[start:stop], 0.4))
+            result.append(shared.dropped(x[start:stop], 0.4))
 
-    torch.testing.assert_close(torch.cat(found), whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.cat(result), whole, rtol=1e-6, atol=0)
 
 
 def test_gradient_is_the_mask() -> None:
@@ -208,9 +208,9 @@ def test_a_models_training_logits_are_a_function_of_the_key() -> None:
 
     def logits(key: int) -> Tensor:
         model.noise.seed(key)
-        found = model(source, None, target)
-        assert isinstance(found, Tensor)
-        return found
+        result = model(source, None, target)
+        assert isinstance(result, Tensor)
+        return result
 
     assert torch.equal(logits(1), logits(1))
     assert not torch.equal(logits(1), logits(2))

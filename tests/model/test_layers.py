@@ -216,5 +216,5 @@ def test_decoder_layer_attends_to_itself_then_to_the_memory(norm: str) -> None:
         else:  # the memory is normalized already, by the encoder
             expected = expected + sublayer(layer_norm(expected, module))
 
-    found = layer(x, memory, keep, causal)
-    assert_close(found, expected, rtol=0, atol=1e-12)  # doubles, in another order
+    actual = layer(x, memory, keep, causal)
+    assert_close(actual, expected, rtol=0, atol=1e-12)  # doubles, in another order

@@ -82,17 +82,17 @@ def test_padding_changes_neither_result_nor_gradients(shape: tuple[int, ...]) ->
     layer = Linear(16, 24)
     x = torch.randn(shape, requires_grad=True)
     with torch.autocast("cpu", dtype=BF16):
-        wanted = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
     inputs = (x, layer.weight, layer.bias)
-    wanted_gradients = torch.autograd.grad(wanted.float().square().sum(), inputs)
+    wanted_gradients = torch.autograd.grad(expected.float().square().sum(), inputs)
 
     with torch.autocast("cpu", dtype=BF16):
-        found = layer(x)
-    gradients = torch.autograd.grad(found.float().square().sum(), inputs)
+        actual = layer(x)
+    gradients = torch.autograd.grad(actual.float().square().sum(), inputs)
 
-    assert found.dtype == BF16
+    assert actual.dtype == BF16
     # Rounding to bf16 after sums in another order: a last place of its eight bits.
-    torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
     for each, other in zip(gradients, wanted_gradients, strict=True):
         torch.testing.assert_close(each, other, rtol=2**-6, atol=2**-4)
 
@@ -107,7 +107,7 @@ def test_in_single_precision_it_is_the_linear_map_of_pytorch_to_the_bit() -> Non
 
 
 def test_loss_and_gradients_in_bf16_are_near_those_in_single_precision(small: Transformer) -> None:
-    def found(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    def actual(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         small.zero_grad()
         batch = next(batches(1))
         with torch.autocast("cpu", dtype=dtype, enabled=dtype == BF16):
@@ -116,10 +116,10 @@ def test_loss_and_gradients_in_bf16_are_near_those_in_single_precision(small: Tr
         gradients = {n: p.grad.clone() for n, p in small.named_parameters() if p.grad is not None}
         return nll / batch.target_tokens, gradients
 
-    wanted, wanted_gradients = found(torch.float32)
-    near, gradients = found(BF16)
+    expected, wanted_gradients = actual(torch.float32)
+    near, gradients = actual(BF16)
 
-    torch.testing.assert_close(near, wanted, rtol=1e-3, atol=0)
+    torch.testing.assert_close(near, expected, rtol=1e-3, atol=0)
     total = sum(float(each.square().sum()) for each in wanted_gradients.values()) ** 0.5
     off = sum(
         float((gradients[name] - each).square().sum()) for name, each in wanted_gradients.items()

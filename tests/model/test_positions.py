@@ -151,9 +151,9 @@ def test_positions_step_by_step_equal_all_at_once(
 def test_learned_positions_add_the_row_of_each_position() -> None:
     positions = LearnedPositions(8, 9)
 
-    found = positions(torch.zeros(2, 4, 8), start=3)
+    result = positions(torch.zeros(2, 4, 8), start=3)
 
-    assert torch.equal(found[1], positions.embedding.weight[3:7])
+    assert torch.equal(result[1], positions.embedding.weight[3:7])
 
 
 def test_learned_positions_start_narrow_in_a_model_too() -> None:
@@ -166,8 +166,8 @@ def test_learned_positions_start_narrow_in_a_model_too() -> None:
     for positions in (model.source_positions, model.target_positions):
         assert isinstance(positions, LearnedPositions)
         # 32,000 normal numbers: the standard deviation is known to 0.4 %.
-        found = float(positions.embedding.weight.detach().std())
-        assert found == pytest.approx(0.02, rel=0.02)
+        result = float(positions.embedding.weight.detach().std())
+        assert result == pytest.approx(0.02, rel=0.02)
 
 
 def test_learned_positions_are_learned() -> None:
@@ -199,8 +199,8 @@ def test_rotary_positions_turn_each_pair_by_the_angle_of_its_position() -> None:
             angle = (row + 2) / 10000 ** (2 * pair / 6)
             a, b = x[0, 0, row, 2 * pair : 2 * pair + 2].tolist()
             number = complex(a, b) * complex(math.cos(angle), math.sin(angle))
-            found = turned[0, 0, row, 2 * pair : 2 * pair + 2].tolist()
-            assert found == pytest.approx([number.real, number.imag], abs=1e-14)
+            result = turned[0, 0, row, 2 * pair : 2 * pair + 2].tolist()
+            assert result == pytest.approx([number.real, number.imag], abs=1e-14)
 
 
 def test_rotary_product_depends_on_the_distance_only() -> None:

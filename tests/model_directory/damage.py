@@ -48,8 +48,8 @@ def copied(directory: Path, to: Path) -> Path:
     return to
 
 
-def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+def same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     """Return True if tensors are bit-equal."""
-    return found.keys() == wanted.keys() and all(
-        torch.equal(found[name], wanted[name]) for name in wanted
+    return actual.keys() == expected.keys() and all(
+        torch.equal(actual[name], expected[name]) for name in expected
     )

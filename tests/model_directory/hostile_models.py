@@ -15,7 +15,7 @@ class Hostile(NamedTuple):
 
     file: str
     make: Callable[[Path], object]  # receives the path of the file, which has been removed
-    told: str
+    message: str
 
 
 class _Program:

@@ -63,7 +63,7 @@ def test_r45_reader_always_gets_a_complete_model(most: int, tmp_path: Path) -> N
     writer = Writer(tmp_path, most=most)
     thread = threading.Thread(target=writer.run)
     thread.start()
-    found = set()
+    result = set()
     try:
         while thread.is_alive():
             facts = weights_facts(tmp_path)
@@ -71,12 +71,12 @@ def test_r45_reader_always_gets_a_complete_model(most: int, tmp_path: Path) -> N
             loaded = load_model(tmp_path, torch.device("cpu")).transformer.state_dict()
             which = [same(loaded, each) for each in writer.weights]
             assert sum(which) == 1
-            found.add(which.index(True))
+            result.add(which.index(True))
     finally:
         writer.stop.set()
         thread.join()
     assert writer.saved == most
-    assert found <= {0, 1}
+    assert result <= {0, 1}
 
 
 @pytest.mark.slow

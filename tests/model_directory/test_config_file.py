@@ -139,7 +139,7 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "value", "wanted"),
+    ("section", "name", "value", "expected"),
     [
         ("training", "save_freq", 2**63 - 1, 10**12),
         ("training", "max_updates", 10**400, 10**12),
@@ -151,14 +151,14 @@ def test_setting_that_a_saved_model_lacks_has_its_default(saved: Path) -> None:
     ],
 )
 def test_number_saved_without_a_bound_is_clamped(
-    section: str, name: str, value: float, wanted: float, saved: Path
+    section: str, name: str, value: float, expected: float, saved: Path
 ) -> None:
     def change(header: dict[str, Any]) -> None:
         header["settings"][section][name] = value
 
     edit(saved / "config.json", change)
 
-    assert getattr(getattr(load_config(saved).settings, section), name) == wanted
+    assert getattr(getattr(load_config(saved).settings, section), name) == expected
 
 
 @pytest.mark.parametrize("value", [0, -1, "x", True, None])
@@ -205,7 +205,7 @@ def test_missing_directory_and_missing_file_are_distinguished(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "is damaged or not a model config: Expecting value"),
         (b'{"format_version": 1,', "is damaged or not a model config"),
@@ -227,14 +227,14 @@ def test_missing_directory_and_missing_file_are_distinguished(tmp_path: Path) ->
         (b'{"format_version": 1}', "has settings that cannot be used\n  settings: must be a table"),
     ],
 )
-def test_invalid_config_is_refused_by_name(content: bytes, told: str, tmp_path: Path) -> None:
+def test_invalid_config_is_refused_by_name(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
 
     with pytest.raises(ModelError) as caught:
         load_config(tmp_path)
 
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_newer_format_is_refused_with_its_version(saved: Path) -> None:
@@ -244,8 +244,8 @@ def test_newer_format_is_refused_with_its_version(saved: Path) -> None:
         lambda header: header.update(format_version=newer, tfm_version="9.9"),
     )
 
-    told = rf"has format {newer}, but tfm .* made by tfm 9\.9"
-    with pytest.raises(ModelError, match=told) as caught:
+    message = rf"has format {newer}, but tfm .* made by tfm 9\.9"
+    with pytest.raises(ModelError, match=message) as caught:
         load_config(saved)
 
     assert caught.value.hint == "install a newer tfm"

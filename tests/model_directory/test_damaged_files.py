@@ -41,7 +41,7 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_r05_truncated_checkpoint_is_skipped(two: list[Path], told: list[str]) -> None:
+def test_r05_truncated_checkpoint_is_skipped(two: list[Path], log_messages: list[str]) -> None:
     older, newer = two
     for harm in list(cuts(newer)):
         whole = (newer / harm.file).read_bytes()
@@ -52,10 +52,10 @@ def test_r05_truncated_checkpoint_is_skipped(two: list[Path], told: list[str]) -
         ):  # only the final newline is missing
             assert checkpoint.read(newer).path == newer
         else:
-            found = checkpoint.newest(newer.parent)
-            assert found is not None
-            assert found.path == older, harm
-            assert told.pop().startswith(f"{newer / harm.file}: "), harm
+            result = checkpoint.newest(newer.parent)
+            assert result is not None
+            assert result.path == older, harm
+            assert log_messages.pop().startswith(f"{newer / harm.file}: "), harm
         (newer / harm.file).write_bytes(whole)
 
 
@@ -67,13 +67,13 @@ def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_has_no_effect(
     two: list[Path], number: int
 ) -> None:
     path = two[1]
-    wanted = checkpoint.read(path)
+    expected = checkpoint.read(path)
     num_refused = 0
     for harm in list(flips(path, number=number, seed=1)):
         whole = (path / harm.file).read_bytes()
         (path / harm.file).write_bytes(harm.content)
         try:
-            found = checkpoint.read(path)
+            actual = checkpoint.read(path)
         except NewerFormatError:  # in the digit of the format
             assert harm.file == "manifest.json"
             num_refused += 1
@@ -82,9 +82,9 @@ def test_r05_flipped_bit_of_a_checkpoint_is_refused_or_has_no_effect(
             num_refused += named
         else:
             assert harm.file == "manifest.json", harm  # such as in the recorded version of PyTorch
-            assert found.state == wanted.state
-            assert same(found.weights, wanted.weights)
-            assert same(found.optimizer, wanted.optimizer)
+            assert actual.state == expected.state
+            assert same(actual.weights, expected.weights)
+            assert same(actual.optimizer, expected.optimizer)
         (path / harm.file).write_bytes(whole)
     assert num_refused >= 0.9 * number
 
@@ -121,31 +121,31 @@ def _arguments(corpus: TinyCorpus) -> list[str]:
     ]  # fmt: skip
 
 
-def outcome(model: Path, harm: Harm, wanted: dict[str, Tensor]) -> str:
+def outcome(model: Path, harm: Harm, expected: dict[str, Tensor]) -> str:
     """Return the message of the refusal; empty if the model is loaded as it was saved."""
     whole = (model / harm.file).read_bytes()
     (model / harm.file).write_bytes(harm.content)
     try:
-        found = load_model(model, CPU)
+        actual = load_model(model, CPU)
     except ModelError as error:
         return str(error)
     finally:
         (model / harm.file).write_bytes(whole)
-    assert same(found.transformer.state_dict(), wanted), harm
+    assert same(actual.transformer.state_dict(), expected), harm
     return ""
 
 
 @MANY
 def test_r05_damaged_model_directory_is_refused_by_name(model: Path, number: int) -> None:
     loaded = load_model(model, CPU)
-    wanted = {name: tensor.clone() for name, tensor in loaded.transformer.state_dict().items()}
+    expected = {name: tensor.clone() for name, tensor in loaded.transformer.state_dict().items()}
     harms = [*cuts(model), *flips(model, number=number, seed=2)]
 
-    told = {harm: outcome(model, harm, wanted) for harm in harms}
+    outcomes = {harm: outcome(model, harm, expected) for harm in harms}
 
-    for harm, message in told.items():
+    for harm, message in outcomes.items():
         assert not message or message.startswith(f"{model / harm.file}: "), (harm, message)
-    harmless = [harm for harm, message in told.items() if not message]
+    harmless = [harm for harm, message in outcomes.items() if not message]
     # The newline after the settings, and facts of the weights file that translation ignores.
     assert not [harm for harm in harmless if harm.file == "tokenizer.model"]
     assert len(harmless) <= 4
@@ -210,7 +210,7 @@ def test_r44_newer_checkpoint_is_refused_and_not_skipped(two: list[Path]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda m: m.update(compressed=True), "has the unknown name `compressed`"),
         (lambda m: m.update(format_version=1.0), "`format_version` is missing or not a number"),
@@ -221,14 +221,14 @@ def test_r44_newer_checkpoint_is_refused_and_not_skipped(two: list[Path]) -> Non
     ],
 )
 def test_r44_unknown_names_in_a_manifest_are_refused(
-    two: list[Path], change: Callable[[dict[str, Any]], object], told: str
+    two: list[Path], change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     path = two[1] / "manifest.json"
     manifest = json.loads(path.read_bytes())
     change(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
-    with pytest.raises(ModelError, match=rf"manifest\.json: is torn or no checkpoint: .*{told}"):
+    with pytest.raises(ModelError, match=rf"manifest\.json: is torn or no checkpoint: .*{message}"):
         checkpoint.read(two[1])
 
 
@@ -245,16 +245,16 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 
 
 def test_r05_checkpoint_with_non_finite_weights_is_skipped(
-    two: list[Path], told: list[str]
+    two: list[Path], log_messages: list[str]
 ) -> None:
     name = "target_embedding.weight"
     rewritten(two[1] / "model.safetensors", lambda table: table[name][3].fill_(float("nan")))
 
-    found = checkpoint.newest(two[1].parent)
+    result = checkpoint.newest(two[1].parent)
 
-    assert found is not None
-    assert found.path == two[0]
-    assert f"model.safetensors: has values that are not finite numbers: {name}" in told[0]
+    assert result is not None
+    assert result.path == two[0]
+    assert f"model.safetensors: has values that are not finite numbers: {name}" in log_messages[0]
 
 
 def test_r05_tensors_of_another_model_are_refused_by_name(two: list[Path]) -> None:

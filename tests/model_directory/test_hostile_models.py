@@ -36,10 +36,10 @@ for directory in hostile:
     began = time.process_time()
     try:
         load_model(directory, torch.device("cpu"))
-        told = ""
+        outcome = ""
     except TfmError as error:
-        told = f"{error.exit_code} {error}"
-    print(json.dumps([told, time.process_time() - began, peak() - before]))
+        outcome = f"{error.exit_code} {error}"
+    print(json.dumps([outcome, time.process_time() - began, peak() - before]))
 """
 
 
@@ -50,7 +50,7 @@ def test_r39_r40_r42_hostile_model_is_refused_by_name(name: str, tmp_path: Path)
     with pytest.raises(ModelError) as caught:
         load_model(directory, torch.device("cpu"))
 
-    assert HOSTILE[name].told in str(caught.value)
+    assert HOSTILE[name].message in str(caught.value)
     assert HOSTILE[name].file in str(caught.value) or name == "config: huge vocabulary"
     assert not Path("made-by-a-pickle").exists()
 
@@ -68,8 +68,8 @@ def test_r39_r40_hostile_models_take_less_than_a_second_and_200_mb(tmp_path: Pat
 
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(names)
-    for name, (told, seconds, num_bytes) in zip(names, rows, strict=True):
-        assert told.startswith("4 "), name
+    for name, (message, seconds, num_bytes) in zip(names, rows, strict=True):
+        assert message.startswith("4 "), name
         assert seconds < MOST_SECONDS, name
         assert num_bytes < MOST_BYTES, name
 
@@ -84,7 +84,7 @@ def test_r39_r40_command_refuses_a_hostile_model_with_4(
 
     assert (result.code, result.out) == (4, "")
     assert result.err.startswith("error: ")
-    assert HOSTILE[name].told in result.err
+    assert HOSTILE[name].message in result.err
 
 
 def test_r39_torn_weights_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_r40_size_of_a_model_is_known_before_it_is_built(
 
     built = build_transformer(config, (11, 11)).state_dict()
 
-    wanted = {name: tuple(tensor.shape) for name, tensor in built.items()}
-    assert weight_shapes(config, (11, 11)) == wanted
+    expected = {name: tuple(tensor.shape) for name, tensor in built.items()}
+    assert weight_shapes(config, (11, 11)) == expected
 
 
 def test_r42_link_to_a_regular_file_is_followed(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_r42_link_to_a_regular_file_is_followed(tmp_path: Path) -> None:
 
 
 def test_r42_checkpoint_with_a_pipe_or_a_device_is_skipped(
-    tiny_model: Path, tmp_path: Path, told: list[str]
+    tiny_model: Path, tmp_path: Path, log_messages: list[str]
 ) -> None:
     older, newer = sorted((tiny_model / "checkpoints").iterdir())[-2:]
     for path in (older, newer):
@@ -147,11 +147,11 @@ def test_r42_checkpoint_with_a_pipe_or_a_device_is_skipped(
             path.unlink()
             make(path)
 
-            found = checkpoint.newest(tmp_path)
+            result = checkpoint.newest(tmp_path)
 
-            assert found is not None
-            assert found.path.name == older.name
-            assert told.pop().startswith(f"{path}: is torn or no checkpoint: {reason}")
+            assert result is not None
+            assert result.path.name == older.name
+            assert log_messages.pop().startswith(f"{path}: is torn or no checkpoint: {reason}")
         path.unlink()
         path.write_bytes(whole)
 

@@ -60,10 +60,10 @@ def test_what_is_read_is_what_was_written(dtype: torch.dtype) -> None:
 
     content, _ = written(tensors, None)
 
-    found = load(content)
-    assert found.keys() == tensors.keys()
+    result = load(content)
+    assert result.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(result[name], tensor, rtol=0, atol=0)
 
 
 def test_single_number_of_any_stride_is_written() -> None:

@@ -46,8 +46,8 @@ def test_weights_have_the_names_and_shapes_of_the_transformer(
 
     built = build_transformer(config, vocab_sizes).state_dict()
 
-    wanted = [(name, tuple(tensor.shape)) for name, tensor in built.items()]
-    assert list(weight_shapes(config, vocab_sizes).items()) == wanted
+    expected = [(name, tuple(tensor.shape)) for name, tensor in built.items()]
+    assert list(weight_shapes(config, vocab_sizes).items()) == expected
 
 
 def test_shapes_need_no_pytorch() -> None:

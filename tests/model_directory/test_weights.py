@@ -63,10 +63,10 @@ def test_saved_weights_are_loaded_bit_exactly(model: Path) -> None:
     loaded = load_model(model, CPU)
 
     torch.manual_seed(1)
-    wanted = build_transformer(SHAPE, loaded.tokenizers.vocab_sizes).state_dict()
-    found = loaded.transformer.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected = build_transformer(SHAPE, loaded.tokenizers.vocab_sizes).state_dict()
+    actual = loaded.transformer.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert loaded.config.model == SHAPE
     assert not loaded.transformer.training
 
@@ -75,8 +75,8 @@ def test_same_weights_give_the_same_bytes(model: Path, tmp_path: Path) -> None:
     for copy in range(5):
         write(tmp_path / f"copy{copy}")
 
-    found = {path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}
-    assert len(found) == 1
+    result = {path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}
+    assert len(result) == 1
 
 
 def test_weights_record_their_facts(model: Path) -> None:
@@ -107,17 +107,17 @@ def test_truncated_weights_are_refused(keep: int, model: Path) -> None:
 def test_every_flipped_byte_is_refused_or_has_no_effect(model: Path) -> None:
     path = model / "model.safetensors"
     whole = path.read_bytes()
-    wanted = load_model(model, CPU).transformer.state_dict()
-    wanted = {name: tensor.clone() for name, tensor in wanted.items()}
+    expected = load_model(model, CPU).transformer.state_dict()
+    expected = {name: tensor.clone() for name, tensor in expected.items()}
 
     for place in range(0, len(whole), len(whole) // 16):
         flipped = bytearray(whole)
         flipped[place] ^= 0x10
         path.write_bytes(flipped)
-        found = wanted  # the flip may have hit the recorded update
+        actual = expected  # the flip may have hit the recorded update
         with contextlib.suppress(ModelError):
-            found = load_model(model, CPU).transformer.state_dict()
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+            actual = load_model(model, CPU).transformer.state_dict()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_changed_weight_is_refused(model: Path) -> None:
@@ -132,8 +132,8 @@ def test_changed_weight_is_refused(model: Path) -> None:
 def test_nan_weights_are_refused_by_name(model: Path) -> None:
     rewrite(model, lambda table: table["target_embedding.weight"][3].fill_(float("nan")))
 
-    told = "model.safetensors: has values that are not finite numbers: target_embedding.weight"
-    assert refusal(model) == told
+    message = "model.safetensors: has values that are not finite numbers: target_embedding.weight"
+    assert refusal(model) == message
 
 
 def test_all_mismatched_tensors_are_listed(model: Path) -> None:
@@ -144,26 +144,26 @@ def test_all_mismatched_tensors_are_listed(model: Path) -> None:
 
     rewrite(model, spoil)
 
-    told = refusal(model).split("\n  ")
-    assert told[0] == "model.safetensors: does not fit config.json"
-    assert "target_embedding.weight: missing" in told
-    assert "extra: unknown" in told
-    assert any("has shape (1, 2), expected (" in line for line in told)
-    assert any(line.endswith("has type F16, expected F32") for line in told)
+    problems = refusal(model).split("\n  ")
+    assert problems[0] == "model.safetensors: does not fit config.json"
+    assert "target_embedding.weight: missing" in problems
+    assert "extra: unknown" in problems
+    assert any("has shape (1, 2), expected (" in line for line in problems)
+    assert any(line.endswith("has type F16, expected F32") for line in problems)
 
 
 def test_config_of_a_model_of_another_shape_is_refused(model: Path, tmp_path: Path) -> None:
     write(tmp_path / "other", ModelConfig(encoder_layers=3, decoder_layers=3, width=8, heads=2))
     shutil.copy(tmp_path / "other" / "config.json", model)
 
-    told = refusal(model).split("\n  ")
+    problems = refusal(model).split("\n  ")
 
-    assert told[0] == "model.safetensors: does not fit config.json"
-    assert told[-1].startswith("… and ")
+    assert problems[0] == "model.safetensors: does not fit config.json"
+    assert problems[-1].startswith("… and ")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"heads": 2}, "model.heads: was 4 in training, is 2"),
         ({"decoder_heads": 2}, "model.decoder_heads: was 0 in training, is 2"),
@@ -172,7 +172,7 @@ def test_config_of_a_model_of_another_shape_is_refused(model: Path, tmp_path: Pa
     ],
 )
 def test_config_that_changes_the_meaning_of_the_weights_is_refused(
-    change: dict[str, Any], told: str, model: Path
+    change: dict[str, Any], message: str, model: Path
 ) -> None:
     path = model / "config.json"
     header = json.loads(path.read_bytes())
@@ -180,7 +180,7 @@ def test_config_that_changes_the_meaning_of_the_weights_is_refused(
     del header["sha256"]
     path.write_text(json.dumps(header), encoding="utf-8")
 
-    assert refusal(model) == f"model.safetensors: does not fit config.json\n  {told}"
+    assert refusal(model) == f"model.safetensors: does not fit config.json\n  {message}"
 
 
 def test_dropout_does_not_matter_to_a_trained_model(model: Path) -> None:
@@ -231,8 +231,8 @@ def test_weights_of_a_newer_format_are_refused(model: Path) -> None:
     newer = FORMAT_VERSION + 1
     rewrite(model, metadata=lambda header: header.update(format_version=newer))
 
-    told = f"model.safetensors: has format {newer}, expected at most {FORMAT_VERSION}"
-    assert refusal(model) == told
+    message = f"model.safetensors: has format {newer}, expected at most {FORMAT_VERSION}"
+    assert refusal(model) == message
 
 
 def test_weights_of_another_program_are_refused(model: Path) -> None:
@@ -285,19 +285,19 @@ def test_unaligned_weights_are_loaded(model: Path, missing: int) -> None:
     size = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + size].rstrip()
     header += b" " * (-len(header) % 4 + missing)
-    wanted = load_model(model, CPU).transformer.state_dict()
-    wanted = {name: tensor.clone() for name, tensor in wanted.items()}
+    expected = load_model(model, CPU).transformer.state_dict()
+    expected = {name: tensor.clone() for name, tensor in expected.items()}
     path.unlink()
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
 
-    found = load_model(model, CPU).transformer.state_dict()
+    actual = load_model(model, CPU).transformer.state_dict()
 
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_loaded_weights_are_independent_of_the_file(model: Path) -> None:
     loaded = load_model(model, CPU)
-    wanted = {name: one.clone() for name, one in loaded.transformer.state_dict().items()}
+    expected = {name: one.clone() for name, one in loaded.transformer.state_dict().items()}
 
     path = model / "model.safetensors"
     with path.open("r+b") as file:
@@ -305,8 +305,8 @@ def test_loaded_weights_are_independent_of_the_file(model: Path) -> None:
         file.write(b"x" * 100)
         file.truncate(200)
 
-    found = loaded.transformer.state_dict()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    actual = loaded.transformer.state_dict()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def facts_of(directory: Path, update: Any, scores: Any) -> WeightsFacts | None:

@@ -89,12 +89,12 @@ def ints(values: list[int]) -> tuple["array[int]", Any]:
     return kept, pointer(kept, ctypes.c_int32)
 
 
-def status_of(status: int, wanted: range | tuple[int, ...] = STATUSES) -> int:
+def status_of(status: int, expected: range | tuple[int, ...] = STATUSES) -> int:
     """A status that is among those that may be; one that is not OK comes with a text."""
-    told = FUNCTIONS.tfm_error().decode()
-    assert status in wanted, f"status {status}: {told}"
-    assert status != DEFECT, told
-    assert status == OK or told
+    message = FUNCTIONS.tfm_error().decode()
+    assert status in expected, f"status {status}: {message}"
+    assert status != DEFECT, message
+    assert status == OK or message
     return status
 
 
@@ -202,11 +202,11 @@ def wrong_model_options(chance: random.Random) -> None:
         field = chance.choice(ModelOptions._fields_)[0]
         setattr(options, field, chance.choice(ABSURD))
     if max(options.encoder_layers, options.decoder_layers) > 10**6:
-        wanted: tuple[int, ...] = (BAD_ARGUMENT,)
+        expected: tuple[int, ...] = (BAD_ARGUMENT,)
     else:
-        wanted = (OK, BAD_ARGUMENT, NO_MEMORY)
+        expected = (OK, BAD_ARGUMENT, NO_MEMORY)
     handle = ctypes.c_void_p()
-    status = status_of(FUNCTIONS.tfm_model_new(options, handle), wanted)
+    status = status_of(FUNCTIONS.tfm_model_new(options, handle), expected)
     assert bool(handle) == (status == OK)
     status_of(FUNCTIONS.tfm_model_finish(handle), (BAD_ARGUMENT,))
     FUNCTIONS.tfm_model_free(handle)
@@ -286,10 +286,10 @@ def extreme_weights(chance: random.Random, workspace: Any) -> None:
 
 def force(
     model: Model, workspace: Any, request: Request, batch: Batch, layer: int,
-    wanted: range | tuple[int, ...] = STATUSES,
+    expected: range | tuple[int, ...] = STATUSES,
 ) -> None:  # fmt: skip
     size = sum(length + 1 for length in request.target_lengths)
-    found = (ctypes.c_float * size)()
+    actual = (ctypes.c_float * size)()
     weights = (ctypes.c_float * sum(
         (target + 1) * source
         for target, source in zip(request.target_lengths, request.lengths, strict=True)
@@ -297,9 +297,9 @@ def force(
     _kept, ids = ints(request.target_ids)
     _other, lengths = ints(request.target_lengths)
     status = FUNCTIONS.tfm_force(
-        model.handle, workspace, batch, ids, lengths, found, layer, weights
+        model.handle, workspace, batch, ids, lengths, actual, layer, weights
     )
-    status_of(status, wanted)
+    status_of(status, expected)
 
 
 def wrong_search(chance: random.Random, model: Model, workspace: Any) -> None:

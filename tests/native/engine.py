@@ -110,8 +110,10 @@ class Search:
         return SearchOptions(**values, wu_norm=self.norm_kind == "wu")
 
     def __str__(self) -> str:
-        told = {name: value for name, value in vars(self).items() if value != vars(Search())[name]}
-        return ",".join(f"{name}={value}" for name, value in told.items()) or "greedy"
+        options = {
+            name: value for name, value in vars(self).items() if value != vars(Search())[name]
+        }
+        return ",".join(f"{name}={value}" for name, value in options.items()) or "greedy"
 
 
 class EngineError(Exception):
@@ -406,14 +408,14 @@ class Reference:
     def force(self, lines: Lines, targets: list[list[int]]) -> list[list[float]]:
         """Log-probabilities of the pieces of each target and of </s>, each pair by itself."""
         (model,) = self.models
-        found = []
+        actual = []
         for ids, target in zip(lines.sources, targets, strict=True):
             source = torch.tensor([[*ids, self.source_eos_id]])
             read = torch.tensor([[self.start_id, *target]])
             log_probs = model(source, None, read)[0].double().log_softmax(dim=-1)  # (T + 1, V)
-            wanted = torch.tensor([*target, self.eos_id])[:, None]
-            found.append(log_probs.gather(1, wanted)[:, 0].tolist())
-        return found
+            expected = torch.tensor([*target, self.eos_id])[:, None]
+            actual.append(log_probs.gather(1, expected)[:, 0].tolist())
+        return actual
 
 
 @dataclass(frozen=True)
@@ -440,7 +442,7 @@ class Moved:
 
 
 def clear_lines(
-    reference: Reference, lines: Lines, how: Search, wanted: list[list[Hypothesis]], *,
+    reference: Reference, lines: Lines, how: Search, expected: list[list[Hypothesis]], *,
     margin: float = 1e-3, tries: int = 4, whole: bool = False,
 ) -> list[int]:  # fmt: skip
     """Segments of which the reference finds the same whatever moves its logits by half the margin.
@@ -459,7 +461,7 @@ def clear_lines(
         kept = {
             i
             for i in kept
-            if [h.ids for h in other[i][:count]] == [h.ids for h in wanted[i][:count]]
+            if [h.ids for h in other[i][:count]] == [h.ids for h in expected[i][:count]]
         }
     return sorted(kept)
 

@@ -90,7 +90,7 @@ def test_useless_model_leaves_a_workspace_usable(precision: str) -> None:
     from tests.native.engine import Workspace
 
     workspace, good = Workspace(), model.engine(precision)
-    wanted = engine_search(good, lines, Search(beam_size=3), workspace)
+    expected = engine_search(good, lines, Search(beam_size=3), workspace)
     transformer = model.transformer()
     transformer.target_embedding.weight.data.fill_(3e38)
     bad = EngineModel(transformer, model.shape, precision)
@@ -98,7 +98,7 @@ def test_useless_model_leaves_a_workspace_usable(precision: str) -> None:
     with pytest.raises(EngineError):
         engine_search(bad, lines, Search(beam_size=3), workspace)
 
-    assert engine_search(good, lines, Search(beam_size=3), workspace) == wanted
+    assert engine_search(good, lines, Search(beam_size=3), workspace) == expected
 
 
 def test_a_batch_of_nothing_finds_nothing() -> None:

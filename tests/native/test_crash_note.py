@@ -41,32 +41,32 @@ def run(lines: str) -> tuple[int, str]:
 
 
 def test_fault_inside_is_told_with_the_model_and_the_batch() -> None:
-    code, told = run("search(fault)")
+    code, stderr = run("search(fault)")
 
     assert code == DEFECT
-    assert told.startswith(f"error: {library.load().path.name} crashed")
-    assert f"model: {GOLDEN}" in told
-    assert "batch: 64 segments" in told
-    assert "Fatal" not in told  # what Python would say
+    assert stderr.startswith(f"error: {library.load().path.name} crashed")
+    assert f"model: {GOLDEN}" in stderr
+    assert "batch: 64 segments" in stderr
+    assert "Fatal" not in stderr  # what Python would say
 
 
 def test_fault_of_a_thread_without_a_note_is_none_of_the_engine() -> None:
-    code, told = run(
+    code, stderr = run(
         "threading.Thread(target=search, args=[lambda: None], daemon=True).start()\n"
         "time.sleep(0.3)\n"
         "fault()"
     )
 
     assert code == -signal.SIGSEGV
-    assert "crashed" not in told
-    assert "Fatal Python error: Segmentation fault" in told
+    assert "crashed" not in stderr
+    assert "Fatal Python error: Segmentation fault" in stderr
 
 
 def test_handlers_are_those_of_before_once_a_search_is_over() -> None:
-    code, told = run(
+    code, stderr = run(
         "NativeSearch([model], SearchConfig())(Segments(sources=[[5, 6]], limits=[9]))\nfault()"
     )
 
     assert code == -signal.SIGSEGV
-    assert "crashed" not in told
-    assert "Fatal Python error: Segmentation fault" in told
+    assert "crashed" not in stderr
+    assert "Fatal Python error: Segmentation fault" in stderr

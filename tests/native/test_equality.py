@@ -40,11 +40,11 @@ def _engine() -> None:
     library()
 
 
-def assert_same(found: list[Hypothesis], wanted: list[Hypothesis], how: Search) -> None:
-    assert [each.ids for each in found] == [each.ids for each in wanted]
+def assert_same(actual: list[Hypothesis], expected: list[Hypothesis], how: Search) -> None:
+    assert [each.ids for each in actual] == [each.ids for each in expected]
     if not (how.scores or how.piece_scores):
         return
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         tolerance = 1e-4 * (len(theirs.ids) + 1)
         assert ours.log_probability == pytest.approx(theirs.log_probability, abs=tolerance)
         assert ours.score == pytest.approx(theirs.score, abs=tolerance)
@@ -62,9 +62,9 @@ def test_log_probabilities_of_given_targets_are_those_of_the_model(count: int) -
         piece = st.integers(3, model.vocab_sizes[1] - 1)
         targets = [data.draw(st.lists(piece, max_size=12)) for _ in lines.sources]
 
-        found = engine_force(model.engine(), lines, targets)
+        result = engine_force(model.engine(), lines, targets)
 
-        for ours, theirs in zip(found, model.reference().force(lines, targets), strict=True):
+        for ours, theirs in zip(result, model.reference().force(lines, targets), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
 
     check()
@@ -80,15 +80,15 @@ def test_search_finds_what_the_reference_finds_where_no_choice_is_close(count: i
         model = data.draw(smalls())
         lines, how = data.draw(batches(model)), data.draw(searches())
         reference = model.reference()
-        wanted = reference.search(lines, how)
+        expected = reference.search(lines, how)
 
-        found = engine_search(model.engine(), lines, how)
+        actual = engine_search(model.engine(), lines, how)
 
-        best = clear_lines(reference, lines, how, wanted, margin=MARGIN)
+        best = clear_lines(reference, lines, how, expected, margin=MARGIN)
         for i in best:
-            assert_same(found[i][:1], wanted[i][:1], how)
-        for i in clear_lines(reference, lines, how, wanted, margin=MARGIN, whole=True):
-            assert_same(found[i], wanted[i], how)
+            assert_same(actual[i][:1], expected[i][:1], how)
+        for i in clear_lines(reference, lines, how, expected, margin=MARGIN, whole=True):
+            assert_same(actual[i], expected[i], how)
         seen[0] += len(lines)
         clear[0] += len(best)
 
@@ -107,13 +107,13 @@ def test_greedy_search_finds_the_likeliest_pieces(count: int) -> None:
         lines = model.lines(3, 12, 0, 7, 1, seed=seed)
         how = Search(scores=False)
         reference = model.reference()
-        wanted = reference.search(lines, how)
+        expected = reference.search(lines, how)
 
-        found = engine_search(model.engine(), lines, how)
+        actual = engine_search(model.engine(), lines, how)
 
         closest = margins(reference.models[0], lines)
         which = [i for i, margin in enumerate(closest) if margin > MARGIN]
-        assert [found[i][0].ids for i in which] == [wanted[i][0].ids for i in which]
+        assert [actual[i][0].ids for i in which] == [expected[i][0].ids for i in which]
         seen[0] += len(lines)
         clear[0] += len(which)
 
@@ -131,25 +131,25 @@ def test_attention_weights_are_those_of_the_model(data: st.DataObject) -> None:
     layer = data.draw(st.integers(0, model.shape["decoder_layers"] - 1))
     transformer = model.transformer()
 
-    found = engine_attention(model.engine(), lines, targets, layer)
+    actual = engine_attention(model.engine(), lines, targets, layer)
 
-    for ids, target, ours in zip(lines.sources, targets, found, strict=True):
+    for ids, target, ours in zip(lines.sources, targets, actual, strict=True):
         source, read = torch.tensor([[*ids, EOS]]), torch.tensor([[1, *target]])
         with torch.inference_mode():
-            wanted = transformer.cross_attention_weights(source, None, read, layer=layer)[0]
-        assert_close(ours, wanted, rtol=1e-3, atol=1e-5)  # sums in another order
+            expected = transformer.cross_attention_weights(source, None, read, layer=layer)[0]
+        assert_close(ours, expected, rtol=1e-3, atol=1e-5)  # sums in another order
 
 
 def assert_equal_where_clear(
     models: list[EngineModel], reference: Reference, lines: Lines, how: Search, *, share: float
 ) -> None:
     """As many lines as this are clear, and what is found is equal there."""
-    wanted = reference.search(lines, how)
-    found = engine_search(models, lines, how)
-    clear = clear_lines(reference, lines, how, wanted, margin=MARGIN)
+    expected = reference.search(lines, how)
+    actual = engine_search(models, lines, how)
+    clear = clear_lines(reference, lines, how, expected, margin=MARGIN)
     assert len(clear) >= share * len(lines)
     for i in clear:
-        assert_same(found[i][:1], wanted[i][:1], how)
+        assert_same(actual[i][:1], expected[i][:1], how)
 
 
 LENGTHS = [5, 1, 9, 12, 3, 30, 2, 7]
@@ -271,8 +271,8 @@ def test_lowest_of_equally_likely_pieces_is_written(vocab_size: int, precision: 
     lines = model.lines(*LENGTHS, limit=20)
 
     for how in (Search(), Search(scores=False), Search(beam_size=1, piece_scores=True)):
-        found = engine_search(engine, lines, how)
-        written = {piece for (hypothesis,) in found for piece in hypothesis.ids}
+        result = engine_search(engine, lines, how)
+        written = {piece for (hypothesis,) in result for piece in hypothesis.ids}
         assert max(written) < vocab_size // 2
 
 
@@ -305,11 +305,11 @@ def test_scores_are_those_of_the_translation_read_again(precision: str) -> None:
     engine = model.engine(precision)
     lines = model.lines(*LENGTHS, limit=15)
 
-    found = engine_search(engine, lines, Search(beam_size=4, piece_scores=True))
+    result = engine_search(engine, lines, Search(beam_size=4, piece_scores=True))
 
     for rank in (0, -1):
-        targets = [list(some[rank].ids) for some in found]
-        for some, forced in zip(found, engine_force(engine, lines, targets), strict=True):
+        targets = [list(some[rank].ids) for some in result]
+        for some, forced in zip(result, engine_force(engine, lines, targets), strict=True):
             assert some[rank].token_log_probs == pytest.approx(tuple(forced), abs=1e-5)
             total = sum(some[rank].token_log_probs)
             assert some[rank].log_probability == pytest.approx(total, abs=1e-4)

@@ -45,7 +45,7 @@ def _engine() -> None:
     library()
 
 
-def told(found: list[list[Hypothesis]]) -> list[str]:
+def described(found: list[list[Hypothesis]]) -> list[str]:
     """Every bit of what was found, NaN too."""
     return [repr(each) for each in found]
 
@@ -53,21 +53,21 @@ def told(found: list[list[Hypothesis]]) -> list[str]:
 def assert_independent(engine: EngineModel, lines: Lines, how: Search, seed: int) -> None:
     """Together, alone, in another order and in parts, in used memory and new, all is one."""
     workspace = Workspace()
-    together = told(engine_search(engine, lines, how, workspace))
+    together = described(engine_search(engine, lines, how, workspace))
 
     order = list(range(len(lines)))
     random.Random(seed).shuffle(order)
-    shuffled = told(engine_search(engine, lines.of(order), how, workspace))
+    shuffled = described(engine_search(engine, lines.of(order), how, workspace))
     assert shuffled == [together[i] for i in order]
     cut = seed % len(lines)
     for part in (order[:cut], order[cut:]):
         if part:
-            assert told(engine_search(engine, lines.of(part), how, workspace)) == [
+            assert described(engine_search(engine, lines.of(part), how, workspace)) == [
                 together[i] for i in part
             ]
     for i in order[:4]:
-        assert told(engine_search(engine, lines.of([i]), how)) == together[i : i + 1]
-    doubled = told(engine_search(engine, lines.of(order * 2), how, workspace))
+        assert described(engine_search(engine, lines.of([i]), how)) == together[i : i + 1]
+    doubled = described(engine_search(engine, lines.of(order * 2), how, workspace))
     assert doubled == [together[i] for i in order] * 2
 
 
@@ -128,11 +128,11 @@ def test_batches_of_any_size_give_the_same(precision: str) -> None:
     engine, workspace = model.engine(precision), Workspace()
     lines = model.lines(*[1 + i % 9 for i in range(150)], limit=4)
     for how in (Search(scores=False), Search(beam_size=3, piece_scores=True)):
-        wanted = told(engine_search(engine, lines, how, workspace))
+        expected = described(engine_search(engine, lines, how, workspace))
 
         for size in [*range(1, 34), 63, 64, 65, 104, 105, 149]:
-            found = told(engine_search(engine, lines.of(range(size)), how, workspace))
-            assert found == wanted[:size], size
+            actual = described(engine_search(engine, lines.of(range(size)), how, workspace))
+            assert actual == expected[:size], size
 
 
 @every_precision
@@ -140,16 +140,16 @@ def test_threads_share_a_model(precision: str) -> None:
     model = small(150, width=40, heads=5)
     engine, lines = model.engine(precision), model.lines(*LENGTHS, limit=13)
     how = Search(beam_size=4, piece_scores=True)
-    wanted = told(engine_search(engine, lines, how))
-    found: dict[int, list[str]] = {}
+    expected = described(engine_search(engine, lines, how))
+    actual: dict[int, list[str]] = {}
 
     def work(thread: int) -> None:
         workspace = Workspace()
         for turn in range(6):
             order = list(range(len(lines)))
             random.Random(thread * 10 + turn).shuffle(order)
-            some = told(engine_search(engine, lines.of(order), how, workspace))
-            found[thread * 10 + turn] = [some[order.index(i)] for i in range(len(lines))]
+            some = described(engine_search(engine, lines.of(order), how, workspace))
+            actual[thread * 10 + turn] = [some[order.index(i)] for i in range(len(lines))]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -157,8 +157,8 @@ def test_threads_share_a_model(precision: str) -> None:
     for thread in threads:
         thread.join()
 
-    assert len(found) == 24
-    assert all(each == wanted for each in found.values())
+    assert len(actual) == 24
+    assert all(each == expected for each in actual.values())
 
 
 @every_precision
@@ -167,7 +167,7 @@ def test_several_models_translate_each_line_by_itself(how: Search, precision: st
     shapes: list[dict[str, Any]] = [{}, {"norm": "pre", "width": 36}]
     engines = [small(90, seed, **shape).engine(precision) for seed, shape in enumerate(shapes)]
     lines = small(90).lines(*LENGTHS)
-    together = told(engine_search(engines, lines, how))
+    together = described(engine_search(engines, lines, how))
 
     for i in range(len(lines)):
-        assert told(engine_search(engines, lines.of([i]), how)) == together[i : i + 1]
+        assert described(engine_search(engines, lines.of([i]), how)) == together[i : i + 1]

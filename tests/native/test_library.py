@@ -100,9 +100,9 @@ def test_best_library_is_taken_and_no_other_loaded(built: Built) -> None:
     for name in ("avx2", "avx512_bf16", "avx512_vnni"):
         built.add(name)
 
-    found = library.load()
+    result = library.load()
 
-    assert (found.instruction_set, found.has_bf16) == ("avx512_bf16", True)
+    assert (result.instruction_set, result.has_bf16) == ("avx512_bf16", True)
     assert built.loaded == ["libtfm_avx512_bf16.so"]
     assert library.description() == "CPU engine: native, avx512_bf16"
 
@@ -297,15 +297,15 @@ def members(structure: type[ctypes.Structure]) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="runs where there is a C compiler, `cc`")
 def test_sizes_offsets_and_constants_are_those_of_the_header(tmp_path: Path) -> None:
-    found: dict[str, int] = dict(CONSTANTS)
+    result: dict[str, int] = dict(CONSTANTS)
     for name, structure in STRUCTURES.items():
-        found[f"sizeof({name})"] = ctypes.sizeof(structure)
+        result[f"sizeof({name})"] = ctypes.sizeof(structure)
         for member in members(structure):
             place = getattr(structure, member)
-            found[f"offsetof({name}, {member})"] = place.offset
-            found[f"sizeof((({name}*)0)->{member})"] = place.size
+            result[f"offsetof({name}, {member})"] = place.offset
+            result[f"sizeof((({name}*)0)->{member})"] = place.size
     lines = [
-        f'printf("%s\\"{each}\\": %lld", n++ ? ", " : "", (long long)({each}));' for each in found
+        f'printf("%s\\"{each}\\": %lld", n++ ? ", " : "", (long long)({each}));' for each in result
     ]
     program = tmp_path / "program.c"
     program.write_text(
@@ -317,37 +317,37 @@ def test_sizes_offsets_and_constants_are_those_of_the_header(tmp_path: Path) -> 
     )
     subprocess.run(["cc", "-std=c11", program, "-o", tmp_path / "program"], check=True)
 
-    told = subprocess.run([tmp_path / "program"], capture_output=True, check=True).stdout
+    output = subprocess.run([tmp_path / "program"], capture_output=True, check=True).stdout
 
-    assert json.loads(told) == found
+    assert json.loads(output) == result
 
 
 def test_structures_have_the_members_of_the_header() -> None:
-    found = {}
+    result = {}
     for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", code(), re.DOTALL):
         body = re.sub(r"\((\*\w+)\)\(void\)", r"\1", body)
-        found[name] = [
+        result[name] = [
             member.split()[-1].lstrip("*")
             for line in body.split(";")
             for member in line.split(",")
             if member.strip()
         ]
 
-    assert found == {name: members(structure) for name, structure in STRUCTURES.items()}
+    assert result == {name: members(structure) for name, structure in STRUCTURES.items()}
 
 
 def test_functions_take_and_return_what_the_header_says() -> None:
-    found = {}
+    actual = {}
     for result, name, arguments in re.findall(r"TFM_API ([\w* ]+?) ?(\w+)\(([^)]*)\);", code()):
         types = [] if arguments == "void" else [one.strip() for one in arguments.split(",")]
         types = [re.sub(r"\s*\w+$", "", one) for one in types]
-        found[name] = (TYPES[result], tuple(map(TYPES.__getitem__, types)))
+        actual[name] = (TYPES[result], tuple(map(TYPES.__getitem__, types)))
     # Memory of another's, by its address: ctypes takes the address of a buffer for it.
     for name in ("tfm_model_tensor", "tfm_model_bytes_tensor", "tfm_quantize"):
-        result, arguments = found[name]
-        found[name] = (
+        result, arguments = actual[name]
+        actual[name] = (
             result,
             tuple(ctypes.c_void_p if one in BUFFERS else one for one in arguments),
         )
 
-    assert found == FUNCTIONS
+    assert actual == FUNCTIONS

@@ -82,20 +82,20 @@ def test_search_goes_on_after_each_allocation_that_fails(
     how: Search, precision: str, model: Small, lines: Lines
 ) -> None:
     engine, workspace = model.engine(precision), Workspace()
-    wanted = [repr(some) for some in engine_search(engine, lines, how)]
+    expected = [repr(some) for some in engine_search(engine, lines, how)]
 
     def attempt() -> None:
         """In memory that holds nothing yet."""
         workspace.functions.tfm_workspace_trim(workspace.handle)
-        found = engine_search(engine, lines, how, workspace)
-        assert [repr(some) for some in found] == wanted
+        actual = engine_search(engine, lines, how, workspace)
+        assert [repr(some) for some in actual] == expected
 
     def after() -> None:
         """In memory as the failure left it, a part of the batch, then all of it."""
         half = engine_search(engine, lines.of([0]), how, workspace)
-        assert [repr(some) for some in half] == wanted[:1]
-        found = engine_search(engine, lines, how, workspace)
-        assert [repr(some) for some in found] == wanted
+        assert [repr(some) for some in half] == expected[:1]
+        actual = engine_search(engine, lines, how, workspace)
+        assert [repr(some) for some in actual] == expected
 
     assert failures(attempt, after) > 20
 
@@ -103,14 +103,14 @@ def test_search_goes_on_after_each_allocation_that_fails(
 def test_pairs_are_read_after_each_allocation_that_fails(model: Small, lines: Lines) -> None:
     engine, workspace = model.engine(), Workspace()
     targets = [[5, 6, 7], [], [8] * 9]
-    wanted = engine_force(engine, lines, targets)
+    expected = engine_force(engine, lines, targets)
 
     def attempt() -> None:
         workspace.functions.tfm_workspace_trim(workspace.handle)
-        assert engine_force(engine, lines, targets, workspace) == wanted
+        assert engine_force(engine, lines, targets, workspace) == expected
 
     def after() -> None:
-        assert engine_force(engine, lines, targets, workspace) == wanted
+        assert engine_force(engine, lines, targets, workspace) == expected
 
     assert failures(attempt, after) > 5
 
@@ -120,7 +120,7 @@ def test_model_is_packed_after_each_allocation_that_fails(precision: str, lines:
     """A call that failed for want of memory may be made again."""
     made = small(50, encoder_layers=1, decoder_layers=1, tied_embeddings=2, output_bias=True)
     functions, transformer = library().functions, made.transformer()
-    wanted = repr(engine_search(made.engine(precision), lines, Search()))
+    expected = repr(engine_search(made.engine(precision), lines, Search()))
     options = model_options(made.shape, made.vocab_sizes, precision)
     ids = (ctypes.c_int32 * len(BANNED))(*BANNED)
 
@@ -156,7 +156,7 @@ def test_model_is_packed_after_each_allocation_that_fails(precision: str, lines:
     engine = made.engine(precision)
     engine.replace(handle)
 
-    assert repr(engine_search(engine, lines, Search())) == wanted
+    assert repr(engine_search(engine, lines, Search())) == expected
     assert count > 10
 
 
@@ -164,13 +164,13 @@ def test_more_memory_than_there_is_is_refused_and_the_rest_goes_on() -> None:
     model = small(50, encoder_layers=1, decoder_layers=1)
     engine, workspace = model.engine(), Workspace()
     lines = model.lines(5, 1, limit=8)
-    wanted = engine_search(engine, lines, Search(), workspace)
+    expected = engine_search(engine, lines, Search(), workspace)
     huge = Lines(lines.sources * 5000, [1 << 22] * 10_000)
 
     with pytest.raises(EngineError, match="memory"):
         engine_search(engine, huge, Search(beam_size=256), workspace)
 
-    assert engine_search(engine, lines, Search(), workspace) == wanted
+    assert engine_search(engine, lines, Search(), workspace) == expected
 
 
 def _resident_mib() -> float:

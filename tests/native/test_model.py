@@ -98,9 +98,9 @@ def test_engine_is_told_of_the_shape_and_the_vocabulary(directory: Path, library
         "eos_id": target.eos_id, "precision": 2,
     }  # fmt: skip
     assert library.functions.stub_banned(model.handle) == len(target.banned_ids)
-    found = [library.functions.stub_byte_value(model.handle, i) for i in range(target.vocab_size)]
-    assert found == [target.byte_values.get(i, -1) for i in range(target.vocab_size)]
-    assert max(found) == 255
+    result = [library.functions.stub_byte_value(model.handle, i) for i in range(target.vocab_size)]
+    assert result == [target.byte_values.get(i, -1) for i in range(target.vocab_size)]
+    assert max(result) == 255
 
 
 def test_weights_in_memory_arrive_whatever_they_are(directory: Path, library: Library) -> None:
@@ -147,13 +147,13 @@ def test_models_are_freed(directory: Path, library: Library) -> None:
 
 def refusal(directory: Path, library: Library) -> str:
     """Of the engine, which is to be that of PyTorch."""
-    with pytest.raises(ModelError) as wanted:
+    with pytest.raises(ModelError) as expected:
         load_model(directory, torch.device("cpu"))
-    with pytest.raises(ModelError) as found:
+    with pytest.raises(ModelError) as actual:
         NativeModel.load(directory, library=library)
-    assert str(found.value) == str(wanted.value)
-    assert found.value.hint == wanted.value.hint
-    return str(found.value).removeprefix(f"{directory}/")
+    assert str(actual.value) == str(expected.value)
+    assert actual.value.hint == expected.value.hint
+    return str(actual.value).removeprefix(f"{directory}/")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 2000, -1])
@@ -172,8 +172,8 @@ def test_changed_weights_are_refused_as_by_pytorch(directory: Path, library: Lib
     flipped[-3] ^= 1
     path.write_bytes(flipped)
 
-    told = "model.safetensors: the weights are not those that were saved"
-    assert refusal(directory, library) == told
+    message = "model.safetensors: the weights are not those that were saved"
+    assert refusal(directory, library) == message
 
 
 def test_weights_that_are_no_numbers_are_refused_by_all_their_names(
@@ -185,11 +185,11 @@ def test_weights_that_are_no_numbers_are_refused_by_all_their_names(
 
     rewrite(directory, spoil)
 
-    told = (
+    message = (
         "model.safetensors: has values that are not finite numbers: target_embedding.weight, "
         "encoder_layers.0.self_attention.output.bias"
     )
-    assert refusal(directory, library) == told
+    assert refusal(directory, library) == message
 
 
 def test_weights_that_do_not_fit_are_refused_as_by_pytorch(

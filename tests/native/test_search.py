@@ -46,9 +46,9 @@ def ids(found: list[list[Hypothesis]]) -> list[list[tuple[int, ...]]]:
 
 
 def test_each_segment_has_its_hypotheses(model: NativeModel) -> None:
-    found = search(model, beam_size=2, token_log_probs=True)(segments([1, 2, 3], [], [4]))
+    result = search(model, beam_size=2, token_log_probs=True)(segments([1, 2, 3], [], [4]))
 
-    assert found == [
+    assert result == [
         [
             Hypothesis((3, 2, 1), -1.0, -0.25, (0.0, -0.5, -1.0, -1.5)),
             Hypothesis((3, 2, 1), -2.0, -0.5, (0.0, -0.5, -1.0, -1.5)),
@@ -77,9 +77,9 @@ def test_limits_prefixes_seeds_and_shortlists_arrive(model: NativeModel) -> None
         allowed=[[21, 22], [], [23]],
     )
 
-    found = search(model, beam_size=4, sampling=True)(batch)
+    result = search(model, beam_size=4, sampling=True)(batch)
 
-    assert ids(found) == [[(3, 2, 22, 1)], [(11, 12, 4, 2)], [(13, 8, 7, 23, 15)]]
+    assert ids(result) == [[(3, 2, 22, 1)], [(11, 12, 4, 2)], [(13, 8, 7, 23, 15)]]
 
 
 def test_models_that_translate_together_all_take_part(model: NativeModel) -> None:
@@ -102,9 +102,9 @@ def test_batch_that_needs_much_memory_is_searched_in_parts(
     """A segment needs 100 * (10 + 10 * 2) bytes."""
     sources = [[i, *range(8)] for i in range(9)]
 
-    found = search(model, beam_size=2, cache_bytes=most)(segments(*sources, limit=10))
+    result = search(model, beam_size=2, cache_bytes=most)(segments(*sources, limit=10))
 
-    assert ids(found) == [[tuple(reversed(each))] * 2 for each in sources]
+    assert ids(result) == [[tuple(reversed(each))] * 2 for each in sources]
     assert library.functions.stub_largest() == largest
     assert library.functions.stub_searches() == count
 
@@ -122,7 +122,7 @@ def test_want_of_memory_is_an_error_after_which_the_search_is_usable(
 
 
 @pytest.mark.parametrize(
-    ("piece", "kind", "told"),
+    ("piece", "kind", "message"),
     [
         (NON_FINITE, NonFiniteScoresError, "the scores of the next token are not finite"),
         (DEFECT, RuntimeError, r"libtfm_stub\.so: status 5: told by the stub"),
@@ -130,11 +130,11 @@ def test_want_of_memory_is_an_error_after_which_the_search_is_usable(
     ],
 )
 def test_what_goes_wrong_is_raised(
-    piece: int, kind: type[Exception], told: str, model: NativeModel
+    piece: int, kind: type[Exception], message: str, model: NativeModel
 ) -> None:
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         search(model)(segments([1], [piece]))
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         search(model).force([[1], [piece]], [[], []])
 
 
@@ -265,9 +265,9 @@ def test_pairs_are_read(model: NativeModel) -> None:
 
 def test_pairs_that_need_much_memory_are_read_in_parts(model: NativeModel) -> None:
     sources, targets = [[1], [2], [3]], [[4], [5, 6], []]
-    wanted = search(model).force(sources, targets)
+    expected = search(model).force(sources, targets)
 
-    assert search(model, cache_bytes=1).force(sources, targets) == wanted
+    assert search(model, cache_bytes=1).force(sources, targets) == expected
 
 
 def test_only_whole_pairs_of_one_model_are_read(model: NativeModel) -> None:

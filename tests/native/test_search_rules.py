@@ -180,11 +180,11 @@ def test_finds_what_the_reference_finds_by_any_options(seeds: range) -> None:
         case = random_case(seed)
         models = [random_model(100 * seed + m, VOCAB) for m in range(case["models"])]
         kinds = {"banned": case["banned"], "byte_values": case["byte_values"]}
-        wanted: list[list[Hypothesis]] | None
+        expected: list[list[Hypothesis]] | None
         try:
-            wanted = reference(models, case["segments"], case["options"], **kinds)
+            expected = reference(models, case["segments"], case["options"], **kinds)
         except NonFiniteScoresError:
-            wanted = None
+            expected = None
         with ExitStack() as stack:
             engines = [
                 stack.enter_context(
@@ -192,15 +192,15 @@ def test_finds_what_the_reference_finds_by_any_options(seeds: range) -> None:
                 )
                 for model in models
             ]
-            if wanted is None:
+            if expected is None:
                 with pytest.raises(EngineError) as error:
                     search(engines, case["segments"], **case["options"])
                 assert error.value.status == NON_FINITE
                 continue
-            found = search(engines, case["segments"], **case["options"])
+            actual = search(engines, case["segments"], **case["options"])
 
-        assert list(map(len, found)) == list(map(len, wanted)), seed
-        for own, other in zip(itertools.chain(*found), itertools.chain(*wanted), strict=True):
+        assert list(map(len, actual)) == list(map(len, expected)), seed
+        for own, other in zip(itertools.chain(*actual), itertools.chain(*expected), strict=True):
             if own.ids != other.ids:  # two that score the same change places
                 assert is_near(own.score, other.score), seed
                 different += 1
@@ -269,20 +269,20 @@ def test_of_equal_scores_the_lowest_id_comes_first() -> None:
 
     with packed(model, banned=[EOS + 1, UNKNOWN, 4]) as engine:
         (greedy,) = search([engine], segments, scores=0)
-        found = search([engine], segments, beam_size=4)
+        result = search([engine], segments, beam_size=4)
         (general,) = search([engine], segments, scores=0, repetition_penalty=1.5)
 
     assert greedy[0].ids == general[0].ids == ()  # </s> has the lowest
-    assert [each.ids for each in found[0]] == [(), (3,), (3, 3), (3, 5)]
+    assert [each.ids for each in result[0]] == [(), (3,), (3, 3), (3, 5)]
 
 
 def test_scores_are_those_of_forced_reading() -> None:
     model, segments = random_model(3, VOCAB), Segments([[3, 4, 5], [6]], [9, 9])
 
     with packed(model) as engine:
-        found = search([engine], segments, beam_size=3, piece_scores=1)
+        result = search([engine], segments, beam_size=3, piece_scores=1)
 
-    for source, some in zip(segments.sources, found, strict=True):
+    for source, some in zip(segments.sources, result, strict=True):
         for each in some:
             with torch.inference_mode():
                 logits = model(torch.tensor([source]), None, torch.tensor([[START, *each.ids]]))
@@ -297,11 +297,11 @@ def test_pieces_banned_in_numbers_have_a_sum_of_their_own() -> None:
     segments = Segments([[1, 2, 3]], [3])
 
     with packed(model, banned=banned) as engine:
-        (found,) = search([engine], segments, beam_size=2, renormalize=1)
+        (result,) = search([engine], segments, beam_size=2, renormalize=1)
         (again,) = search([engine], segments, beam_size=2)
 
-    assert all(math.isfinite(each.score) for each in [*found, *again])
-    assert found[0].log_probability > again[0].log_probability
+    assert all(math.isfinite(each.score) for each in [*result, *again])
+    assert result[0].log_probability > again[0].log_probability
 
 
 @pytest.mark.parametrize("options", [
@@ -317,14 +317,14 @@ def test_scores_that_are_no_numbers_are_told_as_by_the_reference(
     with torch.no_grad():
         model.get_parameter(name)[7:9] = value
     segments = Segments([[1, 2], [3]], [5, 5], seeds=[1, 2])
-    told = False
+    has_refused = False
     try:
         reference([model], segments, ALL_OPTIONS | options, banned=[1, 2], byte_values={})
     except NonFiniteScoresError:
-        told = True
+        has_refused = True
 
     with packed(model) as engine, workspace() as own:
-        if told:
+        if has_refused:
             with pytest.raises(EngineError, match="not finite") as error:
                 search([engine], segments, memory=own, **options)
             assert error.value.status == NON_FINITE
@@ -446,18 +446,18 @@ def test_allocation_that_fails_is_told_and_does_no_harm(options: dict[str, Any])
         workspace() as own,
     ):
         for models in ([engine], [engine, other]):
-            wanted = search(models, SEGMENTS, memory=own, **options)
+            expected = search(models, SEGMENTS, memory=own, **options)
             n = failures = 0
             while n == failures:  # until there are fewer than n allocations
                 n += 1
                 functions.tfm_workspace_trim(own)
                 functions.tfm_fail_allocation(n)
                 try:
-                    assert_same(search(models, SEGMENTS, memory=own, **options), wanted)
+                    assert_same(search(models, SEGMENTS, memory=own, **options), expected)
                 except EngineError as error:
                     failures += error.status == NO_MEMORY
                 functions.tfm_fail_allocation(0)
-                assert_same(search(models, SEGMENTS, memory=own, **options), wanted)
+                assert_same(search(models, SEGMENTS, memory=own, **options), expected)
             assert failures > 20
 
 
@@ -469,13 +469,13 @@ def test_workspace_gives_memory_back() -> None:
     functions = library.load().functions
     with packed(random_model(4, VOCAB)) as engine, workspace() as own:
         empty = functions.tfm_workspace_bytes(own)
-        wanted = search([engine], SEGMENTS, memory=own, beam_size=4)
+        expected = search([engine], SEGMENTS, memory=own, beam_size=4)
         full = functions.tfm_workspace_bytes(own)
         functions.tfm_workspace_trim(own)
         trimmed = functions.tfm_workspace_bytes(own)
 
         assert empty <= trimmed < full
-        assert search([engine], SEGMENTS, memory=own, beam_size=4) == wanted
+        assert search([engine], SEGMENTS, memory=own, beam_size=4) == expected
 
 
 def test_caches_of_a_segment_grow_with_it() -> None:

@@ -63,11 +63,11 @@ def ids(found: list[list[Hypothesis]]) -> list[tuple[int, ...]]:
     return [some[0].ids for some in found]
 
 
-def assert_alike(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -> None:
+def assert_alike(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
     """The best are equal on all lines; so are all scores, whatever stands at a rank."""
-    assert len(found) == COUNT
-    assert ids(found) == ids(wanted)
-    for ours, theirs in zip(found, wanted, strict=True):
+    assert len(actual) == COUNT
+    assert ids(actual) == ids(expected)
+    for ours, theirs in zip(actual, expected, strict=True):
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=2e-4)
 
 
@@ -112,10 +112,10 @@ def test_ids_are_those_of_the_reference(how: Search, pair: Pair, lines: Lines) -
 def test_greedy_ids_are_those_of_the_reference(stops_loops: bool, pair: Pair, lines: Lines) -> None:
     how = Search(scores=False, stops_loops=stops_loops)
 
-    found = engine_search(pair.engine("fp32"), lines, how)
+    result = engine_search(pair.engine("fp32"), lines, how)
 
-    assert ids(found) == ids(pair.reference.search(lines, how))
-    assert ids(found) == ids(engine_search(pair.engine("fp32"), lines, replace(how, scores=True)))
+    assert ids(result) == ids(pair.reference.search(lines, how))
+    assert ids(result) == ids(engine_search(pair.engine("fp32"), lines, replace(how, scores=True)))
 
 
 SOME = [
@@ -166,10 +166,10 @@ def test_pieces_for_bytes_spell_characters(
     bytes_of = {"▁null": 0xC3, "▁eins": 0xA4, "▁zwei": 0xE2, "▁drei": 0x82, "▁vier": 0xF0, "▁fünf": 0x9F}  # fmt: skip  # noqa: E501
     pair = Pair(trained, {pieces.index(word): value for word, value in bytes_of.items()})
 
-    wanted = pair.reference.search(lines, how)
+    expected = pair.reference.search(lines, how)
 
-    assert_alike(engine_search(pair.engine("fp32"), lines, how), wanted)
-    assert ids(wanted) != ids(Pair(trained).reference.search(lines, how))
+    assert_alike(engine_search(pair.engine("fp32"), lines, how), expected)
+    assert ids(expected) != ids(Pair(trained).reference.search(lines, how))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 4])
@@ -185,8 +185,8 @@ def test_limits_cut_as_in_the_reference(how: Search, limit: int, pair: Pair, lin
 def test_coarser_precisions_find_nearly_the_same(
     how: Search, precision: str, pair: Pair, lines: Lines
 ) -> None:
-    wanted = ids(pair.reference.search(lines, how))
-    found = ids(engine_search(pair.engine(precision), lines, how))
+    expected = ids(pair.reference.search(lines, how))
+    actual = ids(engine_search(pair.engine(precision), lines, how))
 
-    equal = sum(ours == theirs for ours, theirs in zip(found, wanted, strict=True))
+    equal = sum(ours == theirs for ours, theirs in zip(actual, expected, strict=True))
     assert equal >= 0.93 * COUNT

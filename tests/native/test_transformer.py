@@ -133,8 +133,8 @@ def test_forced_pairs_are_those_of_the_reference(shape: dict[str, Any], seed: in
     log_probs, attention = forced(engine, pairs, layer=layer)
 
     for pair, own, weights in zip(pairs, log_probs, attention, strict=True):
-        wanted, wanted_weights = reference(model, pair, layer=layer)
-        torch.testing.assert_close(own, wanted, atol=1e-4, rtol=1e-5)
+        expected, wanted_weights = reference(model, pair, layer=layer)
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(weights, wanted_weights, atol=1e-4, rtol=1e-5)
 
 
@@ -155,8 +155,8 @@ def test_lower_precisions_are_near(precision: str, tolerance: float) -> None:
     engine = EngineModel(model, SHAPE, precision)
     log_probs, _ = forced(engine, pairs)
 
-    wanted = torch.cat([reference(model, pair)[0] for pair in pairs])
-    error = (torch.cat(log_probs) - wanted).abs()
+    expected = torch.cat([reference(model, pair)[0] for pair in pairs])
+    error = (torch.cat(log_probs) - expected).abs()
     assert float(error.mean()) < tolerance, (float(error.mean()), float(error.max()))
     assert float(error.mean()) > 0  # it is the lower precision
 

@@ -60,9 +60,9 @@ def test_silent_rank_is_named_before_one_that_waits_for_it(clock: Clock) -> None
         clock.now += 0.5
         said += [last.beat(), first.beat()]
 
-    found = [words for words in said if words]
-    assert found[0] == "rank 1 has sent no heartbeat for 10 s"
-    assert "rank 0 has made no progress for 10 s" in found  # should the other say nothing
+    result = [words for words in said if words]
+    assert result[0] == "rank 1 has sent no heartbeat for 10 s"
+    assert "rank 0 has made no progress for 10 s" in result  # should the other say nothing
 
 
 def test_stalled_rank_is_late_only_in_a_step_with_a_deadline(clock: Clock) -> None:
@@ -70,12 +70,12 @@ def test_stalled_rank_is_late_only_in_a_step_with_a_deadline(clock: Clock) -> No
     first, second = hearts(ProgressState(), state)
 
     def said(seconds: float) -> str:
-        found = ""
+        result = ""
         for _ in range(int(2 * seconds)):
             clock.now += 0.5
             second.beat()
-            found = found or first.beat()
-        return found
+            result = result or first.beat()
+        return result
 
     state.set_activity("at the checkpoint after update 7", has_deadline=False)
     unbounded = said(60)

@@ -46,8 +46,8 @@ def test_launcher_sets_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_contradicting_numbers_are_refused(
     monkeypatch: pytest.MonkeyPatch, rank: str, world: str
 ) -> None:
-    told = f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK=0`"
-    with pytest.raises(ConfigError, match=told):
+    message = f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK=0`"
+    with pytest.raises(ConfigError, match=message):
         started(monkeypatch, RANK=rank, WORLD_SIZE=world, LOCAL_RANK="0", **LAUNCHED)
 
 

@@ -53,9 +53,9 @@ def _upper(bounds: Mapping[str, Any]) -> Any:
 
 
 def test_numbers_are_found() -> None:
-    found = {f"{command} {option.flag}" for command, option in NUMBERS}
+    result = {f"{command} {option.flag}" for command, option in NUMBERS}
 
-    assert {"translate --temperature", "train --learn-rate", "tokenize encode --alpha"} <= found
+    assert {"translate --temperature", "train --learn-rate", "tokenize encode --alpha"} <= result
     assert {field.name for _, field in SETTINGS} >= {"weights", "adam_epsilon", "max_updates"}
 
 

@@ -136,17 +136,17 @@ def translated(
 def test_r17_a_line_has_one_translation_in_any_batch_order_and_number_of_threads(
     beam_size: int, others: list[tuple[int, int]], trained: TrainedModel, lines: list[str]
 ) -> None:
-    wanted = translated(trained, lines, window=1, beam_size=beam_size)
+    expected = translated(trained, lines, window=1, beam_size=beam_size)
 
     for window, threads in others:
         order = random.Random(window).sample(range(len(lines)), len(lines))
-        found = translated(
+        actual = translated(
             trained, [lines[i] for i in order], window=window, threads=threads,
             beam_size=beam_size,
         )  # fmt: skip
-        for candidate, i in zip(found, order, strict=True):
-            assert candidate.text == wanted[i].text, lines[i]
-            assert candidate.score == pytest.approx(wanted[i].score, abs=1e-4)
+        for candidate, i in zip(actual, order, strict=True):
+            assert candidate.text == expected[i].text, lines[i]
+            assert candidate.score == pytest.approx(expected[i].score, abs=1e-4)
 
 
 @needs_native
@@ -164,24 +164,24 @@ def test_r17_on_a_cpu_a_line_has_one_translation_to_the_bit(
             precision=precision,
             workers=workers,
         )
-        return [found.candidates[0] for found in translator.translate(some)]
+        return [actual.candidates[0] for actual in translator.translate(some)]
 
     some = lines[:60]
-    wanted = candidates(some, buffer_size=1)
+    expected = candidates(some, buffer_size=1)
 
-    assert candidates(some) == wanted
-    assert candidates(some[::-1], max_tokens=300)[::-1] == wanted
-    assert candidates(some, workers=2, max_tokens=100) == wanted
+    assert candidates(some) == expected
+    assert candidates(some[::-1], max_tokens=300)[::-1] == expected
+    assert candidates(some, workers=2, max_tokens=100) == expected
 
 
 @pytest.mark.slow
 def test_r17_reported_score_is_that_of_the_text_by_itself(
     trained: TrainedModel, lines: list[str]
 ) -> None:
-    found = translated(trained, lines, window=64)
+    result = translated(trained, lines, window=64)
 
     source, target = trained.tokenizers.source, trained.tokenizers.target
-    for line, candidate in zip(lines, found, strict=True):
+    for line, candidate in zip(lines, result, strict=True):
         if not line:
             assert (candidate.text, candidate.score) == ("", 0)
             continue
@@ -220,7 +220,7 @@ def test_r15_translation_is_the_same_wherever_memory_does_not_suffice(
 ) -> None:
     command = ["translate", "-m", str(tiny_model), *COMMAND, "--with-score"]
     text = "".join(f"{line}\n" for line in lines[:40])
-    wanted = invoke(command, text).out
+    expected = invoke(command, text).out
 
     for lack in (
         "1=memory",
@@ -234,7 +234,7 @@ def test_r15_translation_is_the_same_wherever_memory_does_not_suffice(
         result = invoke(command, text)
 
         assert result.code == 0, result.err
-        pairs = list(zip(result.out.split("\n"), wanted.split("\n"), strict=True))
+        pairs = list(zip(result.out.split("\n"), expected.split("\n"), strict=True))
         assert [mine.partition("\t")[2] for mine, _ in pairs] == [
             theirs.partition("\t")[2] for _, theirs in pairs
         ]

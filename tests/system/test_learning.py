@@ -58,6 +58,6 @@ def test_r18_task_is_learned_on_sequences_that_were_never_seen(
     )
 
     assert trained.code == 0, trained.err
-    wanted = (tmp_path / "test.target").read_text(encoding="utf-8").split("\n")[:-1]
-    right = sum(a == b for a, b in zip(result.out.split("\n"), wanted, strict=False))
-    assert right >= 0.99 * len(wanted), f"{right} of {len(wanted)}"
+    expected = (tmp_path / "test.target").read_text(encoding="utf-8").split("\n")[:-1]
+    right = sum(a == b for a, b in zip(result.out.split("\n"), expected, strict=False))
+    assert right >= 0.99 * len(expected), f"{right} of {len(expected)}"

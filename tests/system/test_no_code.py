@@ -50,13 +50,13 @@ def _named(tree: ast.AST) -> set[str]:
 
 
 def test_r38_no_file_of_the_package_names_what_runs_code_or_reaches_out() -> None:
-    found = {
+    result = {
         (str(path.relative_to(PACKAGE)), name)
         for path in PACKAGE.rglob("*.py")
         for name in _named(ast.parse(path.read_text(encoding="utf-8")))
     }
 
-    assert found == _KNOWN
+    assert result == _KNOWN
 
 
 def test_r38_pickles_are_never_read_with_code() -> None:

@@ -125,8 +125,8 @@ def test_time_that_is_up_saves_and_the_same_command_goes_on(
     # Whatever the time, each call makes an update, so that it comes to an end.
     for number, call in ((1, stopped), (2, again)):
         assert call.code == 0, call.err
-        told = f"stopped after update {number}: 0.001s passed (--max-time)"
-        assert told in call.err
+        message = f"stopped after update {number}: 0.001s passed (--max-time)"
+        assert message in call.err
         assert f"at update {number}; trained" in call.err  # there is a model to translate with
         assert "repeat the command to resume" in call.err
     assert result.code == 0, result.err

@@ -83,8 +83,8 @@ def test_r54_translations_are_byte_for_byte_what_was_learned(learned: Learned) -
         lines = out.split("\n")[:-1]
         if "json" in flags:
             lines = [json.loads(line)["translation"] for line in lines]
-        found = dict(zip(TEXTS, lines, strict=True))
-        assert found == dict(zip(TEXTS, PAIRS.values(), strict=True))
+        result = dict(zip(TEXTS, lines, strict=True))
+        assert result == dict(zip(TEXTS, PAIRS.values(), strict=True))
 
 
 @pytest.mark.parametrize("output_format", ["piece", "id"])

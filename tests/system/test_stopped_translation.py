@@ -55,23 +55,23 @@ def wait_for_more(output: Path, process: subprocess.Popen[str], lines: int) -> N
 def test_killed_again_and_again_it_is_equal_to_the_unbroken_run(
     job: list[str], run_tfm: RunTfm, tmp_path: Path
 ) -> None:
-    whole, output, told = run_tfm(job).out, tmp_path / "out", []
+    whole, output, stderr = run_tfm(job).out, tmp_path / "out", []
     output.write_bytes(b"old\n")
     for _ in range(4):
         process = start(job, output)
         wait_for_more(output, process, lines_done(output) + 100)
         process.kill()
-        told.append(process.communicate(timeout=PATIENCE)[1])
+        stderr.append(process.communicate(timeout=PATIENCE)[1])
         assert output.read_bytes() == b"old\n"
 
     process = start(job, output)
-    told.append(process.communicate(timeout=PATIENCE)[1])
+    stderr.append(process.communicate(timeout=PATIENCE)[1])
 
     assert process.returncode == 0
     assert output.read_text(encoding="utf-8") == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-    assert told[0] == ""
-    assert all(": resuming after line " in each for each in told[1:])
+    assert stderr[0] == ""
+    assert all(": resuming after line " in each for each in stderr[1:])
 
 
 @representative(

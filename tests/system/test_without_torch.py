@@ -194,8 +194,8 @@ def test_no_torch_is_imported_where_it_is_installed(
         "check": ["-s", source, "-t", target, *model],
     }
 
-    found = _imported([command, *arguments[command]], LINES)
+    result = _imported([command, *arguments[command]], LINES)
 
-    assert "tfm_cli.cli" in found
-    assert "torch" not in found
-    assert command != "translate" or "numpy" not in found
+    assert "tfm_cli.cli" in result
+    assert "torch" not in result
+    assert command != "translate" or "numpy" not in result

@@ -98,8 +98,8 @@ def test_r29_endless_line_takes_the_memory_of_a_line(what: str, tiny_model: Path
     assert out.split(b"\n")[0] == "▁one".encode()
     assert out.endswith("\n▁five\n".encode())
     assert out.count(b"\n") == 3
-    told = f"lines cut at {MAX_LINE_BYTES} bytes: 1 (first: line 2)"
-    assert told.encode() in err
+    message = f"lines cut at {MAX_LINE_BYTES} bytes: 1 (first: line 2)"
+    assert message.encode() in err
     assert peak < base + 60
 
 
@@ -131,14 +131,14 @@ def test_r30_parts_of_a_long_line_are_all_of_it(cuts: list[Cut], longest: int, t
     ids = list(range(len(cuts)))
     tag = min(tag, len(ids))
 
-    found = split(ids, cuts, longest, tag=tag)
+    result = split(ids, cuts, longest, tag=tag)
 
-    assert all(part[:tag] == ids[:tag] for part in found)
-    assert [i for part in found for i in part[tag:]] == ids[tag:]
-    assert all(len(part) <= longest for part in found)
+    assert all(part[:tag] == ids[:tag] for part in result)
+    assert [i for part in result for i in part[tag:]] == ids[tag:]
+    assert all(len(part) <= longest for part in result)
     if Cut.CHARACTER not in cuts:
         room = longest - tag
-        assert len(found) <= 1 + 2 * len(ids) // room  # all but the last are at least half full
+        assert len(result) <= 1 + 2 * len(ids) // room  # all but the last are at least half full
 
 
 def test_r30_long_sentence_is_split_and_told(tiny_model: Path, run_tfm: RunTfm) -> None:

@@ -46,7 +46,7 @@ def test_every_letter_that_unicode_names_so_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("我们今天去学校。", True),
         ("使用 Python 的 print 函数", True),
@@ -57,12 +57,12 @@ def test_every_letter_that_unicode_names_so_is_known() -> None:
         ("", False),
     ],
 )
-def test_most_of_a_text_decides(line: str, wanted: bool) -> None:
-    assert count_scripts([line]).is_without_blanks == wanted
+def test_most_of_a_text_decides(line: str, expected: bool) -> None:
+    assert count_scripts([line]).is_without_blanks == expected
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("我们今天去学校，然后去图书馆。", True),
         ("東京大学総長選挙は行われた。", False),
@@ -70,5 +70,5 @@ def test_most_of_a_text_decides(line: str, wanted: bool) -> None:
         ("ผมไปโรงเรียน", False),
     ],
 )
-def test_chinese_is_distinguished_from_japanese_by_kana(line: str, wanted: bool) -> None:
-    assert count_scripts([line]).is_chinese == wanted
+def test_chinese_is_distinguished_from_japanese_by_kana(line: str, expected: bool) -> None:
+    assert count_scripts([line]).is_chinese == expected

@@ -4,7 +4,7 @@ from tfm_cli.text.scripts import join_texts
 
 
 @pytest.mark.parametrize(
-    ("texts", "wanted"),
+    ("texts", "expected"),
     [
         ([], ""),
         (["One.", "Two."], "One. Two."),
@@ -24,8 +24,8 @@ from tfm_cli.text.scripts import join_texts
         (["वह गया।", "वह आया।"], "वह गया। वह आया।"),
     ],
 )  # fmt: skip
-def test_parts_are_joined_as_their_script_is_written(texts: list[str], wanted: str) -> None:
-    assert join_texts(texts, [False] * len(texts)) == wanted
+def test_parts_are_joined_as_their_script_is_written(texts: list[str], expected: str) -> None:
+    assert join_texts(texts, [False] * len(texts)) == expected
 
 
 def test_word_of_several_parts_is_one() -> None:

@@ -29,7 +29,7 @@ def test_no_sentence_is_cut_and_most_ends_are_found(
 ) -> None:
     text = blank.join(sentences)
 
-    found = parts(text)
+    result = parts(text)
 
     ends, end = set(), 0
     for sentence in sentences:
@@ -37,11 +37,11 @@ def test_no_sentence_is_cut_and_most_ends_are_found(
         ends.add(end)
         end += len(blank)
     assert set(sentence_ends(text)) <= ends
-    assert len(found) >= 0.75 * len(sentences)
+    assert len(result) >= 0.75 * len(sentences)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("वह गया। वह आया।", ["वह गया।", "वह आया।"]),
         ("هل جاء؟ لا أعرف.", ["هل جاء؟", "لا أعرف."]),
@@ -60,8 +60,8 @@ def test_no_sentence_is_cut_and_most_ends_are_found(
         ("it went. it ... came! did it?", ["it went.", "it ... came!", "did it?"]),
     ],
 )
-def test_ends_of_all_scripts_are_found(text: str, wanted: list[str]) -> None:
-    assert parts(text) == wanted
+def test_ends_of_all_scripts_are_found(text: str, expected: list[str]) -> None:
+    assert parts(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_full_stop_after_the_word_no_ends_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"), [("a, b; c", [2, 5]), ("1,000", []), ("一、二", [2]), ("က၊ ခ", [2])]
+    ("text", "expected"), [("a, b; c", [2, 5]), ("1,000", []), ("一、二", [2]), ("က၊ ခ", [2])]
 )
-def test_clauses_end_at_commas(text: str, wanted: list[int]) -> None:
-    assert clause_ends(text) == wanted
+def test_clauses_end_at_commas(text: str, expected: list[int]) -> None:
+    assert clause_ends(text) == expected
 
 
 @pytest.mark.parametrize(

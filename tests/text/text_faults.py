@@ -54,21 +54,21 @@ def _invalid(name: str, line: bytes, byte: int) -> Fault:
     )  # fmt: skip
 
 
-def _whole(name: str, raw: bytes, told: str, found: str, lines: int = 43) -> Fault:
+def _whole(name: str, raw: bytes, message: str, found: str, lines: int = 43) -> Fault:
     """A file that cannot be read as text."""
-    return Fault(name, raw, f"error: {told}", f"error: {told}", found, lines, shifted=True)
+    return Fault(name, raw, f"error: {message}", f"error: {message}", found, lines, shifted=True)
 
 
 def _binary(name: str, raw: bytes) -> Fault:
     lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
-    told = r"warning: \S*text: lines with (invalid UTF-8|NUL)"
+    message = r"warning: \S*text: lines with (invalid UTF-8|NUL)"
     strict = r"error: \S*text: looks binary \(.*\), expected UTF-8 text"
-    return Fault(name, raw, told, strict, "binary", lines, shifted=True)
+    return Fault(name, raw, message, strict, "binary", lines, shifted=True)
 
 
 def _mixed(name: str, raw: bytes, other: str, count: int) -> Fault:
-    told = rf"warning: \S*text: lines that end in {other}, .*: {count} \(first: line 2\)"
-    return Fault(name, raw, told, told, "mixed_line_ends")
+    message = rf"warning: \S*text: lines that end in {other}, .*: {count} \(first: line 2\)"
+    return Fault(name, raw, message, message, "mixed_line_ends")
 
 
 def _packed(raw: bytes) -> bytes:
@@ -224,8 +224,8 @@ def assert_answered(fault: Fault, command: Command, model: Path, folder: Path) -
     # Lines before the damage have been answered already.
     assert len(lines) <= fault.lines if refused else len(lines) == fault.lines
     # Translations of garbage may look like lost text, depending on the model.
-    told = re.sub(r"warning: line \d+: .* may lack text; .*\n", "", result.err)
-    assert re.match(fault.lenient or "$", told), result.err
+    stderr = re.sub(r"warning: line \d+: .* may lack text; .*\n", "", result.err)
+    assert re.match(fault.lenient or "$", stderr), result.err
     if not fault.shifted:
         words = {"translate": "eins fünf", "encode": "▁one ▁five", "decode": "one five"}
         assert [lines[0], lines[2]] == words[command.__name__].split()

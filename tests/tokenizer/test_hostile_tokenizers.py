@@ -41,7 +41,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
 def test_r41_crafted_tokenizer_is_refused_by_every_command(
     report: str, tmp_path: Path, run_tfm: RunTfm
 ) -> None:
-    content, told = CRAFTED[report]
+    content, message = CRAFTED[report]
     path = tmp_path / "crafted.model"
     path.write_bytes(content)
     for arguments in (
@@ -53,7 +53,7 @@ def test_r41_crafted_tokenizer_is_refused_by_every_command(
 
         assert (result.code, result.out) == (4, ""), (arguments, result.err)
         assert result.err.startswith(f"error: {path}: is not a SentencePiece model: ")
-        assert told in result.err
+        assert message in result.err
     assert not (tmp_path / "model").exists()
 
 
@@ -65,7 +65,7 @@ def test_r41_crafted_tokenizer_of_a_model_whose_hashes_fit_is_refused(
     model.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_model / name, model)
-    content, told = CRAFTED["1263"]
+    content, message = CRAFTED["1263"]
     (model / "tokenizer.model").write_bytes(content)
     config = json.loads((model / "config.json").read_bytes())
     del config["sha256"]
@@ -76,7 +76,7 @@ def test_r41_crafted_tokenizer_of_a_model_whose_hashes_fit_is_refused(
     result = run_tfm(["translate", "--model", str(model)], "one\n")
 
     assert (result.code, result.out) == (4, "")
-    assert told in result.err
+    assert message in result.err
 
 
 def test_r41_tokenizer_over_64_mib_is_refused_unread(tmp_path: Path, run_tfm: RunTfm) -> None:

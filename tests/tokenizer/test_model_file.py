@@ -62,7 +62,7 @@ def test_rules_of_a_file_are_a_normalizer_that_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", "crashed when it read it, with signal 11"),
         ("import os; os._exit(3)", "crashed when it read it, with code 3"),
@@ -70,7 +70,7 @@ def test_rules_of_a_file_are_a_normalizer_that_works(tmp_path: Path) -> None:
     ],
 )
 def test_model_that_crashes_the_child_is_refused(
-    program: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_tfm: RunTfm
+    program: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_tfm: RunTfm
 ) -> None:
     monkeypatch.setattr(trial, "_CHILD_PROGRAM", program)
     monkeypatch.setattr(trial, "_CHILD_TIMEOUT_SECONDS", 0.2 if "sleep" in program else 20)
@@ -80,7 +80,7 @@ def test_model_that_crashes_the_child_is_refused(
 
     assert (result.code, result.out) == (4, "")
     assert result.err == (
-        f"error: {tmp_path / 'own.model'}: is not a SentencePiece model: SentencePiece {told}\n"
+        f"error: {tmp_path / 'own.model'}: is not a SentencePiece model: SentencePiece {message}\n"
     )
 
 

@@ -23,8 +23,8 @@ from tfm_cli.tokenizer import model_file as module
 from tfm_cli.tokenizer.model_file import check_charsmap, validate_model
 
 
-def refused(model: bytes, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def refused(model: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         validate_model(model)
 
 
@@ -110,10 +110,10 @@ CHARSMAPS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", CHARSMAPS)
 def test_crafted_normalizer_is_refused(name: str) -> None:
-    table, told = CHARSMAPS[name]
+    table, message = CHARSMAPS[name]
 
-    refused(MODEL + delimited(3, delimited(2, table)), told)
-    refused(MODEL + delimited(5, delimited(2, table)), told)
+    refused(MODEL + delimited(3, delimited(2, table)), message)
+    refused(MODEL + delimited(5, delimited(2, table)), message)
 
 
 def test_valid_custom_normalizer_is_accepted_and_returned() -> None:
@@ -126,12 +126,12 @@ def test_normalizers_of_sentencepiece_are_known() -> None:
     known = {"nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"}
     for name in known:
         normalizer = sentencepiece.SentencePieceNormalizer(rule_name=name)
-        found = [
+        result = [
             value
             for field, _, value in module.fields(normalizer.serialized_model_proto())
             if field == 3 and isinstance(value, bytes)
         ]
-        for table in (v for f, _, v in module.fields(found[0]) if f == 2 and isinstance(v, bytes)):
+        for table in (v for f, _, v in module.fields(result[0]) if f == 2 and isinstance(v, bytes)):
             assert not check_charsmap(table)
             known = known - {name}
     assert not known

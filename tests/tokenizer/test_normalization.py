@@ -47,9 +47,9 @@ def test_named_rule_is_that_of_sentencepiece(rule: str) -> None:
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
     tokenizer = Tokenizer(learn(rule))
 
-    wanted = [normalizer.Normalize(text).replace("▁", " ").strip(" ") for text in TEXTS]
-    assert restored(tokenizer, TEXTS) == wanted
-    assert (wanted == TEXTS) == (rule == "identity")
+    expected = [normalizer.Normalize(text).replace("▁", " ").strip(" ") for text in TEXTS]
+    assert restored(tokenizer, TEXTS) == expected
+    assert (expected == TEXTS) == (rule == "identity")
 
 
 def test_rules_of_a_file_are_applied(tmp_path: Path) -> None:
@@ -78,20 +78,22 @@ def test_model_without_a_rule_file_is_unchanged() -> None:
     assert without_rule_file_name(model) == model
 
 
-def test_cost_of_a_rule_file_is_logged_once_at_load(tmp_path: Path, told: list[str]) -> None:
+def test_cost_of_a_rule_file_is_logged_once_at_load(
+    tmp_path: Path, log_messages: list[str]
+) -> None:
     path = tmp_path / "own.tsv"
     path.write_text("FF0C\t2E\n", encoding="utf-8")
     model = learn(str(path))
     other = learn("nfkc")
-    told.clear()
+    log_messages.clear()
 
     check_model(model, name="m.model")
     check_model(model, name="m.model")
     check_model(other, name="n.model")
 
-    assert len(told) == 1
-    assert told[0].startswith("m.model: has normalization rules of its own, ")
-    assert told[0].endswith(" s")
+    assert len(log_messages) == 1
+    assert log_messages[0].startswith("m.model: has normalization rules of its own, ")
+    assert log_messages[0].endswith(" s")
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,10 @@ def test_lines_that_are_not_restored_are_those_that_decode_to_others(
 ) -> None:
     ids = tokenizer.encode(lines)
 
-    found = tokenizer.not_restored(lines, ids)
+    result = tokenizer.not_restored(lines, ids)
 
     restored = list(zip(lines, tokenizer.decode(ids), strict=True))
-    assert found == [
+    assert result == [
         (index, text)
         for index, (line, text) in enumerate(restored)
         if single_blanks(line) != single_blanks(text)

@@ -47,7 +47,7 @@ def test_vocabulary_of_one_piece_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "is torn or not a vocabulary: Expecting value"),
         (b"\xff", "is torn or not a vocabulary: 'utf-8'"),
@@ -64,8 +64,8 @@ def test_vocabulary_of_one_piece_is_refused() -> None:
         ),
     ],
 )
-def test_invalid_vocabulary_is_refused_by_name(content: bytes, told: str) -> None:
-    with pytest.raises(ModelError, match=told) as caught:
+def test_invalid_vocabulary_is_refused_by_name(content: bytes, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
         Vocabulary.from_json(content, name="m/vocab.json")
 
     assert str(caught.value).startswith("m/vocab.json: ")

@@ -77,9 +77,9 @@ def test_kept_weights_are_the_average(
     run_tfm(command(output, 6))
 
     saved = checkpoint.read(checkpoints(output)[-1])
-    found = load_model(output, torch.device("cpu")).transformer.state_dict()
-    assert all(torch.equal(found[name], saved.average[name]) for name in found)
-    assert not all(torch.equal(found[name], saved.weights[name]) for name in found)
+    result = load_model(output, torch.device("cpu")).transformer.state_dict()
+    assert all(torch.equal(result[name], saved.average[name]) for name in result)
+    assert not all(torch.equal(result[name], saved.weights[name]) for name in result)
 
 
 def test_best_weights_off_schedule_are_kept_until_the_run_is_resumed(
@@ -163,8 +163,8 @@ def test_newest_weights_are_saved_without_validation(
     model = re.escape(f"model in `{output}`")
     assert re.search(rf"\(--max-updates\); trained \d+s; {model}", result.err)
     saved = checkpoint.read(checkpoints(output)[-1])
-    found: Any = load_model(output, torch.device("cpu")).transformer.state_dict()
-    assert all(torch.equal(found[name], saved.average[name]) for name in found)
+    actual: Any = load_model(output, torch.device("cpu")).transformer.state_dict()
+    assert all(torch.equal(actual[name], saved.average[name]) for name in actual)
 
 
 def test_signatures_are_logged_once(

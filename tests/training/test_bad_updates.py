@@ -86,8 +86,8 @@ def test_r14_update_without_a_finite_gradient_moves_no_weight_and_the_run_goes_o
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert refused(tmp_path / "m") == [(3, False), (4, False)]
     assert state(tmp_path / "m")["refused"] == 2
-    told = r"warning: update 3: skipped, as the loss is \d\.\d+ and the gradient norm nan; "
-    assert re.search(told + r"\d+ training pairs: (\d+, ){5}…; 1 skipped so far\n", result.err)
+    message = r"warning: update 3: skipped, as the loss is \d\.\d+ and the gradient norm nan; "
+    assert re.search(message + r"\d+ training pairs: (\d+, ){5}…; 1 skipped so far\n", result.err)
     assert "; 2 skipped so far\n" in result.err
     assert "; 2 updates skipped or retried; trained " in result.err
     assert learn(tmp_path / "m", updates=6).code == 0
@@ -100,7 +100,7 @@ def test_r14_update_without_a_finite_gradient_moves_no_weight_and_the_run_goes_o
 
 @pytest.mark.slow
 @representative(
-    ("flags", "spoiled", "broken_after", "spoiled_then", "found"),
+    ("flags", "spoiled", "broken_after", "spoiled_then", "actual"),
     [
         # Left out: updates 3, 4 and 9.
         ((), (3, 4, 9), 3, (1, 6), [(3, False), (4, False), (9, False)]),
@@ -115,7 +115,7 @@ def test_r14_going_on_after_refused_updates_equals_never_having_stopped(
     spoiled: tuple[int, ...],
     broken_after: int,
     spoiled_then: tuple[int, ...],
-    found: list[tuple[int, bool]],
+    actual: list[tuple[int, bool]],
     learn: Any,
     tmp_path: Path,
 ) -> None:
@@ -125,7 +125,7 @@ def test_r14_going_on_after_refused_updates_equals_never_having_stopped(
     gone_on = learn(tmp_path / "parts", *flags, spoiled=spoiled_then)
 
     assert [result.code for result in (whole, begun, gone_on)] == [0, 0, 0], gone_on.err
-    assert refused(tmp_path / "whole") == found
+    assert refused(tmp_path / "whole") == actual
     assert left_behind(tmp_path / "parts") == left_behind(tmp_path / "whole")
 
 
@@ -163,8 +163,10 @@ def test_r14_too_many_refused_updates_in_a_row_end_with_6_and_the_last_good_chec
     )
 
     assert result.code == 6
-    told = r"error: update 12: the loss is \d\.\d+ and the gradient norm nan, after 2 like it in a "
-    assert re.search(told + r"row; the weights were not changed\n", result.err)
+    message = (
+        r"error: update 12: the loss is \d\.\d+ and the gradient norm nan, after 2 like it in a "
+    )
+    assert re.search(message + r"row; the weights were not changed\n", result.err)
     good = tmp_path / "m" / "checkpoints" / "update-00000008"
     assert f"start again; the last good checkpoint is `{good}`\n" in result.err
     assert refused(tmp_path / "m") == [(5, False), (6, False), (10, False), (11, False)]
@@ -183,8 +185,10 @@ def test_r14_run_that_should_stop_does_at_the_first_refused_update(
     result = learn(tmp_path / "m", *stop, spoiled=(6,))
 
     assert result.code == 6
-    told = r"error: update 6: the loss is \d\.\d+ and the gradient norm nan; the weights were not "
-    assert re.search(told + r"changed\n", result.err)
+    message = (
+        r"error: update 6: the loss is \d\.\d+ and the gradient norm nan; the weights were not "
+    )
+    assert re.search(message + r"changed\n", result.err)
     assert "the last good checkpoint is `" in result.err
     learn(tmp_path / "m", *stop)
     assert left_behind(tmp_path / "m") == left_behind(tmp_path / "clean")

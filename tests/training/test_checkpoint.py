@@ -81,9 +81,9 @@ def test_restored_run_continues_to_the_bit(tmp_path: Path) -> None:
     second.restore(newest(tmp_path))
     second.learn(3)
 
-    wanted, found = unbroken.tensors(), second.tensors()
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    expected, actual = unbroken.tensors(), second.tensors()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert second.state == unbroken.state
 
 
@@ -160,12 +160,12 @@ def test_copy_by_another_name_is_neither_gone_on_from_nor_removed(tmp_path: Path
     for copy in copies:
         shutil.copytree(tmp_path / "update-00000001", copy)
 
-    found = newest(tmp_path)
+    result = newest(tmp_path)
     for _ in range(2):
         trainer.learn(1)
         trainer.save(tmp_path)
 
-    assert found.state.update == 2
+    assert result.state.update == 2
     assert names(tmp_path) == ["update-00000003", "update-00000004"]
     assert all((copy / "manifest.json").exists() for copy in copies)
 
@@ -219,7 +219,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_torn_checkpoint_is_passed_over_with_a_warning(
-    name: str, damage: str, tmp_path: Path, told: list[str]
+    name: str, damage: str, tmp_path: Path, log_messages: list[str]
 ) -> None:
     trainer = Trainer()
     trainer.learn(2)
@@ -230,12 +230,12 @@ def test_torn_checkpoint_is_passed_over_with_a_warning(
     DAMAGES[damage](torn / name)
 
     assert newest(tmp_path).path == good
-    (line,) = told
+    (line,) = log_messages
     assert line.startswith(str(torn))
     assert line.endswith("; skipping this checkpoint")
 
 
-def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> None:
+def test_only_torn_checkpoints_are_an_error(tmp_path: Path, log_messages: list[str]) -> None:
     trainer = Trainer()
     for _ in range(2):
         trainer.learn(1)
@@ -245,7 +245,7 @@ def test_only_torn_checkpoints_are_an_error(tmp_path: Path, told: list[str]) -> 
         checkpoint.newest(tmp_path)
 
     assert caught.value.hint == "start again with `--overwrite`"
-    assert len(told) == 2
+    assert len(log_messages) == 2
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_checkpoint_that_cannot_be_written_leaves_those_before(
 
 
 def test_old_checkpoint_that_cannot_be_removed_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
 ) -> None:
     def fail(path: Path, *, is_ours: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -327,4 +327,4 @@ def test_old_checkpoint_that_cannot_be_removed_is_a_warning(
     path = trainer.save(tmp_path, max_checkpoints=1)
 
     assert newest(tmp_path).path == path
-    assert told == [f"{old}: cannot be removed: Permission denied"]
+    assert log_messages == [f"{old}: cannot be removed: Permission denied"]

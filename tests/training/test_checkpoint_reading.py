@@ -51,13 +51,13 @@ def parts(saved: Path, model: nn.Module) -> tuple[Checkpoint, dict[str, Tensor]]
 
 
 def test_checkpoint_of_the_model_fits(saved: Path, model: nn.Module) -> None:
-    found, parameters = parts(saved, model)
+    result, parameters = parts(saved, model)
 
-    check_fits(found, parameters, found.average)
+    check_fits(result, parameters, result.average)
 
 
 @pytest.mark.parametrize(
-    ("table", "change", "told"),
+    ("table", "change", "message"),
     [
         ("weights", lambda t: t.pop("bias"), "model.safetensors: bias: missing"),
         (
@@ -74,32 +74,32 @@ def test_checkpoint_of_the_model_fits(saved: Path, model: nn.Module) -> None:
     ],
 )  # fmt: skip
 def test_error_names_the_tensors_that_do_not_fit(
-    saved: Path, model: nn.Module, table: str, change: Callable[[Any], object], told: str
+    saved: Path, model: nn.Module, table: str, change: Callable[[Any], object], message: str
 ) -> None:
-    found, parameters = parts(saved, model)
-    average = dict(found.average)
-    change(getattr(found, table))
+    result, parameters = parts(saved, model)
+    average = dict(result.average)
+    change(getattr(result, table))
 
     with pytest.raises(ModelError) as caught:
-        check_fits(found, parameters, average)
+        check_fits(result, parameters, average)
 
     title = f"{saved}: its tensors are not those of this model"
-    assert str(caught.value).split("\n  ") == [title, told]
+    assert str(caught.value).split("\n  ") == [title, message]
 
 
 def test_error_names_only_the_first_tensors(saved: Path, model: nn.Module) -> None:
-    found, parameters = parts(saved, model)
-    found.optimizer.clear()
-    found.weights.clear()
-    average = dict(found.average)
-    found.average.clear()
+    result, parameters = parts(saved, model)
+    result.optimizer.clear()
+    result.weights.clear()
+    average = dict(result.average)
+    result.average.clear()
 
     with pytest.raises(ModelError, match=r"… and 2 more"):
-        check_fits(found, parameters, average)
+        check_fits(result, parameters, average)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"{}", "has other tables than `state` and `text_sha256`"),
         (b'{"state": {}, "text_sha256": {}, "x": 1}', "has other tables than"),
@@ -113,14 +113,14 @@ def test_error_names_only_the_first_tensors(saved: Path, model: nn.Module) -> No
         (b" " * (1 << 20) + b"{}", "has 1048578 bytes, expected at most 1048576"),
     ],
 )
-def test_invalid_counters_are_refused(saved: Path, content: bytes, told: str) -> None:
+def test_invalid_counters_are_refused(saved: Path, content: bytes, message: str) -> None:
     rewrite(saved / "state.json", content)
 
     with pytest.raises(ModelError) as caught:
         read(saved)
 
     assert str(caught.value).startswith(f"{saved / 'state.json'}: is torn or no checkpoint: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_counter_that_an_earlier_version_had_not_has_its_default(saved: Path) -> None:

@@ -43,7 +43,7 @@ def config(
     return RunConfig(data=data, tokenizer=tokenizer)
 
 
-def test_all_files_make_one_corpus_and_one_tokenizer(told: list[str]) -> None:
+def test_all_files_make_one_corpus_and_one_tokenizer(log_messages: list[str]) -> None:
     settings = config([["a b"], ["c", "d"]], [["x"], ["y z", "z"]], (["a", "b"], ["x", "y"]))
 
     corpora = load_corpora(settings, None, Path("model"))
@@ -56,14 +56,14 @@ def test_all_files_make_one_corpus_and_one_tokenizer(told: list[str]) -> None:
     assert corpora.valid_pairs == [("a", "x"), ("b", "y")]
     assert corpora.valid is not None
     assert len(corpora.valid) == 2
-    assert told[1:] == [
+    assert log_messages[1:] == [
         "tokenizer: learned 11 pieces",
         "training text: 3 pairs, 7 + 7 tokens",
         "validation text: 2 pairs",
     ]
 
 
-def test_dropped_pairs_are_logged_by_reason(told: list[str]) -> None:
+def test_dropped_pairs_are_logged_by_reason(log_messages: list[str]) -> None:
     long = "a b c d e f"
     settings = config([["a", "", long, "b"]], [["a", "b", "c", ""]], ([long], ["a"]), max_length=5)
 
@@ -71,7 +71,7 @@ def test_dropped_pairs_are_logged_by_reason(told: list[str]) -> None:
         load_corpora(settings, None, Path("model"))
 
     text = "training text: 1 pair, 2 + 2 tokens, 2 dropped: blank side, 1 dropped: too long"
-    assert text in told
+    assert text in log_messages
 
 
 def test_existing_tokenizer_is_used() -> None:
@@ -98,13 +98,13 @@ def test_tokenizer_is_named_by_its_file_or_its_model_directory(name: str) -> Non
 
 def test_gzip_is_the_same_text() -> None:
     plain = config([LINES], [LINES], (LINES, LINES))
-    wanted = load_corpora(plain, None, Path("model"))
+    expected = load_corpora(plain, None, Path("model"))
     for name in ("train0.en", "valid.de"):
         Path(name).write_bytes(gzip.compress(Path(name).read_bytes()))
 
-    found = load_corpora(plain, None, Path("model"))
+    actual = load_corpora(plain, None, Path("model"))
 
-    assert found.sha256() == wanted.sha256()
+    assert actual.sha256() == expected.sha256()
 
 
 def test_hash_tells_which_text_was_changed() -> None:
@@ -141,10 +141,10 @@ def test_validation_text_without_lines_is_refused() -> None:
         load_corpora(config([LINES], [LINES], ([], [])), None, Path("model"))
 
 
-def test_repaired_lines_are_logged_once_though_read_twice(told: list[str]) -> None:
+def test_repaired_lines_are_logged_once_though_read_twice(log_messages: list[str]) -> None:
     load_corpora(config([["a\0b", "long " * 40]], [["d", "e"]]), None, Path("model"))
 
-    notes = [line for line in told if "NUL" in line]
+    notes = [line for line in log_messages if "NUL" in line]
     assert notes == ["train0.en: lines with NUL characters, removed: 1 (first: line 1)"]
 
 

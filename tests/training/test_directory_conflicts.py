@@ -84,9 +84,9 @@ def test_r07_changed_setting_is_refused_by_name(section: str) -> None:
 
         changes = changed_settings(before, dataclasses.replace(before, **{section: table}))
 
-        told = [change for change in changes if change.startswith(f"{section}.{name}: ")]
-        assert bool(told) == (name in DECIDES[section]), name
-        assert len(changes) == len(told)
+        changed = [change for change in changes if change.startswith(f"{section}.{name}: ")]
+        assert bool(changed) == (name in DECIDES[section]), name
+        assert len(changes) == len(changed)
 
 
 def other_value(was: Any, field: dataclasses.Field[Any]) -> Any:
@@ -388,8 +388,8 @@ def test_r09_readme_of_somebody_is_left_as_it_is(
     ]
 
     assert [result.code for result in results] == [0, 0], results
-    told = "README.md: not replaced, since it is not a model card of tfm"
-    assert results[1].err.count(told) == 1
+    message = "README.md: not replaced, since it is not a model card of tfm"
+    assert results[1].err.count(message) == 1
     assert (output / "README.md").read_bytes() == card + b"# My notes\n"
 
 

@@ -107,8 +107,8 @@ def test_r04_best_weights_that_are_refused_end_it_and_the_checkpoint_is_named(
     result = with_fault(f"durable:{number}=enospc", longer, output, run_tfm, monkeypatch)
 
     assert "model.safetensors: cannot be written: No space left on device\nhint: " in result.err
-    told = f"the last good checkpoint is `{output / 'checkpoints' / 'update-00000002'}`"
-    assert f"hint: free some space, and repeat the command to resume; {told}\n" in result.err
+    message = f"the last good checkpoint is `{output / 'checkpoints' / 'update-00000002'}`"
+    assert f"hint: free some space, and repeat the command to resume; {message}\n" in result.err
     ends_as_unbroken(result, longer, output, 2, run_tfm)
 
 
@@ -140,7 +140,7 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         ("enospc", "free some space"),
         ("eio", "check the disk"),
@@ -149,7 +149,7 @@ def test_r04_directory_that_was_moved_away_is_not_made_anew(
 )
 def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
     error: str,
-    told: str,
+    message: str,
     longer: SmallRun,
     run_tfm: RunTfm,
     tmp_path: Path,
@@ -167,7 +167,7 @@ def test_r04_hint_fits_the_cause_where_no_checkpoint_was_saved(
 
     assert result.code == 5, result.err
     again = "and repeat the command; it starts over: no checkpoint was saved"
-    assert f"hint: {told.format(output=output)}, {again}\n" in result.err
+    assert f"hint: {message.format(output=output)}, {again}\n" in result.err
     assert "goes on" not in result.err
 
 
@@ -223,8 +223,8 @@ def test_r04_message_tells_how_much_is_needed_and_free(
 
     result = with_fault(f"durable:{number}=enospc", longer, output, run_tfm, monkeypatch)
 
-    told = f"{output}/checkpoints/update-00000002: cannot be written: No space left on device"
-    assert f"warning: {told}; it needs {needed:,} bytes, " in result.err
+    message = f"{output}/checkpoints/update-00000002: cannot be written: No space left on device"
+    assert f"warning: {message}; it needs {needed:,} bytes, " in result.err
     assert result.code == 0
 
 
@@ -275,7 +275,9 @@ def test_r06_checkpoint_that_cannot_be_removed_is_a_warning_and_goes_later(
     result = with_fault(f"rename:{number}=eio", longer, output, run_tfm, monkeypatch)
 
     assert result.code == 0, result.err
-    told = f"warning: {output}/checkpoints/update-00000002: cannot be removed: Input/output error"
-    assert told in result.err
+    message = (
+        f"warning: {output}/checkpoints/update-00000002: cannot be removed: Input/output error"
+    )
+    assert message in result.err
     assert [path.name for path in checkpoints(output)] == ["update-00000006", "update-00000007"]
     assert left_behind(output) == longer.left

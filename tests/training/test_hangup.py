@@ -85,13 +85,13 @@ def test_r03_dropped_connection_saves_and_the_same_command_goes_on(
 
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)  # from the shell, and from the system
-    told = process.communicate(timeout=PATIENCE)[1].decode()
+    stderr = process.communicate(timeout=PATIENCE)[1].decode()
     updates = int(checkpoints(tmp_path / "model")[-1].name.removeprefix("update-"))
     again = run_tfm([*training, "--max-updates", str(updates + 2)])
 
     assert process.returncode == 129
-    assert "SIGHUP: saving after this update" in told
-    assert f"stopped after update {updates}: SIGHUP was received; " in told
+    assert "SIGHUP: saving after this update" in stderr
+    assert f"stopped after update {updates}: SIGHUP was received; " in stderr
     assert again.code == 0
     assert f"resuming after update {updates} of " in again.err
 
@@ -102,11 +102,11 @@ def test_r03_translation_keeps_what_was_done(translation: list[str], tmp_path: P
 
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
-    told = process.communicate(timeout=PATIENCE)[1].decode()
+    stderr = process.communicate(timeout=PATIENCE)[1].decode()
 
     assert process.returncode == 129
-    assert f"{lines_done(tmp_path)} lines are written" in told
-    assert told.endswith("\nhung up\n")
+    assert f"{lines_done(tmp_path)} lines are written" in stderr
+    assert stderr.endswith("\nhung up\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,11 +126,11 @@ def test_r03_nohup_lets_it_go_on(
         wait_until(lambda: lines_done(tmp_path) > 50, process)
 
     process.send_signal(signal.SIGHUP)
-    told = process.communicate(timeout=PATIENCE)[1].decode()
+    stderr = process.communicate(timeout=PATIENCE)[1].decode()
 
-    assert process.returncode == 0, told
-    assert "SIGHUP" not in told
-    assert "hung up" not in told
+    assert process.returncode == 0, stderr
+    assert "SIGHUP" not in stderr
+    assert "hung up" not in stderr
 
 
 @pytest.mark.slow

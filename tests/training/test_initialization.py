@@ -84,10 +84,10 @@ def test_scores_are_those_of_sacrebleu_with_that_tokenizer(
     )
 
     hypotheses = translated.out.split("\n")[:-1]
-    wanted = sacrebleu.corpus_bleu(hypotheses, [TARGETS["char"]], tokenize="char").score
-    (found,) = (line for line in metrics(output) if line["event"] == "valid")
-    assert found["bleu"] == pytest.approx(wanted, abs=1e-9)
-    assert wanted > 0
+    expected = sacrebleu.corpus_bleu(hypotheses, [TARGETS["char"]], tokenize="char").score
+    (actual,) = (line for line in metrics(output) if line["event"] == "valid")
+    assert actual["bleu"] == pytest.approx(expected, abs=1e-9)
+    assert expected > 0
 
 
 def test_resumed_run_keeps_the_tokenizer(command: Command, run_tfm: RunTfm, tmp_path: Path) -> None:

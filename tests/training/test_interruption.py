@@ -56,10 +56,10 @@ def test_first_signal_is_remembered_and_the_second_is_left_to_the_system(
         none_yet = signalled()
         signal.raise_signal(number)
         handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-        found = signalled()
+        result = signalled()
 
     assert none_yet == 0
-    assert found == number
+    assert result == number
     assert handlers == (signal.SIG_DFL, signal.SIG_DFL)
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -71,11 +71,11 @@ def test_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
 
     with record_signals() as signalled:
         signal.raise_signal(number)
-        found = signalled()
+        result = signalled()
         handler = signal.getsignal(number)
     signal.signal(number, before)
 
-    assert found == 0
+    assert result == 0
     assert handler == signal.SIG_IGN
 
 

@@ -36,8 +36,8 @@ def goes_on(small: SmallRun, output: Path, committed: int) -> None:
     assert left_behind(output) == small.left
     assert unfinished(output) == []
     if committed:
-        _, _, told = result.err.partition("resuming after update ")
-        assert int(told.split()[0]) >= committed, result.err
+        _, _, position = result.err.partition("resuming after update ")
+        assert int(position.split()[0]) >= committed, result.err
 
 
 @pytest.mark.parametrize("number", [1, 60, 100])

@@ -234,9 +234,9 @@ def test_interruption_saves_first_and_validates_only_on_request() -> None:
 
         events = list(run.events())
 
-        wanted = [("Logged", 2), ("Validated", 2)]
-        wanted += [("Validated", 3)] if judges else []
-        assert facts(events) == [*wanted, ("CheckpointDue", 3)]
+        expected = [("Logged", 2), ("Validated", 2)]
+        expected += [("Validated", 3)] if judges else []
+        assert facts(events) == [*expected, ("CheckpointDue", 3)]
         assert events[-1] == stop
 
 

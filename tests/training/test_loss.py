@@ -39,12 +39,12 @@ def test_loss_and_both_gradients_equal_those_of_torch(
     hidden, weight, targets = hidden_weight_targets()
 
     loss, _ = cross_entropy(hidden, weight, targets, label_smoothing=smoothing)
-    found = torch.autograd.grad(loss, (hidden, weight))
+    actual = torch.autograd.grad(loss, (hidden, weight))
 
     expected = torch_loss(hidden, weight, targets, smoothing)
     # Single precision, sums of 10 losses or 10 to 17 products in another order.
     assert_close(loss, expected, rtol=1e-6, atol=0)
-    assert_close(found, torch.autograd.grad(expected, (hidden, weight)), rtol=0, atol=3e-6)
+    assert_close(actual, torch.autograd.grad(expected, (hidden, weight)), rtol=0, atol=3e-6)
 
 
 @every_smoothing
@@ -63,14 +63,14 @@ def test_loss_and_all_gradients_with_a_bias_equal_those_of_torch(
     loss, nll = cross_entropy(
         hidden, weight, targets, label_smoothing=smoothing, bias=parameters[2]
     )
-    found = torch.autograd.grad(loss, parameters)
+    actual = torch.autograd.grad(loss, parameters)
 
     logits = F.linear(*parameters)
     expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
     # The sums are kept in single precision.
     assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     assert_close(nll.double(), F.cross_entropy(logits, targets, reduction="sum"), rtol=1e-6, atol=0)
-    assert_close(found, torch.autograd.grad(expected, parameters), rtol=0, atol=3e-6)
+    assert_close(actual, torch.autograd.grad(expected, parameters), rtol=0, atol=3e-6)
 
 
 @every_smoothing
@@ -138,10 +138,10 @@ def test_one_side_can_be_learned_without_the_other(wants: str) -> None:
     wanted = hidden if wants == "hidden" else weight
 
     loss, _ = cross_entropy(hidden, weight, targets, label_smoothing=0.1)
-    (found,) = torch.autograd.grad(loss, wanted)
+    (actual,) = torch.autograd.grad(loss, wanted)
 
     (expected,) = torch.autograd.grad(torch_loss(hidden, weight, targets, 0.1), wanted)
-    assert_close(found, expected, rtol=0, atol=3e-6)  # single precision, as above
+    assert_close(actual, expected, rtol=0, atol=3e-6)  # single precision, as above
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -182,13 +182,13 @@ def test_large_logits_do_not_overflow(smoothing: float) -> None:
     hidden = (1e4 * hidden).detach().requires_grad_()
 
     loss, _ = cross_entropy(hidden, weight, targets, label_smoothing=smoothing)
-    found = torch.autograd.grad(loss, (hidden, weight))
+    actual = torch.autograd.grad(loss, (hidden, weight))
 
     expected = torch_loss(hidden, weight, targets, smoothing)
     assert bool(expected.isfinite())
     assert_close(loss, expected, rtol=1e-6, atol=0)  # single precision, as above
     # The weight's gradient is a sum of numbers up to 1e4.
-    assert_close(found, torch.autograd.grad(expected, (hidden, weight)), rtol=1e-5, atol=1e-2)
+    assert_close(actual, torch.autograd.grad(expected, (hidden, weight)), rtol=1e-5, atol=1e-2)
 
 
 def test_double_inputs_get_double_gradients() -> None:
@@ -196,11 +196,11 @@ def test_double_inputs_get_double_gradients() -> None:
     hidden, weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
 
     loss, _ = cross_entropy(hidden, weight, targets, label_smoothing=0.1)
-    found = torch.autograd.grad(loss, (hidden, weight))
+    actual = torch.autograd.grad(loss, (hidden, weight))
 
-    assert [gradient.dtype for gradient in found] == [torch.float64, torch.float64]
+    assert [gradient.dtype for gradient in actual] == [torch.float64, torch.float64]
     expected = torch.autograd.grad(torch_loss(hidden, weight, targets, 0.1), (hidden, weight))
-    assert_close(found, expected, rtol=0, atol=3e-6)  # the softmax is in single precision
+    assert_close(actual, expected, rtol=0, atol=3e-6)  # the softmax is in single precision
 
 
 def test_bf16_arithmetic_gives_single_gradients_that_point_the_same_way() -> None:
@@ -208,11 +208,11 @@ def test_bf16_arithmetic_gives_single_gradients_that_point_the_same_way() -> Non
 
     with torch.autocast("cpu", torch.bfloat16):
         loss, nll = cross_entropy(hidden, weight, targets, label_smoothing=0.1)
-    found = torch.autograd.grad(loss, (hidden, weight))
+    actual = torch.autograd.grad(loss, (hidden, weight))
 
-    assert [loss.dtype, nll.dtype, *(x.dtype for x in found)] == [torch.float32] * 4
+    assert [loss.dtype, nll.dtype, *(x.dtype for x in actual)] == [torch.float32] * 4
     expected_loss = torch_loss(hidden, weight, targets, 0.1)
     expected = torch.autograd.grad(expected_loss, (hidden, weight))
     assert_close(loss, expected_loss, rtol=0.01, atol=0)  # bf16 has 8 bits: 2**-8 is 0.4 %
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         assert float((ours - theirs).norm() / theirs.norm()) < 0.02

@@ -133,14 +133,16 @@ def test_r10_checkpoint_of_a_validation_that_was_made_late_is_that_of_the_unbrok
 def test_r10_command_without_time_for_a_validation_says_that_it_needs_more(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
+    lines = []
     for _ in range(2):
         with monkeypatch.context() as patch:
             let_time_be_up_at(1, patch)
-            told.append(invoke(unbroken.command(tmp_path / "model")).err)
+            lines.append(invoke(unbroken.command(tmp_path / "model")).err)
 
-    assert "stopped after update 3: 1h passed (--max-time) during the validation; " in told[0]
-    assert "stopped after update 3: 1h passed (--max-time) during the validation, which " in told[1]
+    assert "stopped after update 3: 1h passed (--max-time) during the validation; " in lines[0]
+    assert (
+        "stopped after update 3: 1h passed (--max-time) during the validation, which " in lines[1]
+    )
 
 
 def most_seconds(max_time: float) -> float:

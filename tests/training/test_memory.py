@@ -84,13 +84,13 @@ def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch)
     which, transformer = planner(store()), model()
     tried = len(largest_micro_batches(which))
 
-    for has_moments, wanted in ((True, 0), (False, 2)):
+    for has_moments, expected in ((True, 0), (False, 2)):
         reserved.clear()
         fit_micro_batch(
             which, transformer, may_shrink=True, has_moments=has_moments, device=CPU,
             dtype=torch.float32,
         )  # fmt: skip
-        assert len(reserved) == tried * wanted * len(list(transformer.parameters()))
+        assert len(reserved) == tried * expected * len(list(transformer.parameters()))
 
 
 def test_micro_batch_is_halved_until_it_fits(
@@ -100,10 +100,10 @@ def test_micro_batch_is_halved_until_it_fits(
     which = planner(store())
     limited(99, monkeypatch)
 
-    found = fit_micro_batch(which, model(), may_shrink=True, device=CPU, dtype=torch.float32)
+    result = fit_micro_batch(which, model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
-    assert found.micro_batch == 50
-    assert found == dataclasses.replace(which, micro_batch=50)
+    assert result.micro_batch == 50
+    assert result == dataclasses.replace(which, micro_batch=50)
     assert "cpu: out of memory; using micro-batches of 50 target tokens" in caplog.text
 
 

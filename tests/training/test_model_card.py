@@ -44,7 +44,7 @@ CONFIG = RunConfig(
 def test_card_has_data_shape_training_and_scores() -> None:
     text = card(CONFIG)
 
-    for told in (
+    for fact in (
         "| training text | train.en, train.fr |",
         "| pairs | 20000 (left out: 3 too long) |",
         "| shape | 4+2 layers, width 128, 8 heads, feed-forward 2048, post-norm, ",
@@ -57,7 +57,7 @@ def test_card_has_data_shape_training_and_scores() -> None:
         "| loss | 1.2346 | nats per target token |",
         "tfm translate --model . < source.txt",
     ):
-        assert told in text
+        assert fact in text
     assert text.endswith("`config.json`.\n")
 
 

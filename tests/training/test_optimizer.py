@@ -37,10 +37,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 @settings(deadline=None)
 @given(width=widths, warmup=warmups, update=st.integers(1, 300_000))
 def test_rate_equals_the_papers_formula_everywhere(width: int, warmup: int, update: int) -> None:
-    found = learning_rate(update, peak=width**-0.5 * warmup**-0.5, warmup=warmup)
+    result = learning_rate(update, peak=width**-0.5 * warmup**-0.5, warmup=warmup)
 
     # Powers and roots in double, in another order.
-    assert found == pytest.approx(paper_rate(update, width=width, warmup=warmup), rel=1e-12)
+    assert result == pytest.approx(paper_rate(update, width=width, warmup=warmup), rel=1e-12)
 
 
 @settings(deadline=None)
@@ -77,8 +77,8 @@ def test_presets_of_the_paper_peak_at_the_papers_rate(preset: str, width: int) -
     peak = PRESETS[preset]["training"]["learn_rate"]
 
     assert isinstance(peak, float)
-    found = learning_rate(4000, peak=peak, warmup=TrainingConfig().lr_warmup)
-    assert found == pytest.approx(width**-0.5 * 4000**-0.5, rel=1e-12)
+    result = learning_rate(4000, peak=peak, warmup=TrainingConfig().lr_warmup)
+    assert result == pytest.approx(width**-0.5 * 4000**-0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -121,8 +121,8 @@ def test_every_parameter_is_optimized_once_and_only_matrices_decay(tied: int) ->
 
     groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
 
-    found = [id(parameter) for parameters in groups.values() for parameter in parameters]
-    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+    result = [id(parameter) for parameters in groups.values() for parameter in parameters]
+    assert sorted(result) == sorted(id(parameter) for parameter in model.parameters())
     assert {parameter.ndim for parameter in groups[0.1]} == {2}
     assert {parameter.ndim for parameter in groups[0.0]} == {1}
 

@@ -67,16 +67,16 @@ def test_r15_update_is_the_same_wherever_memory_does_not_suffice(faults: Faults)
     for first, then in itertools.product(range(1, 99), (None, 1, 2, 4)):
         more = "" if then is None else f",micro_batch:{first + then}=memory"
         try:
-            found, splits = updated(f"micro_batch:{first}=memory{more}", faults)
+            actual, splits = updated(f"micro_batch:{first}=memory{more}", faults)
         except ResourceError as error:  # the second one met a single pair
             assert "a single pair" in str(error)  # noqa: PT017 - that is one of two right ends
             continue
         if not splits:
             break
         tried += splits
-        for mine, wanted in zip(found, whole, strict=True):
+        for mine, expected in zip(actual, whole, strict=True):
             # The sums run in another order, and Adam divides by the root of their squares.
-            torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-10)
+            torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
     assert first == 4  # there are three batches
     assert tried >= 9
 
@@ -84,11 +84,11 @@ def test_r15_update_is_the_same_wherever_memory_does_not_suffice(faults: Faults)
 def test_r15_update_in_single_precision_is_the_same_but_for_rounding(faults: Faults) -> None:
     whole, _ = updated("", faults, double=False)
 
-    found, splits = updated("micro_batch:1=memory", faults, double=False)
+    actual, splits = updated("micro_batch:1=memory", faults, double=False)
 
     assert splits == 1
-    for mine, wanted in zip(found, whole, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-6)
+    for mine, expected in zip(actual, whole, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-6)
 
 
 def test_r15_what_a_broken_off_backward_pass_left_does_not_count(faults: Faults) -> None:
@@ -108,8 +108,8 @@ def test_r15_what_a_broken_off_backward_pass_left_does_not_count(faults: Faults)
     run.update(batches(), number=2, memory_limit=limit)
 
     assert limit.num_splits == 1
-    for mine, wanted in zip(run.model.parameters(), whole, strict=True):
-        torch.testing.assert_close(mine.detach(), wanted, rtol=0, atol=1e-10)
+    for mine, expected in zip(run.model.parameters(), whole, strict=True):
+        torch.testing.assert_close(mine.detach(), expected, rtol=0, atol=1e-10)
 
 
 def test_r15_single_pair_without_memory_is_told(faults: Faults) -> None:
@@ -117,8 +117,8 @@ def test_r15_single_pair_without_memory_is_told(faults: Faults) -> None:
     before = run.bits()
     faults("micro_batch:1+=memory")
 
-    told = "cpu: out of memory for a single pair, of 9 source and 10 target tokens with padding"
-    with pytest.raises(ResourceError, match=told) as raised:
+    message = "cpu: out of memory for a single pair, of 9 source and 10 target tokens with padding"
+    with pytest.raises(ResourceError, match=message) as raised:
         run.update(batches(), number=2)
 
     assert raised.value.hint == "drop longer pairs by `--max-length`, or train a smaller model"
@@ -152,9 +152,9 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(ours: Path, theirs: Path, *, atol: float) -> None:
-    wanted = weights(theirs)
+    expected = weights(theirs)
     for name, tensor in weights(ours).items():
-        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=atol)
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=atol)
 
 
 def splits(output: Path) -> int:

@@ -14,8 +14,8 @@ from tfm_cli.training.parallel_model import compile_layers, should_compile
 
 def test_long_runs_on_a_gpu_are_compiled_by_default() -> None:
     gpu = torch.device("cuda")
-    for updates, wanted in ((0, True), (20_000, True), (19_999, False)):
-        assert should_compile(TrainingConfig(max_updates=updates), gpu) is wanted
+    for updates, expected in ((0, True), (20_000, True), (19_999, False)):
+        assert should_compile(TrainingConfig(max_updates=updates), gpu) is expected
         assert not should_compile(TrainingConfig(max_updates=updates), CPU)
     assert should_compile(TrainingConfig(compile="on", max_updates=1), CPU)
     assert not should_compile(TrainingConfig(compile="off"), gpu)

@@ -29,11 +29,11 @@ def different_states(small: SmallRun) -> list[tuple[int, Tree]]:
 
 
 def test_model_of_the_disk_has_all_that_is_reachable(small: SmallRun) -> None:
-    found = different_states(small)
+    result = different_states(small)
 
     # More than one for each operation, and the last is what the run left.
-    assert len(found) > len(small.operations) > 150
-    _, tree = found[-1]
+    assert len(result) > len(small.operations) > 150
+    _, tree = result[-1]
     real = {
         str(path.relative_to(small.output)): path.read_bytes() if path.is_file() else None
         for path in small.output.rglob("*")
@@ -56,9 +56,9 @@ def test_r02_every_state_after_a_loss_of_power_has_a_whole_checkpoint(
         assert update >= small.newest_committed(done), (done, sorted(tree))
         # What the checkpoint knows of was made sure of before: progress lines, and the best model.
         if update:
-            told = [line["update"] for line in metrics_of(output) if line["update"] <= update]
-            assert told == [line["update"] for line in small.left["metrics"]][: len(told)]
-            assert told[-1] >= update - 1, told
+            updates = [line["update"] for line in metrics_of(output) if line["update"] <= update]
+            assert updates == [line["update"] for line in small.left["metrics"]][: len(updates)]
+            assert updates[-1] >= update - 1, updates
         if (output / "config.json").exists() and (output / "model.safetensors").exists():
             facts = weights_facts(output)
             assert facts is not None
@@ -102,10 +102,10 @@ def test_r02_checkpoint_that_got_out_of_the_way_is_taken_back(
     shutil.copytree(small.output / "checkpoints", run)
     (run / "update-00000005").rename(run / ".update-00000005.123.trash")
 
-    found = checkpoint.newest(run)
+    result = checkpoint.newest(run)
 
-    assert found is not None
-    assert found.state.update == 5
+    assert result is not None
+    assert result.state.update == 5
     names = sorted(path.name for path in run.iterdir())
     assert names == ["best-on-schedule", "update-00000004", "update-00000005"]
 
@@ -116,9 +116,9 @@ def test_r02_half_removed_checkpoint_is_not_taken_back(small: SmallRun, tmp_path
     (run / "update-00000005").rename(run / ".update-00000005.123.trash")
     (run / ".update-00000005.123.trash" / "optimizer.safetensors").unlink()
 
-    found = checkpoint.newest(run)
+    result = checkpoint.newest(run)
 
-    assert found is not None
-    assert found.state.update == 4
+    assert result is not None
+    assert result.state.update == 4
     with pytest.raises(ModelError):
         checkpoint.read(run / ".update-00000005.123.trash")

@@ -90,11 +90,11 @@ def test_state_of_one_process_alone_stays() -> None:
     ],
 )  # fmt: skip
 def test_other_number_of_batches_is_logged_with_the_flag_that_would_keep_it(
-    before: int, update_freq: int, world: int, line: str | None, told: list[str]
+    before: int, update_freq: int, world: int, line: str | None, log_messages: list[str]
 ) -> None:
     log_batches_per_update(TrainState(batches_per_update=before), update_freq, world)
 
-    assert told == ([] if line is None else [line])
+    assert log_messages == ([] if line is None else [line])
 
 
 class Second(Parallel):
@@ -147,17 +147,17 @@ def test_any_single_bit_changes_the_checksum(dtype: torch.dtype, position: int, 
     mask = torch.tensor(1, dtype=torch.int64).bitwise_left_shift(bit % bits).to(whole)
     other.view(whole).flatten()[position] ^= mask
 
-    found = checksums({"a": tensor, "b": other, "c": tensor.clone()})
+    result = checksums({"a": tensor, "b": other, "c": tensor.clone()})
 
-    assert found["a"] == found["c"] != found["b"]
+    assert result["a"] == result["c"] != result["b"]
 
 
 def test_not_a_number_and_zeros_of_both_signs_have_checksums() -> None:
     zero, minus, nan = (torch.tensor([x]) for x in (0.0, -0.0, float("nan")))
 
-    found = checksums({"zero": zero, "minus": minus, "nan": nan})
+    result = checksums({"zero": zero, "minus": minus, "nan": nan})
 
-    assert len(set(found.values())) == 3
+    assert len(set(result.values())) == 3
     assert checksums({}) == {}
 
 

@@ -92,19 +92,19 @@ def test_r10_stop_after_each_update(
 def test_r10_stop_after_all_updates_in_turn(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
+    lines = []
     for update in range(1, UPDATES):
         with monkeypatch.context() as inside:
             stop_before(update, inside)
             result = invoke(unbroken.command(tmp_path / "model"))
         assert result.code == 143, result.err
-        told += lines_of(result)
+        lines += lines_of(result)
 
     result = invoke(unbroken.command(tmp_path / "model"))
 
     assert result.code == 0, result.err
     assert left_behind(tmp_path / "model") == unbroken.left
-    assert told + lines_of(result) == unbroken.lines
+    assert lines + lines_of(result) == unbroken.lines
 
 
 @representative("number", [2, 4])

@@ -73,12 +73,12 @@ def test_training_leaves_the_random_numbers_of_the_process_alone(
     text: list[str], output: Path, run_tfm: RunTfm
 ) -> None:
     torch.manual_seed(5)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
 
     torch.manual_seed(5)
     run_tfm(command(text, output))
 
-    torch.testing.assert_close(torch.rand(3), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
 
 
 def test_finished_run_is_left_as_it_is(text: list[str], output: Path, run_tfm: RunTfm) -> None:
@@ -96,7 +96,7 @@ def test_finished_run_is_left_as_it_is(text: list[str], output: Path, run_tfm: R
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["train.en", "train.de"], "the training text is not the one this run began with"),
         (["valid.de"], "the validation text is not the one this run began with"),
@@ -107,7 +107,7 @@ def test_finished_run_is_left_as_it_is(text: list[str], output: Path, run_tfm: R
     ],
 )
 def test_changed_text_is_refused(
-    names: list[str], told: str, text: list[str], output: Path, run_tfm: RunTfm
+    names: list[str], message: str, text: list[str], output: Path, run_tfm: RunTfm
 ) -> None:
     run_tfm(command(text, output))
     before = model_content(output)
@@ -119,7 +119,7 @@ def test_changed_text_is_refused(
     result = run_tfm(command(text, output, updates=4))
 
     assert result.code == 2
-    assert f"error: {output}: {told}\n" in result.err
+    assert f"error: {output}: {message}\n" in result.err
     assert "hint: restore the text, or start again with `--overwrite`" in result.err
     assert model_content(output) == before
 
@@ -171,8 +171,8 @@ def test_batches_of_another_size_are_refused(
 
     assert begun.code == 0, begun.err
     assert result.code == 2
-    told = f"error: {output}: its batches have 4096 target tokens, and would have 6144\n"
-    assert told in result.err
+    message = f"error: {output}: its batches have 4096 target tokens, and would have 6144\n"
+    assert message in result.err
     assert "hint: use `--update-freq 2` as before" in result.err
     assert content(output) == before
 
@@ -240,8 +240,8 @@ def test_run_that_diverges_names_the_last_good_checkpoint_and_keeps_the_model(
     assert "error: update 13: the loss is " in result.err
     assert ", after 9 like it in a row" in result.err
     assert "; the weights were not changed" in result.err
-    told = f"start again; the last good checkpoint is `{output}/checkpoints/update-00000002`"
-    assert told in result.err
+    message = f"start again; the last good checkpoint is `{output}/checkpoints/update-00000002`"
+    assert message in result.err
     unchanged = set(before) - {"config.json", "metrics.jsonl"}
     after = content(output)
     assert {name: after[name] for name in unchanged} == {n: before[n] for n in unchanged}

@@ -101,14 +101,16 @@ def test_run_that_was_killed_while_it_began_begins_again(tmp_path: Path) -> None
 
 
 def test_run_that_was_killed_before_a_checkpoint_starts_over_and_logs_it(
-    output: Path, told: list[str]
+    output: Path, log_messages: list[str]
 ) -> None:
     for path in (output / "checkpoints").glob("update-*"):
         path.rmdir()
 
     assert not can_resume(CONFIG, output, overwrite=False)
 
-    assert told == [f"{output}: the run in it ended before its first checkpoint; starting over"]
+    assert log_messages == [
+        f"{output}: the run in it ended before its first checkpoint; starting over"
+    ]
 
 
 def test_model_without_checkpoints_is_not_thrown_away(output: Path) -> None:
@@ -308,8 +310,8 @@ def test_file_of_somebody_else_with_the_name_of_the_marker_is_refused_and_left(
     (place / ".tfm-run.json").write_bytes(b"theirs")
 
     for overwrite in (False, True):
-        told = ".tfm-run.json: cannot be written: tfm is not known to have made it"
-        with pytest.raises(ResourceError, match=told):
+        message = ".tfm-run.json: cannot be written: tfm is not known to have made it"
+        with pytest.raises(ResourceError, match=message):
             can_resume(CONFIG, place, overwrite=overwrite)
 
     assert (place / ".tfm-run.json").read_bytes() == b"theirs"

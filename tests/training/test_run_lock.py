@@ -18,19 +18,19 @@ def test_lock_is_there_inside_and_gone_behind(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
 
     with locked(tmp_path / "model"):
-        told = json.loads((tmp_path / "model" / LOCK_FILE).read_bytes())
+        holder = json.loads((tmp_path / "model" / LOCK_FILE).read_bytes())
 
-    assert (told["pid"], told["host"]) == (os.getpid(), socket.gethostname())
+    assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
     assert list((tmp_path / "model").iterdir()) == []
 
 
 def test_error_names_the_holder_of_the_lock(tmp_path: Path) -> None:
     host = socket.gethostname()
-    told = rf"model: process {os.getpid()} on {host} has been training into it since 20\d\d-"
+    message = rf"model: process {os.getpid()} on {host} has been training into it since 20\d\d-"
 
     with (
         locked(tmp_path / "model"),
-        pytest.raises(ResourceError, match=told),
+        pytest.raises(ResourceError, match=message),
         locked(tmp_path / "model"),
     ):
         pass
@@ -115,8 +115,8 @@ def test_file_of_somebody_else_with_the_name_of_the_lock_is_refused_and_left(
 ) -> None:
     (tmp_path / LOCK_FILE).write_bytes(b"theirs")
 
-    told = f"{LOCK_FILE}: cannot be written: tfm is not known to have made it"
-    with pytest.raises(ResourceError, match=told), locked(tmp_path):
+    message = f"{LOCK_FILE}: cannot be written: tfm is not known to have made it"
+    with pytest.raises(ResourceError, match=message), locked(tmp_path):
         pass
 
     assert (tmp_path / LOCK_FILE).read_bytes() == b"theirs"

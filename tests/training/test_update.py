@@ -150,13 +150,13 @@ def test_batch_loss_ignores_padding() -> None:
 
 
 def test_gradient_of_many_batches_is_that_of_one_with_all_their_pairs() -> None:
-    found, stats = gradient(uneven_batches())
+    actual, stats = gradient(uneven_batches())
 
     expected, merged = gradient([merged_batch()])
 
     assert stats.target_tokens == merged.target_tokens == 2 + 2 + 20 + 31 + 26
     # The losses' softmax is in single precision.
-    assert_close(found, expected, rtol=0, atol=1e-7)
+    assert_close(actual, expected, rtol=0, atol=1e-7)
     assert_close(stats.nll, merged.nll, rtol=1e-6, atol=0)
     assert_close(stats.gradient_norm, merged.gradient_norm, rtol=1e-6, atol=0)
 
@@ -175,22 +175,22 @@ def test_a_mean_of_the_batches_means_would_be_another_gradient() -> None:
 def test_gradient_is_that_of_the_loss_per_token() -> None:
     model, whole = small_model().double(), merged_batch()
 
-    found, _ = gradient([whole])
+    actual, _ = gradient([whole])
 
     logits = model(whole.source, whole.source_keep, whole.target_in)
     loss = F.cross_entropy(logits[kept(whole)], whole.target_out[kept(whole)], label_smoothing=0.1)
     expected = torch.autograd.grad(loss, list(model.parameters()))
     # The softmax of our loss is in single precision.
-    assert_close(found, torch.cat([g.flatten() for g in expected]), rtol=0, atol=1e-7)
+    assert_close(actual, torch.cat([g.flatten() for g in expected]), rtol=0, atol=1e-7)
 
 
 def test_bf16_arithmetic_gives_about_the_same_gradient() -> None:
     precise, stats = gradient(uneven_batches())
 
-    found, rough = gradient(uneven_batches(), dtype=torch.bfloat16)
+    result, rough = gradient(uneven_batches(), dtype=torch.bfloat16)
 
     # bf16 has 8 bits, so a product is off by up to 0.4 %; some of them follow each other.
-    assert float((found - precise).norm() / precise.norm()) < 0.03
+    assert float((result - precise).norm() / precise.norm()) < 0.03
     assert_close(rough.nll, stats.nll, rtol=0.01, atol=0, check_dtype=False)
     assert rough.gradient_norm.dtype == rough.nll.dtype == torch.float32
 
@@ -211,9 +211,9 @@ def test_a_gradient_above_the_limit_is_clipped_to_it() -> None:
 def test_a_gradient_below_the_limit_is_left_alone() -> None:
     whole, free = gradient(uneven_batches())
 
-    found, _ = gradient(uneven_batches(), clip_norm=1.01 * float(free.gradient_norm))
+    result, _ = gradient(uneven_batches(), clip_norm=1.01 * float(free.gradient_norm))
 
-    assert torch.equal(found, whole)
+    assert torch.equal(result, whole)
 
 
 @pytest.mark.parametrize("number", [1, 5, 10, 40])
@@ -296,14 +296,14 @@ def test_gradients_do_not_outlive_the_update() -> None:
 
 
 def test_recomputed_activations_give_the_same_gradients_with_dropout() -> None:
-    found = []
+    result = []
     for recomputes in (False, True):
         run = Run(dropout=0.3)
         run.model.recomputes_activations = recomputes
         stats = run.update(number=2)
-        found.append([stats.nll, stats.gradient_norm, *run.bits()])
+        result.append([stats.nll, stats.gradient_norm, *run.bits()])
 
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*result, strict=True))
 
 
 def test_an_update_skipped_on_the_device_changes_no_weights_or_moments() -> None:

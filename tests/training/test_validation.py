@@ -79,12 +79,12 @@ def test_loss_is_the_mean_over_all_tokens_for_any_batches(
         total -= float(picked.sum())
         pieces += batch.target_out.numel()
 
-    found = [
+    result = [
         mean_nll(trained.transformer, batches(trained, tiny_corpus, size=size), options())
         for size in (1, 7, 40)
     ]
 
-    assert found == pytest.approx([total / pieces] * 3, rel=1e-4)  # fp32 against double
+    assert result == pytest.approx([total / pieces] * 3, rel=1e-4)  # fp32 against double
 
 
 def test_scores_are_those_of_the_translations(
@@ -95,12 +95,12 @@ def test_scores_are_those_of_the_translations(
         trained.transformer, trained.tokenizers, search=search, device=CPU
     )
     hypotheses = [each.text for each in translator.translate(tiny_corpus.lines("valid.en"))]
-    wanted = corpus_scores(hypotheses, [tiny_corpus.lines("valid.de")], metrics=["chrf", "bleu"])
+    expected = corpus_scores(hypotheses, [tiny_corpus.lines("valid.de")], metrics=["chrf", "bleu"])
 
-    found = validate(trained, tiny_corpus, ["chrf", "bleu"])
+    actual = validate(trained, tiny_corpus, ["chrf", "bleu"])
 
-    assert list(found.values.items()) == [("chrf", wanted[0].value), ("bleu", wanted[1].value)]
-    assert found.scores == tuple(wanted)
+    assert list(actual.values.items()) == [("chrf", expected[0].value), ("bleu", expected[1].value)]
+    assert actual.scores == tuple(expected)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_scores_are_those_of_the_translations(
 def test_values_come_in_the_order_that_was_asked_for(
     metrics: list[str], trained: TrainedModel, tiny_corpus: TinyCorpus
 ) -> None:
-    found = validate(trained, tiny_corpus, metrics)
+    result = validate(trained, tiny_corpus, metrics)
 
-    assert list(found.values) == metrics
-    assert len(found.scores) == len(set(metrics) - {"loss"})
+    assert list(result.values) == metrics
+    assert len(result.scores) == len(set(metrics) - {"loss"})
 
 
 def test_model_is_left_in_training_mode(trained: TrainedModel, tiny_corpus: TinyCorpus) -> None:
@@ -124,7 +124,7 @@ def test_model_is_left_in_training_mode(trained: TrainedModel, tiny_corpus: Tiny
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "best", "wanted"),
+    ("metric", "value", "best", "expected"),
     [
         ("bleu", 1.0, None, True),
         ("bleu", 2.0, 1.0, True),
@@ -140,13 +140,13 @@ def test_model_is_left_in_training_mode(trained: TrainedModel, tiny_corpus: Tiny
     ],
 )
 def test_score_should_rise_and_loss_should_fall(
-    metric: str, value: float, best: float | None, wanted: bool
+    metric: str, value: float, best: float | None, expected: bool
 ) -> None:
-    assert is_better({metric: value}, best) == wanted
+    assert is_better({metric: value}, best) == expected
 
 
 @pytest.mark.parametrize(
-    ("values", "others", "wanted"),
+    ("values", "others", "expected"),
     [
         ({"bleu": 5.0, "chrf": 20.0, "loss": 9.0}, [10.0, 1.0], True),
         ({"bleu": 5.0, "chrf": 10.0, "loss": 0.5}, [10.0, 1.0], True),
@@ -158,9 +158,9 @@ def test_score_should_rise_and_loss_should_fall(
     ],
 )
 def test_ties_are_broken_by_the_next_metric(
-    values: dict[str, float], others: list[float], wanted: bool
+    values: dict[str, float], others: list[float], expected: bool
 ) -> None:
-    assert is_better(values, 5.0, others) == wanted
+    assert is_better(values, 5.0, others) == expected
 
 
 def test_bleu_has_the_tokenizer_that_was_chosen(
@@ -171,7 +171,7 @@ def test_bleu_has_the_tokenizer_that_was_chosen(
     )
     sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
 
-    found = validation.validate(
+    actual = validation.validate(
         trained.transformer,
         ValidationText([], sources, references),
         lambda: nullcontext(translator),
@@ -179,9 +179,9 @@ def test_bleu_has_the_tokenizer_that_was_chosen(
     )
 
     hypotheses = [each.text for each in translator.translate(sources)]
-    wanted = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char")
-    assert found.values == {"bleu": wanted.score}
-    assert "|tok:char|" in found.scores[0].signature
+    expected = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="char")
+    assert actual.values == {"bleu": expected.score}
+    assert "|tok:char|" in actual.scores[0].signature
 
 
 class TwoProcesses(Parallel):

@@ -38,18 +38,18 @@ def texts(present: TranslatorFactory, lines: list[str]) -> list[str]:
 @needs_native
 def test_engine_finds_what_pytorch_finds(
     trained: TrainedModel, tiny_corpus: TinyCorpus, monkeypatch: pytest.MonkeyPatch,
-    told: list[str],
+    log_messages: list[str],
 ) -> None:  # fmt: skip
     lines = tiny_corpus.lines("valid.en")
     assert uses_native_engine(CPU)
     present = translators_of(trained)
 
-    found, again = texts(present, lines), texts(present, lines)
+    result, again = texts(present, lines), texts(present, lines)
 
-    assert [line.partition(":")[0] for line in told] == ["validation"]  # once
+    assert [line.partition(":")[0] for line in log_messages] == ["validation"]  # once
     monkeypatch.setenv(LIBRARY, NONE)
     assert not uses_native_engine(CPU)
-    assert texts(translators_of(trained), lines) == found == again
+    assert texts(translators_of(trained), lines) == result == again
 
 
 @needs_native

@@ -147,8 +147,8 @@ def test_words_of_an_echo_are_aligned_with_themselves(
 
     for translation in translator.translate(LINES):
         if len(translation.text.split()) == len(translation.source.split()):
-            found = alignment_pairs(translation.candidates[0].alignment, "hard")
-            assert found == diagonal(len(translation.source.split()))
+            result = alignment_pairs(translation.candidates[0].alignment, "hard")
+            assert result == diagonal(len(translation.source.split()))
         elif max_length > 100:
             pytest.fail(f"{translation.source!r} became {translation.text!r}")
 

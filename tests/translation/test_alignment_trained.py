@@ -42,10 +42,10 @@ def test_weights_of_a_batch_are_those_of_its_pairs_and_the_mean_of_the_models(
     together = weights(both, slice(0, 3))
 
     assert [tuple(each.shape) for each in together] == [(2, 3), (4, 1), (0,)]
-    for row, found in enumerate(together):
+    for row, result in enumerate(together):
         alone = torch.stack([weights([one], slice(row, row + 1))[0] for one in both]).mean(dim=0)
-        torch.testing.assert_close(found, alone)
-        assert not len(found) or bool((alone.sum(dim=1) < 1).all())
+        torch.testing.assert_close(result, alone)
+        assert not len(result) or bool((alone.sum(dim=1) < 1).all())
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_numbers_are_aligned_with_their_translations(
     right = total = 0
     for line, written in zip(lines, result.out.split("\n")[:-1], strict=True):
         _, pairs = written.split(" ||| ")
-        found = pairs.split(" ")
-        assert sorted(int(pair.split("-")[1]) for pair in found) == list(range(len(found)))
-        right += sum(f"{word}-{word}" in found for word in range(len(line.split())))
+        actual = pairs.split(" ")
+        assert sorted(int(pair.split("-")[1]) for pair in actual) == list(range(len(actual)))
+        right += sum(f"{word}-{word}" in actual for word in range(len(line.split())))
         total += len(line.split())
     assert right > 0.8 * total
 
@@ -81,8 +81,10 @@ def test_alignment_does_not_depend_on_neighbors_or_window(
         translator = Translator.load(tiny_model, options, device="cpu")
         return [torch.tensor(t.candidates[0].alignment) for t in translator.translate(lines)]
 
-    for found, wanted in zip(alignments(max_tokens=20, buffer_size=3), alignments(), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    for actual, expected in zip(
+        alignments(max_tokens=20, buffer_size=3), alignments(), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_json_and_n_best_lists_contain_alignments(tiny_model: Path, run_tfm: RunTfm) -> None:
@@ -115,5 +117,5 @@ def test_unknown_kind_of_alignment_is_refused(run_tfm: RunTfm, kind: str) -> Non
     result = run_tfm(["translate", f"--alignment={kind}"])
 
     assert result.code == 2
-    wanted = "expected soft, hard, or a number of at least 0 and below 1"
-    assert result.err == f"error: unknown alignment `{kind}`, {wanted}\n"
+    expected = "expected soft, hard, or a number of at least 0 and below 1"
+    assert result.err == f"error: unknown alignment `{kind}`, {expected}\n"

@@ -58,9 +58,9 @@ def test_blank_line_has_no_columns() -> None:
     assert from_columns("\t", "in:1", number=2, forced=True).columns == ("", "")
 
 
-@pytest.mark.parametrize(("line", "found"), [("one", "1 column"), ("one\ttwo", "2 columns")])
-def test_missing_column_is_refused(line: str, found: str) -> None:
-    with pytest.raises(DataError, match=f"^in:9: has {found}, but column 3 is the source$"):
+@pytest.mark.parametrize(("line", "result"), [("one", "1 column"), ("one\ttwo", "2 columns")])
+def test_missing_column_is_refused(line: str, result: str) -> None:
+    with pytest.raises(DataError, match=f"^in:9: has {result}, but column 3 is the source$"):
         from_columns(line, "in:9", number=3, forced=False)
 
 
@@ -105,9 +105,9 @@ def test_every_break_of_a_string_is_one(each: str) -> None:
 )
 def test_line_of_a_prefix_needs_a_line_of_the_source(source: str, prefix: str, number: int) -> None:
     fields = {"source": source, "target_prefix": prefix}
-    told = f"line {number} of `target_prefix` has text, line {number} of the source none"
+    message = f"line {number} of `target_prefix` has text, line {number} of the source none"
 
-    with pytest.raises(DataError, match=f"^in:3: {told}$"):
+    with pytest.raises(DataError, match=f"^in:3: {message}$"):
         from_json(json.dumps(fields), "in:3")
 
 
@@ -241,11 +241,11 @@ def test_json_has_all_candidates_of_an_n_best_list() -> None:
 def test_json_has_requested_pieces_and_their_scores() -> None:
     (line,) = lines(TWO, kind="json", n_best=2, word_scores=True)
 
-    found = json.loads(line)
-    assert found["log_probability"] == -0.5
-    assert (found["pieces"], found["word_scores"]) == (["▁eins", "</s>"], [-0.2, -0.3])
-    assert found["n_best"][1]["pieces"] == ["▁ein", "</s>"]
-    assert found["n_best"][1]["word_scores"] == [-0.5, -1.5]
+    result = json.loads(line)
+    assert result["log_probability"] == -0.5
+    assert (result["pieces"], result["word_scores"]) == (["▁eins", "</s>"], [-0.2, -0.3])
+    assert result["n_best"][1]["pieces"] == ["▁ein", "</s>"]
+    assert result["n_best"][1]["word_scores"] == [-0.5, -1.5]
 
 
 def test_json_keeps_the_fields_of_the_input_but_for_its_own() -> None:
@@ -310,8 +310,8 @@ def test_threshold_gives_the_pairs_of_more_than_it() -> None:
 
 
 def test_soft_alignment_has_the_weights_of_each_target_word() -> None:
-    wanted = "x y ||| 0.1000,0.2000,0.6000 0.4000,0.4000,0.0000"
-    assert list(lines(ALIGNED, alignment="soft")) == [wanted]
+    expected = "x y ||| 0.1000,0.2000,0.6000 0.4000,0.4000,0.0000"
+    assert list(lines(ALIGNED, alignment="soft")) == [expected]
     assert list(lines(BLANK, alignment="soft")) == [" ||| "]
 
 

@@ -38,12 +38,12 @@ def operations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[Operation]:
     """Return the operations on the disk of an uninterrupted translation."""
-    told: list[Operation] = []
+    changes: list[Operation] = []
     monkeypatch.setattr(resumable_output, "COMMIT_SECONDS", 0.0)
-    with watched(told.append):
+    with watched(changes.append):
         result = run_tfm(command(tmp_path / "whole"))
     assert result.code == 0, result.err
-    return told
+    return changes
 
 
 @pytest.mark.slow

@@ -87,15 +87,15 @@ def test_texts_of_a_list_are_distinct(
 def test_scores_of_pieces_and_alignments_are_those_of_each_candidate(
     twins: Transformer, tokenizer: Tokenizer
 ) -> None:
-    (found,) = translated(
+    (result,) = translated(
         twins, tokenizer, LINES[:1], n_best=5, beam_size=5, word_scores=True, alignment=True
     )
 
-    for candidate in found.candidates:
+    for candidate in result.candidates:
         assert sum(candidate.word_scores) == pytest.approx(candidate.log_probability, abs=1e-4)
         assert len(candidate.pieces) == len(candidate.word_scores)
         assert len(candidate.alignment) == len(candidate.text.split())
-    assert len(set(texts_of(found))) == 5
+    assert len(set(texts_of(result))) == 5
 
 
 def test_candidates_of_a_split_line_have_different_texts(
@@ -103,12 +103,12 @@ def test_candidates_of_a_split_line_have_different_texts(
 ) -> None:
     line = "one two three four five six seven eight nine"
 
-    (found,) = translated(
+    (result,) = translated(
         twins, tokenizer, [line], n_best=8, beam_size=8, max_length=10, alignment=True
     )
 
-    assert len(set(texts_of(found))) == 8
-    scores = [candidate.score for candidate in found.candidates]
+    assert len(set(texts_of(result))) == 8
+    scores = [candidate.score for candidate in result.candidates]
     assert scores == sorted(scores, reverse=True)
 
 
@@ -134,16 +134,16 @@ class FewTexts:
 
 def test_too_few_texts_are_reported_once(
     twins: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
-    told: list[str],
+    log_messages: list[str],
 ) -> None:  # fmt: skip
     few = FewTexts(tokenizer, ["one", "two"])
     monkeypatch.setattr(module, "beam_search", few)
 
-    found = translated(twins, tokenizer, ["", "one", "two", "three"], n_best=3, beam_size=4)
+    result = translated(twins, tokenizer, ["", "one", "two", "three"], n_best=3, beam_size=4)
 
-    assert [texts_of(each) for each in found] == [["", "", ""]] + [["one", "two"]] * 3
+    assert [texts_of(each) for each in result] == [["", "", ""]] + [["one", "two"]] * 3
     message = "line 2: even a wider search finds only 2 different translations of the 3 requested"
-    assert told == [message]
+    assert log_messages == [message]
     assert [width for _, width in few.beams] == sorted(width for _, width in few.beams)
     assert few.beams[-1] == (1, 256)
     assert all(rows * width <= max(3 * 4, width) for rows, width in few.beams)
@@ -155,12 +155,12 @@ def test_parts_with_few_texts_give_all_their_choices(
     monkeypatch.setattr(module, "beam_search", FewTexts(tokenizer, ["one", "two"]))
     line = "one two three four five"
 
-    (found,) = translated(twins, tokenizer, [line], n_best=4, beam_size=4, max_length=6)
+    (result,) = translated(twins, tokenizer, [line], n_best=4, beam_size=4, max_length=6)
 
-    scores = [candidate.score for candidate in found.candidates]
-    assert len(set(texts_of(found))) == 4
+    scores = [candidate.score for candidate in result.candidates]
+    assert len(set(texts_of(result))) == 4
     assert scores == sorted(scores, reverse=True)
-    assert len(texts_of(found)[0].split()) > 1
+    assert len(texts_of(result)[0].split()) > 1
 
 
 # Samples.
@@ -171,25 +171,25 @@ def test_first_of_several_samples_is_that_of_a_single_one(
 ) -> None:
     how: dict[str, Any] = {"sampling": True, "beam_size": 1, "seed": 3}
 
-    found = translated(twins, tokenizer, LINES, n_best=5, **how)
+    result = translated(twins, tokenizer, LINES, n_best=5, **how)
 
     alone = translated(twins, tokenizer, LINES, **how)
     fewer = translated(twins, tokenizer, LINES, n_best=3, **how)
-    assert [len(each.candidates) for each in found] == [5] * 4
-    assert [each.candidates[:1] for each in found] == [each.candidates for each in alone]
-    assert [each.candidates[:3] for each in found] == [each.candidates for each in fewer]
-    assert len(set(texts_of(found[0]))) > 1
-    assert texts_of(found[1]) == [""] * 5
+    assert [len(each.candidates) for each in result] == [5] * 4
+    assert [each.candidates[:1] for each in result] == [each.candidates for each in alone]
+    assert [each.candidates[:3] for each in result] == [each.candidates for each in fewer]
+    assert len(set(texts_of(result[0]))) > 1
+    assert texts_of(result[1]) == [""] * 5
 
 
 def test_samples_may_be_equal(twins: Transformer, tokenizer: Tokenizer) -> None:
     """Samples are independent of each other, so they may repeat."""
-    found = translated(
+    result = translated(
         twins, tokenizer, LINES, sampling=True, beam_size=1, n_best=4, temperature=1e-3
     )
 
-    assert [len(set(texts_of(each))) for each in found] == [1] * 4
-    assert [len(texts_of(each)) for each in found] == [4] * 4
+    assert [len(set(texts_of(each))) for each in result] == [1] * 4
+    assert [len(texts_of(each)) for each in result] == [4] * 4
 
 
 def test_samples_do_not_depend_on_the_neighbors(twins: Transformer, tokenizer: Tokenizer) -> None:
@@ -205,7 +205,7 @@ def test_samples_that_memory_does_not_hold_together_are_drawn_in_parts(
     twins: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how: dict[str, Any] = {"sampling": True, "beam_size": 1, "n_best": 4}
-    wanted = translated(twins, tokenizer, LINES, **how)
+    expected = translated(twins, tokenizer, LINES, **how)
     rows: list[int] = []
 
     def small(model: Any, source: torch.Tensor, *others: Any, **options: Any) -> Any:
@@ -216,9 +216,9 @@ def test_samples_that_memory_does_not_hold_together_are_drawn_in_parts(
 
     monkeypatch.setattr(module, "sample", small)
 
-    found = translated(twins, tokenizer, LINES, **how)
+    actual = translated(twins, tokenizer, LINES, **how)
 
-    assert [texts_of(each) for each in found] == [texts_of(each) for each in wanted]
+    assert [texts_of(each) for each in actual] == [texts_of(each) for each in expected]
     assert sum(rows) == 12
 
 
@@ -228,8 +228,8 @@ def test_samples_of_a_split_line_are_joined_in_the_order_of_the_draws(
     how: dict[str, Any] = {"sampling": True, "beam_size": 1, "max_length": 10}
     line = "one two three four five six seven"
 
-    (found,) = translated(twins, tokenizer, [line], n_best=3, **how)
+    (result,) = translated(twins, tokenizer, [line], n_best=3, **how)
 
     (alone,) = translated(twins, tokenizer, [line], **how)
-    assert found.candidates[0] == alone.candidates[0]
-    assert len(found.candidates) == 3
+    assert result.candidates[0] == alone.candidates[0]
+    assert len(result.candidates) == 3

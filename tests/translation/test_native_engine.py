@@ -49,8 +49,8 @@ def native(models: Sequence[NativeModel], options: SearchOptions, **how: Any) ->
     return Translator(NativeEngine(models, options), models[0].tokenizers, options, **how)
 
 
-def assert_alike(found: Sequence[Translation], wanted: Sequence[Translation]) -> None:
-    for one, other in zip(found, wanted, strict=True):
+def assert_alike(actual: Sequence[Translation], expected: Sequence[Translation]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         assert [each.text for each in one.candidates] == [each.text for each in other.candidates]
         for own, its in zip(one.candidates, other.candidates, strict=True):
             assert own.score == pytest.approx(its.score, abs=1e-4)
@@ -77,13 +77,13 @@ def test_translations_scores_and_alignments_are_those_of_pytorch(
     options = SearchOptions(settings=search, word_scores=True)
     prefixes = ["acht neun" if number % 4 == 1 else "" for number in range(len(lines))]
 
-    found = native([model] * count, options, alignment=True).translate_window(lines, prefixes)
+    actual = native([model] * count, options, alignment=True).translate_window(lines, prefixes)
 
-    wanted = torch_translator(
+    expected = torch_translator(
         trained.transformer, trained.tokenizers, search=search, word_scores=True, alignment=True,
         others=[trained.transformer] * (count - 1),
     ).translate_window(lines, prefixes)  # fmt: skip
-    assert_alike(found, wanted)
+    assert_alike(actual, expected)
 
 
 def test_samples_are_those_of_pytorch(
@@ -92,12 +92,12 @@ def test_samples_are_those_of_pytorch(
     search = SearchConfig(beam_size=1, n_best=2, temperature=2.0, top_k=5)
     options = SearchOptions(settings=search, sampling=True, word_scores=True)
 
-    found = native([model], options).translate_window(lines)
+    actual = native([model], options).translate_window(lines)
 
-    wanted = torch_translator(
+    expected = torch_translator(
         trained.transformer, trained.tokenizers, search=search, sampling=True, word_scores=True
     ).translate_window(lines)
-    assert_alike(found, wanted)
+    assert_alike(actual, expected)
 
 
 def test_shortlist_gives_the_results_of_pytorch(
@@ -110,12 +110,12 @@ def test_shortlist_gives_the_results_of_pytorch(
     search = SearchConfig()
     options = SearchOptions(settings=search, word_scores=True, shortlist=table)
 
-    found = native([model], options).translate_window(lines)
+    actual = native([model], options).translate_window(lines)
 
-    wanted = torch_translator(
+    expected = torch_translator(
         trained.transformer, trained.tokenizers, search=search, word_scores=True, shortlist=table
     ).translate_window(lines)
-    assert_alike(found, wanted)
+    assert_alike(actual, expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -189,10 +189,10 @@ def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
     model: NativeModel, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     translator = native([model], SearchOptions(settings=SearchConfig()))
-    wanted = translator.translate_window(lines)
+    expected = translator.translate_window(lines)
     sizes = without_memory(monkeypatch, lambda segments: len(segments) > 3)
 
-    assert translator.translate_window(lines) == wanted
+    assert translator.translate_window(lines) == expected
     assert max(sizes) <= 3
 
 
@@ -289,7 +289,7 @@ def test_batch_is_searched_in_the_parts_that_are_fastest(
 ) -> None:
     translator = native([model], SearchOptions(settings=SearchConfig()))
     sizes = without_memory(monkeypatch, lambda segments: False)
-    wanted = translator.translate_window(lines)
+    expected = translator.translate_window(lines)
     together = list(sizes)
     # Keys and values of a token in one layer: cross-attention and four hypotheses.
     of_token = 2 * model.config.model.width * 4 * 5
@@ -297,9 +297,9 @@ def test_batch_is_searched_in_the_parts_that_are_fastest(
     monkeypatch.setattr(model, "num_bytes", 0)
     sizes.clear()
 
-    found = translator.translate_window(lines)
+    actual = translator.translate_window(lines)
 
-    assert found == wanted
+    assert actual == expected
     assert together == [len(lines) - 2]
     assert sum(sizes) == len(lines) - 2
     assert 1 < max(sizes) < len(lines) - 2

@@ -77,7 +77,7 @@ def test_killed_job_resumes_after_the_last_commit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_failure_after_long_work_keeps_all_whole_windows(
-    tmp_path: Path, error: type[BaseException], told: list[str]
+    tmp_path: Path, error: type[BaseException], log_messages: list[str]
 ) -> None:
     def fail(output: ResumableFile) -> None:
         write(output, b"eins\nzwei\n", 2)
@@ -90,14 +90,14 @@ def test_failure_after_long_work_keeps_all_whole_windows(
         fail(output)
 
     shown = f"{tmp_path / 'out'}: 2 lines are written; the same command resumes after them"
-    assert told == [shown]
+    assert log_messages == [shown]
     with ResumableFile(tmp_path / "out", SETTINGS, clock=clock) as output:
         assert output.start.lines == 2
         output.stream.write(b"drei\n")
     assert (tmp_path / "out").read_bytes() == b"eins\nzwei\ndrei\n"
 
 
-def test_failure_after_short_work_leaves_nothing(tmp_path: Path, told: list[str]) -> None:
+def test_failure_after_short_work_leaves_nothing(tmp_path: Path, log_messages: list[str]) -> None:
     (tmp_path / "out").write_bytes(b"old\n")
 
     def fail(output: ResumableFile) -> None:
@@ -109,11 +109,11 @@ def test_failure_after_short_work_leaves_nothing(tmp_path: Path, told: list[str]
 
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out").read_bytes() == b"old\n"
-    assert told == []
+    assert log_messages == []
 
 
 def test_failure_without_progress_keeps_the_old_progress_silently(
-    tmp_path: Path, told: list[str]
+    tmp_path: Path, log_messages: list[str]
 ) -> None:
     kill(tmp_path / "out", Clock())
 
@@ -121,7 +121,7 @@ def test_failure_without_progress_keeps_the_old_progress_silently(
         raise ValueError("x")
 
     assert names(tmp_path) == [".out.partial", ".out.progress"]
-    assert told == []
+    assert log_messages == []
 
 
 def test_other_settings_are_refused_by_name_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ NO_PLACE = "has no position to resume at"
     ids=lambda value: None if isinstance(value, bytes) and len(value) > 1000 else repr(value)[:60],
 )
 def test_journal_that_is_none_begins_again_with_a_word(
-    tmp_path: Path, told: list[str], content: bytes, reason: str
+    tmp_path: Path, log_messages: list[str], content: bytes, reason: str
 ) -> None:
     kill(tmp_path / "out", Clock())
     (tmp_path / ".out.progress").write_bytes(content)
@@ -184,7 +184,7 @@ def test_journal_that_is_none_begins_again_with_a_word(
     with resumable_file(tmp_path / "out", SETTINGS) as output:
         assert output.start == Position()
 
-    assert told == [f"{tmp_path / '.out.progress'}: {reason}; it begins again"]
+    assert log_messages == [f"{tmp_path / '.out.progress'}: {reason}; it begins again"]
     assert (tmp_path / "out").read_bytes() == b""
 
 
@@ -252,8 +252,8 @@ def test_content_is_on_the_disk_before_the_journal_tells_of_it(
     clock, sync = Clock(), os.fsync
 
     def synced(descriptor: int) -> None:
-        told = json.loads((tmp_path / ".out.progress").read_bytes())["bytes"]
-        steps.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, told))
+        journaled_bytes = json.loads((tmp_path / ".out.progress").read_bytes())["bytes"]
+        steps.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, journaled_bytes))
         sync(descriptor)
 
     output = ResumableFile(tmp_path / "out", SETTINGS, clock=clock)
@@ -336,10 +336,10 @@ def test_private_file_that_leads_elsewhere_is_refused_and_left(
     make_odd(kind, tmp_path / name, victim)
     before = (tmp_path / name).lstat()
 
-    told = f"{tmp_path / name}: cannot be written: (it is|Is a)"
+    message = f"{tmp_path / name}: cannot be written: (it is|Is a)"
     for overwrite in (False, True):
         with (
-            pytest.raises(ResourceError, match=told),
+            pytest.raises(ResourceError, match=message),
             resumable_file(tmp_path / "out", SETTINGS, overwrite=overwrite),
         ):
             pass
@@ -355,9 +355,9 @@ def test_foreign_file_with_the_name_of_a_partial_one_is_refused_and_left(
 ) -> None:
     (tmp_path / ".out.partial").write_bytes(b"theirs")
 
-    told = f"{tmp_path / '.out.partial'}: cannot be written: tfm is not known to have made it"
+    message = f"{tmp_path / '.out.partial'}: cannot be written: tfm is not known to have made it"
     with (
-        pytest.raises(ResourceError, match=told) as refused,
+        pytest.raises(ResourceError, match=message) as refused,
         resumable_file(tmp_path / "out", SETTINGS),
     ):
         pass

@@ -56,12 +56,12 @@ def by_force(model: TableModel, table: int, limit: int) -> list[Hypothesis]:
 def test_widest_beam_lists_the_best_spelling_of_the_best_texts(seed: int, count: int) -> None:
     model = TableModel(seed, vocab=VOCAB)
 
-    (found,) = different_texts(
+    (actual,) = different_texts(
         Searches(model, [0], 4), texts_of, segments=1, count=count, beam_size=200
     )
 
-    wanted = by_force(model, 0, 4)[:count]
-    assert [each.ids for each in found] == [each.ids for each in wanted]
+    expected = by_force(model, 0, 4)[:count]
+    assert [each.ids for each in actual] == [each.ids for each in expected]
 
 
 @pytest.mark.parametrize("count", [2, 4, 12])
@@ -71,9 +71,9 @@ def test_list_is_filled_up_with_other_texts(seed: int, count: int) -> None:
     model.logits[..., 4] -= 6  # so that most texts are runs of `a`
     search = Searches(model, [2, 0, 1], 6)
 
-    found = different_texts(search, texts_of, segments=3, count=count, beam_size=count)
+    result = different_texts(search, texts_of, segments=3, count=count, beam_size=count)
 
-    for table, hypotheses in zip([2, 0, 1], found, strict=True):
+    for table, hypotheses in zip([2, 0, 1], result, strict=True):
         assert len({text_of(each) for each in hypotheses}) == len(hypotheses) == count
         scores = [each.score for each in hypotheses]
         assert scores == sorted(scores, reverse=True)
@@ -89,10 +89,10 @@ def test_text_counts_by_its_best_spelling_of_all_searches(seed: int) -> None:
     model = TableModel(seed, vocab=VOCAB)
     search = Searches(model, [0], 5)
 
-    (found,) = different_texts(search, texts_of, segments=1, count=6, beam_size=6)
+    (result,) = different_texts(search, texts_of, segments=1, count=6, beam_size=6)
 
     hypotheses = [each for _, width in list(search.asked) for each in search([0], width)[0]]
-    for each in found:
+    for each in result:
         assert each.score == max(h.score for h in hypotheses if text_of(h) == text_of(each))
 
 
@@ -107,10 +107,10 @@ def test_only_segments_that_lack_texts_are_searched_again() -> None:
             return plenty + twice
         return [[*twice[0], *[Hypothesis((4,), -9.0, -9.0)] * (beam_size - 2)]]
 
-    found = different_texts(search, texts_of, segments=2, count=2, beam_size=2)
+    result = different_texts(search, texts_of, segments=2, count=2, beam_size=2)
 
-    assert found[0] == plenty[0]
-    assert texts_of(found[1]) == ["aa", "b"]
+    assert result[0] == plenty[0]
+    assert texts_of(result[1]) == ["aa", "b"]
     assert asked == [([0, 1], 2), ([1], 4)]
 
 
@@ -118,9 +118,9 @@ def test_search_that_finds_all_there_is_ends() -> None:
     model = TableModel(1, vocab=VOCAB)
     search = Searches(model, [0], 1)
 
-    (found,) = different_texts(search, texts_of, segments=1, count=50, beam_size=50)
+    (result,) = different_texts(search, texts_of, segments=1, count=50, beam_size=50)
 
-    assert {text_of(each) for each in found} == {"", "a", "aa", "b"}
+    assert {text_of(each) for each in result} == {"", "a", "aa", "b"}
     assert len(search.asked) == 1
 
 
@@ -131,11 +131,11 @@ def test_search_whose_texts_are_all_the_same_ends() -> None:
         asked.append(beam_size)
         return [[Hypothesis((2,) * n, -n, -n) for n in range(beam_size)] for _ in segments]
 
-    (found,) = different_texts(
+    (result,) = different_texts(
         search, lambda some: ["same"] * len(some), segments=1, count=3, beam_size=3
     )
 
-    assert [each.ids for each in found] == [()]
+    assert [each.ids for each in result] == [()]
     assert asked == [3, 6, 12, 24, 48, 96, 192]
 
 
@@ -146,18 +146,18 @@ def test_search_that_memory_does_not_hold_ends() -> None:
         asked.append(beam_size)
         return [[Hypothesis((2,), -1.0, -1.0)] * beam_size if beam_size < 8 else []]
 
-    (found,) = different_texts(search, texts_of, segments=1, count=2, beam_size=2)
+    (result,) = different_texts(search, texts_of, segments=1, count=2, beam_size=2)
 
-    assert texts_of(found) == ["a"]
+    assert texts_of(result) == ["a"]
     assert asked == [2, 4, 8]
 
 
 def test_blanks_make_no_other_text() -> None:
     hypotheses = [Hypothesis((n,), -n, -n) for n in range(4)]
 
-    (found,) = different_texts(
+    (result,) = different_texts(
         lambda *_: [hypotheses], lambda _: ["one two", "one  two", " one two", "onetwo"],
         segments=1, count=4, beam_size=1000,
     )  # fmt: skip
 
-    assert [each.ids for each in found] == [(0,), (3,)]
+    assert [each.ids for each in result] == [(0,), (3,)]

@@ -16,7 +16,7 @@ def warnings(
 
 
 @pytest.mark.parametrize(
-    ("source", "text", "tokens", "found"),
+    ("source", "text", "tokens", "result"),
     [
         (SIX, "Die Katze saß.", (20, 5), "6 sentences became 1"),
         (SIX, "Die Katze saß lange da, und sie schlief, lief und fraß.", (20, 19),
@@ -28,11 +28,11 @@ def warnings(
     ],
 )  # fmt: skip
 def test_translation_that_lacks_much_is_warned_of(
-    caplog: pytest.LogCaptureFixture, source: str, text: str, tokens: tuple[int, int], found: str
+    caplog: pytest.LogCaptureFixture, source: str, text: str, tokens: tuple[int, int], result: str
 ) -> None:
-    (told,) = warnings(caplog, source, text, tokens)
+    (message,) = warnings(caplog, source, text, tokens)
 
-    assert told.startswith(f"line 7: {found}, so its translation may lack text")
+    assert message.startswith(f"line 7: {result}, so its translation may lack text")
 
 
 @pytest.mark.parametrize(

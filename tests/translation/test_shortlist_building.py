@@ -70,10 +70,10 @@ def test_table_agrees_with_counting_pair_by_pair(
     assert table.seen.tolist() == [seen[piece] for piece in range(source_side.vocab_size)]
     for piece in range(source_side.vocab_size):
         rare = [(t, count) for t, count in links[piece].items() if t not in frequent]
-        wanted = sorted(rare, key=lambda item: (-item[1], item[0]))[:5]
+        expected = sorted(rare, key=lambda item: (-item[1], item[0]))[:5]
         places = slice(piece * table.width, (piece + 1) * table.width)
-        found = zip(table.best[places], table.counts[places], strict=True)
-        assert [pair for pair in found if pair[0] >= 0] == wanted
+        actual = zip(table.best[places], table.counts[places], strict=True)
+        assert [pair for pair in actual if pair[0] >= 0] == expected
 
 
 def test_translation_of_each_word_is_on_its_list(
@@ -85,8 +85,8 @@ def test_translation_of_each_word_is_on_its_list(
     table = built(trained, list(zip(*lines, strict=True)), best=3, frequent=0)
 
     for word, translation in (("one", "eins"), ("seven", "sieben"), ("nine", "neun")):
-        ((piece,), (wanted,)) = source.encode([word])[0], target.encode([translation])[0]
-        assert wanted in table.needed(piece)
+        ((piece,), (expected,)) = source.encode([word])[0], target.encode([translation])[0]
+        assert expected in table.needed(piece)
 
 
 def test_all_frequent_leaves_lists_empty(
@@ -101,14 +101,17 @@ def test_all_frequent_leaves_lists_empty(
     )
 
 
-def test_corpus_without_a_pair_is_refused(trained: TrainedModel, told: list[str]) -> None:
+def test_corpus_without_a_pair_is_refused(trained: TrainedModel, log_messages: list[str]) -> None:
     with pytest.raises(DataError, match="corpus: 0 usable pairs, dropped: 1 blank side"):
         built(trained, [("", "eins")])
 
 
 def test_skipped_pairs_are_reported(
-    trained: TrainedModel, pairs: list[tuple[str, str]], told: list[str]
+    trained: TrainedModel, pairs: list[tuple[str, str]], log_messages: list[str]
 ) -> None:
     built(trained, [*pairs, ("one " * 60, "eins")])
 
-    assert told == ["corpus: 1 pair left out: blank side", "corpus: 1 pair left out: too long"]
+    assert log_messages == [
+        "corpus: 1 pair left out: blank side",
+        "corpus: 1 pair left out: too long",
+    ]

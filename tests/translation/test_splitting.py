@@ -22,7 +22,7 @@ def cut(tokenizer: Tokenizer, line: str, longest: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "longest", "wanted"),
+    ("line", "longest", "expected"),
     [
         ("The cat sat. It slept", 17, ["The cat sat.", "It slept"]),
         ("It slept, then ran away", 18, ["It slept,", "then ran away"]),
@@ -35,11 +35,11 @@ def cut(tokenizer: Tokenizer, line: str, longest: int) -> list[str]:
         ("The cat sat 1\u00a0000", 16, ["The cat sat", "1\u00a0000"]),
     ],
 )
-def test_line_is_cut_at_the_best_place(line: str, longest: int, wanted: list[str]) -> None:
+def test_line_is_cut_at_the_best_place(line: str, longest: int, expected: list[str]) -> None:
     config = TokenizerConfig(vocab_size=310, model_type="char")
     tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
 
-    assert cut(tokenizer, line, longest) == wanted
+    assert cut(tokenizer, line, longest) == expected
 
 
 @pytest.mark.parametrize("longest", range(5, 40))

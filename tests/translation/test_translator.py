@@ -128,7 +128,7 @@ def test_blank_lines_stay_between_the_others(translator_of: TranslatorOf, echo: 
 
 
 def test_long_line_is_split_after_a_sentence_and_joined(
-    translator_of: TranslatorOf, echo: Echo, told: list[str]
+    translator_of: TranslatorOf, echo: Echo, log_messages: list[str]
 ) -> None:
     line = "one two three . four five ! six"
 
@@ -136,7 +136,7 @@ def test_long_line_is_split_after_a_sentence_and_joined(
 
     parts = sorted(echo.pieces_at_once())
     assert parts == [len("▁one"), len("▁four▁five▁!▁six"), len("▁one▁two▁three▁.")]
-    assert told == ["line 2 has 32 tokens, more than 20: split"]
+    assert log_messages == ["line 2 has 32 tokens, more than 20: split"]
 
 
 def test_long_sentence_is_split_between_words(translator_of: TranslatorOf, echo: Echo) -> None:
@@ -174,10 +174,10 @@ def test_parts_of_text_without_blanks_are_joined_without(
 def test_no_character_spelled_in_bytes_is_cut(
     translator_of: TranslatorOf, echo: Echo, on_long: str, longest: int
 ) -> None:
-    (found,) = texts(translator_of(max_length=longest, on_long=on_long), ["o☃ñ☃é☃☃"])
+    (result,) = texts(translator_of(max_length=longest, on_long=on_long), ["o☃ñ☃é☃☃"])
 
-    assert "o☃ñ☃é☃☃".startswith(found.replace(" ", ""))
-    assert on_long == "cut" or len(found.replace(" ", "")) == 7
+    assert "o☃ñ☃é☃☃".startswith(result.replace(" ", ""))
+    assert on_long == "cut" or len(result.replace(" ", "")) == 7
 
 
 def test_no_line_is_split_after_an_abbreviation(translator_of: TranslatorOf, echo: Echo) -> None:
@@ -187,12 +187,12 @@ def test_no_line_is_split_after_an_abbreviation(translator_of: TranslatorOf, ech
 
 
 def test_long_line_is_cut_if_requested(
-    translator_of: TranslatorOf, echo: Echo, told: list[str]
+    translator_of: TranslatorOf, echo: Echo, log_messages: list[str]
 ) -> None:
     translator = translator_of(max_length=8, on_long="cut", buffer_size=1)
 
     assert texts(translator, ["one", "one two three"]) == ["one", "one two"]
-    assert told == ["line 2 has 14 tokens, more than 8: cut"]
+    assert log_messages == ["line 2 has 14 tokens, more than 8: cut"]
 
 
 def test_score_of_a_split_line_is_the_mean_of_its_parts(
@@ -270,7 +270,7 @@ def test_prefix_that_is_too_long_is_refused_by_its_line(
         translator_of(max_length=8).translate_window(["one", "two"], ["", "one two three"])
 
 
-def test_prefix_with_unknown_characters_is_reported(echo: Echo, told: list[str]) -> None:
+def test_prefix_with_unknown_characters_is_reported(echo: Echo, log_messages: list[str]) -> None:
     config = TokenizerConfig(vocab_size=300, model_type="char", byte_fallback=False)
     tokenizer = Tokenizer(train_tokenizer(TEXT, config, seed=1, soft_limit=True))
     transformer = transformer_of(
@@ -282,7 +282,7 @@ def test_prefix_with_unknown_characters_is_reported(echo: Echo, told: list[str])
 
     translator.translate_window(["one", "two"], ["one", "猫"])
 
-    assert told[-1] == "line 2: the target prefix has unknown characters"
+    assert log_messages[-1] == "line 2: the target prefix has unknown characters"
 
 
 def test_first_part_has_the_prefix_and_a_limit_beyond_it(
@@ -355,13 +355,13 @@ def test_each_part_of_an_over_long_line_has_the_language_tag(
 
 
 def test_missing_and_unknown_language_tags_are_each_reported_once(
-    multilingual: Translator, told: list[str]
+    multilingual: Translator, log_messages: list[str]
 ) -> None:
     lines = [">>deu<< one", "", "one", ">>xyz<< two", "two", ">>xyz<< one"]
 
     list(multilingual.translate(lines))
 
-    assert told == [
+    assert log_messages == [
         "line 3: has no target language, such as >>deu<< at its start",
         "line 4: `>>xyz<<` is not a target language: the model has >>deu<<, >>fra<<",
     ]
@@ -373,8 +373,8 @@ def test_lines_of_a_text_have_the_tag_of_the_line_before_them(
     list(multilingual.translate([">>deu<< one\ntwo\n\n>>fra<< one\ntwo"]))
 
     lines = [">>deu<< one", ">>deu<< two", ">>fra<< one", ">>fra<< two"]
-    found = [list(ids) for batch in echo.batches for ids in batch]
-    assert sorted(found) == sorted(tagged.encode(lines))
+    result = [list(ids) for batch in echo.batches for ids in batch]
+    assert sorted(result) == sorted(tagged.encode(lines))
 
 
 def test_tag_of_an_older_tokenizer_is_on_every_part(tokenizer: Tokenizer, echo: Echo) -> None:

@@ -59,8 +59,8 @@ def translator_of(
     )  # fmt: skip
 
 
-def assert_same(found: list[Translation], wanted: list[Translation]) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_same(actual: list[Translation], expected: list[Translation]) -> None:
+    for ours, theirs in zip(actual, expected, strict=True):
         assert [c.text for c in ours.candidates] == [c.text for c in theirs.candidates]
         for one, other in zip(ours.candidates, theirs.candidates, strict=True):
             # fp32 with another order of summation.
@@ -81,12 +81,12 @@ def test_translations_are_those_of_the_plain_search(
     fixed_limits: list[Sequence[int]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(fixed_search_module, "StepGraph", ReplayedStep)
-    wanted = list(translator_of(trained, static_steps=False, **search).translate(lines))
+    expected = list(translator_of(trained, static_steps=False, **search).translate(lines))
     assert not fixed_limits
 
-    found = list(translator_of(trained, static_steps=True, **search).translate(lines))
+    actual = list(translator_of(trained, static_steps=True, **search).translate(lines))
 
-    assert_same(found, wanted)
+    assert_same(actual, expected)
     assert sum(map(len, fixed_limits)) == len(lines) - 1  # no other search ran
 
 
@@ -94,12 +94,12 @@ def test_greedy_translations_without_scores_are_the_same(
     trained: TrainedModel, lines: list[str], fixed_limits: list[Sequence[int]]
 ) -> None:
     how: dict[str, Any] = {"beam_size": 1, "scores": False}
-    wanted = list(translator_of(trained, static_steps=False, **how).translate(lines))
+    expected = list(translator_of(trained, static_steps=False, **how).translate(lines))
 
-    found = list(translator_of(trained, static_steps=True, **how).translate(lines))
+    actual = list(translator_of(trained, static_steps=True, **how).translate(lines))
 
-    assert_same(found, wanted)
-    assert math.isnan(found[0].candidates[0].score)
+    assert_same(actual, expected)
+    assert math.isnan(actual[0].candidates[0].score)
     assert sum(map(len, fixed_limits)) == len(lines) - 1
 
 
@@ -145,9 +145,9 @@ def test_batches_with_prefixes_are_searched_as_before(
     (plain,) = translator.translate_window(lines[:1])
     assert len(fixed_limits) == 1
 
-    (found,) = translator.translate_window(lines[:1], [plain.text.split()[0]])
+    (result,) = translator.translate_window(lines[:1], [plain.text.split()[0]])
 
-    assert found.text == plain.text
+    assert result.text == plain.text
     assert len(fixed_limits) == 1
 
 
@@ -171,7 +171,7 @@ def test_batches_with_a_shortlist_are_searched_as_before(
 def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
     trained: TrainedModel, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = list(translator_of(trained, static_steps=True).translate(lines))
+    expected = list(translator_of(trained, static_steps=True).translate(lines))
 
     class Large(StaticBeams):
         def __init__(self, segments: int, *others: Any, **options: Any) -> None:
@@ -181,7 +181,7 @@ def test_memory_that_a_batch_lacks_is_enough_for_half_of_it(
 
     monkeypatch.setattr(torch_engine, "StaticBeams", Large)
 
-    assert_same(list(translator_of(trained, static_steps=True).translate(lines)), wanted)
+    assert_same(list(translator_of(trained, static_steps=True).translate(lines)), expected)
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,9 @@ def test_texts_are_the_same_without_scores(
             precision=precision,
         )
         translations = list(translator.translate(lines))
-        told = [translation.candidates[0].score for translation in translations]
+        text_scores = [translation.candidates[0].score for translation in translations]
         unknown = [bool(line) and not scores for line in lines]
-        assert [math.isnan(score) for score in told] == unknown
+        assert [math.isnan(score) for score in text_scores] == unknown
         return [translation.text for translation in translations]
 
     assert translated(scores=False) == translated(scores=True)

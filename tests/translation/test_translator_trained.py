@@ -54,9 +54,9 @@ def texts(translations: list[Translation]) -> list[list[str]]:
 def test_trained_model_translates(trained: TrainedModel, tiny_corpus: TinyCorpus) -> None:
     translations = translate(trained, tiny_corpus.lines("test.en"))
 
-    wanted = tiny_corpus.lines("test.de")
-    right = sum(t.text == line for t, line in zip(translations, wanted, strict=True))
-    assert right > 0.9 * len(wanted)
+    expected = tiny_corpus.lines("test.de")
+    right = sum(t.text == line for t, line in zip(translations, expected, strict=True))
+    assert right > 0.9 * len(expected)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_order_does_not_matter(trained: TrainedModel, lines: list[str]) -> None:
 
     shuffled = translate(trained, [lines[i] for i in order])
 
-    wanted = translate(trained, lines)
-    assert texts(shuffled) == texts([wanted[i] for i in order])
+    expected = translate(trained, lines)
+    assert texts(shuffled) == texts([expected[i] for i in order])
 
 
 def test_translation_does_not_depend_on_the_position_of_the_line(trained: TrainedModel) -> None:
@@ -116,13 +116,13 @@ def test_translations_begin_with_their_prefixes(
     lines = ["one two three", "one two three", "", "four five", "six"]
     prefixes = ["", "eins neun", "eins", "null", "sechs sieben acht neun"]
 
-    found = [t.text for t in translator.translate_window(lines, prefixes)]
+    result = [t.text for t in translator.translate_window(lines, prefixes)]
 
-    assert found[0] == "eins zwei drei"
-    assert found[1].startswith("eins neun ")
-    assert found[2] == ""  # a blank line stays blank
-    assert found[3].startswith("null fünf")
-    assert found[4].startswith("sechs sieben acht neun")
+    assert result[0] == "eins zwei drei"
+    assert result[1].startswith("eins neun ")
+    assert result[2] == ""  # a blank line stays blank
+    assert result[3].startswith("null fünf")
+    assert result[4].startswith("sechs sieben acht neun")
 
 
 def test_prefix_that_the_model_would_write_anyway_changes_nothing(trained: TrainedModel) -> None:

@@ -100,7 +100,7 @@ def test_prefixes_go_with_their_lines(translator_of: TranslatorOf, lines: list[s
 def test_models_translate_together_in_several_processes(
     trained: TrainedModel, lines: list[str]
 ) -> None:
-    found = [
+    result = [
         list(
             torch_translator(
                 trained.transformer, trained.tokenizers, search=MANY, device=CPU,
@@ -110,7 +110,7 @@ def test_models_translate_together_in_several_processes(
         for workers in (1, 2)
     ]  # fmt: skip
 
-    assert found[0] == found[1]
+    assert result[0] == result[1]
 
 
 def test_short_input_starts_no_process(
@@ -118,9 +118,13 @@ def test_short_input_starts_no_process(
 ) -> None:
     windows = [Lines(["one two"]), Lines([""]), Lines(["three", "four"])]
 
-    found = list(translator_of(4).translate_windows(windows))
+    result = list(translator_of(4).translate_windows(windows))
 
-    assert [[t.text for t in window] for window in found] == [["eins zwei"], [""], ["drei", "vier"]]
+    assert [[t.text for t in window] for window in result] == [
+        ["eins zwei"],
+        [""],
+        ["drei", "vier"],
+    ]
     assert num_started() == 0
 
 
@@ -182,13 +186,15 @@ def test_lines_before_an_unreadable_input_are_translated(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_warnings_are_given_once_in_line_order(
-    translator_of: TranslatorOf, told: list[str], workers: int
+    translator_of: TranslatorOf, log_messages: list[str], workers: int
 ) -> None:
     lines = ["one " * (5 if number in (3, 14, 15) else 2) for number in range(20)]
 
     list(translator_of(workers, max_length=4).translate(lines))
 
-    assert told == [f"line {number} has 5 tokens, more than 4: split" for number in (4, 15, 16)]
+    assert log_messages == [
+        f"line {number} has 5 tokens, more than 4: split" for number in (4, 15, 16)
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -222,7 +228,7 @@ def test_process_has_one_thread(
 ) -> None:
     translator = translator_of(workers)
     monkeypatch.setattr(translator, "_search_batch", lambda batch: [torch.get_num_threads()])
-    monkeypatch.setattr(translator, "_assemble", lambda lines, batches, found: [found[-1][-1]])
+    monkeypatch.setattr(translator, "_assemble", lambda lines, batches, result: [result[-1][-1]])
 
     # The fake model does not translate.
     assert next(translator.translate_windows([Lines(lines)])) == [1]  # type: ignore[comparison-overlap]

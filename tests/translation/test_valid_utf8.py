@@ -114,12 +114,12 @@ def test_every_search_writes_valid_text(
 ) -> None:
     how = SEARCHES[search]
     for factor in (0.01, 0.3, 2.0):  # limits at every byte of a character
-        found = translated(
+        result = translated(
             transformers[:1], tokenizer, LINES, native=native, max_length_factor=factor, **how
         )
         if factor == 2.0:
-            assert_valid(found)
-        assert not [each.text for each in found if "\ufffd" in each.text]
+            assert_valid(result)
+        assert not [each.text for each in result if "\ufffd" in each.text]
 
 
 @pytest.mark.parametrize("native", NATIVE)
@@ -145,11 +145,11 @@ def test_shortlists_of_some_bytes_lead_to_valid_text(
     shortlist = Shortlist.of(best.tolist(), counts.tolist(), [1] * size, ids)
 
     how = SEARCHES[search]
-    found = translated(
+    result = translated(
         transformers[:1], tokenizer, LINES, shortlist=shortlist, native=native, **how
     )
 
-    assert not [each.text for each in found if "\ufffd" in each.text]
+    assert not [each.text for each in result if "\ufffd" in each.text]
 
 
 @pytest.mark.parametrize("native", NATIVE)
@@ -160,10 +160,10 @@ def test_text_behind_a_prefix_in_bytes_is_valid(
     prefixes = ["日本", "😀", "é", "one", ""]
 
     how = SEARCHES[search]
-    found = translated(transformers[:1], tokenizer, LINES, prefixes, native=native, **how)
+    result = translated(transformers[:1], tokenizer, LINES, prefixes, native=native, **how)
 
-    assert_valid(found)
-    for translation, prefix in zip(found, prefixes, strict=True):
+    assert_valid(result)
+    for translation, prefix in zip(result, prefixes, strict=True):
         assert translation.text.startswith(prefix)
 
 

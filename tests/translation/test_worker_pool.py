@@ -227,7 +227,7 @@ def test_signals_mean_the_process_that_started_the_others(number: int) -> None:
 
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_work_is_done_though_the_system_refuses_processes(
-    monkeypatch: pytest.MonkeyPatch, told: list[str], allowed: int
+    monkeypatch: pytest.MonkeyPatch, log_messages: list[str], allowed: int
 ) -> None:
     started: list[int] = []
     fork = os.fork
@@ -245,7 +245,7 @@ def test_work_is_done_though_the_system_refuses_processes(
 
     instead = "1 in all" if allowed else "translating in this one"
     reason = "Resource temporarily unavailable"
-    assert told == [f"cannot start another process: {reason}; {instead}"]
+    assert log_messages == [f"cannot start another process: {reason}; {instead}"]
 
 
 def test_threads_of_the_process_that_starts_others_do_no_harm() -> None:

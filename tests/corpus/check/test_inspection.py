@@ -149,16 +149,16 @@ def test_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
 
 def test_progress_runs_from_zero_to_one(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, ["line"] * 9000) for name in "ab"]
-    told: list[tuple[int, float]] = []
+    reports: list[tuple[int, float]] = []
 
     inspect_corpus(
         "train", (paths, paths), None, max_length=256,
-        progress=lambda pairs, share: told.append((pairs, share)),
+        progress=lambda pairs, share: reports.append((pairs, share)),
     )  # fmt: skip
 
-    assert told == sorted(told)
-    assert told[-1] == (18_000, 1.0)
-    assert len(told) == 6
+    assert reports == sorted(reports)
+    assert reports[-1] == (18_000, 1.0)
+    assert len(reports) == 6
 
 
 def test_at_most_one_window_of_each_side_is_in_memory(

@@ -32,9 +32,11 @@ def with_beams(
     )  # fmt: skip
 
 
-def assert_same(found: list[list[Hypothesis]], wanted: list[list[Hypothesis]]) -> None:
-    assert [[h.ids for h in each] for each in found] == [[h.ids for h in each] for each in wanted]
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_same(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> None:
+    assert [[h.ids for h in each] for each in actual] == [
+        [h.ids for h in each] for each in expected
+    ]
+    for ours, theirs in zip(actual, expected, strict=True):
         # Single precision: 6e-8 of each of a few sums of about 10.
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=2e-6)
         totals = [h.log_probability for h in theirs]
@@ -61,9 +63,9 @@ def test_any_search_finds_what_beam_search_finds(
     tables = [segment % 3 for segment in range(len(limits))]
     chosen = rules(START, EOS, **options)
 
-    found = found_in(static_beams(StaticTable(model), chosen), tables, limits)
+    result = found_in(static_beams(StaticTable(model), chosen), tables, limits)
 
-    assert_same(found, with_beams(model, tables, limits, chosen))
+    assert_same(result, with_beams(model, tables, limits, chosen))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,10 +73,10 @@ def test_widest_beam_finds_every_sequence_in_the_order_of_scores(seed: int) -> N
     model = TableModel(seed)
     how = rules(START, EOS, beam_size=WIDEST, length_penalty=0.6)
 
-    (found,) = found_in(static_beams(StaticTable(model), how), [0], [3])
+    (actual,) = found_in(static_beams(StaticTable(model), how), [0], [3])
 
-    wanted = brute_force(model, 0, limit=3, length_penalty=0.6)
-    assert [hypothesis.ids for hypothesis in found] == [hypothesis.ids for hypothesis in wanted]
+    expected = brute_force(model, 0, limit=3, length_penalty=0.6)
+    assert [hypothesis.ids for hypothesis in actual] == [hypothesis.ids for hypothesis in expected]
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -127,11 +129,11 @@ def test_equal_scores_keep_the_hypothesis_that_ended_first() -> None:
     model.logits[:, 1:, ..., EOS] = 0.0  # after the second piece it ends for sure
     how = rules(START, EOS, beam_size=2, length_penalty=0.0)
 
-    (found,) = found_in(static_beams(StaticTable(model), how), [0], [5])
+    (result,) = found_in(static_beams(StaticTable(model), how), [0], [5])
 
-    assert [hypothesis.ids for hypothesis in found] == [(), (2,)]
-    assert found[0].score == found[1].score
-    assert_same([found], with_beams(model, [0], [5], how))
+    assert [hypothesis.ids for hypothesis in result] == [(), (2,)]
+    assert result[0].score == result[1].score
+    assert_same([result], with_beams(model, [0], [5], how))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -202,11 +204,11 @@ def test_any_search_finds_what_greedy_search_finds(
     model.logits[..., EOS] -= reluctance
     tables = [segment % 3 for segment in range(len(limits))]
 
-    found = found_in(static_greedy(StaticTable(model), banned), tables, limits)
+    result = found_in(static_greedy(StaticTable(model), banned), tables, limits)
 
-    assert [each[0].ids for each in found] == greedily(model, tables, limits, banned)
-    assert all(math.isnan(each[0].score) for each in found)
-    assert all(math.isnan(each[0].log_probability) for each in found)
+    assert [each[0].ids for each in result] == greedily(model, tables, limits, banned)
+    assert all(math.isnan(each[0].score) for each in result)
+    assert all(math.isnan(each[0].log_probability) for each in result)
 
 
 def test_segments_leave_and_caches_grow_in_replayed_steps(
@@ -226,8 +228,8 @@ def test_segments_leave_and_caches_grow_in_replayed_steps(
         ([4, 3, 2, 1, 0, 4, 3, 2], [0, 7, 7, 7, 7, 1, 1, 1]),
         ([4, 3, 2, 1, 0, 4, 3, 2], [7, 7, 7, 7, 7, 7, 7, 7]),
     ):
-        found = found_in(search, tables, limits)
-        assert [each[0].ids for each in found] == greedily(model, tables, limits)
+        result = found_in(search, tables, limits)
+        assert [each[0].ids for each in result] == greedily(model, tables, limits)
 
     assert {shape.capacity for shape in table.shapes} == {4, 8}
     assert len({shape.segments for shape in table.shapes}) > 2

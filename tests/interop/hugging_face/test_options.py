@@ -108,11 +108,11 @@ def test_all_unsupported_options_are_listed(directory: Path) -> None:
     with pytest.raises(ModelError) as caught:
         read_hugging_face(directory, allow_pickle=False)
 
-    told = str(caught.value)
-    assert "cannot be imported" in told
+    message = str(caught.value)
+    assert "cannot be imported" in message
     names = ("normalize_before", "add_final_layer_norm", "normalize_embedding", "`mish`",
              "static_position_embeddings", "decoder_ffn_dim", "forced_bos_token_id")  # fmt: skip
-    assert [name for name in names if name not in told] == []
+    assert [name for name in names if name not in message] == []
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,12 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, shape: str) -> None:
     with torch.no_grad():
         ours = transformer_of(imported)(source, keep, target)
         attention = torch.ones_like(source) if keep is None else keep[:, 0, 0].long()
-        wanted = theirs(input_ids=source, attention_mask=attention, decoder_input_ids=target).logits
+        expected = theirs(
+            input_ids=source, attention_mask=attention, decoder_input_ids=target
+        ).logits
 
     # Sums differ in order, in fp32; logits range up to 10 here.
-    assert_close(ours, wanted, rtol=0, atol=3e-5)
+    assert_close(ours, expected, rtol=0, atol=3e-5)
     assert (imported.tokenizers.source.pieces, imported.tokenizers.target.pieces) == (
         pair.source.pieces,
         pair.target.pieces,
@@ -131,46 +133,46 @@ def test_translations_and_scores_equal_those_of_generate(
 
     search, target = imported.config.search, imported.tokenizers.target
     with torch.inference_mode():
-        found = beam_search(
+        actual = beam_search(
             ours, source, keep, limits=[LIMIT] * 200, start_id=target.start_id,
             eos_id=target.eos_id, banned_ids=target.banned_ids, beam_size=search.beam_size,
             length_penalty=search.length_penalty, norm_kind=search.length_norm,
             early_stopping=search.early_stopping, renormalize=search.renormalize,
         )  # fmt: skip
-        wanted = theirs.generate(
+        expected = theirs.generate(
             input_ids=source, attention_mask=keep[:, 0, 0].long(), max_length=LIMIT + 2,
             return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
 
     assert search.beam_size == beam_size
     compared = set()
-    for row, hypotheses in enumerate(found):
+    for row, hypotheses in enumerate(actual):
         # At the limit, </s> is free there and scored here.
-        sequence = [*wanted.sequences[row, 1:].tolist(), target.eos_id]
+        sequence = [*expected.sequences[row, 1:].tolist(), target.eos_id]
         sequence = sequence[: sequence.index(target.eos_id)]
         if max(len(sequence), *(len(hypothesis.ids) for hypothesis in hypotheses)) == LIMIT:
             continue
         assert list(hypotheses[0].ids) == sequence
         compared.add(hypotheses[0].ids)
         if beam_size > 1:
-            score = float(wanted.sequences_scores[row])
+            score = float(expected.sequences_scores[row])
             assert hypotheses[0].score == pytest.approx(score, abs=1e-5)
     assert len(compared) > 15
 
 
 def test_pickle_is_read_only_if_allowed(directory: Path) -> None:
-    wanted = read_hugging_face(directory, allow_pickle=False)
+    expected = read_hugging_face(directory, allow_pickle=False)
     state = transformers.MarianMTModel.from_pretrained(directory).state_dict()
     torch.save(dict(state), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
 
     with pytest.raises(ModelError, match=r"has its weights in a pickle") as caught:
         read_hugging_face(directory, allow_pickle=False)
-    found = read_hugging_face(directory, allow_pickle=True)
+    actual = read_hugging_face(directory, allow_pickle=True)
 
     assert "--allow-pickle" in str(caught.value.hint)
-    assert_close(found.weights, wanted.weights, rtol=0, atol=0)
-    assert any("read as a pickle" in note for note in found.notes)
+    assert_close(actual.weights, expected.weights, rtol=0, atol=0)
+    assert any("read as a pickle" in note for note in actual.notes)
 
 
 def test_permuted_width_of_an_own_export_is_restored(directory: Path) -> None:

@@ -137,13 +137,13 @@ def test_ids_equal_those_of_marian_tokenizer(tmp_path: Path) -> None:
     ours = read_hugging_face(directory, allow_pickle=False).tokenizers
     theirs = transformers.MarianTokenizer.from_pretrained(directory)
 
-    found = [[*row, ours.source.eos_id] for row in ours.source.encode(texts)]
+    actual = [[*row, ours.source.eos_id] for row in ours.source.encode(texts)]
 
-    assert found == theirs(texts)["input_ids"]
-    assert ours.source.unk_id in {i for row in found for i in row}
-    wanted = theirs.batch_decode(found[16:], skip_special_tokens=True)
-    decoded = ours.target.decode(found[16:])
-    assert [text.strip() for text in decoded] == [text.strip() for text in wanted]
+    assert actual == theirs(texts)["input_ids"]
+    assert ours.source.unk_id in {i for row in actual for i in row}
+    expected = theirs.batch_decode(actual[16:], skip_special_tokens=True)
+    decoded = ours.target.decode(actual[16:])
+    assert [text.strip() for text in decoded] == [text.strip() for text in expected]
 
 
 def test_vocabulary_is_ordered_by_ids(directory: Path) -> None:

@@ -71,9 +71,9 @@ def test_hugging_face_computes_and_translates_the_same(
     generator = torch.Generator().manual_seed(1)
     given = torch.randint(0, target.vocab_size, (len(text), 12), generator=generator)
     with torch.no_grad():
-        wanted = model.transformer(padded, keep, given)
-        found = theirs(**batch, decoder_input_ids=given).logits
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        expected = model.transformer(padded, keep, given)
+        actual = theirs(**batch, decoder_input_ids=given).logits
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
     compared = 0
     for beam_size, more in ((4, {}), (1, {"num_beams": 1, "early_stopping": False})):
@@ -98,13 +98,13 @@ def test_both_tokenizers_give_the_same_text(kind: str, tmp_path: Path) -> None:
     theirs, tokenizer = hugging_face(tmp_path)
     batch = tokenizer(text, return_tensors="pt", padding=True)
 
-    found = tokenizer.batch_decode(
+    result = tokenizer.batch_decode(
         theirs.generate(**batch, max_length=15), skip_special_tokens=True
     )
 
     same = [
         text == translation.text.strip()
-        for text, translation in zip(found, translator.translate(text), strict=True)
+        for text, translation in zip(result, translator.translate(text), strict=True)
         if translation.num_tokens <= 10  # otherwise it reached a limit
     ]
     assert len(same) >= 3
@@ -170,58 +170,64 @@ def test_greedy_search_is_written_without_beam_options(tmp_path: Path) -> None:
     assert not {"early_stopping", "length_penalty"} & set(generation)
 
 
-def test_halves_are_native_and_cause_no_warning(tmp_path: Path, told: list[str]) -> None:
+def test_halves_are_native_and_cause_no_warning(tmp_path: Path, log_messages: list[str]) -> None:
     write_hugging_face(tmp_path, random_model(positions="sinusoidal_halves"))
 
     assert "tfm_positions" not in written(tmp_path, "config.json")
-    assert told == []
+    assert log_messages == []
 
 
 def test_marians_own_positions_are_written_as_a_table_with_a_warning(
-    tmp_path: Path, told: list[str]
+    tmp_path: Path, log_messages: list[str]
 ) -> None:
     write_hugging_face(tmp_path, random_model(positions="sinusoidal_marian"))
 
-    assert told == ["model.positions: a runtime must read `sinusoidal_marian` from "
+    assert log_messages == ["model.positions: a runtime must read `sinusoidal_marian` from "
                     "`embed_positions` in model.safetensors"]  # fmt: skip
     with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
         assert file.get_tensor("model.decoder.embed_positions.weight").shape == (512, 16)
 
 
-def test_other_length_norm_causes_a_warning(tmp_path: Path, told: list[str]) -> None:
+def test_other_length_norm_causes_a_warning(tmp_path: Path, log_messages: list[str]) -> None:
     for penalty in (0.0, 1.0):
         search = SearchConfig(length_norm="wu", length_penalty=penalty)
         directory = tmp_path / str(penalty)
         directory.mkdir()
         write_hugging_face(directory, random_model(search=search))
 
-    assert told == ["search.length_norm: `wu` is unknown there, `power` was written"]
+    assert log_messages == ["search.length_norm: `wu` is unknown there, `power` was written"]
 
 
 def test_no_repeat_ngram_size_is_written_if_set(tmp_path: Path) -> None:
-    for size, wanted in ((0, None), (3, 3)):
+    for size, expected in ((0, None), (3, 3)):
         search = SearchConfig(no_repeat_ngram_size=size)
         directory = tmp_path / str(size)
         directory.mkdir()
         write_hugging_face(directory, random_model(search=search))
 
-        found = written(directory, "generation_config.json").get("no_repeat_ngram_size")
-        assert found == wanted
+        actual = written(directory, "generation_config.json").get("no_repeat_ngram_size")
+        assert actual == expected
 
 
-def test_repetition_penalty_is_left_out_with_a_warning(tmp_path: Path, told: list[str]) -> None:
+def test_repetition_penalty_is_left_out_with_a_warning(
+    tmp_path: Path, log_messages: list[str]
+) -> None:
     write_hugging_face(tmp_path, random_model(search=SearchConfig(repetition_penalty=1.5)))
 
     assert "repetition_penalty" not in written(tmp_path, "generation_config.json")
-    assert told == ["search.repetition_penalty: is computed differently there, and was left out"]
+    assert log_messages == [
+        "search.repetition_penalty: is computed differently there, and was left out"
+    ]
 
 
-def test_number_of_positions_is_limited_with_a_warning(tmp_path: Path, told: list[str]) -> None:
+def test_number_of_positions_is_limited_with_a_warning(
+    tmp_path: Path, log_messages: list[str]
+) -> None:
     write_hugging_face(tmp_path, random_model(search=SearchConfig(max_length=1_000_000)))
 
     assert written(tmp_path, "config.json")["max_position_embeddings"] == 16384
     assert written(tmp_path, "generation_config.json")["max_length"] == 16385
-    assert told == ["search.max_length: needs 3000011 positions, 16384 were written"]
+    assert log_messages == ["search.max_length: needs 3000011 positions, 16384 were written"]
 
 
 def test_two_vocabularies_are_both_written(tmp_path: Path) -> None:
@@ -332,8 +338,8 @@ def test_halves_compute_the_same_as_interleaved_sinusoids() -> None:
         halves.transformer.load_state_dict(weights)
 
         with torch.no_grad():
-            wanted = ours.transformer(source, None, target)
-            found = halves.transformer(source, None, target)
+            expected = ours.transformer(source, None, target)
+            actual = halves.transformer(source, None, target)
 
         # Only the order of sums differs.
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)

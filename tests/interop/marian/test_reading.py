@@ -75,8 +75,10 @@ def logits_of_both(theirs: Any, imported: ImportedModel, pair: TokenizerPair) ->
     target[:, 0] = pair.target.start_id
     attention = torch.ones_like(source) if keep is None else keep[:, 0, 0].long()
     with torch.no_grad():
-        wanted = theirs(input_ids=source, attention_mask=attention, decoder_input_ids=target).logits
-        return [transformer_of(imported)(source, keep, target), wanted]
+        expected = theirs(
+            input_ids=source, attention_mask=attention, decoder_input_ids=target
+        ).logits
+        return [transformer_of(imported)(source, keep, target), expected]
 
 
 @pytest.fixture
@@ -93,10 +95,10 @@ def test_logits_equal_those_of_the_original(tmp_path: Path, shape: str) -> None:
     write_marian_directory(tmp_path, marian_arrays(theirs), pair, **options)
 
     imported = read_marian(tmp_path, positions="halves")
-    ours, wanted = logits_of_both(theirs, imported, pair)
+    ours, expected = logits_of_both(theirs, imported, pair)
 
     # Marian has no start token, so ours has no probability.
-    assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
+    assert_close(ours[..., :-1], expected[..., :-1], rtol=0, atol=3e-5)
     assert imported.tokenizers.source.pieces == pair.source.pieces
     assert imported.tokenizers.target.pieces == pair.target.pieces
 
@@ -106,9 +108,9 @@ def test_positions_are_marians_own(directory: Path) -> None:
     for side in (theirs.model.encoder, theirs.model.decoder):
         side.embed_positions.weight.data = marian_sinusoids(torch.arange(64), 16)
 
-    ours, wanted = logits_of_both(theirs, read_marian(directory), pair)
+    ours, expected = logits_of_both(theirs, read_marian(directory), pair)
 
-    assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
+    assert_close(ours[..., :-1], expected[..., :-1], rtol=0, atol=3e-5)
 
 
 def test_start_token_has_no_probability(directory: Path) -> None:
@@ -141,9 +143,9 @@ def test_ctranslate2_converts_it_to_the_same_model(tmp_path: Path, kind: str) ->
     model = TrainedModel(imported.config, imported.tokenizers, transformer_of(imported))
     runtime = CTranslate2Runtime(tmp_path / "converted", imported.tokenizers, max_tokens=100)
 
-    found = compare(model, runtime, lines(24))
+    result = compare(model, runtime, lines(24))
 
-    assert (found.lines, found.difference <= 1e-4) == (24, True)
+    assert (result.lines, result.difference <= 1e-4) == (24, True)
 
 
 def test_two_vocabularies_without_decoder_yml_are_distinguished_by_name(tmp_path: Path) -> None:
@@ -191,9 +193,9 @@ def test_missing_output_bias_is_zero(tmp_path: Path) -> None:
     del arrays["decoder_ff_logit_out_b"]
     write_marian_directory(tmp_path, arrays, pair, output_omit_bias="true")
 
-    ours, wanted = logits_of_both(theirs, read_marian(tmp_path, positions="halves"), pair)
+    ours, expected = logits_of_both(theirs, read_marian(tmp_path, positions="halves"), pair)
 
-    assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
+    assert_close(ours[..., :-1], expected[..., :-1], rtol=0, atol=3e-5)
 
 
 def test_old_output_matrices_are_transposed(tmp_path: Path) -> None:
@@ -204,9 +206,9 @@ def test_old_output_matrices_are_transposed(tmp_path: Path) -> None:
         tmp_path, arrays, pair, tied_embeddings_all="false", tied_embeddings_src="true"
     )
 
-    ours, wanted = logits_of_both(theirs, read_marian(tmp_path, positions="halves"), pair)
+    ours, expected = logits_of_both(theirs, read_marian(tmp_path, positions="halves"), pair)
 
-    assert_close(ours[..., :-1], wanted[..., :-1], rtol=0, atol=3e-5)
+    assert_close(ours[..., :-1], expected[..., :-1], rtol=0, atol=3e-5)
 
 
 def test_pre_norm_has_its_own_names(tmp_path: Path) -> None:
@@ -227,8 +229,8 @@ def test_pre_norm_has_its_own_names(tmp_path: Path) -> None:
     imported = read_marian(tmp_path)
 
     assert imported.config.model.norm == "pre"
-    found = imported.weights["decoder_norm.weight"]
-    assert_close(found, torch.from_numpy(arrays["decoder_top_ln_scale"][0]), rtol=0, atol=0)
+    result = imported.weights["decoder_norm.weight"]
+    assert_close(result, torch.from_numpy(arrays["decoder_top_ln_scale"][0]), rtol=0, atol=0)
 
 
 def test_missing_and_unknown_tensors_are_listed_at_once(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_missing_and_unknown_tensors_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         read_marian(tmp_path)
 
-    told = str(caught.value)
-    assert "encoder_l1_self_Wq: missing" in told
-    assert "Wpos: unknown" in told
-    assert "decoder_l1_ffn_b1: has shape (1, 5), expected (1, 24)" in told
+    message = str(caught.value)
+    assert "encoder_l1_self_Wq: missing" in message
+    assert "Wpos: unknown" in message
+    assert "decoder_l1_ffn_b1: has shape (1, 5), expected (1, 24)" in message
