@@ -209,7 +209,7 @@ class TestAfterAStop:
 
         assert result.code == 3
         assert result.err.endswith(
-            f"error: {tmp_path / 'in'}: the first 14 lines are not those that were translated\n"
+            f"error: {tmp_path / 'in'}: the first 14 lines changed since the translation\n"
             "hint: give the same input to resume, or use `--overwrite` to begin again\n"
         )
 

@@ -14,9 +14,9 @@ from tfm_cli.text.reader import LineReader
 from tfm_cli.translation.resumable_output import Position, StreamOutput
 from tfm_cli.translation.streaming import (
     TranslatedWindow,
+    TranslationStats,
     Window,
     WindowReader,
-    Work,
     merge_ranks,
     write_windows,
 )
@@ -73,7 +73,7 @@ def test_windows_from_a_position_on_are_the_rest_of_them(stop: int) -> None:
 def test_other_lines_before_a_position_are_refused() -> None:
     end = windows_of(40, size=1)[0].end
 
-    message = "in: the first 1 line is not the one that was translated"
+    message = "in: the first 1 line changed since the translation"
     with pytest.raises(DataError, match=message):
         list(WindowReader(LineReader(io.BytesIO(b"x\ny\n"), "in"), end, deque(), buffer_size=9))
 
@@ -154,5 +154,5 @@ def test_memory_is_bounded_by_the_window() -> None:
 
 
 def test_progress_has_lines_and_speed() -> None:
-    assert Work(3000, 9, 150.0).progress_text == "3000 lines, 20.0 lines/s"
-    assert Work(1).progress_text.startswith("1 line, ")
+    assert TranslationStats(3000, 9, 150.0).progress_text == "3000 lines, 20.0 lines/s"
+    assert TranslationStats(1).progress_text.startswith("1 line, ")

@@ -38,7 +38,14 @@ from tfm_cli.translation.formats import (
     from_forced,
     from_json,
 )
-from tfm_cli.translation.streaming import Job, LineFormats, Work, check_input, job_settings, run_job
+from tfm_cli.translation.streaming import (
+    Job,
+    LineFormats,
+    TranslationStats,
+    check_input,
+    job_settings,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from tfm_cli.translation.translator import Translator, TranslatorOptions
@@ -230,15 +237,15 @@ def translate(options: TranslateOptions) -> None:
                 workers=options.workers or int(is_single),
             )
 
-        work = run_job(job, reader, load, parallel=parallel)
+        stats = run_job(job, reader, load, parallel=parallel)
     if parallel.is_main:
-        _log_result(reader, work)
+        _log_result(reader, stats)
 
 
-def _log_result(reader: LineReader, work: Work) -> None:
+def _log_result(reader: LineReader, stats: TranslationStats) -> None:
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
-    logger.info("translated %s", work)
+    logger.info("translated %s", stats)
 
 
 def chosen_settings(options: TranslateOptions) -> dict[str, object]:

@@ -23,7 +23,7 @@ _MAX_CHOICES = 16  # combinations that are tried for each candidate of a line of
 
 _MIN_SENTENCES = 3  # of a source whose translation can lack sentences
 _MIN_TOKENS = 16  # of a source whose translation can lack tokens
-_SHORTFALL_RATIO = 4  # a translation may lack text if it has this many times fewer tokens
+_MAX_TOKEN_RATIO = 4  # a translation may lack text if it has this many times fewer tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,13 @@ class Translation:
         return self.candidates[0].text
 
 
-class ShortfallWatch:
-    """A detector of translations that may lack text of their source; it warns only once."""
+class UndertranslationCheck:
+    """A check for translations that may lack text of their source; it warns only once."""
 
     def __init__(self) -> None:
         self._has_warned = False
 
-    def check(
+    def __call__(
         self, number: int, source: str, text: str, *, source_tokens: int, target_tokens: int
     ) -> None:
         """Warn if a translation has far fewer sentences or tokens than its source.
@@ -87,7 +87,7 @@ class ShortfallWatch:
         sentences = _lost_sentences(source, text, is_shorter=target_tokens * 2 < tokens)
         if sentences is not None:
             reason = f"{sentences[0]} sentences became {sentences[1]}"
-        elif tokens >= _MIN_TOKENS and target_tokens * _SHORTFALL_RATIO < tokens:
+        elif tokens >= _MIN_TOKENS and target_tokens * _MAX_TOKEN_RATIO < tokens:
             reason = f"{tokens} tokens became {target_tokens}"
         else:
             return
@@ -132,7 +132,7 @@ class Assembler(NamedTuple):
         word_scores: record the tokens and their log-probabilities.
         are_samples: the hypotheses were sampled, so they keep their order and may have equal texts.
         aligner: aligns the words of source and translation; None for no alignments.
-        watch: warns of translations that are far too short; None for no warnings.
+        undertranslation_check: warns of translations that are far too short; None for no warnings.
     """
 
     target: Tokenizer
@@ -140,7 +140,7 @@ class Assembler(NamedTuple):
     word_scores: bool = False
     are_samples: bool = False
     aligner: "Aligner | None" = None
-    watch: ShortfallWatch | None = None
+    undertranslation_check: UndertranslationCheck | None = None
 
     def __call__(
         self,
@@ -166,9 +166,9 @@ class Assembler(NamedTuple):
             chosen[index], candidates = self._candidates(line, segments[index], parts[index])
             num_tokens = sum(len(hypothesis.ids) + 1 for hypothesis in chosen[index][0])
             translations.append(Translation(line, tuple(candidates), num_tokens))
-        if self.watch is not None:
+        if self.undertranslation_check is not None:
             for index in sorted(chosen):
-                self.watch.check(
+                self.undertranslation_check(
                     segments[index][0].number,
                     lines[index],
                     translations[index].text,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from tfm_cli.console import counted
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.translation.assembly import Candidate, Translation
 from tfm_cli.translation.segments import on_one_line, restored, unified
@@ -74,8 +75,7 @@ def from_columns(line: str, position: str, *, number: int, forced: bool) -> Inpu
         return InputLine("")
     columns = line.split("\t")
     if len(columns) < number:
-        plural = "" if len(columns) == 1 else "s"
-        message = f"has {len(columns)} column{plural}, but column {number} is the source"
+        message = f"has {counted(len(columns), 'column')}, but column {number} is the source"
         raise DataError(f"{position}: {message}")
     prefix = columns[number] if forced and len(columns) > number else ""
     return InputLine(columns[number - 1], prefix, tuple(columns))

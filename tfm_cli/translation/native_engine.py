@@ -39,7 +39,7 @@ class NativeEngine:
         options: of the searches.
     """
 
-    place = "cpu"
+    device_name = "cpu"
 
     def __init__(self, models: Sequence[NativeModel], options: SearchOptions) -> None:
         self._models = models

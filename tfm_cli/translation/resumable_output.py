@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
+from tfm_cli.console import counted
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import copy_permissions, is_output_failure, link_target, replace_file
@@ -220,9 +221,11 @@ class ResumableFile:
         settings, position, num_bytes = progress
         changes = _changes(settings, self._settings)
         if changes:
-            title = f"{self._name}: was begun with other settings; {len(changes)} change"
+            title = (
+                f"{self._name}: was begun with other settings; {counted(len(changes), 'change')}"
+            )
             raise ConfigError(
-                "\n  ".join([title + ("s" if len(changes) > 1 else ""), *changes]),
+                "\n  ".join([title, *changes]),
                 hint=f"restore them to resume after line {position.lines}, or use "
                 "`--overwrite` to begin again",
             )

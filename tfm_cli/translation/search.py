@@ -55,7 +55,7 @@ class SearchEngine(Protocol):
     """One model or an ensemble, in the native engine or in PyTorch."""
 
     @property
-    def place(self) -> str:
+    def device_name(self) -> str:
         """Return the name of the device, for messages."""
 
     @property
@@ -178,7 +178,7 @@ class BatchSearch:
         if len(batch) == 1:
             size = f"{len(batch[0].ids)} tokens with a beam of {self.options.settings.beam_size}"
             raise ResourceError(
-                f"line {batch[0].number}: {self.engine.place} has no memory for a segment of "
+                f"line {batch[0].number}: {self.engine.device_name} has no memory for a segment of "
                 f"{size}",
                 hint="lower `--beam-size` or `--max-length`, or use `--device cpu`",
             )

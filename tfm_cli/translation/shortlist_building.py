@@ -14,6 +14,7 @@ from itertools import chain, islice
 
 import numpy as np
 
+from tfm_cli.console import counted
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -77,8 +78,7 @@ def build_shortlist(
     store = CorpusStore.build(pairs, tokenizers, max_length=options.max_length, name=name)
     for reason, count in store.dropped.items():
         if count:
-            plural = "" if count == 1 else "s"
-            logger.warning("%s: %d pair%s left out: %s", name, count, plural, reason)
+            logger.warning("%s: %s left out: %s", name, counted(count, "pair"), reason)
     counts = _count(store, engine, options, vocab_sizes=tokenizers.vocab_sizes)
     return _table(counts, best=options.best, frequent=options.frequent)
 

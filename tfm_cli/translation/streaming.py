@@ -45,7 +45,7 @@ _SAMPLING_ONLY = ("top_k", "top_p", "temperature", "seed")  # without sampling, 
 
 
 @dataclass(slots=True)
-class Work:
+class TranslationStats:
     """Counts of the lines and tokens that were translated so far.
 
     Attributes:
@@ -321,8 +321,8 @@ def write_windows(
     output: Output,
     *,
     waited: Callable[[], float],
-    progress: Callable[[Work], None],
-) -> Work:
+    progress: Callable[[TranslationStats], None],
+) -> TranslationStats:
     """Write each window, and return the total counts.
 
     Args:
@@ -331,16 +331,16 @@ def write_windows(
         waited: returns the seconds spent waiting for input.
         progress: called with the counts so far after each window.
     """
-    work, began = Work(), time.monotonic()
+    stats, began = TranslationStats(), time.monotonic()
     for each in translated:
         write_lines(output.stream, each.texts)
         output.mark(each.window.end)
-        work.lines += each.window.end.lines - each.window.start.lines
-        work.tokens += each.tokens
-        work.seconds = time.monotonic() - began - waited()
-        work.share = each.window.share
-        progress(work)
-    return work
+        stats.lines += each.window.end.lines - each.window.start.lines
+        stats.tokens += each.tokens
+        stats.seconds = time.monotonic() - began - waited()
+        stats.share = each.window.share
+        progress(stats)
+    return stats
 
 
 def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
@@ -354,11 +354,9 @@ def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
         digest.update(_line_bytes(texts))
         left -= len(texts)
     if digest.hexdigest() != start.sha256:
-        lines = (
-            "line is not the one that was" if start.lines == 1 else "lines are not those that were"
-        )
+        lines = counted(start.lines, "line")
         raise DataError(
-            f"{reader.name}: the first {start.lines} {lines} translated",
+            f"{reader.name}: the first {lines} changed since the translation",
             hint="give the same input to resume, or use `--overwrite` to begin again",
         )
     return digest
@@ -453,7 +451,7 @@ def check_input(input_path: str, parallel: Parallel) -> None:
 
 def run_job(
     job: Job, reader: LineReader, load: Callable[[], "Translator"], *, parallel: Parallel
-) -> Work:
+) -> TranslationStats:
     """Translate the lines that are not in the output yet, in all processes of `parallel`.
 
     Args:
@@ -462,8 +460,7 @@ def run_job(
         load: returns the translator.
         parallel: the processes.
     """
-    opened = _output(job) if parallel.is_main else _no_output()
-    with parallel.connected(), opened as output:
+    with parallel.connected(), _opened_output(job, is_main=parallel.is_main) as output:
         start = _broadcast_position(output.start, parallel)
         if start.lines:
             logger.info("%s: resuming after line %d", job.output_path, start.lines)
@@ -488,35 +485,31 @@ def run_job(
 
 
 @contextlib.contextmanager
-def _progress(job: Job) -> Iterator[Callable[[Work], None]]:
+def _progress(job: Job) -> Iterator[Callable[[TranslationStats], None]]:
     """Yield a function that shows the progress, unless the user sees the translations themselves.
 
     Nothing is shown if the input is typed, or if the translations go to the same terminal.
     """
     shares_terminal = job.output_path == "-" and sys.stderr.isatty() and sys.stdout.isatty()
     if shares_terminal or is_typed(job.input_path):
-        yield lambda work: None
+        yield lambda stats: None
         return
     with console.shown_progress("translating", logger) as show:
-        yield lambda work: show(work.progress_text, work.share)
+        yield lambda stats: show(stats.progress_text, stats.share)
 
 
-def _output(job: Job) -> contextlib.AbstractContextManager[Output]:
+@contextlib.contextmanager
+def _opened_output(job: Job, *, is_main: bool) -> Iterator[Output]:
+    """Yield the output of a job; other ranks than 0 write nothing."""
     path = Path(job.output_path)
-    if job.output_path == "-" or (path.exists() and not path.is_file()):
-        return _stream(job.output_path)
-    return resumable_file(path, job.settings, overwrite=job.overwrite)
-
-
-@contextlib.contextmanager
-def _stream(path: str) -> Iterator[Output]:
-    with open_output(path) as stream:
-        yield StreamOutput(stream)
-
-
-@contextlib.contextmanager
-def _no_output() -> Iterator[Output]:
-    yield StreamOutput(io.BytesIO())
+    if not is_main:
+        yield StreamOutput(io.BytesIO())
+    elif job.output_path == "-" or (path.exists() and not path.is_file()):
+        with open_output(job.output_path) as stream:
+            yield StreamOutput(stream)
+    else:
+        with resumable_file(path, job.settings, overwrite=job.overwrite) as file:
+            yield file
 
 
 def _broadcast_position(start: Position, parallel: Parallel) -> Position:

@@ -81,7 +81,7 @@ class TorchEngine:
             )  # fmt: skip
 
     @property
-    def place(self) -> str:
+    def device_name(self) -> str:
         """Return the name of the device."""
         return str(self._device)
 

@@ -17,7 +17,7 @@ from tfm_cli.model_directory.weight_shapes import stored_precision
 from tfm_cli.native import library
 from tfm_cli.native.search import CACHE_BYTES
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.assembly import Assembler, ShortfallWatch, Translation
+from tfm_cli.translation.assembly import Assembler, Translation, UndertranslationCheck
 from tfm_cli.translation.search import (
     BatchHypotheses,
     BatchSearch,
@@ -77,7 +77,7 @@ class Translator:
         alignment: see `TranslatorOptions`.
         workers: most processes that translate in parallel; more than one only on a CPU.
         name: name of the models in messages.
-        warns_of_shortfalls: warn of the first translation that is far too short for its line.
+        warns_of_undertranslation: warn of the first translation that is far too short for its line.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Translator:
         alignment: bool = False,
         workers: int = 1,
         name: str = "the model",
-        warns_of_shortfalls: bool = False,
+        warns_of_undertranslation: bool = False,
     ) -> None:
         search = options.settings
         if search.n_best > search.beam_size and not options.sampling:
@@ -114,7 +114,7 @@ class Translator:
             word_scores=options.word_scores,
             are_samples=options.sampling,
             aligner=_aligner(engine, tokenizers, search.max_tokens) if alignment else None,
-            watch=ShortfallWatch() if warns_of_shortfalls else None,
+            undertranslation_check=UndertranslationCheck() if warns_of_undertranslation else None,
         )
         self._n_best = search.n_best
         self._has_warned_of_few = False  # fewer candidates than `n_best`
@@ -172,7 +172,7 @@ class Translator:
             alignment=options.alignment,
             workers=count,
             name=", ".join(map(str, directories)),
-            warns_of_shortfalls=True,
+            warns_of_undertranslation=True,
         )
 
     def translate(self, lines: Iterable[str], *, name: str = "") -> Iterator[Translation]:

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from tfm_cli.translation.assembly import ShortfallWatch
+from tfm_cli.translation.assembly import UndertranslationCheck
 
 SIX = "The cat sat. It slept. It ran. It ate. It left. It came back."
 
@@ -11,7 +11,7 @@ def warnings(
     caplog: pytest.LogCaptureFixture, source: str, text: str, tokens: tuple[int, int]
 ) -> list[str]:
     caplog.set_level(logging.WARNING)
-    ShortfallWatch().check(7, source, text, source_tokens=tokens[0], target_tokens=tokens[1])
+    UndertranslationCheck()(7, source, text, source_tokens=tokens[0], target_tokens=tokens[1])
     return [record.getMessage() for record in caplog.records]
 
 
@@ -54,10 +54,10 @@ def test_translation_that_may_be_whole_is_not(
     assert warnings(caplog, source, text, tokens) == []
 
 
-def test_only_the_first_shortfall_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    watch = ShortfallWatch()
+def test_only_the_first_undertranslation_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    check = UndertranslationCheck()
     for number in (3, 4, 5):
-        watch.check(number, SIX, "Saß.", source_tokens=20, target_tokens=2)
+        check(number, SIX, "Saß.", source_tokens=20, target_tokens=2)
 
     (record,) = caplog.records
     assert record.getMessage().startswith("line 3: ")
