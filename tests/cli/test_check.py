@@ -40,7 +40,7 @@ def test_report_has_the_same_keys_always(run_tfm: RunTfm, corpus: list[str]) -> 
     train = table["corpora"]["train"]
     assert list(train) == [
         "files", "pairs", "pairs_with_text", "usable_pairs", "blank", "identical_sides", "repeats",
-        "overlap_with_train", "unit", "lengths", "ratio", "pieces",
+        "overlap_with_train", "unit", "lengths", "ratio", "tokens",
         "language_tags",
     ]  # fmt: skip
     assert train["blank"] == {"source": BLANKS, "target": BLANKS, "both": BLANKS}
@@ -52,7 +52,7 @@ def test_report_has_the_same_keys_always(run_tfm: RunTfm, corpus: list[str]) -> 
         "binary", "invalid_byte", "invalid", "nul", "other_ends", "cut", "long", "separators",
         "bad",
     ]  # fmt: skip
-    assert (table["tokenizer"], table["max_length"], train["pieces"]) == (None, 256, None)
+    assert (table["tokenizer"], table["max_length"], train["tokens"]) == (None, 256, None)
 
 
 def test_counts_are_those_of_the_files(
@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_told_at_once_and_the_exit_code_is_1(
     result = run_tfm(["check", *flags, "--valid-source", "a.en", "--valid-target", "a.de"])
 
     assert result.code == 1
-    assert result.err == ("error: the corpus has 6 errors, which would spoil a run\n")
+    assert result.err == ("error: the corpus has 6 errors, expected none\n")
     lines = result.out.split("\n")
     spelled = [line for line in lines if line.startswith(("error", "warning", "note"))]
     assert spelled == [
@@ -118,7 +118,7 @@ def test_without_files_the_sample_corpus_is_checked(run_tfm: RunTfm) -> None:
     assert rows[-2] == ["0", "errors,", "0", "warnings,", "0", "notes"]
 
 
-def test_model_and_its_tokenizer_count_the_same_pieces(
+def test_model_and_its_tokenizer_count_the_same_tokens(
     run_tfm: RunTfm, corpus: list[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "odd").write_text("zwölf one 日\n", encoding="utf-8")
@@ -135,12 +135,12 @@ def test_model_and_its_tokenizer_count_the_same_pieces(
         {**finding, "hint": ""} for finding in by_file["findings"]
     ]
     train, test = by_model["corpora"]["train"], by_model["corpora"]["test"]
-    # Of this model every word is a piece.
+    # Of this model every word is a token.
     words = report(run_tfm, *corpus)["corpora"]["train"]
     assert train["lengths"] == words["lengths"]
-    assert (train["unit"], words["unit"]) == ("pieces", "words")
-    assert train["pieces"]["too_long"]["count"] == 600 - train["usable_pairs"] > 0
-    assert test["pieces"]["unknown"]["source"] == {
+    assert (train["unit"], words["unit"]) == ("tokens", "words")
+    assert train["tokens"]["too_long"]["count"] == 600 - train["usable_pairs"] > 0
+    assert test["tokens"]["unknown"]["source"] == {
         "count": 2, "file": odd[1], "line": 1,
         "commonest": [{"text": "ö", "count": 1}, {"text": "日", "count": 1}],
     }  # fmt: skip
@@ -175,7 +175,7 @@ def test_lines_that_a_tokenizer_changes_are_counted_with_the_first(
             "becomes": "(三),四",
         },
     }
-    assert result["corpora"]["train"]["pieces"]["changed"] == changed
+    assert result["corpora"]["train"]["tokens"]["changed"] == changed
     findings = [finding for finding in result["findings"] if finding["code"] == "changed_line"]
     assert [(each["level"], each["file"], each["line"]) for each in findings] == [
         ("warning", "a.en", 4), ("warning", "a.zh", 4),
@@ -189,7 +189,7 @@ def test_lines_that_a_tokenizer_changes_are_counted_with_the_first(
     assert f"warning: {findings[1]['message']}\n  {findings[1]['hint']}\n" in text.out
     for side in ("source", "target"):
         nothing = {**BLANKS, "text": None, "becomes": None}
-        assert plain["corpora"]["train"]["pieces"]["changed"][side] == nothing
+        assert plain["corpora"]["train"]["tokens"]["changed"][side] == nothing
     assert "changed_line" not in [finding["code"] for finding in plain["findings"]]
 
 
@@ -207,7 +207,7 @@ def test_hint_fits_a_model_that_is_given(
         [
             (finding["line"], finding["hint"])
             for finding in report(run_tfm, *files, *flags)["findings"]
-            if finding["code"] == "unknown_piece"
+            if finding["code"] == "unknown_token"
         ]
         for flags in (
             ["--model", str(tiny_model)],

@@ -131,7 +131,7 @@ def test_a_soft_limit_learns_what_the_text_yields() -> None:
 
     size = Tokenizer.load(Path("new.model")).vocab_size
     assert result.exit_code == 0
-    assert f"tokenizer: {size} pieces instead of 9999, the text yields no more" in result.stderr
+    assert f"tokenizer: {size} tokens instead of 9999, the text yields no more" in result.stderr
 
 
 @pytest.mark.parametrize(

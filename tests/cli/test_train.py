@@ -42,8 +42,8 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
     assert result.code == 0
     assert result.out == ""
     patterns = [
-        r"tokenizer: 24 pieces instead of 60, the text yields no more",
-        r"tokenizer: learned 24 pieces",
+        r"tokenizer: 24 tokens instead of 60, the text yields no more",
+        r"tokenizer: learned a vocabulary of 24 tokens",
         r"training text: 20 pairs, \d+ \+ \d+ tokens",
         r"validation text: 2 pairs",
         r"model: tiny, [\d,]+ parameters, \w+ on cpu; \d+ batches an epoch, [\d.]+ % padding",

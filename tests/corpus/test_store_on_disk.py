@@ -165,7 +165,7 @@ def test_corpus_for_another_tokenizer_or_limit_is_refused(directory: Path) -> No
     longest = int(open_store(directory, ()).source.lengths.max()) - 1
     open_store(directory, (1.0,), max_length=longest)
 
-    with pytest.raises(DataError, match=r"has vocabularies of .* pieces"):
+    with pytest.raises(DataError, match=r"has vocabularies of .* tokens"):
         open_store(directory, (), vocab_sizes=(1, 2))
     with pytest.raises(DataError, match="lengths of the source are out of range"):
         open_store(directory, (), max_length=longest - 1)
@@ -195,7 +195,9 @@ def test_ids_that_the_tokenizer_does_not_have_are_refused(name: str, directory: 
     flip(directory / name, 1)
     store = open_store(directory, ())
 
-    with pytest.raises(DataError, match="store: is not a complete corpus: has ids that") as caught:
+    with pytest.raises(
+        DataError, match="store: is not a complete corpus: has ids outside"
+    ) as caught:
         getattr(store, name.split(".")[0]).gather(np.arange(3))
 
     assert caught.value.hint == "remove the folder, and it will be written again"

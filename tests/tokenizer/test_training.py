@@ -172,7 +172,7 @@ def test_no_usable_line_is_an_error(lines: list[str], counts: str) -> None:
 def test_more_pieces_than_the_text_yields_are_refused_and_the_most_is_named(
     model_type: str,
 ) -> None:
-    with pytest.raises(ConfigError, match=r"`vocab_size` is 99999, but .* at most \d+ p") as error:
+    with pytest.raises(ConfigError, match=r"`vocab_size` is 99999, but .* at most \d+ t") as error:
         learn(vocab_size=99999, model_type=model_type)
 
     most = int(re.findall(r"\d+", str(error.value))[1])
@@ -181,7 +181,7 @@ def test_more_pieces_than_the_text_yields_are_refused_and_the_most_is_named(
 
 
 def test_fewer_pieces_than_characters_are_refused_and_the_fewest_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"`vocab_size` is 260, but .* at least \d+ p") as error:
+    with pytest.raises(ConfigError, match=r"`vocab_size` is 260, but .* at least \d+ t") as error:
         learn(vocab_size=260)
 
     fewest = int(re.findall(r"\d+", str(error.value))[1])
@@ -207,7 +207,7 @@ def test_soft_limit_accepts_a_smaller_vocabulary_and_logs_it(
 
     size = Tokenizer(model).vocab_size
     assert 260 < size < 300
-    assert f"tokenizer: {size} pieces instead of 9999, the text yields no more" in caplog.text
+    assert f"tokenizer: {size} tokens instead of 9999, the text yields no more" in caplog.text
 
 
 def test_long_lines_are_left_out_and_counted(

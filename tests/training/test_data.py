@@ -57,7 +57,7 @@ def test_all_files_make_one_corpus_and_one_tokenizer(log_messages: list[str]) ->
     assert corpora.valid is not None
     assert len(corpora.valid) == 2
     assert log_messages[1:] == [
-        "tokenizer: learned 11 pieces",
+        "tokenizer: learned a vocabulary of 11 tokens",
         "training text: 3 pairs, 7 + 7 tokens",
         "validation text: 2 pairs",
     ]

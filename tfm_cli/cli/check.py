@@ -73,7 +73,7 @@ def check(options: CheckOptions) -> None:
 
     The report covers lines that do not align, broken text, blank and identical sides, lengths,
     repeated pairs, and overlap of the training text with the others; with a tokenizer, tokens too.
-    The exit code is 1 if the corpus has an error, which would spoil a run.
+    The exit code is 1 if the corpus has an error.
 
     Example:  tfm check -s train.en -t train.de -vs dev.en -vt dev.de
     """
@@ -100,7 +100,7 @@ def check(options: CheckOptions) -> None:
         typer.echo(check_report.as_text(reports))
     errors = sum(one.level == "error" for report in reports for one in report.findings)
     if errors:
-        raise CheckError(f"the corpus has {counted(errors, 'error')}, which would spoil a run")
+        raise CheckError(f"the corpus has {counted(errors, 'error')}, expected none")
 
 
 def _tokenizers(

@@ -114,7 +114,7 @@ class Segments:
         positions = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
         gathered = FlatSegments(self._ids[positions].astype(np.int64), lengths)
         if self._vocab_size is not None and not _all_within(gathered.ids, self._vocab_size):
-            raise _damaged(self._name, "has ids that the tokenizer does not have")
+            raise _damaged(self._name, "has ids outside the vocabulary")
         self._num_gathered += len(indices)
         if self._num_gathered >= _RELEASE_AFTER:  # each may have mapped 64 KiB into memory
             self._release()
@@ -471,7 +471,7 @@ def _open_locked(
             raise _damaged(str(directory), f"has {num_files} files, expected {len(weights)}")
         if vocab_sizes is not None and tuple(metadata.vocab_sizes) != vocab_sizes:
             sizes = f"{metadata.vocab_sizes}, expected {list(vocab_sizes)}"
-            raise _damaged(str(directory), f"has vocabularies of {sizes} pieces")
+            raise _damaged(str(directory), f"has vocabularies of {sizes} tokens")
         source, target = (
             _open_side(directory, side, metadata, max_length, maps) for side in range(len(_SIDES))
         )

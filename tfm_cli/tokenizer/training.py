@@ -151,7 +151,7 @@ def train_tokenizer(
         lines: text without line feeds, of any length; only a sample of it is held in memory.
         config: size, type and normalization of the model; `config.model` is ignored.
         seed: seed of the sample.
-        soft_limit: accept fewer pieces than `vocab_size` if the text yields no more.
+        soft_limit: accept fewer tokens than `vocab_size` if the text yields no more.
         tags: returns the language tags, each of which becomes one piece; called after all lines
             were read. User-defined symbols that look like tags are tags as well.
         options: the other options.
@@ -161,7 +161,7 @@ def train_tokenizer(
 
     Raises:
         DataError: no line is usable, or the file of normalization rules is not.
-        ConfigError: the text needs fewer or more pieces than `vocab_size`, or an option is invalid.
+        ConfigError: the text needs fewer or more tokens than `vocab_size`, or an option is invalid.
         ResourceError: memory ran out.
     """
     user_defined, control = _own_symbols(options.extra)
@@ -198,7 +198,7 @@ def train_tokenizer(
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(model)
     if (num_pieces := int(processor.GetPieceSize())) < config.vocab_size:
-        message = "tokenizer: %d pieces instead of %d, the text yields no more"
+        message = "tokenizer: %d tokens instead of %d, the text yields no more"
         logger.info(message, num_pieces, config.vocab_size)
     _check_yielded(processor, user_defined, config.model_type)
     return model
@@ -307,17 +307,17 @@ def _explained(
     if "sentences_.empty()" in cause or "(all_chars_count) > (0)" in cause:
         return _no_usable_lines(sample)
     if match := re.search(r"Vocabulary size too high .* <= (\d+)", cause):
-        message = f"`vocab_size` is {vocab_size}, but the text yields at most {match[1]} pieces"
+        message = f"`vocab_size` is {vocab_size}, but the text yields at most {match[1]} tokens"
         return ConfigError(message, hint=f"set `vocab_size` to {match[1]} or less, or add text")
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", cause):
         message = (
-            f"`vocab_size` is {vocab_size}, but the characters need at least {match[1]} pieces"
+            f"`vocab_size` is {vocab_size}, but the characters need at least {match[1]} tokens"
         )
         hint = f"set `vocab_size` to {match[1]} or more, or `character_coverage` lower"
         return ConfigError(message, hint=hint)
     if "(vocab_size) >= (0)" in cause:
         needed = len(_SPECIAL_PIECES) + num_symbols + (_BYTE_PIECES if config.byte_fallback else 0)
-        message = f"`vocab_size` is {vocab_size}, but the special pieces alone need {needed}"
+        message = f"`vocab_size` is {vocab_size}, but the special tokens alone need {needed}"
         return ConfigError(message, hint=f"set `vocab_size` above {needed}")
     return ConfigError(f"the tokenizer cannot be trained: {reason_of(error) or cause}")
 

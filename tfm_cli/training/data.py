@@ -265,7 +265,7 @@ def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
 def _make_tokenizers(config: RunConfig, files: Sequence[CorpusFile]) -> TokenizerPair:
     if config.tokenizer.model:
         tokenizers = _named_tokenizers(config)
-        logger.info("tokenizer: %s, %d pieces", config.tokenizer.model, tokenizers.vocab_sizes[1])
+        logger.info("tokenizer: %s, %d tokens", config.tokenizer.model, tokenizers.vocab_sizes[1])
         return tokenizers
     if config.tokenizer.joint:
         return TokenizerPair.joint(_train(config, files, (0, 1), "tokenizer"))
@@ -292,8 +292,8 @@ def _train(
     )
     tokenizer = Tokenizer(model_bytes, name=name)
     if known := tokenizer.language_tags:
-        logger.info("%s: language tags, one piece each: %s", name, listed(known))
-    logger.info("%s: learned %d pieces", name, tokenizer.vocab_size)
+        logger.info("%s: language tags, one token each: %s", name, listed(known))
+    logger.info("%s: learned a vocabulary of %d tokens", name, tokenizer.vocab_size)
     return tokenizer
 
 
@@ -345,16 +345,16 @@ def _log_losses(
         many = f"{trip.changed} of {trip.lines} {side} lines ({_percent(trip.changed, trip.lines)})"
         first = trip.first_unknown
         if first is not None:
-            message = f"does not know {trip.unknown} of {trip.pieces} {side} tokens "
+            message = f"{trip.unknown} of {trip.pieces} {side} tokens are unknown "
             message += f"({_percent(trip.unknown, trip.pieces)})"
             if trip.is_explained(tokenizer):
-                message += f" and changes {many}"
+                message += f", the tokenizer changes {many}"
             message += f", first {_position(first, index, files)}: `{first.text}`"
             is_severe = trip.unknown > MAX_UNKNOWN * trip.pieces
             _log_loss(message, hint_for_unknown(origin), is_severe=is_severe)
         first = trip.first_changed
         if first is not None and not trip.is_explained(tokenizer):
-            message = f"changes {many}, first {_position(first, index, files)}: "
+            message = f"the tokenizer changes {many}, first {_position(first, index, files)}: "
             message += f"`{first.text}` becomes `{first.becomes}`"
             is_severe = trip.changed > MAX_CHANGED * trip.lines
             _log_loss(message, hint_for_changed(origin, tokenizer), is_severe=is_severe)
@@ -362,7 +362,7 @@ def _log_losses(
 
 def _log_loss(message: str, advice: str, *, is_severe: bool) -> None:
     level = logging.WARNING if is_severe else logging.INFO
-    logger.log(level, "training text: the tokenizer %s; %s", message, advice)
+    logger.log(level, "training text: %s; %s", message, advice)
 
 
 def _percent(count: int, whole: int) -> str:

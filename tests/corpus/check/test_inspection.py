@@ -96,7 +96,7 @@ def test_usable_pairs_are_those_of_the_training_store(
     else:
         assert actual.usable == len(store)
         assert actual.too_long.count == store.dropped["too long"]
-    assert actual.unit == "pieces"
+    assert actual.unit == "tokens"
     assert actual.unknown is not None
     texts = [pair for pair in pairs if pair[0].strip() and pair[1].strip()]
     for side, unknown in enumerate(actual.unknown):

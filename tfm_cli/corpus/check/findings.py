@@ -230,7 +230,7 @@ def _of_tokens(corpus: CorpusInspection, origin: Origin) -> Iterator[Finding]:
             level = _level(trip.unknown, trip.pieces, MAX_UNKNOWN)
             first = _occurrences(corpus, index, trip.first_unknown, trip.unknown)
             hint = hint_for_unknown(origin)
-            yield _located(level, "unknown_piece", corpus.name, first, message, hint)
+            yield _located(level, "unknown_token", corpus.name, first, message, hint)
         if trip.first_changed is not None and not trip.is_explained(tokenizer):
             share = _percent(trip.changed, trip.lines)
             lines = f"{_lines(trip.changed)} of the {side} changed by the tokenizer ({share})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfm_cli.corpus.check.statistics import LengthCounts, LineHashes, RatioCounts, UnknownPieces
+from tfm_cli.corpus.check.statistics import LengthCounts, LineHashes, RatioCounts, UnknownTokens
 from tfm_cli.corpus.line_checks import RoundTrip, TagPositions
 from tfm_cli.corpus.parallel_text import check_files
 from tfm_cli.errors import DataError
@@ -202,18 +202,18 @@ class CorpusInspection:
         self.lengths = LengthCounts(), LengthCounts()
         self.ratios = RatioCounts()
         self.hashes = LineHashes()
-        self.unknown: tuple[UnknownPieces, UnknownPieces] | None = None
+        self.unknown: tuple[UnknownTokens, UnknownTokens] | None = None
         self.tokenizers = tokenizers
         self.round_trips = RoundTrip(), RoundTrip()
         self.tags = TagPositions()
         self._max_length = max_length
         if tokenizers is not None:
-            self.unknown = UnknownPieces(tokenizers.source), UnknownPieces(tokenizers.target)
+            self.unknown = UnknownTokens(tokenizers.source), UnknownTokens(tokenizers.target)
 
     @property
     def unit(self) -> str:
         """Return the unit of lengths."""
-        return "words" if self.tokenizers is None else "pieces"
+        return "words" if self.tokenizers is None else "tokens"
 
     def read(self, source_path: str, target_path: str, progress: Progress) -> None:
         """Inspect a file and its translation."""

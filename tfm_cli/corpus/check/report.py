@@ -62,9 +62,9 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
         "p99": round(facts.ratios.quantile(0.99), 3),
         **{f"beyond_{factor}": facts.ratios.beyond(factor) for factor in (2, 3, 9)},
     }
-    pieces = None
+    tokens = None
     if facts.unknown is not None:
-        pieces = {
+        tokens = {
             "too_long": dataclasses.asdict(facts.too_long),
             "unknown": {
                 side: {
@@ -104,7 +104,7 @@ def _corpus_table(report: CorpusReport) -> dict[str, Any]:
         "unit": facts.unit,
         "lengths": lengths,
         "ratio": ratio,
-        "pieces": pieces,
+        "tokens": tokens,
         "language_tags": {
             "known": list(report.known_tags),
             "untagged": _first(facts, 0, tags.untagged, tags.first_untagged),
@@ -178,7 +178,7 @@ def _column(report: CorpusReport) -> dict[str, str]:
     if facts.unknown is not None:
         column["too long"] = _share(facts.too_long.count, facts.pairs)
         for side, unknown, counts in zip(SIDES, facts.unknown, facts.lengths, strict=True):
-            column[f"unknown {side} pieces"] = _share(unknown.count, counts.total)
+            column[f"unknown {side} tokens"] = _share(unknown.count, counts.total)
         for side, trip in zip(SIDES, facts.round_trips, strict=True):
             column[f"{side} lines changed by the tokenizer"] = _share(trip.changed, trip.lines)
     return column

@@ -226,7 +226,7 @@ def _bucket(rows: np.ndarray) -> np.ndarray:
     return (rows[:, 0] >> np.uint64(64 - _BUCKET_BITS)).astype(np.uint8)
 
 
-class UnknownPieces:
+class UnknownTokens:
     """The number of unknown tokens on one side of a corpus, and the text that causes them.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import invoke
-from tfm_cli.corpus.check.statistics import UnknownPieces
+from tfm_cli.corpus.check.statistics import UnknownTokens
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 TEXT = "".join(f"the cat {number % 10} sat on a man\n" for number in range(50))
@@ -26,7 +26,7 @@ def test_unknown_tokens_are_counted_with_their_causes(
 ) -> None:
     lines = ["the cat sat", "a zoo", "日本 日", "zz z", "tam tam"] * 3
     encoded = tokenizer.encode(lines)
-    unknown = UnknownPieces(tokenizer)
+    unknown = UnknownTokens(tokenizer)
 
     unknown.add(lines[:7], encoded[:7])
     unknown.add(lines[7:], encoded[7:])
@@ -35,13 +35,13 @@ def test_unknown_tokens_are_counted_with_their_causes(
     assert unknown.count > 0
     causes = dict(unknown.commonest(10))
     assert {causes[c] for c in ("日", "本", "z")} == {6, 3, 12}
-    # A tokenizer of words does not know a word of known letters; one of characters does.
+    # To a tokenizer of words, a word of known letters is unknown; to one of characters it is not.
     assert causes.get("tam", 0) == (6 if "▁cat" in tokenizer.pieces else 0)
     assert unknown.commonest(1) == [("z", 12)]
 
 
 def test_characters_of_special_pieces_are_not_known(tokenizer: Tokenizer) -> None:
-    unknown = UnknownPieces(tokenizer)
+    unknown = UnknownTokens(tokenizer)
 
     unknown.add(["dunk"], tokenizer.encode(["dunk"]))
 
@@ -53,7 +53,7 @@ def test_rarest_causes_are_dropped_beyond_the_limit(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tfm_cli.corpus.check.statistics._MAX_CAUSES", 10)
-    unknown = UnknownPieces(tokenizer)
+    unknown = UnknownTokens(tokenizer)
     lines = [f"日 {chr(0x4E00 + number)}" for number in range(100)]
     for line in lines:
         unknown.add([line], tokenizer.encode([line]))
