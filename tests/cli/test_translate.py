@@ -120,7 +120,7 @@ def test_flags_go_by_the_names_that_people_know(
     result = run_tfm([*model, *flags.split()], "one\n")
 
     assert len(lines_of(result.out)) == 2
-    assert [(each.beam_size, each.length_penalty) for each in used] == [(2, 0.5)]
+    assert [(each.settings.beam_size, each.settings.length_penalty) for each in used] == [(2, 0.5)]
 
 
 @pytest.mark.parametrize(

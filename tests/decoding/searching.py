@@ -6,14 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding import beam, greedy, sampling
 from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary
 from tfm_cli.decoding.utf8 import Utf8
 
 _VOCABULARY = frozenset(field.name for field in dataclasses.fields(TargetVocabulary))
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(SearchConfig))
 _OPTIONS = frozenset(field.name for field in dataclasses.fields(DecodingOptions))
 
-Rules = tuple[TargetVocabulary, DecodingOptions]
+Rules = tuple[TargetVocabulary, SearchConfig]
 
 
 def rules(
@@ -22,18 +24,22 @@ def rules(
     banned_ids: Sequence[int] = (),
     *,
     utf8: Utf8 | None = None,
-    **options: Any,
+    **settings: Any,
 ) -> Rules:
-    """Return the special tokens and the options of a search."""
-    return TargetVocabulary(start_id, eos_id, banned_ids, utf8), DecodingOptions(**options)
+    """Return the special tokens and the settings of a search."""
+    return TargetVocabulary(start_id, eos_id, banned_ids, utf8), SearchConfig(**settings)
 
 
 def _grouped(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords with special tokens and options as objects; a `vocabulary` may be given."""
+    """Return keywords as objects; a `vocabulary` and `settings` may be given."""
     vocabulary = keywords.pop("vocabulary", None)
     if vocabulary is None:
         names = _VOCABULARY & keywords.keys()
         vocabulary = TargetVocabulary(**{name: keywords.pop(name) for name in names})
+    keywords.setdefault(
+        "settings",
+        SearchConfig(**{name: keywords.pop(name) for name in _SETTINGS & keywords.keys()}),
+    )
     names = _OPTIONS & keywords.keys()
     options = DecodingOptions(**{name: keywords.pop(name) for name in names})
     return {"vocabulary": vocabulary, "options": options, **keywords}

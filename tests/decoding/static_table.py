@@ -73,9 +73,9 @@ GreedySearch = StaticSearch[StaticTableState, StaticGreedy]
 
 
 def static_beams(table: StaticTable, rules: Rules) -> BeamSearch:
-    vocabulary, options = rules
-    make = partial(StaticBeams, vocabulary=vocabulary, options=options, device=CPU)
-    return StaticSearch(table, make, beams=options.beam_size, device=CPU)
+    vocabulary, settings = rules
+    make = partial(StaticBeams, vocabulary=vocabulary, settings=settings, device=CPU)
+    return StaticSearch(table, make, beams=settings.beam_size, device=CPU)
 
 
 def static_greedy(

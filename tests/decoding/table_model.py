@@ -90,7 +90,7 @@ def brute_force(
     *,
     limit: int,
     length_penalty: float,
-    norm_kind: str = "power",
+    length_norm: str = "power",
     banned: Sequence[int] = (),
 ) -> list[Hypothesis]:
     """Every translation of at most `limit` pieces, best first."""
@@ -98,7 +98,7 @@ def brute_force(
         (
             Hypothesis(ids, total, total / base**length_penalty)
             for ids in _sequences(limit, banned, model.logits.shape[-1])
-            for base in [len(ids) + 1 if norm_kind == "power" else (5 + len(ids) + 1) / 6]
+            for base in [len(ids) + 1 if length_norm == "power" else (5 + len(ids) + 1) / 6]
             for total in [forced_log_probability(model, table, ids)]
         ),
         key=lambda hypothesis: -hypothesis.score,

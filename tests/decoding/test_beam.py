@@ -25,14 +25,14 @@ def search(
     *,
     beam_size: int = WIDEST,
     length_penalty: float = 1.0,
-    norm_kind: str = "power",
+    length_norm: str = "power",
     early_stopping: bool = False,
     banned: tuple[int, ...] = (),
 ) -> list[list[Hypothesis]]:
     return beam_search(
         model, sources(*tables), None, limits=limits, start_id=START, eos_id=EOS,
         banned_ids=banned, beam_size=beam_size, length_penalty=length_penalty,
-        norm_kind=norm_kind, early_stopping=early_stopping,
+        length_norm=length_norm, early_stopping=early_stopping,
     )  # fmt: skip
 
 
@@ -44,17 +44,19 @@ def assert_same(actual: list[Hypothesis], expected: list[Hypothesis]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm_kind", "length_penalty"), [("power", 0.0), ("power", 1.0), ("wu", 0.6), ("wu", 1.0)]
+    ("length_norm", "length_penalty"), [("power", 0.0), ("power", 1.0), ("wu", 0.6), ("wu", 1.0)]
 )
 @pytest.mark.parametrize("seed", range(30))
 def test_widest_beam_finds_every_sequence_in_the_order_of_scores(
-    seed: int, norm_kind: str, length_penalty: float
+    seed: int, length_norm: str, length_penalty: float
 ) -> None:
     model = TableModel(seed)
 
-    (actual,) = search(model, [0], [4], length_penalty=length_penalty, norm_kind=norm_kind)
+    (actual,) = search(model, [0], [4], length_penalty=length_penalty, length_norm=length_norm)
 
-    expected = brute_force(model, 0, limit=4, length_penalty=length_penalty, norm_kind=norm_kind)
+    expected = brute_force(
+        model, 0, limit=4, length_penalty=length_penalty, length_norm=length_norm
+    )
     assert_same(actual, expected)
 
 
@@ -86,7 +88,7 @@ def test_segments_searched_together_are_found_as_alone(seed: int, beam_size: int
 def test_scores_are_those_of_the_model(seed: int) -> None:
     model = TableModel(seed)
 
-    (result,) = search(model, [0], [6], beam_size=3, length_penalty=0.6, norm_kind="wu")
+    (result,) = search(model, [0], [6], beam_size=3, length_penalty=0.6, length_norm="wu")
 
     for hypothesis in result:
         total = forced_log_probability(model, 0, hypothesis.ids)

@@ -14,8 +14,9 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding import sampling
-from tfm_cli.decoding.interface import DecodingOptions, Hypothesis
+from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.decoding.sampling import uniform
 
 
@@ -167,8 +168,8 @@ def drawn_by(
 ) -> int:  # fmt: skip
     """The piece that a number in [0, 1) draws."""
     table = torch.tensor([logits])
-    options = DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
-    return int(sampling._drawn(table, [chance], options))
+    settings = SearchConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    return int(sampling._drawn(table, [chance], settings))
 
 
 def shares_by(logits: list[float], **how: float) -> list[float]:

@@ -20,7 +20,8 @@ from tests.engine.small_models import (
     model_of,
     source_of,
 )
-from tfm_cli.decoding.interface import DecodingOptions, TargetVocabulary
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import TargetVocabulary
 from tfm_cli.decoding.static import search as static_search
 from tfm_cli.decoding.static.search import Shape, StaticSearch
 from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
@@ -93,10 +94,10 @@ def beams_in(
     model: Transformer, beam_size: int, dtype: torch.dtype = torch.float32
 ) -> StaticSearch[StaticTransformerState, StaticBeams]:
     device = model.output_weight.device
-    options = DecodingOptions(beam_size=beam_size)
+    search = SearchConfig(beam_size=beam_size)
     return StaticSearch(
         StaticTransformer(model, dtype),
-        partial(StaticBeams, vocabulary=VOCABULARY, options=options, device=device),
+        partial(StaticBeams, vocabulary=VOCABULARY, settings=search, device=device),
         beams=beam_size,
         device=device,
     )
@@ -259,8 +260,8 @@ def test_steps_and_moves_need_no_numbers_and_no_other_device(
     def rows_of(segments: int, capacity: int) -> StaticBeams | StaticGreedy:
         if beam_size == 1:
             return StaticGreedy(segments, capacity, VOCABULARY, meta)
-        options = DecodingOptions(beam_size=beam_size)
-        return StaticBeams(segments, capacity, VOCABULARY, options, meta)
+        search = SearchConfig(beam_size=beam_size)
+        return StaticBeams(segments, capacity, VOCABULARY, search, meta)
 
     wide, narrow = (
         Shape(count, beam_size, 16, 8 * capacity) for count, capacity in ((6, 4), (3, 8))

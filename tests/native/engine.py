@@ -96,7 +96,7 @@ class Search:
     stops_loops: bool = False
     scores: bool = True
     piece_scores: bool = False
-    norm_kind: str = "power"
+    length_norm: str = "power"
     top_k: int = 0
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
@@ -107,7 +107,7 @@ class Search:
         """The same in those of the C interface."""
         names = [name for name, *_ in SearchOptions._fields_]
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return SearchOptions(**values, wu_norm=self.norm_kind == "wu")
+        return SearchOptions(**values, wu_norm=self.length_norm == "wu")
 
     def __str__(self) -> str:
         options = {
@@ -374,7 +374,7 @@ class Reference:
         common |= {
             "prefixes": [scope.prefix(i, ids) for i, ids in enumerate(lines.prefixes)],
             "length_penalty": how.length_penalty,
-            "norm_kind": how.norm_kind,
+            "length_norm": how.length_norm,
             "renormalize": how.renormalize,
             "no_repeat_ngram_size": how.no_repeat_ngram_size,
             "repetition_penalty": how.repetition_penalty,

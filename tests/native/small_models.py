@@ -153,7 +153,7 @@ def searches(draw: st.DrawFn) -> Search:
     common: dict[str, Any] = {
         "renormalize": draw(st.booleans()),
         "no_repeat_ngram_size": draw(st.sampled_from([0, 0, 1, 2, 3])),
-        "norm_kind": draw(st.sampled_from(["power", "wu"])),
+        "length_norm": draw(st.sampled_from(["power", "wu"])),
         "length_penalty": draw(st.sampled_from([0.0, 0.6, 1.0, 2.5])),
         "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.3, 0.8])),
         "piece_scores": draw(st.booleans()),

@@ -157,7 +157,7 @@ EVERY_SEARCH = [
     Search(),
     Search(scores=False),
     Search(beam_size=4),
-    Search(beam_size=4, early_stopping=True, norm_kind="wu", length_penalty=0.6),
+    Search(beam_size=4, early_stopping=True, length_norm="wu", length_penalty=0.6),
     Search(beam_size=5, renormalize=True, piece_scores=True),
     Search(beam_size=3, no_repeat_ngram_size=2, repetition_penalty=1.3),
     Search(beam_size=1, no_repeat_ngram_size=1, renormalize=True),

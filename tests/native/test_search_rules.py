@@ -143,7 +143,7 @@ def reference(
         )
     }  # fmt: skip
     common["token_log_probs"] = options["piece_scores"]
-    common["norm_kind"] = "wu" if options["wu_norm"] else "power"
+    common["length_norm"] = "wu" if options["wu_norm"] else "power"
     common["prefixes"] = [scope.prefix(i, ids) for i, ids in enumerate(segments.prefixes)]
     if options["sampling"]:
         drawn = sample(

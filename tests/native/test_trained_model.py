@@ -83,7 +83,7 @@ SEARCHES = [
     Search(beam_size=4),
     Search(beam_size=4, early_stopping=True),
     Search(beam_size=4, length_penalty=0),
-    Search(beam_size=4, length_penalty=2, norm_kind="wu"),
+    Search(beam_size=4, length_penalty=2, length_norm="wu"),
     Search(beam_size=4, renormalize=True, piece_scores=True),
     Search(beam_size=4, no_repeat_ngram_size=2),
     Search(beam_size=4, repetition_penalty=1.3, stops_loops=True),

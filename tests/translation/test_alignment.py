@@ -67,7 +67,10 @@ def echo(
     """A fake `beam_search`: the source, then the source without its last tokens."""
     rows = [row[: row.index(vocabulary.eos_id)] for row in source.tolist()]
     return [
-        [Hypothesis(tuple(ids[: len(ids) - rank]), 0.0, 0.0) for rank in range(options.beam_size)]
+        [
+            Hypothesis(tuple(ids[: len(ids) - rank]), 0.0, 0.0)
+            for rank in range(options.settings.beam_size)
+        ]
         for ids in rows
     ]
 

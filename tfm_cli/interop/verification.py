@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.corpus.sources import sample_path
 from tfm_cli.decoding.beam import beam_search
@@ -289,7 +290,9 @@ class TfmRuntime:
             limits=[limit] * len(sources),
             vocabulary=TargetVocabulary(target.start_id, target.eos_id, target.banned_ids),
             options=DecodingOptions(
-                beam_size=beam_size, early_stopping=True, renormalize=self._bans_before_softmax
+                settings=SearchConfig(
+                    beam_size=beam_size, early_stopping=True, renormalize=self._bans_before_softmax
+                )
             ),
         )
 

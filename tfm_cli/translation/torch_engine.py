@@ -3,6 +3,7 @@
 # B segments, T target tokens, S source tokens, V vocabulary
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,11 @@ class TorchEngine:
                 stops_loops=options.stops_loops,
             )  # fmt: skip
             return [[hypothesis] for hypothesis in greedy]
-        decoding = decoding_options(options, beam_size)
+        decoding = DecodingOptions(
+            settings=dataclasses.replace(options.settings, beam_size=beam_size),
+            stops_loops=options.stops_loops,
+            token_log_probs=options.word_scores,
+        )
         if options.sampling:
             seeds = [segment.seed for segment in batch]
             drawn = sample(
@@ -206,25 +211,6 @@ def target_vocabulary(target: Tokenizer, device: torch.device) -> TargetVocabula
         target.byte_values, target.vocab_size, banned_ids=target.banned_ids, device=device
     )
     return TargetVocabulary(target.start_id, target.eos_id, target.banned_ids, utf8)
-
-
-def decoding_options(options: SearchOptions, beam_size: int) -> DecodingOptions:
-    """Return the decoding options that correspond to the options of an engine."""
-    settings = options.settings
-    return DecodingOptions(
-        beam_size=beam_size,
-        length_penalty=settings.length_penalty,
-        norm_kind=settings.length_norm,
-        early_stopping=settings.early_stopping,
-        renormalize=settings.renormalize,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        repetition_penalty=settings.repetition_penalty,
-        stops_loops=options.stops_loops,
-        token_log_probs=options.word_scores,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-    )
 
 
 def _max_segment_tokens(transformer: Transformer) -> int:
@@ -288,8 +274,7 @@ def static_search(
             beams=1,
             device=device,
         )
-    options = decoding_options(SearchOptions(settings=settings), settings.beam_size)
-    beams = partial(StaticBeams, vocabulary=vocabulary, options=options, device=device)
+    beams = partial(StaticBeams, vocabulary=vocabulary, settings=settings, device=device)
     return StaticSearch(model, beams, beams=settings.beam_size, device=device)
 
 

@@ -1,6 +1,5 @@
 """Steps of fixed shapes give the results of beam search and of greedy search."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +24,10 @@ def with_beams(
 ) -> list[list[Hypothesis]]:
     """What `beam_search` finds, in the same single precision."""
     model.logits = model.logits.float()
-    vocabulary, options = how
+    vocabulary, settings = how
     return beam_search(
         model, sources(*tables), None, limits=limits, vocabulary=vocabulary,
-        **dataclasses.asdict(options),
+        settings=settings,
     )  # fmt: skip
 
 
@@ -49,7 +48,7 @@ def assert_same(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]]
     limits=st.lists(st.integers(0, 7), min_size=1, max_size=13),
     beam_size=st.sampled_from([1, 2, 3, 4, 7]),
     length_penalty=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
-    norm_kind=st.sampled_from(["power", "wu"]),
+    length_norm=st.sampled_from(["power", "wu"]),
     early_stopping=st.booleans(),
     renormalize=st.booleans(),
     banned_ids=st.sampled_from([(), (START,), (START, 2)]),

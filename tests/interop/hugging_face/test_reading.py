@@ -136,7 +136,7 @@ def test_translations_and_scores_equal_those_of_generate(
         actual = beam_search(
             ours, source, keep, limits=[LIMIT] * 200, start_id=target.start_id,
             eos_id=target.eos_id, banned_ids=target.banned_ids, beam_size=search.beam_size,
-            length_penalty=search.length_penalty, norm_kind=search.length_norm,
+            length_penalty=search.length_penalty, length_norm=search.length_norm,
             early_stopping=search.early_stopping, renormalize=search.renormalize,
         )  # fmt: skip
         expected = theirs.generate(

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary, length_norm
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary, length_norm
 from tfm_cli.decoding.static.cuda_graph import ReadBack, to_device
 from tfm_cli.decoding.static.search import StaticStateT, StaticStepModel
 from tfm_cli.decoding.utf8 import StaticSpelling
@@ -26,7 +27,7 @@ class StaticBeams:
         segments: B.
         capacity: n.
         vocabulary: the special tokens.
-        options: options of sampling and against repetition are ignored.
+        settings: of the search; those of sampling and against repetition are ignored.
         device: the device of the tensors.
     """
 
@@ -35,14 +36,15 @@ class StaticBeams:
         segments: int,
         capacity: int,
         vocabulary: TargetVocabulary,
-        options: DecodingOptions,
+        settings: SearchConfig,
         device: torch.device,
     ) -> None:
-        beams = options.beam_size
-        self._vocabulary, self._options = vocabulary, options
+        beams = settings.beam_size
+        self._vocabulary, self._settings = vocabulary, settings
         self._banned = to_device(vocabulary.banned_ids, device)
         norms = [
-            length_norm(t + 1, options.length_penalty, options.norm_kind) for t in range(capacity)
+            length_norm(t, settings.length_penalty, settings.length_norm)
+            for t in range(1, capacity + 1)
         ]
         self._norms = torch.tensor(norms, dtype=torch.float64, device=device)  # (n,)
         self._slots = torch.arange(beams, device=device)  # (K,)
@@ -105,7 +107,7 @@ class StaticBeams:
 
     def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
         """Append a token to each hypothesis, and store those that have ended."""
-        beams = self._options.beam_size
+        beams = self._settings.beam_size
         own = self._slots[None, :, None].expand(len(self.done), -1, 1)  # (B, K, 1)
         self._beam_ancestors.index_copy_(2, self._position, own)
         logits = model.step(self._newest, self._position, self._beam_ancestors, state)  # (R, V)
@@ -132,18 +134,18 @@ class StaticBeams:
         A row at its limit can only continue with </s>. Unlike `beam_search`, this writes out all V
         log-probabilities, which a GPU computes in one pass and in single precision.
         """
-        eos_id, count = self._vocabulary.eos_id, 2 * self._options.beam_size
-        if self._options.renormalize:
+        eos_id, count = self._vocabulary.eos_id, 2 * self._settings.beam_size
+        if self._settings.renormalize:
             logits = logits.index_fill_(1, self._banned, -math.inf)
         log_probs = logits.log_softmax(dim=1, dtype=torch.float32)  # (R, V)
         eos = log_probs[:, eos_id].clone()  # (R,)
-        if not self._options.renormalize:
+        if not self._settings.renormalize:
             log_probs.index_fill_(1, self._banned, -math.inf)
         if self._spelling is not None:
             log_probs = self._spelling.forbid_(log_probs, self._limit - self._position)
         best, tokens = log_probs.topk(min(count, log_probs.shape[1]), dim=1)  # (R, C) each
         at_limit = (self._limit <= self._position)[:, None]  # (B, 1)
-        at_limit = at_limit.expand(-1, self._options.beam_size).reshape(-1)  # (R,)
+        at_limit = at_limit.expand(-1, self._settings.beam_size).reshape(-1)  # (R,)
         first = torch.where(at_limit, eos, best[:, 0])  # (R,)
         best.masked_fill_(at_limit[:, None], -math.inf)
         best[:, 0] = first
@@ -152,7 +154,7 @@ class StaticBeams:
 
     def _store_ends(self, totals: Tensor, ends: Tensor, origin: Tensor, norm: Tensor) -> None:
         """Store the best of the finished hypotheses and of those that end now, (B, K) each."""
-        beams = self._options.beam_size
+        beams = self._settings.beam_size
         is_end = ends & (totals > -math.inf) & ~self.done[:, None]  # (B, K)
         scores = (totals / norm).masked_fill(~is_end, -math.inf)  # (B, K), in double
         scores = torch.cat((self._end_scores, scores), dim=1)  # (B, 2K)
@@ -170,7 +172,7 @@ class StaticBeams:
         """Mark the segments that need no more steps, given the best active scores (B,)."""
         worst = self._end_scores[:, -1]  # (B,)
         is_decided = worst > -math.inf
-        if not self._options.early_stopping and self._options.beam_size > 1:
+        if not self._settings.early_stopping and self._settings.beam_size > 1:
             is_decided = is_decided & (worst >= best_active)
         # The best score is -inf, or NaN, where no hypothesis can grow.
         self.done.logical_or_(is_decided | ~(best_active > -math.inf))
