@@ -298,7 +298,9 @@ def _exports(corpus: TinyCorpus, folder: Path) -> Scene:
     command = ["export", "golden", "--to", "hf", "-o", "to", "--overwrite"]
 
     def unverified() -> None:
-        PATCH.setattr("tfm_cli.interop.exporting.verify_hugging_face", lambda *_: None)
+        from tfm_cli.interop.verification import Verification
+
+        PATCH.setattr("tfm_cli.interop.exporting.verify_hugging_face", lambda *_: Verification())
 
     result = Scene(folder, command, (), [], unverified).run()
     assert result.code == 0, result.err
@@ -310,7 +312,9 @@ def _imports(corpus: TinyCorpus, folder: Path) -> Scene:
     command = ["import", "to", "-o", "imported", "--overwrite"]
 
     def unverified() -> None:
-        PATCH.setattr("tfm_cli.interop.importing.verify_import", lambda *_, **__: "verified")
+        from tfm_cli.interop.verification import Verification
+
+        PATCH.setattr("tfm_cli.interop.importing.verify_import", lambda *_: Verification())
 
     result = Scene(folder, command, (), [], unverified).run()
     assert result.code == 0, result.err

@@ -11,6 +11,7 @@ from tests.conftest import Result
 from tests.files.private_files import GOLDEN, PATCH
 from tfm_cli.files.atomic import temporary_file
 from tfm_cli.files.faults import VARIABLE
+from tfm_cli.interop.verification import Verification
 
 TEXT = b"one two\ntwo three one\n"
 COMMANDS = {
@@ -33,7 +34,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 
     def command(name: str, fault: str = "") -> Result:
         def prepare() -> None:
-            PATCH.setattr("tfm_cli.interop.exporting.verify_hugging_face", lambda *_: None)
+            PATCH.setattr(
+                "tfm_cli.interop.exporting.verify_hugging_face", lambda *_: Verification()
+            )
 
         return forked.run(Path("words"), COMMANDS[name], {VARIABLE: fault}, prepare=prepare)
 

@@ -12,6 +12,7 @@ from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.interop import ctranslate2, exporting
 from tfm_cli.interop.exporting import export_model
 from tfm_cli.interop.hugging_face import writing
+from tfm_cli.interop.verification import Verification
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, save_weights
 
@@ -44,7 +45,7 @@ def save(tmp_path: Path) -> Save:
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip verification, to test what happens before and after it."""
-    monkeypatch.setattr(exporting, "verify_hugging_face", lambda model, directory, lines: None)
+    monkeypatch.setattr(exporting, "verify_hugging_face", lambda *_: Verification())
 
 
 def test_model_is_exported_to_hugging_face_and_verified(

@@ -24,6 +24,7 @@ from tfm_cli.interop.exporting import export_model
 from tfm_cli.interop.hugging_face.reading import read_hugging_face
 from tfm_cli.interop.hugging_face.writing import write_hugging_face
 from tfm_cli.interop.importing import import_model, kind_of
+from tfm_cli.interop.tensors import ImportedModel
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
 
@@ -275,9 +276,12 @@ def test_without_yaml_marian_cannot_be_read(
 
 
 def test_card_escapes_markdown_and_html_in_a_name() -> None:
-    origin = importing._Origin("<img src=x>|\\|[a](http://b)`*x*`", "Hugging Face", "a`b", "0" * 64)
+    model = random_model()
+    notes = ("notes <b>of</b> `others`|",)
+    imported = ImportedModel(model.config, model.tokenizers, {}, notes, "a`b")
+    origin = "<img src=x>|\\|[a](http://b)`*x*` (Hugging Face)"
 
-    card = importing._card(random_model(), origin, ["notes <b>of</b> `others`|"], "verified *so*")
+    card = importing._card(model, imported, origin, "0" * 64, "verified *so*")
 
     begins = ("| from |", "| weights |", "| verified |", "- notes")
     lines = [line for line in card.split("\n") if line.startswith(begins)]

@@ -46,7 +46,7 @@ class Mirror:
         self.limits: list[int] = []
         self.alter_ids: Callable[[list[Ids]], list[Ids]] = lambda rows: rows
         self.alter_logits: Callable[[list[Tensor]], list[Tensor]] = lambda rows: rows
-        self.alter_found: Callable[[list[Ids], int], list[Ids]] = lambda rows, beam_size: rows
+        self.alter_translations: Callable[[list[Ids], int], list[Ids]] = lambda rows, _: rows
 
     def encode(self, lines: Sequence[str]) -> list[Ids] | None:
         return self.alter_ids([tuple(ids) for ids in self.tokenizer.encode(lines)])
@@ -60,7 +60,7 @@ class Mirror:
     def search(self, sources: Sequence[Ids], *, beam_size: int, limit: int) -> list[Ids]:
         self.limits.append(limit)
         found = self.model.search(sources, beam_size=beam_size, limit=limit)
-        return self.alter_found([hypotheses[0].ids for hypotheses in found], beam_size)
+        return self.alter_translations([hypotheses[0].ids for hypotheses in found], beam_size)
 
 
 def test_same_program_has_no_differences() -> None:
@@ -184,7 +184,7 @@ def test_nan_logit_is_a_mismatch() -> None:
 def test_differing_translation_is_a_mismatch_with_line_and_token(beam_size: int) -> None:
     model = random_model()
     mirror = Mirror(model)
-    mirror.alter_found = lambda rows, beam: [
+    mirror.alter_translations = lambda rows, beam: [
         (9, 9, 9) if beam == beam_size else row for row in rows
     ]
 
@@ -203,7 +203,7 @@ def test_translations_that_score_the_same_are_near_ties() -> None:
     weight[other] = weight[one]
     mirror = Mirror(model)
     swapped = {one: other, other: one}
-    mirror.alter_found = lambda rows, beam: [
+    mirror.alter_translations = lambda rows, beam: [
         tuple(swapped.get(index, index) for index in row) for row in rows
     ]
 
@@ -223,7 +223,7 @@ def test_beams_that_reach_the_limit_are_counted_and_not_compared() -> None:
     model = random_model()
     model.transformer.target_embedding.weight.data[model.tokenizers.target.eos_id] *= -3
     mirror = Mirror(model)
-    mirror.alter_found = lambda rows, beam: [() if beam == 4 else row for row in rows]
+    mirror.alter_translations = lambda rows, beam: [() if beam == 4 else row for row in rows]
 
     result = compare(model, mirror, lines(20))
 
@@ -240,19 +240,20 @@ def test_long_lines_are_truncated_to_the_positions() -> None:
     assert set(mirror.limits) == {12}
 
 
-def test_missing_library_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
-) -> None:
+def test_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
 
-    assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
-    assert verify_ctranslate2(random_model(), tmp_path, ["a"]) is None
+    results = [
+        verify(random_model(), tmp_path, ["a"])
+        for verify in (verify_hugging_face, verify_ctranslate2)
+    ]
 
-    assert log_messages == [
+    assert [str(result) for result in results] == [
         "not verified: transformers is not installed",
         "not verified: ctranslate2 is not installed",
     ]
+    assert all(result.is_empty for result in results)
 
 
 def test_export_to_hugging_face_is_verified_and_a_changed_one_refused(tmp_path: Path) -> None:
@@ -263,7 +264,6 @@ def test_export_to_hugging_face_is_verified_and_a_changed_one_refused(tmp_path: 
 
     verified = verify_hugging_face(model, tmp_path, text)
 
-    assert verified is not None
     assert 0 < verified.difference < 1e-4
     assert verified.against.startswith("transformers ")
     path = tmp_path / "model.safetensors"
@@ -291,7 +291,7 @@ def test_other_special_ids_in_the_directory_do_not_matter(tmp_path: Path) -> Non
         '"bad_words_ids": [[5]], "repetition_penalty": 3.0}'
     )
 
-    assert verify_hugging_face(model, tmp_path, lines(10)) is not None
+    assert verify_hugging_face(model, tmp_path, lines(10)).lines == 10
 
 
 def test_export_to_ctranslate2_is_verified_and_a_changed_one_refused(tmp_path: Path) -> None:
@@ -302,7 +302,6 @@ def test_export_to_ctranslate2_is_verified_and_a_changed_one_refused(tmp_path: P
 
     verified = verify_ctranslate2(model, tmp_path, text)
 
-    assert verified is not None
     assert 0 < verified.difference < 1e-4
     model.transformer.target_embedding.weight.data[9] += 0.1
     with pytest.raises(ModelError, match=r"CTranslate2 .+ logits differ by .+, expected"):
@@ -316,20 +315,16 @@ def test_directory_that_ctranslate2_cannot_load_is_reported(tmp_path: Path) -> N
         verify_ctranslate2(random_model(), tmp_path, ["a"])
 
 
-def test_unusable_installation_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_messages: list[str]
-) -> None:
+def test_unusable_installation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise ImportError("huggingface-hub>=9 is required\nand more")
 
     monkeypatch.setattr(verification, "is_installed", lambda package: True)
     monkeypatch.setattr(verification, "HuggingFaceRuntime", refuse)
 
-    assert verify_hugging_face(random_model(), tmp_path, ["a"]) is None
-
-    assert log_messages == [
+    assert str(verify_hugging_face(random_model(), tmp_path, ["a"])) == (
         "not verified: transformers cannot be used: huggingface-hub>=9 is required"
-    ]
+    )
 
 
 @torch.inference_mode()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig
-from tfm_cli.decoding.interface import output_limit
 from tfm_cli.errors import ConfigError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.interop.names import TensorName, tensor_names
+from tfm_cli.interop.tensors import export_positions
 from tfm_cli.model.positions import SinusoidalPositions
 from tfm_cli.model_directory.weights import TrainedModel
 
@@ -28,8 +28,6 @@ QUANTIZATIONS = ("int8", "int16", "float16", "bfloat16")
 # Added to the logits of banned tokens: representable in fp16, and its exponential is zero in every
 # precision.
 BAN = -1e4
-_MIN_POSITIONS = 512
-_MAX_POSITIONS = 16384
 
 
 def write_ctranslate2(directory: Path, model: TrainedModel, *, quantization: str | None) -> None:
@@ -179,6 +177,4 @@ def num_positions(model: TrainedModel) -> int:
     shape, search = model.config.model, model.config.search
     if shape.positions == "learned":
         return shape.max_positions
-    limit = output_limit(search.max_length, search.max_length_factor)
-    needed = 1 + max(search.max_length, limit)
-    return min(max(needed, _MIN_POSITIONS), _MAX_POSITIONS)
+    return export_positions(search)[0]

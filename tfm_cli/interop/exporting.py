@@ -212,12 +212,10 @@ def _write_for_others(
     """
     if to == "hf":
         write_hugging_face(directory, model)
-        verified = verify_hugging_face(model, directory, lines)
+        verify_hugging_face(model, directory, lines).log()
     else:
         write_ctranslate2(directory, model, quantization=None)
-        verified = verify_ctranslate2(model, directory, lines)
-    if verified is not None:
-        logger.log(logging.WARNING if verified.is_empty else logging.INFO, "%s", verified)
+        verify_ctranslate2(model, directory, lines).log()
     if quantization is not None:
         for path in directory.iterdir():
             durable.remove(path)

@@ -7,8 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ from tfm_cli.files.ownership import (
     is_temporary_of,
     refuse_replacing_inputs,
 )
-from tfm_cli.interop.hugging_face.reading import PICKLE, WEIGHTS, read_hugging_face
-from tfm_cli.interop.marian.reading import read_marian, source_names
+from tfm_cli.interop.hugging_face.reading import read_hugging_face
+from tfm_cli.interop.marian.reading import read_marian
 from tfm_cli.interop.source_files import (
     download,
     has_file,
@@ -48,7 +47,7 @@ from tfm_cli.interop.source_files import (
     source_file,
 )
 from tfm_cli.interop.tensors import ImportedModel
-from tfm_cli.interop.verification import verify_import
+from tfm_cli.interop.verification import probe_lines, verify_import
 from tfm_cli.model_directory.config_file import save_config
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model, save_weights
 from tfm_cli.text.markdown import code, plain
@@ -106,20 +105,20 @@ def import_model(
                 hint="leave out `--positions`",
             )
         imported = read_hugging_face(directory, allow_pickle=allow_pickle)
-        weights_file = WEIGHTS if has_file(directory, WEIGHTS) else PICKLE
     else:
         imported = read_marian(directory, positions=positions or "marian")
-        weights_file = source_names(directory).weights
     for note in imported.notes:
         logger.warning("%s", note)
-    origin = _Origin(name, kind, weights_file, _sha256(source_file(directory, weights_file)))
+    with source_file(directory, imported.weights_file).open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     with (
         unusable_weights_as_model_error(name),
         atomic_directory(output, may_replace=may_replace) as temporary,
     ):
         model = _write_and_load(temporary, imported)
-        verified = verify_import(model, directory, is_npz=kind == MARIAN, probe=probe)
-        card = visible(_card(model, origin, imported.notes, verified))
+        verified = verify_import(model, imported, directory, probe_lines(model, probe))
+        verified.log()
+        card = visible(_card(model, imported, f"{name} ({kind})", sha256, str(verified)))
         durable.write_file(temporary / CARD_FILE, card.encode("utf-8", "backslashreplace"))
     logger.info("wrote %s: %s", output, _summary(model))
 
@@ -198,16 +197,6 @@ def _is_of_model(path: Path) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """The source of an import, for the model card."""
-
-    name: str
-    kind: str
-    weights_file: str
-    sha256: str
-
-
 def _directory(source: str, *, allow_pickle: bool) -> Path:
     path = Path(source)
     if not source:
@@ -239,11 +228,6 @@ def _write_and_load(directory: Path, imported: ImportedModel) -> TrainedModel:
     return model
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _summary(model: TrainedModel) -> str:
     """Return the size and shape of a model in one line."""
     shape = model.config.model
@@ -262,12 +246,14 @@ def _summary(model: TrainedModel) -> str:
     )
 
 
-def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: str) -> str:
+def _card(
+    model: TrainedModel, imported: ImportedModel, origin: str, sha256: str, verified: str
+) -> str:
     """Return the model card in Markdown: the origin of the model, and how it was verified."""
     shape = model.config.model
     rows = [
-        ("from", plain(f"{origin.name} ({origin.kind})")),
-        ("weights", f"{code(origin.weights_file)}, SHA-256 {code(origin.sha256)}"),
+        ("from", plain(origin)),
+        ("weights", f"{code(imported.weights_file)}, SHA-256 {code(sha256)}"),
         ("shape", f"{_summary(model)}, {shape.norm}-norm, {shape.positions} positions, "
                   f"{shape.activation}"),
         ("verified", plain(verified.removeprefix("verified "))),
@@ -279,7 +265,7 @@ def _card(model: TrainedModel, origin: _Origin, notes: Sequence[str], verified: 
         rows.insert(3, ("target languages", " ".join(map(code, tags))))
     lines = ["# An imported translation model", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
-    lines += [f"\n- {plain(note)}" for note in notes]
+    lines += [f"\n- {plain(note)}" for note in imported.notes]
     lines += ["", "## Use", "", "```", "tfm translate --model . < source.txt", "```", ""]
     lines += ["The license is that of the original model. All settings are in `config.json`."]
     return "\n".join(lines) + "\n"

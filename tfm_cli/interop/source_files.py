@@ -3,6 +3,7 @@
 A file is refused if it is a link out of its directory, not a regular file, or too large.
 """
 
+import dataclasses
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
+from tfm_cli.config.validation import coerce
 from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.files.untrusted import parse_json_object, read_regular
 
@@ -103,6 +105,26 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         return parse_json_object(content)
     except ValueError as error:
         raise ModelError(f"{path}: is damaged or not JSON: {error}") from error
+
+
+def imported_setting(
+    section: type, name: str, value: object, option: str, problems: list[str]
+) -> dict[str, Any]:
+    """Return a setting of the run configuration by its name; empty, with a problem, if invalid.
+
+    Args:
+        section: the dataclass of the section, such as `ModelConfig`.
+        name: of the setting.
+        value: the value in the other toolkit, which has the same bounds.
+        option: the file and the option, for messages.
+        problems: receives a line if the value is invalid.
+    """
+    (field,) = (field for field in dataclasses.fields(section) if field.name == name)
+    coerced, problem = coerce(value, field.type, field.metadata)
+    if problem:
+        problems.append(f"{option} {problem}")
+        return {}
+    return {name: coerced}
 
 
 def quoted(value: object) -> str:

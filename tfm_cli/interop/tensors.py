@@ -1,4 +1,4 @@
-"""The conversion and validation of tensors of other toolkits, shared by the importers."""
+"""Conversion and validation of the tensors of other toolkits."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfm_cli.config.settings import ModelConfig, RunConfig
+from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
+from tfm_cli.decoding.interface import output_limit
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.names import TensorName, tensor_names
 from tfm_cli.model_directory.weight_shapes import listed, shape_differences, weight_shapes
 from tfm_cli.model_directory.weights import non_finite_tensors
 from tfm_cli.tokenizer.pair import TokenizerPair
 
+_MIN_POSITIONS, _MAX_POSITIONS = 512, 16384  # of an export
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -24,6 +26,8 @@ class ImportedModel:
     tokenizers: TokenizerPair
     weights: dict[str, Tensor]  # by tfm's names, in fp32
     notes: tuple[str, ...]  # about the conversion, for the user
+    weights_file: str
+    vocabulary_files: tuple[str, ...] = ()  # of source and target, in a Marian directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,17 @@ def assemble(
         if dtype in dtypes
     ]
     return {name: torch.cat(tensors) for name, tensors in parts.items()}, tuple(notes)
+
+
+def export_positions(search: SearchConfig) -> tuple[int, int]:
+    """Return the positions that an export has, and those of the longest source and target.
+
+    A special token adds one position to each. Other toolkits compute the table of positions when
+    they load a model, some of them slowly, so its size is limited.
+    """
+    limit = output_limit(search.max_length, search.max_length_factor)
+    needed = 1 + max(search.max_length, limit)
+    return min(max(needed, _MIN_POSITIONS), _MAX_POSITIONS), needed
 
 
 def dtype_problem(name: str, tensor: Tensor) -> str:

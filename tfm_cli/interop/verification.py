@@ -31,7 +31,7 @@ from tfm_cli.decoding.interface import (
 from tfm_cli.errors import DataError, ModelError, ResourceError
 from tfm_cli.interop.ctranslate2 import num_positions
 from tfm_cli.interop.marian.files import NpzFile
-from tfm_cli.interop.marian.reading import MODEL, source_names
+from tfm_cli.interop.marian.reading import MODEL
 from tfm_cli.interop.runtimes import (
     CTranslate2Runtime,
     HuggingFaceRuntime,
@@ -41,6 +41,7 @@ from tfm_cli.interop.runtimes import (
     padded_batch,
 )
 from tfm_cli.interop.source_files import first_line
+from tfm_cli.interop.tensors import ImportedModel
 from tfm_cli.model_directory.weights import TrainedModel, build_transformer
 from tfm_cli.text.reader import held_in_memory, open_lines
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -68,22 +69,30 @@ _SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of a comparison in fp32."""
+    """The result of a comparison in fp32, or the reason why there was none."""
 
-    against: str  # the other program
-    lines: int
-    difference: float  # the largest between two logits
-    near_ties: int  # translations that differ but score the same
-    unfinished: int  # lines whose beams reach the length limit, where programs differ by design
+    against: str = ""  # the other program
+    lines: int = 0
+    difference: float = 0.0  # the largest between two logits
+    near_ties: int = 0  # translations that differ but score the same
+    unfinished: int = 0  # lines whose beams reach the length limit, where programs differ by design
     # Lines whose segmentation into tokens was not compared, by reason.
     left_out: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""  # why the other program did not run the model
+    remark: str = ""
 
     @property
     def is_empty(self) -> bool:
         """Return True if the segmentation into tokens was compared on no line."""
         return sum(self.left_out.values()) >= self.lines
 
+    def log(self) -> None:
+        """Log the result, as a warning if it proves nothing."""
+        logger.log(logging.WARNING if self.is_empty else logging.INFO, "%s", self)
+
     def __str__(self) -> str:
+        if self.reason:
+            return f"not verified: {self.reason}"
         if not self.lines:
             return f"not verified with {self.against}: the probe has no line with a token"
         text = (
@@ -103,7 +112,7 @@ class Verification:
         text += f" (except for {_count(self.near_ties, 'near tie')})" if self.near_ties else ""
         for reason, count in self.left_out.items():
             text += f"; the segmentation of {_count(count, 'line')} was not compared: {reason}"
-        return text
+        return text + (f" ({self.remark})" if self.remark else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +136,7 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def verify_hugging_face(
-    model: TrainedModel, directory: Path, lines: Sequence[str]
-) -> Verification | None:
+def verify_hugging_face(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Verification:
     """Compare a model with a Marian directory that `transformers` loads.
 
     Args:
@@ -137,33 +144,25 @@ def verify_hugging_face(
         directory: `config.json`, `model.safetensors` and the files of MarianTokenizer.
         lines: text to compare on; blank lines are left out.
 
-    Returns:
-        None, after a warning, if `transformers` is not installed or cannot be used.
-
     Raises:
         ModelError: they differ; the message has the line, the token and the values.
     """
     if not is_installed("transformers"):
-        logger.warning("not verified: transformers is not installed")
-        return None
+        return Verification(reason="transformers is not installed")
     try:
         runtime = HuggingFaceRuntime(directory, model.tokenizers)
     except ImportError as error:  # such as an incompatible version of one of its dependencies
-        logger.warning("not verified: transformers cannot be used: %s", first_line(error))
-        return None
+        return Verification(reason=f"transformers cannot be used: {first_line(error)}")
     return compare(model, runtime, lines)
 
 
-def verify_ctranslate2(
-    model: TrainedModel, directory: Path, lines: Sequence[str]
-) -> Verification | None:
+def verify_ctranslate2(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Verification:
     """Compare a model with its export in fp32 that CTranslate2 loads.
 
     Arguments and errors are those of `verify_hugging_face`.
     """
     if not is_installed("ctranslate2"):
-        logger.warning("not verified: ctranslate2 is not installed")
-        return None
+        return Verification(reason="ctranslate2 is not installed")
     runtime = CTranslate2Runtime(directory, model.tokenizers, max_tokens=num_positions(model) - 2)
     return compare(model, runtime, lines)
 
@@ -463,8 +462,10 @@ def _random_lines(tokenizer: Tokenizer, rng: random.Random) -> list[str]:
 # Imported models, compared with the originals that other programs run
 
 
-def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: Path | None) -> str:
-    """Compare a model with its original, and return the result in words.
+def verify_import(
+    model: TrainedModel, imported: ImportedModel, directory: Path, lines: Sequence[str]
+) -> Verification:
+    """Compare a model with its original.
 
     A Hugging Face model is run by `transformers`. Only Marian itself runs an `.npz`, which is
     therefore compared with its conversion by CTranslate2. That conversion always has positions in
@@ -472,52 +473,48 @@ def verify_import(model: TrainedModel, directory: Path, *, is_npz: bool, probe: 
 
     Args:
         model: the imported model, read back.
+        imported: the imported model before it was written.
         directory: the original.
-        is_npz: True for Marian's own format.
-        probe: text in the source language; by default it is generated.
+        lines: text to compare on; blank lines are left out.
 
     Raises:
         ModelError: the two models differ.
     """
-    lines = probe_lines(model, probe)
-    if is_npz:
-        return _verify_npz(model, directory, lines)
     with tempfile.TemporaryDirectory(prefix="tfm-") as temporary:
-        result = verify_hugging_face(model, _without_bom(directory, Path(temporary)), lines)
-    if result is None:
-        return "not verified: transformers is not installed, or cannot be used"
-    logger.log(logging.WARNING if result.is_empty else logging.INFO, "%s", result)
-    return str(result)
+        if imported.vocabulary_files:
+            return _verify_npz(model, imported, directory, Path(temporary), lines)
+        return verify_hugging_face(model, _without_bom(directory, Path(temporary)), lines)
 
 
-def _verify_npz(model: TrainedModel, directory: Path, lines: Sequence[str]) -> str:
+def _verify_npz(
+    model: TrainedModel,
+    imported: ImportedModel,
+    directory: Path,
+    temporary: Path,
+    lines: Sequence[str],
+) -> Verification:
     if not is_installed("ctranslate2"):
-        message = "not verified: ctranslate2 is not installed"
-        logger.warning("%s", message)
-        return message
+        return Verification(reason="ctranslate2 is not installed")
     import yaml
     from ctranslate2.converters import MarianConverter
 
-    names = source_names(directory)
-    twin = _as_converted(model)
-    with tempfile.TemporaryDirectory(prefix="tfm-") as temporary:
-        try:
-            weights = _readable_weights(directory / names.weights, Path(temporary))
-            home = _without_bom(directory, Path(temporary), names.vocabularies)
-            vocabularies = [str(home / name) for name in dict.fromkeys(names.vocabularies)]
-            converter = MarianConverter(str(weights), vocabularies)
-            converted = Path(converter.convert(f"{temporary}/model"))
-        except (KeyError, ValueError, RuntimeError, NotImplementedError, yaml.YAMLError) as error:
-            message = f"not verified: CTranslate2 cannot read it: {error}"
-            logger.warning("%s", message)
-            return message
-        runtime = CTranslate2Runtime(converted, twin.tokenizers, max_tokens=_MAX_CONVERTED_TOKENS)
-        result = compare(twin, runtime, lines)
-    message = str(result)
-    if model.config.model.positions == "sinusoidal_marian":
-        message += " (with CTranslate2's positions)"
-    logger.log(logging.WARNING if result.is_empty else logging.INFO, "%s", message)
-    return message
+    converted_model = _as_converted(model)
+    try:
+        weights = _readable_weights(directory / imported.weights_file, temporary)
+        home = _without_bom(directory, temporary, imported.vocabulary_files)
+        vocabularies = [str(home / name) for name in dict.fromkeys(imported.vocabulary_files)]
+        converter = MarianConverter(str(weights), vocabularies)
+        converted = Path(converter.convert(f"{temporary}/model"))
+    except (KeyError, ValueError, RuntimeError, NotImplementedError, yaml.YAMLError) as error:
+        return Verification(reason=f"CTranslate2 cannot read it: {error}")
+    runtime = CTranslate2Runtime(
+        converted, converted_model.tokenizers, max_tokens=_MAX_CONVERTED_TOKENS
+    )
+    result = compare(converted_model, runtime, lines)
+    has_own_positions = model.config.model.positions == "sinusoidal_marian"
+    return dataclasses.replace(
+        result, remark="with CTranslate2's positions" if has_own_positions else ""
+    )
 
 
 def _readable_weights(path: Path, temporary: Path) -> Path:
@@ -567,12 +564,12 @@ def _without_bom(directory: Path, temporary: Path, names: Collection[str] = ()) 
 def _as_converted(model: TrainedModel) -> TrainedModel:
     """Return the model as CTranslate2 converts it: positions in halves, and <unk> not banned."""
     shape = dataclasses.replace(model.config.model, positions="sinusoidal_halves")
-    twin = build_transformer(shape, model.tokenizers.vocab_sizes)
-    twin.load_state_dict(model.transformer.state_dict())
+    converted = build_transformer(shape, model.tokenizers.vocab_sizes)
+    converted.load_state_dict(model.transformer.state_dict())
     sides = []
     for side in (model.tokenizers.source, model.tokenizers.target):
         assert side.vocabulary is not None, "every Marian model has one"
         vocabulary = dataclasses.replace(side.vocabulary, banned=(side.vocabulary.start,))
         sides.append(Tokenizer(side.model_bytes, vocabulary))
     config = dataclasses.replace(model.config, model=shape)
-    return TrainedModel(config, TokenizerPair(sides[0], sides[1]), twin.eval())
+    return TrainedModel(config, TokenizerPair(sides[0], sides[1]), converted.eval())

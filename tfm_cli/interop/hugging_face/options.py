@@ -1,13 +1,11 @@
 """The settings in `config.json` and `generation_config.json` of a Hugging Face Marian model."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tfm_cli.config.settings import ModelConfig, SearchConfig
-from tfm_cli.config.validation import coerce
-from tfm_cli.interop.source_files import quoted
+from tfm_cli.interop.source_files import imported_setting, quoted
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _REQUIRED = object()  # as a default: the value must be present
@@ -203,20 +201,16 @@ class _OptionsReader:
         file: str,
     ) -> dict[str, Any]:  # fmt: skip
         """Return settings of a section of the run configuration, validated as usual."""
-        fields = {f.name: f for f in dataclasses.fields(section)}
-        settings = {}
-        for name, (ours, default) in table.items():
+        settings: dict[str, Any] = {}
+        for name, (setting, default) in table.items():
             value = values.get(name)
             if value is None:
                 value = default
             if value is _REQUIRED:
                 self.problems.append(f"{file}: `{name}` is missing")
                 continue
-            coerced, problem = coerce(value, fields[ours].type, fields[ours].metadata)
-            if problem:
-                self.problems.append(f"{file}: `{name}` {problem}")
-            else:
-                settings[ours] = coerced
+            label = f"{file}: `{name}`"
+            settings |= imported_setting(section, setting, value, label, self.problems)
         return settings
 
     def check_neutral(

@@ -74,14 +74,15 @@ def read_hugging_face(directory: Path, *, allow_pickle: bool) -> ImportedModel:
         weights = from_halves(weights, model)
         model = dataclasses.replace(model, positions="sinusoidal")
     run = dataclasses.replace(RunConfig(), model=model, search=SearchConfig(**options.search))
-    return ImportedModel(run, tokenizers, weights, (*stored.notes, *options.notes, *notes))
+    notes = (*stored.notes, *options.notes, *notes)
+    return ImportedModel(run, tokenizers, weights, notes, stored.path.name)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """The tensors of a file, loaded one at a time."""
 
-    path: str
+    path: Path
     shapes: Mapping[str, tuple[int, ...]]
     load: Callable[[str], Tensor]
     notes: tuple[str, ...] = ()
@@ -112,7 +113,7 @@ def _weights(
     raise_if_any(dict.fromkeys(problems), title)
     ignored = {_BIAS, *_POSITIONS, *(name for names in _tied(model) for name in names)}
     ignored -= {item.name for item in required}
-    return assemble(required, stored.shapes, stored.load, source=stored.path, ignored=ignored)
+    return assemble(required, stored.shapes, stored.load, source=str(stored.path), ignored=ignored)
 
 
 def _tied(model: ModelConfig) -> list[tuple[str, ...]]:
@@ -214,7 +215,7 @@ def _opened_safetensors(path: Path) -> Iterator[_Stored]:
     try:
         with safe_open(str(path), framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
-            yield _Stored(str(path), shapes, file.get_tensor)
+            yield _Stored(path, shapes, file.get_tensor)
     except SafetensorError as error:
         raise ModelError(f"{message}: {error}") from error
 
@@ -241,7 +242,7 @@ def _unpickled(path: Path) -> _Stored:
     raise_if_any(problems, f"{path}: holds values that are not plain tensors")
     shapes = {name: tuple(tensor.shape) for name, tensor in table.items()}
     note = f"`{path.name}` was read as a pickle of tensors; no code in it was run"
-    return _Stored(str(path), shapes, table.__getitem__, (note,))
+    return _Stored(path, shapes, table.__getitem__, (note,))
 
 
 def _check_zip(path: Path) -> None:

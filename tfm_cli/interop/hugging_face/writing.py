@@ -20,6 +20,7 @@ from tfm_cli.decoding.interface import output_limit
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import durable
 from tfm_cli.interop.names import tensor_names
+from tfm_cli.interop.tensors import export_positions
 from tfm_cli.model.positions import marian_sinusoids
 from tfm_cli.model_directory.weights import TrainedModel
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -33,9 +34,6 @@ FILES = (
     "vocab.json", "target_vocab.json", "tokenizer_config.json",
 )  # fmt: skip
 POSITIONS_KEY = "tfm_positions"  # in config.json: the position encodings that an import restores
-# `transformers` computes the table entry by entry in Python when it loads a model, which is slow.
-_MAX_POSITIONS = 16384
-_MIN_POSITIONS = 512
 _PAD = "<pad>"
 
 
@@ -56,7 +54,10 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     """
     refuse_inexpressible(model)
     shape, search, pair = model.config.model, model.config.search, model.tokenizers
-    positions = _num_positions(search)
+    positions, needed = export_positions(search)
+    if needed > positions:
+        message = "search.max_length: needs %d positions, %d were written"
+        logger.warning(message, needed, positions)
     tensors = hugging_face_tensors(model, positions)
 
     contents = {
@@ -200,9 +201,10 @@ def _config(shape: ModelConfig, pair: TokenizerPair, positions: int) -> dict[str
 
 
 def _generation(search: SearchConfig, pair: TokenizerPair, positions: int) -> dict[str, Any]:
+    limit = output_limit(search.max_length, search.max_length_factor)
     table: dict[str, Any] = {
         # The start token, the longest translation, and </s>, which needs no position.
-        "max_length": min(_limit(search) + 2, positions + 1),
+        "max_length": min(limit + 2, positions + 1),
         "num_beams": search.beam_size,
         "do_sample": False,
         "renormalize_logits": search.renormalize,
@@ -249,19 +251,6 @@ def _tokenizer_config(pair: TokenizerPair, positions: int) -> dict[str, Any]:
         "model_max_length": positions,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def _num_positions(search: SearchConfig) -> int:
-    """Return the number of positions for the longest source and target, plus a special token."""
-    needed = 1 + max(search.max_length, _limit(search))
-    if needed > _MAX_POSITIONS:
-        message = "search.max_length: needs %d positions, %d were written"
-        logger.warning(message, needed, _MAX_POSITIONS)
-    return min(max(needed, _MIN_POSITIONS), _MAX_POSITIONS)
-
-
-def _limit(search: SearchConfig) -> int:
-    return output_limit(search.max_length, search.max_length_factor)
 
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:

@@ -5,17 +5,17 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig, RunConfig, SearchConfig
-from tfm_cli.config.validation import coerce
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.marian.files import MAX_YAML_BYTES, NpzFile, parse_yaml
 from tfm_cli.interop.source_files import (
     has_file,
+    imported_setting,
     missing_files,
     quoted,
     read_source,
@@ -62,19 +62,20 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
     problems: list[str] = []
     decoder = _decoder(directory)
     search = {} if decoder is None else search_settings(decoder, problems)
-    names = _source_names(directory, decoder)
-    problems += missing_files(directory, (names.weights, *names.vocabularies, *_TOKENIZERS))
+    weights_file = _weights_name(directory, decoder)
+    vocabulary_files = _vocabulary_names(directory, decoder)
+    problems += missing_files(directory, (weights_file, *vocabulary_files, *_TOKENIZERS))
     title = f"{directory}: cannot be imported"
-    if not has_file(directory, names.weights):
+    if not has_file(directory, weights_file):
         raise_if_any(problems, title)
-    path = source_file(directory, names.weights)
+    path = source_file(directory, weights_file)
     with NpzFile(path) as stored:
         content = stored.content(MODEL)
         options = parse_yaml(content.rstrip(b"\0"), f"{path}: {MODEL}")
         if not isinstance(options, dict):
             raise ModelError(f"{path}: {MODEL} is not a table of options")
         settings = model_settings(options, problems)
-        pieces = _vocabularies(directory, names.vocabularies, options, problems)
+        pieces = _vocabularies(directory, vocabulary_files, options, problems)
         raise_if_any(problems, title)
         model = ModelConfig(**settings, positions=POSITIONS[positions])
         if model.width % 2:
@@ -82,23 +83,8 @@ def read_marian(directory: Path, *, positions: str = "marian") -> ImportedModel:
         weights, notes = _weights(stored, model, (len(pieces[0]), len(pieces[1])))
     tokenizers = _tokenizers(directory, pieces, bans_unknown=not allows_unknown(decoder or {}))
     run = dataclasses.replace(RunConfig(), model=model, search=SearchConfig(**search))
-    return ImportedModel(run, tokenizers, weights, (*_notes(decoder, positions), *notes))
-
-
-class SourceNames(NamedTuple):
-    """The names of the files that make up a model."""
-
-    weights: str
-    vocabularies: tuple[str, str]  # of source and target, which may be the same file
-
-
-def source_names(directory: Path) -> SourceNames:
-    """Return the names in `decoder.yml`; without that file, the only candidates."""
-    return _source_names(directory, _decoder(directory))
-
-
-def _source_names(directory: Path, decoder: dict[str, Any] | None) -> SourceNames:
-    return SourceNames(_weights_name(directory, decoder), _vocabulary_names(directory, decoder))
+    notes = (*_notes(decoder, positions), *notes)
+    return ImportedModel(run, tokenizers, weights, notes, weights_file, vocabulary_files)
 
 
 def _decoder(directory: Path) -> dict[str, Any] | None:
@@ -308,15 +294,10 @@ def model_settings(options: Mapping[str, Any], problems: list[str]) -> dict[str,
         options: of a Marian model.
         problems: receives a line for each option that is invalid or not supported.
     """
-    fields = {field.name: field for field in dataclasses.fields(ModelConfig)}
     model: dict[str, Any] = {"output_bias": True}
     for option, setting in _SHAPE.items():
         number = _number(options.get(option, _SHAPE_DEFAULTS.get(option)), whole=True)
-        value, problem = coerce(number, fields[setting].type, fields[setting].metadata)
-        if problem:
-            problems.append(f"{MODEL}: `{option}` {problem}")
-        else:
-            model[setting] = value
+        model |= imported_setting(ModelConfig, setting, number, f"{MODEL}: `{option}`", problems)
     if model.get("width", 0) % model.get("heads", 1):
         problems.append(f"{MODEL}: `transformer-heads` must divide `dim-emb`")
     model["norm"] = _norm(options, problems)
@@ -364,19 +345,15 @@ def search_settings(options: Mapping[str, Any], problems: list[str]) -> dict[str
         options: the content of `decoder.yml`.
         problems: receives a line for each option that is invalid or not supported.
     """
-    fields = {field.name: field for field in dataclasses.fields(SearchConfig)}
     # In Marian, each finished hypothesis narrows the beam, until it is empty.
     search: dict[str, Any] = {"early_stopping": True}
     for option, (setting, default) in _SEARCH.items():
         raw = options.get(option, default)
         if option == "normalize" and raw in ("true", "false"):
             raw = "1" if raw == "true" else "0"
-        number = _number(raw, whole=fields[setting].type is int)
-        value, problem = coerce(number, fields[setting].type, fields[setting].metadata)
-        if problem:
-            problems.append(f"{DECODER}: `{option}` {problem}")
-        else:
-            search[setting] = value
+        number = _number(raw, whole=setting == "beam_size")
+        label = f"{DECODER}: `{option}`"
+        search |= imported_setting(SearchConfig, setting, number, label, problems)
     for name, neutral in _NEUTRAL_DECODER.items():
         value = options.get(name)
         if value is not None and value not in neutral and _number(value) not in neutral:
