@@ -60,4 +60,4 @@ def test_cutting_and_checking_of_text_import_no_pytorch(tmp_path: Path) -> None:
 def test_help_imports_no_more_than_the_command_line(arguments: list[str], tmp_path: Path) -> None:
     result = imported(arguments, tmp_path)
 
-    assert not result & {"torch", "numpy", "pydantic", "sacrebleu"}
+    assert not result & {"torch", "numpy", "pydantic", "sacrebleu", "sentencepiece", "rich"}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.text.scripts import join_texts
 from tfm_cli.text.sentences import count_marks, sentence_ends
-from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation.segments import Segment
 
 if TYPE_CHECKING:
+    from tfm_cli.tokenizer.tokenizer import Tokenizer
     from tfm_cli.translation.alignment import Aligner
 
 
@@ -135,7 +135,7 @@ class Assembler(NamedTuple):
         undertranslation_check: warns of translations that are far too short; None for no warnings.
     """
 
-    target: Tokenizer
+    target: "Tokenizer"
     n_best: int
     word_scores: bool = False
     are_samples: bool = False

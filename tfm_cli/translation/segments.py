@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.random_key import random_key
@@ -17,8 +17,10 @@ from tfm_cli.text.characters import is_blank
 from tfm_cli.text.language_tags import leading_tag, listed
 from tfm_cli.text.scripts import belongs_without_blanks, script_without_blanks
 from tfm_cli.text.sentences import NO_BREAK, clause_ends, sentence_ends
-from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tfm_cli.tokenizer.pair import TokenizerPair
+    from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Segmenter:
 
     def __init__(
         self,
-        tokenizers: TokenizerPair,
+        tokenizers: "TokenizerPair",
         search: SearchConfig,
         *,
         beam_size: int,
@@ -271,7 +273,7 @@ def on_one_line(text: str) -> str:
     return " ".join(filter(None, text.split("\n"))) if "\n" in text else text
 
 
-def text_lines(text: str, tokenizer: Tokenizer) -> Iterator[TextLine]:
+def text_lines(text: str, tokenizer: "Tokenizer") -> Iterator[TextLine]:
     """Yield the lines of a text; blank ones are left out if there are several.
 
     A line without a language tag inherits that of the nearest line before it. A line with only a
@@ -428,7 +430,7 @@ class TagCheck:
         tokenizer: the source tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._known = frozenset(tokenizer.language_tags)
         self._warned: set[str] = set()  # tags; "" stands for a missing tag
