@@ -121,7 +121,7 @@ def test_line_ends_are_those_of_the_line_reader(text: bytes, log_messages: list[
 def test_repaired_lines_are_logged_once(log_messages: list[str]) -> None:
     source, target = write("a.en", f"{'long ' * 50}\na\0b\n" * 2), write("a.de", "1\n2\n3\n4\n")
 
-    list(read_pairs([source], [target], warn=False))
+    list(read_corpus(aligned_files([source], [target]), warn=False))
     list(read_pairs([source], [target]))
 
     assert log_messages == ["a.en: lines with NUL characters, removed: 2 (first: line 2)"]

@@ -73,7 +73,7 @@ def test_pair_over_the_maximum_length_is_dropped_and_counted(tokenizer: Tokenize
 
     assert len(store) == 1
     assert store.source.lengths.tolist() == [6]
-    assert store.dropped == {"blank side": 0, "too long": 2}
+    assert store.dropped == {"too long": 2}
 
 
 @pytest.mark.parametrize(

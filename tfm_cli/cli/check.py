@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from tfm_cli import console
-from tfm_cli.cli.options import Command, Options, option, quiet_option
+from tfm_cli.cli.options import Command, Options, option, quiet_option, set_up_logging
 from tfm_cli.config.loading import resolve
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import counted
@@ -77,7 +77,7 @@ def check(options: CheckOptions) -> None:
 
     Example:  tfm check -s train.en -t train.de -vs dev.en -vt dev.de
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
     if options.model is not None and options.tokenizer is not None:
         raise ConfigError("`--model` and `--tokenizer` exclude each other")
     test = options.test_source, options.test_target

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from tfm_cli import console
-from tfm_cli.cli.options import Command, Options, option, quiet_option
+from tfm_cli.cli.options import Command, Options, option, quiet_option, set_up_logging
 
 
 def _probe_option() -> Any:
@@ -62,7 +61,7 @@ def import_model(options: ImportOptions) -> None:
 
     Example:  tfm import Helsinki-NLP/opus-mt-en-de --output model
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
 
     from tfm_cli.interop.importing import import_model as run  # imports torch: seconds
 
@@ -115,7 +114,7 @@ def export_model(options: ExportOptions) -> None:
 
     Example:  tfm export model --to ctranslate2 --quantization int8 --output fast
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
 
     from tfm_cli.interop.exporting import export_model as run  # imports torch: seconds
 

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import typer
 
-from tfm_cli import console
 from tfm_cli.cli.commands import DeclaredCommand
 from tfm_cli.cli.options import (
     Command,
@@ -18,6 +17,7 @@ from tfm_cli.cli.options import (
     precision_option,
     quiet_option,
     refuse_overwriting,
+    set_up_logging,
     workers_option,
 )
 from tfm_cli.console import one_line
@@ -321,7 +321,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     Example:  tfm evaluate ref.de -i hyp.de -m bleu,chrf
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
     sacrebleu = logging.getLogger("sacrebleu")
     sacrebleu.handlers, sacrebleu.propagate = logging.getLogger("tfm_cli").handlers, False
     names = [name.strip().lower() for text in options.metrics for name in text.split(",")]

@@ -254,14 +254,15 @@ class Command(NamedTuple):
 
     def all_options(self) -> list[Option]:
         """Return the command's options and those of its settings, in the order of the help."""
-        own = []
-        for name, kind in self.options.__annotations__.items():
-            own.append(_declared(name, kind, getattr(self.options, name)))
+        own: dict[str, Option] = {}
+        for each in reversed(self.options.mro()[:-2]):  # all but `Options` and `object`
+            for name, kind in each.__annotations__.items():
+                own[name] = _declared(name, kind, getattr(self.options, name))
         found = []
         for heading, keys in self.settings.items():
-            found += [each for each in own if each.heading == heading]
+            found += [each for each in own.values() if each.heading == heading]
             found += [self._setting(heading, key) for key in keys]
-        return found + [each for each in own if each.is_hidden]
+        return found + [each for each in own.values() if each.is_hidden]
 
     def _setting(self, heading: str, key: str) -> Option:
         """Return the option of a setting."""
@@ -318,10 +319,10 @@ def quiet_option(heading: str = "Messages", text: str = "Warnings and errors onl
     return option(heading, "--quiet", "-q", help=text, default=False)
 
 
-def set_up_logging(quiet: bool, parallel: "Parallel") -> None:
+def set_up_logging(quiet: bool, parallel: "Parallel | None" = None) -> None:
     """Log warnings, and without `--quiet` progress, on rank 0; log only errors on the others."""
     level = console.QUIET if quiet else console.NORMAL
-    console.setup(level if parallel.is_main else console.SILENT)
+    console.setup(level if parallel is None or parallel.is_main else console.SILENT)
 
 
 def workers_option(heading: str) -> Any:

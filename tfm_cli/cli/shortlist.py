@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-from tfm_cli import console
 from tfm_cli.cli.options import (
     Command,
     Options,
@@ -13,9 +12,9 @@ from tfm_cli.cli.options import (
     quiet_option,
     refuse_cpu_threads,
     refuse_overwriting,
+    set_up_logging,
     workers_option,
 )
-from tfm_cli.errors import ConfigError
 from tfm_cli.files.atomic import check_writable, refuse_irregular_file
 from tfm_cli.files.layout import SHORTLIST_FILE
 from tfm_cli.parallel.cpu_cores import import_numpy
@@ -87,14 +86,13 @@ def shortlist(options: CommandOptions) -> None:
 
     Example:  tfm shortlist --model model -s train.en -t train.de
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
     refuse_cpu_threads(options.cpu_threads)
     source, target, model = options.source, options.target, options.model
-    if len(source) != len(target):
-        counts = f"{len(source)} and {len(target)}"
-        raise ConfigError(f"source and target must be as many files, got {counts}")
+    from tfm_cli.corpus.sources import aligned_files
     from tfm_cli.model_directory.config_file import load_config
 
+    files = aligned_files(source, target)
     path = options.output or model / SHORTLIST_FILE
     load_config(model)
     refuse_overwriting(path, [*source, *target, *model_files(model)])
@@ -103,7 +101,7 @@ def shortlist(options: CommandOptions) -> None:
         refuse_irregular_file(path)
 
     import_numpy()
-    from tfm_cli.corpus.parallel_text import read_pairs
+    from tfm_cli.corpus.parallel_text import read_corpus
     from tfm_cli.device import resolve_device
     from tfm_cli.translation.search import SearchOptions, unusable_weights_as_model_error
     from tfm_cli.translation.shortlist import save_shortlist
@@ -117,7 +115,7 @@ def shortlist(options: CommandOptions) -> None:
     models = load_models([model], device, precision)
     with unusable_weights_as_model_error(str(model)):
         table = build_shortlist(
-            read_pairs(source, target),
+            read_corpus(files),
             models.engine(SearchOptions(settings=models.config.search)),
             models.tokenizers,
             ShortlistOptions(

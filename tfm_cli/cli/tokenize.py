@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tfm_cli import console
 from tfm_cli.cli.commands import CommandGroup, Commands
 from tfm_cli.cli.options import (
     Command,
@@ -15,6 +14,7 @@ from tfm_cli.cli.options import (
     option,
     quiet_option,
     refuse_overwriting,
+    set_up_logging,
 )
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.config.validation import Problems, from_mapping
@@ -139,7 +139,7 @@ def train(options: TrainOptions) -> None:
     from tfm_cli.tokenizer.tokenizer import Tokenizer
     from tfm_cli.tokenizer.training import TrainerOptions, train_tokenizer
 
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
     config = _checked_settings(options)
     paths = _split_paths(options.inputs)
     model_path, vocab_path = _output_paths(options.model_prefix, paths)
@@ -215,12 +215,13 @@ def _lines_of(paths: list[str], readers: list[LineReader]) -> Iterator[str]:
 # `tfm tokenize encode` and `decode`
 
 
-def _files() -> Any:
-    return option("Text", metavar="FILE", default=(), help="Text, as with --input.")
+class ConversionOptions(Options):
+    """The options that `tfm tokenize encode` and `tfm tokenize decode` share."""
 
-
-def _inputs() -> Any:
-    return option(
+    files: tuple[str, ...] = option(
+        "Text", metavar="FILE", default=(), help="Text, as with --input."
+    )
+    inputs: tuple[str, ...] = option(
         "Text",
         "--input",
         "-i",
@@ -229,10 +230,7 @@ def _inputs() -> Any:
         shown_default="-",
         help="Text to read, plain or compressed. Repeatable.",
     )
-
-
-def _output() -> Any:
-    return option(
+    output: str = option(
         "Text",
         "--output",
         "-o",
@@ -240,10 +238,7 @@ def _output() -> Any:
         default="-",
         help="File to write; - for standard output.",
     )
-
-
-def _model() -> Any:
-    return option(
+    model: Path = option(
         "Tokens",
         "--model",
         "-m",
@@ -251,9 +246,11 @@ def _model() -> Any:
         default=...,
         help="SentencePiece model, or a model directory that `tfm train` wrote.",
     )
+    side: Literal["source", "target"]
+    quiet: bool = quiet_option()
 
 
-def _side(default: Literal["source", "target"]) -> Any:
+def _side_option(default: Literal["source", "target"]) -> Any:
     return option(
         "Tokens",
         "--side",
@@ -262,14 +259,10 @@ def _side(default: Literal["source", "target"]) -> Any:
     )
 
 
-class EncodeOptions(Options):
+class EncodeOptions(ConversionOptions):
     """The options of `tfm tokenize encode`."""
 
-    files: tuple[str, ...] = _files()
-    inputs: tuple[str, ...] = _inputs()
-    output: str = _output()
-    model: Path = _model()
-    side: Literal["source", "target"] = _side("source")
+    side: Literal["source", "target"] = _side_option("source")
     output_format: Literal["piece", "id"] = option(
         "Tokens", "--output-format", default="piece", help="Tokens as strings, or as ids."
     )
@@ -292,21 +285,15 @@ class EncodeOptions(Options):
     seed: int = option(
         "Sampling", "--seed", default=1, ge=0, le=2**31 - 1, help="Seed of the sampling."
     )
-    quiet: bool = quiet_option()
 
 
-class DecodeOptions(Options):
+class DecodeOptions(ConversionOptions):
     """The options of `tfm tokenize decode`."""
 
-    files: tuple[str, ...] = _files()
-    inputs: tuple[str, ...] = _inputs()
-    output: str = _output()
-    model: Path = _model()
-    side: Literal["source", "target"] = _side("target")
+    side: Literal["source", "target"] = _side_option("target")
     input_format: Literal["piece", "id"] = option(
         "Tokens", "--input-format", default="piece", help="Tokens as strings, or as ids."
     )
-    quiet: bool = quiet_option()
 
 
 def encode(options: EncodeOptions) -> None:
@@ -314,7 +301,7 @@ def encode(options: EncodeOptions) -> None:
 
     Example:  tfm tokenize encode --model ende.model < news.en > news.pieces
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
     paths = _checked_paths(options)
     tokenizer = _load(options)
     rng = random.Random(options.seed)
@@ -351,7 +338,7 @@ def decode(options: DecodeOptions) -> None:
 
     Example:  tfm tokenize decode --model ende.model < news.pieces > news.en
     """
-    console.setup(console.QUIET if options.quiet else console.NORMAL)
+    set_up_logging(options.quiet)
     paths = _checked_paths(options)
     tokenizer = _load(options)
 
@@ -414,7 +401,7 @@ def _ids_of(line: str, position: str, vocab_size: int) -> list[int]:
     return ids
 
 
-def _checked_paths(options: EncodeOptions | DecodeOptions) -> list[str]:
+def _checked_paths(options: ConversionOptions) -> list[str]:
     """Return the paths to read: arguments, `--input`, or standard input.
 
     Raises:
@@ -441,7 +428,7 @@ def _log_notes(reader: LineReader) -> None:
         logger.warning("%s: %s", reader.name, note)
 
 
-def _load(options: EncodeOptions | DecodeOptions) -> "Tokenizer":
+def _load(options: ConversionOptions) -> "Tokenizer":
     from tfm_cli.model_directory.config_file import load_named_tokenizers
 
     tokenizers = load_named_tokenizers(options.model)

@@ -78,7 +78,7 @@ def train(options: TrainOptions) -> None:
         assignments=options.assignments,
         flags=options.settings,
         pretrained=lambda directory: _pretrained(Path(directory), options.output),
-        begun=None if options.overwrite else _saved_settings(options.output),
+        resumed=None if options.overwrite else _saved_settings(options.output),
     )
     if options.dump_config:
         check_writable("-")

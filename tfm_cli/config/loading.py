@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
-from tfm_cli.config.settings import SECTIONS, RunConfig, Value, settings_before
+from tfm_cli.config.settings import SECTIONS, RunConfig, Value, legacy_defaults
 from tfm_cli.config.validation import Problems, from_mapping, nearest, shown
 from tfm_cli.errors import ConfigError
 
@@ -39,7 +39,7 @@ def resolve(
     assignments: Iterable[str] = (),
     flags: Overrides | None = None,
     pretrained: Callable[[str], Overrides] | None = None,
-    begun: RunConfig | None = None,
+    resumed: RunConfig | None = None,
 ) -> RunConfig:
     """Return the settings of a run: default < preset < file < `--set` < flag.
 
@@ -50,7 +50,7 @@ def resolve(
         flags: values by section and name, of the right type; None if not given.
         pretrained: returns the settings of a pretrained model, by its directory; they replace
             those of the preset.
-        begun: the settings of the run to resume, which keeps defaults that have changed since.
+        resumed: the settings of the run to resume, which keeps defaults that have changed since.
 
     Raises:
         ConfigError: a list of all unknown settings, with the nearest name, wrong types and values
@@ -81,8 +81,8 @@ def resolve(
         chosen, layers = SAMPLE, [PRESETS["tiny"], SAMPLE_RUN, *given]
     else:
         layers = [PRESETS[chosen], *given]
-    if begun is not None:
-        layers.insert(1, _kept_from(begun))
+    if resumed is not None:
+        layers.insert(1, _unchanged_legacy_defaults(resumed))
     directory = _merged(given, Problems())["training"].get("pretrained_model")
     if pretrained is not None and directory and isinstance(directory, str):
         layers.insert(1, pretrained(directory))
@@ -92,15 +92,15 @@ def resolve(
     return config
 
 
-def _kept_from(begun: RunConfig) -> Overrides:
+def _unchanged_legacy_defaults(run: RunConfig) -> Overrides:
     """Return the settings of a run that still have the value from before the setting existed."""
     return {
         section: {
             name: value
             for name, value in table.items()
-            if getattr(getattr(begun, section), name) == value
+            if getattr(getattr(run, section), name) == value
         }
-        for section, table in settings_before().items()
+        for section, table in legacy_defaults().items()
     }
 
 

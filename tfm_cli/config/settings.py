@@ -25,7 +25,7 @@ def opt(
     lt: float | None = None,
     choices: tuple[Value, ...] | None = None,
     may_change: bool | Literal["to auto"] = False,
-    before: Value | None = None,
+    legacy_default: Value | None = None,
 ) -> Any:
     """Return the field of a section.
 
@@ -38,17 +38,12 @@ def opt(
         choices: the allowed values; None for any.
         may_change: True if a resumed run may have another value, because no result so far depends
             on it. `to auto` if the run resolved `auto` and saved the result, which it keeps.
-        before: the value in models and runs of formats before 3, which lack the setting.
+        legacy_default: the value in models and runs of formats before 3, which lack the setting.
     """
     metadata = {
-        "help": help_text,
-        "ge": ge,
-        "le": le,
-        "lt": lt,
-        "choices": choices,
-        "may_change": may_change,
-        "before": before,
-    }
+        "help": help_text, "ge": ge, "le": le, "lt": lt, "choices": choices,
+        "may_change": may_change, "legacy_default": legacy_default,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -157,12 +152,6 @@ class SearchConfig(Section):
     )
     seed: int = opt(1, "Seed of the sampling.", ge=0, lt=2**31)
 
-
-__all__ = [
-    "BLEU_TOKENIZERS", "NORMALIZATION_RULES", "SECTIONS", "DataConfig",
-    "ModelConfig", "RunConfig", "SearchConfig", "TokenizerConfig", "TrainingConfig",
-    "ValidationConfig", "Value", "is_rule_file", "settings_before",
-]  # fmt: skip
 
 # SentencePiece's names of the rules that normalize text before it is tokenized.
 NORMALIZATION_RULES = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
@@ -277,7 +266,7 @@ class TokenizerConfig(Section):
         "Normalization of text before it is tokenized, and therefore of translations too: identity "
         "(none), nfkc, nmt_nfkc, nfkc_cf, nmt_nfkc_cf (cf folds case), or a .tsv file of rules, "
         "with which the tokenizer takes up to a second longer to load.",
-        before="nmt_nfkc",
+        legacy_default="nmt_nfkc",
     )
     byte_fallback: bool = opt(True, "Spell unknown characters as UTF-8 bytes.")
     joint: bool = opt(True, "Train one tokenizer for both languages, not one each.")
@@ -477,7 +466,7 @@ class ValidationConfig(Section):
         "validation text.",
         choices=("auto", *BLEU_TOKENIZERS),
         may_change="to auto",
-        before="13a",  # sacreBLEU's default
+        legacy_default="13a",  # sacreBLEU's default
     )
     early_stopping: int = opt(
         10,
@@ -532,11 +521,11 @@ def is_rule_file(rule: str) -> bool:
     return rule.lower().endswith(".tsv")
 
 
-def settings_before() -> dict[str, dict[str, Value]]:
+def legacy_defaults() -> dict[str, dict[str, Value]]:
     """Return the values, by section, of settings that models and runs of formats before 3 lack."""
     values: dict[str, dict[str, Value]] = {}
     for section in SECTIONS:
         for setting in dataclasses.fields(getattr(RunConfig(), section)):
-            if setting.metadata["before"] is not None:
-                values.setdefault(section, {})[setting.name] = setting.metadata["before"]
+            if (value := setting.metadata["legacy_default"]) is not None:
+                values.setdefault(section, {})[setting.name] = value
     return values

@@ -103,19 +103,22 @@ def encode_block(
         pairs = enumerate(zip(read.sources, read.targets, strict=True))
         return block.file, read.numbers[next(i for i, other in pairs if other == pair)]
 
+    def count_round_trips(first: int, side: int, ids: list[list[int]]) -> None:
+        lines = (sources, targets)[side][first : first + len(ids)]
+        trips[side].add(tokenizers[side], lines, ids, position=partial(position, first))
+
     parts = [
-        _encode_pairs(
-            sources[i : i + _PAIRS_AT_A_TIME], targets[i : i + _PAIRS_AT_A_TIME],
-            tokenizers, filters, dropped, trips,
-            position=partial(position, i), threads=threads,
+        encode_pairs(
+            sources[first : first + _PAIRS_AT_A_TIME], targets[first : first + _PAIRS_AT_A_TIME],
+            tokenizers, filters, dropped, threads=threads,
+            observe=partial(count_round_trips, first),
         )
-        for i in range(0, max(1, len(sources)), _PAIRS_AT_A_TIME)
+        for first in range(0, max(1, len(sources)), _PAIRS_AT_A_TIME)
     ]  # fmt: skip
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return EncodedBlock(
-        (columns[0], columns[1]),
-        (columns[2], columns[3]),
-        columns[4],
+        _joined([part.ids for part in parts]),
+        _joined([part.lengths for part in parts]),
+        np.concatenate([part.hashes for part in parts]),
         dropped,
         read.repairs,
         trips,
@@ -123,26 +126,38 @@ def encode_block(
     )
 
 
-def _encode_pairs(
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def encode_pairs(
     sources: list[str],
     targets: list[str],
     tokenizers: TokenizerPair,
     filters: Filters,
     dropped: Counter[str],
-    trips: tuple[RoundTrip, RoundTrip],
     *,
-    position: Callable[[int], tuple[int, int]],
-    threads: int,
-) -> tuple[np.ndarray, ...]:
-    """Return ids of both sides, lengths of both sides, and hashes of the pairs that pass."""
-    sides = ((tokenizers.source, sources, trips[0]), (tokenizers.target, targets, trips[1]))
+    threads: int = 0,
+    observe: Callable[[int, list[list[int]]], None] = lambda side, ids: None,
+) -> EncodedBlock:
+    """Return ids, lengths and hashes of the pairs that pass the filters by length.
+
+    Args:
+        sources: text that passes the filters of text.
+        targets: the same of the other side.
+        tokenizers: the tokenizers of the two sides.
+        filters: rules for the pairs to drop.
+        dropped: the number of dropped pairs by reason; changed in place.
+        threads: as in `encode_block`.
+        observe: called with the index of each side and the ids of all its lines.
+    """
     flat, lengths = [], []
-    for tokenizer, lines, trip in sides:
-        ids = tokenizer.encode(lines, threads=threads)
-        trip.add(tokenizer, lines, ids, position=position)
+    for side, lines in enumerate((sources, targets)):
+        ids = tokenizers[side].encode(lines, threads=threads)
+        observe(side, ids)
         lengths.append(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
         total = int(lengths[-1].sum())
-        dtype = id_type(tokenizer.vocab_size)
+        dtype = id_type(tokenizers[side].vocab_size)
         flat.append(np.fromiter(chain.from_iterable(ids), dtype=dtype, count=total))
     select = filter_lengths(lengths[0], lengths[1], filters, dropped)
     narrow = length_type(filters.max_length)
@@ -151,7 +166,8 @@ def _encode_pairs(
         flat = [ids[np.repeat(select, counts)] for ids, counts in zip(flat, lengths, strict=True)]
         lengths = [counts[select] for counts in lengths]
         hashes = hashes[select] if filters.duplicates else hashes
-    return (*flat, *((counts + 1).astype(narrow) for counts in lengths), hashes)
+    source_lengths, target_lengths = ((counts + 1).astype(narrow) for counts in lengths)
+    return EncodedBlock((flat[0], flat[1]), (source_lengths, target_lengths), hashes)
 
 
 def _hashes(sources: list[str], targets: list[str]) -> np.ndarray:

@@ -227,21 +227,18 @@ def _count_other_ends(raw: bytes, repairs: Repairs, *, crlf: bool, num_lines: in
         repairs.add("bare" if crlf else "crlf", num_lines + first + 1, count)
 
 
-def read_pairs(
-    source_paths: Sequence[str], target_paths: Sequence[str], *, warn: bool = True
-) -> Iterator[Pair]:
+def read_pairs(source_paths: Sequence[str], target_paths: Sequence[str]) -> Iterator[Pair]:
     """Yield pairs of lines of the first source and target file, then of the second, and so on.
 
     Args:
         source_paths: files in the source language.
         target_paths: their translations, file by file and line by line.
-        warn: warn of repaired lines; False if an earlier pass has done so.
 
     Raises:
         ConfigError: there are more files on one side.
         DataError: as in `read_corpus`.
     """
-    return read_corpus(aligned_files(source_paths, target_paths), warn=warn)
+    return read_corpus(aligned_files(source_paths, target_paths))
 
 
 def read_corpus(
@@ -256,7 +253,7 @@ def read_corpus(
     Args:
         files: the corpus.
         bad_utf8: as in `block_pairs`.
-        warn: as in `read_pairs`.
+        warn: warn of repaired lines; False if an earlier pass has done so.
         show: called after each block with the progress.
 
     Raises:

@@ -23,8 +23,8 @@ from typing import IO, Any
 import numpy as np
 
 from tfm_cli.corpus.batching import CorpusSpan
-from tfm_cli.corpus.encoding import EncodedBlock, id_type, length_type
-from tfm_cli.corpus.filters import Filters, repeated_hashes
+from tfm_cli.corpus.encoding import EncodedBlock, encode_pairs, id_type, length_type
+from tfm_cli.corpus.filters import Filters, filter_texts, repeated_hashes
 from tfm_cli.corpus.line_checks import RoundTrip, SourceTags, is_count
 from tfm_cli.errors import DataError
 from tfm_cli.files import durable
@@ -201,33 +201,21 @@ class CorpusStore:
         Raises:
             DataError: no pair is left.
         """
-        dropped: Counter[str] = Counter()
-        sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        lengths: tuple[list[int], list[int]] = ([], [])
-        types = [id_type(size) for size in tokenizers.vocab_sizes]
+        filters, dropped = Filters(max_length), Counter[str]()
+        parts = []
         iterator = iter(pairs)
         while lines := list(islice(iterator, _ENCODED_PAIRS)):
-            with_text = [pair for pair in lines if pair[0].strip() and pair[1].strip()]
-            dropped["blank side"] += len(lines) - len(with_text)
-            encoded = [
-                tokenizers.source.encode([source for source, _ in with_text]),
-                tokenizers.target.encode([target for _, target in with_text]),
-            ]
-            usable = [
-                pair
-                for pair in zip(*encoded, strict=True)
-                if _is_usable(pair, max_length=max_length, dropped=dropped)
-            ]
-            for side in (0, 1):
-                lengths[side].extend(len(pair[side]) for pair in usable)
-                flat = [token for pair in usable for token in pair[side]]
-                sides[side].append(np.asarray(flat, dtype=types[side]))
-        if not lengths[0]:
+            sources, targets = [source for source, _ in lines], [target for _, target in lines]
+            texts = filter_texts(sources, targets, filters, dropped)
+            parts.append(encode_pairs(*texts, tokenizers, filters, dropped))
+        if not any(len(part.lengths[0]) for part in parts):
             raise no_usable_pairs(name, dropped)
-        source, target = (
-            Segments(np.concatenate(sides[side]), np.cumsum([0, *lengths[side]])) for side in (0, 1)
-        )
-        return CorpusStore(source, target, dropped)
+        sides = []
+        for side in (0, 1):
+            lengths = np.concatenate([part.lengths[side] for part in parts]).astype(np.int64)
+            starts = np.concatenate([[0], np.cumsum(lengths - 1)])
+            sides.append(Segments(np.concatenate([part.ids[side] for part in parts]), starts))
+        return CorpusStore(sides[0], sides[1], +dropped)  # without counts of 0
 
 
 def _all_within(ids: np.ndarray, vocab_size: int) -> bool:
@@ -251,16 +239,6 @@ def no_usable_pairs(name: str, dropped: Counter[str]) -> DataError:
     """Return the error for a corpus without usable pairs."""
     counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
     return DataError(f"{name}: 0 usable pairs" + (f", dropped: {counts}" if counts else ""))
-
-
-def _is_usable(pair: Sequence[list[int]], *, max_length: int, dropped: Counter[str]) -> bool:
-    if not pair[0] or not pair[1]:  # the normalizer removed every character
-        dropped["blank side"] += 1
-        return False
-    if max(len(pair[0]), len(pair[1])) > max_length:
-        dropped["too long"] += 1
-        return False
-    return True
 
 
 # A corpus on disk

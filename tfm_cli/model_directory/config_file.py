@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import tfm_cli
 from tfm_cli.config.loading import to_mapping
-from tfm_cli.config.settings import MOST, SECTIONS, ModelConfig, RunConfig, settings_before
+from tfm_cli.config.settings import MOST, SECTIONS, ModelConfig, RunConfig, legacy_defaults
 from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
@@ -27,7 +27,7 @@ from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 # Format 2 added a tokenizer for each side and search settings; format 3 the settings that
-# `settings_before` lists; format 4 separate heads and widths of the decoder, and int8 weights.
+# `legacy_defaults` lists; format 4 separate heads and widths of the decoder, and int8 weights.
 FORMAT_VERSION = 4
 _MAX_CONFIG_BYTES = 1 << 20
 # Settings that had no upper bound, or another one, when older models were saved. Some settings
@@ -202,7 +202,7 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
     if version in (1, 2) and isinstance(settings, dict):
         older = {
             section: {**table, **settings.get(section, {})}
-            for section, table in settings_before().items()
+            for section, table in legacy_defaults().items()
             if isinstance(settings.get(section, {}), dict)
         }
         settings = {**settings, **older}

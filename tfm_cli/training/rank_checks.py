@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tfm_cli
-from tfm_cli.config.settings import SECTIONS, RunConfig, settings_before
+from tfm_cli.config.settings import SECTIONS, RunConfig, legacy_defaults
 from tfm_cli.config.validation import shown
 from tfm_cli.errors import ConfigError, DivergedError
 from tfm_cli.parallel import Parallel
@@ -60,7 +60,7 @@ def with_settings_of_rank_0(config: RunConfig, parallel: Parallel) -> RunConfig:
     """
     own = {
         section: {name: getattr(getattr(config, section), name) for name in table}
-        for section, table in settings_before().items()
+        for section, table in legacy_defaults().items()
     }
     of_rank_0 = json.loads(parallel.broadcast_bytes(json.dumps(own).encode()))
     defaults = RunConfig()
