@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked off so that what they import is there already."""
+"""Commands in forked processes, which start at once since all imports are done before."""
 
 import importlib
 import os
@@ -26,7 +26,7 @@ for _name in (
 ):
     importlib.import_module(_name)
 
-PATIENCE = 120.0  # seconds, for a machine that has much else to do
+PATIENCE = 120.0  # seconds, for a busy machine
 Prepare = Callable[[], object]  # called in the process, before the command
 
 
@@ -36,18 +36,28 @@ def start(
     environment: Mapping[str, str] | None = None,
     *,
     prepare: Prepare = lambda: None,
+    prefix: str = "",
 ) -> int:
-    """Begin a command whose words go to `out` and `err` in a directory; returns its process."""
+    """Start a command in a forked process and return its PID.
+
+    Args:
+        directory: is created; receives the output in the files `out` and `err`.
+        arguments: of `tfm`.
+        environment: variables to set.
+        prepare: called in the process before the command, for example to patch something.
+        prefix: of the names of the two files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for kind in ("out", "err"):
-        (directory / kind).write_bytes(b"")
+    streams = directory / f"{prefix}out", directory / f"{prefix}err"
+    for path in streams:
+        path.write_bytes(b"")
     with warnings.catch_warnings():  # newer versions of Python warn of threads
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         code = 99
         try:
-            code = _run(directory, list(arguments), environment or {}, prepare)
+            code = _run(streams, list(arguments), environment or {}, prepare)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -56,13 +66,13 @@ def start(
 
 
 def ended(pid: int, directory: Path, *, patience: float = PATIENCE) -> Result:
-    """What became of it; the code is negative for a signal that ended it."""
+    """Wait for a process, and return its result; the code is negative for a signal."""
     until = time.monotonic() + patience
     while not (found := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > until:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise AssertionError("still at work: " + (directory / "err").read_text())
+            raise AssertionError("still running: " + (directory / "err").read_text())
         time.sleep(0.005)
     code = os.waitstatus_to_exitcode(found[1])
     out, err = ((directory / kind).read_text(encoding="utf-8") for kind in ("out", "err"))
@@ -76,12 +86,12 @@ def run(
     *,
     prepare: Prepare = lambda: None,
 ) -> Result:
-    """What becomes of a command."""
+    """Run a command in a forked process, and return its result; see `start`."""
     return ended(start(directory, arguments, environment, prepare=prepare), directory)
 
 
 def wait_for(condition: Callable[[], bool], *, patience: float = PATIENCE) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     until = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < until
@@ -89,12 +99,15 @@ def wait_for(condition: Callable[[], bool], *, patience: float = PATIENCE) -> No
 
 
 def _run(
-    directory: Path, arguments: list[str], environment: Mapping[str, str], prepare: Prepare
+    streams: tuple[Path, Path],
+    arguments: list[str],
+    environment: Mapping[str, str],
+    prepare: Prepare,
 ) -> int:
     from tfm_cli.cli import main
 
-    for number, kind in ((1, "out"), (2, "err")):
-        os.dup2(os.open(directory / kind, os.O_WRONLY | os.O_TRUNC), number)
+    for number, path in enumerate(streams, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_TRUNC), number)
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - ends with it
     sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - ends with it
     for number in (signal.SIGINT, signal.SIGTERM):

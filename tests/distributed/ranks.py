@@ -1,20 +1,16 @@
 """Processes with the environment of torchrun, forked to start at once."""
 
-import contextlib
+import functools
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from tests.forked import PATIENCE  # which imports what each of the processes needs
+from tests import forked
+from tests.forked import PATIENCE
 
 Prepare = Callable[[int], object]  # called in each process with its rank, before the command
 
@@ -75,7 +71,7 @@ class Ranks:
                         os.kill(pid, signal.SIGKILL)
                         os.waitpid(pid, 0)
                 words = [self.error_output(rank) for rank in range(len(self.pids))]
-                raise AssertionError(f"still at work: all but {self.codes}: {words}")
+                raise AssertionError(f"still running: all but {self.codes}: {words}")
             time.sleep(0.01)
 
     def ended(self) -> list[Ended]:
@@ -107,30 +103,24 @@ def start(
         world: how many processes.
         prepare: called in each of them before, as to patch something.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pids = []
     for rank in range(world):
-        for kind in ("out", "err"):
-            (directory / f"{rank}.{kind}").write_bytes(b"")
-        with warnings.catch_warnings():  # newer versions of Python warn of threads
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
-            code = 99
-            try:
-                environment = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank}
-                os.environ.update({name: str(value) for name, value in environment.items()})
-                os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-                arguments = command(rank) if callable(command) else command
-                code = _run(directory, rank, list(arguments), prepare)
-            except Exception:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        pids.append(pid)
+        environment = {
+            "RANK": f"{rank}", "WORLD_SIZE": f"{world}", "LOCAL_RANK": f"{rank}",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}",
+        }  # fmt: skip
+        pids.append(
+            forked.start(
+                directory,
+                command(rank) if callable(command) else command,
+                environment,
+                prepare=functools.partial(prepare, rank),
+                prefix=f"{rank}.",
+            )
+        )
     return Ranks(pids, directory)
 
 
@@ -143,31 +133,3 @@ def run(
 ) -> list[Ended]:
     """Run a command on several processes, and return their results; see `start`."""
     return start(directory, command, world=world, prepare=prepare).ended()
-
-
-def _run(directory: Path, rank: int, arguments: list[str], prepare: Prepare) -> int:
-    from tfm_cli.cli import main
-
-    with _redirected(directory, rank):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        torch.set_num_threads(1)
-        sys.argv = ["tfm", *arguments]
-        try:
-            prepare(rank)
-            main()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
-
-
-@contextlib.contextmanager
-def _redirected(directory: Path, rank: int) -> Iterator[None]:
-    for number, kind in ((1, "out"), (2, "err")):
-        file = os.open(directory / f"{rank}.{kind}", os.O_WRONLY | os.O_TRUNC)
-        os.dup2(file, number)
-    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - ends with it
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - ends with it
-    yield
-    sys.stdout.flush()
-    sys.stderr.flush()

@@ -1,5 +1,6 @@
-"""The run of two processes that is broken in every way, and what it must come to all the same."""
+"""The run of two processes that tests interrupt, and its uninterrupted result."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,6 @@ def fault(text: str) -> Callable[[int], None]:
     """Let a fault happen in forked processes, as `TFM_FAILPOINT` asks for it."""
 
     def prepare(rank: int) -> None:
-        import os
-
         os.environ["TFM_FAILPOINT"] = text
         reset_faults()
 

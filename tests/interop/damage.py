@@ -8,14 +8,6 @@ from tests.conftest import RunTfm
 Damage = Callable[[Path], object]  # done to a directory
 
 
-def copied(original: Path, target: Path) -> Path:
-    """Copy a directory of regular files."""
-    target.mkdir()
-    for path in original.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
-
-
 def refused(run_tfm: RunTfm, source: Path, message: str, *, flags: tuple[str, ...] = ()) -> None:
     """Check that the import of a damaged directory ends with one clear error and leaves nothing."""
     output = source.parent / "output"

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from tests.interop.random_models import random_tokenizers
+from tfm_cli.interop.tensors import ImportedModel
+from tfm_cli.model.transformer import Transformer
+from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 # Marian's options as it writes them into a model; a test may override them.
@@ -187,3 +191,18 @@ def without_padding_row(model: Any) -> None:
         for module in model.modules():
             if isinstance(module, nn.Embedding) and "Sinusoidal" not in type(module).__name__:
                 module.weight[-1] = 0
+
+
+def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerPair]:
+    """Return a random `MarianMTModel` that starts from a zero vector, as Marian does."""
+    pair = random_tokenizers(kind)
+    model = hugging_face_model(pair, **settings)
+    without_padding_row(model)
+    return model, pair
+
+
+def transformer_of(imported: ImportedModel) -> Transformer:
+    """Return the Transformer of an imported model, in evaluation mode."""
+    model = build_transformer(imported.config.model, imported.tokenizers.vocab_sizes)
+    model.load_state_dict(imported.weights)
+    return model.eval()

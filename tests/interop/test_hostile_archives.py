@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import RunTfm
-from tests.interop.damage import Damage, copied, cut, refused, replaced, written
+from tests.interop.damage import Damage, cut, refused, replaced, written
+from tests.model_directory.damage import copied
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm
-from tests.interop.damage import Damage, copied, cut, refused, replaced, written
+from tests.interop.damage import Damage, cut, refused, replaced, written
 from tests.interop.marian_directories import (
     changed_json,
     write_json,
 )
+from tests.model_directory.damage import copied
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.interop.damage import copied
+from tests.model_directory.damage import copied
 from tests.tiers import representative
 from tfm_cli.errors import ModelError
 from tfm_cli.interop import importing

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.interop.damage import copied
 from tests.interop.marian_directories import (
     changed_json,
     write_json,
 )
 from tests.interop.random_models import random_model
+from tests.model_directory.damage import copied
 from tests.tiers import representative
 from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError, TfmError
 from tfm_cli.interop import importing, source_files

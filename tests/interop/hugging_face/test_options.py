@@ -5,22 +5,12 @@ import pytest
 
 from tests.interop.marian_directories import (
     changed_json,
-    hugging_face_model,
-    write_hugging_face_directory,
 )
-from tests.interop.random_models import random_tokenizers
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.hugging_face.reading import read_hugging_face
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Return a small model that is imported without problems."""
-    pair = random_tokenizers("shared")
-    return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
 
 
 def test_search_settings_come_from_the_source(directory: Path) -> None:

@@ -13,6 +13,7 @@ from tests.decoding.searching import beam_search
 from tests.interop.marian_directories import (
     changed_json,
     hugging_face_model,
+    transformer_of,
     write_hugging_face_directory,
 )
 from tests.interop.random_models import lines, random_model, random_tokenizers
@@ -20,10 +21,7 @@ from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.hugging_face.reading import read_hugging_face
 from tfm_cli.interop.hugging_face.writing import hugging_face_tensors
-from tfm_cli.interop.tensors import ImportedModel
 from tfm_cli.model.positions import marian_sinusoids
-from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 transformers = pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
@@ -51,25 +49,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def transformer_of(imported: ImportedModel) -> Transformer:
-    model = build_transformer(imported.config.model, imported.tokenizers.vocab_sizes)
-    model.load_state_dict(imported.weights)
-    return model.eval()
-
-
 def ragged_batch(pair: TokenizerPair) -> tuple[Tensor, Tensor | None, Tensor]:
     encoded = pair.source.encode(lines(12))
     source, keep = pad_source(encoded, pair.source.eos_id)
     generator = torch.Generator().manual_seed(3)
     target = torch.randint(0, pair.target.vocab_size, (12, 9), generator=generator)
     return source, keep, target
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Return a small model that is imported without problems."""
-    pair = random_tokenizers("shared")
-    return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

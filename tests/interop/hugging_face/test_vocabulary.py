@@ -28,13 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do
 TATOEBA = Path(__file__).resolve().parents[4] / "shared" / "corpora" / "tatoeba-en-de"
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Return a small model that is imported without problems."""
-    pair = random_tokenizers("shared")
-    return write_hugging_face_directory(tmp_path / "source", hugging_face_model(pair), pair)
-
-
 def plain_directory(tmp_path: Path, kind: str, **changes: Any) -> Path:
     """Return a directory whose vocabularies are SentencePiece's own, as in our exports."""
     pair = random_tokenizers(kind)

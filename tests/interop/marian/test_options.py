@@ -4,34 +4,16 @@ from typing import Any
 import pytest
 
 from tests.interop.marian_directories import (
-    hugging_face_model,
     marian_arrays,
-    without_padding_row,
+    marian_model,
     write_marian_directory,
 )
-from tests.interop.random_models import random_tokenizers
 from tfm_cli.errors import ModelError
 from tfm_cli.interop.marian.reading import read_marian
-from tfm_cli.tokenizer.pair import TokenizerPair
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
 pytest.importorskip("yaml", reason="needs tfm-cli[marian]")
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers do not concern us
-
-
-def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerPair]:
-    """Return a random `MarianMTModel` that starts from a zero vector, as Marian does."""
-    pair = random_tokenizers(kind)
-    model = hugging_face_model(pair, **settings)
-    without_padding_row(model)
-    return model, pair
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Return a small model that is imported without problems."""
-    theirs, pair = marian_model()
-    return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
 
 
 def test_search_settings_come_from_decoder_yml(directory: Path) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.interop.marian_directories import (
-    hugging_face_model,
     marian_arrays,
-    without_padding_row,
+    marian_model,
+    transformer_of,
     write_marian_directory,
 )
-from tests.interop.random_models import lines, random_tokenizers
+from tests.interop.random_models import lines
 from tests.tiers import representative
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.errors import ModelError
@@ -22,8 +22,6 @@ from tfm_cli.interop.marian.reading import read_marian
 from tfm_cli.interop.tensors import ImportedModel
 from tfm_cli.interop.verification import compare
 from tfm_cli.model.positions import marian_sinusoids
-from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 
 pytest.importorskip("transformers", reason="needs tfm-cli[hf]")
@@ -54,20 +52,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def transformer_of(imported: ImportedModel) -> Transformer:
-    model = build_transformer(imported.config.model, imported.tokenizers.vocab_sizes)
-    model.load_state_dict(imported.weights)
-    return model.eval()
-
-
-def marian_model(kind: str = "shared", **settings: Any) -> tuple[Any, TokenizerPair]:
-    """Return a random `MarianMTModel` that starts from a zero vector, as Marian does."""
-    pair = random_tokenizers(kind)
-    model = hugging_face_model(pair, **settings)
-    without_padding_row(model)
-    return model, pair
-
-
 def logits_of_both(theirs: Any, imported: ImportedModel, pair: TokenizerPair) -> list[Tensor]:
     source, keep = pad_source(pair.source.encode(lines(12)), pair.source.eos_id)
     generator = torch.Generator().manual_seed(3)
@@ -79,13 +63,6 @@ def logits_of_both(theirs: Any, imported: ImportedModel, pair: TokenizerPair) ->
             input_ids=source, attention_mask=attention, decoder_input_ids=target
         ).logits
         return [transformer_of(imported)(source, keep, target), expected]
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Return a small model that is imported without problems."""
-    theirs, pair = marian_model()
-    return write_marian_directory(tmp_path / "source", marian_arrays(theirs), pair)
 
 
 @representative("shape", SHAPES)
