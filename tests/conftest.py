@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Result:
 
 
 RunTfm = Callable[..., Result]
+TFM = (sys.executable, "-m", "tfm_cli")  # `tfm` in a process of its own
 
 
 @dataclass(frozen=True)

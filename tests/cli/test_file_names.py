@@ -3,12 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
+from tests.conftest import TFM, TINY_SHAPE, RunTfm, TinyCorpus
 from tests.forked import PATIENCE
 
 NAMES = {
@@ -117,7 +116,7 @@ def test_r36_no_locale_is_too_poor(
     for command in ("train", "translate"):
         arguments = arguments_of(command, name, model)
         done = subprocess.run(
-            [sys.executable, "-m", "tfm_cli", *map(os.fsencode, arguments)],
+            [*TFM, *map(os.fsencode, arguments)],
             cwd=tmp_path, env={**os.environ, **POOR, "PYTHONPATH": str(Path(__file__).parents[2])},
             capture_output=True, timeout=PATIENCE, check=False,
         )  # fmt: skip

@@ -3,12 +3,11 @@
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Result
+from tests.conftest import TFM, Result
 from tfm_cli.cli import _resource_problem
 
 MODEL = str(Path(__file__).parents[1] / "golden" / "model_v1")
@@ -31,7 +30,7 @@ def run(
     (place / "text").write_text("one two\n", encoding="utf-8")
     paths = [] if modules is None else [str(modules)]
     done = subprocess.run(
-        [sys.executable, "-m", "tfm_cli", *arguments],
+        [*TFM, *arguments],
         input="one two\n",
         capture_output=True,
         text=True,

@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import IO, cast
 import pytest
 
 from tests.bench.memory import measure
-from tests.conftest import RunTfm
+from tests.conftest import TFM, RunTfm
 from tests.forked import PATIENCE, wait_for
 from tests.tiers import representative
 from tfm_cli.translation.search import BatchSearch
@@ -33,7 +32,7 @@ def start(tiny_model: Path) -> Iterator[Start]:
 
     def begin(arguments: list[str], **streams: int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tfm_cli", *arguments, "-m", str(tiny_model)],
+            [*TFM, *arguments, "-m", str(tiny_model)],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             **streams,  # type: ignore[call-overload] # mypy cannot know which
         )  # fmt: skip
@@ -102,7 +101,7 @@ def test_r33_reader_that_leaves_ends_all_without_a_word(
 @pytest.mark.slow
 @representative("arguments", [ENCODE, TRANSLATE], ids=" ".join)
 def test_r33_closed_output_is_told_before_any_work(arguments: list[str], tiny_model: Path) -> None:
-    command = " ".join([sys.executable, "-m", "tfm_cli", *arguments, "-m", str(tiny_model)])
+    command = " ".join([*TFM, *arguments, "-m", str(tiny_model)])
 
     done = subprocess.run(
         ["bash", "-c", f"{command} >&-"], input="one\n", capture_output=True, text=True,

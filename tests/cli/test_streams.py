@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TFM
 from tests.tiers import representative
 
-TFM = [sys.executable, "-m", "tfm_cli"]
 PATIENCE = 120  # seconds, for a machine that has much else to do
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.conftest import TFM
 from tfm_cli.cli import app
 from tfm_cli.cli.tokenize import convert_lines
 from tfm_cli.config.settings import TokenizerConfig
@@ -17,7 +18,7 @@ from tfm_cli.tokenizer.training import train_tokenizer
 AWKWARD = (
     "a\rb\n\u2028x\u2029y\n\n  \t \nc\x85d\n\ufeffe\nnot\x00null\n\x1b[0m\x0b\x0c\n日本 ½ 😀\nend"
 )
-PROGRAM = [sys.executable, "-m", "tfm_cli", "tokenize"]
+PROGRAM = [*TFM, "tokenize"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RunTfm, TinyCorpus
+from tests.conftest import TFM, RunTfm, TinyCorpus
 from tests.runs import SMALL_RUN
 from tests.tiers import representative
 from tfm_cli.corpus import prepare
@@ -200,7 +200,7 @@ def test_signal_during_preparation_leaves_nothing(number: int, tmp_path: Path) -
     for name in ("a", "b"):
         Path(name).write_text(line * 150_000, encoding="utf-8")
     command = [
-        sys.executable, "-m", "tfm_cli", "train", "-s", "a", "-t", "b", "-o", "model",
+        *TFM, "train", "-s", "a", "-t", "b", "-o", "model",
         "--data-workers", "2", "--set", "tokenizer.input_sentence_size=100",
         "--set", "tokenizer.byte_fallback=false", "--vocab-size", "40",
     ]  # fmt: skip

@@ -4,14 +4,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import RunTfm, TinyCorpus
+from tests.conftest import TFM, RunTfm, TinyCorpus
 from tests.tiers import representative
 from tfm_cli.translation import worker_pool as module
 
@@ -94,7 +93,7 @@ def start(tiny_model: Path) -> Iterator[Start]:
     started = []
 
     def popen(stdin: int, *flags: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "tfm_cli", "translate", "--model", str(tiny_model)]
+        command = [*TFM, "translate", "--model", str(tiny_model)]
         command += ["--device", "cpu", "--precision", "fp32", "--workers", "2"]
         process = subprocess.Popen(
             [*command, *flags], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -5,12 +5,11 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_SHAPE, Result, RunTfm
+from tests.conftest import TFM, TINY_SHAPE, Result, RunTfm
 from tests.forked import PATIENCE
 from tests.tiers import representative
 from tfm_cli.console import one_line, visible, visible_message
@@ -25,7 +24,7 @@ def on_terminal(arguments: list[str], typed: bytes = b"") -> str:
     """All that a terminal gets to show of a command that writes both streams to it."""
     keyboard, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfm_cli", *arguments],
+        [*TFM, *arguments],
         stdin=subprocess.PIPE, stdout=terminal, stderr=terminal,
     )  # fmt: skip
     os.close(terminal)
@@ -73,7 +72,7 @@ def test_r37_translations_on_a_terminal_are_spelled_and_through_a_pipe_exact(
 
     shown = on_terminal(arguments, text)
     piped = subprocess.run(
-        [sys.executable, "-m", "tfm_cli", *arguments], input=text, capture_output=True, check=True
+        [*TFM, *arguments], input=text, capture_output=True, check=True
     ).stdout.decode()
 
     assert not STEERING.search(shown)

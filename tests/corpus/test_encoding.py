@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests import traps
-from tests.conftest import TINY_SHAPE, TinyCorpus
+from tests.conftest import TFM, TINY_SHAPE, TinyCorpus
 from tests.distributed.torchrun import gone_after
 from tests.tiers import representative
 from tfm_cli.config.settings import TokenizerConfig
@@ -236,7 +236,7 @@ def test_r53_nothing_outlives_training_that_ends_while_it_prepares_text(
         text = (tiny_corpus.directory / f"train.{side}").read_bytes()
         (tmp_path / f"big.{side}").write_bytes(text * _COPIES)
     command = [
-        sys.executable, "-m", "tfm_cli", "train", "-s", "big.en", "-t", "big.de",
+        *TFM, "train", "-s", "big.en", "-t", "big.de",
         "-vs", f"{tiny_corpus.directory}/valid.en", "-vt", f"{tiny_corpus.directory}/valid.de",
         "-o", "model", "--data-workers", "2", "--max-updates", "1", "--device", "cpu", *TINY_SHAPE,
     ]  # fmt: skip

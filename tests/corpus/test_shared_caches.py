@@ -5,14 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests import forked
-from tests.conftest import TinyCorpus
+from tests.conftest import TFM, TinyCorpus
 from tests.runs import SMALL_RUN, write_part
 from tests.tiers import representative
 from tfm_cli.files.faults import VARIABLE
@@ -169,7 +168,7 @@ def test_r56_runs_in_two_namespaces_of_processes_do_not_meet(
         environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: slowly}
         with words.open("wb") as stream:
             return subprocess.Popen(
-                ["unshare", "--pid", "--fork", sys.executable, "-m", "tfm_cli",
+                ["unshare", "--pid", "--fork", *TFM,
                  *command(text, tmp_path / place, *more)],
                 stderr=stream, env=environment,
             )  # fmt: skip

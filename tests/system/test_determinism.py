@@ -4,14 +4,13 @@ import hashlib
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import TinyCorpus, invoke
+from tests.conftest import TFM, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tests.tiers import representative
 from tests.translation.native_translator import needs_native
@@ -52,7 +51,7 @@ def test_r16_the_same_run_gives_the_same_bytes_in_another_process(
         ]  # fmt: skip
         environment = os.environ | {"PYTHONHASHSEED": name.replace("one", "1").replace("two", "2")}
         subprocess.run(
-            [sys.executable, "-m", "tfm_cli", *command],
+            [*TFM, *command],
             env=environment, check=True, capture_output=True,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import traps
-from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
+from tests.conftest import TFM, TINY_SHAPE, RunTfm, TinyCorpus
 
 PACKAGE = Path(__file__).parents[2] / "tfm_cli"
 _MODULES = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "dbm"}
@@ -136,7 +136,7 @@ def test_r38_r46_no_command_runs_code_of_a_file_or_opens_a_connection(
             filled += ["--output", str(tmp_path / "shortlist")]
 
         done = subprocess.run(
-            [sys.executable, "-m", "tfm_cli", *filled],
+            [*TFM, *filled],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
 

@@ -3,13 +3,12 @@
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import RunTfm, TinyCorpus, invoke
+from tests.conftest import TFM, RunTfm, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
 from tests.tiers import representative
 from tfm_cli.training.update import update as make_update
@@ -198,7 +197,7 @@ def test_process_that_is_ended_by_a_signal_goes_on_to_the_bit(
 ) -> None:
     arguments = command(text, tmp_path / "model", *LONGER, updates=50)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfm_cli", *arguments],
+        [*TFM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

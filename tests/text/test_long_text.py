@@ -4,7 +4,6 @@ import gzip
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import RunTfm
+from tests.conftest import TFM, RunTfm
 from tests.tiers import representative
 from tfm_cli.text.reader import MAX_LINE_BYTES
 from tfm_cli.translation.segments import Cut, split
@@ -55,7 +54,7 @@ def test_r29_line_of_a_megabyte_is_a_line(
 def peak_mib(arguments: list[str], parts: Iterable[bytes]) -> tuple[float, bytes, bytes]:
     """Return the peak memory of a command, its output and its messages."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfm_cli", *arguments],
+        [*TFM, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin is not None

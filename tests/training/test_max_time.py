@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TinyCorpus, invoke
+from tests.conftest import TFM, TinyCorpus, invoke
 from tests.runs import SMALL_RUN, left_behind, write_part
 from tests.tiers import representative
 from tfm_cli.decoding.constraints import is_loop
@@ -158,7 +158,7 @@ def ended_after(
     """Seconds that `tfm` took, and how it ended; no process of its group is left."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfm_cli", *arguments],
+        [*TFM, *arguments],
         stderr=subprocess.PIPE, text=True, start_new_session=True, **named,
     )  # fmt: skip
     _, err = process.communicate(timeout=120)
