@@ -242,7 +242,7 @@ def _select(path_or_folder: str, instruction_set: str) -> Library | str:
         return f"{LIBRARY} is `{NONE}`"
     paths = _libraries(Path(path_or_folder)) if path_or_folder else _installed()
     if not paths and path_or_folder:
-        raise ResourceError(f"{path_or_folder}: no library of the engine, which {LIBRARY} wants")
+        raise ResourceError(f"{LIBRARY} is `{path_or_folder}`: there is no library of the engine")
     if not paths:
         return "it was not built when tfm was installed"
     unsupported = []

@@ -220,16 +220,14 @@ class NativeSearch:
         with (
             self._workspaces.one() as workspace,
             self._crash_note(segments.sources, beam_size),
-            closing(_Stopping(self._check)) as stopping,
+            closing(_StopCallback(self._check)) as stop,
         ):
-            options = SearchOptions(
-                beam_size=beam_size, should_stop=stopping.function, **self._options
-            )
+            options = SearchOptions(beam_size=beam_size, should_stop=stop.function, **self._options)
             status = library.functions.tfm_search(
                 handles, len(handles), workspace, options, batch, result
             )
-            stopping.raise_pending()
-            self._refuse(status, workspace)
+            stop.raise_pending()
+            self._check_status(status, workspace)
             return _hypotheses(result, has_token_log_probs=bool(self._options["piece_scores"]))
 
     def _forced(
@@ -248,7 +246,7 @@ class NativeSearch:
                 _pointer(lengths, _INT32S), address if layer is None else None, layer or 0,
                 None if layer is None else address,
             )  # fmt: skip
-            self._refuse(status, workspace)
+            self._check_status(status, workspace)
         return values
 
     @property
@@ -272,7 +270,7 @@ class NativeSearch:
         finally:
             library.functions.tfm_crash_note(None)
 
-    def _refuse(self, status: int, workspace: ctypes.c_void_p) -> None:
+    def _check_status(self, status: int, workspace: ctypes.c_void_p) -> None:
         """Raise the exception for a status other than OK."""
         if status == OK:
             return
@@ -322,7 +320,7 @@ class _Workspaces:
         return workspace
 
 
-class _Stopping:
+class _StopCallback:
     """The callback that the engine calls to check for a request to stop; closed after the search.
 
     During the call, Python also runs signal handlers, which may raise. In a plain function, a
@@ -335,10 +333,10 @@ class _Stopping:
         self._raised: BaseException | None = None
         # Python runs signal handlers only in the main thread.
         is_needed = check is not None or threading.current_thread() is threading.main_thread()
-        self._asking = self._answers()
-        next(self._asking)
+        self._calls = self._responses()
+        next(self._calls)
         self.function = (
-            ShouldStop(self._asking.__next__) if is_needed else ShouldStop()  # NULL
+            ShouldStop(self._calls.__next__) if is_needed else ShouldStop()  # NULL
         )
 
     def raise_pending(self) -> None:
@@ -348,11 +346,11 @@ class _Stopping:
 
     def close(self) -> None:
         """Break the reference cycle of the exception and this object."""
-        self._asking.close()
+        self._calls.close()
         self._raised = None
         self.function = ShouldStop()
 
-    def _answers(self) -> Generator[int, None, None]:
+    def _responses(self) -> Generator[int, None, None]:
         while True:
             try:
                 yield 0
