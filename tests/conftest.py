@@ -1,4 +1,4 @@
-"""What many tests need: a corpus, a model that learned it, and the command line."""
+"""Fixtures of many tests: a corpus, a model trained on it, and the command line."""
 
 import contextlib
 import fcntl
@@ -22,10 +22,10 @@ from tests import traps
 from tfm_cli.errors import END_SIGNALS
 from tfm_cli.files import faults
 
-# Tests run side by side on few cores; processes that tests start have one thread each as well.
+# Tests run in parallel on few cores; processes that tests start have one thread each as well.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell gives its background jobs SIGINT ignored, and they hand that on; tests send it.
+# A shell starts background jobs with SIGINT ignored, which children inherit; tests send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as `nohup` leaves it
@@ -34,7 +34,7 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as `nohup` leaves it
 
 @pytest.hookimpl(trylast=True)  # after they were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that may take longest, so that none of them is waited for at the end."""
+    """Start the tests with the longest timeouts first, so that none runs alone at the end."""
 
     def may_take(item: pytest.Item) -> int:
         timeout = item.get_closest_marker("timeout")
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector leave alone what was imported: it stays, and it is much."""
+    """Exempt imported modules from garbage collection, since there are many and they stay."""
     gc.collect()
     gc.freeze()
 
@@ -57,7 +57,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a command did."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -81,14 +81,14 @@ class TinyCorpus:
         return (self.directory / name).read_text(encoding="utf-8").split("\n")[:-1]
 
     def train_arguments(self) -> list[str]:
-        """Flags that name the training and validation text."""
+        """Return the flags that name the training and validation text."""
         return [
             "-s", self.path("train.en"), "-t", self.path("train.de"),
             "--valid-source", self.path("valid.en"), "--valid-target", self.path("valid.de"),
         ]  # fmt: skip
 
 
-# A shape that trains an update in a few milliseconds.
+# A shape for which an update takes a few milliseconds.
 TINY_SHAPE = [
     "--vocab-size", "60",
     "--set", "model.encoder_layers=1",
@@ -103,7 +103,7 @@ TINY_SHAPE = [
 
 @pytest.fixture(autouse=True)
 def _traps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing that tfm does in a test runs code out of a file, or opens a connection."""
+    """Fail a test in which tfm runs code from a file or opens a connection."""
     load = torch.load
 
     def guarded(*arguments: Any, **options: Any) -> Any:
@@ -120,7 +120,7 @@ def _traps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
-    """A test that ignores signals in its own process does not leave them ignored."""
+    """Restore the signal handlers after each test."""
     before = {number: signal.getsignal(number) for number in END_SIGNALS}
     yield
     for number, handler in before.items():
@@ -129,14 +129,14 @@ def _signals_as_before() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_fault_stays() -> Iterator[None]:
-    """A fault that a test asked for is asked for by no later one."""
+    """Remove injected faults after each test."""
     yield
     faults.reset_faults()
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tests run side by side on few cores; one thread each is fastest, and steady."""
+    """Use one thread, which is fastest and most stable when tests run in parallel on few cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -144,7 +144,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def write_corpus(directory: Path) -> TinyCorpus:
-    """Write a corpus that a tiny model learns in a second or two; always the same."""
+    """Write a corpus that a tiny model learns in a second or two; it is always the same."""
     chance = random.Random(7)
     for name, count in (("train", 600), ("valid", 40), ("test", 40)):
         rows = [chance.choices(list(_WORDS), k=chance.randint(2, 7)) for _ in range(count)]
@@ -157,7 +157,7 @@ def write_corpus(directory: Path) -> TinyCorpus:
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> TinyCorpus:
-    """A corpus that a tiny model learns in a second or two."""
+    """Return a corpus that a tiny model learns in a second or two."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
@@ -173,19 +173,19 @@ def invoke(arguments: list[str], stdin: str | bytes = "") -> Result:
 
 @pytest.fixture
 def run_tfm() -> RunTfm:
-    """`run_tfm(["translate", …], stdin)`: code, out and err of a command."""
+    """Return a function that runs `tfm`: `run_tfm(["translate", …], stdin)`."""
     return invoke
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory that translates the tiny corpus without a fault; do not change it."""
+    """Return a model that translates the tiny corpus without errors; tests must not change it."""
     return _made_once("tiny", lambda place: _train_tiny(tiny_corpus, place), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def sample_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `tfm train` makes of the sample corpus, in minutes; do not change it."""
+    """Return a model trained for minutes on the sample corpus; tests must not change it."""
 
     def train(place: Path) -> None:
         torch.set_num_threads(1)
@@ -198,7 +198,7 @@ def sample_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _made_once(
     name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A directory that is made by the first of the test processes that needs it."""
+    """Return a directory that the first test process that needs it creates."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         place = tmp_path_factory.mktemp(name) / "made"
         make(place)

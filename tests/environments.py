@@ -1,4 +1,4 @@
-"""Environments of Python that lack something which the tests have, such as PyTorch."""
+"""Python environments without some packages, such as PyTorch."""
 
 import re
 import subprocess
@@ -11,14 +11,14 @@ from pathlib import Path
 import tfm_cli
 
 PACKAGE = Path(tfm_cli.__file__).resolve().parent
-# What `pip install --no-deps` is given for translation on CPUs without PyTorch.
+# The packages that translation on a CPU needs, without PyTorch.
 SMALL_PACKAGES = ("numpy", "rich", "sacrebleu", "sentencepiece", "typer")
 
 
 def environment(folder: Path, packages: Iterable[str] = SMALL_PACKAGES) -> Path:
-    """Make an environment of the packages and of what they require; return its interpreter.
+    """Create an environment with packages and their dependencies, and return its interpreter.
 
-    They are links to those of the tests, so nothing is fetched.
+    The packages are links to those of the tests, so nothing is downloaded.
     """
     venv.create(folder, symlinks=True, with_pip=False)
     python = folder / "bin" / "python"
@@ -32,13 +32,13 @@ def environment(folder: Path, packages: Iterable[str] = SMALL_PACKAGES) -> Path:
 
 
 def link_package(python: Path) -> None:
-    """Give an environment the package `tfm_cli` of this checkout."""
+    """Link the package `tfm_cli` of this checkout into an environment."""
     (site,) = python.parents[1].glob("lib/python*/site-packages")
     (site / "tfm_cli").symlink_to(PACKAGE)
 
 
 def install(python: Path, *arguments: str) -> None:
-    """Run pip for an environment that has none."""
+    """Install packages with pip into an environment that lacks pip."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run([*command, "--no-index", "--no-deps", *arguments], check=True)
 

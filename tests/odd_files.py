@@ -1,4 +1,4 @@
-"""Things that can stand under the name of a private file, and are none."""
+"""Directory entries that are not private regular files: links, pipes, sockets, folders."""
 
 import os
 import socket
@@ -8,12 +8,12 @@ KINDS = ("link", "hard link", "dangling link", "pipe", "folder", "socket")
 
 
 def make_odd(kind: str, place: Path, victim: Path) -> None:
-    """Make a thing of some kind.
+    """Create an entry of one of these kinds.
 
     Args:
         kind: one of `KINDS`.
-        place: where it stands.
-        victim: an existing file, to which links lead.
+        place: its path.
+        victim: an existing file that links point to.
     """
     if kind == "link":
         place.symlink_to(victim)

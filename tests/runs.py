@@ -1,4 +1,4 @@
-"""What tests of training share: a small run, and all that two equal runs must agree in."""
+"""A small training run, and the results in which two equal runs must agree."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.conftest import TINY_SHAPE, TinyCorpus
 
-# All that makes it hard to go on to the bit: dropout, gradients of several batches, an average.
+# Everything that makes an exact resumption difficult: dropout, gradient accumulation, an average.
 SMALL_RUN = [
     *TINY_SHAPE, "--max-tokens", "64", "--update-freq", "2", "--dropout", "0.2", "--lr", "5e-3",
     "--lr-warmup", "10", "--set", "training.ema_decay=0.8", "--device", "cpu",
@@ -16,7 +16,7 @@ SMALL_RUN = [
 
 
 def write_part(corpus: TinyCorpus, directory: Path, *, pairs: int, valid: int = 8) -> list[str]:
-    """Flags that name the first lines of the corpus, written as files of their own."""
+    """Write the first lines of the corpus to files, and return the flags that name them."""
     flags = []
     for flag, name, count in (
         ("-s", "train.en", pairs),
@@ -32,15 +32,15 @@ def write_part(corpus: TinyCorpus, directory: Path, *, pairs: int, valid: int = 
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     return sorted((output / "checkpoints").glob("update-*"))
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; each must be JSON, without the numbers that JSON lacks."""
+    """Return the lines of `metrics.jsonl`, which must be strict JSON, without NaN or infinity."""
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
@@ -48,7 +48,7 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 
 def left_behind(output: Path) -> dict[str, Any]:
-    """All that a run leaves that is no time: tensors by their hash, counters, metrics."""
+    """Return the results of a run except for times: hashes of tensors, counters, metrics."""
     newest = checkpoints(output)[-1]
     counters = json.loads((newest / "state.json").read_bytes())
     files = [*newest.glob("*.safetensors"), *output.glob("*.safetensors"), *output.glob("*.model")]

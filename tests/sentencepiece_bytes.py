@@ -1,4 +1,4 @@
-"""SentencePiece models, and what is wrong with them, written byte by byte."""
+"""SentencePiece models and defects of them, encoded byte by byte as Protocol Buffers."""
 
 import struct
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ def _varint(value: int) -> bytes:
 
 
 def delimited(field: int, content: bytes) -> bytes:
-    """A field of bytes, text or another message."""
+    """Return a length-delimited field: bytes, text or another message."""
     return _varint(field << 3 | 2) + _varint(len(content)) + content
 
 
 def number(field: int, value: int) -> bytes:
-    """A field of a whole number."""
+    """Return a field of an integer."""
     return _varint(field << 3) + _varint(value)
 
 
 def fixed32(field: int, value: float) -> bytes:
-    """A field of a number in single precision."""
+    """Return a field of a number in single precision."""
     return _varint(field << 3 | 5) + struct.pack("<f", value)
 
 
 def piece(text: bytes, *, score: float = -1.0, kind: int = 1) -> bytes:
-    """A piece, of the type 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused or 6 byte."""
+    """Return a piece of type 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused or 6 byte."""
     written = number(3, kind) if kind != 1 else b""
     return delimited(1, delimited(1, text) + fixed32(2, score) + written)
 
@@ -40,16 +40,16 @@ MODEL = b"".join(PIECES)
 
 
 def charsmap(units: Sequence[int], *, texts: bytes = b"x\0", length: int | None = None) -> bytes:
-    """A normalizer's table of these units and texts."""
+    """Return the table of a normalizer: a trie of these units, and the texts."""
     table = struct.pack(f"<{len(units)}I", *units)
     return struct.pack("<I", len(table) if length is None else length) + table + texts
 
 
 def trie(byte: int, *, text_at: int) -> list[int]:
-    """Units that lead from one byte to the text at some place."""
+    """Return the units of a trie that maps one byte to the text at an offset."""
     units = [0] * 512
     units[0] = 1 << 10  # steps go to 1 ^ byte
     child = 1 ^ byte
-    units[child] = byte | 1 << 8 | 256 << 10  # has a value, which stands at child ^ 256
+    units[child] = byte | 1 << 8 | 256 << 10  # has a value, which is at child ^ 256
     units[child ^ 256] = 1 << 31 | text_at
     return units

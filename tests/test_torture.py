@@ -1,4 +1,4 @@
-"""The hash of the code that `make torture` was run on changes with the code, not with prose."""
+"""The hash of the code that `make torture` checked depends on code, not on comments."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ MODULE = '"""Words."""\n\nX = 1  # why\n\n\ndef f() -> int:\n    """Return it.""
 
 @pytest.fixture
 def module(tmp_path: Path) -> Path:
-    """A module of a package whose code counts."""
+    """Return a module of one of the hashed packages."""
     for name in PACKAGES:
         (tmp_path / name).mkdir()
     path = tmp_path / "files" / "module.py"

@@ -1,4 +1,4 @@
-"""The code that `make torture` was last run on: its hash, to be committed beside its tests.
+"""The hash of the code that `make torture` last checked, which is committed with the tests.
 
 `python tests/torture.py --write` stores the hash, `--check` exits with 1 if the code has changed
 since. Comments and docstrings do not count.

@@ -1,7 +1,7 @@
-"""Traps for what tfm never does: run code out of a file, or open a connection.
+"""An audit hook that refuses what tfm never does: run code from a file, or open a connection.
 
-Python tells an audit hook of both, whoever asks for it and however. The hook notes what was done,
-and refuses it. It can also be put into a process that a test starts: see `environment`.
+Python reports both to audit hooks, regardless of the caller. The hook records the event and raises
+an error. It can also be installed in a process that a test starts: see `environment`.
 """
 
 import os
@@ -13,11 +13,11 @@ from typing import Any
 found: list[str] = []
 _is_set = False
 
-# An event, and the modules through which it comes about without a file or a network of others.
+# Events, with the modules that may cause them without a foreign file or network.
 _CODE = {
-    # A pickle that names a class or a function; one without is data.
+    # A pickle that names a class or a function; other pickles are data.
     "pickle.find_class": ("torch._inductor", "torch._dynamo", "multiprocessing", "concurrent"),
-    # Python's own files of compiled modules, and those that pytest made of plugins.
+    # Compiled modules of Python, and those that pytest makes of plugins.
     "marshal.load": ("_pytest.assertion.rewrite",),
     "marshal.loads": (
         "importlib",
@@ -26,7 +26,7 @@ _CODE = {
         "_pytest.assertion.rewrite",
     ),
 }
-# What processes that were forked off tell the one that started them: there is no file in between.
+# Results that forked workers send to their parent process, without a file.
 _OWN = ("pickle.find_class", "tfm_cli.translation.worker_pool")
 _NETWORK = {
     "socket.connect": ("huggingface_hub", "httpx", "torch.distributed"),
@@ -39,7 +39,7 @@ _ALLOWED = _CODE | _NETWORK
 
 
 def _callers() -> Iterator[str]:
-    """The names of the modules that are at work, the nearest first."""
+    """Yield the names of the modules on the call stack, innermost first."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         yield frame.f_globals.get("__name__", "") or frame.f_code.co_filename
@@ -47,7 +47,7 @@ def _callers() -> Iterator[str]:
 
 
 def _is_here(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether a connection stays on this machine."""
+    """Return True if a connection stays on this machine."""
     if event in ("socket.connect", "socket.bind", "socket.sendto"):
         address = arguments[1]
         return not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1", "localhost")
@@ -67,14 +67,14 @@ def _trap(event: str, arguments: tuple[Any, ...]) -> None:
         return
     message = f"{event} {arguments!r:.100} by {callers[0]} for {ours}"
     found.append(message)
-    if os.environ.get("TFM_TRAPS"):  # in a process of its own: nobody may overlook it
+    if os.environ.get("TFM_TRAPS"):  # in a process of its own, whose test would not see the list
         os.write(2, f"trap: {message}\n".encode())
         os._exit(99)
     raise RuntimeError(f"trap: {message}")
 
 
 def set_traps() -> None:
-    """Set them in this process, for as long as it lives."""
+    """Install the hook in this process, until it ends."""
     global _is_set
     if not _is_set:
         _is_set = True
@@ -82,10 +82,10 @@ def set_traps() -> None:
 
 
 def environment(directory: str) -> dict[str, str]:
-    """The environment in which any Python sets the traps as it starts.
+    """Return an environment in which Python installs the hook when it starts.
 
     Args:
-        directory: in which a file is written that Python imports then.
+        directory: receives a file that Python then imports.
     """
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH120, PTH100 - as text
     with open(os.path.join(directory, "sitecustomize.py"), "w") as file:  # noqa: PTH123, PTH118 - as text

@@ -98,10 +98,10 @@ def start(
     """Start processes that run a command together, or each its own one.
 
     Args:
-        directory: gets what they write to their streams.
-        command: what follows `tfm`.
-        world: how many processes.
-        prepare: called in each of them before, as to patch something.
+        directory: receives the output of each.
+        command: the arguments of `tfm`.
+        world: the number of processes.
+        prepare: called in each process with its rank before the command.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

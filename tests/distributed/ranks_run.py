@@ -18,7 +18,7 @@ UPDATES = 12
 
 @dataclass(frozen=True)
 class RanksRun:
-    """A run that never stopped: its text, what it left behind, its changes of the disk."""
+    """An uninterrupted run: the flags of its text, its results, its operations on the disk."""
 
     text: list[str]
     left: dict[str, Any]
@@ -29,7 +29,7 @@ class RanksRun:
         return command(self.text, output, *more, updates=updates)
 
     def number_within_save(self, update: int) -> int:
-        """The number of the change of the disk that would give a checkpoint its name."""
+        """Return the number of the operation that renames a checkpoint to its final name."""
         return 1 + self.operations.index(f"rename update-{update:08d}")
 
 
@@ -40,7 +40,7 @@ def command(text: list[str], output: Path, *more: str, updates: int = UPDATES) -
 
 
 def unbroken(corpus: TinyCorpus, directory: Path) -> RanksRun:
-    """Let two processes make the run."""
+    """Run the training on two processes."""
     text = write_part(corpus, directory, pairs=55)
     operations = directory / "operations"
 
@@ -60,7 +60,7 @@ def unbroken(corpus: TinyCorpus, directory: Path) -> RanksRun:
 
 
 def fault(text: str) -> Callable[[int], None]:
-    """Let a fault happen in forked processes, as `TFM_FAILPOINT` asks for it."""
+    """Return a function that injects a fault in forked processes, as `TFM_FAILPOINT` does."""
 
     def prepare(rank: int) -> None:
         os.environ["TFM_FAILPOINT"] = text

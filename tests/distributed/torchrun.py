@@ -1,4 +1,4 @@
-"""Commands that torchrun starts, and the proof that nothing of them is left."""
+"""Commands that torchrun starts, and the check that nothing of them is left."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0  # seconds, for a machine that has much else to do
-GONE_SECONDS = 20.0  # for what the promise allows 5 s on a machine that does nothing else
+PATIENCE = 120.0  # seconds, for a busy machine
+GONE_SECONDS = 20.0  # the promise allows 5 s on an idle machine
 _MARK = "TFM_TEST_JOB"
 
 
 @dataclass
 class Job:
-    """A launcher at work, and the processes that it started."""
+    """A running launcher, and the processes that it started."""
 
     launcher: subprocess.Popen[bytes]
     directory: Path
@@ -83,7 +83,7 @@ class Job:
     def left(self, shared: set[Path], ports: set[str]) -> list[str]:
         """Return what is left after the allowed time: processes, temporary files, memory and ports.
 
-        The launcher's folder for logs and PyTorch's for compiled code, both empty, are not ours.
+        The empty folders of the launcher for logs and of PyTorch for compiled code do not count.
         """
         until = time.monotonic() + GONE_SECONDS
         while (running := self.processes()) and time.monotonic() < until:
@@ -131,7 +131,7 @@ def start(
     max_restarts: int = 0,
     failpoint: str = "",
 ) -> Iterator[Job]:
-    """Start a command by torchrun; kill what is left of it at the end."""
+    """Start a command by torchrun, and kill its remaining processes at the end."""
     mark = secrets.token_hex(8)
     (directory / "temp").mkdir(parents=True)
     environment = os.environ | {
@@ -139,7 +139,7 @@ def start(
         "PYTHONPATH": str(ROOT),
         "TMPDIR": str(directory / "temp"),
         "TFM_FAILPOINT": failpoint,
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",  # until a process that ignores the end is killed
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",  # until a process that ignores SIGTERM is killed
     }
     with (directory / "err").open("wb") as err:
         launcher = subprocess.Popen(
