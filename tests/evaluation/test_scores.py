@@ -92,8 +92,8 @@ def test_text_is_the_line_that_sacrebleu_prints() -> None:
     native = metric.corpus_score(["a b c d e"], [["a b c d f"]])
     [score] = corpus_scores(["a b c d e"], [["a b c d f"]])
 
-    assert score.text == native.format(1, signature=metric.get_signature().format())
-    assert score.text == f"{score.quoted_signature()} = 66.9 80.0/75.0/66.7/50.0 " + (
+    assert score.line() == native.format(1, signature=metric.get_signature().format())
+    assert score.line() == f"{score.quoted_signature()} = 66.9 80.0/75.0/66.7/50.0 " + (
         "(BP = 1.000 ratio = 1.000 hyp_len = 5 ref_len = 5)"
     )
     assert score.line(3, short=True).startswith(f"BLEU|{score.short_signature} = 66.874 ")

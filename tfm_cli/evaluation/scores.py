@@ -76,17 +76,17 @@ class Score:
     confidence: Confidence | None
     _native: "NativeScore" = field(repr=False, compare=False)
 
-    @property
-    def text(self) -> str:
-        """Return the line that sacreBLEU prints: name, signature, value and its components."""
-        return self.line()
-
     def quoted_signature(self, *, short: bool = False) -> str:
         """Return the signature preceded by the name, as papers quote it."""
         return f"{self.name}|{self.short_signature if short else self.signature}"
 
     def line(self, width: int = 1, *, short: bool = False) -> str:
-        """Return the line of `text` with `width` decimals and, optionally, the short signature."""
+        """Return the line that sacreBLEU prints: name, signature, value and its components.
+
+        Args:
+            width: number of decimals.
+            short: abbreviate the signature.
+        """
         return self._native.format(width, False, self.short_signature if short else self.signature)
 
     def json(self, width: int = 1) -> str:
