@@ -42,7 +42,7 @@ def one_line(text: str) -> str:
     return visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
 
 
-class _LastingFile(io.FileIO):
+class _HangupSafeFile(io.FileIO):
     """A terminal that may disappear; output to it is then discarded."""
 
     def write(self, content: "ReadableBuffer", /) -> int:
@@ -54,12 +54,12 @@ class _LastingFile(io.FileIO):
             return memoryview(content).nbytes
 
 
-def lasting_terminal(stream: TextIO) -> TextIO:
+def hangup_safe_stream(stream: TextIO) -> TextIO:
     """Return a stream to the same terminal that raises no errors once the terminal is gone.
 
     When a connection is lost, the program must save its work instead of failing at a log line.
     """
-    binary = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
+    binary = io.BufferedWriter(_HangupSafeFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(binary, encoding="utf-8", errors=stream.errors, line_buffering=True)
 
 
@@ -149,7 +149,7 @@ Show = Callable[[str, float | None], None]
 
 
 @contextlib.contextmanager
-def shown_progress(
+def progress_display(
     title: str, logger: logging.Logger, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Show]:
     """Show the progress of work if `logger` is enabled for INFO.

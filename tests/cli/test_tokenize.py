@@ -241,10 +241,10 @@ def test_sampling_depends_on_the_seed_and_decodes_to_the_same_text() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("4 x 5", "`x` is no id, expected 0 to 319"),
-        ("-1", "`-1` is no id, expected 0 to 319"),
-        ("1_0", "`1_0` is no id, expected 0 to 319"),
-        ("٣", "`٣` is no id, expected 0 to 319"),
+        ("4 x 5", "`x` is not an id, expected 0 to 319"),
+        ("-1", "`-1` is not an id, expected 0 to 319"),
+        ("1_0", "`1_0` is not an id, expected 0 to 319"),
+        ("٣", "`٣` is not an id, expected 0 to 319"),
         ("5 320", "id 320 is too large, expected 0 to 319"),
         ("9" * 5000, f"id {'9' * 40} is too large, expected 0 to 319"),
     ],

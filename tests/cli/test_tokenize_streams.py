@@ -114,7 +114,7 @@ def test_decode_counts_the_lines_of_each_input() -> None:
 
     result = tokenize("decode", "-m", "m.model", "--input-format", "id", "good", "bad")
 
-    assert result.stderr.startswith("error: bad:300: `x` is no id")
+    assert result.stderr.startswith("error: bad:300: `x` is not an id")
 
 
 def test_a_failed_command_leaves_the_old_output() -> None:

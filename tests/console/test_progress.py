@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tfm_cli.console import TimeLeft, shown_progress
+from tfm_cli.console import TimeLeft, progress_display
 
 logger = logging.getLogger("tfm_cli.some")
 
@@ -35,7 +35,7 @@ class Clock:
 def test_elsewhere_than_on_a_terminal_it_is_a_line_a_minute(log_messages: list[str]) -> None:
     clock = Clock()
 
-    with shown_progress("working", logger, clock=clock) as show:
+    with progress_display("working", logger, clock=clock) as show:
         for second in range(0, 200, 10):
             clock.now = second
             show(f"{second} things", second / 200)
@@ -50,7 +50,7 @@ def test_elsewhere_than_on_a_terminal_it_is_a_line_a_minute(log_messages: list[s
 def test_share_that_cannot_be_told_is_left_out(log_messages: list[str]) -> None:
     clock = Clock()
 
-    with shown_progress("working", logger, clock=clock) as show:
+    with progress_display("working", logger, clock=clock) as show:
         show("1 thing", None)
         clock.now = 61
         show("2 things", None)
@@ -64,7 +64,7 @@ def test_nothing_is_shown_where_only_warnings_are(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(logger, "isEnabledFor", lambda level: False)
 
-    with shown_progress("working", logger) as show:
+    with progress_display("working", logger) as show:
         show("1 thing", 0.5)
 
     assert capsys.readouterr() == ("", "")
@@ -77,7 +77,7 @@ def test_on_a_terminal_it_is_a_bar(
     monkeypatch.setattr(logger, "isEnabledFor", lambda level: True)
     monkeypatch.setenv("TERM", "xterm")
 
-    with shown_progress("working", logger) as show:
+    with progress_display("working", logger) as show:
         show("1 [b]thing", 0.5)
 
     out, err = capsys.readouterr()

@@ -19,7 +19,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         + delimited(
             3, delimited(2, charsmap([1 << 10, 256 << 10 | 1 << 8] + [1 << 31 | 99] * 510))
         ),
-        "a text beyond the last",
+        "points beyond the replacements",
     ),
     "1267": (
         MODEL + b"".join(piece(b"x" * n, kind=4) for n in range(1, 70)),
@@ -27,11 +27,11 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     ),
     "1269": (
         MODEL + delimited(3, delimited(2, charsmap([0x7FFFFC00] + [0] * 255))),
-        "unit 0 leads out of the table",
+        "unit 0 points outside the array",
     ),
     "1272": (
         MODEL + delimited(3, delimited(2, charsmap([0xFFFFFC00] + [0] * 255))),
-        "begins with a unit that is no beginning",
+        "array does not begin with a root",
     ),
     "1308": (MODEL + piece(b"a\0b"), "none of them NUL"),
 }

@@ -20,7 +20,7 @@ OWN = MODEL + delimited(3, delimited(2, charsmap(trie(ord("b"), text_at=0), text
 
 @pytest.fixture(autouse=True)
 def _nothing_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_tried", set())
+    monkeypatch.setattr(trial, "_loaded_in_child", set())
 
 
 def test_model_with_a_normalizer_of_its_own_is_tried_once_and_used(

@@ -42,8 +42,8 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         piece(b"a", score=float("nan")) + MODEL, "its piece 0 has the score nan"
     ),
     "an infinite score": (piece(b"a", score=float("-inf")) + MODEL, "has the score -inf"),
-    "an unknown type": (piece(b"a", kind=7) + MODEL, "has the type 7"),
-    "type 0": (MODEL + piece(b"a", kind=0), "has the type 0"),
+    "an unknown type": (piece(b"a", kind=7) + MODEL, "has the unknown type 7"),
+    "type 0": (MODEL + piece(b"a", kind=0), "has the unknown type 0"),
     "a field that no piece has": (
         MODEL + delimited(1, delimited(1, b"a") + delimited(200, b"x")), "has a field 200"
     ),
@@ -62,7 +62,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     "very many words": (
         MODEL + delimited(2, delimited(30, b"x" * 60_000) * 80), "its setting 30 has"
     ),
-    "very much to try": (MODEL + delimited(4, b"\x0a\x00" * 40_000), "80000 bytes of samples"),
+    "very much to try": (MODEL + delimited(4, b"\x0a\x00" * 40_000), "80000 bytes of self-test s"),
     "a normalizer's long name": (
         MODEL + delimited(3, delimited(1, b"x" * 70_000)), "its normalizer's setting 1 has"
     ),
@@ -88,22 +88,22 @@ def test_64_nested_symbols_are_let_through() -> None:
 
 
 CHARSMAPS: dict[str, tuple[bytes, str]] = {
-    "torn": (b"abc", "is torn"),
+    "truncated": (b"abc", "is truncated"),
     "huge": (bytes((1 << 20) + 1), "has 1048577 bytes, expected at most 1048576"),
-    "a table beyond its end": (charsmap([0] * 256, length=1 << 20), "table of 1048576 bytes"),
-    "no table": (charsmap([]), "table of 0 bytes"),
-    "half a block": (charsmap([0] * 100), "table of 400 bytes"),
+    "a table beyond its end": (charsmap([0] * 256, length=1 << 20), "array of 1048576 bytes"),
+    "no table": (charsmap([]), "array of 0 bytes"),
+    "half a block": (charsmap([0] * 100), "array of 400 bytes"),
     "a text that lets memory run out": (
-        charsmap(trie(ord("a"), text_at=0), texts=b"x" * 257 + b"\0"), "text of more than 256 bytes"
+        charsmap(trie(ord("a"), text_at=0), texts=b"x" * 257 + b"\0"), "of more than 256 bytes"
     ),
-    "no texts": (charsmap([0] * 256, texts=b""), "table of 1024 bytes"),
-    "texts without an end": (charsmap([0] * 256, texts=b"x"), "texts without an end"),
-    "a value at the root (#1272)": (charsmap([1 << 31 | 0x7FFFFC00] + [0] * 255), "no beginning"),
-    "a far step from the root (#1269)": (charsmap([0x7FFFFC00] + [0] * 255), "unit 0 leads out"),
-    "a far step elsewhere": (charsmap([0] * 255 + [1 << 20]), "unit 255 leads out of the table"),
-    "a near step across the end": (charsmap([0] * 255 + [1 << 18]), "unit 255 leads out"),
+    "no texts": (charsmap([0] * 256, texts=b""), "array of 1024 bytes"),
+    "an unterminated text": (charsmap([0] * 256, texts=b"x"), "an unterminated replacement"),
+    "a value at the root (#1272)": (charsmap([1 << 31 | 0x7FFFFC00] + [0] * 255), "with a root"),
+    "a far step from the root (#1269)": (charsmap([0x7FFFFC00] + [0] * 255), "unit 0 points out"),
+    "a far step elsewhere": (charsmap([0] * 255 + [1 << 20]), "unit 255 points outside the array"),
+    "a near step across the end": (charsmap([0] * 255 + [1 << 18]), "unit 255 points out"),
     "a text beyond the last (#1265)": (
-        charsmap(trie(ord("a"), text_at=2), texts=b"x\0"), "has a text beyond the last"
+        charsmap(trie(ord("a"), text_at=2), texts=b"x\0"), "points beyond the replacements"
     ),
 }  # fmt: skip
 

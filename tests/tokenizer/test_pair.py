@@ -82,7 +82,7 @@ def test_files_that_do_not_stand_together_are_refused() -> None:
 def test_torn_vocabulary_is_refused_by_its_name() -> None:
     files = {**pairs()["shared vocabulary"].files(), "vocab.json": b"{"}
 
-    with pytest.raises(ModelError, match=r"m/vocab\.json: is torn or not a vocabulary"):
+    with pytest.raises(ModelError, match=r"m/vocab\.json: is damaged or not a vocabulary"):
         TokenizerPair.from_files(files, origin="m")
 
 

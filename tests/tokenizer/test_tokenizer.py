@@ -64,7 +64,7 @@ def test_lines_that_are_not_restored_are_those_that_decode_to_others(
 ) -> None:
     ids = tokenizer.encode(lines)
 
-    result = tokenizer.not_restored(lines, ids)
+    result = tokenizer.changed_lines(lines, ids)
 
     restored = list(zip(lines, tokenizer.decode(ids), strict=True))
     assert result == [

@@ -49,9 +49,9 @@ def test_vocabulary_of_one_piece_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is torn or not a vocabulary: Expecting value"),
-        (b"\xff", "is torn or not a vocabulary: 'utf-8'"),
-        (b"[" * 100_000, "is torn or not a vocabulary"),
+        (b"", "is damaged or not a vocabulary: Expecting value"),
+        (b"\xff", "is damaged or not a vocabulary: 'utf-8'"),
+        (b"[" * 100_000, "is damaged or not a vocabulary"),
         (b"[]", "is not a vocabulary: expected pieces, eos, unk, start and banned"),
         (b'{"pieces": ["a"]}', "is not a vocabulary: expected pieces"),
         (

@@ -18,7 +18,7 @@ import typer
 
 import tfm_cli
 from tfm_cli.cli.commands import CommandGroup, Commands
-from tfm_cli.console import lasting_terminal, visible, visible_message
+from tfm_cli.console import hangup_safe_stream, visible, visible_message
 from tfm_cli.errors import (
     END_SIGNALS,
     INSTALL_TORCH,
@@ -183,7 +183,7 @@ def main() -> None:
     if sys.stderr is None:  # the caller has closed it
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     elif sys.stderr.isatty():
-        sys.stderr = lasting_terminal(sys.stderr)
+        sys.stderr = hangup_safe_stream(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -143,7 +143,7 @@ def _inspections(
     sizes = [corpus_size(paths) for _, paths in corpora]
     start = time.monotonic()
     inspections: list[CorpusInspection] = []
-    with console.shown_progress("checking", logger) as show:
+    with console.progress_display("checking", logger) as show:
         for index, (name, paths) in enumerate(corpora):
             before = sum(corpus.pairs for corpus in inspections)
 

@@ -555,6 +555,6 @@ COMMAND = Command(
         "Translation": ("search.beam_size", "search.length_penalty", "training.device"),
         "Messages": (),
     },
-    has_letters=False,
+    has_short_flags=False,
     parser=EvaluateCommand,
 )

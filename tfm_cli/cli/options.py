@@ -241,7 +241,7 @@ class Command(NamedTuple):
     options: type[Options]
     settings: Mapping[str, tuple[str, ...]]
     # False leaves out short flags of settings, which have other meanings in sacreBLEU.
-    has_letters: bool = True
+    has_short_flags: bool = True
     # True leaves out defaults from the help that a preset may replace.
     has_presets: bool = False
     parser: "type[TyperCommand] | None" = None
@@ -269,7 +269,7 @@ class Command(NamedTuple):
         section, _, name = key.partition(".")
         field = _fields(section)[name]
         flags = FLAGS.get(key, (f"--{name.replace('_', '-')}",))
-        if not self.has_letters:
+        if not self.has_short_flags:
             flags = tuple(flag for flag in flags if flag.startswith("--"))
         if field.type is bool:
             flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
@@ -358,7 +358,7 @@ def refuse_cpu_threads(cpu_threads: str | None) -> None:
     """Raise a ConfigError if `--cpu-threads` was given."""
     if cpu_threads is not None:
         raise ConfigError(
-            "`--cpu-threads` is gone: a process computes with one thread",
+            "`--cpu-threads` was removed: each process computes with one thread",
             hint="use `--workers N` for N cores",
         )
 

@@ -389,14 +389,13 @@ def _ids_of(line: str, position: str, vocab_size: int) -> list[int]:
     Raises:
         DataError: a word is not an id of the vocabulary.
     """
-    ids = []
+    ids, expected = [], f"expected 0 to {vocab_size - 1}"
     for word in line.split():
         # int() would also take `+1`, `1_000` and the digits of other scripts.
         if not (word.isascii() and word.isdigit()):
-            raise DataError(f"{position}: `{word[:40]}` is no id, expected 0 to {vocab_size - 1}")
+            raise DataError(f"{position}: `{word[:40]}` is not an id, {expected}")
         if len(word) > 9 or int(word) >= vocab_size:
-            message = f"{position}: id {word[:40]} is too large, expected 0 to {vocab_size - 1}"
-            raise DataError(message)
+            raise DataError(f"{position}: id {word[:40]} is too large, {expected}")
         ids.append(int(word))
     return ids
 

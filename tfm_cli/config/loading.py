@@ -10,7 +10,7 @@ from typing import Any
 
 from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
 from tfm_cli.config.settings import SECTIONS, RunConfig, Value, legacy_defaults
-from tfm_cli.config.validation import Problems, from_mapping, nearest, shown
+from tfm_cli.config.validation import Problems, from_mapping, quoted, suggestion
 from tfm_cli.errors import ConfigError
 
 _MAX_TOML_BYTES = 1 << 20
@@ -61,7 +61,8 @@ def resolve(
     named_in_file = from_file.pop("preset", None)
     chosen = preset or (named_in_file if named_in_file is not None else "tiny")
     if not isinstance(chosen, str) or chosen not in (*PRESETS, SAMPLE):
-        problems.add("preset", f"unknown preset {shown(chosen)}{nearest(str(chosen), PRESETS)}")
+        near = suggestion(str(chosen), PRESETS)
+        problems.add("preset", f"unknown preset {quoted(chosen)}{near}")
         chosen = "tiny"
     given: list[Mapping[str, Any]] = [
         from_file,
@@ -112,7 +113,7 @@ def _merged(
     for layer in layers:
         for section, values in layer.items():
             if section not in merged:
-                problems.add(section, f"unknown section{nearest(section, SECTIONS)}")
+                problems.add(section, f"unknown section{suggestion(section, SECTIONS)}")
             elif not isinstance(values, Mapping):
                 problems.add(section, "must be a table of settings")
             else:
@@ -237,5 +238,5 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
             may_change = field.metadata["may_change"]
             is_allowed = may_change is True or (may_change == "to auto" and now == "auto")
             if was != now and not is_allowed:
-                changes.append(f"{section}.{field.name}: {shown(was)} → {shown(now)}")
+                changes.append(f"{section}.{field.name}: {quoted(was)} → {quoted(now)}")
     return changes

@@ -57,7 +57,7 @@ def from_mapping(tables: Mapping[str, Any], problems: Problems) -> RunConfig:
             wrong.add(section)
     for section in tables:
         if section not in hints:
-            problems.add(section, f"unknown section{nearest(section, SECTIONS)}")
+            problems.add(section, f"unknown section{suggestion(section, SECTIONS)}")
     config = RunConfig(preset=str(tables.get("preset", "tiny")), **sections)
     # A wrong value was replaced by its default, so its combinations cannot be checked.
     if "data" not in wrong:
@@ -83,10 +83,10 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
         problems.add("data.weights", reason)
     wrong = [tag for tag in data.tags if not LANGUAGE_TAG.fullmatch(tag)]
     if wrong and data.tags != (NO_TAGS,):
-        reason = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {shown(wrong[0])}"
+        reason = f"must be tags such as `>>fra<<`, or `{NO_TAGS}`, got {quoted(wrong[0])}"
         problems.add("data.tags", reason)
     elif repeated := [tag for tag, count in Counter(data.tags).items() if count > 1]:
-        problems.add("data.tags", f"has {shown(repeated[0])} more than once")
+        problems.add("data.tags", f"has {quoted(repeated[0])} more than once")
     if 0 < data.max_ratio < 1:
         problems.add("data.max_ratio", f"must be 0 or at least 1, got {data.max_ratio}")
 
@@ -102,7 +102,7 @@ def _with_listed_weights(table: Any, problems: Problems) -> Any:
         files += [given] if isinstance(given, str) else given
     for name in weights:
         if name not in files:
-            problems.add(f"data.weights.{name}", f"is not a training file{nearest(name, files)}")
+            problems.add(f"data.weights.{name}", f"is not a training file{suggestion(name, files)}")
     return {**table, "weights": [weights.get(file, 1.0) for file in files]}
 
 
@@ -145,11 +145,11 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
     rule = config.tokenizer.normalization_rule_name
     if rule not in NORMALIZATION_RULES and not is_rule_file(rule):
         listed = ", ".join(f"`{name}`" for name in NORMALIZATION_RULES)
-        reason = f"must be one of {listed} or a file that ends in `.tsv`, got {shown(rule)}"
-        reason += nearest(rule, NORMALIZATION_RULES)
+        reason = f"must be one of {listed} or a file that ends in `.tsv`, got {quoted(rule)}"
+        reason += suggestion(rule, NORMALIZATION_RULES)
         problems.add("tokenizer.normalization_rule_name", reason)
     if not _DEVICE.fullmatch(config.training.device):
-        reason = f"must be auto, cpu, cuda, cuda:N or mps, got {shown(config.training.device)}"
+        reason = f"must be auto, cpu, cuda, cuda:N or mps, got {quoted(config.training.device)}"
         problems.add("training.device", reason)
     try:
         duration_seconds(config.training.max_time)
@@ -170,7 +170,7 @@ def duration_seconds(text: str) -> float | None:
     if match:
         seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
     if not 0 < seconds < math.inf:
-        raise ValueError(f"must be a duration such as 90s, 20m or 2h, got {shown(text)}")
+        raise ValueError(f"must be a duration such as 90s, 20m or 2h, got {quoted(text)}")
     return seconds
 
 
@@ -184,7 +184,7 @@ def _section(kind: Any, section: str, table: Mapping[str, Any], problems: Proble
     for name, raw in table.items():
         full_name = f"{section}.{name}"
         if name not in known:
-            problems.add(full_name, f"unknown setting{nearest(name, known)}")
+            problems.add(full_name, f"unknown setting{suggestion(name, known)}")
             continue
         value, complaint = coerce(raw, hints[name], known[name].metadata)
         if complaint:
@@ -205,19 +205,19 @@ def coerce(raw: object, kind: Any, bounds: Mapping[str, Any]) -> tuple[Value | N
     elif kind == tuple[float, ...]:
         numbers = _numbers(raw)
         if numbers is None:
-            return None, f"must be a list of numbers, got {shown(raw)}"
+            return None, f"must be a list of numbers, got {quoted(raw)}"
         value = numbers
     elif isinstance(kind, types.GenericAlias):  # tuple[str, ...]; one string is a list of one
         items = [raw] if isinstance(raw, str) else raw
         if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
-            return None, f"must be a list of strings, got {shown(raw)}"
+            return None, f"must be a list of strings, got {quoted(raw)}"
         value = tuple(items)
     elif type(raw) is kind:
         value = cast("Value", raw)
     else:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-        return None, f"must be {names[kind]}, got {shown(raw)}"
-    complaint = _broken_bound(value, bounds)
+        return None, f"must be {names[kind]}, got {quoted(raw)}"
+    complaint = _bound_problem(value, bounds)
     return (None, complaint) if complaint else (value, "")
 
 
@@ -237,19 +237,21 @@ def _numbers(raw: object) -> tuple[float, ...] | None:
     return tuple(numbers)
 
 
-def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
+def _bound_problem(value: Value, bounds: Mapping[str, Any]) -> str:
     texts = value if isinstance(value, tuple) else (value,)
     if any(isinstance(text, str) and "\0" in text for text in texts):
         return "must not have a NUL character"
     if isinstance(value, tuple) and value and isinstance(value[0], float):
-        complaints = (_broken_bound(item, bounds) for item in value)
+        complaints = (_bound_problem(item, bounds) for item in value)
         return next((complaint for complaint in complaints if complaint), "")
     choices = bounds["choices"]
     if choices:
         for item in value if isinstance(value, tuple) else (value,):
             if item not in choices:
                 listed = ", ".join(f"`{choice}`" for choice in choices)
-                return f"must be one of {listed}, got {shown(item)}{nearest(str(item), choices)}"
+                return (
+                    f"must be one of {listed}, got {quoted(item)}{suggestion(str(item), choices)}"
+                )
     if isinstance(value, tuple) and choices and not value:
         return "must not be empty"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -267,7 +269,7 @@ def _broken_bound(value: Value, bounds: Mapping[str, Any]) -> str:
     return ""
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """Return the value of a setting as shown in messages."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -278,7 +280,7 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def nearest(name: str, known: Iterable[object]) -> str:
+def suggestion(name: str, known: Iterable[object]) -> str:
     """Return `; did you mean …?` with the nearest known name; empty if none is near."""
     match = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean `{match[0]}`?" if match else ""

@@ -138,7 +138,7 @@ class RoundTrip(LineCounts):
             (pieces,) = tokenizer.encode_pieces([lines[first]])
             text = pieces[list(encoded[first]).index(unk_id)].removeprefix("▁")
             self.first_unknown = LinePosition(*position(first), text[: 2 * _CONTEXT])
-        changed = tokenizer.not_restored(lines, encoded)
+        changed = tokenizer.changed_lines(lines, encoded)
         self.changed += len(changed)
         if changed and self.first_changed is None:
             first, text = changed[0]

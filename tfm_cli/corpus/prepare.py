@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import sentencepiece
 
-from tfm_cli.console import counted, shown_progress
+from tfm_cli.console import counted, progress_display
 from tfm_cli.corpus.encoding import encoding_pool
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.parallel_text import read_blocks, warn_of_repairs
@@ -91,7 +91,7 @@ def prepare(
             temporary, vocab_sizes=tokenizers.vocab_sizes, filters=filters, num_files=len(files)
         ) as writer,
         encoding_pool(tokenizers, filters, num_processes=num_workers(files, workers)) as pool,
-        shown_progress("preparing the training text", logger) as show,
+        progress_display("preparing the training text", logger) as show,
     ):
         start = time.monotonic()
         for block, encoded in pool.encode(read_blocks(files)):

@@ -49,7 +49,7 @@ lines = ["".join(characters[i : i + 64]) for i in range(0, len(characters), 64)]
 processor.Encode(lines, return_type=bytes)
 processor.Decode(list(range(len(processor))), return_type=bytes)
 """
-_tried: set[str] = set()  # SHA-256 of the models that a child process loaded successfully
+_loaded_in_child: set[str] = set()  # SHA-256 of the models that a child process loaded successfully
 
 MAX_PIECES = 1_000_000
 _MAX_PIECE_BYTES = 1024
@@ -96,18 +96,18 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"[0-9]+", version)[:3]))
 
 
-def try_in_child(model: bytes) -> bool:
+def load_in_child(model: bytes) -> bool:
     """Load a model and use it in a child process, so that only the child can crash.
 
     Returns:
-        False if this process has tried the same model before.
+        False if this process has loaded the same model in a child before.
 
     Raises:
         ValueError: the child crashed or timed out.
         ResourceError: no process can be started.
     """
     sha256 = hashlib.sha256(model).hexdigest()
-    if sha256 in _tried:
+    if sha256 in _loaded_in_child:
         return False
     try:
         done = subprocess.run(
@@ -122,7 +122,7 @@ def try_in_child(model: bytes) -> bool:
     if done.returncode:
         reason = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
         raise ValueError(f"SentencePiece crashed when it read it, with {reason}")
-    _tried.add(sha256)
+    _loaded_in_child.add(sha256)
     return True
 
 
@@ -140,7 +140,7 @@ def check_model(model: bytes, *, name: str) -> None:
     try:
         if validate_model(model):
             began = time.monotonic()
-            if try_in_child(model):
+            if load_in_child(model):
                 logger.info(
                     "%s: has normalization rules of its own, so each process first loads it in a "
                     "child process, which took %.1f s",
@@ -200,7 +200,7 @@ def validate_model(model: bytes) -> bytes:
         elif number == _SAMPLES:
             num_samples += len(value)
             if num_samples > _MAX_SAMPLES_BYTES:
-                raise ValueError(f"it has {num_samples} bytes of samples to be tried")
+                raise ValueError(f"it has {num_samples} bytes of self-test samples")
         else:
             raise ValueError(f"it has a field {number}, which no model has")
         if num_pieces > MAX_PIECES:
@@ -277,7 +277,7 @@ def _validate_piece(message: bytes, index: int) -> tuple[bytes, int]:
     if not math.isfinite(score):
         raise ValueError(f"its piece {index} has the score {score}")
     if not 1 <= kind <= 6:
-        raise ValueError(f"its piece {index} has the type {kind}, which is not known")
+        raise ValueError(f"its piece {index} has the unknown type {kind}")
     return piece, kind
 
 
@@ -340,29 +340,29 @@ def check_charsmap(charsmap: bytes) -> bool:
     if hashlib.sha256(charsmap).hexdigest() in _KNOWN_CHARSMAPS:
         return False
     if len(charsmap) < 4:
-        raise ValueError("its normalizer is torn")
+        raise ValueError("its normalizer is truncated")
     (num_bytes,) = struct.unpack("<I", charsmap[:4])
     texts = charsmap[4 + num_bytes :]
     if num_bytes % (4 * _BLOCK) or not 0 < num_bytes < len(charsmap) - 4:
-        raise ValueError(f"its normalizer has a table of {num_bytes} bytes, which none has")
+        raise ValueError(f"its normalizer has an invalid array of {num_bytes} bytes")
     if not texts.endswith(b"\0"):
-        raise ValueError("its normalizer has texts without an end")
+        raise ValueError("its normalizer has an unterminated replacement")
     units = struct.unpack(f"<{num_bytes // 4}I", charsmap[4 : 4 + num_bytes])
     if units[0] >> 31 or units[0] & 0x1FF:
-        raise ValueError("its normalizer begins with a unit that is no beginning")
+        raise ValueError("its normalizer's array does not begin with a root")
     size = len(units)
     for position, unit in enumerate(units):
         if unit >> 31:  # a value, checked at the unit that leads to it
             continue
         target = position ^ ((unit >> 10) << ((unit & 0x200) >> 6))
         if target | (_BLOCK - 1) >= size:
-            raise ValueError(f"its normalizer's unit {position} leads out of the table")
+            raise ValueError(f"its normalizer's unit {position} points outside the array")
         if unit >> 8 & 1:
             begin = units[target] & 0x7FFFFFFF
             if begin >= len(texts):
-                raise ValueError(f"its normalizer's unit {position} has a text beyond the last")
+                raise ValueError(f"its normalizer's unit {position} points beyond the replacements")
             if texts.find(b"\0", begin, begin + MAX_TEXT_BYTES + 1) < 0:
-                message = f"has a text of more than {MAX_TEXT_BYTES} bytes"
+                message = f"has a replacement of more than {MAX_TEXT_BYTES} bytes"
                 raise ValueError(f"its normalizer's unit {position} {message}")
     return True
 

@@ -219,7 +219,7 @@ class Tokenizer:
         """Return True if decoding may alter text even if every piece of it is known."""
         return changes_characters(self.model_bytes)
 
-    def not_restored(
+    def changed_lines(
         self, lines: Sequence[str], encoded: Sequence[Sequence[int]]
     ) -> list[tuple[int, str]]:
         """Return each line that decoding does not restore: its index and the decoded text.

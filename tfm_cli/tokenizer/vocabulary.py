@@ -78,7 +78,7 @@ class Vocabulary:
         try:
             table = parse_json(content, max_depth=2)
         except ValueError as error:
-            raise ModelError(f"{name}: is torn or not a vocabulary: {error}") from error
+            raise ModelError(f"{name}: is damaged or not a vocabulary: {error}") from error
         roles = ("eos", "unk", "start")
         if (
             not isinstance(table, dict)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tfm_cli.config.settings import DataConfig, RunConfig
-from tfm_cli.console import counted, shown_progress
+from tfm_cli.console import counted, progress_display
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.line_checks import (
     MAX_CHANGED,
@@ -314,7 +314,7 @@ def _lines(
 ) -> Iterator[str]:
     """Yield the lines of some sides of all files, and count the tags of source lines."""
     has_text = False
-    with shown_progress("reading text to train a tokenizer", logger) as show:
+    with progress_display("reading text to train a tokenizer", logger) as show:
         for pair in read_corpus(files, bad_utf8=bad_utf8, warn=0 in sides, show=show):
             has_text = has_text or bool(pair[0].strip() or pair[1].strip())
             counts.add(pair[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tfm_cli
 from tfm_cli.config.settings import SECTIONS, RunConfig, legacy_defaults
-from tfm_cli.config.validation import shown
+from tfm_cli.config.validation import quoted
 from tfm_cli.errors import ConfigError, DivergedError
 from tfm_cli.parallel import Parallel
 from tfm_cli.tokenizer.pair import TokenizerPair
@@ -82,7 +82,7 @@ def setting_facts(config: RunConfig) -> dict[str, str]:
             name = f"{section}.{field.name}"
             is_path = section == "data" and field.metadata["may_change"]
             if not is_path and name not in _MACHINE_SETTINGS:
-                facts[name] = shown(getattr(table, field.name))
+                facts[name] = quoted(getattr(table, field.name))
     return facts
 
 

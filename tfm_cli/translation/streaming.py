@@ -494,7 +494,7 @@ def _progress(job: Job) -> Iterator[Callable[[TranslationStats], None]]:
     if shares_terminal or is_typed(job.input_path):
         yield lambda stats: None
         return
-    with console.shown_progress("translating", logger) as show:
+    with console.progress_display("translating", logger) as show:
         yield lambda stats: show(stats.progress_text, stats.share)
 
 

@@ -5,7 +5,12 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tfm_cli.corpus.check.inspection import LONG_LINE_BYTES, FileFacts, FileInspection, Occurrences
+from tfm_cli.corpus.check.inspection import (
+    LONG_LINE_BYTES,
+    FileInspection,
+    FileProperties,
+    Occurrences,
+)
 from tfm_cli.text.characters import SEPARATORS, bad_kinds
 
 ENDS = [b"\n", b"\r\n"]
@@ -17,7 +22,7 @@ INSIDE = [
 texts = st.lists(st.sampled_from(ENDS + INSIDE)).map(b"".join)
 
 
-def facts_of(path: Path, raw: bytes) -> FileFacts:
+def facts_of(path: Path, raw: bytes) -> FileProperties:
     path.write_bytes(raw)
     with contextlib.ExitStack() as closing:
         file = FileInspection(str(path), closing)
@@ -30,10 +35,10 @@ def seen(file: str, numbers: list[int]) -> Occurrences:
     return Occurrences(len(numbers), file, numbers[0]) if numbers else Occurrences()
 
 
-def facts_by_the_rules(path: str, raw: bytes) -> FileFacts:
+def facts_by_the_rules(path: str, raw: bytes) -> FileProperties:
     """Return the same from the definitions, with all lines in memory."""
     *ended, last = raw.split(b"\n")
-    facts = FileFacts(path)
+    facts = FileProperties(path)
     crlf = bool(ended) and ended[0].endswith(b"\r")
     lines = ended + [last] * bool(last)
     facts.lines = len(lines)

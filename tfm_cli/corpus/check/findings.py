@@ -8,7 +8,7 @@ from tfm_cli.console import counted
 from tfm_cli.corpus.check.inspection import (
     LONG_LINE_BYTES,
     CorpusInspection,
-    FileFacts,
+    FileProperties,
     Occurrences,
 )
 from tfm_cli.corpus.check.statistics import Overlap, Repeats
@@ -83,7 +83,7 @@ def find_problems(
     return sorted(findings, key=lambda finding: order[finding.level])
 
 
-def _of_files(corpus: str, source: FileFacts, target: FileFacts) -> Iterator[Finding]:
+def _of_files(corpus: str, source: FileProperties, target: FileProperties) -> Iterator[Finding]:
     for facts in (source, target):
         yield from _of_encoding(corpus, facts)
         yield from _of_characters(corpus, facts)
@@ -93,7 +93,7 @@ def _of_files(corpus: str, source: FileFacts, target: FileFacts) -> Iterator[Fin
         yield Finding("error", "misaligned", corpus, message, _ALIGN, source.path)
 
 
-def _of_encoding(corpus: str, facts: FileFacts) -> Iterator[Finding]:
+def _of_encoding(corpus: str, facts: FileProperties) -> Iterator[Finding]:
     path = facts.path
     if facts.problem:
         hint = facts.hint or "give a text file that can be read"
@@ -126,7 +126,7 @@ def _of_encoding(corpus: str, facts: FileFacts) -> Iterator[Finding]:
         yield Finding("note", "unended_last_line", corpus, message, hint, path, facts.lines)
 
 
-def _of_characters(corpus: str, facts: FileFacts) -> Iterator[Finding]:
+def _of_characters(corpus: str, facts: FileProperties) -> Iterator[Finding]:
     for name, occurrences in facts.separators.items():
         if occurrences.count:
             lines = _lines(occurrences.count)

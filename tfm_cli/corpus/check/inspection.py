@@ -38,7 +38,7 @@ class Occurrences:
 
 
 @dataclass(slots=True)
-class FileFacts:
+class FileProperties:
     """Properties of a file; all counts are of lines.
 
     Attributes:
@@ -85,7 +85,7 @@ class FileInspection:
     """
 
     def __init__(self, path: str, open_files: contextlib.ExitStack) -> None:
-        self.facts = FileFacts(path)
+        self.facts = FileProperties(path)
         self._reader: LineReader | None = None
         try:
             check_files([path])
@@ -192,7 +192,7 @@ class CorpusInspection:
 
     def __init__(self, name: str, tokenizers: TokenizerPair | None, *, max_length: int) -> None:
         self.name = name
-        self.files: list[tuple[FileFacts, FileFacts]] = []
+        self.files: list[tuple[FileProperties, FileProperties]] = []
         self.pairs = 0
         self.with_text = 0
         self.usable = 0
