@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,24 +247,28 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
     return tokenizers
 
 
-def check_weights_file(directory: Path) -> Path:
-    """Check the header of the weights file without PyTorch, and return the file's path.
+@contextlib.contextmanager
+def opened_weights(directory: Path) -> Iterator[tuple[Path, SafetensorsFile]]:
+    """Open the weights file of a model directory, whose header is checked, without PyTorch.
 
     Raises:
-        ModelError: the file is missing or damaged.
+        ModelError: the file is missing or damaged, or the block raises an OSError or ValueError.
     """
     path = model_file(directory, WEIGHTS_FILE)
     try:
-        SafetensorsFile(path).close()
+        with SafetensorsFile(path) as file:
+            yield path, file
     except (OSError, ValueError) as error:
-        raise damaged_weights_error(path, error) from error
+        hint = "copy it again, or go back to a checkpoint"
+        message = f"{path}: is damaged or not a safetensors file: {error}"
+        raise ModelError(message, hint=hint) from error
+
+
+def check_weights_file(directory: Path) -> Path:
+    """Check the header of the weights file, and return the file's path; see `opened_weights`."""
+    with opened_weights(directory) as (path, _):
+        pass
     return path
-
-
-def damaged_weights_error(path: Path, error: Exception) -> ModelError:
-    """Return the error for a weights file that cannot be read."""
-    hint = "copy it again, or go back to a checkpoint"
-    return ModelError(f"{path}: is damaged or not a safetensors file: {error}", hint=hint)
 
 
 def weights_identity(directory: Path) -> str:

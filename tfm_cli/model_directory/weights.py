@@ -17,15 +17,14 @@ from torch import Tensor
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import WEIGHTS_FILE
-from tfm_cli.files.safetensors_file import Array, SafetensorsFile, values_sha256, write_arrays
+from tfm_cli.files.safetensors_file import Array, values_sha256, write_arrays
 from tfm_cli.model.transformer import Transformer, TransformerShape
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
-    damaged_weights_error,
     load_config,
     load_tokenizers,
-    model_file,
     oldest_format,
+    opened_weights,
     without_format_4_defaults,
 )
 from tfm_cli.model_directory.weight_shapes import (
@@ -169,20 +168,16 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
     """
     if not (directory / WEIGHTS_FILE).exists():
         return None
-    path = model_file(directory, WEIGHTS_FILE)
-    try:
-        with SafetensorsFile(path) as file:
-            metadata = read_metadata(file)
-    except (OSError, ValueError) as error:
-        raise damaged_weights_error(path, error) from error
-    update, scores = metadata.get("update"), metadata.get("scores")
-    if (
-        type(update) is not int
-        or not 0 <= update <= 2**53
-        or not isinstance(scores, dict)
-        or not all(map(_is_score, scores.values()))
-    ):
-        raise damaged_weights_error(path, ValueError("it has no valid update and scores"))
+    with opened_weights(directory) as (_, file):
+        metadata = read_metadata(file)
+        update, scores = metadata.get("update"), metadata.get("scores")
+        if (
+            type(update) is not int
+            or not 0 <= update <= 2**53
+            or not isinstance(scores, dict)
+            or not all(map(_is_score, scores.values()))
+        ):
+            raise ValueError("it has no valid update and scores")
     return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
 
 
@@ -192,17 +187,13 @@ def _is_score(value: object) -> bool:
 
 def _load_weights(directory: Path, saved: SavedConfig) -> dict[str, Tensor]:
     """Read the weights into new memory, after the whole header has been checked."""
-    path = model_file(directory, WEIGHTS_FILE)
-    try:
-        with SafetensorsFile(path) as file:
-            metadata = check_header(path, file, saved)
-            contents = file.read()
+    with opened_weights(directory) as (path, file):
+        metadata = check_header(path, file, saved)
+        contents = file.read()
         weights = {
             name: torch.frombuffer(contents[name], dtype=torch.float32).view(shape)
             for name, shape in weight_shapes(saved.settings.model, saved.vocab_sizes).items()
         }
-    except (OSError, ValueError) as error:
-        raise damaged_weights_error(path, error) from error
     if file.sha256(contents) != metadata.get("weights_sha256"):
         raise changed_weights_error(path)
     if bad := non_finite_tensors(weights):

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tfm_cli.config.settings import ModelConfig, RunConfig
 from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import ResourceError
-from tfm_cli.files.layout import WEIGHTS_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
-    damaged_weights_error,
     load_config,
     load_tokenizers,
-    model_file,
+    opened_weights,
 )
 from tfm_cli.model_directory.weight_shapes import (
     SCALES,
@@ -104,12 +102,9 @@ class NativeModel:
         model = NativeModel(
             library or load(), saved.settings, tokenizers, precision=precision, name=str(directory)
         )
-        path = model_file(directory, WEIGHTS_FILE)
         try:
-            with SafetensorsFile(path) as file:
+            with opened_weights(directory) as (path, file):
                 model._read(path, file, saved)
-        except (OSError, ValueError) as error:
-            raise damaged_weights_error(path, error) from error
         except MemoryError as error:
             raise model._no_memory() from error
         model._finish()

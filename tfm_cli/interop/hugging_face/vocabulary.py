@@ -52,7 +52,7 @@ def read_tokenizers(directory: Path, options: Options, problems: list[str]) -> T
         problems.append(f"{SETTINGS}: `sp_model_kwargs` is set, expected none")
     roles = {role: _content(settings.get(role, special.get(role)), piece)
              for role, piece in _ROLES.items()}  # fmt: skip
-    problems += _added(directory, settings, set(roles.values()))
+    problems += _added_tokens(directory, settings, set(roles.values()))
 
     sizes = options.vocab_sizes
     source_name, target_name = SOURCE_PIECES, TARGET_PIECES if separate else SOURCE_PIECES
@@ -66,7 +66,7 @@ def read_tokenizers(directory: Path, options: Options, problems: list[str]) -> T
     eos, start = options.eos, options.start
     if len(problems) > before or not (source and target and eos and start):
         return None
-    problems += _misplaced(source, target, roles, options, source_name, target_name)
+    problems += _special_token_problems(source, target, roles, options, source_name, target_name)
     if len(problems) > before:
         return None
 
@@ -93,7 +93,7 @@ def _content(value: object, default: str) -> str:
     return value if isinstance(value, str) else default
 
 
-def _added(directory: Path, settings: Mapping[str, Any], known: set[str]) -> list[str]:
+def _added_tokens(directory: Path, settings: Mapping[str, Any], known: set[str]) -> list[str]:
     """Report added pieces, which Hugging Face splits off a text before it runs SentencePiece."""
     added: list[tuple[str, str]] = []
     problems = []
@@ -153,7 +153,7 @@ def _id_text(value: object) -> str:
     return f"the id {value}" if type(value) is int else f"`{str(value)[:20]}` for an id"
 
 
-def _misplaced(
+def _special_token_problems(
     source: tuple[str, ...],
     target: tuple[str, ...],
     roles: Mapping[str, str],
@@ -200,13 +200,13 @@ def _pair(
     if (
         source_model == target_model
         and source_vocabulary.pieces == target_vocabulary.pieces
-        and _is_own(target_model, target_vocabulary, decodes=True)
+        and _is_redundant(target_model, target_vocabulary, decodes=True)
     ):
         return TokenizerPair.joint(Tokenizer(target_model))
     if (
         separate
-        and _is_own(source_model, source_vocabulary, decodes=False)
-        and _is_own(target_model, target_vocabulary, decodes=True)
+        and _is_redundant(source_model, source_vocabulary, decodes=False)
+        and _is_redundant(target_model, target_vocabulary, decodes=True)
     ):
         return TokenizerPair(Tokenizer(source_model), Tokenizer(target_model))
     return TokenizerPair(
@@ -215,7 +215,7 @@ def _pair(
     )
 
 
-def _is_own(model: bytes, vocabulary: Vocabulary, *, decodes: bool) -> bool:
+def _is_redundant(model: bytes, vocabulary: Vocabulary, *, decodes: bool) -> bool:
     """Return True if a vocabulary adds nothing to its SentencePiece model."""
     try:
         plain = Tokenizer(model)
