@@ -57,7 +57,7 @@ def trained(directory: Path, lines: list[str], *flags: str, valid: list[str] | N
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tagged")
     stderr = trained(directory, GOOD, *TINY_SHAPE)
-    assert "tokenizer: language tags, one piece each: >>deu<<, >>fra<<\n" in stderr
+    assert "tokenizer: language tags, one token each: >>deu<<, >>fra<<\n" in stderr
     assert "warning: " not in stderr
     return directory / "model"
 
