@@ -176,7 +176,7 @@ def test_columns_on_standard_input_are_warned_of() -> None:
     ("line", "flag"),
     [("彼は図書館へ行きました。", "char"), ("他们今天去学校。", "zh"), ("วันนี้เราไปโรงเรียน", "char")],
 )
-def test_text_without_blanks_is_warned_of_and_scored_as_sacrebleu_does(
+def test_text_without_spaces_is_warned_of_and_scored_as_sacrebleu_does(
     line: str, flag: str
 ) -> None:
     write("unblanked", [line, line[:-2]])

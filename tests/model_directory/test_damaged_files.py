@@ -228,7 +228,9 @@ def test_r44_unknown_names_in_a_manifest_are_refused(
     change(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
-    with pytest.raises(ModelError, match=rf"manifest\.json: is torn or no checkpoint: .*{message}"):
+    with pytest.raises(
+        ModelError, match=rf"manifest\.json: is damaged or not a checkpoint: .*{message}"
+    ):
         checkpoint.read(two[1])
 
 

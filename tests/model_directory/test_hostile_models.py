@@ -151,7 +151,9 @@ def test_r42_checkpoint_with_a_pipe_or_a_device_is_skipped(
 
             assert result is not None
             assert result.path.name == older.name
-            assert log_messages.pop().startswith(f"{path}: is torn or no checkpoint: {reason}")
+            assert log_messages.pop().startswith(
+                f"{path}: is damaged or not a checkpoint: {reason}"
+            )
         path.unlink()
         path.write_bytes(whole)
 

@@ -155,7 +155,7 @@ def test_run_whose_newest_checkpoint_is_torn_goes_on_from_the_one_before(
     result = run_tfm(command(text, output))
 
     assert (before.name, torn.name) == ("update-00000008", "update-00000011")
-    assert f"warning: {path}: is torn or no checkpoint: its tensors end at" in result.err
+    assert f"warning: {path}: is damaged or not a checkpoint: its tensors end at" in result.err
     assert f"resuming after update 8 of `{output}`" in result.err
     assert left_behind(output) == unbroken
     assert torn not in checkpoints(output)

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from tfm_cli.text.scripts import belongs_without_blanks, count_scripts, script_without_blanks
+from tfm_cli.text.scripts import belongs_without_spaces, count_scripts, script_without_spaces
 
 WITHOUT = {
     "Han": "中漢々〇𠀀",
@@ -12,23 +12,23 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize("script", WITHOUT)
-def test_scripts_without_blanks_are_known(script: str) -> None:
-    assert {script_without_blanks(character) for character in WITHOUT[script]} == {script}
+def test_scripts_without_spaces_are_known(script: str) -> None:
+    assert {script_without_spaces(character) for character in WITHOUT[script]} == {script}
 
 
 @pytest.mark.parametrize("character", "aéяωאبहதአ한1 .,、。！？")
 def test_other_characters_have_no_such_script(character: str) -> None:
-    assert script_without_blanks(character) is None
+    assert script_without_spaces(character) is None
 
 
 @pytest.mark.parametrize("character", "、。！？「」（）　")
 def test_their_punctuation_belongs_to_them(character: str) -> None:
-    assert belongs_without_blanks(character)
+    assert belongs_without_spaces(character)
 
 
 @pytest.mark.parametrize("character", "a.! -”한")
 def test_characters_of_other_scripts_do_not_belong_to_them(character: str) -> None:
-    assert not belongs_without_blanks(character)
+    assert not belongs_without_spaces(character)
 
 
 def test_every_letter_that_unicode_names_so_is_known() -> None:
@@ -38,7 +38,7 @@ def test_every_letter_that_unicode_names_so_is_known() -> None:
         character
         for character in map(chr, range(0x323B0))
         if unicodedata.name(character, "").startswith(names)
-        and script_without_blanks(character) is None
+        and script_without_spaces(character) is None
         and not 0x16A00 <= ord(character) < 0x17000
     ]
 
@@ -58,7 +58,7 @@ def test_every_letter_that_unicode_names_so_is_known() -> None:
     ],
 )
 def test_most_of_a_text_decides(line: str, expected: bool) -> None:
-    assert count_scripts([line]).is_without_blanks == expected
+    assert count_scripts([line]).is_without_spaces == expected
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_manifest_of_any_content_is_no_crash(manifest: str, tmp_path: Path) -> N
     path = trainer.save(tmp_path)
     (path / "manifest.json").write_text(manifest, encoding="utf-8")
 
-    with pytest.raises(ModelError, match="is torn or no checkpoint"):
+    with pytest.raises(ModelError, match="is damaged or not a checkpoint"):
         checkpoint.read(path)
 
 

@@ -119,7 +119,7 @@ def test_invalid_counters_are_refused(saved: Path, content: bytes, message: str)
     with pytest.raises(ModelError) as caught:
         read(saved)
 
-    assert str(caught.value).startswith(f"{saved / 'state.json'}: is torn or no checkpoint: ")
+    assert str(caught.value).startswith(f"{saved / 'state.json'}: is damaged or not a checkpoint: ")
     assert message in str(caught.value)
 
 

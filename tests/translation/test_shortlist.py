@@ -94,7 +94,7 @@ def test_table_of_another_tokenizer_is_refused(joint: TokenizerPair, tmp_path: P
 def test_torn_table_is_refused(joint: TokenizerPair, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table").write_bytes(content)
 
-    with pytest.raises(ModelError, match="is torn or not a shortlist"):
+    with pytest.raises(ModelError, match="is damaged or not a shortlist"):
         load_shortlist(tmp_path / "table", joint)
 
 
@@ -120,7 +120,10 @@ def with_value(value: int) -> Callable[[Tensor], Tensor]:
         (changed("seen", lambda t: t[:-1]), "and `seen`"),
         (changed("counts", lambda t: t[:, :1]), "`counts` has shape"),
         (changed("counts", lambda t: t.float()), "`counts` has type F32, expected I32"),
-        (lambda tensors: tensors.pop("seen"), "is torn or not a shortlist: has best, counts, freq"),
+        (
+            lambda tensors: tensors.pop("seen"),
+            "is damaged or not a shortlist: has best, counts, freq",
+        ),
     ],
 )
 def test_tensors_that_are_no_table_are_refused(

@@ -153,7 +153,7 @@ def test_long_word_is_split_anywhere(translator_of: TranslatorOf, echo: Echo) ->
     assert sorted(echo.pieces_at_once()) == [2, 10, 10]
 
 
-def test_text_without_blanks_is_split_after_a_sentence(
+def test_text_without_spaces_is_split_after_a_sentence(
     translator_of: TranslatorOf, echo: Echo
 ) -> None:
     texts(translator_of(max_length=12), ["日本語日本語。文日本語日本語"])
@@ -161,7 +161,7 @@ def test_text_without_blanks_is_split_after_a_sentence(
     assert sorted(echo.pieces_at_once()) == [len("文日本語日本語"), len("▁日本語日本語。")]
 
 
-def test_parts_of_text_without_blanks_are_joined_without(
+def test_parts_of_text_without_spaces_are_joined_without(
     translator_of: TranslatorOf, echo: Echo
 ) -> None:
     line = "日本語日本語。文日本語日本語"

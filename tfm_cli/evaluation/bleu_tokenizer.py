@@ -34,7 +34,7 @@ def choose_tokenizer(references: Sequence[str]) -> TokenizerChoice:
     """
     step = -(-max(1, len(references)) // _SAMPLE_LINES)
     counts = count_scripts(line[:_SAMPLE_CHARACTERS] for line in references[::step])
-    if not counts.is_without_blanks:
+    if not counts.is_without_spaces:
         return TokenizerChoice(
             DEFAULT_TOKENIZER, "the references are written with spaces between words"
         )

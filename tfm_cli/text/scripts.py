@@ -1,4 +1,4 @@
-"""Scripts that are written without blanks between words, and joining text in them."""
+"""Scripts that are written without spaces between words, and joining text in them."""
 
 import bisect
 import unicodedata
@@ -47,8 +47,8 @@ _LETTERS = frozenset({"Lo", "Lm", "Nl", "So"})  # Unicode categories, without co
 _WIDE_MARKS = ((0x3000, 0x303F), (0xFE10, 0xFE1F), (0xFE30, 0xFE6F), (0xFF00, 0xFF65))
 
 
-def script_without_blanks(character: str) -> Script | None:
-    """Return the script of a character if it has no blanks between words; otherwise None."""
+def script_without_spaces(character: str) -> Script | None:
+    """Return the script of a character if it has no spaces between words; otherwise None."""
     code = ord(character)
     if code < _FIRST[0]:
         return None
@@ -56,16 +56,16 @@ def script_without_blanks(character: str) -> Script | None:
     return script if code <= last else None
 
 
-def belongs_without_blanks(character: str) -> bool:
-    """Return True for a character or punctuation mark of a script without blanks."""
-    if script_without_blanks(character):
+def belongs_without_spaces(character: str) -> bool:
+    """Return True for a character or punctuation mark of a script without spaces."""
+    if script_without_spaces(character):
         return True
     code = ord(character)
     return any(first <= code <= last for first, last in _WIDE_MARKS)
 
 
 class ScriptCounts(NamedTuple):
-    """Counts of letters in scripts without blanks, and of words in all other scripts."""
+    """Counts of letters in scripts without spaces, and of words in all other scripts."""
 
     han: int
     kana: int
@@ -73,10 +73,10 @@ class ScriptCounts(NamedTuple):
     words: int
 
     @property
-    def is_without_blanks(self) -> bool:
-        """Return True if the text as a whole is in scripts without blanks.
+    def is_without_spaces(self) -> bool:
+        """Return True if the text as a whole is in scripts without spaces.
 
-        A word in a script with blanks counts as much as a letter in one without, so that Latin
+        A word in a script with spaces counts as much as a letter in one without, so that Latin
         names and terms do not outweigh the rest of a Chinese text.
         """
         return self.han + self.kana + self.other > self.words
@@ -89,7 +89,7 @@ class ScriptCounts(NamedTuple):
         only in Japanese names.
         """
         is_han = self.han + self.kana > self.other
-        return self.is_without_blanks and is_han and self.kana * 10 < self.han
+        return self.is_without_spaces and is_han and self.kana * 10 < self.han
 
 
 def count_scripts(lines: Iterable[str]) -> ScriptCounts:
@@ -99,7 +99,7 @@ def count_scripts(lines: Iterable[str]) -> ScriptCounts:
     for line in lines:
         is_in_word = False
         for character in line:
-            script = script_without_blanks(character)
+            script = script_without_spaces(character)
             if script is not None:
                 counts[script] += unicodedata.category(character) in _LETTERS
                 is_in_word = False
@@ -115,9 +115,9 @@ def count_scripts(lines: Iterable[str]) -> ScriptCounts:
 
 
 def separators(texts: Sequence[str], continues_word: Sequence[bool]) -> list[str]:
-    """Return the separator before each part of a text: "" or a blank.
+    """Return the separator before each part of a text: "" or a space.
 
-    There is no blank between two characters of scripts without blanks, nor next to one such
+    There is no space between two characters of scripts without spaces, nor next to one such
     character if most of the text is in such scripts. There is none before an empty part, nor inside
     a word.
 
@@ -127,14 +127,14 @@ def separators(texts: Sequence[str], continues_word: Sequence[bool]) -> list[str
     """
     result: list[str] = []
     before = ""
-    is_without_blanks: bool | None = None
+    is_without_spaces: bool | None = None
     for text, is_same_word in zip(texts, continues_word, strict=True):
         separator = " " if before and text and not is_same_word else ""
         if separator:
-            sides = belongs_without_blanks(before), belongs_without_blanks(text[0])
-            if any(sides) and not all(sides) and is_without_blanks is None:
-                is_without_blanks = count_scripts(texts).is_without_blanks
-            if all(sides) or (any(sides) and is_without_blanks):
+            sides = belongs_without_spaces(before), belongs_without_spaces(text[0])
+            if any(sides) and not all(sides) and is_without_spaces is None:
+                is_without_spaces = count_scripts(texts).is_without_spaces
+            if all(sides) or (any(sides) and is_without_spaces):
                 separator = ""
         result.append(separator)
         before = text[-1] if text else before

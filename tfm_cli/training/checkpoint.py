@@ -326,7 +326,7 @@ def _check_hash(path: Path, actual: str, expected: str) -> None:
 
 
 def _invalid(path: Path, reason: object) -> ModelError:
-    return ModelError(f"{path}: is torn or no checkpoint: {reason}")
+    return ModelError(f"{path}: is damaged or not a checkpoint: {reason}")
 
 
 def _restore_displaced(directory: Path) -> None:

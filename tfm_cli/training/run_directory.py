@@ -147,7 +147,7 @@ def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
         ResourceError: the directory could not be written.
         ConfigError: it holds other files, a run with other settings, a model without checkpoints,
             or the pretrained model.
-        ModelError: its `config.json` is torn.
+        ModelError: its `config.json` is damaged.
     """
     check_output(config, output, overwrite=overwrite)
     pretrained = config.training.pretrained_model
@@ -197,7 +197,7 @@ def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) ->
         _check_links(config, output)
         entries = sorted(path.name for path in output.iterdir())
         if CONFIG_FILE in entries:
-            is_ours = holds_model(output) or not overwrite  # whether it is torn is checked later
+            is_ours = holds_model(output) or not overwrite  # whether it is damaged is checked later
         else:
             is_ours = holds_marker(output)
         if is_ours:

@@ -15,7 +15,7 @@ from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.errors import DataError
 from tfm_cli.text.characters import is_blank
 from tfm_cli.text.language_tags import leading_tag, listed
-from tfm_cli.text.scripts import belongs_without_blanks, script_without_blanks
+from tfm_cli.text.scripts import belongs_without_spaces, script_without_spaces
 from tfm_cli.text.sentences import NO_BREAK, clause_ends, sentence_ends
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def split_line(
 def _is_in_word(line: str, offset: int) -> bool:
     """Return True if an offset is between two characters of a word in a script with spaces."""
     return not any(
-        each.isspace() or each == _ZERO_WIDTH_SPACE or belongs_without_blanks(each)
+        each.isspace() or each == _ZERO_WIDTH_SPACE or belongs_without_spaces(each)
         for each in line[offset - 1 : offset + 1]
     )
 
@@ -413,7 +413,7 @@ def _between(line: str, offset: int) -> Cut:
         while offset > 1 and line[offset - 1].isspace():
             offset -= 1
         return Cut.ABBREVIATION if line[offset - 1] == "." else Cut.SPACE
-    is_between = script_without_blanks(before) or script_without_blanks(after)
+    is_between = script_without_spaces(before) or script_without_spaces(after)
     # A closing mark is not separated from the text before it.
     if is_between and unicodedata.category(after) not in ("Pe", "Pf", "Po"):
         return Cut.LETTER

@@ -133,7 +133,7 @@ def load_shortlist(path: Path, tokenizers: TokenizerPair) -> Shortlist:
         shortlist = Shortlist(*(_integers(contents[name]) for name in _NAMES))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}: is torn or not a shortlist: {error}",
+            f"{path}: is damaged or not a shortlist: {error}",
             hint="make it anew with `tfm shortlist`",
         ) from error
     for name, minimum in (("best", -1), ("frequent", 0)):
