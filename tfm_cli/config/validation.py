@@ -122,7 +122,7 @@ def _check_shape(config: RunConfig, problems: Problems) -> None:
     if model.positions == "sinusoidal_marian" and model.width % 2:
         problems.add("model.width", f"must be even for Marian's sinusoids, got {model.width}")
     if model.positions == "learned":
-        # The longest translation by decoding/length.py, and </s>.
+        # The longest translation by decoding/interface.py, and </s>.
         longest = int(search.max_length * search.max_length_factor) + 10
         needed = max(data.max_length, search.max_length, longest) + 1
         if model.max_positions < needed:
