@@ -113,7 +113,7 @@ def test_r54_nothing_is_changed_in_silence(learned: Learned) -> None:
     files = ["-s", learned.path("source"), "-t", learned.path("target")]
     report = json.loads(run("check", *files, "--model", learned.path("model"), "-f", "json"))
 
-    pieces = report["corpora"]["train"]["pieces"]
+    pieces = report["corpora"]["train"]["tokens"]
     for side in ("source", "target"):
         assert pieces["changed"][side]["count"] == 0
         assert pieces["unknown"][side]["count"] == 0

@@ -85,7 +85,7 @@ def test_r14_update_without_a_finite_gradient_moves_no_weight_and_the_run_goes_o
     one, other = tensors(tmp_path / "before", 2), tensors(tmp_path / "m", 4)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert refused(tmp_path / "m") == [(3, False), (4, False)]
-    assert state(tmp_path / "m")["refused"] == 2
+    assert state(tmp_path / "m")["nonfinite_attempts"] == 2
     message = r"warning: update 3: skipped, as the loss is \d\.\d+ and the gradient norm nan; "
     assert re.search(message + r"\d+ training pairs: (\d+, ){5}…; 1 skipped so far\n", result.err)
     assert "; 2 skipped so far\n" in result.err
