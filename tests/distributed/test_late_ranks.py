@@ -1,6 +1,5 @@
 """A rank that is suspended or hangs ends all of them in time, and is named."""
 
-import os
 import re
 import signal
 import time
@@ -78,7 +77,7 @@ def test_r49_rank_that_hangs_in_an_update_ends_all_and_is_named(
 def test_r49_rank_that_does_not_come_is_named(text: list[str], tmp_path: Path) -> None:
     def stop(rank: int) -> None:
         if rank == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.raise_signal(signal.SIGSTOP)
 
     at_work = ranks.start(
         tmp_path / "s", command(text, tmp_path / "m", *LIMIT), world=3, prepare=stop

@@ -291,7 +291,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stops_at_two(number: int) -> int:
     if number == 2:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.raise_signal(signal.SIGSTOP)
     return number
 
 
