@@ -13,7 +13,10 @@ from tests.decoding.table_model import (
     log_probabilities,
     sources,
 )
-from tfm_cli.decoding.interface import Hypothesis
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.decoding import beam as beam_module
+from tfm_cli.decoding.beam import SearchStep
+from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, TargetVocabulary
 
 WIDEST = 256  # more than there are translations of 4 pieces
 
@@ -228,3 +231,33 @@ def test_search_goes_on_while_the_worst_of_the_finished_may_be_beaten(
     (result,) = search(model, [0], [limit], beam_size=beam_size, length_penalty=length_penalty)
 
     assert [hypothesis.ids for hypothesis in result] == [ids for _, ids in finished]
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_observed_steps_spell_the_hypotheses(seed: int, beam_size: int) -> None:
+    model = TableModel(seed, num_tables=2)
+    steps: list[SearchStep] = []
+
+    found = beam_module.beam_search(
+        model, sources(0, 1), None, limits=[4, 3],
+        vocabulary=TargetVocabulary(START, EOS),
+        options=DecodingOptions(settings=SearchConfig(beam_size=beam_size)), observer=steps.append,
+    )  # fmt: skip
+
+    growing: dict[tuple[int, int], tuple[int, ...]] = {(0, 0): (), (1, 0): ()}
+    finished: list[list[tuple[tuple[int, ...], float]]] = [[], []]
+    for step in steps:
+        children = {}
+        for row, segment in enumerate(step.segments):
+            for place, parent in enumerate(step.parents[row].tolist()):
+                written = growing[segment, parent]
+                if step.finished[row, place]:
+                    finished[segment].append((written, float(step.scores[row, place])))
+                if (beam := int(step.beams[row, place])) >= 0:
+                    children[segment, beam] = (*written, int(step.tokens[row, place]))
+        growing = children
+    for hypotheses, observed in zip(found, finished, strict=True):
+        best = sorted(observed, key=lambda each: -each[1])[:beam_size]
+        assert [h.ids for h in hypotheses] == [ids for ids, _ in best]
+        assert [h.score for h in hypotheses] == pytest.approx([score for _, score in best])

@@ -3,7 +3,7 @@
 # B segments still open, K beam, R = B * K rows, V vocabulary, C candidates, t tokens generated
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,31 @@ from tfm_cli.decoding.interface import (
 from tfm_cli.decoding.utf8 import Spelling
 
 
+@dataclass(frozen=True, slots=True)
+class SearchStep:
+    """The candidates of one step, best first, of the segments that are still open.
+
+    Attributes:
+        segments: indices of the B segments.
+        parents: the beam that each candidate continues, (B, C).
+        tokens: its newest token, (B, C).
+        token_log_probs: log-probability of that token, (B, C).
+        log_probs: log-probability of the whole hypothesis, (B, C).
+        scores: the same after length normalization, (B, C).
+        finished: True for the candidates that are finished hypotheses from now on, (B, C).
+        beams: the beam that a candidate becomes, -1 for none, (B, C).
+    """
+
+    segments: tuple[int, ...]
+    parents: Tensor
+    tokens: Tensor
+    token_log_probs: Tensor
+    log_probs: Tensor
+    scores: Tensor
+    finished: Tensor
+    beams: Tensor
+
+
 def beam_search(
     model: StepModel[StateT],
     source: Tensor,
@@ -41,6 +66,7 @@ def beam_search(
     vocabulary: TargetVocabulary,
     options: DecodingOptions = DEFAULT_OPTIONS,
     prefixes: Sequence[Sequence[int]] = (),
+    observer: Callable[[SearchStep], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """Return up to `beam_size` hypotheses for each segment, best first; at least one.
 
@@ -59,6 +85,7 @@ def beam_search(
         prefixes: tokens that the translation of each segment begins with, scored like any other,
             at most as many as its limit; empty for none. A prefix that ends inside a character is
             continued to the end of the character, beyond the limit if necessary.
+        observer: called with each step; None for none.
 
     Raises:
         NonFiniteScoresError: the model computes scores that are not finite numbers.
@@ -69,6 +96,8 @@ def beam_search(
         candidates = beams.candidates(model.step(beams.newest_tokens(), state))
         beams.collect_finished(candidates)
         active = candidates.active(options.settings.beam_size, vocabulary.eos_id)  # (B, K)
+        if observer is not None:
+            observer(beams.observed(candidates))
         if beams.spelling is not None:
             beams.spelling.append(active.origin, active.tokens)
         open_rows = beams.open_rows(active)
@@ -102,15 +131,26 @@ class _Candidates:
 
     def active(self, beam_size: int, eos_id: int) -> "_Candidates":
         """Return the K best that do not end, padded with ended ones at a score of -inf."""
-        ends = self.tokens == eos_id  # (B, C)
-        # A stable sort by "ends" leaves them in order of their scores.
-        order = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]  # (B, K)
+        ends, order = self._active_order(beam_size, eos_id)  # (B, C), (B, K)
         return _Candidates(
             self.scores.masked_fill(ends, -math.inf).gather(1, order),
             self.origin.gather(1, order),
             self.tokens.gather(1, order),
             self.token_log_probs.gather(1, order),
         )
+
+    def beams(self, beam_size: int, eos_id: int) -> Tensor:
+        """Return the place of each candidate among the active ones, -1 for none, (B, C)."""
+        ends, order = self._active_order(beam_size, eos_id)  # (B, C), (B, K)
+        places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        beams = torch.full_like(self.tokens, -1).scatter(1, order, places)
+        return beams.masked_fill(ends | (self.scores == -math.inf), -1)
+
+    def _active_order(self, beam_size: int, eos_id: int) -> tuple[Tensor, Tensor]:
+        """Return the candidates that end, (B, C), and the first K with those last, (B, K)."""
+        ends = self.tokens == eos_id
+        # A stable sort by "ends" leaves them in order of their scores.
+        return ends, ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]
 
     def select(self, segments: Tensor) -> "_Candidates":
         """Return the candidates of only these segments."""
@@ -206,10 +246,8 @@ class _Beams:
 
     def collect_finished(self, candidates: _Candidates) -> None:
         """Store the hypotheses that end now: </s> among the K best candidates of a segment."""
-        at_end = (candidates.tokens == self._constraints.eos_id) & (candidates.scores > -math.inf)
-        at_end[:, self._settings.beam_size :] = False
         norm = self._norm()
-        for row, column in at_end.nonzero().tolist():
+        for row, column in self._finished_now(candidates).nonzero().tolist():
             origin = candidates.origin[row, column]
             ids = self._tokens[row, origin, 1:].tolist()
             total = float(candidates.scores[row, column])
@@ -220,6 +258,25 @@ class _Beams:
             self.finished[self.open_segments[row]].append(
                 Hypothesis(tuple(ids), total, total / norm, log_probs)
             )
+
+    def _finished_now(self, candidates: _Candidates) -> Tensor:
+        """Return True for </s> among the K best candidates of a segment, (B, C)."""
+        at_end = (candidates.tokens == self._constraints.eos_id) & (candidates.scores > -math.inf)
+        at_end[:, self._settings.beam_size :] = False
+        return at_end
+
+    def observed(self, candidates: _Candidates) -> SearchStep:
+        """Return the step that has these candidates."""
+        return SearchStep(
+            segments=tuple(self.open_segments),
+            parents=candidates.origin,
+            tokens=candidates.tokens,
+            token_log_probs=candidates.token_log_probs,
+            log_probs=candidates.scores,
+            scores=candidates.scores / self._norm(),
+            finished=self._finished_now(candidates),
+            beams=candidates.beams(self._settings.beam_size, self._constraints.eos_id),
+        )
 
     def open_rows(self, active: _Candidates) -> list[int]:
         """Return the rows, of B, of segments that an active hypothesis may still improve."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention, attention_weights
+from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention
 from tfm_cli.model.cache import LayerCache
 from tfm_cli.model.dropout import Dropout, Noise
 from tfm_cli.model.linear import Linear
 from tfm_cli.model.positions import RotaryPositions
+from tfm_cli.model.recording import Record
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -86,6 +87,8 @@ class AddAndNorm(nn.Module):
     Source: Vaswani et al. 2017, section 3.1; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
     """
 
+    record: Record | None = None  # see `recording`
+
     def __init__(self, width: int, norm: str, dropout: float, noise: Noise) -> None:
         super().__init__()
         self.pre = norm == "pre"
@@ -94,13 +97,20 @@ class AddAndNorm(nn.Module):
 
     def enter(self, x: Tensor) -> Tensor:
         """Return the input of the sub-layer for x (B, T, D)."""
-        normed: Tensor = self.norm(x) if self.pre else x
+        if not self.pre:
+            return x
+        normed: Tensor = self.norm(x)
+        if self.record is not None:
+            self.record(normed=normed)
         return normed
 
     def leave(self, x: Tensor, sublayer: Tensor) -> Tensor:
         """Return x (B, T, D) plus the sub-layer's output (B, T, D)."""
         total: Tensor = x + self.dropout(sublayer)
-        return total if self.pre else self.norm(total)
+        output: Tensor = total if self.pre else self.norm(total)
+        if self.record is not None:
+            self.record(input=x, sublayer=sublayer, sum=total, output=output)
+        return output
 
 
 class EncoderLayer(nn.Module):
@@ -148,7 +158,11 @@ class DecoderLayer(nn.Module):
             memory_keep: (B, 1, 1, S), False at padding.
             causal: (T, T), False at positions after the current one.
         """
-        x = self._attend_to_target(x, causal)
+        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        attended = self.self_attention.attend(query, key, value, causal)
+        x = self.self_attention_norm.leave(x, attended)
 
         query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
         memory_key, memory_value = self.cross_attention.project_memory(memory)
@@ -156,26 +170,6 @@ class DecoderLayer(nn.Module):
         x = self.cross_attention_norm.leave(x, attended)
 
         return self.feed_forward_norm.leave(x, self.feed_forward(self.feed_forward_norm.enter(x)))
-
-    def cross_attention_weights(
-        self, x: Tensor, memory: Tensor, memory_keep: Tensor | None, causal: Tensor
-    ) -> Tensor:
-        """Return the weights of cross-attention, (B, H, T, S).
-
-        The arguments are those of `forward`, whose fused attention does not return the weights.
-        """
-        x = self._attend_to_target(x, causal)
-        query = self.cross_attention.project_query(self.cross_attention_norm.enter(x))
-        memory_key, _ = self.cross_attention.project_memory(memory)
-        return attention_weights(query, memory_key, memory_keep)
-
-    def _attend_to_target(self, x: Tensor, causal: Tensor) -> Tensor:
-        """Return x (B, T, D) after the self-attention."""
-        query, key, value = self.self_attention.project(self.self_attention_norm.enter(x))
-        if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
-        attended = self.self_attention.attend(query, key, value, causal)
-        return self.self_attention_norm.leave(x, attended)
 
     def start(self, memory: Tensor) -> LayerCache:
         """Return the layer's cache before the first step, for a memory (B, S, D)."""

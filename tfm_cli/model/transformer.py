@@ -23,6 +23,7 @@ from tfm_cli.model.positions import (
     SinusoidalPositions,
     embedding,
 )
+from tfm_cli.model.recording import Record, recording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,8 @@ class Transformer(nn.Module):
             instead of storing them.
     """
 
+    record: Record | None = None  # see `recording`
+
     def __init__(
         self, shape: TransformerShape, vocab_size: int, source_vocab_size: int | None = None
     ) -> None:
@@ -176,18 +179,24 @@ class Transformer(nn.Module):
     def encode(self, source: Tensor, source_keep: Tensor | None) -> Tensor:
         """Return the encoder's output, the memory (B, S, D), for source ids (B, S)."""
         embedding = self.source_embedding or self.target_embedding
-        x = self._embed(source, embedding, self.source_positions)  # (B, S, D)
+        x = self._embed("source", source, embedding, self.source_positions)  # (B, S, D)
         for layer in self.encoder_layers:
             x = self._through(layer, x, source_keep)
-        return x if self.encoder_norm is None else self.encoder_norm(x)
+        x = x if self.encoder_norm is None else self.encoder_norm(x)
+        if self.record is not None:
+            self.record(**{"encoder.output": x})
+        return x
 
     def decode(self, target: Tensor, memory: Tensor, source_keep: Tensor | None) -> Tensor:
         """Return hidden states (B, T, D) of target ids (B, T), with causal self-attention."""
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
-        x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        x = self._embed_target(target)  # (B, T, D)
         for layer in self.decoder_layers:
             x = self._through(layer, x, memory, source_keep, causal)
-        return x if self.decoder_norm is None else self.decoder_norm(x)
+        x = x if self.decoder_norm is None else self.decoder_norm(x)
+        if self.record is not None:
+            self.record(**{"decoder.output": x})
+        return x
 
     def cross_attention_weights(
         self, source: Tensor, source_keep: Tensor | None, target: Tensor, *, layer: int
@@ -199,11 +208,13 @@ class Transformer(nn.Module):
         """
         memory = self.encode(source, source_keep)  # (B, S, D)
         causal = causal_mask(target.shape[1], target.device)  # (T, T)
-        x = self._embed(target, self.target_embedding, self.target_positions)  # (B, T, D)
+        x = self._embed_target(target)  # (B, T, D)
         for below in self.decoder_layers[:layer]:
             x = below(x, memory, source_keep, causal)
         chosen = cast(DecoderLayer, self.decoder_layers[layer])
-        return chosen.cross_attention_weights(x, memory, source_keep, causal).mean(dim=1)
+        with recording(chosen.cross_attention) as values:
+            chosen(x, memory, source_keep, causal)
+        return values["weights"].mean(dim=1)
 
     @property
     def output_weight(self) -> Tensor:
@@ -230,9 +241,7 @@ class Transformer(nn.Module):
 
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Return hidden states (R, D) after the newest token (R,) of each row; extend the state."""
-        x = self._embed(
-            tokens[:, None], self.target_embedding, self.target_positions, state.length
-        )  # (R, 1, D)
+        x = self._embed_target(tokens[:, None], state.length)  # (R, 1, D)
         for layer, cache in zip(self.decoder_layers, state.layers, strict=True):
             x = cast(DecoderLayer, layer).step(x, cache, state.source_keep, state.length)
         state.length += 1
@@ -260,13 +269,25 @@ class Transformer(nn.Module):
         )
         return recomputed
 
+    def _embed_target(self, target: Tensor, start: int = 0) -> Tensor:
+        """Return the decoder's input (B, T, D) for ids (B, T) at positions from `start`."""
+        return self._embed("target", target, self.target_embedding, self.target_positions, start)
+
     def _embed(
-        self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, start: int = 0
+        self,
+        side: str,
+        ids: Tensor,
+        embedding: nn.Embedding,
+        positions: nn.Module | None,
+        start: int = 0,
     ) -> Tensor:
         """Return the first layer's input (B, T, D) for ids (B, T) at positions from `start`."""
-        x = embedding(ids) * self.embedding_scale  # (B, T, D)
-        if positions is not None:
-            x = positions(x, start)
+        embedded = embedding(ids) * self.embedding_scale  # (B, T, D)
+        x = embedded if positions is None else positions(embedded, start)
+        if self.record is not None:
+            self.record(**{f"{side}.embedding": embedded, f"{side}.input": x})
+            if positions is not None:
+                self.record(**{f"{side}.positions": positions(torch.zeros_like(x), start)})
         dropped: Tensor = self.dropout(x)
         return dropped
 

@@ -64,6 +64,7 @@ _USER_DEFINED = 4
 _PIECES, _TRAINER, NORMALIZER, _SAMPLES, DENORMALIZER = 1, 2, 3, 4, 5
 _PIECE, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, CHARSMAP = 3, 2
+_ALGORITHMS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 _MAX_CHARSMAP_BYTES = 1 << 20  # those included in SentencePiece have a quarter of this size
 MAX_TEXT_BYTES = 256  # of a replacement; NFKC has none of 64 bytes, and lines grow by this factor
@@ -221,6 +222,18 @@ def user_defined_pieces(model: bytes) -> list[str]:
             if kind == _USER_DEFINED:
                 user_defined.append(piece)
     return [piece.decode("utf-8", "replace") for piece in user_defined]
+
+
+def algorithm(model: bytes) -> str:
+    """Return the algorithm of a validated model: `unigram`, `bpe`, `word` or `char`."""
+    at, _, _ = _plain_pieces(model)
+    chosen = 1
+    for number, _, value in fields(model, at):
+        if number == _TRAINER and isinstance(value, bytes):
+            settings = {key: setting for key, _, setting in fields(value)}
+            kind = settings.get(_MODEL_TYPE, chosen)
+            chosen = kind if isinstance(kind, int) else chosen
+    return _ALGORITHMS[chosen]
 
 
 def _plain_pieces(model: bytes) -> tuple[int, int, list[bytes]]:

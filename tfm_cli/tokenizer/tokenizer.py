@@ -14,6 +14,7 @@ from tfm_cli.errors import ModelError
 from tfm_cli.text.language_tags import LANGUAGE_TAG, leading_tag
 from tfm_cli.tokenizer.model_file import (
     BLANK,
+    algorithm,
     check_model,
     read_model_file,
     reason_of,
@@ -145,6 +146,11 @@ class Tokenizer:
         """Return the pieces as Marian's tokenizers spell them: a language tag without a blank."""
         tags = {piece: tag for tag, piece in self._tag_pieces.items()}
         return tuple(tags.get(piece, piece) for piece in self.pieces) if tags else self.pieces
+
+    @property
+    def algorithm(self) -> str:
+        """Return the algorithm that cuts text into pieces: `unigram`, `bpe`, `word` or `char`."""
+        return algorithm(self.model_bytes)
 
     @property
     def sha256(self) -> str:
