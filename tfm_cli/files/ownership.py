@@ -35,9 +35,16 @@ from tfm_cli.files.layout import (
     PREPARED_FILES,
     PREPARED_LOCK,
 )
-from tfm_cli.files.untrusted import NotPrivateError, parse_json_object, read_private, read_regular
+from tfm_cli.files.untrusted import (
+    NotPrivateError,
+    open_regular,
+    parse_json_object,
+    read_private,
+    read_regular,
+)
 
 _MAX_FACTS_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 10  # of a picture, in which its mark is
 _END_OF_CARD = b"All settings are in `config.json`.\n"
 _MAX_STEM_LENGTH = 50  # so that a temporary name of the longest file name is not too long
 _TEMPORARY = re.compile(r"\.(.*)\.tfm-[0-9a-f]{16}\.(?:part|trash)", re.DOTALL)
@@ -223,6 +230,30 @@ def is_card(path: Path) -> bool:
     begins = content.startswith((b"# A translation model\n", b"# An imported translation model\n"))
     is_signed = b"\n| made by | tfm " in content
     return not content or (begins and is_signed and content.endswith(_END_OF_CARD))
+
+
+def is_picture(path: Path) -> bool:
+    """Return True for a page or an image that the package `pictures` wrote."""
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(_HEAD_BYTES) or b""
+    except OSError:
+        return False
+    return any(
+        head.startswith(start) and mark in head
+        for start, mark in (
+            (b"<!doctype html>", b'<meta name="generator" content="tfm '),
+            (b"<svg ", b"<!-- tfm "),
+            (b"\x89PNG\r\n", b"tEXtSoftware\x00tfm "),
+        )
+    )
+
+
+def is_pictures_directory(path: Path) -> bool:
+    """Return True for a directory, not a link, that holds pictures and nothing else."""
+    return _is_directory(path) and all(
+        stat.S_ISREG(entry.lstat().st_mode) and is_picture(entry) for entry in path.iterdir()
+    )
 
 
 def is_checkpoints_directory(path: Path) -> bool:
