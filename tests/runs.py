@@ -36,15 +36,21 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted((output / "checkpoints").glob("update-*"))
 
 
-def metrics(output: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl`, which must be strict JSON, without NaN or infinity."""
+def metrics(output: Path, *, marks: bool = False) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl`, which must be strict JSON, without NaN or infinity.
+
+    Args:
+        output: the run.
+        marks: with the lines about stops and resumes, which an uninterrupted run lacks.
+    """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
-    return [json.loads(line, parse_constant=refuse) for line in lines]
+    parsed = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [line for line in parsed if marks or line["event"] not in ("stopped", "resumed")]
 
 
 def left_behind(output: Path) -> dict[str, Any]:

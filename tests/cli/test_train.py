@@ -106,6 +106,21 @@ def test_metrics_are_json_lines(text: list[str], run_tfm: RunTfm) -> None:
     ]  # fmt: skip
 
 
+def test_metrics_have_stops_and_resumes(text: list[str], run_tfm: RunTfm) -> None:
+    for updates in ("2", "4", "4"):  # the last command has nothing to do
+        run_tfm(["train", *text, *SMALL_RUN, "--max-updates", updates])
+
+    lines = [line for line in metrics(Path("model"), marks=True) if line["event"] != "valid"]
+    assert [(line["event"], line["update"]) for line in lines] == [
+        ("stopped", 2), ("resumed", 2), ("stopped", 4),
+    ]  # fmt: skip
+    assert [line.get("reason") for line in lines] == [
+        "2 updates made (--max-updates)", None, "4 updates made (--max-updates)",
+    ]  # fmt: skip
+    assert lines[0]["complete"] is True
+    assert lines[0]["seconds"] == lines[1]["seconds"] < lines[2]["seconds"]
+
+
 def test_without_text_it_trains_on_the_sample_and_says_so(
     text: list[str], run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ def test_imported_tokenizer_encodes_and_decodes(imported: Path, run_tfm: RunTfm)
 def test_fine_tuning_starts_from_the_imported_models_loss(
     imported: Path, tiny_model: Path, tiny_corpus: TinyCorpus, run_tfm: RunTfm, tmp_path: Path
 ) -> None:
-    own = json.loads((tiny_model / "metrics.jsonl").read_text().split("\n")[-2])["loss"]
+    own = metrics(tiny_model)[-1]["loss"]
     text = write_part(tiny_corpus, tmp_path, pairs=100, valid=40)
 
     result = run_tfm(

@@ -14,7 +14,7 @@ from tfm_cli import console
 from tfm_cli.errors import ResourceError
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.files.faults import VARIABLE, reset_faults
-from tfm_cli.training.events import Logged, Validated
+from tfm_cli.training.events import Logged, Mark, Stopped, Validated
 from tfm_cli.training.progress import (
     Display,
     MetricsFile,
@@ -84,6 +84,19 @@ def test_metrics_are_json_lines_with_all_facts(tmp_path: Path) -> None:
         "best": True, "scheduled": False, "signatures": {"BLEU": SCORES[0].signature},
         "seconds": 3700,
     }  # fmt: skip
+
+
+def test_stops_and_resumes_have_lines(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", update=0)
+
+    file.add(Mark(5, 2, 7.5, Stopped("2 epochs made", is_complete=True, validate_first=True)))
+    file.add(Mark(5, 2, 7.5, None))
+
+    assert metrics(tmp_path, marks=True) == [
+        {"event": "stopped", "update": 5, "epoch": 2, "reason": "2 epochs made", "complete": True,
+         "seconds": 7.5},
+        {"event": "resumed", "update": 5, "epoch": 2, "seconds": 7.5},
+    ]  # fmt: skip
 
 
 def test_number_that_json_lacks_is_null(tmp_path: Path) -> None:

@@ -31,7 +31,15 @@ from tfm_cli.model_directory.weights import WeightsFacts, save_weights, weights_
 from tfm_cli.text.markdown import code, plain
 from tfm_cli.training import checkpoint
 from tfm_cli.training.data import Corpora
-from tfm_cli.training.events import CheckpointDue, Logged, Unvalidated, UpdateSkipped, Validated
+from tfm_cli.training.events import (
+    CheckpointDue,
+    Logged,
+    Mark,
+    Stopped,
+    Unvalidated,
+    UpdateSkipped,
+    Validated,
+)
 from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.progress import Display, MetricsFile
@@ -152,6 +160,7 @@ class RunWriter:
         if self._is_writer:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
             self._resumed_update = state.update
+        self._resumed = Mark(state.update, state.epoch + 1, state.train_seconds, None)
         self._has_logged_signatures = False
         self._has_warned_of_card = False
         self._failed_saves = 0  # in a row
@@ -174,6 +183,13 @@ class RunWriter:
         else:
             self._try_to_save(event)
 
+    def stop(self, event: Stopped) -> None:
+        """Record the end of training, unless this process has not trained at all."""
+        if self._metrics is not None and self._resumed_update is None:
+            state = self._state
+            mark = Mark(state.update, state.epoch + 1, state.train_seconds, event)
+            self._metrics.add(mark)
+
     def last_good(self, since: int | None) -> str:
         """Return a description of the newest checkpoint from before the first bad update.
 
@@ -194,6 +210,8 @@ class RunWriter:
             self._resumed_update = None
             metrics.drop_unscheduled()
             self._restore_scheduled_best()
+            if self._resumed.update:
+                metrics.add(self._resumed)
         if not isinstance(event, CheckpointDue | Unvalidated):
             metrics.add(event)
 

@@ -55,6 +55,16 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A point at which a run was stopped or resumed; the caller of the loop makes it."""
+
+    update: int
+    epoch: int  # from 1
+    seconds: float  # trained so far, over all runs
+    stopped: Stopped | None  # None if the run was resumed
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateSkipped:
     """An update without a finite loss and gradient; weights and moments are unchanged."""
 

@@ -22,7 +22,7 @@ from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, replace_file
 from tfm_cli.files.ownership import output_error
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
-from tfm_cli.training.events import Logged, UpdateSkipped, Validated
+from tfm_cli.training.events import Logged, Mark, UpdateSkipped, Validated
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,10 @@ def skipped_line(event: UpdateSkipped) -> str:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a JSON object for each progress line, validation and skipped update."""
+    """`metrics.jsonl`: a JSON object for each progress line, validation, skipped update and mark.
+
+    But for times and marks, the file of a resumed run equals that of an uninterrupted run.
+    """
 
     def __init__(self, path: Path, *, update: int) -> None:
         """Continue a file after `update`: later lines, of an interrupted run, are dropped."""
@@ -87,17 +90,18 @@ class MetricsFile:
         self._filter(lambda facts: bool(facts["update"] <= update))
 
     def drop_unscheduled(self) -> None:
-        """Drop validations that were made only because the run was about to end.
-
-        The file then equals that of an uninterrupted run.
-        """
+        """Drop validations that were made only because the run was about to end."""
         self._filter(lambda facts: bool(facts.get("scheduled", True)))
 
-    def add(self, event: Logged | Validated | UpdateSkipped) -> None:
+    def add(self, event: Logged | Validated | UpdateSkipped | Mark) -> None:
         """Append the line of an event."""
-        fields: dict[str, Any] = {"event": _KINDS[type(event)]}
+        fields: dict[str, Any] = {"event": _KINDS.get(type(event), "resumed")}
         fields |= {"update": event.update, "epoch": event.epoch}
-        if isinstance(event, UpdateSkipped):
+        if isinstance(event, Mark):
+            if (stop := event.stopped) is not None:
+                fields |= {"event": "stopped", "reason": stop.reason, "complete": stop.is_complete}
+            fields["seconds"] = event.seconds
+        elif isinstance(event, UpdateSkipped):
             fields |= {
                 "loss": event.loss,
                 "gradient_norm": event.gradient_norm,

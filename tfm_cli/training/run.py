@@ -297,6 +297,7 @@ def _record(run: TrainingRun, events: Iterator[Event], writer: RunWriter) -> Sto
         for event in events:
             if isinstance(event, Stopped):
                 stopped = event
+                writer.stop(event)
                 continue
             began = time.monotonic()
             writer.write(event, display)
