@@ -108,7 +108,7 @@ def test_invalid_utf8_is_refused_with_file_line_and_byte() -> None:
         ("-sl -m bleu,ter", "`--sentence-level` is for one metric, got 2"),
         ("-sl --fail-under 3", "`--sentence-level` and `--fail-under` exclude each other"),
         ("--beam 2", "`--beam-size` needs `--model`"),
-        ("--source ref", "`--source` needs `--model`"),
+        ("--source ref", "`--source` needs `--model` or `--report`"),
         ("--model m --source ref", "`--input` and `--model` exclude each other"),
     ],
 )

@@ -1,10 +1,11 @@
 """`tfm evaluate`: sacreBLEU's scores of translations, with its flags and in its formats."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
@@ -29,6 +30,10 @@ from tfm_cli.evaluation.significance import Method
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.text.reader import held_in_memory, is_typed, open_lines
 from tfm_cli.text.writer import open_output, write_lines
+
+if TYPE_CHECKING:
+    from tfm_cli.pictures.report import Links
+    from tfm_cli.translation.translator import Translator
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +197,10 @@ class EvaluateOptions(Options):
         help="Translate --source with this model, in place of --input.",
     )
     source: str | None = option(
-        "Translation", "--source", metavar="FILE", help="The text to translate with --model."
+        "Translation",
+        "--source",
+        metavar="FILE",
+        help="The source text, which --model translates and --report shows.",
     )
     output: Path | None = option(
         "Translation",
@@ -201,6 +209,23 @@ class EvaluateOptions(Options):
         metavar="FILE",
         help="Also write its translations to this file.",
     )
+    report: Path | None = option(
+        "Report",
+        "--report",
+        metavar="FILE",
+        help="Write a page about the scores of one or two systems and all lines. With --model and "
+        "--input, the model only aligns words.",
+    )
+    training_text: str | None = option(
+        "Report",
+        "--training-text",
+        metavar="FILE",
+        help="Target text of training, in which the report counts words; otherwise in the first "
+        "reference.",
+    )
+    overwrite: bool = option(
+        "Report", "--overwrite", default=False, help="Replace a file that is not a page of tfm."
+    )
     precision: str = precision_option("Translation")
     workers: int = workers_option("Translation")
     quiet: bool = quiet_option()
@@ -208,8 +233,10 @@ class EvaluateOptions(Options):
 
 # sacreBLEU's lists of values, and the options that exclude or need each other.
 
-_FOR_MODEL = ("source", "output", "beam_size", "length_penalty", "device", "precision", "workers")
-_FOR_CORPUS = ("confidence", "paired_bs", "paired_ar", "fail_under")
+_FOR_MODEL = ("output", "beam_size", "length_penalty", "device", "precision", "workers")
+_FOR_REPORT = ("training_text", "overwrite")
+_MAX_REPORTED = 2  # systems
+_FOR_CORPUS = ("confidence", "paired_bs", "paired_ar", "fail_under", "report")
 _NEEDED = {  # options, and the metric or option without which they have no effect
     "tokenize": "bleu",
     "lowercase": "bleu",
@@ -221,6 +248,9 @@ _NEEDED = {  # options, and the metric or option without which they have no effe
     "paired_bs_n": "paired_bs",
     "paired_ar_n": "paired_ar",
 }
+
+# The report always has chrF and intervals.
+_REPORTED = ("chrf_char_order", "chrf_word_order", "confidence_n", "paired_bs_n")
 
 
 class EvaluateCommand(DeclaredCommand):
@@ -282,7 +312,14 @@ def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: 
         problems += [f"`{given[name]}` needs `--model`" for name in _FOR_MODEL if name in given]
     elif "source" not in given:
         problems.append("`--model` needs `--source`, the text to translate")
-    clashes = [("inputs", "model"), ("paired_bs", "paired_ar")]
+    if "report" not in given:
+        problems += [f"`{given[name]}` needs `--report`" for name in _FOR_REPORT if name in given]
+        if "source" in given and "model" not in given:
+            problems.append("`--source` needs `--model` or `--report`")
+    elif num_systems > _MAX_REPORTED:
+        problems.append(f"`--report` compares at most two systems, got {num_systems}")
+    clashes = [("paired_bs", "paired_ar")]
+    clashes += [("inputs", "output" if "report" in given else "model")]
     clashes += [("score_only", name) for name in ("paired_bs", "paired_ar")]
     clashes += [("sentence_level", name) for name in _FOR_CORPUS]
     for one, other in clashes:
@@ -301,16 +338,27 @@ def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: 
     if problems:
         raise ConfigError(problems[0])
     for name, need in _NEEDED.items():
+        if "report" in given and name in _REPORTED:
+            continue
         if name in given and need not in given and need not in names:
             shown = f"`-m {need}`" if need in METRICS else f"`--{need.replace('_', '-')}`"
             logger.warning("`%s` has no effect without %s", given[name], shown)
 
 
 class Texts(NamedTuple):
-    """The translations of each system, by its name in the report, and the references."""
+    """The texts that are scored.
+
+    Attributes:
+        systems: the translations of each system, by its name.
+        references: the references.
+        source: the source; empty if it is not given.
+        alignments: a word alignment of each line and system, for a report with a model.
+    """
 
     systems: list[tuple[str, list[str]]]
     references: list[list[str]]
+    source: list[str]
+    alignments: "list[list[Links]]"
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -349,57 +397,148 @@ def evaluate(options: EvaluateOptions) -> None:
         _print_sentence_scores(options, texts, names[0], metric_options)
         return
     value = _print_scores(options, texts, names, metric_options)
+    if options.report is not None:
+        _write_report(options, options.report, texts, names, metric_options)
     if options.fail_under is not None:
         _check_score(names[0], value, options.fail_under, options.width)
 
 
 def check_output(options: EvaluateOptions) -> None:
-    """Raise an error if `--output` cannot be written or is a file that is read."""
-    output = options.output
-    if output is None:
-        return
-    if str(output) == "-":
-        raise ConfigError("`--output` must be a file: standard output is for the scores")
-    read: list[str | Path] = [*options.references]
-    read += [] if options.source is None else [options.source]
+    """Raise an error if `--output` or `--report` cannot be written or is a file that is read."""
+    output, report = options.output, options.report
+    read: list[str | Path] = [*options.references, *options.inputs]
+    read += [each for each in (options.source, options.training_text) if each is not None]
     read += [] if options.model is None else model_files(options.model)
-    refuse_overwriting(output, read)
-    check_writable(output)
+    if output is not None:
+        if str(output) == "-":
+            raise ConfigError("`--output` must be a file: standard output is for the scores")
+        refuse_overwriting(output, read)
+        check_writable(output)
+    if report is not None:
+        from tfm_cli.pictures.page import check_output as check_report
+
+        refuse_overwriting(report, read, option="--report")
+        check_report(report, overwrite=options.overwrite, option="--report")
+        if output is not None and output.resolve() == report.resolve():
+            raise ConfigError(f"{report}: is named by both `--output` and `--report`")
+    if options.training_text is not None:
+        if options.training_text == "-":
+            raise ConfigError("`--training-text` must be a file")
+        with open_lines(options.training_text):
+            pass
 
 
 def _read_texts(options: EvaluateOptions, paths: Sequence[str]) -> Texts:
     """Return the texts to score; with `--model` they are translated first."""
     model, source = options.model, options.source
-    lines = _read_aligned(options.references, paths if source is None else [source])
-    if model is not None and source is not None:
-        translations = _translate(options, model, lines[source], source)
+    translates = model is not None and "inputs" not in options.given
+    others = [] if source is None else [source]
+    lines = _read_aligned(options.references, others if translates else [*paths, *others])
+    references = [lines[path] for path in options.references]
+    of_source = [] if source is None else lines[source]
+    alignments: list[list[Links]] = []
+    if model is not None and source is not None and translates:
+        translations, alignments = _translate(options, model, of_source, source)
         if options.output is not None:
             with open_output(options.output) as stream:
                 write_lines(stream, translations)
         systems = [(one_line(str(model)), translations)]
     else:
         systems = [(one_line(path), lines[path]) for path in paths]
+        if model is not None:
+            alignments = _align(options, model, of_source, [text for _, text in systems])
     _warn_of_blanks(options.references, lines)
-    return Texts(systems, [lines[path] for path in options.references])
+    return Texts(systems, references, of_source, alignments)
 
 
-def _translate(options: EvaluateOptions, model: Path, lines: Sequence[str], name: str) -> list[str]:
-    """Return the model's best translations of lines; warnings refer to the text by `name`."""
+def _translate(
+    options: EvaluateOptions, model: Path, lines: Sequence[str], name: str
+) -> "tuple[list[str], list[list[Links]]]":
+    """Return the model's best translations of lines, and for a report their word alignments.
+
+    Args:
+        options: the options of the command.
+        model: the model directory.
+        lines: the source.
+        name: name of the source in warnings.
+    """
+    translator = _translator(options, model)
+    found = translator.translate(lines, name=name)
+    if options.report is None:
+        return [translation.text for translation in found], []
+    from tfm_cli.pictures.report import largest_weights
+
+    texts, links = [], []
+    for translation in found:
+        texts.append(translation.text)
+        links.append(largest_weights(translation.candidates[0].alignment))
+    return texts, [links]
+
+
+def _align(
+    options: EvaluateOptions, model: Path, source: Sequence[str], systems: Sequence[Sequence[str]]
+) -> "list[list[Links]]":
+    """Return the word alignment of each line of each system with the source."""
+    from tfm_cli.pictures.report import largest_weights
+
+    translator = _translator(options, model)
+    return [
+        [largest_weights(rows) for rows in translator.align(source, translations)]
+        for translations in systems
+    ]
+
+
+def _translator(options: EvaluateOptions, model: Path) -> "Translator":
     from tfm_cli.model_directory.config_file import load_config
     from tfm_cli.translation.translator import Translator, TranslatorOptions
 
     settings = load_config(model).settings.search
-    translator = Translator.load(
+    return Translator.load(
         model,
         TranslatorOptions(
             search=dataclasses.replace(settings, n_best=1, **options.settings["search"]),
             scores=False,
+            alignment=options.report is not None,
         ),
         device=options.setting("training", "device"),
         precision=options.precision,
         workers=options.workers,
     )
-    return [translation.text for translation in translator.translate(lines, name=name)]
+
+
+def _write_report(
+    options: EvaluateOptions,
+    path: Path,
+    texts: Texts,
+    metrics: Sequence[str],
+    metric_options: MetricOptions,
+) -> None:
+    """Write the report of `--report`."""
+    from tfm_cli.pictures import report
+    from tfm_cli.pictures.report_page import report_page
+
+    alignments = texts.alignments or [[]] * len(texts.systems)
+    systems = [
+        report.System(name, translations, links)
+        for (name, translations), links in zip(texts.systems, alignments, strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        training_text = None
+        if options.training_text is not None:
+            training_text = stack.enter_context(open_lines(options.training_text))
+        built = report.build_report(
+            report.Texts(
+                systems=systems,
+                references=texts.references,
+                source=texts.source,
+                training_text=training_text,
+            ),
+            metrics=metrics,
+            options=metric_options,
+            num_resamples=options.paired_bs_n if len(systems) > 1 else options.confidence_n,
+        )
+    report_page(built).write(path, overwrite=options.overwrite)
+    logger.info("wrote %s", path)
 
 
 def _print_sentence_scores(
@@ -553,6 +692,7 @@ COMMAND = Command(
         "Significance": (),
         "Output": (),
         "Translation": ("search.beam_size", "search.length_penalty", "training.device"),
+        "Report": (),
         "Messages": (),
     },
     has_short_flags=False,

@@ -5,7 +5,7 @@
 import dataclasses
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.text.scripts import separators
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.translation.assembly import Translation
+from tfm_cli.translation.assembly import Candidate, Translation
 from tfm_cli.translation.search import Matrix, SearchEngine
 from tfm_cli.translation.segments import Segment, text_lines
 
@@ -76,6 +76,40 @@ class Aligner:
                 alignment = self._alignment(of_line, chosen, matrices, words, num_words=num_words)
                 aligned.append(dataclasses.replace(candidate, alignment=alignment))
             result.append(dataclasses.replace(translation, candidates=tuple(aligned)))
+        return result
+
+    def forced(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        segments: Mapping[int, Sequence[Segment]],
+        *,
+        max_tokens: int,
+    ) -> list[AlignmentRows]:
+        """Return the alignments of translations of any origin with their lines.
+
+        Args:
+            pairs: lines with their translations.
+            segments: the segments of lines, by the index of the line; the alignment of a line with
+                another number of segments than one is empty.
+            max_tokens: the alignment of a translation with more tokens is empty.
+        """
+        ids = self.tokenizers.target.encode([translation for _, translation in pairs])
+        chosen = [
+            index
+            for index, tokens in enumerate(ids)
+            if len(segments.get(index, ())) == 1 and 0 < len(tokens) <= max_tokens
+        ]
+        aligned = self.aligned(
+            [
+                Translation(pairs[index][0], (Candidate(pairs[index][1], 0, 0),), 0)
+                for index in chosen
+            ],
+            [segments[index] for index in chosen],
+            [[[Hypothesis(tuple(ids[index]), 0, 0)]] for index in chosen],
+        )
+        result: list[AlignmentRows] = [()] * len(pairs)
+        for index, translation in zip(chosen, aligned, strict=True):
+            result[index] = translation.candidates[0].alignment
         return result
 
     def _source_words(

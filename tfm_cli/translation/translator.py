@@ -29,7 +29,7 @@ from tfm_cli.translation.segments import Lines, Segment, Segmenter
 from tfm_cli.translation.worker_pool import Group, WorkerPool, num_workers
 
 if TYPE_CHECKING:
-    from tfm_cli.translation.alignment import Aligner
+    from tfm_cli.translation.alignment import Aligner, AlignmentRows
 
 
 logger = logging.getLogger(__name__)
@@ -101,19 +101,21 @@ class Translator:
         self._name = name
         self._window_lines = search.buffer_size
         self._num_workers = workers
+        self._max_tokens = min(search.max_length, engine.max_segment_tokens)
         self._segmenter = Segmenter(
             tokenizers,
             search,
             beam_size=search.n_best if options.sampling else search.beam_size,
             on_long=on_long,
-            max_tokens=min(search.max_length, engine.max_segment_tokens),
+            max_tokens=self._max_tokens,
         )
+        self._aligner = _aligner(engine, tokenizers, search.max_tokens) if alignment else None
         self._assemble = Assembler(
             target=tokenizers.target,
             n_best=search.n_best,
             word_scores=options.word_scores,
             are_samples=options.sampling,
-            aligner=_aligner(engine, tokenizers, search.max_tokens) if alignment else None,
+            aligner=self._aligner,
             undertranslation_check=UndertranslationCheck() if warns_of_undertranslation else None,
         )
         self._n_best = search.n_best
@@ -255,6 +257,24 @@ class Translator:
                 yield from oldest(0)
                 raise
             yield from oldest(0)
+
+    def align(self, lines: Iterable[str], translations: Iterable[str]) -> Iterator["AlignmentRows"]:
+        """Yield the alignment of each translation of another origin, by teacher forcing.
+
+        It is empty where a line has more than one segment, or a translation too many tokens.
+
+        Args:
+            lines: the source lines.
+            translations: their translations; the translator needs `alignment`.
+        """
+        assert self._aligner is not None
+        pairs = zip(lines, translations, strict=True)
+        while window := list(islice(pairs, self._window_lines)):
+            segments: dict[int, list[Segment]] = {}
+            for batch in self._segmenter.batches(Lines([line for line, _ in window])):
+                for segment in batch:
+                    segments.setdefault(segment.line, []).append(segment)
+            yield from self._aligner.forced(window, segments, max_tokens=self._max_tokens)
 
     def _finished(
         self,
