@@ -40,6 +40,8 @@ class Cli(CommandGroup):
         "train": ("train", "COMMAND"),
         "translate": ("translate", "COMMAND"),
         "evaluate": ("evaluate", "COMMAND"),
+        "plot": ("plot", "COMMAND"),
+        "explain": ("explain", "COMMAND"),
         "check": ("check", "COMMAND"),
         "tokenize": ("tokenize", "TokenizeGroup"),
         "shortlist": ("shortlist", "COMMAND"),
