@@ -5,7 +5,9 @@ an expected line stands for any text. `<!-- not run: REASON -->` before a block 
 """
 
 import functools
+import importlib
 import itertools
+import operator
 import re
 import shutil
 import subprocess
@@ -24,7 +26,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WRITTEN = [page for page in PAGES if page.parent != reference.DIRECTORY]  # not generated
 COMMANDS = (
-    ["train"], ["translate"], ["evaluate"], ["import"], ["export"], ["shortlist"],
+    ["train"], ["translate"], ["evaluate"], ["plot"], ["import"], ["export"], ["shortlist"],
+    ["explain"],
     ["check"], ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
 )  # fmt: skip
 # Flags of other programs that the pages name.
@@ -162,6 +165,21 @@ def test_settings_in_the_pages_exist() -> None:
     assert unknown == set()
 
 
+def test_code_in_the_pages_exists() -> None:
+    """A link such as [`AddAndNorm`](../tfm_cli/model/layers.py) names what is in that module."""
+    pattern = r"\[`([\w.]+)(?<!\.py)`\]\((?:\.\./)?(tfm_cli/[\w/]+)\.py\)"
+    missing = set()
+    for page in WRITTEN:
+        for name, path in re.findall(pattern, text_of(page)):
+            module = importlib.import_module(path.replace("/", "."))
+            try:
+                operator.attrgetter(name)(module)
+            except AttributeError:
+                missing.add((page.name, name, path))
+
+    assert missing == set()
+
+
 @pytest.mark.parametrize("name", sorted(reference.pages()))
 def test_reference_is_current(name: str) -> None:
     """`make golden` writes these pages anew."""
@@ -191,7 +209,7 @@ def documented_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["train", "-s", str(directory / "en"), "-t", str(directory / "fr"), "--output",
          str(directory / "model"), "--vocab-size", "400", "--set", "model.encoder_layers=1",
          "--set", "model.decoder_layers=1", "--set", "model.width=32", "--max-updates", "20",
-         "--device", "cpu", "--cpu-threads", "1"],
+         "--disp-freq", "5", "--device", "cpu", "--cpu-threads", "1"],
     )  # fmt: skip
     assert result.code == 0, result.err
     return directory / "model"

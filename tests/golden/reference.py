@@ -10,9 +10,9 @@ from tfm_cli.config.settings import SECTIONS, RunConfig, Value
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "docs" / "reference"
 COMMANDS = (
-    "", "train", "translate", "evaluate", "check",
+    "", "train", "translate", "evaluate", "plot", "check",
     "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
-    "shortlist", "import", "export",
+    "shortlist", "explain", "import", "export",
 )  # fmt: skip
 # Their flags set settings: `tfm translate` those of the search, `tfm train` the others.
 WITH_SETTINGS = (train.COMMAND, translate.COMMAND)
