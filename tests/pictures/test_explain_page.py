@@ -119,7 +119,7 @@ def test_losses_and_the_lens_are_those_of_the_explanation(
     np.testing.assert_allclose(losses["loss"], explanation.teacher_forcing.loss, atol=1e-6)
     assert sum(losses["loss"]) == pytest.approx(explanation.teacher_forcing.total_loss, abs=1e-5)
     np.testing.assert_allclose(
-        lens["of_wanted"], explanation.refinement.target_probability.ravel(), atol=1e-6
+        lens["of_expected"], explanation.refinement.target_probability.ravel(), atol=1e-6
     )
     assert f"{explanation.teacher_forcing.total_loss:.6f}" in text
 

@@ -327,9 +327,9 @@ def test_greedy_steps_keep_keys_and_values(found: Explanation) -> None:
     total = 0.0
     for number, step in enumerate(search.steps, 1):
         assert step.step == number
-        assert step.kept_shape == (heads, number, width)
+        assert step.cache_shape == (heads, number, width)
         assert step.memory_shape == (heads, len(found.source), width)
-        assert step.kept_numbers == 2 * model.decoder_layers * number * model.width
+        assert step.cache_numbers == 2 * model.decoder_layers * number * model.width
         assert step.best_pieces[0] == step.chosen
         assert step.best_probabilities[0] == pytest.approx(math.exp(step.log_probability), abs=1e-5)
         total += step.log_probability
@@ -396,25 +396,27 @@ def test_no_example_is_said_to_be_none(trained: TrainedModel, sample: dict[str, 
     [
         ("unigram", ""),
         ("bpe", "when merges are skipped"),
-        ("char", "a char tokenizer cuts a sentence in one way only"),
+        ("char", "a char tokenizer has one segmentation of a sentence"),
     ],
 )
-def test_other_cuts_spell_the_sentence(algorithm: str, note: str, model_of: ModelOf) -> None:
+def test_other_segmentations_spell_the_sentence(
+    algorithm: str, note: str, model_of: ModelOf
+) -> None:
     model = model_of("paper", algorithm)
 
     first, second = explain(model, SENTENCE), explain(model, SENTENCE)
 
     section = first.tokenization
     assert first.model.tokenizer == algorithm
-    assert note in section.cuts_note
+    assert note in section.segmentation_note
     assert section == second.tokenization
-    assert bool(section.other_cuts) == (algorithm != "char")
+    assert bool(section.other_segmentations) == (algorithm != "char")
     own = first.source.pieces[:-1]
-    for cut in section.other_cuts:
+    for cut in section.other_segmentations:
         assert cut.pieces != own
         assert "".join(cut.pieces).replace("▁", " ").strip() == SENTENCE
         assert model.tokenizers.source.piece_ids(cut.pieces) == list(cut.ids)
-    assert len(set(section.other_cuts)) == len(section.other_cuts)
+    assert len(set(section.other_segmentations)) == len(section.other_segmentations)
     assert len(section.unknown_word_tokens) > 1
 
 

@@ -108,10 +108,10 @@ def load() -> Libraries:
             f"pictures need `{error.name}`, which is not installed",
             hint="pip install 'tfm-cli[pictures]'",
         ) from error
-    wanted = altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
+    expected = altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
     known = [str(version).split(".") for version in vl_convert.get_vegalite_versions()]
-    same = [version for version in known if version[0] == wanted[0]] or known
-    version = wanted if wanted in known else max(same, key=lambda each: [int(n) for n in each])
+    same = [version for version in known if version[0] == expected[0]] or known
+    version = expected if expected in known else max(same, key=lambda each: [int(n) for n in each])
     return Libraries(altair, vl_convert, ".".join(version))
 
 

@@ -20,7 +20,7 @@ from tfm_cli.pictures.explanation import (
     Attention,
     Comparison,
     Explanation,
-    Found,
+    SearchResult,
 )
 from tfm_cli.pictures.heat_maps import Axis, Look, beside, heat_map
 from tfm_cli.pictures.page import Block, Chart, Drawing, Page, Prose, Table
@@ -175,12 +175,14 @@ def _add_tokenization(shown: Shown) -> None:
     explanation, made = shown.all, shown.all.tokenization
     model = explanation.model
     rows = [("this sentence", explanation.source)]
-    rows += [(f"another cut {n}", each) for n, each in enumerate(made.other_cuts, 1)]
+    rows += [
+        (f"another segmentation {n}", each) for n, each in enumerate(made.other_segmentations, 1)
+    ]
     word = made.unknown_word_tokens
     blocks: list[Block] = [
         Prose(
-            f"A tokenizer cuts the sentence into pieces of its vocabulary of "
-            f"{model.source_vocab_size:,} tokens; ▁ stands for a blank, </s> for the end. The "
+            f"A tokenizer splits the sentence into tokens of its vocabulary of "
+            f"{model.source_vocab_size:,} tokens; ▁ stands for a space, </s> for the end. The "
             "model reads only the ids."
         ),
         formulas.TOKENS,
@@ -190,15 +192,15 @@ def _add_tokenization(shown: Shown) -> None:
         ),
         token_rows(
             rows,
-            "Look at which words are one piece and which are cut. The other cuts are sampled: the "
-            "same text with other ids, as subword regularization shows it to a model in training"
-            f"{'; ' + made.cuts_note if made.cuts_note else ''}.",
+            "Look at which words are one token and which are split. The other segmentations are "
+            "sampled: the same text with other ids, as subword regularization shows it to a model "
+            f"in training{'; ' + made.segmentation_note if made.segmentation_note else ''}.",
         ),
     ]
     if len(word):
         blocks += [
             Prose(
-                f"The word {{}} is no piece of the vocabulary and becomes {len(word)} pieces, so "
+                f"The word {{}} is not in the vocabulary and becomes {len(word)} tokens, so "
                 "that no word is unknown:",
                 (made.unknown_word,),
             ),
@@ -855,16 +857,16 @@ def _add_refinement(shown: Shown) -> None:
     made = shown.all.refinement
     rows: list[tuple[Value, ...]] = []
     for layer, candidates in enumerate(made.layers):
-        for t, wanted in enumerate(shown.writes):
+        for t, expected in enumerate(shown.writes):
             pairs = zip(candidates.pieces[t], candidates.probabilities[t].tolist(), strict=True)
             best = list(pairs)
             rows.append((
-                t, layer + 1, wanted, best[0][0], best[0][1],
+                t, layer + 1, expected, best[0][0], best[0][1],
                 ", ".join(f"{one_line(piece)} {p:.4f}" for piece, p in best),
                 float(made.target_probability[layer, t]), int(made.target_rank[layer, t]),
                 float(made.entropy[layer, t]),
             ))  # fmt: skip
-    names = ("position", "layer", "wanted", "piece", "probability", "best", "of_wanted", "rank",
+    names = ("position", "layer", "expected", "piece", "probability", "best", "of_expected", "rank",
              "entropy")  # fmt: skip
     shown.page.add_data("lens", _columns(names, rows))
     layers = len(made.layers)
@@ -884,12 +886,12 @@ def _add_refinement(shown: Shown) -> None:
         Chart(
             _lens_chart(shown, layers),
             "; ".join(f"after layer {n}: {one_line(text)}" for n, text in enumerate(made.texts, 1)),
-            "The likeliest piece at each position, the stronger the color the likelier; bold is "
-            "the piece that is to be written. Look at the layer from which a row is right.",
+            "The likeliest token at each position, the stronger the color the likelier; bold is "
+            "the token that is to be written. Look at the layer from which a row is right.",
             lists_numbers=False,
         ),
         Table(
-            ["layer", "its likeliest pieces as text"],
+            ["layer", "its likeliest tokens as text"],
             [[str(n), text] for n, text in enumerate(made.texts, 1)],
         ),
     )
@@ -904,9 +906,9 @@ def _lens_chart(shown: Shown, layers: int) -> Json:
         "y": rows.encoding(is_row=True),
     }
     tooltip = [
-        {"field": "wanted", "title": "to be written"}, {"field": "layer", "title": "after layer"},
+        {"field": "expected", "title": "to be written"}, {"field": "layer", "title": "after layer"},
         {"field": "best", "title": "likeliest"},
-        {"field": "of_wanted", "title": "probability of what is to be written", "format": ".6f"},
+        {"field": "of_expected", "title": "probability of what is to be written", "format": ".6f"},
         {"field": "rank", "title": "its rank"},
         {"field": "entropy", "title": "entropy in bits", "format": ".4f"},
     ]  # fmt: skip
@@ -934,7 +936,7 @@ def _lens_chart(shown: Shown, layers: int) -> Json:
                     "text": {"field": "piece"},
                     "color": {"value": color("ink")},
                 },
-                "transform": [{"filter": "datum.piece != datum.wanted"}],
+                "transform": [{"filter": "datum.piece != datum.expected"}],
             },
             {
                 "mark": {"type": "text", "fontSize": 12, "limit": 120, "fontWeight": "bold"},
@@ -943,7 +945,7 @@ def _lens_chart(shown: Shown, layers: int) -> Json:
                     "text": {"field": "piece"},
                     "color": {"value": color("ink")},
                 },
-                "transform": [{"filter": "datum.piece == datum.wanted"}],
+                "transform": [{"filter": "datum.piece == datum.expected"}],
             },
         ],
     }  # fmt: skip
@@ -985,7 +987,7 @@ def _add_teacher_forcing(shown: Shown) -> None:
         ),
     ]  # fmt: skip
     if made.changed_position >= 0:
-        blocks += [Prose("A later piece changes no earlier column", heading=True), _changed(shown)]
+        blocks += [Prose("A later token changes no earlier column", heading=True), _changed(shown)]
     shown.page.add_section("Teacher forcing", *blocks)
 
 
@@ -1019,9 +1021,9 @@ def _losses(shown: Shown) -> Chart:
     value = {"field": "loss", "type": "quantitative", "title": "loss, −ln P"}
     return Chart(
         _bars("losses", shown.writes, value, tooltip),
-        f"Loss of each piece; the greatest is {made.loss[worst]:.4f} at "
+        f"Loss of each token; the greatest is {made.loss[worst]:.4f} at "
         f"{one_line(shown.writes[worst])}.",
-        "Look at the highest bar: there the model expected another piece.",
+        "Look at the highest bar: there the model expected another token.",
         lists_numbers=False,
     )
 
@@ -1044,7 +1046,7 @@ def _changed(shown: Shown) -> Chart:
     was = shown.all.target.pieces[place]
     return Chart(
         _bars("changed", shown.reads, value, tooltip),
-        f"Difference of the logits at each position after a change of the piece at position "
+        f"Difference of the logits at each position after a change of the token at position "
         f"{place + 1}: at most {before:.2g} before it.",
         f"The decoder reads {one_line(made.changed_to)} in place of {one_line(was)} at position "
         f"{place + 1}. Look at the positions before it: their difference is exactly {before:g}.",
@@ -1063,21 +1065,21 @@ def _add_search(shown: Shown) -> None:
         [str(step.step), step.input, step.chosen, f"{np.exp(step.log_probability):.6f}",
          ", ".join(f"{one_line(p)} {q:.3f}" for p, q in
                    list(zip(step.best_pieces, step.best_probabilities, strict=True))[1:4]),
-         " × ".join(map(str, step.kept_shape))]
+         " × ".join(map(str, step.cache_shape))]
         for step in made.steps[:MOST_TOKENS]
     ]  # fmt: skip
     kind = _length_norm(comparison)
     blocks: list[Block] = [
         Prose(
             f"The encoder is computed {_times(made.encoder_passes)}, the decoder "
-            f"{_times(made.decoder_passes)}, once for each piece. Keys and values of earlier steps "
+            f"{_times(made.decoder_passes)}, once for each token. Keys and values of earlier steps "
             "are kept, so that a step computes its newest token alone."
         ),
         formulas.score(kind),
         Prose(
             f"Shapes: keys of the source in each layer {last.memory_shape}, computed once; keys of "
-            f"the target after {last.step} steps {last.kept_shape}; values have the same. In all "
-            f"layers {last.memory_numbers:,} and {last.kept_numbers:,} numbers are kept."
+            f"the target after {last.step} steps {last.cache_shape}; values have the same. In all "
+            f"layers {last.memory_numbers:,} and {last.cache_numbers:,} numbers are kept."
         ),
         Table(
             ["step", "reads", "writes", "probability", "next best", "keys kept in a layer"],
@@ -1125,13 +1127,13 @@ def _comparison(comparison: Comparison, what: str) -> list[Block]:
         else "Beam search finds a translation with a higher score."
     )
 
-    def row(name: str, found: Found) -> list[str | float]:
+    def row(name: str, found: SearchResult) -> list[str | float]:
         return [name, found.text, str(len(found.tokens)), f"{found.log_probability:.6f}",
                 f"{found.score:.6f}"]  # fmt: skip
 
     return [
         Table(
-            ["search", "translation", "pieces", "Σ ln P", "score"],
+            ["search", "translation", "tokens", "Σ ln P", "score"],
             [row("greedy", greedy), row(f"beam {comparison.beam_size}", beam)],
             f"Length penalty α = {comparison.length_penalty:g}",
         ),

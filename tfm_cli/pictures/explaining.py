@@ -265,23 +265,23 @@ def _source_tokens(source: Tokenizer, sentence: str, ids: Sequence[int]) -> Toke
 
 def _tokenization(source: Tokenizer, sentence: str, ids: Sequence[int]) -> Tokenization:
     own = tuple(source.encode_pieces([sentence])[0])
-    cuts, note = _other_cuts(source, sentence, own)
+    cuts, note = _other_segmentations(source, sentence, own)
     word, pieces = _unknown_word(source, sentence)
     return Tokenization(
-        other_cuts=tuple(Tokens(cut, tuple(source.piece_ids(cut))) for cut in cuts),
-        cuts_note=note,
+        other_segmentations=tuple(Tokens(cut, tuple(source.piece_ids(cut))) for cut in cuts),
+        segmentation_note=note,
         unknown_word=word,
         unknown_word_tokens=Tokens(pieces, tuple(source.piece_ids(pieces))),
     )
 
 
-def _other_cuts(
+def _other_segmentations(
     source: Tokenizer, sentence: str, own: tuple[str, ...]
 ) -> tuple[list[tuple[str, ...]], str]:
     """Return different segmentations of a sentence, and the reason if there are few or none."""
     algorithm = source.algorithm
     if algorithm not in ("unigram", "bpe"):
-        return [], f"a {algorithm} tokenizer cuts a sentence in one way only"
+        return [], f"a {algorithm} tokenizer has one segmentation of a sentence"
     alpha = _BPE_ALPHA if algorithm == "bpe" else _UNIGRAM_ALPHA
     cuts: dict[tuple[str, ...], None] = {}  # in the order in which they are drawn
     try:
@@ -304,7 +304,7 @@ def _other_cuts(
 
 
 def _unknown_word(source: Tokenizer, sentence: str) -> tuple[str, tuple[str, ...]]:
-    """Return a word that is no piece of the vocabulary, and its pieces.
+    """Return a word that is not in the vocabulary, and its pieces.
 
     It is the word of the sentence with the most pieces, or, if each word is one piece, the longest
     word written backwards.
@@ -518,8 +518,8 @@ def _refinement(run: Pass) -> Refinement:
     tokenizer = run.model.tokenizers.target
     layers = lens(run)  # L tensors (T, V)
     stacked = torch.stack(layers)  # (L, T, V)
-    wanted = run.target_out.expand(len(layers), -1)[:, :, None]  # (L, T, 1)
-    log_probs = stacked.gather(2, wanted)  # (L, T, 1)
+    expected = run.target_out.expand(len(layers), -1)[:, :, None]  # (L, T, 1)
+    log_probs = stacked.gather(2, expected)  # (L, T, 1)
     texts = tokenizer.decode([_until_end(each.argmax(dim=1), tokenizer) for each in layers])
     return Refinement(
         layers=tuple(_candidates(each, tokenizer) for each in layers),

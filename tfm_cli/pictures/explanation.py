@@ -16,7 +16,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens in order; the pieces are text of the user or the model, and `▁` marks a blank."""
+    """Tokens in order; the pieces are text of the user or the model, and `▁` marks a space."""
 
     pieces: tuple[str, ...]
     ids: tuple[int, ...]
@@ -66,15 +66,15 @@ class Tokenization:
     """Section 1: the sentence as tokens.
 
     Attributes:
-        other_cuts: other segmentations of the same sentence, sampled with a fixed seed; no two are
-            equal and none is the sentence's own. Without </s>.
-        cuts_note: the reason why there are few of them or none; "" otherwise.
-        unknown_word: a word that is no piece of the vocabulary.
-        unknown_word_tokens: the tokens that it is cut into.
+        other_segmentations: further segmentations of the same sentence, sampled with a fixed seed;
+            no two are equal and none is the sentence's own. Without </s>.
+        segmentation_note: the reason why there are few of them or none; "" otherwise.
+        unknown_word: a word that is not in the vocabulary.
+        unknown_word_tokens: the tokens that it is split into.
     """
 
-    other_cuts: tuple[Tokens, ...]
-    cuts_note: str
+    other_segmentations: tuple[Tokens, ...]
+    segmentation_note: str
     unknown_word: str
     unknown_word_tokens: Tokens
 
@@ -320,9 +320,9 @@ class DecodingStep:
         chosen: the token that it writes.
         log_probability: of that token.
         best_pieces, best_probabilities: the likeliest tokens, (C,).
-        kept_shape: of the keys, and of the values, that each decoder layer keeps, (H, step, E).
+        cache_shape: of the keys, and of the values, that each decoder layer keeps, (H, step, E).
         memory_shape: of the keys, and of the values, of the source, computed once, (H, S, E).
-        kept_numbers: numbers kept for the target in all layers.
+        cache_numbers: numbers kept for the target in all layers.
         memory_numbers: numbers kept for the source in all layers.
     """
 
@@ -332,14 +332,14 @@ class DecodingStep:
     log_probability: float
     best_pieces: tuple[str, ...]
     best_probabilities: tuple[float, ...]
-    kept_shape: tuple[int, int, int]
+    cache_shape: tuple[int, int, int]
     memory_shape: tuple[int, int, int]
-    kept_numbers: int
+    cache_numbers: int
     memory_numbers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class SearchResult:
     """A translation that a search has found.
 
     Attributes:
@@ -399,8 +399,8 @@ class Comparison:
 
     source: str
     reference: str
-    greedy: Found
-    beam: Found
+    greedy: SearchResult
+    beam: SearchResult
     beam_size: int
     length_penalty: float
     tree: tuple[Node, ...]

@@ -1,4 +1,4 @@
-"""What is behind a score: scores of groups of lines, lines that stand out, words that differ."""
+"""The numbers behind a score: groups of lines, lines that stand out, words that differ."""
 
 import dataclasses
 import difflib

@@ -183,7 +183,7 @@ def _numbers(spot: Spot, tree: Sequence[Node]) -> str:
     lines = [
         one_line(hypothesis_text(tree, spot.index)),
         f"step {node.step}, {node.state}" + (f", path of {' and '.join(paths)}" if paths else ""),
-        f"ln P of the piece {node.token_log_probability:.6f}",
+        f"ln P of the token {node.token_log_probability:.6f}",
         f"ln P of the hypothesis {node.log_probability:.6f}",
         f"score {node.score:.6f}",
     ]

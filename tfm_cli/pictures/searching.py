@@ -20,7 +20,14 @@ from tfm_cli.decoding.interface import DecodingOptions, Hypothesis, output_limit
 from tfm_cli.errors import TfmError
 from tfm_cli.model.cache import DecoderState
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.pictures.explanation import Comparison, DecodingStep, Found, Node, Search, Tokens
+from tfm_cli.pictures.explanation import (
+    Comparison,
+    DecodingStep,
+    Node,
+    Search,
+    SearchResult,
+    Tokens,
+)
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation.torch_engine import target_vocabulary
@@ -153,10 +160,10 @@ class Searcher:
     def _limit(self, ids: Sequence[int]) -> int:
         return min(output_limit(len(ids), self._settings.max_length_factor), self._most_tokens)
 
-    def _found(self, hypothesis: Hypothesis) -> Found:
+    def _found(self, hypothesis: Hypothesis) -> SearchResult:
         ids = (*hypothesis.ids, self._target.eos_id)
         (text,) = self._target.decode([hypothesis.ids])
-        return Found(
+        return SearchResult(
             text=text,
             tokens=Tokens(tuple(self._target.pieces[each] for each in ids), ids),
             token_log_probabilities=hypothesis.token_log_probs,
@@ -181,9 +188,9 @@ class Searcher:
                     log_probability=comparison.greedy.token_log_probabilities[step],
                     best_pieces=tuple(pieces[each] for each in best),
                     best_probabilities=tuple(probabilities),
-                    kept_shape=_three(kept),
+                    cache_shape=_three(kept),
                     memory_shape=_three(memory),
-                    kept_numbers=2 * layers * kept.numel(),  # keys and values
+                    cache_numbers=2 * layers * kept.numel(),  # keys and values
                     memory_numbers=2 * layers * memory.numel(),
                 )
             )
