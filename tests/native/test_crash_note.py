@@ -23,10 +23,10 @@ from tfm_cli.config.settings import SearchConfig
 def fault():
     ctypes.string_at(0)
 
-def search(check):
+def search(count, check):
     search = NativeSearch([model], SearchConfig(beam_size=64), check=check)
     while True:
-        search(Segments(sources=[[5, 6, 7] * 10] * 64, limits=[200] * 64))
+        search(Segments(sources=[[5, 6, 7] * 10] * count, limits=[200] * count))
 
 model = NativeModel.load(Path({str(GOLDEN)!r}))
 """
@@ -41,25 +41,26 @@ def run(lines: str) -> tuple[int, str]:
 
 
 def test_fault_inside_is_told_with_the_model_and_the_batch() -> None:
-    code, stderr = run("search(fault)")
+    code, stderr = run("search(256, fault)")  # long enough: `check` is called after 50 ms
 
     assert code == DEFECT
     assert stderr.startswith(f"error: {library.load().path.name} crashed")
     assert f"model: {GOLDEN}" in stderr
-    assert "batch: 64 segments" in stderr
+    assert "batch: 256 segments" in stderr
     assert "Fatal" not in stderr  # what Python would say
 
 
 def test_fault_of_a_thread_without_a_note_is_none_of_the_engine() -> None:
+    # The search of a few milliseconds ends while Python reports the fault, which must not begin anew.
     code, stderr = run(
-        "threading.Thread(target=search, args=[lambda: None], daemon=True).start()\n"
+        "threading.Thread(target=search, args=[8, lambda: None], daemon=True).start()\n"
         "time.sleep(0.3)\n"
         "fault()"
     )
 
     assert code == -signal.SIGSEGV
     assert "crashed" not in stderr
-    assert "Fatal Python error: Segmentation fault" in stderr
+    assert stderr.count("Fatal Python error: Segmentation fault") == 1
 
 
 def test_handlers_are_those_of_before_once_a_search_is_over() -> None:

@@ -2,7 +2,9 @@
 //
 // Signal handlers belong to the process: they are installed while a thread with a note is inside a
 // call, and the previous ones are restored afterwards. A fault of any other thread is passed to the
-// previous handler. The handlers call only functions that signal-safety(7) allows.
+// previous handler; from then on no handler is installed or restored, since that handler may have set
+// its own for the time that it takes to end the process. The handlers call only functions that
+// signal-safety(7) allows.
 #pragma once
 #include <cstring>
 
@@ -10,6 +12,7 @@
 #include "thread_data.h"
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <poll.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -37,6 +40,8 @@ constexpr int kMostCalls = 256;  // further threads have no note
 struct FaultHandlers {
   std::mutex mutex;
   int num_calls = 0;
+  std::atomic<bool> is_changing{false};   // true while a guard installs or restores handlers
+  std::atomic<bool> is_passed_on{false};  // true once a fault was passed to a previous handler
   NotedCall calls[kMostCalls];
   struct sigaction before[kNumFaults];
 };
@@ -46,6 +51,15 @@ inline const char* note_of_call() {
   for (const NotedCall& call : fault_handlers.calls)
     if (const char* note = call.note; note && pthread_equal(call.thread, pthread_self())) return note;
   return nullptr;
+}
+
+// Install or restore handlers by `change`, unless a fault was passed on; the caller holds the mutex.
+template <typename Change>
+void change_handlers(const Change& change) {
+  fault_handlers.is_changing = true;
+  if (!fault_handlers.is_passed_on)
+    for (int i = 0; i < kNumFaults; i++) change(kFaults[i], &fault_handlers.before[i]);
+  fault_handlers.is_changing = false;
 }
 
 inline void on_fault(int number, siginfo_t* info, void*) {
@@ -58,6 +72,9 @@ inline void on_fault(int number, siginfo_t* info, void*) {
     (void)written;
     _exit(kDefect);
   }
+  // A handler must not wait for a mutex: a change takes microseconds, and after 100 ms it is not awaited.
+  fault_handlers.is_passed_on = true;
+  for (int i = 0; i < 100 && fault_handlers.is_changing; i++) poll(nullptr, 0, 1);
   // The fault occurs again when this handler returns.
   for (int i = 0; i < kNumFaults; i++)
     if (kFaults[i] == number) sigaction(number, &fault_handlers.before[i], nullptr);
@@ -89,13 +106,13 @@ class CrashGuard {
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
-    for (int i = 0; i < kNumFaults; i++) sigaction(kFaults[i], &action, &fault_handlers.before[i]);
+    change_handlers([&](int number, struct sigaction* before) { sigaction(number, &action, before); });
   }
   ~CrashGuard() {
     if (!call_) return;
     const std::lock_guard<std::mutex> lock(fault_handlers.mutex);
     if (--fault_handlers.num_calls == 0)
-      for (int i = 0; i < kNumFaults; i++) sigaction(kFaults[i], &fault_handlers.before[i], nullptr);
+      change_handlers([](int number, struct sigaction* before) { sigaction(number, before, nullptr); });
     call_->note = nullptr;
     if (has_stack_) sigaltstack(&stack_before_, nullptr);
   }
