@@ -27,8 +27,8 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WRITTEN = [page for page in PAGES if page.parent != reference.DIRECTORY]  # not generated
 COMMANDS = (
     ["train"], ["translate"], ["evaluate"], ["plot"], ["import"], ["export"], ["shortlist"],
-    ["explain"],
-    ["check"], ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
+    ["explain"], ["check"], ["sample"],
+    ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
 )  # fmt: skip
 # Flags of other programs that the pages name.
 OTHER_FLAGS = {

@@ -10,6 +10,26 @@ END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INSTALL_TORCH = "install it with `pip install torch`"  # the hint where PyTorch is missing
 
 
+def install_extra(extra: str) -> str:
+    """Return the hint to install what an extra of the package consists of.
+
+    It names the packages themselves, so that it is right in a checkout and for a wheel alike.
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        required = requires("tfm-cli") or []
+    except PackageNotFoundError:
+        required = []
+    of_extra = [
+        package.strip()
+        for package, _, marker in (each.partition(";") for each in required)
+        if f'extra == "{extra}"' in marker.replace("'", '"')
+    ]
+    names = " ".join(f"'{name}'" for name in of_extra) or f"'tfm-cli[{extra}]'"
+    return f"install it with `pip install {names}`"
+
+
 class TfmError(Exception):
     """An error that the user can resolve; it is shown without a traceback.
 

@@ -197,7 +197,8 @@ def test_text_with_blanks_is_not_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("flores200", "flores200sacrebleuspm"), ("ko-mecab", "tfm-cli[mecab]")]
+    ("name", "message"),
+    [("flores200", "flores200sacrebleuspm"), ("ko-mecab", "'sacrebleu[ja,ko]>=2.4'")],
 )
 def test_tokenizer_that_lacks_something_is_refused_before_any_reading(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -205,6 +205,40 @@ def test_dumped_settings_give_the_same_settings(arguments: list[str], run_tfm: R
     assert read_toml(Path("run.toml"))["search"]["beam_size"] == 7
 
 
+def test_dumped_settings_say_what_each_of_them_is(run_tfm: RunTfm) -> None:
+    lines = run_tfm(["train", "--dump-config"]).out.split("\n")
+
+    settings = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
+    assert len(settings) > 60
+    assert all(lines[number - 1].startswith("# ") for number in settings[1:])  # but the preset
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines).replace("\n# ", " ")
+    assert "[fp32, bf16, fp16" in text or "[auto, fp32, bf16" in text  # choices
+    assert "Hypotheses kept for each segment; 1 is greedy search. [1 to 256]\nbeam_size = 4" in text
+
+
+def test_settings_of_a_model_may_be_those_of_another_run(text: list[str], run_tfm: RunTfm) -> None:
+    arguments = [*text, *SMALL_RUN, "--max-updates", "1"]
+    run_tfm(["train", *arguments, "-o", "model"])
+    dumped = run_tfm(["train", *arguments, "--dump-config"])
+
+    by_model = run_tfm(["train", "--config", "model/config.json", "--dump-config"])
+    changed = run_tfm(["train", "-c", "model/config.json", "--set", "model.width=16", "-o", "b"])
+
+    assert by_model.out == dumped.out
+    assert changed.code == 0, changed.err
+    assert load_config(Path("b")).settings.model.width == 16
+
+
+def test_json_that_is_no_config_of_a_model_is_refused(run_tfm: RunTfm) -> None:
+    write("run.json", '{"model": {"width": 3}}')
+
+    result = run_tfm(["train", "--config", "run.json"])
+
+    assert result.code == 4
+    assert result.err.startswith("error: run.json: is not a model config")
+
+
 def test_dumped_settings_train_the_same_model(text: list[str], run_tfm: RunTfm) -> None:
     arguments = [*text, *SMALL_RUN, "--max-updates", "1"]
     write("run.toml", run_tfm(["train", *arguments, "--dump-config"]).out)

@@ -142,7 +142,7 @@ def test_unknown_rule_is_refused_with_the_nearest(run_tfm: RunTfm) -> None:
     stderr = train(run_tfm, RULE, "nfkd", code=2)
 
     assert (
-        "tokenizer.normalization_rule_name: must be one of `identity`, `nfkc`, `nmt_nfkc`, "
+        "--normalization-rule-name: must be one of `identity`, `nfkc`, `nmt_nfkc`, "
         "`nfkc_cf`, `nmt_nfkc_cf` or a file that ends in `.tsv`, got `nfkd`; did you mean `nfkc`?"
     ) in stderr
 

@@ -50,9 +50,9 @@ def test_all_wrong_settings_are_told_at_once(run_tfm: RunTfm) -> None:
         "  training.max_update: unknown setting; did you mean `max_updates`?",
         "  training.seed: must be at least 0, got -1",
         "  training.clip_norm: must be a finite number, got nan",
-        "  data.target: must be as many files as data.source, got 0 and 1",
-        "  training.device: must be auto, cpu, cuda, cuda:N or mps, got `gpu`",
-        "  training.max_time: must be a duration such as 90s, 20m or 2h, got `soon`",
+        "  --target: must be as many files as --source, got 0 and 1",
+        "  --device: must be auto, cpu, cuda, cuda:N or mps, got `gpu`",
+        "  --max-time: must be a duration such as 90s, 20m or 2h, got `soon`",
     ]
 
 
@@ -61,22 +61,33 @@ def test_missing_target_is_told(run_tfm: RunTfm) -> None:
 
     assert stderr == [
         "error: the settings have 1 problem",
-        "  data.target: must be as many files as data.source, got 0 and 1",
+        "  --target: must be as many files as --source, got 0 and 1",
     ]
 
 
 def test_validation_text_alone_is_refused(run_tfm: RunTfm) -> None:
     stderr = fails(run_tfm, "-vs", "a", "-vt", "b", code=2)
 
-    assert stderr[1:] == [
-        "  data.source: is missing: there is validation text, but no training text"
-    ]
+    assert stderr[1:] == ["  --source: is missing: there is validation text, but no training text"]
 
 
 def test_unknown_preset_is_refused_with_the_nearest(run_tfm: RunTfm) -> None:
     stderr = fails(run_tfm, "--preset", "bsae", code=2)
 
-    assert stderr[1:] == ["  preset: unknown preset `bsae`; did you mean `base`?"]
+    assert stderr[1:] == [
+        "  --preset: must be one of `tiny`, `small`, `base`, `big`, got `bsae`; "
+        "did you mean `base`?"
+    ]
+
+
+def test_settings_of_a_file_are_not_called_flags(run_tfm: RunTfm) -> None:
+    write("run.toml", 'preset = "x"\n[training]\nseed = -1\n')
+
+    stderr = fails(run_tfm, "-c", "run.toml", "--set", "validation.metrics=no", code=2)
+
+    assert [line.partition(":")[0] for line in stderr] == [
+        "error", "  preset", "  training.seed", "  validation.metrics",
+    ]  # fmt: skip
 
 
 def test_all_missing_files_are_told_at_once(run_tfm: RunTfm) -> None:

@@ -145,7 +145,7 @@ def test_problems_of_file_assignment_and_flag_are_told_at_once(tmp_path: Path) -
 
     assert str(caught.value).split("\n  ") == [
         "the settings have 7 problems",
-        "preset: unknown preset `huge`",
+        "preset: must be one of `tiny`, `small`, `base`, `big`, got `huge`",
         "--set nonsense: must be `section.name=value`",
         "training: must be a table of settings",
         "modle: unknown section; did you mean `model`?",
@@ -157,7 +157,9 @@ def test_problems_of_file_assignment_and_flag_are_told_at_once(tmp_path: Path) -
 
 @pytest.mark.parametrize("preset", ['["base"]', "5", "{}", '""'])
 def test_preset_that_is_no_name_is_refused(preset: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="preset: unknown preset"):
+    with pytest.raises(
+        ConfigError, match="preset: must be one of `tiny`, `small`, `base`, `big`, got "
+    ):
         resolve(file=toml(tmp_path, f"preset = {preset}"))
 
 

@@ -51,7 +51,7 @@ def test_fault_inside_is_told_with_the_model_and_the_batch() -> None:
 
 
 def test_fault_of_a_thread_without_a_note_is_none_of_the_engine() -> None:
-    # The search of a few milliseconds ends while Python reports the fault, which must not begin anew.
+    # A search of a few milliseconds ends while Python reports the fault, which must be done once.
     code, stderr = run(
         "threading.Thread(target=search, args=[8, lambda: None], daemon=True).start()\n"
         "time.sleep(0.3)\n"

@@ -17,11 +17,12 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 import tfm_cli
-from tfm_cli.cli.commands import CommandGroup, Commands
+from tfm_cli.cli.commands import CommandGroup, Commands, usage_problem
 from tfm_cli.console import hangup_safe_stream, visible, visible_message
 from tfm_cli.errors import (
     END_SIGNALS,
     INSTALL_TORCH,
+    ConfigError,
     Interrupted,
     OutOfTime,
     ReportedElsewhere,
@@ -43,6 +44,7 @@ class Cli(CommandGroup):
         "plot": ("plot", "COMMAND"),
         "explain": ("explain", "COMMAND"),
         "check": ("check", "COMMAND"),
+        "sample": ("sample", "COMMAND"),
         "tokenize": ("tokenize", "TokenizeGroup"),
         "shortlist": ("shortlist", "COMMAND"),
         "import": ("convert", "IMPORT"),
@@ -50,7 +52,7 @@ class Cli(CommandGroup):
     }
 
     option_rows = (
-        ("--version", "Print the version and the CPU engine."),
+        ("-V, --version", "Print the version and the CPU engine."),
         ("--install-completion", "Install completion for the current shell."),
         ("--show-completion", "Print the completion script of the current shell."),
     )
@@ -59,6 +61,12 @@ class Cli(CommandGroup):
         """Parse the command line; print the output of `--help` and `--version`."""
         with _failures_reported():
             return super().make_context(*arguments, **more)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments up to the name of a command; `version` is `--version`."""
+        if args[:1] == ["version"]:
+            args = ["--version", *args[1:]]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -89,9 +97,11 @@ def _failures_reported() -> Iterator[None]:
         raise typer.Exit(130) from stop
     except (typer.Exit, typer.Abort):
         raise
-    except _UsageError as error:  # Typer prints it, with the usage
-        error.message = visible_message(error.message)
-        raise
+    except _UsageError as error:
+        typer.echo(f"error: {visible_message(usage_problem(error))}", err=True)
+        if error.ctx is not None:
+            typer.echo(f"hint: `{error.ctx.command_path} --help` lists what it takes", err=True)
+        raise typer.Exit(ConfigError.exit_code) from error
     except Exception as bug:  # the boundary: everything else is a bug
         if problem := _resource_problem(bug):
             typer.echo(f"error: {problem}", err=True)
@@ -171,7 +181,7 @@ app = typer.Typer(
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True),
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Neural machine translation: raw text in, raw text out.

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -10,7 +11,9 @@ from typing import Annotated, Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tfm_cli.cli.options import Command, Option
+from tfm_cli.cli.options import Command, Option, flags_of, setting_names
+from tfm_cli.config.validation import suggestion
+from tfm_cli.errors import ConfigError
 
 # By name, in the order of the help: a module in this package, and an attribute of it.
 Commands = Mapping[str, tuple[str, str]]
@@ -26,7 +29,7 @@ class DeclaredCommand(TyperCommand):
         return [_adopt(each, self._declarations()) for each in super().get_params(ctx)]
 
     def get_usage(self, ctx: Any) -> str:
-        """Return the first line of the help, which also precedes errors of usage."""
+        """Return the first line of the help."""
         names = []
         for each in self.declared:
             if not each.flags:
@@ -63,19 +66,34 @@ class CommandGroup(TyperGroup):
             return None
         return _imported(cmd_name, *self.members[cmd_name])
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name and the command that the arguments begin with, and the rest of them.
+
+        Raises:
+            ConfigError: there is no such command.
+        """
+        if args[0] not in self.members and not args[0].startswith("-"):
+            raise ConfigError(
+                f"`{args[0]}`: no such command{suggestion(args[0], self.members)}",
+                hint=f"`{ctx.command_path} --help` lists the commands",
+            )
+        return super().resolve_command(ctx, args)
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options that precede a command."""
         return [_adopt(each, {}) for each in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments up to the name of a command."""
+        """Parse the arguments up to the name of a command; `help train` is `train --help`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help())
             raise typer.Exit
         return super().parse_args(ctx, args)
 
     def get_usage(self, ctx: Any) -> str:
-        """Return the first line of the help, which also precedes errors of usage."""
+        """Return the first line of the help."""
         return f"Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]..."
 
     def get_help(self, ctx: Any) -> str:
@@ -90,6 +108,28 @@ class CommandGroup(TyperGroup):
             self.help or "",
             [("Commands", rows), ("Options", [*self.option_rows, HELP_ROW])],
         )
+
+
+def usage_problem(error: Any) -> str:
+    """Return the message for an error that Typer found in the command line."""
+    message, flag = str(error.message).removesuffix("."), getattr(error, "option_name", "")
+    if type(error).__name__ == "NoSuchOption":
+        return f"`{flag}`: no such option{_instead(flag, error)}"
+    if type(error).__name__ == "BadOptionUsage":
+        return f"`{flag}` takes no value" if "not take" in message else f"`{flag}` needs a value"
+    if match := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message):
+        return f"unexpected argument `{match[1]}`"
+    return message[:1].lower() + message[1:]
+
+
+def _instead(flag: str, error: Any) -> str:
+    """Return what an unknown flag may stand for: one of the same command, or a setting."""
+    declared = getattr(getattr(error.ctx, "command", None), "declared", ())
+    if any(each.flag == "--set" for each in declared):
+        for setting in setting_names():
+            if flag in flags_of(setting):
+                return f"; it is a setting: `--set {setting}=VALUE`"
+    return suggestion(flag, error.possibilities or ())
 
 
 @functools.cache
@@ -145,7 +185,7 @@ def _annotation(option: Option) -> Any:
         kind = list[str]
     if not option.flags:
         return Annotated[kind | None, typer.Argument(metavar=option.metavar)]
-    choices = option.bounds["choices"]
+    choices = option.bounds["choices"] or option.completions
 
     def matching(incomplete: str) -> list[str]:
         return [str(choice) for choice in choices if str(choice).startswith(incomplete)]

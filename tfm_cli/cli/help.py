@@ -6,12 +6,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from tfm_cli.cli.options import Option
+from tfm_cli.config.validation import allowed_range
 
 _MAX_WIDTH = 80
 _MIN_WIDTH = 40
 _MAX_NAME_WIDTH = 28
-_HIGHEST = 10**9  # bounds from here on only avoid overflow, and are not shown
-_LOWEST = 1e-5  # positive lower bounds up to here are shown as `above 0`
 _NO_BREAK = "\xa0"
 
 Rows = Sequence[tuple[str, str]]
@@ -110,29 +109,9 @@ def _text(option: Option) -> str:
         facts.append("required")
     if option.shown_default and option.shown_default != "False":
         facts.append(f"default: {'on' if option.kind is bool else option.shown_default}")
-    if bounds := _range(option):
+    if bounds := allowed_range(option.kind, option.bounds):
         facts.append(bounds)
     if not facts:
         return option.help
     unbroken = [fact if len(fact) > 30 else fact.replace(" ", _NO_BREAK) for fact in facts]
     return f"{option.help} [{'; '.join(unbroken)}]".strip()
-
-
-def _range(option: Option) -> str:
-    """Return the range of valid numbers, without bounds that only avoid overflow."""
-    if option.kind not in (int, float):
-        return ""
-    bounds = option.bounds
-    low = high = ""
-    if (least := bounds["ge"]) is not None and abs(least) < _HIGHEST:
-        low = "above 0" if 0 < least <= _LOWEST else f"at least {_number(least)}"
-    for name, words in (("le", "at most"), ("lt", "below")):
-        if bounds[name] is not None and bounds[name] < _HIGHEST:
-            high = f"{words} {_number(bounds[name])}"
-    if low.startswith("at least") and high.startswith("at most"):
-        return f"{_number(bounds['ge'])} to {_number(bounds['le'])}"
-    return ", ".join(filter(None, (low, high)))
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:g}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from tfm_cli import console
 from tfm_cli.config.presets import PRESETS
-from tfm_cli.config.settings import NORMALIZATION_RULES, RunConfig
+from tfm_cli.config.settings import NORMALIZATION_RULES, SECTIONS, RunConfig
 from tfm_cli.config.validation import coerce
 from tfm_cli.device import DECODING_PRECISIONS
 from tfm_cli.errors import ConfigError
@@ -68,6 +68,16 @@ METAVARS = {
 }
 
 
+def flags_of(setting: str) -> tuple[str, ...]:
+    """Return the flags of a setting, given as `section.name`, in commands that have one for it."""
+    return FLAGS.get(setting, (f"--{setting.partition('.')[2].replace('_', '-')}",))
+
+
+def setting_names() -> list[str]:
+    """Return all settings as `section.name`."""
+    return [f"{section}.{name}" for section in SECTIONS for name in _fields(section)]
+
+
 def _rule_name(text: str) -> str:
     """Return a normalization rule in the spelling of the settings: `nmt-nfkc` is `nmt_nfkc`."""
     spelled = text.replace("-", "_")
@@ -99,6 +109,7 @@ class Option(NamedTuple):
     kind: Any = str  # bool, int, float, str, Path, or a tuple of str or Path
     section: str = ""  # empty unless it is a setting
     is_hidden: bool = False
+    completions: tuple[str, ...] = ()  # what the shell completes, beside choices
 
     @property
     def flag(self) -> str:
@@ -178,6 +189,7 @@ def option(
     ge: float | None = None,
     le: float | None = None,
     hidden: bool = False,
+    completions: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option in a subclass of `Options`, where its annotation is its type.
 
@@ -190,9 +202,12 @@ def option(
         shown_default: the default in the help, if it is not `default`.
         ge: smallest number; le: largest number.
         hidden: True leaves the option out of the help.
+        completions: values that the shell completes.
     """
-    bounds = _NO_BOUNDS | {"ge": ge, "le": le}
-    return Option(heading, flags, help, metavar, default, shown_default, bounds, is_hidden=hidden)
+    return Option(
+        heading, flags, help, metavar, default, shown_default, _NO_BOUNDS | {"ge": ge, "le": le},
+        is_hidden=hidden, completions=completions,
+    )  # fmt: skip
 
 
 class Options:
@@ -268,7 +283,7 @@ class Command(NamedTuple):
         """Return the option of a setting."""
         section, _, name = key.partition(".")
         field = _fields(section)[name]
-        flags = FLAGS.get(key, (f"--{name.replace('_', '-')}",))
+        flags = flags_of(key)
         if not self.has_short_flags:
             flags = tuple(flag for flag in flags if flag.startswith("--"))
         if field.type is bool:

@@ -5,9 +5,18 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from tfm_cli.cli.options import Command, Options, option, quiet_option, set_up_logging
-from tfm_cli.config.loading import Overrides, resolve, to_mapping, write_toml
+from tfm_cli.cli.options import (
+    Command,
+    Options,
+    flags_of,
+    option,
+    quiet_option,
+    set_up_logging,
+    setting_names,
+)
+from tfm_cli.config.loading import Overrides, read_toml, resolve, to_mapping, write_toml
 from tfm_cli.config.presets import PRESETS
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import visible
@@ -43,9 +52,14 @@ class TrainOptions(Options):
         metavar="NAME",
         shown_default="tiny",
         help=f"Model shape and training recipe: {', '.join(PRESETS)}.",
+        completions=tuple(PRESETS),
     )
     config_file: Path | None = option(
-        "Settings", "--config", "-c", metavar="FILE", help="Settings from a TOML file."
+        "Settings",
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Settings from a TOML file, or from a model's config.json.",
     )
     assignments: tuple[str, ...] = option(
         "Settings",
@@ -53,6 +67,7 @@ class TrainOptions(Options):
         metavar="SECTION.NAME=VALUE",
         default=(),
         help="Any setting of the file. Repeatable.",
+        completions=tuple(f"{name}=" for name in setting_names()),
     )
     dump_config: bool = option(
         "Settings", "--dump-config", default=False, help="Print all settings as TOML and exit."
@@ -79,6 +94,8 @@ def train(options: TrainOptions) -> None:
         flags=options.settings,
         pretrained=lambda directory: _pretrained(Path(directory), options.output),
         resumed=None if options.overwrite else _saved_settings(options.output),
+        read_file=_read_settings,
+        flag_of=_flag_of,
     )
     if options.dump_config:
         check_writable("-")
@@ -151,6 +168,24 @@ def _train(
         if parallel.is_main and not resume:
             contexts.enter_context(run_directory.marked(output))
         run(config, output, resume=resume, parallel=parallel, limit=limit)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file, or of a model's `config.json`."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:  # `read_toml` reports the error
+        if stream.read(64).lstrip().startswith(b"{"):
+            from tfm_cli.model_directory.config_file import load_config_file
+
+            return to_mapping(load_config_file(path).settings)
+    return read_toml(path)
+
+
+def _flag_of(setting: str) -> str:
+    """Return the flag of a setting; empty if this command has none for it."""
+    if setting == "preset":
+        return "--preset"
+    has_flag = any(setting in settings for settings in COMMAND.settings.values())
+    return flags_of(setting)[0] if has_flag else ""
 
 
 def _saved_settings(output: Path) -> RunConfig | None:

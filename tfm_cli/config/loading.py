@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
 from tfm_cli.config.settings import SECTIONS, RunConfig, Value, legacy_defaults
-from tfm_cli.config.validation import Problems, from_mapping, quoted, suggestion
+from tfm_cli.config.validation import Problems, allowed_range, from_mapping, quoted, suggestion
 from tfm_cli.errors import ConfigError
 
 _MAX_TOML_BYTES = 1 << 20
@@ -40,6 +41,8 @@ def resolve(
     flags: Overrides | None = None,
     pretrained: Callable[[str], Overrides] | None = None,
     resumed: RunConfig | None = None,
+    read_file: Callable[[Path], dict[str, Any]] | None = None,
+    flag_of: Callable[[str], str] | None = None,
 ) -> RunConfig:
     """Return the settings of a run: default < preset < file < `--set` < flag.
 
@@ -51,18 +54,22 @@ def resolve(
         pretrained: returns the settings of a pretrained model, by its directory; they replace
             those of the preset.
         resumed: the settings of the run to resume, which keeps defaults that have changed since.
+        read_file: returns the tables of a file; by default `read_toml`.
+        flag_of: returns the flag of a setting, or "": problems then name flags, except for
+            settings from the file or from `--set`.
 
     Raises:
         ConfigError: a list of all unknown settings, with the nearest name, wrong types and values
             out of bounds.
     """
     problems = Problems()
-    from_file = read_toml(file) if file else {}
+    from_file = (read_file or read_toml)(file) if file else {}
     named_in_file = from_file.pop("preset", None)
     chosen = preset or (named_in_file if named_in_file is not None else "tiny")
     if not isinstance(chosen, str) or chosen not in (*PRESETS, SAMPLE):
+        listed = ", ".join(f"`{name}`" for name in PRESETS)
         near = suggestion(str(chosen), PRESETS)
-        problems.add("preset", f"unknown preset {quoted(chosen)}{near}")
+        problems.add("preset", f"must be one of {listed}, got {quoted(chosen)}{near}")
         chosen = "tiny"
     given: list[Mapping[str, Any]] = [
         from_file,
@@ -89,6 +96,11 @@ def resolve(
         layers.insert(1, pretrained(directory))
     merged = _merged(layers, problems)
     config = from_mapping({"preset": chosen, **merged}, problems)
+    if flag_of is not None:
+        in_text = {f"{section}.{name}" for layer in given[:2] for section, name in _names(layer)}
+        if named_in_file is not None and not preset:
+            in_text.add("preset")
+        problems.name_flags(lambda setting: "" if setting in in_text else flag_of(setting))
     problems.raise_if_any()
     return config
 
@@ -119,6 +131,16 @@ def _merged(
             else:
                 merged[section].update({n: v for n, v in values.items() if v is not None})
     return merged
+
+
+def _names(layer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return section and name of each setting in a layer."""
+    return [
+        (section, name)
+        for section, values in layer.items()
+        if isinstance(values, Mapping)
+        for name in values
+    ]
 
 
 def _names_a_corpus(layer: Mapping[str, Any]) -> bool:
@@ -202,13 +224,29 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 
 def write_toml(config: RunConfig) -> str:
-    """Return the settings as TOML, from which `--config` reads the same settings."""
+    """Return the settings as TOML, from which `--config` reads the same settings.
+
+    A comment before each setting says what it is, and which values it may have.
+    """
     lines = [f"preset = {json.dumps(config.preset)}"]
-    for section, table in to_mapping(config).items():
-        if isinstance(table, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{name} = {_toml_value(value)}" for name, value in table.items()]
+    tables = to_mapping(config)
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for field in dataclasses.fields(getattr(config, section)):
+            lines += ["", *_comment(field)]
+            lines.append(f"{field.name} = {_toml_value(tables[section][field.name])}")
     return "\n".join(lines) + "\n"
+
+
+def _comment(field: dataclasses.Field[Any]) -> list[str]:
+    """Return the help of a setting, with its choices or range in brackets, as lines of TOML."""
+    choices = field.metadata["choices"]
+    facts = ", ".join(map(str, choices)) if choices else allowed_range(field.type, field.metadata)
+    text = field.metadata["help"] + (f" [{facts}]" if facts else "")
+    return textwrap.wrap(
+        text, 80, initial_indent="# ", subsequent_indent="# ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _toml_value(value: Value | list[str]) -> str:

@@ -22,6 +22,10 @@ from tfm_cli.config.settings import (
 from tfm_cli.errors import ConfigError
 from tfm_cli.text.language_tags import LANGUAGE_TAG, NO_TAGS
 
+# The largest and smallest bounds only avoid overflow and division by zero.
+_HIGHEST = 10**9
+_LOWEST = 1e-5
+_SETTING = re.compile(rf"\b(?:preset|(?:{'|'.join(SECTIONS)})\.[a-z][a-z_0-9]*)\b")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
@@ -34,6 +38,13 @@ class Problems:
     def add(self, name: str, problem: str) -> None:
         """Add a problem of a setting or file."""
         self.lines.append(f"{name}: {problem}")
+
+    def name_flags(self, flag_of: Callable[[str], str]) -> None:
+        """Replace the names of settings by their flags, where `flag_of` returns one."""
+        self.lines = [
+            re.sub(_SETTING, lambda match: flag_of(match[0]) or match[0], line)
+            for line in self.lines
+        ]
 
     def raise_if_any(self) -> None:
         """Raise a ConfigError with all problems, if there are any."""
@@ -267,6 +278,30 @@ def _bound_problem(value: Value, bounds: Mapping[str, Any]) -> str:
         if bounds[key] is not None and not holds(value, bounds[key]):
             return f"must be {words} {bounds[key]}, got {value}"
     return ""
+
+
+def allowed_range(kind: Any, bounds: Mapping[str, Any]) -> str:
+    """Return the range of the numbers that a setting may be; empty if there is none to speak of.
+
+    Args:
+        kind: the type of the setting.
+        bounds: as in the metadata of a setting.
+    """
+    if kind not in (int, float):
+        return ""
+    low = high = ""
+    if (least := bounds["ge"]) is not None and abs(least) < _HIGHEST:
+        low = "above 0" if 0 < least <= _LOWEST else f"at least {_number(least)}"
+    for name, words in (("le", "at most"), ("lt", "below")):
+        if bounds[name] is not None and bounds[name] < _HIGHEST:
+            high = f"{words} {_number(bounds[name])}"
+    if low.startswith("at least") and high.startswith("at most"):
+        return f"{_number(bounds['ge'])} to {_number(bounds['le'])}"
+    return ", ".join(filter(None, (low, high)))
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def quoted(value: object) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tfm_cli.errors import ConfigError, ModelError, ResourceError
+from tfm_cli.errors import ConfigError, ModelError, ResourceError, install_extra
 from tfm_cli.text.scripts import count_scripts
 
 # The default of sacreBLEU, which splits text at spaces and punctuation.
@@ -58,7 +58,7 @@ def check_available(tokenizer: str | None) -> None:
         raise ResourceError(
             f"the tokenizer `{tokenizer}` needs {' and '.join(modules.values())}: "
             f"{' and '.join(missing)} {verb}",
-            hint="pip install 'tfm-cli[mecab]'",
+            hint=install_extra("mecab"),
         )
     model_file = _model_file(tokenizer)
     if model_file is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.config.settings import ModelConfig
-from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.errors import ConfigError, ResourceError, install_extra
 from tfm_cli.files import durable
 from tfm_cli.interop.names import TensorName, tensor_names
 from tfm_cli.interop.tensors import export_positions
@@ -121,9 +121,7 @@ def _spec(model: TrainedModel) -> Any:
 
 def missing_ctranslate2() -> ResourceError:
     """Return the error for a missing CTranslate2."""
-    return ResourceError(
-        "CTranslate2 is not installed", hint="install it with `pip install 'tfm-cli[ctranslate2]'`"
-    )
+    return ResourceError("CTranslate2 is not installed", hint=install_extra("ctranslate2"))
 
 
 def _variables(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tfm_cli.config.validation import coerce
-from tfm_cli.errors import DataError, ModelError, ResourceError
+from tfm_cli.errors import DataError, ModelError, ResourceError, install_extra
 from tfm_cli.files.untrusted import parse_json_object, read_regular
 
 MAX_JSON_BYTES = 32 << 20  # more than a vocabulary of a million pieces
@@ -164,7 +164,7 @@ def download(name: str, *, allow_pickle: bool) -> Path:
     except ImportError as error:
         raise ResourceError(
             f"{name}: cannot be downloaded: huggingface_hub is not installed",
-            hint="pip install 'tfm-cli[hf]', or name a directory",
+            hint=f"{install_extra('hf')}, or name a directory",
         ) from error
     patterns = [*_HUB_FILES, _HUB_PICKLE] if allow_pickle else list(_HUB_FILES)
     client_error: Any = HfHubHTTPError.__mro__[1]  # of the HTTP library that it uses

@@ -97,7 +97,15 @@ def load_config(directory: Path) -> SavedConfig:
     Raises:
         ModelError: it is missing, of a newer format, or invalid; the message lists all problems.
     """
-    path = model_file(directory, CONFIG_FILE)
+    return load_config_file(model_file(directory, CONFIG_FILE))
+
+
+def load_config_file(path: Path) -> SavedConfig:
+    """Read the `config.json` of a model, under any name, and validate it.
+
+    Raises:
+        ModelError: as `load_config`.
+    """
     written = _read_json(path)
     sha256 = written.pop("sha256", None)  # older formats have none
     header = _upgraded(written)

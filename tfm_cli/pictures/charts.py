@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tfm_cli.console import visible
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import ResourceError, install_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ def load() -> Libraries:
             raise
         raise ResourceError(
             f"pictures need `{error.name}`, which is not installed",
-            hint="pip install 'tfm-cli[pictures]'",
+            hint=install_extra("pictures"),
         ) from error
     expected = altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
     known = [str(version).split(".") for version in vl_convert.get_vegalite_versions()]

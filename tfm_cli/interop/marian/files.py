@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tfm_cli.errors import ModelError, ResourceError
+from tfm_cli.errors import ModelError, ResourceError, install_extra
 
 MAX_YAML_BYTES = 32 << 20
 _MAX_YAML_DEPTH = 8
@@ -200,7 +200,7 @@ def parse_yaml(content: bytes, source: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        hint = "pip install 'tfm-cli[marian]'"
+        hint = install_extra("marian")
         raise ResourceError("PyYAML is needed to read Marian's files", hint=hint) from error
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
