@@ -214,15 +214,15 @@ def _loaded(
     import_numpy()
     import torch
 
-    from tfm_cli.cli.translate import search_settings
     from tfm_cli.model_directory.weights import load_model
     from tfm_cli.pictures.explaining import ExplainOptions, check_choice
+    from tfm_cli.translation.search import chosen_search
 
     model = load_model(options.model, torch.device("cpu"))
     chosen = ExplainOptions(
         layer=(options.layer or 1) - 1,
         head=(options.head or 1) - 1,
-        search=search_settings(model.config.search, options.settings["search"]),
+        search=chosen_search(model.config.search, options.settings["search"]),
         example_seconds=EXAMPLE_SECONDS if with_example else 0.0,
     )
     check_choice(model.config, chosen)

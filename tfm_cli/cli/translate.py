@@ -1,13 +1,12 @@
 """`tfm translate`: lines of text in, translations out."""
 
 import contextlib
-import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tfm_cli.cli.options import (
     Command,
@@ -194,9 +193,10 @@ def translate(options: TranslateOptions) -> None:
         read += [] if shortlist is None else [shortlist]
         refuse_overwriting(options.output_path, [options.input_path, *read])
         from tfm_cli.model_directory.config_file import load_config
+        from tfm_cli.translation.search import chosen_search
 
         own = load_config(options.models[0]).settings.search
-        search = search_settings(own, chosen, sampling=options.sampling)
+        search = chosen_search(own, chosen, sampling=options.sampling)
         if is_typed(options.input_path):
             logger.info("type a line and press Enter; Ctrl-D ends")
         output_format = OutputFormat(
@@ -297,22 +297,6 @@ def line_parser(options: TranslateOptions) -> Callable[[str, str], InputLine]:
     if options.force_decode:
         return from_forced
     return lambda line, position: InputLine(line)
-
-
-def search_settings(
-    settings: SearchConfig, chosen: Mapping[str, Any], *, sampling: bool = False
-) -> SearchConfig:
-    """Return the model's own search settings, with the chosen ones replaced.
-
-    A chosen beam size limits the n-best list; otherwise the beam is widened to the length of the
-    list. With sampling, one sample is drawn by default.
-    """
-    merged = dataclasses.replace(settings, **chosen)
-    if sampling:
-        return merged if "n_best" in chosen else dataclasses.replace(merged, n_best=1)
-    if "beam_size" in chosen:
-        return dataclasses.replace(merged, n_best=min(merged.n_best, merged.beam_size))
-    return dataclasses.replace(merged, beam_size=max(merged.n_best, merged.beam_size))
 
 
 def shortlist_hash(shortlist: Path | None) -> str:

@@ -3,9 +3,9 @@
 # T target tokens, S source tokens
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.random_key import random_key
@@ -94,6 +94,22 @@ class SearchEngine(Protocol):
             MemoryError: there is no memory for all of these pairs together.
             NonFiniteScoresError: the attention weights are not finite numbers.
         """
+
+
+def chosen_search(
+    settings: SearchConfig, chosen: Mapping[str, Any], *, sampling: bool = False
+) -> SearchConfig:
+    """Return the model's own search settings, with the chosen ones replaced.
+
+    A chosen beam size limits the n-best list; otherwise the beam is widened to the length of the
+    list. With sampling, one sample is drawn by default.
+    """
+    merged = replace(settings, **chosen)
+    if sampling:
+        return merged if "n_best" in chosen else replace(merged, n_best=1)
+    if "beam_size" in chosen:
+        return replace(merged, n_best=min(merged.n_best, merged.beam_size))
+    return replace(merged, beam_size=max(merged.n_best, merged.beam_size))
 
 
 def output_limits(

@@ -315,11 +315,13 @@ class LoadedModels(NamedTuple):
         config: configuration of the first model.
         tokenizers: tokenizers of all models.
         engine: returns a search engine of these models, given its options.
+        is_native: True in the native engine, False in PyTorch.
     """
 
     config: RunConfig
     tokenizers: TokenizerPair
     engine: Callable[[SearchOptions], SearchEngine]
+    is_native: bool
 
 
 def resolve_precision(name: str, device: Device, directories: Sequence[Path]) -> str:
@@ -339,13 +341,16 @@ def resolve_precision(name: str, device: Device, directories: Sequence[Path]) ->
     return decoding_precision(name, device)
 
 
-def load_models(directories: Sequence[Path], device: Device, precision: str) -> LoadedModels:
+def load_models(
+    directories: Sequence[Path], device: Device, precision: str, *, sets_threads: bool = True
+) -> LoadedModels:
     """Load models for the native engine on a CPU, and otherwise for PyTorch.
 
     Args:
         directories: model directories, at least one.
         device: device that the models run on.
         precision: precision of the matrix products; the device must support it.
+        sets_threads: on a CPU, let PyTorch compute with one thread in the whole process.
 
     Raises:
         ModelError: a directory is invalid, or its tokenizers differ from those of the first.
@@ -355,7 +360,7 @@ def load_models(directories: Sequence[Path], device: Device, precision: str) -> 
         return _in_native_engine(directories, precision)
     if device.type == "cpu":
         _check_fallback(precision)
-    return _in_torch(directories, device, precision)
+    return _in_torch(directories, device, precision, sets_threads=sets_threads)
 
 
 def _in_native_engine(directories: Sequence[Path], precision: str) -> LoadedModels:
@@ -368,11 +373,16 @@ def _in_native_engine(directories: Sequence[Path], precision: str) -> LoadedMode
         warn_of_slow_bf16(models[0])
     first = models[0]
     return LoadedModels(
-        first.config, first.tokenizers, lambda options: NativeEngine(models, options)
+        first.config,
+        first.tokenizers,
+        lambda options: NativeEngine(models, options),
+        is_native=True,
     )
 
 
-def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> LoadedModels:
+def _in_torch(
+    directories: Sequence[Path], device: Device, precision: str, *, sets_threads: bool
+) -> LoadedModels:
     import torch
 
     from tfm_cli.model.arithmetic import precision_dtype, set_cpu_threads, warn_of_slow_bf16
@@ -380,7 +390,7 @@ def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> Lo
     from tfm_cli.translation.torch_engine import TorchEngine
 
     torch_device = torch.device(str(device))
-    if device.type == "cpu":
+    if device.type == "cpu" and sets_threads:
         set_cpu_threads(1)
     if precision == "bf16":
         warn_of_slow_bf16(torch_device)
@@ -394,7 +404,7 @@ def _in_torch(directories: Sequence[Path], device: Device, precision: str) -> Lo
             static_steps=device.type == "cuda",
         )  # fmt: skip
 
-    return LoadedModels(models[0].config, models[0].tokenizers, engine)
+    return LoadedModels(models[0].config, models[0].tokenizers, engine, is_native=False)
 
 
 def _check_fallback(precision: str) -> None:

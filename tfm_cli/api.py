@@ -1,0 +1,253 @@
+"""The public Python API: translation and evaluation in a program.
+
+Nothing here sets a signal handler, a thread count or a logging handler; messages go to Python's
+loggers below `tfm_cli`. Errors that a caller can resolve are of the type `TfmError`.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice, repeat
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+from tfm_cli.config.settings import SearchConfig
+from tfm_cli.config.validation import coerce, suggestion
+from tfm_cli.device import resolve_device
+from tfm_cli.errors import ConfigError, TfmError
+from tfm_cli.evaluation.scores import MetricOptions, Score
+from tfm_cli.evaluation.scores import corpus_scores as evaluate
+from tfm_cli.translation.assembly import Candidate, Translation
+from tfm_cli.translation.search import (
+    BatchHypotheses,
+    SearchOptions,
+    chosen_search,
+    unusable_weights_as_model_error,
+)
+from tfm_cli.translation.segments import Segment
+from tfm_cli.translation.translator import Translator as LineTranslator
+from tfm_cli.translation.translator import load_models, resolve_precision
+
+__all__ = [
+    "Candidate", "MetricOptions", "Score", "TfmError", "Translation", "Translator", "evaluate",
+]  # fmt: skip
+
+StrPath = str | os.PathLike[str]
+
+
+class SearchSettings(TypedDict, total=False):
+    """Settings of the search, as in section `search` of a model; those of the model by default."""
+
+    beam_size: int
+    length_penalty: float
+    length_norm: Literal["power", "wu"]
+    early_stopping: bool
+    renormalize: bool
+    n_best: int
+    no_repeat_ngram_size: int
+    repetition_penalty: float
+    max_length: int
+    max_length_factor: float
+    max_tokens: int
+    buffer_size: int
+    top_k: int
+    top_p: float
+    temperature: float
+    seed: int
+
+
+class TranslatorOptions(SearchSettings, total=False):
+    """Options of a translator, beside the settings of the search.
+
+    Attributes:
+        sampling: sample translations instead of searching for the best; `n_best` is their number.
+        scores: compute the score of each candidate and the log-probability of each token.
+            Without it, greedy search is faster, and scores may be NaN.
+        alignment: compute the attention of each word of a translation to the words of its source.
+        on_long: `split` lines of more than `max_length` tokens and join their translations, or
+            `cut` them.
+        shortlist: file of a shortlist, which restricts the target tokens of each line.
+    """
+
+    sampling: bool
+    scores: bool
+    alignment: bool
+    on_long: Literal["split", "cut"]
+    shortlist: StrPath
+
+
+class Translator:
+    """A model, or an ensemble of models, in memory.
+
+    Any number of threads may call one translator at the same time; each call is independent of
+    the others and has the same result as `tfm translate`.
+
+    Args:
+        model: a model directory, or several over the same vocabulary for an ensemble.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` is a GPU if there is one.
+        precision: of the matrix products: `auto`, `fp32`, `bf16`, `fp16` or `int8`.
+        threads: threads that translate the batches of a call in parallel on a CPU.
+        options: see `TranslatorOptions`.
+
+    Raises:
+        ConfigError: an option is unknown or has a wrong value.
+        ModelError: a model directory or the shortlist is missing or invalid.
+        ResourceError: the machine lacks the device, the memory or an engine.
+    """
+
+    def __init__(
+        self,
+        model: StrPath | Sequence[StrPath],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int = 1,
+        **options: Unpack[TranslatorOptions],
+    ) -> None:
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {threads}")
+        chosen: dict[str, Any] = dict(options)
+        own = {name: chosen.pop(name) for name in _OWN_OPTIONS if name in chosen}
+        checked = _checked_settings(chosen)
+        names = [model] if isinstance(model, str | os.PathLike) else model
+        directories = [Path(name) for name in names]
+        if not directories:
+            raise ConfigError("no model is given")
+        resolved = resolve_device(device)
+        models = load_models(
+            directories, resolved, resolve_precision(precision, resolved, directories),
+            sets_threads=False,
+        )  # fmt: skip
+        scores, sampling = bool(own.get("scores", False)), bool(own.get("sampling", False))
+        size, best = checked.get("beam_size"), checked.get("n_best")
+        if size and best and best > size and not sampling:
+            raise ConfigError(f"n_best must be at most beam_size, got {best} and {size}")
+        settings = chosen_search(models.config.search, checked, sampling=sampling)
+        self._options = SearchOptions(
+            settings=settings,
+            sampling=sampling,
+            scores=scores or settings.n_best > 1,
+            word_scores=scores,
+            shortlist=_shortlist(own.get("shortlist"), models.tokenizers),
+        )
+        self._engine: Any = models.engine(self._options)
+        self._tokenizers = models.tokenizers
+        self._on_long = own.get("on_long", "split")
+        if self._on_long not in ("split", "cut"):
+            raise ConfigError(f"on_long must be `split` or `cut`, got `{self._on_long}`")
+        self._alignment = bool(own.get("alignment", False))
+        self._name = ", ".join(map(str, directories))
+        # Only the native engine can be shared by threads that search at the same time.
+        self._is_shared = models.is_native
+        self._num_threads = threads if self._is_shared else 1
+        self._lock: AbstractContextManager[Any] = (
+            nullcontext() if self._is_shared else threading.Lock()
+        )
+
+    def translate(
+        self, lines: Iterable[str], *, prefixes: Iterable[str] | None = None
+    ) -> Iterator[Translation]:
+        """Yield the translation of each line, in order.
+
+        The lines are read and sorted `buffer_size` at a time, so that the memory is bounded. A
+        blank line has a blank translation.
+
+        Args:
+            lines: the text of each.
+            prefixes: beginning of each translation, "" for none.
+
+        Raises:
+            DataError: a prefix is too long.
+            ModelError: the weights lead to scores that are not finite numbers.
+            ResourceError: there is no memory for a line.
+            ValueError: the translator is closed, or there are fewer prefixes than lines.
+        """
+        if self._engine is None:
+            raise ValueError("the translator is closed")
+        translator = LineTranslator(
+            self._engine, self._tokenizers, self._options,
+            on_long=self._on_long, alignment=self._alignment, name=self._name,
+        )  # fmt: skip
+        return self._windows(translator, iter(lines), repeat("") if prefixes is None else prefixes)
+
+    def translate_line(self, line: str, *, prefix: str = "") -> Translation:
+        """Return the translation of one line; see `translate`."""
+        (translation,) = self.translate([line], prefixes=[prefix])
+        return translation
+
+    def close(self) -> None:
+        """Free the model; calls that have begun may end. Closing twice is no error."""
+        self._engine = None
+
+    def __enter__(self) -> Self:
+        """Return the translator, which is closed at the end of the `with` block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _windows(
+        self, translator: LineTranslator, lines: Iterator[str], prefixes: Iterable[str]
+    ) -> Iterator[Translation]:
+        size, prefixes = self._options.settings.buffer_size, iter(prefixes)
+        while window := list(islice(lines, size)):
+            beginnings = list(islice(prefixes, len(window)))
+            if len(beginnings) < len(window):
+                raise ValueError("there are fewer prefixes than lines")
+            yield from translator.translate_window(
+                window, beginnings if any(beginnings) else (), search_all=self._search_all
+            )
+
+    def _search_all(
+        self,
+        search: Callable[[list[Segment]], BatchHypotheses],
+        batches: Sequence[list[Segment]],
+    ) -> list[BatchHypotheses]:
+        """Return the hypotheses of each batch, searched by several threads if there are several."""
+        with unusable_weights_as_model_error(self._name), self._lock:
+            count = min(self._num_threads, len(batches))
+            if count < 2:
+                return [search(batch) for batch in batches]
+            with ThreadPoolExecutor(count, thread_name_prefix="tfm") as executor:
+                return list(executor.map(search, batches))
+
+
+_OWN_OPTIONS = tuple(
+    TranslatorOptions.__annotations__.keys() - SearchSettings.__annotations__.keys()
+)
+
+
+def _checked_settings(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of the search, each of its type.
+
+    Raises:
+        ConfigError: one is unknown, of another type, or out of bounds.
+    """
+    known = {field.name: field for field in dataclasses.fields(SearchConfig)}
+    checked = {}
+    for name, given in chosen.items():
+        if name not in known:
+            names = (*known, *_OWN_OPTIONS)
+            raise ConfigError(f"{name}: unknown option{suggestion(name, names)}")
+        value, complaint = coerce(given, known[name].type, known[name].metadata)
+        if complaint:
+            raise ConfigError(f"{name} {complaint}")
+        checked[name] = value
+    return checked
+
+
+def _shortlist(path: StrPath | None, tokenizers: Any) -> Any:
+    if path is None:
+        return None
+    from tfm_cli.translation.shortlist import load_shortlist
+
+    return load_shortlist(Path(path), tokenizers)
