@@ -135,7 +135,9 @@ def test_bf16_on_a_processor_without_it_is_told(
 
     warn_of_slow_bf16(CPU)
 
-    assert log_messages == ["this processor has no bf16 and computes it far slower than fp32"]
+    assert log_messages == [
+        "this processor has no bf16 instructions: PyTorch emulates them, far slower than fp32"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ class CommandOptions(Options):
 def shortlist(options: CommandOptions) -> None:
     """Write the shortlist for `tfm translate --shortlist`.
 
-    The model reads parallel text, ideally its training text; its attention aligns each target
-    token with a source token.
+    The model reads parallel text, ideally its training text; each target token is counted for the
+    three source tokens with the largest attention.
 
     Example:  tfm shortlist --model model -s train.en -t train.de
     """

@@ -139,7 +139,9 @@ class SearchConfig(Section):
         ge=0.001,
         le=1000,
     )
-    max_tokens: int = opt(4096, "Source tokens in a batch, times the beam size.", ge=1, le=MOST)
+    max_tokens: int = opt(
+        4096, "Maximum size of a batch: source tokens times the beam size.", ge=1, le=MOST
+    )
     buffer_size: int = opt(
         4096, "Lines read ahead, sorted by length and translated together.", ge=1, le=MOST
     )
@@ -491,8 +493,8 @@ class ParallelConfig(Section):
     )
     timeout: int = opt(
         600,
-        "Seconds after which a rank that is silent, or that long in one part of an update, ends "
-        "the run.",
+        "Seconds without a heartbeat, or in one part of an update, after which a rank counts as "
+        "lost and the run ends.",
         ge=1,
         le=86_400,
         may_change=True,

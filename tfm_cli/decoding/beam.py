@@ -140,14 +140,17 @@ class _Candidates:
         )
 
     def beams(self, beam_size: int, eos_id: int) -> Tensor:
-        """Return the place of each candidate among the active ones, -1 for none, (B, C)."""
+        """Return the beam that each candidate becomes, -1 for none, (B, C)."""
         ends, order = self._active_order(beam_size, eos_id)  # (B, C), (B, K)
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         beams = torch.full_like(self.tokens, -1).scatter(1, order, places)
         return beams.masked_fill(ends | (self.scores == -math.inf), -1)
 
     def _active_order(self, beam_size: int, eos_id: int) -> tuple[Tensor, Tensor]:
-        """Return the candidates that end, (B, C), and the first K with those last, (B, K)."""
+        """Return True for each candidate that ends, (B, C), and the indices of the best K, (B, K).
+
+        Those that do not end come first; ended ones fill the rest.
+        """
         ends = self.tokens == eos_id
         # A stable sort by "ends" leaves them in order of their scores.
         return ends, ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam_size]

@@ -62,7 +62,9 @@ def _check_bf16(device: torch.device, others: str) -> None:
 def warn_of_slow_bf16(device: torch.device) -> None:
     """Log a warning if the processor has no instructions for bf16."""
     if device.type == "cpu" and not _fast_bf16(device):
-        logger.warning("this processor has no bf16 and computes it far slower than fp32")
+        logger.warning(
+            "this processor has no bf16 instructions: PyTorch emulates them, far slower than fp32"
+        )
 
 
 # Values of oneDNN's ONEDNN_MAX_CPU_ISA that disable bf16 on any processor.

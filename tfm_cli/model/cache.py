@@ -19,7 +19,7 @@ class LayerCache:
     memory_key: Tensor  # (B, H, S, E)
     memory_value: Tensor  # (B, H, S, E)
     key: Tensor | None = None  # (R, H, t, E), None before the first step
-    value: Tensor | None = None
+    value: Tensor | None = None  # (R, H, t, E), as key
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of one step, (R, H, 1, E) each, and return all so far."""

@@ -1,7 +1,7 @@
 """Encoder and decoder layers: attention, feed-forward, residuals and normalization."""
 
-# B segments, S source tokens, T target tokens, R rows being decoded, D model width, H heads,
-# E = D // H, F inner width of the feed-forward layer
+# B segments, S source tokens, T target tokens, K beams of a segment, R = B * K rows,
+# t tokens generated, D model width, H heads, E = D // H, F inner width of the feed-forward layer
 
 from collections.abc import Callable
 from dataclasses import dataclass

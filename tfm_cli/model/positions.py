@@ -92,7 +92,7 @@ class SinusoidalPositions(nn.Module):
         if self._table.shape[0] < length or self._table.device != device:
             # Twice the length, so that decoding step by step seldom computes a new table.
             positions = torch.arange(max(256, 2 * length), device=device)
-            self._table = self._sinusoids(positions, self._width)  # (2 * length, D)
+            self._table = self._sinusoids(positions, self._width)  # (max(256, 2 * length), D)
         return self._table[:length]
 
 

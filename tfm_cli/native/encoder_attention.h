@@ -102,7 +102,8 @@ static void mix_values(const float* weights, const float* totals, const float* v
   }
 }
 
-// Compute the attention of N queries of one head at `projected`, whose keys and values are at offsets D and 2D.
+// Compute the attention of N queries (N, E) of one head to its keys, transposed (see transpose_keys), and its values,
+// whose rows are `wide` apart.
 template <int N>
 static void attend_queries(const float* queries, const float* values, long wide, const float* transposed, int S, int E,
                            float* weights, float* out, long stride) {

@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-#include "batch.h"
+#include "argument_checks.h"
 #include "calls.h"
 #include "constraints.h"
 #include "crash_note.h"

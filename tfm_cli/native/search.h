@@ -16,7 +16,7 @@
 #include <memory>
 
 #include "allocation.h"
-#include "batch.h"
+#include "argument_checks.h"
 #include "choices.h"
 #include "constraints.h"
 #include "failure.h"

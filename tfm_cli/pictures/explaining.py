@@ -45,7 +45,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation.search import alignment_layer, unusable_weights_as_model_error
 
 MAX_TOKENS = 512  # of a sentence, since attention has S * S weights for each head
-_CUTS = 5  # other segmentations that are shown
+_NUM_SEGMENTATIONS = 5  # other segmentations that are shown
 _DRAWS = 64  # segmentations that are sampled to find as many different ones
 _UNIGRAM_ALPHA, _BPE_ALPHA = 0.2, 0.15  # see `Tokenizer.sample_pieces`
 _LEAST_POSITIONS, _MOST_POSITIONS = 64, 512
@@ -265,10 +265,12 @@ def _source_tokens(source: Tokenizer, sentence: str, ids: Sequence[int]) -> Toke
 
 def _tokenization(source: Tokenizer, sentence: str, ids: Sequence[int]) -> Tokenization:
     own = tuple(source.encode_pieces([sentence])[0])
-    cuts, note = _other_segmentations(source, sentence, own)
+    others, note = _other_segmentations(source, sentence, own)
     word, pieces = _unknown_word(source, sentence)
     return Tokenization(
-        other_segmentations=tuple(Tokens(cut, tuple(source.piece_ids(cut))) for cut in cuts),
+        other_segmentations=tuple(
+            Tokens(other, tuple(source.piece_ids(other))) for other in others
+        ),
         segmentation_note=note,
         unknown_word=word,
         unknown_word_tokens=Tokens(pieces, tuple(source.piece_ids(pieces))),
@@ -283,24 +285,24 @@ def _other_segmentations(
     if algorithm not in ("unigram", "bpe"):
         return [], f"a {algorithm} tokenizer has one segmentation of a sentence"
     alpha = _BPE_ALPHA if algorithm == "bpe" else _UNIGRAM_ALPHA
-    cuts: dict[tuple[str, ...], None] = {}  # in the order in which they are drawn
+    segmentations: dict[tuple[str, ...], None] = {}  # in the order in which they are drawn
     try:
         for seed in range(1, _DRAWS + 1):
-            cut = tuple(source.sample_pieces(sentence, seed=seed, alpha=alpha))
-            if cut != own:
-                cuts[cut] = None
-            if len(cuts) == _CUTS:
+            segmentation = tuple(source.sample_pieces(sentence, seed=seed, alpha=alpha))
+            if segmentation != own:
+                segmentations[segmentation] = None
+            if len(segmentations) == _NUM_SEGMENTATIONS:
                 break
     except ModelError as error:
         return [], str(error)
     note = ""
     if algorithm == "bpe":
         note = "byte-pair encoding has one segmentation; others arise when merges are skipped"
-    elif len(cuts) < _CUTS:
+    elif len(segmentations) < _NUM_SEGMENTATIONS:
         note = f"{_DRAWS} draws gave no more"
-    if not cuts:
+    if not segmentations:
         note = f"{_DRAWS} draws of the {algorithm} tokenizer gave no other segmentation"
-    return list(cuts), note
+    return list(segmentations), note
 
 
 def _unknown_word(source: Tokenizer, sentence: str) -> tuple[str, tuple[str, ...]]:

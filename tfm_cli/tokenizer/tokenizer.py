@@ -281,6 +281,8 @@ class Tokenizer:
     ) -> list[str]:
         """Return a random segmentation of a line, which is determined by the seed.
 
+        A unigram model samples by subword regularization, a bpe model by BPE-dropout.
+
         Args:
             line: the text.
             seed: any integer.
@@ -290,6 +292,8 @@ class Tokenizer:
 
         Raises:
             ModelError: the model is neither unigram nor bpe.
+
+        Source: Kudo 2018, arXiv:1804.10959; Provilkov et al. 2020, arXiv:1910.13267.
         """
         tags, texts = self._tags([line])
         # SentencePiece has one global random number generator, so it is seeded for each line.

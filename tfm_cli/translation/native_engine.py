@@ -123,7 +123,10 @@ class NativeEngine:
 def warn_of_slow_bf16(model: NativeModel) -> None:
     """Log a warning if the processor has no instructions for bf16."""
     if not model.library.has_bf16:
-        logger.warning("this processor has no bf16 and computes it no faster than fp32")
+        logger.warning(
+            "this processor has no bf16 instructions: the native engine is no "
+            "faster with bf16 than with fp32"
+        )
 
 
 def _allowed(

@@ -1,5 +1,7 @@
 """Shortlists: the target tokens that translations of each source token are likely to need."""
 
+# P source vocabulary, N target tokens for each source token, K frequent target tokens
+
 import json
 from array import array
 from collections.abc import Mapping, Sequence

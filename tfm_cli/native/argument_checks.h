@@ -25,7 +25,7 @@ inline void check_ids(const char* name, const int32_t* ids, int64_t count, int32
     if (ids[i] < 0 || ids[i] >= size) refuse("%s: id %d of a vocabulary of %d", name, ids[i], size);
 }
 
-// Check the source tokens of all segments.
+// Return the sum of `count` lengths, each checked to be at least `least`.
 inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t count, int32_t least) {
   if (count > 0 && !lengths) refuse("%s: there are none", name);
   int64_t sum = 0;
@@ -36,6 +36,7 @@ inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t cou
   return sum;
 }
 
+// Check the source tokens of all segments.
 inline void check_sources(const TfmBatch& batch, const TfmModelOptions& model) {
   check_range("num_segments", batch.num_segments, 0, kMostSegments);
   const int64_t count = checked_sum("source_lengths", batch.source_lengths, batch.num_segments, 1);
