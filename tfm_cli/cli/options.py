@@ -406,11 +406,11 @@ def refuse_overwriting(
 
 def model_files(path: Path) -> list[Path]:
     """Return the files that are read from a model directory, or the path itself if it is a file."""
-    from tfm_cli.files.layout import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+    from tfm_cli.files.layout import AVERAGE_FILE, CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
     if not path.is_dir():
         return [path]
-    return [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES)]
+    return [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, AVERAGE_FILE, *TOKENIZER_FILES)]
 
 
 def _identity(path: str | Path, standard: TextIO | None) -> tuple[int, int] | None:

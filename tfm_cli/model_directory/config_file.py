@@ -1,6 +1,7 @@
 """The parts of a model directory that are not tensors: `config.json` and the tokenizers, verified.
 
-Nothing here imports PyTorch, so that a command reports a damaged directory at once.
+Nothing here imports PyTorch, so that a command reports a damaged directory at once. A checkpoint of
+a run is a model as well: it has the weights, the run has the rest.
 """
 
 import contextlib
@@ -19,7 +20,15 @@ from tfm_cli.config.settings import MOST, SECTIONS, ModelConfig, RunConfig, lega
 from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
-from tfm_cli.files.layout import CONFIG_FILE, JOINT_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from tfm_cli.files.layout import (
+    AVERAGE_FILE,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    JOINT_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+)
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json_object, read_regular
 from tfm_cli.tokenizer.model_file import read_model_file
@@ -97,7 +106,7 @@ def load_config(directory: Path) -> SavedConfig:
     Raises:
         ModelError: it is missing, of a newer format, or invalid; the message lists all problems.
     """
-    return load_config_file(model_file(directory, CONFIG_FILE))
+    return load_config_file(model_file(_run_of(directory), CONFIG_FILE))
 
 
 def load_config_file(path: Path) -> SavedConfig:
@@ -236,7 +245,7 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
     """
     files = {}
     for name, expected in saved.tokenizer_files.items():
-        path = model_file(directory, name)
+        path = model_file(_run_of(directory), name)
         files[name] = read_model_file(path)
         actual = hashlib.sha256(files[name]).hexdigest()
         if actual != expected:
@@ -259,12 +268,17 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
 def opened_weights(directory: Path) -> Iterator[tuple[Path, SafetensorsFile]]:
     """Open the weights file of a model directory, whose header is checked, without PyTorch.
 
+    Of a checkpoint it is the file of the averaged weights, if there are any, and is verified by its
+    hash; other weights files have a hash of the tensors in their metadata.
+
     Raises:
         ModelError: the file is missing or damaged, or the block raises an OSError or ValueError.
     """
-    path = model_file(directory, WEIGHTS_FILE)
+    path, sha256 = _weights_file(directory)
     try:
         with SafetensorsFile(path) as file:
+            if sha256 and file.sha256_of_file() != sha256:
+                raise changed_weights_error(path)
             yield path, file
     except (OSError, ValueError) as error:
         hint = "copy it again, or go back to a checkpoint"
@@ -274,9 +288,57 @@ def opened_weights(directory: Path) -> Iterator[tuple[Path, SafetensorsFile]]:
 
 def check_weights_file(directory: Path) -> Path:
     """Check the header of the weights file, and return the file's path; see `opened_weights`."""
+    if is_checkpoint(directory):
+        return _weights_file(directory)[0]
     with opened_weights(directory) as (path, _):
         pass
     return path
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Return True for a checkpoint in a run, which has weights but no `config.json`."""
+    return (directory / MANIFEST_FILE).is_file() and not (directory / CONFIG_FILE).exists()
+
+
+def _run_of(directory: Path) -> Path:
+    """Return the run that a checkpoint belongs to; any other directory is returned unchanged."""
+    if not is_checkpoint(directory):
+        return directory
+    checkpoints = directory.absolute().resolve().parent
+    if checkpoints.name != CHECKPOINTS:
+        raise ModelError(
+            f"{directory}: is a checkpoint outside its run, which has the settings and tokenizers",
+            hint=f"name it as RUN/{CHECKPOINTS}/{directory.absolute().name}",
+        )
+    return directory.parent.parent if directory.parent.name == CHECKPOINTS else checkpoints.parent
+
+
+def _weights_file(directory: Path) -> tuple[Path, str]:
+    """Return the weights file of a model, and for a checkpoint the SHA-256 of the file, else "".
+
+    Raises:
+        ModelError: it is missing, or the manifest of the checkpoint is damaged.
+    """
+    if not is_checkpoint(directory):
+        return model_file(directory, WEIGHTS_FILE), ""
+    hashes = _read_json(directory / MANIFEST_FILE).get("sha256")
+    for name in (AVERAGE_FILE, WEIGHTS_FILE):
+        path = model_file(directory, name)
+        with contextlib.suppress(OSError, ValueError), SafetensorsFile(path) as file:
+            if name == AVERAGE_FILE and not file.tensors:
+                continue  # the run averages no weights
+        sha256 = hashes.get(name) if isinstance(hashes, dict) else None
+        if isinstance(sha256, str) and sha256:
+            return path, sha256
+    raise ModelError(
+        f"{directory}: is damaged or not a checkpoint: it has no hashes of its weights"
+    )
+
+
+def changed_weights_error(path: Path) -> ModelError:
+    """Return the error for weights whose hash differs from the one that was saved with them."""
+    message = f"{path}: the weights are not those that were saved"
+    return ModelError(message, hint="copy the file again")
 
 
 def weights_identity(directory: Path) -> str:
@@ -284,7 +346,10 @@ def weights_identity(directory: Path) -> str:
 
     A damaged file has a hash as well; the damage is reported when the weights are loaded.
     """
-    path, metadata = model_file(directory, WEIGHTS_FILE), None
+    path, sha256 = _weights_file(directory)
+    if sha256:
+        return sha256
+    metadata = None
     with contextlib.suppress(ValueError, OSError), SafetensorsFile(path) as file:
         metadata = file.metadata
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ from tfm_cli.errors import ModelError
 from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json_object
-from tfm_cli.model_directory.config_file import FORMAT_VERSION, SavedConfig
+from tfm_cli.model_directory.config_file import FORMAT_VERSION, SavedConfig, is_checkpoint
 
 SCALES = ".scales"  # suffix of the tensor with the scale of each row of an int8 matrix
 INT8_FORMAT = 4  # the first format with int8 weights
@@ -164,6 +164,12 @@ def check_header(
         ValueError: its metadata is not a JSON object.
     """
     metadata, shape = read_metadata(file), saved.settings.model
+    if is_checkpoint(path.parent):  # no metadata: the settings and the tokenizers are its run's
+        metadata = {
+            "model": shape_settings(shape),
+            "tokenizer_sha256": saved.tokenizer_sha256,
+            "weights_sha256": file.hash_from_disk(),  # the whole file was verified when opened
+        }
     version = metadata.get("format_version", 0)
     if type(version) is not int or version > FORMAT_VERSION:
         message = f"{path}: has format {version}, expected at most {FORMAT_VERSION}"
@@ -211,12 +217,6 @@ def _weight_differences(
         for name, info in sorted(file.tensors.items())
         if info.dtype != dtypes.get(name, "F32")
     ]
-
-
-def changed_weights_error(path: Path) -> ModelError:
-    """Return the error for weights whose hash differs from the one that was saved with them."""
-    message = f"{path}: the weights are not those that were saved"
-    return ModelError(message, hint="copy the file again")
 
 
 def non_finite_weights_error(path: Path, names: list[str]) -> ModelError:

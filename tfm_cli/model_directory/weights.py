@@ -21,6 +21,7 @@ from tfm_cli.files.safetensors_file import Array, values_sha256, write_arrays
 from tfm_cli.model.transformer import Transformer, TransformerShape
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
+    changed_weights_error,
     load_config,
     load_tokenizers,
     oldest_format,
@@ -30,7 +31,6 @@ from tfm_cli.model_directory.config_file import (
 from tfm_cli.model_directory.weight_shapes import (
     INT8_FORMAT,
     METADATA_KEY,
-    changed_weights_error,
     check_header,
     non_finite_weights_error,
     read_metadata,

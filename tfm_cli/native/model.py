@@ -16,6 +16,7 @@ from tfm_cli.errors import ResourceError
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
+    changed_weights_error,
     load_config,
     load_tokenizers,
     opened_weights,
@@ -23,7 +24,6 @@ from tfm_cli.model_directory.config_file import (
 from tfm_cli.model_directory.weight_shapes import (
     SCALES,
     Shape,
-    changed_weights_error,
     check_header,
     non_finite_weights_error,
     weight_shapes,
