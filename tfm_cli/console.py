@@ -31,7 +31,7 @@ def visible(text: str) -> str:
 def visible_message(text: str) -> str:
     r"""Return a message as `visible` does, with each line feed as `\u000a` unless indented.
 
-    All lines of a message but the first are indented by two blanks. A line feed in a file name
+    All lines of a message but the first are indented by two spaces. A line feed in a file name
     therefore cannot forge a log line.
     """
     return _LINE_FEED.sub(r"\\u000a", visible(text))

@@ -147,7 +147,7 @@ def test_a_soft_limit_learns_what_the_text_yields() -> None:
             "-coverage` must be at least 0.001",
         ),
         (["-i", "text", "--user-defined-symbols", "<s>"], 2, "these symbols already: `<s>`"),
-        (["-i", "text", "--user-defined-symbols", "<x>, mat"], 2, "have a blank: ` mat`"),
+        (["-i", "text", "--user-defined-symbols", "<x>, mat"], 2, "have a space: ` mat`"),
         (["-i", "text", "--normalization-rule-name", "nfk"], 2, "did you mean `nfkc`?"),
         (["-i", "text", "--normalization-rule-name", "no.tsv"], 3, "no.tsv: cannot be read: No s"),
         (

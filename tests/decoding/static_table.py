@@ -36,7 +36,7 @@ class StaticTableState:
 
 
 class StaticTable:
-    """A TableModel that finds the token before the newest by the beam's ancestors."""
+    """A TableModel that finds the token before the last by the beam's ancestors."""
 
     def __init__(self, model: TableModel) -> None:
         self.logits = model.logits.float()
@@ -48,7 +48,7 @@ class StaticTable:
         written = torch.full((shape.segments, shape.capacity, shape.beams), START)
         return StaticTableState(tables, written)
 
-    def read(self, source: Tensor, source_keep: Tensor | None, state: StaticTableState) -> None:
+    def encode(self, source: Tensor, source_keep: Tensor | None, state: StaticTableState) -> None:
         state.tables[: len(source)] = self.logits[source[:, 0]]
 
     def step(

@@ -19,14 +19,14 @@ VOCAB = 4
 
 @dataclass
 class TableState:
-    """Which tables the segments have, how far they are, and the piece before the newest."""
+    """Which tables the segments have, how far they are, and the token before the last."""
 
     tables: Tensor  # (B, L, V, V, V)
     older: Tensor  # (R,), which search never sees and has to keep in order
     length: int = 0
 
-    def reorder(self, origin: Tensor) -> None:
-        self.older = self.older.view(len(origin), -1).gather(1, origin).flatten()
+    def reorder(self, parents: Tensor) -> None:
+        self.older = self.older.view(len(parents), -1).gather(1, parents).flatten()
 
     def select(self, segments: Tensor) -> None:
         self.older = self.older.view(len(self.tables), -1)[segments].flatten()
@@ -34,7 +34,7 @@ class TableState:
 
 
 class TableModel:
-    """Logits that depend on the segment, the step, the newest piece and the piece before it.
+    """Logits that depend on the segment, the step, the last token and the token before it.
 
     The first id of a segment's source says which tables it has.
     """

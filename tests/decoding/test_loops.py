@@ -49,7 +49,7 @@ class Cycle:
         self._step += 1
         return logits
 
-    def reorder(self, origin: Tensor) -> None:
+    def reorder(self, parents: Tensor) -> None:
         pass
 
     def select(self, segments: Tensor) -> None:

@@ -36,9 +36,9 @@ class PrefixState:
     source_keep: Tensor | None  # (B, 1, 1, S)
     prefix: Tensor  # (R, t)
 
-    def reorder(self, origin: Tensor) -> None:
-        beams = len(self.prefix) // len(origin)
-        rows = origin + beams * torch.arange(len(origin))[:, None]
+    def reorder(self, parents: Tensor) -> None:
+        beams = len(self.prefix) // len(parents)
+        rows = parents + beams * torch.arange(len(parents))[:, None]
         self.prefix = self.prefix[rows.flatten()]
 
     def select(self, segments: Tensor) -> None:

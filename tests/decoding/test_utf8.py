@@ -27,7 +27,7 @@ from tfm_cli.decoding.ensemble import Ensemble
 from tfm_cli.decoding.interface import Hypothesis
 from tfm_cli.decoding.restricted import ShortlistedModel, Shortlists
 from tfm_cli.decoding.static import search as static_search
-from tfm_cli.decoding.utf8 import GreedySpelling, Utf8
+from tfm_cli.decoding.utf8 import GreedyUtf8States, Utf8
 
 LETTER = 2  # a whole piece; those behind it stand for bytes
 EDGES = (
@@ -106,9 +106,9 @@ def test_bytes_follow_each_other_as_in_any_decoder() -> None:
     for length in range(4):
         longer = []
         for begun, value in itertools.product(inside, EDGES):
-            spelling = GreedySpelling(every)
+            utf8_states = GreedyUtf8States(every)
             for byte in begun:
-                spelling.append(0, byte)
+                utf8_states.append(0, byte)
             bytes_so_far = (*begun, value)
             ends = [
                 end
@@ -116,10 +116,10 @@ def test_bytes_follow_each_other_as_in_any_decoder() -> None:
                 for end in itertools.product((0x80, 0x90, 0xBF), repeat=more)
                 if is_utf8(bytes([*bytes_so_far, *end]))
             ]
-            assert spelling.fits(0, value, remaining=9) == bool(ends), bytes_so_far
-            spelling.append(0, value)
+            assert utf8_states.fits(0, value, remaining=9) == bool(ends), bytes_so_far
+            utf8_states.append(0, value)
             if ends:
-                assert spelling.fits(0, 256, remaining=9) == (() in ends)
+                assert utf8_states.fits(0, 256, remaining=9) == (() in ends)
                 if () not in ends:
                     longer.append(bytes_so_far)
         inside = longer
@@ -128,21 +128,21 @@ def test_bytes_follow_each_other_as_in_any_decoder() -> None:
 
 @pytest.mark.parametrize("character", ["a", "é", "あ", "😀"])
 def test_character_is_begun_only_where_there_is_room_for_its_end(character: str) -> None:
-    spelling = GreedySpelling(constraint(sorted({*character.encode(), 0x80})))
+    utf8_states = GreedyUtf8States(constraint(sorted({*character.encode(), 0x80})))
     kinds = {value: LETTER + 1 + i for i, value in enumerate(sorted({*character.encode(), 0x80}))}
     pieces = [kinds[value] for value in character.encode()]
 
     for written, piece in enumerate(pieces):
         needed = len(pieces) - written
-        assert not spelling.fits(0, piece, remaining=needed - 1)
-        assert spelling.fits(0, piece, remaining=needed)
+        assert not utf8_states.fits(0, piece, remaining=needed - 1)
+        assert utf8_states.fits(0, piece, remaining=needed)
         assert (
-            spelling.fits(0, EOS, remaining=0)
-            == spelling.fits(0, LETTER, remaining=9)
+            utf8_states.fits(0, EOS, remaining=0)
+            == utf8_states.fits(0, LETTER, remaining=9)
             == (not written)
         )
-        spelling.append(0, piece)
-    assert spelling.fits(0, EOS, remaining=0)
+        utf8_states.append(0, piece)
+    assert utf8_states.fits(0, EOS, remaining=0)
 
 
 def test_vocabulary_without_byte_pieces_has_no_constraint() -> None:

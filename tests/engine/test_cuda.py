@@ -43,7 +43,7 @@ def forced(fixed: StaticTransformer, source: Tensor, keep: Tensor | None, target
     """Logits (B, T, V) after each piece of the target (B, T), a step at a time, as one beam."""
     segments, capacity = target.shape
     state = fixed.state(Shape(segments + 2, 1, 16, capacity))  # two spare segments
-    fixed.read(source, keep, state)
+    fixed.encode(source, keep, state)
     beam_ancestors = torch.full((segments + 2, 1, capacity), -1)
     logits = []
     for step in range(capacity):
@@ -270,7 +270,7 @@ def test_steps_and_moves_need_no_numbers_and_no_other_device(
     rows, later_rows = rows_of(6, 32), rows_of(3, 64)
     rows.reset([9] * 5)
     with OneDevice(meta):
-        fixed.read(source, keep, state)
+        fixed.encode(source, keep, state)
         rows.step(fixed, state)
         later_state.copy_from(state, segments)
         later_rows.copy_from(rows, segments)  # type: ignore[arg-type] # both are of one kind

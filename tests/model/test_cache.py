@@ -76,14 +76,14 @@ def test_append_adds_a_step_to_those_before() -> None:
         assert torch.equal(result[1], values[:, :, : step + 1])
 
 
-@pytest.mark.parametrize("origin", [[[1, 0], [0, 0], [1, 1]], [[1], [0], [1]], [[0, 1, 1]] * 3])
-def test_reorder_lets_each_beam_go_on_from_another_of_its_segment(origin: list[list[int]]) -> None:
+@pytest.mark.parametrize("parents", [[[1, 0], [0, 0], [1, 1]], [[1], [0], [1]], [[0, 1, 1]] * 3])
+def test_reorder_lets_each_beam_go_on_from_another_of_its_segment(parents: list[list[int]]) -> None:
     state = written_state(rows=6, segments=3)
     before = copied(state)
 
-    state.reorder(torch.tensor(origin))
+    state.reorder(torch.tensor(parents))
 
-    rows = [2 * segment + beam for segment, beams in enumerate(origin) for beam in beams]
+    rows = [2 * segment + beam for segment, beams in enumerate(parents) for beam in beams]
     for layer, old in zip(state.layers, before, strict=True):
         assert layer.key is not None
         assert layer.value is not None
@@ -149,7 +149,7 @@ def test_cached_logits_equal_teacher_forced_ones_while_beams_split_swap_and_end(
     written = torch.ones(3, 1, dtype=torch.long)  # (R, t): what each row has read
 
     def check() -> None:
-        """The logits after the newest piece, with caches and without."""
+        """The logits after the last token, with caches and without."""
         beam = len(written) // len(segments)
         of_row = segments.repeat_interleave(beam)
         cached = model.step(written[:, -1], state)
@@ -157,12 +157,14 @@ def test_cached_logits_equal_teacher_forced_ones_while_beams_split_swap_and_end(
         # Doubles through three layers; products of other shapes are summed in another order.
         assert_close(cached, forced[:, -1], rtol=0, atol=1e-10)
 
-    def go_on(origin: list[list[int]]) -> None:
-        """Each row becomes what `origin` says, and gets a new piece."""
+    def go_on(parents: list[list[int]]) -> None:
+        """Each row becomes what `parents` says, and gets a new piece."""
         nonlocal written
-        state.reorder(torch.tensor(origin))
-        beam = len(written) // len(origin)
-        rows = [beam * segment + place for segment, places in enumerate(origin) for place in places]
+        state.reorder(torch.tensor(parents))
+        beam = len(written) // len(parents)
+        rows = [
+            beam * segment + place for segment, places in enumerate(parents) for place in places
+        ]
         new = torch.randint(3, VOCAB, (len(rows), 1), generator=pieces)
         written = torch.cat((written[rows], new), dim=1)
 

@@ -301,7 +301,7 @@ def test_other_tokenizer_is_refused_with_both_hashes(saved: Path) -> None:
 def test_tokenizer_of_another_size_is_refused(saved: Path) -> None:
     edit(saved / "config.json", lambda header: header.update(vocab_size=77, source_vocab_size=77))
 
-    with pytest.raises(ModelError, match=r"expected 77 pieces, got \d+"):
+    with pytest.raises(ModelError, match=r"expected 77 tokens, got \d+"):
         load_tokenizers(saved, load_config(saved))
 
 

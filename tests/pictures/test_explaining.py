@@ -20,11 +20,11 @@ from tfm_cli.config.settings import ModelConfig, SearchConfig, TokenizerConfig
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.model.positions import LearnedPositions
 from tfm_cli.model_directory.weights import TrainedModel, WeightsFacts, load_model
-from tfm_cli.pictures import searching
+from tfm_cli.pictures import search_comparison
 from tfm_cli.pictures.explaining import (
     MAX_TOKENS,
     ExplainOptions,
-    Pass,
+    ForwardPass,
     explain,
     lens,
     reversed_words,
@@ -212,7 +212,7 @@ def test_lens_of_the_last_layer_is_the_distribution_of_the_model(
 
     refinement, forcing = explanation.refinement, explanation.teacher_forcing
     with torch.inference_mode():
-        run = Pass.of(model, explanation.source.ids[:-1], explanation.target.ids[:-1])
+        run = ForwardPass.of(model, explanation.source.ids[:-1], explanation.target.ids[:-1])
         wanted = output_of(model, explanation).log_softmax(dim=1)
         torch.testing.assert_close(lens(run)[-1], wanted, rtol=0, atol=CLOSE)
     assert len(refinement.layers) == model.config.model.decoder_layers
@@ -364,7 +364,7 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     }
     for file in files.values():
         file.touch()
-    monkeypatch.setattr(searching, "sample_path", lambda name: str(files[name]))
+    monkeypatch.setattr(search_comparison, "sample_path", lambda name: str(files[name]))
     return files
 
 

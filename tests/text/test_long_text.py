@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.conftest import TFM, RunTfm
 from tests.tiers import representative
 from tfm_cli.text.reader import MAX_LINE_BYTES
-from tfm_cli.translation.segments import Cut, split
+from tfm_cli.translation.segments import SplitQuality, split
 
 MEGABYTE = 1_000_000
 LONG = {
@@ -125,17 +125,19 @@ def test_r29_endless_line_of_a_corpus_is_dropped_and_counted(
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(Cut), max_size=60), st.integers(2, 9), st.integers(0, 1))
-def test_r30_parts_of_a_long_line_are_all_of_it(cuts: list[Cut], longest: int, tag: int) -> None:
-    ids = list(range(len(cuts)))
+@given(st.lists(st.sampled_from(SplitQuality), max_size=60), st.integers(2, 9), st.integers(0, 1))
+def test_r30_parts_of_a_long_line_are_all_of_it(
+    qualities: list[SplitQuality], longest: int, tag: int
+) -> None:
+    ids = list(range(len(qualities)))
     tag = min(tag, len(ids))
 
-    result = split(ids, cuts, longest, tag=tag)
+    result = split(ids, qualities, longest, tag=tag)
 
     assert all(part[:tag] == ids[:tag] for part in result)
     assert [i for part in result for i in part[tag:]] == ids[tag:]
     assert all(len(part) <= longest for part in result)
-    if Cut.CHARACTER not in cuts:
+    if SplitQuality.CHARACTER not in qualities:
         room = longest - tag
         assert len(result) <= 1 + 2 * len(ids) // room  # all but the last are at least half full
 

@@ -241,7 +241,7 @@ def test_a_wrong_option_is_refused(extra: dict[str, str | bool], message: str) -
 def test_user_defined_symbol_with_a_blank_is_refused(symbols: str) -> None:
     extra: dict[str, str | bool] = {"user_defined_symbols": symbols}
 
-    with pytest.raises(ConfigError, match="no text yields these symbols, which have a blank: `"):
+    with pytest.raises(ConfigError, match="no text yields these symbols, which have a space: `"):
         train_tokenizer(
             TEXT, TokenizerConfig(vocab_size=SIZE), seed=1, options=TrainerOptions(extra=extra)
         )

@@ -3,7 +3,7 @@ import pytest
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
-from tfm_cli.translation.segments import Cut, rate_cuts, split
+from tfm_cli.translation.segments import SplitQuality, split, split_qualities
 
 TEXT = ["The cat sat. It slept, then ran away. क्या वह गया। नहीं 日本語の文。次の文。ผมไป"] * 20
 
@@ -16,9 +16,9 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 def cut(tokenizer: Tokenizer, line: str, longest: int) -> list[str]:
     (ids,) = tokenizer.encode([line])
-    cuts = rate_cuts(line, tokenizer.encode_spans([line])[0])
-    assert len(cuts) == len(ids)
-    return tokenizer.decode(split(ids, cuts, longest))
+    qualities = split_qualities(line, tokenizer.encode_spans([line])[0])
+    assert len(qualities) == len(ids)
+    return tokenizer.decode(split(ids, qualities, longest))
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def test_no_character_that_is_spelled_in_bytes_is_cut(
     "line", ["Gehen nach St. Gallen", "Tiere, z. B. Igel", "Dr. Mabuse und Prof. Bernhardi"]
 )
 def test_no_sentence_ends_after_an_abbreviation(tokenizer: Tokenizer, line: str) -> None:
-    assert Cut.SENTENCE not in rate_cuts(line, tokenizer.encode_spans([line])[0])
+    assert SplitQuality.SENTENCE not in split_qualities(line, tokenizer.encode_spans([line])[0])
 
 
 @pytest.mark.parametrize("line", ["e\u0301" * 30, "👨\u200d👩\u200d👧" * 9, "❤\ufe0f" * 20])
 def test_marks_stay_with_their_letter(line: str) -> None:
     """Each character is a token, so that only combining marks forbid a cut."""
     spans = [(place, place + 1) for place in range(len(line))]
-    cuts = rate_cuts(line, spans)
+    qualities = split_qualities(line, spans)
 
-    parts = split(range(len(line)), cuts, 8)
+    parts = split(range(len(line)), qualities, 8)
 
     texts = ["".join(line[i] for i in part) for part in parts]
     assert "".join(texts) == line
@@ -76,4 +76,4 @@ def test_marks_stay_with_their_letter(line: str) -> None:
 
 
 def test_a_character_longer_than_a_part_is_cut_after_all() -> None:
-    assert split([1, 2, 3, 4, 5], [Cut.CHARACTER] * 5, 2) == [[1, 2], [3, 4], [5]]
+    assert split([1, 2, 3, 4, 5], [SplitQuality.CHARACTER] * 5, 2) == [[1, 2], [3, 4], [5]]

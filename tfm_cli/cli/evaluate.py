@@ -645,11 +645,11 @@ def _warn_of_blanks(references: Sequence[str], texts: dict[str, list[str]]) -> N
 
 
 def _warn_of_script(path: str, lines: Sequence[str]) -> None:
-    """Warn if BLEU's tokenizer is wrong for the script, as it splits text at blanks only."""
+    """Warn if BLEU's tokenizer is wrong for the script, as it splits text at spaces only."""
     suited = choose_tokenizer(lines)
     if suited.tokenizer != DEFAULT_TOKENIZER:
         logger.warning(
-            "%s: %s, but BLEU's tokenizer %s splits words at blanks; use `-tok %s`",
+            "%s: %s, but BLEU's tokenizer %s splits words at spaces; use `-tok %s`",
             _name(path), suited.reason, DEFAULT_TOKENIZER, suited.tokenizer,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_SECONDS = 4.0  # most time for a sentence on which greedy search goes wrong
+EXAMPLE_SECONDS = 4.0  # maximum time to find a sentence on which greedy search goes wrong
 DEFAULT_COST_SECONDS, MAX_COST_SECONDS = 30, 3600
 _MAX_LAYER = 1000
 

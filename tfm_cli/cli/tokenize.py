@@ -297,7 +297,7 @@ class DecodeOptions(ConversionOptions):
 
 
 def encode(options: EncodeOptions) -> None:
-    """Encode text as tokens, separated by blanks, line by line.
+    """Encode text as tokens, separated by spaces, line by line.
 
     Example:  tfm tokenize encode --model ende.model < news.en > news.pieces
     """
@@ -343,7 +343,7 @@ def decode(options: DecodeOptions) -> None:
     tokenizer = _load(options)
 
     def from_pieces(lines: list[str], name: str, first: int) -> list[str]:
-        # Only blanks separate pieces: a model may have pieces with other spaces in them.
+        # Only U+0020 separates pieces: a model may have pieces with other spaces in them.
         return tokenizer.decode_pieces(
             [[piece for piece in line.split(" ") if piece] for line in lines]
         )

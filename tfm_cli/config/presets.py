@@ -56,7 +56,7 @@ SAMPLE = "sample"
 # The changes to `tiny` for the sample corpus: a run of two minutes on two cores.
 SAMPLE_RUN: dict[str, dict[str, Value]] = {
     "tokenizer": {"vocab_size": 2000},
-    "model": {"dropout": 0.0},  # text from a grammar has no noise to memorise
+    "model": {"dropout": 0.0},  # text from a grammar has no noise to memorize
     "training": {
         "max_updates": 750,
         "max_tokens": 1024,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Self
 
 from tfm_cli.text.language_tags import TagCounts, leading_tag, listed
-from tfm_cli.tokenizer.tokenizer import Tokenizer, plain_blanks
+from tfm_cli.tokenizer.tokenizer import Tokenizer, normalize_spaces
 
 # Larger shares cause a warning, smaller ones a note.
 MAX_CHANGED = 0.01  # of lines, which no translation of the model can equal
@@ -142,7 +142,7 @@ class RoundTrip(LineCounts):
         self.changed += len(changed)
         if changed and self.first_changed is None:
             first, text = changed[0]
-            shown = _difference(plain_blanks(lines[first]), plain_blanks(text))
+            shown = _difference(normalize_spaces(lines[first]), normalize_spaces(text))
             self.first_changed = LinePosition(*position(first), *shown)
 
     def is_explained(self, tokenizer: Tokenizer) -> bool:
@@ -172,7 +172,7 @@ def hint_for_changed(origin: Origin, tokenizer: Tokenizer) -> str:
         if origin == "named":
             return "learn the tokenizer with `--normalization-rule-name identity`"
         return "set `tokenizer.normalization_rule_name` to `identity`"
-    return "write another character for `▁`, which stands for a blank in SentencePiece"
+    return "write another character for `▁`, which stands for a space in SentencePiece"
 
 
 def _difference(line: str, restored: str) -> tuple[str, str]:

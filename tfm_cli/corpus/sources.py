@@ -154,7 +154,7 @@ def _parse_object(line: str, repairs: Repairs, name: str, number: int) -> Pair:
 
 
 def _one_line(text: str) -> str:
-    """Return text without NUL, with line feeds as blanks and lone surrogates as U+FFFD."""
+    """Return text without NUL, with line feeds as spaces and lone surrogates as U+FFFD."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text.replace("\n", " ").replace("\0", "")

@@ -29,7 +29,7 @@ from tfm_cli.decoding.interface import (
     length_norm,
     refuse_non_finite,
 )
-from tfm_cli.decoding.utf8 import Spelling
+from tfm_cli.decoding.utf8 import Utf8States
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class SearchStep:
     Attributes:
         segments: indices of the B segments.
         parents: the beam that each candidate continues, (B, C).
-        tokens: its newest token, (B, C).
+        tokens: its last token, (B, C).
         token_log_probs: log-probability of that token, (B, C).
         log_probs: log-probability of the whole hypothesis, (B, C).
         scores: the same after length normalization, (B, C).
@@ -93,13 +93,13 @@ def beam_search(
     beams = _Beams(limits, prefixes, vocabulary, options, source.device)
     state = model.start(source, source_keep)
     while beams.open_segments:
-        candidates = beams.candidates(model.step(beams.newest_tokens(), state))
+        candidates = beams.candidates(model.step(beams.last_tokens(), state))
         beams.collect_finished(candidates)
         active = candidates.active(options.settings.beam_size, vocabulary.eos_id)  # (B, K)
         if observer is not None:
             observer(beams.observed(candidates))
-        if beams.spelling is not None:
-            beams.spelling.append(active.origin, active.tokens)
+        if beams.utf8_states is not None:
+            beams.utf8_states.append(active.parents, active.tokens)
         open_rows = beams.open_rows(active)
         if not open_rows:
             break
@@ -111,7 +111,7 @@ def beam_search(
             state.select(kept)
         beams.append(active)
         if options.settings.beam_size > 1:
-            state.reorder(active.origin)
+            state.reorder(active.parents)
     if not all(beams.finished):  # the scores of all its hypotheses overflowed
         raise NonFiniteScoresError
     return [
@@ -125,7 +125,7 @@ class _Candidates:
     """Continuations of the hypotheses of each segment, best first, (B, C) each."""
 
     scores: Tensor  # log-probabilities of the whole hypotheses
-    origin: Tensor  # the beam that is continued
+    parents: Tensor  # the beams that are continued
     tokens: Tensor
     token_log_probs: Tensor
 
@@ -134,7 +134,7 @@ class _Candidates:
         ends, order = self._active_order(beam_size, eos_id)  # (B, C), (B, K)
         return _Candidates(
             self.scores.masked_fill(ends, -math.inf).gather(1, order),
-            self.origin.gather(1, order),
+            self.parents.gather(1, order),
             self.tokens.gather(1, order),
             self.token_log_probs.gather(1, order),
         )
@@ -142,8 +142,8 @@ class _Candidates:
     def beams(self, beam_size: int, eos_id: int) -> Tensor:
         """Return the beam that each candidate becomes, -1 for none, (B, C)."""
         ends, order = self._active_order(beam_size, eos_id)  # (B, C), (B, K)
-        places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        beams = torch.full_like(self.tokens, -1).scatter(1, order, places)
+        indices = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        beams = torch.full_like(self.tokens, -1).scatter(1, order, indices)
         return beams.masked_fill(ends | (self.scores == -math.inf), -1)
 
     def _active_order(self, beam_size: int, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ class _Candidates:
         """Return the candidates of only these segments."""
         return _Candidates(
             self.scores[segments],
-            self.origin[segments],
+            self.parents[segments],
             self.tokens[segments],
             self.token_log_probs[segments],
         )
@@ -178,10 +178,10 @@ class _Beams:
     ) -> None:
         self.finished: list[list[Hypothesis]] = [[] for _ in limits]  # of all segments
         self.open_segments = list(range(len(limits)))  # indices of the B segments
-        self.spelling: Spelling | None = None
+        self.utf8_states: Utf8States | None = None
         if vocabulary.utf8 is not None:
             limits = vocabulary.utf8.limits(limits, prefixes)
-            self.spelling = Spelling(vocabulary.utf8, len(limits))
+            self.utf8_states = Utf8States(vocabulary.utf8, len(limits))
         self._options, self._settings = options, options.settings
         self._constraints = Constraints.of(vocabulary, options.settings, device)
         self._limit = torch.tensor(limits, device=device)  # (B,)
@@ -191,8 +191,8 @@ class _Beams:
         self._tokens = torch.full((len(limits), 1, 1), vocabulary.start_id, device=device)
         self._token_log_probs = torch.zeros_like(self._scores)[:, :, None]  # (B, K, 1 + t)
 
-    def newest_tokens(self) -> Tensor:
-        """Return the newest token of each row, (R,)."""
+    def last_tokens(self) -> Tensor:
+        """Return the last token of each row, (R,)."""
         return self._tokens[:, :, -1].reshape(-1)
 
     def candidates(self, logits: Tensor) -> _Candidates:
@@ -201,12 +201,12 @@ class _Beams:
         log_probs, tokens = self._continuations(logits, count)  # (R, C) each
         totals = self._scores.view(-1, 1) + log_probs  # (R, C)
         totals = totals.view(num_segments, -1)  # (B, K * C)
-        best, place = totals.topk(min(count, totals.shape[1]), dim=1)  # (B, C') each
+        best, index = totals.topk(min(count, totals.shape[1]), dim=1)  # (B, C') each
         return _Candidates(
             best,
-            place // tokens.shape[1],
-            tokens.view(num_segments, -1).gather(1, place),
-            log_probs.view(num_segments, -1).gather(1, place),
+            index // tokens.shape[1],
+            tokens.view(num_segments, -1).gather(1, index),
+            log_probs.view(num_segments, -1).gather(1, index),
         )
 
     def _continuations(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -230,10 +230,10 @@ class _Beams:
             logits[:, eos_id] = torch.where(must_end, eos, otherwise)
         count = min(count, logits.shape[1])
         best, tokens = logits.topk(count, dim=1)  # (R, C) each
-        if self.spelling is not None:
-            rows = self.spelling.wrong_rows(best, tokens, remaining, forced)  # (r,)
+        if self.utf8_states is not None:
+            rows = self.utf8_states.wrong_rows(best, tokens, remaining, forced)  # (r,)
             if rows is not None:
-                restricted, stuck = self.spelling.restricted(logits, plain, rows, remaining)
+                restricted, stuck = self.utf8_states.restricted(logits, plain, rows, remaining)
                 best[rows], tokens[rows] = restricted.topk(count, dim=1)
                 if self._settings.renormalize and len(stuck):
                     total[stuck] = plain[stuck].logsumexp(dim=1, keepdim=True)
@@ -251,12 +251,12 @@ class _Beams:
         """Store the hypotheses that end now: </s> among the K best candidates of a segment."""
         norm = self._norm()
         for row, column in self._finished_now(candidates).nonzero().tolist():
-            origin = candidates.origin[row, column]
-            ids = self._tokens[row, origin, 1:].tolist()
+            parent = candidates.parents[row, column]
+            ids = self._tokens[row, parent, 1:].tolist()
             total = float(candidates.scores[row, column])
             log_probs: tuple[float, ...] = ()
             if self._options.token_log_probs:
-                earlier = self._token_log_probs[row, origin, 1:].tolist()
+                earlier = self._token_log_probs[row, parent, 1:].tolist()
                 log_probs = (*earlier, float(candidates.token_log_probs[row, column]))
             self.finished[self.open_segments[row]].append(
                 Hypothesis(tuple(ids), total, total / norm, log_probs)
@@ -272,7 +272,7 @@ class _Beams:
         """Return the step that has these candidates."""
         return SearchStep(
             segments=tuple(self.open_segments),
-            parents=candidates.origin,
+            parents=candidates.parents,
             tokens=candidates.tokens,
             token_log_probs=candidates.token_log_probs,
             log_probs=candidates.scores,
@@ -317,20 +317,20 @@ class _Beams:
         self._tokens, self._limit = self._tokens[segments], self._limit[segments]
         self._prefix = None if self._prefix is None else self._prefix[segments]
         self._token_log_probs = self._token_log_probs[segments]
-        if self.spelling is not None:
-            self.spelling.select(segments)
+        if self.utf8_states is not None:
+            self.utf8_states.select(segments)
 
     def append(self, active: _Candidates) -> None:
         """Replace the hypotheses with these continuations, (B, K)."""
         self._scores = active.scores
-        self._tokens = _appended(self._tokens, active.origin, active.tokens)  # (B, K, t + 1)
+        self._tokens = _appended(self._tokens, active.parents, active.tokens)  # (B, K, t + 1)
         if self._options.token_log_probs:
             self._token_log_probs = _appended(
-                self._token_log_probs, active.origin, active.token_log_probs
+                self._token_log_probs, active.parents, active.token_log_probs
             )
 
 
-def _appended(history: Tensor, origin: Tensor, newest: Tensor) -> Tensor:
-    """Return the history (B, K, t) of the beams `origin` (B, K) with one more entry, (B, K)."""
-    earlier = history.gather(1, origin[:, :, None].expand(-1, -1, history.shape[2]))
-    return torch.cat((earlier, newest[:, :, None]), dim=2)
+def _appended(history: Tensor, parents: Tensor, entries: Tensor) -> Tensor:
+    """Return the history (B, K, t) of the beams `parents` (B, K), with one more entry each."""
+    earlier = history.gather(1, parents[:, :, None].expand(-1, -1, history.shape[2]))
+    return torch.cat((earlier, entries[:, :, None]), dim=2)

@@ -78,8 +78,8 @@ def _penalized(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
 def _without_repeats(logits: Tensor, generated: Tensor, size: int) -> Tensor:
     """Return logits of -inf for tokens that would repeat an n-gram of `size` tokens."""
     ngrams = generated.unfold(1, size, 1)  # (R, W, size)
-    newest = generated[:, generated.shape[1] - size + 1 :]  # (R, size - 1)
-    is_repeat = (ngrams[:, :, :-1] == newest[:, None]).all(dim=2)  # (R, W)
+    last = generated[:, generated.shape[1] - size + 1 :]  # (R, size - 1)
+    is_repeat = (ngrams[:, :, :-1] == last[:, None]).all(dim=2)  # (R, W)
     ends = ngrams[:, :, -1]  # (R, W)
     lowered = logits.gather(1, ends).masked_fill(is_repeat, -math.inf)
     # A token may end several n-grams; it is excluded if one of them is a repetition.
@@ -119,7 +119,7 @@ def only_forced(logits: Tensor, forced: Tensor) -> Tensor:
 # Loops: an undertrained model repeats the same few tokens.
 
 LONGEST_PERIOD = 8  # in tokens, of a loop
-REPEATED_TOKENS = 24  # number of newest tokens that must repeat those before them
+REPEATED_TOKENS = 24  # number of last tokens that must repeat those before them
 
 
 def is_loop(ids: Sequence[int]) -> bool:
@@ -129,8 +129,8 @@ def is_loop(ids: Sequence[int]) -> bool:
     """
     if len(ids) <= REPEATED_TOKENS or ids[-1] not in ids[-1 - LONGEST_PERIOD : -1]:
         return False
-    newest = ids[-REPEATED_TOKENS:]
+    last = ids[-REPEATED_TOKENS:]
     return any(
-        newest == ids[-REPEATED_TOKENS - period : -period]
+        last == ids[-REPEATED_TOKENS - period : -period]
         for period in range(1, min(LONGEST_PERIOD, len(ids) - REPEATED_TOKENS) + 1)
     )

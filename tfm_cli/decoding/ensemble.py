@@ -20,10 +20,10 @@ class EnsembleState(Generic[StateT]):
 
     states: tuple[StateT, ...]
 
-    def reorder(self, origin: Tensor) -> None:
-        """Replace row k of each segment with its row `origin[:, k]`, (B, K), in every model."""
+    def reorder(self, parents: Tensor) -> None:
+        """Replace row k of each segment with its row `parents[:, k]`, (B, K), in every model."""
         for state in self.states:
-            state.reorder(origin)
+            state.reorder(parents)
 
     def select(self, segments: Tensor) -> None:
         """Keep only these segments, in every model."""
@@ -46,7 +46,7 @@ class Ensemble(Generic[StateT]):
         return EnsembleState(tuple(model.start(source, source_keep) for model in self.models))
 
     def step(self, tokens: Tensor, state: EnsembleState[StateT]) -> Tensor:
-        """Return log-probabilities (R, V) of the token after the newest (R,) of each row."""
+        """Return log-probabilities (R, V) of the next token, given the last of each row (R,)."""
         log_probs = torch.stack([
             single_precision(model.step(tokens, own)).log_softmax(dim=1)
             for model, own in zip(self.models, state.states, strict=True)

@@ -18,7 +18,7 @@ from tfm_cli.decoding.interface import (
     TargetVocabulary,
     refuse_non_finite,
 )
-from tfm_cli.decoding.utf8 import GreedySpelling
+from tfm_cli.decoding.utf8 import GreedyUtf8States
 
 # Rows that have ended leave the batch when at most this share of rows is still open. Their removal
 # copies the caches of the others, which costs more than the attention of one step.
@@ -54,7 +54,7 @@ def greedy_search(
     open_rows = [row for row in rows if limits[row]]
     tokens = torch.full((len(limits),), vocabulary.start_id, device=device)  # (B,)
     state = model.start(source, source_keep)
-    spelling = None if vocabulary.utf8 is None else GreedySpelling(vocabulary.utf8)
+    utf8_states = None if vocabulary.utf8 is None else GreedyUtf8States(vocabulary.utf8)
     while open_rows:
         if len(open_rows) <= _MAX_OPEN_SHARE * len(rows):
             kept = torch.tensor(open_rows, device=device)
@@ -65,19 +65,19 @@ def greedy_search(
         logits = model.step(tokens, state).index_fill(1, banned, -torch.inf)  # (B, V)
         best, tokens = logits.max(dim=1)  # (B,) each
         refuse_non_finite(best)
-        newest = tokens.tolist()
-        if spelling is not None and spelling.is_near(newest):
+        last = tokens.tolist()
+        if utf8_states is not None and utf8_states.is_near(last):
             remaining = {row: limits[rows[row]] - len(generated[rows[row]]) for row in open_rows}
-            tokens, newest = _spelled(spelling, logits, tokens, newest, rows, remaining)
+            tokens, last = _valid_tokens(utf8_states, logits, tokens, last, rows, remaining)
         staying = []
         for row in open_rows:
             segment = rows[row]
-            if newest[row] == eos_id:
+            if last[row] == eos_id:
                 continue
-            generated[segment].append(newest[row])
+            generated[segment].append(last[row])
             ends = stops_loops and is_loop(generated[segment])
-            if ends and spelling is not None:
-                ends = spelling.fits(segment, eos_id, 1)
+            if ends and utf8_states is not None:
+                ends = utf8_states.fits(segment, eos_id, 1)
             if len(generated[segment]) < limits[segment] and not ends:
                 staying.append(row)
         open_rows = staying
@@ -85,31 +85,31 @@ def greedy_search(
     return [Hypothesis(tuple(ids), nan, nan) for ids in generated]
 
 
-def _spelled(
-    spelling: GreedySpelling,
+def _valid_tokens(
+    utf8_states: GreedyUtf8States,
     logits: Tensor,
     tokens: Tensor,
-    newest: list[int],
+    last: list[int],
     rows: Sequence[int],
     remaining: dict[int, int],
 ) -> tuple[Tensor, list[int]]:
     """Return the likeliest tokens (B,) that spell valid UTF-8, on the device and on the host.
 
     Args:
-        spelling: of the segments; the tokens are appended to it.
+        utf8_states: of the segments; the tokens are appended to it.
         logits: (B, V).
         tokens: (B,) the likeliest ones.
-        newest: the same on the host.
+        last: the same on the host.
         rows: the segment of each row.
-        remaining: the number of tokens that each open row may still write, this one included.
+        remaining: the number of tokens that each open row may still generate, this one included.
     """
-    wrong = [row for row in remaining if not spelling.fits(rows[row], newest[row], remaining[row])]
+    wrong = [row for row in remaining if not utf8_states.fits(rows[row], last[row], remaining[row])]
     if wrong:
         index = torch.tensor(wrong, device=logits.device)
         some = logits[index]  # (r, V)
-        spelling.forbid_(some, [rows[row] for row in wrong], [remaining[row] for row in wrong])
+        utf8_states.forbid_(some, [rows[row] for row in wrong], [remaining[row] for row in wrong])
         tokens = tokens.index_copy(0, index, some.argmax(dim=1))
-        newest = tokens.tolist()
+        last = tokens.tolist()
     for row in remaining:
-        spelling.append(rows[row], newest[row])
-    return tokens, newest
+        utf8_states.append(rows[row], last[row])
+    return tokens, last

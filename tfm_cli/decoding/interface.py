@@ -46,8 +46,8 @@ class Hypothesis:
 class State(Protocol):
     """The data that a model stores between steps, which is opaque to search."""
 
-    def reorder(self, origin: Tensor) -> None:
-        """Replace row k of each segment with row `origin[:, k]` of that segment, (B, K).
+    def reorder(self, parents: Tensor) -> None:
+        """Replace row k of each segment with row `parents[:, k]` of that segment, (B, K).
 
         The number K of rows of a segment may change.
         """
@@ -66,7 +66,12 @@ class StepModel(Protocol[StateT]):
         """Encode B segments, one row each, and return the state before the first step."""
 
     def step(self, tokens: Tensor, state: StateT) -> Tensor:
-        """Return scores (R, V) of the token after the newest (R,) of each row, up to a constant."""
+        """Return scores (R, V) of the next token of each row, up to a constant.
+
+        Args:
+            tokens: (R,) last token of each row.
+            state: as `start` and the earlier steps left it; it is extended.
+        """
 
 
 @dataclass(frozen=True, slots=True)

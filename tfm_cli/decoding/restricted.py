@@ -43,9 +43,9 @@ class ShortlistedState(Generic[StateT]):
     state: StateT
     shortlists: Shortlists
 
-    def reorder(self, origin: Tensor) -> None:
-        """Replace row k of each segment with row `origin[:, k]` of that segment, (B, K)."""
-        self.state.reorder(origin)
+    def reorder(self, parents: Tensor) -> None:
+        """Replace row k of each segment with row `parents[:, k]` of that segment, (B, K)."""
+        self.state.reorder(parents)
 
     def select(self, segments: Tensor) -> None:
         """Keep only these segments."""
@@ -72,7 +72,7 @@ class ShortlistedModel(Generic[StateT]):
         return ShortlistedState(self.model.start(source, source_keep), self.shortlists)
 
     def step(self, tokens: Tensor, state: ShortlistedState[StateT]) -> Tensor:
-        """Return logits (R, C) of the token after the newest (R,), a local id, of each row."""
+        """Return logits (R, C) of the next token, given local ids (R,) of the last ones."""
         shortlists = state.shortlists
         segments, count = shortlists.ids.shape
         generated = shortlists.ids.gather(1, tokens.view(segments, -1))  # (B, K)

@@ -23,7 +23,7 @@ from tfm_cli.decoding.interface import (
     length_norm,
     refuse_non_finite,
 )
-from tfm_cli.decoding.utf8 import Spelling
+from tfm_cli.decoding.utf8 import Utf8States
 
 # Counter-based random numbers: each is a function of a seed and a step, without state.
 #
@@ -91,7 +91,7 @@ def sample(
     samples = _Samples(limits, seeds, prefixes, vocabulary, options, source.device)
     state = model.start(source, source_keep)
     while samples.open_segments:
-        logits = model.step(samples.newest_tokens(), state)  # (B, V)
+        logits = model.step(samples.last_tokens(), state)  # (B, V)
         kept = samples.append_drawn(logits)
         if kept is not None and samples.open_segments:
             state.select(kept)
@@ -111,10 +111,10 @@ class _Samples:
         device: torch.device,
     ) -> None:
         self.open_segments = list(range(len(limits)))  # indices of the B segments
-        self._spelling: Spelling | None = None
+        self._utf8_states: Utf8States | None = None
         if vocabulary.utf8 is not None:
             limits = vocabulary.utf8.limits(limits, prefixes)
-            self._spelling = Spelling(vocabulary.utf8, len(limits))
+            self._utf8_states = Utf8States(vocabulary.utf8, len(limits))
         self._options, self._settings = options, options.settings
         self._constraints = Constraints.of(vocabulary, options.settings, device)
         self._limits, self._seeds = limits, seeds
@@ -123,8 +123,8 @@ class _Samples:
         self._generated: list[list[int]] = [[] for _ in limits]  # of all segments, without </s>
         self._token_log_probs: list[list[float]] = [[] for _ in limits]
 
-    def newest_tokens(self) -> Tensor:
-        """Return the newest token of each open segment, (B,)."""
+    def last_tokens(self) -> Tensor:
+        """Return the last token of each open segment, (B,)."""
         return self._tokens[:, -1]
 
     def append_drawn(self, logits: Tensor) -> Tensor | None:
@@ -149,8 +149,8 @@ class _Samples:
                 self._generated[self.open_segments[row]].append(token)
                 open_rows.append(row)
         self._tokens = torch.cat((self._tokens, tokens), dim=1)  # (B, t + 1)
-        if self._spelling is not None:
-            self._spelling.append(torch.zeros_like(tokens), tokens)
+        if self._utf8_states is not None:
+            self._utf8_states.append(torch.zeros_like(tokens), tokens)
         if len(open_rows) == len(self.open_segments):
             return None
         self.open_segments = [self.open_segments[row] for row in open_rows]
@@ -169,11 +169,11 @@ class _Samples:
         log_probs = (allowed if renormalize else logits).log_softmax(dim=1)  # (B, V)
         if forced is not None:
             allowed = only_forced(allowed, forced)
-        if self._spelling is not None:
+        if self._utf8_states is not None:
             limit = torch.tensor([self._limits[segment] for segment in self.open_segments])
             remaining = limit.to(logits.device) - step  # (B,)
             allowed = allowed.clone() if allowed is logits else allowed
-            stuck = self._spelling.forbid_(allowed, logits, remaining, forced)
+            stuck = self._utf8_states.forbid_(allowed, logits, remaining, forced)
             if renormalize and len(stuck):
                 log_probs[stuck] = logits[stuck].log_softmax(dim=1)
         return log_probs, allowed
@@ -182,8 +182,8 @@ class _Samples:
         """Keep only these open segments."""
         self._tokens = self._tokens[segments]
         self._prefix = None if self._prefix is None else self._prefix[segments]
-        if self._spelling is not None:
-            self._spelling.select(segments)
+        if self._utf8_states is not None:
+            self._utf8_states.select(segments)
 
     def hypotheses(self) -> list[Hypothesis]:
         """Return the sampled hypothesis of each segment."""

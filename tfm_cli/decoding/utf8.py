@@ -193,7 +193,7 @@ class Utf8:
         return self.allowed_kinds.gather(1, index[:, :, None].expand(-1, -1, _NUM_KINDS))
 
 
-class Spelling:
+class Utf8States:
     """The UTF-8 states of the hypotheses of a batch, updated with each token.
 
     Args:
@@ -282,13 +282,13 @@ class Spelling:
             )
         return stuck
 
-    def append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Replace hypothesis k with hypothesis `origin[:, k]` plus a token, (B, K) each."""
+    def append(self, parents: Tensor, tokens: Tensor) -> None:
+        """Replace hypothesis k with hypothesis `parents[:, k]` plus a token, (B, K) each."""
         if self._states is None and not self._is_near:
             return
         kinds = self._utf8.kinds_of(tokens)  # (B, K)
         if self._states is not None:
-            before = self._states.gather(1, origin)
+            before = self._states.gather(1, parents)
         elif bool(kinds.any()):
             before = torch.zeros_like(tokens)
         else:
@@ -303,8 +303,8 @@ class Spelling:
         self._states = None if self._states is None else self._states[segments]
 
 
-class GreedySpelling:
-    """A `Spelling` for one hypothesis of each segment, stored on the host.
+class GreedyUtf8States:
+    """A `Utf8States` for one hypothesis of each segment, stored on the host.
 
     Greedy search reads each token there anyway, so tokens other than bytes cost almost nothing.
 
@@ -361,8 +361,8 @@ class GreedySpelling:
             self._states[segment] = state
 
 
-class StaticSpelling:
-    """A `Spelling` in tensors that are reused for each batch, for one vocabulary.
+class StaticUtf8States:
+    """A `Utf8States` in tensors that are reused for each batch, for one vocabulary.
 
     Args:
         utf8: the constraint, the same for all segments.
@@ -381,7 +381,7 @@ class StaticSpelling:
         """Set all hypotheses to the state between characters."""
         self._states.zero_()
 
-    def copy_from(self, other: "StaticSpelling", segments: Tensor) -> None:
+    def copy_from(self, other: "StaticUtf8States", segments: Tensor) -> None:
         """Copy the states of these segments (B,) from another batch."""
         self._states.copy_(other._states.index_select(0, segments))
 
@@ -395,9 +395,9 @@ class StaticSpelling:
         rules = self._states * _NUM_REMAINING + remaining.clamp(0, _LONGEST)[:, None]  # (B, K)
         return logits.masked_fill_(self._forbidden.index_select(0, rules.flatten()), -torch.inf)
 
-    def append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Replace hypothesis k with hypothesis `origin[:, k]` plus a token, (B, K) each."""
-        index = tokens + self._states.gather(1, origin) * self._vocab_size  # (B, K)
+    def append(self, parents: Tensor, tokens: Tensor) -> None:
+        """Replace hypothesis k with hypothesis `parents[:, k]` plus a token, (B, K) each."""
+        index = tokens + self._states.gather(1, parents) * self._vocab_size  # (B, K)
         self._states.copy_(self._after.index_select(0, index.flatten()).view_as(tokens))
 
 

@@ -23,7 +23,7 @@ from tfm_cli.model.layers import ACTIVATIONS, AddAndNorm, DecoderLayer, FeedForw
 from tfm_cli.model.positions import LearnedPositions, rotate, rotations
 from tfm_cli.model.transformer import Transformer
 
-Linear = Callable[[Tensor], Tensor]  # (…, K) → (…, N) in half precision, or single
+Projection = Callable[[Tensor], Tensor]  # (…, inputs) → (…, outputs), in half or single precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def additive_mask(keep: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(keep, dtype=dtype).masked_fill_(~keep, -math.inf)
 
 
-def linear_in(dtype: torch.dtype, linear: nn.Linear, outputs: slice = slice(None)) -> Linear:
+def linear_in(dtype: torch.dtype, linear: nn.Linear, outputs: slice = slice(None)) -> Projection:
     """Return a function that computes these outputs of x W^T + b in `dtype`."""
     weight = linear.weight.detach()[outputs].to(dtype)
     bias = linear.bias.detach()[outputs].to(dtype)
@@ -91,7 +91,7 @@ class StaticSelfAttention:
         self._heads = attention.heads
 
     def step(self, x: Tensor, cache: StaticCache, context: StepContext) -> Tensor:
-        """Map the newest rows (R, D) to (R, D) and store their keys and values."""
+        """Map the last position of each row, (R, D) to (R, D), and store their keys and values."""
         projected = self._projection(self._residual.enter(x))  # (R, 3D)
         split = projected.view(len(cache.keys), -1, 3, self._heads, x.shape[1] // self._heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, K, E) each
@@ -127,7 +127,7 @@ class StaticCrossAttention:
         cache.memory_values[:segments, :, :length] = values
 
     def step(self, x: Tensor, cache: StaticCache, context: StepContext) -> Tensor:
-        """Map the newest rows (R, D) to (R, D)."""
+        """Map the last position of each row, (R, D) to (R, D)."""
         query = self._query(self._residual.enter(x))  # (R, D)
         query = query.view(len(cache.memory_keys), -1, self._heads, x.shape[1] // self._heads)
         attended = attend(
@@ -173,7 +173,7 @@ class StaticDecoderLayer:
         self._cross_attention.cache_memory(memory, cache)
 
     def step(self, x: Tensor, cache: StaticCache, context: StepContext) -> Tensor:
-        """Map the newest rows (R, D) to (R, D) and store their keys and values."""
+        """Map the last position of each row, (R, D) to (R, D), and store their keys and values."""
         x = self._self_attention.step(x, cache, context)
         return self._feed_forward(self._cross_attention.step(x, cache, context))
 
@@ -283,7 +283,7 @@ class StaticTransformer:
             torch.arange(shape.beams, device=embedding.device),
         )
 
-    def read(
+    def encode(
         self, source: Tensor, source_keep: Tensor | None, state: StaticTransformerState
     ) -> None:
         """Reset the state and encode the sources of its first segments, at most (B, S) ids."""
@@ -306,17 +306,17 @@ class StaticTransformer:
         beam_ancestors: Tensor,
         state: StaticTransformerState,
     ) -> Tensor:
-        """Return logits (R, V) of the token after the newest (R,) of each row.
+        """Return logits (R, V) of the next token of each row.
 
         A beam attends to the cache entries of its ancestors, so that a reordered beam needs no
         copy of its keys and values.
 
         Args:
-            tokens: (R,) newest tokens, the K of the first segment, then of the second …
+            tokens: (R,) last tokens, the K of the first segment, then of the second …
             position: (1,) number of steps before this one, less than n.
             beam_ancestors: (B, K, n), the beam of its segment that each row was at each step up to
                 `position`, inclusive; -1 after that.
-            state: as `read` and the earlier steps left it.
+            state: as `encode` and the earlier steps left it.
         """
         x = F.embedding(tokens, self._embedding) * self._transformer.embedding_scale  # (R, D)
         if state.positions is not None:

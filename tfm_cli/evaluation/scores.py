@@ -13,7 +13,7 @@ from tfm_cli.evaluation.bleu_tokenizer import check_available
 
 if TYPE_CHECKING:  # importing sacreBLEU takes 0.2 s, which `--help` must not spend
     from sacrebleu.metrics.base import Metric
-    from sacrebleu.metrics.base import Score as NativeScore
+    from sacrebleu.metrics.base import Score as SacreBleuScore
 
 METRICS = ("bleu", "chrf", "ter")
 SMOOTH_METHODS = ("none", "floor", "add-k", "exp")
@@ -74,7 +74,7 @@ class Score:
     signature: str
     short_signature: str
     confidence: Confidence | None
-    _native: "NativeScore" = field(repr=False, compare=False)
+    _sacrebleu: "SacreBleuScore" = field(repr=False, compare=False)
 
     def quoted_signature(self, *, short: bool = False) -> str:
         """Return the signature preceded by the name, as papers quote it."""
@@ -87,15 +87,17 @@ class Score:
             width: number of decimals.
             short: abbreviate the signature.
         """
-        return self._native.format(width, False, self.short_signature if short else self.signature)
+        return self._sacrebleu.format(
+            width, False, self.short_signature if short else self.signature
+        )
 
     def json(self, width: int = 1) -> str:
         """Return the JSON object that sacreBLEU prints."""
-        return self._native.format(width, False, self.signature, True)
+        return self._sacrebleu.format(width, False, self.signature, True)
 
     def bare(self, width: int = 1) -> str:
         """Return the value, with its confidence interval if there is one, but without a name."""
-        return self._native.format(width, True)
+        return self._sacrebleu.format(width, True)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -253,10 +255,10 @@ def score_corpus(
 ) -> Score:
     """Return the Score of one system by a metric of `build_metrics`."""
     try:
-        native = metric.corpus_score(hypotheses, None, n_bootstrap=max(num_resamples, 1))
+        score = metric.corpus_score(hypotheses, None, n_bootstrap=max(num_resamples, 1))
     except MemoryError as error:
         raise out_of_memory(num_resamples, len(hypotheses)) from error
-    return _score(name, metric, native)
+    return _score(name, metric, score)
 
 
 def out_of_memory(num_resamples: int, num_lines: int) -> ResourceError:
@@ -265,19 +267,19 @@ def out_of_memory(num_resamples: int, num_lines: int) -> ResourceError:
     return ResourceError(message, hint="use fewer resamples")
 
 
-def _score(name: str, metric: "Metric", native: "NativeScore") -> Score:
+def _score(name: str, metric: "Metric", score: "SacreBleuScore") -> Score:
     signature = metric.get_signature()
     confidence = None
-    if native._ci >= 0:  # -1 without a bootstrap
-        confidence = Confidence(float(native._mean), float(native._ci))
+    if score._ci >= 0:  # -1 without a bootstrap
+        confidence = Confidence(float(score._mean), float(score._ci))
     return Score(
         metric=name,
-        name=native.name,
-        value=float(native.score),
+        name=score.name,
+        value=float(score.score),
         signature=signature.format(),
         short_signature=signature.format(short=True),
         confidence=confidence,
-        _native=native,
+        _sacrebleu=score,
     )
 
 

@@ -232,7 +232,7 @@ def _summary(model: TrainedModel) -> str:
     """Return the size and shape of a model in one line."""
     shape = model.config.model
     count = sum(p.numel() for p in model.transformer.parameters())
-    pieces = " + ".join(f"{n:,}" for n in dict.fromkeys(model.tokenizers.vocab_sizes))
+    tokens = " + ".join(f"{n:,}" for n in dict.fromkeys(model.tokenizers.vocab_sizes))
     heads, inner = (
         "+".join(map(str, dict.fromkeys(sizes)))
         for sizes in (
@@ -242,7 +242,7 @@ def _summary(model: TrainedModel) -> str:
     )
     return (
         f"{shape.encoder_layers}+{shape.decoder_layers} layers, width {shape.width}, "
-        f"{heads} heads, feed-forward {inner}, {count:,} parameters, {pieces} pieces"
+        f"{heads} heads, feed-forward {inner}, {count:,} parameters, {tokens} tokens"
     )
 
 

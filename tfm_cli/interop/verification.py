@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tfm_cli.config.settings import SearchConfig
+from tfm_cli.console import counted
 from tfm_cli.corpus.batch import pad_source
 from tfm_cli.corpus.sources import sample_path
 from tfm_cli.decoding.beam import beam_search
@@ -97,7 +98,7 @@ class Verification:
             return f"not verified with {self.against}: the probe has no line with a token"
         text = (
             f"{'not ' if self.is_empty else ''}verified with {self.against} on "
-            f"{_count(self.lines, 'line')}: "
+            f"{counted(self.lines, 'line')}: "
         )
         if self.is_empty:
             text += "the segmentation of no line was compared; "
@@ -109,9 +110,9 @@ class Verification:
             text += f" tokens, same beam-{BEAM_SIZE} tokens on the {compared} whose beams end"
         else:
             text += f" tokens; no beam of {BEAM_SIZE} ends, so none was compared"
-        text += f" (except for {_count(self.near_ties, 'near tie')})" if self.near_ties else ""
+        text += f" (except for {counted(self.near_ties, 'near tie')})" if self.near_ties else ""
         for reason, count in self.left_out.items():
-            text += f"; the segmentation of {_count(count, 'line')} was not compared: {reason}"
+            text += f"; the segmentation of {counted(count, 'line')} was not compared: {reason}"
         return text + (f" ({self.remark})" if self.remark else "")
 
 
@@ -128,12 +129,8 @@ class QuantizationLoss:
             return "not compared: the probe has no line with a token"
         return (
             f"log-probabilities differ by {self.difference:.2g} on average, "
-            f"{self.unchanged} of {_count(self.lines, 'line')} keep their translation"
+            f"{self.unchanged} of {counted(self.lines, 'line')} keep their translation"
         )
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def verify_hugging_face(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Verification:

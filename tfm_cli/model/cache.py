@@ -1,6 +1,6 @@
-"""The KV cache: keys and values of the source and of the tokens written so far."""
+"""The KV cache: keys and values of the source and of the tokens generated so far."""
 
-# B segments, R rows (K beams of each segment, so R = B * K), S source tokens, t tokens written,
+# B segments, R rows (K beams of each segment, so R = B * K), S source tokens, t tokens generated,
 # H heads, E width of a head
 
 from dataclasses import dataclass, field
@@ -45,11 +45,11 @@ class DecoderState:
     layers: list[LayerCache] = field(default_factory=list)
     length: int = 0  # steps taken
 
-    def reorder(self, origin: Tensor) -> None:
-        """Replace beam k of each segment with its beam `origin[:, k]`; origin is (B, K)."""
-        segments = torch.arange(len(origin), device=origin.device)
+    def reorder(self, parents: Tensor) -> None:
+        """Replace beam k of each segment with its beam `parents[:, k]`; parents is (B, K)."""
+        segments = torch.arange(len(parents), device=parents.device)
         for layer in self.layers:
-            layer.reorder(segments[:, None], origin)
+            layer.reorder(segments[:, None], parents)
 
     def select(self, segments: Tensor) -> None:
         """Keep only these segments, with their beams."""

@@ -179,7 +179,7 @@ class DecoderLayer(nn.Module):
     def step(
         self, x: Tensor, cache: LayerCache, source_keep: Tensor | None, position: int
     ) -> Tensor:
-        """Map the newest position of each row, (R, 1, D) to (R, 1, D), and extend the cache.
+        """Map the last position of each row, (R, 1, D) to (R, 1, D), and extend the cache.
 
         The K rows of a segment attend to one memory, which is not copied.
         """

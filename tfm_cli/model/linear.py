@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEAST_STEP = 16  # rows of an AMX tile
+_MIN_STEP = 16  # rows of an AMX tile
 
 
 def compiles_sizes(x: Tensor) -> bool:
@@ -33,7 +33,7 @@ def round_down_rows(count: int) -> int:
 
 def _step(count: int) -> int:
     """Return an eighth of the smallest power of two that is at least `count`, at least 16."""
-    return max(_LEAST_STEP, (1 << max(0, count - 1).bit_length()) // 8)
+    return max(_MIN_STEP, (1 << max(0, count - 1).bit_length()) // 8)
 
 
 def padded_rows(x: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ class Transformer(nn.Module):
         return DecoderState(source_keep, layers)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Return logits (R, V) of the token after the newest (R,) of each row; extend the state."""
+        """Return logits (R, V) of the next token, given the last ones (R,); extend the state."""
         return self.logits(self.advance(tokens, state))
 
     def restricted(self, ids: Tensor) -> "RestrictedTransformer":
@@ -240,7 +240,7 @@ class Transformer(nn.Module):
         return RestrictedTransformer(self, ids)
 
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Return hidden states (R, D) after the newest token (R,) of each row; extend the state."""
+        """Return hidden states (R, D) of the last token (R,) of each row; extend the state."""
         x = self._embed_target(tokens[:, None], state.length)  # (R, 1, D)
         for layer, cache in zip(self.decoder_layers, state.layers, strict=True):
             x = cast(DecoderLayer, layer).step(x, cache, state.source_keep, state.length)
@@ -320,6 +320,6 @@ class RestrictedTransformer:
         return self._transformer.start(source, source_keep)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Return logits (R, C) of the next token; the newest of each row (R,) are any of all V."""
+        """Return logits (R, C) of the next token, given the last ones (R,), any of all V."""
         hidden = self._transformer.advance(tokens, state)  # (R, D)
         return F.linear(hidden, self._weight, self._bias)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import tfm_cli
 from tfm_cli.config.loading import to_mapping
-from tfm_cli.config.settings import MOST, SECTIONS, ModelConfig, RunConfig, legacy_defaults
+from tfm_cli.config.settings import MAX_COUNT, SECTIONS, ModelConfig, RunConfig, legacy_defaults
 from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
@@ -40,7 +40,7 @@ from tfm_cli.tokenizer.tokenizer import Tokenizer
 FORMAT_VERSION = 4
 _MAX_CONFIG_BYTES = 1 << 20
 # Settings that had no upper bound, or another one, when older models were saved. Some settings
-# with the bound `MOST` belong here as well.
+# with the bound `MAX_COUNT` belong here as well.
 _FORMERLY_UNBOUNDED = {
     "learn_rate", "adam_epsilon", "weight_decay", "clip_norm", "update_freq", "character_coverage",
     "temperature", "top_p", "repetition_penalty", "max_length_factor",
@@ -168,7 +168,7 @@ def _vocab_sizes(header: Mapping[str, Any], config: RunConfig, problems: Problem
         else:
             sizes.append(size)
     if len(set(sizes)) == 2 and config.model.tied_embeddings & 1:
-        reason = f"source and target share embeddings, but have {sizes[0]} and {sizes[1]} pieces"
+        reason = f"source and target share embeddings, but have {sizes[0]} and {sizes[1]} tokens"
         problems.add("vocab_size", reason)
     return sizes
 
@@ -202,7 +202,7 @@ def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
         for field in dataclasses.fields(getattr(RunConfig(), section)):
             value: Any = table.get(field.name)
             bounds = field.metadata
-            was_unbounded = bounds["le"] == MOST or field.name in _FORMERLY_UNBOUNDED
+            was_unbounded = bounds["le"] == MAX_COUNT or field.name in _FORMERLY_UNBOUNDED
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if was_unbounded and is_number and 0 < value < math.inf:
                 bounded[section][field.name] = min(max(value, bounds["ge"]), bounds["le"])
@@ -259,7 +259,7 @@ def load_tokenizers(directory: Path, saved: SavedConfig) -> TokenizerPair:
         actual, expected = _plus(tokenizers.vocab_sizes), _plus(saved.vocab_sizes)
         raise ModelError(
             f"{directory}: its tokenizers do not fit {CONFIG_FILE}: "
-            f"expected {expected} pieces, got {actual}"
+            f"expected {expected} tokens, got {actual}"
         )
     return tokenizers
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tfm_cli.console import one_line
 from tfm_cli.pictures.arrays import Floats
-from tfm_cli.pictures.charts import LIGHT, color
+from tfm_cli.pictures.charts import FONT, LIGHT, color
 from tfm_cli.pictures.heat_maps import GAMMA
 from tfm_cli.pictures.page import Widget
 from tfm_cli.pictures.search_tree import shortened
@@ -22,7 +22,6 @@ _WIDTH, _ROW = 460, 24  # pixels of the lines
 _FROM, _TO = 148, 282  # where the words of the queries end and those of the keys begin
 _SIZE = 13
 _MAP = 56  # pixels of a small map
-_FONT = "system-ui, 'Liberation Sans', 'DejaVu Sans', 'Noto Sans', sans-serif"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def _lines_svg(lines: Lines) -> str:
     paths = "".join(_path(lines.query, place, float(w)) for place, w in enumerate(weights))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" font-family="{_FONT}" font-size="{_SIZE}">'
+        f'viewBox="0 0 {_WIDTH} {height}" font-family="{FONT}" font-size="{_SIZE}">'
         f'<g class="lines" fill="none" stroke="{color("series-1")}">{paths}</g>{queries}{keys}'
         f'<g class="numbers" fill="{color("muted")}" text-anchor="end">'
         f"{''.join(_number(place, float(w)) for place, w in enumerate(weights))}</g></svg>"
@@ -178,7 +177,7 @@ def _small_maps(lines: Lines) -> str:
             )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="{_FONT}" font-size="11">'
+        f'viewBox="0 0 {width} {height}" font-family="{FONT}" font-size="11">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -271,11 +271,11 @@ def _merged(default: Json, own: Json) -> Json:
     return merged
 
 
-_FONT = "system-ui, 'Liberation Sans', 'DejaVu Sans', 'Noto Sans', sans-serif"
+FONT = "system-ui, 'Liberation Sans', 'DejaVu Sans', 'Noto Sans', sans-serif"
 _CONFIG: Json = {
     "aria": False,  # the chart as a whole has a text alternative
     "background": None,
-    "font": _FONT,
+    "font": FONT,
     "axis": {
         "labelColor": color("muted"),
         "titleColor": color("ink"),

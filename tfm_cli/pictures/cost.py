@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tfm_cli.console import counted
 from tfm_cli.model.dropout import Noise
 from tfm_cli.model.layers import EncoderLayer, LayerShape
 from tfm_cli.model.positions import RotaryPositions
@@ -26,7 +27,6 @@ from tfm_cli.pictures.page import Block, Chart, Page, Prose, Table
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 REPETITIONS = 3
 TOKENS_PER_UPDATE = 512
-DEFAULT_SECONDS = 30.0
 _SAMPLE_SECONDS = 0.1  # the most that one point takes in one repetition, if one call is shorter
 _MIN_LENGTHS = 2  # measured even if the time does not suffice
 _GRADIENT_LENGTH = 64
@@ -178,7 +178,7 @@ def measure_cost(
     *,
     is_rotary: bool = False,
     command: str = "tfm explain --cost",
-    seconds: float = DEFAULT_SECONDS,
+    seconds: float,
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Cost:
@@ -265,7 +265,7 @@ def _subjects(shape: LayerShape, is_rotary: bool) -> list[_Subject]:
 
 
 class _Stopwatch:
-    """Measures the time of updates and of encoded sentences.
+    """A stopwatch for updates and encoded sentences.
 
     Args:
         device: device of the subjects.
@@ -488,8 +488,8 @@ def _facts(cost: Cost) -> list[str]:
     machine, shape = cost.machine, cost.shape
     layers = ", ".join(f"{layer.name} {layer.parameters:,} weights" for layer in cost.layers)
     facts = [
-        f"machine: {machine.processor}, {_count(machine.cores, 'core')}, "
-        f"{_count(machine.threads, 'thread')}, "
+        f"machine: {machine.processor}, {counted(machine.cores, 'core')}, "
+        f"{counted(machine.threads, 'thread')}, "
         f"device {machine.device}, {machine.system}, PyTorch {machine.torch}, fp32",
         f"layers: d_model {shape.width}, {shape.heads} heads, d_ff {shape.feed_forward_width}; "
         f"{layers}; the LSTM is torch.nn.LSTM, one layer, one direction; all weights are random",
@@ -499,10 +499,6 @@ def _facts(cost: Cost) -> list[str]:
         omitted = ", ".join(map(str, cost.omitted_lengths))
         facts.append(f"left out for lack of time: {omitted} words; see --cost-seconds")
     return facts
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _times(cost: Cost, kind: str) -> list[list[str]]:
@@ -592,7 +588,7 @@ def _gradient_claims(cost: Cost) -> list[str]:
     claims = []
     for name, norms in cost.gradient.items():
         ratio = norms[-1].ratio(norms[1])
-        left = "is not told apart from" if ratio is None else f"is {_digits(ratio)} times"
+        left = "cannot be distinguished from" if ratio is None else f"is {_digits(ratio)} times"
         claims.append(
             f"{name}: the gradient from {len(norms) - 1} words away {left} that from the neighbor"
         )

@@ -22,7 +22,7 @@ from tfm_cli.pictures.explanation import (
     Explanation,
     SearchResult,
 )
-from tfm_cli.pictures.heat_maps import Axis, Look, beside, heat_map
+from tfm_cli.pictures.heat_maps import Axis, HeatMapStyle, beside, heat_map
 from tfm_cli.pictures.page import Block, Chart, Drawing, Page, Prose, Table
 from tfm_cli.pictures.search_tree import search_tree, tree_alternative
 from tfm_cli.pictures.token_rows import token_rows
@@ -30,8 +30,8 @@ from tfm_cli.pictures.token_rows import token_rows
 if TYPE_CHECKING:
     from tfm_cli.pictures.cost import Cost
 
-MOST_TOKENS = 48  # of a sentence in a picture
-MOST_COLUMNS = 64  # numbers of a vector in a picture
+MAX_TOKENS = 48  # of a sentence in a picture
+MAX_COLUMNS = 64  # numbers of a vector in a picture
 _WIDTH = 700  # pixels for what is side by side
 _PRONOUNS = ("it", "il", "elle", "er", "sie", "es")  # words that refer to another one
 
@@ -71,17 +71,17 @@ class Shown:
     @property
     def source(self) -> tuple[str, ...]:
         """Return the pieces of the source."""
-        return self.all.source.pieces[:MOST_TOKENS]
+        return self.all.source.pieces[:MAX_TOKENS]
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Return the pieces that the decoder reads."""
-        return self.all.target_input.pieces[:MOST_TOKENS]
+        return self.all.target_input.pieces[:MAX_TOKENS]
 
     @property
     def writes(self) -> tuple[str, ...]:
         """Return the pieces that the decoder should write."""
-        return self.all.target.pieces[:MOST_TOKENS]
+        return self.all.target.pieces[:MAX_TOKENS]
 
     def add(self, name: str, values: Array, **axes: int | Sequence[str]) -> str:
         """Add an array to the page and return its name.
@@ -158,10 +158,10 @@ def _introduction(explanation: Explanation) -> list[Block]:
         ),
     ]
     longest = max(len(explanation.source), len(explanation.target))
-    if longest > MOST_TOKENS:
+    if longest > MAX_TOKENS:
         blocks.append(
             Prose(
-                f"The pictures have the first {MOST_TOKENS} of {longest} tokens; `tfm explain "
+                f"The pictures have the first {MAX_TOKENS} of {longest} tokens; `tfm explain "
                 f"--format json` has all."
             )
         )
@@ -264,18 +264,18 @@ def _strips(
     """
     maps = []
     for place, (name, title, values) in enumerate(strips):
-        values = cut(cut(values, axis=0, to=len(pieces)), axis=1, to=MOST_COLUMNS)
+        values = cut(cut(values, axis=0, to=len(pieces)), axis=1, to=MAX_COLUMNS)
         shown.add(name, values, token=pieces, column=0)
         tokens = _tokens_axis("token", pieces, "token", size=18)
         if place:
             tokens = Axis(name="token", meaning="token", texts=pieces, size=18, hidden=True)
         columns = _strip_axis(values.shape[1], (_WIDTH - 100) / len(strips), title="")
-        maps.append(heat_map(name, tokens, columns, Look(title=title, value="value")))
+        maps.append(heat_map(name, tokens, columns, HeatMapStyle(title=title, value="value")))
     return beside(*maps, shares=shares)
 
 
 def _first_columns(width: int) -> str:
-    return f" (the first {MOST_COLUMNS} of {width} columns)" if width > MOST_COLUMNS else ""
+    return f" (the first {MAX_COLUMNS} of {width} columns)" if width > MAX_COLUMNS else ""
 
 
 def _embedding_strips(shown: Shown) -> Chart:
@@ -295,7 +295,7 @@ def _embedding_strips(shown: Shown) -> Chart:
 
 def _position_table(shown: Shown) -> Chart:
     made = shown.all.embeddings
-    rows = made.table[:MOST_COLUMNS]
+    rows = made.table[:MAX_COLUMNS]
     width = rows.shape[1]
     pairs = np.unique(np.linspace(0, width // 2 - 1, min(width // 2, 40)).round().astype(int))
     columns = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
@@ -305,7 +305,7 @@ def _position_table(shown: Shown) -> Chart:
         "positions",
         Axis(name="position", title="position", numbered=True, size=7),
         Axis(name="column", title="column", texts=names, size=8),
-        Look(value="value", highest=float(np.abs(rows).max())),
+        HeatMapStyle(value="value", highest=float(np.abs(rows).max())),
     )
     is_wave = shown.all.model.positions.startswith("sinusoidal")
     caption = (
@@ -440,7 +440,7 @@ def _add_self_attention(shown: Shown) -> None:
     shape = _shape(first.query)
     blocks: list[Block] = [
         Prose(
-            "Each token asks with its query, answers with its key, and hands over its value. The "
+            "Each token has a query, a key and a value. The "
             "products of queries and keys are divided by √d_k, the softmax makes weights of them "
             "that sum to 1, and each token gets the weighted sum of the values."
         ),
@@ -475,7 +475,8 @@ def _steps(shown: Shown, attention: Attention) -> list[Block]:
     bare = Axis(name="token", meaning="token", texts=pieces, size=18, hidden=True)
     strips = beside(
         *(
-            heat_map(f"encoder-{part}", rows if place == 0 else bare, columns, Look(title=title))
+            heat_map(f"encoder-{part}", rows if place == 0 else bare, columns,
+                     HeatMapStyle(title=title))
             for place, (part, title) in enumerate(
                 (("query", "Q, what a token asks"), ("key", "K, what it answers"),
                  ("value", "V, what it hands over"))
@@ -489,8 +490,8 @@ def _steps(shown: Shown, attention: Attention) -> list[Block]:
     keys = _tokens_axis("key", pieces, "key", title="key", size=size)
     products = beside(
         heat_map("encoder-scores", queries, keys,
-                 Look(title="QKᵀ", value="product", formula=f"datum.value * {root!r}")),
-        heat_map("encoder-scores", hidden, keys, Look(title="QKᵀ / √d_k", value="score")),
+                 HeatMapStyle(title="QKᵀ", value="product", formula=f"datum.value * {root!r}")),
+        heat_map("encoder-scores", hidden, keys, HeatMapStyle(title="QKᵀ / √d_k", value="score")),
         shares=True,
     )  # fmt: skip
     large = max(10.0, min(34.0, 560 / len(pieces)))
@@ -498,7 +499,7 @@ def _steps(shown: Shown, attention: Attention) -> list[Block]:
         "encoder-weights",
         _tokens_axis("query", pieces, "query", title="query", size=large),
         _tokens_axis("key", pieces, "key", title="key", size=large),
-        Look(title="softmax(QKᵀ / √d_k)", value="weight", highest=1, sums=True,
+        HeatMapStyle(title="softmax(QKᵀ / √d_k)", value="weight", highest=1, sums=True,
              has_numbers=True),
     )  # fmt: skip
     wide = _strip_axis(width, _WIDTH - 150, title=f"d_v = {width}")
@@ -514,7 +515,7 @@ def _steps(shown: Shown, attention: Attention) -> list[Block]:
               f"√{width} = {root:.4g} keeps the softmax from saturating.", lists_numbers=False),
         Chart(weights, f"Weights of {_place(shown)}: {_attends(own, pieces, pieces)}.",
               "Look at the rows: each is a distribution with Σ = 1, the number at its end."),
-        Chart(heat_map("encoder-heads", rows, wide, Look(title="softmax(QKᵀ / √d_k) V")),
+        Chart(heat_map("encoder-heads", rows, wide, HeatMapStyle(title="softmax(QKᵀ / √d_k) V")),
               "The weighted sums of V, one row a token.",
               "Look at two tokens with like rows of weights: they get like vectors.",
               lists_numbers=False),
@@ -537,13 +538,13 @@ def _add_masked_self_attention(shown: Shown) -> None:
         "masked-scores",
         queries,
         keys,
-        Look(title="QKᵀ / √d_k + M", value="score", marks_infinity=True, has_numbers=True),
+        HeatMapStyle(title="QKᵀ / √d_k + M", value="score", marks_infinity=True, has_numbers=True),
     )
     after = heat_map(
         "masked-weights",
         queries,
         keys,
-        Look(title="softmax(QKᵀ / √d_k + M)", value="weight", highest=1, sums=True,
+        HeatMapStyle(title="softmax(QKᵀ / √d_k + M)", value="weight", highest=1, sums=True,
              has_numbers=True),
     )  # fmt: skip
     first = layers[shown.all.layer]
@@ -604,13 +605,15 @@ def _add_cross_attention(shown: Shown) -> None:
             "query", shown.reads, "decoder reads", title="query: decoder reads", size=size
         ),
         keys,
-        Look(title="softmax(QKᵀ / √d_k) of the picked head", value="weight", highest=1, sums=True),
+        HeatMapStyle(
+            title="softmax(QKᵀ / √d_k) of the picked head", value="weight", highest=1, sums=True
+        ),
     )
     alignment = heat_map(
         "alignment",
         _tokens_axis("target", shown.writes, "decoder writes", title="decoder writes", size=size),
         _tokens_axis("source", shown.source, "source token", title="source", size=size),
-        Look(value="weight", highest=1, sums=True),
+        HeatMapStyle(value="weight", highest=1, sums=True),
     )
     own = layers[shown.all.layer].weights[shown.all.head][: len(shown.reads), : len(shown.source)]
     shown.page.add_section(
@@ -699,7 +702,7 @@ def _side_by_side(shown: Shown, layer: int, heads: int, width: int) -> Json:
         shown.page.add_data(name, Part("encoder-heads-all", array, (layer, head)))
         rows = Axis(name="token", meaning="token", texts=shown.source, size=18, hidden=head > 0)
         columns = _strip_axis(width, (_WIDTH - 100) / heads - 8, title="")
-        maps.append(heat_map(name, rows, columns, Look(title=f"head {head + 1}")))
+        maps.append(heat_map(name, rows, columns, HeatMapStyle(title=f"head {head + 1}")))
     return beside(*maps, shares=True, spacing=6)
 
 
@@ -711,15 +714,15 @@ def _output(shown: Shown) -> Json:
     within = np.linspace(0, width - 1, each).round().astype(int)
     rows = (np.arange(heads)[:, None] * width + within).ravel()  # (H · each,)
     names = [f"head {row // width + 1}, {row % width}" for row in rows]
-    shown.add("output-weight", made.output_weight[rows][:, :MOST_COLUMNS], row=names, column=0)
-    shown.add("heads-output", made.output[: len(pieces), :MOST_COLUMNS], token=pieces, column=0)
-    columns = _strip_axis(min(MOST_COLUMNS, made.output.shape[1]), 280, title="")
+    shown.add("output-weight", made.output_weight[rows][:, :MAX_COLUMNS], row=names, column=0)
+    shown.add("heads-output", made.output[: len(pieces), :MAX_COLUMNS], token=pieces, column=0)
+    columns = _strip_axis(min(MAX_COLUMNS, made.output.shape[1]), 280, title="")
     size = max(7.0, min(18.0, 18.0 * len(pieces) / len(rows)))
     return beside(
         heat_map("output-weight", Axis(name="row", meaning="row", texts=names, size=size), columns,
-                 Look(title="Wᴼ")),
+                 HeatMapStyle(title="Wᴼ")),
         heat_map("heads-output", _tokens_axis("token", pieces, "token", size=18), columns,
-                 Look(title="Concat(head₁, …) Wᴼ")),
+                 HeatMapStyle(title="Concat(head₁, …) Wᴼ")),
         shares=False,
     )  # fmt: skip
 
@@ -733,7 +736,7 @@ def _contributions(shown: Shown) -> Json:
         "contributions",
         Axis(name="head", meaning="head", texts=names, size=22),
         _tokens_axis("token", shown.source, "token", size=size),
-        Look(value="length"),
+        HeatMapStyle(value="length"),
     )
 
 
@@ -1066,7 +1069,7 @@ def _add_search(shown: Shown) -> None:
          ", ".join(f"{one_line(p)} {q:.3f}" for p, q in
                    list(zip(step.best_pieces, step.best_probabilities, strict=True))[1:4]),
          " × ".join(map(str, step.cache_shape))]
-        for step in made.steps[:MOST_TOKENS]
+        for step in made.steps[:MAX_TOKENS]
     ]  # fmt: skip
     kind = _length_norm(comparison)
     blocks: list[Block] = [
@@ -1117,7 +1120,7 @@ def _length_norm(comparison: Comparison) -> str:
 def _comparison(comparison: Comparison, what: str) -> list[Block]:
     """Return greedy search beside beam search as a table and as a tree."""
     greedy, beam = comparison.greedy, comparison.beam
-    tree = [node for node in comparison.tree if node.step <= MOST_TOKENS]
+    tree = [node for node in comparison.tree if node.step <= MAX_TOKENS]
     verdict = (
         "Both find the same translation."
         if comparison.agree

@@ -38,9 +38,9 @@ from tfm_cli.pictures.explanation import (
     Tokenization,
     Tokens,
 )
-from tfm_cli.pictures.searching import Searcher
+from tfm_cli.pictures.search_comparison import Searcher
 from tfm_cli.text.characters import is_blank
-from tfm_cli.tokenizer.model_file import BLANK
+from tfm_cli.tokenizer.model_file import SPACE_SYMBOL
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation.search import alignment_layer, unusable_weights_as_model_error
 
@@ -48,7 +48,7 @@ MAX_TOKENS = 512  # of a sentence, since attention has S * S weights for each he
 _NUM_SEGMENTATIONS = 5  # other segmentations that are shown
 _DRAWS = 64  # segmentations that are sampled to find as many different ones
 _UNIGRAM_ALPHA, _BPE_ALPHA = 0.2, 0.15  # see `Tokenizer.sample_pieces`
-_LEAST_POSITIONS, _MOST_POSITIONS = 64, 512
+_MIN_POSITIONS, _MAX_POSITIONS = 64, 512
 _CANDIDATES = 5
 
 
@@ -59,7 +59,7 @@ class ExplainOptions:
     Attributes:
         layer, head: the ones to show first, from 0.
         search: of the translations; None for the model's own settings.
-        example_seconds: most seconds to look for a sentence on which greedy search goes wrong and
+        example_seconds: maximum time to find a sentence on which greedy search goes wrong and
             beam search does not; 0 does not look.
     """
 
@@ -100,13 +100,13 @@ def explain(
     source, given = model.tokenizers.source, model.tokenizers.target
     ids = _encoded(source, sentence, "the sentence", model.transformer)
     with unusable_weights_as_model_error(name):
-        searcher = Searcher(model.transformer, model.tokenizers, settings, most_tokens=MAX_TOKENS)
+        searcher = Searcher(model.transformer, model.tokenizers, settings, max_tokens=MAX_TOKENS)
         search = searcher.explained(sentence, ids, example_seconds=options.example_seconds)
     translated = search.comparison.beam
     target_ids: Sequence[int] = translated.tokens.ids[:-1]
     if not is_blank(target):
         target_ids = _encoded(given, target, "the target", model.transformer)
-    run = Pass.of(model, ids, target_ids)
+    run = ForwardPass.of(model, ids, target_ids)
     return Explanation(
         model=_facts(model, name),
         sentence=sentence,
@@ -191,7 +191,7 @@ def _facts(model: TrainedModel, name: str) -> ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ForwardPass:
     """One forward pass of the model on one pair, with the values that it computed.
 
     Attributes:
@@ -211,7 +211,7 @@ class Pass:
     values: Mapping[str, Tensor] = field(repr=False)
 
     @classmethod
-    def of(cls, model: TrainedModel, source: Sequence[int], target: Sequence[int]) -> "Pass":
+    def of(cls, model: TrainedModel, source: Sequence[int], target: Sequence[int]) -> "ForwardPass":
         """Return the pass over a pair of ids without </s>.
 
         Raises:
@@ -323,7 +323,7 @@ def _unknown_word(source: Tokenizer, sentence: str) -> tuple[str, tuple[str, ...
 # Section 2: embeddings and positions.
 
 
-def _embeddings(run: Pass) -> Embeddings:
+def _embeddings(run: ForwardPass) -> Embeddings:
     transformer = run.model.transformer
     has_positions = "source.positions" in run.values
     table = _position_table(run)
@@ -341,9 +341,9 @@ def _embeddings(run: Pass) -> Embeddings:
     )
 
 
-def _position_table(run: Pass) -> Array:
+def _position_table(run: ForwardPass) -> Array:
     """Return the encodings of the first positions, (P, D); of rotary ones the sines and cosines."""
-    count = max(_LEAST_POSITIONS, min(_MOST_POSITIONS, run.source.shape[1]))
+    count = max(_MIN_POSITIONS, min(_MAX_POSITIONS, run.source.shape[1]))
     positions = run.model.transformer.source_positions
     if isinstance(positions, SinusoidalPositions):
         return numbers(positions.table(count, torch.device("cpu")))
@@ -368,7 +368,7 @@ def _similarity(table: Array) -> tuple[Array, Array, Array]:
     return mean, least, greatest
 
 
-def _permutation(run: Pass) -> Permutation:
+def _permutation(run: ForwardPass) -> Permutation:
     """Return the encoder's output for the words in reverse order, with and without positions."""
     tokenizer, transformer = run.model.tokenizers.source, run.model.transformer
     ids = run.source[0].tolist()
@@ -396,7 +396,7 @@ def reversed_words(pieces: Sequence[str]) -> list[int]:
     """Return the indices of pieces with the words in reverse order, or of one word its pieces."""
     words: list[list[int]] = []
     for index, piece in enumerate(pieces):
-        if piece.startswith(BLANK) or not words:
+        if piece.startswith(SPACE_SYMBOL) or not words:
             words.append([])
         words[-1].append(index)
     if len(words) == 1:
@@ -423,7 +423,7 @@ def without_positions(transformer: Transformer) -> Iterator[None]:
 # Section 6: multi-head attention.
 
 
-def _multi_head(run: Pass, layer: int) -> MultiHead:
+def _multi_head(run: ForwardPass, layer: int) -> MultiHead:
     name = f"encoder.{layer}.self_attention"
     attention = run.model.transformer.get_submodule(f"encoder_layers.{layer}.self_attention")
     matrix = cast(MultiHeadAttention, attention).output
@@ -443,7 +443,7 @@ def _multi_head(run: Pass, layer: int) -> MultiHead:
 # Section 7: add & norm.
 
 
-def _residual_stream(run: Pass) -> ResidualStream:
+def _residual_stream(run: ForwardPass) -> ResidualStream:
     encoder, decoder = (
         tuple(
             _add_and_norm(run, stack, layer, sublayer)
@@ -456,7 +456,7 @@ def _residual_stream(run: Pass) -> ResidualStream:
     return ResidualStream(encoder=encoder, decoder=decoder, batch_difference=_batch_difference(run))
 
 
-def _add_and_norm(run: Pass, stack: str, layer: int, sublayer: str) -> AddAndNorm:
+def _add_and_norm(run: ForwardPass, stack: str, layer: int, sublayer: str) -> AddAndNorm:
     name = f"{stack}.{layer}.{sublayer}_norm"
     parts = {part: run.array(f"{name}.{part}") for part in ("input", "sublayer", "sum", "output")}
     is_pre = f"{name}.normed" in run.values
@@ -481,7 +481,7 @@ def _add_and_norm(run: Pass, stack: str, layer: int, sublayer: str) -> AddAndNor
     )
 
 
-def _batch_difference(run: Pass) -> float:
+def _batch_difference(run: ForwardPass) -> float:
     """Return the largest |difference| of the encoder's output, alone and in a batch."""
     ids = run.source[0].tolist()
     longer = [*ids[:-1][::-1], *ids[:-1]][: len(ids)]  # one token more than the sentence
@@ -504,7 +504,7 @@ def _candidates(log_probs: Tensor, tokenizer: Tokenizer) -> Candidates:
     )
 
 
-def lens(run: Pass) -> list[Tensor]:
+def lens(run: ForwardPass) -> list[Tensor]:
     """Return the log-probabilities of the next token after each decoder layer, (T, V) each."""
     transformer = run.model.transformer
     found = []
@@ -516,7 +516,7 @@ def lens(run: Pass) -> list[Tensor]:
     return found
 
 
-def _refinement(run: Pass) -> Refinement:
+def _refinement(run: ForwardPass) -> Refinement:
     tokenizer = run.model.tokenizers.target
     layers = lens(run)  # L tensors (T, V)
     stacked = torch.stack(layers)  # (L, T, V)
@@ -539,7 +539,7 @@ def _until_end(ids: Tensor, tokenizer: Tokenizer) -> list[int]:
     return listed[: listed.index(end)] if end in listed else listed
 
 
-def _teacher_forcing(run: Pass, *, is_given: bool) -> TeacherForcing:
+def _teacher_forcing(run: ForwardPass, *, is_given: bool) -> TeacherForcing:
     tokenizer, smoothing = run.model.tokenizers.target, run.model.config.training.label_smoothing
     log_probs = run.logits.log_softmax(dim=1)  # (T, V)
     loss = -log_probs.gather(1, run.target_out[:, None])[:, 0]  # (T,)
@@ -561,7 +561,7 @@ def _teacher_forcing(run: Pass, *, is_given: bool) -> TeacherForcing:
     )
 
 
-def _changed_token(run: Pass, log_probs: Tensor) -> tuple[int, str, Tensor]:
+def _changed_token(run: ForwardPass, log_probs: Tensor) -> tuple[int, str, Tensor]:
     """Replace a target token in the decoder's input, and compare the logits at each position.
 
     Returns:

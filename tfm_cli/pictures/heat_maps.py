@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from tfm_cli.pictures.charts import Json, color, named, plain
 
-_LEAST_LABEL = 9  # pixels of a cell below which its label is left out
-_LEAST_BORDERED = 5  # pixels of a cell with a border
-_LEAST_NUMBERED = 24  # pixels of a cell with a number in it
+_MIN_LABEL = 9  # pixels of a cell below which its label is left out
+_MIN_BORDERED = 5  # pixels of a cell with a border
+_MIN_NUMBERED = 24  # pixels of a cell with a number in it
 _STRONG = 0.4  # weight from which the paper's color is more legible than the ink
 GAMMA = 0.6  # exponent of the colors of weights, so that small ones are seen
 
@@ -47,7 +47,7 @@ class Axis:
         if self.hidden:
             return {"field": self.name, "type": "ordinal", "axis": None}
         axis: Json = {"title": self.title or None, "grid": False, "domain": False, "ticks": False}
-        if self.texts and self.size >= _LEAST_LABEL:
+        if self.texts and self.size >= _MIN_LABEL:
             labels = json.dumps([plain(text) for text in self.texts])  # U+2028 escaped too
             axis |= {
                 "labelExpr": f"{labels}[datum.value - {self.first}]",
@@ -73,7 +73,7 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class HeatMapStyle:
     """The numbers of a heat map.
 
     Attributes:
@@ -96,22 +96,22 @@ class Look:
     has_numbers: bool = False
 
 
-def heat_map(data: str, rows: Axis, columns: Axis, look: Look) -> Json:
+def heat_map(data: str, rows: Axis, columns: Axis, style: HeatMapStyle) -> Json:
     """Return the specification of a heat map.
 
     Args:
         data: name of the data, one row a cell.
         rows, columns: the axes.
-        look: the numbers.
+        style: the numbers.
     """
     place = {"x": columns.encoding(is_row=False), "y": rows.encoding(is_row=True)}
-    has_numbers = look.has_numbers and min(rows.size, columns.size) >= _LEAST_NUMBERED
-    is_bounded = look.highest is not None
+    has_numbers = style.has_numbers and min(rows.size, columns.size) >= _MIN_NUMBERED
+    is_bounded = style.highest is not None
     scale: Json = {"zero": True, "range": [0, 0.7 if has_numbers and not is_bounded else 1]}
     if is_bounded:
-        scale |= {"domain": [0, look.highest], "type": "pow", "exponent": GAMMA}
-    border = 0.5 if columns.size >= _LEAST_BORDERED else 0
-    number = {"field": "shown", "title": look.value, "format": ".6f"}
+        scale |= {"domain": [0, style.highest], "type": "pow", "exponent": GAMMA}
+    border = 0.5 if columns.size >= _MIN_BORDERED else 0
+    number = {"field": "shown", "title": style.value, "format": ".6f"}
     cells: Json = {
         "mark": {"type": "rect", "stroke": color("grid"), "strokeWidth": border},
         "encoding": {
@@ -129,17 +129,17 @@ def heat_map(data: str, rows: Axis, columns: Axis, look: Look) -> Json:
     layers = [cells]
     if has_numbers:
         layers.append(_numbers(place, columns.size, is_bounded=is_bounded))
-    if look.marks_infinity:
+    if style.marks_infinity:
         layers.append(_infinity(place, min(11.0, 0.5 * columns.size)))
-    if look.sums:
+    if style.sums:
         layers.append(_sums(rows))
     return {
         "data": named(data),
         "transform": [
-            {"calculate": look.formula or "datum.value", "as": "shown"},
+            {"calculate": style.formula or "datum.value", "as": "shown"},
             {"calculate": "isValid(datum.value) ? abs(datum.shown) : 0", "as": "size"},
         ],
-        "title": {"text": look.title, "fontWeight": "normal"},
+        "title": {"text": style.title, "fontWeight": "normal"},
         "width": {"step": columns.size},
         "height": {"step": rows.size},
         "layer": layers,

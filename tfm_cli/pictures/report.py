@@ -297,9 +297,9 @@ def length_bounds(lengths: Sequence[int]) -> list[int]:
 
 
 class _Classes(dict[int, str]):
-    """The class of each character, by its code: blank, letter, character of its own, mark, other.
+    """The class of each character, by its code: space, letter, character of its own, mark, other.
 
-    Letters form words; a character of a script without blanks is a word by itself; marks belong to
+    Letters form words; a character of a script without spaces is a word by itself; marks belong to
     the character before them.
     """
 
@@ -324,9 +324,9 @@ _TRUE_WORD = re.compile("w[wm]*|cm*")
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return begin and end of each word and of each other character that is no blank.
+    """Return begin and end of each word and of each other character that is no space.
 
-    In scripts that are written without blanks, such as Chinese, each character is a word.
+    In scripts that are written without spaces, such as Chinese, each character is a word.
     """
     return [match.span() for match in _TOKEN.finditer(text.translate(_CLASSES))]
 

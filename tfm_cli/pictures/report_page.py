@@ -181,7 +181,7 @@ def _by_length(report: Report, page: Page, views: _Views) -> list[Block]:
     return [
         Prose(
             "Length is counted in words of the first reference, without punctuation; in scripts "
-            "that are written without blanks, such as Chinese, each character counts as a word."
+            "that are written without spaces, such as Chinese, each character counts as a word."
         ),
         *_grouped(report, report.by_length, page, views, "length", "words of the reference"),
     ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from tfm_cli.console import one_line
-from tfm_cli.pictures.charts import color
+from tfm_cli.pictures.charts import FONT, color
 from tfm_cli.pictures.explanation import Node
 from tfm_cli.pictures.sheet import text_width
 
@@ -15,11 +15,10 @@ _LEFT = 64  # of the first place, beside the numbers of the steps
 _BOX_HEIGHT = 36
 _WIDEST, _NARROWEST = 92, 60  # pixels of a place in a row
 _WIDTH = 736
-_FONT = "system-ui, 'Liberation Sans', 'DejaVu Sans', 'Noto Sans', sans-serif"
 
 
 @dataclass(frozen=True)
-class Spot:
+class PlacedNode:
     """A hypothesis with its place in the drawing."""
 
     index: int
@@ -48,7 +47,7 @@ def search_tree(tree: Sequence[Node], beam_size: int) -> str:
     parts += [_box(spot, slot, tree) for spot in spots.values()]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" width="{width:.0f}" '
-        f'height="{height}" viewBox="0 0 {width:.0f} {height}" font-family="{_FONT}">'
+        f'height="{height}" viewBox="0 0 {width:.0f} {height}" font-family="{FONT}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -71,10 +70,10 @@ def _is_dropped(node: Node) -> bool:
     return node.state == "dropped" and not node.is_greedy
 
 
-def _spots(rows: Sequence[Sequence[tuple[int, Node]]], slot: float) -> dict[int, Spot]:
+def _spots(rows: Sequence[Sequence[tuple[int, Node]]], slot: float) -> dict[int, PlacedNode]:
     """Return the places; a row is centered below its parents as far as it fits."""
     most = max(map(len, rows))
-    spots: dict[int, Spot] = {}
+    spots: dict[int, PlacedNode] = {}
     for step, row in enumerate(rows):
         parents = [spots[node.parent].x for _, node in row if node.parent in spots]
         middle = sum(parents) / len(parents) if parents else _LEFT + slot * most / 2
@@ -82,7 +81,7 @@ def _spots(rows: Sequence[Sequence[tuple[int, Node]]], slot: float) -> dict[int,
         start = min(max(start, _LEFT), _LEFT + slot * (most - len(row)))
         for place, (index, node) in enumerate(row):
             x = start + slot * (place + 0.5)
-            spots[index] = Spot(index, node, x, _TOP + _ROW * step)
+            spots[index] = PlacedNode(index, node, x, _TOP + _ROW * step)
     return spots
 
 
@@ -123,7 +122,7 @@ def _line(
     )
 
 
-def _branch(parent: Spot, spot: Spot) -> str:
+def _branch(parent: PlacedNode, spot: PlacedNode) -> str:
     """Return the line from a hypothesis to its parent; both paths are beside each other."""
     start, end = parent.y + _BOX_HEIGHT, spot.y
     node = spot.node
@@ -143,7 +142,7 @@ def _branch(parent: Spot, spot: Spot) -> str:
     )
 
 
-def _box(spot: Spot, slot: float, tree: Sequence[Node]) -> str:
+def _box(spot: PlacedNode, slot: float, tree: Sequence[Node]) -> str:
     """Return a hypothesis: its newest piece, and its score below."""
     node = spot.node
     is_dropped = node.state == "dropped"
@@ -176,7 +175,7 @@ def _score(node: Node) -> str:
     return f"{node.score:.3f}".replace("-", "−") if node.step else "start"
 
 
-def _numbers(spot: Spot, tree: Sequence[Node]) -> str:
+def _numbers(spot: PlacedNode, tree: Sequence[Node]) -> str:
     """Return the numbers of a hypothesis as lines of text."""
     node = spot.node
     paths = [name for name, is_on in (("beam", node.is_best), ("greedy", node.is_greedy)) if is_on]
@@ -191,7 +190,7 @@ def _numbers(spot: Spot, tree: Sequence[Node]) -> str:
 
 
 def hypothesis_text(tree: Sequence[Node], index: int) -> str:
-    """Return the pieces of a hypothesis, with blanks between them."""
+    """Return the pieces of a hypothesis, with spaces between them."""
     pieces: list[str] = []
     while index >= 0:
         pieces.append(tree[index].piece)
@@ -222,6 +221,6 @@ def tree_alternative(tree: Sequence[Node], beam_size: int) -> str:
     if parting is None:
         return f"{words} Greedy search takes the same path."
     return (
-        f"{words} Greedy search parts from it at step {parting}; its path in the tree: "
+        f"{words} Greedy search diverges from it at step {parting}; its path in the tree: "
         f"{' '.join(one_line(node.piece) for node in greedy)}."
     )

@@ -134,7 +134,7 @@ def _width(character: str) -> float:
 
 
 def broken(text: str, width: float) -> list[str]:
-    """Return a text in lines of at most `width`, broken at blanks or within longer words."""
+    """Return a text in lines of at most `width`, broken at spaces or within longer words."""
     lines = [""]
     for word in text.split(" "):
         separator = " " if lines[-1] else ""

@@ -11,7 +11,7 @@ from tfm_cli.console import one_line
 from tfm_cli.pictures.explanation import Array, Attention, Explanation, Tokens
 
 MAX_ROWS = 64
-_LEAST_WIDTH = 40
+_MIN_WIDTH = 40
 _LABEL_WIDTH = 16
 _LEFT_TO_RIGHT = "\u200e"  # keeps the columns in order beside right-to-left text
 _RIGHT_TO_LEFT = ("R", "AL", "AN")
@@ -50,7 +50,7 @@ def explanation_text(explanation: Explanation, shown: Map, *, width: int, color:
         width: columns of the terminal.
         color: show weights as colored blocks as well as digits.
     """
-    width = max(width, _LEAST_WIDTH)
+    width = max(width, _MIN_WIDTH)
     forcing = explanation.teacher_forcing
     own = "given" if forcing.is_given else "the model's own"
     lines = [

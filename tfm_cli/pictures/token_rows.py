@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from tfm_cli.console import one_line
-from tfm_cli.pictures.charts import color
+from tfm_cli.pictures.charts import FONT, color
 from tfm_cli.pictures.explanation import Tokens
 from tfm_cli.pictures.page import Widget
 from tfm_cli.pictures.search_tree import shortened
@@ -14,7 +14,6 @@ _WIDTH = 720  # pixels
 _SIZE = 14
 _HEIGHT = 40  # of a box
 _GAP = 4
-_FONT = "system-ui, 'Liberation Sans', 'DejaVu Sans', 'Noto Sans', sans-serif"
 
 
 def token_rows(rows: Sequence[tuple[str, Tokens]], caption: str = "") -> Widget:
@@ -51,7 +50,7 @@ def _image(rows: Sequence[tuple[str, Tokens]]) -> str:
         y += _HEIGHT + 12
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y:.0f}" '
-        f'viewBox="0 0 {_WIDTH} {y:.0f}" font-family="{_FONT}">{"".join(parts)}</svg>'
+        f'viewBox="0 0 {_WIDTH} {y:.0f}" font-family="{FONT}">{"".join(parts)}</svg>'
     )
 
 

@@ -29,9 +29,9 @@ from tfm_cli.files.untrusted import read_regular
 logger = logging.getLogger(__name__)
 
 MAX_MODEL_BYTES = 64 << 20
-# SentencePiece's spelling of a blank. It puts one before each line, so that the piece of a language
+# SentencePiece's symbol for a space. It puts one before each line, so that the piece of a language
 # tag must begin with it; a tag without it would become two pieces.
-BLANK = "▁"
+SPACE_SYMBOL = "▁"
 MIN_VERSION = (0, 2, 2)  # crafted models can cause out-of-bounds reads in older versions
 _CHILD_TIMEOUT_SECONDS = 20.0
 # Load the model, encode every character and decode every piece.

@@ -27,7 +27,7 @@ from tfm_cli.tokenizer.model_file import (
 SILENT = 3  # SentencePiece's log level: fatal errors only
 MAX_RULE_FILE_BYTES = 4 << 20
 _HEXADECIMAL = re.compile(r"(?:U\+)?([0-9A-Fa-f]{1,8})")
-_BLANK_RULES = (3, 4, 5)  # fields of a normalizer: rules about blanks, on by default
+_SPACE_RULES = (3, 4, 5)  # fields of a normalizer: rules about spaces, on by default
 _RULE_FILE_NAME = 6  # field of a normalizer: the path of the rule file
 
 
@@ -61,12 +61,12 @@ def trainer_options(rule: str) -> Iterator[dict[str, str]]:
 
 
 def changes_characters(model: bytes) -> bool:
-    """Return True if a serialized model may change characters other than blanks."""
+    """Return True if a serialized model may change characters other than spaces."""
     for number, _, value in fields(model):
         if number in (NORMALIZER, DENORMALIZER) and isinstance(value, bytes):
             for inner, _, setting in fields(value):
                 is_table = inner == CHARSMAP and bool(setting)
-                if is_table or (inner in _BLANK_RULES and not setting):
+                if is_table or (inner in _SPACE_RULES and not setting):
                     return True
     return False
 
@@ -114,7 +114,7 @@ def _code_points(column: str, position: str) -> str:
     """Return the text of the hexadecimal code points in a column.
 
     Args:
-        column: code points separated by blanks.
+        column: code points separated by spaces.
         position: file and line, for messages.
     """
     text = ""

@@ -13,7 +13,7 @@ import sentencepiece
 from tfm_cli.errors import ModelError
 from tfm_cli.text.language_tags import LANGUAGE_TAG, leading_tag
 from tfm_cli.tokenizer.model_file import (
-    BLANK,
+    SPACE_SYMBOL,
     algorithm,
     check_model,
     read_model_file,
@@ -63,7 +63,7 @@ class Tokenizer:
         self.pieces = tuple(pieces) if vocabulary is None else vocabulary.pieces
         self._tag_pieces = _tag_pieces(self.pieces, None if vocabulary else model_bytes)
         self._cuts_tags = vocabulary is not None or any(
-            piece.startswith(BLANK) for piece in self._tag_pieces.values()
+            piece.startswith(SPACE_SYMBOL) for piece in self._tag_pieces.values()
         )
         if self.eos_id < 0:
             hint = "train the model without `eos_id=-1`"
@@ -143,7 +143,7 @@ class Tokenizer:
 
     @property
     def marian_pieces(self) -> tuple[str, ...]:
-        """Return the pieces as Marian's tokenizers spell them: a language tag without a blank."""
+        """Return the pieces as Marian's tokenizers spell them: a language tag without a space."""
         tags = {piece: tag for tag, piece in self._tag_pieces.items()}
         return tuple(tags.get(piece, piece) for piece in self.pieces) if tags else self.pieces
 
@@ -205,7 +205,7 @@ class Tokenizer:
     def encode_spans(self, lines: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Return the span of each token of `encode` in its line: begin and end, in characters.
 
-        A span may include the blank before a word. If several tokens spell one character, the last
+        A span may include the space before a word. If several tokens spell one character, the last
         one spans the character, and the spans of the others are empty, at its beginning.
         """
         tags, texts = self._tags(lines)
@@ -230,7 +230,7 @@ class Tokenizer:
     ) -> list[tuple[int, str]]:
         """Return each line that decoding does not restore: its index and the decoded text.
 
-        As in SentencePiece, runs of blanks count as one and blanks at the ends are ignored. A
+        As in SentencePiece, runs of spaces count as one and spaces at the ends are ignored. A
         missing language tag is ignored too, since translations have none.
         """
         suspects: Sequence[int] = range(len(lines))
@@ -241,9 +241,9 @@ class Tokenizer:
         changed = []
         for index, text in zip(suspects, restored, strict=True):
             line = lines[index]
-            if text != line and plain_blanks(text) != plain_blanks(line):
-                before, after = map(plain_blanks, self._tags([line, text])[1])
-                if before not in (plain_blanks(text), after):
+            if text != line and normalize_spaces(text) != normalize_spaces(line):
+                before, after = map(normalize_spaces, self._tags([line, text])[1])
+                if before not in (normalize_spaces(text), after):
                     changed.append((index, text))
         return changed
 
@@ -269,7 +269,7 @@ class Tokenizer:
     def tag_length(self, line: str) -> int:
         """Return the number of tokens of the language tag at the start of a line; 0 without one.
 
-        It is 1, unless SentencePiece splits the tag and puts a blank before it.
+        It is 1, unless SentencePiece splits the tag and puts a space before it.
         """
         tag = self.language_tag(line)
         if not tag or self._cuts_tags:
@@ -351,7 +351,7 @@ class Tokenizer:
     def decode_pieces(self, pieces: Sequence[Sequence[str]]) -> list[str]:
         """Return the text of each sequence of pieces, without line feeds.
 
-        SentencePiece leaves `▁` in a piece unknown to the model. Here it becomes a blank, so that
+        SentencePiece leaves `▁` in a piece unknown to the model. Here it becomes a space, so that
         every text is restored.
         """
         texts = self._decoded([_utf8(sequence) for sequence in pieces])
@@ -367,8 +367,8 @@ class Tokenizer:
         return [text.decode("utf-8", "replace").replace("\n", " ") for text in texts]
 
 
-def plain_blanks(text: str) -> str:
-    """Return a text with single blanks instead of runs of blanks, and none at its ends."""
+def normalize_spaces(text: str) -> str:
+    """Return a text with single spaces instead of runs of spaces, and none at its ends."""
     return " ".join(filter(None, text.split(" ")))
 
 
@@ -380,13 +380,17 @@ def _tag_pieces(pieces: Sequence[str], model_bytes: bytes | None) -> dict[str, s
         model_bytes: the SentencePiece model, in which tags are user-defined pieces; None if a
             vocabulary defines the pieces.
     """
-    candidates = [piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(BLANK))]
+    candidates = [
+        piece for piece in pieces if LANGUAGE_TAG.fullmatch(piece.removeprefix(SPACE_SYMBOL))
+    ]
     if model_bytes is None:
-        return {piece: piece for piece in candidates if not piece.startswith(BLANK)}
+        return {piece: piece for piece in candidates if not piece.startswith(SPACE_SYMBOL)}
     user_defined = set(user_defined_pieces(model_bytes)) if candidates else set()
-    # A piece with a blank before the tag, as text has it, takes precedence over one without.
-    candidates.sort(key=lambda piece: piece.startswith(BLANK))
-    tags = {piece.removeprefix(BLANK): piece for piece in candidates if piece in user_defined}
+    # A piece with a space before the tag, as text has it, takes precedence over one without.
+    candidates.sort(key=lambda piece: piece.startswith(SPACE_SYMBOL))
+    tags = {
+        piece.removeprefix(SPACE_SYMBOL): piece for piece in candidates if piece in user_defined
+    }
     return dict(sorted(tags.items()))
 
 

@@ -31,7 +31,7 @@ from tfm_cli.config.settings import TokenizerConfig, is_rule_file
 from tfm_cli.errors import END_SIGNALS, ConfigError, DataError, ResourceError, TfmError
 from tfm_cli.parallel.child_processes import SuspensionMonitor
 from tfm_cli.text.language_tags import LANGUAGE_TAG
-from tfm_cli.tokenizer.model_file import BLANK, reason_of
+from tfm_cli.tokenizer.model_file import SPACE_SYMBOL, reason_of
 from tfm_cli.tokenizer.normalization import (
     SILENT,
     check_rule,
@@ -82,11 +82,11 @@ def draw_sample(
 
     Args:
         lines: text without line feeds.
-        max_lines: most lines in the sample.
+        max_lines: maximum number of lines in the sample.
         seed: seed of the keys.
         shuffle: False takes the first lines instead and does not read the rest.
         max_line_bytes: skip longer lines.
-        max_bytes: most bytes in the sample.
+        max_bytes: maximum number of bytes in the sample.
     """
     rng = random.Random(seed)
     heap: list[tuple[float, int, bytes]] = []  # (-key, line number, line): largest key first
@@ -125,7 +125,7 @@ class TrainerOptions:
         threads: number of threads, which changes the last digits of a unigram model's scores.
         shuffle: train on lines drawn at random instead of the first ones.
         max_line_bytes: skip longer lines.
-        max_sample_bytes: most text to train on.
+        max_sample_bytes: maximum size of the text to train on.
         extra: further options of SentencePiece's trainer, by their own names.
     """
 
@@ -261,18 +261,18 @@ def _own_symbols(extra: Mapping[str, str | bool]) -> tuple[list[str], list[str]]
     clashes = [f"`{symbol}`" for symbol in symbols if symbol in _SPECIAL_PIECES]
     if clashes:
         raise ConfigError(f"the model has these symbols already: {', '.join(clashes)}")
-    with_blank = [f"`{symbol}`" for symbol in user_defined if " " in symbol]
-    if with_blank:
+    with_space = [f"`{symbol}`" for symbol in user_defined if " " in symbol]
+    if with_space:
         raise ConfigError(
-            f"no text yields these symbols, which have a blank: {', '.join(with_blank)}",
-            hint=f"leave the blank out, or write `{BLANK}` for it",
+            f"no text yields these symbols, which have a space: {', '.join(with_space)}",
+            hint=f"leave the space out, or write `{SPACE_SYMBOL}` for it",
         )
     return user_defined, control
 
 
 def _tag_piece(symbol: str) -> str:
     """Return the piece of a language tag, or the symbol itself if it is not a tag."""
-    return BLANK + symbol if LANGUAGE_TAG.fullmatch(symbol) else symbol
+    return SPACE_SYMBOL + symbol if LANGUAGE_TAG.fullmatch(symbol) else symbol
 
 
 def _check_yielded(
@@ -281,8 +281,8 @@ def _check_yielded(
     """Raise a ConfigError for user-defined symbols that the model never produces from text."""
     never = []
     for symbol in symbols:
-        text = symbol.replace(BLANK, " ")
-        # Blanks at the ends of a line are dropped, and some models split at blanks only.
+        text = symbol.replace(SPACE_SYMBOL, " ")
+        # Spaces at the ends of a line are dropped, and some models split at spaces only.
         lines = [text, f"a{text}a", f"a {text} a"]
         if not any(symbol in pieces for pieces in processor.Encode(lines, return_type=str)):
             never.append(f"`{symbol}`")
@@ -290,7 +290,7 @@ def _check_yielded(
         message = f"no text yields these symbols: {', '.join(never)}"
         hint = None
         if model_type == "word":
-            hint = f"write `{BLANK}` before a word, or choose another `model_type`"
+            hint = f"write `{SPACE_SYMBOL}` before a word, or choose another `model_type`"
         raise ConfigError(message, hint=hint)
 
 

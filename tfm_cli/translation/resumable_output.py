@@ -37,7 +37,7 @@ class Position(NamedTuple):
     Attributes:
         lines: lines before it.
         sha256: hash of these lines, with a line feed each.
-        window_lines: most lines of the next window; 0 for the first one.
+        window_lines: maximum number of lines of the next window; 0 for the first one.
     """
 
     lines: int = 0

@@ -90,7 +90,7 @@ class Segmenter:
         search: the search settings.
         beam_size: hypotheses of each segment.
         on_long: treatment of a line of more than `max_tokens` tokens: `split` or `cut`.
-        max_tokens: most tokens of a segment or a prefix.
+        max_tokens: maximum number of tokens of a segment or a prefix.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ def text_lines(text: str, tokenizer: "Tokenizer") -> Iterator[TextLine]:
 # Splitting of over-long lines.
 
 
-class Cut(IntEnum):
+class SplitQuality(IntEnum):
     """The quality of a split before a token; higher is better."""
 
     CHARACTER = 0  # inside a character of several tokens
@@ -318,9 +318,9 @@ class Cut(IntEnum):
 def split_line(
     line: str, ids: Sequence[int], spans: Sequence[tuple[int, int]], limit: int, *, tag: int = 0
 ) -> list[Part]:
-    """Return the parts of a line; see `split` and `rate_cuts` for the arguments."""
+    """Return the parts of a line; see `split` and `split_qualities` for the arguments."""
     parts, index = list[Part](), tag
-    for part in split(ids, rate_cuts(line, spans), limit, tag=tag):
+    for part in split(ids, split_qualities(line, spans), limit, tag=tag):
         continues_word = bool(parts) and _is_in_word(line, spans[index][0])
         parts.append(Part(part, continues_word))
         index += len(part) - tag
@@ -335,16 +335,18 @@ def _is_in_word(line: str, offset: int) -> bool:
     )
 
 
-def split(ids: Sequence[int], cuts: Sequence[Cut], limit: int, *, tag: int = 0) -> list[list[int]]:
-    """Return the ids in parts of at most `limit`, each of which ends at the best cut.
+def split(
+    ids: Sequence[int], qualities: Sequence[SplitQuality], limit: int, *, tag: int = 0
+) -> list[list[int]]:
+    """Return the ids in parts of at most `limit`, each of which ends at the best split.
 
-    The last of several equal cuts is used. A cut in the first half of a part is used only to keep a
-    character whole, since there would be too many parts otherwise.
+    The last of several equal splits is used. A split in the first half of a part is used only to
+    keep a character whole, since there would be too many parts otherwise.
 
     Args:
         ids: ids of the line.
-        cuts: quality of a cut before each id, see `rate_cuts`.
-        limit: most ids of a part.
+        qualities: quality of a split before each id, see `split_qualities`.
+        limit: maximum number of ids of a part.
         tag: number of ids at the start that are repeated in every part, as for a language tag; at
             most `limit - 1` of them are repeated.
     """
@@ -352,44 +354,46 @@ def split(ids: Sequence[int], cuts: Sequence[Cut], limit: int, *, tag: int = 0) 
     head, size = list(ids[:tag]), limit - tag
     start, parts = min(tag, len(ids)), []
     while len(ids) - start > size:
-        end = _best_end(cuts, start, size)
+        end = _best_end(qualities, start, size)
         parts.append(head + list(ids[start:end]))
         start = end
     return [*parts, head + list(ids[start:])]
 
 
-def _best_end(cuts: Sequence[Cut], start: int, size: int) -> int:
+def _best_end(qualities: Sequence[SplitQuality], start: int, size: int) -> int:
     """Return the best end of a part of at most `size` ids that begins at `start`."""
     last = start + size
     middle = start + max(1, (size + 1) // 2)
-    best = max(range(middle, last + 1), key=lambda index: (cuts[index], index))
-    if cuts[best] > Cut.CHARACTER:
+    best = max(range(middle, last + 1), key=lambda index: (qualities[index], index))
+    if qualities[best] > SplitQuality.CHARACTER:
         return best
-    earlier = [index for index in range(start + 1, middle) if cuts[index] > Cut.CHARACTER]
+    earlier = [
+        index for index in range(start + 1, middle) if qualities[index] > SplitQuality.CHARACTER
+    ]
     return earlier[-1] if earlier else last
 
 
-def rate_cuts(line: str, spans: Sequence[tuple[int, int]]) -> list[Cut]:
+def split_qualities(line: str, spans: Sequence[tuple[int, int]]) -> list[SplitQuality]:
     """Return the quality of a cut before each token of a line.
 
     Args:
         line: the text.
         spans: span of each token, see `Tokenizer.encode_spans`.
     """
-    better = dict.fromkeys(_starts(line, clause_ends(line)), Cut.CLAUSE)
-    better |= dict.fromkeys(_starts(line, sentence_ends(line)), Cut.SENTENCE)
-    cuts = []
+    better = dict.fromkeys(_starts(line, clause_ends(line)), SplitQuality.CLAUSE)
+    better |= dict.fromkeys(_starts(line, sentence_ends(line)), SplitQuality.SENTENCE)
+    qualities = []
     begin_before, end_before = 0, 0
     for begin, end in spans:
         # If several tokens spell one character, all but the last have an empty span.
         if begin_before == end_before or begin >= len(line):
-            cuts.append(Cut.CHARACTER)
+            qualities.append(SplitQuality.CHARACTER)
         elif not line[begin_before:end_before].strip():  # a space belongs to the next token
-            cuts.append(Cut.WORD)
+            qualities.append(SplitQuality.WORD)
         else:
-            cuts.append(better.get(begin) or _between(line, begin))
+            qualities.append(better.get(begin) or _between(line, begin))
         begin_before, end_before = begin, end
-    return cuts
+    return qualities
 
 
 def _starts(line: str, ends: Iterable[int]) -> Iterable[int]:
@@ -401,23 +405,23 @@ def _starts(line: str, ends: Iterable[int]) -> Iterable[int]:
             yield end
 
 
-def _between(line: str, offset: int) -> Cut:
+def _between(line: str, offset: int) -> SplitQuality:
     """Return the quality of a cut that is not at the end of a sentence or clause."""
     before, after = line[offset - 1], line[offset]
     if _CONTINUES.match(after) or before == _JOINER or unicodedata.category(after)[0] == "M":
-        return Cut.CLUSTER
+        return SplitQuality.CLUSTER
     if any(
         (each.isspace() and each not in NO_BREAK) or each == _ZERO_WIDTH_SPACE
         for each in (before, after)
     ):
         while offset > 1 and line[offset - 1].isspace():
             offset -= 1
-        return Cut.ABBREVIATION if line[offset - 1] == "." else Cut.SPACE
+        return SplitQuality.ABBREVIATION if line[offset - 1] == "." else SplitQuality.SPACE
     is_between = script_without_spaces(before) or script_without_spaces(after)
     # A closing mark is not separated from the text before it.
     if is_between and unicodedata.category(after) not in ("Pe", "Pf", "Po"):
-        return Cut.LETTER
-    return Cut.WORD
+        return SplitQuality.LETTER
+    return SplitQuality.WORD
 
 
 # Language tags.

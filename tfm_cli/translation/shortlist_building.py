@@ -35,7 +35,7 @@ class ShortlistOptions:
     """The size of a shortlist, and the batching of the text that it is built from.
 
     Args:
-        best: most target tokens for a source token.
+        best: maximum number of target tokens for a source token.
         frequent: number of frequent target tokens that every translation may use.
         max_length: skip pairs with more tokens on either side.
         max_tokens: target tokens in a batch.

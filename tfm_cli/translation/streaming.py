@@ -129,7 +129,7 @@ class WindowReader:
         reader: the input.
         start: position to resume at.
         pending: lines that are being translated.
-        buffer_size: most lines of a window.
+        buffer_size: maximum number of lines of a window.
     """
 
     def __init__(
@@ -397,7 +397,7 @@ class Job(NamedTuple):
         settings: all that the output depends on except the input, see `job_settings`.
         overwrite: start again instead of resuming an unfinished output.
         formats: formats of the input and output lines.
-        buffer_size: most lines of a window.
+        buffer_size: maximum number of lines of a window.
     """
 
     input_path: str

@@ -246,7 +246,7 @@ class _CheckedModel:
         return self.model.start(source, source_keep)
 
     def step(self, tokens: Tensor, state: Any) -> Tensor:
-        """Return the model's logits of the token after the newest of each row."""
+        """Return the model's logits of the next token of each row."""
         self.check()
         return self.model.step(tokens, state)
 

@@ -75,7 +75,7 @@ class Translator:
         options: options of the search.
         on_long: see `TranslatorOptions`.
         alignment: see `TranslatorOptions`.
-        workers: most processes that translate in parallel; more than one only on a CPU.
+        workers: maximum number of parallel processes; more than one only on a CPU.
         name: name of the models in messages.
         warns_of_undertranslation: warn of the first translation that is far too short for its line.
     """
@@ -139,7 +139,7 @@ class Translator:
             others: directories of the other models of an ensemble.
             device: name of the device; `auto` is a GPU if there is one.
             precision: precision of the matrix products.
-            workers: most processes that translate in parallel; 0 depends on the machine. They are
+            workers: maximum number of parallel processes; 0 depends on the machine. They are
                 forked after loading, so no threads may be running by then.
 
         Raises:

@@ -90,7 +90,7 @@ class WorkerPool(Generic[JobT, ResultT]):
 
     Args:
         work: runs a job and returns its result.
-        max_workers: most processes.
+        max_workers: maximum number of processes.
         initializer: called once in each worker.
     """
 

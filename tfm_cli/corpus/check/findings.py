@@ -131,7 +131,7 @@ def _of_characters(corpus: str, facts: FileProperties) -> Iterator[Finding]:
         if occurrences.count:
             lines = _lines(occurrences.count)
             message = f"{lines} with {name} inside, which other programs take for a line end"
-            hint = "replace it by a blank on both sides"
+            hint = "replace it with a space on both sides"
             yield _located("warning", "separator", corpus, occurrences, message, hint)
     for kind, occurrences in facts.bad.items():
         if occurrences.count:
@@ -178,7 +178,7 @@ def _of_pairs(corpus: CorpusInspection) -> Iterator[Finding]:
             f"{name}: {_pairs(far)} with one side more than {FAR_APART} times as long as the "
             f"other, in {corpus.unit} ({_percent(far, with_text)})"
         )
-        hint = "remove them; if a script has no blanks, count in tokens with `--tokenizer`"
+        hint = "remove them; if a script has no spaces, count in tokens with `--tokenizer`"
         level = _level(far, with_text, MAX_FAR_APART)
         yield Finding(level, "length_ratio", name, message, hint)
 

@@ -167,7 +167,7 @@ class CorpusInspection:
     """Properties of a corpus, collected in bounded memory.
 
     Lengths, ratios, hashes and identical sides are those of pairs with text on both sides. The
-    text is stripped of surrounding blanks, since tokenizers ignore them.
+    text is stripped of surrounding spaces, since tokenizers ignore them.
 
     Args:
         name: `train`, `valid` or `test`.

@@ -53,7 +53,7 @@ class StaticStepModel(Protocol[StaticStateT]):
     def state(self, shape: Shape) -> StaticStateT:
         """Return an empty state."""
 
-    def read(self, source: Tensor, source_keep: Tensor | None, state: StaticStateT) -> None:
+    def encode(self, source: Tensor, source_keep: Tensor | None, state: StaticStateT) -> None:
         """Reset the state and encode the sources of its first segments, at most (B, S) ids.
 
         The other segments may hold any values that lead to finite logits.
@@ -68,11 +68,11 @@ class StaticStepModel(Protocol[StaticStateT]):
         through tensors, and none may wait for a value from the device.
 
         Args:
-            tokens: (R,) newest tokens, the K of the first segment, then of the second …
+            tokens: (R,) last tokens, the K of the first segment, then of the second …
             position: (1,) number of steps before this one, less than n.
             beam_ancestors: (B, K, n), the beam of its segment that each row was at each step up to
                 `position`, inclusive; -1 after that.
-            state: as `read` and the earlier steps left it.
+            state: as `encode` and the earlier steps left it.
         """
 
 
@@ -185,7 +185,7 @@ class StaticSearch(Generic[StaticStateT, SearchStateT]):
     ) -> list[list[Hypothesis]]:
         size, length = bucket_size(len(limits)), source_capacity(source.shape[1])
         stage = self._stage(Shape(size, self._beams, length, CAPACITY_BLOCK))
-        self._model.read(source, source_keep, stage.model_state)
+        self._model.encode(source, source_keep, stage.model_state)
         stage.search_state.reset(limits)
         segments = list(range(len(limits)))  # of the first rows of the stage; other rows are unused
         results = []

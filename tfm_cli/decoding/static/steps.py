@@ -17,7 +17,7 @@ from tfm_cli.config.settings import SearchConfig
 from tfm_cli.decoding.interface import Hypothesis, TargetVocabulary, length_norm
 from tfm_cli.decoding.static.cuda_graph import ReadBack, to_device
 from tfm_cli.decoding.static.search import StaticStateT, StaticStepModel
-from tfm_cli.decoding.utf8 import StaticSpelling
+from tfm_cli.decoding.utf8 import StaticUtf8States
 
 
 class StaticBeams:
@@ -49,13 +49,13 @@ class StaticBeams:
         self._norms = torch.tensor(norms, dtype=torch.float64, device=device)  # (n,)
         self._slots = torch.arange(beams, device=device)  # (K,)
         utf8 = vocabulary.utf8
-        self._spelling = None if utf8 is None else StaticSpelling(utf8, segments, beams)
+        self._utf8_states = None if utf8 is None else StaticUtf8States(utf8, segments, beams)
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
 
         self._position = integers(1)  # tokens generated
-        self._newest = integers(segments * beams)  # (R,)
+        self._last_tokens = integers(segments * beams)  # (R,)
         self._scores = torch.zeros(segments, beams, device=device)  # log-probabilities
         self._tokens = integers(segments, beams, capacity)
         # The beam of the ancestor of each hypothesis at each step.
@@ -71,7 +71,7 @@ class StaticBeams:
     def reset(self, limits: Sequence[int]) -> None:
         """Reset for a new batch of segments with these limits; unused rows are ignored."""
         self._position.zero_()
-        self._newest.fill_(self._vocabulary.start_id)
+        self._last_tokens.fill_(self._vocabulary.start_id)
         # All beams of a segment are the same before the first token, so only one may continue.
         self._scores.fill_(-math.inf)
         self._scores[:, 0] = 0
@@ -79,16 +79,16 @@ class StaticBeams:
         self._beam_ancestors.fill_(-1)
         self._limit[: len(limits)] = to_device(limits, self._limit.device)
         self.done.fill_(False)
-        if self._spelling is not None:
-            self._spelling.reset()
+        if self._utf8_states is not None:
+            self._utf8_states.reset()
         self._end_scores.fill_(-math.inf)
 
     def copy_from(self, other: "StaticBeams", segments: Tensor) -> None:
         """Copy these segments (B,) from a search with at most this capacity."""
         capacity = other._tokens.shape[2]
         self._position.copy_(other._position)
-        newest = other._newest.view(len(other.done), -1).index_select(0, segments)  # (B, K)
-        self._newest.copy_(newest.flatten())
+        last = other._last_tokens.view(len(other.done), -1).index_select(0, segments)  # (B, K)
+        self._last_tokens.copy_(last.flatten())
         for own, others in (
             (self._scores, other._scores),
             (self._limit, other._limit),
@@ -102,31 +102,33 @@ class StaticBeams:
         ):
             own.copy_(others.index_select(0, segments))
         self._beam_ancestors[:, :, capacity:] = -1
-        if self._spelling is not None and other._spelling is not None:
-            self._spelling.copy_from(other._spelling, segments)
+        if self._utf8_states is not None and other._utf8_states is not None:
+            self._utf8_states.copy_from(other._utf8_states, segments)
 
     def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
         """Append a token to each hypothesis, and store those that have ended."""
         beams = self._settings.beam_size
         own = self._slots[None, :, None].expand(len(self.done), -1, 1)  # (B, K, 1)
         self._beam_ancestors.index_copy_(2, self._position, own)
-        logits = model.step(self._newest, self._position, self._beam_ancestors, state)  # (R, V)
+        logits = model.step(
+            self._last_tokens, self._position, self._beam_ancestors, state
+        )  # (R, V)
         log_probs, candidates = self._continuations(logits)  # (R, C) each
         totals = self._scores.view(-1, 1) + log_probs  # (R, C)
         totals = totals.view(len(self.done), -1)  # (B, K * C)
-        best, place = totals.topk(min(2 * beams, totals.shape[1]), dim=1)  # (B, c) each
-        origin = place.div(candidates.shape[1], rounding_mode="floor")  # (B, c)
-        token = candidates.view(len(self.done), -1).gather(1, place)  # (B, c)
+        best, index = totals.topk(min(2 * beams, totals.shape[1]), dim=1)  # (B, c) each
+        parents = index.div(candidates.shape[1], rounding_mode="floor")  # (B, c)
+        token = candidates.view(len(self.done), -1).gather(1, index)  # (B, c)
         norm = self._norms.index_select(0, self._position)  # (1,)
         ends = token == self._vocabulary.eos_id  # (B, c)
-        self._store_ends(best[:, :beams], ends[:, :beams], origin[:, :beams], norm)
+        self._store_ends(best[:, :beams], ends[:, :beams], parents[:, :beams], norm)
 
         # The best that do not end; a stable sort by "ends" leaves them in order of their scores.
         active = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beams]  # (B, K)
         scores = best.masked_fill(ends, -math.inf).gather(1, active)  # (B, K)
         self._update_done(scores.amax(dim=1) / norm.to(scores.dtype))
         self._scores.copy_(scores)
-        self._reorder_and_append(origin.gather(1, active), token.gather(1, active))
+        self._reorder_and_append(parents.gather(1, active), token.gather(1, active))
 
     def _continuations(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and ids of the likeliest next tokens of each row, (R, C) each.
@@ -141,8 +143,8 @@ class StaticBeams:
         eos = log_probs[:, eos_id].clone()  # (R,)
         if not self._settings.renormalize:
             log_probs.index_fill_(1, self._banned, -math.inf)
-        if self._spelling is not None:
-            log_probs = self._spelling.forbid_(log_probs, self._limit - self._position)
+        if self._utf8_states is not None:
+            log_probs = self._utf8_states.forbid_(log_probs, self._limit - self._position)
         best, tokens = log_probs.topk(min(count, log_probs.shape[1]), dim=1)  # (R, C) each
         at_limit = (self._limit <= self._position)[:, None]  # (B, 1)
         at_limit = at_limit.expand(-1, self._settings.beam_size).reshape(-1)  # (R,)
@@ -152,7 +154,7 @@ class StaticBeams:
         tokens[:, 0].masked_fill_(at_limit, eos_id)
         return best, tokens
 
-    def _store_ends(self, totals: Tensor, ends: Tensor, origin: Tensor, norm: Tensor) -> None:
+    def _store_ends(self, totals: Tensor, ends: Tensor, parents: Tensor, norm: Tensor) -> None:
         """Store the best of the finished hypotheses and of those that end now, (B, K) each."""
         beams = self._settings.beam_size
         is_end = ends & (totals > -math.inf) & ~self.done[:, None]  # (B, K)
@@ -165,7 +167,7 @@ class StaticBeams:
         self._end_totals.copy_(totals.gather(1, order))
         lengths = torch.cat((self._ends, self._position.expand_as(self._ends)), dim=1)  # (B, 2K)
         self._ends.copy_(lengths.gather(1, order))
-        tokens = torch.cat((self._end_tokens, _reordered(self._tokens, origin)), dim=1)
+        tokens = torch.cat((self._end_tokens, _reordered(self._tokens, parents)), dim=1)
         self._end_tokens.copy_(_reordered(tokens, order))  # (B, K, n)
 
     def _update_done(self, best_active: Tensor) -> None:
@@ -177,17 +179,17 @@ class StaticBeams:
         # The best score is -inf, or NaN, where no hypothesis can grow.
         self.done.logical_or_(is_decided | ~(best_active > -math.inf))
 
-    def _reorder_and_append(self, origin: Tensor, tokens: Tensor) -> None:
-        """Replace beam k of each segment with its beam `origin[:, k]` plus a token, (B, K) each.
+    def _reorder_and_append(self, parents: Tensor, tokens: Tensor) -> None:
+        """Replace beam k of each segment with its beam `parents[:, k]` plus a token, (B, K) each.
 
-        The model's caches stay in place: attention follows the reordered `beam_ancestors`.
+        The model's caches stay where they are: attention follows the reordered `beam_ancestors`.
         """
-        if self._spelling is not None:
-            self._spelling.append(origin, tokens)
-        self._beam_ancestors.copy_(_reordered(self._beam_ancestors, origin))
-        self._tokens.copy_(_reordered(self._tokens, origin))
+        if self._utf8_states is not None:
+            self._utf8_states.append(parents, tokens)
+        self._beam_ancestors.copy_(_reordered(self._beam_ancestors, parents))
+        self._tokens.copy_(_reordered(self._tokens, parents))
         self._tokens.index_copy_(2, self._position, tokens[:, :, None])
-        self._newest.copy_(tokens.flatten())
+        self._last_tokens.copy_(tokens.flatten())
         self._position.add_(1)
 
     def results(self, segments: Sequence[int]) -> Callable[[], list[list[Hypothesis]]]:
@@ -233,16 +235,16 @@ class StaticGreedy:
         self._vocabulary = vocabulary
         self._banned = to_device(vocabulary.banned_ids, device)
         utf8 = vocabulary.utf8
-        self._spelling = None if utf8 is None else StaticSpelling(utf8, segments, 1)
+        self._utf8_states = None if utf8 is None else StaticUtf8States(utf8, segments, 1)
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
 
         self._position = integers(1)  # steps taken
-        self._newest = integers(segments)  # (B,)
+        self._last_tokens = integers(segments)  # (B,)
         self._tokens = integers(segments, capacity)
         self._beam_ancestors = integers(segments, 1, capacity)  # 0 for past steps, -1 after them
-        self._origin = integers(segments, 1)  # each row continues itself
+        self._parents = integers(segments, 1)  # each row continues itself
         self._limit = integers(segments)
         self._lengths = integers(segments)  # tokens generated before </s> or the limit
         self._is_finite = torch.ones(segments, dtype=torch.bool, device=device)
@@ -251,21 +253,21 @@ class StaticGreedy:
     def reset(self, limits: Sequence[int]) -> None:
         """Reset for a new batch of segments with these limits; unused rows are ignored."""
         self._position.zero_()
-        self._newest.fill_(self._vocabulary.start_id)
+        self._last_tokens.fill_(self._vocabulary.start_id)
         self._beam_ancestors.fill_(-1)
         self._lengths.zero_()
         self._is_finite.fill_(True)
         self._limit[: len(limits)] = to_device(limits, self._limit.device)
         torch.eq(self._limit, 0, out=self.done)
-        if self._spelling is not None:
-            self._spelling.reset()
+        if self._utf8_states is not None:
+            self._utf8_states.reset()
 
     def copy_from(self, other: "StaticGreedy", segments: Tensor) -> None:
         """Copy these segments (B,) from a search with at most this capacity."""
         capacity = other._tokens.shape[1]
         self._position.copy_(other._position)
         for own, others in (
-            (self._newest, other._newest),
+            (self._last_tokens, other._last_tokens),
             (self._limit, other._limit),
             (self._lengths, other._lengths),
             (self._is_finite, other._is_finite),
@@ -275,21 +277,23 @@ class StaticGreedy:
         ):
             own.copy_(others.index_select(0, segments))
         self._beam_ancestors[:, :, capacity:] = -1
-        if self._spelling is not None and other._spelling is not None:
-            self._spelling.copy_from(other._spelling, segments)
+        if self._utf8_states is not None and other._utf8_states is not None:
+            self._utf8_states.copy_from(other._utf8_states, segments)
 
     def step(self, model: StaticStepModel[StaticStateT], state: StaticStateT) -> None:
         """Append a token to each segment that is not done."""
         self._beam_ancestors.index_fill_(2, self._position, 0)
-        logits = model.step(self._newest, self._position, self._beam_ancestors, state)  # (B, V)
+        logits = model.step(
+            self._last_tokens, self._position, self._beam_ancestors, state
+        )  # (B, V)
         logits = logits.index_fill_(1, self._banned, -math.inf)
-        if self._spelling is not None:
-            logits = self._spelling.forbid_(logits, self._limit - self._position)
+        if self._utf8_states is not None:
+            logits = self._utf8_states.forbid_(logits, self._limit - self._position)
         best, token = logits.max(dim=1)  # (B,) each
         self._is_finite.logical_and_(best.isfinite() | self.done)
-        if self._spelling is not None:
-            self._spelling.append(self._origin, token[:, None])
-        self._newest.copy_(token)
+        if self._utf8_states is not None:
+            self._utf8_states.append(self._parents, token[:, None])
+        self._last_tokens.copy_(token)
         self._tokens.index_copy_(1, self._position, token[:, None])
         self._position.add_(1)
         self.done.logical_or_(token == self._vocabulary.eos_id)

@@ -76,7 +76,7 @@ def write_hugging_face(directory: Path, model: TrainedModel) -> None:
     if search.length_norm == "wu" and search.length_penalty != 0:
         logger.warning("search.length_norm: `wu` is unknown there, `power` was written")
     if search.repetition_penalty != 1:
-        # Hugging Face penalises log-probabilities, and the start token as well.
+        # Hugging Face penalizes log-probabilities, and the start token as well.
         logger.warning("search.repetition_penalty: is computed differently there, and was left out")
     if _may_know_tags_as_text(pair.source):
         logger.warning(

@@ -78,7 +78,7 @@ class Searcher:
         transformer: the model, in evaluation mode.
         tokenizers: its tokenizers.
         settings: of the beam search; a beam of 1 is widened to `DEFAULT_BEAM`.
-        most_tokens: most tokens of a translation.
+        max_tokens: maximum number of tokens of a translation.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Searcher:
         tokenizers: TokenizerPair,
         settings: SearchConfig,
         *,
-        most_tokens: int,
+        max_tokens: int,
     ) -> None:
         self._transformer = transformer
         self._source, self._target = tokenizers
         self._settings = settings
         self._beam_size = settings.beam_size if settings.beam_size > 1 else DEFAULT_BEAM
-        self._most_tokens = most_tokens
+        self._max_tokens = max_tokens
         self._vocabulary = target_vocabulary(self._target, torch.device("cpu"))
 
     def explained(self, sentence: str, ids: Sequence[int], *, example_seconds: float) -> Search:
@@ -102,7 +102,7 @@ class Searcher:
         Args:
             sentence: the text.
             ids: its tokens without </s>.
-            example_seconds: most seconds to look for the example; 0 does not look.
+            example_seconds: maximum time to find the example; 0 does not look.
 
         Raises:
             NonFiniteScoresError: the model computes scores that are not finite numbers.
@@ -158,7 +158,7 @@ class Searcher:
         return DecodingOptions(settings=settings, token_log_probs=True)
 
     def _limit(self, ids: Sequence[int]) -> int:
-        return min(output_limit(len(ids), self._settings.max_length_factor), self._most_tokens)
+        return min(output_limit(len(ids), self._settings.max_length_factor), self._max_tokens)
 
     def _found(self, hypothesis: Hypothesis) -> SearchResult:
         ids = (*hypothesis.ids, self._target.eos_id)
