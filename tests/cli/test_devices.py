@@ -28,12 +28,13 @@ def commands(tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> dict[
     return {
         "translate": ["translate", "-m", model, "-i", source, *output],
         "evaluate": ["evaluate", target, "--model", model, "--source", source, *output],
+        "score": ["score", "-m", model, "-s", source, "-t", target, *output],
         "shortlist": ["shortlist", "-m", model, "-s", source, "-t", target, *output],
         "train": ["train", "-s", source, "-t", target, *output],
     }
 
 
-COMMANDS = ["translate", "evaluate", "shortlist", "train"]
+COMMANDS = ["translate", "evaluate", "score", "shortlist", "train"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:9", "mps"])

@@ -39,6 +39,8 @@ def arguments_of(command: str, name: str, model: str) -> list[str]:
         "evaluate": ["evaluate", "--model", model, "--source", source, "-o", output,
                      "--device", "cpu", "--", target],
         "check": ["check", "-s", source, "-t", target],
+        "score": ["score", "-m", model, "-s", source, "-t", target, "-o", output,
+                  "--device", "cpu"],
         "shortlist": ["shortlist", "-m", model, "-s", source, "-t", target, "-o", output,
                       "--device", "cpu"],
         "train": ["train", "-s", source, "-t", target, "-vs", source, "-vt", target, *LEARN,
@@ -46,7 +48,16 @@ def arguments_of(command: str, name: str, model: str) -> list[str]:
     }[command]  # fmt: skip
 
 
-COMMANDS = ["translate", "encode", "decode", "tokenize train", "evaluate", "check", "shortlist"]
+COMMANDS = [
+    "translate",
+    "encode",
+    "decode",
+    "tokenize train",
+    "evaluate",
+    "check",
+    "score",
+    "shortlist",
+]
 
 
 def prepare(folder: Path, name: str, corpus: TinyCorpus, model: Path) -> str:

@@ -15,6 +15,7 @@ NEED_TORCH = {
     "translate": ["translate", "--model", MODEL],
     "train": ["train", "--output", "model", "--max-updates", "1"],
     "evaluate": ["evaluate", "text", "--model", MODEL, "--source", "text"],
+    "score": ["score", "--model", MODEL, "-s", "text", "-t", "text"],
     "shortlist": ["shortlist", "--model", MODEL, "-s", "text", "-t", "text", "-o", "table"],
     "export": ["export", MODEL, "--to", "hf", "--output", "exported"],
 }

@@ -25,6 +25,9 @@ COMMANDS: dict[str, Arguments] = {
     "evaluate": lambda model, output: [
         "evaluate", "ref", "--model", model, "--source", "text", "-o", output,
     ],
+    "score": lambda model, output: [
+        "score", "-m", model, "-s", "text", "-t", "ref", "-o", output,
+    ],
     "shortlist": lambda model, output: [
         "shortlist", "-m", model, "-s", "text", "-t", "ref", "-o", output,
     ],

@@ -10,7 +10,7 @@ from tfm_cli.config.settings import SECTIONS, RunConfig, Value
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "docs" / "reference"
 COMMANDS = (
-    "", "train", "translate", "evaluate", "plot", "check", "sample",
+    "", "train", "translate", "evaluate", "score", "plot", "check", "sample",
     "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
     "shortlist", "explain", "import", "export",
 )  # fmt: skip

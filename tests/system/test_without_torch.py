@@ -132,6 +132,18 @@ def test_translations_are_scored(run: Run, tiny_model: Path, tiny_corpus: TinyCo
     assert "100.0" in given.stdout
 
 
+def test_pairs_are_scored(
+    run: Run, run_tfm: RunTfm, tiny_model: Path, tiny_corpus: TinyCorpus
+) -> None:
+    corpus = ["-s", tiny_corpus.path("test.en"), "-t", tiny_corpus.path("test.de")]
+    command = ["score", *corpus, "--model", str(tiny_model), "--format", "json", "--word-scores"]
+
+    done = run(command)
+
+    assert (done.returncode, done.stdout) == (0, run_tfm(command).out), done.stderr
+    assert done.stdout.count("\n") == 40
+
+
 def test_text_is_tokenized(run: Run, tiny_model: Path) -> None:
     encoded = run(["tokenize", "encode", "--model", str(tiny_model)], LINES)
     decoded = run(["tokenize", "decode", "--model", str(tiny_model)], encoded.stdout)
@@ -181,7 +193,7 @@ def _imported(arguments: list[str], stdin: str) -> set[str]:
     return set(re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["translate", "evaluate", "tokenize", "check"])
+@pytest.mark.parametrize("command", ["translate", "evaluate", "score", "tokenize", "check"])
 def test_no_torch_is_imported_where_it_is_installed(
     command: str, tiny_model: Path, tiny_corpus: TinyCorpus
 ) -> None:
@@ -190,6 +202,7 @@ def test_no_torch_is_imported_where_it_is_installed(
     arguments = {
         "translate": [*model, "--device", "cpu"],
         "evaluate": [target, *model, "--source", source, "--device", "cpu"],
+        "score": ["-s", source, "-t", target, *model, "--device", "cpu"],
         "tokenize": ["encode", *model],
         "check": ["-s", source, "-t", target, *model],
     }

@@ -41,6 +41,7 @@ class Cli(CommandGroup):
         "train": ("train", "COMMAND"),
         "translate": ("translate", "COMMAND"),
         "evaluate": ("evaluate", "COMMAND"),
+        "score": ("score", "COMMAND"),
         "plot": ("plot", "COMMAND"),
         "explain": ("explain", "COMMAND"),
         "check": ("check", "COMMAND"),

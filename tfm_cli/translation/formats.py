@@ -245,12 +245,22 @@ def as_json(
             }
             for candidate in translation.candidates
         ]
+    yield json_line(fields)
+
+
+def json_line(fields: Mapping[str, Any]) -> str:
+    """Return a JSON object on one line, as text that UTF-8 can encode."""
     text = json.dumps(fields, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can spell
         text = json.dumps(fields)
-    yield text
+    return text
+
+
+def word_scores_field(scores: Sequence[float]) -> str:
+    """Return the log-probabilities of tokens as Marian writes them: `WordScores= …`."""
+    return " ".join(["WordScores=", *(f"{score:.4f}" for score in scores)])
 
 
 def replaced_fields(output_format: OutputFormat) -> frozenset[str]:
@@ -285,8 +295,7 @@ def _extras(candidate: Candidate, output_format: OutputFormat) -> list[str]:
         pairs = alignment_pairs(candidate.alignment, output_format.alignment)
         fields.append(" ".join(f"{source}-{target}" for source, target in pairs))
     if output_format.word_scores:
-        scores = (f"{score:.4f}" for score in candidate.word_scores)
-        fields.append(" ".join(["WordScores=", *scores]))
+        fields.append(word_scores_field(candidate.word_scores))
     return fields
 
 

@@ -3,6 +3,7 @@
 # T target tokens, S source tokens
 
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -119,6 +120,18 @@ class NativeEngine:
             return [[row[:-1] for row in weights[:-1]] for weights in of_models[0]]
         return [_mean(weights) for weights in zip(*of_models, strict=True)]
 
+    def force(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return the log-probabilities of each target's tokens and of the </s> after them."""
+        of_models = [reader.force(sources, targets) for reader in self._readers]
+        if len(of_models) == 1:
+            return of_models[0]
+        return [
+            [_log_mean_exp(values) for values in zip(*rows, strict=True)]
+            for rows in zip(*of_models, strict=True)
+        ]
+
 
 def warn_of_slow_bf16(model: NativeModel) -> None:
     """Log a warning if the processor has no instructions for bf16."""
@@ -161,3 +174,10 @@ def _mean(matrices: Sequence[Matrix]) -> Matrix:
         [sum(values) / len(values) for values in zip(*rows, strict=True)][:-1]
         for rows in list(zip(*matrices, strict=True))[:-1]
     ]
+
+
+def _log_mean_exp(log_probs: Sequence[float]) -> float:
+    """Return the logarithm of the mean of probabilities, given their logarithms."""
+    largest = max(log_probs)
+    mean = sum(math.exp(each - largest) for each in log_probs) / len(log_probs)
+    return largest + math.log(mean)

@@ -95,6 +95,23 @@ class SearchEngine(Protocol):
             NonFiniteScoresError: the attention weights are not finite numbers.
         """
 
+    def force(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return the log-probabilities of each target's tokens and of the </s> after them.
+
+        They are those of the whole vocabulary, whatever the options of the search. With several
+        models, a probability is the mean of theirs.
+
+        Args:
+            sources: ids of each source, without </s>.
+            targets: ids of its translation, without </s>.
+
+        Raises:
+            MemoryError: there is no memory for all of these pairs together.
+            NonFiniteScoresError: the log-probabilities are not finite numbers.
+        """
+
 
 def chosen_search(
     settings: SearchConfig, chosen: Mapping[str, Any], *, sampling: bool = False

@@ -1,9 +1,11 @@
 """PyTorch as the search engine: on GPUs, and on CPUs without the native engine."""
 
-# B segments, T target tokens, S source tokens, V vocabulary
+# B segments, T target tokens, S source tokens, V vocabulary, D model width, M models,
+# N target tokens of a batch without padding, n some of them
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ import torch
 from torch import Tensor
 
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.corpus.batch import make_batch, pad_source
+from tfm_cli.corpus.batch import Batch, make_batch, pad_source
 from tfm_cli.decoding.beam import beam_search
+from tfm_cli.decoding.constraints import single_precision
 from tfm_cli.decoding.greedy import greedy_search
 from tfm_cli.decoding.interface import (
     DecodingOptions,
@@ -42,6 +45,8 @@ from tfm_cli.translation.search import (
     output_limits,
 )
 from tfm_cli.translation.segments import Segment
+
+_LOGIT_ROWS = 1024  # of logits that are in memory at a time when pairs are scored
 
 
 class TorchEngine:
@@ -104,13 +109,7 @@ class TorchEngine:
     ) -> list[Matrix]:
         """Return the attention of each target token to each source token, (T, S) of each pair."""
         with _memory_error():
-            batch = make_batch(
-                sources,
-                targets,
-                start_id=self._tokenizers.target.start_id,
-                eos_id=self._tokenizers.target.eos_id,
-                source_eos_id=self._tokenizers.source.eos_id,
-            ).to(self._device)
+            batch = self._pairs(sources, targets)
             found = [
                 model.cross_attention_weights(
                     batch.source, batch.source_keep, batch.target_in,
@@ -126,6 +125,29 @@ class TorchEngine:
         for row in rows:
             refuse_non_finite(row)
         return [row.tolist() for row in rows]
+
+    @torch.inference_mode()
+    def force(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return the log-probabilities of each target's tokens and of the </s> after them."""
+        with _memory_error(), arithmetic(self._device, self._dtype):
+            batch = self._pairs(sources, targets)
+            of_models = torch.stack([_forced(model, batch) for model in self._models])  # (M, N)
+            log_probs = of_models.logsumexp(dim=0) - math.log(len(of_models))  # (N,)
+        refuse_non_finite(log_probs)
+        rows = iter(log_probs.tolist())
+        return [[next(rows) for _ in range(len(target) + 1)] for target in targets]
+
+    def _pairs(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Batch:
+        """Return a batch of pairs of token ids, given without </s>, on the device."""
+        return make_batch(
+            sources,
+            targets,
+            start_id=self._tokenizers.target.start_id,
+            eos_id=self._tokenizers.target.eos_id,
+            source_eos_id=self._tokenizers.source.eos_id,
+        ).to(self._device)
 
     def _restricted(self, batch: Sequence[Segment]) -> RestrictedVocabulary:
         """Return the vocabulary of a batch: the shortlists of its segments, or all tokens."""
@@ -203,6 +225,22 @@ class TorchEngine:
             model, source, source_keep, limits=limits, vocabulary=vocabulary, options=decoding,
             prefixes=prefixes,
         )  # fmt: skip
+
+
+def _forced(model: Transformer, batch: Batch) -> Tensor:
+    """Return the log-probability (N,) of each real target token of a batch, </s> included."""
+    memory = model.encode(batch.source, batch.source_keep)  # (B, S, D)
+    hidden = model.decode(batch.target_in, memory, batch.source_keep)  # (B, T, D)
+    hidden = hidden.flatten(0, 1)[batch.target_positions]  # (N, D)
+    ids = batch.target_out.flatten()[batch.target_positions]  # (N,)
+    found = []
+    # The logits of all tokens would need far more memory than the rest of the pass.
+    for start in range(0, len(ids), _LOGIT_ROWS):
+        some = slice(start, start + _LOGIT_ROWS)
+        logits = single_precision(model.logits(hidden[some]))  # (n, V)
+        chosen = logits.gather(1, ids[some, None])[:, 0]  # (n,)
+        found.append(chosen - logits.logsumexp(dim=1))
+    return torch.cat(found)
 
 
 def target_vocabulary(target: Tokenizer, device: torch.device) -> TargetVocabulary:

@@ -164,7 +164,7 @@ class Translator:
             scores=options.scores,
             word_scores=options.word_scores,
             shortlist=shortlist,
-            cache_bytes=max(CACHE_BYTES // count, _MIN_CACHE_BYTES),
+            cache_bytes=worker_cache_bytes(count),
         )
         return Translator(
             models.engine(search_options),
@@ -322,6 +322,11 @@ class LoadedModels(NamedTuple):
     tokenizers: TokenizerPair
     engine: Callable[[SearchOptions], SearchEngine]
     is_native: bool
+
+
+def worker_cache_bytes(workers: int) -> int:
+    """Return the maximum memory, beyond the weights, of each of several processes on a CPU."""
+    return max(CACHE_BYTES // workers, _MIN_CACHE_BYTES)
 
 
 def resolve_precision(name: str, device: Device, directories: Sequence[Path]) -> str:

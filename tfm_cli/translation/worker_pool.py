@@ -92,17 +92,24 @@ class WorkerPool(Generic[JobT, ResultT]):
         work: runs a job and returns its result.
         max_workers: maximum number of processes.
         initializer: called once in each worker.
+        verb: what a worker does, in messages: `translate` or `score`.
     """
 
     def __init__(
-        self, work: Callable[[JobT], ResultT], *, max_workers: int, initializer: Callable[[], None]
+        self,
+        work: Callable[[JobT], ResultT],
+        *,
+        max_workers: int,
+        initializer: Callable[[], None],
+        verb: str = "translate",
     ) -> None:
         self._work = work
         self._max_workers = max_workers
         self._initializer = initializer
         self._workers: list[_Worker[ResultT]] = []
         self._queue: deque[tuple[Group[ResultT], int, JobT]] = deque()
-        self._suspension_monitor = SuspensionMonitor("a process that translates")
+        self._verb = verb
+        self._suspension_monitor = SuspensionMonitor(f"a process that {verb}s")
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +209,7 @@ class WorkerPool(Generic[JobT, ResultT]):
             return reason
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         hint = "if memory ran out, lower `--workers` or `--max-tokens`"
-        return ResourceError(f"a process that translates {how}", hint=hint)
+        return ResourceError(f"a process that {self._verb}s {how}", hint=hint)
 
     def _started(self) -> _Worker[ResultT] | None:
         """Return a new worker; None, and no further attempts, if the system refuses."""
@@ -214,7 +221,7 @@ class WorkerPool(Generic[JobT, ResultT]):
                 worker = _Worker[ResultT](self._forked(ours, theirs), ours)
         except OSError as error:
             self._max_workers = count = len(self._workers)
-            instead = f"{count} in all" if count else "translating in this one"
+            instead = f"{count} in all" if count else f"{self._verb[:-1]}ing in this one"
             logger.warning("cannot start another process: %s; %s", error.strerror, instead)
             return None
         self._workers.append(worker)
@@ -272,7 +279,7 @@ class WorkerPool(Generic[JobT, ResultT]):
                 try:
                     message = (True, self._work(job))
                 except Exception as error:  # the parent process raises it again
-                    message = (False, _portable(error))
+                    message = (False, _portable(error, f"a process that {self._verb}s"))
                 connection.send(message)
         finally:
             os._exit(1)
@@ -283,13 +290,18 @@ def _record(group: Group[ResultT], index: int, result: Any, *, is_result: bool) 
     group.missing -= 1
 
 
-def _portable(error: Exception) -> Exception:
-    """Return an error that can be sent through a pipe, with its traceback."""
+def _portable(error: Exception, process: str) -> Exception:
+    """Return an error that can be sent through a pipe, with its traceback.
+
+    Args:
+        error: the error.
+        process: what it was raised in.
+    """
     from multiprocessing.reduction import ForkingPickler
 
     text = "".join(traceback.format_exception(error))
     if not isinstance(error, TfmError):  # a TfmError is shown without a traceback
-        error.add_note(f"in a process that translates:\n{text}")
+        error.add_note(f"in {process}:\n{text}")
     try:
         # Unpickling calls the class with the arguments of `raise`, which may fail in any way.
         ForkingPickler.loads(ForkingPickler.dumps(error))
