@@ -498,3 +498,62 @@ def test_models_with_other_tokenizers_are_refused(model: list[str], run_tfm: Run
         f"error: {other}: has other tokenizers than {model[2]}\n"
         "hint: train them with the same one: `tfm train --tokenizer`\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "expected"),
+    [
+        ("--json-input", '{"text": "one"}\n{\n\n{"text": "two"}\n', "eins\n\n\nzwei\n"),
+        ("--tsv --tsv-column 2", "a\tone\nb\n\nc\ttwo\n", "a\tone\teins\nb\t\n\nc\ttwo\tzwei\n"),
+        ("--force-decode", "one\none\t\tx\ntwo\n", "eins\n\nzwei\n"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("buffer_size", ["1", "100"])
+def test_bad_lines_are_reported_in_their_place(
+    model: list[str], run_tfm: RunTfm, flags: str, text: str, expected: str, buffer_size: str
+) -> None:
+    command = [*model, *flags.split(), "--buffer-size", buffer_size]
+
+    stopped = run_tfm(command, text)
+    reported = run_tfm([*command, "--on-error", "report", "--quiet"], text)
+
+    problem = stopped.err.split("\n")[-2 if "hint: " not in stopped.err else -3]
+    assert stopped.code == reported.code == 3
+    assert reported.out == expected
+    assert reported.err == (
+        problem.replace("error: ", "warning: ", 1)
+        + "\nerror: standard input: 1 line could not be parsed; the others are translated\n"
+    )
+
+
+def test_bad_lines_are_objects_in_json_and_blank_in_n_best_lists(
+    model: list[str], run_tfm: RunTfm
+) -> None:
+    text = '{"text": "one"}\n{"id": 7}\n{"text": "two", "id": 9}\n'
+    command = [*model, "--json-input", "--on-error", "report", "--quiet", "--beam", "2"]
+
+    objects = run_tfm([*command, "--format", "json"], text)
+    lists = run_tfm([*command, "--n-best", "2"], text)
+
+    rows = [json.loads(line) for line in objects.out.split("\n")[:-1]]
+    assert rows[1] == {"error": "has neither `source` nor `text`", "line": 2}
+    assert [row.get("translation") for row in rows] == ["eins", None, "zwei"]
+    assert [line.partition(" ||| ")[0] for line in lines_of(lists.out)] == [*"001122"]
+    assert objects.code == lists.code == 3
+
+
+def test_many_bad_lines_cause_few_warnings(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "--json-input", "--on-error", "report", "-q"], "?\n" * 100)
+
+    assert (result.code, result.out) == (3, "\n" * 100)
+    assert result.err.count("warning: ") == 9
+    assert "standard input:9: " in result.err
+    assert (
+        "; other such lines are only counted\nerror: standard input: 100 lines could" in result.err
+    )
+
+
+def test_good_input_ends_well_with_errors_reported(model: list[str], run_tfm: RunTfm) -> None:
+    result = run_tfm([*model, "--tsv", "--on-error", "report", "-q"], "one\n\ntwo\n")
+
+    assert (result.code, result.out, result.err) == (0, "one\teins\n\ntwo\tzwei\n", "")

@@ -253,6 +253,45 @@ def test_job_resumes_after_an_invalid_line_is_corrected(
     assert (tmp_path / "out").read_bytes() == b"eins\n" * 16
 
 
+def test_job_goes_on_after_an_invalid_line_if_errors_are_reported(
+    model: list[str], stop: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    good = b'{"text": "one"}\n'
+    (tmp_path / "in").write_bytes(good * 15 + b"?\n" + good * 16 + b"!\n" + good * 20)
+    files = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    command = [*model, "--json-input", "--format", "json", *files]
+    report = [*command, "--on-error", "report"]
+    expected = run_tfm([*report[:-6], "--on-error", "report"], (tmp_path / "in").read_bytes())
+
+    stop(99)
+    stopped = run_tfm(command)
+    stop(3)
+    interrupted = run_tfm(report)
+    refused = run_tfm(command)
+    finished = run_tfm(report)
+
+    rows = [json.loads(line) for line in expected.out.split("\n")[:-1]]
+    message = "is not a JSON object: character 1: Expecting value"
+    assert [row for row in rows if "error" in row] == [
+        {"error": message, "line": 16}, {"error": message, "line": 33},
+    ]  # fmt: skip
+    assert [row["line"] - 1 for row in rows if "error" in row] == [
+        index for index, row in enumerate(rows) if "error" in row
+    ]
+    assert (stopped.code, interrupted.code) == (3, 130)
+    assert "resuming after line 14" in interrupted.err
+    assert "resuming after line 35" in refused.err
+    assert refused.code == 3
+    assert f"{tmp_path / 'in'}:16: {message}" in refused.err  # it was reported before
+    assert "resuming after line 35" in finished.err
+    assert (tmp_path / "out").read_text(encoding="utf-8") == expected.out
+    for result, name in ((expected, "standard input"), (finished, tmp_path / "in")):
+        assert result.code == 3
+        assert result.err.endswith(
+            f"error: {name}: 2 lines could not be parsed; the others are translated\n"
+        )
+
+
 def test_job_on_standard_input_resumes(
     model: list[str], stop: Callable[..., None], run_tfm: RunTfm, tmp_path: Path
 ) -> None:

@@ -22,7 +22,8 @@ from tfm_cli.cli.options import (
     workers_option,
 )
 from tfm_cli.config.settings import SearchConfig
-from tfm_cli.errors import ConfigError
+from tfm_cli.console import counted
+from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.files.layout import SHORTLIST_FILE
 from tfm_cli.files.safetensors_file import prefetch_hash
@@ -36,6 +37,8 @@ from tfm_cli.translation.formats import (
     from_columns,
     from_forced,
     from_json,
+    from_text,
+    with_errors,
 )
 from tfm_cli.translation.streaming import (
     Job,
@@ -108,6 +111,13 @@ class TranslateOptions(Options):
         "--on-long",
         default="split",
         help="Split longer lines and join their translations, or cut them; both with a warning.",
+    )
+    on_error: Literal["stop", "report"] = option(
+        "Input",
+        "--on-error",
+        default="stop",
+        help="At a line that cannot be parsed, stop; or report it in its place in the output, go "
+        "on, and end with exit code 3.",
     )
     output_path: str = option(
         "Output",
@@ -243,9 +253,17 @@ def translate(options: TranslateOptions) -> None:
 
 
 def _log_result(reader: LineReader, stats: TranslationStats) -> None:
+    """Log how much was translated.
+
+    Raises:
+        DataError: some lines could not be parsed.
+    """
     for note in reader.notes():
         logger.warning("%s: %s", reader.name, note)
     logger.info("translated %s", stats)
+    if stats.errors:
+        count = counted(stats.errors, "line")
+        raise DataError(f"{reader.name}: {count} could not be parsed; the others are translated")
 
 
 def chosen_settings(options: TranslateOptions) -> dict[str, object]:
@@ -290,13 +308,16 @@ def line_parser(options: TranslateOptions) -> Callable[[str, str], InputLine]:
         raise ConfigError("`--tsv-column` needs `--tsv`")
     if options.tsv and options.output_format == "json":
         raise ConfigError("`--tsv` and `--format json` exclude each other")
+    parse: Callable[[str, str], InputLine] = from_text
     if options.json_input:
-        return from_json
-    if options.tsv:
-        return partial(from_columns, number=options.tsv_column or 1, forced=options.force_decode)
-    if options.force_decode:
-        return from_forced
-    return lambda line, position: InputLine(line)
+        parse = from_json
+    elif options.tsv:
+        parse = partial(from_columns, number=options.tsv_column or 1, forced=options.force_decode)
+    elif options.force_decode:
+        parse = from_forced
+    if options.on_error == "report":
+        return with_errors(parse, has_columns=options.tsv)
+    return parse
 
 
 def shortlist_hash(shortlist: Path | None) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -30,6 +30,7 @@ class InputLine(NamedTuple):
         repeated: names that occur more than once in the object.
         has_nul: fields from which NUL characters were removed.
         has_surrogates: fields with lone surrogates.
+        error: reason why the line cannot be parsed; its source is blank then.
     """
 
     source: str
@@ -40,6 +41,12 @@ class InputLine(NamedTuple):
     repeated: tuple[str, ...] = ()
     has_nul: tuple[str, ...] = ()
     has_surrogates: tuple[str, ...] = ()
+    error: str = ""
+
+
+def from_text(line: str, position: str) -> InputLine:
+    """Return a line that is a source as a whole."""
+    return InputLine(line)
 
 
 def from_forced(line: str, position: str) -> InputLine:
@@ -135,6 +142,27 @@ def from_json(line: str, position: str) -> InputLine:
     )
 
 
+def with_errors(
+    parse: Callable[[str, str], InputLine], *, has_columns: bool = False
+) -> Callable[[str, str], InputLine]:
+    """Return a parser that returns the error of a line instead of raising it.
+
+    Args:
+        parse: a parser such as `from_json`.
+        has_columns: keep the columns of such a line.
+    """
+
+    def parse_line(line: str, position: str) -> InputLine:
+        try:
+            return parse(line, position)
+        except DataError as error:
+            columns = tuple(line.split("\t")) if has_columns else ()
+            reason = str(error).removeprefix(f"{position}: ")
+            return InputLine("", columns=columns, error=reason)
+
+    return parse_line
+
+
 def _check_prefix(source: str, prefix: str, position: str) -> None:
     """Raise a DataError if a prefix has text on a line where its source has none."""
     if "\n" not in prefix:
@@ -191,11 +219,21 @@ def format_translation(
         index: index of the line from 0, which n-best lists contain.
         output_format: the format of the output.
     """
+    if line.error and (output_format.kind == "json" or output_format.n_best == 1):
+        return as_error(line, index, output_format)
     if output_format.kind == "json":
         return as_json(line, translation, output_format)
     if output_format.n_best > 1:
         return as_n_best(translation, index, output_format)
     return as_text(line, translation, output_format)
+
+
+def as_error(line: InputLine, index: int, output_format: OutputFormat) -> Iterator[str]:
+    """Yield the answer to a line that cannot be parsed: an object, or its columns and blanks."""
+    if output_format.kind == "json":
+        yield json_line({"error": line.error, "line": index + 1})
+    else:
+        yield "\t".join([*line.columns, *([""] if output_format.with_score else []), ""])
 
 
 def as_text(

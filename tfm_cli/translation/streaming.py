@@ -26,6 +26,7 @@ from tfm_cli.translation.formats import (
     InputLine,
     OutputFormat,
     format_translation,
+    from_text,
     replaced_fields,
 )
 from tfm_cli.translation.resumable_output import Output, Position, StreamOutput, resumable_file
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_WINDOW = 16  # lines; later windows are larger, up to --buffer-size
+_MAX_ERROR_WARNINGS = 8  # lines with errors that are named
 _MAX_TEXT_LINES = 1 << 14  # additional lines in texts that are translated together
 # Settings that do not change the output.
 _SPEED_ONLY = ("max_tokens", "buffer_size")
@@ -53,12 +55,14 @@ class TranslationStats:
         tokens: target tokens.
         seconds: elapsed time, without the time spent waiting for input.
         share: fraction of the input that was read, from 0 to 1; None if unknown.
+        errors: lines that could not be parsed, those before a resumed job included.
     """
 
     lines: int = 0
     tokens: int = 0
     seconds: float = 0.0
     share: float | None = None
+    errors: int = 0
 
     @property
     def _lines_per_second(self) -> float:
@@ -108,11 +112,12 @@ class Window(NamedTuple):
 
 
 class TranslatedWindow(NamedTuple):
-    """The output lines of a window."""
+    """The output lines of a window, and the number of its lines that could not be parsed."""
 
     window: Window
     texts: list[str]
     tokens: int
+    errors: int = 0
 
 
 # Lines that are being translated, oldest first: a window, some of its lines, and True if these are
@@ -130,12 +135,21 @@ class WindowReader:
         start: position to resume at.
         pending: lines that are being translated.
         buffer_size: maximum number of lines of a window.
+        parse: parses a line before the start; see `LineFormats`.
     """
 
     def __init__(
-        self, reader: LineReader, start: Position, pending: PendingLines, *, buffer_size: int
+        self,
+        reader: LineReader,
+        start: Position,
+        pending: PendingLines,
+        *,
+        buffer_size: int,
+        parse: Callable[[str, str], InputLine] = from_text,
     ) -> None:
         self.waited_seconds = 0.0  # time spent waiting while nothing was pending
+        self.num_errors = 0  # lines before the start that cannot be parsed
+        self._parse = parse
         self._reader = reader
         self._start = start
         self._pending = pending
@@ -143,7 +157,7 @@ class WindowReader:
 
     def __iter__(self) -> Iterator[Window]:
         began = time.monotonic()
-        digest = _skip(self._reader, self._start)
+        digest, self.num_errors = _skip(self._reader, self._start, self._parse)
         position, number = self._start, 0
         size = min(position.window_lines or _FIRST_WINDOW, self._buffer_size)
         self.waited_seconds += time.monotonic() - began
@@ -222,7 +236,7 @@ def translated_windows(
     with contextlib.closing(
         translator.translate_windows(_parsed(windows, formats, blank, name, pending))
     ) as translated:
-        texts, num_tokens, num_done = list[str](), 0, 0  # of the current window
+        texts, num_tokens, num_done, num_errors = list[str](), 0, 0, 0  # of the current window
         for translations in translated:
             window, lines, is_end = pending.popleft()
             both = zip(lines, translations, strict=True)
@@ -236,9 +250,10 @@ def translated_windows(
                     texts += blank_texts
             num_tokens += sum(one.num_tokens for one in translations)
             num_done += len(lines)
+            num_errors += sum(bool(line.error) for line in lines)
             if is_end:
-                yield TranslatedWindow(window, texts, num_tokens)
-                texts, num_tokens, num_done = [], 0, 0
+                yield TranslatedWindow(window, texts, num_tokens, num_errors)
+                texts, num_tokens, num_done, num_errors = [], 0, 0, 0
 
 
 def _parsed(
@@ -249,7 +264,7 @@ def _parsed(
     pending: PendingLines,
 ) -> Iterator[Lines]:
     """Yield the parsed lines of each window, and add them to `pending`."""
-    check_fields = FieldCheck(formats.output)
+    check_fields, num_warnings = FieldCheck(formats.output), 0
     for window in windows:
         before = window.start.lines
         lines = [
@@ -258,6 +273,11 @@ def _parsed(
         ]
         for number, line in enumerate(lines, before + 1):
             check_fields(line, f"{name}:{number}")
+            if line.error and num_warnings <= _MAX_ERROR_WARNINGS:
+                _warn_of_error(
+                    line, f"{name}:{number}", is_last=num_warnings == _MAX_ERROR_WARNINGS
+                )
+                num_warnings += 1
         num_done = 0
         for some in split_window(lines):
             sources = [line.source for line in some]
@@ -266,6 +286,11 @@ def _parsed(
                 pending.append((window, some, num_done + len(some) == len(lines)))
             yield Lines(sources, prefixes, before + num_done, name)
             num_done += len(some)
+
+
+def _warn_of_error(line: InputLine, position: str, *, is_last: bool) -> None:
+    others = "; other such lines are only counted" if is_last else ""
+    logger.warning("%s: %s%s", position, line.error, others)
 
 
 def split_window(lines: list[InputLine]) -> Iterator[list[InputLine]]:
@@ -337,21 +362,31 @@ def write_windows(
         output.mark(each.window.end)
         stats.lines += each.window.end.lines - each.window.start.lines
         stats.tokens += each.tokens
+        stats.errors += each.errors
         stats.seconds = time.monotonic() - began - waited()
         stats.share = each.window.share
         progress(stats)
     return stats
 
 
-def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
-    """Skip the lines that were translated before, and return their hash.
+def _skip(
+    reader: LineReader, start: Position, parse: Callable[[str, str], InputLine]
+) -> tuple["hashlib._Hash", int]:
+    """Skip the lines that were translated before; return their hash and the number of bad ones.
 
     Raises:
-        DataError: the lines differ from those that were translated.
+        DataError: the lines differ from those that were translated; or one of them cannot be
+            parsed, which an earlier run has reported, and `parse` raises it.
     """
-    digest, left = hashlib.sha256(), start.lines
+    digest, left, num_errors = hashlib.sha256(), start.lines, 0
+    failure: DataError | None = None
     while left and (texts := reader.window(min(left, 1 << 14))):
         digest.update(_line_bytes(texts))
+        for number, text in enumerate(texts, start.lines - left + 1):
+            try:
+                num_errors += bool(parse(text, f"{reader.name}:{number}").error)
+            except DataError as error:
+                failure = failure or error
         left -= len(texts)
     if digest.hexdigest() != start.sha256:
         lines = counted(start.lines, "line")
@@ -359,7 +394,9 @@ def _skip(reader: LineReader, start: Position) -> "hashlib._Hash":
             f"{reader.name}: the first {lines} changed since the translation",
             hint="give the same input to resume, or use `--overwrite` to begin again",
         )
-    return digest
+    if failure is not None:
+        raise failure
+    return digest, num_errors
 
 
 def _line_bytes(texts: list[str]) -> bytes:
@@ -368,7 +405,11 @@ def _line_bytes(texts: list[str]) -> bytes:
 
 def _serialized(translated: TranslatedWindow) -> bytes:
     """Return a translated window as a message to rank 0: a header and the lines."""
-    header = {"sha256": translated.window.end.sha256, "tokens": translated.tokens}
+    header = {
+        "sha256": translated.window.end.sha256,
+        "tokens": translated.tokens,
+        "errors": translated.errors,
+    }
     lines = [json.dumps(header), *(text.replace("\n", " ") for text in translated.texts)]
     return "\n".join(lines).encode("utf-8", "replace")
 
@@ -385,7 +426,7 @@ def _received(window: Window, parallel: Parallel) -> TranslatedWindow:
     if facts["sha256"] != window.end.sha256:
         message = f"rank {rank} has read another input than rank 0, up to line {window.end.lines}"
         raise DataError(message, hint="give all machines the same file")
-    return TranslatedWindow(window, texts, facts["tokens"])
+    return TranslatedWindow(window, texts, facts["tokens"], facts["errors"])
 
 
 class Job(NamedTuple):
@@ -466,7 +507,9 @@ def run_job(
             logger.info("%s: resuming after line %d", job.output_path, start.lines)
         translator = load()
         pending: PendingLines = deque()
-        windows = WindowReader(reader, start, pending, buffer_size=job.buffer_size)
+        windows = WindowReader(
+            reader, start, pending, buffer_size=job.buffer_size, parse=job.formats.parse
+        )
 
         def translate(own: Iterator[Window]) -> Iterator[TranslatedWindow]:
             return translated_windows(
@@ -476,12 +519,14 @@ def run_job(
         if not parallel.is_main:
             console.setup(console.QUIET)  # other ranks only log warnings about their own lines
         with _progress(job) as progress:
-            return write_windows(
+            stats = write_windows(
                 merge_ranks(iter(windows), translate, parallel),
                 output,
                 waited=lambda: windows.waited_seconds,
                 progress=progress,
             )
+        stats.errors += windows.num_errors
+        return stats
 
 
 @contextlib.contextmanager
