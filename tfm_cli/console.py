@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,6 +41,16 @@ def visible_message(text: str) -> str:
 def one_line(text: str) -> str:
     """Return a name for a table or a line: as `visible`, without line feeds and tabs."""
     return visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
+
+
+def display_width(text: str) -> int:
+    """Return the columns of a terminal that a text takes."""
+    return sum(
+        0 if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me")
+        else 2 if unicodedata.east_asian_width(character) in "WF"
+        else 1
+        for character in text
+    )  # fmt: skip
 
 
 class _HangupSafeFile(io.FileIO):

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from tfm_cli.console import display_width
 from tfm_cli.model_directory.weights import load_model
 from tfm_cli.pictures.explaining import explain
 from tfm_cli.pictures.explanation import Explanation, Tokens
-from tfm_cli.pictures.terminal import Map, attention_map, display_width, explanation_text
+from tfm_cli.pictures.terminal import Map, attention_map, explanation_text
 
 SENTENCE = "one three five"
 ROW = re.compile(r"^ *(\d+) .*? (\d\.\d{4}) +\d+ ")

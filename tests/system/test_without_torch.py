@@ -193,7 +193,7 @@ def _imported(arguments: list[str], stdin: str) -> set[str]:
     return set(re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["translate", "evaluate", "score", "tokenize", "check"])
+@pytest.mark.parametrize("command", ["translate", "evaluate", "score", "tokenize", "check", "info"])
 def test_no_torch_is_imported_where_it_is_installed(
     command: str, tiny_model: Path, tiny_corpus: TinyCorpus
 ) -> None:
@@ -205,10 +205,11 @@ def test_no_torch_is_imported_where_it_is_installed(
         "score": ["-s", source, "-t", target, *model, "--device", "cpu"],
         "tokenize": ["encode", *model],
         "check": ["-s", source, "-t", target, *model],
+        "info": [str(tiny_model)],
     }
 
     result = _imported([command, *arguments[command]], LINES)
 
     assert "tfm_cli.cli" in result
     assert "torch" not in result
-    assert command != "translate" or "numpy" not in result
+    assert command not in ("translate", "info") or "numpy" not in result

@@ -46,6 +46,7 @@ class Cli(CommandGroup):
         "explain": ("explain", "COMMAND"),
         "check": ("check", "COMMAND"),
         "sample": ("sample", "COMMAND"),
+        "info": ("info", "COMMAND"),
         "tokenize": ("tokenize", "TokenizeGroup"),
         "shortlist": ("shortlist", "COMMAND"),
         "import": ("convert", "IMPORT"),

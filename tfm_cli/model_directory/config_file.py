@@ -18,6 +18,7 @@ import tfm_cli
 from tfm_cli.config.loading import to_mapping
 from tfm_cli.config.settings import MAX_COUNT, SECTIONS, ModelConfig, RunConfig, legacy_defaults
 from tfm_cli.config.validation import Problems, from_mapping
+from tfm_cli.console import one_line
 from tfm_cli.errors import ModelError
 from tfm_cli.files.atomic import atomic_file
 from tfm_cli.files.layout import (
@@ -45,6 +46,7 @@ _FORMERLY_UNBOUNDED = {
     "learn_rate", "adam_epsilon", "weight_decay", "clip_norm", "update_freq", "character_coverage",
     "temperature", "top_p", "repetition_penalty", "max_length_factor",
 }  # fmt: skip
+_MAX_VERSION_LENGTH = 60
 _MAX_SETTINGS = 1000  # since the nearest name is looked up for each unknown setting
 _FORMAT_4_SETTINGS = ("decoder_heads", "decoder_feed_forward_width")  # 0: same as the encoder's
 _KEYS = {
@@ -60,6 +62,9 @@ class SavedConfig(NamedTuple):
     vocab_sizes: tuple[int, int]  # of source and target
     tokenizer_files: dict[str, str]  # SHA-256 by file name
     tokenizer_sha256: str  # of all of them together
+    format_version: int
+    tfm_version: str  # that wrote it
+    has_sha256: bool  # of itself, which was verified; older formats have none
 
 
 def oldest_format(shape: ModelConfig) -> int:
@@ -144,7 +149,16 @@ def load_config_file(path: Path) -> SavedConfig:
             f"{path}: is not what was saved: its SHA-256 differs",
             hint="copy it again; if it was changed on purpose, remove its line `sha256`",
         )
-    return SavedConfig(config, (sizes[0], sizes[1]), files, tokenizer_sha256)
+    made_by = one_line(str(header.get("tfm_version")))[:_MAX_VERSION_LENGTH]
+    return SavedConfig(
+        config,
+        (sizes[0], sizes[1]),
+        files,
+        tokenizer_sha256,
+        format_version=version,
+        tfm_version=made_by,
+        has_sha256=sha256 is not None,
+    )
 
 
 def _settings(header: Mapping[str, Any], problems: Problems) -> RunConfig:

@@ -124,11 +124,12 @@ def listed(problems: Sequence[str], separator: str = "\n  ") -> str:
 def stored_precision(path: Path) -> str:
     """Return `int8` for a weights file in int8, else `fp32`; damage is reported on loading."""
     with contextlib.suppress(ValueError, OSError), SafetensorsFile(path) as file:
-        return _precision(read_metadata(file))
+        return precision_in(read_metadata(file))
     return "fp32"
 
 
-def _precision(metadata: Mapping[str, Any]) -> str:
+def precision_in(metadata: Mapping[str, Any]) -> str:
+    """Return `int8` or `fp32`, the precision of the weights in a file with this metadata."""
     return "int8" if metadata.get("precision") == "int8" else "fp32"
 
 
@@ -146,6 +147,27 @@ def read_metadata(file: SafetensorsFile) -> dict[str, Any]:
         ValueError: it is not a JSON object.
     """
     return parse_json_object(file.metadata.get(METADATA_KEY, "{}").encode())
+
+
+def recorded_scores(metadata: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """Return the update after which weights were saved, and their validation scores by metric.
+
+    Raises:
+        ValueError: the metadata of the weights file has no such facts.
+    """
+    update, scores = metadata.get("update"), metadata.get("scores")
+    if (
+        type(update) is not int
+        or not 0 <= update <= 2**53
+        or not isinstance(scores, dict)
+        or not all(map(_is_score, scores.values()))
+    ):
+        raise ValueError("it has no valid update and scores")
+    return update, {name: float(value) for name, value in scores.items()}
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
 def check_header(
@@ -174,7 +196,7 @@ def check_header(
     if type(version) is not int or version > FORMAT_VERSION:
         message = f"{path}: has format {version}, expected at most {FORMAT_VERSION}"
         raise ModelError(message, hint="install a newer tfm")
-    stored = _precision(metadata)
+    stored = precision_in(metadata)
     if stored == "int8" and precision != "int8":
         raise ModelError(
             f"{path}: has weights in int8, which only the native CPU engine can use, in int8",

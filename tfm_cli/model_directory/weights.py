@@ -34,6 +34,7 @@ from tfm_cli.model_directory.weight_shapes import (
     check_header,
     non_finite_weights_error,
     read_metadata,
+    recorded_scores,
     shape_settings,
     weight_shapes,
 )
@@ -169,20 +170,8 @@ def weights_facts(directory: Path) -> WeightsFacts | None:
     if not (directory / WEIGHTS_FILE).exists():
         return None
     with opened_weights(directory) as (_, file):
-        metadata = read_metadata(file)
-        update, scores = metadata.get("update"), metadata.get("scores")
-        if (
-            type(update) is not int
-            or not 0 <= update <= 2**53
-            or not isinstance(scores, dict)
-            or not all(map(_is_score, scores.values()))
-        ):
-            raise ValueError("it has no valid update and scores")
-    return WeightsFacts(update, {name: float(value) for name, value in scores.items()})
-
-
-def _is_score(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300
+        update, scores = recorded_scores(read_metadata(file))
+    return WeightsFacts(update, scores)
 
 
 def _load_weights(directory: Path, saved: SavedConfig) -> dict[str, Tensor]:

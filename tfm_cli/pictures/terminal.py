@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfm_cli.console import one_line
+from tfm_cli.console import display_width, one_line
 from tfm_cli.pictures.explanation import Array, Attention, Explanation, Tokens
 
 MAX_ROWS = 64
@@ -221,13 +221,3 @@ def _cut(text: str, width: int) -> str:
             break
         kept += character
     return f"{kept}…"
-
-
-def display_width(text: str) -> int:
-    """Return the columns of a terminal that a text takes."""
-    return sum(
-        0 if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me")
-        else 2 if unicodedata.east_asian_width(character) in "WF"
-        else 1
-        for character in text
-    )  # fmt: skip
