@@ -27,7 +27,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WRITTEN = [page for page in PAGES if page.parent != reference.DIRECTORY]  # not generated
 COMMANDS = (
     ["train"], ["translate"], ["evaluate"], ["score"], ["plot"], ["import"], ["export"],
-    ["shortlist"], ["explain"], ["check"], ["sample"], ["info"],
+    ["shortlist"], ["explain"], ["check"], ["sample"], ["info"], ["pack"], ["unpack"],
     ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
 )  # fmt: skip
 # Flags of other programs that the pages name.

@@ -11,7 +11,7 @@ from tfm_cli.config.settings import SECTIONS, RunConfig, Value
 DIRECTORY = Path(__file__).resolve().parents[2] / "docs" / "reference"
 COMMANDS = (
     "", "train", "translate", "evaluate", "score", "plot", "check", "sample",
-    "info",
+    "info", "pack", "unpack",
     "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
     "shortlist", "explain", "import", "export",
 )  # fmt: skip

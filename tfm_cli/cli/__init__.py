@@ -47,6 +47,8 @@ class Cli(CommandGroup):
         "check": ("check", "COMMAND"),
         "sample": ("sample", "COMMAND"),
         "info": ("info", "COMMAND"),
+        "pack": ("pack", "PACK"),
+        "unpack": ("pack", "UNPACK"),
         "tokenize": ("tokenize", "TokenizeGroup"),
         "shortlist": ("shortlist", "COMMAND"),
         "import": ("convert", "IMPORT"),
