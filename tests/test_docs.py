@@ -34,6 +34,10 @@ COMMANDS = (
 OTHER_FLAGS = {
     "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts",
     "--no-deps", "--help", "--install-completion", "--version", "--index-url",
+    # of sacrebleu
+    "--test-set", "--language-pair", "--origlang", "--subset", "--detail", "--list", "--download",
+    "--echo", "--num-refs", "--encoding", "--paired-jobs", "--no-color", "--citation",
+    # of benchmarks
     "--pairs", "--seconds", "--check", "--tricks", "--build",
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from tfm_cli.cli.options import (
 )
 from tfm_cli.console import one_line
 from tfm_cli.errors import CheckError, ConfigError, DataError
-from tfm_cli.evaluation import scores, significance
+from tfm_cli.evaluation import runs, scores, significance
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, choose_tokenizer
 from tfm_cli.evaluation.scores import METRICS, MetricOptions
 from tfm_cli.evaluation.significance import Method
@@ -110,6 +110,41 @@ class EvaluateOptions(Options):
         le=99,
         help="Longest word n-gram of chrF; 2 is chrF++.",
     )
+    chrf_beta: int = option(
+        "Metrics",
+        "--chrf-beta",
+        default=2,
+        ge=1,
+        le=99,
+        help="Weight of recall against precision in chrF.",
+    )
+    chrf_whitespace: bool = option(
+        "Metrics", "--chrf-whitespace", default=False, help="Count spaces in chrF."
+    )
+    chrf_lowercase: bool = option(
+        "Metrics", "--chrf-lowercase", default=False, help="Case-insensitive chrF."
+    )
+    chrf_eps_smoothing: bool = option(
+        "Metrics",
+        "--chrf-eps-smoothing",
+        default=False,
+        help="Smooth chrF as chrF++.py, NLTK and Moses do.",
+    )
+    ter_case_sensitive: bool = option(
+        "Metrics", "--ter-case-sensitive", default=False, help="Case-sensitive TER."
+    )
+    ter_asian_support: bool = option(
+        "Metrics",
+        "--ter-asian-support",
+        default=False,
+        help="Split Chinese and Japanese characters in TER; needs --ter-normalized.",
+    )
+    ter_no_punct: bool = option(
+        "Metrics", "--ter-no-punct", default=False, help="Leave out punctuation in TER."
+    )
+    ter_normalized: bool = option(
+        "Metrics", "--ter-normalized", default=False, help="Normalize and tokenize text for TER."
+    )
     sentence_level: bool = option(
         "Metrics", "--sentence-level", "-sl", default=False, help="Score each line by itself."
     )
@@ -161,6 +196,13 @@ class EvaluateOptions(Options):
         le=_MAX_RESAMPLES,
         help="Number of trials of the approximate randomization.",
     )
+    mean: bool = option(
+        "Output",
+        "--mean",
+        default=False,
+        help="Take the inputs for runs of one system, such as with several seeds: add the mean and "
+        "the standard deviation.",
+    )
     width: int = option(
         "Output",
         "--width",
@@ -177,8 +219,12 @@ class EvaluateOptions(Options):
         default=False,
         help="Print only the number; its signature goes to standard error.",
     )
-    output_format: Literal["json", "text"] = option(
-        "Output", "--format", "-f", default="json", help="Format of the scores."
+    output_format: Literal["json", "text", "latex"] = option(
+        "Output",
+        "--format",
+        "-f",
+        default="json",
+        help="Format of the scores; latex is for several systems.",
     )
     short: bool = option(
         "Output", "--short", "-sh", default=False, help="Abbreviate signatures, except in JSON."
@@ -188,7 +234,8 @@ class EvaluateOptions(Options):
         "--fail-under",
         ge=-1_000_000,
         le=1_000_000,
-        help="Exit with 1 if the first metric of the first system is below this (ter: above).",
+        help="Exit with 1 if the first metric of the first system, or with --mean of all, is below "
+        "this (ter: above).",
     )
     model: Path | None = option(
         "Translation",
@@ -244,13 +291,24 @@ _NEEDED = {  # options, and the metric or option without which they have no effe
     "smooth_value": "bleu",
     "chrf_char_order": "chrf",
     "chrf_word_order": "chrf",
+    "chrf_beta": "chrf",
+    "chrf_whitespace": "chrf",
+    "chrf_lowercase": "chrf",
+    "chrf_eps_smoothing": "chrf",
+    "ter_case_sensitive": "ter",
+    "ter_asian_support": "ter",
+    "ter_no_punct": "ter",
+    "ter_normalized": "ter",
     "confidence_n": "confidence",
     "paired_bs_n": "paired_bs",
     "paired_ar_n": "paired_ar",
 }
 
 # The report always has chrF and intervals.
-_REPORTED = ("chrf_char_order", "chrf_word_order", "confidence_n", "paired_bs_n")
+_REPORTED = (
+    "chrf_char_order", "chrf_word_order", "chrf_beta", "chrf_whitespace", "chrf_lowercase",
+    "chrf_eps_smoothing", "confidence_n", "paired_bs_n",
+)  # fmt: skip
 
 
 class EvaluateCommand(DeclaredCommand):
@@ -322,9 +380,12 @@ def check_usage(given: Mapping[str, str], names: Sequence[str], *, num_systems: 
     clashes += [("inputs", "output" if "report" in given else "model")]
     clashes += [("score_only", name) for name in ("paired_bs", "paired_ar")]
     clashes += [("sentence_level", name) for name in _FOR_CORPUS]
+    clashes += [("mean", name) for name in ("paired_bs", "paired_ar", "report", "model")]
     for one, other in clashes:
         if one in given and other in given:
             problems.append(f"`{given[one]}` and `{given[other]}` exclude each other")
+    if "mean" in given and num_systems == 1:
+        problems.append("`--mean` is over several runs, got one; repeat `--input`")
     for name in ("paired_bs", "paired_ar"):
         if name in given and num_systems == 1:
             problems.append(f"`{given[name]}` compares systems, got one; repeat `--input`")
@@ -383,11 +444,21 @@ def evaluate(options: EvaluateOptions) -> None:
         force=options.force,
         chrf_char_order=options.chrf_char_order,
         chrf_word_order=options.chrf_word_order,
+        chrf_beta=options.chrf_beta,
+        chrf_whitespace=options.chrf_whitespace,
+        chrf_lowercase=options.chrf_lowercase,
+        chrf_eps_smoothing=options.chrf_eps_smoothing,
+        ter_case_sensitive=options.ter_case_sensitive,
+        ter_asian_support=options.ter_asian_support,
+        ter_no_punct=options.ter_no_punct,
+        ter_normalized=options.ter_normalized,
     )
     scores.check_options(names, metric_options)
     if "bleu" in names:
         check_available(options.tokenize)
     check_usage(options.given, names, num_systems=len(paths))
+    if options.output_format == "latex" and (len(paths) == 1 or options.mean):
+        raise ConfigError("`--format latex` is a table of systems; repeat `--input`")
     check_writable("-")
     check_output(options)
     texts = _read_texts(options, paths)
@@ -557,46 +628,57 @@ def _print_sentence_scores(
 def _print_scores(
     options: EvaluateOptions, texts: Texts, names: Sequence[str], metric_options: MetricOptions
 ) -> float:
-    """Print the scores of all systems; return the first metric of the first system."""
+    """Print the scores of all systems; return the first metric of the first one, or its mean."""
+    style = options.output_format
     layout: dict[str, Any] = {
         "width": options.width,
         "short": options.short,
         "value_only": options.score_only,
     }
-    (name, first), *others = texts.systems
-    if not others:
+    if len(texts.systems) == 1 and style != "latex":
         corpus_scores = scores.corpus_scores(
-            first,
+            texts.systems[0][1],
             texts.references,
             metrics=names,
             options=metric_options,
             num_resamples=options.confidence_n if options.confidence else 0,
         )
         value = corpus_scores[0].value
-        text = scores.render(corpus_scores, options.output_format, **layout)
+        text = scores.render(corpus_scores, style, **layout)
         signatures = [score.quoted_signature(short=options.short) for score in corpus_scores]
     else:
-        if options.paired_bs or options.paired_ar:
-            method: Method = "bootstrap" if options.paired_bs else "randomization"
-            comparison = significance.paired_test(
-                [(f"Baseline: {name}", first), *others],
-                texts.references,
-                method=method,
-                metrics=names,
-                options=metric_options,
-                num_samples=options.paired_bs_n if options.paired_bs else options.paired_ar_n,
-            )
-        else:
-            comparison = significance.compare(
-                texts.systems, texts.references, metrics=names, options=metric_options
-            )
+        comparison = _compare(options, texts, names, metric_options)
         value = comparison.scores[0].value
-        text = significance.render(comparison, options.output_format, **layout)
+        if options.mean and style != "latex":
+            value = runs.spreads(comparison)[0].mean
+            text = runs.render(comparison, style, **layout)
+        else:
+            text = significance.render(comparison, style, **layout)
         signatures = comparison.quoted_signatures(short=options.short)
     typer.echo(text)
     if options.score_only:
         typer.echo("\n".join(signatures), err=True)
     return value
+
+
+def _compare(
+    options: EvaluateOptions, texts: Texts, names: Sequence[str], metric_options: MetricOptions
+) -> significance.Comparison:
+    """Return the scores of several systems, with the test that the options ask for."""
+    if not (options.paired_bs or options.paired_ar):
+        return significance.compare(
+            texts.systems, texts.references, metrics=names, options=metric_options
+        )
+    method: Method = "bootstrap" if options.paired_bs else "randomization"
+    (name, first), *others = texts.systems
+    return significance.paired_test(
+        [(f"Baseline: {name}", first), *others],
+        texts.references,
+        method=method,
+        metrics=names,
+        options=metric_options,
+        num_samples=options.paired_bs_n if options.paired_bs else options.paired_ar_n,
+    )
 
 
 def _read_aligned(references: Sequence[str], others: Sequence[str]) -> dict[str, list[str]]:

@@ -32,6 +32,15 @@ class MetricOptions:
         force: do not warn of hypotheses that look tokenized.
         chrf_char_order: the longest character n-grams of chrF.
         chrf_word_order: the longest word n-grams of chrF; 2 for chrF++.
+        chrf_beta: the weight of recall against precision in chrF.
+        chrf_whitespace: count spaces among the characters of chrF.
+        chrf_lowercase: compute chrF on lowercased text.
+        chrf_eps_smoothing: smooth chrF by a small number, as chrF++.py, NLTK and Moses do, and not
+            by leaving out orders without n-grams.
+        ter_case_sensitive: compute TER on text that is not lowercased.
+        ter_asian_support: split Chinese and Japanese characters in TER; `ter_normalized` is needed.
+        ter_no_punct: leave out punctuation in TER.
+        ter_normalized: normalize and tokenize text for TER.
     """
 
     tokenize: str | None = None
@@ -42,6 +51,14 @@ class MetricOptions:
     force: bool = False
     chrf_char_order: int = 6
     chrf_word_order: int = 0
+    chrf_beta: int = 2
+    chrf_whitespace: bool = False
+    chrf_lowercase: bool = False
+    chrf_eps_smoothing: bool = False
+    ter_case_sensitive: bool = False
+    ter_asian_support: bool = False
+    ter_no_punct: bool = False
+    ter_normalized: bool = False
 
 
 DEFAULTS = MetricOptions()
@@ -229,10 +246,20 @@ def _build(name: str, references: Sequence[Sequence[str]], options: MetricOption
         return CHRF(
             char_order=options.chrf_char_order,
             word_order=options.chrf_word_order,
+            beta=options.chrf_beta,
+            whitespace=options.chrf_whitespace,
+            lowercase=options.chrf_lowercase,
+            eps_smoothing=options.chrf_eps_smoothing,
             references=references,
         )
     if name == "ter":
-        return TER(references=references)
+        return TER(
+            normalized=options.ter_normalized,
+            no_punct=options.ter_no_punct,
+            asian_support=options.ter_asian_support,
+            case_sensitive=options.ter_case_sensitive,
+            references=references,
+        )
     check_available(options.tokenize)
     try:
         return BLEU(

@@ -1,10 +1,13 @@
 """Paired significance tests of several systems against a baseline, by sacreBLEU."""
 
+import argparse
+import contextlib
+import io
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tfm_cli.errors import ConfigError
 from tfm_cli.evaluation.scores import (
@@ -53,12 +56,16 @@ class Comparison:
         signatures: signatures by the metric's name.
         short_signatures: short signatures by the metric's name.
         test: a description of the test; empty without one.
+        method: of the test; None without one.
+        num_samples: resamples or trials of the test.
     """
 
     scores: tuple[SystemScore, ...]
     signatures: dict[str, str]
     short_signatures: dict[str, str]
     test: str = ""
+    method: Method | None = None
+    num_samples: int = 0
 
     def quoted_signatures(self, *, short: bool = False) -> list[str]:
         """Return each signature preceded by the metric's name, as papers quote it."""
@@ -146,24 +153,70 @@ def paired_test(
         {metric: signature.format() for metric, signature in signatures.items()},
         {metric: signature.format(short=True) for metric, signature in signatures.items()},
         f"paired {method} test, {test.n_samples} samples",
+        method,
+        int(test.n_samples),
     )
 
 
 def render(
     comparison: Comparison,
-    style: Literal["json", "text"],
+    style: Literal["json", "text", "latex"],
     *,
     width: int = 1,
     short: bool = False,
     value_only: bool = False,
 ) -> str:
-    """Return the comparison as JSON or a table, or bare values with one line for each system."""
+    """Return the comparison as JSON or a table, or bare values with one line for each system.
+
+    `latex` is what sacreBLEU prints with `--format latex`: a table for the package booktabs,
+    followed by the signatures.
+    """
     if value_only:
         values: dict[str, list[str]] = {}
         for score in comparison.scores:
             values.setdefault(score.system, []).append(f"{score.value:.{width}f}")
         return "\n".join("\t".join(row) for row in values.values())
+    if style == "latex":
+        return _latex(comparison, width, short=short)
     return _json(comparison) if style == "json" else _table(comparison, width, short=short)
+
+
+def _latex(comparison: Comparison, width: int, *, short: bool) -> str:
+    """Return what sacreBLEU itself prints, without colors."""
+    from sacrebleu.significance import Result
+    from sacrebleu.utils import Color, print_results_table
+
+    systems = list(dict.fromkeys(score.system for score in comparison.scores))
+    results: dict[str, list[Any]] = {"System": [*systems]}
+    signatures = comparison.short_signatures if short else comparison.signatures
+    # Without a test sacreBLEU sorts the metrics, and takes scores that are formatted.
+    for metric in list(signatures) if comparison.method else sorted(signatures, key=str.lower):
+        for score in comparison.scores:
+            if score.metric == metric:
+                confidence = score.confidence
+                mean, half = (
+                    (confidence.mean, confidence.half_width) if confidence else (None, None)
+                )
+                value = Result(score.value, score.p_value, mean, half)
+                cell = value if comparison.method else f"{score.value:.{width}f}"
+                results.setdefault(metric, []).append(cell)
+    arguments = argparse.Namespace(
+        format="latex",
+        width=width,
+        paired_bs=comparison.method == "bootstrap",
+        paired_ar=comparison.method == "randomization",
+        paired_bs_n=comparison.num_samples,
+        paired_ar_n=comparison.num_samples,
+    )
+    had_colors, Color.ENABLE_COLORS = Color.ENABLE_COLORS, False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            print_results_table(
+                results, {name: signatures[name] for name in list(results)[1:]}, arguments
+            )
+    finally:
+        Color.ENABLE_COLORS = had_colors
+    return printed.getvalue().rstrip("\n")
 
 
 def _json(comparison: Comparison) -> str:
@@ -193,11 +246,16 @@ def _table(comparison: Comparison, width: int, *, short: bool) -> str:
             f"{confidence.mean:.{width}f} ± {confidence.half_width:.{width}f}" if confidence else ""
         )
         rows.append([score.metric, score.system, f"{score.value:.{width}f}", interval, p_value])
-    nonempty = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in nonempty]
-    lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+    lines = aligned(rows)
     lines += ["", *comparison.quoted_signatures(short=short)]
     if comparison.test:
         baseline = comparison.scores[0].system
         lines += ["", f"{comparison.test}; * differs from {baseline} (p < {LEVEL})"]
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table with a heading, without columns that are empty below it."""
+    nonempty = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in nonempty]
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
