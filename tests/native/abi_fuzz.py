@@ -157,7 +157,7 @@ class Request:
             beam_size=chance.choice([1, 1, 2, 4, 256]), sampling=chance.random() < 0.3,
             early_stopping=chance.randint(0, 1), renormalize=chance.randint(0, 1),
             no_repeat_ngram_size=chance.choice([0, 0, 1, 2]), stops_loops=chance.randint(0, 1),
-            scores=chance.randint(0, 1), piece_scores=chance.randint(0, 1),
+            scores=chance.randint(0, 1), token_log_probs=chance.randint(0, 1),
             wu_norm=chance.randint(0, 1), top_k=chance.choice([0, 1, 5, LAST]),
             length_penalty=1.0, repetition_penalty=chance.choice([1.0, 1.0, 1.5]),
             temperature=1.0, top_p=chance.choice([1.0, 0.5]),
@@ -192,7 +192,9 @@ def search(
     lengths = result.lengths[:total]
     ids = result.ids[: sum(lengths)]
     assert all(0 <= each < VOCAB for each in ids)
-    each_score = result.piece_scores[: sum(lengths) + total] if request.options.piece_scores else []
+    each_score = (
+        result.token_log_probs[: sum(lengths) + total] if request.options.token_log_probs else []
+    )
     return 0, repr([counts, lengths, ids, result.scores[:total], each_score])
 
 

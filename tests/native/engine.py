@@ -95,7 +95,7 @@ class Search:
     no_repeat_ngram_size: int = 0
     stops_loops: bool = False
     scores: bool = True
-    piece_scores: bool = False
+    token_log_probs: bool = False
     length_norm: str = "power"
     top_k: int = 0
     length_penalty: float = 1.0
@@ -258,7 +258,7 @@ def batch_of(lines: Lines, eos_id: int) -> tuple[Batch, list[Any]]:
 
 
 def hypotheses(
-    result: Result, *, piece_scores: bool
+    result: Result, *, token_log_probs: bool
 ) -> list[list[Hypothesis]]:  # fmt: skip
     """What a search found, copied out of the workspace."""
     found: list[list[Hypothesis]] = []
@@ -268,8 +268,8 @@ def hypotheses(
         for _ in range(result.num_hypotheses[segment]):
             length = result.lengths[row]
             each: tuple[float, ...] = ()
-            if piece_scores:
-                each = tuple(result.piece_scores[at : at + length + 1])
+            if token_log_probs:
+                each = tuple(result.token_log_probs[at : at + length + 1])
             ids = tuple(result.ids[begin : begin + length])
             total, score = result.log_probabilities[row], result.scores[row]
             found[-1].append(Hypothesis(ids, total, score, each))
@@ -294,7 +294,7 @@ def engine_search(
     )
     check(functions, status)
     assert result.num_segments == len(lines)
-    return hypotheses(result, piece_scores=how.piece_scores)
+    return hypotheses(result, token_log_probs=how.token_log_probs)
 
 
 def engine_force(
@@ -366,9 +366,9 @@ class Reference:
         whole = TargetVocabulary(self.start_id, self.eos_id, self.banned, utf8)
         common: dict[str, Any] = {"limits": lines.limits, "vocabulary": scope.vocabulary(whole)}
         model = scope.model(self.models)
-        if not (how.sampling or how.scores or how.piece_scores or lines.prefixes) and how == Search(
-            scores=False, stops_loops=how.stops_loops
-        ):
+        if not (
+            how.sampling or how.scores or how.token_log_probs or lines.prefixes
+        ) and how == Search(scores=False, stops_loops=how.stops_loops):
             greedy = greedy_search(model, source, keep, stops_loops=how.stops_loops, **common)
             return [[scope.restored(i, hypothesis)] for i, hypothesis in enumerate(greedy)]
         common |= {
@@ -378,7 +378,7 @@ class Reference:
             "renormalize": how.renormalize,
             "no_repeat_ngram_size": how.no_repeat_ngram_size,
             "repetition_penalty": how.repetition_penalty,
-            "token_log_probs": how.piece_scores,
+            "token_log_probs": how.token_log_probs,
         }
         if how.sampling:
             drawn = sample(

@@ -145,7 +145,11 @@ def search(
         some = []
         for _ in range(count):
             end = begin + result.lengths[row]
-            each = result.piece_scores[begin + row : end + row + 1] if result.piece_scores else ()
+            each = (
+                result.token_log_probs[begin + row : end + row + 1]
+                if result.token_log_probs
+                else ()
+            )
             some.append(
                 Hypothesis(
                     tuple(result.ids[begin:end]), result.log_probabilities[row],

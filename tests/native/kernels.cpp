@@ -98,7 +98,7 @@ static void test_bytes_are_multiplied_exactly() {
     std::vector<int8_t> bytes(size_t(N * K));
     Floats scales(static_cast<size_t>(N));
     for (int n = 0; n < N; n++) scales[size_t(n)] = quantize_weights(&w[size_t(n * K)], size_t(K), &bytes[size_t(n * K)]);
-    again.pack_bytes(arena, bytes.data(), scales.data(), N, K);
+    again.pack_int8(arena, bytes.data(), scales.data(), N, K);
     const Floats y = product(layer, x, M), z = product(again, x, M);
     EXPECT(same_bits(y.data(), z.data(), y.size()), "weights that were quantized before");
     const int padded = layer.padded_inputs();

@@ -156,7 +156,7 @@ def searches(draw: st.DrawFn) -> Search:
         "length_norm": draw(st.sampled_from(["power", "wu"])),
         "length_penalty": draw(st.sampled_from([0.0, 0.6, 1.0, 2.5])),
         "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.3, 0.8])),
-        "piece_scores": draw(st.booleans()),
+        "token_log_probs": draw(st.booleans()),
     }
     if sampling:
         return Search(

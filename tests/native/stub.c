@@ -20,7 +20,7 @@ struct TfmModel {
 struct TfmWorkspace {
   int32_t counts[MOST], lengths[MOST], ids[MOST];
   double log_probabilities[MOST], scores[MOST];
-  float piece_scores[MOST];
+  float token_log_probs[MOST];
 };
 
 static int num_models = 0, num_workspaces = 0, num_trimmed = 0, largest = 0, num_searches = 0;
@@ -159,7 +159,7 @@ int32_t tfm_search(const TfmModel* const* models, int32_t count, TfmWorkspace* w
       w->lengths[row] = place - start;
       w->log_probabilities[row] = -(k + 1.0) * count;
       w->scores[row++] = -(k + 1.0) / (place - start + 1);
-      for (int j = start; j <= place; j++) w->piece_scores[score++] = -0.5f * (j - start);
+      for (int j = start; j <= place; j++) w->token_log_probs[score++] = -0.5f * (j - start);
     }
     source += length + 1;
     if (prefix) prefix += begun;
@@ -171,7 +171,7 @@ int32_t tfm_search(const TfmModel* const* models, int32_t count, TfmWorkspace* w
   result->ids = w->ids;
   result->log_probabilities = w->log_probabilities;
   result->scores = w->scores;
-  result->piece_scores = options->piece_scores ? w->piece_scores : NULL;
+  result->token_log_probs = options->token_log_probs ? w->token_log_probs : NULL;
   (void)models;
   return TFM_OK;
 }

@@ -42,13 +42,13 @@ def _engine() -> None:
 
 def assert_same(actual: list[Hypothesis], expected: list[Hypothesis], how: Search) -> None:
     assert [each.ids for each in actual] == [each.ids for each in expected]
-    if not (how.scores or how.piece_scores):
+    if not (how.scores or how.token_log_probs):
         return
     for ours, theirs in zip(actual, expected, strict=True):
         tolerance = 1e-4 * (len(theirs.ids) + 1)
         assert ours.log_probability == pytest.approx(theirs.log_probability, abs=tolerance)
         assert ours.score == pytest.approx(theirs.score, abs=tolerance)
-        if how.piece_scores:
+        if how.token_log_probs:
             assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-4)
 
 
@@ -158,7 +158,7 @@ EVERY_SEARCH = [
     Search(scores=False),
     Search(beam_size=4),
     Search(beam_size=4, early_stopping=True, length_norm="wu", length_penalty=0.6),
-    Search(beam_size=5, renormalize=True, piece_scores=True),
+    Search(beam_size=5, renormalize=True, token_log_probs=True),
     Search(beam_size=3, no_repeat_ngram_size=2, repetition_penalty=1.3),
     Search(beam_size=1, no_repeat_ngram_size=1, renormalize=True),
     Search(sampling=True),
@@ -270,7 +270,7 @@ def test_lowest_of_equally_likely_pieces_is_written(vocab_size: int, precision: 
     engine = EngineModel(transformer, model.shape, precision)
     lines = model.lines(*LENGTHS, limit=20)
 
-    for how in (Search(), Search(scores=False), Search(beam_size=1, piece_scores=True)):
+    for how in (Search(), Search(scores=False), Search(beam_size=1, token_log_probs=True)):
         result = engine_search(engine, lines, how)
         written = {piece for (hypothesis,) in result for piece in hypothesis.ids}
         assert max(written) < vocab_size // 2
@@ -288,7 +288,7 @@ def test_greedy_search_is_a_beam_of_1_with_or_without_scores(
 
     without = engine_search(engine, lines, Search(scores=False))
     scored = engine_search(engine, lines, Search())
-    each = engine_search(engine, lines, Search(piece_scores=True))
+    each = engine_search(engine, lines, Search(token_log_probs=True))
     normal = engine_search(engine, lines, Search(renormalize=True))
 
     ids = [hypothesis.ids for (hypothesis,) in without]
@@ -305,7 +305,7 @@ def test_scores_are_those_of_the_translation_read_again(precision: str) -> None:
     engine = model.engine(precision)
     lines = model.lines(*LENGTHS, limit=15)
 
-    result = engine_search(engine, lines, Search(beam_size=4, piece_scores=True))
+    result = engine_search(engine, lines, Search(beam_size=4, token_log_probs=True))
 
     for rank in (0, -1):
         targets = [list(some[rank].ids) for some in result]

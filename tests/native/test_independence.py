@@ -27,10 +27,10 @@ SEARCHES = [
     Search(),
     Search(scores=False),
     Search(beam_size=2, renormalize=True),
-    Search(beam_size=4, piece_scores=True),
+    Search(beam_size=4, token_log_probs=True),
     Search(beam_size=5, no_repeat_ngram_size=2, repetition_penalty=1.2),
     Search(beam_size=21, early_stopping=True),
-    Search(sampling=True, top_p=0.95, piece_scores=True),
+    Search(sampling=True, top_p=0.95, token_log_probs=True),
 ]
 SLOW = [SEARCHES[0], SEARCHES[2], *SEARCHES[4:]]
 every_search = pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_batches_of_any_size_give_the_same(precision: str) -> None:
     model = small(200, width=64, heads=2, encoder_layers=1, decoder_layers=1)
     engine, workspace = model.engine(precision), Workspace()
     lines = model.lines(*[1 + i % 9 for i in range(150)], limit=4)
-    for how in (Search(scores=False), Search(beam_size=3, piece_scores=True)):
+    for how in (Search(scores=False), Search(beam_size=3, token_log_probs=True)):
         expected = described(engine_search(engine, lines, how, workspace))
 
         for size in [*range(1, 34), 63, 64, 65, 104, 105, 149]:
@@ -139,7 +139,7 @@ def test_batches_of_any_size_give_the_same(precision: str) -> None:
 def test_threads_share_a_model(precision: str) -> None:
     model = small(150, width=40, heads=5)
     engine, lines = model.engine(precision), model.lines(*LENGTHS, limit=13)
-    how = Search(beam_size=4, piece_scores=True)
+    how = Search(beam_size=4, token_log_probs=True)
     expected = described(engine_search(engine, lines, how))
     actual: dict[int, list[str]] = {}
 

@@ -28,7 +28,7 @@ from tfm_cli.native.library import NO_MEMORY, OK
 
 SEARCHES = [
     Search(scores=False),
-    Search(beam_size=3, piece_scores=True),
+    Search(beam_size=3, token_log_probs=True),
     Search(beam_size=2, no_repeat_ngram_size=2, repetition_penalty=1.2, stops_loops=True),
     Search(sampling=True, top_k=9, top_p=0.9),
 ]

@@ -72,7 +72,7 @@ def random_case(seed: int) -> dict[str, Any]:
             "early_stopping": draw.random() < 0.3,
             "renormalize": draw.random() < 0.3,
             "no_repeat_ngram_size": draw.choice([0, 0, 1, 2, 3]),
-            "piece_scores": draw.random() < 0.5,
+            "token_log_probs": draw.random() < 0.5,
             "wu_norm": draw.random() < 0.5,
             "length_penalty": draw.choice([0, 0.6, 1, 2]),
             "repetition_penalty": draw.choice([1, 1, 1.3, 0.7]),
@@ -142,7 +142,7 @@ def reference(
             "length_penalty", "renormalize", "no_repeat_ngram_size", "repetition_penalty",
         )
     }  # fmt: skip
-    common["token_log_probs"] = options["piece_scores"]
+    common["token_log_probs"] = options["token_log_probs"]
     common["length_norm"] = "wu" if options["wu_norm"] else "power"
     common["prefixes"] = [scope.prefix(i, ids) for i, ids in enumerate(segments.prefixes)]
     if options["sampling"]:
@@ -160,7 +160,7 @@ def reference(
 
 ALL_OPTIONS: dict[str, Any] = {
     "beam_size": 1, "sampling": 0, "scores": 1, "early_stopping": False, "renormalize": False,
-    "no_repeat_ngram_size": 0, "piece_scores": False, "wu_norm": False, "length_penalty": 1,
+    "no_repeat_ngram_size": 0, "token_log_probs": False, "wu_norm": False, "length_penalty": 1,
     "repetition_penalty": 1, "top_k": 0, "top_p": 1, "temperature": 1, "stops_loops": False,
 }  # fmt: skip
 
@@ -226,7 +226,7 @@ def test_batch_and_order_change_no_bit(seed: int, precision: str) -> None:
         prefixes=[[4] * draw.randint(0, 2) for _ in range(9)],
         allowed=[sorted({EOS, *draw.sample(range(VOCAB), 20)}) * (b % 2) for b in range(9)],
     )
-    options = case["options"] | {"piece_scores": 1, "scores": 1}
+    options = case["options"] | {"token_log_probs": 1, "scores": 1}
     model, order = random_model(seed, VOCAB), draw.sample(range(9), 9)
 
     with packed(model, byte_values=BYTE_VALUES, precision=precision) as engine, workspace() as own:
@@ -280,7 +280,7 @@ def test_scores_are_those_of_forced_reading() -> None:
     model, segments = random_model(3, VOCAB), Segments([[3, 4, 5], [6]], [9, 9])
 
     with packed(model) as engine:
-        result = search([engine], segments, beam_size=3, piece_scores=1)
+        result = search([engine], segments, beam_size=3, token_log_probs=1)
 
     for source, some in zip(segments.sources, result, strict=True):
         for each in some:
@@ -435,7 +435,7 @@ def test_batch_that_no_machine_can_hold_is_refused_as_too_large() -> None:
 
 
 @pytest.mark.parametrize("options", [
-    {"scores": 0}, {"beam_size": 3, "piece_scores": 1}, {"sampling": 1, "top_k": 3},
+    {"scores": 0}, {"beam_size": 3, "token_log_probs": 1}, {"sampling": 1, "top_k": 3},
     {"beam_size": 2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2},
 ])  # fmt: skip
 def test_allocation_that_fails_is_told_and_does_no_harm(options: dict[str, Any]) -> None:

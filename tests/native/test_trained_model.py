@@ -73,7 +73,7 @@ def assert_alike(actual: list[list[Hypothesis]], expected: list[list[Hypothesis]
 
 SEARCHES = [
     Search(),
-    Search(length_penalty=0, piece_scores=True),
+    Search(length_penalty=0, token_log_probs=True),
     Search(no_repeat_ngram_size=1),
     Search(no_repeat_ngram_size=3, renormalize=True),
     Search(repetition_penalty=1.5),
@@ -84,12 +84,12 @@ SEARCHES = [
     Search(beam_size=4, early_stopping=True),
     Search(beam_size=4, length_penalty=0),
     Search(beam_size=4, length_penalty=2, length_norm="wu"),
-    Search(beam_size=4, renormalize=True, piece_scores=True),
+    Search(beam_size=4, renormalize=True, token_log_probs=True),
     Search(beam_size=4, no_repeat_ngram_size=2),
     Search(beam_size=4, repetition_penalty=1.3, stops_loops=True),
     Search(beam_size=12),
     Search(sampling=True),
-    Search(sampling=True, temperature=1.5, piece_scores=True),
+    Search(sampling=True, temperature=1.5, token_log_probs=True),
     Search(sampling=True, temperature=0.5, renormalize=True),
     Search(sampling=True, temperature=3, top_k=4),
     Search(sampling=True, temperature=3, top_p=0.8),
@@ -120,7 +120,7 @@ def test_greedy_ids_are_those_of_the_reference(stops_loops: bool, pair: Pair, li
 
 SOME = [
     Search(),
-    Search(beam_size=4, piece_scores=True),
+    Search(beam_size=4, token_log_probs=True),
     Search(beam_size=3, no_repeat_ngram_size=2, renormalize=True, repetition_penalty=1.2),
     Search(sampling=True, temperature=2),
 ]

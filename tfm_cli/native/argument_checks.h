@@ -10,13 +10,13 @@
 
 namespace tfm {
 
-constexpr int32_t kMostSegments = 1 << 20;
-constexpr int32_t kLongest = 1 << 22;  // tokens; longer segments are errors, and sizes might overflow
-constexpr int32_t kMostBeams = 256;    // the index of a beam is stored in a byte
+constexpr int32_t kMaxSegments = 1 << 20;
+constexpr int32_t kMaxLength = 1 << 22;  // tokens; longer segments are errors, and sizes might overflow
+constexpr int32_t kMaxBeams = 256;      // the index of a beam is stored in a byte
 
-inline void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
-  if (value < least || value > most)
-    refuse("%s must be between %lld and %lld, got %lld", name, (long long)least, (long long)most, (long long)value);
+inline void check_range(const char* name, int64_t value, int64_t min, int64_t max) {
+  if (value < min || value > max)
+    refuse("%s must be between %lld and %lld, got %lld", name, (long long)min, (long long)max, (long long)value);
 }
 
 inline void check_ids(const char* name, const int32_t* ids, int64_t count, int32_t size) {
@@ -25,12 +25,12 @@ inline void check_ids(const char* name, const int32_t* ids, int64_t count, int32
     if (ids[i] < 0 || ids[i] >= size) refuse("%s: id %d of a vocabulary of %d", name, ids[i], size);
 }
 
-// Return the sum of `count` lengths, each checked to be at least `least`.
-inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t count, int32_t least) {
+// Return the sum of `count` lengths, each checked to be at least `min`.
+inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t count, int32_t min) {
   if (count > 0 && !lengths) refuse("%s: there are none", name);
   int64_t sum = 0;
   for (int32_t b = 0; b < count; b++) {
-    check_range(name, lengths[b], least, kLongest);
+    check_range(name, lengths[b], min, kMaxLength);
     sum += lengths[b];
   }
   return sum;
@@ -38,7 +38,7 @@ inline int64_t checked_sum(const char* name, const int32_t* lengths, int32_t cou
 
 // Check the source tokens of all segments.
 inline void check_sources(const TfmBatch& batch, const TfmModelOptions& model) {
-  check_range("num_segments", batch.num_segments, 0, kMostSegments);
+  check_range("num_segments", batch.num_segments, 0, kMaxSegments);
   const int64_t count = checked_sum("source_lengths", batch.source_lengths, batch.num_segments, 1);
   check_ids("source_ids", batch.source_ids, count, model.source_vocab_size);
 }
@@ -64,11 +64,11 @@ inline void check_batch(const TfmBatch& batch, const TfmModelOptions& model, con
 }
 
 inline void check_options(const TfmSearchOptions& options) {
-  const auto check_number = [](const char* name, double value, double least, double most) {
-    if (!(value >= least && value <= most)) refuse("%s must be between %g and %g, got %g", name, least, most, value);
+  const auto check_number = [](const char* name, double value, double min, double max) {
+    if (!(value >= min && value <= max)) refuse("%s must be between %g and %g, got %g", name, min, max, value);
   };
-  check_range("beam_size", options.beam_size, 1, kMostBeams);
-  check_range("no_repeat_ngram_size", options.no_repeat_ngram_size, 0, kLongest);
+  check_range("beam_size", options.beam_size, 1, kMaxBeams);
+  check_range("no_repeat_ngram_size", options.no_repeat_ngram_size, 0, kMaxLength);
   check_number("length_penalty", options.length_penalty, -100, 100);
   check_number("repetition_penalty", options.repetition_penalty, 1e-6, 1e6);
   if (!options.sampling) return;

@@ -97,11 +97,11 @@ inline void log_mean(float* const* rows, int num_models, int count) {
 
 struct Choice {
   float value;
-  int32_t place;
+  int32_t index;
 };
-// Return true if `one` has the larger value, or an equal value and a lower position.
+// Return true if `one` has the larger value, or an equal value and a lower index.
 inline bool comes_before(const Choice& one, const Choice& other) {
-  return one.value > other.value || (one.value == other.value && one.place < other.place);
+  return one.value > other.value || (one.value == other.value && one.index < other.index);
 }
 
 // Find the `wanted` largest of values (N,) above -inf, in order; fewer if there are no more.
@@ -110,13 +110,13 @@ inline void find_largest(const float* values, int count, int wanted, Vector<Choi
   if (wanted < 1) return;
   const size_t capacity = size_t(wanted) + size_t(std::max(wanted, 32));
   float bar = -kInfinity;  // the threshold for further values
-  const auto note = [&](int place) {
-    if (!(values[place] > bar)) return;
-    found.push_back({values[place], place});
+  const auto note = [&](int index) {
+    if (!(values[index] > bar)) return;
+    found.push_back({values[index], index});
     if (found.size() < capacity) return;
     std::nth_element(found.begin(), found.begin() + (wanted - 1), found.end(), comes_before);
     found.resize(size_t(wanted));
-    bar = found.back().value;  // equal values that follow have higher positions
+    bar = found.back().value;  // equal values that follow have higher indices
   };
   int i = 0;
   for (; i + VL <= count; i += VL) {
@@ -130,7 +130,7 @@ inline void find_largest(const float* values, int count, int wanted, Vector<Choi
   found.erase(end, found.end());
 }
 
-// Select a position in logits (N,) by a number in [0, 1); -1 if no token can be drawn.
+// Select an index in logits (N,) by a number in [0, 1); -1 if no token can be drawn.
 //
 // The number is an argument of the inverse of the cumulative distribution of the remaining tokens, which
 // are in the order of their ids. Source: `decoding/sampling.py`.
@@ -139,7 +139,7 @@ class Draw {
   int operator()(const float* logits, int count, double number, double temperature, int top_k, double top_p) {
     if (!weigh(logits, count, temperature)) return -1;
     keep_likeliest(logits, count, top_k, top_p);
-    return along(number, count);
+    return index_at(number, count);
   }
 
  private:
@@ -148,7 +148,7 @@ class Draw {
   // Weights (N,) relative to the largest, which is 1 at any temperature.
   bool weigh(const float* logits, int count, double temperature) {
     constexpr double min_temperature = 1e-6;  // in effect deterministic
-    constexpr float least = -87;              // exponent; less likely tokens have no weight
+    constexpr float min_exponent = -87;       // less likely tokens have no weight
     const float top = largest_of(logits, count);
     if (!std::isfinite(top)) return false;
     const float divisor = float(std::max(temperature, min_temperature));
@@ -156,12 +156,12 @@ class Draw {
     for (int i = 0; i < count; i += VL) {
       const vf logit = count - i < VL ? load_first(logits + i, count - i) : load(logits + i);
       const vf exponent = (logit - top) / divisor;
-      store(&weights_[size_t(i)], exponent >= least ? exp(exponent) : vf{});
+      store(&weights_[size_t(i)], exponent >= min_exponent ? exp(exponent) : vf{});
     }
     std::fill(weights_.begin() + count, weights_.end(), 0.0f);
     return true;
   }
-  double weight(const Choice& each) const { return weights_[size_t(each.place)]; }
+  double weight(const Choice& each) const { return weights_[size_t(each.index)]; }
 
   // Clear all weights except those of the `top_k` likeliest tokens, and of these the fewest likeliest whose
   // mass reaches the share `top_p`. Source: Holtzman et al. 2020, arXiv:1904.09751.
@@ -211,9 +211,9 @@ class Draw {
     kept_.resize(end);
   }
 
-  // Return the first position whose cumulative weight exceeds the number; the last with any weight if
+  // Return the first index whose cumulative weight exceeds the number; the last with any weight if
   // rounding leaves none.
-  int along(double number, int count) const {
+  int index_at(double number, int count) const {
     double whole = 0;
     for (int i = 0; i < count; i += kBlock) whole += block(i);
     const double goal = whole * number;

@@ -1,7 +1,7 @@
 // Constraints on the next token, with the rules of `decoding/`: loops, repeated n-grams, the repetition
 // penalty, and valid UTF-8.
 //
-// V vocabulary, t tokens written, N tokens that a row may write
+// V vocabulary, t tokens generated, N tokens that a row may generate
 #pragma once
 #include <algorithm>
 #include <array>
@@ -15,69 +15,69 @@ namespace tfm {
 
 // ---- loops: `is_loop` of `decoding/constraints.py` ----
 
-constexpr int kLongestPeriod = 8;    // in tokens, of a loop
-constexpr int kRepeatedTokens = 24;  // number of newest tokens that must repeat those before them
+constexpr int kMaxPeriod = 8;        // in tokens, of a loop
+constexpr int kRepeatedTokens = 24;  // number of last tokens that must repeat those before them
 
 // Return true if a translation ends in at least four passes over at most eight tokens.
 inline bool is_loop(const Vector<int32_t>& ids) {
   const int length = int(ids.size());
   if (length <= kRepeatedTokens) return false;
   const int32_t* end = ids.data() + length;
-  for (int period = 1; period <= std::min(kLongestPeriod, length - kRepeatedTokens); period++)
+  for (int period = 1; period <= std::min(kMaxPeriod, length - kRepeatedTokens); period++)
     if (end[-1] == end[-1 - period] && std::equal(end - kRepeatedTokens, end, end - kRepeatedTokens - period))
       return true;
   return false;
 }
 
-// ---- the tokens that a row may write ----
+// ---- the tokens that a row may generate ----
 
-// Token `ids[i]` has position i; without `ids` the position of a token is its id.
-struct Pieces {
+// Token `ids[i]` has index i; without `ids` the index of a token is its id.
+struct AllowedTokens {
   const int32_t* ids = nullptr;  // (N,) ascending
   int count = 0;                 // N
 
-  int32_t piece(int place) const { return ids ? ids[place] : place; }
-  // Return the position of a token, or -1 if the row may not write it.
-  int place(int32_t piece) const {
-    if (!ids) return piece;
-    const int32_t* found = std::lower_bound(ids, ids + count, piece);
-    return found != ids + count && *found == piece ? int(found - ids) : -1;
+  int32_t token(int index) const { return ids ? ids[index] : index; }
+  // Return the index of a token, or -1 if the row may not generate it.
+  int index_of(int32_t token) const {
+    if (!ids) return token;
+    const int32_t* found = std::lower_bound(ids, ids + count, token);
+    return found != ids + count && *found == token ? int(found - ids) : -1;
   }
 };
 
 // ---- repetition: `decoding/constraints.py` ----
 
-// Lower the logits (N,) of tokens already written: divide positive ones by the penalty, multiply
+// Lower the logits (N,) of tokens already generated: divide positive ones by the penalty, multiply
 // negative ones by it.
 //
 // Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1, for positive logits; the negative ones
 // are multiplied, since a division would raise them.
-inline void penalize(float* logits, const Pieces& pieces, const Vector<int32_t>& written, float penalty,
+inline void penalize(float* logits, const AllowedTokens& allowed, const Vector<int32_t>& generated, float penalty,
                      Vector<int32_t>& distinct) {
-  distinct.assign(written.begin(), written.end());
+  distinct.assign(generated.begin(), generated.end());
   std::sort(distinct.begin(), distinct.end());
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-  for (int32_t piece : distinct) {
-    const int place = pieces.place(piece);
-    if (place >= 0) logits[place] = logits[place] > 0 ? logits[place] / penalty : logits[place] * penalty;
+  for (int32_t token : distinct) {
+    const int index = allowed.index_of(token);
+    if (index >= 0) logits[index] = logits[index] > 0 ? logits[index] / penalty : logits[index] * penalty;
   }
 }
 
 // Find the tokens that would repeat an n-gram of `size` tokens, some of them several times.
-inline void find_repeats(const Vector<int32_t>& written, int size, Vector<int32_t>& ends) {
+inline void find_repeats(const Vector<int32_t>& generated, int size, Vector<int32_t>& ends) {
   ends.clear();
-  const int length = int(written.size());
+  const int length = int(generated.size());
   if (size == 0 || length < size) return;
-  const int32_t* newest = written.data() + length - (size - 1);  // (size - 1,)
+  const int32_t* last = generated.data() + length - (size - 1);  // (size - 1,)
   for (int start = 0; start + size <= length; start++)
-    if (std::equal(newest, newest + size - 1, written.data() + start)) ends.push_back(written[start + size - 1]);
+    if (std::equal(last, last + size - 1, generated.data() + start)) ends.push_back(generated[start + size - 1]);
 }
 
 // ---- valid UTF-8: `decoding/utf8.py` ----
 
 // First and last byte of ranges whose bytes are permitted in the same positions, from table 3-7 of the
 // Unicode Standard (RFC 3629). The kind of a token is 0 for text or </s>, i + 1 for a byte of range i, and
-// kNever for a byte that must not be written.
+// kNever for a byte that must not be generated.
 constexpr std::array<std::array<uint8_t, 2>, 12> kByteRanges = {{
     {0x00, 0x7F}, {0x80, 0x8F}, {0x90, 0x9F}, {0xA0, 0xBF}, {0xC2, 0xDF}, {0xE0, 0xE0},
     {0xE1, 0xEC}, {0xED, 0xED}, {0xEE, 0xEF}, {0xF0, 0xF0}, {0xF1, 0xF3}, {0xF4, 0xF4},
@@ -115,15 +115,15 @@ constexpr uint8_t next_state(int state, int kind) {
   return kFirst[kind] == kNone ? uint8_t(kBetween) : uint8_t(kFirst[kind]);
 }
 
-constexpr int kLongestCharacter = 4;  // bytes; larger numbers of remaining tokens make no difference
+constexpr int kMaxCharacterBytes = 4;  // larger numbers of remaining tokens make no difference
 
 // The kinds that may follow, by state and number of remaining tokens: a byte may follow if the available
 // tokens can end its character within the remaining ones.
-class Spelling {
+class Utf8Rules {
  public:
-  Spelling() = default;
-  explicit Spelling(const std::array<bool, kNumKinds>& available) {
-    constexpr int unreachable = 2 * kLongestCharacter + 1;  // more tokens than may ever remain
+  Utf8Rules() = default;
+  explicit Utf8Rules(const std::array<bool, kNumKinds>& available) {
+    constexpr int unreachable = 2 * kMaxCharacterBytes + 1;  // more tokens than may ever remain
     int missing[kNumStates] = {};                           // fewest tokens that end the character
     for (int state = kOne; state < kNumStates; state++) {   // each after the one that follows it
       const Continuation& next = kContinuations[state];
@@ -134,18 +134,18 @@ class Spelling {
     for (int state = 0; state < kNumStates; state++)
       for (int kind = 0; kind < kNumKinds; kind++) {
         const int needed = kind == kWhole ? 0 : 1 + missing[next_state(state, kind)];  // it may be </s>
-        for (int remaining = 0; remaining <= kLongestCharacter; remaining++)
+        for (int remaining = 0; remaining <= kMaxCharacterBytes; remaining++)
           may_[state][remaining][kind] = is_valid_next(state, kind) && remaining >= needed;
       }
   }
 
-  // remaining: tokens that may still be written, this one included.
+  // remaining: tokens that may still be generated, this one included.
   bool may(int state, int remaining, int kind) const {
-    return may_[state][std::clamp(remaining, 0, kLongestCharacter)][kind];
+    return may_[state][std::clamp(remaining, 0, kMaxCharacterBytes)][kind];
   }
 
  private:
-  bool may_[kNumStates][kLongestCharacter + 1][kNumKinds] = {};
+  bool may_[kNumStates][kMaxCharacterBytes + 1][kNumKinds] = {};
 };
 
 // The tokens that are never generated, and those that stand for bytes.
@@ -161,31 +161,31 @@ class Vocabulary {
     std::sort(banned_.begin(), banned_.end());
     if (!byte_values) return;
     kinds_.assign(size_t(size), kWhole);  // (V,)
-    for (int32_t piece = 0; piece < size; piece++) {
-      if (byte_values[piece] < 0) continue;
-      kinds_[size_t(piece)] = is_banned_[size_t(piece)] ? kNever : kind_of(byte_values[piece]);
-      bytes_.push_back(piece);
+    for (int32_t token = 0; token < size; token++) {
+      if (byte_values[token] < 0) continue;
+      kinds_[size_t(token)] = is_banned_[size_t(token)] ? kNever : kind_of(byte_values[token]);
+      bytes_.push_back(token);
     }
-    whole_ = spelling({nullptr, size});
+    whole_ = utf8_rules({nullptr, size});
   }
 
   int size() const { return int(is_banned_.size()); }
   const Vector<int32_t>& banned() const { return banned_; }
-  bool is_banned(int32_t piece) const { return is_banned_[size_t(piece)] != 0; }
+  bool is_banned(int32_t token) const { return is_banned_[size_t(token)] != 0; }
   const Vector<int32_t>& bytes() const { return bytes_; }
-  int kind(int32_t piece) const { return bytes_.empty() ? kWhole : kinds_[size_t(piece)]; }
-  // Return the rules if all tokens may be written.
-  const Spelling& spelling() const { return whole_; }
-  // Return the rules if only these tokens may be written. A segment that lacks the last bytes of a character
+  int kind(int32_t token) const { return bytes_.empty() ? kWhole : kinds_[size_t(token)]; }
+  // Return the rules if all tokens may be generated.
+  const Utf8Rules& utf8_rules() const { return whole_; }
+  // Return the rules if only these tokens may be generated. A segment that lacks the last bytes of a character
   // never begins it.
-  Spelling spelling(const Pieces& pieces) const {
+  Utf8Rules utf8_rules(const AllowedTokens& allowed) const {
     std::array<bool, kNumKinds> available = {};
-    if (pieces.ids) {
-      for (int i = 0; i < pieces.count; i++) available[size_t(kind(pieces.ids[i]))] = true;
+    if (allowed.ids) {
+      for (int i = 0; i < allowed.count; i++) available[size_t(kind(allowed.ids[i]))] = true;
     } else {
-      for (int32_t piece : bytes_) available[size_t(kind(piece))] = true;
+      for (int32_t token : bytes_) available[size_t(kind(token))] = true;
     }
-    return Spelling(available);
+    return Utf8Rules(available);
   }
   // Return the limit of a segment, raised if its prefix needs more tokens to end a character.
   int raised_limit(int limit, const int32_t* prefix, int length) const {
@@ -196,17 +196,17 @@ class Vocabulary {
     return std::max(limit, length);
   }
   // Set the logits (N,) of tokens that may not follow to -inf; `kept` is working memory.
-  void forbid(float* logits, const Pieces& pieces, const Spelling& rules, int state, int remaining,
+  void forbid(float* logits, const AllowedTokens& allowed, const Utf8Rules& rules, int state, int remaining,
               Vector<float>& kept) const {
-    const auto allowed = [&](int32_t piece) { return rules.may(state, remaining, kind(piece)); };
-    if (pieces.ids) {
-      for (int i = 0; i < pieces.count; i++)
-        if ((state != kBetween || kind(pieces.ids[i]) != kWhole) && !allowed(pieces.ids[i])) logits[i] = -kInfinity;
+    const auto may_follow = [&](int32_t token) { return rules.may(state, remaining, kind(token)); };
+    if (allowed.ids) {
+      for (int i = 0; i < allowed.count; i++)
+        if ((state != kBetween || kind(allowed.ids[i]) != kWhole) && !may_follow(allowed.ids[i])) logits[i] = -kInfinity;
       return;
     }
     kept.clear();
-    for (int32_t piece : bytes_) kept.push_back(allowed(piece) ? logits[piece] : -kInfinity);
-    if (state != kBetween) std::fill(logits, logits + pieces.count, -kInfinity);
+    for (int32_t token : bytes_) kept.push_back(may_follow(token) ? logits[token] : -kInfinity);
+    if (state != kBetween) std::fill(logits, logits + allowed.count, -kInfinity);
     for (size_t i = 0; i < bytes_.size(); i++) logits[bytes_[i]] = kept[i];
   }
 
@@ -219,7 +219,7 @@ class Vocabulary {
 
   Vector<uint8_t> is_banned_, kinds_;  // (V,) each
   Vector<int32_t> banned_, bytes_;     // ids, ascending
-  Spelling whole_;
+  Utf8Rules whole_;
 };
 
 }  // namespace tfm

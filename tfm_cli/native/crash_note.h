@@ -35,14 +35,14 @@ struct NotedCall {
   std::atomic<const char*> note{nullptr};  // null if this entry is free
   std::atomic<pthread_t> thread{};
 };
-constexpr int kMostCalls = 256;  // further threads have no note
+constexpr int kMaxCalls = 256;  // further threads have no note
 
 struct FaultHandlers {
   std::mutex mutex;
   int num_calls = 0;
   std::atomic<bool> is_changing{false};   // true while a guard installs or restores handlers
   std::atomic<bool> is_passed_on{false};  // true once a fault was passed to a previous handler
-  NotedCall calls[kMostCalls];
+  NotedCall calls[kMaxCalls];
   struct sigaction before[kNumFaults];
 };
 inline FaultHandlers fault_handlers;

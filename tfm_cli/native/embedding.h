@@ -50,7 +50,7 @@ class Embedding {
   }
 
   // Copy an int8 matrix, given its bytes (V, D) and scales (V,).
-  void pack_bytes(Arena& arena, const int8_t* rows, const float* row_scales, int V, int D) {
+  void pack_int8(Arena& arena, const int8_t* rows, const float* row_scales, int V, int D) {
     width = D;
     precision = Precision::int8;
     bytes = arena.take<int8_t>(size_t(V) * size_t(D));

@@ -65,21 +65,21 @@ void check_finished(const TfmModel* model) {
 }
 
 int64_t segment_bytes(const TfmModel& model, int32_t source_length, int32_t limit, int32_t beam_size) {
-  source_length = std::clamp(source_length, 1, tfm::kLongest);
-  limit = std::clamp(limit, 0, tfm::kLongest);
-  beam_size = std::clamp(beam_size, 1, tfm::kMostBeams);
+  source_length = std::clamp(source_length, 1, tfm::kMaxLength);
+  limit = std::clamp(limit, 0, tfm::kMaxLength);
+  beam_size = std::clamp(beam_size, 1, tfm::kMaxBeams);
   return model.transformer.segment_bytes(source_length, limit, beam_size) +
          tfm::hypotheses_bytes(model.transformer.options().width, limit, beam_size);
 }
 
 // Refuse a batch that no machine can hold, before integers overflow in computing its size.
 void check_memory(const TfmModel* const* models, int32_t num_models, const TfmBatch& batch, int32_t beam_size) {
-  constexpr double most = 0x1p46;  // bytes: 64 TiB
+  constexpr double max_bytes = 0x1p46;  // 64 TiB
   double total = 0;
   for (int32_t b = 0; b < batch.num_segments; b++)
     for (int32_t m = 0; m < num_models; m++)
       total += double(segment_bytes(*models[m], batch.source_lengths[b], batch.limits[b], beam_size));
-  if (total > most) throw std::bad_alloc();
+  if (total > max_bytes) throw std::bad_alloc();
 }
 
 // Check models that search together, and that they share a vocabulary.
@@ -122,7 +122,7 @@ int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* 
   return guarded([&] {
     if (model == nullptr || name == nullptr || bytes == nullptr || scales == nullptr) refuse("an argument is missing");
     if (model->is_finished) refuse("the model is finished");
-    model->transformer.take_bytes(name, bytes, scales, rows, columns);
+    model->transformer.take_int8(name, bytes, scales, rows, columns);
   });
 }
 
@@ -208,7 +208,7 @@ int32_t tfm_search(const TfmModel* const* models, int32_t num_models, TfmWorkspa
     tfm::Vector<const tfm::Transformer*> transformers;  // (M,)
     for (int32_t m = 0; m < num_models; m++) transformers.push_back(&models[m]->transformer);
     tfm::Search search(transformers.data(), num_models, *models[0]->vocabulary, *options, workspace->memory);
-    *result = workspace->result(search.run(*batch), options->piece_scores != 0);
+    *result = workspace->result(search.run(*batch), options->token_log_probs != 0);
   });
 }
 

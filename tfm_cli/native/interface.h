@@ -64,7 +64,7 @@ typedef struct {
   int32_t no_repeat_ngram_size;  // 0 for no constraint
   int32_t stops_loops;
   int32_t scores;                // compute log-probabilities and scores; else those of greedy search are NaN
-  int32_t piece_scores;          // store log-probabilities of each token
+  int32_t token_log_probs;       // store log-probabilities of each token
   int32_t wu_norm;               // length_norm "wu", else "power"
   int32_t top_k;                 // of sampling; 0 for all
   double length_penalty;
@@ -99,7 +99,7 @@ typedef struct {
   const int32_t* ids;              // their tokens, concatenated, without </s>
   const double* log_probabilities; // of each hypothesis
   const double* scores;            // of each hypothesis
-  const float* piece_scores;       // length + 1 for each hypothesis, concatenated; NULL if not requested
+  const float* token_log_probs;    // length + 1 for each hypothesis, concatenated; NULL if not requested
 } TfmResult;                       // valid until the next use of the workspace
 
 TFM_API int32_t tfm_abi(void);

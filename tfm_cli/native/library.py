@@ -86,7 +86,7 @@ class SearchOptions(Structure):
         ("no_repeat_ngram_size", c_int32),
         ("stops_loops", c_int32),
         ("scores", c_int32),
-        ("piece_scores", c_int32),
+        ("token_log_probs", c_int32),
         ("wu_norm", c_int32),
         ("top_k", c_int32),
         ("length_penalty", c_double),
@@ -123,7 +123,7 @@ class Result(Structure):
         ("ids", _Int32s),
         ("log_probabilities", _Doubles),
         ("scores", _Doubles),
-        ("piece_scores", _Floats),
+        ("token_log_probs", _Floats),
     )
 
 

@@ -128,7 +128,7 @@ struct Linear {
       Vector<int8_t> bytes(size_t(steps) * 4, 0);
       for (int i = 0; i < n; i++) {
         float scale = quantize_weights(weight + size_t(i) * size_t(k), size_t(k), bytes.data());
-        place_bytes(i, bytes.data(), scale);
+        place_int8(i, bytes.data(), scale);
       }
       return;
     }
@@ -150,12 +150,12 @@ struct Linear {
         }
   }
   // Pack an int8 matrix (n, k), stored by rows, with a scale for each row.
-  void pack_bytes(Arena& arena, const int8_t* bytes, const float* row_scales, int n, int k, float padding_bias = 0) {
+  void pack_int8(Arena& arena, const int8_t* bytes, const float* row_scales, int n, int k, float padding_bias = 0) {
     begin(arena, n, k, Precision::int8, padding_bias);
     Vector<int8_t> row(size_t(steps) * 4, 0);
     for (int i = 0; i < n; i++) {
       std::memcpy(row.data(), bytes + size_t(i) * size_t(k), size_t(k));
-      place_bytes(i, row.data(), row_scales[i]);
+      place_int8(i, row.data(), row_scales[i]);
     }
   }
   void set_bias(const float* values) { std::memcpy(bias, values, sizeof(float) * size_t(N)); }
@@ -177,7 +177,7 @@ struct Linear {
     scales = arena.take<float>(size_t(panels) * NR);
     offsets = arena.take<int32_t>(size_t(panels) * NR);
   }
-  void place_bytes(int column, const int8_t* bytes, float scale) {
+  void place_int8(int column, const int8_t* bytes, float scale) {
     int32_t total = 0;
     for (int k = 0; k < K; k++) total += bytes[k];
     scales[column] = scale;
@@ -429,7 +429,7 @@ static __attribute__((noinline)) void panel_kernel(const Rows& rows, int first_r
 
 // Pass (num_rows, vectors * VL) results to an epilogue. Kernels are compiled once for all epilogues.
 template <class Epilogue>
-static TFM_INLINE void hand_on(const float* results, int first_row, int num_rows, int column, int vectors, int N, Epilogue& epilogue) {
+static TFM_INLINE void apply_epilogue(const float* results, int first_row, int num_rows, int column, int vectors, int N, Epilogue& epilogue) {
   const int inside = std::min(vectors, (N - column + VL - 1) / VL);
   if (inside == 2 && vectors == 2) {
     for (int i = 0; i < num_rows; i++) {
@@ -450,7 +450,7 @@ static void multiply_as(const Rows& rows, int M, const Linear& layer, Epilogue& 
   while (M <= 4 && panel < layer.panels) {
     const int done = few_rows_kernel<Product>(rows, M, layer, panel, results);
     if (done == 1) break;
-    hand_on(results, 0, M, panel * NR, done * 2, layer.N, epilogue);
+    apply_epilogue(results, 0, M, panel * NR, done * 2, layer.N, epilogue);
     panel += done;
   }
   constexpr int kChunk = 8 * MR;  // rows that stay in the cache for all panels
@@ -460,7 +460,7 @@ static void multiply_as(const Rows& rows, int M, const Linear& layer, Epilogue& 
       for (int b = 0; b < blocks; b++) {
         const int from = num_rows * b / blocks, to = num_rows * (b + 1) / blocks;
         panel_kernel<Product>(rows, chunk + from, to - from, b, blocks, layer, p, results);
-        hand_on(results, chunk + from, to - from, p * NR, 2, layer.N, epilogue);
+        apply_epilogue(results, chunk + from, to - from, p * NR, 2, layer.N, epilogue);
       }
   }
 }
@@ -473,7 +473,7 @@ struct Int8Tiles {
     return reinterpret_cast<const char*>(rows.bytes) + long(m) * layer.padded_inputs();
   }
   template <int Sums, int A, int B>
-  static TFM_INLINE void add() { tile_multiply_bytes<Sums, A, B>(); }
+  static TFM_INLINE void add() { tile_multiply_int8<Sums, A, B>(); }
 
   vi offset;
   vf scale, bias;

@@ -46,7 +46,7 @@ struct OutputScratch {
 class OutputLayer {
  public:
   void pack(Arena& arena, const float* data, int V, int D, Precision precision);
-  void pack_bytes(Arena& arena, const int8_t* bytes, const float* scales, int V, int D);
+  void pack_int8(Arena& arena, const int8_t* bytes, const float* scales, int V, int D);
   void set_bias(const float* values);
   // Exclude these tokens from the largest logits.
   void ban(const int32_t* ids, int count);
@@ -66,10 +66,10 @@ class OutputLayer {
   // Find the `count` largest logits of each row and their ids, (R, count), largest first and the lowest
   // id of equal ones first, padded with -inf and -1. The log-sum-exp (R,) includes banned tokens unless
   // `renormalize`; it is NaN if a score is not finite.
-  void leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
+  void top_k(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
                float* log_sum_exp, float* values, int32_t* ids) const;
 
-  // Compute log-probabilities (R,) of one token of each row, ids (R,), as in `leading`.
+  // Compute log-probabilities (R,) of one token of each row, ids (R,), as in `top_k`.
   void log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
                          float* out) const;
 
@@ -79,8 +79,8 @@ class OutputLayer {
  private:
   struct Screen;
   struct Largest;
-  struct Leader;
-  struct Lead;
+  struct TopKRow;
+  struct TopK;
 
   // Return only one panel of the matrix.
   static Linear panel_of(const Linear& from, int panel);
@@ -91,7 +91,7 @@ class OutputLayer {
   Linear masked;   // the same with a bias of -inf for banned tokens
   Linear screen;   // the same in int8, if the model's precision is higher
   bool has_screen = false, is_finite = true;
-  float longest = 0, widest = 0;  // maxima over rows of the norm and of the step, times kDeviations / sqrt(12)
+  float max_norm = 0, max_scale = 0;  // maxima over rows of the norm and of the scale, times kDeviations / sqrt(12)
   Vector<uint8_t> is_banned;      // (V,)
 };
 
@@ -109,16 +109,16 @@ inline void OutputLayer::pack(Arena& arena, const float* data, int V, int D, Pre
     int d = 0;
     for (; d + VL <= D; d += VL) squares += load(row + d) * load(row + d);
     if (d < D) squares += load_first(row + d, D - d) * load_first(row + d, D - d);
-    longest = std::max(longest, sum(squares));
-    widest = std::max(widest, screen.scales[v]);
+    max_norm = std::max(max_norm, sum(squares));
+    max_scale = std::max(max_scale, screen.scales[v]);
   }
   const float deviations = kDeviations / std::sqrt(12.0f);
-  longest = std::sqrt(longest) * deviations;
-  widest *= deviations;
+  max_norm = std::sqrt(max_norm) * deviations;
+  max_scale *= deviations;
 }
 
-inline void OutputLayer::pack_bytes(Arena& arena, const int8_t* bytes, const float* scales, int V, int D) {
-  layer.pack_bytes(arena, bytes, scales, V, D, -kInfinity);
+inline void OutputLayer::pack_int8(Arena& arena, const int8_t* bytes, const float* scales, int V, int D) {
+  layer.pack_int8(arena, bytes, scales, V, D, -kInfinity);
   is_banned.assign(size_t(V), 0);
   has_screen = false;
 }
@@ -234,7 +234,7 @@ inline bool OutputLayer::best_by_screen(OutputScratch& scratch, const float* hid
     int d = 0;
     for (; d + VL <= D; d += VL) squares += load(x + d) * load(x + d);
     if (d < D) squares += load_first(x + d, D - d) * load_first(x + d, D - d);
-    const float error = std::sqrt(sum(squares)) * widest + rounded.scales[r] * longest;
+    const float error = std::sqrt(sum(squares)) * max_scale + rounded.scales[r] * max_norm;
     if (!std::isfinite(error)) return false;
     scratch.screened[size_t(r)].error = 2 * error;
     scratch.screened[size_t(r)].bound = -kInfinity;
@@ -259,7 +259,7 @@ inline int OutputLayer::likeliest(const Rows& row, const OutputScratch::Screened
       id = candidate.id;
     }
   if (remaining <= 1) return id;
-  float logits[NR], most = -kInfinity;
+  float logits[NR], max_logit = -kInfinity;
   int last = -1;
   id = -1;
   for (const auto& candidate : screened.found) {
@@ -271,26 +271,26 @@ inline int OutputLayer::likeliest(const Rows& row, const OutputScratch::Screened
       last = panel;
     }
     const float logit = logits[candidate.id % NR];
-    if (logit > most) {
-      most = logit;
+    if (logit > max_logit) {
+      max_logit = logit;
       id = candidate.id;
     }
   }
-  return std::isfinite(most) ? id : -1;
+  return std::isfinite(max_logit) ? id : -1;
 }
 
-// ---- the leading logits and the log-sum-exp of all ----
+// ---- the largest logits and the log-sum-exp of all ----
 
 // The state of a row: the sum of exponentials so far, relative to the largest logit so far, and the
 // largest logits.
-struct OutputLayer::Leader {
+struct OutputLayer::TopKRow {
   vf total;
   float largest;
-  float bar;  // the threshold of the leading logits
+  float bar;  // the threshold of the largest logits
   int wanted, found;
   int32_t forced_id;  // the token whose logit is requested, or -1
   float forced;
-  OutputScratch::Candidate* leading;  // sorted if at most kSorted of them; otherwise unordered
+  OutputScratch::Candidate* candidates;  // sorted if at most kSorted of them; otherwise unordered
 
   static constexpr int kSorted = 64;
   // Capacity for `wanted` candidates; a large number is pruned regularly.
@@ -303,34 +303,34 @@ struct OutputLayer::Leader {
     largest = bar = -kInfinity;
     wanted = count;
     found = 0;
-    leading = memory;
+    candidates = memory;
   }
   float log_sum_exp() const { return largest + std::log(sum(total)); }
 
   void add(float logit, int32_t id) {
     if (wanted > kSorted) {
-      leading[found++] = {logit, id};
+      candidates[found++] = {logit, id};
       return;
     }
-    if (found == wanted && !comes_first({logit, id}, leading[found - 1])) return;
+    if (found == wanted && !comes_first({logit, id}, candidates[found - 1])) return;
     int i = found < wanted ? found++ : found - 1;
-    for (; i > 0 && comes_first({logit, id}, leading[i - 1]); i--) leading[i] = leading[i - 1];
-    leading[i] = {logit, id};
-    if (found == wanted) bar = leading[found - 1].logit;
+    for (; i > 0 && comes_first({logit, id}, candidates[i - 1]); i--) candidates[i] = candidates[i - 1];
+    candidates[i] = {logit, id};
+    if (found == wanted) bar = candidates[found - 1].logit;
   }
-  // Drop all candidates except the leading ones.
-  void thin_out() {
+  // Drop all candidates except the largest ones.
+  void prune() {
     if (wanted <= kSorted || found <= wanted) return;
-    std::nth_element(leading, leading + wanted - 1, leading + found, comes_first);
+    std::nth_element(candidates, candidates + wanted - 1, candidates + found, comes_first);
     found = wanted;
-    bar = leading[wanted - 1].logit;
+    bar = candidates[wanted - 1].logit;
   }
   void finish(float* values, int32_t* ids) {
-    thin_out();
-    std::sort(leading, leading + found, comes_first);
+    prune();
+    std::sort(candidates, candidates + found, comes_first);
     for (int i = 0; i < wanted; i++) {
-      values[i] = i < found ? leading[i].logit : -kInfinity;
-      ids[i] = i < found ? leading[i].id : -1;
+      values[i] = i < found ? candidates[i].logit : -kInfinity;
+      ids[i] = i < found ? candidates[i].id : -1;
     }
   }
   static bool comes_first(const OutputScratch::Candidate& a, const OutputScratch::Candidate& b) {
@@ -338,36 +338,37 @@ struct OutputLayer::Leader {
   }
 };
 
-struct OutputLayer::Lead {
-  Leader* rows;
+// The epilogue that collects the largest logits of each row, and adds to its sum of exponentials.
+struct OutputLayer::TopK {
+  TopKRow* rows;
   const uint8_t* is_banned;
   TFM_INLINE void operator()(int row, int column, vf v) const {
-    Leader& leader = rows[row];
-    if (__builtin_expect(any_at_least(v, broadcast(leader.bar)), 0)) note(leader, column, v);
-    leader.total += tfm::exp(v - leader.largest);
-    const uint32_t lane = uint32_t(leader.forced_id) - uint32_t(column);
-    if (__builtin_expect(lane < uint32_t(VL), 0)) leader.forced = v[lane];
+    TopKRow& state = rows[row];
+    if (__builtin_expect(any_at_least(v, broadcast(state.bar)), 0)) note(state, column, v);
+    state.total += tfm::exp(v - state.largest);
+    const uint32_t lane = uint32_t(state.forced_id) - uint32_t(column);
+    if (__builtin_expect(lane < uint32_t(VL), 0)) state.forced = v[lane];
   }
-  __attribute__((noinline)) void note(Leader& leader, int column, vf v) const {
-    const float most = tfm::largest(v);
-    if (most > leader.largest) {
-      if (leader.largest > -kInfinity) leader.total *= std::exp(leader.largest - most);
-      leader.largest = most;
+  __attribute__((noinline)) void note(TopKRow& state, int column, vf v) const {
+    const float top = tfm::largest(v);
+    if (top > state.largest) {
+      if (state.largest > -kInfinity) state.total *= std::exp(state.largest - top);
+      state.largest = top;
     }
     for (int j = 0; j < VL; j++)
-      if (v[j] >= leader.bar && v[j] > -kInfinity && !is_banned[column + j]) leader.add(v[j], column + j);
-    if (leader.wanted > Leader::kSorted && leader.found > 2 * leader.wanted) leader.thin_out();
+      if (v[j] >= state.bar && v[j] > -kInfinity && !is_banned[column + j]) state.add(v[j], column + j);
+    if (state.wanted > TopKRow::kSorted && state.found > 2 * state.wanted) state.prune();
   }
 };
 
-inline void OutputLayer::leading(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
-                                 float* log_sum_exp, float* values, int32_t* ids) const {
-  Leader* rows = scratch.rows.get<Leader>(size_t(R));
-  const size_t capacity = size_t(Leader::capacity(count));
+inline void OutputLayer::top_k(OutputScratch& scratch, const float* hidden, int R, int count, bool renormalize,
+                               float* log_sum_exp, float* values, int32_t* ids) const {
+  TopKRow* rows = scratch.rows.get<TopKRow>(size_t(R));
+  const size_t capacity = size_t(TopKRow::capacity(count));
   auto* memory = scratch.candidates.get<OutputScratch::Candidate>(size_t(R) * capacity);
   for (int r = 0; r < R; r++) rows[r].start(count, memory + size_t(r) * capacity);
   const Linear& chosen = renormalize ? masked : layer;
-  Lead epilogue{rows, is_banned.data()};
+  TopK epilogue{rows, is_banned.data()};
   multiply(scratch.inputs.rows(hidden, layer.K, R, chosen), R, chosen, epilogue);
   for (int r = 0; r < R; r++) {
     log_sum_exp[r] = is_finite ? rows[r].log_sum_exp() : kNaN;
@@ -379,10 +380,10 @@ inline void OutputLayer::leading(OutputScratch& scratch, const float* hidden, in
 
 inline void OutputLayer::log_probabilities(OutputScratch& scratch, const float* hidden, int R, const int32_t* ids,
                                            float* out) const {
-  Leader* rows = scratch.rows.get<Leader>(size_t(R));
+  TopKRow* rows = scratch.rows.get<TopKRow>(size_t(R));
   auto* memory = scratch.candidates.get<OutputScratch::Candidate>(size_t(R));
   for (int r = 0; r < R; r++) rows[r].start(1, memory + r, ids[r]);
-  Lead epilogue{rows, is_banned.data()};
+  TopK epilogue{rows, is_banned.data()};
   multiply(scratch.inputs.rows(hidden, layer.K, R, layer), R, layer, epilogue);
   for (int r = 0; r < R; r++) out[r] = is_finite ? rows[r].forced - rows[r].log_sum_exp() : kNaN;
 }

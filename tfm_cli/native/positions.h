@@ -65,7 +65,7 @@ class PositionTable {
 class RotationTable {
  public:
   // Rotate each pair of even and odd elements of these heads, (heads, E), by the angles of a position.
-  void turn(float* x, int heads, int width, int position) {
+  void rotate(float* x, int heads, int width, int position) {
     if (width != this->width) {
       this->width = width;
       table.clear();

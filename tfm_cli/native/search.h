@@ -6,7 +6,7 @@
 // comes first, then the token with the lower id.
 //
 // B segments, K beam, R rows (the growing hypotheses of all segments), V vocabulary, D width of a model,
-// M models, C candidates of a row, N tokens that a row may write, t tokens written
+// M models, C candidates of a row, N tokens that a row may generate, t tokens generated
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -32,7 +32,7 @@ namespace tfm {
 struct Hypothesis {
   Vector<int32_t> ids;
   double log_probability, score;
-  Vector<float> piece_scores;
+  Vector<float> token_log_probs;
 };
 
 // Caches and working memory of a search, reused by the next batch.
@@ -98,8 +98,8 @@ class Search {
          const TfmSearchOptions& options, SearchMemory& memory)
       : models_(models), num_models_(num_models), vocabulary_(vocabulary), options_(options), memory_(memory),
         eos_(models[0]->options().eos_id), start_(models[0]->options().start_id), beam_(options.sampling ? 1 : options.beam_size),
-        is_scored_(options.sampling || options.scores || options.piece_scores || options.beam_size > 1),
-        most_candidates_(is_scored_ && !options.sampling ? int(std::min<int64_t>(2 * int64_t(beam_), vocabulary.size())) : 1) {}
+        is_scored_(options.sampling || options.scores || options.token_log_probs || options.beam_size > 1),
+        max_candidates_(is_scored_ && !options.sampling ? int(std::min<int64_t>(2 * int64_t(beam_), vocabulary.size())) : 1) {}
 
   // Return the hypotheses of each segment, best first; at least one.
   Vector<Vector<Hypothesis>> run(const TfmBatch& batch) {
@@ -133,7 +133,7 @@ class Search {
   // A growing hypothesis.
   struct Row {
     Vector<int32_t> ids;        // (t,)
-    Vector<uint8_t> ancestors;  // (t + 1,) the beam that wrote its cache entry at each position
+    Vector<uint8_t> ancestors;  // (t + 1,) the beam that computed its cache entry at each position
     Vector<float> token_log_probs;  // (t,) if requested
     float total = 0;            // log-probability
     double exact_total = 0;     // of sampling, in double
@@ -142,7 +142,7 @@ class Search {
   };
   struct Candidate {
     float log_prob;  // 0 if scores are not requested
-    int32_t piece;
+    int32_t token;
   };
   struct Segment {
     int32_t index;
@@ -152,16 +152,16 @@ class Search {
     uint64_t seed;
     Vector<int32_t> list;     // (N,) its shortlist; empty for all tokens
     Vector<int32_t> columns;  // (N,) the positions of their logits among those computed
-    Pieces pieces;
-    Spelling own_spelling;
-    const Spelling* spelling;
-    int written = 0;          // t
+    AllowedTokens allowed;
+    Utf8Rules own_utf8_rules;
+    const Utf8Rules* utf8_rules;
+    int num_generated = 0;    // t
     int first_row = 0;        // of this step
     Vector<Row> rows, next;   // (K,) each at most; `next` is working memory
     Vector<Hypothesis> finished;  // best first, at most K
 
-    int remaining() const { return limit - written; }
-    int32_t forced() const { return written < prefix_length ? prefix[written] : -1; }
+    int remaining() const { return limit - num_generated; }
+    int32_t forced() const { return num_generated < prefix_length ? prefix[num_generated] : -1; }
   };
 
   // ---- before the first step ----
@@ -181,8 +181,8 @@ class Search {
       if (prefix) prefix += segment.prefix_length;
       segment.limit = vocabulary_.raised_limit(batch.limits[b], segment.prefix, segment.prefix_length);
       segment.seed = batch.seeds ? batch.seeds[b] : 0;
-      segment.pieces = {nullptr, vocabulary_.size()};
-      segment.spelling = &vocabulary_.spelling();
+      segment.allowed = {nullptr, vocabulary_.size()};
+      segment.utf8_rules = &vocabulary_.utf8_rules();
       const int num_allowed = batch.allowed_lengths ? batch.allowed_lengths[b] : 0;
       if (num_allowed > 0) {
         restrict_to(segment, allowed, num_allowed);
@@ -205,9 +205,9 @@ class Search {
     list.insert(list.end(), segment.prefix, segment.prefix + segment.prefix_length);
     std::sort(list.begin(), list.end());
     list.erase(std::unique(list.begin(), list.end()), list.end());
-    segment.pieces = {list.data(), int(list.size())};
-    segment.own_spelling = vocabulary_.spelling(segment.pieces);
-    segment.spelling = &segment.own_spelling;
+    segment.allowed = {list.data(), int(list.size())};
+    segment.own_utf8_rules = vocabulary_.utf8_rules(segment.allowed);
+    segment.utf8_rules = &segment.own_utf8_rules;
   }
 
   // Prepare to compute the logits of all shortlists of the batch, or all logits if those are nearly all. The
@@ -261,15 +261,15 @@ class Search {
 
   void step() {
     groups_.clear();
-    newest_.clear();
+    last_tokens_.clear();
     ancestors_.clear();
     rows_.clear();
     for (int32_t index : open_) {
       Segment& segment = segments_[size_t(index)];
       segment.first_row = int(rows_.size());
-      groups_.push_back({index, segment.first_row, int32_t(segment.rows.size()), segment.written});
+      groups_.push_back({index, segment.first_row, int32_t(segment.rows.size()), segment.num_generated});
       for (Row& row : segment.rows) {
-        newest_.push_back(row.ids.empty() ? start_ : row.ids.back());
+        last_tokens_.push_back(row.ids.empty() ? start_ : row.ids.back());
         ancestors_.push_back(row.ancestors.data());
         rows_.push_back({&segment, &row});
       }
@@ -280,12 +280,12 @@ class Search {
     hidden_.clear();
     for (int m = 0; m < num_models_; m++) {  // (R, D) each
       hidden_.push_back(hidden);
-      models_[m]->step(memory_.state(m), groups_.data(), int(groups_.size()), newest_.data(),
+      models_[m]->step(memory_.state(m), groups_.data(), int(groups_.size()), last_tokens_.data(),
                        beam_ > 1 ? ancestors_.data() : nullptr, hidden);
       hidden += rows_.size() * size_t(width(m));
     }
     counts_.assign(rows_.size(), 0);
-    candidates_ = memory_.candidates.get<Candidate>(rows_.size() * size_t(most_candidates_));  // (R, C)
+    candidates_ = memory_.candidates.get<Candidate>(rows_.size() * size_t(max_candidates_));  // (R, C)
   }
 
   int width(int m) const { return models_[m]->options().width; }
@@ -296,7 +296,7 @@ class Search {
     plain_.clear();
     others_.clear();
     for (int r = 0; r < int(rows_.size()); r++) (is_plain(r) ? plain_ : others_).push_back({r, kNaN});
-    if (!plain_.empty()) is_scored_ ? find_leading() : find_best();
+    if (!plain_.empty()) is_scored_ ? find_top_k() : find_best();
     with_logits(others_, [&](const Task& task, float* logits) { find_in_logits(task, logits); });
   }
 
@@ -304,7 +304,7 @@ class Search {
   bool is_plain(int r) {
     const Segment& segment = *rows_[size_t(r)].segment;
     const Row& row = *rows_[size_t(r)].row;
-    if (num_models_ > 1 || segment.pieces.ids || segment.forced() >= 0) return false;
+    if (num_models_ > 1 || segment.allowed.ids || segment.forced() >= 0) return false;
     if (options_.repetition_penalty != 1 && !row.ids.empty()) return false;
     find_repeats(row.ids, options_.no_repeat_ngram_size, memory_.repeats);
     return memory_.repeats.empty();
@@ -321,13 +321,13 @@ class Search {
     }
   }
 
-  void find_leading() {
-    const int R = int(plain_.size()), C = most_candidates_;
+  void find_top_k() {
+    const int R = int(plain_.size()), C = max_candidates_;
     const float* hidden = hidden_of_plain();
     float* log_sums = memory_.log_sums.get<float>(size_t(R));          // (R,)
     float* values = memory_.values.get<float>(size_t(R) * size_t(C));  // (R, C)
     int32_t* ids = memory_.ids.get<int32_t>(size_t(R) * size_t(C));    // (R, C)
-    output(0).leading(scratch(0), hidden, R, C, options_.renormalize != 0, log_sums, values, ids);
+    output(0).top_k(scratch(0), hidden, R, C, options_.renormalize != 0, log_sums, values, ids);
     for (int i = 0; i < R; i++) {
       const int r = plain_[size_t(i)].row;
       if (!std::isfinite(log_sums[i])) refuse_non_finite();
@@ -352,9 +352,9 @@ class Search {
     const Segment& segment = *rows_[size_t(r)].segment;
     if (segment.forced() >= 0) return false;
     const int state = rows_[size_t(r)].row->state;
-    const Candidate* own = candidates_ + int64_t(r) * most_candidates_;
+    const Candidate* own = candidates_ + int64_t(r) * max_candidates_;
     return std::any_of(own, own + counts_[size_t(r)], [&](const Candidate& each) {
-      return !segment.spelling->may(state, segment.remaining(), vocabulary_.kind(each.piece));
+      return !segment.utf8_rules->may(state, segment.remaining(), vocabulary_.kind(each.token));
     });
   }
 
@@ -379,12 +379,12 @@ class Search {
   // Call `use(task, logits (N,))` for each row; those of several models are log-mean-probabilities.
   template <class Use>
   void with_logits(const Vector<Task>& tasks, Use use) {
-    const auto is_listed = [&](size_t i) { return rows_[size_t(tasks[i].row)].segment->pieces.ids != nullptr; };
+    const auto is_listed = [&](size_t i) { return rows_[size_t(tasks[i].row)].segment->allowed.ids != nullptr; };
     const size_t stride = round_up(size_t(vocabulary_.size()), 64);
     // The logits of this many rows at a time stay in the processor's caches.
-    const size_t most = std::max<size_t>(1, (size_t(1) << 20) / (stride * size_t(num_models_)));
+    const size_t max_rows = std::max<size_t>(1, (size_t(1) << 20) / (stride * size_t(num_models_)));
     for (size_t from = 0, to; from < tasks.size(); from = to) {
-      for (to = from + 1; to < tasks.size() && to - from < most && is_listed(to) == is_listed(from);) to++;
+      for (to = from + 1; to < tasks.size() && to - from < max_rows && is_listed(to) == is_listed(from);) to++;
       const size_t count = to - from;
       float* logits = memory_.logits.get<float>(count * size_t(num_models_) * stride);  // (M, R, V)
       for (int m = 0; m < num_models_; m++) {
@@ -397,7 +397,7 @@ class Search {
         if (num_models_ > 1) {
           each_model_.clear();
           for (int m = 0; m < num_models_; m++) each_model_.push_back(own + size_t(m) * count * stride);
-          log_mean(each_model_.data(), num_models_, rows_[size_t(tasks[from + i].row)].segment->pieces.count);
+          log_mean(each_model_.data(), num_models_, rows_[size_t(tasks[from + i].row)].segment->allowed.count);
         }
         use(tasks[from + i], own);
       }
@@ -426,11 +426,11 @@ class Search {
    public:
     ConstrainedLogits(Search& search, const Task& task, float* logits)
         : search_(search), segment_(*search.rows_[size_t(task.row)].segment), row_(*search.rows_[size_t(task.row)].row),
-          logits_(logits), eos_place_(segment_.pieces.place(search.eos_)), eos_logit_(logits[eos_place_]),
+          logits_(logits), eos_index_(segment_.allowed.index_of(search.eos_)), eos_logit_(logits[eos_index_]),
           log_sum_(task.log_sum) {
       const TfmSearchOptions& options = search.options_;
       if (options.repetition_penalty != 1)
-        penalize(logits, segment_.pieces, row_.ids, float(options.repetition_penalty), search.memory_.distinct);
+        penalize(logits, segment_.allowed, row_.ids, float(options.repetition_penalty), search.memory_.distinct);
       const bool is_known = !std::isnan(task.log_sum);
       // Inside a character, forbidden tokens may have to be permitted again.
       const bool may_be_lifted = options.renormalize && row_.state != kBetween;
@@ -440,22 +440,22 @@ class Search {
       if (!is_known && options.renormalize) log_sum_ = sum();
     }
 
-    const Pieces& pieces() const { return segment_.pieces; }
-    int eos_place() const { return eos_place_; }
+    const AllowedTokens& allowed() const { return segment_.allowed; }
+    int eos_index() const { return eos_index_; }
     float eos_logit() const { return eos_logit_; }  // without constraints
     float log_sum() const { return log_sum_; }
 
     // Permit only valid UTF-8.
     void restrict() {
-      search_.vocabulary_.forbid(logits_, segment_.pieces, *segment_.spelling, row_.state, segment_.remaining(),
+      search_.vocabulary_.forbid(logits_, segment_.allowed, *segment_.utf8_rules, row_.state, segment_.remaining(),
                                  search_.memory_.kept);
     }
     bool has_any() const {
-      return std::any_of(logits_, logits_ + segment_.pieces.count, [](float logit) { return logit > -kInfinity; });
+      return std::any_of(logits_, logits_ + segment_.allowed.count, [](float logit) { return logit > -kInfinity; });
     }
     // Permit only valid UTF-8 and lift the ban on repetitions, for a character that could not end otherwise.
     void restrict_alone() {
-      for (size_t i = forbidden_.size(); i-- > 0;) logits_[forbidden_[i].place] = forbidden_[i].value;
+      for (size_t i = forbidden_.size(); i-- > 0;) logits_[forbidden_[i].index] = forbidden_[i].value;
       forbidden_.clear();
       if (search_.options_.renormalize) log_sum_ = lifted_log_sum_;
       restrict();
@@ -463,36 +463,36 @@ class Search {
 
    private:
     float sum() const {
-      const float log_sum = log_sum_exp(logits_, segment_.pieces.count).total();
+      const float log_sum = log_sum_exp(logits_, segment_.allowed.count).total();
       if (!std::isfinite(log_sum)) refuse_non_finite();
       return log_sum;
     }
 
     void forbid() {
-      const float eos = logits_[eos_place_];
-      for (int32_t piece : search_.vocabulary_.banned()) forbid(piece);
+      const float eos = logits_[eos_index_];
+      for (int32_t token : search_.vocabulary_.banned()) forbid(token);
       const int size = search_.options_.no_repeat_ngram_size;
       if (size > 0 && int(row_.ids.size()) >= size) {
         find_repeats(row_.ids, size, search_.memory_.repeats);
-        for (int32_t piece : search_.memory_.repeats) forbid(piece);
-        logits_[eos_place_] = eos;  // so that every row can end
+        for (int32_t token : search_.memory_.repeats) forbid(token);
+        logits_[eos_index_] = eos;  // so that every row can end
       }
-      const int place = segment_.forced() < 0 ? -1 : segment_.pieces.place(segment_.forced());
-      const auto first = std::find_if(forbidden_.begin(), forbidden_.end(), [&](const Choice& each) { return each.place == place; });
-      if (first != forbidden_.end()) logits_[place] = first->value;
+      const int index = segment_.forced() < 0 ? -1 : segment_.allowed.index_of(segment_.forced());
+      const auto first = std::find_if(forbidden_.begin(), forbidden_.end(), [&](const Choice& each) { return each.index == index; });
+      if (first != forbidden_.end()) logits_[index] = first->value;
     }
-    void forbid(int32_t piece) {
-      const int place = segment_.pieces.place(piece);
-      if (place < 0) return;
-      forbidden_.push_back({logits_[place], place});
-      logits_[place] = -kInfinity;
+    void forbid(int32_t token) {
+      const int index = segment_.allowed.index_of(token);
+      if (index < 0) return;
+      forbidden_.push_back({logits_[index], index});
+      logits_[index] = -kInfinity;
     }
 
     Search& search_;
     const Segment& segment_;
     const Row& row_;
     float* logits_;
-    const int eos_place_;
+    const int eos_index_;
     const float eos_logit_;
     float log_sum_, lifted_log_sum_ = kNaN;  // the latter including forbidden tokens
     Vector<Choice> forbidden_;               // the overwritten logits, in the order of overwriting
@@ -507,24 +507,24 @@ class Search {
     const int32_t forced = segment.forced();
     Vector<Choice>& found = memory_.found;
     if (row.is_ending) {
-      found.assign(1, {constrained.eos_logit(), constrained.eos_place()});
+      found.assign(1, {constrained.eos_logit(), constrained.eos_index()});
     } else if (forced >= 0) {
-      const int place = constrained.pieces().place(forced);
-      found.assign(1, {logits[place], place});
+      const int index = constrained.allowed().index_of(forced);
+      found.assign(1, {logits[index], index});
     } else {
-      find_largest(logits, constrained.pieces().count, most_candidates_, found);
+      find_largest(logits, constrained.allowed().count, max_candidates_, found);
     }
     store_candidates(r, constrained, found);
     if (!is_wrong(r)) return;
     bool is_stuck = row.is_ending;  // inside a character, since outside one the end would be valid
     if (!is_stuck) {
       constrained.restrict();
-      find_largest(logits, constrained.pieces().count, most_candidates_, found);
+      find_largest(logits, constrained.allowed().count, max_candidates_, found);
       is_stuck = found.empty();
     }
     if (is_stuck) {
       constrained.restrict_alone();
-      find_largest(logits, constrained.pieces().count, most_candidates_, found);
+      find_largest(logits, constrained.allowed().count, max_candidates_, found);
     }
     store_candidates(r, constrained, found);
   }
@@ -532,10 +532,10 @@ class Search {
   void store_candidates(int r, const ConstrainedLogits& constrained, const Vector<Choice>& found) {
     int& count = counts_[size_t(r)];
     count = 0;
-    Candidate* own = candidates_ + int64_t(r) * most_candidates_;
+    Candidate* own = candidates_ + int64_t(r) * max_candidates_;
     for (const Choice& each : found)
       if (each.value > -kInfinity)
-        own[count++] = {is_scored_ ? each.value - constrained.log_sum() : 0, constrained.pieces().piece(each.place)};
+        own[count++] = {is_scored_ ? each.value - constrained.log_sum() : 0, constrained.allowed().token(each.index)};
   }
 
   // ---- the next step of a segment ----
@@ -543,9 +543,9 @@ class Search {
   // Select the best continuations of a segment; return true if it needs more steps.
   bool advance(Segment& segment) {
     const int K = int(segment.rows.size());
-    const double norm = is_scored_ ? length_norm(segment.written + 1, options_) : 1;
-    int heads[kMostBeams] = {};  // the first candidate of each row that is not taken
-    uint16_t uses[kMostBeams] = {};
+    const double norm = is_scored_ ? length_norm(segment.num_generated + 1, options_) : 1;
+    int heads[kMaxBeams] = {};  // the first candidate of each row that is not taken
+    uint16_t uses[kMaxBeams] = {};
     chosen_.clear();
     // The best 2K of all, of which at least K do not end; the candidates of a row are sorted.
     for (int taken = 0; taken < 2 * beam_ && int(chosen_.size()) < beam_; taken++) {
@@ -561,7 +561,7 @@ class Search {
       }
       if (best < 0) break;
       const Candidate& next = candidate(segment, best, heads[best]++);
-      if (next.piece != eos_) {
+      if (next.token != eos_) {
         chosen_.push_back({best, best_total, next});
         uses[best]++;
       } else if (taken < beam_) {
@@ -576,7 +576,7 @@ class Search {
   }
 
   const Candidate& candidate(const Segment& segment, int k, int i) const {
-    return candidates_[int64_t(segment.first_row + k) * most_candidates_ + i];
+    return candidates_[int64_t(segment.first_row + k) * max_candidates_ + i];
   }
 
   // Return true if a segment needs no more steps, given the best growing score.
@@ -587,16 +587,16 @@ class Search {
   }
 
   // Reorder the rows and append the next tokens; `uses`: the number of continuations of each row. The
-  // caches of the models stay in place, since each row stores its ancestors.
+  // caches of the models stay where they are, since each row stores its ancestors.
   void reorder_and_append(Segment& segment, uint16_t* uses) {
     const int K = int(chosen_.size());
     if (int(segment.next.size()) < K) segment.next.resize(size_t(K));
-    segment.written++;
+    segment.num_generated++;
     for (int k = 0; k < K; k++) {
       const Chosen& chosen = chosen_[size_t(k)];
-      Row& from = segment.rows[size_t(chosen.origin)];
+      Row& from = segment.rows[size_t(chosen.parent)];
       Row& to = segment.next[size_t(k)];
-      if (--uses[chosen.origin] == 0) {  // its last continuation
+      if (--uses[chosen.parent] == 0) {  // its last continuation
         to.ids.swap(from.ids);
         to.ancestors.swap(from.ancestors);
         to.token_log_probs.swap(from.token_log_probs);
@@ -606,10 +606,10 @@ class Search {
         to.token_log_probs = from.token_log_probs;
       }
       to.total = chosen.total;
-      to.ids.push_back(chosen.next.piece);  // (t + 1,)
+      to.ids.push_back(chosen.next.token);  // (t + 1,)
       if (beam_ > 1) to.ancestors.push_back(uint8_t(k));
-      if (options_.piece_scores) to.token_log_probs.push_back(chosen.next.log_prob);
-      to.state = next_state(from.state, vocabulary_.kind(chosen.next.piece));
+      if (options_.token_log_probs) to.token_log_probs.push_back(chosen.next.log_prob);
+      to.state = next_state(from.state, vocabulary_.kind(chosen.next.token));
       to.is_ending = is_ending(segment, to);
     }
     segment.rows.swap(segment.next);
@@ -625,17 +625,17 @@ class Search {
     if (is_scored_) {
       hypothesis.log_probability = total;
       hypothesis.score = total / norm;
-      if (options_.piece_scores) {
-        hypothesis.piece_scores = row.token_log_probs;
-        hypothesis.piece_scores.push_back(log_prob);  // (t + 1,)
+      if (options_.token_log_probs) {
+        hypothesis.token_log_probs = row.token_log_probs;
+        hypothesis.token_log_probs.push_back(log_prob);  // (t + 1,)
       }
     }
     // Insert it after equal scores, and store at most K.
     Vector<Hypothesis>& finished = segment.finished;
-    const auto place = std::find_if(finished.begin(), finished.end(), [&](const Hypothesis& other) {
+    const auto position = std::find_if(finished.begin(), finished.end(), [&](const Hypothesis& other) {
       return other.score < hypothesis.score;
     });
-    finished.insert(place, std::move(hypothesis));
+    finished.insert(position, std::move(hypothesis));
     if (int(finished.size()) > beam_) finished.pop_back();
   }
 
@@ -653,21 +653,21 @@ class Search {
 
   Candidate drawn(const Segment& segment, const Row& row, const Task& task, float* logits) {
     ConstrainedLogits constrained(*this, task, logits);
-    int place = constrained.eos_place();
+    int index = constrained.eos_index();
     if (!row.is_ending && segment.forced() >= 0) {
-      place = constrained.pieces().place(segment.forced());
+      index = constrained.allowed().index_of(segment.forced());
     } else if (!row.is_ending) {
       if (!vocabulary_.bytes().empty()) {
         constrained.restrict();
         if (row.state != kBetween && !constrained.has_any()) constrained.restrict_alone();
       }
-      const double number = uniform(segment.seed, uint64_t(segment.written));
-      place = memory_.draw(logits, constrained.pieces().count, number, options_.temperature, options_.top_k, options_.top_p);
-      if (place < 0) refuse_non_finite();
+      const double number = uniform(segment.seed, uint64_t(segment.num_generated));
+      index = memory_.draw(logits, constrained.allowed().count, number, options_.temperature, options_.top_k, options_.top_p);
+      if (index < 0) refuse_non_finite();
     }
-    const float log_prob = logits[place] - constrained.log_sum();
+    const float log_prob = logits[index] - constrained.log_sum();
     if (!std::isfinite(log_prob)) refuse_non_finite();
-    return {log_prob, constrained.pieces().piece(place)};
+    return {log_prob, constrained.allowed().token(index)};
   }
 
   // Append the drawn token; return true if the segment needs more steps.
@@ -675,24 +675,24 @@ class Search {
     Row& row = segment.rows[0];
     const Candidate& next = candidates_[segment.first_row];
     row.exact_total += double(next.log_prob);
-    if (next.piece == eos_) {
-      finish(segment, row, row.exact_total, length_norm(segment.written + 1, options_), next.log_prob);
+    if (next.token == eos_) {
+      finish(segment, row, row.exact_total, length_norm(segment.num_generated + 1, options_), next.log_prob);
       return false;
     }
-    row.ids.push_back(next.piece);  // (t + 1,)
-    if (options_.piece_scores) row.token_log_probs.push_back(next.log_prob);
-    row.state = next_state(row.state, vocabulary_.kind(next.piece));
-    segment.written++;
+    row.ids.push_back(next.token);  // (t + 1,)
+    if (options_.token_log_probs) row.token_log_probs.push_back(next.log_prob);
+    row.state = next_state(row.state, vocabulary_.kind(next.token));
+    segment.num_generated++;
     row.is_ending = is_ending(segment, row);
     return true;
   }
 
   struct Chosen {
-    int origin;
+    int parent;
     float total;
     Candidate next;
   };
-  struct Place {
+  struct OpenRow {
     Segment* segment;
     Row* row;
   };
@@ -705,7 +705,7 @@ class Search {
   const int32_t eos_, start_;
   const int beam_;               // K
   const bool is_scored_;         // true if log-probabilities are computed
-  const int most_candidates_;    // C
+  const int max_candidates_;     // C
   Vector<Segment> segments_;     // (B,)
   Vector<int32_t> open_;         // segments that need more steps
   Vector<int32_t> needed_;       // (U,) tokens of all shortlists, ascending
@@ -714,8 +714,8 @@ class Search {
 
   // Data of a step.
   Vector<Group> groups_;
-  Vector<Place> rows_;                  // (R,)
-  Vector<int32_t> newest_;              // (R,)
+  Vector<OpenRow> rows_;                // (R,)
+  Vector<int32_t> last_tokens_;         // (R,)
   Vector<const uint8_t*> ancestors_;    // (R,)
   Vector<float*> hidden_, each_model_;  // (M,)
   Vector<int> counts_;                  // (R,) candidates of each row

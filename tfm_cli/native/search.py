@@ -106,7 +106,7 @@ class NativeSearch:
             "no_repeat_ngram_size": settings.no_repeat_ngram_size,
             "stops_loops": stops_loops,
             "scores": scores or token_log_probs,
-            "piece_scores": token_log_probs,
+            "token_log_probs": token_log_probs,
             "wu_norm": settings.length_norm == "wu",
             "top_k": min(settings.top_k, 2**31 - 1),
             "length_penalty": settings.length_penalty,
@@ -228,7 +228,7 @@ class NativeSearch:
             )
             stop.raise_pending()
             self._check_status(status, workspace)
-            return _hypotheses(result, has_token_log_probs=bool(self._options["piece_scores"]))
+            return _hypotheses(result, has_token_log_probs=bool(self._options["token_log_probs"]))
 
     def _forced(
         self, segments: Segments, targets: Sequence[Ids], count: int, *, layer: int | None
@@ -409,7 +409,7 @@ def _hypotheses(result: Result, *, has_token_log_probs: bool) -> list[list[Hypot
     log_probabilities, scores = result.log_probabilities[:total], result.scores[:total]
     token_log_probs: Sequence[float] = ()
     if has_token_log_probs:
-        token_log_probs = result.piece_scores[: sum(lengths) + total]
+        token_log_probs = result.token_log_probs[: sum(lengths) + total]
     rows: list[Hypothesis] = []
     begin = 0
     for row, length in enumerate(lengths):

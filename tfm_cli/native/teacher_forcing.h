@@ -18,7 +18,7 @@ inline void force(const Transformer& model, State& state, const TfmBatch& batch,
   const int D = model.options().width;
   TfmBatch part = batch;
   Vector<Group> groups;
-  Vector<int32_t> read, written;  // tokens of each row: the newest, and the next one
+  Vector<int32_t> read, written;  // tokens of each row: the last, and the next one
   Vector<float*> weights;
   Buffer hidden;
   auto flush = [&] {

@@ -74,7 +74,7 @@ static TFM_INLINE void tile_store(void* to, long stride) {
 }
 // sums += activations (unsigned bytes) times weights (signed bytes)
 template <int Sums, int Activations, int Weights>
-static TFM_INLINE void tile_multiply_bytes() {
+static TFM_INLINE void tile_multiply_int8() {
   asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sums), "i"(Activations), "i"(Weights));
 }
 // sums += pairs of bf16 activations times weights, in floats

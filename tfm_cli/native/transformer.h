@@ -104,17 +104,17 @@ class Transformer {
   // Pack a tensor by its name in the state_dict of tfm_cli.model.transformer.Transformer.
   void take(const char* name, const float* data, int64_t rows, int64_t columns);
   // Pack a quantized matrix with a scale for each row; only in int8 models.
-  void take_bytes(const char* name, const int8_t* bytes, const float* scales, int64_t rows, int64_t columns);
+  void take_int8(const char* name, const int8_t* bytes, const float* scales, int64_t rows, int64_t columns);
   void finish();
 
   // Encode the source, and prepare the state for the first step.
   void encode(State& state, const TfmBatch& batch, const int32_t* limits, int beam) const;
 
-  // Compute the inputs (R, D) of the output layer, given the newest token of each row.
+  // Compute the inputs (R, D) of the output layer, given the last token of each row.
   //   ancestors: for each row the beam whose cache entry it reads at each position, position + 1 long;
   //   null for beams of 1.
   // Several groups may belong to one segment, at consecutive positions.
-  void step(State& state, const Group* groups, int num_groups, const int32_t* pieces,
+  void step(State& state, const Group* groups, int num_groups, const int32_t* tokens,
             const uint8_t* const* ancestors, float* hidden,
             const AttentionProbe* probe = nullptr) const;
 
@@ -131,7 +131,7 @@ class Transformer {
   struct Tensor {
     int64_t rows, columns;
     std::function<void(const float*)> take;
-    std::function<void(const int8_t*, const float*)> take_bytes = nullptr;  // for the matrices of products
+    std::function<void(const int8_t*, const float*)> take_int8 = nullptr;  // for the matrices of products
     bool is_there = false;
   };
   Tensor& arriving(const char* name, int64_t rows, int64_t columns);
@@ -146,12 +146,12 @@ class Transformer {
   void expect_embeddings();
 
   void place_blocks(State& state, const int32_t* limits) const;
-  long cache_numbers(int entries) const;
+  long cache_elements(int entries) const;
   bool has_half_caches() const { return settings.precision != TFM_FP32; }
   template <class T>
   void encode(State& state, const TfmBatch& batch) const;
   template <class T>
-  void remember(State& state, const float* x, int from, int to) const;
+  void cache_memory(State& state, const float* x, int from, int to) const;
   void encode_rows(State& state, const int* lengths, int num_segments, float* x, int M) const;
   template <class T>
   void step(State& state, const Group* groups, int num_groups, int R,
@@ -231,10 +231,10 @@ inline void Transformer::expect_linear(const std::string& name, int64_t rows, in
       from += count;
     }
   });
-  tensors[name + ".weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
+  tensors[name + ".weight"].take_int8 = [=](const int8_t* bytes, const float* scales) {
     int64_t from = 0;
     for (auto [linear, count] : parts) {
-      linear->pack_bytes(arena, bytes + from * columns, scales + from, count, (int)columns);
+      linear->pack_int8(arena, bytes + from * columns, scales + from, count, (int)columns);
       from += count;
     }
   };
@@ -279,18 +279,18 @@ inline void Transformer::expect_embeddings() {
       target_embedding.pack(arena, data, V, D, precision);
     }
   });
-  tensors["target_embedding.weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
+  tensors["target_embedding.weight"].take_int8 = [=](const int8_t* bytes, const float* scales) {
     if (output_is_tied) {
-      output_layer.pack_bytes(arena, bytes, scales, V, D);
+      output_layer.pack_int8(arena, bytes, scales, V, D);
       target_embedding.share(&output_layer.matrix());
     } else {
-      target_embedding.pack_bytes(arena, bytes, scales, V, D);
+      target_embedding.pack_int8(arena, bytes, scales, V, D);
     }
   };
   if (!output_is_tied) {
     expect("output.weight", V, D, [=](const float* data) { output_layer.pack(arena, data, V, D, precision); });
-    tensors["output.weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
-      output_layer.pack_bytes(arena, bytes, scales, V, D);
+    tensors["output.weight"].take_int8 = [=](const int8_t* bytes, const float* scales) {
+      output_layer.pack_int8(arena, bytes, scales, V, D);
     };
   }
   if (!source_is_tied) {
@@ -298,8 +298,8 @@ inline void Transformer::expect_embeddings() {
     expect("source_embedding.weight", size, D, [=](const float* data) {
       source_embedding.pack(arena, data, size, D, precision);
     });
-    tensors["source_embedding.weight"].take_bytes = [=](const int8_t* bytes, const float* scales) {
-      source_embedding.pack_bytes(arena, bytes, scales, size, D);
+    tensors["source_embedding.weight"].take_int8 = [=](const int8_t* bytes, const float* scales) {
+      source_embedding.pack_int8(arena, bytes, scales, size, D);
     };
   }
   if (settings.output_bias)
@@ -344,13 +344,13 @@ inline void Transformer::take(const char* name, const float* data, int64_t rows,
   tensor.is_there = true;
 }
 
-inline void Transformer::take_bytes(const char* name, const int8_t* bytes, const float* scales, int64_t rows,
+inline void Transformer::take_int8(const char* name, const int8_t* bytes, const float* scales, int64_t rows,
                                     int64_t columns) {
   Tensor& tensor = arriving(name, rows, columns);
   if (settings.precision != TFM_INT8) refuse("`%.100s` is in int8, which the products are not", name);
-  if (!tensor.take_bytes) refuse("`%.100s` is no matrix of products", name);
+  if (!tensor.take_int8) refuse("`%.100s` is no matrix of products", name);
   check_finite(name, scales, rows);
-  tensor.take_bytes(bytes, scales);
+  tensor.take_int8(bytes, scales);
   tensor.is_there = true;
 }
 
@@ -374,14 +374,14 @@ inline int64_t Transformer::bytes() const {
 inline int64_t num_blocks(int limit) { return int64_t(limit) / kBlock + 1; }
 
 // Return the number of elements of the keys, or of the values, of this many entries.
-inline long Transformer::cache_numbers(int entries) const {
+inline long Transformer::cache_elements(int entries) const {
   return long(has_half_caches() ? cache_size<uint16_t>(settings.decoder_heads, decoder_width, entries)
                                 : cache_size<float>(settings.decoder_heads, decoder_width, entries));
 }
 
 inline int64_t Transformer::segment_bytes(int source_length, int limit, int beam) const {
   const int64_t entries = source_length + num_blocks(limit) * int64_t(kBlock) * beam;
-  const int64_t numbers = cache_numbers(1) * entries;  // of the keys or the values of a layer
+  const int64_t numbers = cache_elements(1) * entries;  // of the keys or the values of a layer
   return numbers * 2 * settings.decoder_layers * int64_t(has_half_caches() ? sizeof(uint16_t) : sizeof(float));
 }
 
@@ -422,7 +422,7 @@ inline void Transformer::place_blocks(State& state, const int32_t* limits) const
   for (int b = 0; b < B; b++) order.push_back(b);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return limits[a] > limits[b]; });
   for (int rank = 0; rank < B; rank++) state.segments[size_t(order[size_t(rank)])].rank = rank;
-  state.block_size = cache_numbers(kBlock * state.beam);
+  state.block_size = cache_elements(kBlock * state.beam);
   state.blocks.assign(1, 0);
   const long own = 2 * settings.decoder_layers * state.block_size;  // a segment's share of a block
   for (int sharing = B; sharing > 0;) {
@@ -442,7 +442,7 @@ inline void Transformer::encode(State& state, const TfmBatch& batch, const int32
     if (settings.positions == TFM_LEARNED && own.source_length > settings.max_positions)
       refuse("the model has %d learned positions, the segment needs %d", settings.max_positions, own.source_length);
     own.memory_at = state.memory_size;
-    state.memory_size += cache_numbers(own.source_length);
+    state.memory_size += cache_elements(own.source_length);
   }
   place_blocks(state, limits);
   const size_t number = has_half_caches() ? sizeof(uint16_t) : sizeof(float);
@@ -472,7 +472,7 @@ void Transformer::encode(State& state, const TfmBatch& batch) const {
       for (int s = 0; s < batch.source_lengths[b]; s++, row++)
         embed(state, embedding, source_positions, *ids++, s, x + row * stride);
     encode_rows(state, batch.source_lengths + from, to - from, x, M);
-    remember<T>(state, x, from, to);
+    cache_memory<T>(state, x, from, to);
   }
 }
 
@@ -492,7 +492,7 @@ inline void Transformer::encode_rows(State& state, const int* lengths, int num_s
       float* own = projected + first * wide;
       if (settings.positions == TFM_ROTARY)
         for (int s = 0; s < lengths[b]; s++)
-          state.encoder_rotations.turn(own + s * wide, 2 * H, E, s);
+          state.encoder_rotations.rotate(own + s * wide, 2 * H, E, s);
       attend_all(scratch.scores, own, wide, lengths[b], H, E, attended + first * stride, stride);
     }
     scratch.product(attended, stride, M, attention.output, Add{x, stride});
@@ -504,7 +504,7 @@ inline void Transformer::encode_rows(State& state, const int* lengths, int num_s
 
 // Cache keys and values of the encoder's output x (M, D) of some segments, for all decoder layers.
 template <class T>
-void Transformer::remember(State& state, const float* x, int from, int to) const {
+void Transformer::cache_memory(State& state, const float* x, int from, int to) const {
   const long stride = padded(D), wide = padded(2 * D);
   int M = 0;
   for (int b = from; b < to; b++) M += state.segments[b].source_length;
@@ -521,7 +521,7 @@ void Transformer::remember(State& state, const float* x, int from, int to) const
 // ---- a step of the decoder ----
 
 inline void Transformer::step(State& state, const Group* groups, int num_groups,
-                              const int32_t* pieces, const uint8_t* const* ancestors,
+                              const int32_t* tokens, const uint8_t* const* ancestors,
                               float* hidden, const AttentionProbe* probe) const {
   int R = 0;
   for (int g = 0; g < num_groups; g++) R += groups[g].num_rows;
@@ -529,7 +529,7 @@ inline void Transformer::step(State& state, const Group* groups, int num_groups,
   float* x = state.scratch.rows.get<float>(R * stride);  // (R, D)
   for (int g = 0; g < num_groups; g++)
     for (int r = groups[g].first_row; r < groups[g].first_row + groups[g].num_rows; r++)
-      embed(state, target_embedding, target_positions, pieces[r], groups[g].position, x + r * stride);
+      embed(state, target_embedding, target_positions, tokens[r], groups[g].position, x + r * stride);
   has_half_caches() ? step<uint16_t>(state, groups, num_groups, R, ancestors, x, probe)
                     : step<float>(state, groups, num_groups, R, ancestors, x, probe);
   if (settings.norm == TFM_PRE_NORM) state.scratch.normalize(decoder_norm, x, x, stride, R);
@@ -558,7 +558,7 @@ void Transformer::step(State& state, const Group* groups, int num_groups, int R,
       for (int k = 0; k < group.num_rows; k++) {
         float* query = projected + (group.first_row + k) * wide;
         if (settings.positions == TFM_ROTARY)
-          state.decoder_rotations.turn(query, 2 * H, E, group.position);  // query and key
+          state.decoder_rotations.rotate(query, 2 * H, E, group.position);  // query and key
         store(cache<T>(state, i, group.segment), H, E, group.position * K + k, query + D, query + 2 * D);
       }
     }

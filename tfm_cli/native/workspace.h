@@ -12,27 +12,27 @@ struct TfmWorkspace {
   tfm::Vector<int32_t> num_hypotheses;               // (B,)
   tfm::Vector<int32_t> lengths, ids;                 // (n,), and the sum of the lengths
   tfm::Vector<double> log_probabilities, scores;     // (n,)
-  tfm::Vector<float> piece_scores;
+  tfm::Vector<float> token_log_probs;
 
   int64_t bytes() const {
-    const size_t numbers = num_hypotheses.capacity() + lengths.capacity() + ids.capacity() + piece_scores.capacity();
+    const size_t numbers = num_hypotheses.capacity() + lengths.capacity() + ids.capacity() + token_log_probs.capacity();
     return int64_t(memory.bytes() + fault_stack.bytes() + 4 * numbers + 8 * (log_probabilities.capacity() + scores.capacity()));
   }
   void trim() {
     memory.release();
     num_hypotheses = lengths = ids = {};
     log_probabilities = scores = {};
-    piece_scores = {};
+    token_log_probs = {};
   }
 
   // Concatenate the hypotheses of all segments.
-  TfmResult result(const tfm::Vector<tfm::Vector<tfm::Hypothesis>>& found, bool has_piece_scores) {
+  TfmResult result(const tfm::Vector<tfm::Vector<tfm::Hypothesis>>& found, bool has_token_log_probs) {
     num_hypotheses.clear();
     lengths.clear();
     ids.clear();
     log_probabilities.clear();
     scores.clear();
-    piece_scores.clear();
+    token_log_probs.clear();
     for (const auto& hypotheses : found) {
       num_hypotheses.push_back(int32_t(hypotheses.size()));
       for (const tfm::Hypothesis& each : hypotheses) {
@@ -40,10 +40,10 @@ struct TfmWorkspace {
         ids.insert(ids.end(), each.ids.begin(), each.ids.end());
         log_probabilities.push_back(each.log_probability);
         scores.push_back(each.score);
-        piece_scores.insert(piece_scores.end(), each.piece_scores.begin(), each.piece_scores.end());
+        token_log_probs.insert(token_log_probs.end(), each.token_log_probs.begin(), each.token_log_probs.end());
       }
     }
     return {int32_t(found.size()), num_hypotheses.data(), lengths.data(), ids.data(), log_probabilities.data(),
-            scores.data(), has_piece_scores ? piece_scores.data() : nullptr};
+            scores.data(), has_token_log_probs ? token_log_probs.data() : nullptr};
   }
 };
