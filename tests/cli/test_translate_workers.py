@@ -111,7 +111,7 @@ def start(tiny_model: Path) -> Iterator[Start]:
 @pytest.fixture
 def at_work(start: Start, tmp_path: Path) -> tuple["subprocess.Popen[bytes]", list[int]]:
     """A command that has minutes to go, and the processes that it has started."""
-    (tmp_path / "input").write_text("one two three four five six\n" * 100_000, encoding="utf-8")
+    (tmp_path / "input").write_text("one two three four five six\n" * 500_000, encoding="utf-8")
     process = start(subprocess.DEVNULL, "--input", str(tmp_path / "input"), "--output", os.devnull)
     wait_until(lambda: len(children(process.pid)) == 2)
     return process, children(process.pid)
@@ -190,7 +190,7 @@ def test_what_came_through_a_pipe_is_answered_before_more_comes(start: Start) ->
 
 @pytest.mark.slow
 def test_reader_that_has_enough_ends_all(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "input").write_text("one two three four five six\n" * 100_000, encoding="utf-8")
+    (tmp_path / "input").write_text("one two three four five six\n" * 500_000, encoding="utf-8")
     process = start(subprocess.DEVNULL, "--input", str(tmp_path / "input"))
     assert process.stdout is not None
     wait_until(lambda: len(children(process.pid)) == 2)

@@ -39,7 +39,7 @@ def test_r49_stopped_rank_ends_all_and_is_named(
     assert [done[rank].code for rank in others] == [5] * len(others), done
     assert done[stopped].code == 5
     (error,) = errors("".join(words))
-    late = f"rank {stopped} has sent no heartbeat for 6 s"
+    late = f"rank {stopped} has (sent no heartbeat|not answered) for 6 s"  # whichever is seen first
     assert re.fullmatch(rf"error: rank [0-2] of {world}, in update 7: {late}", error), error
     hint = "hint: check whether it is stopped or its machine is down, and repeat the command, "
     assert f"{hint}on slow machines with a longer `--dist-timeout`\n" in "".join(words)

@@ -221,7 +221,7 @@ def test_fault_of_ours_in_one_ends_all(text: list[str], tmp_path: Path) -> None:
     )
 
     assert ranks.codes(done) == [70, 70]
-    assert "RuntimeError: rank 1 of 2, in update 4: shapes do not match" in done[1].err
+    assert "RuntimeError: shapes do not match\nrank 1 of 2, in update 4\n" in done[1].err
     assert "Traceback" not in done[0].err
 
 

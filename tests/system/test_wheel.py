@@ -80,8 +80,12 @@ def contents(wheel: Path) -> set[str]:
 
 
 def wanted_files() -> set[str]:
-    """What each wheel has: modules and the sample corpus."""
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "tfm_cli").rglob("*.py")}
+    """What each wheel has: modules, what the pictures are made of, and the sample corpus."""
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tfm_cli").rglob("*.*")
+        if path.suffix in (".py", ".css", ".js", ".html")
+    }
     text = {f"tfm_cli/data/{path.name}" for path in (ROOT / "data").glob("*.[ef][nr]")}
     assert len(text) == 8
     return modules | text | {"tfm_cli/py.typed", "tfm_cli/data/README.md"}
