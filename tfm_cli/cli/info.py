@@ -4,13 +4,16 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tfm_cli import console
 from tfm_cli.cli.options import Command, Options, option, quiet_option, set_up_logging
 from tfm_cli.config.loading import to_mapping
 from tfm_cli.model_directory.description import Description, Training, describe, to_json
 from tfm_cli.text.writer import open_output, write_lines
+
+if TYPE_CHECKING:
+    from tfm_cli.model_directory.description import Description, Training
 
 _WIDTH = 80  # of the text, in columns
 _NAME_WIDTH = 18
@@ -48,6 +51,7 @@ def info(options: InfoOptions) -> None:
     Example:  tfm info model
     """
     set_up_logging(options.quiet)
+
     description = describe(options.model, verify=options.verify)
     if options.output_format == "json":
         # A path that is not UTF-8 contains lone surrogates, which JSON writes as \udcxx.
@@ -58,7 +62,7 @@ def info(options: InfoOptions) -> None:
         write_lines(stream, lines)
 
 
-def _text(description: Description) -> Iterator[str]:
+def _text(description: "Description") -> Iterator[str]:
     """Yield the lines of the text; none is wider than 80 columns."""
     saved = description.saved
     resumes = description.resumes_from
@@ -85,7 +89,7 @@ def _text(description: Description) -> Iterator[str]:
             yield f"    sha256 {file.sha256}"
 
 
-def _shape_rows(description: Description) -> _Rows:
+def _shape_rows(description: "Description") -> _Rows:
     """Return all settings of the model; those of one stack only are in its row."""
     model, parameters = description.saved.settings.model, description.parameters
     stacks = {"encoder": model.encoder, "decoder": model.decoder}
@@ -106,7 +110,7 @@ def _shape_rows(description: Description) -> _Rows:
     return rows
 
 
-def _tokenizer_rows(description: Description) -> _Rows:
+def _tokenizer_rows(description: "Description") -> _Rows:
     rows = [
         (
             "source and target" if each.side == "both" else each.side,
@@ -117,7 +121,7 @@ def _tokenizer_rows(description: Description) -> _Rows:
     return [*rows, ("normalization", description.saved.settings.tokenizer.normalization_rule_name)]
 
 
-def _training_rows(description: Description) -> _Rows:
+def _training_rows(description: "Description") -> _Rows:
     training, data = description.training, description.saved.settings.data
     rows = [
         (name, ", ".join(paths))
@@ -143,7 +147,7 @@ def _training_rows(description: Description) -> _Rows:
     return rows
 
 
-def _trained(training: Training) -> str:
+def _trained(training: "Training") -> str:
     facts = []
     if training.updates is not None and (training.updates or training.seconds):
         facts.append(console.counted(training.updates, "update"))

@@ -15,7 +15,6 @@ from tfm_cli.cli.options import (
     set_up_logging,
 )
 from tfm_cli.files.layout import CARD_FILE, SHORTLIST_FILE
-from tfm_cli.model_directory import pack as packs
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +65,9 @@ def pack(options: PackOptions) -> None:
     Example:  tfm pack model model.tar --source-language en --target-language fr
     """
     set_up_logging(options.quiet)
+
+    from tfm_cli.model_directory import pack as packs  # imports SentencePiece
+
     extra = [options.model / name for name in (CARD_FILE, SHORTLIST_FILE)]
     refuse_overwriting(options.file, [*model_files(options.model), *extra], option="FILE")
     card = packs.CardOptions(
@@ -104,6 +106,9 @@ def unpack(options: UnpackOptions) -> None:
     Example:  tfm unpack model.tar copy
     """
     set_up_logging(options.quiet)
+
+    from tfm_cli.model_directory import pack as packs  # imports SentencePiece
+
     count = packs.unpack(options.file, options.directory)
     logger.info("wrote %s: %s", options.directory, console.counted(count, "file"))
 
