@@ -159,7 +159,7 @@ def test_batch_whose_memory_there_was_not_leaves_none_behind(
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(table, "read", fails)
+        patch.setattr(table, "encode", fails)
         with pytest.raises(torch.OutOfMemoryError):
             found_in(search, [0, 0], [3, 3])
     found_in(search, [0], [3])
