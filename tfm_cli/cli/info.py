@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from tfm_cli import console
 from tfm_cli.cli.options import Command, Options, option, quiet_option, set_up_logging
 from tfm_cli.config.loading import to_mapping
-from tfm_cli.model_directory.description import Description, Training, describe, to_json
 from tfm_cli.text.writer import open_output, write_lines
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ def info(options: InfoOptions) -> None:
     Example:  tfm info model
     """
     set_up_logging(options.quiet)
+
+    from tfm_cli.model_directory.description import describe, to_json  # imports SentencePiece
 
     description = describe(options.model, verify=options.verify)
     if options.output_format == "json":
