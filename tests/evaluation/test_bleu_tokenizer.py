@@ -82,7 +82,7 @@ def test_tokenizer_without_its_package_names_the_extra(
     ) as raised:
         check_available(name)
 
-    assert raised.value.hint == "pip install 'tfm-cli[mecab]'"
+    assert raised.value.hint == "install it with `pip install 'sacrebleu[ja,ko]>=2.4'`"
 
 
 @pytest.mark.parametrize(("name", "text"), [("ja-mecab", TEXTS["char"]), ("ko-mecab", ["우리는"])])

@@ -52,7 +52,7 @@ def test_missing_huggingface_hub_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ResourceError, match="huggingface_hub is not installed") as caught:
         source_files.download("a/b", allow_pickle=False)
 
-    assert "tfm-cli[hf]" in str(caught.value.hint)
+    assert "pip install 'huggingface_hub>=" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

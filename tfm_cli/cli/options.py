@@ -189,7 +189,6 @@ def option(
     ge: float | None = None,
     le: float | None = None,
     hidden: bool = False,
-    completions: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option in a subclass of `Options`, where its annotation is its type.
 
@@ -202,12 +201,9 @@ def option(
         shown_default: the default in the help, if it is not `default`.
         ge: smallest number; le: largest number.
         hidden: True leaves the option out of the help.
-        completions: values that the shell completes.
     """
-    return Option(
-        heading, flags, help, metavar, default, shown_default, _NO_BOUNDS | {"ge": ge, "le": le},
-        is_hidden=hidden, completions=completions,
-    )  # fmt: skip
+    bounds = _NO_BOUNDS | {"ge": ge, "le": le}
+    return Option(heading, flags, help, metavar, default, shown_default, bounds, is_hidden=hidden)
 
 
 class Options:

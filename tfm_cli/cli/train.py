@@ -52,8 +52,7 @@ class TrainOptions(Options):
         metavar="NAME",
         shown_default="tiny",
         help=f"Model shape and training recipe: {', '.join(PRESETS)}.",
-        completions=tuple(PRESETS),
-    )
+    )._replace(completions=tuple(PRESETS))
     config_file: Path | None = option(
         "Settings",
         "--config",
@@ -67,8 +66,7 @@ class TrainOptions(Options):
         metavar="SECTION.NAME=VALUE",
         default=(),
         help="Any setting of the file. Repeatable.",
-        completions=tuple(f"{name}=" for name in setting_names()),
-    )
+    )._replace(completions=tuple(f"{name}=" for name in setting_names()))
     dump_config: bool = option(
         "Settings", "--dump-config", default=False, help="Print all settings as TOML and exit."
     )
