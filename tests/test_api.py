@@ -166,6 +166,16 @@ def test_closed_translator_translates_no_more(tiny_model: Path, lines: list[str]
         translator.translate(lines)
 
 
+def test_text_in_place_of_lines_is_refused(tiny_model: Path) -> None:
+    """A string is a sequence of strings, so that each character would be a line."""
+    with pytest.raises(TypeError, match="expected lines, got one text"):
+        Translator(tiny_model).translate("abc")
+    with pytest.raises(TypeError, match="expected a list of hypotheses"):
+        evaluate("ab", [["a", "b"]])
+    with pytest.raises(TypeError, match="expected a list of hypotheses"):
+        evaluate(["a", "b"], ["a", "b"])
+
+
 def test_evaluation_is_that_of_sacrebleu() -> None:
     from sacrebleu import BLEU, CHRF
 
@@ -267,7 +277,7 @@ def test_documented_program_runs(tiny_model: Path, tmp_path: Path) -> None:
     assert re.search(r"^BLEU \d+\.\d nrefs:1\|case:lc", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(300)
 def test_documented_program_has_types(tmp_path: Path) -> None:
     program = tmp_path / "program.py"

@@ -59,7 +59,7 @@ def test_workflow_installs_what_the_readme_installs() -> None:
     assert all(f"$ {' '.join(command)}" in readme for command in installs)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(300)
 def test_workflow_runs_from_check_to_score(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "data", tmp_path / "data")

@@ -164,10 +164,13 @@ class Translator:
             DataError: a prefix is too long.
             ModelError: the weights lead to scores that are not finite numbers.
             ResourceError: there is no memory for a line.
+            TypeError: a text is given in place of lines.
             ValueError: the translator is closed, or there are fewer prefixes than lines.
         """
         if self._engine is None:
             raise ValueError("the translator is closed")
+        if isinstance(lines, str | bytes):
+            raise TypeError("expected lines, got one text; `translate_line` takes one line")
         translator = LineTranslator(
             self._engine, self._tokenizers, self._options,
             on_long=self._on_long, alignment=self._alignment, name=self._name,

@@ -119,7 +119,7 @@ def test_mean_is_over_the_inputs(run_tfm: RunTfm) -> None:
         ("-i a.txt --mean", "`--mean` is over several runs, got one"),
         ("-i a.txt b_2.txt --mean --paired-bs", "`--mean` and `--paired-bs` exclude each other"),
         ("-i a.txt -f latex", "`--format latex` is a table of systems"),
-        ("-i a.txt b_2.txt -f latex --mean", "`--format latex` is a table of systems"),
+        ("-i a.txt b_2.txt -f latex --mean", "`--format latex` and `--mean` exclude each other"),
     ],
 )
 def test_contradictions(flags: str, message: str, run_tfm: RunTfm) -> None:

@@ -17,6 +17,7 @@ def test_group_without_arguments_prints_its_help(group: list[str], run_tfm: RunT
     ("asked", "flags"),
     [
         ("help", "--help"),
+        ("help help", "--help"),
         ("help train", "train --help"),
         ("help tokenize train", "tokenize train --help"),
         ("tokenize help encode", "tokenize encode --help"),

@@ -28,9 +28,24 @@ def test_model_is_packed_and_unpacked(run_tfm: RunTfm) -> None:
     assert card.startswith("---\nlanguage:\n- en\n- de\n- fr\nlicense: mit\n")
 
 
+def test_unpacked_model_can_be_packed_again(run_tfm: RunTfm) -> None:
+    run_tfm(["pack", "model", "model.tar", "--source-language", "en"])
+    run_tfm(["unpack", "model.tar", "copy"])
+
+    result = run_tfm(["pack", "copy", "again.tar"])
+
+    assert result.code == 0, result.err
+    assert Path("again.tar").read_bytes() == Path("model.tar").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["pack", "model", "model.tar", "--source-language", "english"], 2, "`english`"),
+        (["pack", "model/config.json", "model.tar"], 4, "config.json: is not a directory"),
+        (["pack", "long" * 100, "model.tar"], 4, "File name too long"),
+        (["info", "long" * 100], 4, "File name too long"),
+        (["info", ""], 2, "`MODEL` is empty"),
         (["pack", "model", "model.zip"], 2, "model.zip: its name must end in .tar"),
         (["pack", "other", "model.tar"], 4, "other: there is no such model directory"),
         (["pack", "model", "model.tar", "--license", "?"], 2, "`--license`: `?`"),

@@ -1,5 +1,6 @@
 """`tfm sample`: the files of the sample corpus."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,42 +37,61 @@ def test_files_of_the_sample_are_completed_and_left_as_they_are(run_tfm: RunTfm)
     assert Path("data/train.en").stat() == before
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link", "whole"])
-def test_what_is_not_of_the_sample_is_kept(kind: str, run_tfm: RunTfm) -> None:
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=str)
+@pytest.mark.parametrize("kind", ["folder", "link", "dangling link", "pipe"])
+def test_what_is_no_regular_file_is_kept(kind: str, flags: list[str], run_tfm: RunTfm) -> None:
     other = Path("data/valid.fr")
-    if kind == "whole":
-        Path("data").write_text("mine")
-    else:
-        Path("data").mkdir()
-    if kind == "file":
-        other.write_text("mine")
-    elif kind == "folder":
+    Path("data").mkdir()
+    Path("elsewhere").write_text("mine")
+    if kind == "folder":
         other.mkdir()
-    elif kind == "link":
-        other.symlink_to("nowhere")
-
-    result = run_tfm(["sample", "data"])
-
-    assert result.code == 2, result.err
-    assert result.err.startswith("error: data")
-    assert ("--overwrite" in result.err) == (kind in ("file", "link"))
-    if kind == "whole":
-        assert Path("data").read_text() == "mine"
+    elif kind == "pipe":
+        os.mkfifo(other)
     else:
-        assert [path.name for path in Path("data").iterdir()] == ["valid.fr"]
-        assert other.is_symlink() or other.is_dir() or other.read_text() == "mine"
+        other.symlink_to("../elsewhere" if kind == "link" else "nowhere")
+    before = other.lstat()
+
+    result = run_tfm(["sample", "data", *flags])
+
+    assert result.code == 2
+    assert result.err.startswith("error: data/valid.fr: is not a regular file\nhint: name another")
+    assert [path.name for path in Path("data").iterdir()] == ["valid.fr"]
+    assert other.lstat() == before
+    assert Path("elsewhere").read_text() == "mine"
 
 
-def test_overwrite_replaces_files_but_no_folder(run_tfm: RunTfm) -> None:
+def test_other_text_is_replaced_only_if_asked(run_tfm: RunTfm) -> None:
     Path("data").mkdir()
     Path("data/train.en").write_text("mine")
 
+    refused = run_tfm(["sample", "data"])
+
+    assert refused.code == 2
+    assert refused.err.startswith("error: data/train.en: exists and differs from the sample")
+    assert [path.name for path in Path("data").iterdir()] == ["train.en"]
     assert run_tfm(["sample", "data", "--overwrite"]).code == 0
     assert Path("data/train.en").read_bytes() == (DATA / "train.en").read_bytes()
 
-    Path("data/train.en").unlink()
-    Path("data/train.en").mkdir()
-    result = run_tfm(["sample", "data", "--overwrite"])
 
-    assert result.code == 2
-    assert result.err.startswith("error: data/train.en: is a directory")
+@pytest.mark.parametrize(
+    ("directory", "code", "reason"),
+    [
+        ("file", 5, "file: cannot be written: it is not a directory"),
+        ("file/below", 5, "file/below: cannot be written: "),
+        ("loop", 5, "loop: cannot be written: "),
+        ("/proc/new", 5, "/proc/new: cannot be written: "),
+        ("long" * 100, 5, "File name too long"),
+        ("", 2, "`DIR` is empty"),
+    ],
+)
+def test_directory_that_cannot_be_written_is_refused(
+    directory: str, code: int, reason: str, run_tfm: RunTfm
+) -> None:
+    Path("file").write_text("mine")
+    Path("loop").symlink_to("loop")
+
+    result = run_tfm(["sample", directory])
+
+    assert result.code == code, result.err
+    assert reason in result.err
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "loop"]

@@ -299,3 +299,17 @@ def test_missing_model_and_missing_text_are_told(
     assert (no_model.code, no_model.out) == (4, "")
     assert (no_text.code, no_text.out) == (3, "")
     assert f"{tmp_path}/none: cannot be read" in no_text.err
+
+
+def test_pair_of_unbounded_length_is_refused_by_its_line(
+    model: list[str], run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    """Memory and time grow with the square of the length."""
+    (tmp_path / "a").write_text("one\n" + "one " * 5000 + "\n")
+    (tmp_path / "b").write_text("eins\neins\n")
+
+    result = run_tfm(["score", *model, "-s", str(tmp_path / "a"), "-t", str(tmp_path / "b")])
+
+    assert result.code == 3
+    assert f"{tmp_path / 'a'}:2: the source has 5000 tokens, expected at most 4096" in result.err
+    assert result.out == ""

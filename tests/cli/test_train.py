@@ -1,5 +1,7 @@
 import gzip
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,18 @@ def test_settings_of_a_model_may_be_those_of_another_run(text: list[str], run_tf
     assert by_model.out == dumped.out
     assert changed.code == 0, changed.err
     assert load_config(Path("b")).settings.model.width == 16
+
+
+def test_settings_may_come_from_a_pipe(run_tfm: RunTfm) -> None:
+    dumped = run_tfm(["train", "--dump-config", "--dropout", "0.25"]).out
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_text, args=[dumped])
+    writer.start()
+
+    result = run_tfm(["train", "--dump-config", "--config", "pipe"])
+
+    writer.join()
+    assert result.out == dumped
 
 
 def test_json_that_is_no_config_of_a_model_is_refused(run_tfm: RunTfm) -> None:

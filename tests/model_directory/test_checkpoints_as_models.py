@@ -112,3 +112,27 @@ def test_checkpoints_of_a_run_are_different_models(runs: Path) -> None:
     models = [*checkpoints(runs / "averaged"), *checkpoints(runs / "plain")]
 
     assert len({weights_identity(path) for path in models}) == len(models) == 4
+
+
+@needs_native
+def test_nothing_that_a_checkpoint_needs_is_overwritten(
+    runs: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "averaged", run)
+    path = checkpoints(run)[0]
+    (tmp_path / "in").write_text(LINES)
+    needed = [
+        path / "manifest.json", path / "average.safetensors", path / "model.safetensors",
+        run / "config.json", run / "tokenizer.model",
+    ]  # fmt: skip
+    before = [file.read_bytes() for file in needed]
+
+    for file in needed:
+        result = run_tfm(
+            ["translate", "-m", str(path), "-i", str(tmp_path / "in"), "-o", str(file)]
+        )
+        assert result.code == 2, file
+        assert "is the same file as" in result.err
+
+    assert [file.read_bytes() for file in needed] == before

@@ -236,7 +236,7 @@ def test_tree_tells_where_greedy_search_parts() -> None:
     drawn = search_tree(tree, 2)
 
     assert "Path of beam search: a </s>." in alternative
-    assert "Greedy search parts from it at step 1" in alternative
+    assert "Greedy search diverges from it at step 1" in alternative
     assert "<img" not in drawn
     assert "\x1b" not in drawn
 

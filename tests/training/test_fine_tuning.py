@@ -145,4 +145,4 @@ def test_own_tokenizer_beside_a_pretrained_model_is_refused(
     result = run_tfm(fine_tuning(text, output, tiny_model, "--tokenizer", "own.model"))
 
     assert result.code == 2
-    assert "tokenizer.model: must not be set with training.pretrained_model" in result.err
+    assert "--tokenizer: must not be set with --pretrained-model" in result.err

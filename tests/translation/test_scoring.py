@@ -237,8 +237,8 @@ def learned(tokenizers: TokenizerPair) -> tuple[Transformer, ModelConfig]:
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (("one " * 8, "eins"), r"a\.en:3: the source has 8 tokens, and the model has positions "),
-        (("one", "eins " * 9), r"a\.de:3: the target has 9 tokens, and the model has positions "),
+        (("one " * 8, "eins"), r"a\.en:3: the source has 8 tokens, expected at most 7"),
+        (("one", "eins " * 9), r"a\.de:3: the target has 9 tokens, expected at most 7"),
     ],
 )  # fmt: skip
 def test_pair_that_has_no_positions_is_refused_by_its_line(

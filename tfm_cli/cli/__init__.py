@@ -84,37 +84,43 @@ def _failures_reported() -> Iterator[None]:
     try:
         yield
     except (Interrupted, OutOfTime) as stop:
-        typer.echo(visible_message(str(stop)), err=True)
+        _say(visible_message(str(stop)))
         raise typer.Exit(stop.exit_code) from stop
     except ReportedElsewhere as silent:
         raise typer.Exit(silent.exit_code) from silent
     except TfmError as error:
-        typer.echo(f"error: {visible_message(str(error))}", err=True)
+        _say(f"error: {visible_message(str(error))}")
         if error.hint:
-            typer.echo(f"hint: {visible_message(error.hint)}", err=True)
+            _say(f"hint: {visible_message(error.hint)}")
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError as gone:
         raise typer.Exit(0) from gone  # the reader has closed the pipe
     except KeyboardInterrupt as stop:
         after_key = sys.stderr is not None and sys.stderr.isatty()  # the terminal shows ^C
-        typer.echo("\ninterrupted" if after_key else "interrupted", err=True)
+        _say("\ninterrupted" if after_key else "interrupted")
         raise typer.Exit(130) from stop
     except (typer.Exit, typer.Abort):
         raise
     except _UsageError as error:
-        typer.echo(f"error: {visible_message(usage_problem(error))}", err=True)
+        _say(f"error: {visible_message(usage_problem(error))}")
         if error.ctx is not None:
-            typer.echo(f"hint: `{error.ctx.command_path} --help` lists what it takes", err=True)
+            _say(f"hint: `{error.ctx.command_path} --help` lists what it takes")
         raise typer.Exit(ConfigError.exit_code) from error
     except Exception as bug:  # the boundary: everything else is a bug
         if problem := _resource_problem(bug):
-            typer.echo(f"error: {problem}", err=True)
+            _say(f"error: {problem}")
             if isinstance(bug, ImportError) and (bug.name or "").partition(".")[0] == "torch":
-                typer.echo(f"hint: {INSTALL_TORCH}", err=True)
+                _say(f"hint: {INSTALL_TORCH}")
             raise typer.Exit(ResourceError.exit_code) from bug
-        typer.echo(visible(traceback.format_exc()), nl=False, err=True)
-        typer.echo(f"error: this is a bug in tfm {tfm_cli.__version__}; {_REPORT}", err=True)
+        _say(visible(traceback.format_exc()).removesuffix("\n"))
+        _say(f"error: this is a bug in tfm {tfm_cli.__version__}; {_REPORT}")
         raise typer.Exit(70) from bug
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error; if its reader has gone, the exit code still tells."""
+    with contextlib.suppress(OSError):
+        typer.echo(text, err=True)
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -86,7 +86,7 @@ class CommandGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments up to the name of a command; `help train` is `train --help`."""
         if args[:1] == ["help"]:
-            args = [*args[1:], "--help"]
+            args = [*(arg for arg in args if arg != "help"), "--help"]
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help())
             raise typer.Exit

@@ -296,7 +296,7 @@ _NEEDED = {  # options, and the metric or option without which they have no effe
     "chrf_lowercase": "chrf",
     "chrf_eps_smoothing": "chrf",
     "ter_case_sensitive": "ter",
-    "ter_asian_support": "ter",
+    "ter_asian_support": "ter_normalized",
     "ter_no_punct": "ter",
     "ter_normalized": "ter",
     "confidence_n": "confidence",
@@ -457,7 +457,9 @@ def evaluate(options: EvaluateOptions) -> None:
     if "bleu" in names:
         check_available(options.tokenize)
     check_usage(options.given, names, num_systems=len(paths))
-    if options.output_format == "latex" and (len(paths) == 1 or options.mean):
+    if options.output_format == "latex" and options.mean:
+        raise ConfigError("`--format latex` and `--mean` exclude each other")
+    if options.output_format == "latex" and len(paths) == 1:
         raise ConfigError("`--format latex` is a table of systems; repeat `--input`")
     check_writable("-")
     check_output(options)

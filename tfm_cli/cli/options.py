@@ -173,6 +173,8 @@ class Option(NamedTuple):
         return text
 
     def _path(self, text: str) -> Path:
+        if not text:
+            raise ConfigError(f"`{self.flag}` is empty")
         # Unlike Path's method, os.path takes a name that is too long.
         if os.path.exists(text) and not os.access(text, os.R_OK):  # noqa: PTH110
             raise ConfigError(f"`{self.flag}`: `{text}` is not readable")
@@ -402,11 +404,13 @@ def refuse_overwriting(
 
 def model_files(path: Path) -> list[Path]:
     """Return the files that are read from a model directory, or the path itself if it is a file."""
-    from tfm_cli.files.layout import AVERAGE_FILE, CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+    from tfm_cli.files.layout import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+    from tfm_cli.model_directory.config_file import checkpoint_files
 
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - it takes a name that is too long
         return [path]
-    return [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, AVERAGE_FILE, *TOKENIZER_FILES)]
+    files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES)]
+    return files + checkpoint_files(path)
 
 
 def _identity(path: str | Path, standard: TextIO | None) -> tuple[int, int] | None:

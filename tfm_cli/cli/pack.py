@@ -82,9 +82,9 @@ def pack(options: PackOptions) -> None:
     )
 
 
-def _codes(texts: tuple[str, ...]) -> list[str]:
+def _codes(texts: tuple[str, ...]) -> tuple[str, ...]:
     """Return the codes in values that may be comma-separated."""
-    return [code.strip() for text in texts for code in text.split(",")]
+    return tuple(code.strip() for text in texts for code in text.split(","))
 
 
 class UnpackOptions(Options):

@@ -6,7 +6,9 @@ from pathlib import Path
 from tfm_cli.cli.options import Command, Options, option, quiet_option, set_up_logging
 from tfm_cli.corpus.sources import sample_path
 from tfm_cli.errors import ConfigError
-from tfm_cli.files.atomic import atomic_file
+from tfm_cli.files import durable
+from tfm_cli.files.atomic import atomic_file, check_writable
+from tfm_cli.files.ownership import output_error
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +40,35 @@ def sample(options: SampleOptions) -> None:
     set_up_logging(options.quiet)
     contents = {name: Path(sample_path(name)).read_bytes() for name in _NAMES}
     directory = options.directory
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"{directory}: is not a directory", hint="name another one")
-    if folders := [name for name in _NAMES if (directory / name).is_dir()]:
-        raise ConfigError(f"{directory / folders[0]}: is a directory", hint=_OTHER)
+    check_writable(directory, folder=True)
+    others = [name for name in _NAMES if not _is_file_or_free(directory / name)]
+    if others:
+        raise ConfigError(f"{directory / others[0]}: is not a regular file", hint=_OTHER)
     changed = [name for name, content in contents.items() if _differs(directory / name, content)]
     if changed and not options.overwrite:
         raise ConfigError(
             f"{directory / changed[0]}: exists and differs from the sample corpus",
             hint=f"{_OTHER}, or replace files by `--overwrite`",
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        durable.make_directory(directory)
+    except OSError as error:
+        raise output_error(directory, error) from error
     for name, content in contents.items():
         if name in changed or not (directory / name).exists():
-            with atomic_file(directory / name) as stream:
+            with atomic_file(directory / name, follow=False) as stream:
                 stream.write(content)
     logger.info("wrote %d files to %s; %s says what they are", len(contents), directory, _NAMES[0])
 
 
+def _is_file_or_free(path: Path) -> bool:
+    """Return True for a regular file, and if nothing has the path; False for a link."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
+
+
 def _differs(path: Path, content: bytes) -> bool:
-    """Return True if something other than a file with this content has the path."""
-    if not path.exists():
-        return path.is_symlink()
-    return not path.is_file() or path.read_bytes() != content
+    """Return True if a file with other content has the path."""
+    return path.exists() and path.read_bytes() != content
 
 
 COMMAND = Command(sample, SampleOptions, {"Files": (), "Messages": ()})

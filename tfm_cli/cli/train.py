@@ -170,12 +170,17 @@ def _train(
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file, or of a model's `config.json`."""
-    with contextlib.suppress(OSError), path.open("rb") as stream:  # `read_toml` reports the error
-        if stream.read(64).lstrip().startswith(b"{"):
-            from tfm_cli.model_directory.config_file import load_config_file
+    is_json = False
+    # A pipe can be read only once; `read_toml` reports errors.
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as stream:
+                is_json = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+    if not is_json:
+        return read_toml(path)
+    from tfm_cli.model_directory.config_file import load_config_file
 
-            return to_mapping(load_config_file(path).settings)
-    return read_toml(path)
+    return to_mapping(load_config_file(path).settings)
 
 
 def _flag_of(setting: str) -> str:
@@ -190,7 +195,8 @@ def _saved_settings(output: Path) -> RunConfig | None:
     """Return the settings of the run in a directory; None if there is none."""
     from tfm_cli.model_directory.config_file import load_config
 
-    with contextlib.suppress(ModelError):  # reported when the run directory is checked
+    # Reported when the run directory is checked.
+    with contextlib.suppress(ModelError, OSError):
         if (output / CONFIG_FILE).exists():
             return load_config(output).settings
     return None

@@ -193,7 +193,15 @@ def check_aligned(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     """Raise a DataError unless each reference has a line for each hypothesis, and at least one.
 
     sacreBLEU itself truncates all to the shortest without an error.
+
+    Raises:
+        DataError: see above.
+        TypeError: a text is given in place of a list of lines.
     """
+    if any(isinstance(text, str) for text in (hypotheses, references, *references)):
+        raise TypeError(
+            "expected a list of hypotheses and a list of references, each a list of lines"
+        )
     if not hypotheses or not references:
         raise DataError("there is nothing to score: expected hypotheses and references")
     for number, reference in enumerate(references, start=1):

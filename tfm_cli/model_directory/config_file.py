@@ -311,7 +311,20 @@ def check_weights_file(directory: Path) -> Path:
 
 def is_checkpoint(directory: Path) -> bool:
     """Return True for a checkpoint in a run, which has weights but no `config.json`."""
-    return (directory / MANIFEST_FILE).is_file() and not (directory / CONFIG_FILE).exists()
+    try:
+        return (directory / MANIFEST_FILE).is_file() and not (directory / CONFIG_FILE).exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Return what is read for a checkpoint beyond the files of a model directory."""
+    if not is_checkpoint(directory):
+        return []
+    own = [directory / name for name in (MANIFEST_FILE, AVERAGE_FILE)]
+    with contextlib.suppress(ModelError):  # reported when it is loaded
+        own += [_run_of(directory) / name for name in (CONFIG_FILE, *TOKENIZER_FILES)]
+    return own
 
 
 def _run_of(directory: Path) -> Path:
@@ -393,10 +406,15 @@ def model_file(directory: Path, name: str) -> Path:
         ModelError: the directory or the file does not exist, or is not a regular file.
     """
     path = directory / name
-    if not directory.is_dir():
+    try:
+        is_directory, is_file = directory.is_dir(), directory.exists()
+    except OSError as error:  # a name that is too long
+        raise ModelError(f"{directory}: cannot be read: {error.strerror}") from error
+    if not is_directory:
+        reason = "is not a directory" if is_file else "there is no such model directory"
         raise ModelError(
-            f"{directory}: there is no such model directory",
-            hint="train one with `tfm train --output DIR`, or name another with `--model DIR`",
+            f"{directory}: {reason}",
+            hint="train one with `tfm train --output DIR`, or name another",
         )
     try:
         mode = path.stat().st_mode

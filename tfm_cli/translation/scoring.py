@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 Ids = Sequence[int]  # ids of a segment, without </s>
 LogProbs = list[list[float]]  # of each pair of a batch, those of its target's tokens and of </s>
 
+_MAX_TOKENS = 4096  # of a side: memory and time grow with the square of the length
 _MAX_CHARACTERS = 1 << 23  # of the pairs that are read ahead
 
 
@@ -173,7 +174,7 @@ class Scorer:
             pairs: sources and targets, a line each.
 
         Raises:
-            DataError: `pairs` raises it, or a side has more tokens than the model has positions.
+            DataError: `pairs` raises it, or a side has too many tokens to be scored in one piece.
                 The scores of earlier buffers are yielded first.
             ModelError: the log-probabilities are not finite numbers.
             ResourceError: a pair does not fit in memory, or a worker was killed.
@@ -214,7 +215,7 @@ class Scorer:
         """Return a buffer in batches of similar length, longest first, without blank pairs.
 
         Raises:
-            DataError: a side has more tokens than the model has positions.
+            DataError: a side has too many tokens to be scored in one piece.
         """
         first = self._num_before + 1
         self._num_before += len(pairs)
@@ -246,12 +247,11 @@ class Scorer:
 
     def _check_length(self, number: int, both: tuple[Ids, Ids]) -> None:
         """Raise a DataError if a side is too long for the model; warn once of a long source."""
-        limit = self._engine.max_segment_tokens
+        limit = min(self._engine.max_segment_tokens, _MAX_TOKENS)
         for side, name, ids in zip(("source", "target"), self._options.names, both, strict=True):
             if len(ids) > limit:
                 raise DataError(
-                    f"{name}:{number}: the {side} has {len(ids)} tokens, and the model has "
-                    f"positions for {limit}",
+                    f"{name}:{number}: the {side} has {len(ids)} tokens, expected at most {limit}",
                     hint="leave the pair out; a score of a part would be that of another pair",
                 )
         if len(both[0]) > self._usual_length and not self._has_warned_of_length:
