@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,10 @@ def sacrebleu_flags(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         found.extend(parser._actions)
         raise SystemExit
 
+    before = signal.getsignal(signal.SIGPIPE)
     program: Any = importlib.import_module("sacrebleu.sacrebleu")
+    # With the handler that its import sets, a closed pipe would kill the process of the tests.
+    signal.signal(signal.SIGPIPE, before)
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse)
         with pytest.raises(SystemExit):
