@@ -21,7 +21,7 @@ demo: $(VENV)/.installed ## Train on the sample corpus, score and translate: abo
 	head -n 4 data/combinations.en
 	head -n 4 data/combinations.en | $(BIN)/tfm translate --model demo-model --beam 4
 
-test: $(VENV)/.installed-dev ## Run fast tests and a representative of each slow oracle: about ten minutes
+test: $(VENV)/.installed-dev ## Run fast tests and a representative of each slow oracle: about eight minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not torture"
 
 torture: $(VENV)/.installed-dev ## Run all other tests: before a release, or where files, text or training change
