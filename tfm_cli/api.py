@@ -113,6 +113,13 @@ class Translator:
         chosen: dict[str, Any] = dict(options)
         own = {name: chosen.pop(name) for name in _OWN_OPTIONS if name in chosen}
         checked = _checked_settings(chosen)
+        self._on_long = own.get("on_long", "split")
+        if self._on_long not in ("split", "cut"):
+            raise ConfigError(f"on_long must be `split` or `cut`, got `{self._on_long}`")
+        scores, sampling = bool(own.get("scores", False)), bool(own.get("sampling", False))
+        size, best = checked.get("beam_size"), checked.get("n_best")
+        if size and best and best > size and not sampling:
+            raise ConfigError(f"n_best must be at most beam_size, got {best} and {size}")
         names = [model] if isinstance(model, str | os.PathLike) else model
         directories = [Path(name) for name in names]
         if not directories:
@@ -122,10 +129,6 @@ class Translator:
             directories, resolved, resolve_precision(precision, resolved, directories),
             sets_threads=False,
         )  # fmt: skip
-        scores, sampling = bool(own.get("scores", False)), bool(own.get("sampling", False))
-        size, best = checked.get("beam_size"), checked.get("n_best")
-        if size and best and best > size and not sampling:
-            raise ConfigError(f"n_best must be at most beam_size, got {best} and {size}")
         settings = chosen_search(models.config.search, checked, sampling=sampling)
         self._options = SearchOptions(
             settings=settings,
@@ -136,16 +139,12 @@ class Translator:
         )
         self._engine: Any = models.engine(self._options)
         self._tokenizers = models.tokenizers
-        self._on_long = own.get("on_long", "split")
-        if self._on_long not in ("split", "cut"):
-            raise ConfigError(f"on_long must be `split` or `cut`, got `{self._on_long}`")
         self._alignment = bool(own.get("alignment", False))
         self._name = ", ".join(map(str, directories))
         # Only the native engine can be shared by threads that search at the same time.
-        self._is_shared = models.is_native
-        self._num_threads = threads if self._is_shared else 1
+        self._num_threads = threads if models.is_native else 1
         self._lock: AbstractContextManager[Any] = (
-            nullcontext() if self._is_shared else threading.Lock()
+            nullcontext() if models.is_native else threading.Lock()
         )
 
     def translate(

@@ -104,7 +104,7 @@ def _failures_reported() -> Iterator[None]:
     except _UsageError as error:
         _say(f"error: {visible_message(usage_problem(error))}")
         if error.ctx is not None:
-            _say(f"hint: `{error.ctx.command_path} --help` lists what it takes")
+            _say(f"hint: `{error.ctx.command_path} --help` lists the options")
         raise typer.Exit(ConfigError.exit_code) from error
     except Exception as bug:  # the boundary: everything else is a bug
         if problem := _resource_problem(bug):

@@ -192,8 +192,7 @@ def translate(options: TranslateOptions) -> None:
     refuse_cpu_threads(options.cpu_threads)
     chosen = chosen_settings(options)
     parse_line = line_parser(options)
-    if options.alignment is not None:
-        alignment_kind(options.alignment)  # a wrong one is refused at once
+    alignment = None if options.alignment is None else alignment_kind(options.alignment)
     in_model = options.models[0] / SHORTLIST_FILE if options.shortlist else None
     shortlist = options.shortlist_file or in_model
     check_input(options.input_path, parallel)
@@ -210,7 +209,7 @@ def translate(options: TranslateOptions) -> None:
         search = chosen_search(own, chosen, sampling=options.sampling)
         if is_typed(options.input_path):
             logger.info("type a line and press Enter; Ctrl-D ends")
-        output_format = _output_format(options, search)
+        output_format = _output_format(options, search, alignment)
         device, precision = _device_and_precision(options, parallel)
         job = Job(
             input_path=options.input_path,
@@ -247,13 +246,17 @@ def translate(options: TranslateOptions) -> None:
         _log_result(reader, stats)
 
 
-def _output_format(options: TranslateOptions, search: SearchConfig) -> OutputFormat:
+def _output_format(
+    options: TranslateOptions,
+    search: SearchConfig,
+    alignment: Literal["soft", "hard"] | float | None,
+) -> OutputFormat:
     return OutputFormat(
         kind=options.output_format,
         n_best=1 if options.tsv else search.n_best,
         with_score=options.with_score,
         word_scores=options.word_scores,
-        alignment=None if options.alignment is None else alignment_kind(options.alignment),
+        alignment=alignment,
     )
 
 

@@ -97,7 +97,7 @@ def resolve(
     merged = _merged(layers, problems)
     config = from_mapping({"preset": chosen, **merged}, problems)
     if flag_of is not None:
-        in_text = {f"{section}.{name}" for layer in given[:2] for section, name in _names(layer)}
+        in_text = _setting_names(from_file) | _setting_names(given[1])
         if named_in_file is not None and not preset:
             in_text.add("preset")
         problems.name_flags(lambda setting: "" if setting in in_text else flag_of(setting))
@@ -133,14 +133,14 @@ def _merged(
     return merged
 
 
-def _names(layer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return section and name of each setting in a layer."""
-    return [
-        (section, name)
+def _setting_names(layer: Mapping[str, Any]) -> set[str]:
+    """Return the settings in a layer as `section.name`."""
+    return {
+        f"{section}.{name}"
         for section, values in layer.items()
         if isinstance(values, Mapping)
         for name in values
-    ]
+    }
 
 
 def _names_a_corpus(layer: Mapping[str, Any]) -> bool:

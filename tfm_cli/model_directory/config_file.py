@@ -302,14 +302,14 @@ def opened_weights(directory: Path) -> Iterator[tuple[Path, SafetensorsFile]]:
 
 def check_weights_file(directory: Path) -> Path:
     """Check the header of the weights file, and return the file's path; see `opened_weights`."""
-    if is_checkpoint(directory):
+    if is_checkpoint_model(directory):
         return _weights_file(directory)[0]
     with opened_weights(directory) as (path, _):
         pass
     return path
 
 
-def is_checkpoint(directory: Path) -> bool:
+def is_checkpoint_model(directory: Path) -> bool:
     """Return True for a checkpoint in a run, which has weights but no `config.json`."""
     try:
         return (directory / MANIFEST_FILE).is_file() and not (directory / CONFIG_FILE).exists()
@@ -319,7 +319,7 @@ def is_checkpoint(directory: Path) -> bool:
 
 def checkpoint_files(directory: Path) -> list[Path]:
     """Return what is read for a checkpoint beyond the files of a model directory."""
-    if not is_checkpoint(directory):
+    if not is_checkpoint_model(directory):
         return []
     own = [directory / name for name in (MANIFEST_FILE, AVERAGE_FILE)]
     with contextlib.suppress(ModelError):  # reported when it is loaded
@@ -329,7 +329,7 @@ def checkpoint_files(directory: Path) -> list[Path]:
 
 def _run_of(directory: Path) -> Path:
     """Return the run that a checkpoint belongs to; any other directory is returned unchanged."""
-    if not is_checkpoint(directory):
+    if not is_checkpoint_model(directory):
         return directory
     checkpoints = directory.absolute().resolve().parent
     if checkpoints.name != CHECKPOINTS:
@@ -346,7 +346,7 @@ def _weights_file(directory: Path) -> tuple[Path, str]:
     Raises:
         ModelError: it is missing, or the manifest of the checkpoint is damaged.
     """
-    if not is_checkpoint(directory):
+    if not is_checkpoint_model(directory):
         return model_file(directory, WEIGHTS_FILE), ""
     hashes = _read_json(directory / MANIFEST_FILE).get("sha256")
     for name in (AVERAGE_FILE, WEIGHTS_FILE):
@@ -407,11 +407,11 @@ def model_file(directory: Path, name: str) -> Path:
     """
     path = directory / name
     try:
-        is_directory, is_file = directory.is_dir(), directory.exists()
+        is_directory, exists = directory.is_dir(), directory.exists()
     except OSError as error:  # a name that is too long
         raise ModelError(f"{directory}: cannot be read: {error.strerror}") from error
     if not is_directory:
-        reason = "is not a directory" if is_file else "there is no such model directory"
+        reason = "is not a directory" if exists else "there is no such model directory"
         raise ModelError(
             f"{directory}: {reason}",
             hint="train one with `tfm train --output DIR`, or name another",

@@ -39,12 +39,12 @@ from tfm_cli.model_directory.card import Card, read_card
 from tfm_cli.model_directory.config_file import (
     SavedConfig,
     changed_weights_error,
+    is_checkpoint_model,
     load_config,
     load_tokenizers,
     model_file,
     opened_weights,
 )
-from tfm_cli.model_directory.config_file import is_checkpoint as is_checkpoint_model
 from tfm_cli.model_directory.weight_shapes import (
     check_header,
     precision_in,
@@ -85,7 +85,7 @@ class TokenizerFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How a model was trained, as far as it is recorded; None for what is not.
+    """The training of a model, as far as it is recorded; None for what is not.
 
     Attributes:
         updates: of the whole run.

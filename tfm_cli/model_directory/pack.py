@@ -40,14 +40,14 @@ _RECORD = 20 * _BLOCK  # the archive is a multiple, as `tar` writes it
 _PART_BYTES = 1 << 20
 _MEBI = 1 << 20
 # The largest size of each file; ustar has eleven octal digits for it.
-_MOST_BYTES = {
+_MAX_BYTES = {
     CARD_FILE: MAX_CARD_BYTES,
     CONFIG_FILE: _MEBI,
     WEIGHTS_FILE: (8 << 30) - 1,
     SHORTLIST_FILE: 1 << 30,
     **dict.fromkeys(TOKENIZER_FILES, 64 * _MEBI),
 }
-_MOST_TOTAL_BYTES = 10 << 30
+_MAX_TOTAL_BYTES = 10 << 30
 _GZIP_MAGIC = b"\x1f\x8b"
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
@@ -167,8 +167,8 @@ def _add(archive: BinaryIO, path: Path, content: bytes | None) -> int:
             source, num_bytes = _open_file(path, stack)
         else:
             source, num_bytes = io.BytesIO(content), len(content)
-        if num_bytes > _MOST_BYTES[path.name]:
-            most = f"expected at most {_MOST_BYTES[path.name]}"
+        if num_bytes > _MAX_BYTES[path.name]:
+            most = f"expected at most {_MAX_BYTES[path.name]}"
             raise ModelError(f"{path}: cannot be packed: it has {num_bytes} bytes, {most}")
         archive.write(_header(path.name, num_bytes))
         left = num_bytes
@@ -316,22 +316,22 @@ def unpack(path: Path, directory: Path) -> int:
         atomic_directory(directory, may_replace=lambda _: False) as temporary,
         _opened(path) as stream,
     ):
-        most_bytes: dict[str, int] = {}
+        max_bytes: dict[str, int] = {}
         for entry in _entries(stream, path):
-            if most_bytes and entry.num_bytes > most_bytes.get(entry.name, -1):
+            if max_bytes and entry.num_bytes > max_bytes.get(entry.name, -1):
                 raise _refused(path, f"`{entry.name}`, which does not fit its `{CONFIG_FILE}`")
             with durable.create(temporary / entry.name) as file:
                 for part in _parts(entry, path):
                     file.write(part)
             if entry.name == CONFIG_FILE:  # it precedes the other files but the card
-                most_bytes = _most_bytes_of(load_config(temporary))
+                max_bytes = _max_bytes_of(load_config(temporary))
         describe(temporary)
     return len(names)
 
 
-def _most_bytes_of(saved: SavedConfig) -> dict[str, int]:
+def _max_bytes_of(saved: SavedConfig) -> dict[str, int]:
     """Return the files that a model may have beside its `config.json`, with their largest sizes."""
-    most = {name: _MOST_BYTES[name] for name in (SHORTLIST_FILE, *saved.tokenizer_files)}
+    most = {name: _MAX_BYTES[name] for name in (SHORTLIST_FILE, *saved.tokenizer_files)}
     most[WEIGHTS_FILE] = 4 * num_parameters(saved)["total"] + MAX_HEADER_BYTES + 8
     return most
 
@@ -376,18 +376,18 @@ def _entries(stream: BinaryIO, path: Path) -> Iterator[Entry]:
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.linkname:
             kind = ascii(info.type.decode("latin-1"))
             raise _refused(path, f"an entry of the type {kind}, expected regular files only")
-        if info.name not in _MOST_BYTES:
+        if info.name not in _MAX_BYTES:
             raise _refused(path, f"the name {info.name[:100]!a}, which no file of a model has")
         if info.name == previous:
             raise _refused(path, f"`{info.name}` twice")
         if info.name < previous:
             raise _refused(path, f"`{info.name}` after `{previous}`, expected the order of names")
-        if not 0 <= info.size <= _MOST_BYTES[info.name]:
-            most = f"expected at most {_MOST_BYTES[info.name]}"
+        if not 0 <= info.size <= _MAX_BYTES[info.name]:
+            most = f"expected at most {_MAX_BYTES[info.name]}"
             raise _refused(path, f"`{info.name}` with {info.size} bytes, {most}")
         previous, total = info.name, total + info.size
-        if total > _MOST_TOTAL_BYTES:
-            raise _refused(path, f"{total} bytes, expected at most {_MOST_TOTAL_BYTES}")
+        if total > _MAX_TOTAL_BYTES:
+            raise _refused(path, f"{total} bytes, expected at most {_MAX_TOTAL_BYTES}")
         yield Entry(info.name, info.size, stream)
         if any(_read(stream, _padded(info.size) - info.size, path)):
             raise _damaged(path, f"`{info.name}` is longer than its header says")

@@ -16,7 +16,7 @@ from tfm_cli.errors import ModelError
 from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile
 from tfm_cli.files.untrusted import parse_json_object
-from tfm_cli.model_directory.config_file import FORMAT_VERSION, SavedConfig, is_checkpoint
+from tfm_cli.model_directory.config_file import FORMAT_VERSION, SavedConfig, is_checkpoint_model
 
 SCALES = ".scales"  # suffix of the tensor with the scale of each row of an int8 matrix
 INT8_FORMAT = 4  # the first format with int8 weights
@@ -186,7 +186,9 @@ def check_header(
         ValueError: its metadata is not a JSON object.
     """
     metadata, shape = read_metadata(file), saved.settings.model
-    if is_checkpoint(path.parent):  # no metadata: the settings and the tokenizers are its run's
+    if is_checkpoint_model(
+        path.parent
+    ):  # no metadata: the settings and the tokenizers are its run's
         metadata = {
             "model": shape_settings(shape),
             "tokenizer_sha256": saved.tokenizer_sha256,
