@@ -33,11 +33,11 @@ from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.parallel_text import read_pairs
 from tfm_cli.corpus.sources import sample_path
-from tfm_cli.model.arithmetic import resolve_precision
+from tfm_cli.model.precision import resolve_precision
 from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.native.model import NativeModel
 from tfm_cli.native.search import NativeSearch, Segments
-from tfm_cli.training.batches import MicroBatch, UpdatePlan
+from tfm_cli.training.batches import MicroBatch, UpdateBatches
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.update import UpdateOptions, update
@@ -130,7 +130,7 @@ def bench_training(
         nonlocal number
         for one in batches:
             number += 1
-            plan = UpdatePlan(0, 0, 0, 1, one.target_tokens, (MicroBatch(0, one),))
+            plan = UpdateBatches(0, 0, 0, 1, one.target_tokens, (MicroBatch(0, one),))
             options = UpdateOptions(
                 number=number, peak_rate=1e-4, warmup=4000, clip_norm=1.0, seed=1
             )

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from tests.bench.train_pairs import EOS_ID, PAD_ID, START_ID, Plan
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.store import CorpusStore, Segments
-from tfm_cli.model.arithmetic import arithmetic
 from tfm_cli.model.attention import INITIAL_GAIN
+from tfm_cli.model.precision import autocast
 from tfm_cli.training.optimizer import learning_rate
 
 _IGNORED = -100
@@ -58,7 +58,7 @@ class PlainLoop:
         pairs = self._chosen[self._number % len(self._chosen)]
         self._number += 1
         settings, optimizer = self._settings, self.peer.optimizer
-        with arithmetic(torch.device("cpu"), self._dtype):
+        with autocast(torch.device("cpu"), self._dtype):
             loss = self.peer.loss(pairs, settings.label_smoothing)
         # PyTorch declares `backward` without types.
         loss.backward()  # type: ignore[no-untyped-call]

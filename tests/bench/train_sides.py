@@ -35,8 +35,8 @@ from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore
-from tfm_cli.model.arithmetic import resolve_precision
-from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
+from tfm_cli.model.precision import resolve_precision
+from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
 from tfm_cli.training.optimizer import make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
 from tfm_cli.training.state import TrainState
@@ -99,7 +99,7 @@ class Tfm:
             dtype=DTYPES[job["precision"]],
         )
         self._optimizer = make_optimizer(self.model, SETTINGS)
-        self._planner = Planner(
+        self._sampler = BatchSampler(
             store=store,
             order=ChosenOrder(store, chosen),
             batches_per_update=1,
@@ -110,8 +110,8 @@ class Tfm:
         )
         self._number = 0
         self._open = contextlib.ExitStack()
-        self._plans: Iterator[UpdatePlan] = self._open.enter_context(
-            prefetched(lambda: self._planner.updates(TrainState()))
+        self._plans: Iterator[UpdateBatches] = self._open.enter_context(
+            prefetched(lambda: self._sampler.updates(TrainState()))
         )
 
     def learn(self) -> None:
@@ -127,12 +127,12 @@ class Tfm:
         update(self._parallel_model, plan, self._optimizer, options)
 
     def parts(self, plan: Plan) -> Plan:
-        return [part for pairs in plan for part in self._planner.split(pairs)]
+        return [part for pairs in plan for part in self._sampler.split(pairs)]
 
     @torch.no_grad()
     def nll(self, parts: Plan) -> float:
         self.model.eval()
-        batches = [self._planner.batch(pairs) for pairs in parts]
+        batches = [self._sampler.batch(pairs) for pairs in parts]
         total = sum(float(batch_loss(self.model, one, label_smoothing=0)[1]) for one in batches)
         self.model.train()
         return total / sum(one.target_tokens for one in batches)

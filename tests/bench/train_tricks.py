@@ -19,10 +19,10 @@ from tfm_cli.model import attention
 from tfm_cli.model.attention import MultiHeadAttention
 from tfm_cli.model.dropout import Dropout
 from tfm_cli.training import parallel_model
-from tfm_cli.training.batches import Planner
+from tfm_cli.training.batches import BatchSampler
 
 
-def _whole_batch(self: Planner, pairs: np.ndarray) -> Plan:
+def _whole_batch(self: BatchSampler, pairs: np.ndarray) -> Plan:
     return [pairs]
 
 
@@ -79,7 +79,7 @@ def _foreach_adamw(groups: Any, *, fused: bool, **options: Any) -> torch.optim.A
 
 Place = tuple[Any, str, Any]  # what, which attribute of it, the slow way
 TRICKS: dict[str, tuple[Place, ...]] = {
-    "micro-batches": ((Planner, "split", _whole_batch),),
+    "micro-batches": ((BatchSampler, "split", _whole_batch),),
     "chunked-loss": ((parallel_model, "cross_entropy", whole_loss),),
     "fused-adamw": ((torch.optim, "AdamW", _foreach_adamw),),
     "fused-projection": (

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import RunTfm, TinyCorpus
 from tfm_cli import device
-from tfm_cli.model import arithmetic
+from tfm_cli.model import precision
 from tfm_cli.training import run, validation
 from tfm_cli.training.validation import ValidationOptions
 
@@ -113,7 +113,7 @@ def test_r47_auto_takes_the_processor_and_says_so(
         (True, ["--precision", "fp32"], "fp32", torch.float32),
     ],
 )
-def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
+def test_r47_training_says_its_precision_and_validates_in_fp32(
     fast: bool, flags: list[str], trained: str, validated: torch.dtype,
     commands: dict[str, list[str]], tmp_path: Path, run_tfm: RunTfm,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,7 +127,7 @@ def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
         return validation.validate(model, text, translators, options, parallel)
 
     monkeypatch.setattr(run, "validate", validate)
-    monkeypatch.setattr(arithmetic, "_fast_bf16", lambda place: fast)
+    monkeypatch.setattr(precision, "_fast_bf16", lambda place: fast)
     small = ["--vocab-size", "40", "--set", "tokenizer.model_type=word", "--set", "model.width=16"]
     small += ["--set", "tokenizer.byte_fallback=false", "--set", "model.heads=2"]
     _, _, source, _, target, _, output = commands["train"]
@@ -138,5 +138,5 @@ def test_r47_training_says_its_arithmetic_and_validates_in_fp32(
     assert result.code == 0, result.err
     assert f"parameters, {trained} on cpu; " in result.err
     card = Path(output, "README.md").read_text(encoding="utf-8")
-    assert f"| arithmetic | {trained} on cpu |" in card
+    assert f"| precision | {trained} on cpu |" in card
     assert seen == [validated]

@@ -92,7 +92,7 @@ def start(
     directory: Path,
     command: Sequence[str] | Callable[[int], Sequence[str]],
     *,
-    world: int = 2,
+    world_size: int = 2,
     prepare: Prepare = lambda rank: None,
 ) -> Ranks:
     """Start processes that run a command together, or each its own one.
@@ -100,16 +100,16 @@ def start(
     Args:
         directory: receives the output of each.
         command: the arguments of `tfm`.
-        world: the number of processes.
+        world_size: the number of processes.
         prepare: called in each process with its rank before the command.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pids = []
-    for rank in range(world):
+    for rank in range(world_size):
         environment = {
-            "RANK": f"{rank}", "WORLD_SIZE": f"{world}", "LOCAL_RANK": f"{rank}",
+            "RANK": f"{rank}", "WORLD_SIZE": f"{world_size}", "LOCAL_RANK": f"{rank}",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}",
         }  # fmt: skip
         pids.append(
@@ -128,8 +128,8 @@ def run(
     directory: Path,
     command: Sequence[str] | Callable[[int], Sequence[str]],
     *,
-    world: int = 2,
+    world_size: int = 2,
     prepare: Prepare = lambda rank: None,
 ) -> list[Ended]:
     """Run a command on several processes, and return their results; see `start`."""
-    return start(directory, command, world=world, prepare=prepare).ended()
+    return start(directory, command, world_size=world_size, prepare=prepare).ended()

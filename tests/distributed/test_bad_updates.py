@@ -46,16 +46,16 @@ def spoiled(faults: str, *, blind: bool = False) -> Callable[[int], None]:
 
 
 def learn(text: list[str], output: Path, faults: str, *flags: str, **how: Any) -> list[ranks.Ended]:
-    world = how.pop("world", 2)
+    world_size = how.pop("world_size", 2)
     return ranks.run(
         output.parent / f"streams-{output.name}",
-        ["train", *text, *RUN, "-o", str(output), "--update-freq", str(2 // world), *flags],
-        world=world, prepare=spoiled(faults, **how),
+        ["train", *text, *RUN, "-o", str(output), "--update-freq", str(2 // world_size), *flags],
+        world_size=world_size, prepare=spoiled(faults, **how),
     )  # fmt: skip
 
 
 def refused(output: Path) -> list[tuple[int, bool, list[int]]]:
-    lines = [line for line in metrics(output) if line["event"] == "refused"]
+    lines = [line for line in metrics(output) if line["event"] == "skipped"]
     return [(line["update"], line["retried"], line["pairs"]) for line in lines]
 
 
@@ -72,7 +72,7 @@ def test_r14_all_processes_refuse_what_one_has_no_finite_gradient_for(
     faults: str, flags: list[str], blind: bool, text: list[str], tmp_path: Path
 ) -> None:
     anywhere = faults.replace("@0", "").replace("@1", "")
-    single = learn(text, tmp_path / "one", anywhere, *flags, world=1)
+    single = learn(text, tmp_path / "one", anywhere, *flags, world_size=1)
 
     both = learn(text, tmp_path / "two", faults, *flags, blind=blind)
 

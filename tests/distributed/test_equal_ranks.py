@@ -25,11 +25,10 @@ def recorded(path: Path) -> ranks.Prepare:
     """Record the pairs of each update of each rank."""
 
     def prepare(rank: int) -> None:
-        from tfm_cli.training import batches as plan
-        from tfm_cli.training import loop
+        from tfm_cli.training import batches, loop
 
         pairs_of: dict[int, tuple[list[int], Any]] = {}  # by the identity of the batch, kept alive
-        batch_of = plan.Planner.batch
+        batch_of = batches.BatchSampler.batch
         update = loop.update  # type: ignore[attr-defined]  # imported there
 
         def batch(self: Any, pairs: Any) -> Any:
@@ -43,7 +42,7 @@ def recorded(path: Path) -> ranks.Prepare:
                 stream.write(json.dumps([options.number, ids]) + "\n")
             return update(model, made, optimizer, options, *rest)
 
-        plan.Planner.batch = batch  # type: ignore[method-assign]  # that is the point
+        batches.BatchSampler.batch = batch  # type: ignore[method-assign]  # that is the point
         # Mypy sees that it is imported there, and another signature.
         loop.update = noted  # type: ignore[attr-defined, assignment]
 
@@ -71,14 +70,14 @@ def test_r12_any_number_of_processes_learns_from_the_same_pairs(
 ) -> None:
     """1, 2 and 4 processes, and 1 → 2 → 1, with dropout, parts of batches and an average."""
 
-    def learn(name: str, world: int, updates: int = 20) -> None:
-        more = ["--update-freq", str(4 // world), "--set", "training.micro_batch=40"]
+    def learn(name: str, world_size: int, updates: int = 20) -> None:
+        more = ["--update-freq", str(4 // world_size), "--set", "training.micro_batch=40"]
         more += ["--valid-freq", "99", "--save-freq", "99"]
         done = ranks.run(
             tmp_path / "s", command(text, tmp_path / name, *more, updates=updates),
-            world=world, prepare=recorded(tmp_path / f"ids-{name}"),
+            world_size=world_size, prepare=recorded(tmp_path / f"ids-{name}"),
         )  # fmt: skip
-        assert [each.code for each in done] == [0] * world, done
+        assert [each.code for each in done] == [0] * world_size, done
 
     learn("1", 1)
     learn("2", 2)
@@ -103,13 +102,15 @@ def test_r50_epoch_of_any_number_of_batches_is_shared_out(
     flags = write_part(tiny_corpus, tmp_path, pairs=batches, valid=1)
     more = ["--max-tokens", "1"]  # each pair is a batch
 
-    for world in (1, 2):
+    for world_size in (1, 2):
         done = ranks.run(
             tmp_path / "s",
-            command(flags, tmp_path / f"{world}", *more, "--update-freq", str(2 // world)),
-            world=world, prepare=recorded(tmp_path / f"ids-{world}"),
+            command(
+                flags, tmp_path / f"{world_size}", *more, "--update-freq", str(2 // world_size)
+            ),
+            world_size=world_size, prepare=recorded(tmp_path / f"ids-{world_size}"),
         )  # fmt: skip
-        assert [each.code for each in done] == [0] * world, done
+        assert [each.code for each in done] == [0] * world_size, done
         assert f"; {counted(batches, 'batch', 'batches')} an epoch" in done[0].err
 
     assert ids_by_update(tmp_path / "ids-2") == ids_by_update(tmp_path / "ids-1")

@@ -21,15 +21,15 @@ def errors(words: str) -> list[str]:
     return [line for line in words.split("\n") if line.startswith("error: ")]
 
 
-@representative(("stopped", "world"), [(1, 2), (0, 2), (1, 3)])
+@representative(("stopped", "world_size"), [(1, 2), (0, 2), (1, 3)])
 def test_r49_stopped_rank_ends_all_and_is_named(
-    stopped: int, world: int, text: list[str], tmp_path: Path
+    stopped: int, world_size: int, text: list[str], tmp_path: Path
 ) -> None:
     at_work = ranks.start(
         tmp_path / "s", command(text, tmp_path / "m", *LIMIT),
-        world=world, prepare=fault(f"update:7@{stopped}=stop"),
+        world_size=world_size, prepare=fault(f"update:7@{stopped}=stop"),
     )  # fmt: skip
-    others = [rank for rank in range(world) if rank != stopped]
+    others = [rank for rank in range(world_size) if rank != stopped]
     for rank in others:
         at_work.wait_for_end(rank)
     words = [at_work.error_output(rank) for rank in others]
@@ -40,7 +40,7 @@ def test_r49_stopped_rank_ends_all_and_is_named(
     assert done[stopped].code == 5
     (error,) = errors("".join(words))
     late = f"rank {stopped} has (sent no heartbeat|not answered) for 6 s"  # whichever is seen first
-    assert re.fullmatch(rf"error: rank [0-2] of {world}, in update 7: {late}", error), error
+    assert re.fullmatch(rf"error: rank [0-2] of {world_size}, in update 7: {late}", error), error
     hint = "hint: check whether it is stopped or its machine is down, and repeat the command, "
     assert f"{hint}on slow machines with a longer `--dist-timeout`\n" in "".join(words)
 
@@ -80,7 +80,7 @@ def test_r49_rank_that_does_not_come_is_named(text: list[str], tmp_path: Path) -
             signal.raise_signal(signal.SIGSTOP)
 
     at_work = ranks.start(
-        tmp_path / "s", command(text, tmp_path / "m", *LIMIT), world=3, prepare=stop
+        tmp_path / "s", command(text, tmp_path / "m", *LIMIT), world_size=3, prepare=stop
     )
     at_work.wait_for_end(0)
     at_work.signal(1, signal.SIGCONT)

@@ -33,7 +33,7 @@ def test_r15_lack_of_one_process_changes_nothing_for_all(
 ) -> None:
     command = ["train", *text, *RUN]
     single = ranks.run(
-        tmp_path / "s", [*command, "-o", str(tmp_path / "one"), "--update-freq", "2"], world=1,
+        tmp_path / "s", [*command, "-o", str(tmp_path / "one"), "--update-freq", "2"], world_size=1,
         prepare=with_faults(""),
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def text(tiny_corpus: TinyCorpus, tmp_path_factory: pytest.TempPathFactory) -> l
 def alone(text: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process that two with half its batches each must equal."""
     output = tmp_path_factory.mktemp("alone") / "model"
-    learn(text, output, "--update-freq", "2", world=1)
+    learn(text, output, "--update-freq", "2", world_size=1)
     return output
 
 
@@ -58,14 +58,16 @@ def command(text: list[str], output: Path, *more: str, updates: int = UPDATES) -
     return ["train", *text, *RUN, "-o", str(output), "--max-updates", str(updates), *more]
 
 
-def learn(text: list[str], output: Path, *more: str, world: int = 2, updates: int = UPDATES) -> str:
+def learn(
+    text: list[str], output: Path, *more: str, world_size: int = 2, updates: int = UPDATES
+) -> str:
     """Train in double precision, and return the output of rank 0. The others are silent."""
     done = ranks.run(
         output.parent / f"streams-{output.name}", command(text, output, *more, updates=updates),
-        world=world, prepare=in_double,
+        world_size=world_size, prepare=in_double,
     )  # fmt: skip
-    assert [each.code for each in done] == [0] * world, [each.err for each in done]
-    assert [each.err for each in done[1:]] == [""] * (world - 1)
+    assert [each.code for each in done] == [0] * world_size, [each.err for each in done]
+    assert [each.err for each in done[1:]] == [""] * (world_size - 1)
     return done[0].err
 
 
@@ -129,9 +131,9 @@ def test_ranks_with_uneven_shards_match_one_process(
 ) -> None:
     more = ["--set", "model.norm=pre", "--set", "model.positions=learned", "--set",
             "model.output_bias=true", "--set", "model.tied_embeddings=0"]  # fmt: skip
-    learn(text, tmp_path / "one", *more, "--update-freq", "3", world=1)
+    learn(text, tmp_path / "one", *more, "--update-freq", "3", world_size=1)
 
-    learn(text, tmp_path / "three", *more, "--set", f"parallel.strategy={strategy}", world=3)
+    learn(text, tmp_path / "three", *more, "--set", f"parallel.strategy={strategy}", world_size=3)
 
     assert_equal_runs(tmp_path / "three", tmp_path / "one")
 
@@ -142,11 +144,11 @@ def test_any_number_of_processes_resumes_the_run_of_any_other(
 ) -> None:
     output = tmp_path / "model"
 
-    learn(text, output, "--update-freq", "2", world=1, updates=4)
+    learn(text, output, "--update-freq", "2", world_size=1, updates=4)
     said = [
         learn(text, output, updates=9),
         learn(text, output, *FSDP, updates=13),
-        learn(text, output, "--update-freq", "2", world=1, updates=17),
+        learn(text, output, "--update-freq", "2", world_size=1, updates=17),
         learn(text, output, *FSDP),
     ]
 
@@ -159,10 +161,10 @@ def test_any_number_of_processes_resumes_the_run_of_any_other(
 @pytest.mark.torture
 def test_another_number_of_batches_is_logged(text: list[str], tmp_path: Path) -> None:
     output = tmp_path / "model"
-    learn(text, output, "--update-freq", "3", world=1, updates=2)
+    learn(text, output, "--update-freq", "3", world_size=1, updates=2)
 
     two = learn(text, output, updates=3)
-    one = learn(text, output, world=1, updates=4)
+    one = learn(text, output, world_size=1, updates=4)
 
     assert (
         "an update has 2 batches now (`--update-freq 1`, 2 processes) and had 3 before; "
@@ -173,7 +175,7 @@ def test_another_number_of_batches_is_logged(text: list[str], tmp_path: Path) ->
         "`--update-freq 2` would keep that\n"
     ) in one
     state = json.loads((checkpoints(output)[-1] / "state.json").read_bytes())["state"]
-    assert (state["world"], state["batches_per_update"]) == (1, 1)
+    assert (state["world_size"], state["batches_per_update"]) == (1, 1)
 
 
 @pytest.mark.slow
@@ -189,13 +191,14 @@ def test_validation_finds_what_one_process_finds(
         "--set", f"parallel.strategy={strategy}",
     ]  # fmt: skip
 
-    for world in (1, 2):
-        frequency = ["--update-freq", str(2 // world), "-o", str(tmp_path / str(world))]
-        done = ranks.run(tmp_path / "streams", [*tuning, *frequency], world=world)
-        assert [each.code for each in done] == [0] * world, done[0].err
+    for world_size in (1, 2):
+        frequency = ["--update-freq", str(2 // world_size), "-o", str(tmp_path / str(world_size))]
+        done = ranks.run(tmp_path / "streams", [*tuning, *frequency], world_size=world_size)
+        assert [each.code for each in done] == [0] * world_size, done[0].err
 
     one, two = (
-        [line for line in facts(tmp_path / world) if line["event"] == "valid"] for world in "12"
+        [line for line in facts(tmp_path / world_size) if line["event"] == "valid"]
+        for world_size in "12"
     )
     assert one[0]["bleu"] > 50
     # The weights have moved by an ulp or so, hence the loss.

@@ -26,30 +26,32 @@ def flags(tiny_model: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def translate(directory: Path, world: int, flags: list[str]) -> list[ranks.Ended]:
+def translate(directory: Path, world_size: int, flags: list[str]) -> list[ranks.Ended]:
     """Return what becomes of processes that translate together."""
-    return ranks.run(directory / "streams", flags, world=world, prepare=keep_progress_at_once)
+    return ranks.run(
+        directory / "streams", flags, world_size=world_size, prepare=keep_progress_at_once
+    )
 
 
-@representative("world", [2, 3])
+@representative("world_size", [2, 3])
 def test_ranks_write_what_one_process_writes(
-    flags: list[str], run_tfm: RunTfm, tiny_corpus: TinyCorpus, tmp_path: Path, world: int
+    flags: list[str], run_tfm: RunTfm, tiny_corpus: TinyCorpus, tmp_path: Path, world_size: int
 ) -> None:
     long = ["--max-length", "6", "--input", tiny_corpus.path("test.en")]
     whole = run_tfm([*flags, *long])
 
-    done = translate(tmp_path, world, [*flags, *long, "--output", str(tmp_path / "out")])
-    piped = translate(tmp_path, world, [*flags, *long, "--quiet"])
+    done = translate(tmp_path, world_size, [*flags, *long, "--output", str(tmp_path / "out")])
+    piped = translate(tmp_path, world_size, [*flags, *long, "--quiet"])
 
     err = "".join(each.err for each in done)
-    assert ranks.codes(done) == ranks.codes(piped) == [0] * world, err
+    assert ranks.codes(done) == ranks.codes(piped) == [0] * world_size, err
     assert (tmp_path / "out").read_bytes() == whole.out.encode()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "streams"]
     assert err.count("translated 40 lines in ") == 1
     warnings = [line for line in whole.err.split("\n") if line.startswith("warning: line ")]
     assert warnings
     assert sorted(line for line in err.split("\n") if "warning: line " in line) == sorted(warnings)
-    assert [each.out for each in piped] == [whole.out] + [""] * (world - 1)
+    assert [each.out for each in piped] == [whole.out] + [""] * (world_size - 1)
 
 
 def test_failure_of_one_rank_ends_all_and_another_number_of_ranks_resumes(

@@ -127,7 +127,7 @@ def start(
     directory: Path,
     command: Sequence[str],
     *,
-    world: int = 2,
+    world_size: int = 2,
     max_restarts: int = 0,
     failpoint: str = "",
 ) -> Iterator[Job]:
@@ -145,7 +145,7 @@ def start(
         launcher = subprocess.Popen(
             [
                 sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", str(world), "--max-restarts", str(max_restarts),
+                "--nproc-per-node", str(world_size), "--max-restarts", str(max_restarts),
                 "-m", "tfm_cli", *command,
             ],
             env=environment, stdin=subprocess.DEVNULL, stdout=err, stderr=err, cwd=ROOT,

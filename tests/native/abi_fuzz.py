@@ -282,11 +282,11 @@ def extreme_weights(chance: random.Random, workspace: Any) -> None:
         request = Request(chance, model.positions)
         request.options.beam_size = chance.choice([1, 3])
         status_of(search(model.handle, workspace, request)[0], (OK, NON_FINITE))
-        force(model, workspace, request, request.batch(), 0, (OK, NON_FINITE))
+        score_pairs(model, workspace, request, request.batch(), 0, (OK, NON_FINITE))
     model.free()
 
 
-def force(
+def score_pairs(
     model: Model, workspace: Any, request: Request, batch: Batch, layer: int,
     expected: range | tuple[int, ...] = STATUSES,
 ) -> None:  # fmt: skip
@@ -298,7 +298,7 @@ def force(
     ))()  # fmt: skip
     _kept, ids = ints(request.target_ids)
     _other, lengths = ints(request.target_lengths)
-    status = FUNCTIONS.tfm_force(
+    status = FUNCTIONS.tfm_score(
         model.handle, workspace, batch, ids, lengths, actual, layer, weights
     )
     status_of(status, expected)
@@ -353,16 +353,16 @@ def wrong_force(chance: random.Random, model: Model, workspace: Any) -> None:
     layer = chance.choice([0, 1, *ABSURD])
     if chance.random() < 0.5:
         batch = request.batch()
-        force(model, workspace, request, batch, layer, (OK, BAD_ARGUMENT))
+        score_pairs(model, workspace, request, batch, layer, (OK, BAD_ARGUMENT))
         return
     _kept, ids = ints([*request.target_ids[:-1], chance.choice([-1, VOCAB, LAST])])
     lengths = list(request.target_lengths)
     if not request.target_ids or chance.random() < 0.5:
         lengths[0] = chance.choice([-1, (1 << 24) + 1, LAST, -(2**31)])
     _other, at = ints(lengths)
-    status = FUNCTIONS.tfm_force(model.handle, workspace, request.batch(), ids, at, None, 0, None)
+    status = FUNCTIONS.tfm_score(model.handle, workspace, request.batch(), ids, at, None, 0, None)
     status_of(status, (BAD_ARGUMENT,))
-    nothing = FUNCTIONS.tfm_force(
+    nothing = FUNCTIONS.tfm_score(
         model.handle, workspace, request.batch(), None, None, None, 0, None
     )
     status_of(nothing, (BAD_ARGUMENT,))

@@ -297,7 +297,7 @@ def engine_search(
     return hypotheses(result, token_log_probs=how.token_log_probs)
 
 
-def engine_force(
+def engine_score(
     model: EngineModel, lines: Lines, targets: list[list[int]], workspace: Workspace | None = None
 ) -> list[list[float]]:
     """Log-probabilities of the pieces of each target and of </s>."""
@@ -307,7 +307,7 @@ def engine_force(
     lengths = array("i", map(len, targets))
     total = sum(lengths) + len(targets)
     found = (ctypes.c_float * total)()
-    status = model.functions.tfm_force(
+    status = model.functions.tfm_score(
         model.handle, workspace.handle, batch, _int32s(ids), _int32s(lengths), found, 0, None
     )
     check(model.functions, status)
@@ -324,7 +324,7 @@ def engine_attention(
     lengths = array("i", map(len, targets))
     shapes = [(len(t) + 1, len(s) + 1) for t, s in zip(targets, lines.sources, strict=True)]
     found = (ctypes.c_float * sum(rows * columns for rows, columns in shapes))()
-    status = model.functions.tfm_force(
+    status = model.functions.tfm_score(
         model.handle, workspace.handle, batch, _int32s(ids), _int32s(lengths), None, layer, found
     )
     check(model.functions, status)
@@ -405,7 +405,7 @@ class Reference:
         return replace(self, models=[Moved(model, most, seed) for model in self.models])
 
     @torch.inference_mode()
-    def force(self, lines: Lines, targets: list[list[int]]) -> list[list[float]]:
+    def score(self, lines: Lines, targets: list[list[int]]) -> list[list[float]]:
         """Log-probabilities of the pieces of each target and of </s>, each pair by itself."""
         (model,) = self.models
         actual = []

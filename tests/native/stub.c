@@ -71,18 +71,18 @@ int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, i
   return TFM_OK;
 }
 
-int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes,
-                               const float* scales, int64_t rows, int64_t columns) {
+int32_t tfm_model_int8_tensor(TfmModel* model, const char* name, const int8_t* values,
+                              const float* scales, int64_t rows, int64_t columns) {
   double sum = 0;
-  for (int64_t i = 0; i < rows * columns; i++) sum += bytes[i] * scales[i / columns];
+  for (int64_t i = 0; i < rows * columns; i++) sum += values[i] * scales[i / columns];
   strcpy(model->names[model->num_tensors], name);
   model->sums[model->num_tensors++] = sum;
   return TFM_OK;
 }
 
-int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes,
+int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* values,
                      float* scales) {
-  (void)data, (void)rows, (void)columns, (void)bytes, (void)scales;
+  (void)data, (void)rows, (void)columns, (void)values, (void)scales;
   return TFM_DEFECT;
 }
 
@@ -176,7 +176,7 @@ int32_t tfm_search(const TfmModel* const* models, int32_t count, TfmWorkspace* w
   return TFM_OK;
 }
 
-int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch,
+int32_t tfm_score(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch,
                   const int32_t* target_ids, const int32_t* target_lengths,
                   float* log_probabilities, int32_t layer, float* attention) {
   int32_t status = fault(batch, NULL);

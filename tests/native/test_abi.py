@@ -12,7 +12,7 @@ from tests.native.engine import (
     EngineError,
     EngineModel,
     Search,
-    engine_force,
+    engine_score,
     engine_search,
     library,
 )
@@ -107,7 +107,7 @@ def test_a_batch_of_nothing_finds_nothing() -> None:
 
     for how in (Search(), Search(beam_size=4), Search(scores=False)):
         assert engine_search(model.engine(), lines, how) == []
-    assert engine_force(model.engine(), lines, []) == []
+    assert engine_score(model.engine(), lines, []) == []
 
 
 def test_segments_longer_than_learned_positions_are_refused() -> None:
@@ -115,12 +115,12 @@ def test_segments_longer_than_learned_positions_are_refused() -> None:
     engine = model.engine()
 
     engine_search(engine, model.lines(8, limit=8), Search())
-    engine_force(engine, model.lines(8), [[5] * 8])
+    engine_score(engine, model.lines(8), [[5] * 8])
     for lines in (model.lines(9, limit=3), model.lines(3, 12, 1, limit=3)):
         with pytest.raises(EngineError, match="has 9 learned positions"):
             engine_search(engine, lines, Search())
     with pytest.raises(EngineError, match="has 9 learned positions"):
-        engine_force(engine, model.lines(3), [[5] * 9])
+        engine_score(engine, model.lines(3), [[5] * 9])
 
 
 def test_target_that_is_longer_than_learned_positions_is_refused_when_it_comes_to_that() -> None:

@@ -17,7 +17,7 @@ from tests.native.engine import (
     Search,
     clear_lines,
     engine_attention,
-    engine_force,
+    engine_score,
     engine_search,
     library,
     margins,
@@ -62,9 +62,9 @@ def test_log_probabilities_of_given_targets_are_those_of_the_model(count: int) -
         piece = st.integers(3, model.vocab_sizes[1] - 1)
         targets = [data.draw(st.lists(piece, max_size=12)) for _ in lines.sources]
 
-        result = engine_force(model.engine(), lines, targets)
+        result = engine_score(model.engine(), lines, targets)
 
-        for ours, theirs in zip(result, model.reference().force(lines, targets), strict=True):
+        for ours, theirs in zip(result, model.reference().score(lines, targets), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
 
     check()
@@ -251,7 +251,7 @@ def test_long_segments_and_translations() -> None:
 
     targets = [list(range(3, 70)) * 5, list(range(5, 90)), [4] * 600]
     for ours, theirs in zip(
-        engine_force(engine, lines, targets), reference.force(lines, targets), strict=True
+        engine_score(engine, lines, targets), reference.score(lines, targets), strict=True
     ):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert_equal_where_clear([engine], reference, lines, how, share=0)
@@ -309,7 +309,7 @@ def test_scores_are_those_of_the_translation_read_again(precision: str) -> None:
 
     for rank in (0, -1):
         targets = [list(some[rank].ids) for some in result]
-        for some, forced in zip(result, engine_force(engine, lines, targets), strict=True):
+        for some, forced in zip(result, engine_score(engine, lines, targets), strict=True):
             assert some[rank].token_log_probs == pytest.approx(tuple(forced), abs=1e-5)
             total = sum(some[rank].token_log_probs)
             assert some[rank].log_probability == pytest.approx(total, abs=1e-4)

@@ -14,7 +14,7 @@ from tests.native.engine import (
     Search,
     Workspace,
     engine_attention,
-    engine_force,
+    engine_score,
     engine_search,
     library,
 )
@@ -112,11 +112,11 @@ def test_pairs_that_are_read_do_not_depend_on_each_other(precision: str) -> None
     engine, lines = model.engine(precision), model.lines(*LENGTHS)
     targets = [list(range(3, 3 + 2 * length)) for length in reversed(LENGTHS)]
 
-    together = engine_force(engine, lines, targets)
+    together = engine_score(engine, lines, targets)
     weights = engine_attention(engine, lines, targets, 1)
 
     for i in range(len(lines)):
-        assert engine_force(engine, lines.of([i]), targets[i : i + 1]) == [together[i]]
+        assert engine_score(engine, lines.of([i]), targets[i : i + 1]) == [together[i]]
         (alone,) = engine_attention(engine, lines.of([i]), targets[i : i + 1], 1)
         assert alone.tolist() == weights[i].tolist()
 

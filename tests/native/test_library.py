@@ -345,7 +345,7 @@ def test_functions_take_and_return_what_the_header_says() -> None:
         types = [re.sub(r"\s*\w+$", "", one) for one in types]
         actual[name] = (TYPES[result], tuple(map(TYPES.__getitem__, types)))
     # Memory of another's, by its address: ctypes takes the address of a buffer for it.
-    for name in ("tfm_model_tensor", "tfm_model_bytes_tensor", "tfm_quantize"):
+    for name in ("tfm_model_tensor", "tfm_model_int8_tensor", "tfm_quantize"):
         result, arguments = actual[name]
         actual[name] = (
             result,

@@ -17,7 +17,7 @@ from tests.native.engine import (
     Lines,
     Search,
     Workspace,
-    engine_force,
+    engine_score,
     engine_search,
     library,
     model_options,
@@ -103,14 +103,14 @@ def test_search_goes_on_after_each_allocation_that_fails(
 def test_pairs_are_read_after_each_allocation_that_fails(model: Small, lines: Lines) -> None:
     engine, workspace = model.engine(), Workspace()
     targets = [[5, 6, 7], [], [8] * 9]
-    expected = engine_force(engine, lines, targets)
+    expected = engine_score(engine, lines, targets)
 
     def attempt() -> None:
         workspace.functions.tfm_workspace_trim(workspace.handle)
-        assert engine_force(engine, lines, targets, workspace) == expected
+        assert engine_score(engine, lines, targets, workspace) == expected
 
     def after() -> None:
-        assert engine_force(engine, lines, targets, workspace) == expected
+        assert engine_score(engine, lines, targets, workspace) == expected
 
     assert failures(attempt, after) > 5
 
@@ -192,7 +192,7 @@ def test_a_thousand_batches_take_no_more_memory_than_a_few(precision: str) -> No
             engine_search(engine, lines.of(range(number % 24 + 1)), how, workspace)
             if number % 10 == 0:
                 engine_search(engine, lines.of([number % 24]), how)  # a workspace that goes
-                engine_force(engine, lines.of([3]), [[5, 6]], workspace)
+                engine_score(engine, lines.of([3]), [[5, 6]], workspace)
 
     batches(100)
     gc.collect()

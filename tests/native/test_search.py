@@ -135,7 +135,7 @@ def test_what_goes_wrong_is_raised(
     with pytest.raises(kind, match=message):
         search(model)(segments([1], [piece]))
     with pytest.raises(kind, match=message):
-        search(model).force([[1], [piece]], [[], []])
+        search(model).score([[1], [piece]], [[], []])
 
 
 def test_what_the_check_raises_ends_the_search(model: NativeModel) -> None:
@@ -256,7 +256,7 @@ def test_nothing_is_left_of_a_search_but_its_workspace(model: NativeModel) -> No
 def test_pairs_are_read(model: NativeModel) -> None:
     searching = search(model)
 
-    assert searching.force([[1], [2, 3]], [[4, 5], []]) == [[-4.0, -5.0, -0.25], [-0.25]]
+    assert searching.score([[1], [2, 3]], [[4, 5], []]) == [[-4.0, -5.0, -0.25], [-0.25]]
     assert searching.attention([[1], [2, 3]], [[4], []], layer=1) == [
         [[100.0, 101.0], [110.0, 111.0]],
         [[100.0, 101.0, 102.0]],
@@ -265,16 +265,16 @@ def test_pairs_are_read(model: NativeModel) -> None:
 
 def test_pairs_that_need_much_memory_are_read_in_parts(model: NativeModel) -> None:
     sources, targets = [[1], [2], [3]], [[4], [5, 6], []]
-    expected = search(model).force(sources, targets)
+    expected = search(model).score(sources, targets)
 
-    assert search(model, cache_bytes=1).force(sources, targets) == expected
+    assert search(model, cache_bytes=1).score(sources, targets) == expected
 
 
 def test_only_whole_pairs_of_one_model_are_read(model: NativeModel) -> None:
     with pytest.raises(ValueError, match="there are 1 sources and 2 targets"):
-        search(model).force([[1]], [[2], [3]])
+        search(model).score([[1]], [[2], [3]])
     with pytest.raises(ValueError, match="one model at a time"):
-        NativeSearch([model, model], SearchConfig()).force([[1]], [[2]])
+        NativeSearch([model, model], SearchConfig()).score([[1]], [[2]])
 
 
 def test_forked_process_searches_by_the_same_model(model: NativeModel) -> None:

@@ -44,7 +44,7 @@ def forced(
     cells = [len(source) * step for source, step in zip(sources, steps, strict=True)]
     attention = None if layer is None else (ctypes.c_float * sum(cells))()
     call(
-        "tfm_force", engine.handle, workspace.handle, batch, flat(targets),
+        "tfm_score", engine.handle, workspace.handle, batch, flat(targets),
         int32s([len(target) for target in targets]), log_probs, layer or 0, attention,
     )  # fmt: skip
     found = list(torch.split(torch.tensor(list(log_probs)), steps))
@@ -230,4 +230,4 @@ def test_no_pairs_are_no_work() -> None:
     engine = EngineModel(model, SHAPE)
     workspace = Workspace()
     batch = Batch(num_segments=0)
-    call("tfm_force", engine.handle, workspace.handle, batch, None, None, None, 0, None)
+    call("tfm_score", engine.handle, workspace.handle, batch, None, None, None, 0, None)

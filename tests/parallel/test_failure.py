@@ -111,6 +111,6 @@ def test_error_of_one_rank_ends_all(tmp_path: Path) -> None:
         except ReportedElsewhere as error:
             raise SystemExit(10 + error.exit_code) from error
 
-    done = ranks.run(tmp_path, [], world=3, prepare=fail)
+    done = ranks.run(tmp_path, [], world_size=3, prepare=fail)
 
     assert [each.code for each in done] == [13, 1, 13], done

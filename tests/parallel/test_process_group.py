@@ -27,32 +27,32 @@ def test_one_process_alone_needs_no_connection(monkeypatch: pytest.MonkeyPatch) 
         assert alone.all_sum([0.5, 2]) == [0.5, 2.0]
         assert alone.all_max([True, 15]) == [1, 15]
         assert alone.gradient_group(torch.device("cpu")) is None
-    assert (alone.rank, alone.world, alone.is_main) == (0, 1, True)
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
 
 
 def test_rank_without_an_address_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert started(monkeypatch, RANK="1", WORLD_SIZE="4").world == 1
+    assert started(monkeypatch, RANK="1", WORLD_SIZE="4").world_size == 1
 
 
 def test_launcher_sets_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     second = started(monkeypatch, RANK="1", WORLD_SIZE="4", LOCAL_RANK="0", **LAUNCHED)
 
-    assert (second.rank, second.world, second.is_main) == (1, 4, False)
+    assert (second.rank, second.world_size, second.is_main) == (1, 4, False)
 
 
 @pytest.mark.parametrize(
-    ("rank", "world"), [("4", "4"), ("-1", "2"), ("0", "0"), ("x", "2"), ("0", "")]
+    ("rank", "world_size"), [("4", "4"), ("-1", "2"), ("0", "0"), ("x", "2"), ("0", "")]
 )
 def test_contradicting_numbers_are_refused(
-    monkeypatch: pytest.MonkeyPatch, rank: str, world: str
+    monkeypatch: pytest.MonkeyPatch, rank: str, world_size: str
 ) -> None:
-    message = f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and `LOCAL_RANK=0`"
+    message = f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world_size}` and `LOCAL_RANK=0`"
     with pytest.raises(ConfigError, match=message):
-        started(monkeypatch, RANK=rank, WORLD_SIZE=world, LOCAL_RANK="0", **LAUNCHED)
+        started(monkeypatch, RANK=rank, WORLD_SIZE=world_size, LOCAL_RANK="0", **LAUNCHED)
 
 
 @pytest.mark.parametrize(
-    ("gpus", "world", "name", "device"),
+    ("gpus", "world_size", "name", "device"),
     [
         (2, 4, "auto", "cuda:1"), (2, 4, "cuda", "cuda:1"), (8, 4, "auto", "cuda:3"),
         (8, 4, "cuda:5", "cuda:5"), (8, 4, "cpu", "cpu"), (8, 1, "auto", "auto"),
@@ -60,11 +60,11 @@ def test_contradicting_numbers_are_refused(
     ],
 )  # fmt: skip
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, world: int, name: str, device: str
+    monkeypatch: pytest.MonkeyPatch, gpus: int, world_size: int, name: str, device: str
 ) -> None:
     monkeypatch.setattr(process_group, "num_gpus", lambda: gpus)
 
-    assert Parallel(3 if world > 1 else 0, world, 3).device(name) == device
+    assert Parallel(3 if world_size > 1 else 0, world_size, 3).device(name) == device
 
 
 def test_collective_operations_have_equal_results_on_all_ranks(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_collective_operations_have_equal_results_on_all_ranks(tmp_path: Path) -
         assert shared == b"of 0"
         raise SystemExit(0)
 
-    done = ranks.run(tmp_path, [], world=3, prepare=talk)
+    done = ranks.run(tmp_path, [], world_size=3, prepare=talk)
 
     assert [each.code for each in done] == [0] * 3, done
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch.distributed as processes
+import torch.distributed as dist
 
 from tests.distributed import ranks
 from tests.tiers import representative
@@ -16,7 +16,7 @@ def test_keys_of_earlier_processes_in_the_store_of_the_launcher_are_not_read(
     tmp_path: Path,
 ) -> None:
     """torchrun keeps its store when it restarts the processes."""
-    store = processes.TCPStore(  # type: ignore[attr-defined]  # not among the names it lists
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # not among the names it lists
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
     )
 

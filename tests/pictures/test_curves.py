@@ -33,7 +33,7 @@ def valid_line(update: int, bleu: float, *, best: bool = True) -> dict[str, Any]
 
 LINES = [
     train_line(50, 4.0),
-    {"event": "refused", "update": 60, "epoch": 1, "loss": None, "gradient_norm": None},
+    {"event": "skipped", "update": 60, "epoch": 1, "loss": None, "gradient_norm": None},
     train_line(100, 3.0),
     valid_line(100, 20.0),
     {"event": "stopped", "update": 120, "epoch": 2, "reason": "SIGTERM was received",
@@ -70,7 +70,7 @@ def test_run_has_its_lines_by_kind(run: Run) -> None:
     assert [line.update for line in run.training] == [50, 100, 200, 300]
     assert [line.values["bleu"] for line in run.validations] == [20, 30, 25]
     assert [(line.event, line.update) for line in run.marks] == [
-        ("refused", 60), ("stopped", 120), ("resumed", 120), ("stopped", 300),
+        ("skipped", 60), ("stopped", 120), ("resumed", 120), ("stopped", 300),
     ]  # fmt: skip
     assert run.best is run.validations[1]
     assert run.training[0].values["ppl"] == pytest.approx(math.exp(4))

@@ -19,7 +19,7 @@ from tfm_cli import device
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.files import faults as failpoint
-from tfm_cli.model.arithmetic import set_deterministic
+from tfm_cli.model.precision import set_deterministic
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.translation.assembly import Candidate
 from tfm_cli.translation.translator import Translator, TranslatorOptions

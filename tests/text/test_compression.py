@@ -111,4 +111,4 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceError, match="corpus: is compressed with Zstandard, and") as caught:
         lines_of(b"\x28\xb5\x2f\xfd1234567890")
 
-    assert "tfm-cli[zst]" in str(caught.value.hint)
+    assert "zstandard" in str(caught.value.hint)

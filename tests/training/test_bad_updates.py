@@ -64,8 +64,8 @@ def tensors(output: Path, update: int) -> dict[str, torch.Tensor]:
 
 def refused(output: Path) -> list[tuple[int, bool]]:
     """The number of each refused update, and whether it was made once more."""
-    lines = [line for line in metrics(output) if line["event"] == "refused"]
-    assert [line["refused"] for line in lines] == list(range(1, len(lines) + 1))
+    lines = [line for line in metrics(output) if line["event"] == "skipped"]
+    assert [line["skipped"] for line in lines] == list(range(1, len(lines) + 1))
     return [(line["update"], line["retried"]) for line in lines]
 
 

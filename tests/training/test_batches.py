@@ -13,7 +13,7 @@ from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
-from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
+from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
 from tfm_cli.training.memory import CPU_MICRO_BATCH
 from tfm_cli.training.state import TrainState
 
@@ -29,48 +29,62 @@ def store(num_pairs: int = 700) -> CorpusStore:
     return CorpusStore(sides[0], sides[1], Counter())
 
 
-def planner(
-    text: CorpusStore, *, batches: int = 1, micro_batch: int = 200, rank: int = 0, world: int = 1
-) -> Planner:
+def sampler(
+    text: CorpusStore,
+    *,
+    batches: int = 1,
+    micro_batch: int = 200,
+    rank: int = 0,
+    world_size: int = 1,
+) -> BatchSampler:
     order = BatchOrder(
         text.source.lengths, text.target.lengths, max_tokens=200, seed=5, pool_pairs=512
     )
-    return Planner(
+    return BatchSampler(
         store=text, order=order, batches_per_update=batches, micro_batch=micro_batch, start_id=2,
-        eos_id=3, source_eos_id=3, rank=rank, world=world,
+        eos_id=3, source_eos_id=3, rank=rank, world_size=world_size,
     )  # fmt: skip
 
 
-def plans(which: Planner, count: int, state: TrainState | None = None) -> list[UpdatePlan]:
+def updates(
+    which: BatchSampler, count: int, state: TrainState | None = None
+) -> list[UpdateBatches]:
     updates = which.updates(state or TrainState())
     return [next(updates) for _ in range(count)]
 
 
-def facts(plan: UpdatePlan) -> tuple[object, ...]:
-    """All of a plan, so that two can be compared."""
-    parts = [(each.number, each.batch.target_out.tolist()) for each in plan.micro_batches]
-    return plan.epoch, plan.pool, plan.position, plan.num_batches, plan.target_tokens, parts
+def facts(batches: UpdateBatches) -> tuple[object, ...]:
+    """All of a batches, so that two can be compared."""
+    parts = [(each.number, each.batch.target_out.tolist()) for each in batches.micro_batches]
+    return (
+        batches.epoch,
+        batches.pool,
+        batches.position,
+        batches.num_batches,
+        batches.target_tokens,
+        parts,
+    )
 
 
 def test_updates_resume_from_any_position() -> None:
-    which = planner(store(), batches=3)
+    which = sampler(store(), batches=3)
     assert which.order.num_pools == 2
-    unbroken = [facts(plan) for plan in plans(which, 90)]
+    unbroken = [facts(batches) for batches in updates(which, 90)]
     assert {(epoch, pool) for epoch, pool, *_ in unbroken} >= {(0, 0), (0, 1), (1, 0)}
 
     for cut in range(0, 80, 7):
         epoch, pool, position = unbroken[cut][:3]
         state = TrainState(epoch=epoch, pool=pool, position=position)  # type: ignore[arg-type]
-        assert [facts(plan) for plan in plans(which, 9, state)] == unbroken[cut : cut + 9]
+        assert [facts(batches) for batches in updates(which, 9, state)] == unbroken[cut : cut + 9]
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_out_what_one_would_do(world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_out_what_one_would_do(world_size: int) -> None:
     text = store()
-    alone = plans(planner(text, batches=4, micro_batch=60), 20)
+    alone = updates(sampler(text, batches=4, micro_batch=60), 20)
     together = [
-        plans(planner(text, batches=4, micro_batch=60, rank=rank, world=world), 20)
-        for rank in range(world)
+        updates(sampler(text, batches=4, micro_batch=60, rank=rank, world_size=world_size), 20)
+        for rank in range(world_size)
     ]
 
     for one, *parts in zip(alone, *together, strict=True):
@@ -89,7 +103,7 @@ def test_processes_share_out_what_one_would_do(world: int) -> None:
 
 def test_parts_hold_the_pairs_of_the_batch_and_no_more_than_fits() -> None:
     text = store()
-    which = planner(text, micro_batch=50)
+    which = sampler(text, micro_batch=50)
 
     for pairs in which.order.batches(0, 0):
         parts = which.split(pairs)
@@ -100,8 +114,8 @@ def test_parts_hold_the_pairs_of_the_batch_and_no_more_than_fits() -> None:
 
 
 def test_error_in_the_thread_is_raised_in_the_consumer() -> None:
-    def failing() -> Iterator[UpdatePlan]:
-        yield from plans(planner(store()), 1)
+    def failing() -> Iterator[UpdateBatches]:
+        yield from updates(sampler(store()), 1)
         raise OSError("gone")
 
     with prefetched(failing) as ready:
@@ -111,9 +125,9 @@ def test_error_in_the_thread_is_raised_in_the_consumer() -> None:
 
 
 def test_thread_ends_with_who_asked_for_it() -> None:
-    which = planner(store())
+    which = sampler(store())
     with prefetched(lambda: which.updates(TrainState())) as ready:
-        assert facts(next(ready)) == facts(plans(which, 1)[0])
+        assert facts(next(ready)) == facts(updates(which, 1)[0])
     # `prefetched` joins its thread: to come here at all is what is tested.
 
 
@@ -126,7 +140,7 @@ def test_padding_of_a_real_corpus_is_below_five_percent(corpus: str, max_tokens:
     source, target = (lengths_of(corpus, side) for side in ("en", "de"))
     text = CorpusStore(segments(source), segments(target), Counter())
     order = BatchOrder(text.source.lengths, text.target.lengths, max_tokens=max_tokens, seed=1)
-    which = Planner(
+    which = BatchSampler(
         store=text, order=order, batches_per_update=1, micro_batch=CPU_MICRO_BATCH, start_id=2,
         eos_id=3, source_eos_id=3,
     )  # fmt: skip

@@ -80,16 +80,16 @@ def test_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_dropped_connection_is_told_twice_and_a_later_signal_ends(
-    world: int, monkeypatch: pytest.MonkeyPatch
+    world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interruption_module, "_SAME_SECONDS", 0.5)
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            with record_signals(world) as signalled:
+            with record_signals(world_size) as signalled:
                 os.write(theirs, b"ready")
                 while not signalled():
                     time.sleep(0.01)
@@ -154,7 +154,7 @@ def test_second_signal_ends_a_process_that_waits_for_others_outside_of_python() 
     pid = os.fork()
     if pid == 0:
         try:
-            with record_signals(world=2):
+            with record_signals(world_size=2):
                 os.write(theirs, b"ready")
                 # For minutes, and no handler of a signal is heard.
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)

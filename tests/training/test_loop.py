@@ -14,7 +14,7 @@ from tfm_cli.corpus.store import CorpusStore, Segments
 from tfm_cli.errors import DivergedError
 from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.training import loop
-from tfm_cli.training.batches import Planner
+from tfm_cli.training.batches import BatchSampler
 from tfm_cli.training.events import CheckpointDue, Event, Logged, Stopped, Validated
 from tfm_cli.training.loop import train
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
@@ -68,7 +68,7 @@ class Run:
             max_tokens=training.max_tokens,
             seed=training.seed,
         )
-        self.planner = Planner(
+        self.sampler = BatchSampler(
             store=store, order=order, batches_per_update=training.update_freq,
             micro_batch=training.max_tokens, start_id=2, eos_id=3, source_eos_id=3,
         )  # fmt: skip
@@ -85,7 +85,7 @@ class Run:
 
     def events(self) -> Iterator[Event]:
         return train(
-            ParallelModel(self.model, label_smoothing=0.1), self.planner, self.optimizer,
+            ParallelModel(self.model, label_smoothing=0.1), self.sampler, self.optimizer,
             self.average, self.state, self._config,
             validate=self._validate if self._scores else None, interrupted=self._interrupted,
         )  # fmt: skip

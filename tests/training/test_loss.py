@@ -35,7 +35,7 @@ def test_loss_and_both_gradients_equal_those_of_torch(
     monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk_logits: int
 ) -> None:
     monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk_logits)
-    monkeypatch.setattr(loss_module, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(loss_module, "_MIN_ROWS", 1)
     hidden, weight, targets = hidden_weight_targets()
 
     loss, _ = cross_entropy(hidden, weight, targets, label_smoothing=smoothing)
@@ -53,7 +53,7 @@ def test_loss_and_all_gradients_with_a_bias_equal_those_of_torch(
     monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk_logits: int
 ) -> None:
     monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk_logits)
-    monkeypatch.setattr(loss_module, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(loss_module, "_MIN_ROWS", 1)
     hidden, weight, targets = (x.detach().double() for x in hidden_weight_targets())
     parameters = hidden, weight, draw(VOCAB, seed=4).double()
     targets = targets.long()
@@ -79,7 +79,7 @@ def test_negative_log_likelihood_is_that_of_the_targets_without_smoothing(
     monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk_logits: int
 ) -> None:
     monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk_logits)
-    monkeypatch.setattr(loss_module, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(loss_module, "_MIN_ROWS", 1)
     hidden, weight, targets = hidden_weight_targets()
 
     _, nll = cross_entropy(hidden, weight, targets, label_smoothing=smoothing)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.model.small_transformers import transformer as transformer_of
-from tests.training.test_batches import planner, store
+from tests.training.test_batches import sampler, store
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.errors import ResourceError
@@ -43,7 +43,7 @@ def limited(limit: int, patch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_largest_batches_of_all_are_tried() -> None:
-    which = planner(store())
+    which = sampler(store())
     sizes = [
         (which.batch(part).source.shape, which.batch(part).target_out.shape)
         for pairs in which.order.batches(0, 0)
@@ -59,7 +59,7 @@ def test_largest_batches_of_all_are_tried() -> None:
 
 
 def test_trial_changes_no_weights() -> None:
-    which, transformer = planner(store()), model()
+    which, transformer = sampler(store()), model()
     before = [p.detach().clone() for p in transformer.parameters()]
 
     assert (
@@ -81,7 +81,7 @@ def test_room_for_the_moments_is_asked_for_once(monkeypatch: pytest.MonkeyPatch)
         return real(tensor, **named)
 
     monkeypatch.setattr(torch, "empty_like", watched)
-    which, transformer = planner(store()), model()
+    which, transformer = sampler(store()), model()
     tried = len(largest_micro_batches(which))
 
     for has_moments, expected in ((True, 0), (False, 2)):
@@ -97,7 +97,7 @@ def test_micro_batch_is_halved_until_it_fits(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="tfm_cli")
-    which = planner(store())
+    which = sampler(store())
     limited(99, monkeypatch)
 
     result = fit_micro_batch(which, model(), may_shrink=True, device=CPU, dtype=torch.float32)
@@ -112,7 +112,7 @@ def test_explicit_micro_batch_is_not_halved(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(ResourceError, match="cpu: out of memory") as raised:
         fit_micro_batch(
-            planner(store()), model(), may_shrink=False, device=CPU, dtype=torch.float32
+            sampler(store()), model(), may_shrink=False, device=CPU, dtype=torch.float32
         )
 
     assert "training.micro_batch" in (raised.value.hint or "")
@@ -122,7 +122,7 @@ def test_single_pair_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPat
     tried = limited(5, monkeypatch)
 
     with pytest.raises(ResourceError, match="cpu: out of memory"):
-        fit_micro_batch(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
+        fit_micro_batch(sampler(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
     assert len(tried) < 9
 
@@ -134,7 +134,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "batch_loss", broken)
 
     with pytest.raises(RuntimeError, match="index out of range"):
-        fit_micro_batch(planner(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
+        fit_micro_batch(sampler(store()), model(), may_shrink=True, device=CPU, dtype=torch.float32)
 
 
 def test_preset_decides_the_tokens_of_an_update() -> None:

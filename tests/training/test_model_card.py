@@ -20,7 +20,7 @@ SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu", "chrf"
 
 def card(config: RunConfig, **other: Any) -> str:
     facts: dict[str, Any] = {
-        "arithmetic": "bf16 on cpu",
+        "precision": "bf16 on cpu",
         "num_parameters": 1_234_567,
         "vocab_sizes": (8000, 8000),
         "num_pairs": 20_000,
@@ -51,7 +51,7 @@ def test_card_has_data_shape_training_and_scores() -> None:
         "| parameters | 1,234,567 |",
         "| vocabulary | 8,000 |",
         "| trained | 2000 updates, 9,876,543 target tokens, 2h01m |",
-        "| arithmetic | bf16 on cpu |",
+        "| precision | bf16 on cpu |",
         "| these weights | after update 1500, moving average 0.999 |",
         "## Scores on the validation text (beam 3)",
         "| loss | 1.2346 | nats per target token |",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.test_batches import planner, store
+from tests.training.test_batches import sampler, store
 from tests.training.test_memory import CPU, model
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.training.memory import fit_micro_batch
@@ -32,7 +32,7 @@ def test_failing_compiler_is_not_used(
         module._compiled_call_impl = broken
 
     monkeypatch.setattr(nn.Module, "compile", compile_badly)
-    transformer, which = model(), planner(store())
+    transformer, which = model(), sampler(store())
     compile_layers(transformer)
 
     assert (

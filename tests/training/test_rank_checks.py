@@ -37,7 +37,7 @@ class Together(Parallel):
 
 
 def test_equal_facts_are_accepted() -> None:
-    check_ranks_agree({"the arithmetic": "fp32"}, Together(b'{"the arithmetic": "fp32"}'))
+    check_ranks_agree({"the precision": "fp32"}, Together(b'{"the precision": "fp32"}'))
 
 
 def test_every_rank_that_differs_is_named_with_what_it_has() -> None:
@@ -77,7 +77,7 @@ def test_state_of_one_process_alone_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "update_freq", "world", "line"),
+    ("before", "update_freq", "world_size", "line"),
     [
         (0, 2, 2, None),  # of a run that did not note it
         (4, 2, 2, None),
@@ -90,9 +90,9 @@ def test_state_of_one_process_alone_stays() -> None:
     ],
 )  # fmt: skip
 def test_other_number_of_batches_is_logged_with_the_flag_that_would_keep_it(
-    before: int, update_freq: int, world: int, line: str | None, log_messages: list[str]
+    before: int, update_freq: int, world_size: int, line: str | None, log_messages: list[str]
 ) -> None:
-    log_batches_per_update(TrainState(batches_per_update=before), update_freq, world)
+    log_batches_per_update(TrainState(batches_per_update=before), update_freq, world_size)
 
     assert log_messages == ([] if line is None else [line])
 

@@ -13,7 +13,7 @@ from tests.model.small_transformers import transformer as transformer_of
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.training.batches import MicroBatch, UpdatePlan
+from tfm_cli.training.batches import MicroBatch, UpdateBatches
 from tfm_cli.training.memory import MemoryLimit
 from tfm_cli.training.optimizer import learning_rate, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, batch_loss
@@ -67,9 +67,9 @@ def merged_batch() -> Batch:
     return make_batch(sources, targets, start_id=1, eos_id=2)
 
 
-def plan(batches: Sequence[Batch]) -> UpdatePlan:
+def plan(batches: Sequence[Batch]) -> UpdateBatches:
     """An update with each batch as a micro-batch."""
-    return UpdatePlan(
+    return UpdateBatches(
         epoch=0,
         pool=0,
         position=0,

@@ -188,7 +188,7 @@ class TwoProcesses(Parallel):
     """Rank 0 of two, with a given message of rank 1."""
 
     def __init__(self, other: bytes) -> None:
-        super().__init__(rank=0, world=2)
+        super().__init__(rank=0, world_size=2)
         self.sent: list[bytes] = []
         self._other = other
 

@@ -278,16 +278,16 @@ def test_batch_that_does_not_fit_in_memory_is_halved(
     trained: TrainedModel, pairs: Pairs, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = scores(scorer_of("torch", trained), pairs)
-    force = TorchEngine.force
+    score = TorchEngine.score
 
     def limited(
         engine: TorchEngine, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         if len(sources) > most:
             raise MemoryError
-        return force(engine, sources, targets)
+        return score(engine, sources, targets)
 
-    monkeypatch.setattr(TorchEngine, "force", limited)
+    monkeypatch.setattr(TorchEngine, "score", limited)
     found = scores(scorer_of("torch", trained), pairs)
 
     for one, other in zip(found, expected, strict=True):
@@ -300,7 +300,7 @@ def test_single_pair_that_does_not_fit_is_named(
     def refuse(*arguments: object) -> list[list[float]]:
         raise MemoryError
 
-    monkeypatch.setattr(TorchEngine, "force", refuse)
+    monkeypatch.setattr(TorchEngine, "score", refuse)
     scorer = scorer_of("torch", trained, options=ScorerOptions(names=("a", "b")))
 
     with pytest.raises(ResourceError, match="a:1: cpu has no memory for a pair of 2 and 1 tokens"):

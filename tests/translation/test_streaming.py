@@ -39,8 +39,8 @@ def upper(windows: Iterator[Window]) -> Iterator[TranslatedWindow]:
 class Told(Parallel):
     """A rank that records the messages it sends and receives recorded ones."""
 
-    def __init__(self, rank: int, world: int, others: dict[int, deque[bytes]]) -> None:
-        super().__init__(rank, world)
+    def __init__(self, rank: int, world_size: int, others: dict[int, deque[bytes]]) -> None:
+        super().__init__(rank, world_size)
         self.sent: deque[bytes] = deque()
         self._others = others
 
@@ -78,18 +78,20 @@ def test_other_lines_before_a_position_are_refused() -> None:
         list(WindowReader(LineReader(io.BytesIO(b"x\ny\n"), "in"), end, deque(), buffer_size=9))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_lines", [0, 1, 16, 17, 100, 129])
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_ranks_together_write_the_output_of_one(world: int, num_lines: int, ahead: int) -> None:
+def test_ranks_together_write_the_output_of_one(
+    world_size: int, num_lines: int, ahead: int
+) -> None:
     def translate(windows: Iterator[Window]) -> Iterator[TranslatedWindow]:
         while some := list(itertools.islice(windows, ahead)):  # some are in flight
             yield from upper(iter(some))
 
     written: list[bytes] = []
     others: dict[int, deque[bytes]] = {}
-    for rank in reversed(range(world)):  # rank 0 gets what the others sent
-        parallel = Told(rank, world, others)
+    for rank in reversed(range(world_size)):  # rank 0 gets what the others sent
+        parallel = Told(rank, world_size, others)
         stream = io.BytesIO()
         windows = WindowReader(reader_of(num_lines), Position(), deque(), buffer_size=20)
         work = write_windows(

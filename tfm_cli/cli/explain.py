@@ -138,7 +138,7 @@ def explain(options: CommandOptions) -> None:
     model, explain_options = _loaded(options, with_example=options.output is not None)
     cost = _measured(options, model) if options.cost else None
 
-    from tfm_cli.model.arithmetic import set_cpu_threads
+    from tfm_cli.model.precision import set_cpu_threads
     from tfm_cli.pictures.explaining import explain as explained
 
     set_cpu_threads(1)  # the products are small

@@ -136,7 +136,8 @@ def _training_rows(description: "Description") -> _Rows:
     ]
     rows.append(("pairs", "" if training.pairs is None else f"{training.pairs:,}"))
     rows.append(("trained", _trained(training)))
-    rows.append(("arithmetic", description.card.rows.get("arithmetic", "")))
+    card = description.card.rows
+    rows.append(("precision", card.get("precision", card.get("arithmetic", ""))))
     if training.weights_update:
         rows.append(("these weights", f"after update {training.weights_update}"))
     for metric, value in training.scores.items():

@@ -139,9 +139,9 @@ def _train(
     import_numpy()
     from tfm_cli.training import data, run_directory
 
-    if parallel.world > 1 and "-" in config.data.pairs:
+    if parallel.world_size > 1 and "-" in config.data.pairs:
         raise ConfigError(
-            f"`--pairs -`: {parallel.world} processes cannot all read it",
+            f"`--pairs -`: {parallel.world_size} processes cannot all read it",
             hint="name a file that each of them can read",
         )
     if parallel.is_main:  # before a lock is written there

@@ -227,7 +227,7 @@ def translate(options: TranslateOptions) -> None:
         )  # fmt: skip
 
         # Typed lines are translated one by one; torchrun starts its own processes.
-        is_single = is_typed(options.input_path) or parallel.world > 1
+        is_single = is_typed(options.input_path) or parallel.world_size > 1
 
         def load() -> "Translator":
             from tfm_cli.translation.translator import Translator

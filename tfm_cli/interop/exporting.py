@@ -320,7 +320,7 @@ def verify_int8(model: TrainedModel, directory: Path, lines: Sequence[str]) -> Q
         expected, actual = (_best(one, batch) for one in (exact, saved))
         unchanged += expected.ids == actual.ids
         of_saved, of_direct, of_exact = (
-            NativeSearch([one], model.config.search).force([source], [expected.ids])[0]
+            NativeSearch([one], model.config.search).score([source], [expected.ids])[0]
             for one in (saved, direct, exact)
         )
         if of_saved != of_direct:

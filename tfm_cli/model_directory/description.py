@@ -385,7 +385,7 @@ def to_json(description: Description) -> dict[str, Any]:
                 name: getattr(training, name)
                 for name in ("pairs", "updates", "epoch", "target_tokens", "seconds")
             },
-            "arithmetic": card.rows.get("arithmetic"),
+            "precision": card.rows.get("precision", card.rows.get("arithmetic")),
             "weights_update": training.weights_update,
             "scores": dict(training.scores),
             "signatures": dict(training.signatures),

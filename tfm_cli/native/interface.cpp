@@ -117,22 +117,22 @@ int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, i
   });
 }
 
-int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes, const float* scales,
-                               int64_t rows, int64_t columns) {
+int32_t tfm_model_int8_tensor(TfmModel* model, const char* name, const int8_t* values, const float* scales,
+                              int64_t rows, int64_t columns) {
   return guarded([&] {
-    if (model == nullptr || name == nullptr || bytes == nullptr || scales == nullptr) refuse("an argument is missing");
+    if (model == nullptr || name == nullptr || values == nullptr || scales == nullptr) refuse("an argument is missing");
     if (model->is_finished) refuse("the model is finished");
-    model->transformer.take_int8(name, bytes, scales, rows, columns);
+    model->transformer.take_int8(name, values, scales, rows, columns);
   });
 }
 
-int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes, float* scales) {
+int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* values, float* scales) {
   return guarded([&] {
-    if (data == nullptr || bytes == nullptr || scales == nullptr) refuse("an argument is missing");
+    if (data == nullptr || values == nullptr || scales == nullptr) refuse("an argument is missing");
     check_range("rows", rows, 0, 1 << 24);
     check_range("columns", columns, 1, 1 << 24);
     for (int64_t i = 0; i < rows; i++)
-      scales[i] = tfm::quantize_weights(data + i * columns, size_t(columns), bytes + i * columns);
+      scales[i] = tfm::quantize_weights(data + i * columns, size_t(columns), values + i * columns);
     tfm::check_finite("data", scales, rows);
   });
 }
@@ -212,7 +212,7 @@ int32_t tfm_search(const TfmModel* const* models, int32_t num_models, TfmWorkspa
   });
 }
 
-int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch, const int32_t* target_ids,
+int32_t tfm_score(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch, const int32_t* target_ids,
                   const int32_t* target_lengths, float* log_probabilities, int32_t layer, float* attention) {
   return guarded([&] {
     if (workspace == nullptr || batch == nullptr) refuse("an argument is missing");
@@ -223,7 +223,7 @@ int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch
     check_ids("target_ids", target_ids, total, options.target_vocab_size);
     if (attention) check_range("layer", layer, 0, options.decoder_layers - 1);
     const tfm::CrashGuard guard(workspace->fault_stack);
-    tfm::force(model->transformer, workspace->memory.state(0), *batch, target_ids, target_lengths, log_probabilities, layer, attention);
+    tfm::score(model->transformer, workspace->memory.state(0), *batch, target_ids, target_lengths, log_probabilities, layer, attention);
   });
 }
 

@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 // Increase it with any change of a declaration in this file. Python refuses a library with another number.
-#define TFM_ABI 1
+#define TFM_ABI 2
 
 #if defined(_WIN32)
 #define TFM_API
@@ -119,10 +119,10 @@ TFM_API int32_t tfm_model_new(const TfmModelOptions* options, TfmModel** model);
 TFM_API int32_t tfm_model_tensor(TfmModel* model, const char* name, const float* data, int64_t rows,
                                  int64_t columns);
 // Pack a quantized matrix, in a model whose products are in int8.
-TFM_API int32_t tfm_model_bytes_tensor(TfmModel* model, const char* name, const int8_t* bytes,
-                                       const float* scales, int64_t rows, int64_t columns);
-// Quantize a matrix as products in int8 do: bytes (rows, columns) and a scale for each row.
-TFM_API int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* bytes,
+TFM_API int32_t tfm_model_int8_tensor(TfmModel* model, const char* name, const int8_t* values,
+                                      const float* scales, int64_t rows, int64_t columns);
+// Quantize a matrix as products in int8 do: values (rows, columns) and a scale for each row.
+TFM_API int32_t tfm_quantize(const float* data, int64_t rows, int64_t columns, int8_t* values,
                              float* scales);
 // Set the tokens that are never generated, without </s>, and for each target token the byte that it
 // stands for, or -1: (V,) or NULL.
@@ -154,7 +154,7 @@ TFM_API int32_t tfm_search(const TfmModel* const* models, int32_t num_models,
 //   log_probabilities: T + 1 for each pair, concatenated, the last that of </s>; NULL for none.
 //   layer, attention: weights of the cross-attention of this decoder layer, averaged over heads, at the
 //   step that predicts each token: (T + 1, S) for each pair, concatenated; NULL for none.
-TFM_API int32_t tfm_force(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch,
+TFM_API int32_t tfm_score(const TfmModel* model, TfmWorkspace* workspace, const TfmBatch* batch,
                           const int32_t* target_ids, const int32_t* target_lengths,
                           float* log_probabilities, int32_t layer, float* attention);
 

@@ -30,7 +30,7 @@ import tfm_cli
 from tfm_cli import native
 from tfm_cli.errors import ResourceError
 
-ABI = 1  # of `interface.h`
+ABI = 2  # of `interface.h`
 
 # Statuses.
 OK, BAD_ARGUMENT, NO_MEMORY, NON_FINITE, STOPPED, DEFECT = range(6)
@@ -136,7 +136,7 @@ FUNCTIONS = {
     "tfm_error": (c_char_p, ()),
     "tfm_model_new": (c_int32, (POINTER(ModelOptions), POINTER(c_void_p))),
     "tfm_model_tensor": (c_int32, (c_void_p, c_char_p, c_void_p, c_int64, c_int64)),
-    "tfm_model_bytes_tensor": (
+    "tfm_model_int8_tensor": (
         c_int32,
         (c_void_p, c_char_p, c_void_p, c_void_p, c_int64, c_int64),
     ),
@@ -158,7 +158,7 @@ FUNCTIONS = {
             POINTER(Result),
         ),
     ),
-    "tfm_force": (
+    "tfm_score": (
         c_int32,
         (c_void_p, c_void_p, POINTER(Batch), _Int32s, _Int32s, _Floats, c_int32, _Floats),
     ),

@@ -197,7 +197,7 @@ class NativeModel:
         if scales is None:
             status = functions.tfm_model_tensor(self._handle, name.encode(), address, rows, columns)
         else:
-            status = functions.tfm_model_bytes_tensor(
+            status = functions.tfm_model_int8_tensor(
                 self._handle, name.encode(), address, scales.address, rows, columns
             )
         if status == NON_FINITE:

@@ -139,7 +139,7 @@ class NativeSearch:
             found += self._search(segments.part(start, stop), beam_size)
         return found
 
-    def force(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> list[list[float]]:
+    def score(self, sources: Sequence[Ids], targets: Sequence[Ids]) -> list[list[float]]:
         """Return the log-probabilities of each target's tokens and of the </s> after them.
 
         Args:
@@ -152,7 +152,7 @@ class NativeSearch:
         found: list[list[float]] = []
         for segments, some in self._pairs(sources, targets):
             sizes = [limit + 1 for limit in segments.limits]
-            values = self._forced(segments, some, sum(sizes), layer=None)
+            values = self._teacher_forced(segments, some, sum(sizes), layer=None)
             found += [list(part) for part in _split(values, sizes)]
         return found
 
@@ -165,8 +165,8 @@ class NativeSearch:
         columns are the source tokens and </s>.
 
         Args:
-            sources: as for `force`.
-            targets: as for `force`.
+            sources: as for `score`.
+            targets: as for `score`.
             layer: of the decoder, from 0; averaged over its heads.
 
         Raises:
@@ -179,7 +179,7 @@ class NativeSearch:
                 for source, limit in zip(segments.sources, segments.limits, strict=True)
             ]
             sizes = [height * width for height, width in shapes]
-            values = self._forced(segments, some, sum(sizes), layer=layer)
+            values = self._teacher_forced(segments, some, sum(sizes), layer=layer)
             for part, (height, width) in zip(_split(values, sizes), shapes, strict=True):
                 found.append([list(row) for row in _split(part, [width] * height)])
         return found
@@ -230,7 +230,7 @@ class NativeSearch:
             self._check_status(status, workspace)
             return _hypotheses(result, has_token_log_probs=bool(self._options["token_log_probs"]))
 
-    def _forced(
+    def _teacher_forced(
         self, segments: Segments, targets: Sequence[Ids], count: int, *, layer: int | None
     ) -> array[float]:
         """Return log-probabilities, or the attention of a layer: `count` concatenated numbers."""
@@ -241,7 +241,7 @@ class NativeSearch:
         target_ids, lengths = _flat(targets)
         address = _pointer(values, _FLOATS)
         with self._workspaces.one() as workspace, self._crash_note(segments.sources, 1):
-            status = model.library.functions.tfm_force(
+            status = model.library.functions.tfm_score(
                 model.handle, workspace, batch, _pointer(target_ids, _INT32S),
                 _pointer(lengths, _INT32S), address if layer is None else None, layer or 0,
                 None if layer is None else address,

@@ -12,8 +12,8 @@ namespace tfm {
 constexpr int FORCED_ROWS = 256;
 constexpr int FORCED_PAIRS = 32;
 
-// Compute the results of tfm_force of interface.h, for a checked batch.
-inline void force(const Transformer& model, State& state, const TfmBatch& batch, const int32_t* target_ids,
+// Compute the results of tfm_score of interface.h, for a checked batch.
+inline void score(const Transformer& model, State& state, const TfmBatch& batch, const int32_t* target_ids,
                   const int32_t* target_lengths, float* log_probabilities, int layer, float* attention) {
   const int D = model.options().width;
   TfmBatch part = batch;

@@ -88,7 +88,7 @@ def copy_from_rank_0(tensor: Tensor, values: Tensor | None, parallel: Parallel) 
         values: the full tensor on rank 0; ignored on the other ranks.
         parallel: the processes, all of which must call this.
     """
-    if parallel.world > 1:
+    if parallel.world_size > 1:
         if values is None or not parallel.is_main:
             values = torch.empty(tensor.shape, dtype=tensor.dtype)
         values = values.to("cpu", tensor.dtype).contiguous()
@@ -121,12 +121,12 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter], group: Any) -> None
         parameters: the same on all ranks; one without a gradient on this rank adds zeros.
         group: the process group, from `Parallel.gradient_group`.
     """
-    import torch.distributed as processes
+    import torch.distributed as dist
 
     for bucket in _buckets(parameters):
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        processes.all_reduce(flat, group=group)
+        dist.all_reduce(flat, group=group)
         sizes = [gradient.numel() for gradient in gradients]
         totals = torch.split(flat, sizes)
         for parameter, gradient, total in zip(bucket, gradients, totals, strict=True):

@@ -30,10 +30,10 @@ class RankLostError(ResourceError):
     """The exit of another rank before its part of the work was done."""
 
     def __init__(
-        self, rank: int, world: int, lost: str = "another process", *, activity: str = ""
+        self, rank: int, world_size: int, lost: str = "another process", *, activity: str = ""
     ) -> None:
         super().__init__(
-            f"rank {rank} of {world}{activity}: {lost} exited before the work was done",
+            f"rank {rank} of {world_size}{activity}: {lost} exited before the work was done",
             hint="see its own messages, and repeat the command",
         )
         self.lost = lost
@@ -42,9 +42,9 @@ class RankLostError(ResourceError):
 class RankTimeoutError(ResourceError):
     """The failure of another rank to answer in time."""
 
-    def __init__(self, rank: int, world: int, reason: str, *, activity: str = "") -> None:
+    def __init__(self, rank: int, world_size: int, reason: str, *, activity: str = "") -> None:
         super().__init__(
-            f"rank {rank} of {world}{activity}: {reason}",
+            f"rank {rank} of {world_size}{activity}: {reason}",
             hint="check whether it is stopped or its machine is down, and repeat the command, "
             "on slow machines with a longer `--dist-timeout`",
         )
@@ -52,9 +52,9 @@ class RankTimeoutError(ResourceError):
 
 def is_lost_connection(error: BaseException) -> bool:
     """Return True for the errors of collective operations whose peer is gone."""
-    import torch.distributed as processes
+    import torch.distributed as dist
 
-    if isinstance(error, processes.DistError):
+    if isinstance(error, dist.DistError):
         return True
     # Gloo's errors have no class of their own, but their message names a source file of gloo.
     return isinstance(error, RuntimeError) and any(
@@ -70,7 +70,7 @@ class FailureMonitor:
 
     Args:
         store: a store of `torch.distributed`, held by rank 0 or the launcher.
-        rank, world: rank of this process, and number of processes.
+        rank, world_size: rank of this process, and number of processes.
         state: the progress of its main thread.
         timeout_seconds: time after which a rank that does not answer is late.
     """
@@ -79,15 +79,15 @@ class FailureMonitor:
         self,
         store: Any,
         rank: int,
-        world: int,
+        world_size: int,
         state: ProgressState | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self._store = store
         self._rank = rank
-        self._world = world
+        self._world_size = world_size
         self._state = state or ProgressState()
-        self._heartbeat = Heartbeat(store, rank, world, self._state, timeout_seconds)
+        self._heartbeat = Heartbeat(store, rank, world_size, self._state, timeout_seconds)
         self._timeout_seconds = timeout_seconds
         self._exit_code: int | None = None  # of the first rank that failed
         self._failed = threading.Event()  # another rank has published a failure
@@ -136,21 +136,21 @@ class FailureMonitor:
                 error = self._lost(error.lost if launcher_holds_store() else "rank 0")
         if self._rank == 0 or isinstance(error, RankLostError):
             return error
-        rank = f"rank {self._rank} of {self._world}{self._activity}"
+        rank = f"rank {self._rank} of {self._world_size}{self._activity}"
         if isinstance(error, TfmError):
             return error.with_message(f"{rank}: {error}")
         error.add_note(rank)  # shown below the traceback
         return error
 
     def _lost(self, lost: str) -> RankLostError:
-        return RankLostError(self._rank, self._world, lost, activity=self._activity)
+        return RankLostError(self._rank, self._world_size, lost, activity=self._activity)
 
     def wait_until_acknowledged(self) -> None:
         """Wait until the others have read the exit code, since the store may end with rank 0."""
         deadline = time.monotonic() + _ANSWER_SECONDS
         with contextlib.suppress(RuntimeError):
             while (
-                self._store.add(_NUM_ACKNOWLEDGED, 0) < self._world - 1
+                self._store.add(_NUM_ACKNOWLEDGED, 0) < self._world_size - 1
                 and time.monotonic() < deadline
             ):
                 time.sleep(0.02)
@@ -211,7 +211,7 @@ class FailureMonitor:
         os._exit(RankTimeoutError.exit_code)
 
     def _print(self, reason: str) -> None:
-        error = RankTimeoutError(self._rank, self._world, reason, activity=self._activity)
+        error = RankTimeoutError(self._rank, self._world_size, reason, activity=self._activity)
         lines = f"error: {visible(str(error))}\nhint: {visible(str(error.hint))}\n"
         with contextlib.suppress(OSError, ValueError):
             show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it

@@ -47,14 +47,14 @@ class Heartbeat:
 
     Args:
         store: a store of `torch.distributed`.
-        rank, world: rank of this process, and number of processes.
+        rank, world_size: rank of this process, and number of processes.
         state: the progress of its main thread.
         timeout_seconds: time after which a rank without a heartbeat or a step is late.
     """
 
     store: Any
     rank: int
-    world: int
+    world_size: int
     state: ProgressState
     timeout_seconds: float
     _num_beats: int = 0
@@ -66,7 +66,7 @@ class Heartbeat:
     @property
     def next_rank(self) -> int:
         """Return the rank that this one checks."""
-        return (self.rank + 1) % self.world
+        return (self.rank + 1) % self.world_size
 
     def beat(self) -> str:
         """Publish and check heartbeats if due; return the reason why the next rank is late, or "".
@@ -110,7 +110,7 @@ class Heartbeat:
         Raises:
             RuntimeError: the store is gone.
         """
-        others = [rank for rank in range(self.world) if rank != self.rank]
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
         before = {rank: self._read(rank) for rank in others}
         if len(others) > 1:  # with two ranks, it can only be the other one
             time.sleep(3 * _BEAT_SECONDS)

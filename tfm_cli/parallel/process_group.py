@@ -29,13 +29,13 @@ class Parallel:
 
     Args:
         rank: the rank of this process, from 0.
-        world: the number of processes.
+        world_size: the number of processes.
         local_rank: the rank of this process on its machine, from 0.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0) -> None:
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.local_rank = local_rank
         self._group: Any = None  # of torch.distributed
         self._gradient_group: Any = None  # for gradients and weights only
@@ -58,15 +58,15 @@ class Parallel:
         """
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             return Parallel()
-        rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
         local_rank = os.environ.get("LOCAL_RANK", "0")
         try:
-            parallel = Parallel(int(rank), int(world), int(local_rank))
+            parallel = Parallel(int(rank), int(world_size), int(local_rank))
         except ValueError:
             parallel = Parallel(0, 0)
-        if not 0 <= parallel.rank < parallel.world:
+        if not 0 <= parallel.rank < parallel.world_size:
             raise ConfigError(
-                f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world}` and "
+                f"invalid environment: `RANK={rank}`, `WORLD_SIZE={world_size}` and "
                 f"`LOCAL_RANK={local_rank}`",
                 hint="unset them, or start several processes by `torchrun`",
             )
@@ -74,7 +74,7 @@ class Parallel:
 
     def device(self, name: str) -> str:
         """Return the name of this rank's device: a GPU of its own unless the user named one."""
-        if self.world > 1 and name in ("auto", "cuda") and (count := num_gpus()):
+        if self.world_size > 1 and name in ("auto", "cuda") and (count := num_gpus()):
             return f"cuda:{self.local_rank % count}"
         return name
 
@@ -94,10 +94,10 @@ class Parallel:
                 thread, which ends this process.
         """
         watch_launcher()
-        if self.world == 1:
+        if self.world_size == 1:
             yield
             return
-        import torch.distributed as processes
+        import torch.distributed as dist
 
         from tfm_cli.parallel.failure import (
             FailureMonitor,
@@ -108,11 +108,11 @@ class Parallel:
         from tfm_cli.parallel.rendezvous import connect
 
         self._timeout = timedelta(seconds=timeout_seconds)
-        store = connect(self.rank, self.world, timeout_seconds=timeout_seconds)
+        store = connect(self.rank, self.world_size, timeout_seconds=timeout_seconds)
         with self._waiting():
-            self._group = processes.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
+            self._group = dist.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
         self._flags = store_across_restarts(store)
-        monitor = FailureMonitor(store, self.rank, self.world, self._state, timeout_seconds)
+        monitor = FailureMonitor(store, self.rank, self.world_size, self._state, timeout_seconds)
         has_failed = False
         try:
             yield
@@ -120,18 +120,18 @@ class Parallel:
                 while self._unsent:
                     self._wait_for_oldest()
                 monitor.close()
-                processes.barrier(self._group)
+                dist.barrier(self._group)
             ignore_termination()
         except BaseException as error:
             has_failed = True
-            lost = RankLostError(self.rank, self.world) if is_lost_connection(error) else error
+            lost = RankLostError(self.rank, self.world_size) if is_lost_connection(error) else error
             published = monitor.publish(lost)
             if published is error:
                 raise
             raise published from error
         finally:
             with contextlib.suppress(RuntimeError):
-                processes.destroy_process_group()
+                dist.destroy_process_group()
             if has_failed and self.is_main:
                 monitor.wait_until_acknowledged()
             monitor.close()
@@ -164,10 +164,10 @@ class Parallel:
         Raises:
             ConfigError: processes would have to share a GPU, or the device is an Apple GPU.
         """
-        if self.world == 1 or self._gradient_group is not None:
+        if self.world_size == 1 or self._gradient_group is not None:
             return self._gradient_group
         import torch
-        import torch.distributed as processes
+        import torch.distributed as dist
 
         if device.type == "cuda":
             if device.index != self.local_rank:
@@ -187,23 +187,23 @@ class Parallel:
         with self._waiting():
             # Late ranks were waited for in the first group.
             self._gradient_group = (
-                processes.new_group(backend="nccl", timeout=self._timeout)
+                dist.new_group(backend="nccl", timeout=self._timeout)
                 if device.type == "cuda"
-                else processes.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
+                else dist.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
             )
         return self._gradient_group
 
     def send(self, message: bytes) -> None:
         """Send a non-empty message to rank 0; block only if rank 0 is far behind."""
         import torch
-        import torch.distributed as processes
+        import torch.distributed as dist
 
         content = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         with self._waiting(0):
             while len(self._unsent) >= _MAX_UNSENT:
                 self._wait_for_oldest()
             parts = [
-                processes.isend(each, 0, group=self._group)
+                dist.isend(each, 0, group=self._group)
                 for each in (torch.tensor([len(content)]), content)
             ]
             self._unsent.append(parts)
@@ -211,55 +211,55 @@ class Parallel:
     def receive(self, rank: int) -> bytes:
         """Return the next message of another rank."""
         import torch
-        import torch.distributed as processes
+        import torch.distributed as dist
 
         size = torch.zeros(1, dtype=torch.int64)
         with self._waiting(rank):
-            processes.recv(size, rank, group=self._group)
+            dist.recv(size, rank, group=self._group)
             content = torch.empty(int(size), dtype=torch.uint8)
-            processes.recv(content, rank, group=self._group)
+            dist.recv(content, rank, group=self._group)
         return content.numpy().tobytes()
 
     def broadcast_bytes(self, message: bytes) -> bytes:
         """Return the message of rank 0 on all ranks."""
-        if self.world == 1:
+        if self.world_size == 1:
             return message
         import torch
-        import torch.distributed as processes
+        import torch.distributed as dist
 
         size = torch.tensor([len(message)])
         with self._waiting(0):
-            processes.broadcast(size, 0, group=self._group)
+            dist.broadcast(size, 0, group=self._group)
             content = torch.zeros(int(size), dtype=torch.uint8)
             if self.is_main:
                 content = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-            processes.broadcast(content, 0, group=self._group)
+            dist.broadcast(content, 0, group=self._group)
         return content.numpy().tobytes()
 
     def broadcast(self, tensor: "torch.Tensor") -> None:
         """Overwrite a CPU tensor with its values on rank 0."""
-        if self.world > 1:
-            import torch.distributed as processes
+        if self.world_size > 1:
+            import torch.distributed as dist
 
             with self._waiting(0):
-                processes.broadcast(tensor, 0, group=self._group)
+                dist.broadcast(tensor, 0, group=self._group)
 
     def all_gather_bytes(self, message: bytes) -> list[bytes]:
         """Return the messages of all ranks, by rank, on all ranks."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [message]
         import torch
-        import torch.distributed as processes
+        import torch.distributed as dist
 
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         with self._waiting():
-            processes.all_gather(lengths, torch.tensor([len(message)]), group=self._group)
+            dist.all_gather(lengths, torch.tensor([len(message)]), group=self._group)
             longest = max(int(length) for length in lengths)
             own = torch.zeros(longest, dtype=torch.uint8)
             if message:
                 own[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-            contents = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world)]
-            processes.all_gather(contents, own, group=self._group)
+            contents = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+            dist.all_gather(contents, own, group=self._group)
         return [
             content[: int(length)].numpy().tobytes()
             for content, length in zip(contents, lengths, strict=True)
@@ -274,15 +274,15 @@ class Parallel:
         return self._all_reduce(values, int, "MAX")
 
     def _all_reduce(self, values: Sequence[Any], kind: type[Any], operation: str) -> list[Any]:
-        if self.world == 1 or not values:
+        if self.world_size == 1 or not values:
             return [kind(value) for value in values]
         import torch
-        import torch.distributed as processes
+        import torch.distributed as dist
 
         dtype = torch.float64 if kind is float else torch.int64
         numbers = torch.tensor([kind(value) for value in values], dtype=dtype)
         with self._waiting():
-            processes.all_reduce(numbers, getattr(processes.ReduceOp, operation), group=self._group)
+            dist.all_reduce(numbers, getattr(dist.ReduceOp, operation), group=self._group)
         return [kind(number) for number in numbers.tolist()]
 
     def _wait_for_oldest(self) -> None:
@@ -301,5 +301,5 @@ class Parallel:
             from tfm_cli.parallel.failure import RankLostError
 
             if rank is None or rank == self.rank:
-                raise RankLostError(self.rank, self.world) from error
-            raise RankLostError(self.rank, self.world, f"rank {rank}") from error
+                raise RankLostError(self.rank, self.world_size) from error
+            raise RankLostError(self.rank, self.world_size, f"rank {rank}") from error

@@ -14,14 +14,14 @@ _POLL_SECONDS = 0.02
 _LAUNCHER_SECONDS = 20.0
 
 
-def connect(rank: int, world: int, *, timeout_seconds: float) -> Any:
+def connect(rank: int, world_size: int, *, timeout_seconds: float) -> Any:
     """Initialize the process group, and return a store that only its processes use.
 
     Raises:
         RankTimeoutError: some ranks did not join in time.
         RankLostError: a rank or the launcher has ended.
     """
-    import torch.distributed as processes
+    import torch.distributed as dist
 
     timeout = timedelta(seconds=timeout_seconds)
     deadline = time.monotonic() + timeout_seconds
@@ -34,11 +34,13 @@ def connect(rank: int, world: int, *, timeout_seconds: float) -> Any:
 
     def late(ranks: Iterable[int]) -> RankTimeoutError:
         names = " and ".join(f"rank {each}" for each in sorted(ranks))
-        return RankTimeoutError(rank, world, f"{names} did not join within {timeout_seconds:g} s")
+        return RankTimeoutError(
+            rank, world_size, f"{names} did not join within {timeout_seconds:g} s"
+        )
 
     try:
         # TCPStore is documented, but missing from the names that PyTorch exports.
-        common = processes.TCPStore(  # type: ignore[attr-defined]
+        common = dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=rank == 0 and not launcher_holds_store(),
@@ -48,25 +50,27 @@ def connect(rank: int, world: int, *, timeout_seconds: float) -> Any:
         )
     except RuntimeError as error:
         if launcher_holds_store():
-            raise RankLostError(rank, world, "the launcher") from error
+            raise RankLostError(rank, world_size, "the launcher") from error
         raise late({0}) from error
     common.set_timeout(timeout)
     try:
-        name = _agree_on_name(common, rank, world, deadline, late)
-        store = processes.distributed_c10d.PrefixStore(name, common)
-        gloo = processes.distributed_c10d.PrefixStore("gloo", store)
-        processes.init_process_group(
-            "gloo", store=gloo, rank=rank, world_size=world, timeout=timeout
+        name = _agree_on_name(common, rank, world_size, deadline, late)
+        store = dist.distributed_c10d.PrefixStore(name, common)
+        gloo = dist.distributed_c10d.PrefixStore("gloo", store)
+        dist.init_process_group(
+            "gloo", store=gloo, rank=rank, world_size=world_size, timeout=timeout
         )
     except RuntimeError as error:
-        raise (late({0}) if time.monotonic() > deadline else RankLostError(rank, world)) from error
+        raise (
+            late({0}) if time.monotonic() > deadline else RankLostError(rank, world_size)
+        ) from error
     return store
 
 
 def _agree_on_name(
     store: Any,
     rank: int,
-    world: int,
+    world_size: int,
     deadline: float,
     late: Callable[[Iterable[int]], RankTimeoutError],
 ) -> str:
@@ -88,7 +92,7 @@ def _agree_on_name(
             time.sleep(_POLL_SECONDS)
         raise late({0})
     name = secrets.token_hex(8)
-    missing = set(range(1, world))
+    missing = set(range(1, world_size))
     while missing and time.monotonic() < deadline:
         for each in missing:
             store.set(f"tfm/welcome/{each}", _value(store, f"tfm/hello/{each}") + name)

@@ -39,7 +39,7 @@ class Line(NamedTuple):
     """A line of `metrics.jsonl`.
 
     Attributes:
-        event: `train`, `valid`, `refused` for a skipped update, `stopped` or `resumed`.
+        event: `train`, `valid`, `skipped` for a skipped update, `stopped` or `resumed`.
         update: number of updates before it.
         epoch: from 1.
         seconds: trained so far, over all processes of the run; None if the line lacks it.
@@ -275,7 +275,9 @@ def parse_line(content: bytes) -> Line | None:
     event = facts.get("event")
     if not isinstance(event, str):
         raise ValueError("it has no `event`")
-    if event not in ("train", "valid", "refused", "stopped", "resumed"):
+    if event == "refused":  # as version 0.1 names a skipped update
+        event = "skipped"
+    if event not in ("train", "valid", "skipped", "stopped", "resumed"):
         return None
     if _SPEED_OF_0_1 in facts:
         facts.setdefault("target_tokens_per_second", facts[_SPEED_OF_0_1])
@@ -467,7 +469,7 @@ def state_of(run: Run) -> str:
     """Return the state of a run in words; nothing for one of version 0.1."""
     if run.is_running:
         return "running"
-    marks = [line for line in run.marks if line.event != "refused"]
+    marks = [line for line in run.marks if line.event != "skipped"]
     if not marks:
         return ""
     if marks[-1].event == "stopped" and marks[-1].update >= run.last.update:
@@ -538,7 +540,7 @@ class _Parts(NamedTuple):
     events: bool
 
 
-_EVENTS = {"refused": "skipped update", "stopped": "stopped", "resumed": "resumed"}
+_EVENTS = {"skipped": "skipped update", "stopped": "stopped", "resumed": "resumed"}
 # Shapes, and offsets in pixels, so that a stop and a resume after one update stand side by side.
 _SHAPES = {
     "skipped update": (

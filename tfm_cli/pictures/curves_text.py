@@ -23,7 +23,7 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _LABEL = 20  # columns of the name of a curve
 _NUMBER = 9  # columns of a number
 _CHART = WIDTH - _LABEL - 2 * (_NUMBER + 1)
-_MARKS = {"refused": "×", "stopped": "■", "resumed": "▶"}
+_MARKS = {"skipped": "×", "stopped": "■", "resumed": "▶"}
 _KEY = "× skipped update   ■ stopped   ▶ resumed"
 # Heights of the curves, where one run is shown.
 _HEIGHTS = {"loss": 4, "bleu": 3, "chrf": 3}

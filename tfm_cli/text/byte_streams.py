@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from tfm_cli.errors import ResourceError
+from tfm_cli.errors import ResourceError, install_extra
 
 UTF8_BOM = b"\xef\xbb\xbf"
 # The mark of UTF-32 (little endian) begins with that of UTF-16, so it is tried first.
@@ -190,6 +190,6 @@ def _zstandard(name: str) -> tuple[Callable[[], Any], type[Exception]]:
     except ImportError as error:
         raise ResourceError(
             f"{name}: is compressed with Zstandard, and the package `zstandard` is not installed",
-            hint="install it by `pip install 'tfm-cli[zst]'`, or compress the file with gzip",
+            hint=f"{install_extra('zst')}, or compress the file with gzip",
         ) from error
     return package.ZstdDecompressor().decompressobj, package.ZstdError

@@ -26,7 +26,7 @@ from tfm_cli.files.layout import (
     WEIGHTS_FILE,
 )
 from tfm_cli.files.ownership import is_card, is_scheduled_best
-from tfm_cli.model.arithmetic import precision_name
+from tfm_cli.model.precision import precision_name
 from tfm_cli.model_directory.weights import WeightsFacts, save_weights, weights_facts
 from tfm_cli.text.markdown import code, plain
 from tfm_cli.training import checkpoint
@@ -56,7 +56,7 @@ class CardFacts:
     """The facts in a model card that are neither settings nor state.
 
     Args:
-        arithmetic: the precision and the kind of device of the run.
+        precision: the precision and the kind of device of the run.
         num_parameters: the number of parameters of the model.
         vocab_sizes: the vocabulary sizes of source and target.
         num_pairs: the number of pairs in the training text.
@@ -66,7 +66,7 @@ class CardFacts:
         scores: the sacreBLEU scores among them, with their signatures.
     """
 
-    arithmetic: str
+    precision: str
     num_parameters: int
     vocab_sizes: tuple[int, int]
     num_pairs: int
@@ -96,7 +96,7 @@ def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
         ("vocabulary", " + ".join(f"{size:,}" for size in dict.fromkeys(facts.vocab_sizes))),
         ("trained", f"{state.update} updates, {state.target_tokens:,} target tokens, "
                     f"{seconds_text(state.train_seconds)}"),
-        ("arithmetic", facts.arithmetic),
+        ("precision", facts.precision),
         ("these weights", f"after update {facts.update}"
                           + (f", moving average {config.training.ema_decay}"
                              if config.training.ema_decay else "")),
@@ -347,7 +347,7 @@ class RunWriter:
             return
         model = self._parallel_model
         facts = CardFacts(
-            arithmetic=f"{precision_name(model.dtype)} on {model.device.type}",
+            precision=f"{precision_name(model.dtype)} on {model.device.type}",
             num_parameters=sum(p.numel() for p in model.model.parameters()),
             vocab_sizes=self._corpora.tokenizers.vocab_sizes,
             num_pairs=len(self._corpora.train),

@@ -28,7 +28,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdatePlan:
+class UpdateBatches:
     """The batches of one update.
 
     `epoch`, `pool` and `position` are those of its first batch, as in `TrainState`.
@@ -44,7 +44,7 @@ class UpdatePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planner:
+class BatchSampler:
     """The division of batches into micro-batches, and of both among ranks.
 
     Args:
@@ -55,7 +55,7 @@ class Planner:
         start_id: the first id of the decoder's input.
         eos_id: the last id of target segments.
         source_eos_id: the last id of source segments.
-        rank, world: rank of this process, and number of processes.
+        rank, world_size: rank of this process, and number of processes.
         pins: allocate batches in pinned memory, for copies to a GPU.
     """
 
@@ -67,17 +67,17 @@ class Planner:
     eos_id: int
     source_eos_id: int
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     pins: bool = False
 
-    def updates(self, state: TrainState) -> Iterator[UpdatePlan]:
+    def updates(self, state: TrainState) -> Iterator[UpdateBatches]:
         """Yield updates endlessly from the position in `state`, which is read only once."""
         epoch, pool, position = state.epoch, state.pool, state.position
         while True:
             batches = self.order.batches(epoch, pool)
             while position < len(batches):
                 chosen = batches[position : position + self.batches_per_update]
-                yield self._plan(epoch, pool, position, chosen)
+                yield self._update_batches(epoch, pool, position, chosen)
                 position += len(chosen)
             self.store.release()
             pool, position = pool + 1, 0
@@ -109,18 +109,20 @@ class Planner:
         )
         return batch.pinned() if self.pins else batch
 
-    def _plan(self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]) -> UpdatePlan:
-        micro_batches, number, per_rank = [], 0, [0] * self.world
+    def _update_batches(
+        self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]
+    ) -> UpdateBatches:
+        micro_batches, number, per_rank = [], 0, [0] * self.world_size
         for index, pairs in enumerate(chosen):
             for part in self.split(pairs):
-                if index % self.world == self.rank:
+                if index % self.world_size == self.rank:
                     micro_batches.append(MicroBatch(number, self.batch(part)))
                 number += 1
-                per_rank[index % self.world] += 1
+                per_rank[index % self.world_size] += 1
         # Gathering sharded weights is a collective operation: all ranks must do it equally often.
         while len(micro_batches) < max(per_rank):
             micro_batches.append(MicroBatch(number, self._filler(), counts=False))
-        return UpdatePlan(
+        return UpdateBatches(
             epoch=epoch,
             pool=pool,
             position=position,
@@ -132,28 +134,28 @@ class Planner:
 
 
 @contextlib.contextmanager
-def prefetched(plans: Callable[[], Iterator[UpdatePlan]]) -> Iterator[Iterator[UpdatePlan]]:
-    """Prefetch plans in a thread; the yielded iterator raises the errors of that thread."""
-    ready: queue.Queue[UpdatePlan | BaseException] = queue.Queue(_PREFETCHED)
+def prefetched(updates: Callable[[], Iterator[UpdateBatches]]) -> Iterator[Iterator[UpdateBatches]]:
+    """Prefetch updates in a thread; the yielded iterator raises the errors of that thread."""
+    ready: queue.Queue[UpdateBatches | BaseException] = queue.Queue(_PREFETCHED)
     ended = threading.Event()
 
     def work() -> None:
         try:
-            for plan in plans():
-                ready.put(plan)
+            for batches in updates():
+                ready.put(batches)
                 if ended.is_set():
                     return
         except BaseException as error:
             ready.put(error)
 
-    def results() -> Iterator[UpdatePlan]:
+    def results() -> Iterator[UpdateBatches]:
         while True:
             item = ready.get()
             if isinstance(item, BaseException):
                 raise item
             yield item
 
-    thread = threading.Thread(target=work, name="plan", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         yield results()

@@ -147,7 +147,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         train.target.lengths.sum(),
         _dropped(train),
     )
-    _log_losses(train, tokenizers, files, _origin(config))
+    _log_round_trips(train, tokenizers, files, _origin(config))
     advice = ""
     if trains_tokenizer and not data.tags:
         advice = "list them in `data.tags` if they are tags"
@@ -331,7 +331,7 @@ def _origin(config: RunConfig) -> Origin:
     return "named" if config.tokenizer.model else "learned"
 
 
-def _log_losses(
+def _log_round_trips(
     store: CorpusStore, tokenizers: TokenizerPair, files: Sequence[CorpusFile], origin: Origin
 ) -> None:
     """Log unknown tokens, and lines that change when they are tokenized and detokenized."""
@@ -351,16 +351,16 @@ def _log_losses(
                 message += f", the tokenizer changes {many}"
             message += f", first {_position(first, index, files)}: `{first.text}`"
             is_severe = trip.unknown > MAX_UNKNOWN * trip.pieces
-            _log_loss(message, hint_for_unknown(origin), is_severe=is_severe)
+            _log_difference(message, hint_for_unknown(origin), is_severe=is_severe)
         first = trip.first_changed
         if first is not None and not trip.is_explained(tokenizer):
             message = f"the tokenizer changes {many}, first {_position(first, index, files)}: "
             message += f"`{first.text}` becomes `{first.becomes}`"
             is_severe = trip.changed > MAX_CHANGED * trip.lines
-            _log_loss(message, hint_for_changed(origin, tokenizer), is_severe=is_severe)
+            _log_difference(message, hint_for_changed(origin, tokenizer), is_severe=is_severe)
 
 
-def _log_loss(message: str, advice: str, *, is_severe: bool) -> None:
+def _log_difference(message: str, advice: str, *, is_severe: bool) -> None:
     level = logging.WARNING if is_severe else logging.INFO
     logger.log(level, "training text: %s; %s", message, advice)
 

@@ -25,7 +25,7 @@ _SAME_SECONDS = 3.0
 
 
 @contextlib.contextmanager
-def record_signals(world: int = 1) -> Iterator[Callable[[], int]]:
+def record_signals(world_size: int = 1) -> Iterator[Callable[[], int]]:
     """Record the first termination signal in the block; a second one ends the process at once.
 
     Under a launcher, a signal soon after the first one counts as the same. So does a second SIGHUP
@@ -34,14 +34,14 @@ def record_signals(world: int = 1) -> Iterator[Callable[[], int]]:
     under `nohup`. Yields a function that returns the number of the recorded signal, 0 for none.
 
     Args:
-        world: the number of processes; if several, one may be waiting for another.
+        world_size: the number of processes; if several, one may be waiting for another.
     """
     received: list[int] = []
     received_at = math.inf
     before = {each: signal.getsignal(each) for each in END_SIGNALS}
     watched = [each for each in END_SIGNALS if before[each] != signal.SIG_IGN]
     launched = is_launched()
-    may_wait = launched or world > 1
+    may_wait = launched or world_size > 1
 
     def record(number: int, frame: FrameType | None) -> None:
         nonlocal received_at

@@ -13,7 +13,7 @@ from tfm_cli.decoding.interface import NonFiniteScoresError
 from tfm_cli.errors import DivergedError, OutOfTime
 from tfm_cli.files.faults import reach
 from tfm_cli.parallel.data_parallel import local_shard
-from tfm_cli.training.batches import Planner, UpdatePlan, prefetched
+from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
 from tfm_cli.training.events import (
     CheckpointDue,
     Event,
@@ -37,7 +37,7 @@ RECOVERY_UPDATES = 1000
 
 def train(
     parallel_model: ParallelModel,
-    planner: Planner,
+    sampler: BatchSampler,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
     state: TrainState,
@@ -54,7 +54,7 @@ def train(
     Args:
         parallel_model: trained in place. With several processes, each runs this loop and yields
             the same events, except for times.
-        planner: provides the batches of each update.
+        sampler: provides the batches of each update.
         optimizer: the optimizer of the model's parameters.
         average: the moving average of the weights, which is validated instead of them.
         state: the position and counters of the run; changed in place.
@@ -72,7 +72,7 @@ def train(
     )
     loop = _Loop(
         parallel_model=parallel_model,
-        planner=planner,
+        sampler=sampler,
         optimizer=optimizer,
         average=average,
         state=state,
@@ -92,7 +92,7 @@ class _Loop:
     """The state of a training loop; see `train` for its arguments."""
 
     parallel_model: ParallelModel
-    planner: Planner
+    sampler: BatchSampler
     optimizer: torch.optim.Optimizer
     average: MovingAverage
     state: TrainState
@@ -108,57 +108,57 @@ class _Loop:
     def run(self) -> Iterator[Event]:
         """Yield the events of all updates."""
         self.parallel_model.model.train()
-        with prefetched(lambda: self.planner.updates(self.state)) as plans:
+        with prefetched(lambda: self.sampler.updates(self.state)) as updates:
             try:
-                yield from self._train(plans)
+                yield from self._train(updates)
             except OutOfTime as error:
                 yield from self._stop_during_validation(error)
 
-    def _train(self, plans: Iterator[UpdatePlan]) -> Iterator[Event]:
+    def _train(self, updates: Iterator[UpdateBatches]) -> Iterator[Event]:
         state, parallel = self.state, self.parallel_model.parallel
         if self._has_pending_validation():
             yield self._validate(counted=True)
             yield self._checkpoint()  # the newest one lacks the validation
         self.began = time.monotonic()
-        for plan in plans:
+        for batches in updates:
             parallel.set_activity(f"in update {state.update + 1}", has_deadline=True)
-            state.epoch, state.pool, state.position = plan.epoch, plan.pool, plan.position
+            state.epoch, state.pool, state.position = batches.epoch, batches.pool, batches.position
             stop = _completed(state, self.config) or self.interrupted()
             if stop is not None:
                 parallel.set_activity(f"at the end, after update {state.update}")
                 yield from self._stop(stop)
                 return
             reach("update")
-            is_skipped = yield from self._update(plan)
+            is_skipped = yield from self._update(batches)
             yield from self._report(is_skipped=is_skipped)
             self.began = time.monotonic()
 
-    def _update(self, plan: UpdatePlan) -> Generator[Event, None, bool]:
+    def _update(self, batches: UpdateBatches) -> Generator[Event, None, bool]:
         """Make an update, and return True if it was skipped."""
         state = self.state
         retries = self.config.training.bad_updates == "retry"
         waits = retries or state.rate_halvings > 0 or _is_check_free(self.parallel_model.device)
-        stats = self._attempt(plan, waits=waits)
+        stats = self._attempt(batches, waits=waits)
         if retries and not stats.is_finite():
-            self.statistics.add(stats, plan, 0.0, is_retried=True)
+            self.statistics.add(stats, batches, 0.0, is_retried=True)
             yield from self.statistics.flush()
             state.rate_halvings += 1
-            stats = self._attempt(plan, waits=waits, attempt=1)
+            stats = self._attempt(batches, waits=waits, attempt=1)
         is_skipped = waits and not stats.is_finite()
         _adapt_rate(state, is_skipped=is_skipped, retries=retries)
         state.update += 1
         # Skipped updates count too: to detect them, the CPU would have to wait for the GPU.
         self.average.include(state.update)
-        state.world = self.parallel_model.parallel.world
-        state.batches_per_update = self.planner.batches_per_update
-        state.micro_batch = self.planner.micro_batch
-        state.position += plan.num_batches
+        state.world_size = self.parallel_model.parallel.world_size
+        state.batches_per_update = self.sampler.batches_per_update
+        state.micro_batch = self.sampler.micro_batch
+        state.position += batches.num_batches
         seconds = time.monotonic() - self.began
         state.train_seconds += seconds
-        self.statistics.add(stats, plan, seconds)
+        self.statistics.add(stats, batches, seconds)
         return is_skipped
 
-    def _attempt(self, plan: UpdatePlan, *, waits: bool, attempt: int = 0) -> UpdateStats:
+    def _attempt(self, batches: UpdateBatches, *, waits: bool, attempt: int = 0) -> UpdateStats:
         state, settings = self.state, self.config.training
         options = UpdateOptions(
             number=state.update + 1,
@@ -169,10 +169,10 @@ class _Loop:
             attempt=attempt,
             wait_for_gradient=waits,
         )
-        stats = update(self.parallel_model, plan, self.optimizer, options, self.memory_limit)
+        stats = update(self.parallel_model, batches, self.optimizer, options, self.memory_limit)
         # All ranks use the same limit, since a checkpoint holds only one.
         parallel = self.parallel_model.parallel
-        if parallel.world > 1 and not self.parallel_model.is_sharded:
+        if parallel.world_size > 1 and not self.parallel_model.is_sharded:
             self.memory_limit.share(parallel)
         state.max_positions_per_pass = self.memory_limit.max_positions_per_pass
         state.memory_splits = self.memory_limit.num_splits

@@ -14,7 +14,7 @@ from tfm_cli.model.linear import compiles_sizes, padded_rows, round_down_rows
 # each reads and writes the whole gradient of the output matrix: with 65 rows of 32,000 logits the
 # loss took twice as long as with 262.
 _CHUNK_LOGITS = 1 << 22
-_LEAST_ROWS = 256
+_MIN_ROWS = 256
 _CHUNK_LOGITS_GPU = 1 << 27
 
 
@@ -63,7 +63,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         vocab_size = weight.shape[0]
         budget = _CHUNK_LOGITS_GPU if hidden.is_cuda else _CHUNK_LOGITS
-        rows = max(_LEAST_ROWS, budget // vocab_size)
+        rows = max(_MIN_ROWS, budget // vocab_size)
         pads = compiles_sizes(hidden)
         if pads:
             rows = round_down_rows(rows)
@@ -79,29 +79,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), rows):
             h, y = hidden[start : start + rows], targets[start : start + rows]  # (C, D), (C,)
             count = len(y)
-            wide = padded_rows(h) if pads else h  # (P, D)
-            logits = F.linear(wide, weight, bias).to(exact)  # (P, V)
-            highest = logits.amax(dim=1, keepdim=True)  # (P, 1)
-            right = logits[:count].gather(1, y[:, None])  # (C, 1)
-            powers = logits.sub_(highest).exp_()  # (P, V), in place
-            total = powers.sum(dim=1, keepdim=True)  # (P, 1)
-            powers[count:] = 0.0  # padding adds nothing to the gradients
-            log_total = (total.log() + highest)[:count]  # (C, 1)
-            chunk_nll = (log_total - right).sum()
+            padded = padded_rows(h) if pads else h  # (P, D)
+            logits = F.linear(padded, weight, bias).to(exact)  # (P, V)
+            max_logit = logits.amax(dim=1, keepdim=True)  # (P, 1)
+            target_logits = logits[:count].gather(1, y[:, None])  # (C, 1)
+            exponentials = logits.sub_(max_logit).exp_()  # (P, V), in place
+            total = exponentials.sum(dim=1, keepdim=True)  # (P, 1)
+            exponentials[count:] = 0.0  # padding adds nothing to the gradients
+            log_total = (total.log() + max_logit)[:count]  # (C, 1)
+            chunk_nll = (log_total - target_logits).sum()
             with torch.autocast(hidden.device.type, enabled=False):
                 mean_logits = h.to(exact) @ mean_weight + mean_bias  # (C,)
             smooth = (log_total[:, 0] - mean_logits).sum()  # mean over V of -log p
             nll += chunk_nll
             loss += (1 - smoothing) * chunk_nll + smoothing * smooth
             if hidden_gradient is not None and weight_gradient is not None:
-                # d loss / d logits = powers / total - target distribution. For the first term,
-                # tensors of D columns are divided by `total`, since `powers` has V columns.
+                # d loss / d logits = exponentials / total - target distribution. For the first
+                # term, tensors of D columns are divided by `total`: `exponentials` has V.
                 part = hidden_gradient[start : start + rows]
-                part.copy_(((powers @ weight) / total)[:count])  # (C, D)
+                part.copy_(((exponentials @ weight) / total)[:count])  # (C, D)
                 part -= (1 - smoothing) * weight[y] + smoothing * mean_weight
-                _add_product(weight_gradient, powers.t(), wide / total)
+                _add_product(weight_gradient, exponentials.t(), padded / total)
                 if bias_gradient is not None:
-                    bias_gradient += powers.t() @ total[:, 0].reciprocal()  # (V,)
+                    bias_gradient += exponentials.t() @ total[:, 0].reciprocal()  # (V,)
         if weight_gradient is not None:
             weight_gradient.index_add_(0, targets, hidden.to(weight.dtype), alpha=smoothing - 1)
             weight_gradient -= hidden.to(exact).sum(dim=0) * (smoothing / vocab_size)

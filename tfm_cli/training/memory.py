@@ -14,10 +14,10 @@ from tfm_cli.config.presets import PRESETS, SAMPLE
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.errors import ResourceError
-from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory
+from tfm_cli.model.precision import autocast, ran_out_of_memory
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
-from tfm_cli.training.batches import Planner
+from tfm_cli.training.batches import BatchSampler
 from tfm_cli.training.parallel_model import batch_loss, undo_compilation
 
 logger = logging.getLogger(__name__)
@@ -57,36 +57,36 @@ def initial_micro_batch(settings: TrainingConfig, device: torch.device, *, befor
 
 
 def fit_micro_batch(
-    planner: Planner,
+    sampler: BatchSampler,
     model: Transformer,
     *,
     may_shrink: bool,
     has_moments: bool = False,
     device: torch.device,
     dtype: torch.dtype,
-) -> Planner:
-    """Return the planner with a micro-batch size that fits into memory.
+) -> BatchSampler:
+    """Return the sampler with a micro-batch size that fits into memory.
 
     The size is halved until the largest micro-batches fit. Each try is a forward and a backward
     pass, with memory allocated for the optimizer's moments; weights do not change.
 
     Args:
-        planner: with the initial micro-batch.
+        sampler: with the initial micro-batch.
         model: the model on the device, before its first update in this process.
         may_shrink: halve the size if it does not fit; otherwise raise.
         has_moments: the optimizer's moments are in memory already.
         device: the device of the model.
-        dtype: arithmetic of the matrix products.
+        dtype: precision of the matrix products.
 
     Raises:
         ResourceError: the micro-batch does not fit, or not even a single pair does.
     """
     while True:
-        batches = largest_micro_batches(planner)
+        batches = largest_micro_batches(sampler)
         try:
             for batch in batches:
                 _try(model, batch, has_moments=has_moments, device=device, dtype=dtype)
-            return planner
+            return sampler
         except (RuntimeError, MemoryError) as error:
             model.zero_grad(set_to_none=True)
             if not ran_out_of_memory(error):
@@ -94,25 +94,25 @@ def fit_micro_batch(
                     continue
                 raise
             smallest = max(batch.target_out.shape[1] for batch in batches)
-            if not may_shrink or planner.micro_batch <= smallest:
+            if not may_shrink or sampler.micro_batch <= smallest:
                 raise out_of_memory_error(device) from error
-        planner = dataclasses.replace(planner, micro_batch=planner.micro_batch // 2)
+        sampler = dataclasses.replace(sampler, micro_batch=sampler.micro_batch // 2)
         logger.info(
             "%s: out of memory; using micro-batches of %d target tokens",
             device,
-            planner.micro_batch,
+            sampler.micro_batch,
         )
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def largest_micro_batches(planner: Planner) -> list[Batch]:
+def largest_micro_batches(sampler: BatchSampler) -> list[Batch]:
     """Return the micro-batches of the first pool with most positions or most attention scores."""
-    source, target = planner.store.source.lengths, planner.store.target.lengths
+    source, target = sampler.store.source.lengths, sampler.store.target.lengths
     parts = [
         part
-        for batch in planner.order.batches(0, 0)
-        for part in planner.split(batch)
+        for batch in sampler.order.batches(0, 0)
+        for part in sampler.split(batch)
     ]  # fmt: skip
     sizes = [(len(part), int(source[part].max()), int(target[part].max())) for part in parts]
     if not parts:  # the weights of the corpora may leave no pair for this epoch
@@ -120,7 +120,7 @@ def largest_micro_batches(planner: Planner) -> list[Batch]:
     positions = [rows * (s + t) for rows, s, t in sizes]
     scores = [rows * (s * s + t * t + s * t) for rows, s, t in sizes]
     largest = {positions.index(max(positions)), scores.index(max(scores))}
-    return [planner.batch(parts[index]) for index in sorted(largest)]
+    return [sampler.batch(parts[index]) for index in sorted(largest)]
 
 
 def out_of_memory_error(device: torch.device) -> ResourceError:
@@ -138,7 +138,7 @@ def _try(
     num_moments = 0 if has_moments else 2  # Adam's mean and variance
     moments = [torch.empty_like(p) for p in model.parameters() for _ in range(num_moments)]
     model.noise.seed(0, device)
-    with arithmetic(device, dtype):
+    with autocast(device, dtype):
         loss, _ = batch_loss(model, batch.to(device), label_smoothing=0.1)
     loss.backward()  # type: ignore[no-untyped-call]  # PyTorch declares it without types
     model.zero_grad(set_to_none=True)

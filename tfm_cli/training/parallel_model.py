@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.corpus.batch import Batch
-from tfm_cli.model.arithmetic import arithmetic
+from tfm_cli.model.precision import autocast
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.data_parallel import (
@@ -69,7 +69,7 @@ class ParallelModel:
         strategy: `auto`, `ddp` or `fsdp`.
         parallel: the processes.
         device: the device that computes.
-        dtype: arithmetic of the matrix products.
+        dtype: precision of the matrix products.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ParallelModel:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self._unsharded: Transformer | None = None
-        self.is_sharded = strategy == "fsdp" and self.parallel.world > 1
+        self.is_sharded = strategy == "fsdp" and self.parallel.world_size > 1
         if self.is_sharded:
             self._unsharded = copy.deepcopy(model).to("meta")
         else:  # shards are moved one by one: the whole may be too large for a device
@@ -105,7 +105,7 @@ class ParallelModel:
 
         Both are scalars.
         """
-        with arithmetic(self.device, self.dtype):
+        with autocast(self.device, self.dtype):
             loss, nll = self._objective(batch)
         return loss, nll
 
@@ -117,7 +117,7 @@ class ParallelModel:
     @property
     def num_averaged(self) -> int:
         """Return the number of ranks over which gradients are averaged; 1 if they are summed."""
-        return self.parallel.world if self.is_sharded else 1
+        return self.parallel.world_size if self.is_sharded else 1
 
     def all_reduce_gradients(self) -> None:
         """Sum the gradients over all ranks; sharded ones are reduced already."""

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # The errors of parsing a line that is incomplete or was not written by tfm.
 _INVALID_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _MAX_LINE_BYTES = 1 << 20
-_KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "refused"}
+_KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "skipped"}
 
 
 def perplexity(loss: float) -> float:
@@ -107,7 +107,7 @@ class MetricsFile:
                 "gradient_norm": event.gradient_norm,
                 "pairs": event.pairs,
                 "num_pairs": event.num_pairs,
-                "refused": event.count,
+                "skipped": event.count,
                 "retried": event.is_retried,
             }
         elif isinstance(event, Logged):

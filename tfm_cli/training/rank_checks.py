@@ -17,7 +17,7 @@ from tfm_cli.config.validation import quoted
 from tfm_cli.errors import ConfigError, DivergedError
 from tfm_cli.parallel import Parallel
 from tfm_cli.tokenizer.pair import TokenizerPair
-from tfm_cli.training.batches import Planner
+from tfm_cli.training.batches import BatchSampler
 from tfm_cli.training.data import Corpora
 from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.parallel_model import ParallelModel
@@ -88,7 +88,7 @@ def setting_facts(config: RunConfig) -> dict[str, str]:
 
 def code_versions(parallel: Parallel) -> dict[str, str]:
     """Return the versions of tfm and PyTorch, and a hash of tfm's code; empty for one process."""
-    if parallel.world == 1:
+    if parallel.world_size == 1:
         return {}
     digest = hashlib.sha256()
     package = Path(tfm_cli.__file__).parent
@@ -143,10 +143,10 @@ def _decode(message: bytes) -> TokenizerPair:
     return TokenizerPair.from_files(files, origin="rank 0")
 
 
-def with_smallest_micro_batch(planner: Planner, parallel: Parallel) -> Planner:
-    """Return the planner with the smallest micro-batch of all ranks."""
-    (smallest,) = parallel.all_max([-planner.micro_batch])
-    return dataclasses.replace(planner, micro_batch=-smallest)
+def with_smallest_micro_batch(sampler: BatchSampler, parallel: Parallel) -> BatchSampler:
+    """Return the sampler with the smallest micro-batch of all ranks."""
+    (smallest,) = parallel.all_max([-sampler.micro_batch])
+    return dataclasses.replace(sampler, micro_batch=-smallest)
 
 
 def broadcast_state(state: TrainState, parallel: Parallel) -> TrainState:
@@ -155,18 +155,18 @@ def broadcast_state(state: TrainState, parallel: Parallel) -> TrainState:
     return TrainState.from_json(json.loads(message))
 
 
-def log_batches_per_update(state: TrainState, update_freq: int, world: int) -> None:
+def log_batches_per_update(state: TrainState, update_freq: int, world_size: int) -> None:
     """Log the number of batches per update if it differs from that before the resume."""
-    before, now = state.batches_per_update, update_freq * world
+    before, now = state.batches_per_update, update_freq * world_size
     if before in (0, now):
         return
-    plural = "es" if world > 1 else ""
-    advice = f"`--update-freq {before // world}` would keep that"
-    if before % world:
+    plural = "es" if world_size > 1 else ""
+    advice = f"`--update-freq {before // world_size}` would keep that"
+    if before % world_size:
         advice = "no `--update-freq` would keep that"
     logger.info(
         "an update has %d batch%s now (`--update-freq %d`, %d process%s) and had %d before; %s",
-        now, "es" if now > 1 else "", update_freq, world, plural, before, advice,
+        now, "es" if now > 1 else "", update_freq, world_size, plural, before, advice,
     )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def check_weights_agree(
     must be neither validated nor saved.
     """
     parallel = parallel_model.parallel
-    if parallel.world == 1 or parallel_model.is_sharded:  # each shard exists only once
+    if parallel.world_size == 1 or parallel_model.is_sharded:  # each shard exists only once
         return
     tensors = {name: weight.detach() for name, weight in parallel_model.model.named_parameters()}
     tensors |= {f"{name} (average)": weight for name, weight in average.weights.items()}
@@ -206,7 +206,7 @@ def check_weights_agree(
         different = [name for name, value in tables[0].items() if table.get(name) != value]
         if different:
             more = f" and {len(different) - 1} more" if different[1:] else ""
-            lines.append(f"rank {rank} of {parallel.world}: `{different[0]}`{more}")
+            lines.append(f"rank {rank} of {parallel.world_size}: `{different[0]}`{more}")
     if lines:
         raise DivergedError(
             "\n  ".join([f"update {update}: there are other weights than on rank 0", *lines]),

@@ -17,7 +17,7 @@ from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import DivergedError, Interrupted, ReportedElsewhere
 from tfm_cli.files.layout import CHECKPOINTS
-from tfm_cli.model.arithmetic import (
+from tfm_cli.model.precision import (
     precision_name,
     ran_out_of_memory,
     resolve_precision,
@@ -31,7 +31,7 @@ from tfm_cli.model_directory.weights import weights_facts
 from tfm_cli.parallel import Parallel
 from tfm_cli.training import checkpoint, run_directory
 from tfm_cli.training.artifacts import RunWriter
-from tfm_cli.training.batches import Planner
+from tfm_cli.training.batches import BatchSampler
 from tfm_cli.training.data import Corpora, load_corpora
 from tfm_cli.training.events import CheckpointDue, Event, Stopped
 from tfm_cli.training.initialization import (
@@ -87,7 +87,7 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     average: MovingAverage
     state: TrainState
-    planner: Planner
+    sampler: BatchSampler
     dtype: torch.dtype
     limit: TimeLimit
 
@@ -139,7 +139,7 @@ def prepare(
     dtype = resolve_precision(config.training.precision, device)
     set_cpu_threads(config.training.cpu_threads)
     config = with_settings_of_rank_0(config, parallel)
-    facts = {"the device": device.type, "the arithmetic": str(dtype), **setting_facts(config)}
+    facts = {"the device": device.type, "the precision": str(dtype), **setting_facts(config)}
     check_ranks_agree(facts | code_versions(parallel), parallel)
 
     (resume,) = map(bool, parallel.all_max([resume and parallel.is_main]))
@@ -168,24 +168,24 @@ def prepare(
     if parallel.local_rank == 0:  # each machine has prepared its own text
         corpora.remove_outdated()
 
-    planner = _planner(
+    sampler = _batch_sampler(
         config, corpora, corpora.train, device, parallel, previous_micro_batch=state.micro_batch
     )
     # With shards, a rank that ran out of memory would leave the others waiting.
     if not parallel_model.is_sharded:
-        planner = fit_micro_batch(
-            planner,
+        sampler = fit_micro_batch(
+            sampler,
             parallel_model.model,
             may_shrink=not config.training.micro_batch,
             has_moments=resume,
             device=device,
             dtype=dtype,
         )
-    planner = with_smallest_micro_batch(planner, parallel)
-    _log_start(config, planner, parallel_model, dtype)
+    sampler = with_smallest_micro_batch(sampler, parallel)
+    _log_start(config, sampler, parallel_model, dtype)
     if resume:
         logger.info("resuming after update %d of `%s`", state.update, output)
-        log_batches_per_update(state, config.training.update_freq, parallel.world)
+        log_batches_per_update(state, config.training.update_freq, parallel.world_size)
     return TrainingRun(
         config=config,
         output=output,
@@ -194,7 +194,7 @@ def prepare(
         optimizer=optimizer,
         average=average,
         state=state,
-        planner=planner,
+        sampler=sampler,
         dtype=dtype,
         limit=limit,
     )
@@ -247,7 +247,7 @@ def train_and_record(run: TrainingRun) -> None:
         state,
     )
     run.limit.disarm()  # from here on there is something to save
-    with record_signals(parallel.world) as signalled:
+    with record_signals(parallel.world_size) as signalled:
         stop_reason = interruption(
             state,
             signalled,
@@ -258,7 +258,7 @@ def train_and_record(run: TrainingRun) -> None:
         )
         events = train(
             run.parallel_model,
-            run.planner,
+            run.sampler,
             run.optimizer,
             run.average,
             state,
@@ -313,12 +313,12 @@ def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
     if corpora.valid is None:
         return None
     dtype = validation_precision(config.training.precision, device)
-    planner = _planner(config, corpora, corpora.valid, device)
+    sampler = _batch_sampler(config, corpora, corpora.valid, device)
     batches = [
-        planner.batch(part)
-        for pool in range(planner.order.num_pools)
-        for pairs in planner.order.batches(0, pool)
-        for part in planner.split(pairs)
+        sampler.batch(part)
+        for pool in range(sampler.order.num_pools)
+        for pairs in sampler.order.batches(0, pool)
+        for part in sampler.split(pairs)
     ]
     text = ValidationText(
         batches,
@@ -344,7 +344,7 @@ def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
     return partial(validate, model, text, translators, options, run.parallel_model.parallel)
 
 
-def _planner(
+def _batch_sampler(
     config: RunConfig,
     corpora: Corpora,
     store: CorpusStore,
@@ -352,7 +352,7 @@ def _planner(
     parallel: Parallel | None = None,
     *,
     previous_micro_batch: int = 0,
-) -> Planner:
+) -> BatchSampler:
     parallel = parallel or Parallel()
     settings = resolve_batch_size(config.training, config.preset)
     order = BatchOrder(
@@ -362,35 +362,35 @@ def _planner(
         seed=settings.seed,
         spans=store.spans,
     )
-    return Planner(
+    return BatchSampler(
         store=store,
         order=order,
-        batches_per_update=settings.update_freq * parallel.world,
+        batches_per_update=settings.update_freq * parallel.world_size,
         micro_batch=initial_micro_batch(settings, device, before=previous_micro_batch),
         pins=device.type == "cuda",
         start_id=corpora.tokenizers.target.start_id,
         eos_id=corpora.tokenizers.target.eos_id,
         source_eos_id=corpora.tokenizers.source.eos_id,
         rank=parallel.rank,
-        world=parallel.world,
+        world_size=parallel.world_size,
     )
 
 
 def _log_start(
-    config: RunConfig, planner: Planner, parallel_model: ParallelModel, dtype: torch.dtype
+    config: RunConfig, sampler: BatchSampler, parallel_model: ParallelModel, dtype: torch.dtype
 ) -> None:
     """Log the size of the model, the devices, and the batches of an epoch."""
     device = parallel_model.device
-    store, order = planner.store, planner.order
+    store, order = sampler.store, sampler.order
     batches = order.batches(0, 0)
-    parts = [part for pairs in batches for part in planner.split(pairs)]
+    parts = [part for pairs in batches for part in sampler.split(pairs)]
     num_batches = counted(len(batches) * order.num_pools, "batch", "batches")
     if order.num_pools > 1:
         num_batches = f"about {num_batches}"
     devices = f"{device}"
-    if planner.world > 1:
+    if sampler.world_size > 1:
         strategy = "fsdp" if config.parallel.strategy == "fsdp" else "ddp"
-        devices = f"{planner.world} processes ({strategy}), {device.type} each"
+        devices = f"{sampler.world_size} processes ({strategy}), {device.type} each"
     logger.info(
         "model: %s, %s parameters, %s on %s; %s an epoch, %.1f %% padding",
         config.preset,

@@ -15,6 +15,7 @@ _MAX_METRICS = 100
 
 # Fields as checkpoints of version 0.1 name them.
 _FORMER_NAMES = {
+    "world": "world_size",
     "target_pieces": "target_tokens",
     "refused": "nonfinite_attempts",
     "refused_in_a_row": "nonfinite_in_a_row",
@@ -30,7 +31,7 @@ class TrainState:
     """The position and counters of a run; the names of the fields are keys of `state.json`."""
 
     update: int = 0  # optimizer updates made
-    world: int = 0  # processes that made the newest of them
+    world_size: int = 0  # processes that made the newest of them
     batches_per_update: int = 0  # the maximum, for the newest of them
     micro_batch: int = 0  # the maximum number of target tokens per pass
     epoch: int = 0  # finished passes over the corpus

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tfm_cli.config.settings import TrainingConfig
 from tfm_cli.errors import DivergedError
 from tfm_cli.parallel import Parallel
-from tfm_cli.training.batches import UpdatePlan
+from tfm_cli.training.batches import UpdateBatches
 from tfm_cli.training.events import UpdateSkipped
 from tfm_cli.training.state import TrainState
 from tfm_cli.training.update import UpdateStats
@@ -24,7 +24,7 @@ _MAX_PAIRS_SHOWN = 5
 @dataclass(frozen=True, slots=True)
 class _Pending:
     stats: UpdateStats
-    plan: UpdatePlan
+    batches: UpdateBatches
     is_retried: bool
 
 
@@ -49,10 +49,15 @@ class TrainingStatistics:
         self.last: UpdateStats | None = None
 
     def add(
-        self, stats: UpdateStats, plan: UpdatePlan, seconds: float, *, is_retried: bool = False
+        self,
+        stats: UpdateStats,
+        batches: UpdateBatches,
+        seconds: float,
+        *,
+        is_retried: bool = False,
     ) -> None:
         """Add an update, whether it was made or skipped."""
-        self._pending.append(_Pending(stats, plan, is_retried))
+        self._pending.append(_Pending(stats, batches, is_retried))
         self.last = stats
         self._state.target_tokens += stats.target_tokens
         self._state.window_tokens += stats.target_tokens
@@ -113,10 +118,10 @@ class TrainingStatistics:
             )
 
     def _skipped(self, pending: _Pending, loss: float, norm: float) -> UpdateSkipped:
-        numbers = [1 + int(pair) for pairs in pending.plan.pairs for pair in pairs]
+        numbers = [1 + int(pair) for pairs in pending.batches.pairs for pair in pairs]
         return UpdateSkipped(
             update=pending.stats.number,
-            epoch=pending.plan.epoch + 1,
+            epoch=pending.batches.epoch + 1,
             loss=loss,
             gradient_norm=norm,
             pairs=tuple(numbers[:_MAX_PAIRS_SHOWN]),

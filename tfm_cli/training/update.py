@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.corpus.random_key import random_key
 from tfm_cli.files.faults import reach
-from tfm_cli.model.arithmetic import ran_out_of_memory
+from tfm_cli.model.precision import ran_out_of_memory
 from tfm_cli.parallel.data_parallel import full_tensor
-from tfm_cli.training.batches import MicroBatch, UpdatePlan
+from tfm_cli.training.batches import MicroBatch, UpdateBatches
 from tfm_cli.training.memory import MemoryLimit, out_of_memory_error
 from tfm_cli.training.optimizer import learning_rate
 from tfm_cli.training.parallel_model import ParallelModel
@@ -64,7 +64,7 @@ class UpdateStats:
 
 def update(
     parallel_model: ParallelModel,
-    plan: UpdatePlan,
+    batches: UpdateBatches,
     optimizer: torch.optim.Optimizer,
     options: UpdateOptions,
     memory_limit: MemoryLimit | None = None,
@@ -78,7 +78,7 @@ def update(
 
     Args:
         parallel_model: in training mode.
-        plan: the batches; the gradients of all ranks are summed.
+        batches: of the update; the gradients of all ranks are summed.
         optimizer: the optimizer of the model's parameters.
         options: see UpdateOptions.
         memory_limit: the limit on positions per pass, lowered if a batch does not fit.
@@ -87,15 +87,15 @@ def update(
         ResourceError: memory does not suffice for a single pair or, with sharded weights, for a
             micro-batch.
     """
-    gradients = _Gradients(parallel_model, plan.target_tokens, memory_limit or MemoryLimit())
+    gradients = _Gradients(parallel_model, batches.target_tokens, memory_limit or MemoryLimit())
     key = ("dropout", options.seed, options.number)
     retried = (options.attempt,) if options.attempt else ()
-    keys = [random_key(*key, each.number, *retried) for each in plan.micro_batches]
-    nll = gradients.accumulate(plan.micro_batches, keys)
+    keys = [random_key(*key, each.number, *retried) for each in batches.micro_batches]
+    nll = gradients.accumulate(batches.micro_batches, keys)
     parallel_model.all_reduce_gradients()
     rate = learning_rate(options.number, peak=options.peak_rate, warmup=options.warmup)
     norm = _clip(parallel_model.model, options.clip_norm)
-    stats = UpdateStats(options.number, plan.target_tokens, nll, norm, rate)
+    stats = UpdateStats(options.number, batches.target_tokens, nll, norm, rate)
     for group in optimizer.param_groups:
         group["lr"] = rate
     if not options.wait_for_gradient:

@@ -20,7 +20,7 @@ from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
 from tfm_cli.errors import OutOfTime
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER
 from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores
-from tfm_cli.model.arithmetic import arithmetic, precision_name
+from tfm_cli.model.precision import autocast, precision_name
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
 from tfm_cli.parallel import Parallel
@@ -60,7 +60,7 @@ def translator_factory(
         config: the settings of the run.
         options: the options of the search.
         device: the device of the model.
-        dtype: arithmetic of the matrix products.
+        dtype: precision of the matrix products.
     """
     if not uses_native_engine(device):
         from tfm_cli.translation.torch_engine import TorchEngine
@@ -119,7 +119,7 @@ class ValidationOptions:
         metrics: some of `loss` (negative log-likelihood per target token), `bleu` and `chrf`.
         tokenize: the tokenizer of BLEU.
         device: the device of the model.
-        dtype: arithmetic of the matrix products.
+        dtype: precision of the matrix products.
         check: called between steps; raises OutOfTime to stop the validation on all ranks.
         threads: translation threads of each rank.
     """
@@ -194,7 +194,7 @@ def mean_nll(
 
     def batch_nll(batch: Batch) -> float:
         options.check()
-        with arithmetic(options.device, options.dtype):
+        with autocast(options.device, options.dtype):
             _, nll = batch_loss(model, batch.to(options.device), label_smoothing=0.0)
         return float(nll)
 
@@ -219,13 +219,13 @@ def distribute_jobs(
     own: list[Any] | None = None
     stop = OutOfTime("another process has no more time")
     try:
-        own = _run_jobs(jobs[parallel.rank :: parallel.world], work, threads=threads)
+        own = _run_jobs(jobs[parallel.rank :: parallel.world_size], work, threads=threads)
     except OutOfTime as own_stop:
         stop = own_stop
     shares = [json.loads(share) for share in parallel.all_gather_bytes(json.dumps(own).encode())]
     if None in shares:
         raise stop
-    return [shares[i % parallel.world][i // parallel.world] for i in range(len(jobs))]
+    return [shares[i % parallel.world_size][i // parallel.world_size] for i in range(len(jobs))]
 
 
 def _run_jobs(jobs: Sequence[Any], work: Callable[[Any], Any], *, threads: int) -> list[Any]:

@@ -120,11 +120,11 @@ class NativeEngine:
             return [[row[:-1] for row in weights[:-1]] for weights in of_models[0]]
         return [_mean(weights) for weights in zip(*of_models, strict=True)]
 
-    def force(
+    def score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         """Return the log-probabilities of each target's tokens and of the </s> after them."""
-        of_models = [reader.force(sources, targets) for reader in self._readers]
+        of_models = [reader.score(sources, targets) for reader in self._readers]
         if len(of_models) == 1:
             return of_models[0]
         return [

@@ -269,7 +269,7 @@ class Scorer:
             ResourceError: a single pair does not fit in memory.
         """
         try:
-            return self._engine.force(batch.sources, batch.targets)
+            return self._engine.score(batch.sources, batch.targets)
         except MemoryError:
             pass
         # The memory of the failed pass is freed only after the except block.

@@ -95,7 +95,7 @@ class SearchEngine(Protocol):
             NonFiniteScoresError: the attention weights are not finite numbers.
         """
 
-    def force(
+    def score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         """Return the log-probabilities of each target's tokens and of the </s> after them.

@@ -323,7 +323,7 @@ def merge_ranks(
             if not window.texts:
                 yield window
                 continue
-            is_own = window.number % parallel.world == parallel.rank
+            is_own = window.number % parallel.world_size == parallel.rank
             unwritten.append(window if is_own else window._replace(texts=[]))
             if is_own:
                 yield window
@@ -420,7 +420,7 @@ def _received(window: Window, parallel: Parallel) -> TranslatedWindow:
     Raises:
         DataError: that rank has read another input.
     """
-    rank = window.number % parallel.world
+    rank = window.number % parallel.world_size
     header, *texts = parallel.receive(rank).decode("utf-8").split("\n")
     facts = json.loads(header)
     if facts["sha256"] != window.end.sha256:
@@ -483,9 +483,11 @@ def job_settings(
 def check_input(input_path: str, parallel: Parallel) -> None:
     """Raise a ConfigError unless each of several processes can read the input from its start."""
     source = Path(input_path)
-    if parallel.world > 1 and (input_path == "-" or (source.exists() and not source.is_file())):
+    if parallel.world_size > 1 and (
+        input_path == "-" or (source.exists() and not source.is_file())
+    ):
         raise ConfigError(
-            f"`--input {input_path}`: {parallel.world} processes cannot all read it",
+            f"`--input {input_path}`: {parallel.world_size} processes cannot all read it",
             hint="name a file that each of them can read",
         )
 

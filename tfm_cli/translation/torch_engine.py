@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import Batch, make_batch, pad_source
+from tfm_cli.cuda.static_transformer import StaticTransformer
 from tfm_cli.decoding.beam import beam_search
 from tfm_cli.decoding.constraints import single_precision
 from tfm_cli.decoding.greedy import greedy_search
@@ -31,9 +32,8 @@ from tfm_cli.decoding.sampling import sample
 from tfm_cli.decoding.static.search import StaticSearch
 from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
 from tfm_cli.decoding.utf8 import Utf8
-from tfm_cli.engine.cuda import StaticTransformer
-from tfm_cli.model.arithmetic import arithmetic, ran_out_of_memory, set_cpu_threads
 from tfm_cli.model.positions import LearnedPositions
+from tfm_cli.model.precision import autocast, ran_out_of_memory, set_cpu_threads
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
@@ -127,11 +127,11 @@ class TorchEngine:
         return [row.tolist() for row in rows]
 
     @torch.inference_mode()
-    def force(
+    def score(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         """Return the log-probabilities of each target's tokens and of the </s> after them."""
-        with _memory_error(), arithmetic(self._device, self._dtype):
+        with _memory_error(), autocast(self._device, self._dtype):
             batch = self._pairs(sources, targets)
             of_models = torch.stack([_forced(model, batch) for model in self._models])  # (M, N)
             log_probs = of_models.logsumexp(dim=0) - math.log(len(of_models))  # (N,)
@@ -178,7 +178,7 @@ class TorchEngine:
         )
         if self._static is not None and has_usual_shape and not any(prefixes):
             return self._static(source, source_keep, limits=limits)
-        with arithmetic(self._device, self._dtype):
+        with autocast(self._device, self._dtype):
             return self._dynamic_search(
                 batch, restricted, source, source_keep, prefixes, limits, beam_size=beam_size
             )

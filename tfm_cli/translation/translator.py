@@ -390,7 +390,7 @@ def _in_torch(
 ) -> LoadedModels:
     import torch
 
-    from tfm_cli.model.arithmetic import precision_dtype, set_cpu_threads, warn_of_slow_bf16
+    from tfm_cli.model.precision import precision_dtype, set_cpu_threads, warn_of_slow_bf16
     from tfm_cli.model_directory.weights import load_model
     from tfm_cli.translation.torch_engine import TorchEngine
 

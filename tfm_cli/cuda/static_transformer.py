@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfm_cli.decoding.static.search import Shape
-from tfm_cli.model.arithmetic import arithmetic
 from tfm_cli.model.attention import MultiHeadAttention
 from tfm_cli.model.layers import ACTIVATIONS, AddAndNorm, DecoderLayer, FeedForward
 from tfm_cli.model.positions import LearnedPositions, rotate, rotations
+from tfm_cli.model.precision import autocast
 from tfm_cli.model.transformer import Transformer
 
 Projection = Callable[[Tensor], Tensor]  # (…, inputs) → (…, outputs), in half or single precision
@@ -288,7 +288,7 @@ class StaticTransformer:
     ) -> None:
         """Reset the state and encode the sources of its first segments, at most (B, S) ids."""
         segments, length = source.shape
-        with arithmetic(source.device, self._dtype):
+        with autocast(source.device, self._dtype):
             memory = self._transformer.encode(source, source_keep)  # (B', S', D)
         state.clear()
         for layer, cache in zip(self._layers, state.caches, strict=True):

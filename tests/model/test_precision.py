@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from tfm_cli.errors import ConfigError
-from tfm_cli.model import arithmetic as module
-from tfm_cli.model.arithmetic import (
-    arithmetic,
+from tfm_cli.model import precision as module
+from tfm_cli.model.precision import (
+    autocast,
     ran_out_of_memory,
     resolve_precision,
     set_cpu_threads,
@@ -102,9 +102,9 @@ def test_cpu_of_an_older_torch_computes_in_fp32(monkeypatch: pytest.MonkeyPatch)
 def test_products_are_in_the_precision_and_weights_as_they_are() -> None:
     weight = torch.ones(2, 2)
 
-    with arithmetic(torch.device("cpu"), torch.bfloat16):
+    with autocast(torch.device("cpu"), torch.bfloat16):
         low = weight @ weight
-    with arithmetic(torch.device("cpu"), torch.float32):
+    with autocast(torch.device("cpu"), torch.float32):
         high = weight @ weight
 
     assert (low.dtype, high.dtype, weight.dtype) == (torch.bfloat16, torch.float32, torch.float32)

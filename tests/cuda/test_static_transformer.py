@@ -9,9 +9,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.decoding.replay import ReplayedStep
-from tests.decoding.searching import beam_search, greedy_search
-from tests.engine.small_models import (
+from tests.cuda.small_models import (
     EOS,
     SHAPES,
     START,
@@ -20,12 +18,14 @@ from tests.engine.small_models import (
     model_of,
     source_of,
 )
+from tests.decoding.replay import ReplayedStep
+from tests.decoding.searching import beam_search, greedy_search
 from tfm_cli.config.settings import SearchConfig
+from tfm_cli.cuda.static_transformer import StaticTransformer, StaticTransformerState
 from tfm_cli.decoding.interface import TargetVocabulary
 from tfm_cli.decoding.static import search as static_search
 from tfm_cli.decoding.static.search import Shape, StaticSearch
 from tfm_cli.decoding.static.steps import StaticBeams, StaticGreedy
-from tfm_cli.engine.cuda import StaticTransformer, StaticTransformerState
 from tfm_cli.model.transformer import Transformer
 
 BANNED = (0, 1, 7)

@@ -88,7 +88,7 @@ def _fast_bf16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def arithmetic(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Compute matrix products in `dtype` inside this context; weights keep their dtype."""
     if dtype == torch.float32:
         yield
