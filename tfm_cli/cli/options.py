@@ -351,6 +351,21 @@ def workers_option(heading: str) -> Any:
     )
 
 
+def models_option() -> Any:
+    """Declare `--model` of a command that takes several models as an ensemble."""
+    return option(
+        "Input",
+        "--model",
+        "-m",
+        "--models",
+        metavar="DIR",
+        default=(Path("model"),),
+        shown_default="model",
+        help="Model directory that `tfm train` wrote. Repeat it for an ensemble, which averages "
+        "the probabilities of its models.",
+    )
+
+
 def precision_option(heading: str) -> Any:
     """Declare `--precision` of a command that translates."""
     return option(

@@ -13,6 +13,7 @@ from tfm_cli.cli.options import (
     Command,
     Options,
     model_files,
+    models_option,
     option,
     precision_option,
     quiet_option,
@@ -38,17 +39,7 @@ logger = logging.getLogger(__name__)
 class ScoreOptions(Options):
     """The options of `tfm score` that are not settings."""
 
-    models: tuple[Path, ...] = option(
-        "Input",
-        "--model",
-        "-m",
-        "--models",
-        metavar="DIR",
-        default=(Path("model"),),
-        shown_default="model",
-        help="Model directory that `tfm train` wrote. Repeat it for an ensemble, which averages "
-        "the probabilities of its models.",
-    )
+    models: tuple[Path, ...] = models_option()
     source: str | None = option(
         "Input",
         "--source",

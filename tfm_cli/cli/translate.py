@@ -13,6 +13,7 @@ from tfm_cli.cli.options import (
     Options,
     cpu_threads_option,
     model_files,
+    models_option,
     option,
     precision_option,
     quiet_option,
@@ -58,17 +59,7 @@ logger = logging.getLogger(__name__)
 class TranslateOptions(Options):
     """The options of `tfm translate`."""
 
-    models: tuple[Path, ...] = option(
-        "Input",
-        "--model",
-        "-m",
-        "--models",
-        metavar="DIR",
-        default=(Path("model"),),
-        shown_default="model",
-        help="Model directory that `tfm train` wrote. Repeat it for an ensemble, which averages "
-        "the probabilities of its models.",
-    )
+    models: tuple[Path, ...] = models_option()
     input_path: str = option(
         "Input",
         "--input",
