@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import logging
+import os
 import re
 import sys
 import time
@@ -53,6 +54,59 @@ def display_width(text: str) -> int:
     )  # fmt: skip
 
 
+def shortened(text: str, width: int) -> str:
+    """Return a text cut to at most this many columns of a terminal, with an ellipsis if cut."""
+    if display_width(text) <= width:
+        return text
+    end, columns = 0, 0
+    while (columns := columns + display_width(text[end])) < width:
+        end += 1
+    return text[:end].rstrip() + "…"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text with its lines wrapped between words; what follows in a line is indented.
+
+    A word that is wider than a line, such as a path, stays whole.
+    """
+    import textwrap  # only for messages that are too wide
+
+    lines: list[str] = []
+    for line in text.split("\n"):
+        columns = display_width(line)
+        if columns <= width:
+            lines.append(line)
+            continue
+        indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+        lines += textwrap.wrap(
+            line,
+            width if columns == len(line) else max(2, width // 2),  # wide characters take two
+            subsequent_indent=indent,
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal on standard error; 0 if it is none or does not tell."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return 0
+    with contextlib.suppress(ValueError):
+        if (columns := int(os.environ.get("COLUMNS", ""))) > 0:
+            return columns
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    return 0
+
+
+def wrapped_for_terminal(text: str) -> str:
+    """Return a message as it is written to standard error: on a terminal, no word is broken."""
+    width = terminal_width()
+    return wrapped(text, width) if width > 0 else text
+
+
 class _HangupSafeFile(io.FileIO):
     """A terminal that may disappear; output to it is then discarded."""
 
@@ -84,7 +138,9 @@ class _PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = visible_message(super().format(record))
-        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+        if record.levelno != logging.INFO:
+            text = f"{record.levelname.lower()}: {text}"
+        return wrapped_for_terminal(text)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

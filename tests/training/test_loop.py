@@ -15,7 +15,7 @@ from tfm_cli.errors import DivergedError
 from tfm_cli.model_directory.weights import build_transformer
 from tfm_cli.training import loop
 from tfm_cli.training.batches import BatchSampler
-from tfm_cli.training.events import CheckpointDue, Event, Logged, Stopped, Validated
+from tfm_cli.training.events import CheckpointDue, Event, Logged, Stopped, Updated, Validated
 from tfm_cli.training.loop import train
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel
@@ -83,12 +83,16 @@ class Run:
         self._config = config
         self._interrupted = interrupted
 
-    def events(self) -> Iterator[Event]:
+    def all_events(self) -> Iterator[Event]:
         return train(
             ParallelModel(self.model, label_smoothing=0.1), self.sampler, self.optimizer,
             self.average, self.state, self._config,
             validate=self._validate if self._scores else None, interrupted=self._interrupted,
         )  # fmt: skip
+
+    def events(self) -> Iterator[Event]:
+        """Yield all events but those of each update."""
+        return (event for event in self.all_events() if not isinstance(event, Updated))
 
     def _validate(self) -> Validation:
         assert self._scores is not None
@@ -113,6 +117,29 @@ def test_progress_comes_before_validation_and_validation_before_saving() -> None
     assert isinstance(stop, Stopped)
     assert stop.is_complete
     assert stop.reason == "6 updates made (--max-updates)"
+
+
+def test_each_update_is_an_event_with_its_loss_before_all_that_follows_from_it() -> None:
+    events = list(Run(scores=[1, 2, 3]).all_events())
+
+    updates = [event for event in events if isinstance(event, Updated)]
+    assert [event.update for event in updates] == [1, 2, 3, 4, 5, 6]
+    lines = [event for event in events if isinstance(event, Logged)]
+    for line, pair in zip(lines, (updates[:2], updates[2:4], updates[4:]), strict=True):
+        total = sum(each.loss * each.target_tokens for each in pair if each.loss is not None)
+        assert line.loss == pytest.approx(total / sum(each.target_tokens for each in pair))
+        assert events.index(pair[1]) == events.index(line) - 1
+        assert line.seconds == pair[1].seconds
+
+
+def test_event_of_an_update_does_not_wait_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_is_check_free", lambda device: False)
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: pytest.fail("it was read"))
+
+    events = Run(with_training(disp_freq=9, save_freq=9)).all_events()
+    updates = [next(events) for _ in range(3)]
+
+    assert [each.loss for each in updates if isinstance(each, Updated)] == [None] * 3
 
 
 def test_weights_at_the_end_are_validated_and_saved_if_they_were_not() -> None:

@@ -5,7 +5,9 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,14 @@ from tfm_cli import console
 from tfm_cli.errors import ResourceError
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.files.faults import VARIABLE, reset_faults
-from tfm_cli.training.events import Logged, Mark, Stopped, Validated
+from tfm_cli.training.events import Logged, Mark, Stopped, Updated, Validated
 from tfm_cli.training.progress import (
     Display,
     MetricsFile,
+    Pace,
+    Plan,
     perplexity,
+    plan_line,
     progress_line,
     score_text,
     validation_line,
@@ -219,17 +224,33 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown_on(stream: io.StringIO, patch: pytest.MonkeyPatch, level: int = console.NORMAL) -> str:
+def updated(update: int, *, tokens: int = 1000, seconds: float = 0.5) -> Updated:
+    return Updated(update, 1, tokens, 5.0, seconds, update * seconds)
+
+
+def shown_on(
+    stream: io.StringIO,
+    patch: pytest.MonkeyPatch,
+    level: int = console.NORMAL,
+    *,
+    columns: int = 80,
+    term: str = "xterm",
+) -> str:
     """Return the output of a short run on a terminal."""
     patch.setattr(sys, "stderr", stream)
-    patch.setenv("TERM", "xterm")
-    patch.setenv("COLUMNS", "80")
+    patch.setenv("TERM", term)
+    patch.setenv("COLUMNS", str(columns))
     console.setup(level)
-    with Display(total=100_000, done=0) as display:
+    with Display(Plan(total=100_000)) as display:
         display.show_progress(logged())
         display.show_validation(validated())
         display.show_progress(logged(600))
     return stream.getvalue()
+
+
+def plain(shown: str) -> str:
+    """Return text without the control sequences of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 def test_without_a_terminal_each_event_is_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,13 +267,35 @@ def test_on_a_terminal_progress_is_a_bar_and_validations_stay(
 
     shown = shown_on(Terminal(), monkeypatch)
 
-    assert f"{validation_line(validated())}\n" in shown
+    assert f"{validation_line(validated(), 80)}\n" in shown
     assert progress_line(logged()) not in shown
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert "600/100000 " in plain
-    assert " loss 5.21 ppl 184 lr 3.1e-04 4120 tok/s BLEU 34.2 " in plain
-    assert "…" not in plain
+    assert "update 600/100000 ━" in plain(shown)
+    assert "━ loss 5.21  ppl 184  lr 3.1e-04  BLEU 34.2" in plain(shown)
+    assert "…" not in plain(shown)
+    assert plain(shown).endswith(f"{progress_line(logged(600), 80)}\n")  # it stays
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # the cursor is shown again
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 120, 200])
+def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = plain(shown_on(Terminal(), monkeypatch, columns=columns))
+
+    lines = [line.split("\r")[-1] for line in shown.split("\n")]
+    assert max(map(len, lines)) <= columns
+    bars = [line for line in re.split("[\r\n]", shown) if "600/" in line]
+    assert bars
+    assert all(len(line) == columns for line in bars)  # the bar takes the room that is left
+    assert all(line.count("━") >= 8 for line in bars)
+    facts = {part.split(" ")[0] for part in progress_line(logged()).split("  ") if part}
+    kept = [part.split(" ")[0] for part in progress_line(logged(), columns).split("  ") if part]
+    assert kept[0] == "update"
+    assert set(kept) <= facts
+
+
+def test_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_on(Terminal(), monkeypatch, term="dumb", columns=200)
+
+    assert shown.startswith(f"{progress_line(logged())}\n")
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
@@ -267,8 +310,154 @@ def test_terminal_without_color_gets_none(monkeypatch: pytest.MonkeyPatch) -> No
 
     shown = shown_on(Terminal(), monkeypatch)
 
-    assert "600/100000" in shown
+    assert "600/100000" in plain(shown)
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown)
+
+
+class Clock:
+    """A clock that only moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def paced(plan: Plan, clock: Clock, updates: Iterable[Updated]) -> Pace:
+    """Return the pace after updates, each of which takes its time."""
+    pace = Pace(plan, clock)
+    for each in updates:
+        clock.now += each.update_seconds
+        pace.add(each)
+    return pace
+
+
+def test_time_left_is_that_of_the_updates_left_without_the_slow_first_one() -> None:
+    updates = [updated(1, seconds=60.0), *(updated(n) for n in range(2, 12))]
+    pace = paced(Plan(total=111), clock := Clock(), updates)
+
+    assert pace.seconds_left() == pytest.approx(100 * 0.5)
+    assert pace.tokens_per_second == pytest.approx(2000)
+    assert pace.share() == pytest.approx(11 / 111)
+
+    clock.now += 5  # a validation, such as others will follow
+    assert pace.seconds_left() == pytest.approx(100 * (0.5 + 5 / 10))
+
+
+def test_time_left_is_known_after_one_update_and_ends_at_the_limit_of_time() -> None:
+    clock = Clock()
+    by_updates = paced(Plan(total=5), clock, [updated(1)])
+    by_time = Plan(total=100_000, max_time="1m", began=1000.0, deadline=1060.0)
+    pace = paced(by_time, clock := Clock(), [updated(1), updated(2)])
+
+    assert by_updates.seconds_left() == pytest.approx(4 * 0.5)
+    assert pace.seconds_left() == pytest.approx(59)
+    assert pace.share() == pytest.approx(1 / 60)
+    clock.now += 100
+    assert (pace.seconds_left(), pace.share()) == (0, 1)
+
+
+def test_without_a_known_end_nothing_is_estimated() -> None:
+    pace = paced(Plan(), Clock(), [updated(1), updated(2)])
+
+    assert pace.seconds_left() == math.inf
+    assert pace.share() is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "line"),
+    [
+        (
+            {"total": 750},
+            "750 updates = 12.9 epochs, about 6m10s at 2,000 target tokens a second, "
+            "plus validations",
+        ),
+        (
+            {"total": 750, "max_time": "1h", "deadline": 4600.0},
+            "750 updates = 12.9 epochs, about 6m10s at 2,000 target tokens a second, "
+            "plus validations",
+        ),
+        (
+            {"total": 100_000, "max_time": "20m", "deadline": 2200.0},
+            "--max-time 20m = about 2,400 updates, 41.4 epochs, at 2,000 target tokens a second",
+        ),
+        (
+            {"max_time": "20m", "deadline": 2200.0},
+            "--max-time 20m = about 2,400 updates, 41.4 epochs, at 2,000 target tokens a second",
+        ),
+        ({}, "an epoch = 58 updates, about 29s at 2,000 target tokens a second"),
+    ],
+)
+def test_plan_says_what_the_settings_mean(plan: dict[str, Any], line: str) -> None:
+    settings = Plan(updates_per_epoch=58, began=1000.0, **plan)
+    pace = paced(settings, clock := Clock(), [updated(n) for n in range(1, 11)])
+
+    assert plan_line(settings, pace, 10, clock.now) == line
+
+
+def test_plan_of_a_resumed_run_is_of_what_is_left() -> None:
+    settings = Plan(made=700, total=750, updates_per_epoch=100)
+    pace = paced(settings, clock := Clock(), [updated(n) for n in range(701, 711)])
+
+    assert plan_line(settings, pace, 710, clock.now).startswith(
+        "50 more updates = 0.5 epochs, about 20s at"
+    )
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(0.1, 10), (3.0, 7), (90.0, 1)])
+def test_plan_comes_once_after_ten_updates_or_twenty_seconds(
+    seconds: float, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, clock, seen = io.StringIO(), Clock(), []
+    monkeypatch.setattr(sys, "stderr", stream)
+    console.setup()
+
+    with Display(Plan(total=1000, updates_per_epoch=9), clock=clock) as display:
+        for number in range(1, 40):
+            clock.now += seconds
+            display.show_update(updated(number, seconds=seconds))
+            seen.append(stream.getvalue().count("1,000 updates = "))
+
+    assert seen == [0] * (after - 1) + [1] * (40 - after)
+
+
+def test_run_of_slow_updates_has_a_first_line_within_the_first_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, clock = io.StringIO(), Clock()
+    monkeypatch.setattr(sys, "stderr", stream)
+    console.setup()
+
+    with Display(Plan(total=1000), clock=clock) as display:
+        for number in range(1, 30):
+            clock.now += 5
+            display.show_update(updated(number, seconds=5))
+
+    assert re.findall("^update.*", stream.getvalue(), re.M) == [
+        "update      9  epoch   1  loss  5.000  tgt-tok/s    200  time 45s"
+    ]
+
+
+def test_bar_moves_at_updates_but_only_a_few_times_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, clock = Terminal(), Clock()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    console.setup()
+
+    with Display(Plan(total=2000), clock=clock) as display:
+        for number in range(1, 1001):
+            clock.now += 0.01
+            display.show_update(updated(number, seconds=0.01))
+
+    shown = plain(stream.getvalue())
+    drawn = sorted(set(map(int, re.findall(r"update (\d+)/2000 ", shown))))
+    assert 36 <= len(drawn) <= 42  # in ten seconds
+    assert drawn[:2] == [0, 1]
+    assert "loss 5.00  ppl 148  100000 tok/s  10s left" in shown
 
 
 def test_metrics_line_has_no_line_feed_inside(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import typer
 
 import tfm_cli
 from tfm_cli.cli.commands import CommandGroup, Commands, usage_problem
-from tfm_cli.console import hangup_safe_stream, visible, visible_message
+from tfm_cli.console import hangup_safe_stream, visible, visible_message, wrapped_for_terminal
 from tfm_cli.errors import (
     END_SIGNALS,
     INSTALL_TORCH,
@@ -112,15 +112,15 @@ def _failures_reported() -> Iterator[None]:
             if isinstance(bug, ImportError) and (bug.name or "").partition(".")[0] == "torch":
                 _say(f"hint: {INSTALL_TORCH}")
             raise typer.Exit(ResourceError.exit_code) from bug
-        _say(visible(traceback.format_exc()).removesuffix("\n"))
+        _say(visible(traceback.format_exc()).removesuffix("\n"), wraps=False)
         _say(f"error: this is a bug in tfm {tfm_cli.__version__}; {_REPORT}")
         raise typer.Exit(70) from bug
 
 
-def _say(text: str) -> None:
-    """Write a line to standard error; if its reader has gone, the exit code still tells."""
+def _say(text: str, *, wraps: bool = True) -> None:
+    """Write a message to standard error; if its reader has gone, the exit code still tells."""
     with contextlib.suppress(OSError):
-        typer.echo(text, err=True)
+        typer.echo(wrapped_for_terminal(text) if wraps else text, err=True)
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,6 +6,18 @@ from tfm_cli.training.validation import Validation
 
 
 @dataclass(frozen=True, slots=True)
+class Updated:
+    """An update that was made or skipped, with what is known without waiting for the device."""
+
+    update: int
+    epoch: int  # from 1
+    target_tokens: int
+    loss: float | None  # negative log-likelihood per target token; None if it is not known yet
+    update_seconds: float  # spent on this update
+    seconds: float  # trained so far, over all runs
+
+
+@dataclass(frozen=True, slots=True)
 class Logged:
     """Training progress since the previous progress line."""
 
@@ -78,4 +90,4 @@ class UpdateSkipped:
     is_retried: bool  # the update is computed again
 
 
-Event = Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped | Stopped
+Event = Updated | Logged | Validated | Unvalidated | CheckpointDue | UpdateSkipped | Stopped

@@ -20,6 +20,7 @@ from tfm_cli.training.events import (
     Logged,
     Stopped,
     Unvalidated,
+    Updated,
     Validated,
 )
 from tfm_cli.training.memory import MemoryLimit
@@ -156,7 +157,23 @@ class _Loop:
         seconds = time.monotonic() - self.began
         state.train_seconds += seconds
         self.statistics.add(stats, batches, seconds)
+        yield self._updated(stats, batches, seconds)
         return is_skipped
+
+    def _updated(self, stats: UpdateStats, batches: UpdateBatches, seconds: float) -> Updated:
+        """Return the event of an update; reading it must not make the CPU wait for a GPU."""
+        parallel_model, loss = self.parallel_model, None
+        if parallel_model.parallel.world_size == 1 and _is_check_free(parallel_model.device):
+            mean = float(stats.nll) / stats.target_tokens
+            loss = mean if math.isfinite(mean) else None
+        return Updated(
+            update=self.state.update,
+            epoch=batches.epoch + 1,
+            target_tokens=stats.target_tokens,
+            loss=loss,
+            update_seconds=seconds,
+            seconds=self.state.train_seconds,
+        )
 
     def _attempt(self, batches: UpdateBatches, *, waits: bool, attempt: int = 0) -> UpdateStats:
         state, settings = self.state, self.config.training

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from tfm_cli.training import checkpoint, run_directory
 from tfm_cli.training.artifacts import RunWriter
 from tfm_cli.training.batches import BatchSampler
 from tfm_cli.training.data import Corpora, load_corpora
-from tfm_cli.training.events import CheckpointDue, Event, Stopped
+from tfm_cli.training.events import CheckpointDue, Event, Stopped, Updated
 from tfm_cli.training.initialization import (
     check_same_text,
     initialize_model,
@@ -50,7 +51,7 @@ from tfm_cli.training.memory import (
 )
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, compile_layers, should_compile
-from tfm_cli.training.progress import Display, score_text
+from tfm_cli.training.progress import Display, Plan, score_text
 from tfm_cli.training.rank_checks import (
     broadcast_state,
     check_ranks_agree,
@@ -90,6 +91,7 @@ class TrainingRun:
     sampler: BatchSampler
     dtype: torch.dtype
     limit: TimeLimit
+    updates_per_epoch: int  # estimated in a corpus of several pools
 
 
 def run(
@@ -182,7 +184,7 @@ def prepare(
             dtype=dtype,
         )
     sampler = with_smallest_micro_batch(sampler, parallel)
-    _log_start(config, sampler, parallel_model, dtype)
+    updates_per_epoch = _log_start(config, sampler, parallel_model, dtype)
     if resume:
         logger.info("resuming after update %d of `%s`", state.update, output)
         log_batches_per_update(state, config.training.update_freq, parallel.world_size)
@@ -197,6 +199,7 @@ def prepare(
         sampler=sampler,
         dtype=dtype,
         limit=limit,
+        updates_per_epoch=updates_per_epoch,
     )
 
 
@@ -292,9 +295,11 @@ def train_and_record(run: TrainingRun) -> None:
 def _record(run: TrainingRun, events: Iterator[Event], writer: RunWriter) -> Stopped:
     """Display and save all events, and return the last one."""
     stopped = None
-    total = run.config.training.max_updates or None
-    with Display(total=total, done=run.state.update) as display:
+    with Display(_plan(run)) as display:
         for event in events:
+            if isinstance(event, Updated):
+                display.show_update(event)
+                continue
             if isinstance(event, Stopped):
                 stopped = event
                 writer.stop(event)
@@ -305,6 +310,19 @@ def _record(run: TrainingRun, events: Iterator[Event], writer: RunWriter) -> Sto
                 run.limit.saving_seconds = time.monotonic() - began
     assert stopped is not None
     return stopped
+
+
+def _plan(run: TrainingRun) -> Plan:
+    settings, limit = run.config.training, run.limit
+    totals = [settings.max_updates, settings.max_epochs * run.updates_per_epoch]
+    return Plan(
+        made=run.state.update,
+        total=min(filter(None, totals), default=0),
+        updates_per_epoch=run.updates_per_epoch,
+        max_time=settings.max_time,
+        began=limit.began,
+        deadline=limit.deadline,
+    )
 
 
 def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
@@ -378,8 +396,8 @@ def _batch_sampler(
 
 def _log_start(
     config: RunConfig, sampler: BatchSampler, parallel_model: ParallelModel, dtype: torch.dtype
-) -> None:
-    """Log the size of the model, the devices, and the batches of an epoch."""
+) -> int:
+    """Log the size of the model, the devices, and the batches of an epoch; return its updates."""
     device = parallel_model.device
     store, order = sampler.store, sampler.order
     batches = order.batches(0, 0)
@@ -404,6 +422,7 @@ def _log_start(
         logger.info(
             "%s: repeated runs may differ in the last digits, unless with `--deterministic`", device
         )
+    return math.ceil(len(batches) / sampler.batches_per_update) * order.num_pools
 
 
 def _closing_line(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:

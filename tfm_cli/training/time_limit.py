@@ -40,6 +40,11 @@ class TimeLimit:
         self.saving_seconds = 0.0  # of the newest checkpoint, as an estimate for the last one
 
     @property
+    def deadline(self) -> float:
+        """Return the time of the end, by the clock; infinite without a limit."""
+        return self.began + self._seconds
+
+    @property
     def reason(self) -> str:
         """Return the reason for the end, as shown to the user."""
         return f"{self._max_time} passed (--max-time)"
