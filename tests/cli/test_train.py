@@ -1,12 +1,17 @@
+import contextlib
 import gzip
 import os
+import pty
 import re
+import subprocess
+import termios
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_SHAPE, RunTfm, TinyCorpus
+from tests.conftest import TFM, TINY_SHAPE, RunTfm, TinyCorpus
+from tests.forked import PATIENCE
 from tests.runs import SMALL_RUN, metrics, write_part
 from tests.tiers import representative
 from tfm_cli.config.loading import read_toml, resolve, to_mapping
@@ -31,6 +36,25 @@ def write(name: str, content: str | bytes) -> str:
     return name
 
 
+def on_terminal(arguments: list[str], columns: int) -> list[str]:
+    """Return what a terminal of a width gets to show of a command, redrawn lines among them."""
+    keyboard, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, columns))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [*TFM, *arguments], stdin=terminal, stdout=terminal, stderr=terminal,
+        env=environment | {"TERM": "xterm-256color", "NO_COLOR": "1"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(keyboard, 1 << 16):
+            shown += chunk
+    os.close(keyboard)
+    assert process.wait(timeout=PATIENCE) == 0, shown
+    return re.split("[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()))
+
+
 # --- what it says -------------------------------------------------------------------------------
 
 
@@ -52,6 +76,7 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
         r"update      2  epoch   2  loss +[\d.]+  ppl +[\d.]+  lr [\d.e-]+  tgt-tok/s .*",
         r"update      4  epoch .*",
         r"valid       4  epoch   \d  bleu [\d.]+  chrf [\d.]+  loss [\d.]+  ppl .*  best",
+        *(rf"  {line} {name}.*" for line in (1, 2) for name in ("source", "reference", "trans")),
         r"BLEU signature: nrefs:1\|.*",
         r"chrF2 signature: nrefs:1\|.*",
         r"stopped after update 4: 4 updates made \(--max-updates\); best bleu [\d.]+ at update 4; "
@@ -280,6 +305,30 @@ def test_recipe_of_the_sample_never_meets_other_text(
     assert result.err.startswith("error: run.toml: has the recipe of the sample corpus")
     assert "tfm train -s SOURCE -t TARGET --dump-config" in result.err
     assert not Path("model").exists()
+
+
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
+def test_no_line_of_a_run_is_wider_than_the_terminal_and_no_word_is_broken(
+    columns: int, text: list[str]
+) -> None:
+    flags = ["--max-updates", "12", "--disp-freq", "5", "--valid-freq", "6"]
+    flags += ["--set", "validation.samples=1"]
+
+    lines = on_terminal(["train", *text, *SMALL_RUN, *flags], columns)
+
+    assert max(map(len, lines)) <= columns
+    bars = [line for line in lines if re.match(r"update \d+/12 +━", line)]
+    assert bars
+    assert all(len(line) == columns for line in bars)
+    assert any(re.search(r" loss [\d.]+ .* \d+ tok/s .* left$", line) for line in bars)
+    plan = "12 updates = [0-9.]+ epochs, about [0-9]+s at [0-9,]+ target tokens a"
+    assert len([line for line in lines if re.match(plan, line)]) == 1
+    (reference,) = {line for line in lines if line.startswith("  1 reference    ")}
+    assert lines.count(reference) == 2  # one for each validation
+    progress = [line for line in lines if re.match(r"update +\d+  ", line)]
+    assert len(progress) == 1  # the last one stays
+    words = " ".join(lines).split()
+    assert {"(--max-updates);", "`model`"} <= set(words)
 
 
 @pytest.mark.parametrize("key", ["source", "pairs"])

@@ -5,9 +5,12 @@ import time
 
 import pytest
 
+from tfm_cli.errors import OutOfTime
 from tfm_cli.training import interruption as interruption_module
-from tfm_cli.training.interruption import interruption, record_signals
+from tfm_cli.training.events import Stopped
+from tfm_cli.training.interruption import interruption, record_signals, validation_check
 from tfm_cli.training.state import TrainState
+from tfm_cli.training.time_limit import TimeLimit
 
 
 def test_no_reason_is_none() -> None:
@@ -33,6 +36,68 @@ def test_time_that_is_up_stops_after_an_update_at_least(best: float | None) -> N
     assert stop.reason == "1m passed (--max-time)"
     assert not stop.is_complete
     assert stop.validate_first == (best is None)  # there should be some model
+
+
+class Steps:
+    """A run of updates of equal length that are followed by the question whether to stop."""
+
+    def __init__(self, seconds: float, *, validation: float, best: float | None = 3.0) -> None:
+        self.state, self.now = TrainState(best_score=best), 1010.0  # after ten seconds of reading
+        self._seconds = seconds
+        self._why = interruption(
+            self.state, lambda: 0, max_time="2m", began=1000.0, clock=lambda: self.now,
+            saving_seconds=lambda: 2.0, validation_seconds=lambda: validation,
+        )  # fmt: skip
+
+    def stop(self) -> Stopped:
+        """Make updates until there is a reason to stop, and return it."""
+        while not (stop := self._why()):
+            self.state.update += 1
+            self.now += self._seconds
+        return stop
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 7.0])
+@pytest.mark.parametrize("validation", [0.5, 10.0, 40.0])
+def test_last_validation_and_checkpoint_end_within_the_limit_and_not_long_before(
+    seconds: float, validation: float
+) -> None:
+    steps = Steps(seconds, validation=validation)
+
+    stop = steps.stop()
+
+    assert stop.validate_first
+    end = steps.now + validation + 2.0
+    assert end <= 1120.0 + 1e-6
+    assert end > 1120.0 - 2 * seconds - 0.2 * validation - 1e-6
+
+
+@pytest.mark.parametrize(("validation", "best"), [(0.0, 3.0), (56.0, 3.0), (56.0, None)])
+def test_validation_that_takes_most_of_the_time_is_not_waited_for(
+    validation: float, best: float | None
+) -> None:
+    steps = Steps(1.0, validation=validation, best=best)
+
+    stop = steps.stop()
+
+    assert steps.now == 1118.0
+    assert stop.validate_first == (best is None)  # there should be some model
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGTERM])
+def test_validation_ends_at_a_signal_and_when_time_is_up(number: int) -> None:
+    now = 0.0
+    limit = TimeLimit("1m", began=0.0, clock=lambda: now)
+    check = validation_check(limit, lambda: number)
+
+    if number:
+        with pytest.raises(OutOfTime, match="SIGTERM was received"):
+            check()
+    else:
+        check()
+    now = 65.0
+    with pytest.raises(OutOfTime, match="1m passed"):
+        check()
 
 
 def test_signal_stops_at_once_without_judging() -> None:

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import TFM, TinyCorpus, invoke
-from tests.runs import SMALL_RUN, left_behind, write_part
+from tests.runs import SMALL_RUN, left_behind, metrics, write_part
 from tests.tiers import representative
 from tfm_cli.decoding.constraints import is_loop
 from tfm_cli.errors import OutOfTime
+from tfm_cli.training.events import Stopped
+from tfm_cli.training.state import TrainState
 from tfm_cli.training.time_limit import TimeLimit
 
 pytestmark = pytest.mark.slow
@@ -94,6 +98,73 @@ def test_r10_validation_that_was_cut_off_is_made_by_the_run_that_goes_on(
     assert [line["update"] for line in left["metrics"] if line["event"] == "valid"] == [
         *range(3, update, 3)
     ]
+    assert result.code == 0, result.err
+    assert left_behind(tmp_path / "model") == unbroken.left
+
+
+def stop_after(updates: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the time be up after an update, early enough for a validation."""
+
+    def interruption(state: TrainState, *_: Any, **__: Any) -> Callable[[], Stopped | None]:
+        stop = Stopped("1h passed (--max-time)", is_complete=False, validate_first=True)
+        return lambda: stop if state.update == updates else None
+
+    patch.setattr("tfm_cli.training.run.interruption", interruption)
+
+
+def test_r10_last_weights_are_validated_when_time_is_up_and_the_run_goes_on_as_if_not(
+    unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated = []
+    for updates in (1, 4, 8, 9):
+        with monkeypatch.context() as patch:
+            stop_after(updates, patch)
+            stopped = invoke(unbroken.command(tmp_path / "model"))
+        assert stopped.code == 0, stopped.err
+        assert f"stopped after update {updates}: 1h passed (--max-time); " in stopped.err
+        lines = [each for each in metrics(tmp_path / "model") if each["event"] == "valid"]
+        validated.append([(each["update"], each["scheduled"]) for each in lines])
+
+    result = invoke(unbroken.command(tmp_path / "model"))
+
+    assert validated == [
+        [(1, False)],
+        [(3, True), (4, False)],
+        [(3, True), (6, True), (8, False)],
+        [(3, True), (6, True), (9, True)],  # nothing is validated twice
+    ]
+    assert result.code == 0, result.err
+    assert left_behind(tmp_path / "model") == unbroken.left
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_r03_signal_ends_a_validation_which_the_run_that_goes_on_makes(
+    share: float,
+    unbroken: Unbroken,
+    num_checks: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call, calls, check = 1 + round(share * (num_checks - 1)), [0], TimeLimit.check
+
+    def signalling(limit: TimeLimit) -> None:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # it reaches the main thread
+        check(limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimeLimit, "check", signalling)
+        stopped = invoke(unbroken.command(tmp_path / "model"))
+    left = left_behind(tmp_path / "model")
+
+    result = invoke(unbroken.command(tmp_path / "model"))
+
+    assert stopped.code == 143, stopped.err
+    assert "SIGTERM was received during the validation; " in stopped.err
+    update = left["state"]["update"]
+    assert left["state"]["validated_update"] == update - 3
     assert result.code == 0, result.err
     assert left_behind(tmp_path / "model") == unbroken.left
 

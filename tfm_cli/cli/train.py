@@ -1,11 +1,13 @@
 """`tfm train`: from parallel text to a model directory."""
 
 import contextlib
+import json
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tfm_cli.cli.options import (
     Command,
@@ -20,12 +22,16 @@ from tfm_cli.config.loading import Overrides, read_toml, resolve, to_mapping, wr
 from tfm_cli.config.presets import PRESETS
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import visible
-from tfm_cli.errors import ConfigError, ModelError
+from tfm_cli.errors import ConfigError, Interrupted, ModelError, OutOfTime
 from tfm_cli.files.atomic import check_writable
 from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.cpu_cores import import_numpy
+from tfm_cli.text.writer import open_output, write_lines
 from tfm_cli.training.time_limit import TimeLimit
+
+if TYPE_CHECKING:
+    from tfm_cli.training.events import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +73,17 @@ class TrainOptions(Options):
         default=(),
         help="Any setting of the file. Repeatable.",
     )._replace(completions=tuple(f"{name}=" for name in setting_names()))
+    tensorboard: Path | None = option(
+        "Validation and checkpoints",
+        "--tensorboard",
+        metavar="DIR",
+        help="Write the learning curves for TensorBoard as well.",
+    )
+    summary: Literal["json"] | None = option(
+        "Messages",
+        "--summary",
+        help="Print scores, hashes and the reason for the end on standard output.",
+    )
     dump_config: bool = option(
         "Settings", "--dump-config", default=False, help="Print all settings as TOML and exit."
     )
@@ -100,19 +117,35 @@ def train(options: TrainOptions) -> None:
         sys.stdout.write(visible(write_toml(config)))  # TOML has the same escapes
         return
 
+    if options.summary:
+        check_writable("-")
     limit = TimeLimit(config.training.max_time, began=start)
-    # A single process does not import torch to connect.
-    with limit.alarm(), parallel.connected(timeout_seconds=config.parallel.timeout):
-        # A launcher restarts the command after a failure; that must resume, not start over.
-        overwrite = options.overwrite and not parallel.has_flag("begun")
-        _train(
-            config,
-            options.output,
-            overwrite=overwrite,
-            parallel=parallel,
-            config_file=options.config_file,
-            limit=limit,
-        )
+    try:
+        # A single process does not import torch to connect.
+        with limit.alarm(), parallel.connected(timeout_seconds=config.parallel.timeout):
+            # A launcher restarts the command after a failure; that must resume, not start over.
+            overwrite = options.overwrite and not parallel.has_flag("begun")
+            stopped = _train(config, options, overwrite=overwrite, parallel=parallel, limit=limit)
+    except Interrupted as stop:
+        name = signal.Signals(stop.exit_code - 128).name
+        _print_summary(options, parallel, f"{name} was received", is_complete=False)
+        raise
+    except OutOfTime as stop:
+        _print_summary(options, parallel, str(stop), is_complete=False)
+        raise
+    _print_summary(options, parallel, stopped.reason, is_complete=stopped.is_complete)
+
+
+def _print_summary(
+    options: TrainOptions, parallel: Parallel, reason: str, *, is_complete: bool
+) -> None:
+    if options.summary is None or not parallel.is_main:
+        return
+    from tfm_cli.training.summary import run_summary
+
+    facts = run_summary(options.output, reason=reason, is_complete=is_complete)
+    with open_output("-") as stream:
+        write_lines(stream, [json.dumps(facts)])
 
 
 def _check_exclusions(options: TrainOptions) -> None:
@@ -129,15 +162,17 @@ def _check_exclusions(options: TrainOptions) -> None:
 
 def _train(
     config: RunConfig,
-    output: Path,
+    options: TrainOptions,
     *,
     overwrite: bool,
     parallel: Parallel,
-    config_file: Path | None,
     limit: TimeLimit,
-) -> None:
+) -> "Stopped":
+    """Train or resume the run, and return the reason for its end."""
     import_numpy()
-    from tfm_cli.training import data, run_directory
+    from tfm_cli.training import data, run_directory, tensorboard
+
+    output, config_file = options.output, options.config_file
 
     if parallel.world_size > 1 and "-" in config.data.pairs:
         raise ConfigError(
@@ -148,6 +183,8 @@ def _train(
         more = [config_file] if config_file else []
         run_directory.check_output(config, output, overwrite=overwrite)
         run_directory.check_inputs_not_overwritten(config, output, resume=True, more=more)
+        if options.tensorboard is not None:
+            tensorboard.check_directory(options.tensorboard, output)
     with contextlib.ExitStack() as contexts:
         if parallel.is_main:
             contexts.enter_context(run_directory.locked(output))
@@ -165,7 +202,14 @@ def _train(
 
         if parallel.is_main and not resume:
             contexts.enter_context(run_directory.marked(output))
-        run(config, output, resume=resume, parallel=parallel, limit=limit)
+        return run(
+            config,
+            output,
+            resume=resume,
+            parallel=parallel,
+            limit=limit,
+            tensorboard=options.tensorboard,
+        )
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -491,6 +491,14 @@ class ValidationConfig(Section):
         may_change=True,
     )
     beam_size: int = opt(1, "Beam size of validation; 1 is greedy search.", ge=1, le=256)
+    samples: int = opt(
+        3,
+        "Lines of the validation text that are logged with their translation at each validation; "
+        "0 for none.",
+        ge=0,
+        le=1000,
+        may_change=True,
+    )
 
 
 @section

@@ -44,6 +44,7 @@ from tfm_cli.training.optimizer import MovingAverage
 from tfm_cli.training.parallel_model import ParallelModel
 from tfm_cli.training.progress import Display, MetricsFile
 from tfm_cli.training.state import TrainState
+from tfm_cli.training.tensorboard import EventFile
 from tfm_cli.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ class RunWriter:
         average: MovingAverage,
         optimizer: torch.optim.Optimizer,
         state: TrainState,
+        tensorboard: Path | None = None,
     ) -> None:
         self._config = config
         self._output = output
@@ -160,6 +162,10 @@ class RunWriter:
         if self._is_writer:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
             self._resumed_update = state.update
+        self._events: EventFile | None = None
+        if tensorboard is not None and self._metrics is not None:
+            self._events = EventFile(tensorboard, output, began=time.time() - state.train_seconds)
+            self._events.rewrite(self._metrics.facts())
         self._resumed = Mark(state.update, state.epoch + 1, state.train_seconds, None)
         self._has_logged_signatures = False
         self._has_warned_of_card = False
@@ -185,8 +191,10 @@ class RunWriter:
 
     def stop(self, event: Stopped) -> None:
         """Record the end of training, unless this process has not trained at all."""
+        state = self._state
+        if self._metrics is not None:
+            self._begin(state.update, self._metrics)
         if self._metrics is not None and self._resumed_update is None:
-            state = self._state
             mark = Mark(state.update, state.epoch + 1, state.train_seconds, event)
             self._metrics.add(mark)
 
@@ -206,14 +214,23 @@ class RunWriter:
         return "its checkpoints went with it" if self._is_gone() else "no checkpoint was saved"
 
     def _write_metrics(self, event: SavedEvent, metrics: MetricsFile) -> None:
-        if self._resumed_update is not None and event.update > self._resumed_update:
-            self._resumed_update = None
-            metrics.drop_unscheduled()
-            self._restore_scheduled_best()
-            if self._resumed.update:
-                metrics.add(self._resumed)
+        self._begin(event.update, metrics)
         if not isinstance(event, CheckpointDue | Unvalidated):
-            metrics.add(event)
+            facts = metrics.add(event)
+            if self._events is not None:
+                self._events.add(facts)
+
+    def _begin(self, update: int, metrics: MetricsFile) -> None:
+        """At the first update, remove what the former command wrote because it ended there."""
+        if self._resumed_update is None or update <= self._resumed_update:
+            return
+        self._resumed_update = None
+        metrics.drop_unscheduled()
+        if self._events is not None:
+            self._events.rewrite(metrics.facts())
+        self._restore_scheduled_best()
+        if self._resumed.update:
+            metrics.add(self._resumed)
 
     def _write_best(self, event: Validated | Unvalidated) -> None:
         """Write the best weights at once, before training changes them."""

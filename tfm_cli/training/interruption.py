@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from tfm_cli.config.validation import duration_seconds
-from tfm_cli.errors import END_SIGNALS
+from tfm_cli.errors import END_SIGNALS, OutOfTime
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.launcher import is_launched
 from tfm_cli.training.events import Stopped
 from tfm_cli.training.state import TrainState
+from tfm_cli.training.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
 
 # A signal to a whole job may reach a process twice, since the launcher or the shell also forwards
 # it. Within this many seconds, the second one counts as the same signal.
 _SAME_SECONDS = 3.0
+_RESERVE_FACTOR = 1.1  # since no two validations take the same time
 
 
 @contextlib.contextmanager
@@ -103,6 +105,30 @@ def _exit_on_second(watched: Sequence[int], same_seconds: float) -> Iterator[Non
         os.close(read_end)
 
 
+class SignalReceived(OutOfTime):
+    """The end of a validation because of a signal, as if its time were up."""
+
+
+def validation_check(limit: TimeLimit, signalled: Callable[[], int]) -> Callable[[], None]:
+    """Return a function that raises OutOfTime if a validation must end: time is up, or a signal.
+
+    Args:
+        limit: the time limit of the command.
+        signalled: returns the number of the signal that was received, 0 for none.
+    """
+
+    def check() -> None:
+        limit.check()
+        if number := signalled():
+            raise SignalReceived(_received(number))
+
+    return check
+
+
+def _received(number: int) -> str:
+    return f"{signal.Signals(number).name} was received"
+
+
 def interruption(
     state: TrainState,
     signalled: Callable[[], int],
@@ -112,10 +138,13 @@ def interruption(
     clock: Callable[[], float] = time.monotonic,
     parallel: Parallel | None = None,
     saving_seconds: Callable[[], float] = lambda: 0.0,
+    validation_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Callable[[], Stopped | None]:
     """Return a function that returns the reason to stop now, or None to continue.
 
-    All ranks stop after the same update, whichever of them has a reason.
+    All ranks stop after the same update, whichever of them has a reason. Before the time is up, the
+    last weights are validated if that takes at most half of the time for training: otherwise a
+    command with little time would spend it on validations.
 
     Args:
         state: the position of the run.
@@ -125,23 +154,35 @@ def interruption(
         clock: returns the time in seconds.
         parallel: the processes, all of which must call the function together.
         saving_seconds: estimates the duration of the last checkpoint.
+        validation_seconds: estimates the duration of a validation; 0 without validation text.
     """
     parallel = parallel or Parallel()
     limit = duration_seconds(max_time) or math.inf
     first_update = state.update
+    longest_validation = (began + limit - clock()) / 2
+    last_call = -math.inf
+    update_seconds = math.inf  # of the quickest update, without validation and checkpoint
 
     def interrupted() -> Stopped | None:
-        number, is_late = parallel.all_max(
-            [signalled(), clock() - began + saving_seconds() >= limit]
+        nonlocal last_call, update_seconds
+        now, reserved = clock(), validation_seconds()
+        update_seconds = min(update_seconds, now - last_call)
+        last_call = now
+        validates = 0 < reserved <= longest_validation
+        needed = saving_seconds()
+        if validates and state.update > first_update:
+            # The next update must end early enough, too.
+            needed += _RESERVE_FACTOR * reserved + update_seconds
+        number, is_late, validate_first = parallel.all_max(
+            [signalled(), now - began + needed >= limit, validates or state.best_score is None]
         )
         if number:
-            reason = f"{signal.Signals(number).name} was received"
-            return Stopped(reason, is_complete=False, validate_first=False)
+            return Stopped(_received(number), is_complete=False, validate_first=False)
         # At least one update is made, so that repeating the command always makes progress.
         if is_late and state.update > first_update:
             reason = f"{max_time} passed (--max-time)"
             # Without any validation so far there would be no model to translate with.
-            return Stopped(reason, is_complete=False, validate_first=state.best_score is None)
+            return Stopped(reason, is_complete=False, validate_first=bool(validate_first))
         return None
 
     return interrupted

@@ -62,7 +62,7 @@ def train(
         config: all settings.
         validate: validates the model's current weights; None without validation text. If it raises
             OutOfTime, training ends as if the validation had not begun, and the resumed run starts
-            with it.
+            with it if it was due.
         interrupted: returns the reason to stop now, such as a signal; None to continue.
     """
     statistics = TrainingStatistics(
@@ -250,7 +250,8 @@ class _Loop:
                 hint=HINT,
                 since=state.update,
             ) from error
-        state.train_seconds += time.monotonic() - began
+        state.validation_seconds = time.monotonic() - began
+        state.train_seconds += state.validation_seconds
         state.validated_update = state.update
         is_best = is_better(validation.values, state.best_score, state.best_others)
         if counted and is_best:
@@ -288,7 +289,8 @@ class _Loop:
     def _stop_during_validation(self, error: OutOfTime) -> Iterator[Event]:
         """Yield a checkpoint of the state before the validation, and the reason to stop."""
         state = self.state
-        needs_more = "" if state.update > self.first_update else ", which needs more"
+        is_late = type(error) is OutOfTime  # not a signal
+        needs_more = ", which needs more" if is_late and state.update == self.first_update else ""
         if state.best_score is None:
             yield Unvalidated(state.update)
         if self.saved_update < state.update:

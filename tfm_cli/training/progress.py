@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from tfm_cli.console import seconds_text
+from tfm_cli.console import one_line, seconds_text, shortened
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, replace_file
 from tfm_cli.files.ownership import output_error
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
 from tfm_cli.training.events import Logged, Mark, Updated, UpdateSkipped, Validated
+from tfm_cli.training.validation import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ _REFRESH_SECONDS = 0.25  # on a terminal
 _PLAN_UPDATES, _PLAN_SECONDS = 10, 20.0
 _EARLY_SECONDS = 45.0  # until a first line without a terminal, if no progress line was due
 _MIN_BAR = 10  # columns
+_MAX_SAMPLE = 1000  # columns of a line, where there is no terminal
 _KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "skipped"}
 
 
@@ -121,6 +123,13 @@ def validation_line(event: Validated, width: int | None = None) -> str:
     )
 
 
+def sample_lines(samples: Sequence[Sample], width: int) -> Iterator[str]:
+    """Yield a line for each text of each sample, cut to `width` columns."""
+    for number, sample in enumerate(samples, 1):
+        for name, text in sample._asdict().items():
+            yield shortened(f"  {number} {name:<11}  {one_line(text)}".rstrip(), width)
+
+
 def skipped_line(event: UpdateSkipped) -> str:
     """Return the log line of a skipped update, with the reason."""
     action = "retried at half the learning rate" if event.is_retried else "skipped"
@@ -150,8 +159,14 @@ class MetricsFile:
         """Drop validations that were made only because the run was about to end."""
         self._filter(lambda facts: bool(facts.get("scheduled", True)))
 
-    def add(self, event: Logged | Validated | UpdateSkipped | Mark) -> None:
-        """Append the line of an event."""
+    def facts(self) -> Iterator[dict[str, Any]]:
+        """Yield the facts in each line."""
+        for line in self._lines():
+            with contextlib.suppress(*_INVALID_LINE):
+                yield json.loads(line)
+
+    def add(self, event: Logged | Validated | UpdateSkipped | Mark) -> dict[str, Any]:
+        """Append the line of an event, and return the facts in it."""
         fields: dict[str, Any] = {"event": _KINDS.get(type(event), "resumed")}
         fields |= {"update": event.update, "epoch": event.epoch}
         if isinstance(event, Mark):
@@ -189,6 +204,7 @@ class MetricsFile:
         self._unwritten.append(json.dumps(fields).encode() + b"\n")
         with contextlib.suppress(OSError):  # `sync` tries again before the next checkpoint
             self._write(synced=False)
+        return fields
 
     def sync(self) -> None:
         """Write all lines to the disk; called before a checkpoint, which must not be ahead of them.
@@ -430,6 +446,8 @@ class Display:
         with self._above_bar():
             width = None if self._live is None else self._console.width
             logger.info("%s", validation_line(event, width))
+            for line in sample_lines(event.validation.samples, width or _MAX_SAMPLE):
+                logger.info("%s", line)
 
     def show_skipped(self, event: UpdateSkipped) -> None:
         """Log a warning for a skipped update."""

@@ -41,7 +41,7 @@ from tfm_cli.training.initialization import (
     load_initial_parts,
     with_bleu_tokenizer,
 )
-from tfm_cli.training.interruption import interruption, record_signals
+from tfm_cli.training.interruption import interruption, record_signals, validation_check
 from tfm_cli.training.loop import train
 from tfm_cli.training.memory import (
     fit_micro_batch,
@@ -76,6 +76,10 @@ from tfm_cli.translation.search import SearchOptions
 
 logger = logging.getLogger(__name__)
 
+# Until a validation was measured, it is assumed to take this many times as long for each target
+# token as training: searching computes less, but a token at a time.
+_FIRST_VALIDATION_FACTOR = 3.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRun:
@@ -101,8 +105,9 @@ def run(
     resume: bool,
     parallel: Parallel | None = None,
     limit: TimeLimit | None = None,
-) -> None:
-    """Train or resume a model until there is a reason to stop.
+    tensorboard: Path | None = None,
+) -> Stopped:
+    """Train or resume a model until there is a reason to stop, and return it.
 
     Args:
         config: all settings.
@@ -111,6 +116,7 @@ def run(
             remove the files of another model there. Only the value on rank 0 is used.
         parallel: the processes that train together, connected.
         limit: the time limit of the command; by default it starts now.
+        tensorboard: directory for TensorBoard's event file; None for none.
 
     Raises:
         ConfigError: the text is not the one the run began with, or the ranks differ.
@@ -121,14 +127,15 @@ def run(
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; a checkpoint was saved.
         ReportedElsewhere: the same, on all ranks but 0.
     """
-    train_and_record(
+    return train_and_record(
         prepare(
             config,
             output,
             resume=resume,
             parallel=parallel or Parallel(),
             limit=limit or TimeLimit(config.training.max_time),
-        )
+        ),
+        tensorboard,
     )
 
 
@@ -232,8 +239,8 @@ def _begin_directory(config: RunConfig, output: Path, corpora: Corpora, *, resum
     run_directory.unmark(output)
 
 
-def train_and_record(run: TrainingRun) -> None:
-    """Train, display and save the events of the loop, and log the reason for the end.
+def train_and_record(run: TrainingRun, tensorboard: Path | None = None) -> Stopped:
+    """Train, display and save the events of the loop; log and return the reason for the end.
 
     Raises:
         Interrupted: a signal was received; a checkpoint was saved.
@@ -248,6 +255,7 @@ def train_and_record(run: TrainingRun) -> None:
         run.average,
         run.optimizer,
         state,
+        tensorboard,
     )
     run.limit.disarm()  # from here on there is something to save
     with record_signals(parallel.world_size) as signalled:
@@ -258,6 +266,7 @@ def train_and_record(run: TrainingRun) -> None:
             began=run.limit.began,
             parallel=parallel,
             saving_seconds=lambda: run.limit.saving_seconds,
+            validation_seconds=partial(_validation_seconds, run),
         )
         events = train(
             run.parallel_model,
@@ -266,12 +275,13 @@ def train_and_record(run: TrainingRun) -> None:
             run.average,
             state,
             config,
-            validate=_validation(run),
+            validate=_validation(run, validation_check(run.limit, signalled)),
             interrupted=stop_reason,
         )
         try:
             stopped = _record(run, events, writer)
         except DivergedError as error:
+            writer.stop(Stopped(str(error), is_complete=False, validate_first=False))
             if not parallel.is_main:
                 raise
             hint = f"{error.hint}; {writer.last_good(error.since)}"
@@ -290,6 +300,7 @@ def train_and_record(run: TrainingRun) -> None:
             raise ReportedElsewhere(line, exit_code=interrupted.exit_code)
         raise interrupted
     logger.info("%s", line)
+    return stopped
 
 
 def _record(run: TrainingRun, events: Iterator[Event], writer: RunWriter) -> Stopped:
@@ -325,8 +336,23 @@ def _plan(run: TrainingRun) -> Plan:
     )
 
 
-def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
-    """Return a function that validates the current weights; None without validation text."""
+def _validation_seconds(run: TrainingRun) -> float:
+    """Return the estimated duration of a validation; 0 without validation text."""
+    state, valid = run.state, run.corpora.valid
+    if valid is None or state.validation_seconds:
+        return state.validation_seconds
+    tokens_per_second = state.target_tokens / max(state.train_seconds, 1e-9)
+    tokens = int(valid.target.lengths.sum())
+    return _FIRST_VALIDATION_FACTOR * tokens / max(tokens_per_second, 1.0)
+
+
+def _validation(run: TrainingRun, check: Callable[[], None]) -> Callable[[], Validation] | None:
+    """Return a function that validates the current weights; None without validation text.
+
+    Args:
+        run: the run.
+        check: called between the steps of a validation; raises OutOfTime to end it.
+    """
     config, corpora, device = run.config, run.corpora, run.parallel_model.device
     if corpora.valid is None:
         return None
@@ -344,9 +370,7 @@ def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
         [target for _, target in corpora.valid_pairs],
     )
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
-    search_options = SearchOptions(
-        settings=search, scores=False, stops_loops=True, check=run.limit.check
-    )
+    search_options = SearchOptions(settings=search, scores=False, stops_loops=True, check=check)
     model = run.parallel_model.eval_model
     translators = translator_factory(
         model, corpora.tokenizers, config, search_options, device=device, dtype=dtype
@@ -356,8 +380,9 @@ def _validation(run: TrainingRun) -> Callable[[], Validation] | None:
         tokenize=config.validation.tokenize,
         device=device,
         dtype=dtype,
-        check=run.limit.check,
+        check=check,
         threads=torch.get_num_threads() if uses_native_engine(device) else 1,
+        num_samples=config.validation.samples,
     )
     return partial(validate, model, text, translators, options, run.parallel_model.parallel)
 

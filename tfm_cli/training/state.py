@@ -39,6 +39,7 @@ class TrainState:
     position: int = 0  # batches of the current pool that were used
     target_tokens: int = 0  # target tokens learned from so far
     train_seconds: float = 0.0  # spent on updates and validation so far
+    validation_seconds: float = 0.0  # that the newest validation took; 0 before the first
     best_score: float | None = None  # of the first validation metric
     best_others: list[float] = field(default_factory=list)  # of the others, which break ties
     best_update: int = 0

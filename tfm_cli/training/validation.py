@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,7 @@ from tfm_cli.model.precision import autocast, precision_name
 from tfm_cli.model.transformer import Transformer
 from tfm_cli.native import library
 from tfm_cli.parallel import Parallel
+from tfm_cli.text.characters import is_blank
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.training.parallel_model import batch_loss
 from tfm_cli.translation.search import BatchHypotheses, SearchOptions
@@ -94,12 +95,21 @@ def translator_factory(
     return packed
 
 
+class Sample(NamedTuple):
+    """A line of the validation text with its translation by the current weights."""
+
+    source: str
+    reference: str
+    translation: str
+
+
 @dataclass(frozen=True, slots=True)
 class Validation:
     """The results of a validation."""
 
     values: dict[str, float]  # by metric, in the order of the settings
     scores: tuple[Score, ...]  # of sacreBLEU, with their signatures
+    samples: tuple[Sample, ...] = ()  # of the same lines at each validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,7 @@ class ValidationOptions:
         dtype: precision of the matrix products.
         check: called between steps; raises OutOfTime to stop the validation on all ranks.
         threads: translation threads of each rank.
+        num_samples: the number of lines that are returned with their translation.
     """
 
     metrics: Sequence[str]
@@ -130,6 +141,7 @@ class ValidationOptions:
     dtype: torch.dtype
     check: Callable[[], None] = lambda: None
     threads: int = 1
+    num_samples: int = 0
 
 
 def validate(
@@ -158,6 +170,7 @@ def validate(
     parallel = parallel or Parallel()
     values: dict[str, float] = {}
     scores: list[Score] = []
+    samples: tuple[Sample, ...] = ()
     model.eval()
     try:
         if "loss" in options.metrics:
@@ -170,7 +183,12 @@ def validate(
             with translators() as translator:
                 results = translator.translate_window(text.source_lines, search_all=search_all)
             hypotheses = [result.text for result in results]
-            options.check()
+            # All ranks must make the same decision, even where only one is late.
+            distribute_jobs([None] * parallel.world_size, lambda _: options.check(), parallel)
+            samples = tuple(
+                Sample(text.source_lines[line], text.references[line], hypotheses[line])
+                for line in sample_indices(text, options.num_samples)
+            )
             scores = corpus_scores(
                 hypotheses,
                 [text.references],
@@ -180,7 +198,19 @@ def validate(
             values.update(zip(scored, (score.value for score in scores), strict=True))
     finally:
         model.train()
-    return Validation({metric: values[metric] for metric in options.metrics}, tuple(scores))
+    ordered = {metric: values[metric] for metric in options.metrics}
+    return Validation(ordered, tuple(scores), samples)
+
+
+def sample_indices(text: ValidationText, count: int) -> list[int]:
+    """Return the indices of up to `count` lines, spread evenly, the same at each call."""
+    lines = [
+        line
+        for line, texts in enumerate(zip(text.source_lines, text.references, strict=True))
+        if not any(map(is_blank, texts))
+    ]
+    count = min(count, len(lines))
+    return [lines[(2 * index + 1) * len(lines) // (2 * count)] for index in range(count)]
 
 
 @torch.inference_mode()
