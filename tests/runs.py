@@ -10,6 +10,7 @@ from tests.conftest import TINY_SHAPE, TinyCorpus
 # Everything that makes an exact resumption difficult: dropout, gradient accumulation, an average.
 SMALL_RUN = [
     *TINY_SHAPE, "--max-tokens", "64", "--update-freq", "2", "--dropout", "0.2", "--lr", "5e-3",
+    "--attention-dropout", "0.1", "--activation-dropout", "0.1", "--word-dropout", "0.1",
     "--lr-warmup", "10", "--set", "training.ema_decay=0.8", "--device", "cpu",
     "--precision", "fp32", "--cpu-threads", "1",
 ]  # fmt: skip

@@ -218,6 +218,26 @@ def test_metrics_may_be_listed_or_repeated(run_tfm: RunTfm) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flags", "setting"),
+    [
+        (["--attention-dropout", "--transformer-dropout-attention"], "attention_dropout"),
+        (
+            ["--activation-dropout", "--relu-dropout", "--transformer-dropout-ffn"],
+            "activation_dropout",
+        ),
+        (["--word-dropout"], "word_dropout"),
+    ],
+)
+def test_dropout_has_the_names_of_other_toolkits(
+    flags: list[str], setting: str, run_tfm: RunTfm
+) -> None:
+    dumped = {run_tfm(["train", "--dump-config", flag, "0.25"]).out for flag in flags}
+
+    assert len(dumped) == 1
+    assert f"\n{setting} = 0.25\n" in dumped.pop()
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["--preset", "small"], ["--preset", "base", "-s", "a", "-t", "b"]]
 )
 def test_dumped_settings_give_the_same_settings(arguments: list[str], run_tfm: RunTfm) -> None:

@@ -21,6 +21,7 @@ PATIENCE = 120
 # All that makes it hard to be equal: dropout, batches in parts, clipping, an average.
 RUN = [
     *TINY_SHAPE, "--max-tokens", "64", "--set", "training.micro_batch=40", "--dropout", "0.2",
+    "--attention-dropout", "0.1", "--activation-dropout", "0.1", "--word-dropout", "0.1",
     "--lr", "5e-3", "--lr-warmup", "10", "--set", "training.ema_decay=0.8", "--device", "cpu",
     "--precision", "fp32", "--cpu-threads", "1", "--disp-freq", "1", "--valid-freq", "10",
     "--save-freq", "10",

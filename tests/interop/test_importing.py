@@ -110,7 +110,7 @@ def test_notes_are_warnings(
     source.mkdir()
     for path in hugging_face.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
-    changed_json(source / "config.json", attention_dropout=0.1)
+    changed_json(source / "config.json", encoder_layerdrop=0.1)
     logger = logging.getLogger("tfm_cli")
     monkey, logger.propagate = logger.propagate, True
     try:
@@ -118,7 +118,7 @@ def test_notes_are_warnings(
     finally:
         logger.propagate = monkey
 
-    assert "`attention_dropout` of `0.1` is for training only and left out" in caplog.text
+    assert "`encoder_layerdrop` of `0.1` is for training only and left out" in caplog.text
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.model.small_transformers import transformer as transformer_of
-from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.dropout import Dropout, Noise, WordDropout
 
 
 def noise(key: int) -> Noise:
@@ -231,3 +231,36 @@ def test_dropout_is_on_the_embeddings_and_on_each_sublayer() -> None:
 
     # Two embeddings; two sub-layers in each encoder layer, three in each decoder layer.
     assert calls == [0.3] * (2 + 2 * 2 + 3 * 3)
+
+
+def test_word_dropout_zeroes_whole_embeddings_and_keeps_the_mean() -> None:
+    scale = WordDropout(0.2, noise(7)).train()(torch.ones(300, 100, 5))
+
+    assert torch.equal(scale, scale[..., :1].expand_as(scale))
+    rate = 51 / 256  # 0.2, rounded
+    assert set(scale.unique().tolist()) == {0.0, float(torch.tensor(1 / (1 - rate)))}
+    share = float((scale[..., 0] == 0).double().mean())
+    # Four standard deviations of a mean of 30,000 draws.
+    assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / 30_000)
+
+
+def test_word_dropout_changes_nothing_in_evaluation_or_at_rate_zero() -> None:
+    x, shared = torch.randn(3, 4, 5), noise(1)
+    state = shared.state()
+
+    assert WordDropout(0.4, shared).eval()(x) is x
+    assert WordDropout(0.0, shared).train()(x) is x
+    assert torch.equal(shared.state(), state)
+
+
+def test_word_dropout_of_a_part_of_a_batch_is_that_of_the_whole() -> None:
+    x, shared = torch.rand(7, 5, 3) + 1, noise(5)
+    dropout = WordDropout(0.4, shared).train()
+    whole, parts = dropout(x), []
+
+    for start, stop in ((0, 3), (3, 7)):
+        shared.seed(5)
+        with shared.part(start, stop, of=7):
+            parts.append(dropout(x[start:stop]))
+
+    assert torch.equal(torch.cat(parts), whole)

@@ -98,6 +98,18 @@ def test_model_with_another_decoder_is_saved_in_a_format_that_older_versions_ref
     assert load_config(tmp_path).settings == config
 
 
+def test_dropout_of_0_is_left_out_so_that_older_versions_read_the_model(tmp_path: Path) -> None:
+    config = RunConfig(model=ModelConfig(activation_dropout=0.0, word_dropout=0.25))
+
+    save_config(tmp_path, config, TokenizerPair.joint(tokenizer()))
+
+    model = json.loads((tmp_path / "config.json").read_bytes())["settings"]["model"]
+    assert not {"attention_dropout", "activation_dropout"} & set(model)
+    assert model["word_dropout"] == 0.25
+    assert load_config(tmp_path).settings == config
+    assert load_config(tmp_path).settings.model.attention_dropout == 0
+
+
 def test_two_tokenizers_are_saved_and_loaded(tmp_path: Path) -> None:
     pair = TokenizerPair(tokenizer("a b c"), tokenizer("v w x y z"))
     apart = dataclasses.replace(CONFIG, model=ModelConfig(tied_embeddings=2))

@@ -30,10 +30,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def small_model(dropout: float = 0.0) -> Transformer:
+    """A model with the same rate of each kind of dropout."""
     torch.manual_seed(1)
     return transformer_of(
         VOCAB, encoder_layers=1, decoder_layers=1, width=8, heads=2, feed_forward_width=16,
-        dropout=dropout,
+        dropout=dropout, attention_dropout=dropout, activation_dropout=dropout,
+        word_dropout=dropout,
     ).train()  # fmt: skip
 
 

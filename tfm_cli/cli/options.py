@@ -33,6 +33,12 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "data.cache": ("--data-cache",),
     "data.workers": ("--data-workers", "--data-threads"),
     "tokenizer.model": ("--tokenizer",),
+    "model.attention_dropout": ("--attention-dropout", "--transformer-dropout-attention"),
+    "model.activation_dropout": (
+        "--activation-dropout",
+        "--relu-dropout",
+        "--transformer-dropout-ffn",
+    ),
     "training.max_updates": ("--max-updates", "--max-update"),
     "training.max_epochs": ("--max-epochs", "--max-epoch"),
     "training.max_tokens": ("--max-tokens", "--mini-batch-words"),

@@ -269,7 +269,8 @@ COMMAND = Command(
         ),
         "Model": (
             "tokenizer.model", "tokenizer.vocab_size", "tokenizer.normalization_rule_name",
-            "model.dropout", "training.pretrained_model",
+            "model.dropout", "model.attention_dropout", "model.activation_dropout",
+            "model.word_dropout", "training.pretrained_model",
         ),
         "Duration": ("training.max_updates", "training.max_epochs", "training.max_time"),
         "Optimization": (

@@ -287,6 +287,10 @@ class StackShape(NamedTuple):
     feed_forward_width: int
 
 
+# The settings of a model that matter in training only.
+DROPOUT_SETTINGS = ("dropout", "attention_dropout", "activation_dropout", "word_dropout")
+
+
 @section
 class ModelConfig(Section):
     """Shape of the Transformer; the defaults are the base model of Vaswani et al. 2017."""
@@ -307,6 +311,17 @@ class ModelConfig(Section):
     )
     dropout: float = opt(
         0.1, "Dropout on embeddings and on the output of each sub-layer.", ge=0, lt=1
+    )
+    attention_dropout: float = opt(0.0, "Dropout on attention weights.", ge=0, lt=1)
+    activation_dropout: float = opt(
+        0.0, "Dropout after the activation of each feed-forward layer.", ge=0, lt=1
+    )
+    word_dropout: float = opt(
+        0.0,
+        "Dropout of whole embeddings: the share of source and target tokens that the model does "
+        "not see in training.",
+        ge=0,
+        lt=1,
     )
     norm: str = opt(
         "post",

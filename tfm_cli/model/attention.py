@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfm_cli.model.dropout import Dropout
 from tfm_cli.model.linear import Linear, compiles_sizes, linear
 from tfm_cli.model.recording import Record
 
@@ -44,25 +45,29 @@ def scaled_dot_product_attention(
     value: Tensor,
     keep: Tensor | None = None,
     record: Record | None = None,
+    dropout: Dropout | None = None,
 ) -> Tensor:
     """Return the mean of the values, weighted by attention, (B, H, T, E).
 
-    The arguments are those of `attention_weights`, with values (B, H, S, E). A GPU uses a fused
-    kernel. On a CPU that kernel was slower for the short sequences of translation (2.9 ms against
-    1.7 for 200 segments of 20 tokens). In bf16 on a CPU these products, a small part of the
-    computation, are in fp32. What is recorded is computed without the fused kernel, which does not
-    return the weights.
+    The arguments are those of `attention_weights`, with values (B, H, S, E), and the dropout of the
+    weights; None for none. A GPU uses a fused kernel. On a CPU that kernel was slower for the short
+    sequences of translation (2.9 ms against 1.7 for 200 segments of 20 tokens). In bf16 on a CPU
+    these products, a small part of the computation, are in fp32. What is recorded is computed
+    without the fused kernel, which does not return the weights. So are weights with dropout: the
+    kernel's masks of some rows of a batch are not those of these rows in the whole batch.
     """
-    if record is not None:
-        heads = attention_weights(query, key, keep, record) @ value  # (B, H, T, E)
-        record(value=value, heads=heads)
-        return heads
-    if query.is_cuda:
+    if query.is_cuda and record is None and dropout is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
-    if compiles_sizes(query):  # oneDNN would compile a kernel for each width of each batch
+    if record is None and compiles_sizes(query):
+        # oneDNN would compile a kernel for each width of each batch.
         with torch.autocast("cpu", enabled=False):
-            return attention_weights(query.float(), key.float(), keep) @ value.float()
-    return attention_weights(query, key, keep) @ value
+            weights = attention_weights(query.float(), key.float(), keep)  # (B, H, T, S)
+            return (weights if dropout is None else dropout(weights)) @ value.float()
+    weights = attention_weights(query, key, keep, record)  # (B, H, T, S)
+    heads = (weights if dropout is None else dropout(weights)) @ value  # (B, H, T, E)
+    if record is not None:
+        record(value=value, heads=heads)
+    return heads
 
 
 def causal_mask(length: int, device: torch.device | None = None) -> Tensor:
@@ -82,16 +87,18 @@ class MultiHeadAttention(nn.Module):
     The projections of query, key and value are rows of one matrix, so that self-attention needs
     one product for all three.
 
-    Source: Vaswani et al. 2017, section 3.2.2.
+    Source: Vaswani et al. 2017, section 3.2.2; dropout of the weights: Tensor2Tensor, Vaswani et
+    al. 2018, arXiv:1803.07416.
     """
 
     record: Record | None = None  # see `recording`
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: Dropout | None = None) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"heads must divide the width, got {heads} and {width}")
         self.heads = heads
+        self.dropout = dropout  # of the weights
         self.projection = Linear(width, 3 * width)  # query, key, value
         self.output = Linear(width, width)
 
@@ -124,7 +131,10 @@ class MultiHeadAttention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> Tensor:
         """Return the attention of all heads, concatenated and projected, (B, T, D)."""
         record = self.record
-        heads = scaled_dot_product_attention(query, key, value, keep, record)  # (B, H, T, E)
+        dropout = self.dropout if self.training else None
+        heads = scaled_dot_product_attention(
+            query, key, value, keep, record, dropout
+        )  # (B, H, T, E)
         mixed: Tensor = self.output(heads.transpose(1, 2).flatten(2))  # (B, T, D)
         if record is not None:
             record(output=mixed)

@@ -110,3 +110,31 @@ class Dropout(nn.Module):
         threshold = max(1, min(255, round(self.rate * 256)))
         keep = self._noise.keep(x, threshold)
         return x * keep.mul_(256 / (256 - threshold))
+
+
+def optional_dropout(rate: float, noise: Noise) -> Dropout | None:
+    """Return a dropout, or None at a rate of 0."""
+    return Dropout(rate, noise) if rate else None
+
+
+class WordDropout(nn.Module):
+    """Word dropout: in training, the embeddings of some tokens are zeroed as a whole.
+
+    Each token of each segment is dropped by itself, as in Sennrich et al. In Gal and Ghahramani a
+    token that is dropped is dropped wherever it occurs in the segment. The embeddings of the other
+    tokens are scaled by 1 / (1 - rate), and rates are rounded, as in `Dropout`.
+
+    Source: Gal and Ghahramani 2016, arXiv:1512.05287, section 4; Sennrich et al. 2016, Edinburgh
+    Neural Machine Translation Systems for WMT 16, arXiv:1606.02891.
+    """
+
+    def __init__(self, rate: float, noise: Noise) -> None:
+        super().__init__()
+        self._dropout = Dropout(rate, noise)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings (B, T, D), with some of them zeroed in training."""
+        if not self.training or self._dropout.rate == 0:
+            return embeddings
+        tokens: Tensor = self._dropout(torch.ones_like(embeddings[..., :1]))  # (B, T, 1)
+        return embeddings * tokens

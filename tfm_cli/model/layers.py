@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tfm_cli.model.attention import INITIAL_GAIN, MultiHeadAttention
 from tfm_cli.model.cache import LayerCache
-from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.dropout import Dropout, Noise, optional_dropout
 from tfm_cli.model.linear import Linear
 from tfm_cli.model.positions import RotaryPositions
 from tfm_cli.model.recording import Record
@@ -34,6 +34,8 @@ class LayerShape:
         dropout: rate of the dropout of sub-layer outputs.
         norm: `post` as in the paper, or `pre`.
         activation: `relu` as in the paper, `gelu`, `swish` or `swiglu`.
+        attention_dropout: rate of the dropout of attention weights.
+        activation_dropout: rate of the dropout inside the feed-forward layer.
     """
 
     width: int
@@ -42,18 +44,37 @@ class LayerShape:
     dropout: float
     norm: str
     activation: str
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+    def attention(self, noise: Noise) -> MultiHeadAttention:
+        """Return an attention of this shape."""
+        return MultiHeadAttention(
+            self.width, self.heads, optional_dropout(self.attention_dropout, noise)
+        )
+
+    def feed_forward(self, noise: Noise) -> "FeedForward":
+        """Return a feed-forward layer of this shape."""
+        dropout = optional_dropout(self.activation_dropout, noise)
+        return FeedForward(self.width, self.feed_forward_width, self.activation, dropout)
 
 
 class FeedForward(nn.Module):
     """Two linear maps with an activation between them, applied at each position separately.
 
+    In training, elements of the activation, (B, T, F), may be dropped.
+
     Source: Vaswani et al. 2017, equation 2; GELU: Hendrycks and Gimpel 2016; swish: Ramachandran
-    et al. 2017; SwiGLU: Shazeer 2020.
+    et al. 2017; SwiGLU: Shazeer 2020; dropout: Tensor2Tensor, Vaswani et al. 2018,
+    arXiv:1803.07416.
     """
 
-    def __init__(self, width: int, inner_width: int, activation: str) -> None:
+    def __init__(
+        self, width: int, inner_width: int, activation: str, dropout: Dropout | None = None
+    ) -> None:
         super().__init__()
         self.activation = activation
+        self.dropout = dropout
         rows = 2 * inner_width if activation == "swiglu" else inner_width  # with the gate
         self.inner = Linear(width, rows)
         self.outer = Linear(inner_width, width)
@@ -74,6 +95,8 @@ class FeedForward(nn.Module):
             inner = F.silu(gate) * inner
         else:
             inner = ACTIVATIONS[self.activation](inner)
+        if self.dropout is not None:
+            inner = self.dropout(inner)
         outer: Tensor = self.outer(inner)  # (B, T, D)
         return outer
 
@@ -118,9 +141,9 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, shape: LayerShape, rotary: RotaryPositions | None, noise: Noise) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(shape.width, shape.heads)
+        self.self_attention = shape.attention(noise)
         self.self_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
-        self.feed_forward = FeedForward(shape.width, shape.feed_forward_width, shape.activation)
+        self.feed_forward = shape.feed_forward(noise)
         self.feed_forward_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
         self.rotary = rotary
 
@@ -139,11 +162,11 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, shape: LayerShape, rotary: RotaryPositions | None, noise: Noise) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(shape.width, shape.heads)
+        self.self_attention = shape.attention(noise)
         self.self_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
-        self.cross_attention = MultiHeadAttention(shape.width, shape.heads)
+        self.cross_attention = shape.attention(noise)
         self.cross_attention_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
-        self.feed_forward = FeedForward(shape.width, shape.feed_forward_width, shape.activation)
+        self.feed_forward = shape.feed_forward(noise)
         self.feed_forward_norm = AddAndNorm(shape.width, shape.norm, shape.dropout, noise)
         self.rotary = rotary
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tfm_cli.model.attention import causal_mask
 from tfm_cli.model.cache import DecoderState
-from tfm_cli.model.dropout import Dropout, Noise
+from tfm_cli.model.dropout import Dropout, Noise, WordDropout
 from tfm_cli.model.layers import DecoderLayer, EncoderLayer, LayerShape
 from tfm_cli.model.positions import (
     LearnedPositions,
@@ -38,6 +38,9 @@ class TransformerShape:
         decoder_heads: attention heads of the decoder, cross-attention included; 0 for `heads`.
         decoder_feed_forward_width: inner width in the decoder; 0 for `feed_forward_width`.
         dropout: rate of the dropout of embeddings and sub-layer outputs.
+        attention_dropout: rate of the dropout of attention weights.
+        activation_dropout: rate of the dropout inside the feed-forward layers.
+        word_dropout: rate of the dropout of whole embeddings, of source and target.
         norm: `post` as in the paper, or `pre`.
         positions: `sinusoidal` as in the paper, `sinusoidal_halves` or `sinusoidal_marian` (see
             `SinusoidalPositions`), `learned` or `rotary`.
@@ -57,6 +60,9 @@ class TransformerShape:
     decoder_heads: int = 0
     decoder_feed_forward_width: int = 0
     dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    word_dropout: float = 0.0
     norm: str = "post"
     positions: str = "sinusoidal"
     max_positions: int = 1024
@@ -93,6 +99,8 @@ class TransformerShape:
             dropout=self.dropout,
             norm=self.norm,
             activation=self.activation,
+            attention_dropout=self.attention_dropout,
+            activation_dropout=self.activation_dropout,
         )
 
 
@@ -132,6 +140,7 @@ class Transformer(nn.Module):
         self.source_positions = _position_encoding(shape)
         self.target_positions = _position_encoding(shape)
         self.dropout = Dropout(shape.dropout, self.noise)
+        self.word_dropout = WordDropout(shape.word_dropout, self.noise)
 
         rotary = RotaryPositions() if shape.positions == "rotary" else None
         self.encoder_layers = nn.ModuleList(
@@ -282,7 +291,7 @@ class Transformer(nn.Module):
         start: int = 0,
     ) -> Tensor:
         """Return the first layer's input (B, T, D) for ids (B, T) at positions from `start`."""
-        embedded = embedding(ids) * self.embedding_scale  # (B, T, D)
+        embedded = self.word_dropout(embedding(ids) * self.embedding_scale)  # (B, T, D)
         x = embedded if positions is None else positions(embedded, start)
         if self.record is not None:
             self.record(**{f"{side}.embedding": embedded, f"{side}.input": x})

@@ -48,7 +48,12 @@ _FORMERLY_UNBOUNDED = {
 }  # fmt: skip
 _MAX_VERSION_LENGTH = 60
 _MAX_SETTINGS = 1000  # since the nearest name is looked up for each unknown setting
-_FORMAT_4_SETTINGS = ("decoder_heads", "decoder_feed_forward_width")  # 0: same as the encoder's
+# Settings that an older tfm does not know, and that are left out where they are 0, which is the
+# default. The first two are of format 4: 0 is the same as the encoder's.
+_LATER_SETTINGS = (
+    "decoder_heads", "decoder_feed_forward_width", "attention_dropout", "activation_dropout",
+    "word_dropout",
+)  # fmt: skip
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
     "source_vocab_size", "settings",
@@ -75,9 +80,9 @@ def oldest_format(shape: ModelConfig) -> int:
     return 4 if shape.decoder_heads or shape.decoder_feed_forward_width else 3
 
 
-def without_format_4_defaults(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model settings without those of format 4 that have their default values."""
-    return {name: value for name, value in table.items() if value or name not in _FORMAT_4_SETTINGS}
+def without_later_defaults(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return model settings without those that an older tfm lacks and that have their defaults."""
+    return {name: value for name, value in table.items() if value or name not in _LATER_SETTINGS}
 
 
 def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -> None:
@@ -87,7 +92,7 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
             stream.write(content)
     source_size, target_size = tokenizers.vocab_sizes
     settings = to_mapping(config)
-    settings["model"] = without_format_4_defaults(settings["model"])
+    settings["model"] = without_later_defaults(settings["model"])
     header = {
         "format_version": oldest_format(config.model),
         "tfm_version": tfm_cli.__version__,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfm_cli.config.settings import ModelConfig
+from tfm_cli.config.settings import DROPOUT_SETTINGS, ModelConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.files.safetensors_file import SafetensorsFile
@@ -136,8 +136,7 @@ def precision_in(metadata: Mapping[str, Any]) -> str:
 def shape_settings(config: ModelConfig) -> dict[str, Any]:
     """Return the settings that determine what the weights compute: all but dropout."""
     table = dataclasses.asdict(config)
-    del table["dropout"]
-    return table
+    return {name: value for name, value in table.items() if name not in DROPOUT_SETTINGS}
 
 
 def read_metadata(file: SafetensorsFile) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tfm_cli.model_directory.config_file import (
     load_tokenizers,
     oldest_format,
     opened_weights,
-    without_format_4_defaults,
+    without_later_defaults,
 )
 from tfm_cli.model_directory.weight_shapes import (
     INT8_FORMAT,
@@ -100,7 +100,7 @@ def save_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {
         "format_version": max(oldest_format(shape), INT8_FORMAT if precision == "int8" else 0),
-        "model": without_format_4_defaults(shape_settings(shape)),
+        "model": without_later_defaults(shape_settings(shape)),
         "tokenizer_sha256": tokenizers.sha256,
         "weights_sha256": weights_sha256(tensors),
         **dataclasses.asdict(facts),

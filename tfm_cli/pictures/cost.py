@@ -242,7 +242,7 @@ def _schedule(
 
 def _subjects(shape: LayerShape, is_rotary: bool) -> list[_Subject]:
     """Return the three layers with random weights."""
-    shape = dataclasses.replace(shape, dropout=0.0)
+    shape = dataclasses.replace(shape, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
     layer = EncoderLayer(shape, RotaryPositions() if is_rotary else None, Noise())
     for module in reversed(list(layer.modules())):
         reset = getattr(module, "reset_parameters", None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tfm_cli.config.settings import ModelConfig, RunConfig
+from tfm_cli.config.settings import DROPOUT_SETTINGS, ModelConfig, RunConfig
 from tfm_cli.errors import ConfigError
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER, check_available, choose_tokenizer
 from tfm_cli.model.transformer import Transformer
@@ -87,7 +87,8 @@ def _check_same_shape(directory: Path, actual: ModelConfig, expected: ModelConfi
     changes = [
         f"model.{field.name}: {getattr(actual, field.name)} → {getattr(expected, field.name)}"
         for field in dataclasses.fields(ModelConfig)
-        if field.name != "dropout" and getattr(actual, field.name) != getattr(expected, field.name)
+        if field.name not in DROPOUT_SETTINGS
+        and getattr(actual, field.name) != getattr(expected, field.name)
     ]
     if changes:
         raise ConfigError(

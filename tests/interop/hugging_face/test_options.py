@@ -29,6 +29,17 @@ def test_search_settings_come_from_the_source(directory: Path) -> None:
     assert target.start_id == target.vocab_size - 1
 
 
+def test_dropout_comes_from_the_source(directory: Path) -> None:
+    rates = {"dropout": 0.125, "attention_dropout": 0.25, "activation_dropout": 0.5}
+    changed_json(directory / "config.json", **rates)
+
+    imported = read_hugging_face(directory, allow_pickle=False)
+
+    assert {name: getattr(imported.config.model, name) for name in rates} == rates
+    assert imported.config.model.word_dropout == 0
+    assert imported.notes == ()
+
+
 def test_without_a_generation_config_the_config_is_used(directory: Path) -> None:
     (directory / "generation_config.json").unlink()
     changed_json(directory / "config.json", num_beams=3, bad_words_ids=[[1], [0]])

@@ -138,7 +138,8 @@ def test_neither_transformers_nor_a_network_is_needed(
 
 def test_files_describe_the_model(tmp_path: Path) -> None:
     search = SearchConfig(beam_size=3, length_penalty=0.6, early_stopping=False, max_length=1000)
-    model = random_model(search=search)
+    rates: dict[str, Any] = {"dropout": 0.125, "attention_dropout": 0.25, "activation_dropout": 0.5}
+    model = random_model(search=search, **rates)
 
     write_hugging_face(tmp_path, model)
 
@@ -146,6 +147,7 @@ def test_files_describe_the_model(tmp_path: Path) -> None:
         written(tmp_path, "config.json"),
         written(tmp_path, "generation_config.json"),
     )
+    assert {name: config[name] for name in rates} == rates
     assert config["tfm_positions"] == "sinusoidal"
     assert config["max_position_embeddings"] == 3 * 1000 + 10 + 1
     assert (config["pad_token_id"], config["eos_token_id"]) == (0, 3)

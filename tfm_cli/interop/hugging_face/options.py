@@ -24,6 +24,8 @@ _MODEL = {
     "encoder_attention_heads": ("heads", _REQUIRED),
     "encoder_ffn_dim": ("feed_forward_width", _REQUIRED),
     "dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.0),
+    "activation_dropout": ("activation_dropout", 0.0),
     "scale_embedding": ("scale_embeddings", False),
 }
 # Checked with the bounds of the encoder's settings, since those of the decoder also allow 0.
@@ -86,8 +88,7 @@ _ALIASES = {
     "num_attention_heads": "encoder_attention_heads",
     "hidden_size": "d_model",
 }
-_TRAINING_ONLY = ("attention_dropout", "activation_dropout", "encoder_layerdrop",
-                  "decoder_layerdrop")  # fmt: skip
+_TRAINING_ONLY = ("encoder_layerdrop", "decoder_layerdrop")
 
 
 @dataclass(frozen=True, slots=True)
