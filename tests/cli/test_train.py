@@ -339,7 +339,7 @@ def test_no_line_of_a_run_is_wider_than_the_terminal_and_no_word_is_broken(
     assert max(map(len, lines)) <= columns
     bars = [line for line in lines if re.match(r"update \d+/12 +━", line)]
     assert bars
-    assert all(len(line) == columns for line in bars)
+    assert all(len(line) >= columns - 1 for line in bars)
     assert any(re.search(r" loss [\d.]+ .* \d+ tok/s .* left$", line) for line in bars)
     plan = "12 updates = [0-9.]+ epochs, about [0-9]+s at [0-9,]+ target tokens a"
     assert len([line for line in lines if re.match(plan, line)]) == 1
