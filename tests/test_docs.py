@@ -39,6 +39,8 @@ OTHER_FLAGS = {
     "--echo", "--num-refs", "--encoding", "--paired-jobs", "--no-color", "--citation",
     # of benchmarks
     "--pairs", "--seconds", "--check", "--tricks", "--build",
+    # of TensorBoard
+    "--logdir",
 }  # fmt: skip
 
 

@@ -282,7 +282,7 @@ MAY_CHANGE = {
     "training.compile", "training.update_freq", "parallel.strategy", "parallel.timeout",
     "training.deterministic", "training.bad_updates", "training.max_bad_updates",
     "training.save_retries",
-    "validation.early_stopping",
+    "validation.early_stopping", "validation.samples",
 }  # fmt: skip
 
 

@@ -243,7 +243,7 @@ def test_run_that_diverges_names_the_last_good_checkpoint_and_keeps_the_model(
     message = f"start again; the last good checkpoint is `{output}/checkpoints/update-00000002`"
     assert message in result.err
     stop = metrics(output, marks=True)[-1]
-    assert (stop["event"], stop["update"], stop["complete"]) == ("stopped", 12, False)
+    assert (stop["event"], stop["update"], stop["complete"]) == ("stopped", 13, False)
     assert f"\nerror: {stop['reason']}\n" in result.err
     unchanged = set(before) - {"config.json", "metrics.jsonl"}
     after = content(output)
