@@ -62,6 +62,9 @@ def test_json_has_the_chosen_layer_and_head_and_the_given_target(
         (["one", "--head", "9"], 2, "choose a head from 1 to 2"),
         (["one", "--head", "0"], 2, "`--head` must be at least 1"),
         (["one\ntwo", "--target", "eins"], 2, "`--target` needs one sentence, got 2 lines"),
+        (["one\ntwo", "--contrast", "six"], 2, "`--contrast` needs one sentence, got 2 lines"),
+        (["one", "--contrast", ""], 3, "`--contrast` is blank"),
+        (["one", "--contrast", "one"], 2, "both sentences have the same translation, `eins`"),
         (["one\ntwo", "-o", "page.html"], 2, "a page shows one sentence, got 2 lines"),
         (["one", "-o", "page.pdf"], 2, "page.pdf"),
         (["one", "--format", "xml"], 2, "--format"),
@@ -156,3 +159,20 @@ def test_page_without_cost_names_the_command_that_measures(
     text = page.read_text("utf-8")
     assert f"tfm explain --cost --model {tiny_model}" in text
     assert "arXiv:1902.10186" in text
+
+
+def test_contrast_shows_what_carries_the_difference(
+    run_tfm: RunTfm, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = ["explain", SENTENCE, "-m", str(tiny_model), "--contrast", "one six five"]
+
+    text = run_tfm(arguments).out
+    made = json.loads(run_tfm([*arguments, "--format", "json"]).out)["contrast"]
+
+    assert "contrast  one six five\nafter `eins`: ▁drei here, ▁sechs there; their log-odds" in text
+    changed = next(line for line in text.splitlines() if "▁three → ▁six" in line)
+    assert changed.split()[4] == "100"  # before the first layer, nothing else differs
+    assert made["log_odds"] > 0 > made["other_log_odds"]
+    assert [len(row) for row in made["shares"]] == [len(made["source"]["pieces"])] * len(
+        made["shares"]
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tests.pictures.test_explaining import Explained, ModelOf, explained, found, model_of, trained
 from tests.pictures.test_page import Parsed
+from tests.pictures.test_patching import contrasted
 from tfm_cli.pictures import charts
 from tfm_cli.pictures.arrays import Floats, Part
 from tfm_cli.pictures.attention_lines import bitmap
@@ -71,6 +72,19 @@ def test_each_section_has_a_formula_its_shapes_and_what_to_look_for(text: str) -
     assert [section.count('role="math"') > 0 for section in sections] == [True] * 10
     assert ["Shapes" in section for section in sections] == [True] * 10
     assert [bool(re.search(r"Look (at|for) ", section)) for section in sections] == [True] * 10
+
+
+def test_contrast_has_a_section_with_its_numbers(model_of: ModelOf) -> None:
+    explanation = contrasted(model_of())
+    made = explanation.contrast
+    assert made is not None
+
+    html = explain_page(explanation).html()
+
+    assert (
+        re.findall(r'<h2 id="section-[^>]*>(.*?)</h2>', html)[-1] == "What carries the difference"
+    )
+    np.testing.assert_array_equal(array_of(data_of(html)["contrast"]), made.shares)
 
 
 def test_arrays_equal_those_of_the_model(explanation: Explanation, text: str) -> None:

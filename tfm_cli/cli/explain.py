@@ -105,6 +105,13 @@ class CommandOptions(Options):
         shown_default="1, and in text the mean of all heads",
         help="Head that is shown first.",
     )
+    contrast: str | None = option(
+        "Pictures",
+        "--contrast",
+        metavar="TEXT",
+        help="Another sentence with as many tokens: also shows which source token carries the "
+        "difference between the translations (activation patching).",
+    )
     cost: bool = option(
         "Cost",
         "--cost",
@@ -192,6 +199,8 @@ def _check(options: CommandOptions, sentences: Sequence[str], *, makes_page: boo
         raise ConfigError(message, hint="give one line, or choose `--format json`")
     if len(sentences) != 1 and options.target is not None:
         raise ConfigError(f"`--target` needs one sentence, got {len(sentences)} lines")
+    if len(sentences) != 1 and options.contrast is not None:
+        raise ConfigError(f"`--contrast` needs one sentence, got {len(sentences)} lines")
     from tfm_cli.model_directory.config_file import load_config
 
     load_config(options.model)
@@ -224,6 +233,7 @@ def _loaded(
         head=(options.head or 1) - 1,
         search=chosen_search(model.config.search, options.settings["search"]),
         example_seconds=EXAMPLE_SECONDS if with_example else 0.0,
+        contrast=None if options.contrast is None else _text(options.contrast),
     )
     check_choice(model.config, chosen)
     return model, chosen

@@ -19,6 +19,7 @@ from tfm_cli.pictures.explanation import (
     Array,
     Attention,
     Comparison,
+    Contrast,
     Explanation,
     SearchResult,
 )
@@ -58,6 +59,8 @@ def explain_page(explanation: Explanation, *, cost: "Cost | None" = None) -> Pag
     from tfm_cli.pictures.cost import add_cost_section, cost_command
 
     add_cost_section(page, cost, cost_command(explanation.model.name))
+    if explanation.contrast is not None:
+        _add_contrast(shown, explanation.contrast)
     return page
 
 
@@ -1149,3 +1152,45 @@ def _comparison(comparison: Comparison, what: str) -> list[Block]:
             "them has the better score in the end.",
         ),
     ]
+
+
+# 12
+
+
+def _add_contrast(shown: Shown, made: Contrast) -> None:
+    pairs = zip(shown.source, made.source.pieces, strict=False)
+    columns = [one if one == other else f"{one} → {other}" for one, other in pairs]
+    rows = ["input", *(f"layer {n}" for n in range(1, len(made.shares)))]
+    shown.add("contrast", made.shares[:, : len(columns)], layer=rows, position=columns)
+    picture = heat_map(
+        "contrast",
+        Axis(name="layer", title="replaced after", texts=rows, size=26),
+        _tokens_axis("position", columns, "source token", size=26),
+        HeatMapStyle(value="share of the way", highest=1, has_numbers=True),
+    )
+    last = made.shares[-1, : len(columns)]
+    most = int(last.argmax())
+    shown.page.add_section(
+        "What carries the difference",
+        Prose("Attention weights show where a head looks, not what follows from it. Here one "
+              "vector of the encoder is replaced by the one that another sentence has in its "
+              "place, and the effect on the next token is measured."),
+        Prose("The other sentence: {}", (made.sentence,)),
+        Prose(
+            "After {}, the sentence goes on with {} and the other one with {}. The log-odds of the "
+            f"first against the second are {made.log_odds:.3f} here and {made.other_log_odds:.3f} "
+            "there. A cell is the share of the way between them that is gone when its vector is "
+            "replaced: 1 where it alone decides, 0 where it changes nothing.",
+            (made.prefix or "the start", *made.tokens.pieces),
+        ),
+        Prose(f"Shapes: vectors ({shown.all.model.width}); cells {_shape(made.shares)}."),
+        Chart(
+            picture,
+            f"Shares of the way. After the last layer the largest is {last[most]:.2f}, at "
+            f"{one_line(columns[most])}.",
+            "Look at the row from which another column than that of the changed word is dark: "
+            "there the encoder has moved what decides to another token.",
+        ),
+        Prose("Source of the method: Vig et al. 2020, arXiv:2004.12265; Meng et al. 2022, "
+              "arXiv:2202.05262."),
+    )  # fmt: skip

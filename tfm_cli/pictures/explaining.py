@@ -27,6 +27,7 @@ from tfm_cli.pictures.explanation import (
     Array,
     Attention,
     Candidates,
+    Contrast,
     Embeddings,
     Explanation,
     ModelFacts,
@@ -38,6 +39,7 @@ from tfm_cli.pictures.explanation import (
     Tokenization,
     Tokens,
 )
+from tfm_cli.pictures.patching import contrast
 from tfm_cli.pictures.search_comparison import Searcher
 from tfm_cli.text.characters import is_blank
 from tfm_cli.tokenizer.model_file import SPACE_SYMBOL
@@ -61,12 +63,14 @@ class ExplainOptions:
         search: of the translations; None for the model's own settings.
         example_seconds: maximum time to find a sentence on which greedy search goes wrong and
             beam search does not; 0 does not look.
+        contrast: a sentence to set against; None for none.
     """
 
     layer: int = 0
     head: int = 0
     search: SearchConfig | None = None
     example_seconds: float = 0.0
+    contrast: str | None = None
 
 
 DEFAULT_OPTIONS = ExplainOptions()
@@ -91,8 +95,8 @@ def explain(
         options: what is shown, and how the model translates.
 
     Raises:
-        ConfigError: the model has no such layer or head.
-        DataError: the sentence is blank, or a text is too long.
+        ConfigError: the model has no such layer or head, or the sentences cannot be contrasted.
+        DataError: a sentence is blank, or a text is too long.
         ModelError: the weights are of no use.
     """
     check_choice(model.config, options)
@@ -107,6 +111,10 @@ def explain(
     if not is_blank(target):
         target_ids = _encoded(given, target, "the target", model.transformer)
     run = ForwardPass.of(model, ids, target_ids)
+    contrasted = None
+    if options.contrast is not None:
+        with unusable_weights_as_model_error(name):
+            contrasted = _contrast(model, searcher, (sentence, options.contrast), ids, target_ids)
     return Explanation(
         model=_facts(model, name),
         sentence=sentence,
@@ -128,6 +136,28 @@ def explain(
         refinement=_refinement(run),
         teacher_forcing=_teacher_forcing(run, is_given=not is_blank(target)),
         search=search,
+        contrast=contrasted,
+    )
+
+
+def _contrast(
+    model: TrainedModel,
+    searcher: Searcher,
+    sentences: tuple[str, str],
+    ids: Sequence[int],
+    target_ids: Sequence[int],
+) -> Contrast:
+    """Return what carries the difference between two sentences, given the ids of the first pair."""
+    source, target = model.tokenizers
+    other_ids = _encoded(source, sentences[1], "the sentence of `--contrast`", model.transformer)
+    translated = searcher.translation(other_ids)
+    return contrast(
+        model.transformer,
+        target,
+        ids=([*ids, source.eos_id], [*other_ids, source.eos_id]),
+        sentences=sentences,
+        source=_source_tokens(source, sentences[1], other_ids),
+        target_ids=([*target_ids, target.eos_id], [*translated, target.eos_id]),
     )
 
 

@@ -434,6 +434,31 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """What carries the difference between the sentence and another one (activation patching).
+
+    Attributes:
+        sentence: the other one.
+        source: its tokens with </s>, (S,), as many as the sentence has.
+        prefix: the beginning that both translations share.
+        tokens: the token after it in the sentence's translation, and in that of the other one.
+        log_odds: log p(first token) - log p(second token) after the prefix, of the sentence.
+        other_log_odds: the same of the other sentence.
+        shares: how much of the way from `log_odds` to `other_log_odds` is gone when one vector is
+            replaced by that of the other sentence, (L + 1, S): in row 0 the input of the encoder
+            layers, in row l the output of layer l.
+    """
+
+    sentence: str
+    source: Tokens
+    prefix: str
+    tokens: Tokens
+    log_odds: float
+    other_log_odds: float
+    shares: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """All numbers of one sentence.
 
@@ -449,6 +474,7 @@ class Explanation:
         masked_self_attention, cross_attention: of each decoder layer.
         alignment_layer: the decoder layer, from 0, whose encoder-decoder attention `tfm translate
             --alignment` averages over its heads.
+        contrast: with another sentence; None without one.
     """
 
     model: ModelFacts
@@ -471,6 +497,7 @@ class Explanation:
     refinement: Refinement
     teacher_forcing: TeacherForcing
     search: Search
+    contrast: Contrast | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers as JSON values; numbers that are not finite are null."""

@@ -120,6 +120,10 @@ class Searcher:
             example_note=note,
         )
 
+    def translation(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids of a translation by beam search, without </s>."""
+        return self._searched(self._transformer, ids, self._beam_size, None).ids
+
     def _compared(
         self, sentence: str, ids: Sequence[int], reference: str
     ) -> tuple[Comparison, _Watched]:

@@ -66,6 +66,7 @@ def explanation_text(explanation: Explanation, shown: Map, *, width: int, color:
         "",
         *_map_lines(shown, width, color=color),
         *_search_lines(explanation),
+        *_contrast_lines(explanation),
     ]
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
@@ -158,6 +159,35 @@ def _search_lines(explanation: Explanation) -> Iterator[str]:
         for name, found in (("greedy", comparison.greedy), ("beam", comparison.beam)):
             words = f"{name} search, log-probability {found.log_probability:.3f}"
             yield f"{words}, score {found.score:.3f}: {_safe(found.text)}"
+
+
+def _contrast_lines(explanation: Explanation) -> Iterator[str]:
+    """Yield which tokens carry the difference between two sentences."""
+    made = explanation.contrast
+    if made is None:
+        return
+    here, there = map(_safe, made.tokens.pieces)
+    yield ""
+    yield f"contrast  {_safe(made.sentence)}"
+    yield (
+        f"after `{_safe(made.prefix)}`: {here} here, {there} there; their log-odds are "
+        f"{made.log_odds:.3f} here and {made.other_log_odds:.3f} there"
+    )
+    yield "share of the way between them, in %, when one vector of the encoder is replaced"
+    yield "(in: before the first layer, then after each layer; · below 0.5):"
+    names = ["in", *map(str, range(1, len(made.shares)))]
+    label = 2 * _LABEL_WIDTH - 4
+    yield " " * label + "".join(f"{name:>5}" for name in names)
+    pairs = zip(explanation.source.pieces, made.source.pieces, made.shares.T, strict=True)
+    for position, (one, other, shares) in enumerate(pairs, start=1):
+        piece = one if one == other else f"{one} → {other}"
+        cells = "".join(f"{_percent(share):>5}" for share in shares.tolist())
+        yield f"{_label(f'{position:>3} ', piece, label)}{cells}"
+
+
+def _percent(share: float) -> str:
+    percent = round(100 * share)
+    return f"{percent}" if percent else "·"
 
 
 def _token_rows(tokens: Tokens, width: int, probability: Array | None = None) -> Iterator[str]:
