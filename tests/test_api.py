@@ -3,9 +3,11 @@
 import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ import pytest
 
 import tfm_cli
 from tests.conftest import RunTfm, TinyCorpus
-from tfm_cli import Translator, api, evaluate
-from tfm_cli.config.settings import SearchConfig
-from tfm_cli.errors import ConfigError, ModelError
+from tests.runs import SMALL_RUN, checkpoints, left_behind, write_part
+from tfm_cli import Translator, api, evaluate, train
+from tfm_cli.config.settings import SECTIONS, SearchConfig
+from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.model_directory.weights import weights_facts
 from tfm_cli.native import library
+from tfm_cli.training.update import update as make_update
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTED = ROOT / "docs" / "python.md"
@@ -199,6 +204,10 @@ def test_settings_of_the_search_are_the_arguments() -> None:
         assert set(getattr(arguments[name], "__args__", [arguments[name]])) == expected
 
 
+def test_sections_of_the_settings_are_the_arguments_of_training() -> None:
+    assert tuple(api.TrainingSettings.__annotations__) == SECTIONS
+
+
 def test_public_names_are_listed() -> None:
     assert sorted(dir(tfm_cli)) == sorted(tfm_cli.__all__)
     assert {name for name in tfm_cli.__all__ if name != "__version__"} == set(api.__all__)
@@ -206,8 +215,8 @@ def test_public_names_are_listed() -> None:
     table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", DOCUMENTED.read_text("utf-8"), re.MULTILINE)
     documented = {name for row in table for name in re.findall(r"`(\w+)`", row)}
     assert set(api.__all__) <= documented
-    with pytest.raises(AttributeError, match="has no attribute 'train'"):
-        _ = tfm_cli.train
+    with pytest.raises(AttributeError, match="has no attribute 'serve'"):
+        _ = tfm_cli.serve
 
 
 PROBE = """
@@ -259,13 +268,186 @@ def test_process_of_the_caller_is_left_alone(pytorch: bool, tiny_model: Path) ->
     assert one == other
 
 
+# --- training -------------------------------------------------------------------------------------
+
+SHAPE: dict[str, Any] = {
+    "data.max_length": 20,
+    "tokenizer": {"vocab_size": 60, "byte_fallback": False, "model_type": "word"},
+    "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "heads": 2,
+              "feed_forward_width": 64, "dropout": 0.2},
+    "training": {"max_tokens": 64, "update_freq": 2, "learn_rate": 5e-3, "lr_warmup": 10,
+                 "ema_decay": 0.8, "device": "cpu", "precision": "fp32", "cpu_threads": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def text(tiny_corpus: TinyCorpus, tmp_path: Path) -> dict[str, Any]:
+    flags = write_part(tiny_corpus, tmp_path, pairs=20, valid=2)
+    names = ("source", "target", "valid_source", "valid_target")
+    return dict(zip(names, map(Path, flags[1::2]), strict=True))
+
+
+def test_training_is_that_of_the_command(
+    text: dict[str, Any], run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    flags = [value for name, path in text.items()
+             for value in (f"--{name.replace('_', '-')}", str(path))]  # fmt: skip
+    command = ["train", *flags, *SMALL_RUN, "--max-length", "20", "--max-updates"]
+    assert run_tfm([*command, "5", "-o", str(tmp_path / "command")]).code == 0
+
+    settings = {**SHAPE, "training.max_updates": 3}
+    first = train(tmp_path / "run", settings=settings, data=text)
+    second = train(str(tmp_path / "run"), training={"max_updates": 5})
+    third = train(tmp_path / "run")
+
+    assert left_behind(tmp_path / "run") == left_behind(tmp_path / "command")
+    assert (first.updates, second.updates, third.updates) == (3, 5, 5)
+    assert second.model == tmp_path / "run"
+    assert second.is_complete
+    assert second.reason == third.reason == "5 updates made (--max-updates)"
+    facts = weights_facts(tmp_path / "run")
+    assert facts is not None
+    assert (second.best_update, second.scores) == (facts.update, facts.scores)
+    assert second.best_score == facts.scores["bleu"]
+    assert Translator(second.model).translate_line("one").text is not None
+
+
+def test_training_in_a_thread_stops_on_request_and_resumes(
+    text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tmp_path / "whole", settings=SHAPE, data=text, training={"max_updates": 9})
+    stop = threading.Event()
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        if arguments[3].number == 4:
+            stop.set()
+        return make_update(*arguments, **named)
+
+    with monkeypatch.context() as inside, ThreadPoolExecutor(1) as executor:
+        inside.setattr("tfm_cli.training.loop.update", watched)
+        call = executor.submit(
+            train, tmp_path / "run", settings=SHAPE, data=text, stop=stop,
+            training={"max_updates": 9},
+        )  # fmt: skip
+        stopped = call.result()
+    resumed = train(tmp_path / "run")
+
+    assert (stopped.updates, stopped.is_complete) == (4, False)
+    assert stopped.reason == "a stop was requested"
+    assert (resumed.updates, resumed.is_complete) == (9, True)
+    assert resumed.scores == whole.scores
+    assert left_behind(tmp_path / "run") == left_behind(tmp_path / "whole")
+
+
+def test_keyboard_interrupt_saves_before_it_is_raised(
+    text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(*arguments: Any, **named: Any) -> Any:
+        if arguments[3].number == 4:
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.2)
+        return make_update(*arguments, **named)
+
+    monkeypatch.setattr("tfm_cli.training.loop.update", watched)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", settings=SHAPE, data=text, training={"max_updates": 500})
+
+    (newest,) = checkpoints(tmp_path / "run")[-1:]
+    assert 4 <= int(newest.name.removeprefix("update-")) < 500
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training": {"max_update": 3}}, "training.max_update: unknown setting; did you mean"),
+        ({"trainin": {"max_updates": 3}}, "trainin: unknown section; did you mean `training`?"),
+        ({"training.seed": "x"}, "training.seed: must be a whole number, got `x`"),
+        ({"training": 3}, "training: must be a table of settings, or `section.name`"),
+        ({"data.pairs": "-"}, "standard input is read by the command `tfm train` only"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(tmp_path / "run", settings=settings)
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_training_are_those_of_the_command(text: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: there is no such file"):
+        train(tmp_path / "run", data={"source": "nowhere", "target": "nowhere"})
+    train(tmp_path / "run", settings=SHAPE, data=text, training={"max_updates": 2})
+    with pytest.raises(ConfigError, match=r"learn_rate: 0\.005 → 0\.5"):
+        train(tmp_path / "run", training={"learn_rate": 0.5})
+    changed = train(
+        tmp_path / "run", training={"learn_rate": 0.5, "max_updates": 3}, allow_change=True
+    )
+    assert changed.updates == 3
+    text["source"].rename(tmp_path / "moved")
+    with pytest.raises(DataError) as caught:
+        train(tmp_path / "run")
+    assert "give its new place with `data.source PATH`" in str(caught.value.hint)
+
+
+TRAINING_PROBE = """
+import logging, signal, sys, threading
+handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+import tfm_cli, tfm_cli.api
+assert not {"torch", "numpy"} & set(sys.modules)
+import torch
+torch.set_num_threads(2)
+def handled():
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+def work():
+    for event in (None, threading.Event()):
+        tfm_cli.train(OUTPUT, settings=SETTINGS, stop=event)
+        assert handled() == handlers
+set_handler = signal.signal
+def refused(*arguments):
+    raise AssertionError("a signal handler is set")
+signal.signal = refused
+work()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert not logging.getLogger().handlers and not logging.getLogger("tfm_cli").handlers
+assert logging.getLogger("tfm_cli").level == logging.NOTSET
+assert torch.get_num_threads() == 2, torch.get_num_threads()
+assert not {"typer"} & set(sys.modules)
+print("done")
+"""
+
+
+def test_training_leaves_the_process_of_the_caller_alone(
+    text: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**SHAPE, "data": {name: str(path) for name, path in text.items()}}
+    settings["training"] = {**SHAPE["training"], "max_updates": 2, "cpu_threads": 0}
+    program = TRAINING_PROBE.replace("OUTPUT", repr(str(tmp_path / "run")))
+    program = program.replace("SETTINGS", repr(settings))
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def documented_program() -> str:
     blocks = re.findall(r"^```python\n(.*?)^```$", DOCUMENTED.read_text("utf-8"), re.DOTALL | re.M)
     return "\n".join(blocks)
 
 
-def test_documented_program_runs(tiny_model: Path, tmp_path: Path) -> None:
+def test_documented_program_runs(tiny_model: Path, tiny_corpus: TinyCorpus, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(tiny_model)
+    for name, lines in (("train", 200), ("valid", 5)):
+        for side, suffix in (("en", "en"), ("de", "fr")):
+            text = tiny_corpus.lines(f"{name}.{side}")[:lines]
+            (tmp_path / f"{name}.{suffix}").write_text("\n".join(text) + "\n", "utf-8")
 
     done = subprocess.run(
         [sys.executable, "-c", documented_program()],
@@ -273,6 +455,7 @@ def test_documented_program_runs(tiny_model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
+    assert "20 updates: 20 updates made" in done.stdout
     assert "nowhere: " in done.stdout
     assert re.search(r"^BLEU \d+\.\d nrefs:1\|case:lc", done.stdout, re.MULTILINE)
 

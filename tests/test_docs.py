@@ -26,8 +26,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WRITTEN = [page for page in PAGES if page.parent != reference.DIRECTORY]  # not generated
 COMMANDS = (
-    ["train"], ["translate"], ["evaluate"], ["score"], ["plot"], ["import"], ["export"],
-    ["shortlist"], ["explain"], ["check"], ["sample"], ["info"], ["pack"], ["unpack"],
+    ["train"], ["translate"], ["evaluate"], ["score"], ["average"], ["plot"], ["import"],
+    ["export"], ["shortlist"], ["explain"], ["check"], ["sample"], ["info"], ["pack"], ["unpack"],
     ["tokenize"], ["tokenize", "train"], ["tokenize", "encode"], ["tokenize", "decode"],
 )  # fmt: skip
 # Flags of other programs that the pages name.

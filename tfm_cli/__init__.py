@@ -11,16 +11,18 @@ if TYPE_CHECKING:
         MetricOptions,
         Score,
         TfmError,
+        TrainingResult,
         Translation,
         Translator,
         evaluate,
+        train,
     )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Candidate", "MetricOptions", "Score", "TfmError", "Translation", "Translator", "evaluate",
-    "__version__",
+    "Candidate", "MetricOptions", "Score", "TfmError", "TrainingResult", "Translation",
+    "Translator", "evaluate", "train", "__version__",
 ]  # fmt: skip
 
 

@@ -1,16 +1,18 @@
-"""The public Python API: translation and evaluation in a program.
+"""The public Python API: training, translation and evaluation in a program.
 
 Nothing here sets a signal handler, a thread count or a logging handler; messages go to Python's
 loggers below `tfm_cli`. Errors that a caller can resolve are of the type `TfmError`.
 """
 
+import contextvars
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice, repeat
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
@@ -33,7 +35,8 @@ from tfm_cli.translation.translator import Translator as LineTranslator
 from tfm_cli.translation.translator import load_models, resolve_precision
 
 __all__ = [
-    "Candidate", "MetricOptions", "Score", "TfmError", "Translation", "Translator", "evaluate",
+    "Candidate", "MetricOptions", "Score", "TfmError", "TrainingResult", "Translation",
+    "Translator", "evaluate", "train",
 ]  # fmt: skip
 
 StrPath = str | os.PathLike[str]
@@ -253,3 +256,178 @@ def _shortlist(path: StrPath | None, tokenizers: Any) -> Any:
     from tfm_cli.translation.shortlist import load_shortlist
 
     return load_shortlist(Path(path), tokenizers)
+
+
+class TrainingSettings(TypedDict, total=False):
+    """Settings of a run by section, with their names in the sections; see the reference."""
+
+    data: Mapping[str, object]
+    tokenizer: Mapping[str, object]
+    model: Mapping[str, object]
+    training: Mapping[str, object]
+    validation: Mapping[str, object]
+    parallel: Mapping[str, object]
+    search: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """The end of a run.
+
+    Attributes:
+        model: the model directory.
+        updates: the number of updates made, over all calls that resumed the run.
+        seconds: the time spent on updates and validation, over all calls.
+        reason: the reason to stop, in words.
+        is_complete: False if the run was stopped before its end, so that another call resumes it.
+        best_update: the update after which the weights in `model` were saved; None without any.
+        scores: of these weights on the validation text, by metric; empty without validation.
+        best_score: the first of them, which selected the weights; None without validation.
+    """
+
+    model: Path
+    updates: int
+    seconds: float
+    reason: str
+    is_complete: bool
+    best_update: int | None
+    scores: Mapping[str, float]
+    best_score: float | None
+
+
+def train(
+    output: StrPath,
+    *,
+    settings: Mapping[str, object] | None = None,
+    preset: str | None = None,
+    overwrite: bool = False,
+    allow_change: bool = False,
+    stop: threading.Event | None = None,
+    **sections: Unpack[TrainingSettings],
+) -> TrainingResult:
+    """Train a model, or resume the run in a directory, as `tfm train` does in one process.
+
+    The call may be made in any thread. On a KeyboardInterrupt the run is saved after its current
+    update before the exception is raised again.
+
+    Args:
+        output: the model directory to write; a run in it is resumed with its own settings.
+        settings: settings by `section.name`, or tables of settings by section.
+        preset: the model shape and training recipe: `tiny`, `small`, `base` or `big`.
+        overwrite: start over, replacing the model in `output`.
+        allow_change: resume with another learning rate, batch size or the like.
+        stop: stops the run once it is set: it is saved after its current update.
+        sections: tables of settings, such as `training={"max_updates": 1000}`.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or `output` holds something else.
+        DataError: the text is missing, malformed, or without a usable pair.
+        ModelError: no checkpoint is intact, or the pretrained model cannot be used.
+        ResourceError: the machine lacks memory, disk space, the device or PyTorch.
+        DivergedError: the loss or the gradient was not finite.
+    """
+    tables = _tables(chain((settings or {}).items(), sections.items()))
+    interrupted = threading.Event()
+    asked = [interrupted, *([stop] if stop else [])]
+    future: Future[TrainingResult] = Future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            result = context.run(
+                _train, Path(output), tables, preset=preset, overwrite=overwrite,
+                allow_change=allow_change, stop=lambda: any(each.is_set() for each in asked),
+            )  # fmt: skip
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    # The thread keeps a KeyboardInterrupt, which is raised in the main thread, out of an update.
+    thread = threading.Thread(target=work, name="tfm-train", daemon=True)
+    thread.start()
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        interrupted.set()
+        future.exception()  # waits
+        raise
+
+
+def _train(
+    output: Path,
+    tables: dict[str, dict[str, object]],
+    *,
+    preset: str | None,
+    overwrite: bool,
+    allow_change: bool,
+    stop: Callable[[], bool],
+) -> TrainingResult:
+    from tfm_cli.config.loading import resolve
+    from tfm_cli.errors import INSTALL_TORCH, ResourceError
+    from tfm_cli.parallel import Parallel
+    from tfm_cli.training.run_settings import log_ignored, pretrained_settings, saved_settings
+    from tfm_cli.training.starting import StartOptions, start
+    from tfm_cli.training.summary import run_summary
+    from tfm_cli.training.time_limit import TimeLimit
+
+    resumed = None if overwrite else saved_settings(output)
+    config = resolve(preset=preset, flags=tables, pretrained=pretrained_settings, resumed=resumed)
+    if "-" in config.data.pairs:
+        raise ConfigError("data.pairs: standard input is read by the command `tfm train` only")
+    if resumed is None:
+        given = {f"{section}.{name}" for section, table in tables.items() for name in table}
+        log_ignored(config, given, str, preset=preset)
+    options = StartOptions(overwrite=overwrite, allow_change=allow_change, name_of=str, stop=stop)
+    try:
+        stopped = start(
+            config, output, options,
+            parallel=Parallel(), limit=TimeLimit(config.training.max_time),
+        )  # fmt: skip
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ResourceError("training needs PyTorch", hint=INSTALL_TORCH) from error
+
+    facts = run_summary(output, reason=stopped.reason, is_complete=stopped.is_complete)
+    scores = {name: float(score["value"]) for name, score in facts["scores"].items()}
+    return TrainingResult(
+        model=output,
+        updates=facts["updates"] or 0,
+        seconds=facts["seconds"] or 0.0,
+        reason=stopped.reason,
+        is_complete=stopped.is_complete,
+        best_update=facts["best_update"],
+        scores=scores,
+        best_score=scores.get(config.validation.metrics[0]),
+    )
+
+
+def _tables(settings: Iterable[tuple[str, object]]) -> dict[str, dict[str, object]]:
+    """Return settings by section and name, with paths as strings; later ones win.
+
+    Raises:
+        ConfigError: a table of settings is something else.
+    """
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in settings:
+        section, dot, name = key.partition(".")
+        if dot:
+            tables.setdefault(section, {})[name] = _plain_value(value)
+        elif isinstance(value, Mapping):
+            named = {str(name): _plain_value(each) for name, each in value.items()}
+            tables.setdefault(section, {}).update(named)
+        else:
+            raise ConfigError(f"{key}: must be a table of settings, or `section.name`")
+    return tables
+
+
+def _plain_value(value: object) -> object:
+    """Return a path as a string, and sequences and tables of paths likewise."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain_value(each) for each in value]
+    if isinstance(value, Mapping):
+        return {_plain_value(name): each for name, each in value.items()}
+    return value

@@ -72,7 +72,8 @@ def test_run_tells_what_it_reads_what_it_trains_and_why_it_stopped(
         r"tokenizer: learned a vocabulary of 24 tokens",
         r"training text: 20 pairs, \d+ \+ \d+ tokens",
         r"validation text: 2 pairs",
-        r"model: tiny, [\d,]+ parameters, \w+ on cpu; \d+ batches an epoch, [\d.]+ % padding",
+        r"model: 1\+1 layers, width 32, [\d,]+ parameters, \w+ on cpu; \d+ batches an epoch, "
+        r"[\d.]+ % padding",
         r"update      2  epoch   2  loss +[\d.]+  ppl +[\d.]+  lr [\d.e-]+  tgt-tok/s .*",
         r"update      4  epoch .*",
         r"valid       4  epoch   \d  bleu [\d.]+  chrf [\d.]+  loss [\d.]+  ppl .*  best",

@@ -123,8 +123,10 @@ def test_older_model_translates_and_is_started_from_as_before(run_tfm: RunTfm) -
 def test_newer_run_is_not_resumed_with_another_rule(run_tfm: RunTfm) -> None:
     train(run_tfm, RULE, "nfkc")
 
-    stderr = train(run_tfm, updates=2, code=2)
+    stderr = train(run_tfm, RULE, "identity", updates=2, code=2)
     assert "  tokenizer.normalization_rule_name: `nfkc` → `identity`\n" in stderr
+    train(run_tfm, updates=2)
+    assert rule() == "nfkc"
 
 
 @pytest.mark.parametrize("other", ["--tokenizer", "--pretrained-model"])

@@ -278,11 +278,14 @@ MAY_CHANGE = {
     "data.pairs", "data.pairs_format", "data.cache", "data.workers",
     "training.max_updates", "training.max_epochs", "training.max_time", "training.device",
     "training.cpu_threads", "training.disp_freq", "training.save_freq",
-    "training.keep_checkpoints", "training.micro_batch", "training.activation_checkpointing",
+    "training.keep_checkpoints", "training.keep_best", "training.micro_batch",
+    "training.activation_checkpointing",
     "training.compile", "training.update_freq", "parallel.strategy", "parallel.timeout",
     "training.deterministic", "training.bad_updates", "training.max_bad_updates",
     "training.save_retries",
-    "validation.early_stopping", "validation.samples",
+    "validation.early_stopping", "validation.freq", "validation.samples",
+    "search.beam_size", "search.n_best", "search.max_tokens", "search.buffer_size",
+    "search.top_k", "search.top_p", "search.temperature", "search.seed",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from tfm_cli.config.settings import SECTIONS, RunConfig, Value
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "docs" / "reference"
 COMMANDS = (
-    "", "train", "translate", "evaluate", "score", "plot", "check", "sample",
+    "", "train", "translate", "evaluate", "score", "average", "plot", "check", "sample",
     "info", "pack", "unpack",
     "tokenize", "tokenize train", "tokenize encode", "tokenize decode",
     "shortlist", "explain", "import", "export",
@@ -63,8 +63,9 @@ def settings_page() -> str:
         " train` for the others.\nSettings are resolved in this order; later ones win: default,"
         " preset, `--config`, `--set`, flag.\n"
         "`tfm train --dump-config` prints all of them as TOML.\n",
-        "A run may be resumed with another value of a setting that is marked †; any other changed"
-        " setting is refused by name.\n",
+        "A run may be resumed with another value of a setting that is marked †, and with"
+        " `--allow-change` of one\nthat is marked ‡; any other changed setting is refused by name."
+        "\n",
     ]
     config = RunConfig()
     flags = {
@@ -77,7 +78,7 @@ def settings_page() -> str:
         parts.append(f"## {section}\n")
         rows = ["| setting | flag | default | values | meaning |", "|---|---|---|---|---|"]
         for field in dataclasses.fields(getattr(config, section)):
-            mark = " †" if field.metadata["may_change"] is True else ""
+            mark = {True: " †", "on request": " ‡"}.get(field.metadata["may_change"], "")
             flag = flags.get(f"{section}.{field.name}", "")
             cells = [
                 f"`{field.name}`{mark}", f"`{flag}`" if flag else "", _value(field.default),

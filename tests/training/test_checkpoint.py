@@ -1,4 +1,5 @@
 import json
+import random
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,7 +41,9 @@ class Trainer:
             self.optimizer.zero_grad()
             self.average.include(self.state.update)
 
-    def save(self, directory: Path, *, max_checkpoints: int = 2) -> Path:
+    def save(
+        self, directory: Path, *, max_checkpoints: int = 2, best: int = 0, metric: str = "bleu"
+    ) -> Path:
         return checkpoint.save(
             directory,
             model=self.model,
@@ -48,7 +51,7 @@ class Trainer:
             optimizer=self.optimizer,
             state=self.state,
             text_sha256=TEXT,
-            max_checkpoints=max_checkpoints,
+            retention=checkpoint.Retention(max_checkpoints, best, (metric, "chrf")),
         )
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
@@ -135,6 +138,29 @@ def test_only_the_newest_are_kept(max_checkpoints: int, tmp_path: Path) -> None:
     kept = ["update-00000006", "update-00000009", "update-00000012", "update-00000015"]
     assert names(tmp_path) == kept[-max_checkpoints:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *kept[-max_checkpoints:]]
+
+
+@pytest.mark.parametrize("metric", ["bleu", "loss"])
+@pytest.mark.parametrize("seed", range(3))
+def test_best_are_kept_beside_the_newest(seed: int, metric: str, tmp_path: Path) -> None:
+    scores = random.Random(seed)
+    trainer, values = Trainer(), {}
+    for number in range(12):
+        trainer.learn(1)
+        update = trainer.state.update
+        if number % 3 != 1:  # the others are saved without a validation
+            values[update] = [float(scores.randrange(4)), float(scores.randrange(3))]
+            trainer.state.scored_update, trainer.state.last_scores = update, values[update]
+        trainer.save(tmp_path, best=3, metric=metric)
+
+        sign = 1 if metric == "loss" else -1
+        best = sorted(values, key=lambda u: (sign * values[u][0], -values[u][1], u))[:3]
+        kept = {*best, update, update - 1} - {0}
+        assert names(tmp_path) == [f"update-{each:08d}" for each in sorted(kept)]
+        ranked = checkpoint.best_checkpoints(
+            checkpoint.checkpoint_paths(tmp_path), (metric, "chrf")
+        )
+        assert [checkpoint.update_of(path) for path in ranked][: len(best)] == best
 
 
 def test_checkpoint_that_was_passed_over_makes_way_for_the_next(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def saved(model: nn.Module, tmp_path: Path) -> Path:
     optimizer.step()
     return checkpoint.save(
         tmp_path, model=model, average=average, optimizer=optimizer, state=TrainState(update=1),
-        text_sha256={"training text": "a"}, max_checkpoints=2,
+        text_sha256={"training text": "a"}, retention=checkpoint.Retention(2),
     )  # fmt: skip
 
 

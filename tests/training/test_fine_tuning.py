@@ -146,3 +146,37 @@ def test_own_tokenizer_beside_a_pretrained_model_is_refused(
 
     assert result.code == 2
     assert "--tokenizer: must not be set with --pretrained-model" in result.err
+
+
+def test_warm_up_is_short_unless_it_is_given(
+    text: list[str], tiny_model: Path, run_tfm: RunTfm, tmp_path: Path
+) -> None:
+    command = fine_tuning(text, tmp_path / "plain", tiny_model, "--preset", "base")
+    given = fine_tuning(text, tmp_path / "given", tiny_model, "--lr-warmup", "30")
+
+    results = [run_tfm(command), run_tfm(given), run_tfm(command)]
+
+    assert [result.code for result in results] == [0, 0, 0], results[2].err
+    rates = {name: metrics(tmp_path / name)[1]["learn_rate"] for name in ("plain", "given")}
+    assert load_config(tmp_path / "plain").settings.training.lr_warmup == 200
+    assert rates == pytest.approx({"plain": 1e-6 * 2 / 200, "given": 1e-6 * 2 / 30})
+
+
+def test_settings_without_effect_are_named(
+    text: list[str], output: Path, tiny_model: Path, run_tfm: RunTfm
+) -> None:
+    more = ["--vocab-size", "300", "--set", "tokenizer.model_type=bpe", "--preset", "small"]
+
+    result = run_tfm(fine_tuning(text, output, tiny_model, *more))
+    plain = run_tfm(fine_tuning(text, output.parent / "plain", tiny_model))
+    resumed = run_tfm(["train", "-o", str(output), "--max-updates", "3"])
+
+    assert result.code == 0, result.err
+    assert (
+        "warning: `--vocab-size`, `tokenizer.model_type` are ignored: the tokenizer is that of "
+        f"`{tiny_model}`\n" in result.err
+    )
+    assert f"preset `small`: its recipe is used, the shape is that of `{tiny_model}`" in result.err
+    assert "\nmodel: 1+1 layers, width 32, " in result.err
+    assert resumed.code == 0, resumed.err
+    assert "ignored" not in plain.err + resumed.err

@@ -120,7 +120,8 @@ def test_changed_text_is_refused(
 
     assert result.code == 2
     assert f"error: {output}: {message}\n" in result.err
-    assert "hint: restore the text, or start again with `--overwrite`" in result.err
+    hint = f"restore the text; to train its model on this text, use `--pretrained-model {output}`"
+    assert f"hint: {hint} and another `--output`; `--overwrite` starts again\n" in result.err
     assert model_content(output) == before
 
 

@@ -19,7 +19,8 @@ from tfm_cli.training.run_directory import (
     marked,
 )
 
-CONFIG = RunConfig(training=TrainingConfig(seed=3))
+TEXT = DataConfig(source=("train.en",), target=("train.de",))
+CONFIG = RunConfig(data=TEXT, training=TrainingConfig(seed=3))
 
 
 @pytest.fixture
@@ -239,11 +240,11 @@ def test_marker_is_removed_only_if_nothing_else_was_written(tmp_path: Path) -> N
         (tmp_path / "corpus").mkdir()
         raise ValueError("something was made")
 
-    with pytest.raises(ValueError, match="nothing"), marked(tmp_path):
+    with pytest.raises(ValueError, match="nothing"), marked(tmp_path, CONFIG.data):
         fail()
     assert everything(tmp_path) == []
 
-    with pytest.raises(ValueError, match="something"), marked(tmp_path):
+    with pytest.raises(ValueError, match="something"), marked(tmp_path, CONFIG.data):
         fail_later()
     assert everything(tmp_path) == [".tfm-run.json", "corpus"]
     check_output(CONFIG, tmp_path)
@@ -259,7 +260,7 @@ def test_mark_that_cannot_be_removed_hides_no_error(
         monkeypatch.setattr(Path, "unlink", refuse)
         raise ValueError("the reason")
 
-    with pytest.raises(ValueError, match="the reason"), marked(tmp_path):
+    with pytest.raises(ValueError, match="the reason"), marked(tmp_path, CONFIG.data):
         fail()
 
 

@@ -42,6 +42,7 @@ class Cli(CommandGroup):
         "translate": ("translate", "COMMAND"),
         "evaluate": ("evaluate", "COMMAND"),
         "score": ("score", "COMMAND"),
+        "average": ("average", "COMMAND"),
         "plot": ("plot", "COMMAND"),
         "explain": ("explain", "COMMAND"),
         "check": ("check", "COMMAND"),

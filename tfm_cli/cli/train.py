@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import signal
 import sys
 import time
@@ -22,9 +21,8 @@ from tfm_cli.config.loading import Overrides, read_toml, resolve, to_mapping, wr
 from tfm_cli.config.presets import PRESETS
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import visible
-from tfm_cli.errors import ConfigError, Interrupted, ModelError, OutOfTime
+from tfm_cli.errors import ConfigError, Interrupted, OutOfTime
 from tfm_cli.files.atomic import check_writable
-from tfm_cli.files.layout import CONFIG_FILE
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.cpu_cores import import_numpy
 from tfm_cli.text.writer import open_output, write_lines
@@ -32,8 +30,6 @@ from tfm_cli.training.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from tfm_cli.training.events import Stopped
-
-logger = logging.getLogger(__name__)
 
 
 class TrainOptions(Options):
@@ -49,6 +45,13 @@ class TrainOptions(Options):
     )
     overwrite: bool = option(
         "Model", "--overwrite", default=False, help="Start over, replacing the model in --output."
+    )
+    allow_change: bool = option(
+        "Model",
+        "--allow-change",
+        default=False,
+        help="Resume with another learning rate, warm-up, batch size, dropout or the like, and "
+        "record the change in the model card and in metrics.jsonl.",
     )
     preset: str | None = option(
         "Model",
@@ -93,25 +96,16 @@ class TrainOptions(Options):
 def train(options: TrainOptions) -> None:
     """Train a Transformer on parallel text, by default the sample corpus.
 
-    The same command resumes a run that was stopped. Settings are resolved in this order; later
-    ones win: defaults, the preset, --config, --set, other flags.
+    A run in --output is resumed, with its own settings and text unless others are given. Settings
+    are resolved in this order; later ones win: defaults, the preset, --config, --set, other flags.
 
     Example:  tfm train -s train.en -t train.de -vs dev.en -vt dev.de
     """
-    start = time.monotonic()
+    began = time.monotonic()
     parallel = Parallel.from_environment()
     set_up_logging(options.quiet, parallel)
     _check_exclusions(options)
-    config = resolve(
-        preset=options.preset,
-        file=options.config_file,
-        assignments=options.assignments,
-        flags=options.settings,
-        pretrained=lambda directory: _pretrained(Path(directory), options.output),
-        resumed=None if options.overwrite else _saved_settings(options.output),
-        read_file=_read_settings,
-        flag_of=_flag_of,
-    )
+    config = _resolved(options)
     if options.dump_config:
         check_writable("-")
         sys.stdout.write(visible(write_toml(config)))  # TOML has the same escapes
@@ -119,7 +113,7 @@ def train(options: TrainOptions) -> None:
 
     if options.summary:
         check_writable("-")
-    limit = TimeLimit(config.training.max_time, began=start)
+    limit = TimeLimit(config.training.max_time, began=began)
     try:
         # A single process does not import torch to connect.
         with limit.alarm(), parallel.connected(timeout_seconds=config.parallel.timeout):
@@ -148,6 +142,39 @@ def _print_summary(
         write_lines(stream, [json.dumps(facts)])
 
 
+def _resolved(options: TrainOptions) -> RunConfig:
+    """Return the settings of the run, on top of those of the run in `--output` if there is one.
+
+    Raises:
+        ConfigError: a setting is wrong, or the text of the run came from standard input.
+    """
+    resumed = None if options.overwrite else _saved_settings(options.output)
+    config = resolve(
+        preset=options.preset,
+        file=options.config_file,
+        assignments=options.assignments,
+        flags=options.settings,
+        pretrained=_pretrained_settings,
+        resumed=resumed,
+        read_file=_read_settings,
+        flag_of=_flag_of,
+    )
+    if resumed is None and config.training.pretrained_model:
+        from tfm_cli.training.run_settings import log_ignored
+
+        given = {
+            f"{section}.{name}" for section, table in options.settings.items() for name in table
+        }
+        log_ignored(config, given, _name_of, preset=options.preset)
+    is_given = "pairs" in options.given or options.config_file or options.assignments
+    if resumed is not None and "-" in config.data.pairs and not is_given:
+        raise ConfigError(
+            f"{options.output}: the run in it reads its text from standard input",
+            hint="give the text again with `--pairs -`, or as a file with `--pairs FILE`",
+        )
+    return config
+
+
 def _check_exclusions(options: TrainOptions) -> None:
     given = options.given
     names = (
@@ -170,46 +197,21 @@ def _train(
 ) -> "Stopped":
     """Train or resume the run, and return the reason for its end."""
     import_numpy()
-    from tfm_cli.training import data, run_directory, tensorboard
-
-    output, config_file = options.output, options.config_file
+    from tfm_cli.training.starting import StartOptions, start
 
     if parallel.world_size > 1 and "-" in config.data.pairs:
         raise ConfigError(
             f"`--pairs -`: {parallel.world_size} processes cannot all read it",
             hint="name a file that each of them can read",
         )
-    if parallel.is_main:  # before a lock is written there
-        more = [config_file] if config_file else []
-        run_directory.check_output(config, output, overwrite=overwrite)
-        run_directory.check_inputs_not_overwritten(config, output, resume=True, more=more)
-        if options.tensorboard is not None:
-            tensorboard.check_directory(options.tensorboard, output)
-    with contextlib.ExitStack() as contexts:
-        if parallel.is_main:
-            contexts.enter_context(run_directory.locked(output))
-        resume = parallel.is_main and run_directory.can_resume(config, output, overwrite=overwrite)
-        if parallel.is_main:
-            run_directory.check_inputs_not_overwritten(config, output, resume=resume)
-        data.check_inputs(config, trains_tokenizer=parallel.is_main and not resume)
-        if not (config.data.source or config.data.pairs):
-            logger.info(
-                "no training text is given: training on the sample corpus, preset `%s`",
-                config.preset,
-            )
-
-        from tfm_cli.training.run import run  # imports torch: seconds, so not at the top
-
-        if parallel.is_main and not resume:
-            contexts.enter_context(run_directory.marked(output))
-        return run(
-            config,
-            output,
-            resume=resume,
-            parallel=parallel,
-            limit=limit,
-            tensorboard=options.tensorboard,
-        )
+    start_options = StartOptions(
+        overwrite=overwrite,
+        allow_change=options.allow_change,
+        name_of=_name_of,
+        more_inputs=(options.config_file,) if options.config_file else (),
+        tensorboard=options.tensorboard,
+    )
+    return start(config, options.output, start_options, parallel=parallel, limit=limit)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -227,35 +229,33 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return to_mapping(load_config_file(path).settings)
 
 
+def _saved_settings(output: Path) -> RunConfig | None:
+    """Return the settings of the run in a directory; None if there is none."""
+    if not output.is_dir():
+        return None
+    from tfm_cli.training.run_settings import saved_settings
+
+    return saved_settings(output)
+
+
+def _pretrained_settings(directory: str) -> Overrides:
+    """Return the settings that a new run takes from a pretrained model."""
+    from tfm_cli.training.run_settings import pretrained_settings
+
+    return pretrained_settings(directory)
+
+
+def _name_of(setting: str) -> str:
+    """Return the flag of a setting, or else its name."""
+    return _flag_of(setting) or setting
+
+
 def _flag_of(setting: str) -> str:
     """Return the flag of a setting; empty if this command has none for it."""
     if setting == "preset":
         return "--preset"
     has_flag = any(setting in settings for settings in COMMAND.settings.values())
     return flags_of(setting)[0] if has_flag else ""
-
-
-def _saved_settings(output: Path) -> RunConfig | None:
-    """Return the settings of the run in a directory; None if there is none."""
-    from tfm_cli.model_directory.config_file import load_config
-
-    # Reported when the run directory is checked.
-    with contextlib.suppress(ModelError, OSError):
-        if (output / CONFIG_FILE).exists():
-            return load_config(output).settings
-    return None
-
-
-def _pretrained(directory: Path, output: Path) -> Overrides:
-    """Return the settings of a pretrained model that a new run must share."""
-    from tfm_cli.model_directory.config_file import load_config
-
-    if not directory.exists() and (output / CONFIG_FILE).is_file():
-        begun = load_config(output)
-        if begun.settings.training.pretrained_model == str(directory):
-            directory = output  # a run that has begun no longer needs it
-    tables = to_mapping(load_config(directory).settings)
-    return {"model": tables["model"], "search": tables["search"]}
 
 
 COMMAND = Command(

@@ -5,12 +5,12 @@ import json
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfm_cli.config.presets import PRESETS, SAMPLE, SAMPLE_RUN
-from tfm_cli.config.settings import SECTIONS, RunConfig, Value, legacy_defaults
+from tfm_cli.config.settings import SECTIONS, RunConfig, Value
 from tfm_cli.config.validation import Problems, allowed_range, from_mapping, quoted, suggestion
 from tfm_cli.errors import ConfigError
 
@@ -46,6 +46,8 @@ def resolve(
 ) -> RunConfig:
     """Return the settings of a run: default < preset < file < `--set` < flag.
 
+    A run that is resumed has its own settings in place of the defaults.
+
     Args:
         preset: name of a preset; by default the file's `preset`, or else `tiny`.
         file: a TOML file with one table for each section.
@@ -53,7 +55,7 @@ def resolve(
         flags: values by section and name, of the right type; None if not given.
         pretrained: returns the settings of a pretrained model, by its directory; they replace
             those of the preset.
-        resumed: the settings of the run to resume, which keeps defaults that have changed since.
+        resumed: the settings of the run to resume.
         read_file: returns the tables of a file; by default `read_toml`.
         flag_of: returns the flag of a setting, or "": problems then name flags, except for
             settings from the file or from `--set`.
@@ -65,19 +67,14 @@ def resolve(
     problems = Problems()
     from_file = (read_file or read_toml)(file) if file else {}
     named_in_file = from_file.pop("preset", None)
-    chosen = preset or (named_in_file if named_in_file is not None else "tiny")
-    if not isinstance(chosen, str) or chosen not in (*PRESETS, SAMPLE):
-        listed = ", ".join(f"`{name}`" for name in PRESETS)
-        near = suggestion(str(chosen), PRESETS)
-        problems.add("preset", f"must be one of {listed}, got {quoted(chosen)}{near}")
-        chosen = "tiny"
+    named = _checked_preset(preset or named_in_file, problems)
     given: list[Mapping[str, Any]] = [
         from_file,
         _parse_assignments(assignments, problems),
         flags or {},
     ]
     has_corpus = any(_names_a_corpus(layer) for layer in given)
-    if has_corpus and SAMPLE in (chosen, named_in_file):
+    if has_corpus and SAMPLE in (named, named_in_file):
         origin = "`--preset`" if preset == SAMPLE else str(file)
         raise ConfigError(
             f"{origin}: has the recipe of the sample corpus (preset `{SAMPLE}`), but other "
@@ -85,15 +82,16 @@ def resolve(
             hint="give the text when you write the file: "
             "`tfm train -s SOURCE -t TARGET --dump-config > run.toml`",
         )
-    if chosen in ("tiny", SAMPLE) and not has_corpus:
-        chosen, layers = SAMPLE, [PRESETS["tiny"], SAMPLE_RUN, *given]
-    else:
-        layers = [PRESETS[chosen], *given]
-    if resumed is not None:
-        layers.insert(1, _unchanged_legacy_defaults(resumed))
     directory = _merged(given, Problems())["training"].get("pretrained_model")
-    if pretrained is not None and directory and isinstance(directory, str):
-        layers.insert(1, pretrained(directory))
+    if resumed is not None:
+        has_corpus = has_corpus or bool(resumed.data.source or resumed.data.pairs)
+    chosen, layers = _preset_layers(named, has_corpus=has_corpus)
+    if resumed is not None:
+        chosen = chosen if named else resumed.preset
+        layers = _resumed_layers(resumed, layers if named else [], given)
+    elif pretrained is not None and directory and isinstance(directory, str):
+        layers.append(pretrained(directory))
+    layers += given
     merged = _merged(layers, problems)
     config = from_mapping({"preset": chosen, **merged}, problems)
     if flag_of is not None:
@@ -105,16 +103,51 @@ def resolve(
     return config
 
 
-def _unchanged_legacy_defaults(run: RunConfig) -> Overrides:
-    """Return the settings of a run that still have the value from before the setting existed."""
-    return {
-        section: {
-            name: value
-            for name, value in table.items()
-            if getattr(getattr(run, section), name) == value
-        }
-        for section, table in legacy_defaults().items()
-    }
+def _checked_preset(name: object, problems: Problems) -> str | None:
+    """Return the name of a preset that is given; None if there is none."""
+    if name is None or (isinstance(name, str) and name in (*PRESETS, SAMPLE)):
+        return name
+    listed = ", ".join(f"`{known}`" for known in PRESETS)
+    near = suggestion(str(name), PRESETS)
+    problems.add("preset", f"must be one of {listed}, got {quoted(name)}{near}")
+    return "tiny"
+
+
+def _preset_layers(name: str | None, *, has_corpus: bool) -> tuple[str, list[Mapping[str, Any]]]:
+    """Return the name and the values of a preset, by default `tiny`, or of the sample corpus."""
+    if name in (None, "tiny", SAMPLE) and not has_corpus:
+        return SAMPLE, [PRESETS["tiny"], SAMPLE_RUN]
+    chosen = name or "tiny"
+    return chosen, [PRESETS[chosen]]
+
+
+def _resumed_layers(
+    run: RunConfig, preset: list[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the settings of a run to resume, and those of a preset that is given again.
+
+    The time limit is that of a command, not of the run.
+
+    Args:
+        run: the settings of the run.
+        preset: the values of the preset; empty if none is given.
+        given: the settings on the command line and in a file, which follow.
+    """
+    own: dict[str, dict[str, Any]] = to_mapping(run)
+    del own["preset"]
+    own["training"] = {**own["training"], "max_time": ""}
+    layers: list[Mapping[str, Any]] = [own, *preset]
+    if run.training.pretrained_model:  # which replaced these values of the preset
+        layers.append({"model": own["model"], "search": own["search"]})
+        layers.append({"training": {"lr_warmup": run.training.lr_warmup}})
+    data = _merged(given, Problems())["data"]
+    has_files, has_pairs = bool(data.get("source") or data.get("target")), bool(data.get("pairs"))
+    # The same text in files of another kind replaces the former ones.
+    if has_pairs and not has_files and not run.data.pairs:
+        layers.append({"data": {"source": [], "target": []}})
+    if has_files and not has_pairs and not run.data.source:
+        layers.append({"data": {"pairs": []}})
+    return layers
 
 
 def _merged(
@@ -266,15 +299,43 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     return tables
 
 
-def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
-    """Return the changes that a resumed run must not have, as `section.name: old → new`."""
+def changed_settings(old: RunConfig, new: RunConfig, *, allow_change: bool = False) -> list[str]:
+    """Return the changes that a resumed run must not have, as `section.name: old → new`.
+
+    Args:
+        old: the settings of the run.
+        new: the settings to resume it with.
+        allow_change: permit the changes that may be made on request.
+    """
+    permitted = set(requested_changes(old, new)) if allow_change else set()
     changes = []
+    for field, name, was, now in _differences(old, new):
+        may_change = field.metadata["may_change"]
+        if may_change is not True and not (may_change == "to auto" and now == "auto"):
+            changes.append(_change(name, was, now))
+    return [change for change in changes if change not in permitted]
+
+
+def requested_changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """Return the changes that a resumed run may have only on request; see `changed_settings`."""
+    return [
+        _change(name, was, now)
+        for field, name, was, now in _differences(old, new)
+        if field.metadata["may_change"] == "on request"
+    ]
+
+
+def _differences(
+    old: RunConfig, new: RunConfig
+) -> Iterator[tuple[dataclasses.Field[Any], str, Value, Value]]:
+    """Yield the field, the name and both values of each setting that differs."""
     for section in SECTIONS:
         before, after = getattr(old, section), getattr(new, section)
         for field in dataclasses.fields(before):
             was, now = getattr(before, field.name), getattr(after, field.name)
-            may_change = field.metadata["may_change"]
-            is_allowed = may_change is True or (may_change == "to auto" and now == "auto")
-            if was != now and not is_allowed:
-                changes.append(f"{section}.{field.name}: {quoted(was)} → {quoted(now)}")
-    return changes
+            if was != now:
+                yield field, f"{section}.{field.name}", was, now
+
+
+def _change(name: str, was: Value, now: Value) -> str:
+    return f"{name}: {quoted(was)} → {quoted(now)}"

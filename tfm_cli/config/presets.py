@@ -68,3 +68,10 @@ SAMPLE_RUN: dict[str, dict[str, Value]] = {
     },
     "validation": {"freq": 250},
 }
+
+
+def preset_values(name: str, section: str) -> dict[str, Value]:
+    """Return the values of a section in a preset, or in the run on the sample corpus."""
+    if name == SAMPLE:
+        return {**PRESETS["tiny"].get(section, {}), **SAMPLE_RUN.get(section, {})}
+    return PRESETS[name].get(section, {})

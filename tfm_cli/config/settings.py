@@ -24,7 +24,7 @@ def opt(
     le: float | None = None,
     lt: float | None = None,
     choices: tuple[Value, ...] | None = None,
-    may_change: bool | Literal["to auto"] = False,
+    may_change: bool | Literal["to auto", "on request"] = False,
     legacy_default: Value | None = None,
 ) -> Any:
     """Return the field of a section.
@@ -37,7 +37,8 @@ def opt(
         lt: upper bound, itself not allowed.
         choices: the allowed values; None for any.
         may_change: True if a resumed run may have another value, because no result so far depends
-            on it. `to auto` if the run resolved `auto` and saved the result, which it keeps.
+            on it. `to auto` if the run resolved `auto` and saved the result, which it keeps. `on
+            request` if it may change with `--allow-change`: the next updates depend on it.
         legacy_default: the value in models and runs of formats before 3, which lack the setting.
     """
     metadata = {
@@ -97,7 +98,9 @@ def section(kind: _SectionType) -> _SectionType:
 class SearchConfig(Section):
     """Settings of the search for translations."""
 
-    beam_size: int = opt(4, "Hypotheses kept for each segment; 1 is greedy search.", ge=1, le=256)
+    beam_size: int = opt(
+        4, "Hypotheses kept for each segment; 1 is greedy search.", ge=1, le=256, may_change=True
+    )
     length_penalty: float = opt(
         1.0, "Exponent of the length normalization; 0 disables it.", ge=0, le=10
     )
@@ -121,6 +124,7 @@ class SearchConfig(Section):
         "sampling, the number of samples.",
         ge=1,
         le=256,
+        may_change=True,
     )
     no_repeat_ngram_size: int = opt(
         0,
@@ -143,21 +147,37 @@ class SearchConfig(Section):
         le=1000,
     )
     max_tokens: int = opt(
-        4096, "Maximum size of a batch: source tokens times the beam size.", ge=1, le=MAX_COUNT
+        4096,
+        "Maximum size of a batch: source tokens times the beam size.",
+        ge=1,
+        le=MAX_COUNT,
+        may_change=True,
     )
     buffer_size: int = opt(
-        4096, "Lines read ahead, sorted by length and translated together.", ge=1, le=MAX_COUNT
+        4096,
+        "Lines read ahead, sorted by length and translated together.",
+        ge=1,
+        le=MAX_COUNT,
+        may_change=True,
     )
     top_k: int = opt(
-        0, "Sample from this many most probable tokens; 0 for all.", ge=0, le=MAX_COUNT
+        0,
+        "Sample from this many most probable tokens; 0 for all.",
+        ge=0,
+        le=MAX_COUNT,
+        may_change=True,
     )
     top_p: float = opt(
-        1.0, "Sample from the most probable tokens with this total mass.", ge=1e-6, le=1
+        1.0,
+        "Sample from the most probable tokens with this total mass.",
+        ge=1e-6,
+        le=1,
+        may_change=True,
     )
     temperature: float = opt(
-        1.0, "Divide the logits by this number before sampling.", ge=1e-6, le=1000
+        1.0, "Divide the logits by this number before sampling.", ge=1e-6, le=1000, may_change=True
     )
-    seed: int = opt(1, "Seed of the sampling.", ge=0, lt=2**31)
+    seed: int = opt(1, "Seed of the sampling.", ge=0, lt=2**31, may_change=True)
 
 
 # SentencePiece's names of the rules that normalize text before it is tokenized.
@@ -310,11 +330,21 @@ class ModelConfig(Section):
         le=65536,
     )
     dropout: float = opt(
-        0.1, "Dropout on embeddings and on the output of each sub-layer.", ge=0, lt=1
+        0.1,
+        "Dropout on embeddings and on the output of each sub-layer.",
+        ge=0,
+        lt=1,
+        may_change="on request",
     )
-    attention_dropout: float = opt(0.0, "Dropout on attention weights.", ge=0, lt=1)
+    attention_dropout: float = opt(
+        0.0, "Dropout on attention weights.", ge=0, lt=1, may_change="on request"
+    )
     activation_dropout: float = opt(
-        0.0, "Dropout after the activation of each feed-forward layer.", ge=0, lt=1
+        0.0,
+        "Dropout after the activation of each feed-forward layer.",
+        ge=0,
+        lt=1,
+        may_change="on request",
     )
     word_dropout: float = opt(
         0.0,
@@ -322,6 +352,7 @@ class ModelConfig(Section):
         "not see in training.",
         ge=0,
         lt=1,
+        may_change="on request",
     )
     norm: str = opt(
         "post",
@@ -399,6 +430,7 @@ class TrainingConfig(Section):
         "split to fit memory.",
         ge=0,
         le=10_000_000,
+        may_change="on request",
     )
     micro_batch: int = opt(
         0,
@@ -413,19 +445,43 @@ class TrainingConfig(Section):
         ge=1, le=1_000_000, may_change=True,
     )  # fmt: skip
     learn_rate: float = opt(
-        7e-4, "Peak learning rate, at the end of the warm-up.", ge=1e-20, le=1e38
+        7e-4,
+        "Peak learning rate, at the end of the warm-up.",
+        ge=1e-20,
+        le=1e38,
+        may_change="on request",
     )
     lr_warmup: int = opt(
-        4000, "Updates of the warm-up; then the rate decays as 1/sqrt(update).", ge=1, le=MAX_COUNT
+        4000,
+        "Updates of the warm-up; then the rate decays as 1/sqrt(update).",
+        ge=1,
+        le=MAX_COUNT,
+        may_change="on request",
     )
     label_smoothing: float = opt(
-        0.1, "Probability mass spread over the whole vocabulary.", ge=0, lt=1
+        0.1,
+        "Probability mass spread over the whole vocabulary.",
+        ge=0,
+        lt=1,
+        may_change="on request",
     )
     adam_beta1: float = opt(0.9, "Decay of Adam's first moment.", ge=0, lt=1)
     adam_beta2: float = opt(0.98, "Decay of Adam's second moment.", ge=0, lt=1)
     adam_epsilon: float = opt(1e-9, "Term in the denominator of Adam.", ge=1e-30, le=1)
-    weight_decay: float = opt(0.0, "Decoupled weight decay of the matrices (AdamW).", ge=0, le=1000)
-    clip_norm: float = opt(1.0, "Maximum norm of the gradient; 0 disables clipping.", ge=0, le=1e30)
+    weight_decay: float = opt(
+        0.0,
+        "Decoupled weight decay of the matrices (AdamW).",
+        ge=0,
+        le=1000,
+        may_change="on request",
+    )
+    clip_norm: float = opt(
+        1.0,
+        "Maximum norm of the gradient; 0 disables clipping.",
+        ge=0,
+        le=1e30,
+        may_change="on request",
+    )
     bad_updates: str = opt(
         "skip",
         "Treatment of an update whose loss or gradient is not finite: skip it, first retry it at "
@@ -475,7 +531,15 @@ class TrainingConfig(Section):
         ge=0, le=MAX_COUNT, may_change=True,
     )  # fmt: skip
     keep_checkpoints: int = opt(
-        2, "Number of checkpoints to keep.", ge=2, le=MAX_COUNT, may_change=True
+        2, "Number of newest checkpoints to keep.", ge=2, le=MAX_COUNT, may_change=True
+    )
+    keep_best: int = opt(
+        0,
+        "Number of checkpoints with the best validation scores to keep as well; each is saved at "
+        "its validation.",
+        ge=0,
+        le=MAX_COUNT,
+        may_change=True,
     )
 
 
@@ -483,7 +547,7 @@ class TrainingConfig(Section):
 class ValidationConfig(Section):
     """Settings of validation, which selects the best checkpoint."""
 
-    freq: int = opt(500, "Updates between validations.", ge=1, le=MAX_COUNT)
+    freq: int = opt(500, "Updates between validations.", ge=1, le=MAX_COUNT, may_change=True)
     metrics: tuple[str, ...] = opt(
         ("bleu", "chrf", "loss"),
         "Metrics on the validation text; the first one selects the best checkpoint, the next one "

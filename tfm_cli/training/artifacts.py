@@ -1,6 +1,7 @@
 """The artifacts that a run writes: best weights, model card, metrics and checkpoints."""
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import time
@@ -65,16 +66,22 @@ class CardFacts:
         update: the update after which the weights were saved.
         values: the validation metrics of these weights, by name; empty without validation.
         scores: the sacreBLEU scores among them, with their signatures.
+        changes: the changes of settings on request, each with its update.
+        pairs: a description of the training pairs, in place of their number.
+        weights: a description of the weights, in place of the update.
     """
 
     precision: str
     num_parameters: int
     vocab_sizes: tuple[int, int]
-    num_pairs: int
-    dropped: dict[str, int]
-    update: int
+    num_pairs: int = 0
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    update: int = 0
     values: dict[str, float]
     scores: Sequence[Score]
+    changes: Sequence[str] = ()
+    pairs: str = ""
+    weights: str = ""
 
 
 def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
@@ -86,9 +93,11 @@ def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
     dropped = ", ".join(
         f"{count} {reason}" for reason, count in sorted(facts.dropped.items()) if count
     )
+    pairs = f"{facts.num_pairs}" + (f" (left out: {dropped})" if dropped else "")
+    average = f", moving average {config.training.ema_decay}" if config.training.ema_decay else ""
     rows = [
         ("training text", corpus),
-        ("pairs", f"{facts.num_pairs}" + (f" (left out: {dropped})" if dropped else "")),
+        ("pairs", facts.pairs or pairs),
         ("shape", f"{model.encoder_layers}+{model.decoder_layers} layers, width {model.width}, "
                   f"{_both(model.encoder.heads, model.decoder.heads)} heads, feed-forward "
                   f"{_both(model.encoder.feed_forward_width, model.decoder.feed_forward_width)}, "
@@ -98,9 +107,8 @@ def model_card(config: RunConfig, state: TrainState, facts: CardFacts) -> str:
         ("trained", f"{state.update} updates, {state.target_tokens:,} target tokens, "
                     f"{seconds_text(state.train_seconds)}"),
         ("precision", facts.precision),
-        ("these weights", f"after update {facts.update}"
-                          + (f", moving average {config.training.ema_decay}"
-                             if config.training.ema_decay else "")),
+        ("these weights", facts.weights or f"after update {facts.update}{average}"),
+        *([("changed settings", "; ".join(facts.changes))] if facts.changes else []),
         ("date", time.strftime("%Y-%m-%d")),
         ("made by", f"tfm {tfm_cli.__version__}"),
     ]  # fmt: skip
@@ -158,9 +166,11 @@ class RunWriter:
         self._state = state
         self._text_sha256 = corpora.sha256()
         self._metrics: MetricsFile | None = None
+        self._changes: list[str] = []
         self._resumed_update: int | None = None  # None after the first update, and on other ranks
         if self._is_writer:
             self._metrics = MetricsFile(output / METRICS_FILE, update=state.update)
+            self._changes = self._metrics.changes()
             self._resumed_update = state.update
         self._events: EventFile | None = None
         if tensorboard is not None and self._metrics is not None:
@@ -304,7 +314,11 @@ class RunWriter:
             optimizer=optimizer,
             state=self._state,
             text_sha256=self._text_sha256,
-            max_checkpoints=self._config.training.keep_checkpoints,
+            retention=checkpoint.Retention(
+                newest=self._config.training.keep_checkpoints,
+                best=self._config.training.keep_best,
+                metrics=self._config.validation.metrics,
+            ),
             parallel=self._parallel_model.parallel,
         )
 
@@ -372,6 +386,7 @@ class RunWriter:
             update=update,
             values=values,
             scores=validation.scores if validation else (),
+            changes=self._changes,
         )
         card = model_card(self._config, self._state, facts)
         with atomic_file(self._output / CARD_FILE, follow=False) as stream:

@@ -8,11 +8,12 @@ A checkpoint does not depend on sharding or on the number of processes: rank 0 w
 by name, and any number of processes can resume from them.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,21 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The checkpoints to keep.
+
+    Args:
+        newest: the number of newest ones.
+        best: the number of those with the best validation scores.
+        metrics: the metrics of the validations, in the order in which they decide.
+    """
+
+    newest: int
+    best: int = 0
+    metrics: tuple[str, ...] = ()
+
+
 def save(
     directory: Path,
     *,
@@ -81,10 +97,10 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: TrainState,
     text_sha256: Mapping[str, str],
-    max_checkpoints: int,
+    retention: Retention,
     parallel: Parallel | None = None,
 ) -> Path:
-    """Write a checkpoint into `directory`, remove the oldest ones, and return its path.
+    """Write a checkpoint into `directory`, remove those not to keep, and return its path.
 
     Checkpoints of later updates are removed too: they are damaged, as otherwise the run would have
     resumed from them. All ranks must call this, since gathering shards is a collective operation;
@@ -108,7 +124,7 @@ def save(
         needed = sum(_num_bytes(table) for table in tensors.values())
         message = f"{error}; it needs {needed:,} bytes, {_num_free_bytes(directory):,} are free"
         raise error.with_message(message) from error
-    _prune(directory, path, max_checkpoints=max_checkpoints)
+    _prune(directory, path, retention)
     return path
 
 
@@ -153,18 +169,41 @@ def _num_free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def _prune(directory: Path, path: Path, *, max_checkpoints: int) -> None:
-    """Remove all checkpoints but the newest ones up to `path`, which was just written."""
+def _prune(directory: Path, path: Path, retention: Retention) -> None:
+    """Remove all checkpoints but those to keep, among them `path`, which was just written."""
     paths = checkpoint_paths(directory)  # without `path`, if the directory was moved away
     older = [other for other in paths if update_of(other) < update_of(path)]
     newer = [other for other in paths if update_of(other) > update_of(path)]
-    for old in older[: max(0, len(older) + 1 - max_checkpoints)] + newer:
+    kept = set(older[max(0, len(older) + 1 - retention.newest) :])
+    if retention.best:
+        kept.update(best_checkpoints([*older, path], retention.metrics)[: retention.best])
+    for old in [other for other in older if other not in kept] + newer:
         try:
             if not remove_directory(old, is_ours=is_checkpoint):
                 logger.warning("%s: not removed, since it holds other files than a checkpoint", old)
         except OSError as error:
             logger.warning("%s: cannot be removed: %s", old, error.strerror)
     sweep_checkpoints(directory)
+
+
+def best_checkpoints(paths: Iterable[Path], metrics: Sequence[str]) -> list[Path]:
+    """Return the checkpoints that were saved at a validation by schedule, best scores first.
+
+    Of equal scores, the earlier checkpoint is better.
+
+    Args:
+        paths: the checkpoints, intact or damaged.
+        metrics: the metrics of the validations; the first one decides, the next one breaks ties.
+    """
+    ranked: list[tuple[list[float], int, Path]] = []
+    for path in paths:
+        with contextlib.suppress(ModelError):
+            state, _ = _state(path / STATE_FILE, _content(path / STATE_FILE))
+            if state.scored_update == update_of(path) and len(state.last_scores) == len(metrics):
+                values = zip(metrics, state.last_scores, strict=True)
+                badness = [value if metric == "loss" else -value for metric, value in values]
+                ranked.append((badness, update_of(path), path))
+    return [path for *_, path in sorted(ranked)]
 
 
 def full_tensors(tensors: Mapping[str, Tensor], *, select: bool) -> dict[str, Tensor]:
@@ -232,10 +271,7 @@ def read(path: Path) -> Checkpoint:
     Raises:
         ModelError: it is damaged, was changed, or has a newer format; the message names the file.
     """
-    hashes = _hashes(path / MANIFEST_FILE)
-    content = _content(path / STATE_FILE)
-    _check_hash(path / STATE_FILE, hashlib.sha256(content).hexdigest(), hashes[STATE_FILE])
-    state, text_sha256 = _state(path / STATE_FILE, content)
+    state, text_sha256, hashes = read_counters(path)
     weights, average, optimizer = (
         _tensors(path / name, hashes[name]) for name in (WEIGHTS_FILE, AVERAGE_FILE, OPTIMIZER_FILE)
     )
@@ -243,6 +279,18 @@ def read(path: Path) -> Checkpoint:
         if bad := non_finite_tensors(tensors):
             raise non_finite_weights_error(path / name, bad)
     return Checkpoint(path, state, text_sha256, weights, average, optimizer)
+
+
+def read_counters(path: Path) -> tuple[TrainState, dict[str, str], dict[str, str]]:
+    """Return the state in a checkpoint, the hashes of the texts, and the hashes of its files.
+
+    Raises:
+        ModelError: they are damaged, were changed, or have a newer format.
+    """
+    hashes = _hashes(path / MANIFEST_FILE)
+    content = _content(path / STATE_FILE)
+    _check_hash(path / STATE_FILE, hashlib.sha256(content).hexdigest(), hashes[STATE_FILE])
+    return *_state(path / STATE_FILE, content), hashes
 
 
 def _hashes(path: Path) -> dict[str, str]:

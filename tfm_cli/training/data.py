@@ -61,10 +61,8 @@ class Corpora:
 
     def sha256(self) -> dict[str, str]:
         """Return a hash of the training text and of the validation text, by name."""
-        digest = hashlib.sha256()
-        for source, target in self.valid_pairs:
-            digest.update(f"{source}\n{target}\n".encode("utf-8", "surrogatepass"))
-        return {"training text": self.train.sha256(), "validation text": digest.hexdigest()}
+        valid = pairs_sha256(self.valid_pairs)
+        return {"training text": self.train.sha256(), "validation text": valid}
 
     def remove_outdated(self) -> None:
         """Remove the prepared text of earlier versions of the training text."""
@@ -72,12 +70,20 @@ class Corpora:
             remove_stale(self.prepared)
 
 
-def check_inputs(config: RunConfig, *, trains_tokenizer: bool = True) -> None:
+def pairs_sha256(pairs: Pairs) -> str:
+    """Return the SHA-256 of a validation text, by which a run recognizes it."""
+    digest = hashlib.sha256()
+    for source, target in pairs:
+        digest.update(f"{source}\n{target}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def check_inputs(config: RunConfig, *, needs_tokenizer: bool = True) -> None:
     """Raise an error if an input of a run is missing or invalid, before any work.
 
     Args:
         config: all settings, with the paths of the files.
-        trains_tokenizer: this process trains the tokenizer if the settings name none.
+        needs_tokenizer: this process loads or trains the tokenizer; a resumed run has it already.
 
     Raises:
         DataError: a text is missing or cannot be read twice, or normalization rules are invalid.
@@ -89,9 +95,9 @@ def check_inputs(config: RunConfig, *, trains_tokenizer: bool = True) -> None:
     training_files(data)
     pairs = tuple(path for path in data.pairs if path != "-")
     check_files(data.source + data.target + pairs + data.valid_source + data.valid_target)
-    if config.tokenizer.model:
+    if config.tokenizer.model and needs_tokenizer:
         _named_tokenizers(config)
-    elif trains_tokenizer and not config.training.pretrained_model:
+    elif needs_tokenizer and not config.training.pretrained_model:
         check_rule(config.tokenizer.normalization_rule_name)
     if data.valid_target and "bleu" in config.validation.metrics:
         check_available(config.validation.tokenize)
@@ -245,10 +251,19 @@ def with_sample_corpus(data: DataConfig) -> DataConfig:
     )
 
 
+def read_validation(data: DataConfig) -> Pairs:
+    """Return the lines of the validation text.
+
+    Raises:
+        DataError: it is missing, malformed or misaligned.
+    """
+    name = ", ".join(data.valid_source)
+    return held_in_memory(read_pairs(data.valid_source, data.valid_target), name)
+
+
 def _read_validation(data: DataConfig, files: Sequence[CorpusFile]) -> Pairs:
     try:
-        name = ", ".join(data.valid_source)
-        pairs = held_in_memory(read_pairs(data.valid_source, data.valid_target), name)
+        pairs = read_validation(data)
     except DataError as error:
         errors = [error]
         try:  # the errors of the training text are reported as well

@@ -77,6 +77,16 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Changed:
+    """A change of settings on request, made before a run is resumed."""
+
+    update: int
+    epoch: int  # from 1
+    seconds: float  # trained so far, over all runs
+    changes: tuple[str, ...]  # as `section.name: old → new`
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateSkipped:
     """An update without a finite loss and gradient; weights and moments are unchanged."""
 

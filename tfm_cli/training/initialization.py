@@ -16,6 +16,7 @@ from tfm_cli.model_directory.weights import build_transformer, load_model
 from tfm_cli.parallel import Parallel
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.training.memory import resolve_batch_size
+from tfm_cli.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,7 @@ def load_initial_parts(
     A resumed run has tokenizers; its weights come from a checkpoint.
     """
     if resume:
-        original = load_config(output)
-        _check_same_batch_size(output, original.settings, config)
-        return load_tokenizers(output, original), None
+        return load_tokenizers(output, load_config(output)), None
     if not config.training.pretrained_model:
         return None, None
     directory = Path(config.training.pretrained_model)
@@ -106,20 +105,36 @@ def check_same_text(output: Path, original: dict[str, str], current: dict[str, s
         verb = "are not those" if len(changed) > 1 else "is not the one"
         raise ConfigError(
             f"{output}: the {' and the '.join(changed)} {verb} this run began with",
-            hint="restore the text, or start again with `--overwrite` or another `--output`",
+            hint=f"restore the text; to train its model on this text, use `--pretrained-model "
+            f"{output}` and another `--output`; `--overwrite` starts again",
         )
 
 
-def _check_same_batch_size(output: Path, original: RunConfig, current: RunConfig) -> None:
+def check_same_batch_size(
+    output: Path, config: RunConfig, state: TrainState, *, allow_change: bool
+) -> None:
     """Raise a ConfigError if the batch size changed, since the position to resume counts batches.
 
     With `--max-tokens auto`, `--update-freq` changes the size of batches instead of their number.
+
+    Args:
+        output: the directory of the run, with its former settings.
+        config: the settings to resume it with.
+        state: its position.
+        allow_change: permit the change.
     """
+    original = load_config(output).settings
     expected, actual = (
-        resolve_batch_size(each.training, each.preset).max_tokens for each in (original, current)
+        resolve_batch_size(each.training, each.preset).max_tokens for each in (original, config)
     )
-    if expected != actual:
+    if expected == actual:
+        return
+    message = f"{output}: its batches have {expected} target tokens, and would have {actual}"
+    if not allow_change:
+        hint = f"use `--update-freq {original.training.update_freq}` as before, or `--allow-change`"
+        raise ConfigError(message, hint=hint)
+    if not state.batch_tokens:  # a run that is killed before its next checkpoint could not resume
         raise ConfigError(
-            f"{output}: its batches have {expected} target tokens, and would have {actual}",
-            hint=f"use `--update-freq {original.training.update_freq}` as before",
+            f"{message}; its newest checkpoint is of an older version of tfm",
+            hint="resume it until its next checkpoint without this change",
         )

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 # A signal to a whole job may reach a process twice, since the launcher or the shell also forwards
 # it. Within this many seconds, the second one counts as the same signal.
 _SAME_SECONDS = 3.0
+
+REQUESTED = 1 << 10  # in place of a signal: the program that called the training asked for its end
 _RESERVE_FACTOR = 1.1  # since no two validations take the same time
 
 
@@ -106,7 +108,7 @@ def _exit_on_second(watched: Sequence[int], same_seconds: float) -> Iterator[Non
 
 
 class SignalReceived(OutOfTime):
-    """The end of a validation because of a signal, as if its time were up."""
+    """The end of a validation because of a signal or a request, as if its time were up."""
 
 
 def validation_check(limit: TimeLimit, signalled: Callable[[], int]) -> Callable[[], None]:
@@ -126,6 +128,8 @@ def validation_check(limit: TimeLimit, signalled: Callable[[], int]) -> Callable
 
 
 def _received(number: int) -> str:
+    if number == REQUESTED:
+        return "a stop was requested"
     return f"{signal.Signals(number).name} was received"
 
 

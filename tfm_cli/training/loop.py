@@ -202,6 +202,7 @@ class _Loop:
         validates = self.validate is not None and state.update % self.config.validation.freq == 0
         # A checkpoint may be overdue, since bad updates postpone it.
         saves = state.update // settings.save_freq > self.saved_update // settings.save_freq
+        saves = saves or (validates and settings.keep_best > 0)
         if is_skipped or logs or validates or saves:
             yield from self.statistics.flush()
         if logs:
@@ -254,6 +255,8 @@ class _Loop:
         state.train_seconds += state.validation_seconds
         state.validated_update = state.update
         is_best = is_better(validation.values, state.best_score, state.best_others)
+        if counted:
+            state.scored_update, state.last_scores = state.update, [*validation.values.values()]
         if counted and is_best:
             state.best_score, *state.best_others = validation.values.values()
             state.best_update, state.stalled = state.update, 0

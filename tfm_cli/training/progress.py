@@ -26,7 +26,14 @@ from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, replace_file
 from tfm_cli.files.ownership import output_error
 from tfm_cli.files.untrusted import NotPrivateError, check_private, open_private
-from tfm_cli.training.events import Logged, Mark, Updated, UpdateSkipped, Validated
+from tfm_cli.training.events import (
+    Changed,
+    Logged,
+    Mark,
+    Updated,
+    UpdateSkipped,
+    Validated,
+)
 from tfm_cli.training.validation import Sample
 
 logger = logging.getLogger(__name__)
@@ -41,7 +48,7 @@ _PLAN_UPDATES, _PLAN_SECONDS = 10, 20.0
 _EARLY_SECONDS = 45.0  # until a first line without a terminal, if no progress line was due
 _MIN_BAR = 10  # columns
 _MAX_SAMPLE = 1000  # columns of a line, where there is no terminal
-_KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "skipped"}
+_KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "skipped", Changed: "changed"}
 
 
 def perplexity(loss: float) -> float:
@@ -149,15 +156,41 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, *, update: int) -> None:
-        """Continue a file after `update`: later lines, of an interrupted run, are dropped."""
+        """Continue a file after `update`: later lines, of an interrupted run, are dropped.
+
+        Changes of settings are kept, since they are in effect.
+        """
         self._path = path
         self._num_bytes = 0  # size of the lines that were written
         self._unwritten: list[bytes] = []
-        self._filter(lambda facts: bool(facts["update"] <= update))
+        self._filter(
+            lambda facts: bool(facts["update"] <= update) or facts.get("event") == "changed"
+        )
 
     def drop_unscheduled(self) -> None:
         """Drop validations that were made only because the run was about to end."""
         self._filter(lambda facts: bool(facts.get("scheduled", True)))
+
+    def add_changes(self, event: Changed) -> None:
+        """Write the line of a change to the disk, unless a killed process has done so.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        facts = {"event": "changed", "update": event.update, "changes": list(event.changes)}
+        if not any(facts.items() <= line.items() for line in self.facts()):
+            self.add(event)
+            self.sync()
+
+    def changes(self) -> list[str]:
+        """Return the changes of settings so far, each with its update."""
+        changed = (facts for facts in self.facts() if facts.get("event") == "changed")
+        return [
+            f"{change} after update {facts['update']}"
+            for facts in changed
+            if isinstance(facts.get("changes"), list)
+            for change in facts["changes"]
+        ]
 
     def facts(self) -> Iterator[dict[str, Any]]:
         """Yield the facts in each line."""
@@ -165,7 +198,7 @@ class MetricsFile:
             with contextlib.suppress(*_INVALID_LINE):
                 yield json.loads(line)
 
-    def add(self, event: Logged | Validated | UpdateSkipped | Mark) -> dict[str, Any]:
+    def add(self, event: Logged | Validated | UpdateSkipped | Mark | Changed) -> dict[str, Any]:
         """Append the line of an event, and return the facts in it."""
         fields: dict[str, Any] = {"event": _KINDS.get(type(event), "resumed")}
         fields |= {"update": event.update, "epoch": event.epoch}
@@ -173,6 +206,8 @@ class MetricsFile:
             if (stop := event.stopped) is not None:
                 fields |= {"event": "stopped", "reason": stop.reason, "complete": stop.is_complete}
             fields["seconds"] = event.seconds
+        elif isinstance(event, Changed):
+            fields |= {"changes": list(event.changes), "seconds": event.seconds}
         elif isinstance(event, UpdateSkipped):
             fields |= {
                 "loss": event.loss,
@@ -368,7 +403,13 @@ def plan_line(plan: Plan, pace: Pace, update: int, now: float) -> str:
 class Display:
     """The progress of a run on standard error: a live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, plan: Plan = Plan(), *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: Plan = Plan(),
+        *,
+        shows_bar: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._plan = plan
         self._clock = clock
         self._pace = Pace(plan, clock)
@@ -381,7 +422,8 @@ class Display:
         self._live: Progress | None = None
         self._console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
         self._is_enabled = logger.isEnabledFor(logging.INFO)
-        if self._is_enabled and sys.stderr.isatty() and not self._console.is_dumb_terminal:
+        is_terminal = sys.stderr.isatty() and not self._console.is_dumb_terminal
+        if shows_bar and self._is_enabled and is_terminal:
             self._live = Progress(
                 TextColumn("{task.fields[counter]}", markup=False),
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),

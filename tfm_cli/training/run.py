@@ -5,19 +5,23 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tfm_cli.config.settings import RunConfig
+from tfm_cli.config.loading import requested_changes
+from tfm_cli.config.presets import preset_values
+from tfm_cli.config.settings import DROPOUT_SETTINGS, ModelConfig, RunConfig, TrainingConfig
 from tfm_cli.console import counted, seconds_text
 from tfm_cli.corpus.batching import BatchOrder, padding_share
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import DivergedError, Interrupted, ReportedElsewhere
-from tfm_cli.files.layout import CHECKPOINTS
+from tfm_cli.files.layout import CHECKPOINTS, METRICS_FILE
 from tfm_cli.model.precision import (
     precision_name,
     ran_out_of_memory,
@@ -27,21 +31,23 @@ from tfm_cli.model.precision import (
     validation_precision,
 )
 from tfm_cli.model.transformer import Transformer
-from tfm_cli.model_directory.config_file import save_config
+from tfm_cli.model_directory.config_file import load_config, save_config
 from tfm_cli.model_directory.weights import weights_facts
 from tfm_cli.parallel import Parallel
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.training import checkpoint, run_directory
 from tfm_cli.training.artifacts import RunWriter
 from tfm_cli.training.batches import BatchSampler
-from tfm_cli.training.data import Corpora, load_corpora
-from tfm_cli.training.events import CheckpointDue, Event, Stopped, Updated
+from tfm_cli.training.data import Corpora, Pairs, load_corpora
+from tfm_cli.training.events import Changed, CheckpointDue, Event, Stopped, Updated
 from tfm_cli.training.initialization import (
+    check_same_batch_size,
     check_same_text,
     initialize_model,
     load_initial_parts,
     with_bleu_tokenizer,
 )
-from tfm_cli.training.interruption import interruption, record_signals, validation_check
+from tfm_cli.training.interruption import REQUESTED, interruption, record_signals, validation_check
 from tfm_cli.training.loop import train
 from tfm_cli.training.memory import (
     fit_micro_batch,
@@ -51,7 +57,7 @@ from tfm_cli.training.memory import (
 )
 from tfm_cli.training.optimizer import MovingAverage, make_optimizer
 from tfm_cli.training.parallel_model import ParallelModel, compile_layers, should_compile
-from tfm_cli.training.progress import Display, Plan, score_text
+from tfm_cli.training.progress import Display, MetricsFile, Plan, score_text
 from tfm_cli.training.rank_checks import (
     broadcast_state,
     check_ranks_agree,
@@ -103,9 +109,11 @@ def run(
     output: Path,
     *,
     resume: bool,
+    allow_change: bool = False,
     parallel: Parallel | None = None,
     limit: TimeLimit | None = None,
     tensorboard: Path | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Stopped:
     """Train or resume a model until there is a reason to stop, and return it.
 
@@ -114,9 +122,12 @@ def run(
         output: becomes a model directory; only rank 0 writes.
         resume: resume the run in `output`, as decided by `run_directory.can_resume`; otherwise
             remove the files of another model there. Only the value on rank 0 is used.
+        allow_change: permit another batch size of a resumed run.
         parallel: the processes that train together, connected.
         limit: the time limit of the command; by default it starts now.
         tensorboard: directory for TensorBoard's event file; None for none.
+        stop: returns True if the run should stop, called between updates; None to stop it by
+            signals.
 
     Raises:
         ConfigError: the text is not the one the run began with, or the ranks differ.
@@ -127,20 +138,25 @@ def run(
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; a checkpoint was saved.
         ReportedElsewhere: the same, on all ranks but 0.
     """
-    return train_and_record(
-        prepare(
-            config,
-            output,
-            resume=resume,
-            parallel=parallel or Parallel(),
-            limit=limit or TimeLimit(config.training.max_time),
-        ),
-        tensorboard,
+    prepared = prepare(
+        config,
+        output,
+        resume=resume,
+        allow_change=allow_change,
+        parallel=parallel or Parallel(),
+        limit=limit or TimeLimit(config.training.max_time),
     )
+    return train_and_record(prepared, tensorboard, stop)
 
 
 def prepare(
-    config: RunConfig, output: Path, *, resume: bool, parallel: Parallel, limit: TimeLimit
+    config: RunConfig,
+    output: Path,
+    *,
+    resume: bool,
+    allow_change: bool = False,
+    parallel: Parallel,
+    limit: TimeLimit,
 ) -> TrainingRun:
     """Load or create all parts of a run; see `run`."""
     set_deterministic(config.training.deterministic)
@@ -155,6 +171,8 @@ def prepare(
     saved, tokenizers, model = None, None, None
     if parallel.is_main:
         saved = checkpoint.newest(output / CHECKPOINTS) if resume else None
+        if saved is not None:
+            check_same_batch_size(output, config, saved.state, allow_change=allow_change)
         tokenizers, model = load_initial_parts(config, output, resume=resume)
     corpora = load_corpora_on_all_ranks(
         partial(load_corpora, config, output=output), tokenizers, parallel
@@ -170,27 +188,16 @@ def prepare(
         check_same_text(output, saved.text_sha256, corpora.sha256())
     if resume:
         checkpoint.restore(saved, parallel_model.model, average, optimizer, parallel)
-    state = broadcast_state(TrainState() if saved is None else saved.state, parallel)
+    state = TrainState() if saved is None else saved.state
     if parallel.is_main:
-        _begin_directory(config, output, corpora, resume=resume)
+        _convert_position(state, config, corpora.train)
+        _begin_directory(config, output, corpora, state, resume=resume)
         parallel.set_flag("begun")
+    state = broadcast_state(state, parallel)
     if parallel.local_rank == 0:  # each machine has prepared its own text
         corpora.remove_outdated()
 
-    sampler = _batch_sampler(
-        config, corpora, corpora.train, device, parallel, previous_micro_batch=state.micro_batch
-    )
-    # With shards, a rank that ran out of memory would leave the others waiting.
-    if not parallel_model.is_sharded:
-        sampler = fit_micro_batch(
-            sampler,
-            parallel_model.model,
-            may_shrink=not config.training.micro_batch,
-            has_moments=resume,
-            device=device,
-            dtype=dtype,
-        )
-    sampler = with_smallest_micro_batch(sampler, parallel)
+    sampler = _fitted_sampler(config, corpora, parallel_model, state, resume=resume)
     updates_per_epoch = _log_start(config, sampler, parallel_model, dtype)
     if resume:
         logger.info("resuming after update %d of `%s`", state.update, output)
@@ -208,6 +215,33 @@ def prepare(
         limit=limit,
         updates_per_epoch=updates_per_epoch,
     )
+
+
+def _fitted_sampler(
+    config: RunConfig,
+    corpora: Corpora,
+    parallel_model: ParallelModel,
+    state: TrainState,
+    *,
+    resume: bool,
+) -> BatchSampler:
+    """Return the batches of the training text, in micro-batches that fit into memory."""
+    parallel, device = parallel_model.parallel, parallel_model.device
+    sampler = _batch_sampler(
+        config, corpora.tokenizers, corpora.train, device, parallel,
+        previous_micro_batch=state.micro_batch,
+    )  # fmt: skip
+    # With shards, a rank that ran out of memory would leave the others waiting.
+    if not parallel_model.is_sharded:
+        sampler = fit_micro_batch(
+            sampler,
+            parallel_model.model,
+            may_shrink=not config.training.micro_batch,
+            has_moments=resume,
+            device=device,
+            dtype=parallel_model.dtype,
+        )
+    return with_smallest_micro_batch(sampler, parallel)
 
 
 def _parallel_model(
@@ -230,35 +264,77 @@ def _parallel_model(
     )
 
 
-def _begin_directory(config: RunConfig, output: Path, corpora: Corpora, *, resume: bool) -> None:
-    """Remove the files of another model unless the run is resumed, and save the settings."""
+def _convert_position(state: TrainState, config: RunConfig, store: CorpusStore) -> None:
+    """Convert the position to batches of the size in the settings, if it counts others.
+
+    The run is resumed after the same share of the batches of the pool, so some pairs occur twice
+    in that epoch and others not at all.
+    """
+    training = resolve_batch_size(config.training, config.preset)
+    if state.batch_tokens not in (0, training.max_tokens):
+        former = dataclasses.replace(training, max_tokens=state.batch_tokens)
+        before, after = (
+            len(_batch_order(each, store).batches(state.epoch, state.pool))
+            for each in (former, training)
+        )
+        state.position = min(after, round(state.position * after / max(1, before)))
+    state.batch_tokens = training.max_tokens
+
+
+def _begin_directory(
+    config: RunConfig, output: Path, corpora: Corpora, state: TrainState, *, resume: bool
+) -> None:
+    """Remove the files of another model unless the run is resumed, and save the settings.
+
+    Changes on request are recorded before them, so that a killed run has a record of each.
+    """
     if not resume:
         run_directory.clear(output, except_names=corpora.tokenizers.files())
     run_directory.begin(output)
+    changes = _changes_on_request(load_config(output).settings, config) if resume else []
+    if changes:
+        logger.info("changed on request: %s", "; ".join(changes))
+        event = Changed(state.update, state.epoch + 1, state.train_seconds, tuple(changes))
+        MetricsFile(output / METRICS_FILE, update=state.update).add_changes(event)
     save_config(output, config, corpora.tokenizers)
     run_directory.unmark(output)
 
 
-def train_and_record(run: TrainingRun, tensorboard: Path | None = None) -> Stopped:
+def _changes_on_request(original: RunConfig, config: RunConfig) -> list[str]:
+    """Return the changes that may be made on request; another size of batches is among them."""
+    changes = requested_changes(original, config)
+    before, after = (
+        resolve_batch_size(each.training, each.preset).max_tokens for each in (original, config)
+    )
+    if before != after and original.training.max_tokens == config.training.max_tokens:
+        changes.append(f"target tokens in a batch: {before} → {after}")
+    return changes
+
+
+def train_and_record(
+    run: TrainingRun,
+    tensorboard: Path | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Stopped:
     """Train, display and save the events of the loop; log and return the reason for the end.
+
+    Args:
+        run: the run.
+        tensorboard: see `run`.
+        stop: see `run`.
 
     Raises:
         Interrupted: a signal was received; a checkpoint was saved.
         ReportedElsewhere: the same, on all ranks but 0.
     """
     config, state, parallel = run.config, run.state, run.parallel_model.parallel
+    first_update = state.update
     writer = RunWriter(
-        config,
-        run.output,
-        run.corpora,
-        run.parallel_model,
-        run.average,
-        run.optimizer,
-        state,
+        config, run.output, run.corpora, run.parallel_model, run.average, run.optimizer, state,
         tensorboard,
-    )
+    )  # fmt: skip
     run.limit.disarm()  # from here on there is something to save
-    with record_signals(parallel.world_size) as signalled:
+    with _signals(parallel, stop) as signalled:
         stop_reason = interruption(
             state,
             signalled,
@@ -279,7 +355,7 @@ def train_and_record(run: TrainingRun, tensorboard: Path | None = None) -> Stopp
             interrupted=stop_reason,
         )
         try:
-            stopped = _record(run, events, writer)
+            stopped = _record(run, events, writer, shows_bar=stop is None)
         except DivergedError as error:
             writer.stop(Stopped(str(error), is_complete=False, validate_first=False))
             if not parallel.is_main:
@@ -293,8 +369,10 @@ def train_and_record(run: TrainingRun, tensorboard: Path | None = None) -> Stopp
         line = stopped.reason
         if parallel.is_main:
             line = _closing_line(run.output, config.validation.metrics[0], state, stopped)
+            if stopped.is_complete and state.update == first_update > 0:
+                line = f"the run is finished: it {line}"
         (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written everything by then
-    if signal_number and not stopped.is_complete:
+    if signal_number not in (0, REQUESTED) and not stopped.is_complete:
         interrupted = Interrupted(line, signal_number=signal_number)
         if not parallel.is_main:
             raise ReportedElsewhere(line, exit_code=interrupted.exit_code)
@@ -303,10 +381,21 @@ def train_and_record(run: TrainingRun, tensorboard: Path | None = None) -> Stopp
     return stopped
 
 
-def _record(run: TrainingRun, events: Iterator[Event], writer: RunWriter) -> Stopped:
+def _signals(
+    parallel: Parallel, stop: Callable[[], bool] | None
+) -> AbstractContextManager[Callable[[], int]]:
+    """Return a context that yields a function, which returns the signal that was received, or 0."""
+    if stop is None:
+        return record_signals(parallel.world_size)
+    return nullcontext(lambda: REQUESTED if stop() else 0)
+
+
+def _record(
+    run: TrainingRun, events: Iterator[Event], writer: RunWriter, *, shows_bar: bool
+) -> Stopped:
     """Display and save all events, and return the last one."""
     stopped = None
-    with Display(_plan(run)) as display:
+    with Display(_plan(run), shows_bar=shows_bar) as display:
         for event in events:
             if isinstance(event, Updated):
                 display.show_update(event)
@@ -353,27 +442,57 @@ def _validation(run: TrainingRun, check: Callable[[], None]) -> Callable[[], Val
         run: the run.
         check: called between the steps of a validation; raises OutOfTime to end it.
     """
-    config, corpora, device = run.config, run.corpora, run.parallel_model.device
+    config, corpora, parallel_model = run.config, run.corpora, run.parallel_model
     if corpora.valid is None:
         return None
+    return make_validation(
+        config,
+        corpora.tokenizers,
+        corpora.valid,
+        corpora.valid_pairs,
+        parallel_model.eval_model,
+        parallel_model.device,
+        parallel=parallel_model.parallel,
+        check=check,
+    )
+
+
+def make_validation(
+    config: RunConfig,
+    tokenizers: TokenizerPair,
+    store: CorpusStore,
+    pairs: Pairs,
+    model: Transformer,
+    device: torch.device,
+    *,
+    parallel: Parallel | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Callable[[], Validation]:
+    """Return a function that validates the weights that a model has when it is called.
+
+    Args:
+        config: the settings of the run.
+        tokenizers: of the model.
+        store: the validation text, encoded.
+        pairs: its lines.
+        model: the model, on `device`.
+        device: the device of the model.
+        parallel: the processes, all with the same weights.
+        check: called between the steps of a validation; raises OutOfTime to end it.
+    """
     dtype = validation_precision(config.training.precision, device)
-    sampler = _batch_sampler(config, corpora, corpora.valid, device)
+    sampler = _batch_sampler(config, tokenizers, store, device)
     batches = [
         sampler.batch(part)
         for pool in range(sampler.order.num_pools)
-        for pairs in sampler.order.batches(0, pool)
-        for part in sampler.split(pairs)
+        for batch in sampler.order.batches(0, pool)
+        for part in sampler.split(batch)
     ]
-    text = ValidationText(
-        batches,
-        [source for source, _ in corpora.valid_pairs],
-        [target for _, target in corpora.valid_pairs],
-    )
+    text = ValidationText(batches, [source for source, _ in pairs], [target for _, target in pairs])
     search = dataclasses.replace(config.search, beam_size=config.validation.beam_size, n_best=1)
     search_options = SearchOptions(settings=search, scores=False, stops_loops=True, check=check)
-    model = run.parallel_model.eval_model
     translators = translator_factory(
-        model, corpora.tokenizers, config, search_options, device=device, dtype=dtype
+        model, tokenizers, config, search_options, device=device, dtype=dtype
     )
     options = ValidationOptions(
         metrics=config.validation.metrics,
@@ -384,12 +503,12 @@ def _validation(run: TrainingRun, check: Callable[[], None]) -> Callable[[], Val
         threads=torch.get_num_threads() if uses_native_engine(device) else 1,
         num_samples=config.validation.samples,
     )
-    return partial(validate, model, text, translators, options, run.parallel_model.parallel)
+    return partial(validate, model, text, translators, options, parallel)
 
 
 def _batch_sampler(
     config: RunConfig,
-    corpora: Corpora,
+    tokenizers: TokenizerPair,
     store: CorpusStore,
     device: torch.device,
     parallel: Parallel | None = None,
@@ -398,24 +517,27 @@ def _batch_sampler(
 ) -> BatchSampler:
     parallel = parallel or Parallel()
     settings = resolve_batch_size(config.training, config.preset)
-    order = BatchOrder(
+    return BatchSampler(
+        store=store,
+        order=_batch_order(settings, store),
+        batches_per_update=settings.update_freq * parallel.world_size,
+        micro_batch=initial_micro_batch(settings, device, before=previous_micro_batch),
+        pins=device.type == "cuda",
+        start_id=tokenizers.target.start_id,
+        eos_id=tokenizers.target.eos_id,
+        source_eos_id=tokenizers.source.eos_id,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+    )
+
+
+def _batch_order(settings: TrainingConfig, store: CorpusStore) -> BatchOrder:
+    return BatchOrder(
         store.source.lengths,
         store.target.lengths,
         max_tokens=settings.max_tokens,
         seed=settings.seed,
         spans=store.spans,
-    )
-    return BatchSampler(
-        store=store,
-        order=order,
-        batches_per_update=settings.update_freq * parallel.world_size,
-        micro_batch=initial_micro_batch(settings, device, before=previous_micro_batch),
-        pins=device.type == "cuda",
-        start_id=corpora.tokenizers.target.start_id,
-        eos_id=corpora.tokenizers.target.eos_id,
-        source_eos_id=corpora.tokenizers.source.eos_id,
-        rank=parallel.rank,
-        world_size=parallel.world_size,
     )
 
 
@@ -436,7 +558,7 @@ def _log_start(
         devices = f"{sampler.world_size} processes ({strategy}), {device.type} each"
     logger.info(
         "model: %s, %s parameters, %s on %s; %s an epoch, %.1f %% padding",
-        config.preset,
+        _shape_name(config),
         f"{sum(p.numel() for p in parallel_model.model.parameters()):,}",
         precision_name(dtype),
         devices,
@@ -448,6 +570,16 @@ def _log_start(
             "%s: repeated runs may differ in the last digits, unless with `--deterministic`", device
         )
     return math.ceil(len(batches) / sampler.batches_per_update) * order.num_pools
+
+
+def _shape_name(config: RunConfig) -> str:
+    """Return the preset that a model has its shape from, or else the shape."""
+    shape = config.model
+    dropouts = {name: getattr(shape, name) for name in DROPOUT_SETTINGS}
+    values: dict[str, Any] = {**preset_values(config.preset, "model"), **dropouts}
+    if shape == ModelConfig(**values):
+        return config.preset
+    return f"{shape.encoder_layers}+{shape.decoder_layers} layers, width {shape.width}"
 
 
 def _closing_line(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import tfm_cli
-from tfm_cli.config.loading import changed_settings
-from tfm_cli.config.settings import RunConfig, is_rule_file
-from tfm_cli.errors import ConfigError, ResourceError
+from tfm_cli.config.loading import changed_settings, requested_changes
+from tfm_cli.config.presets import SAMPLE
+from tfm_cli.config.settings import DataConfig, RunConfig, is_rule_file
+from tfm_cli.errors import ConfigError, ModelError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, check_replaceable, check_writable, remove_directory
 from tfm_cli.files.layout import (
@@ -49,7 +50,13 @@ from tfm_cli.files.ownership import (
     output_error,
     sweep,
 )
-from tfm_cli.files.untrusted import NOT_OURS, NotPrivateError, check_private, parse_json_object
+from tfm_cli.files.untrusted import (
+    NOT_OURS,
+    NotPrivateError,
+    check_private,
+    parse_json_object,
+    read_private,
+)
 from tfm_cli.model_directory.config_file import load_config
 
 logger = logging.getLogger(__name__)
@@ -138,15 +145,23 @@ _FILES = (WEIGHTS_FILE, SHORTLIST_FILE, CARD_FILE, METRICS_FILE, *TOKENIZER_FILE
 _CHANGED_IN_PLACE = (LOCK_FILE, METRICS_FILE)
 
 
-def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
+def can_resume(
+    config: RunConfig, output: Path, *, overwrite: bool, allow_change: bool = False
+) -> bool:
     """Return True if `output` holds a run to resume, False if a new run can begin there.
 
     This does not import torch, so it can be called before any slow work.
 
+    Args:
+        config: all settings.
+        output: the directory of the run.
+        overwrite: begin a new run in any case.
+        allow_change: permit changes of settings that may change on request.
+
     Raises:
         ResourceError: the directory could not be written.
         ConfigError: it holds other files, a run with other settings, a model without checkpoints,
-            or the pretrained model.
+            or the pretrained model; or the sample corpus would replace another text.
         ModelError: its `config.json` is damaged.
     """
     check_output(config, output, overwrite=overwrite)
@@ -157,26 +172,73 @@ def can_resume(config: RunConfig, output: Path, *, overwrite: bool) -> bool:
             hint="name another `--output`",
         )
     entries = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if not _names_text(config.data):
+        _check_sample_replaces_nothing(output, entries, overwrite=overwrite)
     if overwrite or CONFIG_FILE not in entries:
         return False
-    changes = changed_settings(load_config(output).settings, config)
-    if changes:
-        plural = "s" if len(changes) > 1 else ""
-        title = f"{output}: holds a run with other settings; {len(changes)} change{plural}"
-        raise ConfigError(
-            "\n  ".join([title, *changes]),
-            hint="keep them as they were, or use `--overwrite` or another `--output`",
-        )
+    saved = load_config(output).settings
     if WEIGHTS_FILE in entries and CHECKPOINTS not in entries:
         raise ConfigError(
             f"{output}: holds a trained model, but no `{CHECKPOINTS}` to resume from",
             hint=f"use it by `--pretrained-model {output}` and another `--output`, "
             "or start again with `--overwrite`",
         )
+    if _names_text(config.data) and not _names_text(saved.data):
+        raise ConfigError(
+            f"{output}: holds a run on the sample corpus, not on this text",
+            hint="name another `--output`, or start again with `--overwrite`",
+        )
+    _check_same_settings(output, saved, config, allow_change=allow_change)
     if any((output / CHECKPOINTS).glob("update-*")):
         return True
     logger.info("%s: the run in it ended before its first checkpoint; starting over", output)
     return False
+
+
+def _check_same_settings(
+    output: Path, saved: RunConfig, config: RunConfig, *, allow_change: bool
+) -> None:
+    """Raise a ConfigError that lists the changed settings that a resumed run must not have."""
+    changes = changed_settings(saved, config, allow_change=allow_change)
+    if not changes:
+        return
+    advice = ["keep them as they were"]
+    requested = [change for change in requested_changes(saved, config) if change in changes]
+    if requested:
+        names = " and ".join(f"`{change.partition(':')[0]}`" for change in requested)
+        advice.append(f"change {names} with `--allow-change`")
+    plural = "s" if len(changes) > 1 else ""
+    title = f"{output}: holds a run with other settings; {len(changes)} change{plural}"
+    raise ConfigError(
+        "\n  ".join([title, *changes]),
+        hint=f"{', '.join(advice)}, or use `--overwrite` or another `--output`",
+    )
+
+
+def _names_text(data: DataConfig) -> bool:
+    """Return True if settings name training text; otherwise it is the sample corpus."""
+    return bool(data.source or data.pairs)
+
+
+def _check_sample_replaces_nothing(output: Path, entries: set[str], *, overwrite: bool) -> None:
+    """Raise a ConfigError if the sample corpus would be learned over a model of other text."""
+    hint = "name the text with `--source` and `--target`, or name another `--output`"
+    if CONFIG_FILE not in entries:
+        with contextlib.suppress(OSError, ValueError):
+            content = read_private(output / MARKER_FILE, max_bytes=1 << 10)
+            if parse_json_object(content).get("sample") is False:
+                raise ConfigError(
+                    f"{output}: holds the beginning of a run on other text, and no text is given",
+                    hint=hint,
+                )
+    elif overwrite:
+        with contextlib.suppress(ModelError):
+            saved = load_config(output).settings
+            if saved.preset != SAMPLE or _names_text(saved.data):
+                raise ConfigError(
+                    f"{output}: holds a model of other text, which the sample corpus would replace",
+                    hint=hint,
+                )
 
 
 def check_output(config: RunConfig, output: Path, *, overwrite: bool = False) -> None:
@@ -342,14 +404,15 @@ def _is_of_run(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def marked(output: Path) -> Iterator[None]:
-    """Write the marker of a run into a directory, before anything else is written there.
+def marked(output: Path, data: DataConfig) -> Iterator[None]:
+    """Write the marker of a run on some text into a directory, before anything else is written.
 
     `unmark` removes it when the settings are saved, which then prove that the directory is ours. It
     is also removed at the end of the block if nothing was written.
     """
     with atomic_file(output / MARKER_FILE, follow=False) as stream:
-        stream.write(json.dumps({"tfm_version": tfm_cli.__version__}).encode() + b"\n")
+        facts = {"tfm_version": tfm_cli.__version__, "sample": not _names_text(data)}
+        stream.write(json.dumps(facts).encode() + b"\n")
     try:
         yield
     finally:

@@ -34,6 +34,7 @@ class TrainState:
     world_size: int = 0  # processes that made the newest of them
     batches_per_update: int = 0  # the maximum, for the newest of them
     micro_batch: int = 0  # the maximum number of target tokens per pass
+    batch_tokens: int = 0  # the maximum number per batch; 0 in checkpoints that lack it
     epoch: int = 0  # finished passes over the corpus
     pool: int = 0  # finished pools of the current epoch
     position: int = 0  # batches of the current pool that were used
@@ -43,6 +44,8 @@ class TrainState:
     best_score: float | None = None  # of the first validation metric
     best_others: list[float] = field(default_factory=list)  # of the others, which break ties
     best_update: int = 0
+    scored_update: int = 0  # of the newest validation by schedule
+    last_scores: list[float] = field(default_factory=list)  # its values, in the order of metrics
     stalled: int = 0  # validations since the best one
     validated_update: int = 0  # the newest update whose weights were validated
     # Bad updates.
@@ -104,7 +107,7 @@ def _bounds(name: str, kind: Any) -> tuple[float, float]:
         return 0, _MAX_POSITIONS if is_size else _MAX_COUNT
     if name.endswith("_seconds"):
         return 0, _MAX_SECONDS
-    return (-_MAX_SUM if name in ("best_score", "best_others") else 0), _MAX_SUM
+    return (-_MAX_SUM if name in ("best_score", "best_others", "last_scores") else 0), _MAX_SUM
 
 
 def _shortened(value: object) -> str:
