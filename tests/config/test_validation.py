@@ -30,6 +30,15 @@ def problems_of(tables: dict[str, Any]) -> list[str]:
         ({"model": {"dropout": 1}}, "model.dropout: must be below 1, got 1.0"),
         ({"model": {"dropout": -0.5}}, "model.dropout: must be at least 0, got -0.5"),
         ({"model": {"dropout": float("nan")}}, "model.dropout: must be a finite number, got nan"),
+        (
+            {"data": {"subword_sampling": "all"}},
+            "data.subword_sampling: must be one of `none`, `source`, `target`, `both`, got `all`",
+        ),
+        (
+            {"data": {"subword_sampling": "both"}, "tokenizer": {"model_type": "char"}},
+            "tokenizer.model_type: must be unigram or bpe with data.subword_sampling, got `char`: "
+            "it cuts text in one way only",
+        ),
         ({"model": {"heads": 257}}, "model.heads: must be at most 256, got 257"),
         ({"training": {"learn_rate": 0}}, "training.learn_rate: must be at least 1e-20, got 0.0"),
         (

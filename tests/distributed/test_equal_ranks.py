@@ -31,8 +31,8 @@ def recorded(path: Path) -> ranks.Prepare:
         batch_of = batches.BatchSampler.batch
         update = loop.update  # type: ignore[attr-defined]  # imported there
 
-        def batch(self: Any, pairs: Any) -> Any:
-            made = batch_of(self, pairs)
+        def batch(self: Any, pairs: Any, *text: Any) -> Any:
+            made = batch_of(self, pairs, *text)
             pairs_of[id(made)] = (pairs.tolist(), made)
             return made
 
@@ -42,7 +42,8 @@ def recorded(path: Path) -> ranks.Prepare:
                 stream.write(json.dumps([options.number, ids]) + "\n")
             return update(model, made, optimizer, options, *rest)
 
-        batches.BatchSampler.batch = batch  # type: ignore[method-assign]  # that is the point
+        # That is the point.
+        batches.BatchSampler.batch = batch  # type: ignore[method-assign, assignment]
         # Mypy sees that it is imported there, and another signature.
         loop.update = noted  # type: ignore[attr-defined, assignment]
 

@@ -116,6 +116,16 @@ def test_r52_processes_with_all_weights_learn_what_one_learns(
 
 
 @pytest.mark.slow
+def test_r52_processes_cut_words_alike(text: list[str], tmp_path: Path) -> None:
+    more = ["--subword-sampling", "both", "--set", "tokenizer.model_type=bpe"]
+    learn(text, tmp_path / "one", *more, "--update-freq", "2", world_size=1, updates=10)
+
+    learn(text, tmp_path / "model", *more, updates=10)
+
+    assert_equal_runs(tmp_path / "model", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_ranks_with_sharded_weights_match_one_process(
     text: list[str], alone: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def test_sampling_keeps_a_learned_tag(kind: str) -> None:
     for seed in range(9):
         pieces = tokenizer.sample_pieces(">>fra<< abc", seed=seed)
         assert tokenizer.piece_ids(pieces[:1]) == tokenizer.piece_ids([">>fra<<"])
+    assert set(tokenizer.piece_ids(list(tokenizer.language_tags))) < tokenizer.unsampled_ids
 
 
 def test_user_defined_symbol_that_is_a_tag_is_a_tag() -> None:

@@ -184,6 +184,10 @@ def test_a_sample_depends_only_on_its_seed() -> None:
     assert UNIGRAM.decode_pieces(first) == [line] * 20
 
 
+def test_special_pieces_are_not_sampled() -> None:
+    assert UNIGRAM.unsampled_ids == {0, 1, 2, 3, *UNIGRAM.byte_values}
+
+
 def test_a_model_of_whole_characters_cannot_sample() -> None:
     with pytest.raises(ModelError, match="cannot sample: sampleEncode is not available"):
         MODELS["char-identity"].sample_pieces("a", seed=1)

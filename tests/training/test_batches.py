@@ -1,16 +1,19 @@
 import functools
 import gzip
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.corpus import test_sampling as sampled
 from tests.tiers import representative
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.corpus.batching import BatchOrder, padding_share
+from tfm_cli.corpus.sampling import SubwordSampling
 from tfm_cli.corpus.store import CorpusStore, Segments
+from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
 from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
@@ -36,10 +39,12 @@ def sampler(
     micro_batch: int = 200,
     rank: int = 0,
     world_size: int = 1,
+    sampling: SubwordSampling | None = None,
 ) -> BatchSampler:
     order = BatchOrder(
-        text.source.lengths, text.target.lengths, max_tokens=200, seed=5, pool_pairs=512
-    )
+        text.source.lengths, text.target.lengths, max_tokens=200, seed=5, pool_pairs=512,
+        sampling=None if sampling is None else sampling.text,
+    )  # fmt: skip
     return BatchSampler(
         store=text, order=order, batches_per_update=batches, micro_batch=micro_batch, start_id=2,
         eos_id=3, source_eos_id=3, rank=rank, world_size=world_size,
@@ -66,26 +71,48 @@ def facts(batches: UpdateBatches) -> tuple[object, ...]:
     )
 
 
-def test_updates_resume_from_any_position() -> None:
-    which = sampler(store(), batches=3)
+def sampled_text() -> tuple[CorpusStore, Callable[[], SubwordSampling]]:
+    """A text, and a function that returns what samples it, as if in another process."""
+    pair = TokenizerPair.joint(sampled.tokenizer("unigram"))
+    text = sampled.store(sampled.lines("en", 700), sampled.lines("fr", 700), pair)
+
+    def sampling() -> SubwordSampling:
+        return SubwordSampling(text, pair, sides="both", alpha=0.1, seed=5, max_length=250)
+
+    return text, sampling
+
+
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_updates_resume_from_any_position(is_sampled: bool) -> None:
+    if is_sampled:
+        text, sampling = sampled_text()
+        which, again = (sampler(text, batches=6, sampling=sampling()) for _ in range(2))
+    else:
+        which = again = sampler(store(), batches=3)
     assert which.order.num_pools == 2
-    unbroken = [facts(batches) for batches in updates(which, 90)]
+    unbroken = [facts(batches) for batches in updates(which, 110)]
     assert {(epoch, pool) for epoch, pool, *_ in unbroken} >= {(0, 0), (0, 1), (1, 0)}
 
     for cut in range(0, 80, 7):
         epoch, pool, position = unbroken[cut][:3]
         state = TrainState(epoch=epoch, pool=pool, position=position)  # type: ignore[arg-type]
-        assert [facts(batches) for batches in updates(which, 9, state)] == unbroken[cut : cut + 9]
+        assert [facts(batches) for batches in updates(again, 9, state)] == unbroken[cut : cut + 9]
 
 
+@pytest.mark.parametrize("is_sampled", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_out_what_one_would_do(world_size: int) -> None:
-    text = store()
-    alone = updates(sampler(text, batches=4, micro_batch=60), 20)
-    together = [
-        updates(sampler(text, batches=4, micro_batch=60, rank=rank, world_size=world_size), 20)
-        for rank in range(world_size)
-    ]
+def test_processes_share_out_what_one_would_do(world_size: int, is_sampled: bool) -> None:
+    text, sampling = sampled_text() if is_sampled else (store(), lambda: None)
+
+    def made(rank: int, size: int) -> list[UpdateBatches]:
+        return updates(
+            sampler(
+                text, batches=4, micro_batch=60, rank=rank, world_size=size, sampling=sampling()
+            ),
+            20,
+        )
+
+    alone, together = made(0, 1), [made(rank, world_size) for rank in range(world_size)]
 
     for one, *parts in zip(alone, *together, strict=True):
         assert {part.target_tokens for part in parts} == {one.target_tokens}

@@ -1,10 +1,11 @@
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tfm_cli.config.settings import DataConfig, RunConfig, TokenizerConfig
-from tfm_cli.errors import DataError, ModelError, ResourceError
+from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.tokenizer.pair import TokenizerPair
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
@@ -94,6 +95,30 @@ def test_tokenizer_is_named_by_its_file_or_its_model_directory(name: str) -> Non
     check_inputs(settings)
 
     assert load_corpora(settings, None, Path("model")).tokenizers.source.model_bytes == model_bytes
+
+
+def test_tokenizer_that_cuts_text_in_one_way_only_cannot_sample() -> None:
+    Path("words.model").write_bytes(train_tokenizer(LINES, WORDS, seed=1, soft_limit=True))
+    named = config([LINES], [LINES], tokenizer=TokenizerConfig(model="words.model"))
+    sampled = replace(named, data=replace(named.data, subword_sampling="target"))
+
+    with pytest.raises(
+        ConfigError, match="of the target is of type `word`, which cuts text in one"
+    ):
+        load_corpora(sampled, None, Path("model"))
+
+    assert load_corpora(named, None, Path("model")).sampling(named) is None
+
+
+def test_sampled_text_is_the_same_prepared_text() -> None:
+    plain = config([LINES], [LINES], tokenizer=replace(WORDS, vocab_size=12, model_type="bpe"))
+    sampled = replace(plain, data=replace(plain.data, subword_sampling="both"))
+
+    one, other = (load_corpora(each, None, Path("model")) for each in (plain, sampled))
+
+    assert one.sha256() == other.sha256()
+    assert one.prepared == other.prepared
+    assert other.sampling(sampled) is not None
 
 
 def test_gzip_is_the_same_text() -> None:

@@ -41,7 +41,7 @@ MAY_CHANGE = {
 # What decides on the weights: another value is another run.
 DECIDES = {
     "data": {"weights", "max_length", "max_ratio", "drop_identical", "drop_duplicates",
-             "drop_bad_characters", "bad_utf8", "tags"},
+             "drop_bad_characters", "bad_utf8", "tags", "subword_sampling", "subword_alpha"},
     "tokenizer": {"model", "vocab_size", "model_type", "character_coverage", "input_sentence_size",
                   "byte_fallback", "joint", "normalization_rule_name"},
     "model": {"encoder_layers", "decoder_layers", "width", "heads", "feed_forward_width",

@@ -88,6 +88,28 @@ def test_r10_stop_after_each_update(
     check_stop(update, unbroken, tmp_path / "model", monkeypatch)
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_r10_run_with_random_segmentations_resumes(
+    kind: str, unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--subword-sampling", "both", "--set", f"tokenizer.model_type={kind}"]
+    more += ["--set", "tokenizer.byte_fallback=false", "--max-updates", "15"]
+    whole = invoke(unbroken.command(tmp_path / "whole", *more))
+    assert whole.code == 0, whole.err
+
+    with monkeypatch.context() as inside:
+        stop_before(8, inside)
+        stopped = invoke(unbroken.command(tmp_path / "model", *more))
+    result = invoke(unbroken.command(tmp_path / "model", *more))
+
+    assert (stopped.code, result.code) == (143, 0), result.err
+    assert left_behind(tmp_path / "model") == left_behind(tmp_path / "whole")
+    assert lines_of(stopped) + lines_of(result) == lines_of(whole)
+    plain = invoke(unbroken.command(tmp_path / "plain", *more, "--subword-sampling", "none"))
+    assert plain.code == 0, plain.err
+    assert lines_of(plain) != lines_of(whole)
+
+
 @pytest.mark.torture
 def test_r10_stop_after_all_updates_in_turn(
     unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

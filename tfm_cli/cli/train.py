@@ -264,8 +264,8 @@ COMMAND = Command(
     {
         "Text": (
             "data.source", "data.target", "data.pairs", "data.pairs_format", "data.valid_source",
-            "data.valid_target", "data.max_length", "data.max_ratio", "data.bad_utf8",
-            "data.cache", "data.workers",
+            "data.valid_target", "data.max_length", "data.max_ratio", "data.subword_sampling",
+            "data.subword_alpha", "data.bad_utf8", "data.cache", "data.workers",
         ),
         "Model": (
             "tokenizer.model", "tokenizer.vocab_size", "tokenizer.normalization_rule_name",

@@ -251,6 +251,21 @@ class DataConfig(Section):
         "Skip training pairs with control or private-use characters, U+FFFD, U+FEFF, "
         "noncharacters or line separators.",
     )
+    subword_sampling: str = opt(
+        "none",
+        "Subword regularization: cut the words of these sides at random in each epoch. A unigram "
+        "tokenizer samples among all segmentations of a word, a bpe tokenizer skips merges "
+        "(BPE-dropout).",
+        choices=("none", "source", "target", "both"),
+    )
+    subword_alpha: float = opt(
+        0.0,
+        "With unigram, the exponent of the probabilities of segmentations, of which a smaller one "
+        "cuts more; with bpe, the share of merges that are skipped. 0 takes 0.2 with unigram and "
+        "0.1 with bpe.",
+        ge=0,
+        le=1,
+    )
     bad_utf8: str = opt(
         "refuse",
         "Refuse training text that is not UTF-8, replace it by U+FFFD, or drop its pair.",

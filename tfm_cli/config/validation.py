@@ -159,6 +159,10 @@ def _check_run(config: RunConfig, problems: Problems) -> None:
         reason = f"must be one of {listed} or a file that ends in `.tsv`, got {quoted(rule)}"
         reason += suggestion(rule, NORMALIZATION_RULES)
         problems.add("tokenizer.normalization_rule_name", reason)
+    kind = config.tokenizer.model_type
+    if config.data.subword_sampling != "none" and kind in ("char", "word") and not has_tokenizers:
+        reason = f"must be unigram or bpe with data.subword_sampling, got {quoted(kind)}"
+        problems.add("tokenizer.model_type", f"{reason}: it cuts text in one way only")
     if not _DEVICE.fullmatch(config.training.device):
         reason = f"must be auto, cpu, cuda, cuda:N or mps, got {quoted(config.training.device)}"
         problems.add("training.device", reason)

@@ -97,6 +97,11 @@ class Segments:
             lengths = lengths.astype(length_type(int(lengths.max(initial=0))))
         self.lengths = lengths
 
+    @property
+    def id_type(self) -> np.dtype[Any]:
+        """Return the type of the ids."""
+        return self._ids.dtype
+
     def __getitem__(self, index: int) -> np.ndarray:
         return self._ids[self._starts[index] : self._starts[index + 1]]
 

@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 
 import tfm_cli
 from tfm_cli.config.loading import to_mapping
-from tfm_cli.config.settings import MAX_COUNT, SECTIONS, ModelConfig, RunConfig, legacy_defaults
+from tfm_cli.config.settings import (
+    MAX_COUNT,
+    SECTIONS,
+    ModelConfig,
+    RunConfig,
+    Value,
+    legacy_defaults,
+)
 from tfm_cli.config.validation import Problems, from_mapping
 from tfm_cli.console import one_line
 from tfm_cli.errors import ModelError
@@ -48,12 +55,17 @@ _FORMERLY_UNBOUNDED = {
 }  # fmt: skip
 _MAX_VERSION_LENGTH = 60
 _MAX_SETTINGS = 1000  # since the nearest name is looked up for each unknown setting
-# Settings that an older tfm does not know, and that are left out where they are 0, which is the
-# default. The first two are of format 4: 0 is the same as the encoder's.
-_LATER_SETTINGS = (
-    "decoder_heads", "decoder_feed_forward_width", "attention_dropout", "activation_dropout",
-    "word_dropout",
-)  # fmt: skip
+# Settings that an older tfm does not know, and that are left out where they have their defaults.
+# The first two are of format 4: 0 is the same as the encoder's.
+_LATER_SETTINGS: dict[str, Value] = {
+    "decoder_heads": 0,
+    "decoder_feed_forward_width": 0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "word_dropout": 0.0,
+    "subword_sampling": "none",
+    "subword_alpha": 0.0,
+}
 _KEYS = {
     "format_version", "tfm_version", "tokenizer_files", "tokenizer_sha256", "vocab_size",
     "source_vocab_size", "settings",
@@ -81,8 +93,12 @@ def oldest_format(shape: ModelConfig) -> int:
 
 
 def without_later_defaults(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model settings without those that an older tfm lacks and that have their defaults."""
-    return {name: value for name, value in table.items() if value or name not in _LATER_SETTINGS}
+    """Return settings without those that an older tfm lacks and that have their defaults."""
+    return {
+        name: value
+        for name, value in table.items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
 
 
 def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -> None:
@@ -92,7 +108,8 @@ def save_config(directory: Path, config: RunConfig, tokenizers: TokenizerPair) -
             stream.write(content)
     source_size, target_size = tokenizers.vocab_sizes
     settings = to_mapping(config)
-    settings["model"] = without_later_defaults(settings["model"])
+    for section in ("data", "model"):
+        settings[section] = without_later_defaults(settings[section])
     header = {
         "format_version": oldest_format(config.model),
         "tfm_version": tfm_cli.__version__,

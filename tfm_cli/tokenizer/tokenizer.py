@@ -308,6 +308,17 @@ class Tokenizer:
             raise ModelError(f"the tokenizer cannot sample: {reason}") from error
         return self._head(tags[0]) + [piece.decode("utf-8", "replace") for piece in pieces]
 
+    @property
+    def unsampled_ids(self) -> frozenset[int]:
+        """Return the ids that no other pieces spell: of special, user-defined and byte pieces."""
+        special = {self.eos_id, self.unk_id, self.start_id, *self.banned_ids, *self.byte_values}
+        user_defined = {*user_defined_pieces(self.model_bytes), *self.language_tags}
+        if self.vocabulary is None:
+            ids = list(range(len(self._processor)))
+            special |= {i for i, is_control in zip(ids, self._processor.IsControl(ids), strict=True)
+                        if is_control}  # fmt: skip
+        return frozenset(special | {i for i, p in enumerate(self.pieces) if p in user_defined})
+
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
         """Return the id of each piece or language tag; the unknown id for any other string."""
         if self._tag_pieces:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfm_cli.corpus.batch import Batch, flat_batch
-from tfm_cli.corpus.batching import BatchOrder
+from tfm_cli.corpus.batching import BatchOrder, PairText
 from tfm_cli.corpus.store import CorpusStore, FlatSegments
 from tfm_cli.corpus.token_budget import token_batches
 from tfm_cli.training.state import TrainState
@@ -75,24 +75,31 @@ class BatchSampler:
         epoch, pool, position = state.epoch, state.pool, state.position
         while True:
             batches = self.order.batches(epoch, pool)
+            text = self.text(epoch, pool)
             while position < len(batches):
                 chosen = batches[position : position + self.batches_per_update]
-                yield self._update_batches(epoch, pool, position, chosen)
+                yield self._update_batches(epoch, pool, position, chosen, text)
                 position += len(chosen)
             self.store.release()
             pool, position = pool + 1, 0
             if pool == self.order.num_pools:
                 epoch, pool = epoch + 1, 0
 
-    def split(self, pairs: np.ndarray) -> list[np.ndarray]:
-        """Split the pairs of a batch into micro-batches."""
-        sides = self.store.source, self.store.target
-        source, target = (side.lengths[pairs].tolist() for side in sides)
+    def text(self, epoch: int, pool: int) -> PairText:
+        """Return the text of the pairs of a pool: the corpus, unless words are sampled."""
+        sampled = self.order.text(epoch, pool)
+        return self.store if sampled is None else sampled
+
+    def split(self, pairs: np.ndarray, text: PairText | None = None) -> list[np.ndarray]:
+        """Split the pairs of a batch into micro-batches; by default their text is the corpus."""
+        text = self.store if text is None else text
+        source, target = (side.lengths[pairs].tolist() for side in (text.source, text.target))
         return [pairs[part] for part in token_batches(source, target, max_tokens=self.micro_batch)]
 
-    def batch(self, pairs: np.ndarray) -> Batch:
-        """Return the tensors of some pairs."""
-        return self._build(self.store.source.gather(pairs), self.store.target.gather(pairs))
+    def batch(self, pairs: np.ndarray, text: PairText | None = None) -> Batch:
+        """Return the tensors of some pairs; by default their text is the corpus."""
+        text = self.store if text is None else text
+        return self._build(text.source.gather(pairs), text.target.gather(pairs))
 
     def _filler(self) -> Batch:
         """Return the smallest possible batch."""
@@ -110,13 +117,13 @@ class BatchSampler:
         return batch.pinned() if self.pins else batch
 
     def _update_batches(
-        self, epoch: int, pool: int, position: int, chosen: list[np.ndarray]
+        self, epoch: int, pool: int, position: int, chosen: list[np.ndarray], text: PairText
     ) -> UpdateBatches:
         micro_batches, number, per_rank = [], 0, [0] * self.world_size
         for index, pairs in enumerate(chosen):
-            for part in self.split(pairs):
+            for part in self.split(pairs, text):
                 if index % self.world_size == self.rank:
-                    micro_batches.append(MicroBatch(number, self.batch(part)))
+                    micro_batches.append(MicroBatch(number, self.batch(part, text)))
                 number += 1
                 per_rank[index % self.world_size] += 1
         # Gathering sharded weights is a collective operation: all ranks must do it equally often.
@@ -127,7 +134,7 @@ class BatchSampler:
             pool=pool,
             position=position,
             num_batches=len(chosen),
-            target_tokens=sum(int(self.store.target.lengths[pairs].sum()) for pairs in chosen),
+            target_tokens=sum(int(text.target.lengths[pairs].sum()) for pairs in chosen),
             micro_batches=tuple(micro_batches),
             pairs=tuple(chosen),
         )

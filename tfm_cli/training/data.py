@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tfm_cli.config.settings import DataConfig, RunConfig
 from tfm_cli.console import counted, progress_display
+from tfm_cli.corpus.batching import Sampling
 from tfm_cli.corpus.filters import Filters
 from tfm_cli.corpus.line_checks import (
     MAX_CHANGED,
@@ -27,6 +28,7 @@ from tfm_cli.corpus.line_checks import (
 )
 from tfm_cli.corpus.parallel_text import check_files, read_corpus, read_pairs
 from tfm_cli.corpus.prepare import cached_store, remove_stale, removed_on_failure
+from tfm_cli.corpus.sampling import SubwordSampling
 from tfm_cli.corpus.sources import CorpusFile, sample_path, training_files
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.errors import ConfigError, DataError, ResourceError
@@ -58,6 +60,16 @@ class Corpora:
     valid: CorpusStore | None  # None without validation text
     valid_pairs: Pairs  # raw lines
     prepared: Path | None = None  # the folder of the training text; None if runs share it
+
+    def sampling(self, config: RunConfig) -> Sampling | None:
+        """Return what samples the segmentations of the training text; None if they are fixed."""
+        data = config.data
+        if data.subword_sampling == "none":
+            return None
+        return SubwordSampling(
+            self.train, self.tokenizers, sides=data.subword_sampling, alpha=data.subword_alpha,
+            seed=config.training.seed, max_length=data.max_length,
+        ).text  # fmt: skip
 
     def sha256(self) -> dict[str, str]:
         """Return a hash of the training text and of the validation text, by name."""
@@ -129,6 +141,7 @@ def load_corpora(config: RunConfig, tokenizers: TokenizerPair | None, output: Pa
         if tokenizers is None:
             tokenizers = _make_tokenizers(config, files)
         _check_tags(data, tokenizers.source)
+        _check_sampling(data, tokenizers)
         train, directory = cached_store(
             cache,
             files,
@@ -178,6 +191,18 @@ def _check_tags(data: DataConfig, tokenizer: Tokenizer) -> None:
             f"data.tags: the tokenizer has no piece for {listed(missing)}",
             hint="leave them out, or train a tokenizer with them",
         )
+
+
+def _check_sampling(data: DataConfig, tokenizers: TokenizerPair) -> None:
+    """Raise a ConfigError if the settings sample with a tokenizer that has no choice."""
+    for side, tokenizer in (("source", tokenizers.source), ("target", tokenizers.target)):
+        kind = tokenizer.algorithm
+        if data.subword_sampling in (side, "both") and kind not in ("unigram", "bpe"):
+            raise ConfigError(
+                f"data.subword_sampling: the tokenizer of the {side} is of type `{kind}`, which "
+                "cuts text in one way only",
+                hint="use `tokenizer.model_type` unigram or bpe, or leave the setting out",
+            )
 
 
 def _warn_of_tags(

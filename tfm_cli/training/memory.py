@@ -108,11 +108,12 @@ def fit_micro_batch(
 
 def largest_micro_batches(sampler: BatchSampler) -> list[Batch]:
     """Return the micro-batches of the first pool with most positions or most attention scores."""
-    source, target = sampler.store.source.lengths, sampler.store.target.lengths
+    text = sampler.text(0, 0)
+    source, target = text.source.lengths, text.target.lengths
     parts = [
         part
         for batch in sampler.order.batches(0, 0)
-        for part in sampler.split(batch)
+        for part in sampler.split(batch, text)
     ]  # fmt: skip
     sizes = [(len(part), int(source[part].max()), int(target[part].max())) for part in parts]
     if not parts:  # the weights of the corpora may leave no pair for this epoch
@@ -120,7 +121,7 @@ def largest_micro_batches(sampler: BatchSampler) -> list[Batch]:
     positions = [rows * (s + t) for rows, s, t in sizes]
     scores = [rows * (s * s + t * t + s * t) for rows, s, t in sizes]
     largest = {positions.index(max(positions)), scores.index(max(scores))}
-    return [sampler.batch(parts[index]) for index in sorted(largest)]
+    return [sampler.batch(parts[index], text) for index in sorted(largest)]
 
 
 def out_of_memory_error(device: torch.device) -> ResourceError:

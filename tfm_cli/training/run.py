@@ -17,7 +17,7 @@ from tfm_cli.config.loading import requested_changes
 from tfm_cli.config.presets import preset_values
 from tfm_cli.config.settings import DROPOUT_SETTINGS, ModelConfig, RunConfig, TrainingConfig
 from tfm_cli.console import counted, seconds_text
-from tfm_cli.corpus.batching import BatchOrder, padding_share
+from tfm_cli.corpus.batching import BatchOrder, Sampling, padding_share
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
 from tfm_cli.errors import DivergedError, Interrupted, ReportedElsewhere
@@ -190,7 +190,7 @@ def prepare(
         checkpoint.restore(saved, parallel_model.model, average, optimizer, parallel)
     state = TrainState() if saved is None else saved.state
     if parallel.is_main:
-        _convert_position(state, config, corpora.train)
+        _convert_position(state, config, corpora)
         _begin_directory(config, output, corpora, state, resume=resume)
         parallel.set_flag("begun")
     state = broadcast_state(state, parallel)
@@ -229,7 +229,7 @@ def _fitted_sampler(
     parallel, device = parallel_model.parallel, parallel_model.device
     sampler = _batch_sampler(
         config, corpora.tokenizers, corpora.train, device, parallel,
-        previous_micro_batch=state.micro_batch,
+        previous_micro_batch=state.micro_batch, sampling=corpora.sampling(config),
     )  # fmt: skip
     # With shards, a rank that ran out of memory would leave the others waiting.
     if not parallel_model.is_sharded:
@@ -264,7 +264,7 @@ def _parallel_model(
     )
 
 
-def _convert_position(state: TrainState, config: RunConfig, store: CorpusStore) -> None:
+def _convert_position(state: TrainState, config: RunConfig, corpora: Corpora) -> None:
     """Convert the position to batches of the size in the settings, if it counts others.
 
     The run is resumed after the same share of the batches of the pool, so some pairs occur twice
@@ -273,8 +273,9 @@ def _convert_position(state: TrainState, config: RunConfig, store: CorpusStore) 
     training = resolve_batch_size(config.training, config.preset)
     if state.batch_tokens not in (0, training.max_tokens):
         former = dataclasses.replace(training, max_tokens=state.batch_tokens)
+        sampling = corpora.sampling(config)
         before, after = (
-            len(_batch_order(each, store).batches(state.epoch, state.pool))
+            len(_batch_order(each, corpora.train, sampling).batches(state.epoch, state.pool))
             for each in (former, training)
         )
         state.position = min(after, round(state.position * after / max(1, before)))
@@ -514,12 +515,13 @@ def _batch_sampler(
     parallel: Parallel | None = None,
     *,
     previous_micro_batch: int = 0,
+    sampling: Sampling | None = None,
 ) -> BatchSampler:
     parallel = parallel or Parallel()
     settings = resolve_batch_size(config.training, config.preset)
     return BatchSampler(
         store=store,
-        order=_batch_order(settings, store),
+        order=_batch_order(settings, store, sampling),
         batches_per_update=settings.update_freq * parallel.world_size,
         micro_batch=initial_micro_batch(settings, device, before=previous_micro_batch),
         pins=device.type == "cuda",
@@ -531,13 +533,16 @@ def _batch_sampler(
     )
 
 
-def _batch_order(settings: TrainingConfig, store: CorpusStore) -> BatchOrder:
+def _batch_order(
+    settings: TrainingConfig, store: CorpusStore, sampling: Sampling | None
+) -> BatchOrder:
     return BatchOrder(
         store.source.lengths,
         store.target.lengths,
         max_tokens=settings.max_tokens,
         seed=settings.seed,
         spans=store.spans,
+        sampling=sampling,
     )
 
 
@@ -546,11 +551,11 @@ def _log_start(
 ) -> int:
     """Log the size of the model, the devices, and the batches of an epoch; return its updates."""
     device = parallel_model.device
-    store, order = sampler.store, sampler.order
+    order, text = sampler.order, sampler.text(0, 0)
     batches = order.batches(0, 0)
-    parts = [part for pairs in batches for part in sampler.split(pairs)]
+    parts = [part for pairs in batches for part in sampler.split(pairs, text)]
     num_batches = counted(len(batches) * order.num_pools, "batch", "batches")
-    if order.num_pools > 1:
+    if order.num_pools > 1 or order.is_sampled:
         num_batches = f"about {num_batches}"
     devices = f"{device}"
     if sampler.world_size > 1:
@@ -563,7 +568,7 @@ def _log_start(
         precision_name(dtype),
         devices,
         num_batches,
-        100 * padding_share(parts, store.source.lengths, store.target.lengths),
+        100 * padding_share(parts, text.source.lengths, text.target.lengths),
     )
     if device.type != "cpu" and not config.training.deterministic:
         logger.info(
