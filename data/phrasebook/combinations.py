@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from phrasebook.chooser import Chooser
 from phrasebook.nouns import NOUNS
 from phrasebook.phrases import PERSON
+from phrasebook.pronouns import usual_objects
 from phrasebook.syntax import Usage, verb_name
 from phrasebook.verbs import ALL_VERBS, INTRANSITIVES, MODALS, TRANSITIVES
 from phrasebook.words import Tense
@@ -56,12 +57,14 @@ def _choose_pairs(chooser: Chooser) -> list[Pair]:
             objects_of.setdefault(verb_name(verb), []).extend(verb.objects)
     pairs: list[Pair] = []
     taken: Counter[str] = Counter()
+    kept = usual_objects()
     for name, keys in objects_of.items():
         free = [
             key
             for key in keys
             if len(verbs_of[key]) >= FEWEST_VERBS * (taken[key] + 1)
             and NOUNS[key].group not in {"language", "sport"}
+            and (name, key) not in kept
         ]
         if len(keys) < FEWEST_OBJECTS:
             continue
@@ -78,6 +81,7 @@ def _choose_forms(chooser: Chooser) -> list[Form]:
         names_of.setdefault(verb.french, set()).add(verb_name(verb))
         flags_of[verb_name(verb)] = flags_of.get(verb_name(verb), frozenset()) | verb.flags
     forms: dict[str, Form] = {}
+    kept = {verb for verb, _ in usual_objects()}  # in the third person
     for verb in (*TRANSITIVES, *INTRANSITIVES, *MODALS.values()):
         name = verb_name(verb)
         is_shared = len(names_of[verb.french]) > 1
@@ -85,7 +89,10 @@ def _choose_forms(chooser: Chooser) -> list[Form]:
         if name in forms or is_shared or not is_anybody or flags_of[name] & RESTRICTED:
             continue
         choices: list[tuple[Tense, str]] = [
-            (tense, one) for tense in ("future", "past") for one in PERSONS
+            (tense, one)
+            for tense in ("future", "past")
+            for one in PERSONS
+            if not (name in kept and one == "he")
         ]
         if verb.french not in UNPREDICTABLE:
             choices += [("present", "we"), ("present", "you")]

@@ -1,4 +1,4 @@
-"""French verb forms: present, future, past participle.
+"""French verb forms: present, imperfect, future, past participle.
 
 The five persons that the corpus speaks in are je, il, nous, vous and ils, in this order;
 `tu` does not occur in it.
@@ -52,6 +52,7 @@ FAMILIES = {
     "uire": "uis uit uisons uisez uisent | uit | uir",
 }
 FUTURE_ENDINGS = ("ai", "a", "ons", "ez", "ont")
+IMPERFECT_ENDINGS = ("ais", "ait", "ions", "iez", "aient")
 
 
 @cache
@@ -67,6 +68,15 @@ def present(infinitive: str) -> tuple[str, ...]:
     if ending == "ir":
         return tuple(stem + tail for tail in ("is", "it", "issons", "issez", "issent"))
     return tuple(stem + tail for tail in ("s", "", "ons", "ez", "ent"))
+
+
+@cache
+def imperfect(infinitive: str) -> tuple[str, ...]:
+    """The five forms of the imparfait."""
+    stem = "ét" if infinitive == "être" else present(infinitive)[2].removesuffix("ons")
+    soft = {"ge": stem[:-1], "ç": stem[:-1] + "c"}  # mangeait, mangions; commençait, commencions
+    before_i = soft.get(stem[-2:], soft.get(stem[-1], stem))
+    return tuple((before_i if ending[0] == "i" else stem) + ending for ending in IMPERFECT_ENDINGS)
 
 
 @cache

@@ -151,7 +151,7 @@ def _verb_forms(clause: Clause, *, is_question: bool) -> tuple[list[str], list[s
     if tense == "future":
         return ["will"], [verb.base]
     if verb.base == "be":
-        return [_be(subject, is_past=tense == "past")], []
+        return [_be(subject, is_past=tense in {"past", "imperfect"})], []
     if clause.is_progressive:
         return [_be(subject, is_past=False)], [verb.gerund]
     is_third = subject.person == 3 and not subject.is_plural

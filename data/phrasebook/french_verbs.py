@@ -1,6 +1,6 @@
 """The French verb with what clings to it: ne, pronouns, auxiliary, pas, adverb, participle."""
 
-from phrasebook.conjugation import agree, future, participle, present
+from phrasebook.conjugation import agree, future, imperfect, participle, present
 from phrasebook.french_nouns import INDIRECT, REFLEXIVE, direct_pronoun, subject_pronoun
 from phrasebook.orthography import VOWEL_ENDINGS
 from phrasebook.syntax import Agreement, Clause, Fixed, Pronoun
@@ -60,6 +60,8 @@ def finite_form(verb: Verb, clause: Clause) -> str:
     slot = SLOTS[clause.subject.agreement.label]
     if clause.tense == "future":
         return future(verb.french)[slot]
+    if clause.tense == "imperfect":
+        return imperfect(verb.french)[slot]
     if is_compound(clause):
         return present("être" if verb.takes_etre else "avoir")[slot]
     return present(verb.french)[slot]

@@ -37,10 +37,11 @@ beautiful | more_beautiful | beau/belle/bel | woman horse bird butterfly flower 
 pretty | prettier | joli | dress skirt village flower rose ring song garden house scarf girl
 good | - | bon/bonne | food drink film book restaurant hotel job idea story
 bad | - | mauvais | film book restaurant hotel idea coffee song
-long | longer | long/longue | letter story novel film trip river street dress sentence meeting
-fat | fatter | gros/grosse | cat dog rabbit mouse cow hen donkey
-first | - | premier | lesson train bus exercise question exam letter
-last | - | dernier | lesson train bus exercise question cookie plane
+long | longer | long/longue | letter story novel film trip river street dress sentence meeting road\
+ beach bridge path tunnel
+fat | fatter | gros/grosse | cat dog rabbit mouse cow hen donkey goat goose frog
+first | - | premier | lesson train bus exercise question exam letter word song novel ticket
+last | - | dernier | lesson train bus exercise question cookie plane ticket letter word
 """,
     "after": """
 black | - | noir | colorable cat dog horse cow hen bird
@@ -58,7 +59,7 @@ expensive | more_expensive | cher | clothes device vehicle furniture hotel resta
 heavy | heavier | lourd | suitcase box bag table bed armchair basket book
 light | lighter | léger | suitcase box bag chair coat bicycle basket
 fast | faster | rapide | car bicycle train boat plane horse truck dog
-slow | slower | lent | train bus boat computer tractor
+slow | slower | lent | train bus boat computer tractor animal
 clean | cleaner | propre | clothes tableware car kitchen bedroom bathroom window
 dirty | dirtier | sale | clothes tableware car kitchen bedroom window carpet dog wall
 hot | hotter | chaud | soup coffee tea milk water bread
@@ -78,7 +79,7 @@ useful | more_useful | utile | tool dictionary map computer umbrella phone ladde
 comfortable | more_comfortable | confortable | chair bed armchair shoe house hotel train car
 quiet | quieter | calme | street village house hotel city park restaurant beach
 empty | - | vide | bottle glass cup box basket bag street bus house
-full | - | plein | bottle glass cup box basket bag suitcase bus
+full | fuller | plein | bottle glass cup box basket bag suitcase bus
 broken | - | cassé | device glass cup chair plate bicycle toy window mirror umbrella
 wet | - | mouillé | clothes umbrella dog cat street blanket
 dry | - | sec/sèche | clothes field river blanket
@@ -89,22 +90,43 @@ rich | richer | riche | man woman king queen neighbor uncle aunt lawyer singer
 poor | poorer | pauvre | man woman student farmer musician neighbor writer
 polite | more_polite | poli | child boy girl student neighbor guest
 kind | kinder | gentil/gentille | neighbor aunt uncle man woman girl boy teacher doctor nurse
-shy | shyer | timide | child boy girl student sister brother friend
+shy | shyer | timide | child boy girl student sister brother friend animal
 brave | braver | courageux | man woman child hero king pilot queen
-lazy | lazier | paresseux | student boy cat son brother donkey colleague
+lazy | lazier | paresseux | student boy son brother colleague animal
 strong | stronger | fort | man horse bear donkey farmer hero
+weak | weaker | faible | child baby animal
+clumsy | clumsier | maladroit | child boy girl brother animal
+wide | wider | large | street road river valley field bridge path lake tunnel
+narrow | narrower | étroit | street road valley bridge path tunnel
+deep | deeper | profond | river valley forest sea lake tunnel
+dark | darker | sombre | street forest valley path tunnel park
+muddy | muddier | boueux | street road river field path garden park
+steep | steeper | raide | street road mountain path bridge
+crowded | more_crowded | bondé | street beach city market park village
+noisy | noisier | bruyant | street city road market park village tunnel
+salty | saltier | salé | soup salad meat cheese rice egg sandwich
+bitter | more_bitter | amer | orange salad cherry lemon mushroom chocolate
+sour | more_sour | acide | apple orange strawberry tomato cherry lemon melon cheese
+sweet | sweeter | sucré | pear banana orange jam melon cake cookie chocolate
+hard | harder | dur | pear carrot apple meat bread cookie cheese
+spicy | spicier | épicé | soup salad meat rice sandwich bean
+rotten | - | pourri | tomato pear banana potato egg mushroom lemon
+fragile | more_fragile | fragile | lamp bottle plate cup mirror glass toy basket
+thick | thicker | épais/épaisse | blanket scarf door carpet sweater book coat
+bulky | bulkier | encombrant | suitcase box ladder table armchair basket carpet bag
+solid | more_solid | solide | table chair box ladder basket bag wall toy
 """,
     "predicate": """
 happy | happier | heureux | person
-tired | more_tired | fatigué | person dog horse donkey
-sick | - | malade | person dog cat horse cow baby
-sad | sadder | triste | person
+tired | more_tired | fatigué | person animal
+sick | sicker | malade | person baby animal
+sad | sadder | triste | person animal
 tall | taller | grand | person
 proud | prouder | fier | person
 jealous | more_jealous | jaloux/jalouse | person
 ready | - | prêt | person
-nervous | more_nervous | nerveux | person horse
-curious | more_curious | curieux | person cat
+nervous | more_nervous | nerveux | person animal
+curious | more_curious | curieux | person animal
 closed | - | fermé | shop museum bank library door window restaurant office
 open | - | ouvert | shop museum bank library door window restaurant office church
 """,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from phrasebook import linked, relatives
+from phrasebook import linked, pronouns, relatives
 from phrasebook.chooser import Chooser
 from phrasebook.clauses import ORDINARY_VERBS, Setting, choose_subject, choose_tense, clause
 from phrasebook.locations import existence, location
@@ -160,7 +160,7 @@ def plain(make: Callable[[Chooser], Clause]) -> Callable[[Chooser], Statement]:
 
 
 STATEMENTS: dict[str, tuple[int, Callable[[Chooser], Statement]]] = {
-    "simple": (320, simple),
+    "simple": (330, simple),
     "placed": (40, placed),
     "modal": (90, modal),
     "mood": (28, plain(mood)),
@@ -172,9 +172,13 @@ STATEMENTS: dict[str, tuple[int, Callable[[Chooser], Statement]]] = {
     "price": (15, plain(price)),
     "location": (40, plain(location)),
     "existence": (40, plain(existence)),
-    "weather": (12, plain(weather)),
+    "weather": (18, plain(weather)),
     "opinion": (40, opinion),
     "because": (32, linked.because),
+    "because it": (1100, pronouns.because_it),
+    "because it, impersonal": (50, pronouns.impersonal),
+    "because it, person": (150, pronouns.person_and_it),
+    "because they": (50, pronouns.people_and_they),
     "so": (14, linked.consequence),
     "when": (16, linked.when),
     "if": (24, linked.condition),

@@ -1,19 +1,20 @@
-"""The corpus: sentences drawn from the grammar and dealt out to the four sets."""
+"""The corpus: sentences drawn from the grammar and dealt out to the five sets."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from phrasebook import english, french
 from phrasebook.chooser import Chooser
 from phrasebook.combinations import Combinations, choose_combinations
+from phrasebook.pronouns import Pair, choose_cases
 from phrasebook.questions import QUESTIONS
 from phrasebook.sentences import STATEMENTS
 from phrasebook.syntax import Sentence, Usage, contents, verb_name
 from phrasebook.words import Lexeme, Name, Noun, Verb
 
-SEED = 1
-SIZES = {"test": 1000, "valid": 1000, "train": 24_000}
+SEED = 5
+SIZES = {"test": 1000, "valid": 1000, "train": 34_000}
 SIZE_OF_EACH_KIND = 240  # in `combinations`: with a held-out pair, with a held-out form
 MOST_OF_ONE_COMBINATION = 4
 FEWEST_WORDS, MOST_WORDS = 3, 16
@@ -34,21 +35,25 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The four sets by name, and the combinations that only the last of them has."""
+    """The five sets by name, and what only the last two of them have."""
 
     sets: dict[str, tuple[Example, ...]]
-    held_out: Combinations
+    held_out: Combinations  # of `combinations`
+    antecedents: tuple[Pair, ...]  # of each line of `pronouns`, the right one first
 
 
 def build_corpus() -> Corpus:
     """The whole corpus, always the same."""
     chooser = Chooser(SEED)
     held_out = choose_combinations(chooser)
+    cases = choose_cases(chooser)
     plain: list[Example] = []
     kinds: dict[str, list[Example]] = {"pairs": [], "forms": []}
     counts: Counter[object] = Counter()
     num_plain = sum(SIZES.values())
     for example in _examples(chooser):
+        if _has_both(example, cases):
+            continue
         pairs, forms = held_out.pairs_in(example.usages), held_out.forms_in(example.usages)
         if not pairs and not forms:
             if not _has_pair_by_chance(example, held_out) and len(plain) < num_plain:
@@ -68,7 +73,10 @@ def build_corpus() -> Corpus:
     for name, size in SIZES.items():
         sets[name], plain = tuple(plain[:size]), plain[size:]
     sets["combinations"] = tuple(chooser.shuffled(kinds["pairs"] + kinds["forms"]))
-    return Corpus(sets, held_out)
+    told = [case for of_pair in cases.values() for case in of_pair]
+    sets["pronouns"] = tuple(_example("because it", case.sentence) for case in told)
+    antecedents = tuple((case.right.key, case.wrong.key) for case in told)
+    return Corpus(sets, held_out, antecedents)
 
 
 def _examples(chooser: Chooser) -> Iterator[Example]:
@@ -78,16 +86,26 @@ def _examples(chooser: Chooser) -> Iterator[Example]:
     while True:
         kind = chooser.weighted(weights)
         tree = MAKERS[kind][1](chooser)
-        source, target = english.sentence(tree), french.sentence(tree)
+        example = _example(kind, tree)
+        source, target = example.source, example.target
         if source in seen:
             if seen[source] != target:
                 raise AssertionError(f"{source}: {target} and {seen[source]}")
         elif FEWEST_WORDS <= len(source.split()) <= MOST_WORDS:
             seen[source] = target
-            lexemes, usages = contents(tree)
-            example = Example(source, target, kind, usages, lexemes)
             if not _repeats(source, example.lexemes):
                 yield example
+
+
+def _example(kind: str, tree: Sentence) -> Example:
+    lexemes, usages = contents(tree)
+    return Example(english.sentence(tree), french.sentence(tree), kind, usages, lexemes)
+
+
+def _has_both(example: Example, pairs: Iterable[Pair]) -> bool:
+    """Whether both nouns of a pair are in the sentence."""
+    nouns = {one.key for one in example.lexemes if isinstance(one, Noun)}
+    return any(nouns.issuperset(pair) for pair in pairs)
 
 
 def _repeats(source: str, words_used: frozenset[Lexeme]) -> bool:

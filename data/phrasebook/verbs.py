@@ -21,6 +21,9 @@ from phrasebook.words import Verb
 
 TRANSITIVE = """
 eat/ate | manger | person | food | in:kitchen,garden at:restaurant at_home slowly together with |
+taste | goûter | person | food | in:kitchen at:restaurant at_home with |
+swallow | avaler | person | food | in:kitchen quickly slowly |
+refuse | refuser | person | dish staple gift ticket | at:restaurant |
 drink/drank | boire | person | drink | in:kitchen,garden at:restaurant at_home with |
 buy/bought | acheter | person | food drink ingredient clothes small_thing book newspaper novel\
  dictionary postcard wheeled bicycle boat instrument plant device furniture | at:market in:shop\
@@ -29,10 +32,13 @@ sell/sold | vendre | person | wheeled bicycle boat device furniture instrument f
  house plant\
  painting hat bread | at:market in:shop,street | l
 read/read | lire | person | readable | in:garden,bedroom at:library at_home slowly | h
-write/wrote | écrire | person | text | in:bedroom at:library at_home | rl
+write/wrote | écrire | person | text sentence word | in:bedroom at:library at_home | rl
 drive/drove | conduire | person | wheeled | slowly carefully quickly |
 wear/wore | porter | person | clothes ring | |
 carry | porter | person | suitcase box bag basket chair table ladder painting | |
+push | pousser | person | wheeled bicycle suitcase box table chair armchair bed | slowly |
+pull | tirer | person | suitcase box table carpet blanket boat | slowly |
+move | déplacer | person | furniture lamp box basket bag ladder piano | carefully slowly |
 wash | laver | person | clothes tableware car truck bicycle fruit dog horse | in:kitchen,garden |
 clean | nettoyer | person | room house car window carpet shoe table bicycle | |
 repair | réparer | person | device vehicle furniture roof door toy umbrella piano | outside | l
@@ -49,7 +55,7 @@ see/saw | voir | person | folk kin animal film castle bridge boat plane mountain
 hear/heard | entendre | person | song dog bird baby bee owl wolf train bus piano violin | | s
 look at | regarder | person | painting sea mountain lake photo map storm animal flower folk | |
 watch | regarder | person | film match child baby bird boat | with |
-look for | chercher | person | oil sugar small_thing pet glove shoe hat ring hotel dictionary |\
+look for | chercher | person | oil sugar small_thing pet glove shoe hat ring hotel dictionary axe |\
  in:kitchen,street |
 find/found | trouver | person | small_thing pet glove shoe ring hotel mistake\
  | in:garden,street,kitchen | al
@@ -96,11 +102,15 @@ bring/brought | apporter | person | cake flower gift bread chair newspaper blank
  sugar oil | from:market,shop,kitchen,garden | r
 translate | traduire | person | text sentence word | slowly at_home |
 sing/sang | chanter | person | song | well badly |
-cross | traverser | person | street bridge river field forest city island | slowly quickly with |
+cross | traverser | person | street bridge river field forest city island road valley tunnel park\
+ | slowly quickly with |
+leave/left | quitter | person | city village island beach farm hotel party meeting | early late | l
+explore | explorer | person | forest valley island city castle tunnel mountain | slowly with |
+avoid | éviter | person | street road market tunnel beach wolf bear exam meeting | |
 plant | planter | person | tree flower rose potato bean tomato | in:garden,field | l
 pick | cueillir | person | flower rose fruit | in:garden,field,forest |
 share | partager | person | cake bread sandwich chocolate meal cookie | with |
-hide/hid | cacher | person | key gift letter box photo ring toy wallet | in:garden,bedroom |
+hide/hid | cacher | person | key gift letter box photo ring toy wallet axe | in:garden,bedroom |
 use | utiliser | person | computer dictionary tool phone knife ladder map spoon | | l
 protect | protéger | person | city village forest child animal house | |
 organize | organiser | person | party meeting wedding trip concert exam | at:school,university | l
@@ -112,6 +122,13 @@ have/had | avoir | person | pet wheeled bicycle boat device instrument sister br
 need | avoir besoin >de | person | oil salt sugar rice tool drink device umbrella knife ladder\
  map car\
  key bread egg | | s
+frighten | effrayer | person | animal child baby | |
+stop/stopped/stopping | arrêter | person | wheeled bicycle train animal child | quickly |
+surprise | surprendre | person | animal parent kin folk | in:garden,street |
+attract | attirer | person | animal | |
+interest | intéresser | person | child student journalist animal | | s
+worry | inquiéter | person | parent kin animal | | s
+bother | gêner | person | parent kin folk animal | | s
 be afraid of | avoir peur >de | person | wolf bear mouse bee exam storm dog elephant owl | | sng
 take/took care of | s'occuper >de | person | kin child baby animal garden | | w
 remember | se souvenir >de | person | trip song story word film rule wedding lesson | | sw
@@ -136,8 +153,8 @@ work | travailler | person | | a_lot too_much here over_there together at:office
 dance | danser | person | | well badly together in:kitchen,street with |
 swim/swam/swimming | nager | person dog duck | | well quickly slowly in:lake,sea,river with |
 run/ran/running | courir | person horse dog | | quickly slowly in:park,street,forest |
-laugh | rire | person baby | | a_lot together during |
-cry | pleurer | person baby | | a_lot in:bedroom during |
+laugh | rire | person baby | | a_lot too_much together during |
+cry | pleurer | person baby | | a_lot too_much in:bedroom during |
 smile | sourire | person baby | | |
 walk | marcher | person horse elephant donkey | | slowly quickly together over_there\
  in:park,forest on:beach with |
@@ -156,7 +173,7 @@ get/got/getting up | se lever | person | | early late at_noon clock |
 wake/woke up | se réveiller | person baby | | early late clock |
 go/went to bed | se coucher | person | | early late at_midnight clock |
 get/got/getting dressed | s'habiller | person | | quickly slowly in:bedroom,bathroom |
-fall/fell asleep | s'endormir | person baby cat | | quickly in:armchair on:bed | a
+fall/fell asleep | s'endormir | person baby cat dog | | quickly in:armchair on:bed | a
 rest | se reposer | person horse dog | | at_home in:garden,bedroom,armchair |
 have/had fun | s'amuser | person | | at:beach in:park with |
 get/got/getting married | se marier | sister brother daughter son king queen friend | | town year\
@@ -170,7 +187,7 @@ go/went out | sortir* | person cat dog | | together with without late |
 stay | rester* | person | | at_home outside at:hotel,hospital in:bedroom here span | cl
 fall/fell | tomber* | child boy girl baby horse lamp glass bottle | | in:street,kitchen on:carpet\
  | a
-die | mourir* | king queen horse hero writer | | town year | ol
+die | mourir* | king queen horse hero writer dog cat bird cow | | town year | ol
 be born | naître* | baby child king queen writer hero | | town year | ocl
 be hungry | avoir faim | person animal baby | | | sp
 be thirsty | avoir soif | person animal baby | | | sp
@@ -213,6 +230,7 @@ cost/cost | coûter | | clothes device furniture instrument bicycle ticket book 
 rain | pleuvoir | | | town | l
 snow | neiger | | | town | l
 be warm | faire chaud | | | | s
+be cool | faire frais | | | | s
 put/put/putting | mettre | person | small_thing tableware book letter newspaper novel dictionary\
  postcard | on:table,chair,bed in:bag,box,basket | hc
 come/came | venir* | person | | origin | snc

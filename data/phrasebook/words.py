@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Gender = Literal["m", "f"]
-Tense = Literal["present", "past", "future", "infinitive"]
+Tense = Literal["present", "imperfect", "past", "future", "infinitive"]
 Forms = tuple[str, str]  # singular, plural
 
 

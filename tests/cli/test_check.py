@@ -111,10 +111,10 @@ def test_without_files_the_sample_corpus_is_checked(run_tfm: RunTfm) -> None:
 
     assert (result.code, result.err) == (0, "no text is given: checking the sample corpus\n")
     rows = [line.split() for line in result.out.split("\n")]
-    assert ["train", sample_path("train.en"), "24000", "LF", "0"] in rows
-    assert ["pairs", "24000", "1000"] in rows
-    assert ["usable", "24000", "1000"] in rows
-    assert ["target", "words", "179916", "7319"] in rows
+    assert ["train", sample_path("train.en"), "34000", "LF", "0"] in rows
+    assert ["pairs", "34000", "1000"] in rows
+    assert ["usable", "34000", "1000"] in rows
+    assert ["target", "words", "316554", "9210"] in rows
     assert rows[-2] == ["0", "errors,", "0", "warnings,", "0", "notes"]
 
 

@@ -39,7 +39,9 @@ def project() -> Iterator[SimpleNamespace]:
     """The generator's modules, and the corpus that it builds."""
     sys.path.insert(0, str(DATA))
     try:
-        names = ("conjugation", "modifiers", "nouns", "orthography", "verbs", "words")
+        names = (
+            "conjugation", "modifiers", "nouns", "orthography", "pronouns", "verbs", "words",
+        )  # fmt: skip
         modules = {name: importlib.import_module(f"phrasebook.{name}") for name in names}
         yield Project(
             **modules,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-SIZES = ("train", "valid", "test", "combinations")
+SIZES = ("train", "valid", "test", "combinations", "pronouns")
 VOWEL = "aeiouyàâéèêëîïôûùœ"
 Lines = Callable[[str], tuple[str, ...]]
 # persons: je, il, nous, vous, ils
@@ -66,6 +66,13 @@ FUTURE = {
     "nettoyer": "nettoierai", "payer": "paierai", "lever": "lèverai", "finir": "finirai",
     "connaître": "connaîtrai", "écrire": "écrirai", "oublier": "oublierai",
 }  # fmt: skip
+IMPERFECT = {
+    "être": "étais était étions étiez étaient",
+    "manger": "mangeais mangeait mangions mangiez mangeaient",
+    "commencer": "commençais commençait commencions commenciez commençaient",
+    "finir": "finissais finissait finissions finissiez finissaient",
+    "boire": "buvais buvait buvions buviez buvaient",
+}
 PARTICIPLE = {
     "être": "été", "avoir": "eu", "aller": "allé", "faire": "fait", "dire": "dit",
     "venir": "venu", "prendre": "pris", "apprendre": "appris", "pouvoir": "pu", "vouloir": "voulu",
@@ -96,6 +103,9 @@ ADJECTIVES = {
     "Italian": "italien italiens italienne italiennes",
     "brown": "marron marron marron marron",
     "gray": "gris gris grise grises",
+    "thick": "épais épais épaisse épaisses",
+    "bitter": "amer amers amère amères",
+    "muddy": "boueux boueux boueuse boueuses",
     "red": "rouge rouges rouge rouges",
 }
 
@@ -103,6 +113,11 @@ ADJECTIVES = {
 @pytest.mark.parametrize("infinitive", PRESENT)
 def test_present_is_as_in_the_grammar_book(project: SimpleNamespace, infinitive: str) -> None:
     assert " ".join(project.conjugation.present(infinitive)) == PRESENT[infinitive]
+
+
+@pytest.mark.parametrize("infinitive", IMPERFECT)
+def test_imperfect_is_as_in_the_grammar_book(project: SimpleNamespace, infinitive: str) -> None:
+    assert " ".join(project.conjugation.imperfect(infinitive)) == IMPERFECT[infinitive]
 
 
 @pytest.mark.parametrize("infinitive", FUTURE)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-SIZES = {"train": 24_000, "valid": 1_000, "test": 1_000, "combinations": 480}
+SIZES = {"train": 34_000, "valid": 1_000, "test": 1_000, "combinations": 480, "pronouns": 480}
 Lines = Callable[[str], tuple[str, ...]]
 
 
@@ -55,8 +55,8 @@ def test_text_is_clean(name: str, read_lines: Lines) -> None:
 
 
 def test_corpus_is_small() -> None:
-    assert sum(path.stat().st_size for path in DATA.glob("*.en")) < 2_000_000
-    assert sum(path.stat().st_size for path in DATA.glob("*.fr")) < 2_000_000
+    assert sum(path.stat().st_size for path in DATA.glob("*.en")) < 2_100_000
+    assert sum(path.stat().st_size for path in DATA.glob("*.fr")) < 2_100_000
 
 
 # the sets
@@ -80,7 +80,7 @@ def test_sentences_have_three_to_sixteen_words(read_lines: Lines) -> None:
 
     assert min(lengths) >= 3
     assert max(lengths) <= 16
-    assert 7 <= sum(lengths) / len(lengths) <= 9
+    assert 7 <= sum(lengths) / len(lengths) <= 10
 
 
 @pytest.mark.torture
@@ -94,7 +94,7 @@ def test_every_lexeme_is_learnable(project: SimpleNamespace) -> None:
     )  # fmt: skip
     counts = Counter({key: count for key, count in counts.items() if not key[1].isdigit()})
     assert len(counts) >= 400
-    assert min(counts.values()) >= 15, counts.most_common()[-5:]
+    assert min(counts.values()) >= 10, counts.most_common()[-5:]
 
 
 @pytest.mark.torture

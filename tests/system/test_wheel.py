@@ -87,8 +87,9 @@ def wanted_files() -> set[str]:
         if path.suffix in (".py", ".css", ".js", ".html")
     }
     text = {f"tfm_cli/data/{path.name}" for path in (ROOT / "data").glob("*.[ef][nr]")}
-    assert len(text) == 8
-    return modules | text | {"tfm_cli/py.typed", "tfm_cli/data/README.md"}
+    assert len(text) == 10
+    others = {"py.typed", "data/README.md", "data/pronouns.antecedents"}
+    return modules | text | {f"tfm_cli/{name}" for name in others}
 
 
 def version_of(wheel: Path) -> str:

@@ -12,7 +12,7 @@ from tfm_cli.files.ownership import output_error
 
 logger = logging.getLogger(__name__)
 
-_SETS = ("train", "valid", "test", "combinations")
+_SETS = ("train", "valid", "test", "combinations", "pronouns")
 _NAMES = ("README.md", *(f"{name}.{side}" for name in _SETS for side in ("en", "fr")))
 _OTHER = "name another directory"
 
