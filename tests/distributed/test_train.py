@@ -155,12 +155,14 @@ def test_any_number_of_processes_resumes_the_run_of_any_other(
 ) -> None:
     output = tmp_path / "model"
 
-    learn(text, output, "--update-freq", "2", world_size=1, updates=4)
+    one, two = ["--update-freq", "2"], ["--update-freq", "1"]
+
+    learn(text, output, *one, world_size=1, updates=4)
     said = [
-        learn(text, output, updates=9),
-        learn(text, output, *FSDP, updates=13),
-        learn(text, output, "--update-freq", "2", world_size=1, updates=17),
-        learn(text, output, *FSDP),
+        learn(text, output, *two, updates=9),
+        learn(text, output, *two, *FSDP, updates=13),
+        learn(text, output, *one, world_size=1, updates=17),
+        learn(text, output, *two, *FSDP),
     ]
 
     assert_equal_runs(output, alone)
@@ -174,8 +176,8 @@ def test_another_number_of_batches_is_logged(text: list[str], tmp_path: Path) ->
     output = tmp_path / "model"
     learn(text, output, "--update-freq", "3", world_size=1, updates=2)
 
-    two = learn(text, output, updates=3)
-    one = learn(text, output, world_size=1, updates=4)
+    two = learn(text, output, "--update-freq", "1", updates=3)
+    one = learn(text, output, world_size=1, updates=4)  # a run keeps its settings
 
     assert (
         "an update has 2 batches now (`--update-freq 1`, 2 processes) and had 3 before; "
