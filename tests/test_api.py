@@ -274,7 +274,8 @@ SHAPE: dict[str, Any] = {
     "data.max_length": 20,
     "tokenizer": {"vocab_size": 60, "byte_fallback": False, "model_type": "word"},
     "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 32, "heads": 2,
-              "feed_forward_width": 64, "dropout": 0.2},
+              "feed_forward_width": 64, "dropout": 0.2, "attention_dropout": 0.1,
+              "activation_dropout": 0.1, "word_dropout": 0.1},
     "training": {"max_tokens": 64, "update_freq": 2, "learn_rate": 5e-3, "lr_warmup": 10,
                  "ema_decay": 0.8, "device": "cpu", "precision": "fp32", "cpu_threads": 1},
 }  # fmt: skip
