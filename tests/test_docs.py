@@ -38,7 +38,9 @@ OTHER_FLAGS = {
     "--test-set", "--language-pair", "--origlang", "--subset", "--detail", "--list", "--download",
     "--echo", "--num-refs", "--encoding", "--paired-jobs", "--no-color", "--citation",
     # of benchmarks
-    "--pairs", "--seconds", "--check", "--tricks", "--build",
+    "--pairs", "--seconds", "--check", "--tricks", "--build", "--reference", "--threads",
+    # of Marian
+    "--dropout-src",
     # of TensorBoard
     "--logdir",
 }  # fmt: skip
