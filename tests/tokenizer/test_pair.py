@@ -7,6 +7,7 @@ import sentencepiece
 from tfm_cli.config.settings import TokenizerConfig
 from tfm_cli.errors import ModelError
 from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.sampling import LineSampler
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import TrainerOptions, train_tokenizer
 from tfm_cli.tokenizer.vocabulary import Vocabulary
@@ -125,7 +126,7 @@ def test_language_tag_at_the_start_of_a_line_is_one_piece(tokenizer: Tokenizer) 
     assert tokenizer.encode([">>deu<< abc"])[0] == [tag, *tokenizer.encode(["abc"])[0]]
     assert tokenizer.encode([">>deu<<"])[0] == [tag]
     assert tokenizer.encode_pieces([">>deu<<abc"])[0][0] == ">>deu<<"
-    assert tokenizer.sample_pieces(">>deu<< abc", seed=1)[0] == ">>deu<<"
+    assert LineSampler(tokenizer).pieces(">>deu<< abc", seed=1)[0] == ">>deu<<"
     assert tokenizer.language_tags == (">>deu<<",)
 
 
@@ -197,7 +198,7 @@ def test_sampling_keeps_a_learned_tag(kind: str) -> None:
     tokenizer = Tokenizer(model)
 
     for seed in range(9):
-        pieces = tokenizer.sample_pieces(">>fra<< abc", seed=seed)
+        pieces = LineSampler(tokenizer).pieces(">>fra<< abc", seed=seed)
         assert tokenizer.piece_ids(pieces[:1]) == tokenizer.piece_ids([">>fra<<"])
     assert set(tokenizer.piece_ids(list(tokenizer.language_tags))) < tokenizer.unsampled_ids
 

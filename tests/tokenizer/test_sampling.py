@@ -6,7 +6,8 @@ from random import Random
 import pytest
 
 from tfm_cli.config.settings import TokenizerConfig
-from tfm_cli.tokenizer.sampling import BpeSampler, UnigramSampler, word_sampler
+from tfm_cli.errors import ModelError
+from tfm_cli.tokenizer.sampling import BpeSampler, LineSampler, UnigramSampler, word_sampler
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
 
@@ -121,3 +122,40 @@ def test_merges_that_characters_need_are_made() -> None:
     found = sampler.sample("abb", Random(1), 50)
 
     assert {tuple(ids) for ids in found} == {(1, 0), (2,)}
+
+
+@every_kind
+@pytest.mark.parametrize("nbest_size", [-1, 8])
+def test_sampled_line_depends_only_on_its_seed(kind: str, nbest_size: int) -> None:
+    sampler = LineSampler(tokenizer(kind), nbest_size=nbest_size, alpha=0.2)
+    line = "the cat  sat 🙂 on über"
+
+    first = [sampler.pieces(line, seed=seed) for seed in range(20)]
+    again = [sampler.pieces(line, seed=seed) for seed in reversed(range(20))]
+
+    assert first == again[::-1]
+    assert len({tuple(pieces) for pieces in first}) > 3
+    assert {"".join(pieces) for pieces in first} == {"▁the▁cat▁sat▁🙂▁on▁über"}
+    assert sampler.pieces("", seed=1) == []
+
+
+def test_line_is_drawn_among_the_best_by_their_probabilities() -> None:
+    model, line, alpha = tokenizer("unigram"), "runners sat", 0.3
+    best = model.nbest_pieces(line, 5)
+    scores = dict(model.scored_pieces)
+    powers = [math.exp(sum(scores[piece] for piece in pieces)) ** alpha for pieces in best]
+    sampler = LineSampler(model, nbest_size=5, alpha=alpha)
+
+    counts = Counter(tuple(sampler.pieces(line, seed=seed)) for seed in range(DRAWS // 10))
+
+    assert len(best) == 5
+    assert best[0] == model.encode_pieces([line])[0]
+    for pieces, power in zip(best, powers, strict=True):
+        share, draws = power / sum(powers), DRAWS // 10
+        deviation = math.sqrt(share * (1 - share) / draws)
+        assert abs(counts[tuple(pieces)] / draws - share) < 5 * deviation
+
+
+def test_tokenizer_that_cuts_text_in_one_way_only_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot sample: it is of type `char`"):
+        LineSampler(tokenizer("char"))

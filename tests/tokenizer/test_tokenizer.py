@@ -173,24 +173,8 @@ def test_special_pieces_in_a_text_are_text() -> None:
     assert not {0, 1, 2, 3} & set(UNIGRAM.encode([text])[0])
 
 
-def test_a_sample_depends_only_on_its_seed() -> None:
-    line = "the cat sat on the mat and the mat was on the cat"
-
-    first = [UNIGRAM.sample_pieces(line, seed=seed) for seed in range(20)]
-    again = [UNIGRAM.sample_pieces(line, seed=seed) for seed in reversed(range(20))]
-
-    assert first == again[::-1]
-    assert len({tuple(pieces) for pieces in first}) > 1
-    assert UNIGRAM.decode_pieces(first) == [line] * 20
-
-
 def test_special_pieces_are_not_sampled() -> None:
     assert UNIGRAM.unsampled_ids == {0, 1, 2, 3, *UNIGRAM.byte_values}
-
-
-def test_a_model_of_whole_characters_cannot_sample() -> None:
-    with pytest.raises(ModelError, match="cannot sample: sampleEncode is not available"):
-        MODELS["char-identity"].sample_pieces("a", seed=1)
 
 
 def test_scored_pieces_stand_in_the_order_of_their_ids() -> None:

@@ -301,24 +301,21 @@ def encode(options: EncodeOptions) -> None:
 
     Example:  tfm tokenize encode --model ende.model < news.en > news.pieces
     """
+    from tfm_cli.tokenizer.sampling import LineSampler
+
     set_up_logging(options.quiet)
     paths = _checked_paths(options)
     tokenizer = _load(options)
     rng = random.Random(options.seed)
     is_sampling = options.nbest_size not in (0, 1)
+    sampler = None
+    if is_sampling:
+        sampler = LineSampler(tokenizer, nbest_size=options.nbest_size, alpha=options.alpha)
 
     def pieces_of(lines: list[str]) -> list[list[str]]:
-        if not is_sampling:
+        if sampler is None:
             return tokenizer.encode_pieces(lines)
-        return [
-            tokenizer.sample_pieces(
-                line,
-                seed=rng.getrandbits(32),
-                nbest_size=options.nbest_size,
-                alpha=options.alpha,
-            )
-            for line in lines
-        ]
+        return [sampler.pieces(line, seed=rng.getrandbits(32)) for line in lines]
 
     def to_pieces(lines: list[str], name: str, first: int) -> list[str]:
         return [" ".join(pieces) for pieces in pieces_of(lines)]

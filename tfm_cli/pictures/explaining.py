@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tfm_cli.config.settings import RunConfig, SearchConfig
 from tfm_cli.corpus.batch import make_batch, pad_source
-from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.model.attention import MultiHeadAttention
 from tfm_cli.model.layers import EncoderLayer
 from tfm_cli.model.positions import LearnedPositions, SinusoidalPositions, rotations
@@ -43,13 +43,14 @@ from tfm_cli.pictures.patching import contrast
 from tfm_cli.pictures.search_comparison import Searcher
 from tfm_cli.text.characters import is_blank
 from tfm_cli.tokenizer.model_file import SPACE_SYMBOL
+from tfm_cli.tokenizer.sampling import SAMPLED_ALGORITHMS, LineSampler
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.translation.search import alignment_layer, unusable_weights_as_model_error
 
 MAX_TOKENS = 512  # of a sentence, since attention has S * S weights for each head
 _NUM_SEGMENTATIONS = 5  # other segmentations that are shown
 _DRAWS = 64  # segmentations that are sampled to find as many different ones
-_UNIGRAM_ALPHA, _BPE_ALPHA = 0.2, 0.15  # see `Tokenizer.sample_pieces`
+_UNIGRAM_ALPHA, _BPE_ALPHA = 0.2, 0.15  # see `word_sampler`
 _MIN_POSITIONS, _MAX_POSITIONS = 64, 512
 _CANDIDATES = 5
 
@@ -312,19 +313,17 @@ def _other_segmentations(
 ) -> tuple[list[tuple[str, ...]], str]:
     """Return different segmentations of a sentence, and the reason if there are few or none."""
     algorithm = source.algorithm
-    if algorithm not in ("unigram", "bpe"):
+    if algorithm not in SAMPLED_ALGORITHMS:
         return [], f"a {algorithm} tokenizer has one segmentation of a sentence"
     alpha = _BPE_ALPHA if algorithm == "bpe" else _UNIGRAM_ALPHA
+    sampler = LineSampler(source, alpha=alpha)
     segmentations: dict[tuple[str, ...], None] = {}  # in the order in which they are drawn
-    try:
-        for seed in range(1, _DRAWS + 1):
-            segmentation = tuple(source.sample_pieces(sentence, seed=seed, alpha=alpha))
-            if segmentation != own:
-                segmentations[segmentation] = None
-            if len(segmentations) == _NUM_SEGMENTATIONS:
-                break
-    except ModelError as error:
-        return [], str(error)
+    for seed in range(1, _DRAWS + 1):
+        segmentation = tuple(sampler.pieces(sentence, seed=seed))
+        if segmentation != own:
+            segmentations[segmentation] = None
+        if len(segmentations) == _NUM_SEGMENTATIONS:
+            break
     note = ""
     if algorithm == "bpe":
         note = "byte-pair encoding has one segmentation; others arise when merges are skipped"

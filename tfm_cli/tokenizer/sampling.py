@@ -1,14 +1,19 @@
-"""Random segmentations of words, the same for a seed in every process.
+"""Random segmentations of words and lines, the same for a seed in every process.
 
-SentencePiece samples as well, but mixes its seed with random bits of the process.
+SentencePiece samples as well, but mixes its seed with random bits of the process (0.2.3). No piece
+spans two words, so each word of a line is cut by itself.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Protocol
 
+from tfm_cli.errors import ModelError
+from tfm_cli.tokenizer.model_file import SPACE_SYMBOL
 from tfm_cli.tokenizer.tokenizer import Tokenizer
+
+SAMPLED_ALGORITHMS = ("unigram", "bpe")  # the others cut text in one way only
 
 
 class WordSampler(Protocol):
@@ -147,3 +152,75 @@ class BpeSampler:
                     return [self._ids.get(symbol, -1) for symbol in symbols]
             _, at = min(kept)
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+
+
+class LineSampler:
+    """A sampler of segmentations of lines.
+
+    A unigram model samples by subword regularization, a bpe model by BPE-dropout.
+
+    Args:
+        tokenizer: the tokenizer, whose special, user-defined and byte pieces stay as they are.
+        nbest_size: sample among this many best segmentations of a line, at most 512; -1 for all. It
+            has no meaning for bpe.
+        alpha: as in `word_sampler`.
+
+    Raises:
+        ModelError: the model is neither unigram nor bpe.
+
+    Source: Kudo 2018, arXiv:1804.10959; Provilkov et al. 2020, arXiv:1910.13267.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, nbest_size: int = -1, alpha: float = 0.1) -> None:
+        if tokenizer.algorithm not in SAMPLED_ALGORITHMS:
+            kind = tokenizer.algorithm
+            raise ModelError(
+                f"the tokenizer cannot sample: it is of type `{kind}`, which cuts text in one way "
+                "only"
+            )
+        self._tokenizer = tokenizer
+        self._nbest_size = nbest_size if tokenizer.algorithm == "unigram" else -1
+        self._alpha = alpha
+        self._sampler = word_sampler(tokenizer, alpha)
+        self._unsampled = tokenizer.unsampled_ids
+        self._scores = dict(tokenizer.scored_pieces)
+
+    def pieces(self, line: str, *, seed: int) -> list[str]:
+        """Return a random segmentation of a line, which is determined by the seed."""
+        random = Random(seed)
+        if self._nbest_size > 0:
+            return self._from_best(line, random)
+        cut: list[str] = []
+        for word, is_sampled in self._words(self._tokenizer.encode_pieces([line])[0]):
+            (ids,) = self._sampler.sample("".join(word), random, 1) if is_sampled else ([-1],)
+            cut += word if -1 in ids else [self._tokenizer.pieces[i] for i in ids]
+        return cut
+
+    def _words(self, pieces: Sequence[str]) -> Iterator[tuple[list[str], bool]]:
+        """Yield the pieces of each word, and whether it may be cut otherwise."""
+        word: list[str] = []
+        for piece, i in zip(pieces, self._tokenizer.piece_ids(pieces), strict=True):
+            is_alone = i in self._unsampled
+            if word and (is_alone or piece.startswith(SPACE_SYMBOL)):
+                yield word, True
+                word = []
+            if is_alone:
+                yield [piece], False
+            else:
+                word.append(piece)
+        if word:
+            yield word, True
+
+    def _from_best(self, line: str, random: Random) -> list[str]:
+        best = self._tokenizer.nbest_pieces(line, self._nbest_size)
+        if not best:
+            return []
+        # Unknown characters are in all of them, so their score does not matter.
+        logs = [self._alpha * sum(self._scores.get(p, 0.0) for p in pieces) for pieces in best]
+        weights = [math.exp(log - max(logs)) for log in logs]
+        left = random.random() * sum(weights)
+        for pieces, weight in zip(best, weights, strict=True):
+            left -= weight
+            if left < 0:
+                return pieces
+        return best[-1]

@@ -276,37 +276,21 @@ class Tokenizer:
             return 1 if tag else 0
         return self.encode_pieces([line])[0].index(tag) + 1
 
-    def sample_pieces(
-        self, line: str, *, seed: int, nbest_size: int = -1, alpha: float = 0.1
-    ) -> list[str]:
-        """Return a random segmentation of a line, which is determined by the seed.
-
-        A unigram model samples by subword regularization, a bpe model by BPE-dropout.
+    def nbest_pieces(self, line: str, count: int) -> list[list[str]]:
+        """Return the pieces of the best segmentations of a line by a unigram model, best first.
 
         Args:
             line: the text.
-            seed: any integer.
-            nbest_size: sample among this many best segmentations, at most 512; -1 for all.
-            alpha: unigram: exponent of the segmentations' probabilities, 0 makes them equal;
-                bpe: probability that a merge is skipped.
-
-        Raises:
-            ModelError: the model is neither unigram nor bpe.
-
-        Source: Kudo 2018, arXiv:1804.10959; Provilkov et al. 2020, arXiv:1910.13267.
+            count: the number of segmentations, at most 512, if there are as many.
         """
         tags, texts = self._tags([line])
-        # SentencePiece has one global random number generator, so it is seeded for each line.
-        sentencepiece.SetRandomGeneratorSeed(seed % (2**32 - 1))
-        try:
-            pieces: list[bytes] = self._processor.Encode(
-                _utf8(texts)[0], return_type=bytes, enable_sampling=True,
-                nbest_size=nbest_size, alpha=alpha,
-            )  # fmt: skip
-        except RuntimeError as error:
-            reason = reason_of(error) or str(error)
-            raise ModelError(f"the tokenizer cannot sample: {reason}") from error
-        return self._head(tags[0]) + [piece.decode("utf-8", "replace") for piece in pieces]
+        rows: list[list[bytes]] = self._processor.NBestEncode(
+            _utf8(texts)[0], nbest_size=count, return_type=bytes
+        )
+        return [
+            self._head(tags[0]) + [piece.decode("utf-8", "replace") for piece in row]
+            for row in rows
+        ]
 
     @property
     def unsampled_ids(self) -> frozenset[int]:
