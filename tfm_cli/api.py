@@ -411,7 +411,7 @@ def _tables(settings: Iterable[tuple[str, object]]) -> dict[str, dict[str, objec
     """
     tables: dict[str, dict[str, object]] = {}
     for key, value in settings:
-        section, dot, name = key.partition(".")
+        section, dot, name = str(key).partition(".")
         if dot:
             tables.setdefault(section, {})[name] = _plain_value(value)
         elif isinstance(value, Mapping):

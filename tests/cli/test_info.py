@@ -30,9 +30,11 @@ def test_text_has_the_facts(model: Path, run_tfm: RunTfm) -> None:
 
     described = describe(model)
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith("model             model\nformat            3, written by tfm ")
-    assert f"\nparameters        {described.parameters['total']:,}\n" in result.out
-    assert "\ncan be resumed    from update 300\n" in result.out
+    assert result.out.startswith(
+        "model               model\nformat              3, written by tfm "
+    )
+    assert f"\nparameters          {described.parameters['total']:,}\n" in result.out
+    assert "\ncan be resumed      from update 300\n" in result.out
     assert all(f"    sha256 {file.sha256}\n" in result.out for file in described.files)
     joined = "".join(result.out.split())
     assert all(signature in joined for signature in described.training.signatures.values())

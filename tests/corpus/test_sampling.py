@@ -195,5 +195,19 @@ def test_batches_fit_the_sampled_lengths_and_hold_each_pair_once() -> None:
     assert sorted(seen) == list(range(1200))
 
 
-def test_defaults_are_those_of_the_papers() -> None:
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_epoch_without_any_pair_is_empty(kind: str) -> None:
+    """With weights, the draw of an epoch may leave out every pair of a tiny corpus."""
+    pair = TokenizerPair.joint(tokenizer(kind))
+    text = store(lines("en", 2), lines("fr", 2), pair)
+
+    found = SubwordSampling(text, pair, sides="both", alpha=0.0, seed=1, max_length=99)
+
+    sampled = found.text(0, np.arange(0))
+
+    assert len(sampled.source.gather(np.arange(0)).ids) == 0
+    assert len(sampled.target.gather(np.arange(0)).lengths) == 0
+
+
+def test_defaults() -> None:
     assert (default_alpha(tokenizer("unigram")), default_alpha(tokenizer("bpe"))) == (0.2, 0.1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests.pictures.test_explaining import Explained, ModelOf, explained, found, model_of, trained
 from tests.pictures.test_page import Parsed
 from tests.pictures.test_patching import contrasted
-from tfm_cli.pictures import charts
+from tfm_cli.pictures import charts, patching
 from tfm_cli.pictures.arrays import Floats, Part
 from tfm_cli.pictures.attention_lines import bitmap
 from tfm_cli.pictures.explain_page import explain_page
@@ -74,7 +74,10 @@ def test_each_section_has_a_formula_its_shapes_and_what_to_look_for(text: str) -
     assert [bool(re.search(r"Look (at|for) ", section)) for section in sections] == [True] * 10
 
 
-def test_contrast_has_a_section_with_its_numbers(model_of: ModelOf) -> None:
+def test_contrast_has_a_section_with_its_numbers(
+    model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patching, "_MIN_CHANGE", 0.0)
     explanation = contrasted(model_of())
     made = explanation.contrast
     assert made is not None

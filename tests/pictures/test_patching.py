@@ -10,6 +10,7 @@ from tests.pictures.test_explaining import CLOSE, ModelOf, every_shape, model_of
 from tfm_cli.errors import ConfigError, DataError
 from tfm_cli.model.recording import recording
 from tfm_cli.model_directory.weights import TrainedModel
+from tfm_cli.pictures import patching
 from tfm_cli.pictures.explaining import ExplainOptions, explain
 from tfm_cli.pictures.explanation import Explanation
 
@@ -36,6 +37,12 @@ def vectors(model: TrainedModel, ids: Tensor) -> list[Tensor]:
     for layer in model.transformer.encoder_layers:
         found.append(layer(found[-1], None))
     return found
+
+
+@pytest.fixture(autouse=True)
+def any_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follow every difference, since those of random weights are small."""
+    monkeypatch.setattr(patching, "_MIN_CHANGE", 0.0)
 
 
 @torch.inference_mode()
@@ -102,7 +109,7 @@ def test_model_is_as_before(model_of: ModelOf) -> None:
     ("other", "message"),
     [
         (SENTENCE, "`--contrast`: both sentences have the same translation, `"),
-        (f"{SENTENCE} four", "`--contrast`: the sentences have "),
+        (f"{SENTENCE} four", " tokens"),
     ],
 )
 def test_sentences_that_cannot_be_contrasted_are_refused(
@@ -110,6 +117,15 @@ def test_sentences_that_cannot_be_contrasted_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         explain(model_of(), SENTENCE, options=ExplainOptions(contrast=other))
+
+
+def test_sentences_that_hardly_differ_are_refused(
+    model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patching, "_MIN_CHANGE", 1e6)
+
+    with pytest.raises(ConfigError, match="there is no difference to follow"):
+        contrasted(model_of())
 
 
 def test_blank_contrast_is_refused(model_of: ModelOf) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tfm_cli.model_directory.description import Description, Training
 
 _WIDTH = 80  # of the text, in columns
-_NAME_WIDTH = 18
+_NAME_WIDTH = 20
 
 _Rows = Sequence[tuple[str, str]]
 
@@ -138,8 +138,11 @@ def _training_rows(description: "Description") -> _Rows:
     rows.append(("trained", _trained(training)))
     card = description.card.rows
     rows.append(("precision", card.get("precision", card.get("arithmetic", ""))))
-    if training.weights_update:
+    if card.get("these weights", "").startswith("mean of"):  # of `tfm average`
+        rows.append(("these weights", card["these weights"]))
+    elif training.weights_update:
         rows.append(("these weights", f"after update {training.weights_update}"))
+    rows.append(("changed settings", card.get("changed settings", "")))
     for metric, value in training.scores.items():
         if metric in training.signatures:
             rows += [(metric, f"{value:.2f}"), ("", training.signatures[metric])]

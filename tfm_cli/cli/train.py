@@ -124,6 +124,9 @@ def train(options: TrainOptions) -> None:
         name = signal.Signals(stop.exit_code - 128).name
         _print_summary(options, parallel, f"{name} was received", is_complete=False)
         raise
+    except KeyboardInterrupt:
+        _print_summary(options, parallel, "SIGINT was received", is_complete=False)
+        raise
     except OutOfTime as stop:
         _print_summary(options, parallel, str(stop), is_complete=False)
         raise
@@ -166,7 +169,10 @@ def _resolved(options: TrainOptions) -> RunConfig:
             f"{section}.{name}" for section, table in options.settings.items() for name in table
         }
         log_ignored(config, given, _name_of, preset=options.preset)
-    is_given = "pairs" in options.given or options.config_file or options.assignments
+    names_pairs = any(
+        each.partition("=")[0].strip() == "data.pairs" for each in options.assignments
+    )
+    is_given = "pairs" in options.given or options.config_file or names_pairs
     if resumed is not None and "-" in config.data.pairs and not is_given:
         raise ConfigError(
             f"{options.output}: the run in it reads its text from standard input",

@@ -260,9 +260,9 @@ class DataConfig(Section):
     )
     subword_alpha: float = opt(
         0.0,
-        "With unigram, the exponent of the probabilities of segmentations, of which a smaller one "
-        "cuts more; with bpe, the share of merges that are skipped. 0 takes 0.2 with unigram and "
-        "0.1 with bpe.",
+        "With unigram, the exponent of the probabilities of segmentations: a smaller one gives "
+        "more and shorter tokens. With bpe, the share of merges that are skipped. 0 is the "
+        "default, 0.2 with unigram and 0.1 with bpe.",
         ge=0,
         le=1,
     )

@@ -90,9 +90,9 @@ class SubwordSampling:
 
 
 def default_alpha(tokenizer: Tokenizer) -> float:
-    """Return the usual `alpha`: 0.2 for a unigram model on small text, and 0.1 for BPE.
+    """Return the default `alpha`: 0.2 for a unigram model, and 0.1 for BPE.
 
-    Source: Kudo 2018, table 2; Provilkov et al. 2020, section 4.2.
+    Source of the latter: Provilkov et al. 2020, arXiv:1910.13267.
     """
     return 0.2 if tokenizer.algorithm == "unigram" else 0.1
 
@@ -203,6 +203,8 @@ class _SideSampler:
 
     def sampled(self, epoch: int, members: np.ndarray) -> _PoolSegments:
         """Return the segments of some pairs in an epoch; their indices are ascending."""
+        if not len(members):
+            return _PoolSegments(members, self._segments)
         key = random_key("epoch", self._key, epoch)
         ids, lengths = [], []
         for first in range(0, len(members), _CHUNK_PAIRS):

@@ -157,7 +157,10 @@ def _contrast(
         target,
         ids=([*ids, source.eos_id], [*other_ids, source.eos_id]),
         sentences=sentences,
-        source=_source_tokens(source, sentences[1], other_ids),
+        pieces=(
+            _source_tokens(source, sentences[0], ids).pieces,
+            _source_tokens(source, sentences[1], other_ids).pieces,
+        ),
         target_ids=([*target_ids, target.eos_id], [*translated, target.eos_id]),
     )
 

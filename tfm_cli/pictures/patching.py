@@ -25,6 +25,7 @@ from tfm_cli.pictures.explanation import Contrast, Tokens
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
 _BATCH = 64  # patched sentences in one pass
+_MIN_CHANGE = 1.0  # of the log-odds: a factor of e
 
 
 def contrast(
@@ -33,7 +34,7 @@ def contrast(
     *,
     ids: tuple[Sequence[int], Sequence[int]],
     sentences: tuple[str, str],
-    source: Tokens,
+    pieces: tuple[Sequence[str], Sequence[str]],
     target_ids: tuple[Sequence[int], Sequence[int]],
 ) -> Contrast:
     """Return the effect of each vector of the encoder on the first token that differs.
@@ -43,16 +44,17 @@ def contrast(
         target: its target tokenizer.
         ids: source ids of both sentences, with </s>.
         sentences: their text.
-        source: tokens of the second sentence.
+        pieces: their source tokens, with </s>.
         target_ids: ids of their translations, with </s>.
 
     Raises:
-        ConfigError: the sentences are equal, have different numbers of tokens, or have the same
-            translation.
+        ConfigError: the sentences have different numbers of tokens, have the same translation, or
+            hardly differ in the odds of the first token that does.
     """
     first, second = (torch.tensor([each]) for each in ids)  # (1, S)
     if first.shape != second.shape:
-        message = f"the sentences have {first.shape[1]} and {second.shape[1]} tokens with </s>"
+        shown = " and ".join(f"`{' '.join(map(one_line, each))}`" for each in pieces)
+        message = f"{shown} have {first.shape[1]} and {second.shape[1]} tokens"
         hint = "choose sentences with the same number of tokens, such as two that differ in a word"
         raise ConfigError(f"`--contrast`: {message}", hint=hint)
     pairs = zip(*target_ids, strict=False)
@@ -77,6 +79,13 @@ def contrast(
     with _watching(transformer, states.__setitem__):
         (wanted,) = log_odds(second)
     (own,) = log_odds(first)
+    if abs(wanted - own) < _MIN_CHANGE:
+        here, there = one_line(target.pieces[token]), one_line(target.pieces[other])
+        raise ConfigError(
+            f"`--contrast`: the log-odds of `{here}` against `{there}` are {own:.3f} in one "
+            f"sentence and {wanted:.3f} in the other: there is no difference to follow",
+            hint="choose two sentences whose translations differ clearly",
+        )
     patched = [
         [
             value
@@ -87,7 +96,7 @@ def contrast(
     ]  # (L + 1, S)
     return Contrast(
         sentence=sentences[1],
-        source=source,
+        source=Tokens(tuple(pieces[1]), tuple(ids[1])),
         prefix=_text(target, target_ids[0][:step]),
         tokens=Tokens((target.pieces[token], target.pieces[other]), (token, other)),
         log_odds=own,
