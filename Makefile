@@ -18,8 +18,8 @@ install: $(VENV)/.installed ## Make .venv and install tfm into it
 demo: $(VENV)/.installed-pictures ## Train on the sample corpus, score, translate, show: about three minutes
 	$(BIN)/tfm train --output demo-model
 	$(BIN)/tfm evaluate data/test.fr --model demo-model --source data/test.en -m bleu,chrf -f text
-	head -n 4 data/combinations.en
-	head -n 4 data/combinations.en | $(BIN)/tfm translate --model demo-model --beam 4
+	head -n 3 data/combinations.en
+	head -n 3 data/combinations.en | $(BIN)/tfm translate --model demo-model --beam 4
 	$(BIN)/tfm explain "The animal did not cross the street because it was too tired." \
 	  --contrast "The animal did not cross the street because it was too wide." \
 	  --model demo-model --output demo.html

@@ -4,11 +4,13 @@ What comes in is made up while it is read: short lines, blank lines, lines of 20
 3.5 MB, of which the first mebibyte is kept. Most of the bytes are in the longest ones, most
 of the lines are blank; each of the others is translated. The model is tiny, so that the bytes and
 lines are what is measured. Memory is that of all its processes, pages that they share counted once
-(PSS), without what is mapped from files.
+(PSS), without what is mapped from files. With `--models`, it is the whole memory of translating a
+text with each of these models instead, in fp32 and in int8, with each number of workers.
 """
 
 import argparse
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -101,16 +103,35 @@ def measure(model: Path, megabytes: int, *, workers: int) -> Found:
     return Found(megabytes, 1 + blocks * BLOCK_LINES, lines_out[0], seconds, base, max(seen))
 
 
+def measure_model(model: Path, source: Path, *, precision: str, workers: int) -> float:
+    """Return the peak of all memory (PSS) of translating a text, in MiB, with the defaults."""
+    command = [sys.executable, "-m", "tfm_cli", "translate", "--model", str(model), "--quiet"]
+    command += ["--input", str(source), "--precision", precision, "--workers", str(workers)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(_mib(member, "Pss:") for member in _tree(process.pid)))
+        time.sleep(_SAMPLE_SECONDS / 5)
+    if process.returncode:
+        raise SystemExit(f"it ended with exit code {process.returncode}")
+    return peak
+
+
 def _own_mib(process_id: int) -> float:
     """Memory of a process and its children that is not mapped from files."""
-    total = 0.0
-    for member in _tree(process_id):
-        with contextlib.suppress(OSError):  # it has just ended
-            text = Path(f"/proc/{member}/smaps_rollup").read_text(encoding="ascii")
-            total += sum(
-                int(line.split()[1]) for line in text.split("\n") if line.startswith("Pss_Anon:")
-            )
-    return total / 1024
+    return sum(_mib(member, "Pss_Anon:") for member in _tree(process_id))
+
+
+def _mib(process_id: int, name: str) -> float:
+    """Return a part of a process's memory; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{process_id}/smaps_rollup").read_text(encoding="ascii")
+        return (
+            sum(int(line.split()[1]) for line in text.split("\n") if line.startswith(name)) / 1024
+        )
+    return 0.0
 
 
 def _tree(process_id: int) -> Iterator[int]:
@@ -134,19 +155,37 @@ def main() -> None:
     """Measure each size in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, nargs="*", default=[10, 100, 1000])
-    parser.add_argument("--workers", type=int, default=1, help="processes that translate")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1], help="numbers of processes")
+    parser.add_argument("--models", type=Path, nargs="*", default=[], metavar="DIR")
+    parser.add_argument("--lines", type=int, nargs="*", default=[1, 500], help="with --models")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder))
-        print("standard input | lines | first line answered | peak | seconds")
-        for megabytes in asked.megabytes:
-            found = measure(model, megabytes, workers=asked.workers)
-            assert found.lines_in == found.lines_out
-            print(
-                f"{megabytes} MB | {found.lines_in:,} | {found.base:.0f} MiB | "
-                f"{found.peak:.0f} MiB | {found.seconds:.0f}",
-                flush=True,
-            )
+        if asked.models:
+            _print_models(asked, Path(folder) / "source.txt")
+        else:
+            _print_sizes(asked, make_model(Path(folder)))
+
+
+def _print_models(asked: argparse.Namespace, source: Path) -> None:
+    text = (ROOT / "data" / "test.en").read_text(encoding="utf-8").splitlines(keepends=True)
+    print("model | precision | lines | workers | peak")
+    for model, precision in itertools.product(asked.models, ("fp32", "int8")):
+        for lines, workers in itertools.product(asked.lines, asked.workers):
+            source.write_text("".join(itertools.islice(itertools.cycle(text), lines)), "utf-8")
+            peak = measure_model(model, source, precision=precision, workers=workers)
+            print(f"{model} | {precision} | {lines:,} | {workers} | {peak:.0f} MiB", flush=True)
+
+
+def _print_sizes(asked: argparse.Namespace, model: Path) -> None:
+    print("standard input | workers | lines | first line answered | peak | seconds")
+    for megabytes, workers in itertools.product(asked.megabytes, asked.workers):
+        found = measure(model, megabytes, workers=workers)
+        assert found.lines_in == found.lines_out
+        print(
+            f"{megabytes} MB | {workers} | {found.lines_in:,} | {found.base:.0f} MiB | "
+            f"{found.peak:.0f} MiB | {found.seconds:.0f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

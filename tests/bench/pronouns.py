@@ -28,7 +28,7 @@ from torch import Tensor
 from tfm_cli.corpus.batch import make_batch
 from tfm_cli.model.recording import recording
 from tfm_cli.model_directory.weights import TrainedModel, load_model
-from tfm_cli.pictures.explanation import Array, Tokens
+from tfm_cli.pictures.explanation import Array
 from tfm_cli.pictures.patching import contrast
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 
@@ -152,7 +152,7 @@ def carried(model: TrainedModel, cases: Sequence[Case]) -> dict[str, list[float]
             continue
         made = contrast(
             model.transformer, target, ids=(ids[0], ids[1]), sentences=(one.source, other.source),
-            source=Tokens((), ()), target_ids=(target_ids[0], target_ids[1]),
+            pieces=((), ()), target_ids=(target_ids[0], target_ids[1]),
         )  # fmt: skip
         patterns = {
             "it": IT, "the adjective": ADJECTIVE, "its noun": re.compile(rf"\b({one.right})\b"),
