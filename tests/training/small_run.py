@@ -12,7 +12,7 @@ from tfm_cli.files.durable import Operation, watched
 from tfm_cli.files.layout import CHECKPOINTS, LOCK_FILE, ON_SCHEDULE
 from tfm_cli.files.ownership import is_temporary
 
-_OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2", "--seed", "2"]
+_OFTEN = ["--valid-freq", "3", "--save-freq", "2", "--disp-freq", "2", "--seed", "3"]
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,6 @@ def _check_files(data: DataConfig, problems: Problems) -> None:
         problems.add("data.tags", reason)
     elif repeated := [tag for tag, count in Counter(data.tags).items() if count > 1]:
         problems.add("data.tags", f"has {quoted(repeated[0])} more than once")
-    if data.subword_alpha and data.subword_sampling == "none":
-        problems.add("data.subword_alpha", "has no effect without data.subword_sampling")
     if 0 < data.max_ratio < 1:
         problems.add("data.max_ratio", f"must be 0 or at least 1, got {data.max_ratio}")
 
