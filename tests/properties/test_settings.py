@@ -60,6 +60,7 @@ def _fits_together(config: RunConfig) -> RunConfig:
     num_files = max(1, len(config.data.source) + len(config.data.pairs))
     weights = (*config.data.weights, *[1.0] * num_files)[:num_files]
     has_text = config.data.source or config.data.pairs
+    has_segmentations = config.tokenizer.model_type in ("unigram", "bpe")
     return dataclasses.replace(
         config,
         preset="sample" if config.preset == "tiny" and not has_text else config.preset,
@@ -72,6 +73,7 @@ def _fits_together(config: RunConfig) -> RunConfig:
             tags=tuple(f">>t{number}<<" for number in range(len(config.data.tags))),
             max_ratio=config.data.max_ratio and max(1.0, config.data.max_ratio),
             max_length=config.data.max_length % 1000 + 2,
+            subword_sampling=config.data.subword_sampling if has_segmentations else "none",
         ),
         tokenizer=dataclasses.replace(
             config.tokenizer,
