@@ -125,6 +125,10 @@ class OutOfTime(BaseException):
     exit_code = 0
 
 
+class SignalReceived(OutOfTime):
+    """The end of a validation because of a signal or a request, as if its time were up."""
+
+
 class ReportedElsewhere(TfmError):  # noqa: N818 - the error is that of another process
     """The exit of a process because of an error that another process reports; it shows nothing."""
 

@@ -53,6 +53,19 @@ def test_finished_run_is_reported_and_left_as_it_is(text: list[str], run_tfm: Ru
     assert (left_behind(Path("run")), Path("run/metrics.jsonl").read_bytes()) == before
 
 
+def test_finished_run_needs_its_text_no_more(text: list[str], run_tfm: RunTfm) -> None:
+    run_tfm(command(text, "run", "--max-updates", "2"))
+    Path("text/train.en").unlink()
+
+    finished = run_tfm(["train", "-o", "run"])
+    longer = run_tfm(["train", "-o", "run", "--max-updates", "3"])
+    shutil.copy("text/train.de", "other.en")
+    of_other_text = run_tfm(["train", "-o", "run", "-s", "other.en"])
+
+    assert (finished.code, longer.code, of_other_text.code) == (0, 3, 2), of_other_text.err
+    assert "the run is finished: it stopped after update 2: 2 updates made" in finished.err
+
+
 def test_time_limit_is_that_of_a_command(text: list[str], run_tfm: RunTfm) -> None:
     run_tfm(command(text, "run", "--max-updates", "2", "--max-time", "1h"))
 

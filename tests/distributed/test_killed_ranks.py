@@ -100,7 +100,6 @@ def test_r53_nothing_outlives_a_launcher_that_was_killed(whole: RanksRun, tmp_pa
 
     assert left == []
     assert ports
+    assert "warning: the launcher is gone\n" in words
     assert newest >= 7  # there was time to save
-    # PyTorch writes long traces at this moment, in the middle of which either line may fall.
-    ending = f"stopped after update {newest}: SIGTERM was received"
-    assert "warning: the launcher is gone\n" in words or ending in words
+    assert f"stopped after update {newest}: SIGTERM was received" in words

@@ -1,6 +1,8 @@
 """`tfm average`: the mean of the weights of checkpoints."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -217,4 +219,31 @@ def test_model_without_checkpoints_has_none_to_average(
     result = run_tfm(["average", str(run), "--last", "1", "-o", str(run.parent / "averaged")])
 
     assert result.code == 2
-    assert f"error: {run}: has 0 checkpoints, expected at least 1\n" in result.err
+    assert result.err == (
+        f"error: {run}: has 0 checkpoints, expected at least 1\n"
+        "hint: train with `--set training.keep_checkpoints=2`\n"
+    )
+
+
+def test_link_to_nothing_is_no_output(run: Path, run_tfm: RunTfm) -> None:
+    output = run.parent / "averaged"
+    output.symlink_to("nowhere")
+
+    result = run_tfm(["average", str(run), "--last", "1", "-o", str(output)])
+
+    assert result.code == 2
+    assert f"error: {output}: is a symbolic link to a directory that does not exist" in result.err
+    assert output.is_symlink()
+
+
+def test_want_of_file_descriptors_is_no_damage(
+    run: Path, run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("tfm_cli.training.averaging.SafetensorsFile", fail)
+    result = run_tfm(["average", str(run), "--last", "1", "-o", str(run.parent / "averaged")])
+
+    assert result.code == 5
+    assert "cannot be opened: Too many open files\nhint: average fewer checkpoints" in result.err

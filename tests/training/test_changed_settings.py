@@ -61,8 +61,9 @@ def test_learning_rate_changes_on_request_and_is_recorded(begun: Path, run_tfm: 
         "  training.learn_rate: 0.005 → 0.001",
         "  training.lr_warmup: 10 → 4",
         "  training.seed: 1 → 3",
-        "hint: keep them as they were, change `model.dropout` and `training.learn_rate` and "
-        "`training.lr_warmup` with `--allow-change`, or use `--overwrite` or another `--output`",
+        "hint: keep them as they were, add `--allow-change` to change `model.dropout`, "
+        "`training.learn_rate` and `training.lr_warmup`, or use `--overwrite` or another "
+        "`--output`",
     ]
     assert result.code == 0, result.err
     changes = [
@@ -181,6 +182,45 @@ def test_position_of_an_older_checkpoint_cannot_be_converted(begun: Path, run_tf
     assert refused.code == 2
     assert "its newest checkpoint is of an older version of tfm" in refused.err
     assert (plain.code, changed_later.code) == (0, 0), changed_later.err
+
+
+# --- the record of a change -----------------------------------------------------------------------
+
+
+def record(output: Path) -> list[str]:
+    return [change for line in changed(output) for change in line["changes"]]
+
+
+def test_change_that_is_taken_back_and_made_again_is_recorded_each_time(
+    begun: Path, run_tfm: RunTfm
+) -> None:
+    for rate in ("0.001", "0.005", "0.001"):  # without an update between them
+        result = run_tfm(go_on(begun, "--max-updates", "6", "--allow-change", "--lr", rate))
+        assert result.code == 0, result.err
+
+    there, back = (f"training.learn_rate: {way}" for way in ("0.005 → 0.001", "0.001 → 0.005"))
+    assert record(begun) == [there, back, there]
+
+
+@pytest.mark.parametrize("rate", ["0.005", "0.001", "0.002"])
+def test_change_of_a_process_that_was_killed_before_it_saved_the_settings_is_no_change(
+    rate: str, begun: Path, run_tfm: RunTfm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as inside:
+        inside.setattr("tfm_cli.training.run.save_config", fail)
+        killed = run_tfm(go_on(begun, "--allow-change", "--lr", "0.001"))
+    recorded = record(begun)
+
+    result = run_tfm(go_on(begun, "--allow-change", "--lr", rate))
+
+    assert (killed.code, result.code) == (70, 0), result.err
+    assert recorded == ["training.learn_rate: 0.005 → 0.001"]
+    assert load_config(begun).settings.training.learn_rate == float(rate)
+    expected = [] if rate == "0.005" else [f"training.learn_rate: 0.005 → {rate}"]
+    assert record(begun) == expected
 
 
 # --- what changes no weight -----------------------------------------------------------------------

@@ -69,6 +69,21 @@ def test_validation_line_has_the_metrics_in_their_order() -> None:
     assert not validation_line(validated(best=False)).endswith("best")
 
 
+def test_validation_keeps_its_update_and_first_score_the_longest() -> None:
+    shown = [validation_line(validated(), width) for width in (83, 65, 58, 45, 38, 26, 22, 10)]
+
+    assert shown == [
+        "valid 500  epoch 2  bleu 34.21  chrf 61.50  loss 1.5000 ppl 4.48  time 1h01m  best",
+        "valid 500  bleu 34.21  chrf 61.50  loss 1.5000 ppl 4.48  best",
+        "valid 500  bleu 34.21  chrf 61.50  best",
+        "valid 500  bleu 34.21  chrf 61.50  best",
+        "valid 500  bleu 34.21  best",
+        "valid 500  bleu 34.21",
+        "valid 500  bleu 34.21",
+        "valid 500",
+    ]
+
+
 def test_perplexity_is_infinite_rather_than_an_error() -> None:
     assert perplexity(0) == 1
     assert perplexity(800) == math.inf
@@ -332,9 +347,12 @@ def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.Mo
 
 
 def test_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = shown_on(Terminal(), monkeypatch, term="dumb", columns=200)
+    wide = shown_on(Terminal(), monkeypatch, term="dumb", columns=200)
+    narrow = shown_on(Terminal(), monkeypatch, term="dumb", columns=60)
 
-    assert shown.startswith(f"{progress_line(logged())}\n")
+    assert wide.startswith(f"{progress_line(logged())}\n")
+    assert narrow.startswith(f"{progress_line(logged(), 60)}\n")
+    assert max(map(len, narrow.split("\n"))) <= 60
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])

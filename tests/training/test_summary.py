@@ -113,6 +113,25 @@ def test_summary_of_a_command_that_had_no_time(
     assert found["sha256"] == {}
 
 
+def test_summary_of_a_run_that_has_not_replaced_another_one_yet(
+    text: list[str], run_tfm: RunTfm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    run_tfm(command(text, output, "--max-updates", "3"))
+
+    def late(*_: Any, **__: Any) -> None:
+        raise OutOfTime("stopped before the first update: 1s passed (--max-time)")
+
+    with monkeypatch.context() as inside:
+        inside.setattr("tfm_cli.cli.train._train", late)
+        early = summary(run_tfm(command(text, output, "--overwrite")))
+    replaced = summary(run_tfm(command(text, output, "--overwrite", "--max-updates", "3")))
+
+    assert (early["updates"], early["scores"], early["sha256"]) == (None, {}, {})
+    assert replaced["updates"] == 3
+    assert replaced["scores"]
+
+
 def test_errors_have_no_summary(text: list[str], run_tfm: RunTfm, tmp_path: Path) -> None:
     result = run_tfm(command([*text[:1], "missing", *text[2:]], tmp_path / "model"))
 

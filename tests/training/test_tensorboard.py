@@ -170,6 +170,37 @@ def test_directory_with_the_curves_of_another_run_is_refused(tmp_path: Path) -> 
         check_directory(tmp_path / "tb", tmp_path / "run2")
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/update-00000002", "corpus/tb"])
+def test_directory_that_tfm_clears_is_refused(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="where tfm removes files"):
+        check_directory(tmp_path / "run" / place, tmp_path / "run")
+    check_directory(tmp_path / "run" / "tensorboard", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"update": -1}, {"update": 2**63}, {"update": 1.5}, {"update": None}, {"update": True},
+     {"seconds": 1e999}, {"seconds": "5"}, {"seconds": -1e300}, {"seconds": True}],
+    ids=str,
+)  # fmt: skip
+def test_lines_that_tfm_did_not_write_have_no_points(facts: dict[str, Any], tmp_path: Path) -> None:
+    EventFile(tmp_path, tmp_path / "run", began=0).rewrite([TRAIN | facts, VALID])
+
+    assert read(tmp_path) == [("valid/bleu", 300, 34.25)]
+
+
+def test_file_that_is_removed_during_a_run_begins_anew(tmp_path: Path) -> None:
+    file = EventFile(tmp_path, tmp_path / "run", began=0)
+    file.rewrite([TRAIN])
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+
+    file.add(VALID)
+    file.add(VALID | {"update": 301})
+
+    assert read(tmp_path) == [("valid/bleu", 300, 34.25), ("valid/bleu", 301, 34.25)]
+
+
 def test_disk_error_is_a_warning_and_ends_the_points(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
+import json
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from tests.translation.torch_translator import torch_translator
 from tfm_cli.config.settings import SearchConfig
 from tfm_cli.corpus.batch import Batch, make_batch
 from tfm_cli.corpus.store import CorpusStore
-from tfm_cli.errors import OutOfTime
+from tfm_cli.errors import OutOfTime, SignalReceived
 from tfm_cli.evaluation.scores import corpus_scores
 from tfm_cli.model_directory.weights import TrainedModel, load_model
 from tfm_cli.parallel import Parallel
@@ -232,23 +234,52 @@ class TwoProcesses(Parallel):
         return [message, self._other]
 
 
+def share(reason: str, *, is_signal: bool = False) -> bytes:
+    """Return what a process shares that stops in place of its results."""
+    return json.dumps({"reason": reason, "is_signal": is_signal}).encode()
+
+
+def late(job: int) -> int:
+    if job == 3:
+        raise OutOfTime("1s passed")
+    return job
+
+
+def signalled(job: int) -> int:
+    if job == 3:
+        raise SignalReceived("SIGTERM was received")
+    return job
+
+
 def test_process_that_has_no_more_time_cuts_off_all_of_them() -> None:
-    other_is_cut_off = TwoProcesses(b"null")
+    other_is_cut_off = TwoProcesses(share("2s passed"))
     is_cut_off = TwoProcesses(b"[2, 4]")
 
-    def no_time(job: int) -> int:
-        if job == 3:
-            raise OutOfTime("1s passed")
-        return job
-
-    with pytest.raises(OutOfTime):
+    with pytest.raises(OutOfTime, match="2s passed"):
         distribute_jobs([1, 2, 3, 4], lambda job: job, other_is_cut_off)
-    with pytest.raises(OutOfTime, match="1s passed"):
-        distribute_jobs([1, 2, 3, 4], no_time, is_cut_off)
+    with pytest.raises(OutOfTime, match="1s passed") as caught:
+        distribute_jobs([1, 2, 3, 4], late, is_cut_off)
 
+    assert not isinstance(caught.value, SignalReceived)
     # The other one waits for an answer, and gets one.
     assert other_is_cut_off.sent == [b"[1, 3]"]
-    assert is_cut_off.sent == [b"null"]
+    assert is_cut_off.sent == [share("1s passed")]
+
+
+@pytest.mark.parametrize(
+    ("work", "other"),
+    [
+        (signalled, share("1s passed")),
+        (signalled, b"[2, 4]"),
+        (late, share("SIGTERM was received", is_signal=True)),
+        (lambda job: job, share("SIGTERM was received", is_signal=True)),
+    ],
+)
+def test_signal_to_any_process_is_the_reason_in_all_of_them(
+    work: Callable[[int], int], other: bytes
+) -> None:
+    with pytest.raises(SignalReceived, match="SIGTERM was received"):
+        distribute_jobs([1, 2, 3, 4], work, TwoProcesses(other))
 
 
 def test_validation_that_is_cut_off_leaves_the_model_in_training(

@@ -1,6 +1,7 @@
 """The options of the commands: each is declared once, as a setting or by its command."""
 
 import dataclasses
+import logging
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from tfm_cli.config.settings import NORMALIZATION_RULES, SECTIONS, RunConfig
 from tfm_cli.config.validation import coerce
 from tfm_cli.device import DECODING_PRECISIONS
 from tfm_cli.errors import ConfigError
+from tfm_cli.parallel import launcher
 
 if TYPE_CHECKING:
     from typer.core import TyperCommand
@@ -339,9 +341,13 @@ def quiet_option(heading: str = "Messages", text: str = "Warnings and errors onl
 
 
 def set_up_logging(quiet: bool, parallel: "Parallel | None" = None) -> None:
-    """Log warnings, and without `--quiet` progress, on rank 0; log only errors on the others."""
+    """Log warnings, and without `--quiet` progress, on rank 0; log only errors on the others.
+
+    That the launcher is gone is logged on each rank: rank 0 may have ended before it notices.
+    """
     level = console.QUIET if quiet else console.NORMAL
     console.setup(level if parallel is None or parallel.is_main else console.SILENT)
+    logging.getLogger(launcher.__name__).setLevel(logging.WARNING)
 
 
 def workers_option(heading: str) -> Any:

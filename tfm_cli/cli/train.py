@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,35 +115,46 @@ def train(options: TrainOptions) -> None:
     if options.summary:
         check_writable("-")
     limit = TimeLimit(config.training.max_time, began=began)
-    try:
+    with _summarized(options, parallel) as ended:
         # A single process does not import torch to connect.
         with limit.alarm(), parallel.connected(timeout_seconds=config.parallel.timeout):
             # A launcher restarts the command after a failure; that must resume, not start over.
             overwrite = options.overwrite and not parallel.has_flag("begun")
             stopped = _train(config, options, overwrite=overwrite, parallel=parallel, limit=limit)
+        ended(stopped.reason, stopped.is_complete)
+
+
+@contextlib.contextmanager
+def _summarized(options: TrainOptions, parallel: Parallel) -> Iterator[Callable[[str, bool], None]]:
+    """Print the summary that was asked for when the run in the block ends or is interrupted.
+
+    Yields a function to call with the reason for the end, and True if the run is complete.
+    """
+    if options.summary is None or not parallel.is_main:
+        yield lambda reason, is_complete: None
+        return
+    from tfm_cli.training.summary import identity, run_summary
+
+    replaced = identity(options.output) if options.overwrite else None
+
+    def print_summary(reason: str, is_complete: bool = False) -> None:
+        facts = run_summary(
+            options.output, reason=reason, is_complete=is_complete, replaced=replaced
+        )
+        with open_output("-") as stream:
+            write_lines(stream, [json.dumps(facts)])
+
+    try:
+        yield print_summary
     except Interrupted as stop:
-        name = signal.Signals(stop.exit_code - 128).name
-        _print_summary(options, parallel, f"{name} was received", is_complete=False)
+        print_summary(f"{signal.Signals(stop.exit_code - 128).name} was received")
         raise
     except KeyboardInterrupt:
-        _print_summary(options, parallel, "SIGINT was received", is_complete=False)
+        print_summary("SIGINT was received")
         raise
     except OutOfTime as stop:
-        _print_summary(options, parallel, str(stop), is_complete=False)
+        print_summary(str(stop))
         raise
-    _print_summary(options, parallel, stopped.reason, is_complete=stopped.is_complete)
-
-
-def _print_summary(
-    options: TrainOptions, parallel: Parallel, reason: str, *, is_complete: bool
-) -> None:
-    if options.summary is None or not parallel.is_main:
-        return
-    from tfm_cli.training.summary import run_summary
-
-    facts = run_summary(options.output, reason=reason, is_complete=is_complete)
-    with open_output("-") as stream:
-        write_lines(stream, [json.dumps(facts)])
 
 
 def _resolved(options: TrainOptions) -> RunConfig:

@@ -325,6 +325,16 @@ def requested_changes(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
+def changeable_on_request(config: RunConfig) -> dict[str, Value]:
+    """Return the values of the settings that a resumed run may change on request, by name."""
+    return {
+        f"{section}.{field.name}": getattr(getattr(config, section), field.name)
+        for section in SECTIONS
+        for field in dataclasses.fields(getattr(config, section))
+        if field.metadata["may_change"] == "on request"
+    }
+
+
 def _differences(
     old: RunConfig, new: RunConfig
 ) -> Iterator[tuple[dataclasses.Field[Any], str, Value, Value]]:

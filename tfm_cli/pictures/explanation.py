@@ -435,7 +435,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """What carries the difference between the sentence and another one (activation patching).
+    """The part of each encoder vector in the difference of two sentences (activation patching).
 
     Attributes:
         sentence: the other one.

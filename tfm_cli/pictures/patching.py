@@ -51,20 +51,9 @@ def contrast(
         ConfigError: the sentences have different numbers of tokens, have the same translation, or
             hardly differ in the odds of the first token that does.
     """
+    _check_same_length(pieces)
     first, second = (torch.tensor([each]) for each in ids)  # (1, S)
-    if first.shape != second.shape:
-        shown = " and ".join(f"`{' '.join(map(one_line, each))}`" for each in pieces)
-        message = f"{shown} have {first.shape[1]} and {second.shape[1]} tokens"
-        hint = "choose sentences with the same number of tokens, such as two that differ in a word"
-        raise ConfigError(f"`--contrast`: {message}", hint=hint)
-    pairs = zip(*target_ids, strict=False)
-    step = next((t for t, (one, other) in enumerate(pairs) if one != other), None)
-    if step is None:  # both end with </s>, so neither is the beginning of the other
-        text = one_line(_text(target, target_ids[0][:-1]))
-        raise ConfigError(
-            f"`--contrast`: both sentences have the same translation, `{text}`",
-            hint="choose a sentence that the model translates in another way",
-        )
+    step = _first_difference(target, target_ids)
     token, other = target_ids[0][step], target_ids[1][step]
     prefix = torch.tensor([[target.start_id, *target_ids[0][:step]]])  # (1, t + 1)
 
@@ -102,6 +91,29 @@ def contrast(
         log_odds=own,
         other_log_odds=wanted,
         shares=((np.array(patched) - own) / (wanted - own)).astype(np.float32),
+    )
+
+
+def _check_same_length(pieces: tuple[Sequence[str], Sequence[str]]) -> None:
+    if len(pieces[0]) != len(pieces[1]):
+        shown = " and ".join(f"`{' '.join(map(one_line, each))}`" for each in pieces)
+        raise ConfigError(
+            f"`--contrast`: {shown} have {len(pieces[0])} and {len(pieces[1])} tokens",
+            hint="choose sentences with the same number of tokens, such as two that differ in a "
+            "word",
+        )
+
+
+def _first_difference(target: Tokenizer, target_ids: tuple[Sequence[int], Sequence[int]]) -> int:
+    """Return the position of the first token in which two translations differ."""
+    for position, (one, other) in enumerate(zip(*target_ids, strict=False)):
+        if one != other:
+            return position
+    # Both end with </s>, so neither is the beginning of the other.
+    text = one_line(_text(target, target_ids[0][:-1]))
+    raise ConfigError(
+        f"`--contrast`: both sentences have the same translation, `{text}`",
+        hint="choose a sentence that the model translates in another way",
     )
 
 

@@ -4,7 +4,9 @@ Source: Vaswani et al. 2017, section 6.1, where the last 5 or 20 checkpoints are
 """
 
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import counted
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
-from tfm_cli.errors import ConfigError, DataError, ModelError
+from tfm_cli.errors import ConfigError, DataError, ModelError, ResourceError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_directory, check_writable
 from tfm_cli.files.layout import (
@@ -133,8 +135,13 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         ResourceError: it cannot be written.
     """
     check_writable(output, folder=True)
-    if not output.exists():
+    if not os.path.lexists(output):
         return
+    if not output.exists():
+        raise ConfigError(
+            f"{output}: is a symbolic link to a directory that does not exist",
+            hint="create that directory, or name another `--output`",
+        )
     with inspecting(output):
         if is_empty_directory(output):
             return
@@ -171,9 +178,11 @@ def select(run: Path, *, last: int, best: int, metrics: Sequence[str]) -> list[S
         count, kind, setting = best, "checkpoint with a validation score", "keep_best"
     if len(paths) < count:
         plural = kind.replace("checkpoint", "checkpoints", 1)
+        at_least = max(count, 2) if setting == "keep_checkpoints" else count
+        hint = f"train with `--set training.{setting}={at_least}`"
         raise ConfigError(
             f"{run}: has {counted(len(paths), kind, plural)}, expected at least {count}",
-            hint=f"train with `--set training.{setting}={count}`, or average fewer",
+            hint=f"{hint}, or average fewer" if paths else hint,
         )
     chosen = paths[:best] if best else paths[-last:]
     return [
@@ -234,10 +243,15 @@ def _opened(selected: Selected, shapes: Mapping[str, tuple[int, ...]]) -> Safete
 
 @contextlib.contextmanager
 def _damage_reported(path: Path) -> Iterator[None]:
-    """Convert an error of reading a file to a ModelError."""
+    """Convert an error of reading a file to a ModelError, or to a ResourceError if it is sound."""
     try:
         yield
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise ResourceError(
+                f"{path}: cannot be opened: {error.strerror}",
+                hint="average fewer checkpoints, or raise the limit of `ulimit -n`",
+            ) from error
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ModelError(f"{path}: is damaged or not a checkpoint: {reason}") from error
 

@@ -41,6 +41,7 @@ from tfm_cli.text.language_tags import NO_TAGS, TagCounts, listed
 from tfm_cli.text.reader import held_in_memory, open_lines
 from tfm_cli.tokenizer.normalization import check_rule
 from tfm_cli.tokenizer.pair import TokenizerPair
+from tfm_cli.tokenizer.sampling import SAMPLED_ALGORITHMS
 from tfm_cli.tokenizer.tokenizer import Tokenizer
 from tfm_cli.tokenizer.training import train_tokenizer
 
@@ -194,15 +195,20 @@ def _check_tags(data: DataConfig, tokenizer: Tokenizer) -> None:
 
 
 def _check_sampling(data: DataConfig, tokenizers: TokenizerPair) -> None:
-    """Raise a ConfigError if the settings sample with a tokenizer that has no choice."""
+    """Raise a ConfigError if the settings sample with a tokenizer that has no choice.
+
+    Warn if a setting of the sampling has no effect.
+    """
     for side, tokenizer in (("source", tokenizers.source), ("target", tokenizers.target)):
         kind = tokenizer.algorithm
-        if data.subword_sampling in (side, "both") and kind not in ("unigram", "bpe"):
+        if data.subword_sampling in (side, "both") and kind not in SAMPLED_ALGORITHMS:
             raise ConfigError(
                 f"data.subword_sampling: the tokenizer of the {side} is of type `{kind}`, which "
                 "cuts text in one way only",
                 hint="use `tokenizer.model_type` unigram or bpe, or leave the setting out",
             )
+    if data.subword_alpha and data.subword_sampling == "none":
+        logger.warning("`data.subword_alpha` is ignored: `data.subword_sampling` is none")
 
 
 def _warn_of_tags(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from tfm_cli.config.validation import duration_seconds
-from tfm_cli.errors import END_SIGNALS, OutOfTime
+from tfm_cli.errors import END_SIGNALS, SignalReceived
 from tfm_cli.parallel import Parallel
 from tfm_cli.parallel.launcher import is_launched
 from tfm_cli.training.events import Stopped
@@ -105,10 +105,6 @@ def _exit_on_second(watched: Sequence[int], same_seconds: float) -> Iterator[Non
         os.close(write_end)
         thread.join()
         os.close(read_end)
-
-
-class SignalReceived(OutOfTime):
-    """The end of a validation because of a signal or a request, as if its time were up."""
 
 
 def validation_check(limit: TimeLimit, signalled: Callable[[], int]) -> Callable[[], None]:

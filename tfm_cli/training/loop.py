@@ -10,7 +10,7 @@ import torch
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.console import counted
 from tfm_cli.decoding.interface import NonFiniteScoresError
-from tfm_cli.errors import DivergedError, OutOfTime
+from tfm_cli.errors import DivergedError, OutOfTime, SignalReceived
 from tfm_cli.files.faults import reach
 from tfm_cli.parallel.data_parallel import local_shard
 from tfm_cli.training.batches import BatchSampler, UpdateBatches, prefetched
@@ -124,7 +124,7 @@ class _Loop:
         for batches in updates:
             parallel.set_activity(f"in update {state.update + 1}", has_deadline=True)
             state.epoch, state.pool, state.position = batches.epoch, batches.pool, batches.position
-            stop = _completed(state, self.config) or self.interrupted()
+            stop = completed(state, self.config) or self.interrupted()
             if stop is not None:
                 parallel.set_activity(f"at the end, after update {state.update}")
                 yield from self._stop(stop)
@@ -292,7 +292,7 @@ class _Loop:
     def _stop_during_validation(self, error: OutOfTime) -> Iterator[Event]:
         """Yield a checkpoint of the state before the validation, and the reason to stop."""
         state = self.state
-        is_late = type(error) is OutOfTime  # not a signal
+        is_late = not isinstance(error, SignalReceived)
         needs_more = ", which needs more" if is_late and state.update == self.first_update else ""
         if state.best_score is None:
             yield Unvalidated(state.update)
@@ -325,7 +325,8 @@ def _adapt_rate(state: TrainState, *, is_skipped: bool, retries: bool) -> None:
             state.good_since_halving = 0
 
 
-def _completed(state: TrainState, config: RunConfig) -> Stopped | None:
+def completed(state: TrainState, config: RunConfig) -> Stopped | None:
+    """Return the reason why a run is complete in this state; None if it is not."""
     settings, patience = config.training, config.validation.early_stopping
     reason = ""
     if settings.max_updates and state.update >= settings.max_updates:

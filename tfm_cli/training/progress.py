@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from tfm_cli.console import one_line, seconds_text, shortened
+from tfm_cli.console import one_line, seconds_text, shortened, terminal_width
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import atomic_file, replace_file
 from tfm_cli.files.ownership import output_error
@@ -47,6 +47,7 @@ _REFRESH_SECONDS = 0.25  # on a terminal
 _PLAN_UPDATES, _PLAN_SECONDS = 10, 20.0
 _EARLY_SECONDS = 45.0  # until a first line without a terminal, if no progress line was due
 _MIN_BAR = 10  # columns
+_USUAL_WIDTH = 80  # of a terminal that does not tell its width
 _MAX_SAMPLE = 1000  # columns of a line, where there is no terminal
 _KINDS = {Logged: "train", Validated: "valid", UpdateSkipped: "skipped", Changed: "changed"}
 
@@ -57,7 +58,7 @@ def perplexity(loss: float) -> float:
 
 
 class Part(NamedTuple):
-    """A part of a line; those of the highest rank are left out first where there is no room."""
+    """A part of a line. Where there is no room, the last one of the highest rank goes first."""
 
     text: str
     rank: int = 0
@@ -67,7 +68,7 @@ def fitted(parts: Sequence[Part], width: int) -> str:
     """Return parts side by side in at most `width` columns, without the least important ones."""
     kept = [Part(re.sub(" +", " ", part.text.strip()), part.rank) for part in parts if part.text]
     while len(kept) > 1 and len("  ".join(part.text for part in kept)) > width:
-        kept.remove(max(kept, key=lambda part: part.rank))
+        kept.pop(max(range(len(kept)), key=lambda index: (kept[index].rank, index)))
     return "  ".join(part.text for part in kept)
 
 
@@ -121,9 +122,12 @@ def validation_line(event: Validated, width: int | None = None) -> str:
     return _line(
         [
             Part(f"valid  {event.update:6d}"),
-            Part(f"epoch {event.epoch:3d}", 2),
-            *(Part(score_text(*each)) for each in event.validation.values.items()),
-            Part(f"time {seconds_text(event.seconds)}", 1),
+            Part(f"epoch {event.epoch:3d}", 3),
+            *(
+                Part(score_text(*each), min(index, 1))
+                for index, each in enumerate(event.validation.values.items())
+            ),
+            Part(f"time {seconds_text(event.seconds)}", 2),
             Part("best" if event.is_best else ""),
         ],
         width,
@@ -171,16 +175,15 @@ class MetricsFile:
         """Drop validations that were made only because the run was about to end."""
         self._filter(lambda facts: bool(facts.get("scheduled", True)))
 
-    def add_changes(self, event: Changed) -> None:
-        """Write the line of a change to the disk, unless a killed process has done so.
+    def drop_change_that_was_not_made(self, settings_sha256: str) -> None:
+        """Drop the last change of settings if the process was killed before it saved them.
 
-        Raises:
-            OutputError: it could not be written.
+        Args:
+            settings_sha256: of the settings of the run, as in `Changed`.
         """
-        facts = {"event": "changed", "update": event.update, "changes": list(event.changes)}
-        if not any(facts.items() <= line.items() for line in self.facts()):
-            self.add(event)
-            self.sync()
+        changes = [facts for facts in self.facts() if facts.get("event") == "changed"]
+        if changes and changes[-1].get("settings_sha256", settings_sha256) != settings_sha256:
+            self._filter(lambda facts: facts != changes[-1])
 
     def changes(self) -> list[str]:
         """Return the changes of settings so far, each with its update."""
@@ -207,7 +210,8 @@ class MetricsFile:
                 fields |= {"event": "stopped", "reason": stop.reason, "complete": stop.is_complete}
             fields["seconds"] = event.seconds
         elif isinstance(event, Changed):
-            fields |= {"changes": list(event.changes), "seconds": event.seconds}
+            fields |= {"changes": list(event.changes), "settings_sha256": event.settings_sha256}
+            fields["seconds"] = event.seconds
         elif isinstance(event, UpdateSkipped):
             fields |= {
                 "loss": event.loss,
@@ -422,8 +426,10 @@ class Display:
         self._live: Progress | None = None
         self._console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
         self._is_enabled = logger.isEnabledFor(logging.INFO)
-        is_terminal = sys.stderr.isatty() and not self._console.is_dumb_terminal
-        if shows_bar and self._is_enabled and is_terminal:
+        is_terminal = sys.stderr.isatty()
+        self._width = (terminal_width() or _USUAL_WIDTH) if is_terminal else None
+        has_cursor = is_terminal and not self._console.is_dumb_terminal
+        if shows_bar and self._is_enabled and has_cursor:
             self._live = Progress(
                 TextColumn("{task.fields[counter]}", markup=False),
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -477,7 +483,7 @@ class Display:
         self._has_line = True
         self._logged = event
         if self._live is None:
-            logger.info("%s", progress_line(event))
+            logger.info("%s", progress_line(event, self._width))
         else:
             self._draw()
 
@@ -486,7 +492,7 @@ class Display:
         if event.is_best and "bleu" in event.validation.values:
             self._best = f"BLEU {event.validation.values['bleu']:.1f}"
         with self._above_bar():
-            width = None if self._live is None else self._console.width
+            width = self._console.width if self._live is not None else self._width
             logger.info("%s", validation_line(event, width))
             for line in sample_lines(event.validation.samples, width or _MAX_SAMPLE):
                 logger.info("%s", line)

@@ -1,6 +1,9 @@
 """A training run, from its settings to a model on the disk."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import time
@@ -13,14 +16,14 @@ from typing import Any
 
 import torch
 
-from tfm_cli.config.loading import requested_changes
+from tfm_cli.config.loading import changeable_on_request, requested_changes
 from tfm_cli.config.presets import preset_values
 from tfm_cli.config.settings import DROPOUT_SETTINGS, ModelConfig, RunConfig, TrainingConfig
 from tfm_cli.console import counted, seconds_text
 from tfm_cli.corpus.batching import BatchOrder, Sampling, padding_share
 from tfm_cli.corpus.store import CorpusStore
 from tfm_cli.device import resolve_device
-from tfm_cli.errors import DivergedError, Interrupted, ReportedElsewhere
+from tfm_cli.errors import DivergedError, Interrupted, ModelError, ReportedElsewhere
 from tfm_cli.files.layout import CHECKPOINTS, METRICS_FILE
 from tfm_cli.model.precision import (
     precision_name,
@@ -48,7 +51,7 @@ from tfm_cli.training.initialization import (
     with_bleu_tokenizer,
 )
 from tfm_cli.training.interruption import REQUESTED, interruption, record_signals, validation_check
-from tfm_cli.training.loop import train
+from tfm_cli.training.loop import completed, train
 from tfm_cli.training.memory import (
     fit_micro_batch,
     initial_micro_batch,
@@ -147,6 +150,29 @@ def run(
         limit=limit or TimeLimit(config.training.max_time),
     )
     return train_and_record(prepared, tensorboard, stop)
+
+
+def finished(config: RunConfig, output: Path) -> Stopped | None:
+    """Return why a run in a directory is complete, and log it; None if text would be needed.
+
+    Args:
+        config: all settings.
+        output: the directory of the run.
+    """
+    paths = checkpoint.checkpoint_paths(output / CHECKPOINTS)
+    with contextlib.suppress(ModelError):  # a damaged checkpoint: an older one is resumed
+        state, *_ = checkpoint.read_counters(paths[-1])
+        stopped = completed(state, config)
+        is_validated = not config.data.valid_source or state.validated_update == state.update
+        if (
+            stopped is not None
+            and is_validated
+            and load_config(output).settings.data == config.data
+        ):
+            line = _closing_line(output, config.validation.metrics[0], state, stopped)
+            logger.info("%s", _finished_line(line))
+            return stopped
+    return None
 
 
 def prepare(
@@ -287,18 +313,43 @@ def _begin_directory(
 ) -> None:
     """Remove the files of another model unless the run is resumed, and save the settings.
 
-    Changes on request are recorded before them, so that a killed run has a record of each.
+    Changes on request are recorded before them, so that a killed run has a record of each. One that
+    was recorded by a process that was killed before it saved the settings is removed.
     """
     if not resume:
         run_directory.clear(output, except_names=corpora.tokenizers.files())
     run_directory.begin(output)
-    changes = _changes_on_request(load_config(output).settings, config) if resume else []
-    if changes:
-        logger.info("changed on request: %s", "; ".join(changes))
-        event = Changed(state.update, state.epoch + 1, state.train_seconds, tuple(changes))
-        MetricsFile(output / METRICS_FILE, update=state.update).add_changes(event)
+    if resume:
+        _record_changes(load_config(output).settings, config, output, state)
     save_config(output, config, corpora.tokenizers)
     run_directory.unmark(output)
+
+
+def _record_changes(
+    original: RunConfig, config: RunConfig, output: Path, state: TrainState
+) -> None:
+    """Write the changes on request to `metrics.jsonl`, on the disk."""
+    metrics = MetricsFile(output / METRICS_FILE, update=state.update)
+    metrics.drop_change_that_was_not_made(_sha256_of_changeable(original))
+    if changes := _changes_on_request(original, config):
+        logger.info("changed on request: %s", "; ".join(changes))
+        metrics.add(
+            Changed(
+                state.update,
+                state.epoch + 1,
+                state.train_seconds,
+                tuple(changes),
+                _sha256_of_changeable(config),
+            )
+        )
+        metrics.sync()
+
+
+def _sha256_of_changeable(config: RunConfig) -> str:
+    """Return the SHA-256 of what `_changes_on_request` compares."""
+    values = changeable_on_request(config)
+    max_tokens = resolve_batch_size(config.training, config.preset).max_tokens
+    return hashlib.sha256(json.dumps([values, max_tokens]).encode()).hexdigest()
 
 
 def _changes_on_request(original: RunConfig, config: RunConfig) -> list[str]:
@@ -371,7 +422,7 @@ def train_and_record(
         if parallel.is_main:
             line = _closing_line(run.output, config.validation.metrics[0], state, stopped)
             if stopped.is_complete and state.update == first_update > 0:
-                line = f"the run is finished: it {line}"
+                line = _finished_line(line)
         (signal_number,) = parallel.all_max([signalled()])  # rank 0 has written everything by then
     if signal_number not in (0, REQUESTED) and not stopped.is_complete:
         interrupted = Interrupted(line, signal_number=signal_number)
@@ -585,6 +636,10 @@ def _shape_name(config: RunConfig) -> str:
     if shape == ModelConfig(**values):
         return config.preset
     return f"{shape.encoder_layers}+{shape.decoder_layers} layers, width {shape.width}"
+
+
+def _finished_line(closing_line: str) -> str:
+    return f"the run is finished: it {closing_line}"
 
 
 def _closing_line(output: Path, metric: str, state: TrainState, stopped: Stopped) -> str:

@@ -205,8 +205,9 @@ def _check_same_settings(
     advice = ["keep them as they were"]
     requested = [change for change in requested_changes(saved, config) if change in changes]
     if requested:
-        names = " and ".join(f"`{change.partition(':')[0]}`" for change in requested)
-        advice.append(f"change {names} with `--allow-change`")
+        *others, last = (f"`{change.partition(':')[0]}`" for change in requested)
+        names = f"{', '.join(others)} and {last}" if others else last
+        advice.append(f"add `--allow-change` to change {names}")
     plural = "s" if len(changes) > 1 else ""
     title = f"{output}: holds a run with other settings; {len(changes)} change{plural}"
     raise ConfigError(

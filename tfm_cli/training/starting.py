@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartOptions:
-    """What is not a setting of a run.
+    """The options of a command that are not settings of its run.
 
     Args:
         overwrite: begin a new run, in place of a model in the directory.
@@ -75,8 +75,14 @@ def start(
         )
         if parallel.is_main:
             run_directory.check_inputs_not_overwritten(config, output, resume=resume)
-        with _moved_text_named(config, options.name_of, resume=resume):
-            data.check_inputs(config, needs_tokenizer=parallel.is_main and not resume)
+        try:
+            with _moved_text_named(config, options.name_of, resume=resume):
+                data.check_inputs(config, needs_tokenizer=parallel.is_main and not resume)
+        except DataError:
+            is_alone = resume and parallel.world_size == 1 and options.tensorboard is None
+            if is_alone and (stopped := _finished(config, output)):
+                return stopped
+            raise
         if not (config.data.source or config.data.pairs):
             logger.info(
                 "no training text is given: training on the sample corpus, preset `%s`",
@@ -99,6 +105,23 @@ def start(
         )
 
 
+def _finished(config: RunConfig, output: Path) -> "Stopped | None":
+    """Return why the run in a directory is complete, if it needs its missing text no more."""
+    from tfm_cli.training.run import finished  # imports torch
+
+    return finished(config, output) if _missing_text(config) else None
+
+
+def _missing_text(config: RunConfig) -> list[str]:
+    """Return the names of the settings of the text with files that are missing."""
+    return [
+        name
+        for name in ("source", "target", "pairs", "valid_source", "valid_target")
+        if any(path != "-" and not os.path.exists(path)  # noqa: PTH110 - any length
+               for path in getattr(config.data, name))
+    ]  # fmt: skip
+
+
 @contextlib.contextmanager
 def _moved_text_named(
     config: RunConfig, name_of: Callable[[str], str], *, resume: bool
@@ -107,12 +130,7 @@ def _moved_text_named(
     try:
         yield
     except DataError as error:
-        missing = [
-            f"`{name_of(f'data.{name}')} PATH`"
-            for name in ("source", "target", "pairs", "valid_source", "valid_target")
-            if any(path != "-" and not os.path.exists(path)  # noqa: PTH110 - any length
-                   for path in getattr(config.data, name))
-        ]  # fmt: skip
+        missing = [f"`{name_of(f'data.{name}')} PATH`" for name in _missing_text(config)]
         if error.hint or not resume or not missing:
             raise
         raise DataError(

@@ -8,12 +8,22 @@ from typing import Any
 
 import tfm_cli
 from tfm_cli.errors import ModelError
-from tfm_cli.files.layout import WEIGHTS_FILE
+from tfm_cli.files.layout import CONFIG_FILE, WEIGHTS_FILE
 from tfm_cli.files.untrusted import open_regular
 from tfm_cli.model_directory.description import describe
 
 
-def run_summary(output: Path, *, reason: str, is_complete: bool) -> dict[str, Any]:
+def identity(output: Path) -> tuple[int, int] | None:
+    """Return what tells the settings of a run in a directory from those that replace them."""
+    with contextlib.suppress(OSError):
+        status = (output / CONFIG_FILE).lstat()
+        return status.st_ino, status.st_mtime_ns
+    return None
+
+
+def run_summary(
+    output: Path, *, reason: str, is_complete: bool, replaced: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Return the results of a run as a JSON object, whose names stay the same.
 
     What does not exist yet, such as the scores before the first validation, is null or empty.
@@ -22,6 +32,7 @@ def run_summary(output: Path, *, reason: str, is_complete: bool) -> dict[str, An
         output: the directory of the run; it may be missing.
         reason: why the command ended.
         is_complete: False if the same command would resume training.
+        replaced: the `identity` of a run that this one replaces, and whose results are not its own.
     """
     summary: dict[str, Any] = {
         "model": str(output),
@@ -32,6 +43,8 @@ def run_summary(output: Path, *, reason: str, is_complete: bool) -> dict[str, An
         "sha256": {},
         "tfm_version": tfm_cli.__version__,
     }
+    if replaced is not None and identity(output) == replaced:  # this run has not begun
+        return summary
     with contextlib.suppress(ModelError, OSError):
         description = describe(output, verify=False)
         training = description.training

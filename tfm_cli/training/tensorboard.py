@@ -4,7 +4,7 @@ An event file is a sequence of records: the length of the data, the checksum of 
 data, and its checksum (`tensorflow/core/lib/io/record_writer.h`). The data is a protocol buffer of
 type Event (`tensorflow/core/util/event.proto` and `tensorflow/core/framework/summary.proto`). The
 few fields that a learning curve needs are encoded here, since the packages that do so depend on
-much else. Whoever looks at the curves needs TensorBoard, training does not.
+much else. TensorBoard is needed only to view the curves.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from typing import Any
 from tfm_cli.errors import ConfigError
 from tfm_cli.files import durable
 from tfm_cli.files.atomic import check_writable
+from tfm_cli.files.layout import CHECKPOINTS, CORPUS
 from tfm_cli.files.untrusted import open_private
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _PATTERN = "events.out.tfevents.*.tfm"
 _WRITER = "tfm of run "
 _NO_VALUES = ("update", "epoch", "seconds")
 _LARGEST_FLOAT = 3.4e38
+_MAX_SECONDS = 1e12
 _MAX_HEADER_BYTES = 1 << 10
 
 
@@ -70,16 +72,19 @@ class EventFile:
         if self._path is None or not content:
             return
         with self._failure_reported(), durable.open_for_update(self._path) as stream:
-            stream.seek(0, os.SEEK_END)
+            if stream.seek(0, os.SEEK_END) == 0:  # it was removed during the run
+                stream.write(_record(_header(self._run, time.time())))
             stream.write(content)
 
     def _records(self, facts: Mapping[str, Any]) -> bytes:
-        """Return the record with all points of a line; empty if it has none."""
+        """Return the record with all points of a line; empty if it has none, or is not ours."""
         values = [_message(1, _value(tag, number)) for tag, number in points(facts)]
-        if not values:
+        update, seconds = facts.get("update"), facts.get("seconds") or 0.0
+        if type(update) is not int or type(seconds) not in (int, float) or not values:
             return b""
-        seconds = facts.get("seconds") or 0.0
-        event = _double(1, self._began + seconds) + _integer(2, facts["update"])
+        if not (0 <= update < 1 << 63 and 0 <= seconds <= _MAX_SECONDS):
+            return b""
+        event = _double(1, self._began + seconds) + _integer(2, update)
         return _record(event + _message(5, b"".join(values)))
 
     def _new_path(self) -> Path:
@@ -109,13 +114,21 @@ def check_directory(directory: Path, output: Path) -> None:
 
     Raises:
         ResourceError: it cannot be written.
-        ConfigError: it has the curves of another run, with which TensorBoard would mix them up.
+        ConfigError: it has the curves of another run, with which TensorBoard would mix them up; or
+            it is among the files that the run replaces.
     """
+    for name in (CHECKPOINTS, CORPUS):
+        if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(output / name)):
+            raise ConfigError(
+                f"--tensorboard {directory}: is in `{output / name}`, where tfm removes files",
+                hint=f"name another directory, such as `{output / 'tensorboard'}`",
+            )
     check_writable(directory, folder=True)
     if any(run != _run_name(output) for _, run in _event_files(directory)):
         raise ConfigError(
             f"--tensorboard {directory}: holds the curves of another run",
-            hint="name a directory for each run; TensorBoard compares those in one `--logdir`",
+            hint="name a directory for each run; TensorBoard compares those in one `--logdir`. If "
+            f"this run was moved, remove `{_PATTERN}` there: they are written again",
         )
 
 

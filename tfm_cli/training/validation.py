@@ -17,7 +17,7 @@ import torch
 from tfm_cli.config.settings import RunConfig
 from tfm_cli.corpus.batch import Batch
 from tfm_cli.decoding.interface import Hypothesis, NonFiniteScoresError
-from tfm_cli.errors import OutOfTime
+from tfm_cli.errors import OutOfTime, SignalReceived
 from tfm_cli.evaluation.bleu_tokenizer import DEFAULT_TOKENIZER
 from tfm_cli.evaluation.scores import MetricOptions, Score, corpus_scores
 from tfm_cli.model.precision import autocast, precision_name
@@ -244,17 +244,18 @@ def distribute_jobs(
         threads: threads of each rank.
 
     Raises:
-        OutOfTime: a rank has no more time.
+        OutOfTime, SignalReceived: a rank has no more time, or received a signal; the same on all
+            ranks, and a signal rather than a lack of time.
     """
-    own: list[Any] | None = None
-    stop = OutOfTime("another process has no more time")
+    own: list[Any] | dict[str, Any]
     try:
         own = _run_jobs(jobs[parallel.rank :: parallel.world_size], work, threads=threads)
-    except OutOfTime as own_stop:
-        stop = own_stop
+    except OutOfTime as stop:
+        own = {"reason": str(stop), "is_signal": isinstance(stop, SignalReceived)}
     shares = [json.loads(share) for share in parallel.all_gather_bytes(json.dumps(own).encode())]
-    if None in shares:
-        raise stop
+    if stops := [share for share in shares if isinstance(share, dict)]:
+        first = max(stops, key=lambda stop: stop["is_signal"])
+        raise (SignalReceived if first["is_signal"] else OutOfTime)(first["reason"])
     return [shares[i % parallel.world_size][i // parallel.world_size] for i in range(len(jobs))]
 
 
